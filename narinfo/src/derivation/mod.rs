@@ -1,0 +1,78 @@
+//! Derivations, as their .drv files say (ATerm, <https://nix.dev/manual/nix/latest/protocols/derivation-aterm>).
+//! Read only for what a cache needs: outputs, inputs, and where it can be built.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use nix_derivation::Output;
+
+use crate::store_path::{StoreDir, StorePath, StorePathError};
+
+/// Bytes of a .drv file at most; the largest known have a few megabytes.
+pub const DERIVATION_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Why a .drv file is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// More than [`DERIVATION_BYTES_MAX`].
+    #[error("the derivation has {0} bytes, at most {DERIVATION_BYTES_MAX} are read")]
+    TooLarge(usize),
+    /// The file's own name does not end in .drv.
+    #[error("{0} is not the name of a derivation")]
+    Name(StorePath),
+    /// It does not parse.
+    #[error("not a derivation")]
+    Malformed(#[source] nix_derivation::Error),
+    /// It names something that is no store path.
+    #[error("the derivation names something that is no store path")]
+    StorePath(#[from] StorePathError),
+}
+
+/// What a cache needs to know of a derivation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Derivation {
+    /// Its outputs by name; the path is `None` where it is known only after the build.
+    pub outputs: BTreeMap<String, Option<StorePath>>,
+    /// The derivations whose outputs it needs.
+    pub input_derivations: BTreeSet<StorePath>,
+    /// The plain files and folders it needs.
+    pub input_sources: BTreeSet<StorePath>,
+    /// The system that builds it, such as `x86_64-linux`.
+    pub system: String,
+}
+
+impl Derivation {
+    /// Parses the file of the derivation `drv`.
+    ///
+    /// # Errors
+    /// When it is too large or malformed.
+    pub fn parse(store_dir: &StoreDir, drv: &StorePath, bytes: &[u8]) -> Result<Self, Error> {
+        if bytes.len() > DERIVATION_BYTES_MAX {
+            return Err(Error::TooLarge(bytes.len()));
+        }
+        let name = drv.name().strip_suffix(".drv").ok_or_else(|| Error::Name(drv.clone()))?;
+        let parsed = nix_derivation::Derivation::from_aterm_bytes_in(bytes, name, store_dir.inner().clone())
+            .map_err(Error::Malformed)?;
+        let outputs = parsed
+            .outputs()
+            .iter()
+            .map(|(output, kind)| Ok((output.clone(), output_path(store_dir, kind, name, output)?)))
+            .collect::<Result<_, Error>>()?;
+        let paths = |path| StorePath::from_inner(path);
+        Ok(Self {
+            outputs,
+            input_derivations: parsed.input_derivations().keys().map(paths).collect::<Result<_, _>>()?,
+            input_sources: parsed.input_sources().iter().map(paths).collect::<Result<_, _>>()?,
+            system: parsed.system().to_owned(),
+        })
+    }
+}
+
+fn output_path(
+    store_dir: &StoreDir,
+    output: &Output,
+    drv_name: &str,
+    output_name: &str,
+) -> Result<Option<StorePath>, Error> {
+    let path = output.path_in(store_dir.inner(), drv_name, output_name).map_err(Error::Malformed)?;
+    Ok(path.as_ref().map(StorePath::from_inner).transpose()?)
+}

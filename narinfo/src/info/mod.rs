@@ -1,0 +1,141 @@
+//! A narinfo: what a binary cache says of one store path, and the fingerprint that its signatures sign.
+//! Parsing is ours, not a wrapped crate's: what is refused here (URLs, compressions, signatures) is most of the work.
+
+mod parse;
+
+use std::collections::BTreeSet;
+use std::fmt::{self, Write};
+
+pub use parse::{NARINFO_BYTES_MAX, ParseError};
+
+use crate::content_address::ContentAddress;
+use crate::hash::NarHash;
+use crate::signature::Signature;
+use crate::store_path::{StoreDir, StorePath};
+
+/// How a NAR file is compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// xz, Nix's default.
+    Xz,
+    /// Zstandard.
+    Zstd,
+    /// bzip2; also what an absent field means.
+    Bzip2,
+    /// gzip.
+    Gzip,
+    /// Brotli.
+    Br,
+}
+
+impl Compression {
+    const ALL: [(&'static str, Self); 6] = [
+        ("none", Self::None),
+        ("xz", Self::Xz),
+        ("zstd", Self::Zstd),
+        ("bzip2", Self::Bzip2),
+        ("gzip", Self::Gzip),
+        ("br", Self::Br),
+    ];
+}
+
+impl fmt::Display for Compression {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name =
+            Self::ALL.iter().find(|(_, compression)| compression == self).map_or("none", |(name, _)| name);
+        f.write_str(name)
+    }
+}
+
+/// What a cache says of one store path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NarInfo {
+    /// The path.
+    pub store_path: StorePath,
+    /// Where its file is: relative to the cache, or absolute with http or https.
+    pub url: String,
+    /// How the file is compressed.
+    pub compression: Compression,
+    /// SHA-256 of the file; for information, since clients never verify it.
+    pub file_hash: Option<NarHash>,
+    /// Bytes of the file; for information.
+    pub file_size: Option<u64>,
+    /// SHA-256 of the plain NAR.
+    pub nar_hash: NarHash,
+    /// Bytes of the plain NAR, never 0.
+    pub nar_size: u64,
+    /// The paths it refers to, itself included where it does.
+    pub references: BTreeSet<StorePath>,
+    /// The derivation that made it.
+    pub deriver: Option<StorePath>,
+    /// Its content address.
+    pub ca: Option<ContentAddress>,
+    /// Signatures, not yet verified.
+    pub signatures: Vec<Signature>,
+}
+
+impl NarInfo {
+    /// Parses a narinfo of a cache whose store is `store_dir`.
+    ///
+    /// # Errors
+    /// When it is malformed, too large, or names something outside the store or the cache.
+    pub fn parse(store_dir: &StoreDir, bytes: &[u8]) -> Result<Self, ParseError> {
+        parse::parse(store_dir, bytes)
+    }
+
+    /// The text that clients of every version take. `Compression` and `References` are always there: absent, the first
+    /// means bzip2; and a value begins two characters after its colon, so an empty list still has its space.
+    #[must_use]
+    pub fn render(&self, store_dir: &StoreDir) -> String {
+        let mut text = String::with_capacity(1024);
+        let mut line = |name: &str, value: &dyn fmt::Display| {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "{name}: {value}");
+        };
+        line("StorePath", &self.store_path.in_dir(store_dir));
+        line("URL", &self.url);
+        line("Compression", &self.compression);
+        if let Some(hash) = &self.file_hash {
+            line("FileHash", hash);
+        }
+        if let Some(size) = &self.file_size {
+            line("FileSize", size);
+        }
+        line("NarHash", &self.nar_hash);
+        line("NarSize", &self.nar_size);
+        let references: Vec<String> = self.references.iter().map(ToString::to_string).collect();
+        line("References", &references.join(" "));
+        if let Some(deriver) = &self.deriver {
+            line("Deriver", deriver);
+        }
+        for signature in &self.signatures {
+            line("Sig", signature);
+        }
+        if let Some(ca) = &self.ca {
+            line("CA", ca);
+        }
+        text
+    }
+
+    /// What its signatures sign.
+    #[must_use]
+    pub fn fingerprint(&self, store_dir: &StoreDir) -> String {
+        fingerprint(store_dir, &self.store_path, &self.nar_hash, self.nar_size, &self.references)
+    }
+}
+
+/// What the signatures of a path sign: its name, its contents and the names of what it refers to
+/// (<https://nix.dev/manual/nix/latest/protocols/nix-archive> and upstream's `ValidPathInfo::fingerprint`).
+#[must_use]
+pub fn fingerprint(
+    store_dir: &StoreDir,
+    path: &StorePath,
+    nar_hash: &NarHash,
+    nar_size: u64,
+    references: &BTreeSet<StorePath>,
+) -> String {
+    let references: Vec<String> = references.iter().map(|reference| reference.in_dir(store_dir)).collect();
+    format!("1;{};{nar_hash};{nar_size};{}", path.in_dir(store_dir), references.join(","))
+}

@@ -1,0 +1,199 @@
+//! Reading a narinfo: every field checked, nothing guessed.
+//! Stricter than Nix where Nix is careless: duplicate fields, odd sizes and URLs that leave the cache are refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::str::FromStr;
+
+use super::{Compression, NarInfo};
+use crate::content_address::ContentAddressError;
+use crate::hash::HashError;
+use crate::signature::{Signature, SignatureError};
+use crate::store_path::{StoreDir, StorePath, StorePathError};
+
+/// Bytes of a narinfo at most.
+pub const NARINFO_BYTES_MAX: usize = 1024 * 1024;
+/// Characters of a value that a message shows.
+const EXCERPT_CHARS: usize = 120;
+
+/// Why a narinfo is refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ParseError {
+    /// More than [`NARINFO_BYTES_MAX`].
+    #[error("the narinfo has {0} bytes, at most {NARINFO_BYTES_MAX} are read")]
+    TooLarge(usize),
+    /// Bytes that are no text, or control characters within a line.
+    #[error("the narinfo is not plain text")]
+    NotText,
+    /// The last line has no end: it was cut off.
+    #[error("the narinfo ends in the middle of a line")]
+    Cut,
+    /// A line is not `Name: value`.
+    #[error("the line {0:?} of the narinfo is not \"Name: value\"")]
+    Line(String),
+    /// A field that there can be only one of.
+    #[error("the narinfo has more than one {0}")]
+    Duplicate(&'static str),
+    /// A field that must be there.
+    #[error("the narinfo has no {0}")]
+    Missing(&'static str),
+    /// A size that is none.
+    #[error("the narinfo's {field} is {value:?}: a number from 1 to 18446744073709551615 is needed")]
+    Size {
+        /// Which size.
+        field: &'static str,
+        /// Its text.
+        value: String,
+    },
+    /// A compression that nobody here can undo.
+    #[error("the narinfo's compression {0:?} is unknown")]
+    Compression(String),
+    /// A URL that is malformed, or leads out of the cache.
+    #[error("the narinfo's URL {0:?} is refused: it must stay within the cache, or be plain http(s)")]
+    Url(String),
+    /// A field with a store path that is none.
+    #[error("the narinfo's {field} is refused")]
+    StorePath {
+        /// Which field.
+        field: &'static str,
+        /// What is wrong with it.
+        source: StorePathError,
+    },
+    /// A field with a hash that is none.
+    #[error("the narinfo's {field} is refused")]
+    Hash {
+        /// Which field.
+        field: &'static str,
+        /// What is wrong with it.
+        source: HashError,
+    },
+    /// A malformed signature.
+    #[error("a signature of the narinfo is malformed")]
+    Signature(#[from] SignatureError),
+    /// A malformed content address.
+    #[error("the narinfo's content address is malformed")]
+    ContentAddress(#[from] ContentAddressError),
+}
+
+/// The fields that there can be only one of.
+const SINGLE: [&str; 10] = [
+    "StorePath",
+    "URL",
+    "Compression",
+    "FileHash",
+    "FileSize",
+    "NarHash",
+    "NarSize",
+    "References",
+    "Deriver",
+    "CA",
+];
+
+pub(super) fn parse(store_dir: &StoreDir, bytes: &[u8]) -> Result<NarInfo, ParseError> {
+    let (fields, signatures) = fields(bytes)?;
+    let get = |field| fields.get(field).copied();
+    let need = |field| get(field).ok_or(ParseError::Missing(field));
+    let path_error = |field| move |source| ParseError::StorePath { field, source };
+    let store_path = StorePath::parse_in(store_dir, need("StorePath")?).map_err(path_error("StorePath"))?;
+    let references = get("References").unwrap_or_default();
+    let references: BTreeSet<StorePath> = references
+        .split_ascii_whitespace()
+        .map(|reference| StorePath::parse(reference).map_err(path_error("References")))
+        .collect::<Result<_, _>>()?;
+    // Older servers write this for "not known".
+    let deriver = get("Deriver").filter(|deriver| !deriver.is_empty() && *deriver != "unknown-deriver");
+    Ok(NarInfo {
+        store_path,
+        url: url(need("URL")?)?.to_owned(),
+        compression: compression(get("Compression"))?,
+        file_hash: get("FileHash").map(|value| hash("FileHash", value)).transpose()?,
+        file_size: get("FileSize").map(|value| size("FileSize", value)).transpose()?,
+        nar_hash: hash("NarHash", need("NarHash")?)?,
+        nar_size: size("NarSize", need("NarSize")?)?,
+        references,
+        deriver: deriver.map(StorePath::parse).transpose().map_err(path_error("Deriver"))?,
+        ca: get("CA").filter(|ca| !ca.is_empty()).map(FromStr::from_str).transpose()?,
+        signatures,
+    })
+}
+
+type Fields<'a> = BTreeMap<&'static str, &'a str>;
+
+/// The known fields; unknown ones are passed over, as clients do.
+fn fields(bytes: &[u8]) -> Result<(Fields<'_>, Vec<Signature>), ParseError> {
+    if bytes.len() > NARINFO_BYTES_MAX {
+        return Err(ParseError::TooLarge(bytes.len()));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|_| ParseError::NotText)?;
+    if text.contains(|c: char| c.is_control() && c != '\n') {
+        return Err(ParseError::NotText);
+    }
+    let text = text.strip_suffix('\n').ok_or(ParseError::Cut)?;
+    let (mut fields, mut signatures) = (BTreeMap::new(), Vec::new());
+    for line in text.split('\n') {
+        let (name, value) = line.split_once(':').ok_or_else(|| ParseError::Line(excerpt(line)))?;
+        // A value begins with one space; a line that ends at its colon has an empty value.
+        let value = match value.strip_prefix(' ') {
+            Some(value) => value,
+            None if value.is_empty() => value,
+            None => return Err(ParseError::Line(excerpt(line))),
+        };
+        if name == "Sig" {
+            signatures.push(value.parse()?);
+        } else if let Some(single) = SINGLE.into_iter().find(|single| *single == name)
+            && fields.insert(single, value).is_some()
+        {
+            return Err(ParseError::Duplicate(single));
+        }
+    }
+    Ok((fields, signatures))
+}
+
+fn compression(value: Option<&str>) -> Result<Compression, ParseError> {
+    let name = value.filter(|value| !value.is_empty()).unwrap_or("bzip2");
+    let known = Compression::ALL.iter().find(|(known, _)| *known == name);
+    known.map(|(_, compression)| *compression).ok_or_else(|| ParseError::Compression(excerpt(name)))
+}
+
+/// Digits alone: no sign, no space, nothing that another reader could take for another number.
+fn size(field: &'static str, value: &str) -> Result<u64, ParseError> {
+    let digits = !value.is_empty() && value.bytes().all(|b| b.is_ascii_digit());
+    match value.parse() {
+        Ok(size) if digits && size > 0 => Ok(size),
+        _ => Err(ParseError::Size { field, value: excerpt(value) }),
+    }
+}
+
+fn hash<T: FromStr<Err = HashError>>(field: &'static str, value: &str) -> Result<T, ParseError> {
+    value.parse().map_err(|source| ParseError::Hash { field, source })
+}
+
+/// A relative URL must stay below the cache, however it is resolved or decoded; an absolute one must be http or https.
+fn url(value: &str) -> Result<&str, ParseError> {
+    let error = || ParseError::Url(excerpt(value));
+    let absolute = ["http://", "https://"].iter().find_map(|scheme| value.strip_prefix(scheme));
+    let path = match absolute {
+        Some(rest) => {
+            let (host, path) = rest.split_once('/').ok_or_else(error)?;
+            if host.is_empty() || host.contains('@') {
+                return Err(error());
+            }
+            path
+        }
+        None => value,
+    };
+    let plain = |c: char| c.is_ascii_graphic() && c != '\\';
+    let before_query = path.split(['?', '#']).next().unwrap_or_default();
+    let lower = before_query.to_ascii_lowercase();
+    let hidden = ["%2e", "%2f", "%5c", "%00", "%25"].iter().any(|code| lower.contains(code));
+    let leaves = before_query.split('/').any(|part| part == "." || part == "..");
+    // A scheme, or a host without one: both would lead away from the cache.
+    let elsewhere = absolute.is_none() && (before_query.starts_with('/') || before_query.contains(':'));
+    if before_query.is_empty() || !value.chars().all(plain) || hidden || leaves || elsewhere {
+        return Err(error());
+    }
+    Ok(value)
+}
+
+fn excerpt(text: &str) -> String {
+    text.chars().take(EXCERPT_CHARS).collect()
+}

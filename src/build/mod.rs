@@ -1,0 +1,169 @@
+//! Builds on demand: who waits for what, and the worker that has the Nix daemon build it, one request after the other.
+//! Must never build twice what two clients ask for, and never run two builds at once.
+
+mod log;
+mod plan;
+mod queue;
+mod verdict;
+mod worker;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use narinfo::StorePath;
+use tokio::sync::{Notify, watch};
+
+use crate::index::Failure;
+pub use log::Logs;
+use queue::{Queue, RequestId};
+pub use worker::Worker;
+
+/// Requests that may wait; one more is refused.
+const QUEUED_MAX: usize = 10_000;
+
+/// How long failures are remembered.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// When the build itself is wrong.
+    pub remember_permanent: Duration,
+    /// When the machine was.
+    pub remember_passing: Duration,
+}
+
+/// How a request ended.
+pub type Ending = Result<(), Arc<Failure>>;
+
+/// The queue is full.
+#[derive(Debug, thiserror::Error)]
+#[error("{QUEUED_MAX} builds wait already; ask again when some are done")]
+pub struct QueueFull;
+
+/// The queue, as those who ask see it; clones share it.
+#[derive(Clone)]
+pub struct Builds(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    /// Something was added, or may be dropped.
+    work: Notify,
+    /// The moment that the queue's times count from.
+    epoch: Instant,
+}
+
+#[derive(Default)]
+struct State {
+    queue: Queue,
+    endings: HashMap<RequestId, watch::Sender<Option<Ending>>>,
+    doing: Option<Doing>,
+}
+
+/// What the worker does at this moment.
+#[derive(Clone, Debug)]
+struct Doing {
+    drv: StorePath,
+    step: usize,
+    steps: usize,
+    since: Instant,
+}
+
+/// What the queue looks like from outside.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Overview {
+    /// The derivation that is being built now.
+    pub building: Option<String>,
+    /// Seconds that it has been built for.
+    pub building_seconds: Option<u64>,
+    /// The derivations asked for, in order, the running one first.
+    pub requests: Vec<String>,
+}
+
+impl Default for Builds {
+    fn default() -> Self {
+        Self(Arc::new(Shared { state: Mutex::default(), work: Notify::new(), epoch: Instant::now() }))
+    }
+}
+
+impl Builds {
+    /// Joins the request for this derivation, or makes it.
+    ///
+    /// # Errors
+    /// When too many wait already.
+    pub fn ask(&self, drv: &StorePath) -> Result<Ticket, QueueFull> {
+        let mut state = self.0.lock();
+        if state.queue.len() >= QUEUED_MAX && !state.queue.contains(drv) {
+            return Err(QueueFull);
+        }
+        let id = state.queue.ask(drv);
+        let ending = state.endings.entry(id).or_insert_with(|| watch::channel(None).0).subscribe();
+        drop(state);
+        self.0.work.notify_one();
+        Ok(Ticket { shared: Arc::clone(&self.0), id, ending })
+    }
+
+    /// Whether a request for this derivation waits or runs.
+    #[must_use]
+    pub fn contains(&self, drv: &StorePath) -> bool {
+        self.0.lock().queue.contains(drv)
+    }
+
+    /// The queue as it stands.
+    #[must_use]
+    pub fn overview(&self) -> Overview {
+        let state = self.0.lock();
+        Overview {
+            building: state.doing.as_ref().map(|d| d.drv.to_string()),
+            building_seconds: state.doing.as_ref().map(|d| d.since.elapsed().as_secs()),
+            requests: state.queue.derivations().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+}
+
+/// A place in the queue, held by one waiting client; dropping it leaves the queue.
+pub struct Ticket {
+    shared: Arc<Shared>,
+    id: RequestId,
+    ending: watch::Receiver<Option<Ending>>,
+}
+
+impl Ticket {
+    /// Waits until the request has ended; `None` when the server stops before. May be called again after it was cancelled.
+    pub async fn ended(&mut self) -> Option<Ending> {
+        self.ending.wait_for(Option::is_some).await.ok().and_then(|ending| ending.clone())
+    }
+
+    /// One line that tells where this request stands.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let state = self.shared.lock();
+        let place = match state.queue.position(self.id) {
+            Some(position) => format!("position {position} of {}", state.queue.len()),
+            None => "done".to_owned(),
+        };
+        match &state.doing {
+            Some(doing) => {
+                let name = doing.drv.name().trim_end_matches(".drv");
+                let (step, steps, seconds) = (doing.step, doing.steps, doing.since.elapsed().as_secs());
+                format!("{place}; building {name} ({step} of {steps}, for {seconds} s)")
+            }
+            None => format!("{place}; about to start"),
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let now = self.shared.now();
+        self.shared.lock().queue.leave(self.id, now);
+    }
+}

@@ -1,0 +1,140 @@
+//! The command line: `ondine serve`, `key show`, `check-config`, `status` and `try`.
+//! Output meant for people and scripts goes to stdout, the log to stderr.
+
+mod control;
+mod try_out;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Written;
+use crate::key;
+use crate::serve::{self, Server};
+
+/// A Nix binary cache that builds what it is missing.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Answer the binary-cache protocol, building what is missing.
+    Serve(Box<Serve>),
+    /// About the signing key.
+    #[command(subcommand)]
+    Key(Key),
+    /// Say whether a settings file would let the server start.
+    CheckConfig {
+        /// The settings file (TOML).
+        file: PathBuf,
+    },
+    /// Show the queue and the cache of a running server.
+    Status(StateDir),
+    /// See it work: a throw-away store, a server, a derivation nobody has built, and a stock client that gets it.
+    Try(try_out::Try),
+}
+
+#[derive(Args, Debug)]
+struct Serve {
+    /// Settings file (TOML).
+    #[arg(long, env = "ONDINE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    written: Written,
+}
+
+#[derive(Debug, Subcommand)]
+enum Key {
+    /// Print the public key: what goes into a client's trusted-public-keys.
+    Show(StateDir),
+}
+
+#[derive(Args, Debug)]
+struct StateDir {
+    /// The server's state directory [default: $STATE_DIRECTORY, else ~/.local/state/ondine]
+    #[arg(long, env = "ONDINE_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+}
+
+impl StateDir {
+    fn path(self) -> anyhow::Result<PathBuf> {
+        Ok(Written::with_state_dir(self.state_dir).state_dir()?)
+    }
+}
+
+impl Cli {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// With what went wrong, for people.
+    pub fn run(self) -> anyhow::Result<ExitCode> {
+        match self.command {
+            Command::Serve(serve) => {
+                log_to_stderr();
+                serve.run()?;
+            }
+            Command::Key(Key::Show(state_dir)) => {
+                println!("{}", key::read(&state_dir.path()?)?.public_key());
+            }
+            Command::CheckConfig { file } => check_config(&file)?,
+            Command::Status(state_dir) => print!("{}", control::get(&state_dir.path()?, "/api/v1/status")?),
+            Command::Try(try_out) => try_out.run()?,
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Serve {
+    fn run(self) -> anyhow::Result<()> {
+        let file = self.config.map(|file| Written::read(&file)).transpose()?.unwrap_or_default();
+        let settings = self.written.or(file).resolve()?;
+        runtime()?.block_on(async {
+            let until = serve::told_to_end()?;
+            let server = Server::open(settings).await?;
+            print!("{}", banner(&server));
+            server.run(until).await;
+            Ok(())
+        })
+    }
+}
+
+/// What a new admin needs next: where it is, and what goes into nix.conf.
+fn banner(server: &Server) -> String {
+    let url = format!("http://{}", server.address);
+    let key = &server.public_key;
+    format!(
+        "url: {url}\npublic key: {key}\nnix.conf:\n    extra-substituters = {url}\n    extra-trusted-public-keys = {key}\n"
+    )
+}
+
+/// Everything that a start would check, short of starting.
+fn check_config(file: &Path) -> anyhow::Result<()> {
+    let settings = Written::read(file)?.resolve()?;
+    match key::read(&settings.state_dir) {
+        Err(key::Error::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+        other => drop(other?),
+    }
+    println!("{}: ok", file.display());
+    Ok(())
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+}
+
+/// ONDINE_LOG sets what is logged, in the syntax of `tracing_subscriber::EnvFilter`.
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ONDINE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .with_writer(std::io::stderr)
+        .init();
+}

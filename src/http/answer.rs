@@ -1,0 +1,163 @@
+//! Every answer the server can give: the only file that knows status codes.
+//! An answer for a narinfo is 200 or 404; the body of a refusal says what, why and what to do.
+
+use std::io;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Response, StatusCode};
+
+/// The body of an answer.
+pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, io::Error>;
+/// An answer.
+pub type Answer = Response<Body>;
+
+/// Contents named by their hash never change.
+const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+/// What may be different the next time.
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
+/// The media type of a narinfo.
+pub const NARINFO: HeaderValue = HeaderValue::from_static("text/x-nix-narinfo");
+/// The media type of a plain NAR.
+pub const NAR: HeaderValue = HeaderValue::from_static("application/x-nix-nar");
+/// The media type of a zstd file.
+pub const ZSTD: HeaderValue = HeaderValue::from_static("application/zstd");
+/// Plain text for people.
+pub const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+/// JSON.
+pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
+/// The media type of nix-cache-info.
+pub const CACHE_INFO: HeaderValue = HeaderValue::from_static("text/x-nix-cache-info");
+/// Reverse proxies must pass each piece on at once.
+const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// 200 with a body that is ready.
+pub fn ready(media_type: HeaderValue, body: impl Into<Bytes>) -> Answer {
+    answer(StatusCode::OK, media_type, full(body))
+}
+
+/// 200 with a body that is written over time.
+pub fn streamed(media_type: HeaderValue, body: Body) -> Answer {
+    let mut answer = answer(StatusCode::OK, media_type, body);
+    answer.headers_mut().insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    answer
+}
+
+/// 404 with the reason.
+pub fn missing(reason: impl std::fmt::Display) -> Answer {
+    text(StatusCode::NOT_FOUND, reason)
+}
+
+/// 405: these resources are read-only.
+pub fn method_not_allowed() -> Answer {
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
+    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    answer
+}
+
+/// 503: for a health check alone, never for what a Nix client asks.
+pub fn not_ready(reason: impl std::fmt::Display) -> Answer {
+    text(StatusCode::SERVICE_UNAVAILABLE, reason)
+}
+
+/// What of a file is sent.
+pub enum Part {
+    /// All of it; its length where it is known already.
+    Whole(Option<u64>),
+    /// These bytes, of so many.
+    Slice {
+        /// The first byte.
+        start: u64,
+        /// One past the last.
+        end: u64,
+        /// Bytes of the whole file.
+        of: u64,
+    },
+}
+
+/// 200 or 206 with (a part of) a file that never changes.
+pub fn file(media_type: HeaderValue, etag: Option<&str>, part: &Part, body: Body) -> Answer {
+    let status = if matches!(part, Part::Whole(_)) { StatusCode::OK } else { StatusCode::PARTIAL_CONTENT };
+    let mut answer = answer(status, media_type, body);
+    let headers = answer.headers_mut();
+    immutable(headers, etag);
+    match *part {
+        Part::Whole(length) => set_number(headers, header::CONTENT_LENGTH, length),
+        Part::Slice { start, end, of } => {
+            set_number(headers, header::CONTENT_LENGTH, Some(end - start));
+            set_text(headers, header::CONTENT_RANGE, &format!("bytes {start}-{}/{of}", end - 1));
+        }
+    }
+    answer
+}
+
+/// 304: the client has it.
+pub fn not_modified(etag: &str) -> Answer {
+    let mut answer = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+    *answer.status_mut() = StatusCode::NOT_MODIFIED;
+    immutable(answer.headers_mut(), Some(etag));
+    answer
+}
+
+/// 416: no byte of the range exists.
+pub fn range_not_satisfiable(of: u64) -> Answer {
+    let mut answer = text(StatusCode::RANGE_NOT_SATISFIABLE, format_args!("the file has {of} bytes"));
+    set_text(answer.headers_mut(), header::CONTENT_RANGE, &format!("bytes */{of}"));
+    answer
+}
+
+/// The answer without its body, for HEAD; the length stays.
+pub fn without_body(answer: Answer) -> Answer {
+    let (mut parts, body) = answer.into_parts();
+    if !parts.headers.contains_key(header::CONTENT_LENGTH) {
+        set_number(&mut parts.headers, header::CONTENT_LENGTH, hyper::body::Body::size_hint(&body).exact());
+    }
+    Response::from_parts(parts, empty())
+}
+
+/// An empty body.
+pub fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+/// A body that is ready.
+pub fn full(body: impl Into<Bytes>) -> Body {
+    Full::new(body.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+fn text(status: StatusCode, text: impl std::fmt::Display) -> Answer {
+    answer(status, TEXT, full(format!("{text}\n")))
+}
+
+fn answer(status: StatusCode, media_type: HeaderValue, body: Body) -> Answer {
+    let mut answer = Response::new(body);
+    *answer.status_mut() = status;
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_TYPE, media_type);
+    headers.insert(header::CACHE_CONTROL, NO_STORE);
+    // A build's log and a reason may hold anything: never to be taken for a page.
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    answer
+}
+
+fn immutable(headers: &mut HeaderMap, etag: Option<&str>) {
+    headers.insert(header::CACHE_CONTROL, IMMUTABLE);
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    if let Some(etag) = etag {
+        set_text(headers, header::ETAG, etag);
+    }
+}
+
+fn set_number(headers: &mut HeaderMap, name: HeaderName, value: Option<u64>) {
+    if let Some(value) = value {
+        headers.insert(name, HeaderValue::from(value));
+    }
+}
+
+/// `value` is made of hashes and numbers, which every header takes.
+fn set_text(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}

@@ -1,0 +1,119 @@
+//! The small answers: what this cache is, how it is, and build logs.
+
+use hyper::HeaderMap;
+use hyper::header;
+use narinfo::{CacheInfo, StorePath};
+
+use super::Service;
+use super::answer::{self, Answer};
+use super::pipe::pipe;
+use crate::build::Overview;
+use crate::index::Counts;
+
+/// Bytes of a log read and sent at a time.
+const LOG_CHUNK_BYTES: usize = 64 * 1024;
+
+/// How to use this cache, for the person who opens its address.
+pub(super) fn home(service: &Service, headers: &HeaderMap) -> Answer {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+    answer::ready(
+        answer::TEXT,
+        format!(
+            "Ondine: a Nix binary cache that builds what it is missing.\n\n\
+             To use it, add to nix.conf:\n\n    \
+             extra-substituters = http://{host}\n    \
+             extra-trusted-public-keys = {}\n\n\
+             /nix-cache-info          about this cache\n\
+             /<hash>.narinfo          a store path; built first where need be\n\
+             /nar/<NarHash>.nar.zst   its contents, or .nar without compression\n\
+             /log/<derivation>        the log of a build\n\
+             /cached/...              the same, and nothing is built\n\
+             /healthz /readyz         for monitoring\n\
+             /api/v1/status           the queue and the cache in numbers\n",
+            service.parts.public_key
+        ),
+    )
+}
+
+pub(super) fn cache_info(service: &Service) -> Answer {
+    let settings = &service.parts.settings;
+    let info = CacheInfo {
+        store_dir: service.parts.store_dir.clone(),
+        want_mass_query: settings.want_mass_query,
+        priority: settings.priority,
+    };
+    answer::ready(answer::CACHE_INFO, info.render())
+}
+
+/// The log as the builder wrote it, escape codes included: `nix log` shows their colours.
+pub(super) async fn log(service: &Service, drv: &StorePath) -> Answer {
+    match service.parts.logs.read(drv) {
+        Ok(Some(file)) => {
+            let (mut pipe, body) = pipe();
+            let mut file = tokio::fs::File::from_std(file);
+            tokio::spawn(async move {
+                let mut buffer = vec![0; LOG_CHUNK_BYTES];
+                loop {
+                    match tokio::io::AsyncReadExt::read(&mut file, &mut buffer).await {
+                        Ok(0) => return pipe.complete(),
+                        Ok(read) => {
+                            if pipe.send(bytes::Bytes::copy_from_slice(&buffer[..read])).await.is_err() {
+                                return;
+                            }
+                        }
+                        Err(error) => return tracing::warn!(%error, "a log answer was cut"),
+                    }
+                }
+            });
+            answer::streamed(answer::TEXT, body)
+        }
+        Ok(None) => answer::missing(format_args!("no log: {drv} was not built by this server")),
+        Err(error) => {
+            tracing::error!(%drv, %error, "a log cannot be read");
+            answer::missing("this log cannot be read at the moment; the server's log has the details")
+        }
+    }
+}
+
+pub(super) fn health() -> Answer {
+    answer::ready(answer::TEXT, "ok\n")
+}
+
+/// Ready means: the index answers, and the Nix daemon does.
+pub(super) async fn ready(service: &Service) -> Answer {
+    if let Err(error) = service.parts.index.counts().await {
+        tracing::error!(error = &error as &dyn std::error::Error, "not ready");
+        return answer::not_ready("the index cannot be read; the server's log has the details");
+    }
+    if let Err(error) = service.parts.pool.get().await {
+        tracing::warn!(error = &error as &dyn std::error::Error, "not ready");
+        return answer::not_ready(
+            "the Nix daemon cannot be reached: what is cached is served, nothing is built",
+        );
+    }
+    answer::ready(answer::TEXT, "ready\n")
+}
+
+/// `GET /api/v1/status`.
+#[derive(serde::Serialize)]
+struct Status {
+    version: &'static str,
+    store_dir: String,
+    public_key: String,
+    cache: Option<Counts>,
+    queue: Overview,
+}
+
+pub(super) async fn status(service: &Service) -> Answer {
+    let parts = &service.parts;
+    let status = Status {
+        version: env!("CARGO_PKG_VERSION"),
+        store_dir: parts.store_dir.to_string(),
+        public_key: parts.public_key.clone(),
+        cache: parts.index.counts().await.ok(),
+        queue: parts.builds.overview(),
+    };
+    // Strings, numbers and nothing else: there is nothing in it that JSON could refuse.
+    let text = serde_json::to_string_pretty(&status).unwrap_or_default();
+    answer::ready(answer::JSON, text + "\n")
+}

@@ -1,0 +1,175 @@
+//! `/nar/…`: the zstd file or the plain NAR in it, whole or a range.
+//! A body is complete only when every byte of it was verified; a failure on the way cuts it.
+
+use http_range_header::parse_range_header;
+use hyper::HeaderMap;
+use hyper::header::{self, HeaderName};
+use narinfo::NarHash;
+
+use super::answer::{self, Answer, Body, Part};
+use super::pipe::pipe;
+use super::route::NarForm;
+use super::{Method, Service};
+use crate::nar_store::{NarStream, Range};
+use crate::packer::{self, About, Nar, Packer};
+
+/// What a client hears of a NAR that no served path has.
+const UNKNOWN: &str = "unknown: no path that this cache serves has this NAR";
+
+pub(super) async fn get(
+    service: &Service,
+    hash: NarHash,
+    form: NarForm,
+    method: Method,
+    headers: &HeaderMap,
+) -> Answer {
+    answer(&service.parts.packer, hash, form, method, headers).await.unwrap_or_else(|error| {
+        // A NAR that cannot be read is a miss to a client, which then goes on without it.
+        tracing::error!(error = &error as &dyn std::error::Error, "a NAR cannot be given");
+        answer::missing("this NAR cannot be read at the moment; the server's log has the details")
+    })
+}
+
+async fn answer(
+    packer: &Packer,
+    hash: NarHash,
+    form: NarForm,
+    method: Method,
+    headers: &HeaderMap,
+) -> Result<Answer, packer::Error> {
+    let Some(about) = packer.about(hash).await? else { return Ok(answer::missing(UNKNOWN)) };
+    let etag = etag(hash, form, &about);
+    if let (Some(tags), Some(etag)) = (text(headers, header::IF_NONE_MATCH), &etag)
+        && names_tag(tags, etag)
+    {
+        return Ok(answer::not_modified(etag));
+    }
+    if method == Method::Head {
+        let length = match form {
+            NarForm::Plain => Some(about.nar_size),
+            NarForm::Zstd => about.packed.map(|nar| nar.file_size),
+        };
+        return Ok(answer::file(media_type(form), etag.as_deref(), &Part::Whole(length), answer::empty()));
+    }
+    body(packer, hash, form, wanted_range(headers, etag.as_deref())).await
+}
+
+async fn body(
+    packer: &Packer,
+    hash: NarHash,
+    form: NarForm,
+    range: Option<&str>,
+) -> Result<Answer, packer::Error> {
+    let Some(mut found) = packer.open(hash).await? else { return Ok(answer::missing(UNKNOWN)) };
+    // A range of a zstd file can be given once its length is known.
+    if let (NarForm::Zstd, Some(_), Nar::Growing(growing)) = (form, range, &mut found.nar) {
+        growing.finished().await?;
+        found = match packer.open(hash).await? {
+            Some(complete) => complete,
+            None => return Ok(answer::missing(UNKNOWN)),
+        };
+    }
+    let length = match (form, &found.nar) {
+        (NarForm::Plain, _) => Some(found.about.nar_size),
+        (NarForm::Zstd, Nar::Stored(stored)) => Some(stored.bytes()),
+        (NarForm::Zstd, Nar::Growing(_)) => None,
+    };
+    let part = match (range, length) {
+        (Some(range), Some(length)) => match slice(range, length) {
+            Some(part) => part,
+            None => return Ok(answer::range_not_satisfiable(length)),
+        },
+        _ => Part::Whole(length),
+    };
+    let etag = etag(hash, form, &found.about);
+    let stream = stream(found.nar, form, &part, found.about.nar_size)?;
+    Ok(answer::file(media_type(form), etag.as_deref(), &part, send(stream)))
+}
+
+fn stream(nar: Nar, form: NarForm, part: &Part, nar_size: u64) -> std::io::Result<NarStream> {
+    let wanted = |whole| match *part {
+        Part::Whole(_) => Range { start: 0, end: whole },
+        Part::Slice { start, end, .. } => Range { start, end },
+    };
+    let compressed = match nar {
+        Nar::Stored(stored) => {
+            let all = Range { start: 0, end: stored.bytes() };
+            NarStream::stored(&stored, if form == NarForm::Zstd { wanted(stored.bytes()) } else { all })
+        }
+        Nar::Growing(growing) => NarStream::growing(growing),
+    };
+    match form {
+        NarForm::Zstd => Ok(compressed),
+        NarForm::Plain => compressed.plain(wanted(nar_size)),
+    }
+}
+
+/// Reads ahead of the client by a bounded number of chunks; the reading ends when the client leaves.
+fn send(mut stream: NarStream) -> Body {
+    let (mut pipe, body) = pipe();
+    tokio::spawn(async move {
+        loop {
+            match stream.next_chunk().await {
+                Ok(Some(chunk)) => {
+                    if pipe.send(chunk).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => return pipe.complete(),
+                Err(error) => {
+                    tracing::warn!(%error, "a NAR answer was cut");
+                    return;
+                }
+            }
+        }
+    });
+    body
+}
+
+/// The Range header, unless an If-Range says that it was meant for other bytes.
+fn wanted_range<'h>(headers: &'h HeaderMap, etag: Option<&str>) -> Option<&'h str> {
+    let range = text(headers, header::RANGE)?;
+    match headers.get(header::IF_RANGE) {
+        Some(condition) if Some(condition.as_bytes()) != etag.map(str::as_bytes) => None,
+        _ => Some(range),
+    }
+}
+
+/// The part that a Range header names; `None` when it names no byte of the file. Several ranges, or what is no range of
+/// bytes, count as no range (RFC 9110, 14.2).
+fn slice(range: &str, length: u64) -> Option<Part> {
+    let Ok(parsed) = parse_range_header(range) else {
+        return Some(Part::Whole(Some(length)));
+    };
+    if parsed.ranges.len() > 1 {
+        return Some(Part::Whole(Some(length)));
+    }
+    let valid = parsed.validate(length).ok()?;
+    let first = valid.first()?;
+    Some(Part::Slice { start: *first.start(), end: first.end() + 1, of: length })
+}
+
+/// Each form is named by the hash of its own bytes; that of the zstd file is known once it is packed.
+fn etag(hash: NarHash, form: NarForm, about: &About) -> Option<String> {
+    let bytes = match form {
+        NarForm::Plain => Some(hash),
+        NarForm::Zstd => about.packed.map(|nar| nar.file_hash),
+    };
+    bytes.map(|hash| format!("\"{}\"", hash.to_nixbase32()))
+}
+
+/// Whether an If-None-Match value names the tag (RFC 9110, 13.1.2: compared weakly).
+fn names_tag(value: &str, etag: &str) -> bool {
+    value.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+}
+
+fn media_type(form: NarForm) -> hyper::header::HeaderValue {
+    match form {
+        NarForm::Zstd => answer::ZSTD,
+        NarForm::Plain => answer::NAR,
+    }
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name)?.to_str().ok()
+}

@@ -1,0 +1,133 @@
+//! `/<hash>.narinfo`: answered at once where the answer is known, else held while the build runs.
+//! Once a 200 has begun, failure is said by cutting the body, never by ending it: a complete answer is always a narinfo.
+
+use std::time::Duration;
+
+use hyper::Version;
+use narinfo::{Compression, NarInfo, StoreDir, StorePathHash};
+
+use super::answer::{self, Answer};
+use super::pipe::{Pipe, pipe};
+use super::{Method, Service};
+use crate::build::Ticket;
+use crate::index::Hit;
+use crate::substitute::{Answer as Decision, Missing, OnMiss};
+
+/// Bytes of a line about the wait at least: less than one a second counts as stalled, and some proxies hold back crumbs.
+const WAIT_LINE_BYTES_MIN: usize = 64;
+
+pub(super) async fn get(
+    service: &Service,
+    hash: StorePathHash,
+    method: Method,
+    on_miss: OnMiss,
+    version: Version,
+) -> Answer {
+    let on_miss = if method == Method::Head { OnMiss::Report } else { on_miss };
+    let substitute = &service.parts.substitute;
+    match substitute.ask(hash, on_miss).await {
+        Decision::Ready(hit) => answer::ready(answer::NARINFO, render(&hit, &service.parts.store_dir)),
+        Decision::Missing(reason) => answer::missing(reason),
+        Decision::Wait(ticket) => wait(service, hash, ticket, version).await,
+    }
+}
+
+/// Holds the answer for a while, so that it keeps its true status; then sends lines about the wait.
+async fn wait(service: &Service, hash: StorePathHash, mut ticket: Ticket, version: Version) -> Answer {
+    let parts = &service.parts;
+    // HTTP/1.0 has no chunks: there a cut cannot be told from an end, so all of the wait is silent.
+    let hold = if version == Version::HTTP_10 { Duration::MAX } else { parts.settings.hold };
+    let ended = tokio::select! {
+        ended = tokio::time::timeout(hold, ticket.ended()) => ended,
+        () = service.stopping() => Ok(None),
+    };
+    match ended {
+        Ok(Some(Ok(()))) => match parts.substitute.after_build(hash).await {
+            Ok(hit) => answer::ready(answer::NARINFO, render(&hit, &parts.store_dir)),
+            Err(reason) => answer::missing(reason),
+        },
+        Ok(Some(Err(failure))) => answer::missing(Missing::Failed(failure)),
+        // Still building, or the server stops: in both cases what follows says so by what it does.
+        Err(_) | Ok(None) => {
+            let (pipe, body) = pipe();
+            let waiting = Waiting { hash, ticket, service: service.clone() };
+            tokio::spawn(waiting.run(pipe));
+            answer::streamed(answer::NARINFO, body)
+        }
+    }
+}
+
+/// A client that is kept waiting.
+struct Waiting {
+    hash: StorePathHash,
+    ticket: Ticket,
+    service: Service,
+}
+
+impl Waiting {
+    /// Sends a line now and then until the build has ended, then the narinfo. Whatever else happens cuts the body.
+    async fn run(mut self, mut pipe: Pipe) {
+        let parts = &self.service.parts;
+        let mut ticks = tokio::time::interval(parts.settings.keep_alive);
+        let ending = loop {
+            tokio::select! {
+                ending = self.ticket.ended() => break ending,
+                () = self.service.stopping() => break None,
+                _ = ticks.tick() => {
+                    if pipe.send(wait_line(&self.ticket.describe())).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        };
+        if let Some(Ok(())) = ending
+            && let Ok(hit) = parts.substitute.after_build(self.hash).await
+            && pipe.send(render(&hit, &parts.store_dir)).await.is_ok()
+        {
+            pipe.complete();
+        }
+    }
+}
+
+/// A narinfo field that clients ignore.
+fn wait_line(state: &str) -> String {
+    let state: String = state.chars().map(|c| if (' '..='~').contains(&c) { c } else { '?' }).collect();
+    let mut line = format!("X-Ondine-Wait: {state}");
+    while line.len() < WAIT_LINE_BYTES_MIN - 1 {
+        line.push('.');
+    }
+    line.push('\n');
+    line
+}
+
+fn render(hit: &Hit, store_dir: &StoreDir) -> String {
+    let Hit { row, packed } = hit;
+    NarInfo {
+        store_path: row.path.clone(),
+        url: format!("nar/{}.nar.zst", row.nar_hash.to_nixbase32()),
+        compression: Compression::Zstd,
+        file_hash: packed.map(|nar| nar.file_hash),
+        file_size: packed.map(|nar| nar.file_size),
+        nar_hash: row.nar_hash,
+        nar_size: row.nar_size,
+        references: row.references.clone(),
+        deriver: row.deriver.clone(),
+        ca: row.ca.clone(),
+        signatures: row.signatures.clone(),
+    }
+    .render(store_dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_about_the_wait_is_long_enough_and_one_line() {
+        for state in ["", "position 1 of 1", "x\r\ny: \u{1b}[31mé"] {
+            let line = wait_line(state);
+            assert!(line.len() >= WAIT_LINE_BYTES_MIN && line.starts_with("X-Ondine-Wait: "), "{line:?}");
+            assert_eq!(line.bytes().filter(u8::is_ascii_control).count(), 1, "{line:?}");
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Request paths, parsed once into types that cannot be wrong.
+//! No raw string goes further than this file: what does not parse is no route.
+
+use narinfo::{NarHash, StorePath, StorePathHash};
+use percent_encoding::percent_decode_str;
+
+/// Bytes of a path at most; a store path's base name has at most 244.
+const PATH_BYTES_MAX: usize = 1024;
+/// The prefix of the same cache without building.
+const CACHED: &str = "cached/";
+
+/// What is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// `/`: how to use this cache.
+    Home,
+    /// `/nix-cache-info`
+    CacheInfo,
+    /// `/<hash>.narinfo`
+    NarInfo(StorePathHash),
+    /// `/nar/<NarHash>.nar.zst` and `/nar/<NarHash>.nar`
+    Nar(NarHash, NarForm),
+    /// `/log/<derivation>`
+    Log(StorePath),
+    /// `/healthz`: the process lives.
+    Health,
+    /// `/readyz`: it can do its work.
+    Ready,
+    /// `/api/v1/status`
+    Status,
+}
+
+/// How a NAR is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NarForm {
+    /// As it is stored.
+    Zstd,
+    /// Decompressed.
+    Plain,
+}
+
+/// A route, and whether a miss may be built.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// What is asked for.
+    pub route: Route,
+    /// Asked for under `/cached/`: a miss is only reported.
+    pub cached: bool,
+}
+
+impl Target {
+    /// Parses the path of a request; `None` when there is nothing of that name.
+    #[must_use]
+    pub fn parse(path: &str) -> Option<Self> {
+        if path.len() > PATH_BYTES_MAX {
+            return None;
+        }
+        let decoded = percent_decode_str(path.strip_prefix('/')?).decode_utf8().ok()?;
+        let (path, cached) = match decoded.strip_prefix(CACHED) {
+            Some(rest) => (rest, true),
+            None => (&*decoded, false),
+        };
+        Some(Self { route: route(path)?, cached })
+    }
+}
+
+fn route(path: &str) -> Option<Route> {
+    match path {
+        "" => return Some(Route::Home),
+        "nix-cache-info" => return Some(Route::CacheInfo),
+        "healthz" => return Some(Route::Health),
+        "readyz" => return Some(Route::Ready),
+        "api/v1/status" => return Some(Route::Status),
+        _ => {}
+    }
+    if let Some(hash) = path.strip_suffix(".narinfo") {
+        return hash.parse().ok().map(Route::NarInfo);
+    }
+    if let Some(file) = path.strip_prefix("nar/") {
+        return nar(file);
+    }
+    let drv = StorePath::parse(path.strip_prefix("log/")?).ok()?;
+    drv.is_derivation().then_some(Route::Log(drv))
+}
+
+/// Ours, and the forms that clients remember from other servers: harmonia's is ours with a query, nix-serve's has
+/// the store path's hash before the NAR's.
+fn nar(file: &str) -> Option<Route> {
+    let (name, form) = match file.strip_suffix(".nar.zst") {
+        Some(name) => (name, NarForm::Zstd),
+        None => (file.strip_suffix(".nar")?, NarForm::Plain),
+    };
+    let hash = match name.split_once('-') {
+        Some((path_hash, nar_hash)) => {
+            path_hash.parse::<StorePathHash>().ok()?;
+            nar_hash
+        }
+        None => name,
+    };
+    NarHash::from_nixbase32(hash).ok().map(|hash| Route::Nar(hash, form))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
+
+    fn parse(path: &str) -> Option<Target> {
+        Target::parse(path)
+    }
+
+    #[test]
+    fn every_documented_route_is_found_with_and_without_cached() {
+        let nar = "0".repeat(52);
+        let drv = format!("{HASH}-a+b?c.drv");
+        let encoded = drv.replace('+', "%2B").replace('?', "%3F");
+        for (path, route) in [
+            ("nix-cache-info".to_owned(), Route::CacheInfo),
+            (format!("{HASH}.narinfo"), Route::NarInfo(HASH.parse().expect("a hash"))),
+            (format!("nar/{nar}.nar.zst"), Route::Nar(NarHash::from_bytes([0; 32]), NarForm::Zstd)),
+            (format!("nar/{nar}.nar"), Route::Nar(NarHash::from_bytes([0; 32]), NarForm::Plain)),
+            (format!("nar/{HASH}-{nar}.nar"), Route::Nar(NarHash::from_bytes([0; 32]), NarForm::Plain)),
+            (format!("log/{encoded}"), Route::Log(StorePath::parse(&drv).expect("a store path"))),
+            (String::new(), Route::Home),
+        ] {
+            assert_eq!(parse(&format!("/{path}")), Some(Target { route: route.clone(), cached: false }));
+            assert_eq!(parse(&format!("/cached/{path}")), Some(Target { route, cached: true }));
+        }
+    }
+
+    #[test]
+    fn what_is_no_hash_is_no_route() {
+        let long = "a".repeat(64 * 1024);
+        for name in [
+            &HASH[1..],
+            &format!("{HASH}a"),
+            &HASH.to_uppercase(),
+            &HASH.replace('0', "e"),
+            &HASH.replace('0', "o"),
+            &HASH.replace('0', "t"),
+            &HASH.replace('0', "u"),
+            "%2e%2e%2f",
+            "%00",
+            "%252e%252e%252f",
+            "..",
+            &long,
+        ] {
+            for path in [
+                format!("/{name}.narinfo"),
+                format!("/cached/{name}.narinfo"),
+                format!("/nar/{name}.nar.zst"),
+                format!("/nar/{name}.nar"),
+                format!("/log/{name}"),
+                format!("/log/{name}-x.drv"),
+            ] {
+                assert_eq!(parse(&path), None, "{path}");
+            }
+        }
+        assert_eq!(parse(&format!("/log/{HASH}-no-derivation")), None);
+        assert_eq!(parse("/cached/cached/nix-cache-info"), None);
+    }
+}

@@ -1,0 +1,90 @@
+//! Accepts connections on the doors and drives HTTP/1.1 on each; drains them when the server stops.
+//! Must never let one connection, or a failed accept, end the server.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use tokio::net::{TcpListener, UnixListener};
+
+use super::Service;
+
+/// A client has this long to send the headers of a request, the first as of every later one on a connection.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
+/// The rest after an accept that failed, most often for want of descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where clients come in.
+pub enum Door {
+    /// The network.
+    Tcp(TcpListener),
+    /// The control socket: who can open it may administer.
+    Unix(UnixListener),
+}
+
+/// Serves every door until the service stops, then gives connections `drain` to end.
+pub async fn serve(doors: Vec<Door>, service: Service) {
+    let graceful = Arc::new(GracefulShutdown::new());
+    let mut accepting = tokio::task::JoinSet::new();
+    for door in doors {
+        let (service, graceful) = (service.clone(), Arc::clone(&graceful));
+        accepting.spawn(async move {
+            tokio::select! {
+                () = accept_all(&door, &service, &graceful) => {}
+                () = service.stopping() => {}
+            }
+        });
+    }
+    accepting.join_all().await;
+    // The tasks that accepted have ended, so this is the last handle.
+    let Some(graceful) = Arc::into_inner(graceful) else { return };
+    let drain = service.parts.settings.drain;
+    if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
+        tracing::warn!(?drain, "connections were still open and are cut");
+    }
+}
+
+async fn accept_all(door: &Door, service: &Service, graceful: &GracefulShutdown) {
+    loop {
+        let accepted = match door {
+            Door::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
+                // Small answers must not wait for the acknowledgement of earlier ones.
+                let _ = stream.set_nodelay(true);
+                connection(stream, service, graceful);
+            }),
+            Door::Unix(listener) => {
+                listener.accept().await.map(|(stream, _)| connection(stream, service, graceful))
+            }
+        };
+        if let Err(error) = accepted {
+            refused(&error).await;
+        }
+    }
+}
+
+async fn refused(error: &io::Error) {
+    tracing::warn!(%error, "a connection was not accepted");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+fn connection<S>(stream: S, service: &Service, graceful: &GracefulShutdown)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service.clone();
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), service_fn(move |request| service.clone().answer(request)));
+    let connection = graceful.watch(connection);
+    tokio::spawn(async move {
+        // Clients that leave, and answers that are cut, end here; each was logged where it happened.
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "a connection ended early");
+        }
+    });
+}

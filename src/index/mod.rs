@@ -1,0 +1,348 @@
+//! The index: which store paths are served, which NARs are packed, which builds failed.
+//! The only place with SQL. It never asks Nix and never touches a NAR file.
+
+mod connection;
+mod rows;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use narinfo::{NarHash, StorePath, StorePathHash};
+use rusqlite::{OptionalExtension, params};
+
+use connection::{Readers, Writer};
+pub use rows::{Counts, Failure, Hit, NarRow, PathRow};
+use rows::{PATH_COLUMNS, failure_row, hash_text, join, nar_row, path_row, signed, to_unix};
+
+/// Why the index could not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be opened or is no database.
+    #[error("cannot open the index {}; if it is damaged, move it away and restart: it is rebuilt as paths are asked for", file.display())]
+    Open {
+        /// The database file.
+        file: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// The file was written by a newer version.
+    #[error("the index {} has schema {found}, this version knows {known}: run the newer version again", file.display())]
+    Newer {
+        /// The database file.
+        file: PathBuf,
+        /// Its schema.
+        found: i64,
+        /// The newest schema this program knows.
+        known: i64,
+    },
+    /// A row does not parse.
+    #[error("the index row of {row} is damaged")]
+    Corrupt {
+        /// The row's key.
+        row: String,
+        /// What is wrong with it.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// SQLite refused.
+    #[error("the index refused the request")]
+    Sql(#[from] rusqlite::Error),
+    /// The writer thread could not be started.
+    #[error("cannot start the index writer")]
+    Thread(#[source] std::io::Error),
+    /// The writer thread is gone.
+    #[error("the index writer has stopped")]
+    WriterGone,
+    /// A reading task was cancelled.
+    #[error("the index reader has stopped")]
+    ReaderGone,
+}
+
+impl Error {
+    fn open(file: &Path, source: rusqlite::Error) -> Self {
+        Self::Open { file: file.to_owned(), source }
+    }
+}
+
+/// A handle to the index; clones share it.
+#[derive(Clone)]
+pub struct Index {
+    writer: Writer,
+    readers: Arc<Readers>,
+}
+
+impl Index {
+    /// Opens the database file, making it when it is not there.
+    ///
+    /// # Errors
+    /// When the file cannot be opened, is no database, or is of a newer version.
+    pub fn open(file: &Path) -> Result<Self, Error> {
+        Ok(Self { writer: Writer::open(file)?, readers: Readers::new(file) })
+    }
+
+    /// The path with this hash, if it is served.
+    ///
+    /// # Errors
+    /// When SQLite fails or the row is damaged.
+    pub async fn find(&self, hash: StorePathHash) -> Result<Option<Hit>, Error> {
+        self.readers
+            .run(move |connection| {
+                let sql = format!(
+                    "SELECT {PATH_COLUMNS}, n.nar_hash, n.file_hash, n.file_size \
+                     FROM path p LEFT JOIN nar n ON n.nar_hash = p.nar_hash WHERE p.hash = ?1"
+                );
+                let mut statement = connection.prepare_cached(&sql)?;
+                let mut rows = statement.query([hash.as_str()])?;
+                let Some(row) = rows.next()? else { return Ok(None) };
+                let packed = row.get::<_, Option<[u8; 32]>>(8)?.map(|_| nar_row(row, 8)).transpose()?;
+                Ok(Some(Hit { row: path_row(row)?, packed }))
+            })
+            .await
+    }
+
+    /// Those of `hashes` that are served.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn served(&self, hashes: Vec<StorePathHash>) -> Result<BTreeSet<StorePathHash>, Error> {
+        self.readers
+            .run(move |connection| {
+                let mut statement = connection.prepare_cached("SELECT 1 FROM path WHERE hash = ?1")?;
+                let mut found = BTreeSet::new();
+                for hash in hashes {
+                    if statement.exists([hash.as_str()])? {
+                        found.insert(hash);
+                    }
+                }
+                Ok(found)
+            })
+            .await
+    }
+
+    /// A served path with this NAR; several paths may have the same one, any of them will do.
+    ///
+    /// # Errors
+    /// When SQLite fails or the row is damaged.
+    pub async fn path_with_nar(&self, nar: NarHash) -> Result<Option<PathRow>, Error> {
+        self.readers
+            .run(move |connection| {
+                let sql = format!("SELECT {PATH_COLUMNS} FROM path p WHERE p.nar_hash = ?1 LIMIT 1");
+                let mut statement = connection.prepare_cached(&sql)?;
+                let mut rows = statement.query([nar.as_bytes()])?;
+                rows.next()?.map(path_row).transpose()
+            })
+            .await
+    }
+
+    /// Every served path with this NAR.
+    ///
+    /// # Errors
+    /// When SQLite fails or a row is damaged.
+    pub async fn paths_with_nar(&self, nar: NarHash) -> Result<Vec<StorePath>, Error> {
+        self.readers
+            .run(move |connection| {
+                let sql = format!("SELECT {PATH_COLUMNS} FROM path p WHERE p.nar_hash = ?1");
+                let mut statement = connection.prepare_cached(&sql)?;
+                let mut rows = statement.query([nar.as_bytes()])?;
+                let mut found = Vec::new();
+                while let Some(row) = rows.next()? {
+                    found.push(path_row(row)?.path);
+                }
+                Ok(found)
+            })
+            .await
+    }
+
+    /// The packed file of this NAR, if there is one.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn packed(&self, nar: NarHash) -> Result<Option<NarRow>, Error> {
+        self.readers
+            .run(move |connection| {
+                let mut statement = connection
+                    .prepare_cached("SELECT nar_hash, file_hash, file_size FROM nar WHERE nar_hash = ?1")?;
+                let mut rows = statement.query([nar.as_bytes()])?;
+                rows.next()?.map(|row| nar_row(row, 0)).transpose()
+            })
+            .await
+    }
+
+    /// Every served path that has no packed NAR yet, oldest first.
+    ///
+    /// # Errors
+    /// When SQLite fails or a row is damaged.
+    pub async fn unpacked(&self) -> Result<Vec<PathRow>, Error> {
+        self.readers
+            .run(|connection| {
+                let sql = format!(
+                    "SELECT {PATH_COLUMNS} FROM path p LEFT JOIN nar n ON n.nar_hash = p.nar_hash \
+                     WHERE n.nar_hash IS NULL ORDER BY p.added_at, p.hash"
+                );
+                let mut statement = connection.prepare_cached(&sql)?;
+                let mut rows = statement.query([])?;
+                let mut found = Vec::new();
+                while let Some(row) = rows.next()? {
+                    found.push(path_row(row)?);
+                }
+                Ok(found)
+            })
+            .await
+    }
+
+    /// Publishes a closure: all rows or none. A hash that is served already keeps its first row,
+    /// since clients may hold a narinfo for it.
+    ///
+    /// # Errors
+    /// When SQLite fails; nothing is published then.
+    pub async fn publish(&self, rows: Vec<PathRow>) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                let mut insert = transaction.prepare_cached(
+                    "INSERT INTO path (hash, name, nar_hash, nar_size, refs, deriver, ca, sigs, added_at) \
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (hash) DO NOTHING",
+                )?;
+                let now = to_unix(SystemTime::now());
+                for row in &rows {
+                    insert.execute(params![
+                        hash_text(&row.path.hash()),
+                        row.path.name(),
+                        row.nar_hash.as_bytes(),
+                        signed(row.nar_size),
+                        join(&row.references, " "),
+                        row.deriver.as_ref().map(ToString::to_string),
+                        row.ca.as_ref().map(ToString::to_string),
+                        join(&row.signatures, "\n"),
+                        now,
+                    ])?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Records a packed NAR. The file must be durable before this is called.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn record_packed(&self, nar: NarRow) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                transaction.execute(
+                    "INSERT OR REPLACE INTO nar (nar_hash, file_hash, file_size, packed_at) VALUES (?1, ?2, ?3, ?4)",
+                    params![
+                        nar.nar_hash.as_bytes(),
+                        nar.file_hash.as_bytes(),
+                        signed(nar.file_size),
+                        to_unix(SystemTime::now())
+                    ],
+                )?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Takes back that a NAR is packed: its file is gone. Its paths stay served from the Nix store.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn forget_packed(&self, nar: NarHash) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                transaction.execute("DELETE FROM nar WHERE nar_hash = ?1", [nar.as_bytes()])?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Stops serving every path with this NAR: neither the NAR store nor the Nix store has it any more.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn forget_paths(&self, nar: NarHash) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                transaction.execute("DELETE FROM path WHERE nar_hash = ?1", [nar.as_bytes()])?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// The remembered failure of a derivation, unless its memory has ended by `now`.
+    ///
+    /// # Errors
+    /// When SQLite fails or the row is damaged.
+    pub async fn failure(&self, drv: StorePath, now: SystemTime) -> Result<Option<Failure>, Error> {
+        self.readers
+            .run(move |connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT drv, permanent, cause, reason, failed_at, expires_at FROM failure \
+                     WHERE drv = ?1 AND expires_at > ?2",
+                )?;
+                let mut rows = statement.query(params![drv.to_string(), to_unix(now)])?;
+                rows.next()?.map(failure_row).transpose()
+            })
+            .await
+    }
+
+    /// Remembers a failure in place of an older one, and drops those whose memory has ended.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn remember_failure(&self, failure: Failure) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                transaction
+                    .execute("DELETE FROM failure WHERE expires_at <= ?1", [to_unix(failure.failed_at)])?;
+                transaction.execute(
+                    "INSERT OR REPLACE INTO failure (drv, permanent, cause, reason, failed_at, expires_at) \
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                    params![
+                        failure.drv.to_string(),
+                        failure.permanent,
+                        failure.cause.to_string(),
+                        failure.reason,
+                        to_unix(failure.failed_at),
+                        to_unix(failure.expires_at)
+                    ],
+                )?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Forgets a failure: the derivation has been built after all.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn forget_failure(&self, drv: StorePath) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                transaction.execute("DELETE FROM failure WHERE drv = ?1", [drv.to_string()])?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// How much is in the index.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn counts(&self) -> Result<Counts, Error> {
+        self.readers
+            .run(|connection| {
+                let one = |sql: &str| -> Result<u64, Error> {
+                    let value: Option<i64> = connection.query_row(sql, [], |row| row.get(0)).optional()?;
+                    Ok(value.and_then(|v| u64::try_from(v).ok()).unwrap_or(0))
+                };
+                Ok(Counts {
+                    paths: one("SELECT count(*) FROM path")?,
+                    nars: one("SELECT count(*) FROM nar")?,
+                    nar_bytes: one("SELECT coalesce(sum(file_size), 0) FROM nar")?,
+                    failures: one("SELECT count(*) FROM failure")?,
+                })
+            })
+            .await
+    }
+}

@@ -1,0 +1,159 @@
+//! What the index holds, as the rest of the program sees it, and the way between those types and columns.
+//! Must never let a malformed row pass as data: it is an error that names the row.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, SystemTime};
+
+use narinfo::{NarHash, Signature, StorePath, StorePathHash};
+use rusqlite::Row;
+
+use super::Error;
+
+/// A store path that is served: everything a narinfo says except where its file is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathRow {
+    /// The store path itself.
+    pub path: StorePath,
+    /// SHA-256 of the plain NAR.
+    pub nar_hash: NarHash,
+    /// Bytes of the plain NAR, never 0.
+    pub nar_size: u64,
+    /// The store paths it refers to, itself included where it does.
+    pub references: BTreeSet<StorePath>,
+    /// The derivation that produced it, where known.
+    pub deriver: Option<StorePath>,
+    /// Its content address, where it has one.
+    pub ca: Option<narinfo::ContentAddress>,
+    /// Every signature we hand out, our own included.
+    pub signatures: Vec<Signature>,
+}
+
+/// A packed NAR: a complete, verified file in the NAR store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NarRow {
+    /// SHA-256 of the plain NAR; names the file.
+    pub nar_hash: NarHash,
+    /// SHA-256 of the zstd file.
+    pub file_hash: NarHash,
+    /// Bytes of the zstd file.
+    pub file_size: u64,
+}
+
+/// An index hit: the path, and its packed NAR once there is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hit {
+    /// The path.
+    pub row: PathRow,
+    /// Its file; `None` while only the Nix store has the contents.
+    pub packed: Option<NarRow>,
+}
+
+/// Why a build failed, and until when nobody tries again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The derivation that was asked for.
+    pub drv: StorePath,
+    /// Permanent (the build itself is wrong) or passing (the machine was).
+    pub permanent: bool,
+    /// The derivation whose build failed: `drv`, or one that it needs.
+    pub cause: StorePath,
+    /// What the daemon said, without escape codes.
+    pub reason: String,
+    /// When it failed.
+    pub failed_at: SystemTime,
+    /// When the memory of it ends.
+    pub expires_at: SystemTime,
+}
+
+/// How much the index holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Counts {
+    /// Store paths that are served.
+    pub paths: u64,
+    /// NARs on disk.
+    pub nars: u64,
+    /// Bytes of those files.
+    pub nar_bytes: u64,
+    /// Failures that are remembered.
+    pub failures: u64,
+}
+
+pub(super) const PATH_COLUMNS: &str =
+    "p.hash, p.name, p.nar_hash, p.nar_size, p.refs, p.deriver, p.ca, p.sigs";
+
+pub(super) fn path_row(row: &Row<'_>) -> Result<PathRow, Error> {
+    let (hash, name): (String, String) = (row.get(0)?, row.get(1)?);
+    let base = format!("{hash}-{name}");
+    let path = StorePath::parse(&base).map_err(|e| corrupt(&base, e))?;
+    let refs: String = row.get(4)?;
+    let references = refs
+        .split_ascii_whitespace()
+        .map(|r| StorePath::parse(r).map_err(|e| corrupt(&base, e)))
+        .collect::<Result<_, _>>()?;
+    let deriver: Option<String> = row.get(5)?;
+    let ca: Option<String> = row.get(6)?;
+    let sigs: String = row.get(7)?;
+    Ok(PathRow {
+        path,
+        nar_hash: NarHash::from_bytes(row.get(2)?),
+        nar_size: unsigned(row.get(3)?),
+        references,
+        deriver: deriver.map(|d| StorePath::parse(&d).map_err(|e| corrupt(&base, e))).transpose()?,
+        ca: ca.map(|c| c.parse().map_err(|e| corrupt(&base, e))).transpose()?,
+        signatures: sigs
+            .lines()
+            .map(|s| s.parse().map_err(|e| corrupt(&base, e)))
+            .collect::<Result<_, _>>()?,
+    })
+}
+
+pub(super) fn nar_row(row: &Row<'_>, first: usize) -> Result<NarRow, Error> {
+    Ok(NarRow {
+        nar_hash: NarHash::from_bytes(row.get(first)?),
+        file_hash: NarHash::from_bytes(row.get(first + 1)?),
+        file_size: unsigned(row.get(first + 2)?),
+    })
+}
+
+pub(super) fn failure_row(row: &Row<'_>) -> Result<Failure, Error> {
+    let (drv, cause): (String, String) = (row.get(0)?, row.get(2)?);
+    Ok(Failure {
+        drv: StorePath::parse(&drv).map_err(|e| corrupt(&drv, e))?,
+        permanent: row.get(1)?,
+        cause: StorePath::parse(&cause).map_err(|e| corrupt(&drv, e))?,
+        reason: row.get(3)?,
+        failed_at: from_unix(row.get(4)?),
+        expires_at: from_unix(row.get(5)?),
+    })
+}
+
+pub(super) fn join<T: ToString>(items: impl IntoIterator<Item = T>, separator: &str) -> String {
+    items.into_iter().map(|i| i.to_string()).collect::<Vec<_>>().join(separator)
+}
+
+pub(super) fn hash_text(hash: &StorePathHash) -> String {
+    hash.as_str().to_owned()
+}
+
+/// Unix seconds; a clock before 1970 counts as 1970.
+pub(super) fn to_unix(time: SystemTime) -> i64 {
+    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    i64::try_from(seconds).unwrap_or(i64::MAX)
+}
+
+fn from_unix(seconds: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(unsigned(seconds))
+}
+
+/// Sizes are below 2^63 in every file system; SQLite has no unsigned integers.
+pub(super) fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn unsigned(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or(0)
+}
+
+fn corrupt(row: &str, source: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Corrupt { row: row.to_owned(), source: Box::new(source) }
+}

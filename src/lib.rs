@@ -1,0 +1,22 @@
+//! Ondine: a Nix binary cache that builds what it is missing.
+//!
+//! The modules in reading order, which is the order of a request: each may use those further down, never the other way.
+//! The formats (store paths, narinfos, NARs, signatures) are in the crate `narinfo`.
+
+pub mod cli;
+pub mod config;
+pub mod serve;
+
+pub mod http;
+pub mod substitute;
+
+pub mod build;
+
+pub mod adopt;
+pub mod packer;
+pub mod roots;
+
+pub mod index;
+pub mod key;
+pub mod nar_store;
+pub mod nix;

@@ -1,0 +1,135 @@
+//! The NARs we serve: zstd files named by the hash of the plain NAR they hold.
+//! Knows files and nothing else: no index, no Nix, no HTTP. A file under its final name is always complete and verified.
+
+mod pack;
+mod stream;
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use narinfo::NarHash;
+use tokio::sync::watch;
+
+pub use pack::Error as PackError;
+pub use stream::{NarStream, Range};
+
+/// Bytes read, written or sent at a time.
+const CHUNK_BYTES: usize = 256 * 1024;
+
+/// How NARs are stored.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// The zstd level, 1 to 19: higher is smaller and slower.
+    pub zstd_level: i32,
+}
+
+/// The directory of packed NARs.
+#[derive(Clone, Debug)]
+pub struct NarStore {
+    dir: PathBuf,
+    settings: Settings,
+}
+
+/// A complete zstd file, open for reading.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    file: Arc<File>,
+    bytes: u64,
+}
+
+impl Stored {
+    /// Bytes of the zstd file.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+/// A zstd file that is being written: readers follow it, and learn at its end whether it is right.
+#[derive(Clone, Debug)]
+pub struct Growing {
+    file: Arc<File>,
+    growth: watch::Receiver<Growth>,
+}
+
+/// How far a file has grown.
+#[derive(Clone, Debug, Default)]
+struct Growth {
+    bytes: u64,
+    end: Option<Result<(), String>>,
+}
+
+/// A file that is not yet in the store; dropping it removes it.
+#[derive(Debug)]
+pub struct Draft {
+    file: tempfile::NamedTempFile,
+    growth: watch::Sender<Growth>,
+}
+
+impl NarStore {
+    /// Opens the store in `dir`, making it when it is not there, and removes what an interrupted run left half-written.
+    ///
+    /// # Errors
+    /// When the directory cannot be made or read.
+    pub fn open(dir: &Path, settings: Settings) -> io::Result<Self> {
+        let store = Self { dir: dir.to_owned(), settings };
+        fs::create_dir_all(store.drafts())?;
+        for entry in fs::read_dir(store.drafts())? {
+            fs::remove_file(entry?.path())?;
+        }
+        Ok(store)
+    }
+
+    /// The file of a NAR, if it is there.
+    ///
+    /// # Errors
+    /// When it is there and cannot be opened.
+    pub fn get(&self, nar: NarHash) -> io::Result<Option<Stored>> {
+        match File::open(self.file_of(nar)) {
+            Ok(file) => {
+                let bytes = file.metadata()?.len();
+                Ok(Some(Stored { file: Arc::new(file), bytes }))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Begins a file, and gives the reading side that follows it.
+    ///
+    /// # Errors
+    /// When no temporary file can be made.
+    pub fn draft(&self) -> io::Result<(Draft, Growing)> {
+        let file = tempfile::Builder::new().prefix("nar-").tempfile_in(self.drafts())?;
+        let (sender, growth) = watch::channel(Growth::default());
+        let reading = Growing { file: Arc::new(file.reopen()?), growth };
+        Ok((Draft { file, growth: sender }, reading))
+    }
+
+    fn drafts(&self) -> PathBuf {
+        self.dir.join("tmp")
+    }
+
+    /// Two characters of the hash make the folder, so that no folder grows without end.
+    fn file_of(&self, nar: NarHash) -> PathBuf {
+        let name = nar.to_nixbase32();
+        self.dir.join(&name[..2]).join(format!("{name}.nar.zst"))
+    }
+}
+
+impl Growing {
+    /// Waits until the file is complete and verified.
+    ///
+    /// # Errors
+    /// When packing failed.
+    pub async fn finished(&mut self) -> io::Result<()> {
+        let growth = self.growth.wait_for(|g| g.end.is_some()).await.map_err(|_| abandoned())?;
+        growth.end.clone().map_or_else(|| Err(abandoned()), |end| end.map_err(io::Error::other))
+    }
+}
+
+fn abandoned() -> io::Error {
+    io::Error::other("packing was abandoned")
+}

@@ -1,0 +1,158 @@
+//! One connection to the Nix daemon: send a request, follow what the daemon tells, read the reply.
+//! A connection on which an operation was abandoned half-way marks itself unusable, so that no reply is taken for another one.
+
+use std::ops::{Deref, DerefMut};
+use std::time::Duration;
+
+use narinfo::StoreDir;
+
+use super::environment::Environment;
+use super::error::DaemonError;
+use super::handshake::{HANDSHAKE_TIMEOUT, Handshake, ProtocolVersion, Trust};
+use super::stderr::{self, News};
+use super::wire::{Patience, Request, Wire};
+
+/// How long an operation other than a build may take. Some wait for a garbage collection or ask substituters.
+pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// One connection to a Nix daemon, through which one operation at a time is done.
+///
+/// Temporary roots ([`Daemon::add_temp_root`], and the outputs of builds) live as long as the connection: dropping
+/// this lets go of them. Dropping the future of an operation leaves the connection open but not [`usable`](Self::usable):
+/// only dropping the `Daemon` too makes the real daemon stop, within a second, what it was doing.
+#[derive(Debug)]
+pub struct Daemon {
+    pub(super) wire: Wire,
+    pub(super) store_dir: StoreDir,
+    version: ProtocolVersion,
+    nix_version: String,
+    trust: Trust,
+    /// Set before the first byte of a request and cleared after the last one of its reply.
+    in_operation: bool,
+    pub(super) has_temp_roots: bool,
+}
+
+impl Daemon {
+    /// Connects to the daemon of `environment`, within [`HANDSHAKE_TIMEOUT`].
+    ///
+    /// # Errors
+    /// When nothing listens there, or what does is no Nix daemon, too old, does not allow us or does not answer.
+    pub async fn connect(environment: &Environment) -> Result<Self, DaemonError> {
+        Handshake::connect(environment, HANDSHAKE_TIMEOUT).await?.perform().await
+    }
+
+    pub(super) fn new(
+        wire: Wire,
+        store_dir: StoreDir,
+        version: ProtocolVersion,
+        nix_version: String,
+        trust: Trust,
+    ) -> Self {
+        Self { wire, store_dir, version, nix_version, trust, in_operation: false, has_temp_roots: false }
+    }
+
+    /// The protocol that both sides agreed on.
+    #[must_use]
+    pub fn version(&self) -> ProtocolVersion {
+        self.version
+    }
+
+    /// The daemon's version of Nix, in its own words.
+    #[must_use]
+    pub fn nix_version(&self) -> &str {
+        &self.nix_version
+    }
+
+    /// Whether the daemon trusts us.
+    #[must_use]
+    pub fn trust(&self) -> Trust {
+        self.trust
+    }
+
+    /// Whether another operation can be done: no earlier one was abandoned or broke the connection.
+    #[must_use]
+    pub fn usable(&self) -> bool {
+        !self.in_operation
+    }
+
+    /// Whether this connection holds store paths against garbage collection.
+    #[must_use]
+    pub fn has_temp_roots(&self) -> bool {
+        self.has_temp_roots
+    }
+
+    /// Whether the other side still seems to be there. Never waits; a daemon that dies later is noticed in use.
+    pub(super) fn seems_alive(&mut self) -> bool {
+        self.usable() && self.wire.is_quiet()
+    }
+
+    /// Does an operation up to its reply, which bounded by [`OPERATION_TIMEOUT`] is to be read and then
+    /// [`done`](Reply::done).
+    pub(super) async fn ask(
+        &mut self,
+        doing: &'static str,
+        request: Request,
+    ) -> Result<Reply<'_>, DaemonError> {
+        self.follow(Some(Patience::new(doing, OPERATION_TIMEOUT)), request, |news| {
+            if let News::Message(text) = news {
+                tracing::debug!(message = %text.trim_end().escape_debug(), "the Nix daemon says");
+            }
+        })
+        .await
+    }
+
+    /// Does an operation up to its reply, telling what the daemon tells.
+    pub(super) async fn follow(
+        &mut self,
+        patience: Option<Patience>,
+        request: Request,
+        on_news: impl FnMut(News),
+    ) -> Result<Reply<'_>, DaemonError> {
+        if self.in_operation {
+            return Err(DaemonError::Unusable);
+        }
+        self.in_operation = true;
+        self.wire.set_patience(patience);
+        self.wire.send(request.as_bytes()).await?;
+        let outcome = stderr::until_last(&mut self.wire, on_news).await;
+        if let Err(DaemonError::Nix(_)) = outcome {
+            // An error is a whole reply.
+            self.in_operation = false;
+        }
+        outcome?;
+        Ok(Reply { daemon: self })
+    }
+}
+
+/// A reply that is being read. Unless it is read to its end and [`done`](Self::done), the connection is unusable.
+#[derive(Debug)]
+pub(super) struct Reply<'a> {
+    daemon: &'a mut Daemon,
+}
+
+impl Reply<'_> {
+    /// The reply was read completely.
+    pub(super) fn done<T>(self, value: T) -> Result<T, DaemonError> {
+        self.daemon.in_operation = false;
+        Ok(value)
+    }
+
+    /// Where the paths of this reply are.
+    pub(super) fn store_dir(&self) -> StoreDir {
+        self.daemon.store_dir.clone()
+    }
+}
+
+impl Deref for Reply<'_> {
+    type Target = Wire;
+
+    fn deref(&self) -> &Wire {
+        &self.daemon.wire
+    }
+}
+
+impl DerefMut for Reply<'_> {
+    fn deref_mut(&mut self) -> &mut Wire {
+        &mut self.daemon.wire
+    }
+}

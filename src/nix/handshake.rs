@@ -1,0 +1,162 @@
+//! The beginning of every connection: who is there, which protocol, does it trust us. A typestate: what can be done next is all that compiles.
+//! Announces no protocol feature, because none is decoded here.
+
+use std::fmt;
+use std::time::Duration;
+
+use narinfo::StoreDir;
+use tokio::net::UnixStream;
+
+use super::connection::Daemon;
+use super::environment::Environment;
+use super::error::DaemonError;
+use super::stderr;
+use super::wire::{LIST_ITEMS_MAX, Patience, Request, Wire};
+
+/// The oldest protocol that has all the operations used here: Nix 2.8.
+pub const OLDEST_PROTOCOL: ProtocolVersion = ProtocolVersion { major: 1, minor: 34 };
+/// The newest protocol that is understood here. A newer daemon speaks it too.
+pub const NEWEST_PROTOCOL: ProtocolVersion = ProtocolVersion { major: 1, minor: 38 };
+/// How long the handshake may take.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What a client says first.
+const CLIENT_MAGIC: u64 = 0x6e69_7863;
+/// What a daemon answers.
+const DAEMON_MAGIC: u64 = 0x6478_696f;
+/// From here on a daemon tells whether it trusts us.
+const TRUST_SINCE: ProtocolVersion = ProtocolVersion { major: 1, minor: 35 };
+/// From here on both sides list their features.
+const FEATURES_SINCE: ProtocolVersion = ProtocolVersion { major: 1, minor: 38 };
+
+/// A version of the worker protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ProtocolVersion {
+    /// 1 in every Nix so far.
+    pub major: u64,
+    /// Grows with the operations.
+    pub minor: u64,
+}
+
+impl ProtocolVersion {
+    fn from_wire(number: u64) -> Self {
+        Self { major: number >> 8, minor: number & 0xff }
+    }
+
+    fn to_wire(self) -> u64 {
+        self.major << 8 | self.minor
+    }
+}
+
+impl fmt::Display for ProtocolVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// Whether the daemon lets us do more than build and add what verifies itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// It does not say: protocols before 1.35 cannot.
+    Unknown,
+    /// We may change restricted settings and add unsigned paths.
+    Trusted,
+    /// We may not.
+    NotTrusted,
+}
+
+/// A connected socket on which nothing was said yet.
+#[derive(Debug)]
+pub struct Handshake {
+    wire: Wire,
+    store_dir: StoreDir,
+}
+
+impl Handshake {
+    /// Connects to the daemon's socket; `limit` bounds this and the whole handshake.
+    ///
+    /// # Errors
+    /// [`DaemonError::Connect`] when nothing listens there or we may not connect.
+    pub async fn connect(environment: &Environment, limit: Duration) -> Result<Self, DaemonError> {
+        let patience = Patience::new("a connection was made", limit);
+        let connecting = tokio::time::timeout(limit, UnixStream::connect(&environment.socket));
+        let stream = match connecting.await {
+            Ok(outcome) => outcome
+                .map_err(|source| DaemonError::Connect { socket: environment.socket.clone(), source })?,
+            Err(_) => return Err(DaemonError::TimedOut { doing: "a connection was made", limit }),
+        };
+        let mut wire = Wire::new(stream);
+        wire.set_patience(Some(patience));
+        Ok(Self { wire, store_dir: environment.store_dir.clone() })
+    }
+
+    /// Uses a socket that is connected already.
+    #[must_use]
+    pub fn over(stream: UnixStream, store_dir: StoreDir, limit: Duration) -> Self {
+        let mut wire = Wire::new(stream);
+        wire.set_patience(Some(Patience::new("the handshake", limit)));
+        Self { wire, store_dir }
+    }
+
+    /// Greets the daemon and makes it ours.
+    ///
+    /// # Errors
+    /// When it is no Nix daemon, speaks an unknown protocol, refuses us or does not answer in time.
+    pub async fn perform(self) -> Result<Daemon, DaemonError> {
+        let done = async { self.agree().await?.introduce().await }.await;
+        // Nix hangs up without a word on those whom it does not allow, and when its store is in trouble.
+        done.map_err(|error| if matches!(error, DaemonError::Closed) { DaemonError::Refused } else { error })
+    }
+
+    async fn agree(self) -> Result<Agreed, DaemonError> {
+        let Self { mut wire, store_dir } = self;
+        let hello = Request::default().number(CLIENT_MAGIC).number(NEWEST_PROTOCOL.to_wire());
+        wire.send(hello.as_bytes()).await?;
+        let magic = wire.number().await?;
+        if magic != DAEMON_MAGIC {
+            return Err(DaemonError::NotADaemon { seen: magic.to_le_bytes().escape_ascii().to_string() });
+        }
+        let seen = ProtocolVersion::from_wire(wire.number().await?);
+        if seen < OLDEST_PROTOCOL || seen.major != NEWEST_PROTOCOL.major {
+            return Err(DaemonError::Version { seen });
+        }
+        Ok(Agreed { wire, store_dir, version: seen.min(NEWEST_PROTOCOL) })
+    }
+}
+
+/// Both sides know which protocol they speak.
+struct Agreed {
+    wire: Wire,
+    store_dir: StoreDir,
+    version: ProtocolVersion,
+}
+
+impl Agreed {
+    async fn introduce(self) -> Result<Daemon, DaemonError> {
+        let Self { mut wire, store_dir, version } = self;
+        let mut words = Request::default();
+        if version >= FEATURES_SINCE {
+            words = words.texts::<&str>(&[]);
+        }
+        // Two wishes that daemons have long ignored: a CPU, and to reserve space.
+        wire.send(words.number(0).number(0).as_bytes()).await?;
+        if version >= FEATURES_SINCE {
+            for _ in 0..wire.count("a list of features", LIST_ITEMS_MAX).await? {
+                wire.text("a feature").await?;
+            }
+        }
+        let nix_version = wire.text("the version of Nix").await?;
+        let trust = if version >= TRUST_SINCE { trust(wire.number().await?)? } else { Trust::Unknown };
+        stderr::until_last(&mut wire, |_| {}).await?;
+        Ok(Daemon::new(wire, store_dir, version, nix_version, trust))
+    }
+}
+
+fn trust(number: u64) -> Result<Trust, DaemonError> {
+    match number {
+        0 => Ok(Trust::Unknown),
+        1 => Ok(Trust::Trusted),
+        2 => Ok(Trust::NotTrusted),
+        other => Err(DaemonError::Protocol(format!("{other} is no kind of trust"))),
+    }
+}

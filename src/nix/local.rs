@@ -1,0 +1,103 @@
+//! What the local Nix store has and could have, by hash: from Nix's database where that can be read, else from the daemon.
+//! Builds nothing and holds nothing: a path that was found may be collected before it is used.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use narinfo::{StorePath, StorePathHash};
+
+use super::database::{Database, DatabaseError};
+use super::derivations::Derivations;
+use super::environment::Environment;
+use super::error::DaemonError;
+use super::pool::Pool;
+
+/// Why the local store could not be asked: the database cannot be read (which was logged), and neither does the
+/// daemon answer.
+#[derive(Debug, thiserror::Error)]
+#[error("neither Nix's database nor the daemon can be asked")]
+pub struct LocalStoreError(#[from] DaemonError);
+
+/// Looks things up in the local Nix store; clones share what it needs.
+#[derive(Clone, Debug)]
+pub struct LocalStore {
+    pool: Pool,
+    database: Arc<Database>,
+    derivations: Derivations,
+    /// So that a database that cannot be read is told of once, not at every look-up.
+    without_database: Arc<AtomicBool>,
+}
+
+impl LocalStore {
+    /// The store of `environment`, to whose daemon `pool` connects.
+    #[must_use]
+    pub fn new(environment: Environment, pool: Pool) -> Self {
+        let database = Arc::new(Database::lazy(&environment));
+        Self { pool, database, derivations: Derivations::default(), without_database: Arc::default() }
+    }
+
+    /// The valid path with this hash.
+    ///
+    /// # Errors
+    /// When neither the database nor the daemon answers.
+    pub async fn valid_path(&self, hash: StorePathHash) -> Result<Option<StorePath>, LocalStoreError> {
+        if let Some(path) = self.ask_database(move |database| database.valid_path(hash)).await {
+            return Ok(path);
+        }
+        Ok(self.pool.get().await?.query_path_from_hash_part(hash).await?)
+    }
+
+    /// The derivations in the store that give an output with this hash, whether or not it is there.
+    ///
+    /// # Errors
+    /// When neither the database nor the daemon answers.
+    pub async fn derivers_of(&self, hash: StorePathHash) -> Result<Vec<StorePath>, LocalStoreError> {
+        let known = match self.ask_database(move |database| database.derivers_of(hash)).await {
+            Some(known) => known,
+            None => {
+                let mut daemon = self.pool.get().await?;
+                self.derivations.derivers_of(&mut daemon, hash).await?
+            }
+        };
+        Ok(known.into_iter().map(|output| output.drv).collect())
+    }
+
+    /// What the database says, or `None` when it cannot be read.
+    async fn ask_database<T: Send + 'static>(
+        &self,
+        read: impl Fn(&Database) -> Result<T, DatabaseError> + Clone + Send + 'static,
+    ) -> Option<T> {
+        let mut outcome = self.blocking(read.clone()).await;
+        if let Err(DatabaseError::Open { .. } | DatabaseError::Read { .. }) = outcome {
+            // Nix removes the files of the write-ahead log with its last connection, and only it may make them
+            // again. Once we have read them, they stay for as long as we run.
+            if let Ok(_connection) = self.pool.get().await {
+                outcome = self.blocking(read).await;
+            }
+        }
+        match outcome {
+            Ok(found) => {
+                self.without_database.store(false, Ordering::Relaxed);
+                Some(found)
+            }
+            Err(error) => {
+                if !self.without_database.swap(true, Ordering::Relaxed) {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::warn!(error, "asking the Nix daemon instead, which is slower");
+                }
+                None
+            }
+        }
+    }
+
+    async fn blocking<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&Database) -> Result<T, DatabaseError> + Send + 'static,
+    ) -> Result<T, DatabaseError> {
+        let database = self.database.clone();
+        match tokio::task::spawn_blocking(move || read(&database)).await {
+            Ok(outcome) => outcome,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+}

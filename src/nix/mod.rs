@@ -1,0 +1,27 @@
+//! Nix on this machine: a small client for its daemon, a reader of its database, and the look-ups that use whichever works.
+//! Knows nothing of the cache: it takes paths and targets and gives what Nix says. Reading order: environment, handshake, connection, ops,
+//! build, pool; then database, derivations, local.
+
+mod build;
+mod connection;
+mod database;
+mod derivations;
+mod environment;
+mod error;
+mod handshake;
+mod local;
+mod ops;
+mod pool;
+mod stderr;
+mod wire;
+
+pub use build::{BuildEvent, BuildResult, BuildStatus, BuildTarget};
+pub use connection::{Daemon, OPERATION_TIMEOUT};
+pub use database::{Database, DatabaseError, KnownOutput};
+pub use derivations::{DERIVATIONS_MAX, Derivations};
+pub use environment::{Environment, EnvironmentError};
+pub use error::DaemonError;
+pub use handshake::{HANDSHAKE_TIMEOUT, Handshake, NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion, Trust};
+pub use local::{LocalStore, LocalStoreError};
+pub use ops::{Missing, Options, PathInfo};
+pub use pool::{CONNECTIONS_MAX, IDLE_MAX, Pool, PooledDaemon};

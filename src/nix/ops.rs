@@ -1,0 +1,295 @@
+//! The daemon's operations that answer at once. Each is one request and one reply; the numbers are those of Nix's worker protocol.
+//! Builds are in `build.rs`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::str::FromStr;
+
+use narinfo::{ContentAddress, NarHash, Signature, StorePath, StorePathHash};
+
+use super::build::BuildTarget;
+use super::connection::{Daemon, Reply};
+use super::error::DaemonError;
+use super::wire::{LIST_ITEMS_MAX, Request};
+
+const IS_VALID_PATH: u64 = 1;
+const ADD_TEMP_ROOT: u64 = 11;
+const ADD_INDIRECT_ROOT: u64 = 12;
+const SET_OPTIONS: u64 = 19;
+const QUERY_ALL_VALID_PATHS: u64 = 23;
+const QUERY_PATH_INFO: u64 = 26;
+const QUERY_PATH_FROM_HASH_PART: u64 = 29;
+const QUERY_VALID_DERIVERS: u64 = 33;
+const QUERY_MISSING: u64 = 40;
+const QUERY_DERIVATION_OUTPUT_MAP: u64 = 41;
+
+/// Nix's level of messages that `nix build` shows by default.
+const VERBOSITY_INFO: u64 = 3;
+/// Nix's most talkative level: what is shown from there only is not shown.
+const VERBOSITY_VOMIT: u64 = 7;
+/// Nix reads its numbers of seconds and of cores into this many bits.
+const SETTING_MAX: u64 = u32::MAX as u64;
+
+/// What a connection tells the daemon about how to build. One build runs at a time on each connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Seconds without a line of log after which a builder is stopped; 0 means never.
+    pub max_silent_seconds: u64,
+    /// What builders see as NIX_BUILD_CORES; 0 means all.
+    pub build_cores: u64,
+    /// Whether the daemon may fetch from its substituters. They must not lead back to ourselves.
+    pub use_substitutes: bool,
+    /// Whether to go on with what does not depend on a failed derivation.
+    pub keep_going: bool,
+    /// More settings of Nix by name, such as `timeout`. A daemon that does not trust us ignores most of them.
+    pub extra: Vec<(String, String)>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            max_silent_seconds: 0,
+            build_cores: 0,
+            use_substitutes: true,
+            keep_going: false,
+            extra: Vec::new(),
+        }
+    }
+}
+
+/// What Nix knows of a valid path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathInfo {
+    /// The path itself.
+    pub path: StorePath,
+    /// What it was built from, where Nix knows.
+    pub deriver: Option<StorePath>,
+    /// The hash of its NAR.
+    pub nar_hash: NarHash,
+    /// The size of its NAR in bytes; 0 when Nix never measured it.
+    pub nar_size: u64,
+    /// What it refers to, itself included where it does.
+    pub references: BTreeSet<StorePath>,
+    /// Whether it was built on this machine.
+    pub ultimate: bool,
+    /// Its signatures, without malformed ones.
+    pub signatures: Vec<Signature>,
+    /// Its content address, where it has one.
+    pub ca: Option<ContentAddress>,
+    /// When it became valid, in seconds since 1970.
+    pub registration_time: u64,
+}
+
+/// What it takes to make targets valid.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Missing {
+    /// Derivations that are built.
+    pub will_build: BTreeSet<StorePath>,
+    /// Paths that are fetched from substituters.
+    pub will_substitute: BTreeSet<StorePath>,
+    /// Paths that nothing gives.
+    pub unknown: BTreeSet<StorePath>,
+    /// Bytes to download, compressed.
+    pub download_size: u64,
+    /// Bytes of the NARs, plain.
+    pub nar_size: u64,
+}
+
+/// An operation that the daemon refuses fails with [`DaemonError::Nix`] and leaves the connection usable; any other error
+/// does not.
+impl Daemon {
+    /// Sets how this connection builds.
+    ///
+    /// # Errors
+    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    pub async fn set_options(&mut self, options: &Options) -> Result<(), DaemonError> {
+        let mut request = Request::default()
+            .number(SET_OPTIONS)
+            .number(0) // keep the folders of failed builds
+            .number(options.keep_going.into())
+            .number(0) // build what cannot be fetched
+            .number(VERBOSITY_INFO)
+            .number(1) // builds at a time
+            .number(options.max_silent_seconds.min(SETTING_MAX))
+            .number(1) // use remote builders: obsolete
+            .number(VERBOSITY_VOMIT)
+            .number(0) // kind of log: obsolete
+            .number(0) // trace builds: obsolete
+            .number(options.build_cores.min(SETTING_MAX))
+            .number(options.use_substitutes.into())
+            .number(options.extra.len() as u64);
+        for (name, value) in &options.extra {
+            request = request.text(name).text(value);
+        }
+        self.ask("setting options", request).await?.done(())
+    }
+
+    /// Whether the path is in the store.
+    ///
+    /// # Errors
+    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    pub async fn is_valid_path(&mut self, path: &StorePath) -> Result<bool, DaemonError> {
+        let request = self.about(IS_VALID_PATH, path);
+        let mut reply = self.ask("asking whether a path is valid", request).await?;
+        let valid = reply.flag().await?;
+        reply.done(valid)
+    }
+
+    /// Holds a path, valid or not, for as long as this connection lives.
+    ///
+    /// # Errors
+    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    pub async fn add_temp_root(&mut self, path: &StorePath) -> Result<(), DaemonError> {
+        let request = self.about(ADD_TEMP_ROOT, path);
+        self.has_temp_roots = true;
+        let mut reply = self.ask("adding a temporary root", request).await?;
+        reply.number().await?;
+        reply.done(())
+    }
+
+    /// Makes the symlink at `link`, an absolute path, hold the store path that it points to, for as long as it does.
+    ///
+    /// # Errors
+    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    pub async fn add_indirect_root(&mut self, link: &Path) -> Result<(), DaemonError> {
+        let request = Request::default().number(ADD_INDIRECT_ROOT).bytes(link.as_os_str().as_bytes());
+        let mut reply = self.ask("adding a GC root", request).await?;
+        reply.number().await?;
+        reply.done(())
+    }
+
+    /// What Nix knows of `path`, or `None` when it is not valid.
+    ///
+    /// # Errors
+    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    pub async fn query_path_info(&mut self, path: &StorePath) -> Result<Option<PathInfo>, DaemonError> {
+        let request = self.about(QUERY_PATH_INFO, path);
+        let mut reply = self.ask("asking about a path", request).await?;
+        let info = if reply.flag().await? { Some(path_info(&mut reply, path).await?) } else { None };
+        reply.done(info)
+    }
+
+    /// The valid path with this hash.
+    ///
+    /// # Errors
+    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    pub async fn query_path_from_hash_part(
+        &mut self,
+        hash: StorePathHash,
+    ) -> Result<Option<StorePath>, DaemonError> {
+        let request = Request::default().number(QUERY_PATH_FROM_HASH_PART).text(hash.as_str());
+        let mut reply = self.ask("looking for a path by its hash", request).await?;
+        let dir = reply.store_dir();
+        let path = reply.optional_path(&dir).await?;
+        reply.done(path)
+    }
+
+    /// Every path in the store: seconds, and some hundred MB, where the store has a million.
+    ///
+    /// # Errors
+    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    pub async fn query_all_valid_paths(&mut self) -> Result<BTreeSet<StorePath>, DaemonError> {
+        let request = Request::default().number(QUERY_ALL_VALID_PATHS);
+        let mut reply = self.ask("listing all paths", request).await?;
+        let dir = reply.store_dir();
+        let paths = reply.paths(&dir).await?;
+        reply.done(paths)
+    }
+
+    /// The valid derivations of which `path` is an output, whether or not it was built.
+    ///
+    /// # Errors
+    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    pub async fn query_valid_derivers(
+        &mut self,
+        path: &StorePath,
+    ) -> Result<BTreeSet<StorePath>, DaemonError> {
+        let request = self.about(QUERY_VALID_DERIVERS, path);
+        let mut reply = self.ask("looking for the derivations of a path", request).await?;
+        let dir = reply.store_dir();
+        let derivers = reply.paths(&dir).await?;
+        reply.done(derivers)
+    }
+
+    /// The outputs of a valid derivation by name; `None` where the path is not known before the build.
+    ///
+    /// # Errors
+    /// When the daemon refuses ([`DaemonError::Nix`], also for a derivation that is not valid) or is lost.
+    pub async fn query_derivation_output_map(
+        &mut self,
+        drv: &StorePath,
+    ) -> Result<BTreeMap<String, Option<StorePath>>, DaemonError> {
+        let request = self.about(QUERY_DERIVATION_OUTPUT_MAP, drv);
+        let mut reply = self.ask("asking for the outputs of a derivation", request).await?;
+        let dir = reply.store_dir();
+        let mut outputs = BTreeMap::new();
+        for _ in 0..reply.count("a list of outputs", LIST_ITEMS_MAX).await? {
+            let name = reply.text("the name of an output").await?;
+            outputs.insert(name, reply.optional_path(&dir).await?);
+        }
+        reply.done(outputs)
+    }
+
+    /// What building `targets` would build and fetch.
+    ///
+    /// # Errors
+    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    pub async fn query_missing(&mut self, targets: &[BuildTarget]) -> Result<Missing, DaemonError> {
+        let targets: Vec<String> = targets.iter().map(|target| target.to_wire(&self.store_dir)).collect();
+        let request = Request::default().number(QUERY_MISSING).texts(&targets);
+        let mut reply = self.ask("asking what a build needs", request).await?;
+        let dir = reply.store_dir();
+        let missing = Missing {
+            will_build: reply.paths(&dir).await?,
+            will_substitute: reply.paths(&dir).await?,
+            unknown: reply.paths(&dir).await?,
+            download_size: reply.number().await?,
+            nar_size: reply.number().await?,
+        };
+        reply.done(missing)
+    }
+
+    fn about(&self, operation: u64, path: &StorePath) -> Request {
+        Request::default().number(operation).text(&path.in_dir(&self.store_dir))
+    }
+}
+
+async fn path_info(reply: &mut Reply<'_>, path: &StorePath) -> Result<PathInfo, DaemonError> {
+    let dir = reply.store_dir();
+    let deriver = reply.optional_path(&dir).await?;
+    let nar_hash = nar_hash(&reply.text("the hash of a NAR").await?)?;
+    let references = reply.paths(&dir).await?;
+    let registration_time = reply.number().await?;
+    let nar_size = reply.number().await?;
+    let ultimate = reply.flag().await?;
+    let mut signatures = Vec::new();
+    for _ in 0..reply.count("a list of signatures", LIST_ITEMS_MAX).await? {
+        signatures.extend(lenient(path, &reply.text("a signature").await?));
+    }
+    let ca = reply.text("a content address").await?;
+    let ca = if ca.is_empty() { None } else { lenient(path, &ca) };
+    let path = path.clone();
+    Ok(PathInfo {
+        path,
+        deriver,
+        nar_hash,
+        nar_size,
+        references,
+        ultimate,
+        signatures,
+        ca,
+        registration_time,
+    })
+}
+
+/// Bare hex from every Nix so far; their own clients also take the other spellings, so we do.
+fn nar_hash(text: &str) -> Result<NarHash, DaemonError> {
+    let parsed = if text.contains([':', '-']) { text.parse() } else { NarHash::from_hex(text) };
+    parsed.map_err(|error| DaemonError::Protocol(format!("{text:?} is no SHA-256: {error}")))
+}
+
+/// What we cannot read is left out: no path is unusable because of a signature that somebody added to it.
+fn lenient<T: FromStr<Err: std::fmt::Display>>(path: &StorePath, text: &str) -> Option<T> {
+    text.parse().map_err(|error| tracing::debug!(%path, %error, "left out: {text:?}")).ok()
+}

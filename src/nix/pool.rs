@@ -1,0 +1,144 @@
+//! Connections to the daemon that are kept for the next one who needs one, and a bound on how many there are.
+//! A connection that was abandoned, looks dead or holds temporary roots is never handed out again.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::connection::Daemon;
+use super::environment::Environment;
+use super::error::DaemonError;
+use super::ops::Options;
+
+/// Connections in use at most. Each is a process of the daemon.
+pub const CONNECTIONS_MAX: usize = 64;
+/// Connections that are kept open at most while nobody uses them.
+pub const IDLE_MAX: usize = 4;
+/// How long to wait for one to be returned when all are in use.
+const TURN_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Hands out connections that have the same options; clones share them.
+#[derive(Clone, Debug)]
+pub struct Pool(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    environment: Environment,
+    options: Options,
+    /// The one that was used last is at the end, and used next. Never locked across an await.
+    idle: Mutex<Vec<Daemon>>,
+    turns: Arc<Semaphore>,
+}
+
+impl Pool {
+    /// A pool without connections yet; they are made when they are needed.
+    #[must_use]
+    pub fn new(environment: Environment, options: Options) -> Self {
+        let turns = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        Self(Arc::new(Shared { environment, options, idle: Mutex::default(), turns }))
+    }
+
+    /// A connection that is idle and seems alive, or else a new one.
+    ///
+    /// It comes back to the pool when it is dropped, unless it is unusable, holds temporary roots (they would hold
+    /// their paths for whoever uses the connection next) or was [`discarded`](PooledDaemon::discard). The daemon may
+    /// still die at any time; then operations fail with an error that
+    /// [`is_connection_lost`](DaemonError::is_connection_lost).
+    ///
+    /// # Errors
+    /// When no connection can be made, or [`CONNECTIONS_MAX`] are in use for a minute.
+    pub async fn get(&self) -> Result<PooledDaemon, DaemonError> {
+        let turn = self.turn().await?;
+        // Lets the runtime notice hang-ups of which the system has told it.
+        tokio::task::yield_now().await;
+        while let Some(mut daemon) = self.0.pop() {
+            if daemon.seems_alive() {
+                return Ok(PooledDaemon::new(daemon, self.0.clone(), turn));
+            }
+        }
+        self.open(turn).await
+    }
+
+    /// A connection that nobody used before, for whoever found that an idle one was lost.
+    ///
+    /// # Errors
+    /// As [`Pool::get`].
+    pub async fn get_fresh(&self) -> Result<PooledDaemon, DaemonError> {
+        let turn = self.turn().await?;
+        self.open(turn).await
+    }
+
+    async fn turn(&self) -> Result<OwnedSemaphorePermit, DaemonError> {
+        match tokio::time::timeout(TURN_TIMEOUT, self.0.turns.clone().acquire_owned()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            // The semaphore is never closed, so this is the time-out.
+            _ => Err(DaemonError::Exhausted { limit: CONNECTIONS_MAX }),
+        }
+    }
+
+    async fn open(&self, turn: OwnedSemaphorePermit) -> Result<PooledDaemon, DaemonError> {
+        let mut daemon = Daemon::connect(&self.0.environment).await?;
+        daemon.set_options(&self.0.options).await?;
+        Ok(PooledDaemon::new(daemon, self.0.clone(), turn))
+    }
+}
+
+impl Shared {
+    fn pop(&self) -> Option<Daemon> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    fn push(&self, daemon: Daemon) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_MAX {
+            idle.push(daemon);
+        }
+    }
+}
+
+/// A connection that is lent. Derefs to [`Daemon`].
+#[derive(Debug)]
+pub struct PooledDaemon {
+    /// Taken only when this is dropped.
+    daemon: Option<Daemon>,
+    pool: Arc<Shared>,
+    _turn: OwnedSemaphorePermit,
+}
+
+impl PooledDaemon {
+    fn new(daemon: Daemon, pool: Arc<Shared>, turn: OwnedSemaphorePermit) -> Self {
+        Self { daemon: Some(daemon), pool, _turn: turn }
+    }
+
+    /// Closes the connection: whatever the daemon does for it ends, and its temporary roots with it.
+    pub fn discard(mut self) {
+        self.daemon = None;
+    }
+}
+
+impl Drop for PooledDaemon {
+    fn drop(&mut self) {
+        if let Some(daemon) = self.daemon.take()
+            && daemon.usable()
+            && !daemon.has_temp_roots()
+        {
+            self.pool.push(daemon);
+        }
+    }
+}
+
+impl Deref for PooledDaemon {
+    type Target = Daemon;
+
+    fn deref(&self) -> &Daemon {
+        self.daemon.as_ref().expect("it is there until it is dropped")
+    }
+}
+
+impl DerefMut for PooledDaemon {
+    fn deref_mut(&mut self) -> &mut Daemon {
+        self.daemon.as_mut().expect("it is there until it is dropped")
+    }
+}

@@ -1,0 +1,117 @@
+//! The frames that a daemon sends while it works: messages, activities, their results, and in the end success or an error.
+//! We never have data for the daemon and never want any from it in between, so frames that ask for either break the protocol.
+
+use super::error::DaemonError;
+use super::wire::Wire;
+
+const NEXT: u64 = 0x6f6c_6d67;
+const READ: u64 = 0x6461_7461;
+const WRITE: u64 = 0x6461_7416;
+const LAST: u64 = 0x616c_7473;
+const ERROR: u64 = 0x6378_7470;
+const START_ACTIVITY: u64 = 0x5354_5254;
+const STOP_ACTIVITY: u64 = 0x5354_4f50;
+const RESULT: u64 = 0x5253_4c54;
+
+/// Fields of an activity or a result at most; Nix sends up to four.
+const FIELDS_MAX: u64 = 1_000;
+/// Traces of an error at most.
+const TRACES_MAX: u64 = 100_000;
+
+/// A value that belongs to an activity or a result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Field {
+    Number(u64),
+    Text(String),
+}
+
+impl Field {
+    pub(super) fn into_text(self) -> Option<String> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Number(_) => None,
+        }
+    }
+}
+
+/// Something that the daemon tells while it works.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    Message(String),
+    Started { id: u64, kind: u64, fields: Vec<Field> },
+    Stopped { id: u64 },
+    Result { id: u64, kind: u64, fields: Vec<Field> },
+}
+
+/// Reads frames until the daemon says that it is done.
+///
+/// # Errors
+/// [`DaemonError::Nix`] when it ends with an error of its own, after which the connection is as good as before.
+pub(super) async fn until_last(wire: &mut Wire, mut on_news: impl FnMut(News)) -> Result<(), DaemonError> {
+    loop {
+        let news = match wire.number().await? {
+            LAST => return Ok(()),
+            ERROR => return Err(DaemonError::Nix(error(wire).await?)),
+            NEXT => News::Message(wire.message("a message").await?),
+            START_ACTIVITY => started(wire).await?,
+            STOP_ACTIVITY => News::Stopped { id: wire.number().await? },
+            RESULT => News::Result {
+                id: wire.number().await?,
+                kind: wire.number().await?,
+                fields: fields(wire).await?,
+            },
+            READ => return Err(DaemonError::Protocol("it asks for data where there is none".into())),
+            WRITE => return Err(DaemonError::Protocol("it sends data where none is expected".into())),
+            other => return Err(DaemonError::Protocol(format!("{other:#x} is no kind of frame"))),
+        };
+        on_news(news);
+    }
+}
+
+async fn started(wire: &mut Wire) -> Result<News, DaemonError> {
+    let id = wire.number().await?;
+    let _level = wire.number().await?;
+    let kind = wire.number().await?;
+    let _text = wire.message("the text of an activity").await?;
+    let fields = fields(wire).await?;
+    let _parent = wire.number().await?;
+    Ok(News::Started { id, kind, fields })
+}
+
+async fn fields(wire: &mut Wire) -> Result<Vec<Field>, DaemonError> {
+    let mut fields = Vec::new();
+    for _ in 0..wire.count("a list of fields", FIELDS_MAX).await? {
+        fields.push(match wire.number().await? {
+            0 => Field::Number(wire.number().await?),
+            1 => Field::Text(wire.message("a field").await?),
+            other => return Err(DaemonError::Protocol(format!("{other} is no kind of field"))),
+        });
+    }
+    Ok(fields)
+}
+
+/// The message and its traces, one after the other, as Nix wrote them.
+async fn error(wire: &mut Wire) -> Result<String, DaemonError> {
+    let kind = wire.text("the kind of an error").await?;
+    if kind != "Error" {
+        return Err(DaemonError::Protocol(format!("{kind:?} is no kind of error")));
+    }
+    let _level = wire.number().await?;
+    let _name = wire.text("the name of an error").await?;
+    let mut text = wire.message("an error").await?;
+    no_position(wire).await?;
+    for _ in 0..wire.count("a list of traces", TRACES_MAX).await? {
+        no_position(wire).await?;
+        text.push('\n');
+        text.push_str(&wire.message("a trace").await?);
+    }
+    Ok(text)
+}
+
+/// Positions in source files are never sent: their place is always a zero.
+async fn no_position(wire: &mut Wire) -> Result<(), DaemonError> {
+    match wire.number().await? {
+        0 => Ok(()),
+        other => Err(DaemonError::Protocol(format!("an error has a position ({other})"))),
+    }
+}

@@ -1,0 +1,261 @@
+//! The daemon's wire format: 64-bit little-endian numbers, strings padded with zeros to eight bytes, counted lists.
+//! Every length is checked against a named bound before it is believed, and no memory is set aside for what has not arrived.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use narinfo::{StoreDir, StorePath};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+use tokio::time::{Instant, timeout_at};
+
+use super::error::DaemonError;
+
+/// Bytes of a message at most: an error, a line of a log, the text of an activity.
+pub(super) const MESSAGE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Bytes of everything else at most: a store path, a name, a signature.
+pub(super) const TEXT_BYTES_MAX: u64 = 64 * 1024;
+/// Items of a list at most. A large store has some 1 M paths.
+pub(super) const LIST_ITEMS_MAX: u64 = 10_000_000;
+/// Bytes read from the socket at once.
+const READ_BUFFER_BYTES: usize = 64 * 1024;
+/// Every string fills a multiple of this many bytes.
+const WORD_BYTES: usize = 8;
+
+/// How long the daemon may take, and what for; the text ends up in the error.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Patience {
+    doing: &'static str,
+    limit: Duration,
+    until: Instant,
+}
+
+impl Patience {
+    pub(super) fn new(doing: &'static str, limit: Duration) -> Self {
+        Self { doing, limit, until: Instant::now() + limit }
+    }
+}
+
+/// A socket to the daemon, read through a buffer.
+#[derive(Debug)]
+pub(super) struct Wire {
+    stream: BufReader<UnixStream>,
+    patience: Option<Patience>,
+}
+
+impl Wire {
+    pub(super) fn new(stream: UnixStream) -> Self {
+        Self { stream: BufReader::with_capacity(READ_BUFFER_BYTES, stream), patience: None }
+    }
+
+    /// Bounds everything that follows; `None` waits for as long as it takes.
+    pub(super) fn set_patience(&mut self, patience: Option<Patience>) {
+        self.patience = patience;
+    }
+
+    /// Whether the other side has neither closed nor said anything unasked. Cheap, and never waits.
+    pub(super) fn is_quiet(&mut self) -> bool {
+        let unread = self.stream.buffer().is_empty();
+        let outcome = self.stream.get_mut().try_read(&mut [0]);
+        unread && matches!(outcome, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+    }
+
+    pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), DaemonError> {
+        let patience = self.patience;
+        bounded(patience, self.stream.write_all(bytes)).await
+    }
+
+    pub(super) async fn number(&mut self) -> Result<u64, DaemonError> {
+        let mut word = [0; WORD_BYTES];
+        self.exactly(&mut word).await?;
+        Ok(u64::from_le_bytes(word))
+    }
+
+    /// Any number but 0 is true, as in Nix.
+    pub(super) async fn flag(&mut self) -> Result<bool, DaemonError> {
+        Ok(self.number().await? != 0)
+    }
+
+    /// How many items follow. `what` names the list for the error.
+    pub(super) async fn count(&mut self, what: &'static str, limit: u64) -> Result<u64, DaemonError> {
+        let size = self.number().await?;
+        if size > limit {
+            return Err(DaemonError::TooLarge { what, size, limit });
+        }
+        Ok(size)
+    }
+
+    pub(super) async fn bytes(&mut self, what: &'static str, limit: u64) -> Result<Vec<u8>, DaemonError> {
+        let length = self.count(what, limit).await?;
+        let mut bytes = Vec::new();
+        let patience = self.patience;
+        // Grows with what arrives, whatever was announced.
+        bounded(patience, (&mut self.stream).take(length).read_to_end(&mut bytes)).await?;
+        if bytes.len() as u64 != length {
+            return Err(DaemonError::Closed);
+        }
+        let mut padding = [0; WORD_BYTES];
+        let padding = &mut padding[..bytes.len().next_multiple_of(WORD_BYTES) - bytes.len()];
+        self.exactly(padding).await?;
+        if padding.iter().any(|byte| *byte != 0) {
+            return Err(DaemonError::Protocol(format!("{what} is padded with something else than zeros")));
+        }
+        Ok(bytes)
+    }
+
+    /// A short string, which must be UTF-8.
+    pub(super) async fn text(&mut self, what: &'static str) -> Result<String, DaemonError> {
+        let bytes = self.bytes(what, TEXT_BYTES_MAX).await?;
+        String::from_utf8(bytes).map_err(|_| DaemonError::Protocol(format!("{what} is not UTF-8")))
+    }
+
+    /// A text for people. Bytes that are not UTF-8 become U+FFFD: a builder prints what it likes.
+    pub(super) async fn message(&mut self, what: &'static str) -> Result<String, DaemonError> {
+        let bytes = self.bytes(what, MESSAGE_BYTES_MAX).await?;
+        Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+    }
+
+    pub(super) async fn path(&mut self, dir: &StoreDir) -> Result<StorePath, DaemonError> {
+        let text = self.text("a store path").await?;
+        parse_path(dir, &text)
+    }
+
+    /// A path, or the empty string for none.
+    pub(super) async fn optional_path(&mut self, dir: &StoreDir) -> Result<Option<StorePath>, DaemonError> {
+        let text = self.text("a store path").await?;
+        if text.is_empty() { Ok(None) } else { parse_path(dir, &text).map(Some) }
+    }
+
+    pub(super) async fn paths(&mut self, dir: &StoreDir) -> Result<BTreeSet<StorePath>, DaemonError> {
+        let mut paths = BTreeSet::new();
+        for _ in 0..self.count("a list of store paths", LIST_ITEMS_MAX).await? {
+            paths.insert(self.path(dir).await?);
+        }
+        Ok(paths)
+    }
+
+    async fn exactly(&mut self, bytes: &mut [u8]) -> Result<(), DaemonError> {
+        let patience = self.patience;
+        bounded(patience, self.stream.read_exact(bytes)).await?;
+        Ok(())
+    }
+}
+
+fn parse_path(dir: &StoreDir, text: &str) -> Result<StorePath, DaemonError> {
+    StorePath::parse_in(dir, text).map_err(|error| {
+        let start: String = text.chars().take(300).collect();
+        DaemonError::Protocol(format!("{start:?} is no store path in {dir}: {error}"))
+    })
+}
+
+async fn bounded<T>(
+    patience: Option<Patience>,
+    work: impl Future<Output = std::io::Result<T>>,
+) -> Result<T, DaemonError> {
+    let Some(Patience { doing, limit, until }) = patience else {
+        return Ok(work.await?);
+    };
+    match timeout_at(until, work).await {
+        Ok(outcome) => Ok(outcome?),
+        Err(_) => Err(DaemonError::TimedOut { doing, limit }),
+    }
+}
+
+/// Bytes to be sent in one go.
+#[derive(Debug, Default)]
+pub(super) struct Request(Vec<u8>);
+
+impl Request {
+    pub(super) fn number(mut self, number: u64) -> Self {
+        self.0.extend_from_slice(&number.to_le_bytes());
+        self
+    }
+
+    pub(super) fn bytes(self, bytes: &[u8]) -> Self {
+        let mut request = self.number(bytes.len() as u64);
+        request.0.extend_from_slice(bytes);
+        request.0.resize(request.0.len().next_multiple_of(WORD_BYTES), 0);
+        request
+    }
+
+    pub(super) fn text(self, text: &str) -> Self {
+        self.bytes(text.as_bytes())
+    }
+
+    pub(super) fn texts<T: AsRef<str>>(self, texts: &[T]) -> Self {
+        texts.iter().fold(self.number(texts.len() as u64), |request, text| request.text(text.as_ref()))
+    }
+
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `read` makes of `sent`, after which the other side hangs up.
+    async fn reading<T>(
+        sent: &[u8],
+        read: impl AsyncFnOnce(&mut Wire) -> Result<T, DaemonError>,
+    ) -> Result<T, DaemonError> {
+        let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
+        theirs.write_all(sent).await.expect("written");
+        drop(theirs);
+        read(&mut Wire::new(ours)).await
+    }
+
+    #[tokio::test]
+    async fn what_is_written_is_read_back() {
+        for text in ["", "1234567", "12345678", "123456789"] {
+            let sent = Request::default().text(text).number(7);
+            let read = async |wire: &mut Wire| Ok((wire.text("it").await?, wire.number().await?));
+            assert_eq!(reading(sent.as_bytes(), read).await.expect("read"), (text.to_owned(), 7));
+            assert_eq!(sent.as_bytes().len() % WORD_BYTES, 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn an_absurd_length_is_refused_before_anything_is_set_aside() {
+        for length in [TEXT_BYTES_MAX + 1, u64::MAX] {
+            let sent = Request::default().number(length);
+            let error =
+                reading(sent.as_bytes(), async |wire| wire.text("it").await).await.expect_err("refused");
+            assert!(matches!(error, DaemonError::TooLarge { size, .. } if size == length), "{error}");
+        }
+        let sent = Request::default().number(LIST_ITEMS_MAX + 1);
+        let error = reading(sent.as_bytes(), async |wire| wire.paths(&StoreDir::default()).await).await;
+        assert!(matches!(error, Err(DaemonError::TooLarge { .. })));
+    }
+
+    #[tokio::test]
+    async fn a_string_that_ends_early_is_a_closed_connection() {
+        let sent = Request::default().text("0123456789");
+        for length in 0..sent.as_bytes().len() {
+            let error = reading(&sent.as_bytes()[..length], async |wire| wire.text("it").await).await;
+            assert!(matches!(error, Err(DaemonError::Closed)), "{length} bytes: {error:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn padding_must_be_zero_and_texts_utf_8() {
+        let mut sent = Request::default().text("a").as_bytes().to_vec();
+        *sent.last_mut().expect("padding") = 1;
+        let error = reading(&sent, async |wire| wire.text("it").await).await;
+        assert!(matches!(error, Err(DaemonError::Protocol(_))));
+        let sent = Request::default().bytes(b"\xff");
+        let error = reading(sent.as_bytes(), async |wire| wire.text("it").await).await;
+        assert!(matches!(error, Err(DaemonError::Protocol(_))));
+        let message = reading(sent.as_bytes(), async |wire| wire.message("it").await).await;
+        assert_eq!(message.expect("a message"), "\u{fffd}");
+    }
+
+    #[tokio::test]
+    async fn silence_ends_with_patience() {
+        let (ours, _theirs) = UnixStream::pair().expect("a pair of sockets");
+        let mut wire = Wire::new(ours);
+        wire.set_patience(Some(Patience::new("testing", Duration::from_millis(20))));
+        assert!(matches!(wire.number().await, Err(DaemonError::TimedOut { doing: "testing", .. })));
+    }
+}

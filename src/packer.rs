@@ -1,0 +1,248 @@
+//! Packs what the index serves but only the Nix store has, once for all who ask, and in the background for everyone else.
+//! A store path is let go (its GC root removed) only when its NAR is on disk and in the index.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use narinfo::{NarHash, StoreDir, StorePath};
+use tokio::sync::{Notify, Semaphore};
+
+use crate::index::{self, Index, NarRow, PathRow};
+use crate::nar_store::{Growing, NarStore, PackError, Stored};
+use crate::roots::Roots;
+
+/// How long the background packer rests after the NAR store could not be written.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// Why a NAR cannot be given.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The index failed.
+    #[error("the index cannot be read")]
+    Index(#[from] index::Error),
+    /// The NAR store failed.
+    #[error("the NAR store cannot be read or written")]
+    Store(#[from] std::io::Error),
+}
+
+/// A NAR that can be sent now.
+#[derive(Clone, Debug)]
+pub enum Nar {
+    /// Complete.
+    Stored(Stored),
+    /// Being packed; follow it.
+    Growing(Growing),
+}
+
+/// What [`Packer::open`] found.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// What is known of it.
+    pub about: About,
+    /// Where its bytes come from.
+    pub nar: Nar,
+}
+
+/// What is known of a NAR.
+#[derive(Clone, Copy, Debug)]
+pub struct About {
+    /// Bytes of the plain NAR.
+    pub nar_size: u64,
+    /// Its file, once it is packed.
+    pub packed: Option<NarRow>,
+}
+
+/// The packer; clones share it.
+#[derive(Clone)]
+pub struct Packer(Arc<Inner>);
+
+struct Inner {
+    index: Index,
+    nars: NarStore,
+    roots: Roots,
+    store_dir: StoreDir,
+    /// What is being packed now: equal requests follow the same file.
+    under_way: Mutex<HashMap<NarHash, Growing>>,
+    /// Packing takes a core each: as many at once as there are cores.
+    slots: Semaphore,
+    work: Notify,
+}
+
+impl Packer {
+    /// Puts the parts together; nothing runs yet.
+    #[must_use]
+    pub fn new(index: Index, nars: NarStore, roots: Roots, store_dir: StoreDir) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self(Arc::new(Inner {
+            index,
+            nars,
+            roots,
+            store_dir,
+            under_way: Mutex::default(),
+            slots: Semaphore::new(cores),
+            work: Notify::new(),
+        }))
+    }
+
+    /// The NAR with this hash, if a served path has it; packing begins (or is joined) where it is not packed yet.
+    ///
+    /// # Errors
+    /// When the index or the NAR store fails.
+    pub async fn open(&self, nar: NarHash) -> Result<Option<Found>, Error> {
+        let Some(row) = self.0.index.path_with_nar(nar).await? else { return Ok(None) };
+        let about = About { nar_size: row.nar_size, packed: self.0.index.packed(nar).await? };
+        Ok(Some(Found { about, nar: self.start(row)? }))
+    }
+
+    /// What is known of the NAR with this hash, if a served path has it; packs nothing.
+    ///
+    /// # Errors
+    /// When the index fails.
+    pub async fn about(&self, nar: NarHash) -> Result<Option<About>, Error> {
+        let Some(row) = self.0.index.path_with_nar(nar).await? else { return Ok(None) };
+        Ok(Some(About { nar_size: row.nar_size, packed: self.0.index.packed(nar).await? }))
+    }
+
+    /// Tells the background packer that there is something new to pack.
+    pub fn wake(&self) {
+        self.0.work.notify_one();
+    }
+
+    /// Packs in the background, one path at a time, for as long as the server runs.
+    pub async fn run(self) {
+        if let Err(error) = self.release_what_is_packed().await {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot check the GC roots");
+        }
+        loop {
+            if self.pack_all().await {
+                self.0.work.notified().await;
+            } else {
+                tokio::time::sleep(RETRY_AFTER).await;
+            }
+        }
+    }
+
+    /// Packs every unpacked path; false when some could not be written and must be tried again.
+    async fn pack_all(&self) -> bool {
+        let rows = match self.0.index.unpacked().await {
+            Ok(rows) => rows,
+            Err(error) => {
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot list what is to be packed");
+                return false;
+            }
+        };
+        let mut all = true;
+        for row in rows {
+            let hash = row.nar_hash;
+            all &= match self.start(row) {
+                Ok(Nar::Stored(stored)) => self.0.record_found(hash, stored).await,
+                Ok(Nar::Growing(mut growing)) => {
+                    growing.finished().await.is_ok() || self.was_forgotten(hash).await
+                }
+                Err(error) => {
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot begin to pack");
+                    false
+                }
+            };
+        }
+        all
+    }
+
+    async fn was_forgotten(&self, nar: NarHash) -> bool {
+        matches!(self.0.index.path_with_nar(nar).await, Ok(None))
+    }
+
+    /// Joins the packing under way, or begins it; gives the file where it is there already.
+    fn start(&self, row: PathRow) -> Result<Nar, Error> {
+        let mut under_way = self.0.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(growing) = under_way.get(&row.nar_hash) {
+            return Ok(Nar::Growing(growing.clone()));
+        }
+        // Looked for under the lock: a packing leaves the map only after its file has its final name.
+        if let Some(stored) = self.0.nars.get(row.nar_hash)? {
+            return Ok(Nar::Stored(stored));
+        }
+        let (draft, growing) = self.0.nars.draft()?;
+        under_way.insert(row.nar_hash, growing.clone());
+        let inner = Arc::clone(&self.0);
+        // A task of its own: it goes on when the client that began it leaves.
+        tokio::spawn(async move {
+            let nar = row.nar_hash;
+            inner.pack(draft, row).await;
+            inner.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&nar);
+        });
+        Ok(Nar::Growing(growing))
+    }
+
+    /// Removes roots that an interrupted run left behind: of paths that are packed, or not served at all.
+    async fn release_what_is_packed(&self) -> Result<(), Error> {
+        for path in self.0.roots.held()? {
+            match self.0.index.find(path.hash()).await? {
+                Some(hit) if hit.packed.is_none() => {}
+                _ => self.0.roots.release(&path),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    async fn pack(self: &Arc<Self>, draft: crate::nar_store::Draft, row: PathRow) {
+        let Ok(_slot) = self.slots.acquire().await else { return };
+        let inner = Arc::clone(self);
+        let (path, hash, bytes) = (row.path.clone(), row.nar_hash, row.nar_size);
+        let source = std::path::PathBuf::from(path.in_dir(&self.store_dir));
+        let packed = tokio::task::spawn_blocking(move || inner.nars.pack(draft, &source, hash, bytes)).await;
+        let recorded = match packed {
+            Ok(Ok(packed)) => {
+                let nar = NarRow { nar_hash: hash, file_hash: packed.file_hash, file_size: packed.file_size };
+                self.index.record_packed(nar).await
+            }
+            Ok(Err(error @ (PackError::Vanished | PackError::Mismatch { .. }))) => {
+                // Not to be promised any longer; the next request for its narinfo adopts or builds it anew.
+                tracing::error!(%path, error = &error as &dyn std::error::Error, "cannot be served any more");
+                self.index.forget_paths(hash).await
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%path, error = &error as &dyn std::error::Error, "not packed");
+                return;
+            }
+            Err(error) => {
+                tracing::error!(%path, %error, "packing was interrupted");
+                return;
+            }
+        };
+        match recorded {
+            Ok(()) => self.let_go(&path, hash).await,
+            Err(error) => {
+                tracing::error!(%path, error = &error as &dyn std::error::Error, "packed, but not recorded");
+            }
+        }
+    }
+
+    /// The file is there though its row is not: a run was interrupted between the two. False when it must be tried again.
+    async fn record_found(&self, nar: NarHash, stored: Stored) -> bool {
+        let measured = tokio::task::spawn_blocking(move || stored.measure()).await;
+        let Ok(Ok(packed)) = measured else { return false };
+        let row = NarRow { nar_hash: nar, file_hash: packed.file_hash, file_size: packed.file_size };
+        if self.index.record_packed(row).await.is_err() {
+            return false;
+        }
+        if let Ok(Some(row)) = self.index.path_with_nar(nar).await {
+            self.let_go(&row.path, nar).await;
+        }
+        true
+    }
+
+    /// Removes the roots of every path that has this NAR: `path`, and those with equal contents.
+    async fn let_go(&self, path: &StorePath, nar: NarHash) {
+        self.roots.release(path);
+        match self.index.paths_with_nar(nar).await {
+            Ok(paths) => paths.iter().for_each(|path| self.roots.release(path)),
+            Err(error) => {
+                tracing::warn!(%path, error = &error as &dyn std::error::Error, "a GC root may stay until the next start");
+            }
+        }
+    }
+}

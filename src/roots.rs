@@ -1,0 +1,93 @@
+//! The GC roots that hold store paths until their NARs are packed: one symlink each in our own directory, known to Nix as an indirect root.
+//! Must never outlive its reason: a root without an unpacked row is removed at the next start.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use narinfo::{StoreDir, StorePath};
+
+use crate::nix::{Daemon, DaemonError};
+
+/// Why a root could not be set.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The symlink could not be made.
+    #[error("cannot make a GC root in {}", dir.display())]
+    Link {
+        /// The directory of roots.
+        dir: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The daemon refused it.
+    #[error("the Nix daemon did not register a GC root")]
+    Daemon(#[from] DaemonError),
+}
+
+/// The directory of our roots.
+#[derive(Clone, Debug)]
+pub struct Roots {
+    dir: PathBuf,
+    store_dir: StoreDir,
+}
+
+impl Roots {
+    /// Uses `dir` (an absolute path that the daemon can follow), making it when it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub fn open(dir: &Path, store_dir: StoreDir) -> io::Result<Self> {
+        fs::create_dir_all(dir)?;
+        Ok(Self { dir: dir.to_owned(), store_dir })
+    }
+
+    /// Holds every one of `paths`. They must be held by something else (a temporary root) until this returns.
+    ///
+    /// # Errors
+    /// When a symlink cannot be made or the daemon does not register it.
+    pub async fn hold<'a>(
+        &self,
+        daemon: &mut Daemon,
+        paths: impl IntoIterator<Item = &'a StorePath>,
+    ) -> Result<(), Error> {
+        let link_error = |source| Error::Link { dir: self.dir.clone(), source };
+        for path in paths {
+            let link = self.link(path);
+            match symlink(path.in_dir(&self.store_dir), &link) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(link_error(error)),
+                _ => daemon.add_indirect_root(&link).await?,
+            }
+        }
+        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(link_error)
+    }
+
+    /// Lets go of a path. Nix drops its own half of the root at its next collection.
+    pub fn release(&self, path: &StorePath) {
+        match fs::remove_file(self.link(path)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(%path, %error, "cannot remove a GC root; the store path stays until it is removed by hand");
+            }
+            _ => {}
+        }
+    }
+
+    /// Every path that is held.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn held(&self) -> io::Result<Vec<StorePath>> {
+        let mut held = Vec::new();
+        for entry in fs::read_dir(&self.dir)? {
+            if let Some(path) = entry?.file_name().to_str().and_then(|name| StorePath::parse(name).ok()) {
+                held.push(path);
+            }
+        }
+        Ok(held)
+    }
+
+    fn link(&self, path: &StorePath) -> PathBuf {
+        self.dir.join(path.to_string())
+    }
+}

@@ -1,0 +1,237 @@
+//! The server's life: open the parts, wire them together, run, drain.
+//! The only place that knows every part; holds no logic of any of them.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use narinfo::KeyName;
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::watch;
+
+use crate::adopt::Adopter;
+use crate::build::{Builds, Logs, Worker};
+use crate::http::{Door, Parts, Service};
+use crate::index::{self, Index};
+use crate::nar_store::NarStore;
+use crate::packer::Packer;
+use crate::roots::Roots;
+use crate::substitute::Substitute;
+use crate::{build, http, key, nar_store, nix, substitute};
+
+/// The control socket's name in the state directory.
+pub const CONTROL_SOCKET: &str = "control.sock";
+
+/// All settings, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where clients come in.
+    pub listen: SocketAddr,
+    /// Where everything is kept.
+    pub state_dir: PathBuf,
+    /// The name of a key that is made.
+    pub key_name: KeyName,
+    /// Where Nix is.
+    pub nix: nix::Environment,
+    /// What the Nix daemon is told.
+    pub daemon: nix::Options,
+    /// What may be built.
+    pub substitute: substitute::Settings,
+    /// How failures are remembered.
+    pub build: build::Settings,
+    /// How NARs are stored.
+    pub nar_store: nar_store::Settings,
+    /// How the cache presents itself.
+    pub http: http::Settings,
+}
+
+/// Why the server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A part of the state cannot be opened.
+    #[error("cannot use {}", path.display())]
+    State {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another server uses the state directory.
+    #[error("another server runs with the state directory {}: stop it, or give this one another --state-dir", .0.display())]
+    Locked(PathBuf),
+    /// The key cannot be used.
+    #[error(transparent)]
+    Key(#[from] key::Error),
+    /// The index cannot be used.
+    #[error(transparent)]
+    Index(#[from] index::Error),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: is another server there? --listen takes another address")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The signals cannot be watched.
+    #[error("cannot watch for signals")]
+    Signals(#[source] io::Error),
+}
+
+/// A server that is ready: everything is open, nothing is answered yet.
+pub struct Server {
+    service: Service,
+    doors: Vec<Door>,
+    worker: Worker,
+    packer: Packer,
+    stop: watch::Sender<bool>,
+    /// Held for as long as the server lives.
+    _lock: File,
+    control: PathBuf,
+    /// The address that clients use.
+    pub address: SocketAddr,
+    /// What clients trust.
+    pub public_key: String,
+}
+
+impl Server {
+    /// Opens everything and binds the address. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// When the state, the key, the index or the address cannot be used.
+    pub async fn open(settings: Settings) -> Result<Self, Error> {
+        let state_dir = make_state_dir(&settings.state_dir)?;
+        let lock = lock(&state_dir)?;
+        let index_file = state_dir.join("index.sqlite");
+        let key = key::read_or_create(&state_dir, settings.key_name, index_file.exists())?;
+        let public_key = key.public_key().to_string();
+        let index = Index::open(&index_file)?;
+        let store_dir = settings.nix.store_dir.clone();
+        let nars = state(&state_dir.join("nar"), |dir| NarStore::open(dir, settings.nar_store))?;
+        let logs = state(&state_dir.join("log"), Logs::open)?;
+        let roots = state(&state_dir.join("gcroots"), |dir| Roots::open(dir, store_dir.clone()))?;
+
+        let pool = nix::Pool::new(settings.nix.clone(), settings.daemon);
+        let local = nix::LocalStore::new(settings.nix, pool.clone());
+        let packer = Packer::new(index.clone(), nars, roots.clone(), store_dir.clone());
+        let adopter = Adopter {
+            pool: pool.clone(),
+            index: index.clone(),
+            roots,
+            packer: packer.clone(),
+            key: Arc::new(key),
+            store_dir: store_dir.clone(),
+        };
+        let builds = Builds::default();
+        let worker = Worker {
+            builds: builds.clone(),
+            pool: pool.clone(),
+            adopter: adopter.clone(),
+            index: index.clone(),
+            logs: logs.clone(),
+            settings: settings.build,
+        };
+        let substitute = Substitute {
+            index: index.clone(),
+            local,
+            adopter,
+            builds: builds.clone(),
+            settings: settings.substitute,
+        };
+        let (stop, stopping) = watch::channel(false);
+        let parts = Parts {
+            substitute,
+            packer: packer.clone(),
+            logs,
+            builds,
+            index,
+            pool,
+            store_dir,
+            public_key: public_key.clone(),
+            settings: settings.http,
+        };
+
+        let control = state_dir.join(CONTROL_SOCKET);
+        let listener = TcpListener::bind(settings.listen)
+            .await
+            .map_err(|source| Error::Listen { address: settings.listen, source })?;
+        let address =
+            listener.local_addr().map_err(|source| Error::Listen { address: settings.listen, source })?;
+        let doors = vec![Door::Tcp(listener), Door::Unix(state(&control, control_socket)?)];
+        let service = Service::new(parts, stopping);
+        Ok(Self { service, doors, worker, packer, stop, _lock: lock, control, address, public_key })
+    }
+
+    /// Serves until `until` resolves, then drains: waits are ended, running downloads are given their time.
+    pub async fn run(self, until: impl Future<Output = ()>) {
+        let worker = tokio::spawn(self.worker.run());
+        let packer = tokio::spawn(self.packer.run());
+        let serving = http::serve(self.doors, self.service);
+        let stopping = async {
+            until.await;
+            tracing::info!("stopping");
+            self.stop.send_replace(true);
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = serving => {}
+            () = stopping => {}
+        }
+        // The running build ends with its connection to the daemon; whoever waits for it asks again.
+        worker.abort();
+        packer.abort();
+        let _ = fs::remove_file(&self.control);
+    }
+}
+
+/// Resolves when the process is told to end.
+///
+/// # Errors
+/// When signals cannot be watched.
+pub fn told_to_end() -> Result<impl Future<Output = ()>, Error> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Signals)?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Absolute, since the Nix daemon follows symlinks into it; for our eyes only, since the key is in it.
+fn make_state_dir(dir: &Path) -> Result<PathBuf, Error> {
+    state(dir, |dir| {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        dir.canonicalize()
+    })
+}
+
+fn lock(state_dir: &Path) -> Result<File, Error> {
+    let path = state_dir.join("lock");
+    let file = state(&path, |path| OpenOptions::new().write(true).create(true).truncate(false).open(path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(Error::Locked(state_dir.to_owned())),
+        Err(fs::TryLockError::Error(source)) => Err(Error::State { path, source }),
+    }
+}
+
+/// The lock is ours, so a socket that is there is a dead server's.
+fn control_socket(path: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+fn state<T>(path: &Path, open: impl FnOnce(&Path) -> io::Result<T>) -> Result<T, Error> {
+    open(path).map_err(|source| Error::State { path: path.to_owned(), source })
+}

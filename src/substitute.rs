@@ -1,0 +1,178 @@
+//! The decision: what happens when a hash is asked for. Read [`Substitute::ask`] from top to bottom.
+//! Knows no HTTP; whatever goes wrong becomes a reason, never an error.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use narinfo::{StorePath, StorePathHash};
+
+use crate::adopt::{self, Adopter};
+use crate::build::{Builds, Ticket};
+use crate::index::{Failure, Hit, Index};
+use crate::nix::LocalStore;
+
+/// Where derivations may come from to be built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Source {
+    /// Any derivation in the local Nix store.
+    Store,
+}
+
+/// What may be built.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The sources whose derivations are built on demand; none means serve only.
+    pub build_from: Vec<Source>,
+}
+
+/// What a miss may cost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnMiss {
+    /// A build.
+    Build,
+    /// Nothing: only what is there is of interest.
+    Report,
+}
+
+/// What becomes of a hash.
+pub enum Answer {
+    /// It is served.
+    Ready(Box<Hit>),
+    /// It is being built, or will be.
+    Wait(Ticket),
+    /// It is not to be had.
+    Missing(Missing),
+}
+
+/// Why a path is not to be had. The text is for the person who asked.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Missing {
+    /// Nobody knows the hash.
+    #[error(
+        "unknown: neither this cache nor its Nix store has a path or a derivation with this hash; put the derivation into the server's store and ask again"
+    )]
+    Unknown,
+    /// It could be built, but that was not asked for.
+    #[error("not built yet: {0} makes it; ask with GET outside /cached/ to have it built")]
+    NotBuilt(StorePath),
+    /// It could be built, but this server builds nothing.
+    #[error("not built: {0} makes it, but this server only serves (its setting build-from is empty)")]
+    ServeOnly(StorePath),
+    /// It was tried.
+    #[error("{}", failure_text(.0))]
+    Failed(Arc<Failure>),
+    /// Too many wait.
+    #[error("refused: {0}")]
+    Refused(String),
+    /// The server cannot tell at the moment.
+    #[error("unavailable: {0}; the server's log has the details")]
+    Unavailable(&'static str),
+}
+
+fn failure_text(failure: &Failure) -> String {
+    let class = if failure.permanent { "permanent" } else { "passing" };
+    let left = failure.expires_at.duration_since(SystemTime::now()).unwrap_or_default();
+    let left = humantime::format_duration(std::time::Duration::from_secs(left.as_secs()));
+    let Failure { drv, cause, reason, .. } = failure;
+    format!(
+        "failed ({class}): {drv}\ncause: {cause}\nreason: {reason}\nlog: /log/{cause}\ntried again: on request, in {left}"
+    )
+}
+
+/// Decides; clones share what it needs.
+#[derive(Clone)]
+pub struct Substitute {
+    /// What is served.
+    pub index: Index,
+    /// What Nix has on this machine.
+    pub local: LocalStore,
+    /// What makes a local path a served one.
+    pub adopter: Adopter,
+    /// The queue.
+    pub builds: Builds,
+    /// What may be built.
+    pub settings: Settings,
+}
+
+impl Substitute {
+    /// What becomes of `hash`: served, in the local store, being built, failed before, or to be built; else a reason.
+    pub async fn ask(&self, hash: StorePathHash, on_miss: OnMiss) -> Answer {
+        self.decide(hash, on_miss).await.unwrap_or_else(Answer::Missing)
+    }
+
+    async fn decide(&self, hash: StorePathHash, on_miss: OnMiss) -> Result<Answer, Missing> {
+        if let Some(hit) = self.served(hash).await? {
+            return Ok(Answer::Ready(hit));
+        }
+        if let Some(path) =
+            self.local.valid_path(hash).await.map_err(|e| trouble(&e, "the Nix store cannot be asked"))?
+            && let Some(hit) = self.adopt(&path).await?
+        {
+            return Ok(Answer::Ready(hit));
+        }
+        let drv = self.derivation_for(hash).await?.ok_or(Missing::Unknown)?;
+        if !self.builds.contains(&drv)
+            && let Some(failure) = self.failure(&drv).await?
+        {
+            return Err(Missing::Failed(Arc::new(failure)));
+        }
+        if !self.settings.build_from.contains(&Source::Store) {
+            return Err(Missing::ServeOnly(drv));
+        }
+        if on_miss == OnMiss::Report {
+            return Err(Missing::NotBuilt(drv));
+        }
+        let ticket = self.builds.ask(&drv).map_err(|full| Missing::Refused(full.to_string()))?;
+        Ok(Answer::Wait(ticket))
+    }
+
+    /// What the index says of `hash`, once a build has ended.
+    ///
+    /// # Errors
+    /// When it is not served after all.
+    pub async fn after_build(&self, hash: StorePathHash) -> Result<Box<Hit>, Missing> {
+        self.served(hash).await?.ok_or(Missing::Unavailable("the build ended without this output"))
+    }
+
+    async fn served(&self, hash: StorePathHash) -> Result<Option<Box<Hit>>, Missing> {
+        let hit = self.index.find(hash).await.map_err(|e| trouble(&e, "the index cannot be read"))?;
+        Ok(hit.map(Box::new))
+    }
+
+    /// `None` when the path was collected in this very moment: then it is as if it had not been there.
+    async fn adopt(&self, path: &StorePath) -> Result<Option<Box<Hit>>, Missing> {
+        match self.adopter.adopt(std::slice::from_ref(path)).await {
+            Ok(()) => self.served(path.hash()).await,
+            Err(adopt::Error::NotValid(_)) => Ok(None),
+            Err(error) => Err(trouble(&error, "the path is in the Nix store but could not be adopted")),
+        }
+    }
+
+    /// The derivation to build for `hash`. Several may give the same output: one that is on its way already, else one
+    /// that has not failed, else the first.
+    async fn derivation_for(&self, hash: StorePathHash) -> Result<Option<StorePath>, Missing> {
+        let makers =
+            self.local.derivers_of(hash).await.map_err(|e| trouble(&e, "the Nix store cannot be asked"))?;
+        if let Some(drv) = makers.iter().find(|drv| self.builds.contains(drv)) {
+            return Ok(Some(drv.clone()));
+        }
+        for drv in &makers {
+            if self.failure(drv).await?.is_none() {
+                return Ok(Some(drv.clone()));
+            }
+        }
+        Ok(makers.into_iter().next())
+    }
+
+    async fn failure(&self, drv: &StorePath) -> Result<Option<Failure>, Missing> {
+        let failure = self.index.failure(drv.clone(), SystemTime::now()).await;
+        failure.map_err(|e| trouble(&e, "the index cannot be read"))
+    }
+}
+
+/// Logged once, here; the client gets the stable reason.
+fn trouble(error: &(dyn std::error::Error + 'static), reason: &'static str) -> Missing {
+    tracing::error!(error, "{reason}");
+    Missing::Unavailable(reason)
+}
