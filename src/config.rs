@@ -23,18 +23,23 @@ pub struct Written {
     listen: Option<SocketAddr>,
     /// Where the index, the NARs, the logs and the signing key are [default: $STATE_DIRECTORY, else ~/.local/state/ondine]
     #[arg(long, env = "ONDINE_STATE_DIR", value_name = "DIR")]
+    #[serde(alias = "state_dir")]
     state_dir: Option<PathBuf>,
     /// Name of the signing key that the first start makes [default: <host name>-1]
     #[arg(long, env = "ONDINE_KEY_NAME", value_name = "NAME")]
+    #[serde(alias = "key_name")]
     key_name: Option<String>,
     /// Sources of derivations that may be built: "store"; empty to serve only [default: store]
     #[arg(long, env = "ONDINE_BUILD_FROM", value_name = "SOURCE", value_delimiter = ',', num_args = 0..)]
+    #[serde(alias = "build_from")]
     build_from: Option<Vec<Source>>,
     /// Caches that the Nix daemon may take inputs from while it builds; never this one [default: none]
     #[arg(long, env = "ONDINE_BUILD_SUBSTITUTERS", value_name = "URL", value_delimiter = ',', num_args = 0..)]
+    #[serde(alias = "build_substituters")]
     build_substituters: Option<Vec<String>>,
     /// Cores that one build may use; 0 is all [default: 0]
     #[arg(long, env = "ONDINE_BUILD_CORES", value_name = "N")]
+    #[serde(alias = "build_cores")]
     build_cores: Option<u64>,
     /// How long an answer is held before lines about the wait are sent, 0s to 250s [default: 20s]
     #[arg(long, env = "ONDINE_HOLD", value_name = "DURATION", value_parser = duration)]
@@ -42,24 +47,26 @@ pub struct Written {
     hold: Option<Duration>,
     /// Time between two lines about the wait, 1s to 120s [default: 10s]
     #[arg(long, env = "ONDINE_KEEP_ALIVE", value_name = "DURATION", value_parser = duration)]
-    #[serde(default, deserialize_with = "written_duration")]
+    #[serde(alias = "keep_alive", default, deserialize_with = "written_duration")]
     keep_alive: Option<Duration>,
     /// How long the failure of a build that is itself wrong is remembered [default: 24h]
     #[arg(long, env = "ONDINE_REMEMBER_PERMANENT", value_name = "DURATION", value_parser = duration)]
-    #[serde(default, deserialize_with = "written_duration")]
+    #[serde(alias = "remember_permanent", default, deserialize_with = "written_duration")]
     remember_permanent: Option<Duration>,
     /// How long a failure of the machine is remembered [default: 5m]
     #[arg(long, env = "ONDINE_REMEMBER_PASSING", value_name = "DURATION", value_parser = duration)]
-    #[serde(default, deserialize_with = "written_duration")]
+    #[serde(alias = "remember_passing", default, deserialize_with = "written_duration")]
     remember_passing: Option<Duration>,
     /// Priority among a client's caches, lower is asked first; cache.nixos.org has 40 [default: 50]
     #[arg(long, env = "ONDINE_PRIORITY", value_name = "N")]
     priority: Option<u32>,
     /// Let clients ask in bulk whether paths exist: each unknown one may start a build [default: false]
     #[arg(long, env = "ONDINE_WANT_MASS_QUERY", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    #[serde(alias = "want_mass_query")]
     want_mass_query: Option<bool>,
     /// zstd level of stored NARs, 1 (fast) to 19 (small) [default: 3]
     #[arg(long, env = "ONDINE_ZSTD_LEVEL", value_name = "LEVEL")]
+    #[serde(alias = "zstd_level")]
     zstd_level: Option<i32>,
     /// How long open answers are given to end when the server stops, up to 1h [default: 30s]
     #[arg(long, env = "ONDINE_DRAIN", value_name = "DURATION", value_parser = duration)]
@@ -96,14 +103,6 @@ pub enum Error {
         /// The setting with the nearest name.
         nearest: String,
     },
-    /// The same setting twice, once with dashes and once with underscores.
-    #[error("{}: \"{key}\" is set twice", file.display())]
-    Twice {
-        /// The settings file.
-        file: PathBuf,
-        /// The setting.
-        key: String,
-    },
     /// A value out of bounds.
     #[error("{setting} = {value}: {expected}")]
     Bounds {
@@ -133,18 +132,14 @@ impl Written {
         let toml_error = |source| Error::Toml { file: file.to_owned(), source: Box::new(source) };
         let table: toml::Table = text.parse().map_err(toml_error)?;
         let known = known_settings();
-        let mut settings = toml::Table::new();
-        for (written, value) in table {
+        for written in table.keys() {
             let key = written.replace('_', "-");
             if !known.contains(&key) {
                 let nearest = nearest(&key, &known);
-                return Err(Error::Unknown { file: file.to_owned(), key: written, nearest });
-            }
-            if settings.insert(key.clone(), value).is_some() {
-                return Err(Error::Twice { file: file.to_owned(), key });
+                return Err(Error::Unknown { file: file.to_owned(), key: written.clone(), nearest });
             }
         }
-        settings.try_into().map_err(toml_error)
+        toml::from_str(&text).map_err(toml_error)
     }
 
     /// These settings, and those of `other` where these say nothing.
@@ -330,7 +325,7 @@ mod tests {
     #[test]
     fn dashes_and_underscores_are_the_same_but_not_both_at_once() {
         assert_eq!(read("zstd_level = 4").expect("a good file").zstd_level, Some(4));
-        assert!(matches!(read("zstd_level = 4\nzstd-level = 5"), Err(Error::Twice { .. })));
+        assert!(matches!(read("zstd_level = 4\nzstd-level = 5"), Err(Error::Toml { .. })));
     }
 
     #[test]

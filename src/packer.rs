@@ -91,8 +91,14 @@ impl Packer {
     /// When the index or the NAR store fails.
     pub async fn open(&self, nar: NarHash) -> Result<Option<Found>, Error> {
         let Some(row) = self.0.index.path_with_nar(nar).await? else { return Ok(None) };
-        let about = About { nar_size: row.nar_size, packed: self.0.index.packed(nar).await? };
-        Ok(Some(Found { about, nar: self.start(row)? }))
+        let mut about = About { nar_size: row.nar_size, packed: self.0.index.packed(nar).await? };
+        let nar = self.start(row)?;
+        if let (Nar::Growing(_), Some(lost)) = (&nar, about.packed) {
+            tracing::warn!(nar = %lost.nar_hash, "its file is gone; packing it again");
+            self.0.index.forget_packed(lost.nar_hash).await?;
+            about.packed = None;
+        }
+        Ok(Some(Found { about, nar }))
     }
 
     /// What is known of the NAR with this hash, if a served path has it; packs nothing.

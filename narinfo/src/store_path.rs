@@ -41,7 +41,7 @@ fn excerpt(text: &str) -> String {
 }
 
 /// The directory that store paths are in: `/nix/store`, nearly everywhere.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct StoreDir(nix_derivation::StoreDir);
 
 impl StoreDir {
@@ -66,12 +66,6 @@ impl StoreDir {
     /// For the modules that hand it to nix-derivation.
     pub(crate) fn inner(&self) -> &nix_derivation::StoreDir {
         &self.0
-    }
-}
-
-impl Default for StoreDir {
-    fn default() -> Self {
-        Self(nix_derivation::StoreDir::default())
     }
 }
 

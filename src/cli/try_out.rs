@@ -1,9 +1,262 @@
-//! `ondine try`.
-/// x
+//! `ondine try`: the whole idea on one screen, with a Nix store, a daemon, a server and a client that are all thrown away.
+//! Must never touch the machine's own Nix store, and leaves nothing behind.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use narinfo::StorePath;
+
+use super::control;
+
+/// How long the throw-away daemon may take to listen.
+const DAEMON_START_MAX: Duration = Duration::from_secs(20);
+/// Between two looks at the queue.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// What it takes of Nix.
+const PROGRAMS: [&str; 4] = ["nix", "nix-daemon", "nix-instantiate", "nix-store"];
+
+/// Settings of the throw-away daemon and client. Without a sandbox nothing needs root.
+const NIX_CONF: &str =
+    "sandbox = false\nbuild-users-group =\nsubstituters =\nexperimental-features = nix-command\n";
+
+/// The sample: slow, with a log, and with nothing that it depends on.
+const SAMPLE: &str = r#"derivation {
+  name = "sample";
+  system = builtins.currentSystem;
+  builder = "/bin/sh";
+  args = [ "-c" ''
+    for step in $(seq 1 @seconds@); do echo "step $step of @seconds@"; sleep 1; done
+    echo "Built once, on the server, because somebody asked for it." > $out; :
+  '' ];
+  PATH = "@path@";
+}
+"#;
+
 #[derive(Debug, clap::Args)]
-pub struct Try {}
+pub(super) struct Try {
+    /// How long the sample derivation takes to build
+    #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    seconds: u32,
+}
+
 impl Try {
     pub(super) fn run(self) -> anyhow::Result<()> {
+        need_nix()?;
+        let folder = tempfile::Builder::new().prefix("ondine-try-").tempdir()?;
+        let place = Place::new(folder.path())?;
+
+        say("A throw-away Nix store with its own daemon, and a derivation that nobody has built:");
+        let _daemon = place.start_daemon()?;
+        let drv = place.sample(self.seconds)?;
+        let output = place.output_of(&drv)?;
+        println!("    {drv}\n    makes {output}");
+
+        say("Ondine serves that store:");
+        let server = place.start_server()?;
+        println!("    {}\n    public key {}", server.url, server.public_key);
+
+        say("A stock client with an empty store and default settings asks for the output, and waits:");
+        let mut client = place.client(&server, &output);
+        println!("    {}", shown(&client));
+        let asked = Instant::now();
+        let mut client = Running(client.spawn()?);
+        let mut looked = asked;
+        while client.0.try_wait()?.is_none() {
+            if looked.elapsed() >= LOOK_EVERY {
+                looked = Instant::now();
+                println!("    {:>3} s: {}", asked.elapsed().as_secs(), place.queue()?);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        let status = client.0.wait()?;
+        ensure!(status.success(), "the client ended with {status}; what the server said is above");
+        let base_name = base_name_of(&output);
+        let copy = place.client_root().join("nix/store").join(base_name);
+        let text =
+            std::fs::read_to_string(&copy).with_context(|| format!("cannot read {}", copy.display()))?;
+        say(&format!("It has it, after {} s, and built nothing itself:", asked.elapsed().as_secs()));
+        print!("    {text}");
+
+        say("From here on it is a download:");
+        let hash = StorePath::parse(base_name)?.hash();
+        println!("    {}/{hash}.narinfo\n    {}/log/{}", server.url, server.url, base_name_of(&drv));
+        say("The server runs until you press Enter.");
+        // Without a terminal there is nobody to wait for: the end of the input is an Enter, too.
+        io::stdin().lock().read_line(&mut String::new())?;
         Ok(())
+    }
+}
+
+fn say(what: &str) {
+    println!("\n{what}");
+    let _ = io::stdout().flush();
+}
+
+/// The command as one would type it.
+fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+fn base_name_of(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+fn need_nix() -> anyhow::Result<()> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let missing =
+        PROGRAMS.iter().find(|program| !std::env::split_paths(&path).any(|dir| dir.join(program).is_file()));
+    if let Some(program) = missing {
+        bail!(
+            "{program} is not installed; on Debian or Ubuntu run: apt-get install nix-bin (elsewhere: https://nixos.org/download)"
+        );
+    }
+    Ok(())
+}
+
+/// The folder that everything is in.
+struct Place<'a>(&'a Path);
+
+/// A process that ends with us.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+struct Server {
+    url: String,
+    public_key: String,
+    _process: Running,
+}
+
+impl<'a> Place<'a> {
+    fn new(folder: &'a Path) -> anyhow::Result<Self> {
+        for name in ["store", "var", "log", "etc", "home", "cache"] {
+            std::fs::create_dir(folder.join(name))?;
+        }
+        std::fs::write(folder.join("etc/nix.conf"), NIX_CONF)?;
+        Ok(Self(folder))
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.0.join("daemon.sock")
+    }
+
+    fn state_dir(&self) -> PathBuf {
+        self.0.join("ondine")
+    }
+
+    fn client_root(&self) -> PathBuf {
+        self.0.join("client")
+    }
+
+    /// `program` with an environment that knows this place alone. The client has its state in a root of its own.
+    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command
+            .stdin(Stdio::null())
+            .env_remove("NIX_PATH")
+            .env_remove("NIX_CONFIG")
+            .env_remove("NIX_USER_CONF_FILES")
+            .env("NIX_STORE_DIR", self.0.join("store"))
+            .env("NIX_STATE_DIR", self.0.join("var"))
+            .env("NIX_LOG_DIR", self.0.join("log"))
+            .env("NIX_CONF_DIR", self.0.join("etc"))
+            .env("NIX_DAEMON_SOCKET_PATH", self.socket())
+            .env("NIX_REMOTE", "daemon")
+            .env("HOME", self.0.join("home"))
+            .env("XDG_CACHE_HOME", self.0.join("cache"));
+        command
+    }
+
+    fn start_daemon(&self) -> anyhow::Result<Running> {
+        let mut command = self.command("nix-daemon");
+        command.env_remove("NIX_REMOTE").stdout(Stdio::null()).stderr(Stdio::null());
+        let mut daemon = Running(command.spawn().context("cannot start nix-daemon")?);
+        let begun = Instant::now();
+        while UnixStream::connect(self.socket()).is_err() {
+            if let Some(status) = daemon.0.try_wait()? {
+                bail!("nix-daemon ended at once, with {status}");
+            }
+            ensure!(begun.elapsed() < DAEMON_START_MAX, "nix-daemon does not listen");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(daemon)
+    }
+
+    fn sample(&self, seconds: u32) -> anyhow::Result<String> {
+        let path = std::env::var("PATH").unwrap_or_else(|_| "/usr/bin:/bin".into());
+        let expression = SAMPLE.replace("@seconds@", &seconds.to_string()).replace("@path@", &path);
+        self.output("nix-instantiate", &["--expr", &expression])
+    }
+
+    fn output_of(&self, drv: &str) -> anyhow::Result<String> {
+        self.output("nix-store", &["--query", "--outputs", drv])
+    }
+
+    /// What a command prints.
+    fn output(&self, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
+        let output = self.command(program).args(arguments).output()?;
+        let errors = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{program} ended with {}: {errors}", output.status);
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    }
+
+    fn start_server(&self) -> anyhow::Result<Server> {
+        let mut command = self.command(std::env::current_exe()?);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--state-dir"]).arg(self.state_dir());
+        let mut process = Running(command.env("ONDINE_LOG", "warn").stdout(Stdio::piped()).spawn()?);
+        let stdout = process.0.stdout.take().context("the server has no output")?;
+        let (mut url, mut public_key) = (None, None);
+        let mut lines = BufReader::new(stdout).lines();
+        while url.is_none() || public_key.is_none() {
+            let line = lines.next().context("the server ended at once")??;
+            match line.split_once(": ") {
+                Some(("url", value)) => url = Some(value.to_owned()),
+                Some(("public key", value)) => public_key = Some(value.to_owned()),
+                _ => {}
+            }
+        }
+        // The rest of what it prints is for people who run it themselves.
+        std::thread::spawn(move || lines.for_each(drop));
+        Ok(Server {
+            url: url.unwrap_or_default(),
+            public_key: public_key.unwrap_or_default(),
+            _process: process,
+        })
+    }
+
+    fn client(&self, server: &Server, output: &str) -> Command {
+        let mut command = self.command("nix");
+        command
+            .env_remove("NIX_REMOTE")
+            .env_remove("NIX_STATE_DIR")
+            .env_remove("NIX_LOG_DIR")
+            .env_remove("NIX_DAEMON_SOCKET_PATH")
+            .args(["build", "--no-link", "--store"])
+            .arg(self.client_root())
+            .args(["--option", "substituters", &server.url])
+            .args(["--option", "trusted-public-keys", &server.public_key])
+            .arg(output);
+        command
+    }
+
+    /// What the server is doing, in a few words.
+    fn queue(&self) -> anyhow::Result<String> {
+        let status: serde_json::Value =
+            serde_json::from_str(&control::get(&self.state_dir(), "/api/v1/status")?)?;
+        let queue = &status["queue"];
+        Ok(match (queue["building"].as_str(), queue["building_seconds"].as_u64()) {
+            (Some(drv), Some(seconds)) => format!("the server has been building {drv} for {seconds} s"),
+            _ => "the server has nothing to build".to_owned(),
+        })
     }
 }

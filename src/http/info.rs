@@ -85,7 +85,8 @@ pub(super) async fn ready(service: &Service) -> Answer {
         tracing::error!(error = &error as &dyn std::error::Error, "not ready");
         return answer::not_ready("the index cannot be read; the server's log has the details");
     }
-    if let Err(error) = service.parts.pool.get().await {
+    // A new connection: one that is open already tells nothing of a daemon that is gone.
+    if let Err(error) = service.parts.pool.get_fresh().await {
         tracing::warn!(error = &error as &dyn std::error::Error, "not ready");
         return answer::not_ready(
             "the Nix daemon cannot be reached: what is cached is served, nothing is built",

@@ -8,7 +8,7 @@ use narinfo::{StoreDir, StorePath};
 
 use super::connection::{Daemon, Reply};
 use super::error::DaemonError;
-use super::handshake::ProtocolVersion;
+use super::protocol::ProtocolVersion;
 use super::stderr::{Field, News};
 use super::wire::{LIST_ITEMS_MAX, Request};
 

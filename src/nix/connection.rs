@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use narinfo::StoreDir;
 
-use super::environment::Environment;
 use super::error::DaemonError;
-use super::handshake::{HANDSHAKE_TIMEOUT, Handshake, ProtocolVersion, Trust};
+use super::protocol::{ProtocolVersion, Trust};
 use super::stderr::{self, News};
 use super::wire::{Patience, Request, Wire};
 
@@ -33,14 +32,6 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Connects to the daemon of `environment`, within [`HANDSHAKE_TIMEOUT`].
-    ///
-    /// # Errors
-    /// When nothing listens there, or what does is no Nix daemon, too old, does not allow us or does not answer.
-    pub async fn connect(environment: &Environment) -> Result<Self, DaemonError> {
-        Handshake::connect(environment, HANDSHAKE_TIMEOUT).await?.perform().await
-    }
-
     pub(super) fn new(
         wire: Wire,
         store_dir: StoreDir,

@@ -5,7 +5,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::handshake::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion};
+use super::protocol::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion};
 
 /// Why an operation on the Nix daemon failed.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,6 @@
 //! The beginning of every connection: who is there, which protocol, does it trust us. A typestate: what can be done next is all that compiles.
 //! Announces no protocol feature, because none is decoded here.
 
-use std::fmt;
 use std::time::Duration;
 
 use narinfo::StoreDir;
@@ -10,13 +9,10 @@ use tokio::net::UnixStream;
 use super::connection::Daemon;
 use super::environment::Environment;
 use super::error::DaemonError;
+use super::protocol::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion, Trust};
 use super::stderr;
 use super::wire::{LIST_ITEMS_MAX, Patience, Request, Wire};
 
-/// The oldest protocol that has all the operations used here: Nix 2.8.
-pub const OLDEST_PROTOCOL: ProtocolVersion = ProtocolVersion { major: 1, minor: 34 };
-/// The newest protocol that is understood here. A newer daemon speaks it too.
-pub const NEWEST_PROTOCOL: ProtocolVersion = ProtocolVersion { major: 1, minor: 38 };
 /// How long the handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -29,40 +25,14 @@ const TRUST_SINCE: ProtocolVersion = ProtocolVersion { major: 1, minor: 35 };
 /// From here on both sides list their features.
 const FEATURES_SINCE: ProtocolVersion = ProtocolVersion { major: 1, minor: 38 };
 
-/// A version of the worker protocol.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct ProtocolVersion {
-    /// 1 in every Nix so far.
-    pub major: u64,
-    /// Grows with the operations.
-    pub minor: u64,
-}
-
-impl ProtocolVersion {
-    fn from_wire(number: u64) -> Self {
-        Self { major: number >> 8, minor: number & 0xff }
+impl Daemon {
+    /// Connects to the daemon of `environment`, within [`HANDSHAKE_TIMEOUT`].
+    ///
+    /// # Errors
+    /// When nothing listens there, or what does is no Nix daemon, too old, does not allow us or does not answer.
+    pub async fn connect(environment: &Environment) -> Result<Self, DaemonError> {
+        Handshake::connect(environment, HANDSHAKE_TIMEOUT).await?.perform().await
     }
-
-    fn to_wire(self) -> u64 {
-        self.major << 8 | self.minor
-    }
-}
-
-impl fmt::Display for ProtocolVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
-
-/// Whether the daemon lets us do more than build and add what verifies itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trust {
-    /// It does not say: protocols before 1.35 cannot.
-    Unknown,
-    /// We may change restricted settings and add unsigned paths.
-    Trusted,
-    /// We may not.
-    NotTrusted,
 }
 
 /// A connected socket on which nothing was said yet.

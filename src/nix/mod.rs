@@ -12,6 +12,7 @@ mod handshake;
 mod local;
 mod ops;
 mod pool;
+mod protocol;
 mod stderr;
 mod wire;
 
@@ -21,7 +22,8 @@ pub use database::{Database, DatabaseError, KnownOutput};
 pub use derivations::{DERIVATIONS_MAX, Derivations};
 pub use environment::{Environment, EnvironmentError};
 pub use error::DaemonError;
-pub use handshake::{HANDSHAKE_TIMEOUT, Handshake, NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion, Trust};
+pub use handshake::{HANDSHAKE_TIMEOUT, Handshake};
 pub use local::{LocalStore, LocalStoreError};
 pub use ops::{Missing, Options, PathInfo};
 pub use pool::{CONNECTIONS_MAX, IDLE_MAX, Pool, PooledDaemon};
+pub use protocol::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion, Trust};

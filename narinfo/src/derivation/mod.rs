@@ -20,11 +20,17 @@ pub enum Error {
     #[error("{0} is not the name of a derivation")]
     Name(StorePath),
     /// It does not parse.
-    #[error("not a derivation")]
-    Malformed(#[source] nix_derivation::Error),
+    #[error("not a derivation: {0}")]
+    Malformed(String),
     /// It names something that is no store path.
     #[error("the derivation names something that is no store path")]
     StorePath(#[from] StorePathError),
+}
+
+impl From<nix_derivation::Error> for Error {
+    fn from(error: nix_derivation::Error) -> Self {
+        Self::Malformed(error.to_string())
+    }
 }
 
 /// What a cache needs to know of a derivation.
@@ -38,6 +44,10 @@ pub struct Derivation {
     pub input_sources: BTreeSet<StorePath>,
     /// The system that builds it, such as `x86_64-linux`.
     pub system: String,
+    /// Its name, which is that of the .drv file without the ending.
+    pub name: String,
+    /// What its builder must offer, such as `kvm` (requiredSystemFeatures).
+    pub required_features: BTreeSet<String>,
 }
 
 impl Derivation {
@@ -50,8 +60,7 @@ impl Derivation {
             return Err(Error::TooLarge(bytes.len()));
         }
         let name = drv.name().strip_suffix(".drv").ok_or_else(|| Error::Name(drv.clone()))?;
-        let parsed = nix_derivation::Derivation::from_aterm_bytes_in(bytes, name, store_dir.inner().clone())
-            .map_err(Error::Malformed)?;
+        let parsed = nix_derivation::Derivation::from_aterm_bytes_in(bytes, name, store_dir.inner().clone())?;
         let outputs = parsed
             .outputs()
             .iter()
@@ -63,6 +72,8 @@ impl Derivation {
             input_derivations: parsed.input_derivations().keys().map(paths).collect::<Result<_, _>>()?,
             input_sources: parsed.input_sources().iter().map(paths).collect::<Result<_, _>>()?,
             system: parsed.system().to_owned(),
+            name: name.to_owned(),
+            required_features: required_features(&parsed),
         })
     }
 }
@@ -73,6 +84,21 @@ fn output_path(
     drv_name: &str,
     output_name: &str,
 ) -> Result<Option<StorePath>, Error> {
-    let path = output.path_in(store_dir.inner(), drv_name, output_name).map_err(Error::Malformed)?;
+    let path = output.path_in(store_dir.inner(), drv_name, output_name)?;
     Ok(path.as_ref().map(StorePath::from_inner).transpose()?)
+}
+
+/// From the environment, or where there are structured attributes, from those alone, as Nix has it.
+fn required_features(derivation: &nix_derivation::Derivation) -> BTreeSet<String> {
+    const ATTRIBUTE: &str = "requiredSystemFeatures";
+    if let Some(attributes) = derivation.structured_attrs() {
+        let features = attributes.get(ATTRIBUTE).and_then(|value| value.as_array());
+        return features
+            .into_iter()
+            .flatten()
+            .filter_map(|value| value.as_str().map(str::to_owned))
+            .collect();
+    }
+    let features = derivation.environment().get(ATTRIBUTE).map(|value| String::from_utf8_lossy(value));
+    features.iter().flat_map(|value| value.split_ascii_whitespace()).map(str::to_owned).collect()
 }

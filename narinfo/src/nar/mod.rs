@@ -2,10 +2,14 @@
 //! (<https://nix.dev/manual/nix/latest/protocols/nix-archive>). Written from a file tree, or read to be checked;
 //! never unpacked. Memory is bounded in both directions.
 
+mod count;
+
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 
 use nix_archive::nar::{CaseHack, Error as ArchiveError, Event};
+
+use count::Counted;
 
 /// Directories within directories at most.
 pub const DEPTH_MAX: usize = 64;
@@ -34,19 +38,23 @@ impl From<ArchiveError> for Error {
     }
 }
 
-/// Writes the NAR of the file tree at `path`: the bytes of `nix-store --dump`.
+/// Writes the NAR of the file tree at `path`, the bytes of `nix-store --dump`, and returns how many they are.
+/// They come in small pieces: give it a writer that gathers them.
 ///
 /// # Errors
 /// When the tree cannot be read, has a file that no NAR can hold, or a file changes its size while it is read;
 /// and when `out` fails. What was written by then is no NAR.
-pub fn dump(path: &Path, out: &mut dyn Write) -> Result<(), Error> {
-    nix_archive::nar::encode_path(out, path, CaseHack::Disabled)?;
-    Ok(())
+pub fn dump(path: &Path, out: &mut dyn Write) -> Result<u64, Error> {
+    let mut out = Counted::new(out);
+    nix_archive::nar::encode_path(&mut out, path, CaseHack::Disabled)?;
+    Ok(out.bytes())
 }
 
 /// What a NAR holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
+    /// Bytes of the whole NAR.
+    pub bytes: u64,
     /// Regular files.
     pub files: u64,
     /// Bytes in them.
@@ -63,49 +71,54 @@ pub struct Summary {
 /// When `input` fails, or is anything else.
 pub fn check(input: &mut dyn Read) -> Result<Summary, Error> {
     let mut summary = Summary::default();
-    let mut input = BufReader::new(input);
-    nix_archive::nar::decode_events_reader(&mut input, |event| {
-        match event {
-            Event::DirectoryStart { name } => {
-                summary.directories += 1;
-                name_fits(name)?;
-            }
-            Event::DirectoryEnd { .. } => {}
-            Event::Regular { name, contents, .. } => {
-                summary.files += 1;
-                summary.contents_bytes = summary.contents_bytes.saturating_add(contents.size());
-                name_fits(name)?;
-            }
-            Event::Symlink { name, target } => {
-                summary.symlinks += 1;
-                name_fits(name)?;
-                target_fits(target)?;
-            }
-        }
-        Ok(())
-    })?;
+    let mut refusal = None;
+    let mut input = BufReader::new(Counted::new(input));
+    let decoded = nix_archive::nar::decode_events_reader(&mut input, |event| {
+        count(&mut summary, &event);
+        within_limits(&event).map_err(|reason| {
+            refusal = Some(reason);
+            // The visitor can only stop with an error of the archive crate; which one does not matter.
+            ArchiveError::UnexpectedEof
+        })
+    });
+    if let Some(reason) = refusal {
+        return Err(Error::Refused(reason));
+    }
+    decoded?;
+    // The decoder has seen the end of the input, so nothing that was counted is left over.
+    summary.bytes = input.get_ref().bytes();
     Ok(summary)
 }
 
-fn name_fits(name: Option<&[u8]>) -> Result<(), ArchiveError> {
-    match name {
-        Some(name) if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains(&0) => {
-            Err(refused(format!("a file name must have 1 to {NAME_BYTES_MAX} bytes and no NUL")))
+type NarEvent<'a, R> = nix_archive::nar::ReadEvent<'a, R>;
+
+fn count<R>(summary: &mut Summary, event: &NarEvent<'_, R>) {
+    match event {
+        Event::DirectoryStart { .. } => summary.directories += 1,
+        Event::DirectoryEnd { .. } => {}
+        Event::Regular { contents, .. } => {
+            summary.files += 1;
+            summary.contents_bytes = summary.contents_bytes.saturating_add(contents.size());
         }
-        _ => Ok(()),
+        Event::Symlink { .. } => summary.symlinks += 1,
     }
 }
 
-fn target_fits(target: &[u8]) -> Result<(), ArchiveError> {
-    if target.is_empty() || target.len() > TARGET_BYTES_MAX || target.contains(&0) {
-        return Err(refused(format!(
-            "a symlink's target must have 1 to {TARGET_BYTES_MAX} bytes and no NUL"
-        )));
+/// What the archive crate lets pass and no file system holds. Order, duplicates, depth, padding and trailing bytes
+/// are its own checks.
+fn within_limits<R>(event: &NarEvent<'_, R>) -> Result<(), String> {
+    let (name, target) = match event {
+        Event::DirectoryStart { name } | Event::DirectoryEnd { name } | Event::Regular { name, .. } => {
+            (name, None)
+        }
+        Event::Symlink { name, target } => (name, Some(target)),
+    };
+    let fits = |bytes: &[u8], most| !bytes.is_empty() && bytes.len() <= most && !bytes.contains(&0);
+    if name.is_some_and(|name| !fits(name, NAME_BYTES_MAX)) {
+        return Err(format!("a file name must have 1 to {NAME_BYTES_MAX} bytes and no NUL"));
+    }
+    if target.is_some_and(|target| !fits(target, TARGET_BYTES_MAX)) {
+        return Err(format!("a symlink's target must have 1 to {TARGET_BYTES_MAX} bytes and no NUL"));
     }
     Ok(())
-}
-
-/// The visitor can only fail with the archive crate's error.
-fn refused(reason: String) -> ArchiveError {
-    ArchiveError::Io(io::Error::new(io::ErrorKind::InvalidData, reason))
 }

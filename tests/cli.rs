@@ -1,0 +1,216 @@
+//! The command line as scripts and admins rely on it: what it prints, what it makes, what it refuses and why.
+//! Everything runs the built program.
+
+mod support;
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use support::process::run;
+use support::{Http, NixStore, Ondine, Release, text};
+
+fn ondine(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ondine"));
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).args(arguments);
+    command
+}
+
+fn mode(path: &Path) -> u32 {
+    path.metadata().unwrap_or_else(|e| panic!("{}: {e}", path.display())).permissions().mode() & 0o777
+}
+
+fn a_server(arguments: &[&str]) -> (NixStore, support::Daemon, Ondine) {
+    let store = NixStore::new(Release::Host);
+    let daemon = store.daemon();
+    let ondine = Ondine::start(&store, arguments);
+    (store, daemon, ondine)
+}
+
+/// What a refused start says.
+fn refusal(ondine: &Ondine) -> String {
+    let state_dir = ondine.state_dir();
+    let mut server = ondine.command("serve");
+    server.args(["--listen", "127.0.0.1:0", "--state-dir", text(&state_dir)]);
+    run(server).must_fail().stderr
+}
+
+#[test]
+fn the_first_start_makes_what_it_needs_and_prints_what_to_copy() {
+    let (_store, _daemon, ondine) = a_server(&["--key-name", "cache.example.org-1"]);
+    let state = ondine.state_dir();
+    assert_eq!(mode(&state), 0o700);
+    assert_eq!(mode(&state.join("signing-key")), 0o600);
+    assert_eq!(mode(&state.join("control.sock")), 0o600);
+    assert!(state.join("index.sqlite").is_file());
+    assert!(ondine.public_key().starts_with("cache.example.org-1:"));
+    let lines = ondine.printed_lines();
+    assert!(!ondine.address().ends_with(":0"), "the bound port is printed, not the wish");
+    assert!(lines.contains(&format!("    extra-substituters = {}", ondine.url())), "{lines:?}");
+    assert!(lines.contains(&format!("    extra-trusted-public-keys = {}", ondine.public_key())), "{lines:?}");
+}
+
+#[test]
+fn key_show_prints_the_public_key_alone() {
+    let (_store, _daemon, server) = a_server(&[]);
+    let shown = run(ondine(&["key", "show", "--state-dir", text(&server.state_dir())])).must_succeed();
+    assert_eq!(String::from_utf8_lossy(&shown.stdout), format!("{}\n", server.public_key()));
+    let missing = run(ondine(&["key", "show", "--state-dir", "/nonexistent"])).must_fail();
+    assert!(missing.stderr.contains("/nonexistent/signing-key"), "{}", missing.stderr);
+}
+
+#[test]
+fn the_state_directory_comes_from_the_flag_then_systemd_then_home() {
+    let home = tempfile::tempdir().expect("a folder");
+    let shown = |variables: &[(&str, &Path)]| {
+        let mut command = ondine(&["key", "show"]);
+        command.envs(variables.iter().copied());
+        run(command).must_fail().stderr
+    };
+    let at_home = shown(&[("HOME", home.path())]);
+    assert!(
+        at_home.contains(&format!("{}/.local/state/ondine/signing-key", home.path().display())),
+        "{at_home}"
+    );
+    let systemd = shown(&[("HOME", home.path()), ("STATE_DIRECTORY", Path::new("/var/lib/of-systemd"))]);
+    assert!(systemd.contains("/var/lib/of-systemd/signing-key"), "{systemd}");
+    let variable = shown(&[("STATE_DIRECTORY", Path::new("/a")), ("ONDINE_STATE_DIR", Path::new("/b"))]);
+    assert!(variable.contains("/b/signing-key"), "{variable}");
+    assert!(shown(&[]).contains("--state-dir"), "{}", shown(&[]));
+}
+
+#[test]
+fn check_config_says_whether_the_server_would_start() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("ondine.toml");
+    let state = format!("state-dir = \"{}\"\n", folder.path().join("state").display());
+    let check = |settings: &str| {
+        std::fs::write(&file, format!("{state}{settings}")).expect("written");
+        run(ondine(&["check-config", text(&file)]))
+    };
+    let good = check("listen = \"127.0.0.1:0\"\nhold = \"5s\"\nbuild-from = []\n").must_succeed();
+    assert!(good.text().contains("ok"), "{}", good.text());
+    for (settings, expected) in [
+        ("prioritty = 1\n", "did you mean \"priority\"?"),
+        ("hold = \"1h\"\n", "hold = 1h"),
+        ("hold = 5\n", "line 2"),
+        ("listen = \"nowhere\"\n", "line 2"),
+        ("build-from = [\"moon\"]\n", "moon"),
+        ("listen\n", "line 2"),
+    ] {
+        let refused = check(settings).must_fail();
+        assert!(refused.stderr.contains(expected), "{settings}: {}", refused.stderr);
+    }
+    let missing = run(ondine(&["check-config", "/nonexistent.toml"])).must_fail();
+    assert!(missing.stderr.contains("/nonexistent.toml"), "{}", missing.stderr);
+    std::fs::create_dir_all(folder.path().join("state")).expect("made");
+    std::fs::write(folder.path().join("state/signing-key"), "no key").expect("written");
+    assert!(check("").must_fail().stderr.contains("no signing key"));
+}
+
+#[test]
+fn a_setting_comes_from_the_flag_then_the_variable_then_the_file() {
+    let store = NixStore::new(Release::Host);
+    let _daemon = store.daemon();
+    let file = store.folder().join("ondine.toml");
+    std::fs::write(&file, "priority = 11\nwant_mass_query = true\n").expect("written");
+    let info = |arguments: &[&str], variables: &[(&str, &str)]| {
+        let ondine = Ondine::start_with(&store, arguments, variables);
+        Http::new(&ondine.url()).get("/nix-cache-info").text()
+    };
+    let config = ["--config", text(&file)];
+    let expected = |priority: u32, mass: u32| {
+        format!("StoreDir: {}\nWantMassQuery: {mass}\nPriority: {priority}\n", store.store_dir().display())
+    };
+    assert_eq!(info(&[], &[]), expected(50, 0));
+    assert_eq!(info(&config, &[]), expected(11, 1));
+    assert_eq!(info(&config, &[("ONDINE_PRIORITY", "22")]), expected(22, 1));
+    assert_eq!(
+        info(&[&config[..], &["--priority", "33"]].concat(), &[("ONDINE_PRIORITY", "22")]),
+        expected(33, 1)
+    );
+}
+
+#[test]
+fn a_lost_or_malformed_key_is_refused_and_an_open_one_is_told_of() {
+    let (_store, _daemon, mut ondine) = a_server(&[]);
+    let key = ondine.state_dir().join("signing-key");
+    assert!(ondine.sigterm().success());
+    let good = std::fs::read(&key).expect("the key");
+
+    std::fs::remove_file(&key).expect("removed");
+    assert!(refusal(&ondine).contains("is missing, though this cache has signed paths with it"));
+    assert!(!key.exists(), "a second key was made");
+
+    std::fs::write(&key, "k:AAAA").expect("written");
+    assert!(refusal(&ondine).contains("holds no signing key"));
+
+    std::fs::write(&key, &good).expect("written");
+    std::fs::set_permissions(&key, Permissions::from_mode(0o644)).expect("set");
+    ondine.start_again();
+    assert!(ondine.log().contains("can be read by others"), "{}", ondine.log());
+}
+
+#[test]
+fn a_taken_port_is_an_error_that_says_so() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = taken.local_addr().expect("an address").to_string();
+    let state = tempfile::tempdir().expect("a folder");
+    let refused =
+        run(ondine(&["serve", "--listen", &address, "--state-dir", text(state.path())])).must_fail();
+    assert!(refused.stderr.contains(&format!("cannot listen on {address}")), "{}", refused.stderr);
+}
+
+#[test]
+fn status_asks_the_running_server_over_its_socket() {
+    let (_store, _daemon, server) = a_server(&[]);
+    let state_dir = server.state_dir();
+    let status = run(ondine(&["status", "--state-dir", text(&state_dir)])).must_succeed();
+    let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("JSON");
+    assert_eq!(status["public_key"], server.public_key());
+    assert_eq!(status["queue"]["requests"], serde_json::json!([]));
+    drop(server);
+    let gone = run(ondine(&["status", "--state-dir", text(&state_dir)])).must_fail();
+    assert!(gone.stderr.contains("no server answers"), "{}", gone.stderr);
+}
+
+#[test]
+fn health_is_of_the_process_and_readiness_of_its_work() {
+    let (_store, mut daemon, ondine) = a_server(&[]);
+    let http = Http::new(&ondine.url());
+    assert_eq!((http.get("/healthz").status, http.get("/readyz").status), (200, 200));
+    daemon.stop();
+    let unready = http.get("/readyz");
+    assert_eq!((http.get("/healthz").status, unready.status), (200, 503));
+    assert!(unready.text().contains("Nix daemon"), "{}", unready.text());
+    daemon.restart();
+    assert_eq!(http.get("/readyz").status, 200);
+}
+
+#[test]
+fn the_front_page_tells_how_to_use_it() {
+    let (_store, _daemon, ondine) = a_server(&[]);
+    let page = Http::new(&ondine.url()).get("/").text();
+    assert!(page.contains(&format!("extra-substituters = {}", ondine.url())), "{page}");
+    assert!(page.contains(ondine.public_key()), "{page}");
+}
+
+#[test]
+fn try_shows_the_whole_idea_and_leaves_nothing_behind() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut command = ondine(&["try", "--seconds", "3"]);
+    command.env("TMPDIR", folder.path());
+    let shown = run(command).must_succeed().text();
+    assert!(shown.contains("Built once, on the server, because somebody asked for it."), "{shown}");
+    assert!(shown.contains("/log/"), "{shown}");
+    assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 0, "something was left");
+}
+
+#[test]
+fn try_without_nix_says_what_to_install() {
+    let mut command = ondine(&["try"]);
+    command.env("PATH", "/nonexistent");
+    let refused = run(command).must_fail();
+    assert!(refused.stderr.contains("apt-get install nix-bin"), "{}", refused.stderr);
+}

@@ -1,0 +1,127 @@
+//! A stock Nix as a client of a cache: a store of its own under the same logical store directory as the server's, and no
+//! other substituter. It may not build unless a test says so, so what it holds came from the cache.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use sha2::{Digest, Sha256};
+
+use super::process::{self, Background, Finished};
+use super::release::{Launcher, Release};
+use super::store::{Folder, NIX_CONF, nix_variables, text, write};
+
+/// A cache to fetch from, and the one key that is trusted.
+#[derive(Clone, Debug)]
+pub struct Substituter {
+    /// Its address, such as `http://127.0.0.1:8080`.
+    pub url: String,
+    /// `name:base64`, as nix.conf's trusted-public-keys wants it.
+    pub public_key: String,
+}
+
+/// A client with an empty store.
+pub struct Client {
+    folder: Folder,
+    launcher: Launcher,
+}
+
+impl Client {
+    /// A client of `release` whose store directory is called `store_dir`, like the server's, which must exist on this
+    /// machine. Its own folder is laid over that name in a mount namespace that only the client's processes see.
+    pub fn new(release: Release, store_dir: &Path) -> Client {
+        Client::with_settings(release, store_dir, &[])
+    }
+
+    /// The same with these lines in its nix.conf, such as `("stalled-download-timeout", "25")`.
+    pub fn with_settings(release: Release, store_dir: &Path, settings: &[(&str, &str)]) -> Client {
+        let folder = Folder::new();
+        let variables = nix_variables(&folder, store_dir);
+        let own = folder.subfolder("store");
+        let mut conf = format!("{NIX_CONF}max-jobs = 0\nrequire-sigs = true\n");
+        for (name, value) in settings {
+            conf.push_str(&format!("{name} = {value}\n"));
+        }
+        write(&folder.path().join("etc/nix.conf"), &conf);
+        let launcher =
+            Launcher::new(release, variables).variable("NIX_REMOTE", "local").bind(&own, store_dir);
+        Client { folder, launcher }
+    }
+
+    /// Runs `program` of this client's Nix on its store.
+    #[track_caller]
+    pub fn run(&self, program: &str, arguments: &[&str]) -> Finished {
+        process::run(self.launcher.command(program, arguments))
+    }
+
+    /// Asks the cache for store paths as a user does: `nix build`, signatures required, only that key trusted. To the end.
+    #[track_caller]
+    pub fn fetch(&self, from: &Substituter, paths: &[&Path]) -> Finished {
+        process::run(self.fetch_command(from, paths))
+    }
+
+    /// The same in the background.
+    #[track_caller]
+    pub fn start_fetch(&self, from: &Substituter, paths: &[&Path]) -> Background {
+        Background::start(self.fetch_command(from, paths))
+    }
+
+    /// `nix copy --from` the cache: asks for the paths by name and for their closure, and builds nothing.
+    #[track_caller]
+    pub fn copy(&self, from: &Substituter, paths: &[&Path]) -> Finished {
+        let mut arguments =
+            vec!["copy", "--from", &from.url, "--option", "trusted-public-keys", &from.public_key];
+        arguments.extend(paths.iter().map(|path| text(path)));
+        self.run("nix", &arguments)
+    }
+
+    fn fetch_command(&self, from: &Substituter, paths: &[&Path]) -> Command {
+        let mut arguments = vec!["build", "--no-link", "--print-build-logs"];
+        arguments.extend(["--option", "substituters", &from.url]);
+        arguments.extend(["--option", "trusted-public-keys", &from.public_key]);
+        arguments.extend(paths.iter().map(|path| text(path)));
+        self.launcher.command("nix", arguments)
+    }
+
+    /// Where on this machine the client keeps the store path `path`, whether or not it has it.
+    pub fn physical(&self, path: &Path) -> PathBuf {
+        self.folder.path().join("store").join(path.file_name().expect("a store path has a name"))
+    }
+
+    /// Whether the client's database holds `path`.
+    pub fn has(&self, path: &Path) -> bool {
+        self.run("nix-store", &["--check-validity", text(path)]).succeeded()
+    }
+
+    /// The SHA-256 of the NAR of the client's copy of `path`.
+    #[track_caller]
+    pub fn nar_digest(&self, path: &Path) -> String {
+        nar_digest(&self.physical(path))
+    }
+
+    /// Forgets what it knows of every cache: answers it has seen, present and missing.
+    pub fn forget_answers(&self) {
+        let _ = std::fs::remove_dir_all(self.folder.path().join("cache"));
+        self.folder.subfolder("cache");
+    }
+
+    /// Deletes every path from the client's store.
+    #[track_caller]
+    pub fn empty(&self) {
+        self.run("nix-store", &["--gc"]).must_succeed();
+    }
+}
+
+/// The SHA-256, in hexadecimal, of the NAR that this machine's `nix-store --dump` makes of a file tree. Two trees with one
+/// digest are alike byte for byte.
+#[track_caller]
+pub fn nar_digest(tree: &Path) -> String {
+    let mut command = Command::new("nix-store");
+    command.arg("--dump").arg(tree).stdout(std::process::Stdio::piped());
+    let mut child = process::spawn(&mut command);
+    let mut nar = child.stdout.take().expect("the output was asked for");
+    let mut digest = Sha256::new();
+    std::io::copy(&mut nar, &mut digest).unwrap_or_else(|error| panic!("reading nix-store --dump: {error}"));
+    let status = child.wait().expect("the kernel tells how a child of ours ended");
+    assert!(status.success(), "nix-store --dump {} ended with {status}", tree.display());
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,24 @@
+//! What the tests stand on: throw-away Nix stores and daemons of several releases, stock clients with stores of their own,
+//! the built server, and HTTP. All of it blocks, all of it is real, and nothing is skipped: what is missing fails the test
+//! with a sentence that names the package to install.
+
+// Every test file is a program of its own and uses a part of this.
+#![allow(dead_code, unused_imports)]
+
+pub mod client;
+pub mod derivations;
+pub mod gate;
+pub mod http;
+pub mod ondine;
+pub mod process;
+pub mod release;
+pub mod store;
+
+pub use client::{Client, Substituter, nar_digest};
+pub use derivations::Derivation;
+pub use gate::Gate;
+pub use http::{Ending, Http};
+pub use ondine::Ondine;
+pub use process::{Background, Finished, wait_until};
+pub use release::Release;
+pub use store::{Daemon, Instantiated, NixStore, text};
