@@ -214,3 +214,25 @@ fn try_without_nix_says_what_to_install() {
     let refused = run(command).must_fail();
     assert!(refused.stderr.contains("apt-get install nix-bin"), "{}", refused.stderr);
 }
+
+#[test]
+fn the_readme_lists_every_setting_with_its_default() {
+    let readme =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("the README");
+    let help = run(ondine(&["serve", "--help"])).must_succeed().text();
+    let mut settings = 0;
+    let mut name = None;
+    for line in help.lines().map(str::trim) {
+        if let Some(flag) = line.strip_prefix("--") {
+            name = flag.split([' ', '[']).next().map(str::to_owned);
+        }
+        if let (Some(setting), Some((about, default))) = (&name, line.split_once("[default: ")) {
+            let default = default.split(']').next().expect("a closing bracket");
+            let row = format!("| `{setting}` | {default} | {} |", about.trim());
+            assert!(readme.contains(&row), "the README lacks this row of the table of settings:\n{row}");
+            settings += 1;
+        }
+    }
+    let rows = readme.lines().filter(|line| line.starts_with("| `") && line.contains("` | ")).count();
+    assert!(settings > 10 && rows >= settings, "{settings} settings in the help");
+}
