@@ -25,7 +25,7 @@ pub struct Written {
     #[arg(long, env = "ONDINE_STATE_DIR", value_name = "DIR")]
     #[serde(alias = "state_dir")]
     state_dir: Option<PathBuf>,
-    /// Name of the signing key that the first start makes [default: <host name>-1]
+    /// Name of the signing key that the first start makes [default: HOSTNAME-1]
     #[arg(long, env = "ONDINE_KEY_NAME", value_name = "NAME")]
     #[serde(alias = "key_name")]
     key_name: Option<String>,

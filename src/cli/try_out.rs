@@ -44,10 +44,25 @@ pub(super) struct Try {
 }
 
 impl Try {
+    /// Shows it all, and removes the folder at the end as at Ctrl-C (which ends the processes, too: the terminal tells them).
     pub(super) fn run(self) -> anyhow::Result<()> {
         need_nix()?;
         let folder = tempfile::Builder::new().prefix("ondine-try-").tempdir()?;
-        let place = Place::new(folder.path())?;
+        let place = folder.path().to_owned();
+        let runtime = super::runtime()?;
+        let shown = runtime.block_on(async {
+            tokio::select! {
+                shown = tokio::task::spawn_blocking(move || self.show(&place)) => shown?,
+                interrupted = tokio::signal::ctrl_c() => interrupted.map_err(anyhow::Error::from),
+            }
+        });
+        // What waits for Enter still does; there is nothing to wait for.
+        runtime.shutdown_background();
+        shown
+    }
+
+    fn show(self, folder: &Path) -> anyhow::Result<()> {
+        let place = Place::new(folder)?;
 
         say("A throw-away Nix store with its own daemon, and a derivation that nobody has built:");
         let _daemon = place.start_daemon()?;
