@@ -20,6 +20,9 @@ pub enum Error {
     /// It is not in the Nix store, or not any more.
     #[error("{0} is not valid in the Nix store")]
     NotValid(StorePath),
+    /// Its contents are not those that Nix registered.
+    #[error("{0} is damaged in the Nix store: run nix-store --verify --check-contents --repair")]
+    Damaged(StorePath),
     /// Its closure is absurdly large.
     #[error("the closure has more than {CLOSURE_PATHS_MAX} store paths")]
     TooLarge,
@@ -95,6 +98,9 @@ impl Adopter {
             for path in level.into_iter().filter(|path| !served.contains(&path.hash())) {
                 let info =
                     daemon.query_path_info(&path).await?.ok_or_else(|| Error::NotValid(path.clone()))?;
+                if self.packer.is_damaged(info.nar_hash) {
+                    return Err(Error::Damaged(path));
+                }
                 next.extend(info.references.iter().cloned());
                 new.insert(path.hash(), info);
             }

@@ -189,7 +189,7 @@ impl Written {
     pub fn resolve(self) -> Result<Settings, Error> {
         let state_dir = self.state_dir()?;
         let nix = nix::Environment::from_env()?;
-        let key_name = self.key_name.unwrap_or_else(default_key_name);
+        let key_name = self.key_name.unwrap_or_else(|| format!("{}-1", host_name()));
         let key_name = key_name.parse::<KeyName>().map_err(|_| Error::Bounds {
             setting: "key-name",
             value: key_name,
@@ -216,10 +216,19 @@ impl Written {
                 expected: "1 to 19",
             });
         }
+        let listen = self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
         let build_from = self.build_from.unwrap_or_else(|| vec![Source::Store]);
         let substituters = self.build_substituters.unwrap_or_default();
+        if let Some(own) = substituters.iter().find(|url| is_own(url, listen)) {
+            // A build would wait for itself.
+            return Err(Error::Bounds {
+                setting: "build-substituters",
+                value: own.clone(),
+                expected: "another cache than this server itself is needed",
+            });
+        }
         Ok(Settings {
-            listen: self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080))),
+            listen,
             state_dir,
             key_name,
             nix,
@@ -244,6 +253,22 @@ impl Written {
             },
         })
     }
+}
+
+/// Whether a substituter's URL leads back to the address that we listen on, as far as its text tells.
+fn is_own(url: &str, listen: SocketAddr) -> bool {
+    let authority =
+        url.split_once("://").map_or(url, |(_, rest)| rest).split(['/', '?']).next().unwrap_or_default();
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => (host, port.parse().unwrap_or(80)),
+        _ => (authority, 80),
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+    let address = host.parse::<std::net::IpAddr>();
+    let ours = host == "localhost"
+        || host == host_name().to_ascii_lowercase()
+        || address.is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified() || ip == listen.ip());
+    port == listen.port() && ours
 }
 
 fn within(
@@ -271,9 +296,8 @@ fn nearest(key: &str, known: &[String]) -> String {
     nearest.cloned().unwrap_or_default()
 }
 
-fn default_key_name() -> String {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    format!("{host}-1")
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
@@ -343,6 +367,26 @@ mod tests {
         {
             let written = read(&format!("state-dir = '/s'\n{text}")).expect("a good file");
             assert!(matches!(written.resolve(), Err(Error::Bounds { .. })), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_server_is_not_its_own_substituter() {
+        let listen = SocketAddr::from(([192, 0, 2, 1], 8080));
+        let by_name = format!("http://{}:8080", host_name());
+        for url in [
+            "http://localhost:8080",
+            "http://127.0.0.1:8080/x",
+            "http://[::1]:8080",
+            "http://192.0.2.1:8080?p=1",
+            &by_name,
+        ] {
+            assert!(is_own(url, listen), "{url}");
+        }
+        for url in
+            ["https://cache.nixos.org", "http://localhost:8081", "http://192.0.2.2:8080", "file:///cache"]
+        {
+            assert!(!is_own(url, listen), "{url}");
         }
     }
 

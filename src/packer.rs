@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use narinfo::{NarHash, StoreDir, StorePath};
 use tokio::sync::{Notify, Semaphore};
@@ -14,6 +14,8 @@ use crate::roots::Roots;
 
 /// How long the background packer rests after the NAR store could not be written.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
+/// How long a store path with the wrong contents is not adopted again; by then it may have been repaired.
+const DAMAGED_FOR: Duration = Duration::from_secs(300);
 
 /// Why a NAR cannot be given.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +66,8 @@ struct Inner {
     store_dir: StoreDir,
     /// What is being packed now: equal requests follow the same file.
     under_way: Mutex<HashMap<NarHash, Growing>>,
+    /// NARs that a store path turned out not to have, though Nix registered them, and when.
+    damaged: Mutex<HashMap<NarHash, Instant>>,
     /// Packing takes a core each: as many at once as there are cores.
     slots: Semaphore,
     work: Notify,
@@ -80,6 +84,7 @@ impl Packer {
             roots,
             store_dir,
             under_way: Mutex::default(),
+            damaged: Mutex::default(),
             slots: Semaphore::new(cores),
             work: Notify::new(),
         }))
@@ -108,6 +113,14 @@ impl Packer {
     pub async fn about(&self, nar: NarHash) -> Result<Option<About>, Error> {
         let Some(row) = self.0.index.path_with_nar(nar).await? else { return Ok(None) };
         Ok(Some(About { nar_size: row.nar_size, packed: self.0.index.packed(nar).await? }))
+    }
+
+    /// Whether packing has lately shown that the store does not have the contents which Nix registered as this NAR.
+    #[must_use]
+    pub fn is_damaged(&self, nar: NarHash) -> bool {
+        let mut damaged = self.0.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        damaged.retain(|_, since| since.elapsed() < DAMAGED_FOR);
+        damaged.contains_key(&nar)
     }
 
     /// Tells the background packer that there is something new to pack.
@@ -207,6 +220,10 @@ impl Inner {
             }
             Ok(Err(error @ (PackError::Vanished | PackError::Mismatch { .. }))) => {
                 // Not to be promised any longer; the next request for its narinfo adopts or builds it anew.
+                if matches!(error, PackError::Mismatch { .. }) {
+                    let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+                    damaged.insert(hash, Instant::now());
+                }
                 tracing::error!(%path, error = &error as &dyn std::error::Error, "cannot be served any more");
                 self.index.forget_paths(hash).await
             }

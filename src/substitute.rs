@@ -145,6 +145,9 @@ impl Substitute {
         match self.adopter.adopt(std::slice::from_ref(path)).await {
             Ok(()) => self.served(path.hash()).await,
             Err(adopt::Error::NotValid(_)) => Ok(None),
+            Err(adopt::Error::Damaged(_)) => Err(Missing::Unavailable(
+                "a store path in its closure is damaged on the server (nix-store --verify --check-contents --repair)",
+            )),
             Err(error) => Err(trouble(&error, "the path is in the Nix store but could not be adopted")),
         }
     }

@@ -230,7 +230,7 @@ fn a_lost_nar_file_is_packed_again_and_a_lost_path_is_built_again() {
     // Neither the file nor the store path is left: this request finds out, and the next one builds.
     let (_, ending) = http.open(&url, &[]).read_to_end();
     assert!(!matches!(ending, Ending::Complete), "nothing cannot be served completely");
-    wait_until("the loss is noticed", SOON, || http.get(&url).status == 404);
+    wait_until("the loss is noticed", SOON, || http.head(&url).status == 404);
     let client = Client::new(Release::Host, &store.store_dir());
     for path in [&url, &narinfo_path(&top)] {
         http.get(path);
@@ -241,6 +241,35 @@ fn a_lost_nar_file_is_packed_again_and_a_lost_path_is_built_again() {
         .input("dependency", &dependency);
     assert_eq!(store.instantiate(&derivation).out(), top.out());
     client.fetch(&ondine.substituter(), &[top.out()]).must_succeed();
+}
+
+#[test]
+fn a_store_path_with_the_wrong_contents_is_never_served_completely_nor_promised_again() {
+    let store = NixStore::new(Release::Host);
+    let _daemon = store.daemon();
+    let built = store.instantiate(&Derivation::new("damaged", "echo right > $out; :"));
+    store.realise(&built.drv);
+    std::fs::set_permissions(built.out(), std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .expect("writable");
+    std::fs::write(built.out(), "wrong\n").expect("damaged");
+    let ondine = Ondine::start(&store, &[]);
+    let http = Http::new(&ondine.url());
+    let promised = http.get(&narinfo_path(&built));
+    if promised.status == 200 {
+        for url in [field(&promised.text(), "URL"), field(&promised.text(), "URL").replace(".zst", "")] {
+            let (status, ending) = match http.try_open(&format!("/{url}"), &[]) {
+                Ok(mut answer) => (answer.status, answer.read_to_end().1),
+                Err(_) => continue,
+            };
+            assert!(
+                status == 404 || !matches!(ending, Ending::Complete),
+                "damaged bytes went out as a whole"
+            );
+        }
+    }
+    wait_until("the damage is noticed", SOON, || http.get(&narinfo_path(&built)).status == 404);
+    let refused = http.get(&narinfo_path(&built)).text();
+    assert!(refused.contains("damaged") && refused.contains("--repair"), "{refused}");
 }
 
 #[test]

@@ -65,12 +65,27 @@ impl Worker {
                 self.builds.0.work.notified().await;
                 continue;
             };
-            let ending = self.request(&drv).await;
+            let ending = self.request_apart(&drv).await;
             let mut state = self.builds.0.lock();
             state.doing = None;
             state.queue.finish(id);
             if let Some(waiters) = state.endings.remove(&id) {
                 waiters.send_replace(Some(ending));
+            }
+        }
+    }
+
+    /// In a task of its own, so that a bug in it ends this request and not the worker.
+    async fn request_apart(&self, drv: &StorePath) -> Ending {
+        let mut task = tokio::task::JoinSet::new();
+        let (worker, wanted) = (self.clone(), drv.clone());
+        task.spawn(async move { worker.request(&wanted).await });
+        match task.join_next().await {
+            Some(Ok(ending)) => ending,
+            _ => {
+                tracing::error!(%drv, "the build was given up because of a bug in this server");
+                let verdict = Verdict::passing("a bug in this server; its log has the details");
+                Err(Arc::new(self.remember(drv, Failed { cause: drv.clone(), verdict }).await))
             }
         }
     }
