@@ -104,6 +104,9 @@ impl FromStr for NarHash {
             return bytes.map(Self).ok_or_else(|| HashError::of(text));
         }
         let digits = text.strip_prefix("sha256:").ok_or_else(|| HashError::of(text))?;
-        if digits.len() == 2 * BYTES { Self::from_hex(digits) } else { Self::from_nixbase32(digits) }
+        let parsed =
+            if digits.len() == 2 * BYTES { Self::from_hex(digits) } else { Self::from_nixbase32(digits) };
+        // The message shows the whole of it, not what was left without the prefix.
+        parsed.map_err(|_| HashError::of(text))
     }
 }

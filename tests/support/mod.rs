@@ -5,7 +5,9 @@
 // Every test file is a program of its own and uses a part of this.
 #![allow(dead_code, unused_imports)]
 
+pub mod addresses;
 pub mod client;
+pub mod cutting_proxy;
 pub mod derivations;
 pub mod gate;
 pub mod http;

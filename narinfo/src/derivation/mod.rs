@@ -60,7 +60,14 @@ impl Derivation {
             return Err(Error::TooLarge(bytes.len()));
         }
         let name = drv.name().strip_suffix(".drv").ok_or_else(|| Error::Name(drv.clone()))?;
-        let parsed = nix_derivation::Derivation::from_aterm_bytes_in(bytes, name, store_dir.inner().clone())?;
+        // Nix puts any bytes into arguments, nix-derivation takes text alone. Nothing that is kept here can have other
+        // bytes than ASCII and be of use, and a replacement never touches an ASCII byte, so the structure stays.
+        let text = String::from_utf8_lossy(bytes);
+        let parsed = nix_derivation::Derivation::from_aterm_bytes_in(
+            text.as_bytes(),
+            name,
+            store_dir.inner().clone(),
+        )?;
         let outputs = parsed
             .outputs()
             .iter()

@@ -174,7 +174,8 @@ fn url(value: &str) -> Result<&str, ParseError> {
     let path = match absolute {
         Some(rest) => {
             let (host, path) = rest.split_once('/').ok_or_else(error)?;
-            if host.is_empty() || host.contains('@') {
+            // A query or fragment before the first slash would mean that what follows it is no path.
+            if host.is_empty() || host.starts_with(':') || host.contains(['@', '?', '#']) {
                 return Err(error());
             }
             path
@@ -183,8 +184,12 @@ fn url(value: &str) -> Result<&str, ParseError> {
     };
     let plain = |c: char| c.is_ascii_graphic() && c != '\\';
     let before_query = path.split(['?', '#']).next().unwrap_or_default();
-    let lower = before_query.to_ascii_lowercase();
-    let hidden = ["%2e", "%2f", "%5c", "%00", "%25"].iter().any(|code| lower.contains(code));
+    let encoded = |text: &str, codes: &[&str]| {
+        let lower = text.to_ascii_lowercase();
+        codes.iter().any(|code| lower.contains(code))
+    };
+    // Dots and slashes steer a path alone; control characters (%00 to %1f, %7f) have no place in a query either.
+    let hidden = encoded(before_query, &["%2e", "%2f", "%5c", "%25"]) || encoded(value, &["%0", "%1", "%7f"]);
     let leaves = before_query.split('/').any(|part| part == "." || part == "..");
     // A scheme, or a host without one: both would lead away from the cache.
     let elsewhere = absolute.is_none() && (before_query.starts_with('/') || before_query.contains(':'));

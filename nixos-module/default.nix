@@ -1,0 +1,152 @@
+# The NixOS module `services.ondine`: a binary cache that builds what it is missing, as a hardened service with a user of
+# its own. The settings are checked by the program itself while the system is built, so that one that does not start is
+# never switched to.
+{ config, lib, pkgs, ... }:
+
+let
+  cfg = config.services.ondine;
+  format = pkgs.formats.toml { };
+  stateDir = "/var/lib/ondine";
+
+  written = format.generate "ondine.toml" cfg.settings;
+  checked = pkgs.runCommand "ondine-checked.toml" { } ''
+    STATE_DIRECTORY=${stateDir} ${cfg.package}/bin/ondine check-config ${written}
+    cp ${written} "$out"
+  '';
+
+  port = lib.toInt (lib.last (lib.splitString ":" cfg.settings.listen));
+in
+{
+  options.services.ondine = {
+    enable = lib.mkEnableOption "Ondine, a Nix binary cache that builds what it is missing";
+
+    package = lib.mkOption {
+      type = lib.types.package;
+      description = "The package whose `bin/ondine` runs.";
+    };
+
+    openFirewall = lib.mkOption {
+      type = lib.types.bool;
+      default = false;
+      description = "Whether to open the port of {option}`services.ondine.settings.listen` in the firewall.";
+    };
+
+    checkConfig = lib.mkOption {
+      type = lib.types.bool;
+      default = true;
+      description = ''
+        Whether to have `ondine check-config` look at the settings when the system is built. Turn it off where the
+        building machine cannot run the package.
+      '';
+    };
+
+    settings = lib.mkOption {
+      default = { };
+      description = ''
+        Settings as `ondine serve --help` names them, written as TOML. The state is always in ${stateDir}.
+      '';
+      example = {
+        listen = "[::]:8080";
+        build-from = [ "store" ];
+      };
+      type = lib.types.submodule {
+        freeformType = format.type;
+        options = {
+          listen = lib.mkOption {
+            type = lib.types.str;
+            default = "127.0.0.1:8080";
+            description = "Address and port to listen on.";
+          };
+          drain = lib.mkOption {
+            type = lib.types.str;
+            default = "30s";
+            description = "How long open answers are given to end when the service stops.";
+          };
+          build-substituters = lib.mkOption {
+            type = lib.types.listOf lib.types.str;
+            default = [ ];
+            description = ''
+              Caches that builds may take their inputs from. They become trusted substituters of the Nix daemon, which
+              would ignore them otherwise, coming from a user without trust; their keys must be trusted by it already.
+            '';
+          };
+        };
+      };
+    };
+  };
+
+  config = lib.mkIf cfg.enable {
+    assertions = [
+      {
+        assertion = !(cfg.settings ? state-dir || cfg.settings ? state_dir);
+        message = "services.ondine.settings: the state is in ${stateDir}; state-dir cannot be set here";
+      }
+    ];
+
+    # A fixed user: the state directory holds GC roots that Nix's own point to by path.
+    users.users.ondine = {
+      isSystemUser = true;
+      group = "ondine";
+      description = "Ondine binary cache";
+    };
+    users.groups.ondine = { };
+
+    networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall [ port ];
+
+    nix.settings.trusted-substituters = cfg.settings.build-substituters;
+
+    systemd.services.ondine = {
+      description = "Nix binary cache that builds what it is missing";
+      wantedBy = [ "multi-user.target" ];
+      wants = [ "nix-daemon.socket" ];
+      after = [ "network.target" "nix-daemon.socket" ];
+
+      serviceConfig = {
+        ExecStart = "${cfg.package}/bin/ondine serve --config ${if cfg.checkConfig then checked else written} --state-dir ${stateDir}";
+        User = "ondine";
+        Group = "ondine";
+        StateDirectory = "ondine";
+        StateDirectoryMode = "0750";
+        UMask = "0077";
+        Restart = "on-failure";
+        RestartSec = 2;
+        # systemd adds the parts of a time span up: always longer than the server's own limit.
+        TimeoutStopSec = "${cfg.settings.drain} 30s";
+        # Clients keep connections open; each stored NAR under way takes one more.
+        LimitNOFILE = 65536;
+
+        # It needs the network, the daemon's socket, Nix's store and database to read, and its state directory.
+        CapabilityBoundingSet = "";
+        AmbientCapabilities = "";
+        DevicePolicy = "closed";
+        KeyringMode = "private";
+        LockPersonality = true;
+        MemoryDenyWriteExecute = true;
+        NoNewPrivileges = true;
+        NotifyAccess = "none";
+        PrivateDevices = true;
+        PrivateMounts = true;
+        PrivateTmp = true;
+        PrivateUsers = true;
+        ProcSubset = "pid";
+        ProtectClock = true;
+        ProtectControlGroups = true;
+        ProtectHome = true;
+        ProtectHostname = true;
+        ProtectKernelLogs = true;
+        ProtectKernelModules = true;
+        ProtectKernelTunables = true;
+        ProtectProc = "invisible";
+        ProtectSystem = "strict";
+        RemoveIPC = true;
+        RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" ];
+        RestrictNamespaces = true;
+        RestrictRealtime = true;
+        RestrictSUIDSGID = true;
+        SystemCallArchitectures = "native";
+        SystemCallErrorNumber = "EPERM";
+        SystemCallFilter = [ "@system-service" "~@privileged @resources" ];
+      };
+    };
+  };
+}

@@ -1,0 +1,91 @@
+# As much of nixpkgs' `lib` and `pkgs` as nixos-module/default.nix needs to be evaluated without nixpkgs, written for
+# that alone. It merges one machine's configuration into the module's options, refuses options and values that do not
+# fit, and gives back the configuration that comes out. Files it writes are real, so that scripts can be run.
+{
+  # The module's file.
+  module,
+  # What a machine's configuration.nix says, as JSON, with the package as a path.
+  machine,
+}:
+
+let
+  inherit (builtins) all attrNames concatStringsSep elemAt fromJSON getAttr hasAttr isAttrs isBool isInt isList isString
+    length map split stringLength substring toFile toJSON typeOf;
+
+  # Types: whether a value fits, and how a definition and the options' defaults make the value.
+  plain = name: fits: { inherit name; merge = where: value: if fits value then value else wrong where name value; };
+  wrong = where: name: value: throw "${where} is not a ${name} but a ${typeOf value}";
+
+  isOption = value: isAttrs value && value._type or "" == "option";
+
+  # The value of a tree of options under a definition of it. `free` is the type of names that are no option, or null.
+  mergeOptions = where: free: options: definition:
+    let
+      known = builtins.mapAttrs (name: option: mergeOne "${where}.${name}" option (hasAttr name definition) (definition.${name} or null)) options;
+      others = removeAttrs definition (attrNames options);
+      extra = builtins.mapAttrs (name: value:
+        if free == null then throw "${where}.${name} is no option" else free.merge "${where}.${name}" value) others;
+    in
+    known // extra;
+
+  mergeOne = where: option: isDefined: value:
+    if !isOption option then mergeOptions where null option (if isDefined then value else { })
+    else if isDefined then option.type.merge where value
+    else if option ? default then option.type.merge where option.default
+    else throw "${where} is used but not defined";
+
+  tomlValue = plain "TOML value" (value: isString value || isInt value || isBool value || isList value);
+
+  lib = rec {
+    mkOption = attributes: attributes // { _type = "option"; };
+    mkEnableOption = what: mkOption { type = types.bool; default = false; description = "Whether to enable ${what}."; };
+    mkIf = condition: content: { _type = "if"; inherit condition content; };
+    types = {
+      bool = plain "boolean" isBool;
+      str = plain "string" isString;
+      package = plain "package" (value: isString value || value ? outPath);
+      listOf = inner: {
+        name = "list";
+        merge = where: value:
+          if isList value then map (inner.merge "${where}.*") value else wrong where "list" value;
+      };
+      submodule = { options ? { }, freeformType ? null }: {
+        name = "submodule";
+        merge = where: value:
+          if isAttrs value then mergeOptions where freeformType options value else wrong where "submodule" value;
+      };
+    };
+    toInt = text: fromJSON text;
+    last = list: elemAt list (length list - 1);
+    splitString = separator: text: builtins.filter isString (split "[${separator}]" text);
+  };
+
+  pkgs = {
+    formats.toml = { }: {
+      type = tomlValue;
+      # Strings, numbers, truth values and lists of them read alike in JSON and TOML.
+      generate = name: value:
+        toFile name (concatStringsSep "" (map (key: "${key} = ${toJSON value.${key}}\n") (attrNames value)));
+    };
+    # Not built: its file is the script, for the test to run.
+    runCommand = name: environment: script: toFile name script;
+  };
+
+  # Conditions resolved.
+  resolve = value:
+    if isAttrs value && value._type or "" == "if" then (if value.condition then resolve value.content else null)
+    else if isAttrs value then builtins.mapAttrs (name: resolve) value
+    else value;
+
+  configuration = fromJSON machine;
+  evaluated = import module {
+    inherit lib pkgs;
+    config.services.ondine = service;
+  };
+  service = mergeOne "services.ondine" evaluated.options.services.ondine true configuration.services.ondine;
+  broken = builtins.filter (assertion: !assertion.assertion) (evaluated.config.content.assertions);
+  enabled = evaluated.config.condition;
+in
+if enabled && broken != [ ] then throw (concatStringsSep "\n" (map (assertion: assertion.message) broken))
+# Every option is looked at, as nixpkgs does, also those that the module would not have come to.
+else builtins.deepSeq service (resolve evaluated.config)

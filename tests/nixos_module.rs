@@ -1,0 +1,225 @@
+//! The NixOS module gives the unit that it should: evaluated by the real Nix against a small stub of nixpkgs, its build-time
+//! check run with the built program, and the unit weighed by systemd-analyze.
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+use support::process::{self, Finished};
+use support::{NixStore, Release, text};
+
+/// The exposure that the unit may have at most: what the best peers with outbound connections reach.
+const EXPOSURE_MAX: f64 = 1.1;
+
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+/// A throw-away store to evaluate in, and a package that holds the built program.
+struct Machine {
+    store: NixStore,
+    package: PathBuf,
+}
+
+impl Machine {
+    fn new() -> Machine {
+        let store = NixStore::new(Release::Host);
+        let package = store.folder().join("package");
+        std::fs::create_dir_all(package.join("bin")).expect("the test's folder can be written to");
+        std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_ondine"), package.join("bin/ondine"))
+            .expect("the test's folder can be written to");
+        Machine { store, package }
+    }
+
+    /// Evaluates the module for a machine that sets `services.ondine` to this, the package added.
+    fn try_evaluate(&self, mut service: Value) -> Finished {
+        service["package"] = text(&self.package).into();
+        let machine = json!({ "services": { "ondine": service } }).to_string();
+        let stub = format!("{ROOT}/tests/nixos-module/stub.nix");
+        let module = format!("{ROOT}/nixos-module/default.nix");
+        // Read-write, because the stub writes files.
+        let how = ["--eval", "--strict", "--json", "--read-write-mode"];
+        let what = [&*stub, "--arg", "module", &module, "--argstr", "machine", &machine];
+        process::run(self.store.command("nix-instantiate", &[&how[..], &what[..]].concat()))
+    }
+
+    fn evaluate(&self, service: Value) -> Value {
+        let printed = self.try_evaluate(service).must_succeed().text();
+        serde_json::from_str(&printed).expect("nix-instantiate --json prints JSON")
+    }
+
+    /// Runs the script that makes the checked settings file, as the build of a system would, and gives what came out.
+    fn build_settings(&self, script: &Path) -> (Finished, PathBuf) {
+        let out = self.store.folder().join("checked.toml");
+        let mut command = Command::new("bash");
+        command
+            .args(["-e", text(script)])
+            .env_clear()
+            .env("PATH", "/usr/bin:/bin")
+            .env("HOME", "/homeless-shelter");
+        command.env("out", &out);
+        (process::run(command), out)
+    }
+}
+
+fn service(configuration: &Value) -> &Value {
+    &configuration["systemd"]["services"]["ondine"]
+}
+
+fn words(value: &Value) -> Vec<&str> {
+    value.as_str().expect("a string").split(' ').collect()
+}
+
+/// The path after `--config` in the unit's command line.
+fn settings_of(configuration: &Value) -> PathBuf {
+    let command = words(&service(configuration)["serviceConfig"]["ExecStart"]);
+    let at = command.iter().position(|word| *word == "--config").expect("the unit names its settings");
+    PathBuf::from(command[at + 1])
+}
+
+/// The unit file that NixOS would write, near enough for systemd-analyze.
+fn unit_file(configuration: &Value) -> String {
+    let lines = |section: &Value| -> String {
+        let fields = section.as_object().expect("a section of a unit has fields");
+        fields.iter().map(|(name, value)| field_lines(name, value)).collect()
+    };
+    let service = service(configuration);
+    let unit = json!({ "Description": service["description"], "Wants": service["wants"], "After": service["after"] });
+    format!("[Unit]\n{}[Service]\n{}", lines(&unit), lines(&service["serviceConfig"]))
+}
+
+fn field_lines(name: &str, value: &Value) -> String {
+    match value {
+        Value::Array(values) => values.iter().map(|value| field_lines(name, value)).collect(),
+        Value::String(text) => format!("{name}={text}\n"),
+        other => format!("{name}={other}\n"),
+    }
+}
+
+#[test]
+fn the_unit_runs_ondine_with_its_settings_and_its_state_directory() {
+    let machine = Machine::new();
+    let configuration = machine.evaluate(json!({ "enable": true }));
+    let unit = &service(&configuration)["serviceConfig"];
+    let command = words(&unit["ExecStart"]);
+    assert_eq!(command[0], format!("{}/bin/ondine", machine.package.display()));
+    assert_eq!(command[1], "serve");
+    assert_eq!(command[4..], ["--state-dir", "/var/lib/ondine"]);
+    assert_eq!(unit["StateDirectory"], "ondine");
+    assert_eq!(unit["StateDirectoryMode"], "0750");
+    assert_eq!(unit["Restart"], "on-failure");
+    assert_eq!(service(&configuration)["wantedBy"], json!(["multi-user.target"]));
+    assert_eq!(configuration["users"]["users"]["ondine"]["isSystemUser"], true);
+}
+
+#[test]
+fn a_machine_that_does_not_enable_it_gets_nothing() {
+    assert_eq!(Machine::new().evaluate(json!({ "enable": false })), Value::Null);
+}
+
+#[test]
+fn the_settings_are_checked_by_the_program_when_the_system_is_built() {
+    let machine = Machine::new();
+    let settings = json!({ "listen": "[::1]:8099", "build-from": [], "priority": 45 });
+    let configuration = machine.evaluate(json!({ "enable": true, "settings": settings }));
+    let (finished, checked) = machine.build_settings(&settings_of(&configuration));
+    finished.must_succeed();
+    let written = std::fs::read_to_string(checked).expect("the check leaves the settings file");
+    assert!(written.contains("listen = \"[::1]:8099\"") && written.contains("priority = 45"), "{written}");
+
+    let configuration = machine.evaluate(json!({ "enable": true, "settings": { "prioritty": 45 } }));
+    let (finished, _) = machine.build_settings(&settings_of(&configuration));
+    let said = finished.must_fail().stderr;
+    assert!(said.contains("prioritty") && said.contains("\"priority\""), "{said}");
+}
+
+#[test]
+fn the_check_can_be_turned_off_and_the_settings_are_the_same() {
+    let machine = Machine::new();
+    let service = json!({ "enable": true, "checkConfig": false, "settings": { "hold": "5s" } });
+    let written =
+        std::fs::read_to_string(settings_of(&machine.evaluate(service))).expect("the settings are a file");
+    assert_eq!(
+        written,
+        "build-substituters = []\ndrain = \"30s\"\nhold = \"5s\"\nlisten = \"127.0.0.1:8080\"\n"
+    );
+}
+
+#[test]
+fn the_firewall_opens_the_port_that_is_listened_on_and_only_when_told() {
+    let machine = Machine::new();
+    for (listen, port) in [("0.0.0.0:8080", 8080), ("[::]:443", 443)] {
+        let service = json!({ "enable": true, "openFirewall": true, "settings": { "listen": listen } });
+        let configuration = machine.evaluate(service);
+        assert_eq!(configuration["networking"]["firewall"]["allowedTCPPorts"], json!([port]));
+    }
+    let closed = machine.evaluate(json!({ "enable": true }));
+    assert_eq!(closed["networking"]["firewall"]["allowedTCPPorts"], Value::Null);
+}
+
+#[test]
+fn caches_for_builds_are_made_known_to_the_nix_daemon() {
+    let caches = json!(["https://cache.example.org"]);
+    let service = json!({ "enable": true, "settings": { "build-substituters": caches } });
+    assert_eq!(Machine::new().evaluate(service)["nix"]["settings"]["trusted-substituters"], caches);
+}
+
+#[test]
+fn another_state_directory_or_a_value_of_the_wrong_type_is_refused() {
+    let machine = Machine::new();
+    for (service, why) in [
+        (json!({ "enable": true, "settings": { "state-dir": "/srv" } }), "state-dir cannot be set here"),
+        (
+            json!({ "enable": true, "settings": { "listen": 8080 } }),
+            "services.ondine.settings.listen is not a string",
+        ),
+        (json!({ "enable": "yes" }), "services.ondine.enable is not a boolean"),
+        (json!({ "enable": true, "openFirewal": true }), "services.ondine.openFirewal is no option"),
+    ] {
+        let said = machine.try_evaluate(service).must_fail().stderr;
+        assert!(said.contains(why), "{said}");
+    }
+}
+
+#[test]
+fn stopping_is_given_more_time_than_the_server_takes_to_drain() {
+    let machine = Machine::new();
+    for (drain, seconds) in [("30s", 60), ("2m", 150), ("1h", 3630)] {
+        let service_config = json!({ "enable": true, "settings": { "drain": drain } });
+        let configuration = machine.evaluate(service_config);
+        let limit = service(&configuration)["serviceConfig"]["TimeoutStopSec"]
+            .as_str()
+            .expect("a time span")
+            .to_owned();
+        let mut command = Command::new("systemd-analyze");
+        command.args(["timespan", &limit]);
+        let said = process::run(command).must_succeed().text();
+        assert!(
+            said.contains(&format!("{}", seconds * 1_000_000_u64)),
+            "{limit} is not {seconds} s:\n{said}"
+        );
+    }
+}
+
+#[test]
+fn the_unit_is_one_that_systemd_understands_and_is_hardly_exposed() {
+    let machine = Machine::new();
+    let configuration = machine.evaluate(json!({ "enable": true }));
+    let unit = machine.store.folder().join("ondine.service");
+    std::fs::write(&unit, unit_file(&configuration)).expect("the test's folder can be written to");
+
+    let mut verify = Command::new("systemd-analyze");
+    verify.args(["verify", "--man=no", text(&unit)]);
+    let said = process::run(verify).stderr;
+    let about_it: Vec<&str> = said.lines().filter(|line| line.contains("ondine.service:")).collect();
+    assert!(about_it.is_empty(), "systemd does not understand the unit:\n{}", about_it.join("\n"));
+
+    let mut security = Command::new("systemd-analyze");
+    security.args(["--no-pager", "--offline=true", "security", text(&unit)]);
+    let report = process::run(security).must_succeed().text();
+    let level = report.lines().find_map(|line| line.split("exposure level for ondine.service: ").nth(1));
+    let level =
+        level.and_then(|rest| rest.split_whitespace().next()).and_then(|number| number.parse::<f64>().ok());
+    let level = level.unwrap_or_else(|| panic!("systemd-analyze names no exposure level:\n{report}"));
+    assert!(level <= EXPOSURE_MAX, "the exposure level is {level}, more than {EXPOSURE_MAX}:\n{report}");
+}
