@@ -76,6 +76,9 @@ pub enum Error {
         /// What the system said.
         source: io::Error,
     },
+    /// A part that must run for ever does not.
+    #[error("{0} has stopped because of a bug; see the message above, and start the server again")]
+    Stopped(&'static str),
     /// The signals cannot be watched.
     #[error("cannot watch for signals")]
     Signals(#[source] io::Error),
@@ -126,10 +129,12 @@ impl Server {
             store_dir: store_dir.clone(),
         };
         let builds = Builds::default();
+        let building = state(&state_dir.join("building"), |dir| Roots::open(dir, store_dir.clone()))?;
         let worker = Worker {
             builds: builds.clone(),
             pool: pool.clone(),
             adopter: adopter.clone(),
+            roots: building,
             index: index.clone(),
             logs: logs.clone(),
             settings: settings.build,
@@ -166,9 +171,12 @@ impl Server {
     }
 
     /// Serves until `until` resolves, then drains: waits are ended, running downloads are given their time.
-    pub async fn run(self, until: impl Future<Output = ()>) {
-        let worker = tokio::spawn(self.worker.run());
-        let packer = tokio::spawn(self.packer.run());
+    ///
+    /// # Errors
+    /// When a part that must run for ever has stopped: a bug, after which only a restart helps.
+    pub async fn run(self, until: impl Future<Output = ()>) -> Result<(), Error> {
+        let mut worker = tokio::spawn(self.worker.run());
+        let mut packer = tokio::spawn(self.packer.run());
         let serving = http::serve(self.doors, self.service);
         let stopping = async {
             until.await;
@@ -176,14 +184,17 @@ impl Server {
             self.stop.send_replace(true);
             std::future::pending::<()>().await;
         };
-        tokio::select! {
-            () = serving => {}
-            () = stopping => {}
-        }
+        let ended = tokio::select! {
+            () = serving => Ok(()),
+            () = stopping => Ok(()),
+            _ = &mut worker => Err(Error::Stopped("the part that builds")),
+            _ = &mut packer => Err(Error::Stopped("the part that packs NARs")),
+        };
         // The running build ends with its connection to the daemon; whoever waits for it asks again.
         worker.abort();
         packer.abort();
         let _ = fs::remove_file(&self.control);
+        ended
     }
 }
 

@@ -1,13 +1,13 @@
-//! Builds on demand: who waits for what, and the worker that has the Nix daemon build it, one request after the other.
+//! Builds on demand: who waits for what, and the worker that has the Nix daemon build it, one derivation after the other.
 //! Must never build twice what two clients ask for, and never run two builds at once.
 
 mod log;
 mod plan;
-mod queue;
+pub mod queue;
 mod verdict;
 mod worker;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,9 @@ pub struct Builds(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
-    /// Something was added, or may be dropped.
+    /// A request was added.
+    asked: Notify,
+    /// There may be something to build.
     work: Notify,
     /// The moment that the queue's times count from.
     epoch: Instant,
@@ -53,17 +55,24 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    queue: Queue,
+    queue: Queue<StorePath>,
+    /// Requests that nobody has planned yet, oldest first.
+    unplanned: VecDeque<RequestId>,
     endings: HashMap<RequestId, watch::Sender<Option<Ending>>>,
     doing: Option<Doing>,
+    held: Vec<Held>,
+}
+
+/// Outputs that must not be collected, for as long as these requests have not ended.
+struct Held {
+    outputs: Vec<StorePath>,
+    needed_by: BTreeSet<RequestId>,
 }
 
 /// What the worker does at this moment.
 #[derive(Clone, Debug)]
 struct Doing {
     drv: StorePath,
-    step: usize,
-    steps: usize,
     since: Instant,
 }
 
@@ -74,13 +83,14 @@ pub struct Overview {
     pub building: Option<String>,
     /// Seconds that it has been built for.
     pub building_seconds: Option<u64>,
-    /// The derivations asked for, in order, the running one first.
+    /// The derivations asked for, oldest first.
     pub requests: Vec<String>,
 }
 
 impl Default for Builds {
     fn default() -> Self {
-        Self(Arc::new(Shared { state: Mutex::default(), work: Notify::new(), epoch: Instant::now() }))
+        let (asked, work) = (Notify::new(), Notify::new());
+        Self(Arc::new(Shared { state: Mutex::default(), asked, work, epoch: Instant::now() }))
     }
 }
 
@@ -94,10 +104,13 @@ impl Builds {
         if state.queue.len() >= QUEUED_MAX && !state.queue.contains(drv) {
             return Err(QueueFull);
         }
-        let id = state.queue.ask(drv);
+        let (id, new) = state.queue.ask(drv);
         let ending = state.endings.entry(id).or_insert_with(|| watch::channel(None).0).subscribe();
+        if new {
+            state.unplanned.push_back(id);
+            self.0.asked.notify_one();
+        }
         drop(state);
-        self.0.work.notify_one();
         Ok(Ticket { shared: Arc::clone(&self.0), id, ending })
     }
 
@@ -114,7 +127,7 @@ impl Builds {
         Overview {
             building: state.doing.as_ref().map(|d| d.drv.to_string()),
             building_seconds: state.doing.as_ref().map(|d| d.since.elapsed().as_secs()),
-            requests: state.queue.derivations().map(ToString::to_string).collect(),
+            requests: state.queue.requests().map(ToString::to_string).collect(),
         }
     }
 }
@@ -146,18 +159,18 @@ impl Ticket {
     #[must_use]
     pub fn describe(&self) -> String {
         let state = self.shared.lock();
-        let place = match state.queue.position(self.id) {
+        let mut line = match state.queue.position(self.id) {
             Some(position) => format!("position {position} of {}", state.queue.len()),
-            None => "done".to_owned(),
+            None => "being delivered".to_owned(),
         };
-        match &state.doing {
-            Some(doing) => {
-                let name = doing.drv.name().trim_end_matches(".drv");
-                let (step, steps, seconds) = (doing.step, doing.steps, doing.since.elapsed().as_secs());
-                format!("{place}; building {name} ({step} of {steps}, for {seconds} s)")
-            }
-            None => format!("{place}; about to start"),
+        if let Some((built, of)) = state.queue.progress(self.id) {
+            line += &format!("; {built} of {of} built");
         }
+        if let Some(Doing { drv, since }) = &state.doing {
+            let name = drv.name().trim_end_matches(".drv");
+            line += &format!("; building {name} for {} s", since.elapsed().as_secs());
+        }
+        line
     }
 }
 

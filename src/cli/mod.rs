@@ -98,7 +98,7 @@ impl Serve {
             let until = serve::told_to_end()?;
             let server = Server::open(settings).await?;
             print!("{}", banner(&server));
-            server.run(until).await;
+            server.run(until).await?;
             Ok(())
         })
     }
