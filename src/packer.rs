@@ -175,12 +175,12 @@ impl Packer {
     /// Joins the packing under way, or begins it; gives the file where it is there already.
     fn start(&self, row: PathRow) -> Result<Nar, Error> {
         let mut under_way = self.0.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(growing) = under_way.get(&row.nar_hash) {
-            return Ok(Nar::Growing(growing.clone()));
-        }
         // Looked for under the lock: a packing leaves the map only after its file has its final name.
         if let Some(stored) = self.0.nars.get(row.nar_hash)? {
             return Ok(Nar::Stored(stored));
+        }
+        if let Some(growing) = under_way.get(&row.nar_hash) {
+            return Ok(Nar::Growing(growing.clone()));
         }
         let (draft, growing) = self.0.nars.draft()?;
         under_way.insert(row.nar_hash, growing.clone());

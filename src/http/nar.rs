@@ -138,6 +138,11 @@ fn wanted_range<'h>(headers: &'h HeaderMap, etag: Option<&str>) -> Option<&'h st
 /// The part that a Range header names; `None` when it names no byte of the file. Several ranges, or what is no range of
 /// bytes, count as no range (RFC 9110, 14.2).
 fn slice(range: &str, length: u64) -> Option<Part> {
+    // A suffix longer than the file is all of it (RFC 9110, 14.1.2), which the crate refuses.
+    let suffix = range.strip_prefix("bytes=-").and_then(|digits| digits.parse::<u64>().ok());
+    if suffix.is_some_and(|bytes| bytes > length) && length > 0 {
+        return Some(Part::Slice { start: 0, end: length, of: length });
+    }
     let Ok(parsed) = parse_range_header(range) else {
         return Some(Part::Whole(Some(length)));
     };
