@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Lines of a source file at most, tests at its end included.
-const FILE_LINES_MAX: usize = 700;
+const FILE_LINES_MAX: usize = 500;
 /// Sentences of a file's doc at most.
 const DOC_SENTENCES_MAX: usize = 5;
 

@@ -156,6 +156,18 @@ perl -e '
     Derivation::new(name, script)
 }
 
+/// A file of so many bytes that do not compress.
+pub fn noise(name: &str, bytes: u32) -> Derivation {
+    let script = format!(
+        r#"perl -e '
+    my $state = 20260102;
+    for (1 .. {words}) {{ $state = ($state * 1664525 + 1013904223) & 0xffffffff; print pack "N", $state ^ ($state >> 15); }}
+' > "$out""#,
+        words = bytes / 4
+    );
+    Derivation::new(name, &script)
+}
+
 /// A name with every kind of character that a store path may have.
 pub const ODD_NAME: &str = "odd+name?with=every.kind_of-character-1.0";
 

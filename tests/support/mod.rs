@@ -6,6 +6,7 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod addresses;
+pub mod cache;
 pub mod client;
 pub mod cutting_proxy;
 pub mod derivations;
@@ -16,6 +17,7 @@ pub mod process;
 pub mod release;
 pub mod store;
 
+pub use cache::Cache;
 pub use client::{Client, Substituter, nar_digest};
 pub use derivations::Derivation;
 pub use gate::Gate;
