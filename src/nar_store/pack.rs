@@ -83,8 +83,12 @@ impl NarStore {
         let mut encoder = zstd::Encoder::new(sink, self.settings.zstd_level)?;
         encoder.set_pledged_src_size(Some(expected_bytes))?;
         encoder.include_contentsize(true)?;
-        let mut plain = Plain { encoder, hasher: Sha256::new(), bytes: 0, bytes_max: expected_bytes };
-        let dumped = narinfo::nar::dump(source, &mut plain);
+        let plain = Plain { encoder, hasher: Sha256::new(), bytes: 0, bytes_max: expected_bytes };
+        // A dump comes in pieces of a few bytes; hashing and compressing want more at a time.
+        let mut plain = BufWriter::with_capacity(CHUNK_BYTES, plain);
+        let dumped = narinfo::nar::dump(source, &mut plain)
+            .and_then(|_| plain.flush().map_err(narinfo::nar::Error::Io));
+        let (plain, _) = plain.into_parts();
         let found = NarHash::from_bytes(plain.hasher.finalize().into());
         let found_bytes = plain.bytes;
         // A tree that grew is cut off at the registered size, and a broken one ends early: say which it was.
