@@ -37,22 +37,20 @@ pub enum Nar {
     Growing(Growing),
 }
 
-/// What [`Packer::open`] found.
+/// A NAR that a served path has.
 #[derive(Clone, Debug)]
-pub struct Found {
-    /// What is known of it.
-    pub about: About,
-    /// Where its bytes come from.
-    pub nar: Nar,
-}
-
-/// What is known of a NAR.
-#[derive(Clone, Copy, Debug)]
-pub struct About {
-    /// Bytes of the plain NAR.
-    pub nar_size: u64,
+pub struct Served {
+    row: PathRow,
     /// Its file, once it is packed.
     pub packed: Option<NarRow>,
+}
+
+impl Served {
+    /// Bytes of the plain NAR.
+    #[must_use]
+    pub fn nar_size(&self) -> u64 {
+        self.row.nar_size
+    }
 }
 
 /// The packer; clones share it.
@@ -90,29 +88,27 @@ impl Packer {
         }))
     }
 
-    /// The NAR with this hash, if a served path has it; packing begins (or is joined) where it is not packed yet.
-    ///
-    /// # Errors
-    /// When the index or the NAR store fails.
-    pub async fn open(&self, nar: NarHash) -> Result<Option<Found>, Error> {
-        let Some(row) = self.0.index.path_with_nar(nar).await? else { return Ok(None) };
-        let mut about = About { nar_size: row.nar_size, packed: self.0.index.packed(nar).await? };
-        let nar = self.start(row)?;
-        if let (Nar::Growing(_), Some(lost)) = (&nar, about.packed) {
-            tracing::warn!(nar = %lost.nar_hash, "its file is gone; packing it again");
-            self.0.index.forget_packed(lost.nar_hash).await?;
-            about.packed = None;
-        }
-        Ok(Some(Found { about, nar }))
-    }
-
-    /// What is known of the NAR with this hash, if a served path has it; packs nothing.
+    /// The NAR with this hash, if a served path has it; packs nothing.
     ///
     /// # Errors
     /// When the index fails.
-    pub async fn about(&self, nar: NarHash) -> Result<Option<About>, Error> {
+    pub async fn find(&self, nar: NarHash) -> Result<Option<Served>, Error> {
         let Some(row) = self.0.index.path_with_nar(nar).await? else { return Ok(None) };
-        Ok(Some(About { nar_size: row.nar_size, packed: self.0.index.packed(nar).await? }))
+        Ok(Some(Served { row, packed: self.0.index.packed(nar).await? }))
+    }
+
+    /// The bytes of a NAR; packing begins (or is joined) where it is not packed yet.
+    ///
+    /// # Errors
+    /// When the index or the NAR store fails.
+    pub async fn open(&self, served: &mut Served) -> Result<Nar, Error> {
+        let nar = self.start(served.row.clone())?;
+        if let (Nar::Growing(_), Some(lost)) = (&nar, served.packed) {
+            tracing::warn!(nar = %lost.nar_hash, "its file is gone; packing it again");
+            self.0.index.forget_packed(lost.nar_hash).await?;
+            served.packed = None;
+        }
+        Ok(nar)
     }
 
     /// Whether packing has lately shown that the store does not have the contents which Nix registered as this NAR.

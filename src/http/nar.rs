@@ -11,7 +11,7 @@ use super::pipe::pipe;
 use super::route::NarForm;
 use super::{Method, Service};
 use crate::nar_store::{NarStream, Range};
-use crate::packer::{self, About, Nar, Packer};
+use crate::packer::{self, Nar, Packer, Served};
 
 /// What a client hears of a NAR that no served path has.
 const UNKNOWN: &str = "unknown: no path that this cache serves has this NAR";
@@ -37,8 +37,8 @@ async fn answer(
     method: Method,
     headers: &HeaderMap,
 ) -> Result<Answer, packer::Error> {
-    let Some(about) = packer.about(hash).await? else { return Ok(answer::missing(UNKNOWN)) };
-    let etag = etag(hash, form, &about);
+    let Some(served) = packer.find(hash).await? else { return Ok(answer::missing(UNKNOWN)) };
+    let etag = etag(hash, form, &served);
     if let (Some(tags), Some(etag)) = (text(headers, header::IF_NONE_MATCH), &etag)
         && names_tag(tags, etag)
     {
@@ -46,31 +46,31 @@ async fn answer(
     }
     if method == Method::Head {
         let length = match form {
-            NarForm::Plain => Some(about.nar_size),
-            NarForm::Zstd => about.packed.map(|nar| nar.file_size),
+            NarForm::Plain => Some(served.nar_size()),
+            NarForm::Zstd => served.packed.map(|nar| nar.file_size),
         };
         return Ok(answer::file(media_type(form), etag.as_deref(), &Part::Whole(length), answer::empty()));
     }
-    body(packer, hash, form, wanted_range(headers, etag.as_deref())).await
+    body(packer, served, hash, form, wanted_range(headers, etag.as_deref())).await
 }
 
 async fn body(
     packer: &Packer,
+    mut served: Served,
     hash: NarHash,
     form: NarForm,
     range: Option<&str>,
 ) -> Result<Answer, packer::Error> {
-    let Some(mut found) = packer.open(hash).await? else { return Ok(answer::missing(UNKNOWN)) };
+    let mut nar = packer.open(&mut served).await?;
     // A range of a zstd file can be given once its length is known.
-    if let (NarForm::Zstd, Some(_), Nar::Growing(growing)) = (form, range, &mut found.nar) {
+    if let (NarForm::Zstd, Some(_), Nar::Growing(growing)) = (form, range, &mut nar) {
         growing.finished().await?;
-        found = match packer.open(hash).await? {
-            Some(complete) => complete,
-            None => return Ok(answer::missing(UNKNOWN)),
-        };
+        let Some(complete) = packer.find(hash).await? else { return Ok(answer::missing(UNKNOWN)) };
+        served = complete;
+        nar = packer.open(&mut served).await?;
     }
-    let length = match (form, &found.nar) {
-        (NarForm::Plain, _) => Some(found.about.nar_size),
+    let length = match (form, &nar) {
+        (NarForm::Plain, _) => Some(served.nar_size()),
         (NarForm::Zstd, Nar::Stored(stored)) => Some(stored.bytes()),
         (NarForm::Zstd, Nar::Growing(_)) => None,
     };
@@ -81,8 +81,8 @@ async fn body(
         },
         _ => Part::Whole(length),
     };
-    let etag = etag(hash, form, &found.about);
-    let stream = stream(found.nar, form, &part, found.about.nar_size)?;
+    let etag = etag(hash, form, &served);
+    let stream = stream(nar, form, &part, served.nar_size())?;
     Ok(answer::file(media_type(form), etag.as_deref(), &part, send(stream)))
 }
 
@@ -155,10 +155,10 @@ fn slice(range: &str, length: u64) -> Option<Part> {
 }
 
 /// Each form is named by the hash of its own bytes; that of the zstd file is known once it is packed.
-fn etag(hash: NarHash, form: NarForm, about: &About) -> Option<String> {
+fn etag(hash: NarHash, form: NarForm, served: &Served) -> Option<String> {
     let bytes = match form {
         NarForm::Plain => Some(hash),
-        NarForm::Zstd => about.packed.map(|nar| nar.file_hash),
+        NarForm::Zstd => served.packed.map(|nar| nar.file_hash),
     };
     bytes.map(|hash| format!("\"{}\"", hash.to_nixbase32()))
 }
