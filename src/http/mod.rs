@@ -101,7 +101,8 @@ impl Service {
     }
 
     async fn route<B>(&self, method: Method, request: &Request<B>) -> Answer {
-        let Some(Target { route, cached }) = Target::parse(asked_path(request.uri())) else {
+        let uri = request.uri();
+        let Some(Target { route, cached }) = Target::parse(uri.path(), uri.query()) else {
             return answer::missing("nothing has this address; a narinfo is at /<32 characters>.narinfo");
         };
         let on_miss = if cached { OnMiss::Report } else { OnMiss::Build };
@@ -115,13 +116,5 @@ impl Service {
             Route::Ready => info::ready(self).await,
             Route::Status => info::status(self).await,
         }
-    }
-}
-
-/// The path that is asked for. Older clients ask for a log with a bare question mark where the derivation's name has one.
-fn asked_path(uri: &hyper::Uri) -> &str {
-    match uri.path_and_query() {
-        Some(whole) if uri.path().contains("log/") => whole.as_str(),
-        _ => uri.path(),
     }
 }

@@ -49,9 +49,13 @@ pub struct Target {
 }
 
 impl Target {
-    /// Parses the path of a request; `None` when there is nothing of that name.
+    /// Parses the path of a request and what follows its question mark; `None` when there is nothing of that name.
     #[must_use]
-    pub fn parse(path: &str) -> Option<Self> {
+    pub fn parse(path: &str, query: Option<&str>) -> Option<Self> {
+        // Older clients ask for a log with a bare question mark where the derivation's name has one. Nothing else has
+        // a use for a query.
+        let name = query.filter(|_| path.contains("/log/")).map(|query| format!("{path}?{query}"));
+        let path = name.as_deref().unwrap_or(path);
         if path.len() > PATH_BYTES_MAX {
             return None;
         }
@@ -107,7 +111,7 @@ mod tests {
     const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
 
     fn parse(path: &str) -> Option<Target> {
-        Target::parse(path)
+        Target::parse(path, None)
     }
 
     #[test]
@@ -127,6 +131,19 @@ mod tests {
             assert_eq!(parse(&format!("/{path}")), Some(Target { route: route.clone(), cached: false }));
             assert_eq!(parse(&format!("/cached/{path}")), Some(Target { route, cached: true }));
         }
+    }
+
+    #[test]
+    fn a_bare_question_mark_belongs_to_the_name_of_a_log_and_to_nothing_else() {
+        let (drv, nar) = (format!("{HASH}-a?b.drv"), "0".repeat(52));
+        let log = Route::Log(StorePath::parse(&drv).expect("a store path"));
+        for (prefix, cached) in [("/", false), ("/cached/", true)] {
+            let path = format!("{prefix}log/{HASH}-a");
+            assert_eq!(Target::parse(&path, Some("b.drv")), Some(Target { route: log.clone(), cached }));
+        }
+        let path = format!("/nar/{nar}.nar");
+        assert_eq!(Target::parse(&path, Some("hash=x")), Target::parse(&path, None));
+        assert_eq!(Target::parse(&format!("/log/{HASH}-a"), Some(&"a".repeat(64 * 1024))), None);
     }
 
     #[test]
