@@ -13,7 +13,7 @@ use super::verdict::Verdict;
 use super::{Builds, Doing, Ending, Held, Logs, Settings, plan};
 use crate::adopt::Adopter;
 use crate::index::{Failure, Index};
-use crate::nix::{BuildEvent, BuildTarget, DaemonError, Pool};
+use crate::nix::{BuildEvent, BuildTarget, Daemon, DaemonError, Pool};
 use crate::roots::Roots;
 
 /// How often something is begun anew when the daemon goes away under it.
@@ -64,15 +64,15 @@ impl Worker {
     /// Plans requests in the order of their arrival.
     async fn plan_all(&self) {
         loop {
-            let next = {
-                let mut state = self.builds.0.lock();
-                let id = state.unplanned.pop_front();
-                id.and_then(|id| Some((id, state.queue.wanted(id)?.clone())))
+            let next = self.builds.0.lock().unplanned.pop_front();
+            let Some(id) = next else {
+                self.builds.0.asked.notified().await;
+                continue;
             };
-            match next {
-                Some((id, drv)) => self.plan(id, drv).await,
-                None if self.builds.0.lock().unplanned.is_empty() => self.builds.0.asked.notified().await,
-                None => {}
+            // It may have left the queue by now.
+            let wanted = self.builds.0.lock().queue.wanted(id).cloned();
+            if let Some(drv) = wanted {
+                self.plan(id, drv).await;
             }
         }
     }
@@ -196,19 +196,22 @@ impl Worker {
         tracing::info!(%drv, "building");
         let begun = Instant::now();
         let lost = |error: &Stop| matches!(error, Stop::Daemon(error) if error.is_connection_lost());
-        let built = again(drv, || self.attempt(drv), lost).await;
+        let built = again(drv, || self.attempt(drv), lost).await.map_err(Stop::verdict);
         match &built {
             Ok(_) => tracing::info!(%drv, seconds = begun.elapsed().as_secs(), "built"),
-            Err(stop) => tracing::warn!(%drv, reason = %stop.first_line(), "not built"),
+            Err(verdict) => {
+                let reason = verdict.reason.lines().next().unwrap_or_default();
+                tracing::warn!(%drv, %reason, "not built");
+            }
         }
-        built.map_err(Stop::verdict)
+        built
     }
 
     /// One connection for one build: its temporary roots hold the outputs until ours do, or they are adopted.
     async fn attempt(&self, drv: &StorePath) -> Result<Vec<StorePath>, Stop> {
         let mut daemon = self.pool.get().await?;
         // Before the build: its outputs must not be collected in the moment after it.
-        for output in daemon.query_derivation_output_map(drv).await?.into_values().flatten() {
+        for output in known_outputs(&mut daemon, drv).await? {
             daemon.add_temp_root(&output).await?;
         }
         let mut log = self.logs.create(drv);
@@ -234,8 +237,7 @@ impl Worker {
             return Err(Stop::Failed(verdict));
         }
         log.finish(None);
-        let outputs: Vec<StorePath> =
-            daemon.query_derivation_output_map(drv).await?.into_values().flatten().collect();
+        let outputs = known_outputs(&mut daemon, drv).await?;
         self.roots.hold(&mut daemon, &outputs).await.map_err(|error| {
             tracing::error!(%drv, error = &error as &dyn std::error::Error, "built, but not held");
             Stop::Failed(Verdict::passing(
@@ -262,9 +264,8 @@ impl Worker {
     }
 
     async fn publish(&self, drv: &StorePath) -> Result<(), Verdict> {
-        let outputs = async { self.pool.get().await?.query_derivation_output_map(drv).await }.await;
-        let outputs: Vec<StorePath> =
-            outputs.map_err(|error| Verdict::of_error(&error))?.into_values().flatten().collect();
+        let outputs = async { known_outputs(&mut *self.pool.get().await?, drv).await }.await;
+        let outputs = outputs.map_err(|error| Verdict::of_error(&error))?;
         self.adopter.adopt(&outputs).await.map_err(|error| {
             tracing::error!(%drv, error = &error as &dyn std::error::Error, "built, but not published");
             Verdict::passing(format!("it was built, but could not be published: {error}"))
@@ -354,14 +355,11 @@ impl Stop {
             Self::Failed(verdict) => verdict,
         }
     }
+}
 
-    fn first_line(&self) -> String {
-        let reason = match self {
-            Self::Daemon(error) => Verdict::of_error(error).reason,
-            Self::Failed(verdict) => verdict.reason.clone(),
-        };
-        reason.lines().next().unwrap_or_default().to_owned()
-    }
+/// The outputs of a derivation whose paths are known: all of them once it is built.
+async fn known_outputs(daemon: &mut Daemon, drv: &StorePath) -> Result<Vec<StorePath>, DaemonError> {
+    Ok(daemon.query_derivation_output_map(drv).await?.into_values().flatten().collect())
 }
 
 /// Runs `attempt` until it succeeds, fails for good, or has lost the daemon [`ATTEMPTS_MAX`] times.

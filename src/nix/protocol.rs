@@ -7,6 +7,7 @@ use std::fmt;
 pub const OLDEST_PROTOCOL: ProtocolVersion = ProtocolVersion { major: 1, minor: 34 };
 /// The newest protocol that is understood here. A newer daemon speaks it too.
 pub const NEWEST_PROTOCOL: ProtocolVersion = ProtocolVersion { major: 1, minor: 38 };
+
 /// A version of the worker protocol.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ProtocolVersion {
