@@ -7,17 +7,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use support::{Derivation, Http, Instantiated, NixStore, Ondine, Release, wait_until};
-
-fn narinfo_path(built: &Instantiated) -> String {
-    let name = built.out().file_name().and_then(|n| n.to_str()).expect("a store path");
-    format!("/{}.narinfo", &name[..32])
-}
+use support::Derivation;
+use support::cache::Cache;
 
 #[test]
 fn a_shared_derivation_is_built_once_in_the_order_of_its_owner_and_what_is_complete_is_delivered_early() {
-    let store = NixStore::new(Release::Host);
-    let _daemon = store.daemon();
+    let cache = Cache::new(&[]);
+    let store = &cache.store;
     let (begin, hold, order) = (store.gate(), store.gate(), store.gate());
     let script = |name: &str| format!("{} echo {name} > $out; :", order.note(name));
     let shared = Derivation::new("shared", &format!("{}{}", begin.script("shared"), script("shared")));
@@ -27,25 +23,16 @@ fn a_shared_derivation_is_built_once_in_the_order_of_its_owner_and_what_is_compl
     let second = store.instantiate(&Derivation::new("second", &script("second")));
     let shared = store.instantiate(&shared);
 
-    let ondine = Ondine::start(&store, &[]);
     let (sender, delivered) = mpsc::channel();
-    for (asked, (name, wanted)) in
-        [("first", &first), ("second", &second), ("third", &third), ("shared", &shared)]
-            .into_iter()
-            .enumerate()
-    {
-        let (http, path, sender) = (Http::new(&ondine.url()), narinfo_path(wanted), sender.clone());
+    let wanted = [("first", &first), ("second", &second), ("third", &third), ("shared", &shared)];
+    let names = wanted.map(|(name, _)| name);
+    for (asked, (name, wanted)) in wanted.into_iter().enumerate() {
+        let (answer, sender) = (cache.ask_in_background(wanted.out()), sender.clone());
         thread::spawn(move || {
-            let status = http.get(&path).status;
-            let _ = sender.send((name, status));
+            let _ = sender.send((name, answer.answer().status));
         });
         // One after the other: the order of asking is what this is about.
-        let queued = || {
-            let status = Http::new(&ondine.url()).get("/api/v1/status").text();
-            let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
-            status["queue"]["requests"].as_array().is_some_and(|requests| requests.len() == asked + 1)
-        };
-        wait_until(name, Duration::from_secs(20), queued);
+        cache.wait_for_queue(&names[..=asked]);
     }
     begin.wait_for_starts(1);
     begin.open();
