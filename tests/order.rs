@@ -5,6 +5,7 @@
 //! arrival, or T of the latest owner among its derivations where that is later. No request may be delivered after it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use ondine::build::queue::{Queue, RequestId};
 
@@ -125,10 +126,18 @@ struct World<'a> {
     outcome: Outcome,
 }
 
+/// Milliseconds of virtual time as the queue takes them.
+fn time(millis: u64) -> Duration {
+    Duration::from_millis(millis)
+}
+
 impl World<'_> {
     fn start(&mut self, now: u64) {
         if self.running.is_none() {
-            self.running = self.queue.start().map(|drv| (drv, now + self.packages.millis[drv.1 as usize]));
+            self.running = self
+                .queue
+                .start(time(now), |_| None)
+                .map(|drv| (drv, now + self.packages.millis[drv.1 as usize]));
         }
     }
 
@@ -137,7 +146,7 @@ impl World<'_> {
         while let Some((drv, end)) = self.running.filter(|(_, end)| *end <= now) {
             self.running = None;
             self.built.insert(drv);
-            for id in self.queue.built(&drv) {
+            for id in self.queue.built(&drv, time(end)) {
                 self.horizon.remove(&id);
                 for request in self.requests.remove(&id).expect("a request that was asked for") {
                     self.outcome.delivered[request] = end;
@@ -166,7 +175,7 @@ impl World<'_> {
         let (id, new) = self.queue.ask(&(version, wanted));
         self.requests.entry(id).or_default().push(request);
         if new {
-            assert!(!self.queue.plan(id, needs.clone()));
+            assert!(!self.queue.plan(id, needs.clone(), time(now)));
             let horizon = now + self.unbuilt_work(now);
             self.horizon.insert(id, horizon);
         }

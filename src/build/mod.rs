@@ -101,7 +101,7 @@ impl Builds {
     /// When too many wait already.
     pub fn ask(&self, drv: &StorePath) -> Result<Ticket, QueueFull> {
         let mut state = self.0.lock();
-        if state.queue.len() >= QUEUED_MAX && !state.queue.contains(drv) {
+        if state.queue.len() >= QUEUED_MAX && state.queue.request_for(drv).is_none() {
             return Err(QueueFull);
         }
         let (id, new) = state.queue.ask(drv);
@@ -117,7 +117,7 @@ impl Builds {
     /// Whether a request for this derivation waits or runs.
     #[must_use]
     pub fn contains(&self, drv: &StorePath) -> bool {
-        self.0.lock().queue.contains(drv)
+        self.0.lock().queue.request_for(drv).is_some()
     }
 
     /// The queue as it stands.
@@ -127,7 +127,12 @@ impl Builds {
         Overview {
             building: state.doing.as_ref().map(|d| d.drv.to_string()),
             building_seconds: state.doing.as_ref().map(|d| d.since.elapsed().as_secs()),
-            requests: state.queue.requests().map(ToString::to_string).collect(),
+            requests: state
+                .queue
+                .requests()
+                .filter_map(|id| state.queue.wanted(id))
+                .map(ToString::to_string)
+                .collect(),
         }
     }
 }
@@ -159,7 +164,7 @@ impl Ticket {
     #[must_use]
     pub fn describe(&self) -> String {
         let state = self.shared.lock();
-        let mut line = match state.queue.position(self.id) {
+        let mut line = match state.queue.requests().position(|id| id == self.id).map(|before| before + 1) {
             Some(position) => format!("position {position} of {}", state.queue.len()),
             None => "being delivered".to_owned(),
         };

@@ -88,7 +88,8 @@ impl Worker {
         match planned {
             Ok(needs) => {
                 tracing::info!(%drv, derivations = needs.len(), "asked for");
-                let complete = self.builds.0.lock().queue.plan(id, needs);
+                let now = self.builds.0.now();
+                let complete = self.builds.0.lock().queue.plan(id, needs, now);
                 if complete {
                     self.deliver(id, drv).await;
                 }
@@ -132,7 +133,7 @@ impl Worker {
             while deliveries.try_join_next().is_some() {}
             let next = {
                 let mut state = self.builds.0.lock();
-                let next = state.queue.start();
+                let next = state.queue.start(self.builds.0.now(), |_| None);
                 state.doing = next.clone().map(|drv| Doing { drv, since: Instant::now() });
                 next
             };
@@ -169,9 +170,9 @@ impl Worker {
                 state
                     .held
                     .push(Held { outputs: outputs.clone(), needed_by: needed_by.keys().copied().collect() });
-                state.queue.built(drv)
+                state.queue.built(drv, self.builds.0.now())
             }
-            Err(_) => state.queue.failed(drv),
+            Err(_) => state.queue.failed(drv, self.builds.0.now()),
         };
         ended.into_iter().filter_map(|id| Some((id, needed_by.get(&id)?.clone()))).collect()
     }

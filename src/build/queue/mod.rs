@@ -1,0 +1,482 @@
+//! The order of builds as plain code: requests in the order of arrival, each with the derivations it lacks. First come,
+//! first served, unless an [`Overtaking`] lets a short request go first within a bound. No I/O and no clock of its own: it
+//! is told the time and what happened, and says what to build next.
+
+mod account;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use account::Account;
+pub use account::Overtaking;
+
+/// How long a request keeps its place after its last client has left, so that a client which only reconnects finds it again.
+pub const ABANDONED_GRACE: Duration = Duration::from_secs(60);
+
+/// Requests that are looked at for one that may go first; those behind wait until they are among the oldest.
+const OVERTAKERS_MAX: usize = 1_000;
+
+/// Names a request; never used twice. Older ones are smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub u64);
+
+/// What is known of how long some work will take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guess {
+    /// As likely shorter as longer.
+    pub median: Duration,
+    /// Longer in one case of twenty.
+    pub p95: Duration,
+}
+
+/// What someone waits for.
+#[derive(Clone, Debug)]
+struct Request<D> {
+    wanted: D,
+    clients: usize,
+    /// Since when nobody waits for it.
+    abandoned_at: Option<Duration>,
+    /// What of its closure is not built yet; `None` until that is known.
+    lacks: Option<BTreeSet<D>>,
+    /// How many derivations it lacked when it was planned.
+    steps: usize,
+    /// Whether something has been built for it.
+    started: bool,
+    account: Account,
+}
+
+/// A derivation that is to be built.
+#[derive(Clone, Debug)]
+struct Step<D> {
+    /// Its inputs that are not built yet.
+    waits_for: BTreeSet<D>,
+    /// What waits for it.
+    awaited_by: BTreeSet<D>,
+    /// The requests that need it; the oldest one owns it.
+    needed_by: BTreeSet<RequestId>,
+}
+
+/// A build that is under way.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    since: Duration,
+    /// Who owned the derivation when it was started.
+    owner: RequestId,
+    /// Whether an older request waits for it to end.
+    overtakes: bool,
+}
+
+/// A request as it is kept over a restart. What it lacks is not part of it: that is found out anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Saved<D> {
+    /// Its name.
+    pub id: RequestId,
+    /// What it is for.
+    pub wanted: D,
+    /// Whether something has been built for it.
+    pub started: bool,
+    /// The latest owner among the derivations that it lacked when it was planned.
+    pub due_owner: Option<RequestId>,
+    /// What overtaking has cost it.
+    pub charged: Duration,
+    /// What has been spent on the work it must wait for anyway.
+    pub earned: Duration,
+}
+
+/// Requests and the derivations they lack. `D` names a derivation; times are durations since any fixed moment.
+#[derive(Clone, Debug)]
+pub struct Queue<D> {
+    overtaking: Option<Overtaking>,
+    requests: BTreeMap<RequestId, Request<D>>,
+    by_wanted: BTreeMap<D, RequestId>,
+    /// Not one of these is built; those in `running` are under way.
+    steps: BTreeMap<D, Step<D>>,
+    running: BTreeMap<D, Run>,
+    /// Built while some request was not planned yet: its plan may be older than that.
+    built_meanwhile: BTreeSet<D>,
+    /// Requests that are no longer as they were saved.
+    changed: BTreeSet<RequestId>,
+    unplanned: usize,
+    last_id: u64,
+}
+
+impl<D: Clone + Ord> Default for Queue<D> {
+    fn default() -> Self {
+        Self::new(None)
+    }
+}
+
+impl<D: Clone + Ord> Queue<D> {
+    /// An empty queue: strictly first come, first served, or with bounded overtaking.
+    #[must_use]
+    pub fn new(overtaking: Option<Overtaking>) -> Self {
+        Self {
+            overtaking,
+            requests: BTreeMap::new(),
+            by_wanted: BTreeMap::new(),
+            steps: BTreeMap::new(),
+            running: BTreeMap::new(),
+            built_meanwhile: BTreeSet::new(),
+            changed: BTreeSet::new(),
+            unplanned: 0,
+            last_id: 0,
+        }
+    }
+
+    /// Adds one client to the request for `wanted`. Where there is none, makes it, as the youngest; it has to be
+    /// [`planned`](Self::plan) then.
+    pub fn ask(&mut self, wanted: &D) -> (RequestId, bool) {
+        if let Some(id) = self.by_wanted.get(wanted).copied() {
+            if let Some(request) = self.requests.get_mut(&id) {
+                request.clients += 1;
+                request.abandoned_at = None;
+            }
+            return (id, false);
+        }
+        let id = RequestId(self.last_id + 1);
+        self.insert(id, wanted.clone(), Account::default());
+        self.requests.get_mut(&id).expect("it was just inserted").clients = 1;
+        (id, true)
+    }
+
+    /// Puts a request back as it was saved, at its old place. Nobody waits for it yet, and it has to be planned.
+    pub fn restore(&mut self, saved: Saved<D>, now: Duration) {
+        if self.by_wanted.contains_key(&saved.wanted) || self.requests.contains_key(&saved.id) {
+            return;
+        }
+        let Saved { id, wanted, started, due_owner, charged, earned } = saved;
+        self.insert(id, wanted, Account { due_owner, charged, earned, since: now });
+        let request = self.requests.get_mut(&id).expect("it was just inserted");
+        request.started = started;
+        request.abandoned_at = Some(now);
+    }
+
+    fn insert(&mut self, id: RequestId, wanted: D, account: Account) {
+        self.last_id = self.last_id.max(id.0);
+        self.by_wanted.insert(wanted.clone(), id);
+        self.changed.insert(id);
+        self.unplanned += 1;
+        let request = Request {
+            wanted,
+            clients: 0,
+            abandoned_at: None,
+            lacks: None,
+            steps: 0,
+            started: false,
+            account,
+        };
+        self.requests.insert(id, request);
+    }
+
+    /// Says what a request lacks: each derivation with those of its inputs that are lacking, too. True when it lacks
+    /// nothing (any more): then it has left the queue and can be delivered.
+    pub fn plan(&mut self, id: RequestId, mut needs: BTreeMap<D, BTreeSet<D>>, now: Duration) -> bool {
+        needs.retain(|drv, _| !self.built_meanwhile.contains(drv));
+        let Some(request) = self.requests.get_mut(&id).filter(|request| request.lacks.is_none()) else {
+            return false;
+        };
+        request.steps = needs.len();
+        request.lacks = Some(needs.keys().cloned().collect());
+        request.account.open(now);
+        self.one_less_unplanned();
+        for (drv, inputs) in &needs {
+            let waits_for: BTreeSet<D> =
+                inputs.iter().filter(|input| needs.contains_key(*input)).cloned().collect();
+            for input in &waits_for {
+                self.step(input).awaited_by.insert(drv.clone());
+            }
+            let step = self.step(drv);
+            step.needed_by.insert(id);
+            step.waits_for.extend(waits_for);
+        }
+        self.update_due_owner(id);
+        needs.is_empty() && self.take_out(id).is_some()
+    }
+
+    /// The next derivation to build, which counts as running from `now` on: of the oldest request that has one that is
+    /// ready, or of a shorter one that may go first. Nothing while a request older than any ready one is not planned yet.
+    ///
+    /// `guess` says how long derivations will take in all, one after the other; `None` when it does not know. It is asked
+    /// only where overtaking is allowed.
+    pub fn start(&mut self, now: Duration, guess: impl Fn(&BTreeSet<D>) -> Option<Guess>) -> Option<D> {
+        let oldest = *self.requests.keys().next()?;
+        let first = self.overtaker(guess).or_else(|| self.oldest_ready())?;
+        let drv = self.ready_step(first)?.clone();
+        let owner = *self.steps.get(&drv)?.needed_by.first()?;
+        let overtakes = self.overtaking.is_some() && owner > oldest;
+        self.running.insert(drv.clone(), Run { since: now, owner, overtakes });
+        self.mark_started(owner);
+        Some(drv)
+    }
+
+    fn oldest_ready(&self) -> Option<RequestId> {
+        let planned = self.requests.iter().take_while(|(_, request)| request.lacks.is_some());
+        planned.map(|(id, _)| *id).find(|id| self.ready_step(*id).is_some())
+    }
+
+    /// The shortest request that may go before older ones: everyone can bear that it takes as long as it may.
+    fn overtaker(&self, guess: impl Fn(&BTreeSet<D>) -> Option<Guess>) -> Option<RequestId> {
+        let overtaking = self.overtaking.filter(|_| self.running.is_empty())?;
+        let slack = self.requests.values().map(|request| request.account.slack(overtaking)).min()?;
+        let planned = self.requests.iter().map_while(|(id, request)| Some((*id, request.lacks.as_ref()?)));
+        let mut planned = planned.fuse();
+        // Whether the oldest one is long is not known where it has an unknown part: anything known counts as shorter.
+        let oldest = planned.next().and_then(|(_, lacks)| guess(lacks)).map(|guess| guess.median);
+        planned
+            .take(OVERTAKERS_MAX)
+            .filter_map(|(id, lacks)| Some((id, guess(lacks)?)))
+            .filter(|(_, guess)| guess.p95 <= slack && oldest.is_none_or(|oldest| guess.median < oldest))
+            .min_by_key(|(id, guess)| (guess.median, *id))
+            .map(|(id, _)| id)
+    }
+
+    fn ready_step(&self, id: RequestId) -> Option<&D> {
+        self.requests.get(&id)?.lacks.as_ref()?.iter().find(|drv| {
+            !self.running.contains_key(*drv)
+                && self.steps.get(*drv).is_some_and(|step| step.waits_for.is_empty())
+        })
+    }
+
+    /// When a running build has to be [`stopped`](Self::stopped), lest an older request is delivered later than promised.
+    /// `None`: never. It may become earlier with each request that is planned.
+    #[must_use]
+    pub fn stop_at(&self, drv: &D) -> Option<Duration> {
+        let run = self.running.get(drv).filter(|run| run.overtakes)?;
+        let overtaking = self.overtaking?;
+        let slack = self.requests.values().map(|request| request.account.slack(overtaking)).min()?;
+        Some(run.since + slack)
+    }
+
+    /// A running derivation was built. Gives the requests that are complete by it, oldest first; they have left the queue.
+    pub fn built(&mut self, drv: &D, now: Duration) -> Vec<RequestId> {
+        if let Some(run) = self.running.remove(drv) {
+            self.settle(|account| account.spend(run.owner, run.since, now));
+        }
+        if self.unplanned > 0 {
+            self.built_meanwhile.insert(drv.clone());
+        }
+        let Some(step) = self.steps.remove(drv) else { return Vec::new() };
+        for waiting in &step.awaited_by {
+            if let Some(waiting) = self.steps.get_mut(waiting) {
+                waiting.waits_for.remove(drv);
+            }
+        }
+        let mut complete = Vec::new();
+        for id in step.needed_by {
+            self.mark_started(id);
+            if let Some(lacks) = self.requests.get_mut(&id).and_then(|request| request.lacks.as_mut()) {
+                lacks.remove(drv);
+                if lacks.is_empty() {
+                    self.take_out(id);
+                    complete.push(id);
+                }
+            }
+        }
+        complete
+    }
+
+    /// A running derivation could not be built. Gives the requests that cannot be completed, oldest first; they have
+    /// left the queue.
+    pub fn failed(&mut self, drv: &D, now: Duration) -> Vec<RequestId> {
+        if let Some(run) = self.running.remove(drv) {
+            self.settle(|account| account.spend(run.owner, run.since, now));
+        }
+        let needed_by = self.steps.get(drv).map(|step| step.needed_by.clone()).unwrap_or_default();
+        for id in &needed_by {
+            self.remove(*id);
+        }
+        self.forget_unless_needed(drv);
+        needed_by.into_iter().collect()
+    }
+
+    /// A running build was stopped before its end, at [`stop_at`](Self::stop_at): its time is lost, and it waits for its turn.
+    pub fn stopped(&mut self, drv: &D, now: Duration) {
+        if let Some(run) = self.running.remove(drv) {
+            self.settle(|account| account.lose(now.saturating_sub(run.since)));
+        }
+        self.forget_unless_needed(drv);
+    }
+
+    /// Takes a request out of the queue. What only it needed is not built any more, unless it runs already.
+    pub fn remove(&mut self, id: RequestId) {
+        let Some(request) = self.take_out(id) else { return };
+        let mut inherited = BTreeSet::new();
+        for drv in request.lacks.into_iter().flatten() {
+            if let Some(step) = self.steps.get_mut(&drv) {
+                step.needed_by.remove(&id);
+                inherited.extend(step.needed_by.iter().copied());
+            }
+            self.forget_unless_needed(&drv);
+        }
+        for heir in inherited {
+            self.update_due_owner(heir);
+        }
+    }
+
+    /// One client of a request has gone away.
+    pub fn leave(&mut self, id: RequestId, now: Duration) {
+        if let Some(request) = self.requests.get_mut(&id) {
+            request.clients = request.clients.saturating_sub(1);
+            if request.clients == 0 {
+                request.abandoned_at = Some(now);
+            }
+        }
+    }
+
+    /// Drops the requests that nobody has waited for longer than [`ABANDONED_GRACE`] and for which nothing was built
+    /// yet, and gives them.
+    pub fn drop_abandoned(&mut self, now: Duration) -> Vec<RequestId> {
+        let late = |since: Duration| now.saturating_sub(since) > ABANDONED_GRACE;
+        let abandoned = |request: &Request<D>| !request.started && request.abandoned_at.is_some_and(late);
+        let dropped: Vec<RequestId> =
+            self.requests.iter().filter(|(_, request)| abandoned(request)).map(|(id, _)| *id).collect();
+        for id in &dropped {
+            self.remove(*id);
+        }
+        dropped
+    }
+
+    /// The requests that are not as they were when this was last called: how to save each, or `None` once it has left.
+    pub fn take_changed(&mut self) -> Vec<(RequestId, Option<Saved<D>>)> {
+        let changed = std::mem::take(&mut self.changed);
+        changed.into_iter().map(|id| (id, self.requests.get(&id).map(|request| request.saved(id)))).collect()
+    }
+
+    /// The request for `wanted`.
+    #[must_use]
+    pub fn request_for(&self, wanted: &D) -> Option<RequestId> {
+        self.by_wanted.get(wanted).copied()
+    }
+
+    /// What a request is for.
+    #[must_use]
+    pub fn wanted(&self, id: RequestId) -> Option<&D> {
+        self.requests.get(&id).map(|request| &request.wanted)
+    }
+
+    /// How many clients wait for a request.
+    #[must_use]
+    pub fn clients(&self, id: RequestId) -> usize {
+        self.requests.get(&id).map_or(0, |request| request.clients)
+    }
+
+    /// How many of a request's derivations are built, and how many it lacked at first; `None` until it is planned.
+    #[must_use]
+    pub fn progress(&self, id: RequestId) -> Option<(usize, usize)> {
+        let request = self.requests.get(&id)?;
+        Some((request.steps - request.lacks.as_ref()?.len(), request.steps))
+    }
+
+    /// What a request lacks; `None` until it is planned.
+    #[must_use]
+    pub fn lacks(&self, id: RequestId) -> Option<&BTreeSet<D>> {
+        self.requests.get(&id)?.lacks.as_ref()
+    }
+
+    /// The requests that need a derivation which is not built yet; the first one owns it.
+    pub fn needed_by(&self, drv: &D) -> impl Iterator<Item = RequestId> {
+        self.steps.get(drv).into_iter().flat_map(|step| step.needed_by.iter().copied())
+    }
+
+    /// Every derivation that is not built yet.
+    pub fn lacking(&self) -> impl Iterator<Item = &D> {
+        self.steps.keys()
+    }
+
+    /// The requests, oldest first.
+    pub fn requests(&self) -> impl Iterator<Item = RequestId> {
+        self.requests.keys().copied()
+    }
+
+    /// How many requests there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Whether nobody has asked for anything that is not there.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+
+    fn take_out(&mut self, id: RequestId) -> Option<Request<D>> {
+        let request = self.requests.remove(&id)?;
+        self.by_wanted.remove(&request.wanted);
+        self.changed.insert(id);
+        if request.lacks.is_none() {
+            self.one_less_unplanned();
+        }
+        Some(request)
+    }
+
+    fn one_less_unplanned(&mut self) {
+        self.unplanned -= 1;
+        if self.unplanned == 0 {
+            self.built_meanwhile.clear();
+        }
+    }
+
+    fn mark_started(&mut self, id: RequestId) {
+        if let Some(request) = self.requests.get_mut(&id).filter(|request| !request.started) {
+            request.started = true;
+            self.changed.insert(id);
+        }
+    }
+
+    /// Keeps the accounts, where there is overtaking to account for.
+    fn settle(&mut self, entry: impl Fn(&mut Account)) {
+        if self.overtaking.is_none() {
+            return;
+        }
+        for (id, request) in &mut self.requests {
+            let before = request.account;
+            entry(&mut request.account);
+            if request.account != before {
+                self.changed.insert(*id);
+            }
+        }
+    }
+
+    /// A request waits at least until the latest owner of what it lacks has been served.
+    fn update_due_owner(&mut self, id: RequestId) {
+        let Some(lacks) = self.overtaking.and_then(|_| self.lacks(id)) else { return };
+        let owners = lacks.iter().filter_map(|drv| self.steps.get(drv)?.needed_by.first().copied());
+        let Some(latest) = owners.max() else { return };
+        if let Some(request) = self.requests.get_mut(&id)
+            && request.account.wait_for(latest)
+        {
+            self.changed.insert(id);
+        }
+    }
+
+    /// Nothing may go on waiting for a step that is not going to be built.
+    fn forget_unless_needed(&mut self, drv: &D) {
+        if self.running.contains_key(drv) || self.steps.get(drv).is_none_or(|step| !step.needed_by.is_empty())
+        {
+            return;
+        }
+        for waiting in self.steps.remove(drv).into_iter().flat_map(|step| step.awaited_by) {
+            if let Some(waiting) = self.steps.get_mut(&waiting) {
+                waiting.waits_for.remove(drv);
+            }
+        }
+    }
+
+    fn step(&mut self, drv: &D) -> &mut Step<D> {
+        self.steps.entry(drv.clone()).or_insert_with(|| Step {
+            waits_for: BTreeSet::new(),
+            awaited_by: BTreeSet::new(),
+            needed_by: BTreeSet::new(),
+        })
+    }
+}
+
+impl<D: Clone> Request<D> {
+    fn saved(&self, id: RequestId) -> Saved<D> {
+        let Account { due_owner, charged, earned, .. } = self.account;
+        Saved { id, wanted: self.wanted.clone(), started: self.started, due_owner, charged, earned }
+    }
+}
