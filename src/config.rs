@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -41,6 +42,40 @@ pub struct Written {
     #[arg(long, env = "ONDINE_BUILD_CORES", value_name = "N")]
     #[serde(alias = "build_cores")]
     build_cores: Option<u64>,
+    /// Builds at a time, 1 to 32; more than 1 is for a daemon with remote builders [default: 1]
+    #[arg(long, env = "ONDINE_LANES", value_name = "N")]
+    lanes: Option<NonZeroUsize>,
+    /// Remote machines that builds may run on, as Nix's setting of this name; the daemon must trust this user
+    #[arg(long, env = "ONDINE_BUILDERS", value_name = "MACHINES")]
+    builders: Option<String>,
+    /// Builds that the daemon may run on this machine for each lane; 0 leaves them all to remote builders [default: 1]
+    #[arg(long, env = "ONDINE_MAX_JOBS", value_name = "N")]
+    #[serde(alias = "max_jobs")]
+    max_jobs: Option<u64>,
+    /// How much later a request may be delivered because shorter ones go first; only with one lane [default: 0s]
+    #[arg(long, env = "ONDINE_OVERTAKE_BUDGET", value_name = "DURATION", value_parser = duration)]
+    #[serde(alias = "overtake_budget", default, deserialize_with = "written_duration")]
+    overtake_budget: Option<Duration>,
+    /// How much is added to that budget, in percent of the work a request must wait for anyway, 0 to 100 [default: 0]
+    #[arg(long, env = "ONDINE_OVERTAKE_SHARE", value_name = "PERCENT")]
+    #[serde(alias = "overtake_share")]
+    overtake_share: Option<u32>,
+    /// Requests that may wait for builds; one more is refused [default: 10000]
+    #[arg(long, env = "ONDINE_MAX_QUEUED", value_name = "N")]
+    #[serde(alias = "max_queued")]
+    max_queued: Option<usize>,
+    /// Requests of one address that may wait for builds [default: 1000]
+    #[arg(long, env = "ONDINE_MAX_QUEUED_PER_CLIENT", value_name = "N")]
+    #[serde(alias = "max_queued_per_client")]
+    max_queued_per_client: Option<usize>,
+    /// Seconds that one build may take; 0 is no limit [default: 36000]
+    #[arg(long, env = "ONDINE_MAX_BUILD_SECONDS", value_name = "SECONDS")]
+    #[serde(alias = "max_build_seconds")]
+    max_build_seconds: Option<u64>,
+    /// Seconds that a build may say nothing; 0 is no limit [default: 7200]
+    #[arg(long, env = "ONDINE_MAX_SILENT_SECONDS", value_name = "SECONDS")]
+    #[serde(alias = "max_silent_seconds")]
+    max_silent_seconds: Option<u64>,
     /// How long an answer is held before lines about the wait are sent, 0s to 250s [default: 20s]
     #[arg(long, env = "ONDINE_HOLD", value_name = "DURATION", value_parser = duration)]
     #[serde(default, deserialize_with = "written_duration")]
@@ -152,6 +187,15 @@ impl Written {
             build_from: self.build_from.or(other.build_from),
             build_substituters: self.build_substituters.or(other.build_substituters),
             build_cores: self.build_cores.or(other.build_cores),
+            lanes: self.lanes.or(other.lanes),
+            builders: self.builders.or(other.builders),
+            max_jobs: self.max_jobs.or(other.max_jobs),
+            overtake_budget: self.overtake_budget.or(other.overtake_budget),
+            overtake_share: self.overtake_share.or(other.overtake_share),
+            max_queued: self.max_queued.or(other.max_queued),
+            max_queued_per_client: self.max_queued_per_client.or(other.max_queued_per_client),
+            max_build_seconds: self.max_build_seconds.or(other.max_build_seconds),
+            max_silent_seconds: self.max_silent_seconds.or(other.max_silent_seconds),
             hold: self.hold.or(other.hold),
             keep_alive: self.keep_alive.or(other.keep_alive),
             remember_permanent: self.remember_permanent.or(other.remember_permanent),
@@ -189,6 +233,7 @@ impl Written {
     pub fn resolve(self) -> Result<Settings, Error> {
         let state_dir = self.state_dir()?;
         let nix = nix::Environment::from_env()?;
+        let build = self.build()?;
         let key_name = self.key_name.unwrap_or_else(|| format!("{}-1", host_name()));
         let key_name = key_name.parse::<KeyName>().map_err(|_| Error::Bounds {
             setting: "key-name",
@@ -227,6 +272,7 @@ impl Written {
                 expected: "another cache than this server itself is needed",
             });
         }
+        let builders = self.builders.map(|machines| ("builders".to_owned(), machines));
         Ok(Settings {
             listen,
             state_dir,
@@ -235,14 +281,15 @@ impl Written {
             daemon: nix::Options {
                 build_cores: self.build_cores.unwrap_or(0),
                 use_substitutes: !substituters.is_empty(),
-                extra: vec![("substituters".to_owned(), substituters.join(" "))],
+                jobs: self.max_jobs.unwrap_or(1),
+                extra: [("substituters".to_owned(), substituters.join(" "))]
+                    .into_iter()
+                    .chain(builders)
+                    .collect(),
                 ..nix::Options::default()
             },
             substitute: substitute::Settings { build_from },
-            build: build::Settings {
-                remember_permanent: self.remember_permanent.unwrap_or(seconds(24 * 3600)),
-                remember_passing: self.remember_passing.unwrap_or(seconds(300)),
-            },
+            build,
             nar_store: nar_store::Settings { zstd_level },
             http: http::Settings {
                 hold,
@@ -253,6 +300,49 @@ impl Written {
             },
         })
     }
+}
+
+impl Written {
+    /// The order of builds and their bounds.
+    fn build(&self) -> Result<build::Settings, Error> {
+        let lanes = self.lanes.unwrap_or(NonZeroUsize::MIN);
+        within_numbers("lanes", lanes.get() as u64, 1, 32, "1 to 32")?;
+        let share_percent = self.overtake_share.unwrap_or(0);
+        within_numbers("overtake-share", share_percent.into(), 0, 100, "0 to 100")?;
+        let budget = self.overtake_budget.unwrap_or_default();
+        within("overtake-budget", budget, Duration::ZERO, Duration::from_secs(7 * 24 * 3600), "0s to 7d")?;
+        if lanes.get() > 1 && !budget.is_zero() {
+            return Err(Error::Bounds {
+                setting: "overtake-budget",
+                value: humantime::format_duration(budget).to_string(),
+                expected: "with more than one lane there is no bound to hold, so it must be 0s",
+            });
+        }
+        let limit = |seconds: u64| (seconds > 0).then(|| Duration::from_secs(seconds));
+        Ok(build::Settings {
+            remember_permanent: self.remember_permanent.unwrap_or(Duration::from_secs(24 * 3600)),
+            remember_passing: self.remember_passing.unwrap_or(Duration::from_secs(300)),
+            lanes,
+            overtaking: (!budget.is_zero()).then_some(build::Overtaking { budget, share_percent }),
+            queued_max: self.max_queued.unwrap_or(10_000),
+            queued_per_client_max: self.max_queued_per_client.unwrap_or(1_000),
+            build_max: limit(self.max_build_seconds.unwrap_or(36_000)),
+            silent_max: limit(self.max_silent_seconds.unwrap_or(7_200)),
+        })
+    }
+}
+
+fn within_numbers(
+    setting: &'static str,
+    value: u64,
+    min: u64,
+    max: u64,
+    expected: &'static str,
+) -> Result<(), Error> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Bounds { setting, value: value.to_string(), expected })
 }
 
 /// Whether a substituter's URL leads back to the address that we listen on, as far as its text tells.
@@ -326,7 +416,9 @@ mod tests {
         let command = Written::augment_args(Command::new("settings"));
         let written = read(
             "listen = '[::1]:0'\nstate-dir = '/s'\nkey-name = 'k-1'\nbuild-from = ['store']\n\
-             build-substituters = ['https://cache.example.org']\nbuild-cores = 2\nhold = '1s'\nkeep-alive = '2s'\n\
+             build-substituters = ['https://cache.example.org']\nbuild-cores = 2\nlanes = 2\n\
+             builders = '@/etc/nix/machines'\nmax-jobs = 0\novertake-budget = '5m'\novertake-share = 10\n\
+             max-queued = 5\nmax-queued-per-client = 2\nmax-build-seconds = 60\nmax-silent-seconds = 30\nhold = '1s'\nkeep-alive = '2s'\n\
              remember-permanent = '1h'\nremember-passing = '1m'\npriority = 30\nwant-mass-query = true\n\
              zstd-level = 1\ndrain = '5s'\n",
         )
@@ -362,9 +454,17 @@ mod tests {
 
     #[test]
     fn a_value_out_of_bounds_is_refused() {
-        for text in
-            ["hold = '251s'", "keep-alive = '0s'", "zstd-level = 20", "key-name = 'a:b'", "drain = '2h'"]
-        {
+        for text in [
+            "hold = '251s'",
+            "keep-alive = '0s'",
+            "zstd-level = 20",
+            "key-name = 'a:b'",
+            "drain = '2h'",
+            "lanes = 33",
+            "overtake-share = 101",
+            "overtake-budget = '8d'",
+            "overtake-budget = '5m'\nlanes = 2",
+        ] {
             let written = read(&format!("state-dir = '/s'\n{text}")).expect("a good file");
             assert!(matches!(written.resolve(), Err(Error::Bounds { .. })), "{text}");
         }

@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
 use crate::adopt::Adopter;
-use crate::build::{Builds, Logs, Worker};
+use crate::build::{Builder, Builds, Logs, Worker};
 use crate::http::{Door, Parts, Service};
 use crate::index::{self, Index};
 use crate::nar_store::NarStore;
@@ -40,7 +40,7 @@ pub struct Settings {
     pub daemon: nix::Options,
     /// What may be built.
     pub substitute: substitute::Settings,
-    /// How failures are remembered.
+    /// The order of builds, and their bounds.
     pub build: build::Settings,
     /// How NARs are stored.
     pub nar_store: nar_store::Settings,
@@ -128,15 +128,20 @@ impl Server {
             key: Arc::new(key),
             store_dir: store_dir.clone(),
         };
-        let builds = Builds::default();
+        let builds = Builds::open(settings.build, &index).await?;
         let building = state(&state_dir.join("building"), |dir| Roots::open(dir, store_dir.clone()))?;
+        let builder = Builder {
+            pool: pool.clone(),
+            roots: building,
+            logs: logs.clone(),
+            builds: builds.clone(),
+            settings: settings.build,
+        };
         let worker = Worker {
             builds: builds.clone(),
-            pool: pool.clone(),
+            builder,
             adopter: adopter.clone(),
-            roots: building,
             index: index.clone(),
-            logs: logs.clone(),
             settings: settings.build,
         };
         let substitute = Substitute {

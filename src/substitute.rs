@@ -1,6 +1,7 @@
 //! The decision: what happens when a hash is asked for. Read [`Substitute::ask`] from top to bottom.
 //! Knows no HTTP; whatever goes wrong becomes a reason, never an error.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -29,8 +30,8 @@ pub struct Settings {
 /// What a miss may cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnMiss {
-    /// A build.
-    Build,
+    /// A build, for a client with this address; `None` for who may administer.
+    Build(Option<IpAddr>),
     /// Nothing: only what is there is of interest.
     Report,
 }
@@ -120,11 +121,9 @@ impl Substitute {
         if !self.settings.build_from.contains(&Source::Store) {
             return Err(Missing::ServeOnly(drv));
         }
-        if on_miss == OnMiss::Report {
-            return Err(Missing::NotBuilt(drv));
-        }
-        let ticket = self.builds.ask(&drv).map_err(|full| Missing::Refused(full.to_string()))?;
-        Ok(Answer::Wait(ticket))
+        let OnMiss::Build(client) = on_miss else { return Err(Missing::NotBuilt(drv)) };
+        let ticket = self.builds.ask(&drv, client).await;
+        ticket.map(Answer::Wait).map_err(|full| Missing::Refused(full.to_string()))
     }
 
     /// What the index says of `hash`, once a build has ended.

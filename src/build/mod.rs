@@ -1,79 +1,115 @@
-//! Builds on demand: who waits for what, and the worker that has the Nix daemon build it, one derivation after the other.
-//! Must never build twice what two clients ask for, and never run two builds at once.
+//! Builds on demand: who waits for what, and the worker that has the Nix daemon build it in the order of the queue.
+//! Must never build twice what two clients ask for, nor run more builds at once than it has lanes.
 
+mod builder;
 mod log;
 mod plan;
 pub mod queue;
+mod record;
+mod retry;
 mod verdict;
 mod worker;
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use narinfo::StorePath;
 use tokio::sync::{Notify, watch};
 
-use crate::index::Failure;
+use crate::index::{self, Failure, Index};
+pub use builder::Builder;
 pub use log::Logs;
+pub use queue::Overtaking;
 use queue::{Queue, RequestId};
 pub use worker::Worker;
 
-/// Requests that may wait; one more is refused.
-const QUEUED_MAX: usize = 10_000;
-
-/// How long failures are remembered.
+/// How builds are ordered and bounded.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
-    /// When the build itself is wrong.
+    /// How long the failure of a build that is itself wrong is remembered.
     pub remember_permanent: Duration,
-    /// When the machine was.
+    /// How long a failure of the machine is remembered.
     pub remember_passing: Duration,
+    /// Builds at a time. More than one is for a daemon with remote builders.
+    pub lanes: NonZeroUsize,
+    /// How far short requests may go first; only with one lane.
+    pub overtaking: Option<Overtaking>,
+    /// Requests that may wait; one more is refused.
+    pub queued_max: usize,
+    /// Requests of one address that may wait.
+    pub queued_per_client_max: usize,
+    /// How long one build may take.
+    pub build_max: Option<Duration>,
+    /// How long a build may say nothing.
+    pub silent_max: Option<Duration>,
 }
 
 /// How a request ended.
 pub type Ending = Result<(), Arc<Failure>>;
 
-/// The queue is full.
+/// Why nothing more may be asked for.
 #[derive(Debug, thiserror::Error)]
-#[error("{QUEUED_MAX} builds wait already; ask again when some are done")]
-pub struct QueueFull;
+pub enum QueueFull {
+    /// Too many wait.
+    #[error("{0} builds wait already (setting max-queued); ask again when some are done")]
+    ForAll(usize),
+    /// Too many of one client wait.
+    #[error(
+        "{0} builds wait for this client already (setting max-queued-per-client); ask again when some are done"
+    )]
+    ForClient(usize),
+}
 
 /// The queue, as those who ask see it; clones share it.
 #[derive(Clone)]
 pub struct Builds(Arc<Shared>);
 
 struct Shared {
+    settings: Settings,
     state: Mutex<State>,
     /// A request was added.
     asked: Notify,
     /// There may be something to build.
     work: Notify,
+    /// A request was planned: what overtakes may have to stop earlier.
+    planned: Notify,
+    /// There is something to record.
+    changed: Notify,
+    /// How many of the changes are recorded.
+    recorded: watch::Sender<u64>,
     /// The moment that the queue's times count from.
     epoch: Instant,
 }
 
-#[derive(Default)]
 struct State {
     queue: Queue<StorePath>,
     /// Requests that nobody has planned yet, oldest first.
     unplanned: VecDeque<RequestId>,
-    endings: HashMap<RequestId, watch::Sender<Option<Ending>>>,
-    doing: Option<Doing>,
+    /// Everyone who has not been answered: in the queue, or being delivered.
+    waiting: HashMap<RequestId, Waiting>,
+    /// What the worker builds, since when.
+    running: BTreeMap<StorePath, Instant>,
     held: Vec<Held>,
+    /// Requests that ended and may still be on record.
+    ended: BTreeSet<u64>,
+    /// How many requests were made.
+    changes: u64,
+}
+
+/// A request that has not ended.
+struct Waiting {
+    ending: watch::Sender<Option<Ending>>,
+    asked_at: SystemTime,
+    asked_by: Option<IpAddr>,
 }
 
 /// Outputs that must not be collected, for as long as these requests have not ended.
 struct Held {
     outputs: Vec<StorePath>,
     needed_by: BTreeSet<RequestId>,
-}
-
-/// What the worker does at this moment.
-#[derive(Clone, Debug)]
-struct Doing {
-    drv: StorePath,
-    since: Instant,
 }
 
 /// What the queue looks like from outside.
@@ -87,31 +123,76 @@ pub struct Overview {
     pub requests: Vec<String>,
 }
 
-impl Default for Builds {
-    fn default() -> Self {
-        let (asked, work) = (Notify::new(), Notify::new());
-        Self(Arc::new(Shared { state: Mutex::default(), asked, work, epoch: Instant::now() }))
-    }
-}
-
 impl Builds {
-    /// Joins the request for this derivation, or makes it.
+    /// The queue as it was when the server ended.
+    ///
+    /// # Errors
+    /// When the index cannot tell.
+    pub async fn open(settings: Settings, index: &Index) -> Result<Self, index::Error> {
+        let state = State {
+            queue: Queue::new(settings.overtaking),
+            unplanned: VecDeque::new(),
+            waiting: HashMap::new(),
+            running: BTreeMap::new(),
+            held: Vec::new(),
+            ended: BTreeSet::new(),
+            changes: 0,
+        };
+        let builds = Self(Arc::new(Shared {
+            settings,
+            state: Mutex::new(state),
+            asked: Notify::new(),
+            work: Notify::new(),
+            planned: Notify::new(),
+            changed: Notify::new(),
+            recorded: watch::channel(0).0,
+            epoch: Instant::now(),
+        }));
+        builds.restore(index).await?;
+        Ok(builds)
+    }
+
+    /// Joins the request for this derivation, or makes it. Returns once it would survive the end of the server.
     ///
     /// # Errors
     /// When too many wait already.
-    pub fn ask(&self, drv: &StorePath) -> Result<Ticket, QueueFull> {
+    pub async fn ask(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Ticket, QueueFull> {
+        let (ticket, change) = self.enter(drv, client)?;
+        // An error means that the worker is gone: then nobody waits much longer.
+        let _ = self.0.recorded.subscribe().wait_for(|recorded| *recorded >= change).await;
+        Ok(ticket)
+    }
+
+    fn enter(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<(Ticket, u64), QueueFull> {
         let mut state = self.0.lock();
-        if state.queue.len() >= QUEUED_MAX && state.queue.request_for(drv).is_none() {
-            return Err(QueueFull);
+        if state.queue.request_for(drv).is_none() {
+            let Settings { queued_max, queued_per_client_max, .. } = self.0.settings;
+            if state.queue.len() >= queued_max {
+                return Err(QueueFull::ForAll(queued_max));
+            }
+            let of_client = |waiting: &&Waiting| client.is_some() && waiting.asked_by == client;
+            if state.waiting.values().filter(of_client).count() >= queued_per_client_max {
+                return Err(QueueFull::ForClient(queued_per_client_max));
+            }
         }
         let (id, new) = state.queue.ask(drv);
-        let ending = state.endings.entry(id).or_insert_with(|| watch::channel(None).0).subscribe();
         if new {
+            state.changes += 1;
             state.unplanned.push_back(id);
+        }
+        let change = state.changes;
+        let waiting = state.waiting.entry(id).or_insert_with(|| Waiting {
+            ending: watch::channel(None).0,
+            asked_at: SystemTime::now(),
+            asked_by: client,
+        });
+        let ticket = Ticket { shared: Arc::clone(&self.0), id, ending: waiting.ending.subscribe() };
+        drop(state);
+        if new {
+            self.0.changed.notify_one();
             self.0.asked.notify_one();
         }
-        drop(state);
-        Ok(Ticket { shared: Arc::clone(&self.0), id, ending })
+        Ok((ticket, change))
     }
 
     /// Whether a request for this derivation waits or runs.
@@ -120,19 +201,34 @@ impl Builds {
         self.0.lock().queue.request_for(drv).is_some()
     }
 
+    /// Resolves when a running build has to stop, so that older requests are delivered in time.
+    async fn overdue(&self, drv: &StorePath) {
+        loop {
+            // Whoever is planned from here on is noticed.
+            let planned = self.0.planned.notified();
+            let stop_at = self.0.lock().queue.stop_at(drv);
+            match stop_at {
+                None => planned.await,
+                Some(at) => {
+                    let left = at.saturating_sub(self.0.now());
+                    if tokio::time::timeout(left, planned).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
     /// The queue as it stands.
     #[must_use]
     pub fn overview(&self) -> Overview {
         let state = self.0.lock();
+        let building = state.running.iter().min_by_key(|(_, since)| **since);
+        let wanted = state.queue.requests().filter_map(|id| state.queue.wanted(id));
         Overview {
-            building: state.doing.as_ref().map(|d| d.drv.to_string()),
-            building_seconds: state.doing.as_ref().map(|d| d.since.elapsed().as_secs()),
-            requests: state
-                .queue
-                .requests()
-                .filter_map(|id| state.queue.wanted(id))
-                .map(ToString::to_string)
-                .collect(),
+            building: building.map(|(drv, _)| drv.to_string()),
+            building_seconds: building.map(|(_, since)| since.elapsed().as_secs()),
+            requests: wanted.map(ToString::to_string).collect(),
         }
     }
 }
@@ -164,14 +260,14 @@ impl Ticket {
     #[must_use]
     pub fn describe(&self) -> String {
         let state = self.shared.lock();
-        let mut line = match state.queue.requests().position(|id| id == self.id).map(|before| before + 1) {
-            Some(position) => format!("position {position} of {}", state.queue.len()),
+        let mut line = match state.queue.requests().position(|id| id == self.id) {
+            Some(before) => format!("position {} of {}", before + 1, state.queue.len()),
             None => "being delivered".to_owned(),
         };
         if let Some((built, of)) = state.queue.progress(self.id) {
             line += &format!("; {built} of {of} built");
         }
-        if let Some(Doing { drv, since }) = &state.doing {
+        for (drv, since) in &state.running {
             let name = drv.name().trim_end_matches(".drv");
             line += &format!("; building {name} for {} s", since.elapsed().as_secs());
         }

@@ -8,18 +8,14 @@ use std::time::{Duration, Instant, SystemTime};
 use narinfo::StorePath;
 use tokio::task::JoinSet;
 
+use super::builder::{Builder, NotBuilt, known_outputs};
 use super::queue::RequestId;
+use super::retry::again;
 use super::verdict::Verdict;
-use super::{Builds, Doing, Ending, Held, Logs, Settings, plan};
+use super::{Builds, Ending, Held, Settings, plan};
 use crate::adopt::Adopter;
 use crate::index::{Failure, Index};
-use crate::nix::{BuildEvent, BuildTarget, Daemon, DaemonError, Pool};
-use crate::roots::Roots;
 
-/// How often something is begun anew when the daemon goes away under it.
-const ATTEMPTS_MAX: u32 = 3;
-/// The rest between two attempts: a daemon that restarts is back within it.
-const ATTEMPT_PAUSE: Duration = Duration::from_secs(2);
 /// How often requests are looked at whose clients have left.
 const LOOK_FOR_ABANDONED_EVERY: Duration = Duration::from_secs(5);
 
@@ -28,17 +24,13 @@ const LOOK_FOR_ABANDONED_EVERY: Duration = Duration::from_secs(5);
 pub struct Worker {
     /// The queue.
     pub builds: Builds,
-    /// The connections to the daemon.
-    pub pool: Pool,
+    /// What has the daemon build.
+    pub builder: Builder,
     /// What makes outputs into served paths.
     pub adopter: Adopter,
-    /// What holds outputs that others in the queue need.
-    pub roots: Roots,
     /// Where failures are remembered.
     pub index: Index,
-    /// Where logs go.
-    pub logs: Logs,
-    /// How long failures are remembered.
+    /// How many builds run, and how long failures are remembered.
     pub settings: Settings,
 }
 
@@ -55,10 +47,9 @@ type Needs = BTreeMap<StorePath, BTreeSet<StorePath>>;
 impl Worker {
     /// Works for as long as the server runs. Dropping this future ends the running build.
     pub async fn run(self) {
-        for path in self.roots.held().unwrap_or_default() {
-            self.roots.release(&path);
-        }
-        tokio::join!(self.plan_all(), self.build_all(), self.drop_abandoned());
+        self.builds.keep_held(&self.builder.roots);
+        let recording = self.builds.record_all(&self.index);
+        tokio::join!(self.plan_all(), self.build_all(), self.drop_abandoned(), recording);
     }
 
     /// Plans requests in the order of their arrival.
@@ -99,12 +90,13 @@ impl Worker {
                 self.fail(id, &drv, failed).await;
             }
         }
+        self.builds.0.planned.notify_waiters();
         self.builds.0.work.notify_one();
     }
 
     async fn lacking(&self, drv: &StorePath) -> Result<Needs, Verdict> {
         let attempt = || async {
-            let mut daemon = self.pool.get().await?;
+            let mut daemon = self.builder.pool.get().await?;
             plan::plan(&mut daemon, drv).await
         };
         again(drv, attempt, |error| matches!(error, plan::Error::Daemon(e) if e.is_connection_lost()))
@@ -126,25 +118,31 @@ impl Worker {
         None
     }
 
-    /// Builds in the order of the queue; deliveries go on beside the next build.
+    /// Keeps the lanes full in the order of the queue; deliveries go on beside the builds.
     async fn build_all(&self) {
-        let mut deliveries = JoinSet::new();
+        let (mut lanes, mut deliveries) = (JoinSet::new(), JoinSet::new());
         loop {
             while deliveries.try_join_next().is_some() {}
-            let next = {
-                let mut state = self.builds.0.lock();
-                let next = state.queue.start(self.builds.0.now(), |_| None);
-                state.doing = next.clone().map(|drv| Doing { drv, since: Instant::now() });
-                next
-            };
-            let Some(drv) = next else {
-                self.builds.0.work.notified().await;
-                continue;
-            };
-            let built = self.build_apart(&drv).await;
-            for (id, wanted) in self.ended_by(&drv, &built) {
+            while lanes.len() < self.settings.lanes.get()
+                && let Some(drv) = self.start_next()
+            {
                 let worker = self.clone();
-                let failed = built.clone().err();
+                lanes.spawn(async move {
+                    let built = worker.build_apart(&drv).await;
+                    (drv, built)
+                });
+            }
+            let ended = tokio::select! {
+                Some(ended) = lanes.join_next() => ended,
+                () = self.builds.0.work.notified() => continue,
+            };
+            // A lane does not panic: what it builds is built apart.
+            let Ok((drv, built)) = ended else { continue };
+            if built.is_ok() {
+                self.forget_failure(drv.clone()).await;
+            }
+            for (id, wanted, failed) in self.ended_by(&drv, built) {
+                let worker = self.clone();
                 deliveries.spawn(async move {
                     match failed {
                         None => worker.deliver(id, wanted).await,
@@ -155,99 +153,58 @@ impl Worker {
         }
     }
 
-    /// Tells the queue how a build has ended. Gives the requests that are complete, or cannot be completed, by it.
+    fn start_next(&self) -> Option<StorePath> {
+        let mut state = self.builds.0.lock();
+        let next = state.queue.start(self.builds.0.now(), |_| None)?;
+        state.running.insert(next.clone(), Instant::now());
+        drop(state);
+        self.builds.0.changed.notify_one();
+        Some(next)
+    }
+
+    /// Tells the queue how a build has ended. Gives the requests that have ended by it, with what they wanted and, where
+    /// that cannot be had, why.
     fn ended_by(
         &self,
         drv: &StorePath,
-        built: &Result<Vec<StorePath>, Failed>,
-    ) -> Vec<(RequestId, StorePath)> {
+        built: Result<Vec<StorePath>, NotBuilt>,
+    ) -> Vec<(RequestId, StorePath, Option<Failed>)> {
+        let now = self.builds.0.now();
         let mut state = self.builds.0.lock();
-        state.doing = None;
+        state.running.remove(drv);
         let needed_by: BTreeMap<RequestId, StorePath> =
             state.queue.needed_by(drv).filter_map(|id| Some((id, state.queue.wanted(id)?.clone()))).collect();
-        let ended = match built {
+        let (ended, failed) = match built {
             Ok(outputs) => {
-                state
-                    .held
-                    .push(Held { outputs: outputs.clone(), needed_by: needed_by.keys().copied().collect() });
-                state.queue.built(drv, self.builds.0.now())
+                state.held.push(Held { outputs, needed_by: needed_by.keys().copied().collect() });
+                (state.queue.built(drv, now), None)
             }
-            Err(_) => state.queue.failed(drv, self.builds.0.now()),
+            Err(NotBuilt::Failed(verdict)) => {
+                (state.queue.failed(drv, now), Some(Failed { cause: drv.clone(), verdict }))
+            }
+            Err(NotBuilt::Stopped) => {
+                state.queue.stopped(drv, now);
+                return Vec::new();
+            }
         };
-        ended.into_iter().filter_map(|id| Some((id, needed_by.get(&id)?.clone()))).collect()
+        drop(state);
+        self.builds.0.changed.notify_one();
+        let wanted = |id: RequestId| Some((id, needed_by.get(&id)?.clone(), failed.clone()));
+        ended.into_iter().filter_map(wanted).collect()
     }
 
     /// In a task of its own, so that a bug in it ends this build and not the worker.
-    async fn build_apart(&self, drv: &StorePath) -> Result<Vec<StorePath>, Failed> {
+    async fn build_apart(&self, drv: &StorePath) -> Result<Vec<StorePath>, NotBuilt> {
         let mut task = JoinSet::new();
         let (worker, wanted) = (self.clone(), drv.clone());
-        task.spawn(async move { worker.build(&wanted).await });
-        let built = match task.join_next().await {
+        task.spawn(async move { worker.builder.build(&wanted).await });
+        match task.join_next().await {
             Some(Ok(built)) => built,
             _ => {
                 tracing::error!(%drv, "the build was given up because of a bug in this server");
-                Err(Verdict::passing("a bug in this server; its log has the details"))
-            }
-        };
-        built.map_err(|verdict| Failed { cause: drv.clone(), verdict })
-    }
-
-    /// Builds one derivation whose inputs are all there. Gives its outputs, which are held.
-    async fn build(&self, drv: &StorePath) -> Result<Vec<StorePath>, Verdict> {
-        tracing::info!(%drv, "building");
-        let begun = Instant::now();
-        let lost = |error: &Stop| matches!(error, Stop::Daemon(error) if error.is_connection_lost());
-        let built = again(drv, || self.attempt(drv), lost).await.map_err(Stop::verdict);
-        match &built {
-            Ok(_) => tracing::info!(%drv, seconds = begun.elapsed().as_secs(), "built"),
-            Err(verdict) => {
-                let reason = verdict.reason.lines().next().unwrap_or_default();
-                tracing::warn!(%drv, %reason, "not built");
+                Err(NotBuilt::Failed(Verdict::passing("a bug in this server; its log has the details")))
             }
         }
-        built
-    }
-
-    /// One connection for one build: its temporary roots hold the outputs until ours do, or they are adopted.
-    async fn attempt(&self, drv: &StorePath) -> Result<Vec<StorePath>, Stop> {
-        let mut daemon = self.pool.get().await?;
-        // Before the build: its outputs must not be collected in the moment after it.
-        for output in known_outputs(&mut daemon, drv).await? {
-            daemon.add_temp_root(&output).await?;
-        }
-        let mut log = self.logs.create(drv);
-        let target = BuildTarget::All { drv: drv.clone() };
-        let built = daemon
-            .build(&target, |event| match event {
-                BuildEvent::LogLine { line, .. } => log.line(&line),
-                BuildEvent::Message { text } => {
-                    tracing::debug!(%drv, message = %text.trim_end(), "the daemon says");
-                }
-                _ => {}
-            })
-            .await;
-        let result = match built {
-            Ok(result) => result,
-            Err(error) => {
-                log.finish(Some(&Verdict::of_error(&error).reason));
-                return Err(error.into());
-            }
-        };
-        if let Some(verdict) = Verdict::of(&result) {
-            log.finish(Some(&verdict.reason));
-            return Err(Stop::Failed(verdict));
-        }
-        log.finish(None);
-        let outputs = known_outputs(&mut daemon, drv).await?;
-        self.roots.hold(&mut daemon, &outputs).await.map_err(|error| {
-            tracing::error!(%drv, error = &error as &dyn std::error::Error, "built, but not held");
-            Stop::Failed(Verdict::passing(
-                "it was built, but could not be kept; the server's log has the details",
-            ))
-        })?;
-        // A failure that was remembered is no longer true; that it stays a little longer harms nobody.
-        let _ = self.index.forget_failure(drv.clone()).await;
-        Ok(outputs)
     }
 
     /// Makes the outputs of a complete request served, and tells those who wait.
@@ -255,7 +212,7 @@ impl Worker {
         match self.publish(&drv).await {
             Ok(()) => {
                 tracing::info!(%drv, "delivered");
-                let _ = self.index.forget_failure(drv).await;
+                self.forget_failure(drv).await;
                 self.end(id, Ok(()));
             }
             Err(verdict) => {
@@ -264,8 +221,15 @@ impl Worker {
         }
     }
 
+    /// A failure that was remembered is no longer true; that it stays a little longer harms nobody.
+    async fn forget_failure(&self, drv: StorePath) {
+        if let Ok(Some(_)) = self.index.failure(drv.clone(), SystemTime::now()).await {
+            let _ = self.index.forget_failure(drv).await;
+        }
+    }
+
     async fn publish(&self, drv: &StorePath) -> Result<(), Verdict> {
-        let outputs = async { known_outputs(&mut *self.pool.get().await?, drv).await }.await;
+        let outputs = async { known_outputs(&mut *self.builder.pool.get().await?, drv).await }.await;
         let outputs = outputs.map_err(|error| Verdict::of_error(&error))?;
         self.adopter.adopt(&outputs).await.map_err(|error| {
             tracing::error!(%drv, error = &error as &dyn std::error::Error, "built, but not published");
@@ -279,18 +243,20 @@ impl Worker {
     }
 
     fn end(&self, id: RequestId, ending: Ending) {
-        let waiters = {
+        let waiting = {
             let mut state = self.builds.0.lock();
             for held in &mut state.held {
                 held.needed_by.remove(&id);
             }
             for done in state.held.extract_if(.., |held| held.needed_by.is_empty()) {
-                done.outputs.iter().for_each(|output| self.roots.release(output));
+                done.outputs.iter().for_each(|output| self.builder.roots.release(output));
             }
-            state.endings.remove(&id)
+            state.ended.insert(id.0);
+            state.waiting.remove(&id)
         };
-        if let Some(waiters) = waiters {
-            waiters.send_replace(Some(ending));
+        self.builds.0.changed.notify_one();
+        if let Some(waiting) = waiting {
+            waiting.ending.send_replace(Some(ending));
         }
     }
 
@@ -327,57 +293,12 @@ impl Worker {
             let mut state = self.builds.0.lock();
             // Nothing was built for them, so nothing is held.
             for id in state.queue.drop_abandoned(now) {
-                state.endings.remove(&id);
+                state.waiting.remove(&id);
+                state.ended.insert(id.0);
             }
             drop(state);
+            self.builds.0.changed.notify_one();
             self.builds.0.work.notify_one();
-        }
-    }
-}
-
-/// Why an attempt ended early.
-enum Stop {
-    /// The daemon failed.
-    Daemon(DaemonError),
-    /// The build did.
-    Failed(Verdict),
-}
-
-impl From<DaemonError> for Stop {
-    fn from(error: DaemonError) -> Self {
-        Self::Daemon(error)
-    }
-}
-
-impl Stop {
-    fn verdict(self) -> Verdict {
-        match self {
-            Self::Daemon(error) => Verdict::of_error(&error),
-            Self::Failed(verdict) => verdict,
-        }
-    }
-}
-
-/// The outputs of a derivation whose paths are known: all of them once it is built.
-async fn known_outputs(daemon: &mut Daemon, drv: &StorePath) -> Result<Vec<StorePath>, DaemonError> {
-    Ok(daemon.query_derivation_output_map(drv).await?.into_values().flatten().collect())
-}
-
-/// Runs `attempt` until it succeeds, fails for good, or has lost the daemon [`ATTEMPTS_MAX`] times.
-async fn again<T, E, F: Future<Output = Result<T, E>>>(
-    drv: &StorePath,
-    attempt: impl Fn() -> F,
-    lost: impl Fn(&E) -> bool,
-) -> Result<T, E> {
-    let mut attempts = 1;
-    loop {
-        match attempt().await {
-            Err(error) if lost(&error) && attempts < ATTEMPTS_MAX => {
-                tracing::warn!(%drv, attempts, "the Nix daemon went away; trying again");
-                attempts += 1;
-                tokio::time::sleep(ATTEMPT_PAUSE).await;
-            }
-            other => return other,
         }
     }
 }

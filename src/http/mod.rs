@@ -10,6 +10,7 @@ mod route;
 mod server;
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -90,22 +91,22 @@ impl Service {
         let _ = self.stopping.clone().wait_for(|stopping| *stopping).await;
     }
 
-    async fn answer<B>(self, request: Request<B>) -> Result<Answer, Infallible> {
+    async fn answer<B>(self, request: Request<B>, client: Option<IpAddr>) -> Result<Answer, Infallible> {
         let method = match *request.method() {
             hyper::Method::GET => Method::Get,
             hyper::Method::HEAD => Method::Head,
             _ => return Ok(answer::method_not_allowed()),
         };
-        let answer = self.route(method, &request).await;
+        let answer = self.route(method, &request, client).await;
         Ok(if method == Method::Head { answer::without_body(answer) } else { answer })
     }
 
-    async fn route<B>(&self, method: Method, request: &Request<B>) -> Answer {
+    async fn route<B>(&self, method: Method, request: &Request<B>, client: Option<IpAddr>) -> Answer {
         let uri = request.uri();
         let Some(Target { route, cached }) = Target::parse(uri.path(), uri.query()) else {
             return answer::missing("nothing has this address; a narinfo is at /<32 characters>.narinfo");
         };
-        let on_miss = if cached { OnMiss::Report } else { OnMiss::Build };
+        let on_miss = if cached { OnMiss::Report } else { OnMiss::Build(client) };
         match route {
             Route::Home => info::home(self, request.headers()),
             Route::CacheInfo => info::cache_info(self),

@@ -2,6 +2,7 @@
 //! Must never let one connection, or a failed accept, end the server.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,13 +52,13 @@ pub async fn serve(doors: Vec<Door>, service: Service) {
 async fn accept_all(door: &Door, service: &Service, graceful: &GracefulShutdown) {
     loop {
         let accepted = match door {
-            Door::Tcp(listener) => listener.accept().await.map(|(stream, _)| {
+            Door::Tcp(listener) => listener.accept().await.map(|(stream, client)| {
                 // Small answers must not wait for the acknowledgement of earlier ones.
                 let _ = stream.set_nodelay(true);
-                connection(stream, service, graceful);
+                connection(stream, Some(client.ip()), service, graceful);
             }),
             Door::Unix(listener) => {
-                listener.accept().await.map(|(stream, _)| connection(stream, service, graceful))
+                listener.accept().await.map(|(stream, _)| connection(stream, None, service, graceful))
             }
         };
         if let Err(error) = accepted {
@@ -71,15 +72,16 @@ async fn refused(error: &io::Error) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-fn connection<S>(stream: S, service: &Service, graceful: &GracefulShutdown)
+fn connection<S>(stream: S, client: Option<IpAddr>, service: &Service, graceful: &GracefulShutdown)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let service = service.clone();
-    let connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service_fn(move |request| service.clone().answer(request)));
+    let connection =
+        http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(HEADERS_TIMEOUT).serve_connection(
+            TokioIo::new(stream),
+            service_fn(move |request| service.clone().answer(request, client)),
+        );
     let connection = graceful.watch(connection);
     tokio::spawn(async move {
         // Clients that leave, and answers that are cut, end here; each was logged where it happened.

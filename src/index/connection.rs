@@ -17,7 +17,9 @@ const WRITES_QUEUED_MAX: usize = 256;
 /// Idle reading connections kept.
 const READERS_IDLE_MAX: usize = 8;
 /// The schema's version, in `user_version`.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
+/// What brings each older version to the next one, from version 1 on.
+const MIGRATIONS: [&str; 1] = [include_str!("from_1.sql")];
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
@@ -116,15 +118,20 @@ fn prepare(connection: &mut Connection, file: &Path) -> Result<(), Error> {
     connection.pragma_update(None, "synchronous", "full").map_err(open_error)?;
     let version: i64 =
         connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(open_error)?;
-    match version {
-        SCHEMA_VERSION => Ok(()),
-        0 => {
-            let transaction = connection.transaction()?;
-            transaction.execute_batch(include_str!("schema.sql")).map_err(open_error)?;
-            transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
-            transaction.commit()?;
-            Ok(())
-        }
-        newer => Err(Error::Newer { file: file.to_owned(), found: newer, known: SCHEMA_VERSION }),
+    if version > SCHEMA_VERSION {
+        return Err(Error::Newer { file: file.to_owned(), found: version, known: SCHEMA_VERSION });
     }
+    let steps = match usize::try_from(version) {
+        Ok(done @ 1..) => &MIGRATIONS[done - 1..],
+        _ => &[include_str!("schema.sql")][..],
+    };
+    if version < SCHEMA_VERSION {
+        let transaction = connection.transaction()?;
+        for step in steps {
+            transaction.execute_batch(step).map_err(open_error)?;
+        }
+        transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        transaction.commit()?;
+    }
+    Ok(())
 }

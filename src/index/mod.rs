@@ -1,7 +1,8 @@
-//! The index: which store paths are served, which NARs are packed, which builds failed.
+//! The index: which store paths are served, which NARs are packed, which builds failed, and who waits.
 //! The only place with SQL. It never asks Nix and never touches a NAR file.
 
 mod connection;
+mod queue;
 mod rows;
 
 use std::collections::BTreeSet;
@@ -13,6 +14,7 @@ use narinfo::{NarHash, StorePath, StorePathHash};
 use rusqlite::{OptionalExtension, params};
 
 use connection::{Readers, Writer};
+pub use queue::{DurationRow, RequestRow};
 pub use rows::{Counts, Failure, Hit, NarRow, PathRow};
 use rows::{PATH_COLUMNS, failure_row, hash_text, join, nar_row, path_row, signed, to_unix};
 

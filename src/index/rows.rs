@@ -141,7 +141,7 @@ pub(super) fn to_unix(time: SystemTime) -> i64 {
     i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 
-fn from_unix(seconds: i64) -> SystemTime {
+pub(super) fn from_unix(seconds: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(unsigned(seconds))
 }
 
@@ -150,10 +150,10 @@ pub(super) fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 
-fn unsigned(value: i64) -> u64 {
+pub(super) fn unsigned(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 
-fn corrupt(row: &str, source: impl std::error::Error + Send + Sync + 'static) -> Error {
+pub(super) fn corrupt(row: &str, source: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::Corrupt { row: row.to_owned(), source: Box::new(source) }
 }

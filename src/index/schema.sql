@@ -1,5 +1,5 @@
--- The index: which store paths are served, which NARs are on disk, which builds failed.
--- A change here raises SCHEMA_VERSION in connection.rs and needs a migration there; this file is what a fresh index gets.
+-- The index: which store paths are served, which NARs are on disk, which builds failed, who waits.
+-- A change here raises SCHEMA_VERSION in connection.rs and needs a migration (from_N.sql); this file is what a fresh index gets.
 
 CREATE TABLE path (
     hash     TEXT PRIMARY KEY NOT NULL, -- the 32 characters before the name
@@ -31,3 +31,25 @@ CREATE TABLE failure (
     failed_at  INTEGER NOT NULL,          -- Unix seconds
     expires_at INTEGER NOT NULL           -- Unix seconds
 ) STRICT, WITHOUT ROWID;
+
+-- Who waits for a build, oldest first; gone once served or failed.
+CREATE TABLE request (
+    id        INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, -- the order of arrival; never used twice
+    drv       TEXT NOT NULL,            -- base name
+    started   INTEGER NOT NULL,         -- whether something was built for it
+    asked_at  INTEGER NOT NULL,         -- Unix seconds
+    asked_by  TEXT,                     -- address of the first client
+    due_owner INTEGER,                  -- the account of overtaking: see build/queue/account.rs
+    charged   INTEGER NOT NULL,         -- milliseconds
+    earned    INTEGER NOT NULL          -- milliseconds
+) STRICT;
+
+-- How long builds took, the latest few of each kind.
+CREATE TABLE duration (
+    id     INTEGER PRIMARY KEY NOT NULL, -- the order
+    work   TEXT NOT NULL,               -- what was built: see build/estimate.rs
+    millis INTEGER NOT NULL,
+    built  INTEGER NOT NULL             -- 0: it was stopped or failed, and would have taken longer
+) STRICT;
+
+CREATE INDEX duration_by_work ON duration (work);

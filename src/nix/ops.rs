@@ -31,11 +31,13 @@ const VERBOSITY_VOMIT: u64 = 7;
 /// Nix reads its numbers of seconds and of cores into this many bits.
 const SETTING_MAX: u64 = u32::MAX as u64;
 
-/// What a connection tells the daemon about how to build. One build runs at a time on each connection.
+/// What a connection tells the daemon about how to build.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Seconds without a line of log after which a builder is stopped; 0 means never.
     pub max_silent_seconds: u64,
+    /// Builds at a time on this machine for each connection; 0 leaves them to remote builders.
+    pub jobs: u64,
     /// What builders see as NIX_BUILD_CORES; 0 means all.
     pub build_cores: u64,
     /// Whether the daemon may fetch from its substituters. They must not lead back to ourselves.
@@ -50,6 +52,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             max_silent_seconds: 0,
+            jobs: 1,
             build_cores: 0,
             use_substitutes: true,
             keep_going: false,
@@ -110,7 +113,7 @@ impl Daemon {
             .number(options.keep_going.into())
             .number(0) // build what cannot be fetched
             .number(VERBOSITY_INFO)
-            .number(1) // builds at a time
+            .number(options.jobs.min(SETTING_MAX)) // builds at a time
             .number(options.max_silent_seconds.min(SETTING_MAX))
             .number(1) // use remote builders: obsolete
             .number(VERBOSITY_VOMIT)

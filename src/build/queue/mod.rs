@@ -153,6 +153,11 @@ impl<D: Clone + Ord> Queue<D> {
         request.abandoned_at = Some(now);
     }
 
+    /// No new request gets this number or a smaller one.
+    pub fn skip_to(&mut self, id: RequestId) {
+        self.last_id = self.last_id.max(id.0);
+    }
+
     fn insert(&mut self, id: RequestId, wanted: D, account: Account) {
         self.last_id = self.last_id.max(id.0);
         self.by_wanted.insert(wanted.clone(), id);

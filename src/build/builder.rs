@@ -1,0 +1,201 @@
+//! One build: a derivation whose inputs are all there is given to the daemon, watched, and stopped where it goes over a
+//! bound. Its outputs are held when this returns them.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use narinfo::StorePath;
+
+use super::retry::again;
+use super::verdict::Verdict;
+use super::{Builds, Logs, Settings};
+use crate::nix::{BuildEvent, BuildTarget, Daemon, DaemonError, Pool, PooledDaemon};
+use crate::roots::Roots;
+
+/// What has the daemon build; clones share it.
+#[derive(Clone)]
+pub struct Builder {
+    /// The connections to the daemon.
+    pub pool: Pool,
+    /// What holds outputs that others in the queue need.
+    pub roots: Roots,
+    /// Where logs go.
+    pub logs: Logs,
+    /// The queue, which knows when a build has to stop.
+    pub builds: Builds,
+    /// How builds are bounded.
+    pub settings: Settings,
+}
+
+/// Why there are no outputs.
+#[derive(Clone, Debug)]
+pub(super) enum NotBuilt {
+    /// It could not be built.
+    Failed(Verdict),
+    /// It was stopped, lest an older request is delivered later than promised.
+    Stopped,
+}
+
+/// Why an attempt ended early.
+enum Stop {
+    /// The daemon failed.
+    Daemon(DaemonError),
+    /// The build did, or it was stopped.
+    NotBuilt(NotBuilt),
+}
+
+impl From<DaemonError> for Stop {
+    fn from(error: DaemonError) -> Self {
+        Self::Daemon(error)
+    }
+}
+
+impl From<Verdict> for Stop {
+    fn from(verdict: Verdict) -> Self {
+        Self::NotBuilt(NotBuilt::Failed(verdict))
+    }
+}
+
+impl Builder {
+    /// Builds one derivation whose inputs are all there. Gives its outputs, which are held.
+    pub(super) async fn build(&self, drv: &StorePath) -> Result<Vec<StorePath>, NotBuilt> {
+        tracing::info!(%drv, "building");
+        let begun = Instant::now();
+        let lost = |stop: &Stop| matches!(stop, Stop::Daemon(error) if error.is_connection_lost());
+        let built = again(drv, || self.attempt(drv), lost).await.map_err(|stop| match stop {
+            Stop::Daemon(error) => NotBuilt::Failed(Verdict::of_error(&error)),
+            Stop::NotBuilt(why) => why,
+        });
+        let seconds = begun.elapsed().as_secs();
+        match &built {
+            Ok(_) => tracing::info!(%drv, seconds, "built"),
+            Err(NotBuilt::Stopped) => tracing::info!(%drv, seconds, "stopped: older requests go first"),
+            Err(NotBuilt::Failed(verdict)) => {
+                let reason = verdict.reason.lines().next().unwrap_or_default();
+                tracing::warn!(%drv, seconds, %reason, "not built");
+            }
+        }
+        built
+    }
+
+    /// One connection for one build: its temporary roots hold the outputs until ours do, or they are adopted.
+    async fn attempt(&self, drv: &StorePath) -> Result<Vec<StorePath>, Stop> {
+        let mut daemon = self.pool.get().await?;
+        // Before the build: its outputs must not be collected in the moment after it.
+        for output in known_outputs(&mut daemon, drv).await? {
+            daemon.add_temp_root(&output).await?;
+        }
+        daemon = self.watched(daemon, drv).await?;
+        let outputs = known_outputs(&mut daemon, drv).await?;
+        self.roots.hold(&mut daemon, &outputs).await.map_err(|error| {
+            tracing::error!(%drv, error = &error as &dyn std::error::Error, "built, but not held");
+            Verdict::passing("it was built, but could not be kept; the server's log has the details")
+        })?;
+        Ok(outputs)
+    }
+
+    /// The build itself, with its log. Gives the connection back unless it was stopped: closing it is what stops a build.
+    async fn watched(&self, mut daemon: PooledDaemon, drv: &StorePath) -> Result<PooledDaemon, Stop> {
+        let mut log = self.logs.create(drv);
+        let heard = Heard::now();
+        let target = BuildTarget::All { drv: drv.clone() };
+        let building = daemon.build(&target, |event| {
+            heard.something();
+            match event {
+                BuildEvent::LogLine { line, .. } => log.line(&line),
+                BuildEvent::Message { text } => {
+                    tracing::debug!(%drv, message = %text.trim_end(), "the daemon says");
+                }
+                _ => {}
+            }
+        });
+        let ended = tokio::select! {
+            built = building => match built {
+                Ok(result) => Verdict::of(&result).map_or(Ok(()), |verdict| Err(verdict.into())),
+                Err(error) => Err(error.into()),
+            },
+            verdict = self.over_a_bound(&heard) => Err(Stop::from(verdict)),
+            () = self.builds.overdue(drv) => Err(Stop::NotBuilt(NotBuilt::Stopped)),
+        };
+        log.finish(ended.as_ref().err().map(Stop::last_line).as_deref());
+        match ended {
+            Ok(()) => Ok(daemon),
+            Err(stop) => {
+                daemon.discard();
+                Err(stop)
+            }
+        }
+    }
+
+    /// Resolves when the build takes too long, or says nothing for too long.
+    async fn over_a_bound(&self, heard: &Heard) -> Verdict {
+        let too_long = async {
+            match self.settings.build_max {
+                Some(max) => tokio::time::sleep(max).await,
+                None => std::future::pending().await,
+            }
+        };
+        let too_silent = async {
+            match self.settings.silent_max {
+                Some(max) => heard.nothing_for(max).await,
+                None => std::future::pending().await,
+            }
+        };
+        let (what, setting, max) = tokio::select! {
+            () = too_long => ("took longer than", "max-build-seconds", self.settings.build_max),
+            () = too_silent => ("said nothing for", "max-silent-seconds", self.settings.silent_max),
+        };
+        let seconds = max.unwrap_or_default().as_secs();
+        Verdict::passing(format!("timed out: it {what} {seconds} seconds (setting {setting})"))
+    }
+}
+
+impl Stop {
+    /// What the end of the log says.
+    fn last_line(&self) -> String {
+        match self {
+            Self::Daemon(error) => Verdict::of_error(error).reason,
+            Self::NotBuilt(NotBuilt::Failed(verdict)) => verdict.reason.clone(),
+            Self::NotBuilt(NotBuilt::Stopped) => {
+                "stopped: older requests go first; it is built later".to_owned()
+            }
+        }
+    }
+}
+
+/// When a build last said something.
+struct Heard {
+    begun: Instant,
+    millis: AtomicU64,
+}
+
+impl Heard {
+    fn now() -> Self {
+        Self { begun: Instant::now(), millis: AtomicU64::new(0) }
+    }
+
+    fn something(&self) {
+        let millis = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.millis.store(millis, Ordering::Relaxed);
+    }
+
+    /// Resolves once nothing was heard for so long.
+    async fn nothing_for(&self, max: Duration) {
+        loop {
+            let silent_since = self.begun + Duration::from_millis(self.millis.load(Ordering::Relaxed));
+            let silent = silent_since.elapsed();
+            if silent >= max {
+                return;
+            }
+            tokio::time::sleep(max - silent).await;
+        }
+    }
+}
+
+/// The outputs of a derivation whose paths are known: all of them once it is built.
+pub(super) async fn known_outputs(
+    daemon: &mut Daemon,
+    drv: &StorePath,
+) -> Result<Vec<StorePath>, DaemonError> {
+    Ok(daemon.query_derivation_output_map(drv).await?.into_values().flatten().collect())
+}

@@ -1,0 +1,95 @@
+//! The queue's memory over a restart: every change is brought to the index, many at once where many come, and read back
+//! at the next start. A queue that cannot be recorded goes on; it only does not survive the server.
+
+use std::collections::BTreeSet;
+use std::time::SystemTime;
+
+use tokio::sync::watch;
+
+use super::queue::{RequestId, Saved};
+use super::{Builds, Held, State, Waiting};
+use crate::index::{self, Index, RequestRow};
+use crate::roots::Roots;
+
+impl Builds {
+    /// Puts back those who waited when the server ended, in their old order. Their clients may come back.
+    pub(super) async fn restore(&self, index: &Index) -> Result<(), index::Error> {
+        let (rows, last_id) = index.requests().await?;
+        if !rows.is_empty() {
+            tracing::info!(requests = rows.len(), "the queue is as it was before the restart");
+        }
+        let now = self.0.now();
+        let mut state = self.0.lock();
+        state.queue.skip_to(RequestId(last_id));
+        for row in rows {
+            let id = RequestId(row.id);
+            state.queue.restore(
+                Saved {
+                    id,
+                    wanted: row.drv,
+                    started: row.started,
+                    due_owner: row.due_owner.map(RequestId),
+                    charged: row.charged,
+                    earned: row.earned,
+                },
+                now,
+            );
+            state.unplanned.push_back(id);
+            let ending = watch::channel(None).0;
+            state.waiting.insert(id, Waiting { ending, asked_at: row.asked_at, asked_by: row.asked_by });
+        }
+        Ok(())
+    }
+
+    /// Outputs that were held before a restart stay held for those who waited then.
+    pub(super) fn keep_held(&self, roots: &Roots) {
+        let mut state = self.0.lock();
+        let needed_by: BTreeSet<_> = state.waiting.keys().copied().collect();
+        let outputs = roots.held().unwrap_or_default();
+        if needed_by.is_empty() {
+            outputs.iter().for_each(|output| roots.release(output));
+        } else {
+            state.held.push(Held { outputs, needed_by });
+        }
+    }
+
+    /// Records changes for as long as the server runs.
+    pub(super) async fn record_all(&self, index: &Index) {
+        loop {
+            let (requests, gone, changes) = self.0.lock().take_changes();
+            if (!requests.is_empty() || !gone.is_empty())
+                && let Err(error) = index.record_requests(requests, gone).await
+            {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(
+                    error,
+                    "the queue is not recorded: a restart would lose what was just asked for"
+                );
+            }
+            self.0.recorded.send_replace(changes);
+            self.0.changed.notified().await;
+        }
+    }
+}
+
+impl State {
+    /// The requests to record, those to forget, and how many were made until now.
+    fn take_changes(&mut self) -> (Vec<RequestRow>, Vec<u64>, u64) {
+        // Those that have left the queue are forgotten only once they are delivered.
+        let changed = self.queue.take_changed().into_iter().filter_map(|(_, saved)| saved);
+        let rows = changed.map(|saved| {
+            let waiting = self.waiting.get(&saved.id);
+            RequestRow {
+                id: saved.id.0,
+                drv: saved.wanted,
+                started: saved.started,
+                asked_at: waiting.map_or_else(SystemTime::now, |waiting| waiting.asked_at),
+                asked_by: waiting.and_then(|waiting| waiting.asked_by),
+                due_owner: saved.due_owner.map(|owner| owner.0),
+                charged: saved.charged,
+                earned: saved.earned,
+            }
+        });
+        (rows.collect(), std::mem::take(&mut self.ended).into_iter().collect(), self.changes)
+    }
+}

@@ -1,0 +1,157 @@
+//! What is kept of the queue over a restart: the requests in their order, and how long builds took.
+
+use std::net::IpAddr;
+use std::time::{Duration, SystemTime};
+
+use narinfo::StorePath;
+use rusqlite::{OptionalExtension, params};
+
+use super::rows::{corrupt, from_unix, signed, to_unix, unsigned};
+use super::{Error, Index};
+
+/// Durations that are kept of each kind of work.
+const DURATIONS_KEPT: u32 = 5;
+
+/// A request that waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RequestRow {
+    /// Its place in the order of arrival.
+    pub id: u64,
+    /// What it is for.
+    pub drv: StorePath,
+    /// Whether something was built for it.
+    pub started: bool,
+    /// When it was made.
+    pub asked_at: SystemTime,
+    /// Who made it.
+    pub asked_by: Option<IpAddr>,
+    /// See `build::queue`.
+    pub due_owner: Option<u64>,
+    /// See `build::queue`; to the millisecond.
+    pub charged: Duration,
+    /// See `build::queue`; to the millisecond.
+    pub earned: Duration,
+}
+
+/// How long something took.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DurationRow {
+    /// What kind of work it was.
+    pub work: String,
+    /// How long it took, to the millisecond.
+    pub took: Duration,
+    /// Whether it was built; else it would have taken longer.
+    pub built: bool,
+}
+
+impl Index {
+    /// The requests that waited when the server ended, oldest first, and the highest number any request ever had.
+    ///
+    /// # Errors
+    /// When SQLite fails or a row is damaged.
+    pub async fn requests(&self) -> Result<(Vec<RequestRow>, u64), Error> {
+        self.readers
+            .run(|connection| {
+                let mut statement = connection.prepare(
+                    "SELECT id, drv, started, asked_at, asked_by, due_owner, charged, earned FROM request ORDER BY id",
+                )?;
+                let mut rows = statement.query([])?;
+                let mut found = Vec::new();
+                while let Some(row) = rows.next()? {
+                    let (drv, asked_by): (String, Option<String>) = (row.get(1)?, row.get(4)?);
+                    found.push(RequestRow {
+                        id: unsigned(row.get(0)?),
+                        drv: StorePath::parse(&drv).map_err(|e| corrupt(&drv, e))?,
+                        started: row.get(2)?,
+                        asked_at: from_unix(row.get(3)?),
+                        asked_by: asked_by
+                            .map(|address| address.parse().map_err(|e| corrupt(&drv, e)))
+                            .transpose()?,
+                        due_owner: row.get::<_, Option<i64>>(5)?.map(unsigned),
+                        charged: Duration::from_millis(unsigned(row.get(6)?)),
+                        earned: Duration::from_millis(unsigned(row.get(7)?)),
+                    });
+                }
+                let last: Option<i64> = connection
+                    .query_row("SELECT seq FROM sqlite_sequence WHERE name = 'request'", [], |row| row.get(0))
+                    .optional()?;
+                Ok((found, unsigned(last.unwrap_or(0))))
+            })
+            .await
+    }
+
+    /// Records requests as they are now, and forgets those that are `gone`.
+    ///
+    /// # Errors
+    /// When SQLite fails; nothing is recorded then.
+    pub async fn record_requests(&self, requests: Vec<RequestRow>, gone: Vec<u64>) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                let mut insert = transaction.prepare_cached(
+                    "INSERT OR REPLACE INTO request (id, drv, started, asked_at, asked_by, due_owner, charged, earned) \
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                )?;
+                for request in &requests {
+                    insert.execute(params![
+                        signed(request.id),
+                        request.drv.to_string(),
+                        request.started,
+                        to_unix(request.asked_at),
+                        request.asked_by.map(|address| address.to_string()),
+                        request.due_owner.map(signed),
+                        millis(request.charged),
+                        millis(request.earned),
+                    ])?;
+                }
+                let mut delete = transaction.prepare_cached("DELETE FROM request WHERE id = ?1")?;
+                for id in &gone {
+                    delete.execute([signed(*id)])?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// What is known of how long builds took, oldest first.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn durations(&self) -> Result<Vec<DurationRow>, Error> {
+        self.readers
+            .run(|connection| {
+                let mut statement =
+                    connection.prepare("SELECT work, millis, built FROM duration ORDER BY id")?;
+                let rows = statement.query_map([], |row| {
+                    let took = Duration::from_millis(unsigned(row.get(1)?));
+                    Ok(DurationRow { work: row.get(0)?, took, built: row.get(2)? })
+                })?;
+                Ok(rows.collect::<Result<_, _>>()?)
+            })
+            .await
+    }
+
+    /// Records how long something took, and forgets what is of no use any more.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn record_duration(&self, row: DurationRow) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                transaction
+                    .prepare_cached("INSERT INTO duration (work, millis, built) VALUES (?1, ?2, ?3)")?
+                    .execute(params![row.work, millis(row.took), row.built])?;
+                transaction
+                    .prepare_cached(
+                        "DELETE FROM duration WHERE work = ?1 AND id NOT IN \
+                         (SELECT id FROM duration WHERE work = ?1 ORDER BY id DESC LIMIT ?2)",
+                    )?
+                    .execute(params![row.work, DURATIONS_KEPT])?;
+                Ok(())
+            })
+            .await
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
