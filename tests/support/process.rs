@@ -249,3 +249,10 @@ fn join(reader: Option<JoinHandle<Vec<u8>>>) -> Vec<u8> {
         .map(|reader| reader.join().expect("the thread that collects an output does not panic"))
         .unwrap_or_default()
 }
+
+/// Whether a process has this word in its command line.
+pub fn runs(word: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").expect("the kernel lists processes").filter_map(Result::ok);
+    let mut lines = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
+    lines.any(|line| String::from_utf8_lossy(&line).contains(word))
+}
