@@ -3,11 +3,13 @@
 
 mod builder;
 mod log;
+mod metrics;
 mod plan;
 pub mod queue;
 mod record;
 mod retry;
 mod verdict;
+mod view;
 mod worker;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -22,8 +24,11 @@ use tokio::sync::{Notify, watch};
 use crate::index::{self, Failure, Index};
 pub use builder::Builder;
 pub use log::Logs;
+use metrics::{Asked, Ended, Metrics};
 pub use queue::Overtaking;
 use queue::{Queue, RequestId};
+use view::{Board, Past};
+pub use view::{Counts, Outlook, QueueView, RequestState, RequestView, RunningView};
 pub use worker::Worker;
 
 /// How builds are ordered and bounded.
@@ -69,6 +74,7 @@ pub struct Builds(Arc<Shared>);
 
 struct Shared {
     settings: Settings,
+    metrics: Metrics,
     state: Mutex<State>,
     /// A request was added.
     asked: Notify,
@@ -93,6 +99,10 @@ struct State {
     /// What the worker builds, since when.
     running: BTreeMap<StorePath, Instant>,
     held: Vec<Held>,
+    /// How everyone stood a moment ago.
+    board: Option<Board>,
+    /// The latest requests that have ended, oldest first.
+    past: VecDeque<Past>,
     /// Requests that ended and may still be on record.
     ended: BTreeSet<u64>,
     /// How many requests were made.
@@ -101,8 +111,11 @@ struct State {
 
 /// A request that has not ended.
 struct Waiting {
+    drv: StorePath,
     ending: watch::Sender<Option<Ending>>,
     asked_at: SystemTime,
+    /// Whether a build was started for it.
+    begun: bool,
     asked_by: Option<IpAddr>,
 }
 
@@ -110,17 +123,6 @@ struct Waiting {
 struct Held {
     outputs: Vec<StorePath>,
     needed_by: BTreeSet<RequestId>,
-}
-
-/// What the queue looks like from outside.
-#[derive(Clone, Debug, serde::Serialize)]
-pub struct Overview {
-    /// The derivation that is being built now.
-    pub building: Option<String>,
-    /// Seconds that it has been built for.
-    pub building_seconds: Option<u64>,
-    /// The derivations asked for, oldest first.
-    pub requests: Vec<String>,
 }
 
 impl Builds {
@@ -135,11 +137,14 @@ impl Builds {
             waiting: HashMap::new(),
             running: BTreeMap::new(),
             held: Vec::new(),
+            board: None,
+            past: VecDeque::new(),
             ended: BTreeSet::new(),
             changes: 0,
         };
         let builds = Self(Arc::new(Shared {
             settings,
+            metrics: Metrics::new(),
             state: Mutex::new(state),
             asked: Notify::new(),
             work: Notify::new(),
@@ -157,13 +162,19 @@ impl Builds {
     /// # Errors
     /// When too many wait already.
     pub async fn ask(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Ticket, QueueFull> {
-        let (ticket, change) = self.enter(drv, client)?;
+        let entered = self.enter(drv, client);
+        self.0.metrics.asked(match &entered {
+            Ok(Entered { new: true, .. }) => Asked::New,
+            Ok(Entered { new: false, .. }) => Asked::Joined,
+            Err(_) => Asked::Refused,
+        });
+        let Entered { ticket, change, .. } = entered?;
         // An error means that the worker is gone: then nobody waits much longer.
         let _ = self.0.recorded.subscribe().wait_for(|recorded| *recorded >= change).await;
         Ok(ticket)
     }
 
-    fn enter(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<(Ticket, u64), QueueFull> {
+    fn enter(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Entered, QueueFull> {
         let mut state = self.0.lock();
         if state.queue.request_for(drv).is_none() {
             let Settings { queued_max, queued_per_client_max, .. } = self.0.settings;
@@ -182,8 +193,10 @@ impl Builds {
         }
         let change = state.changes;
         let waiting = state.waiting.entry(id).or_insert_with(|| Waiting {
+            drv: drv.clone(),
             ending: watch::channel(None).0,
             asked_at: SystemTime::now(),
+            begun: false,
             asked_by: client,
         });
         let ticket = Ticket { shared: Arc::clone(&self.0), id, ending: waiting.ending.subscribe() };
@@ -192,7 +205,7 @@ impl Builds {
             self.0.changed.notify_one();
             self.0.asked.notify_one();
         }
-        Ok((ticket, change))
+        Ok(Entered { ticket, change, new })
     }
 
     /// Whether a request for this derivation waits or runs.
@@ -218,19 +231,6 @@ impl Builds {
             }
         }
     }
-
-    /// The queue as it stands.
-    #[must_use]
-    pub fn overview(&self) -> Overview {
-        let state = self.0.lock();
-        let building = state.running.iter().min_by_key(|(_, since)| **since);
-        let wanted = state.queue.requests().filter_map(|id| state.queue.wanted(id));
-        Overview {
-            building: building.map(|(drv, _)| drv.to_string()),
-            building_seconds: building.map(|(_, since)| since.elapsed().as_secs()),
-            requests: wanted.map(ToString::to_string).collect(),
-        }
-    }
 }
 
 impl Shared {
@@ -240,6 +240,30 @@ impl Shared {
 
     fn now(&self) -> Duration {
         self.epoch.elapsed()
+    }
+}
+
+/// A ticket, and what has to be recorded before it is given out.
+struct Entered {
+    ticket: Ticket,
+    change: u64,
+    /// Whether nobody asked before.
+    new: bool,
+}
+
+impl State {
+    /// A request has ended, or left the queue for good.
+    fn forget(&mut self, id: RequestId, past: RequestState, metrics: &Metrics) -> Option<Waiting> {
+        let waiting = self.waiting.remove(&id)?;
+        self.ended.insert(id.0);
+        let how = match past {
+            RequestState::Served => Ended::Well,
+            RequestState::Dropped => Ended::Early,
+            _ => Ended::Failed,
+        };
+        metrics.request_ended(how, waiting.asked_at.elapsed().unwrap_or_default());
+        self.remember(id, &waiting, past);
+        Some(waiting)
     }
 }
 
@@ -254,24 +278,6 @@ impl Ticket {
     /// Waits until the request has ended; `None` when the server stops before. May be called again after it was cancelled.
     pub async fn ended(&mut self) -> Option<Ending> {
         self.ending.wait_for(Option::is_some).await.ok().and_then(|ending| ending.clone())
-    }
-
-    /// One line that tells where this request stands.
-    #[must_use]
-    pub fn describe(&self) -> String {
-        let state = self.shared.lock();
-        let mut line = match state.queue.requests().position(|id| id == self.id) {
-            Some(before) => format!("position {} of {}", before + 1, state.queue.len()),
-            None => "being delivered".to_owned(),
-        };
-        if let Some((built, of)) = state.queue.progress(self.id) {
-            line += &format!("; {built} of {of} built");
-        }
-        for (drv, since) in &state.running {
-            let name = drv.name().trim_end_matches(".drv");
-            line += &format!("; building {name} for {} s", since.elapsed().as_secs());
-        }
-        line
     }
 }
 

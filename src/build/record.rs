@@ -22,11 +22,11 @@ impl Builds {
         let mut state = self.0.lock();
         state.queue.skip_to(RequestId(last_id));
         for row in rows {
-            let id = RequestId(row.id);
+            let (id, drv) = (RequestId(row.id), row.drv);
             state.queue.restore(
                 Saved {
                     id,
-                    wanted: row.drv,
+                    wanted: drv.clone(),
                     started: row.started,
                     due_owner: row.due_owner.map(RequestId),
                     charged: row.charged,
@@ -36,7 +36,10 @@ impl Builds {
             );
             state.unplanned.push_back(id);
             let ending = watch::channel(None).0;
-            state.waiting.insert(id, Waiting { ending, asked_at: row.asked_at, asked_by: row.asked_by });
+            state.waiting.insert(
+                id,
+                Waiting { drv, ending, begun: row.started, asked_at: row.asked_at, asked_by: row.asked_by },
+            );
         }
         Ok(())
     }

@@ -9,10 +9,11 @@ use narinfo::StorePath;
 use tokio::task::JoinSet;
 
 use super::builder::{Builder, NotBuilt, known_outputs};
+use super::metrics::Ended;
 use super::queue::RequestId;
 use super::retry::again;
 use super::verdict::Verdict;
-use super::{Builds, Ending, Held, Settings, plan};
+use super::{Builds, Ending, Held, RequestState, Settings, plan};
 use crate::adopt::Adopter;
 use crate::index::{Failure, Index};
 
@@ -157,6 +158,12 @@ impl Worker {
         let mut state = self.builds.0.lock();
         let next = state.queue.start(self.builds.0.now(), |_| None)?;
         state.running.insert(next.clone(), Instant::now());
+        let owner = state.queue.needed_by(&next).next();
+        if let Some(waiting) = owner.and_then(|owner| state.waiting.get_mut(&owner))
+            && !std::mem::replace(&mut waiting.begun, true)
+        {
+            self.builds.0.metrics.first_build_after(waiting.asked_at.elapsed().unwrap_or_default());
+        }
         drop(state);
         self.builds.0.changed.notify_one();
         Some(next)
@@ -171,7 +178,13 @@ impl Worker {
     ) -> Vec<(RequestId, StorePath, Option<Failed>)> {
         let now = self.builds.0.now();
         let mut state = self.builds.0.lock();
-        state.running.remove(drv);
+        let since = state.running.remove(drv);
+        let how = match &built {
+            Ok(_) => Ended::Well,
+            Err(NotBuilt::Failed(_)) => Ended::Failed,
+            Err(NotBuilt::Stopped) => Ended::Early,
+        };
+        self.builds.0.metrics.build_ended(how, since.map(|since| since.elapsed()).unwrap_or_default());
         let needed_by: BTreeMap<RequestId, StorePath> =
             state.queue.needed_by(drv).filter_map(|id| Some((id, state.queue.wanted(id)?.clone()))).collect();
         let (ended, failed) = match built {
@@ -251,8 +264,11 @@ impl Worker {
             for done in state.held.extract_if(.., |held| held.needed_by.is_empty()) {
                 done.outputs.iter().for_each(|output| self.builder.roots.release(output));
             }
-            state.ended.insert(id.0);
-            state.waiting.remove(&id)
+            let past = match &ending {
+                Ok(()) => RequestState::Served,
+                Err(failure) => RequestState::Failed(failure.reason.clone()),
+            };
+            state.forget(id, past, &self.builds.0.metrics)
         };
         self.builds.0.changed.notify_one();
         if let Some(waiting) = waiting {
@@ -293,8 +309,7 @@ impl Worker {
             let mut state = self.builds.0.lock();
             // Nothing was built for them, so nothing is held.
             for id in state.queue.drop_abandoned(now) {
-                state.waiting.remove(&id);
-                state.ended.insert(id.0);
+                state.forget(id, RequestState::Dropped, &self.builds.0.metrics);
             }
             drop(state);
             self.builds.0.changed.notify_one();

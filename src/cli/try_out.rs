@@ -268,8 +268,8 @@ impl<'a> Place<'a> {
     fn queue(&self) -> anyhow::Result<String> {
         let status: serde_json::Value =
             serde_json::from_str(&control::get(&self.state_dir(), "/api/v1/status")?)?;
-        let queue = &status["queue"];
-        Ok(match (queue["building"].as_str(), queue["building_seconds"].as_u64()) {
+        let running = &status["queue"]["running"][0];
+        Ok(match (running["derivation"].as_str(), running["seconds"].as_u64()) {
             (Some(drv), Some(seconds)) => format!("the server has been building {drv} for {seconds} s"),
             _ => "the server has nothing to build".to_owned(),
         })

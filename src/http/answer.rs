@@ -27,6 +27,9 @@ pub const ZSTD: HeaderValue = HeaderValue::from_static("application/zstd");
 pub const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 /// JSON.
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
+/// The media type of metrics: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
+pub const OPENMETRICS: HeaderValue =
+    HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 /// The media type of nix-cache-info.
 pub const CACHE_INFO: HeaderValue = HeaderValue::from_static("text/x-nix-cache-info");
 /// Reverse proxies must pass each piece on at once.

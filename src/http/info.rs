@@ -7,8 +7,6 @@ use narinfo::{CacheInfo, StorePath};
 use super::Service;
 use super::answer::{self, Answer};
 use super::pipe::pipe;
-use crate::build::Overview;
-use crate::index::Counts;
 
 /// Bytes of a log read and sent at a time.
 const LOG_CHUNK_BYTES: usize = 64 * 1024;
@@ -29,7 +27,9 @@ pub(super) fn home(service: &Service, headers: &HeaderMap) -> Answer {
              /log/<derivation>        the log of a build\n\
              /cached/...              the same, and nothing is built\n\
              /healthz /readyz         for monitoring\n\
-             /api/v1/status           the queue and the cache in numbers\n",
+             /api/v1/status           the cache and the queue, as JSON\n\
+             /api/v1/queue            who waits for what, and /api/v1/builds/<number> for one\n\
+             /metrics                 for Prometheus\n",
             service.parts.public_key
         ),
     )
@@ -93,28 +93,4 @@ pub(super) async fn ready(service: &Service) -> Answer {
         );
     }
     answer::ready(answer::TEXT, "ready\n")
-}
-
-/// `GET /api/v1/status`.
-#[derive(serde::Serialize)]
-struct Status {
-    version: &'static str,
-    store_dir: String,
-    public_key: String,
-    cache: Option<Counts>,
-    queue: Overview,
-}
-
-pub(super) async fn status(service: &Service) -> Answer {
-    let parts = &service.parts;
-    let status = Status {
-        version: env!("CARGO_PKG_VERSION"),
-        store_dir: parts.store_dir.to_string(),
-        public_key: parts.public_key.clone(),
-        cache: parts.index.counts().await.ok(),
-        queue: parts.builds.overview(),
-    };
-    // Strings, numbers and nothing else: there is nothing in it that JSON could refuse.
-    let text = serde_json::to_string_pretty(&status).unwrap_or_default();
-    answer::ready(answer::JSON, text + "\n")
 }

@@ -2,6 +2,7 @@
 //! Decides nothing about hashes (see `substitute`) and names no status code (see `answer`).
 
 mod answer;
+mod api;
 mod info;
 mod nar;
 mod narinfo;
@@ -115,7 +116,10 @@ impl Service {
             Route::Log(drv) => info::log(self, &drv).await,
             Route::Health => info::health(),
             Route::Ready => info::ready(self).await,
-            Route::Status => info::status(self).await,
+            Route::Status => api::status(self).await,
+            Route::Queue => api::queue(self),
+            Route::Build(id) => api::build(self, id),
+            Route::Metrics => api::metrics(self),
         }
     }
 }

@@ -28,6 +28,12 @@ pub enum Route {
     Ready,
     /// `/api/v1/status`
     Status,
+    /// `/api/v1/queue`
+    Queue,
+    /// `/api/v1/builds/<number>`
+    Build(u64),
+    /// `/metrics`
+    Metrics,
 }
 
 /// How a NAR is wanted.
@@ -75,6 +81,8 @@ fn route(path: &str) -> Option<Route> {
         "healthz" => return Some(Route::Health),
         "readyz" => return Some(Route::Ready),
         "api/v1/status" => return Some(Route::Status),
+        "api/v1/queue" => return Some(Route::Queue),
+        "metrics" => return Some(Route::Metrics),
         _ => {}
     }
     if let Some(hash) = path.strip_suffix(".narinfo") {
@@ -82,6 +90,9 @@ fn route(path: &str) -> Option<Route> {
     }
     if let Some(file) = path.strip_prefix("nar/") {
         return nar(file);
+    }
+    if let Some(id) = path.strip_prefix("api/v1/builds/") {
+        return id.parse().ok().map(Route::Build);
     }
     let drv = StorePath::parse(path.strip_prefix("log/")?).ok()?;
     drv.is_derivation().then_some(Route::Log(drv))
@@ -126,6 +137,7 @@ mod tests {
             (format!("nar/{nar}.nar"), Route::Nar(NarHash::from_bytes([0; 32]), NarForm::Plain)),
             (format!("nar/{HASH}-{nar}.nar"), Route::Nar(NarHash::from_bytes([0; 32]), NarForm::Plain)),
             (format!("log/{encoded}"), Route::Log(StorePath::parse(&drv).expect("a store path"))),
+            ("api/v1/builds/7".to_owned(), Route::Build(7)),
             (String::new(), Route::Home),
         ] {
             assert_eq!(parse(&format!("/{path}")), Some(Target { route: route.clone(), cached: false }));

@@ -82,7 +82,7 @@ impl Cache {
         let status: serde_json::Value =
             serde_json::from_slice(&self.http.get("/api/v1/status").body).expect("the status is JSON");
         let requests = status["queue"]["requests"].as_array().expect("the queue is listed");
-        let base_names = requests.iter().map(|drv| drv.as_str().expect("a name"));
+        let base_names = requests.iter().map(|request| request["derivation"].as_str().expect("a name"));
         base_names.map(|name| name[33..].trim_end_matches(".drv").to_owned()).collect()
     }
 

@@ -1,0 +1,199 @@
+//! What the queue does, in numbers for Prometheus: counted where it happens, read where it is asked for.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::{Family, MetricConstructor};
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// One label: how something came out.
+type Outcome = [(&'static str, &'static str); 1];
+
+/// Upper bounds of the times that are told apart, in seconds.
+const SECONDS: [f64; 16] = [
+    0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 14400.0, 36000.0,
+];
+
+/// Makes an empty histogram of [`SECONDS`].
+#[derive(Clone)]
+struct Times;
+
+impl MetricConstructor<Histogram> for Times {
+    fn new_metric(&self) -> Histogram {
+        Histogram::new(SECONDS)
+    }
+}
+
+/// How someone asked.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Asked {
+    /// For what nobody waited for.
+    New,
+    /// For what others wait for already.
+    Joined,
+    /// For more than may wait.
+    Refused,
+}
+
+/// How a request or a build ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Ended {
+    /// Well.
+    Well,
+    /// It failed.
+    Failed,
+    /// A build was stopped for older requests; a request was dropped because nobody waited any more.
+    Early,
+}
+
+/// How things stand when the metrics are read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Gauges {
+    pub(super) requests: usize,
+    pub(super) derivations: usize,
+    pub(super) clients: usize,
+    pub(super) running: usize,
+    pub(super) oldest: Duration,
+}
+
+/// The counters of one server.
+pub(super) struct Metrics {
+    registry: Registry,
+    asked: Family<Outcome, Counter>,
+    requests: Family<Outcome, Histogram, Times>,
+    starts: Histogram,
+    builds: Family<Outcome, Histogram, Times>,
+    now: [Gauge; 4],
+    oldest: Gauge<f64, std::sync::atomic::AtomicU64>,
+}
+
+impl Metrics {
+    pub(super) fn new() -> Self {
+        let mut registry = Registry::with_prefix("ondine");
+        let asked = Family::default();
+        registry.register(
+            "queue_asked",
+            "Times that something was asked for which has to be built: new, joined a request that waits, or refused",
+            asked.clone(),
+        );
+        let requests = Family::new_with_constructor(Times);
+        registry.register_with_unit(
+            "request",
+            "From the first ask for a missing path until it was served, had failed, or was dropped because nobody waited",
+            Unit::Seconds,
+            requests.clone(),
+        );
+        let starts = Histogram::new(SECONDS);
+        registry.register_with_unit(
+            "queue_wait",
+            "From the first ask until the first build for that request",
+            Unit::Seconds,
+            starts.clone(),
+        );
+        let builds = Family::new_with_constructor(Times);
+        registry.register_with_unit(
+            "build",
+            "Builds: built, failed, or stopped because older requests go first",
+            Unit::Seconds,
+            builds.clone(),
+        );
+        let mut gauge = |name: &str, help: &str| {
+            let gauge: Gauge = Gauge::default();
+            registry.register(name, help, gauge.clone());
+            gauge
+        };
+        let now = [
+            gauge("queue_requests", "Requests that wait now"),
+            gauge("queue_derivations", "Derivations that wait to be built now, those being built included"),
+            gauge("queue_clients", "Clients that wait for an answer now"),
+            gauge("builds_running", "Builds that run now"),
+        ];
+        let oldest = Gauge::default();
+        registry.register_with_unit(
+            "queue_oldest",
+            "How long the oldest request has waited; 0 when none waits",
+            Unit::Seconds,
+            oldest.clone(),
+        );
+        Self { registry, asked, requests, starts, builds, now, oldest }
+    }
+
+    pub(super) fn asked(&self, how: Asked) {
+        let outcome = match how {
+            Asked::New => "new",
+            Asked::Joined => "joined",
+            Asked::Refused => "refused",
+        };
+        self.asked.get_or_create(&[("outcome", outcome)]).inc();
+    }
+
+    pub(super) fn first_build_after(&self, wait: Duration) {
+        self.starts.observe(wait.as_secs_f64());
+    }
+
+    pub(super) fn request_ended(&self, how: Ended, after: Duration) {
+        let outcome = match how {
+            Ended::Well => "served",
+            Ended::Failed => "failed",
+            Ended::Early => "dropped",
+        };
+        self.requests.get_or_create(&[("outcome", outcome)]).observe(after.as_secs_f64());
+    }
+
+    pub(super) fn build_ended(&self, how: Ended, after: Duration) {
+        let outcome = match how {
+            Ended::Well => "built",
+            Ended::Failed => "failed",
+            Ended::Early => "stopped",
+        };
+        self.builds.get_or_create(&[("outcome", outcome)]).observe(after.as_secs_f64());
+    }
+
+    /// All of it in the OpenMetrics text format.
+    pub(super) fn render(&self, gauges: &Gauges) -> String {
+        let now = [gauges.requests, gauges.derivations, gauges.clients, gauges.running];
+        for (gauge, value) in self.now.iter().zip(now) {
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
+        self.oldest.set(gauges.oldest.as_secs_f64());
+        let mut out = String::new();
+        // Writing to a string does not fail.
+        let _ = text::encode(&mut out, &self.registry);
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_is_documented_and_counts() {
+        let metrics = Metrics::new();
+        metrics.asked(Asked::New);
+        metrics.asked(Asked::Joined);
+        metrics.asked(Asked::Joined);
+        metrics.first_build_after(Duration::from_secs(3));
+        metrics.request_ended(Ended::Well, Duration::from_secs(61));
+        metrics.build_ended(Ended::Failed, Duration::from_millis(1500));
+        let text =
+            metrics.render(&Gauges { requests: 2, oldest: Duration::from_secs(7), ..Gauges::default() });
+        for line in [
+            "ondine_queue_asked_total{outcome=\"joined\"} 2",
+            "ondine_queue_wait_seconds_bucket{le=\"5.0\"} 1",
+            "ondine_request_seconds_sum{outcome=\"served\"} 61.0",
+            "ondine_build_seconds_count{outcome=\"failed\"} 1",
+            "ondine_queue_requests 2",
+            "ondine_queue_clients 0",
+            "ondine_queue_oldest_seconds 7.0",
+            "# EOF",
+        ] {
+            assert!(text.lines().any(|l| l == line), "no {line} in:\n{text}");
+        }
+        let types = text.lines().filter(|line| line.starts_with("# TYPE")).count();
+        assert_eq!(types, text.lines().filter(|line| line.starts_with("# HELP")).count());
+    }
+}

@@ -1,0 +1,260 @@
+//! The queue as people and programs see it: JSON for the API, one line for a client that waits, headers for its answer.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime};
+
+use narinfo::StorePath;
+use serde::Serialize;
+
+use super::metrics::Gauges;
+use super::queue::RequestId;
+use super::{Builds, Shared, State, Ticket, Waiting};
+
+/// Requests that are listed; of more, only their number is told.
+const LISTED_MAX: usize = 1_000;
+/// Requests that are remembered after their end.
+const PAST_MAX: usize = 1_000;
+/// How old the outlook may be before it is made anew.
+const OUTLOOK_AGE_MAX: Duration = Duration::from_secs(1);
+
+/// `GET /api/v1/queue`.
+#[derive(Clone, Debug, Serialize)]
+pub struct QueueView {
+    /// What is being built now.
+    pub running: Vec<RunningView>,
+    /// Requests that wait, in all.
+    pub total: usize,
+    /// The oldest of them, in order.
+    pub requests: Vec<RequestView>,
+}
+
+/// A build that runs.
+#[derive(Clone, Debug, Serialize)]
+pub struct RunningView {
+    /// Base name of the derivation.
+    pub derivation: String,
+    /// Seconds since it was started.
+    pub seconds: u64,
+    /// The request it is built for.
+    pub request: Option<u64>,
+}
+
+/// A request that waits.
+#[derive(Clone, Debug, Serialize)]
+pub struct RequestView {
+    /// Its number, which is never used again.
+    pub id: u64,
+    /// Base name of the derivation it is for.
+    pub derivation: String,
+    /// When it was asked for, in Unix seconds.
+    pub asked_at: u64,
+    /// How many clients wait for it.
+    pub clients: usize,
+    /// Whether it waits or how it ended.
+    #[serde(flatten)]
+    pub state: RequestState,
+    /// How it stands in the queue; nothing once it has left it.
+    #[serde(flatten)]
+    pub outlook: Option<Outlook>,
+}
+
+/// Where a request is in its life.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "state", content = "reason", rename_all = "lowercase")]
+pub enum RequestState {
+    /// In the queue, nothing is being built for it now.
+    Waiting,
+    /// In the queue, and something is being built for it.
+    Building,
+    /// All is built; its outputs are being signed and published.
+    Delivering,
+    /// It was served.
+    Served,
+    /// It could not be built, and why.
+    Failed(String),
+    /// Nobody waited for it any more, and nothing of it was built yet.
+    Dropped,
+}
+
+/// How a request stands.
+#[derive(Clone, Debug, Serialize)]
+pub struct Outlook {
+    /// Its place, 1 being the oldest.
+    pub position: usize,
+    /// Of how many.
+    pub of: usize,
+    /// Derivations built for it since it was planned; nothing until it is planned.
+    pub built: Option<usize>,
+    /// How many it lacked then.
+    pub lacked: Option<usize>,
+}
+
+/// The queue in a few numbers.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Counts {
+    /// Requests that wait.
+    pub requests: usize,
+    /// Derivations that are to be built for them.
+    pub derivations: usize,
+    /// Clients that wait.
+    pub clients: usize,
+    /// Builds that run.
+    pub running: usize,
+}
+
+/// A request that has ended.
+pub(super) struct Past {
+    id: RequestId,
+    view: RequestView,
+}
+
+/// How every request stands, as of a moment.
+pub(super) struct Board {
+    at: Instant,
+    outlooks: BTreeMap<RequestId, Outlook>,
+}
+
+impl Builds {
+    /// The queue, its oldest requests listed.
+    #[must_use]
+    pub fn view(&self) -> QueueView {
+        let mut state = self.0.lock();
+        let running = state.running.iter().map(|(drv, since)| RunningView {
+            derivation: drv.to_string(),
+            seconds: since.elapsed().as_secs(),
+            request: state.queue.needed_by(drv).next().map(|id| id.0),
+        });
+        let running = running.collect();
+        let ids: Vec<RequestId> = state.queue.requests().take(LISTED_MAX).collect();
+        state.draw_board();
+        let requests = ids.into_iter().filter_map(|id| state.request_view(id)).collect();
+        QueueView { running, total: state.queue.len(), requests }
+    }
+
+    /// One request: one that waits, or one of the last thousand that have ended.
+    #[must_use]
+    pub fn request(&self, id: u64) -> Option<RequestView> {
+        let mut state = self.0.lock();
+        state.draw_board();
+        let id = RequestId(id);
+        let past = |state: &State| state.past.iter().find(|past| past.id == id).map(|past| past.view.clone());
+        state.request_view(id).or_else(|| past(&state))
+    }
+
+    /// How much waits.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        let state = self.0.lock();
+        Counts {
+            requests: state.queue.len(),
+            derivations: state.queue.lacking().count(),
+            clients: state.queue.requests().map(|id| state.queue.clients(id)).sum(),
+            running: state.running.len(),
+        }
+    }
+
+    /// The metrics of the queue in the OpenMetrics text format.
+    #[must_use]
+    pub fn metrics(&self) -> String {
+        let Counts { requests, derivations, clients, running } = self.counts();
+        let oldest = self.0.lock().oldest_waits();
+        self.0.metrics.render(&Gauges { requests, derivations, clients, running, oldest })
+    }
+}
+
+impl Ticket {
+    /// The number of the request.
+    #[must_use]
+    pub fn id(&self) -> u64 {
+        self.id.0
+    }
+
+    /// How the request stands; nothing once it is being delivered.
+    #[must_use]
+    pub fn outlook(&self) -> Option<Outlook> {
+        self.shared.outlook(self.id)
+    }
+
+    /// One line that tells where this request stands.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut line = match self.outlook() {
+            Some(Outlook { position, of, built, lacked, .. }) => {
+                let mut line = format!("position {position} of {of}");
+                if let (Some(built), Some(lacked)) = (built, lacked) {
+                    line += &format!("; {built} of {lacked} built");
+                }
+                line
+            }
+            None => "being delivered".to_owned(),
+        };
+        for (drv, since) in &self.shared.lock().running {
+            let name = drv.name().trim_end_matches(".drv");
+            line += &format!("; building {name} for {} s", since.elapsed().as_secs());
+        }
+        line
+    }
+}
+
+impl Shared {
+    fn outlook(&self, id: RequestId) -> Option<Outlook> {
+        let mut state = self.lock();
+        let fresh = state
+            .board
+            .as_ref()
+            .is_some_and(|board| board.at.elapsed() < OUTLOOK_AGE_MAX && board.outlooks.contains_key(&id));
+        if !fresh {
+            state.draw_board();
+        }
+        state.board.as_ref()?.outlooks.get(&id).cloned()
+    }
+}
+
+impl State {
+    fn draw_board(&mut self) {
+        let of = self.queue.len();
+        let outlooks = self.queue.requests().enumerate().map(|(before, id)| {
+            let (built, lacked) = self.queue.progress(id).unzip();
+            (id, Outlook { position: before + 1, of, built, lacked })
+        });
+        self.board = Some(Board { at: Instant::now(), outlooks: outlooks.collect() });
+    }
+
+    fn request_view(&self, id: RequestId) -> Option<RequestView> {
+        let waiting = self.waiting.get(&id)?;
+        let outlook = self.board.as_ref().and_then(|board| board.outlooks.get(&id)).cloned();
+        let building = |lacks: &BTreeSet<StorePath>| self.running.keys().any(|drv| lacks.contains(drv));
+        let state = match self.queue.lacks(id) {
+            _ if outlook.is_none() => RequestState::Delivering,
+            Some(lacks) if building(lacks) => RequestState::Building,
+            _ => RequestState::Waiting,
+        };
+        Some(waiting.view(id, self.queue.clients(id), state, outlook))
+    }
+
+    /// Keeps the end of a request for those who ask for it later.
+    pub(super) fn remember(&mut self, id: RequestId, waiting: &Waiting, state: RequestState) {
+        if self.past.len() >= PAST_MAX {
+            self.past.pop_front();
+        }
+        self.past.push_back(Past { id, view: waiting.view(id, 0, state, None) });
+    }
+
+    fn oldest_waits(&self) -> Duration {
+        let oldest = self.queue.requests().next().and_then(|id| self.waiting.get(&id));
+        oldest.and_then(|waiting| waiting.asked_at.elapsed().ok()).unwrap_or_default()
+    }
+}
+
+impl Waiting {
+    fn view(
+        &self,
+        id: RequestId,
+        clients: usize,
+        state: RequestState,
+        outlook: Option<Outlook>,
+    ) -> RequestView {
+        let asked_at = self.asked_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        RequestView { id: id.0, derivation: self.drv.to_string(), asked_at, clients, state, outlook }
+    }
+}
