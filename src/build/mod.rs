@@ -25,7 +25,7 @@ use crate::index::{self, Failure, Index};
 pub use builder::Builder;
 pub use log::Logs;
 use metrics::{Asked, Ended, Metrics};
-pub use queue::Overtaking;
+pub use queue::{Overtaking, Policy};
 use queue::{Queue, RequestId};
 use view::{Board, Past};
 pub use view::{Counts, Outlook, QueueView, RequestState, RequestView, RunningView};
@@ -40,8 +40,8 @@ pub struct Settings {
     pub remember_passing: Duration,
     /// Builds at a time. More than one is for a daemon with remote builders.
     pub lanes: NonZeroUsize,
-    /// How far short requests may go first; only with one lane.
-    pub overtaking: Option<Overtaking>,
+    /// Who may be built before older requests.
+    pub policy: Policy,
     /// Requests that may wait; one more is refused.
     pub queued_max: usize,
     /// Requests of one address that may wait.
@@ -132,7 +132,7 @@ impl Builds {
     /// When the index cannot tell.
     pub async fn open(settings: Settings, index: &Index) -> Result<Self, index::Error> {
         let state = State {
-            queue: Queue::new(settings.overtaking),
+            queue: Queue::new(settings.policy),
             unplanned: VecDeque::new(),
             waiting: HashMap::new(),
             running: BTreeMap::new(),

@@ -1,8 +1,9 @@
 //! The order of builds as plain code: requests in the order of arrival, each with the derivations it lacks. First come,
-//! first served, unless an [`Overtaking`] lets a short request go first within a bound. No I/O and no clock of its own: it
-//! is told the time and what happened, and says what to build next.
+//! first served, unless a [`Policy`] lets short requests go first within a bound. No I/O and no clock of its own: it is
+//! told the time and what happened, and says what to build next.
 
 mod account;
+mod choice;
 #[cfg(test)]
 mod tests;
 
@@ -11,25 +12,14 @@ use std::time::Duration;
 
 use account::Account;
 pub use account::Overtaking;
+pub use choice::{Guess, Policy};
 
 /// How long a request keeps its place after its last client has left, so that a client which only reconnects finds it again.
 pub const ABANDONED_GRACE: Duration = Duration::from_secs(60);
 
-/// Requests that are looked at for one that may go first; those behind wait until they are among the oldest.
-const OVERTAKERS_MAX: usize = 1_000;
-
 /// Names a request; never used twice. Older ones are smaller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
-
-/// What is known of how long some work will take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Guess {
-    /// As likely shorter as longer.
-    pub median: Duration,
-    /// Longer in one case of twenty.
-    pub p95: Duration,
-}
 
 /// What someone waits for.
 #[derive(Clone, Debug)]
@@ -88,7 +78,7 @@ pub struct Saved<D> {
 /// Requests and the derivations they lack. `D` names a derivation; times are durations since any fixed moment.
 #[derive(Clone, Debug)]
 pub struct Queue<D> {
-    overtaking: Option<Overtaking>,
+    policy: Policy,
     requests: BTreeMap<RequestId, Request<D>>,
     by_wanted: BTreeMap<D, RequestId>,
     /// Not one of these is built; those in `running` are under way.
@@ -104,16 +94,16 @@ pub struct Queue<D> {
 
 impl<D: Clone + Ord> Default for Queue<D> {
     fn default() -> Self {
-        Self::new(None)
+        Self::new(Policy::default())
     }
 }
 
 impl<D: Clone + Ord> Queue<D> {
-    /// An empty queue: strictly first come, first served, or with bounded overtaking.
+    /// An empty queue.
     #[must_use]
-    pub fn new(overtaking: Option<Overtaking>) -> Self {
+    pub fn new(policy: Policy) -> Self {
         Self {
-            overtaking,
+            policy,
             requests: BTreeMap::new(),
             by_wanted: BTreeMap::new(),
             steps: BTreeMap::new(),
@@ -198,60 +188,6 @@ impl<D: Clone + Ord> Queue<D> {
         }
         self.update_due_owner(id);
         needs.is_empty() && self.take_out(id).is_some()
-    }
-
-    /// The next derivation to build, which counts as running from `now` on: of the oldest request that has one that is
-    /// ready, or of a shorter one that may go first. Nothing while a request older than any ready one is not planned yet.
-    ///
-    /// `guess` says how long derivations will take in all, one after the other; `None` when it does not know. It is asked
-    /// only where overtaking is allowed.
-    pub fn start(&mut self, now: Duration, guess: impl Fn(&BTreeSet<D>) -> Option<Guess>) -> Option<D> {
-        let oldest = *self.requests.keys().next()?;
-        let first = self.overtaker(guess).or_else(|| self.oldest_ready())?;
-        let drv = self.ready_step(first)?.clone();
-        let owner = *self.steps.get(&drv)?.needed_by.first()?;
-        let overtakes = self.overtaking.is_some() && owner > oldest;
-        self.running.insert(drv.clone(), Run { since: now, owner, overtakes });
-        self.mark_started(owner);
-        Some(drv)
-    }
-
-    fn oldest_ready(&self) -> Option<RequestId> {
-        let planned = self.requests.iter().take_while(|(_, request)| request.lacks.is_some());
-        planned.map(|(id, _)| *id).find(|id| self.ready_step(*id).is_some())
-    }
-
-    /// The shortest request that may go before older ones: everyone can bear that it takes as long as it may.
-    fn overtaker(&self, guess: impl Fn(&BTreeSet<D>) -> Option<Guess>) -> Option<RequestId> {
-        let overtaking = self.overtaking.filter(|_| self.running.is_empty())?;
-        let slack = self.requests.values().map(|request| request.account.slack(overtaking)).min()?;
-        let planned = self.requests.iter().map_while(|(id, request)| Some((*id, request.lacks.as_ref()?)));
-        let mut planned = planned.fuse();
-        // Whether the oldest one is long is not known where it has an unknown part: anything known counts as shorter.
-        let oldest = planned.next().and_then(|(_, lacks)| guess(lacks)).map(|guess| guess.median);
-        planned
-            .take(OVERTAKERS_MAX)
-            .filter_map(|(id, lacks)| Some((id, guess(lacks)?)))
-            .filter(|(_, guess)| guess.p95 <= slack && oldest.is_none_or(|oldest| guess.median < oldest))
-            .min_by_key(|(id, guess)| (guess.median, *id))
-            .map(|(id, _)| id)
-    }
-
-    fn ready_step(&self, id: RequestId) -> Option<&D> {
-        self.requests.get(&id)?.lacks.as_ref()?.iter().find(|drv| {
-            !self.running.contains_key(*drv)
-                && self.steps.get(*drv).is_some_and(|step| step.waits_for.is_empty())
-        })
-    }
-
-    /// When a running build has to be [`stopped`](Self::stopped), lest an older request is delivered later than promised.
-    /// `None`: never. It may become earlier with each request that is planned.
-    #[must_use]
-    pub fn stop_at(&self, drv: &D) -> Option<Duration> {
-        let run = self.running.get(drv).filter(|run| run.overtakes)?;
-        let overtaking = self.overtaking?;
-        let slack = self.requests.values().map(|request| request.account.slack(overtaking)).min()?;
-        Some(run.since + slack)
     }
 
     /// A running derivation was built. Gives the requests that are complete by it, oldest first; they have left the queue.
@@ -433,7 +369,7 @@ impl<D: Clone + Ord> Queue<D> {
 
     /// Keeps the accounts, where there is overtaking to account for.
     fn settle(&mut self, entry: impl Fn(&mut Account)) {
-        if self.overtaking.is_none() {
+        if !matches!(self.policy, Policy::Overtaking(_)) {
             return;
         }
         for (id, request) in &mut self.requests {
@@ -447,7 +383,10 @@ impl<D: Clone + Ord> Queue<D> {
 
     /// A request waits at least until the latest owner of what it lacks has been served.
     fn update_due_owner(&mut self, id: RequestId) {
-        let Some(lacks) = self.overtaking.and_then(|_| self.lacks(id)) else { return };
+        let Some(lacks) = self.lacks(id) else { return };
+        if !matches!(self.policy, Policy::Overtaking(_)) {
+            return;
+        }
         let owners = lacks.iter().filter_map(|drv| self.steps.get(drv)?.needed_by.first().copied());
         let Some(latest) = owners.max() else { return };
         if let Some(request) = self.requests.get_mut(&id)

@@ -153,7 +153,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 /// A queue that may overtake by ten seconds, and by a tenth of what is waited for anyway.
 fn overtaking(requests: &[&[u32]]) -> (Queue<u32>, Vec<RequestId>) {
-    let mut queue = Queue::new(Some(Overtaking { budget: 10 * SECOND, share_percent: 10 }));
+    let mut queue = Queue::new(Policy::Overtaking(Overtaking { budget: 10 * SECOND, share_percent: 10 }));
     let ids = requests.iter().map(|chain| ask(&mut queue, chain)).collect();
     (queue, ids)
 }
@@ -226,11 +226,35 @@ fn work_inherited_from_a_request_that_left_is_not_charged() {
     assert_eq!((account.charged, account.earned), (Duration::ZERO, 3 * SECOND));
 }
 
+// The background lane.
+
+#[test]
+fn the_background_lane_takes_the_shortest_and_the_main_lane_stays_with_the_oldest() {
+    let mut queue = Queue::new(Policy::Background);
+    let ids: Vec<_> =
+        [&[100, 101][..], &[50], &[1000], &[3]].map(|chain| ask(&mut queue, chain)).into_iter().collect();
+    assert_eq!(queue.start(NOW, by_number), Some(100));
+    assert_eq!(queue.start_in_background(NOW, by_number), Some(3));
+    assert_eq!(queue.built(&3, NOW), vec![ids[3]]);
+    assert_eq!(queue.start_in_background(NOW, by_number), Some(50));
+    queue.built(&100, NOW);
+    assert_eq!(queue.start(NOW, by_number), Some(101));
+    assert_eq!(queue.built(&101, NOW), vec![ids[0]]);
+    assert_eq!(
+        queue.start(NOW, by_number),
+        None,
+        "the oldest is being built in the background, at full speed now"
+    );
+    assert_eq!(queue.start_in_background(NOW, by_number), Some(1000), "there is a lane free in this test");
+    assert_eq!(queue.stop_at(&50), None);
+    assert_eq!(queue.built(&50, NOW), vec![ids[1]]);
+}
+
 // Restarts.
 
 /// The queue as it comes back from what was saved.
 fn restarted(queue: &mut Queue<u32>, now: Duration) -> Queue<u32> {
-    let mut back = Queue::new(queue.overtaking);
+    let mut back = Queue::new(queue.policy);
     for (_, saved) in queue.take_changed() {
         if let Some(saved) = saved {
             back.restore(saved, now);

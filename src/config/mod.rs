@@ -1,6 +1,10 @@
 //! Settings: a TOML file, ONDINE_ variables and flags become the settings of each component.
 //! One struct names every setting once; a flag wins over a variable, a variable over the file, the file over the default.
 
+mod resolve;
+#[cfg(test)]
+mod tests;
+
 use std::fs;
 use std::net::SocketAddr;
 use std::num::NonZeroUsize;
@@ -8,12 +12,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Command};
-use narinfo::KeyName;
 use serde::Deserialize;
 
-use crate::serve::Settings;
+use crate::nix;
 use crate::substitute::Source;
-use crate::{build, http, nar_store, nix, substitute};
 
 /// Every setting as it is written: all optional, none checked beyond its type.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -225,153 +227,6 @@ impl Written {
             .or_else(|| variable("HOME").map(|home| Path::new(&home).join(".local/state/ondine")))
             .ok_or(Error::NoStateDir)
     }
-
-    /// Fills in the defaults and checks the bounds.
-    ///
-    /// # Errors
-    /// When a value is out of bounds, or the environment does not describe a Nix store.
-    pub fn resolve(self) -> Result<Settings, Error> {
-        let state_dir = self.state_dir()?;
-        let nix = nix::Environment::from_env()?;
-        let build = self.build()?;
-        let key_name = self.key_name.unwrap_or_else(|| format!("{}-1", host_name()));
-        let key_name = key_name.parse::<KeyName>().map_err(|_| Error::Bounds {
-            setting: "key-name",
-            value: key_name,
-            expected: "a name has no colon and no white space",
-        })?;
-        let seconds = Duration::from_secs;
-        let (hold, keep_alive) = (self.hold.unwrap_or(seconds(20)), self.keep_alive.unwrap_or(seconds(10)));
-        // Clients give up after 300 s without a byte.
-        within(
-            "hold",
-            hold,
-            seconds(0),
-            seconds(250),
-            "0s to 250s, since clients give up after 300 s of silence",
-        )?;
-        within("keep-alive", keep_alive, seconds(1), seconds(120), "1s to 120s")?;
-        let drain = self.drain.unwrap_or(seconds(30));
-        within("drain", drain, seconds(0), seconds(3600), "0s to 1h")?;
-        let zstd_level = self.zstd_level.unwrap_or(3);
-        if !(1..=19).contains(&zstd_level) {
-            return Err(Error::Bounds {
-                setting: "zstd-level",
-                value: zstd_level.to_string(),
-                expected: "1 to 19",
-            });
-        }
-        let listen = self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
-        let build_from = self.build_from.unwrap_or_else(|| vec![Source::Store]);
-        let substituters = self.build_substituters.unwrap_or_default();
-        if let Some(own) = substituters.iter().find(|url| is_own(url, listen)) {
-            // A build would wait for itself.
-            return Err(Error::Bounds {
-                setting: "build-substituters",
-                value: own.clone(),
-                expected: "another cache than this server itself is needed",
-            });
-        }
-        let builders = self.builders.map(|machines| ("builders".to_owned(), machines));
-        Ok(Settings {
-            listen,
-            state_dir,
-            key_name,
-            nix,
-            daemon: nix::Options {
-                build_cores: self.build_cores.unwrap_or(0),
-                use_substitutes: !substituters.is_empty(),
-                jobs: self.max_jobs.unwrap_or(1),
-                extra: [("substituters".to_owned(), substituters.join(" "))]
-                    .into_iter()
-                    .chain(builders)
-                    .collect(),
-                ..nix::Options::default()
-            },
-            substitute: substitute::Settings { build_from },
-            build,
-            nar_store: nar_store::Settings { zstd_level },
-            http: http::Settings {
-                hold,
-                keep_alive,
-                priority: self.priority.unwrap_or(50),
-                want_mass_query: self.want_mass_query.unwrap_or(false),
-                drain,
-            },
-        })
-    }
-}
-
-impl Written {
-    /// The order of builds and their bounds.
-    fn build(&self) -> Result<build::Settings, Error> {
-        let lanes = self.lanes.unwrap_or(NonZeroUsize::MIN);
-        within_numbers("lanes", lanes.get() as u64, 1, 32, "1 to 32")?;
-        let share_percent = self.overtake_share.unwrap_or(0);
-        within_numbers("overtake-share", share_percent.into(), 0, 100, "0 to 100")?;
-        let budget = self.overtake_budget.unwrap_or_default();
-        within("overtake-budget", budget, Duration::ZERO, Duration::from_secs(7 * 24 * 3600), "0s to 7d")?;
-        if lanes.get() > 1 && !budget.is_zero() {
-            return Err(Error::Bounds {
-                setting: "overtake-budget",
-                value: humantime::format_duration(budget).to_string(),
-                expected: "with more than one lane there is no bound to hold, so it must be 0s",
-            });
-        }
-        let limit = |seconds: u64| (seconds > 0).then(|| Duration::from_secs(seconds));
-        Ok(build::Settings {
-            remember_permanent: self.remember_permanent.unwrap_or(Duration::from_secs(24 * 3600)),
-            remember_passing: self.remember_passing.unwrap_or(Duration::from_secs(300)),
-            lanes,
-            overtaking: (!budget.is_zero()).then_some(build::Overtaking { budget, share_percent }),
-            queued_max: self.max_queued.unwrap_or(10_000),
-            queued_per_client_max: self.max_queued_per_client.unwrap_or(1_000),
-            build_max: limit(self.max_build_seconds.unwrap_or(36_000)),
-            silent_max: limit(self.max_silent_seconds.unwrap_or(7_200)),
-        })
-    }
-}
-
-fn within_numbers(
-    setting: &'static str,
-    value: u64,
-    min: u64,
-    max: u64,
-    expected: &'static str,
-) -> Result<(), Error> {
-    if (min..=max).contains(&value) {
-        return Ok(());
-    }
-    Err(Error::Bounds { setting, value: value.to_string(), expected })
-}
-
-/// Whether a substituter's URL leads back to the address that we listen on, as far as its text tells.
-fn is_own(url: &str, listen: SocketAddr) -> bool {
-    let authority =
-        url.split_once("://").map_or(url, |(_, rest)| rest).split(['/', '?']).next().unwrap_or_default();
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => (host, port.parse().unwrap_or(80)),
-        _ => (authority, 80),
-    };
-    let host = host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
-    let address = host.parse::<std::net::IpAddr>();
-    let ours = host == "localhost"
-        || host == host_name().to_ascii_lowercase()
-        || address.is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified() || ip == listen.ip());
-    port == listen.port() && ours
-}
-
-fn within(
-    setting: &'static str,
-    value: Duration,
-    min: Duration,
-    max: Duration,
-    expected: &'static str,
-) -> Result<(), Error> {
-    if (min..=max).contains(&value) {
-        return Ok(());
-    }
-    Err(Error::Bounds { setting, value: humantime::format_duration(value).to_string(), expected })
 }
 
 /// The names of all settings, as flags have them.
@@ -386,10 +241,6 @@ fn nearest(key: &str, known: &[String]) -> String {
     nearest.cloned().unwrap_or_default()
 }
 
-fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
-}
-
 fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
     humantime::parse_duration(text)
 }
@@ -399,101 +250,4 @@ fn written_duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result
     let example =
         |error| serde::de::Error::custom(format_args!("{error}; write a duration like \"20s\" or \"24h\""));
     duration(&text).map(Some).map_err(example)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn read(text: &str) -> Result<Written, Error> {
-        let file = tempfile::NamedTempFile::new().expect("a temporary file");
-        fs::write(file.path(), text).expect("written");
-        Written::read(file.path())
-    }
-
-    #[test]
-    fn every_setting_can_be_written_in_the_file_and_set_by_a_variable() {
-        let command = Written::augment_args(Command::new("settings"));
-        let written = read(
-            "listen = '[::1]:0'\nstate-dir = '/s'\nkey-name = 'k-1'\nbuild-from = ['store']\n\
-             build-substituters = ['https://cache.example.org']\nbuild-cores = 2\nlanes = 2\n\
-             builders = '@/etc/nix/machines'\nmax-jobs = 0\novertake-budget = '5m'\novertake-share = 10\n\
-             max-queued = 5\nmax-queued-per-client = 2\nmax-build-seconds = 60\nmax-silent-seconds = 30\nhold = '1s'\nkeep-alive = '2s'\n\
-             remember-permanent = '1h'\nremember-passing = '1m'\npriority = 30\nwant-mass-query = true\n\
-             zstd-level = 1\ndrain = '5s'\n",
-        )
-        .expect("a good file");
-        let debug = format!("{written:?}");
-        assert!(!debug.contains("None"), "a setting is not in this file: {debug}");
-        for arg in command.get_arguments() {
-            let flag = arg.get_long().expect("every setting is a flag");
-            let variable = format!("ONDINE_{}", flag.replace('-', "_").to_uppercase());
-            assert_eq!(arg.get_env().and_then(|v| v.to_str()), Some(&*variable));
-        }
-    }
-
-    #[test]
-    fn an_unknown_key_is_an_error_that_names_the_nearest_setting() {
-        let error = read("prioritty = 3").expect_err("no such setting").to_string();
-        assert!(error.contains("\"prioritty\"") && error.contains("\"priority\""), "{error}");
-    }
-
-    #[test]
-    fn dashes_and_underscores_are_the_same_but_not_both_at_once() {
-        assert_eq!(read("zstd_level = 4").expect("a good file").zstd_level, Some(4));
-        assert!(matches!(read("zstd_level = 4\nzstd-level = 5"), Err(Error::Toml { .. })));
-    }
-
-    #[test]
-    fn a_wrong_value_is_an_error_that_says_where() {
-        let error = read("priority = 1\nhold = 'soon'").expect_err("no duration");
-        let text = std::error::Error::source(&error).expect("a cause").to_string();
-        assert!(text.contains("line 2") && text.contains("20s"), "{text}");
-        assert!(matches!(read("= 3"), Err(Error::Toml { .. })));
-    }
-
-    #[test]
-    fn a_value_out_of_bounds_is_refused() {
-        for text in [
-            "hold = '251s'",
-            "keep-alive = '0s'",
-            "zstd-level = 20",
-            "key-name = 'a:b'",
-            "drain = '2h'",
-            "lanes = 33",
-            "overtake-share = 101",
-            "overtake-budget = '8d'",
-            "overtake-budget = '5m'\nlanes = 2",
-        ] {
-            let written = read(&format!("state-dir = '/s'\n{text}")).expect("a good file");
-            assert!(matches!(written.resolve(), Err(Error::Bounds { .. })), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_server_is_not_its_own_substituter() {
-        let listen = SocketAddr::from(([192, 0, 2, 1], 8080));
-        let by_name = format!("http://{}:8080", host_name());
-        for url in [
-            "http://localhost:8080",
-            "http://127.0.0.1:8080/x",
-            "http://[::1]:8080",
-            "http://192.0.2.1:8080?p=1",
-            &by_name,
-        ] {
-            assert!(is_own(url, listen), "{url}");
-        }
-        for url in
-            ["https://cache.nixos.org", "http://localhost:8081", "http://192.0.2.2:8080", "file:///cache"]
-        {
-            assert!(!is_own(url, listen), "{url}");
-        }
-    }
-
-    #[test]
-    fn a_flag_wins_over_the_file() {
-        let flag = Written { priority: Some(10), ..Written::default() };
-        let merged = flag.or(read("priority = 20\nzstd-level = 7").expect("a good file"));
-        assert_eq!((merged.priority, merged.zstd_level), (Some(10), Some(7)));
-    }
 }

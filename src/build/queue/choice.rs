@@ -1,0 +1,124 @@
+//! Which derivation is built next, and how long it may go on. Everything else about the queue only keeps the facts that
+//! this file decides by.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::{Overtaking, Queue, RequestId, Run};
+
+/// Requests that are looked at for one that may go first; those behind wait until they are among the oldest.
+const OVERTAKERS_MAX: usize = 1_000;
+
+/// Who may be built before older requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// Nobody: strictly first come, first served, in one lane or several.
+    #[default]
+    Strict,
+    /// Short requests, in the only lane, as far as older ones can bear it.
+    Overtaking(Overtaking),
+    /// Short requests in a lane of their own, which has a small share m of the processors while the main lane is busy:
+    /// no request is delivered later than 1 / (1 - m) times the work that stood when its latest owner arrived.
+    Background,
+}
+
+/// What is known of how long some work will take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guess {
+    /// As likely shorter as longer.
+    pub median: Duration,
+    /// Longer in one case of twenty.
+    pub p95: Duration,
+}
+
+impl<D: Clone + Ord> Queue<D> {
+    /// The next derivation to build, which counts as running from `now` on: of the oldest request that has one that is
+    /// ready, or of a shorter one that may go first. Nothing while a request older than any ready one is not planned yet.
+    ///
+    /// `guess` says how long derivations will take in all, one after the other; `None` when it does not know. It is asked
+    /// only where overtaking is allowed.
+    pub fn start(&mut self, now: Duration, guess: impl Fn(&BTreeSet<D>) -> Option<Guess>) -> Option<D> {
+        let request = match self.policy {
+            Policy::Strict => self.oldest_ready(),
+            Policy::Overtaking(overtaking) => {
+                self.overtaker(overtaking, guess).or_else(|| self.oldest_ready())
+            }
+            // Not the next one while the oldest waits for the background lane, which is as fast as this one meanwhile.
+            Policy::Background => self.oldest_ready().filter(|id| Some(id) == self.requests.keys().next()),
+        };
+        self.run(request?, now)
+    }
+
+    /// The next derivation to build in the background: of the request that is shortest as far as is known, but not of the
+    /// oldest one, which the main lane works for.
+    pub fn start_in_background(
+        &mut self,
+        now: Duration,
+        guess: impl Fn(&BTreeSet<D>) -> Option<Guess>,
+    ) -> Option<D> {
+        let younger = self.planned().skip(1).take(OVERTAKERS_MAX);
+        let ready = younger.filter(|(id, _)| self.ready_step(*id).is_some());
+        let request = ready
+            .map(|(id, lacks)| (guess(lacks).map_or(Duration::MAX, |guess| guess.median), id))
+            .min()
+            .map(|(_, id)| id);
+        self.run(request?, now)
+    }
+
+    fn run(&mut self, request: RequestId, now: Duration) -> Option<D> {
+        let drv = self.ready_step(request)?.clone();
+        let owner = *self.steps.get(&drv)?.needed_by.first()?;
+        let overtakes =
+            matches!(self.policy, Policy::Overtaking(_)) && Some(&owner) > self.requests.keys().next();
+        self.running.insert(drv.clone(), Run { since: now, owner, overtakes });
+        self.mark_started(owner);
+        Some(drv)
+    }
+
+    /// The requests up to the first one that is not planned, oldest first, and what they lack.
+    fn planned(&self) -> impl Iterator<Item = (RequestId, &BTreeSet<D>)> {
+        self.requests.iter().map_while(|(id, request)| Some((*id, request.lacks.as_ref()?))).fuse()
+    }
+
+    fn oldest_ready(&self) -> Option<RequestId> {
+        self.planned().map(|(id, _)| id).find(|id| self.ready_step(*id).is_some())
+    }
+
+    /// The shortest request that may go before older ones: everyone can bear that it takes as long as it may.
+    fn overtaker(
+        &self,
+        overtaking: Overtaking,
+        guess: impl Fn(&BTreeSet<D>) -> Option<Guess>,
+    ) -> Option<RequestId> {
+        if !self.running.is_empty() {
+            return None;
+        }
+        let slack = self.requests.values().map(|request| request.account.slack(overtaking)).min()?;
+        let mut planned = self.planned();
+        // Whether the oldest one is long is not known where it has an unknown part: anything known counts as shorter.
+        let oldest = planned.next().and_then(|(_, lacks)| guess(lacks)).map(|guess| guess.median);
+        planned
+            .take(OVERTAKERS_MAX)
+            .filter_map(|(id, lacks)| Some((id, guess(lacks)?)))
+            .filter(|(_, guess)| guess.p95 <= slack && oldest.is_none_or(|oldest| guess.median < oldest))
+            .min_by_key(|(id, guess)| (guess.median, *id))
+            .map(|(id, _)| id)
+    }
+
+    fn ready_step(&self, id: RequestId) -> Option<&D> {
+        self.requests.get(&id)?.lacks.as_ref()?.iter().find(|drv| {
+            !self.running.contains_key(*drv)
+                && self.steps.get(*drv).is_some_and(|step| step.waits_for.is_empty())
+        })
+    }
+
+    /// When a running build has to be [`stopped`](Self::stopped), lest an older request is delivered later than promised.
+    /// `None`: never. It may become earlier with each request that is planned.
+    #[must_use]
+    pub fn stop_at(&self, drv: &D) -> Option<Duration> {
+        let run = self.running.get(drv).filter(|run| run.overtakes)?;
+        let Policy::Overtaking(overtaking) = self.policy else { return None };
+        let slack = self.requests.values().map(|request| request.account.slack(overtaking)).min()?;
+        Some(run.since + slack)
+    }
+}

@@ -1,0 +1,189 @@
+//! From what is written to the settings of each component: defaults filled in, bounds checked.
+
+use std::net::SocketAddr;
+use std::num::NonZeroUsize;
+use std::time::Duration;
+
+use narinfo::KeyName;
+
+use super::{Error, Written};
+use crate::serve::Settings;
+use crate::substitute::Source;
+use crate::{build, http, nar_store, nix, substitute};
+
+impl Written {
+    /// Fills in the defaults and checks the bounds.
+    ///
+    /// # Errors
+    /// When a value is out of bounds, or the environment does not describe a Nix store.
+    pub fn resolve(self) -> Result<Settings, Error> {
+        let state_dir = self.state_dir()?;
+        let nix = nix::Environment::from_env()?;
+        let build = self.build()?;
+        let key_name = self.key_name.unwrap_or_else(|| format!("{}-1", host_name()));
+        let key_name = key_name.parse::<KeyName>().map_err(|_| Error::Bounds {
+            setting: "key-name",
+            value: key_name,
+            expected: "a name has no colon and no white space",
+        })?;
+        let seconds = Duration::from_secs;
+        let (hold, keep_alive) = (self.hold.unwrap_or(seconds(20)), self.keep_alive.unwrap_or(seconds(10)));
+        // Clients give up after 300 s without a byte.
+        within(
+            "hold",
+            hold,
+            seconds(0),
+            seconds(250),
+            "0s to 250s, since clients give up after 300 s of silence",
+        )?;
+        within("keep-alive", keep_alive, seconds(1), seconds(120), "1s to 120s")?;
+        let drain = self.drain.unwrap_or(seconds(30));
+        within("drain", drain, seconds(0), seconds(3600), "0s to 1h")?;
+        let zstd_level = self.zstd_level.unwrap_or(3);
+        within_numbers("zstd-level", zstd_level.into(), 1, 19, "1 to 19")?;
+        let listen = self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
+        let build_from = self.build_from.unwrap_or_else(|| vec![Source::Store]);
+        let substituters = self.build_substituters.unwrap_or_default();
+        if let Some(own) = substituters.iter().find(|url| is_own(url, listen)) {
+            // A build would wait for itself.
+            return Err(Error::Bounds {
+                setting: "build-substituters",
+                value: own.clone(),
+                expected: "another cache than this server itself is needed",
+            });
+        }
+        let builders = self.builders.map(|machines| ("builders".to_owned(), machines));
+        Ok(Settings {
+            listen,
+            state_dir,
+            key_name,
+            nix,
+            daemon: nix::Options {
+                build_cores: self.build_cores.unwrap_or(0),
+                use_substitutes: !substituters.is_empty(),
+                jobs: self.max_jobs.unwrap_or(1),
+                extra: [("substituters".to_owned(), substituters.join(" "))]
+                    .into_iter()
+                    .chain(builders)
+                    .collect(),
+                ..nix::Options::default()
+            },
+            substitute: substitute::Settings { build_from },
+            build,
+            nar_store: nar_store::Settings { zstd_level },
+            http: http::Settings {
+                hold,
+                keep_alive,
+                priority: self.priority.unwrap_or(50),
+                want_mass_query: self.want_mass_query.unwrap_or(false),
+                drain,
+            },
+        })
+    }
+}
+
+impl Written {
+    /// The order of builds and their bounds.
+    fn build(&self) -> Result<build::Settings, Error> {
+        let lanes = self.lanes.unwrap_or(NonZeroUsize::MIN);
+        within_numbers("lanes", i64::try_from(lanes.get()).unwrap_or(i64::MAX), 1, 32, "1 to 32")?;
+        let share_percent = self.overtake_share.unwrap_or(0);
+        within_numbers("overtake-share", share_percent.into(), 0, 100, "0 to 100")?;
+        let budget = self.overtake_budget.unwrap_or_default();
+        within("overtake-budget", budget, Duration::ZERO, Duration::from_secs(7 * 24 * 3600), "0s to 7d")?;
+        if lanes.get() > 1 && !budget.is_zero() {
+            return Err(Error::Bounds {
+                setting: "overtake-budget",
+                value: humantime::format_duration(budget).to_string(),
+                expected: "with more than one lane there is no bound to hold, so it must be 0s",
+            });
+        }
+        let policy = if budget.is_zero() {
+            build::Policy::Strict
+        } else {
+            build::Policy::Overtaking(build::Overtaking { budget, share_percent })
+        };
+        let limit = |seconds: u64| (seconds > 0).then(|| Duration::from_secs(seconds));
+        Ok(build::Settings {
+            remember_permanent: self.remember_permanent.unwrap_or(Duration::from_secs(24 * 3600)),
+            remember_passing: self.remember_passing.unwrap_or(Duration::from_secs(300)),
+            lanes,
+            policy,
+            queued_max: self.max_queued.unwrap_or(10_000),
+            queued_per_client_max: self.max_queued_per_client.unwrap_or(1_000),
+            build_max: limit(self.max_build_seconds.unwrap_or(36_000)),
+            silent_max: limit(self.max_silent_seconds.unwrap_or(7_200)),
+        })
+    }
+}
+
+fn within_numbers(
+    setting: &'static str,
+    value: i64,
+    min: i64,
+    max: i64,
+    expected: &'static str,
+) -> Result<(), Error> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Bounds { setting, value: value.to_string(), expected })
+}
+
+/// Whether a substituter's URL leads back to the address that we listen on, as far as its text tells.
+fn is_own(url: &str, listen: SocketAddr) -> bool {
+    let authority =
+        url.split_once("://").map_or(url, |(_, rest)| rest).split(['/', '?']).next().unwrap_or_default();
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => (host, port.parse().unwrap_or(80)),
+        _ => (authority, 80),
+    };
+    let host = host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+    let address = host.parse::<std::net::IpAddr>();
+    let ours = host == "localhost"
+        || host == host_name().to_ascii_lowercase()
+        || address.is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified() || ip == listen.ip());
+    port == listen.port() && ours
+}
+
+fn within(
+    setting: &'static str,
+    value: Duration,
+    min: Duration,
+    max: Duration,
+    expected: &'static str,
+) -> Result<(), Error> {
+    if (min..=max).contains(&value) {
+        return Ok(());
+    }
+    Err(Error::Bounds { setting, value: humantime::format_duration(value).to_string(), expected })
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_not_its_own_substituter() {
+        let listen = SocketAddr::from(([192, 0, 2, 1], 8080));
+        let by_name = format!("http://{}:8080", host_name());
+        for url in [
+            "http://localhost:8080",
+            "http://127.0.0.1:8080/x",
+            "http://[::1]:8080",
+            "http://192.0.2.1:8080?p=1",
+            &by_name,
+        ] {
+            assert!(is_own(url, listen), "{url}");
+        }
+        for url in
+            ["https://cache.nixos.org", "http://localhost:8081", "http://192.0.2.2:8080", "file:///cache"]
+        {
+            assert!(!is_own(url, listen), "{url}");
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! What may be written, and where it is refused.
+
+use super::*;
+
+fn read(text: &str) -> Result<Written, Error> {
+    let file = tempfile::NamedTempFile::new().expect("a temporary file");
+    fs::write(file.path(), text).expect("written");
+    Written::read(file.path())
+}
+
+#[test]
+fn every_setting_can_be_written_in_the_file_and_set_by_a_variable() {
+    let command = Written::augment_args(Command::new("settings"));
+    let written = read(
+        "listen = '[::1]:0'\nstate-dir = '/s'\nkey-name = 'k-1'\nbuild-from = ['store']\n\
+         build-substituters = ['https://cache.example.org']\nbuild-cores = 2\nlanes = 2\n\
+         builders = '@/etc/nix/machines'\nmax-jobs = 0\novertake-budget = '5m'\novertake-share = 10\n\
+         max-queued = 5\nmax-queued-per-client = 2\nmax-build-seconds = 60\nmax-silent-seconds = 30\nhold = '1s'\nkeep-alive = '2s'\n\
+         remember-permanent = '1h'\nremember-passing = '1m'\npriority = 30\nwant-mass-query = true\n\
+         zstd-level = 1\ndrain = '5s'\n",
+    )
+    .expect("a good file");
+    let debug = format!("{written:?}");
+    assert!(!debug.contains("None"), "a setting is not in this file: {debug}");
+    for arg in command.get_arguments() {
+        let flag = arg.get_long().expect("every setting is a flag");
+        let variable = format!("ONDINE_{}", flag.replace('-', "_").to_uppercase());
+        assert_eq!(arg.get_env().and_then(|v| v.to_str()), Some(&*variable));
+    }
+}
+
+#[test]
+fn an_unknown_key_is_an_error_that_names_the_nearest_setting() {
+    let error = read("prioritty = 3").expect_err("no such setting").to_string();
+    assert!(error.contains("\"prioritty\"") && error.contains("\"priority\""), "{error}");
+}
+
+#[test]
+fn dashes_and_underscores_are_the_same_but_not_both_at_once() {
+    assert_eq!(read("zstd_level = 4").expect("a good file").zstd_level, Some(4));
+    assert!(matches!(read("zstd_level = 4\nzstd-level = 5"), Err(Error::Toml { .. })));
+}
+
+#[test]
+fn a_wrong_value_is_an_error_that_says_where() {
+    let error = read("priority = 1\nhold = 'soon'").expect_err("no duration");
+    let text = std::error::Error::source(&error).expect("a cause").to_string();
+    assert!(text.contains("line 2") && text.contains("20s"), "{text}");
+    assert!(matches!(read("= 3"), Err(Error::Toml { .. })));
+}
+
+#[test]
+fn a_value_out_of_bounds_is_refused() {
+    for text in [
+        "hold = '251s'",
+        "keep-alive = '0s'",
+        "zstd-level = 20",
+        "key-name = 'a:b'",
+        "drain = '2h'",
+        "lanes = 33",
+        "overtake-share = 101",
+        "overtake-budget = '8d'",
+        "overtake-budget = '5m'\nlanes = 2",
+    ] {
+        let written = read(&format!("state-dir = '/s'\n{text}")).expect("a good file");
+        assert!(matches!(written.resolve(), Err(Error::Bounds { .. })), "{text}");
+    }
+}
+
+#[test]
+fn a_flag_wins_over_the_file() {
+    let flag = Written { priority: Some(10), ..Written::default() };
+    let merged = flag.or(read("priority = 20\nzstd-level = 7").expect("a good file"));
+    assert_eq!((merged.priority, merged.zstd_level), (Some(10), Some(7)));
+}
