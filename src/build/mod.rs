@@ -2,6 +2,8 @@
 //! Must never build twice what two clients ask for, nor run more builds at once than it has lanes.
 
 mod builder;
+pub mod estimate;
+pub mod eta;
 mod log;
 mod metrics;
 mod plan;

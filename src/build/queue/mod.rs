@@ -316,6 +316,18 @@ impl<D: Clone + Ord> Queue<D> {
         self.requests.get(&id)?.lacks.as_ref()
     }
 
+    /// The latest owner among what a request lacks: by the time that one is served, this one is, too.
+    #[must_use]
+    pub fn due_owner(&self, id: RequestId) -> Option<RequestId> {
+        self.lacks(id)?.iter().filter_map(|drv| self.needed_by(drv).next()).max()
+    }
+
+    /// What is built for a request and not for an older one.
+    pub fn owned_by(&self, id: RequestId) -> impl Iterator<Item = &D> {
+        let lacks = self.lacks(id).into_iter().flatten();
+        lacks.filter(move |drv| self.needed_by(drv).next() == Some(id))
+    }
+
     /// The requests that need a derivation which is not built yet; the first one owns it.
     pub fn needed_by(&self, drv: &D) -> impl Iterator<Item = RequestId> {
         self.steps.get(drv).into_iter().flat_map(|step| step.needed_by.iter().copied())
@@ -383,12 +395,10 @@ impl<D: Clone + Ord> Queue<D> {
 
     /// A request waits at least until the latest owner of what it lacks has been served.
     fn update_due_owner(&mut self, id: RequestId) {
-        let Some(lacks) = self.lacks(id) else { return };
         if !matches!(self.policy, Policy::Overtaking(_)) {
             return;
         }
-        let owners = lacks.iter().filter_map(|drv| self.steps.get(drv)?.needed_by.first().copied());
-        let Some(latest) = owners.max() else { return };
+        let Some(latest) = self.due_owner(id) else { return };
         if let Some(request) = self.requests.get_mut(&id)
             && request.account.wait_for(latest)
         {

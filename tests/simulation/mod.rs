@@ -1,0 +1,300 @@
+//! The real queue and the real estimates on virtual time: thousands of requests whose closures overlap and whose builds
+//! take seconds to hours, and for each of them when it arrived, when it was due, and when it was delivered.
+//!
+//! T(j) is the arrival of request j plus all unbuilt work that stands just after it; the due time of a request is its
+//! arrival, or T of the latest owner among its derivations where that is later.
+
+// Tests and benchmarks use a part of this each.
+#![allow(dead_code)]
+
+pub mod random;
+pub mod trace;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use ondine::build::estimate::{Durations, Kind, Sum};
+use ondine::build::eta::{Etas, Expected};
+use ondine::build::queue::{Guess, Policy, Queue, RequestId, Saved};
+use random::Random;
+use trace::{Drv, Packages, Trace};
+
+/// The share of the processors that the main lane has while the background lane is busy.
+pub const MAIN_LANE_SPEED: f64 = 0.9;
+
+/// What became of a request; times are milliseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Fate {
+    pub arrived: f64,
+    pub due: f64,
+    /// The work that stood when its latest owner arrived.
+    pub backlog: f64,
+    pub delivered: f64,
+    /// Time lost to restarts since its latest owner arrived.
+    pub lost: f64,
+    /// When it was said to be delivered, after its arrival.
+    pub eta: Option<(f64, f64)>,
+}
+
+impl Fate {
+    /// How much later than due, not counting what restarts have cost.
+    pub fn regret(&self) -> f64 {
+        self.delivered - self.due - self.lost
+    }
+
+    /// From its arrival to its delivery.
+    pub fn wait(&self) -> f64 {
+        self.delivered - self.arrived
+    }
+}
+
+/// How one run goes.
+#[derive(Clone, Copy, Default)]
+pub struct Rules {
+    pub policy: Policy,
+    /// One request in so many comes just after a restart of the server.
+    pub restart_every: Option<u64>,
+    /// Whether everyone is told when they will be served.
+    pub etas: bool,
+}
+
+/// A build that runs.
+struct Running {
+    drv: Drv,
+    background: bool,
+    started: f64,
+    /// Milliseconds of work left.
+    left: f64,
+}
+
+/// What stood when a request arrived.
+#[derive(Clone, Copy)]
+struct Horizon {
+    /// T.
+    end: f64,
+    backlog: f64,
+    /// What was lost to restarts until then.
+    lost: f64,
+}
+
+struct World<'a> {
+    packages: &'a Packages,
+    rules: Rules,
+    random: Random,
+    now: f64,
+    queue: Queue<Drv>,
+    /// The queue as a restart would find it.
+    saved: BTreeMap<RequestId, Saved<Drv>>,
+    built: BTreeSet<Drv>,
+    running: Vec<Running>,
+    /// Who waits for which request, and when they were told they would be served.
+    waiting: BTreeMap<RequestId, Vec<(usize, Option<Expected>)>>,
+    /// Of each request that may own something.
+    horizon: BTreeMap<RequestId, Horizon>,
+    lost: f64,
+    kinds: Vec<Kind>,
+    durations: Durations,
+    etas: Etas,
+    fates: Vec<Fate>,
+}
+
+/// Runs a trace to its end.
+pub fn run(packages: &Packages, trace: &Trace, rules: Rules) -> Vec<Fate> {
+    let mut world = World {
+        packages,
+        rules,
+        random: Random(trace.len() as u64),
+        now: 0.0,
+        queue: Queue::new(rules.policy),
+        saved: BTreeMap::new(),
+        built: BTreeSet::new(),
+        running: Vec::new(),
+        waiting: BTreeMap::new(),
+        horizon: BTreeMap::new(),
+        lost: 0.0,
+        kinds: (0..packages.len()).map(|n| Kind::new(&format!("p{n}"), "system", 0)).collect(),
+        durations: Durations::default(),
+        etas: Etas::default(),
+        fates: Vec::new(),
+    };
+    for (now, wanted) in trace {
+        world.advance(*now as f64);
+        if rules.restart_every.is_some_and(|every| world.random.below(every) == 0) {
+            world.restart();
+        }
+        world.arrive(*wanted);
+    }
+    world.advance(f64::INFINITY);
+    assert!(world.waiting.is_empty() && world.queue.is_empty(), "a request was never delivered");
+    world.fates
+}
+
+/// Virtual time as the queue takes it.
+fn time(millis: f64) -> Duration {
+    Duration::from_millis(millis as u64)
+}
+
+impl World<'_> {
+    fn start(&mut self) {
+        let (kinds, durations) = (&self.kinds, &self.durations);
+        let guess = |drvs: &BTreeSet<Drv>| -> Option<Guess> {
+            let mut sum = Sum::default();
+            for (_, package) in drvs {
+                sum.add(durations.estimate(&kinds[*package as usize]));
+                if sum.unknown > 0 {
+                    return None;
+                }
+            }
+            sum.guess()
+        };
+        let (mut main, mut background) = (None, None);
+        if !self.running.iter().any(|running| !running.background) {
+            main = self.queue.start(time(self.now), guess);
+        }
+        if self.rules.policy == Policy::Background && !self.running.iter().any(|running| running.background) {
+            background = self.queue.start_in_background(time(self.now), guess);
+        }
+        for (drv, background) in [(main, false), (background, true)] {
+            if let Some(drv) = drv {
+                let left = self.packages.millis(drv) as f64;
+                self.running.push(Running { drv, background, started: self.now, left });
+            }
+        }
+        self.save();
+    }
+
+    /// Milliseconds of work that a build gets done in one.
+    fn speed(&self, running: &Running) -> f64 {
+        match (self.running.len(), running.background) {
+            (1, _) => 1.0,
+            (_, false) => MAIN_LANE_SPEED,
+            (_, true) => 1.0 - MAIN_LANE_SPEED,
+        }
+    }
+
+    /// Lets time pass up to `until`.
+    fn advance(&mut self, until: f64) {
+        loop {
+            let ends = self.running.iter().enumerate().map(|(n, running)| {
+                let end = self.now + running.left / self.speed(running);
+                let stop = self.queue.stop_at(&running.drv).map(|at| at.as_millis() as f64);
+                match stop.filter(|stop| *stop < end) {
+                    Some(stop) => (stop.max(self.now), n, true),
+                    None => (end, n, false),
+                }
+            });
+            let next = ends.min_by(|a, b| a.0.total_cmp(&b.0)).filter(|(at, ..)| *at <= until);
+            let Some((at, n, stopped)) = next else { break };
+            self.work_until(at);
+            let Running { drv, started, .. } = self.running.remove(n);
+            let kind = &self.kinds[drv.1 as usize];
+            self.durations.learn(kind, time(at - started), !stopped);
+            if stopped {
+                self.queue.stopped(&drv, time(at));
+            } else {
+                self.built.insert(drv);
+                for id in self.queue.built(&drv, time(at)) {
+                    self.deliver(id);
+                }
+            }
+            self.start();
+        }
+        self.work_until(until);
+    }
+
+    fn work_until(&mut self, now: f64) {
+        let done: Vec<f64> =
+            self.running.iter().map(|running| (now - self.now) * self.speed(running)).collect();
+        for (running, done) in self.running.iter_mut().zip(done) {
+            running.left -= done;
+        }
+        self.now = now;
+    }
+
+    fn deliver(&mut self, id: RequestId) {
+        for (request, expected) in self.waiting.remove(&id).expect("a request that was asked for") {
+            let fate = &mut self.fates[request];
+            fate.delivered = self.now;
+            fate.lost = self.lost - fate.lost;
+            if let Some(expected) = expected {
+                self.etas.finished(expected, time(fate.wait()));
+            }
+        }
+    }
+
+    fn arrive(&mut self, wanted: Drv) {
+        let (request, now) = (self.fates.len(), self.now);
+        let needs = self.packages.lacking(wanted, &self.built);
+        self.fates.push(Fate { arrived: now, due: now, delivered: now, ..Fate::default() });
+        if needs.is_empty() {
+            return;
+        }
+        let (id, new) = self.queue.ask(&wanted);
+        if new {
+            assert!(!self.queue.plan(id, needs.clone(), time(now)));
+            let work = self.unbuilt_work();
+            self.horizon.insert(id, Horizon { end: now + work, backlog: work, lost: self.lost });
+        }
+        // The due time by its definition, from the owners as the queue knows them at this moment.
+        let owners = needs.keys().map(|drv| self.queue.needed_by(drv).next().expect("somebody needs it"));
+        let owner = owners.max().expect("it lacks something");
+        let horizon = self.horizon[&owner];
+        let expected = self.rules.etas.then(|| self.expected(owner)).flatten();
+        let fate = &mut self.fates[request];
+        (fate.due, fate.backlog, fate.lost) = (now.max(horizon.end), horizon.backlog, horizon.lost);
+        let millis = |time: Duration| time.as_millis() as f64;
+        fate.eta = expected.map(|expected| self.etas.interval(expected)).map(|(a, b)| (millis(a), millis(b)));
+        self.waiting.entry(id).or_default().push((request, expected));
+        self.start();
+    }
+
+    /// All work that stands, in milliseconds.
+    fn unbuilt_work(&self) -> f64 {
+        let left = |drv: &Drv| {
+            let running = self.running.iter().find(|running| running.drv == *drv);
+            running.map_or(self.packages.millis(*drv) as f64, |running| running.left)
+        };
+        self.queue.lacking().map(left).sum()
+    }
+
+    /// When everything is expected to be built that is owned by `owner` or an older request.
+    fn expected(&self, owner: RequestId) -> Option<Expected> {
+        let mut work = Sum::default();
+        for id in self.queue.requests().take_while(|id| *id <= owner) {
+            for drv in self.queue.owned_by(id) {
+                let estimate = self.durations.estimate(&self.kinds[drv.1 as usize]);
+                let running = self.running.iter().find(|running| running.drv == *drv);
+                work.add(match running {
+                    Some(running) => estimate.map(|e| e.after(time(self.now - running.started))),
+                    None => estimate,
+                });
+            }
+        }
+        Expected::after(work, &self.durations)
+    }
+
+    /// The server ends in this moment and starts again: what runs is lost, the queue is as it was saved.
+    fn restart(&mut self) {
+        for running in self.running.drain(..) {
+            self.lost += self.now - running.started;
+        }
+        self.queue = Queue::new(self.rules.policy);
+        for saved in self.saved.values() {
+            self.queue.restore(saved.clone(), time(self.now));
+        }
+        for saved in self.saved.clone().into_values() {
+            let needs = self.packages.lacking(saved.wanted, &self.built);
+            assert!(!self.queue.plan(saved.id, needs, time(self.now)), "what is complete was delivered");
+        }
+        self.start();
+    }
+
+    fn save(&mut self) {
+        for (id, saved) in self.queue.take_changed() {
+            match saved {
+                Some(saved) => self.saved.insert(id, saved),
+                None => self.saved.remove(&id),
+            };
+        }
+    }
+}
