@@ -1,5 +1,5 @@
-//! When a request will be delivered: an interval that holds eight times of ten, widened or narrowed by how wrong the last
-//! few hundred were. Pure, like the guesses it is made of.
+//! When a request will be delivered: an interval that holds eight times of ten, made of how wrong the last few hundred
+//! were (conformal prediction), and wider for a while when too many do not hold. Pure, like the guesses it is made of.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -14,6 +14,10 @@ const FINISHED_MIN: usize = 30;
 const Z_90: f64 = 1.282;
 /// No interval is narrower than this (the standard deviation of a logarithm).
 const SPREAD_MIN: f64 = 0.05;
+/// Intervals that need not hold.
+const MISSES: f64 = 0.2;
+/// How fast intervals become wider after one that did not hold: see adaptive conformal inference, arXiv:2106.00170.
+const ADAPTION: f64 = 0.01;
 
 /// When a request was expected: the median in seconds from then, and the standard deviation of its logarithm.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,16 +40,37 @@ impl Expected {
     }
 }
 
+/// What someone was told.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Told {
+    expected: Expected,
+    /// No sooner than this, counted from then.
+    pub earliest: Duration,
+    /// No later than this.
+    pub latest: Duration,
+}
+
 /// How expectations came out.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Etas {
     /// How many standard deviations later than expected requests were delivered, the latest last.
     errors: VecDeque<f64>,
+    /// The part of those errors that intervals leave out.
+    left_out: f64,
+}
+
+impl Default for Etas {
+    fn default() -> Self {
+        Self { errors: VecDeque::new(), left_out: MISSES }
+    }
 }
 
 impl Etas {
-    /// A request was delivered so long after it was expected thus.
-    pub fn finished(&mut self, expected: Expected, actual: Duration) {
+    /// A request was delivered so long after this was told.
+    pub fn finished(&mut self, told: Told, actual: Duration) {
+        let missed = if (told.earliest..=told.latest).contains(&actual) { 0.0 } else { 1.0 };
+        self.left_out = (self.left_out + ADAPTION * (MISSES - missed)).clamp(0.01, 0.5);
+        let expected = told.expected;
         if self.errors.len() >= FINISHED_MAX {
             self.errors.pop_front();
         }
@@ -53,13 +78,12 @@ impl Etas {
         self.errors.push_back(late);
     }
 
-    /// The time within which eight of ten requests are delivered that are expected thus: no sooner than the first, no
-    /// later than the second.
+    /// The time within which eight of ten requests are delivered that are expected thus.
     #[must_use]
-    pub fn interval(&self, expected: Expected) -> (Duration, Duration) {
+    pub fn tell(&self, expected: Expected) -> Told {
         let (low, high) = self.quantiles();
         let at = |z: f64| duration(expected.median * (z * expected.spread).exp());
-        (at(low), at(high))
+        Told { expected, earliest: at(low), latest: at(high) }
     }
 
     fn quantiles(&self) -> (f64, f64) {
@@ -70,7 +94,8 @@ impl Etas {
         sorted.sort_by(f64::total_cmp);
         // One more than there are, as the next one is among them: that is what makes it hold.
         let rank = |part: f64| ((sorted.len() + 1) as f64 * part) as usize;
-        (sorted[rank(0.1).saturating_sub(1)], sorted[rank(0.9).min(sorted.len() - 1)])
+        let side = self.left_out / 2.0;
+        (sorted[rank(side).saturating_sub(1)], sorted[rank(1.0 - side).min(sorted.len() - 1)])
     }
 }
 
@@ -82,13 +107,32 @@ mod tests {
     #[test]
     fn the_interval_learns_from_how_wrong_it_was() {
         let (mut etas, expected) = (Etas::default(), Expected { median: 100.0, spread: 0.1 });
-        let (low, high) = etas.interval(expected);
-        assert!(low < Duration::from_secs(100) && Duration::from_secs(100) < high && high.as_secs() < 120);
-        for n in 0..300u32 {
-            etas.finished(expected, Duration::from_secs((50 + n).into()));
+        let first = etas.tell(expected);
+        let hundred = Duration::from_secs(100);
+        assert!(first.earliest < hundred && hundred < first.latest && first.latest.as_secs() < 120);
+        // From 50 s to 349 s, in no order.
+        for n in 0..3000u64 {
+            let told = etas.tell(expected);
+            etas.finished(told, Duration::from_secs(50 + n * 7 % 300));
         }
-        let (low, high) = etas.interval(expected);
-        assert_eq!((low.as_secs_f64().round(), high.as_secs_f64().round()), (79.0, 320.0));
+        let Told { earliest, latest, .. } = etas.tell(expected);
+        assert!(
+            (70..90).contains(&earliest.as_secs()) && (310..330).contains(&latest.as_secs()),
+            "{earliest:?} {latest:?}"
+        );
+    }
+
+    #[test]
+    fn intervals_are_wider_while_too_many_do_not_hold() {
+        let (mut etas, expected) = (Etas::default(), Expected { median: 100.0, spread: 0.1 });
+        for n in 0..300u64 {
+            etas.finished(etas.tell(expected), Duration::from_secs(50 + n * 7 % 300));
+        }
+        let before = etas.tell(expected);
+        for _ in 0..10 {
+            etas.finished(etas.tell(expected), Duration::from_secs(1000));
+        }
+        assert!(etas.tell(expected).latest > before.latest);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ondine::build::estimate::{Durations, Kind, Sum};
-use ondine::build::eta::{Etas, Expected};
+use ondine::build::eta::{Etas, Expected, Told};
 use ondine::build::queue::{Guess, Policy, Queue, RequestId, Saved};
 use random::Random;
 use trace::{Drv, Packages, Trace};
@@ -88,7 +88,7 @@ struct World<'a> {
     built: BTreeSet<Drv>,
     running: Vec<Running>,
     /// Who waits for which request, and when they were told they would be served.
-    waiting: BTreeMap<RequestId, Vec<(usize, Option<Expected>)>>,
+    waiting: BTreeMap<RequestId, Vec<(usize, Option<Told>)>>,
     /// Of each request that may own something.
     horizon: BTreeMap<RequestId, Horizon>,
     lost: f64,
@@ -212,12 +212,12 @@ impl World<'_> {
     }
 
     fn deliver(&mut self, id: RequestId) {
-        for (request, expected) in self.waiting.remove(&id).expect("a request that was asked for") {
+        for (request, told) in self.waiting.remove(&id).expect("a request that was asked for") {
             let fate = &mut self.fates[request];
             fate.delivered = self.now;
             fate.lost = self.lost - fate.lost;
-            if let Some(expected) = expected {
-                self.etas.finished(expected, time(fate.wait()));
+            if let Some(told) = told {
+                self.etas.finished(told, time(fate.wait()));
             }
         }
     }
@@ -240,11 +240,12 @@ impl World<'_> {
         let owner = owners.max().expect("it lacks something");
         let horizon = self.horizon[&owner];
         let expected = self.rules.etas.then(|| self.expected(owner)).flatten();
+        let told = expected.map(|expected| self.etas.tell(expected));
         let fate = &mut self.fates[request];
         (fate.due, fate.backlog, fate.lost) = (now.max(horizon.end), horizon.backlog, horizon.lost);
         let millis = |time: Duration| time.as_millis() as f64;
-        fate.eta = expected.map(|expected| self.etas.interval(expected)).map(|(a, b)| (millis(a), millis(b)));
-        self.waiting.entry(id).or_default().push((request, expected));
+        fate.eta = told.map(|told| (millis(told.earliest), millis(told.latest)));
+        self.waiting.entry(id).or_default().push((request, told));
         self.start();
     }
 

@@ -66,10 +66,19 @@ impl Account {
         }
     }
 
-    /// A build was stopped. That costs everyone, also those who came while it ran and counted on its end.
-    pub(super) fn lose(&mut self, lost: Duration) {
-        if self.due_owner.is_some() {
-            self.charged += lost;
+    /// A build for `owner` was stopped. That costs everyone, also those who came while it ran and counted on its end.
+    pub(super) fn lose(
+        &mut self,
+        overtaking: Overtaking,
+        owner: RequestId,
+        since: Duration,
+        until: Duration,
+    ) {
+        let Some(due_owner) = self.due_owner else { return };
+        self.charged += until.saturating_sub(since);
+        if owner <= due_owner {
+            // When it is built again, more of it is earned than stood when the request came.
+            self.charged += self.since.saturating_sub(since) * overtaking.share_percent / 100;
         }
     }
 }

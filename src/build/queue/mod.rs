@@ -193,7 +193,7 @@ impl<D: Clone + Ord> Queue<D> {
     /// A running derivation was built. Gives the requests that are complete by it, oldest first; they have left the queue.
     pub fn built(&mut self, drv: &D, now: Duration) -> Vec<RequestId> {
         if let Some(run) = self.running.remove(drv) {
-            self.settle(|account| account.spend(run.owner, run.since, now));
+            self.settle(|account, _| account.spend(run.owner, run.since, now));
         }
         if self.unplanned > 0 {
             self.built_meanwhile.insert(drv.clone());
@@ -222,7 +222,7 @@ impl<D: Clone + Ord> Queue<D> {
     /// left the queue.
     pub fn failed(&mut self, drv: &D, now: Duration) -> Vec<RequestId> {
         if let Some(run) = self.running.remove(drv) {
-            self.settle(|account| account.spend(run.owner, run.since, now));
+            self.settle(|account, _| account.spend(run.owner, run.since, now));
         }
         let needed_by = self.steps.get(drv).map(|step| step.needed_by.clone()).unwrap_or_default();
         for id in &needed_by {
@@ -235,7 +235,7 @@ impl<D: Clone + Ord> Queue<D> {
     /// A running build was stopped before its end, at [`stop_at`](Self::stop_at): its time is lost, and it waits for its turn.
     pub fn stopped(&mut self, drv: &D, now: Duration) {
         if let Some(run) = self.running.remove(drv) {
-            self.settle(|account| account.lose(now.saturating_sub(run.since)));
+            self.settle(|account, overtaking| account.lose(overtaking, run.owner, run.since, now));
         }
         self.forget_unless_needed(drv);
     }
@@ -380,13 +380,11 @@ impl<D: Clone + Ord> Queue<D> {
     }
 
     /// Keeps the accounts, where there is overtaking to account for.
-    fn settle(&mut self, entry: impl Fn(&mut Account)) {
-        if !matches!(self.policy, Policy::Overtaking(_)) {
-            return;
-        }
+    fn settle(&mut self, entry: impl Fn(&mut Account, Overtaking)) {
+        let Policy::Overtaking(overtaking) = self.policy else { return };
         for (id, request) in &mut self.requests {
             let before = request.account;
-            entry(&mut request.account);
+            entry(&mut request.account, overtaking);
             if request.account != before {
                 self.changed.insert(*id);
             }
