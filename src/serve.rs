@@ -38,6 +38,8 @@ pub struct Settings {
     pub nix: nix::Environment,
     /// What the Nix daemon is told.
     pub daemon: nix::Options,
+    /// What an admin says of what the daemon can build.
+    pub targets: nix::BuildTargets,
     /// What may be built.
     pub substitute: substitute::Settings,
     /// The order of builds, and their bounds.
@@ -128,6 +130,9 @@ impl Server {
             key: Arc::new(key),
             store_dir: store_dir.clone(),
         };
+        // It may be another machine now, or have other settings.
+        index.forget_refusals().await?;
+        let capabilities = Arc::new(nix::detect(settings.targets).await);
         let builds = Builds::open(settings.build, &index).await?;
         let building = state(&state_dir.join("building"), |dir| Roots::open(dir, store_dir.clone()))?;
         let builder = Builder {
@@ -142,6 +147,7 @@ impl Server {
             builder,
             adopter: adopter.clone(),
             index: index.clone(),
+            capabilities,
             settings: settings.build,
         };
         let substitute = Substitute {

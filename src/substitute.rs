@@ -9,7 +9,7 @@ use narinfo::{StorePath, StorePathHash};
 
 use crate::adopt::{self, Adopter};
 use crate::build::{Builds, Ticket};
-use crate::index::{Failure, Hit, Index};
+use crate::index::{Failure, FailureClass, Hit, Index};
 use crate::nix::LocalStore;
 
 /// Where derivations may come from to be built.
@@ -72,10 +72,18 @@ pub enum Missing {
 }
 
 fn failure_text(failure: &Failure) -> String {
-    let class = if failure.permanent { "permanent" } else { "passing" };
     let left = failure.expires_at.duration_since(SystemTime::now()).unwrap_or_default();
     let left = humantime::format_duration(std::time::Duration::from_secs(left.as_secs()));
     let Failure { drv, cause, reason, .. } = failure;
+    let class = match failure.class {
+        FailureClass::Permanent => "permanent",
+        FailureClass::Passing => "passing",
+        FailureClass::Refused => {
+            return format!(
+                "refused: {drv} cannot be built here\nreason: {reason}\nlooked at again: on request, in {left}"
+            );
+        }
+    };
     format!(
         "failed ({class}): {drv}\ncause: {cause}\nreason: {reason}\nlog: /log/{cause}\ntried again: on request, in {left}"
     )

@@ -1,6 +1,7 @@
 //! Builds on demand: who waits for what, and the worker that has the Nix daemon build it in the order of the queue.
 //! Must never build twice what two clients ask for, nor run more builds at once than it has lanes.
 
+mod admission;
 mod builder;
 pub mod estimate;
 pub mod eta;
@@ -44,6 +45,8 @@ pub struct Settings {
     pub lanes: NonZeroUsize,
     /// Who may be built before older requests.
     pub policy: Policy,
+    /// Derivations that may have to be built for one request.
+    pub derivations_max: usize,
     /// Requests that may wait; one more is refused.
     pub queued_max: usize,
     /// Requests of one address that may wait.

@@ -1,13 +1,17 @@
-//! What a request lacks: the derivations of its closure that have no outputs yet, each with its inputs among them.
-//! Builds nothing itself.
+//! What a request lacks: the derivations of its closure that have no outputs yet, each with its inputs among them; or why it
+//! is not even begun. Builds nothing itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use narinfo::StorePath;
+use narinfo::{StoreDir, StorePath};
 
-use crate::nix::{BuildTarget, Daemon, DaemonError};
-
+use super::admission;
 use super::verdict::Verdict;
+use crate::nix::{BuildTarget, Capabilities, Daemon, DaemonError, Lack, read_derivation};
+
+/// The derivations that a request lacks, each with its inputs among them.
+pub(super) type Needs = BTreeMap<StorePath, BTreeSet<StorePath>>;
 
 /// Why there is no plan.
 pub(super) enum Error {
@@ -23,11 +27,14 @@ impl From<DaemonError> for Error {
     }
 }
 
-/// The derivations to build so that every output of `drv` is there; none when they are.
+/// The derivations to build so that every output of `drv` is there; none when they are. Refused when there are more than
+/// `derivations_max` of them, or when one needs what is not among `capabilities`.
 pub(super) async fn plan(
     daemon: &mut Daemon,
     drv: &StorePath,
-) -> Result<BTreeMap<StorePath, BTreeSet<StorePath>>, Error> {
+    derivations_max: usize,
+    capabilities: &Arc<Capabilities>,
+) -> Result<Needs, Error> {
     if !daemon.is_valid_path(drv).await? {
         let reason = format!("the derivation {drv} is not in the Nix store any more (garbage-collected?)");
         return Err(Error::Impossible(Verdict::passing(reason)));
@@ -38,11 +45,51 @@ pub(super) async fn plan(
             format!("{unknown} is needed, is not in the Nix store, and no known derivation makes it");
         return Err(Error::Impossible(Verdict::passing(reason)));
     }
-    let mut needs = BTreeMap::new();
-    for drv in &missing.will_build {
-        let info = daemon.query_path_info(drv).await?;
-        let inputs = info.map(|info| info.references).unwrap_or_default();
-        needs.insert(drv.clone(), inputs.intersection(&missing.will_build).cloned().collect());
+    let count = missing.will_build.len();
+    if let Some(refusal) = admission::too_many(count, derivations_max) {
+        return Err(Error::Impossible(refusal));
     }
+    let (store_dir, capabilities) = (daemon.store_dir().clone(), Arc::clone(capabilities));
+    let reading = tokio::task::spawn_blocking(move || read(&store_dir, missing.will_build, &capabilities));
+    let Read { mut needs, lacks, unread } = match reading.await {
+        Ok(read) => read,
+        Err(error) => return Err(DaemonError::Protocol(format!("reading .drv files failed: {error}")).into()),
+    };
+    if let Some(refusal) = admission::lacking(&lacks, count) {
+        return Err(Error::Impossible(refusal));
+    }
+    for drv in unread {
+        let info = daemon.query_path_info(&drv).await?;
+        let inputs = info.map(|info| info.references).unwrap_or_default();
+        needs.insert(drv, inputs);
+    }
+    let planned: BTreeSet<StorePath> = needs.keys().cloned().collect();
+    needs.values_mut().for_each(|inputs| inputs.retain(|input| planned.contains(input)));
     Ok(needs)
+}
+
+/// What the files of derivations say.
+#[derive(Default)]
+struct Read {
+    needs: Needs,
+    lacks: Vec<(StorePath, Lack)>,
+    /// Those that cannot be read: the daemon knows what they need, and will say what it cannot build.
+    unread: Vec<StorePath>,
+}
+
+fn read(store_dir: &StoreDir, drvs: BTreeSet<StorePath>, capabilities: &Capabilities) -> Read {
+    let mut read = Read::default();
+    for drv in drvs {
+        match read_derivation(store_dir, &drv) {
+            Ok(derivation) => {
+                read.lacks.extend(capabilities.lack(&derivation).map(|lack| (drv.clone(), lack)));
+                read.needs.insert(drv, derivation.input_derivations);
+            }
+            Err(reason) => {
+                tracing::warn!(%drv, reason, "cannot be read, so it is not known whether it can be built here");
+                read.unread.push(drv);
+            }
+        }
+    }
+    read
 }

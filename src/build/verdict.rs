@@ -1,14 +1,15 @@
 //! What a failed build means: is the build itself wrong, or was it the machine.
 //! Decides how long a failure is remembered, nothing else.
 
+use crate::index::FailureClass;
 use crate::nix::{BuildResult, BuildStatus, DaemonError};
 
 /// A failed build, before it is remembered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
-    /// Whether trying again without a change is of no use.
-    pub(super) permanent: bool,
-    /// What went wrong, in the daemon's words, free of escape codes.
+    /// Whether trying again is of use, and when.
+    pub(super) class: FailureClass,
+    /// What went wrong, in the daemon's words or ours, free of escape codes.
     pub(super) reason: String,
 }
 
@@ -39,7 +40,8 @@ impl Verdict {
         };
         let reason =
             if reason.is_empty() { format!("the daemon reported {:?}", result.status) } else { reason };
-        Some(Self { permanent, reason })
+        let class = if permanent { FailureClass::Permanent } else { FailureClass::Passing };
+        Some(Self { class, reason })
     }
 
     /// The verdict when the daemon did not answer with a result. An error it reported may come from the derivation,
@@ -52,12 +54,17 @@ impl Verdict {
             reason.push_str(&clean(&inner.to_string()));
             source = inner.source();
         }
-        Self { permanent: false, reason }
+        Self { class: FailureClass::Passing, reason }
     }
 
     /// A passing failure that is ours to explain.
     pub(super) fn passing(reason: impl Into<String>) -> Self {
-        Self { permanent: false, reason: reason.into() }
+        Self { class: FailureClass::Passing, reason: reason.into() }
+    }
+
+    /// Nothing is tried, for this reason.
+    pub(super) fn refused(reason: String) -> Self {
+        Self { class: FailureClass::Refused, reason }
     }
 }
 
@@ -86,7 +93,7 @@ mod tests {
             (BuildStatus::MiscFailure, "?", false),
         ] {
             let verdict = Verdict::of(&result(status, message)).expect("a failure");
-            assert_eq!(verdict.permanent, permanent, "{message}");
+            assert_eq!(verdict.class == FailureClass::Permanent, permanent, "{message}");
         }
     }
 

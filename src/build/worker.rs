@@ -1,7 +1,7 @@
 //! The worker: plans each request, has the daemon build one derivation after the other in the order of the queue, and
 //! delivers each request the moment its closure is complete. A request always ends, whatever the daemon does.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -10,12 +10,14 @@ use tokio::task::JoinSet;
 
 use super::builder::{Builder, NotBuilt, known_outputs};
 use super::metrics::Ended;
+use super::plan::{self, Needs};
 use super::queue::RequestId;
 use super::retry::again;
 use super::verdict::Verdict;
-use super::{Builds, Ending, Held, RequestState, Settings, plan};
+use super::{Builds, Ending, Held, RequestState, Settings};
 use crate::adopt::Adopter;
-use crate::index::{Failure, Index};
+use crate::index::{Failure, FailureClass, Index};
+use crate::nix::Capabilities;
 
 /// How often requests are looked at whose clients have left.
 const LOOK_FOR_ABANDONED_EVERY: Duration = Duration::from_secs(5);
@@ -31,6 +33,8 @@ pub struct Worker {
     pub adopter: Adopter,
     /// Where failures are remembered.
     pub index: Index,
+    /// What the daemon can build.
+    pub capabilities: Arc<Capabilities>,
     /// How many builds run, and how long failures are remembered.
     pub settings: Settings,
 }
@@ -41,9 +45,6 @@ struct Failed {
     cause: StorePath,
     verdict: Verdict,
 }
-
-/// The derivations that a request lacks, each with its inputs among them.
-type Needs = BTreeMap<StorePath, BTreeSet<StorePath>>;
 
 impl Worker {
     /// Works for as long as the server runs. Dropping this future ends the running build.
@@ -87,6 +88,8 @@ impl Worker {
                 }
             }
             Err(failed) => {
+                let reason = failed.verdict.reason.lines().next().unwrap_or_default();
+                tracing::info!(%drv, %reason, "not begun");
                 self.builds.0.lock().queue.remove(id);
                 self.fail(id, &drv, failed).await;
             }
@@ -98,7 +101,7 @@ impl Worker {
     async fn lacking(&self, drv: &StorePath) -> Result<Needs, Verdict> {
         let attempt = || async {
             let mut daemon = self.builder.pool.get().await?;
-            plan::plan(&mut daemon, drv).await
+            plan::plan(&mut daemon, drv, self.settings.derivations_max, &self.capabilities).await
         };
         again(drv, attempt, |error| matches!(error, plan::Error::Daemon(e) if e.is_connection_lost()))
             .await
@@ -111,8 +114,11 @@ impl Worker {
     /// A failure that stands in the way of one of these: better said at once than after building the others.
     async fn remembered(&self, needs: &Needs) -> Option<Failed> {
         for drv in needs.keys() {
-            if let Ok(Some(failure)) = self.index.failure(drv.clone(), SystemTime::now()).await {
-                let verdict = Verdict { permanent: failure.permanent, reason: failure.reason };
+            if let Ok(Some(failure)) = self.index.failure(drv.clone(), SystemTime::now()).await
+                // What was refused for its whole closure may be built as a part of this one.
+                && failure.class != FailureClass::Refused
+            {
+                let verdict = Verdict { class: failure.class, reason: failure.reason };
                 return Some(Failed { cause: failure.cause, verdict });
             }
         }
@@ -279,12 +285,14 @@ impl Worker {
     /// Remembers the failure, for the derivation that failed as for the one that needed it.
     async fn remember(&self, drv: &StorePath, failed: Failed) -> Failure {
         let Failed { cause, verdict } = failed;
-        let memory =
-            if verdict.permanent { self.settings.remember_permanent } else { self.settings.remember_passing };
+        let memory = match verdict.class {
+            FailureClass::Permanent => self.settings.remember_permanent,
+            FailureClass::Passing | FailureClass::Refused => self.settings.remember_passing,
+        };
         let now = SystemTime::now();
         let failure = Failure {
             drv: drv.clone(),
-            permanent: verdict.permanent,
+            class: verdict.class,
             cause: cause.clone(),
             reason: verdict.reason,
             failed_at: now,

@@ -44,6 +44,14 @@ pub struct Written {
     #[arg(long, env = "ONDINE_BUILD_CORES", value_name = "N")]
     #[serde(alias = "build_cores")]
     build_cores: Option<u64>,
+    /// Systems that the daemon can build for, instead of those it is found to have [default: detected]
+    #[arg(long, env = "ONDINE_BUILD_SYSTEMS", value_name = "SYSTEM", value_delimiter = ',', num_args = 0..)]
+    #[serde(alias = "build_systems")]
+    build_systems: Option<Vec<String>>,
+    /// Features that the daemon offers builds, such as kvm, instead of those it is found to have [default: detected]
+    #[arg(long, env = "ONDINE_BUILD_FEATURES", value_name = "FEATURE", value_delimiter = ',', num_args = 0..)]
+    #[serde(alias = "build_features")]
+    build_features: Option<Vec<String>>,
     /// Builds at a time, 1 to 32; more than 1 is for a daemon with remote builders [default: 1]
     #[arg(long, env = "ONDINE_LANES", value_name = "N")]
     lanes: Option<NonZeroUsize>,
@@ -62,6 +70,10 @@ pub struct Written {
     #[arg(long, env = "ONDINE_OVERTAKE_SHARE", value_name = "PERCENT")]
     #[serde(alias = "overtake_share")]
     overtake_share: Option<u32>,
+    /// Derivations that may have to be built for one request, which is refused else [default: 500]
+    #[arg(long, env = "ONDINE_MAX_DERIVATIONS", value_name = "N")]
+    #[serde(alias = "max_derivations")]
+    max_derivations: Option<usize>,
     /// Requests that may wait for builds; one more is refused [default: 10000]
     #[arg(long, env = "ONDINE_MAX_QUEUED", value_name = "N")]
     #[serde(alias = "max_queued")]
@@ -189,11 +201,14 @@ impl Written {
             build_from: self.build_from.or(other.build_from),
             build_substituters: self.build_substituters.or(other.build_substituters),
             build_cores: self.build_cores.or(other.build_cores),
+            build_systems: self.build_systems.or(other.build_systems),
+            build_features: self.build_features.or(other.build_features),
             lanes: self.lanes.or(other.lanes),
             builders: self.builders.or(other.builders),
             max_jobs: self.max_jobs.or(other.max_jobs),
             overtake_budget: self.overtake_budget.or(other.overtake_budget),
             overtake_share: self.overtake_share.or(other.overtake_share),
+            max_derivations: self.max_derivations.or(other.max_derivations),
             max_queued: self.max_queued.or(other.max_queued),
             max_queued_per_client: self.max_queued_per_client.or(other.max_queued_per_client),
             max_build_seconds: self.max_build_seconds.or(other.max_build_seconds),

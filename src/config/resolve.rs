@@ -52,6 +52,14 @@ impl Written {
                 expected: "another cache than this server itself is needed",
             });
         }
+        let jobs = self.max_jobs.unwrap_or(1);
+        let set = |names: Option<Vec<String>>| names.map(|names| names.into_iter().collect());
+        let targets = nix::BuildTargets {
+            systems: set(self.build_systems),
+            features: set(self.build_features),
+            builders: self.builders.clone(),
+            local: jobs > 0,
+        };
         let builders = self.builders.map(|machines| ("builders".to_owned(), machines));
         Ok(Settings {
             listen,
@@ -61,13 +69,14 @@ impl Written {
             daemon: nix::Options {
                 build_cores: self.build_cores.unwrap_or(0),
                 use_substitutes: !substituters.is_empty(),
-                jobs: self.max_jobs.unwrap_or(1),
+                jobs,
                 extra: [("substituters".to_owned(), substituters.join(" "))]
                     .into_iter()
                     .chain(builders)
                     .collect(),
                 ..nix::Options::default()
             },
+            targets,
             substitute: substitute::Settings { build_from },
             build,
             nar_store: nar_store::Settings { zstd_level },
@@ -103,12 +112,21 @@ impl Written {
         } else {
             build::Policy::Overtaking(build::Overtaking { budget, share_percent })
         };
+        let derivations_max = self.max_derivations.unwrap_or(500);
+        if derivations_max == 0 {
+            return Err(Error::Bounds {
+                setting: "max-derivations",
+                value: derivations_max.to_string(),
+                expected: "1 or more; to build nothing, leave build-from empty",
+            });
+        }
         let limit = |seconds: u64| (seconds > 0).then(|| Duration::from_secs(seconds));
         Ok(build::Settings {
             remember_permanent: self.remember_permanent.unwrap_or(Duration::from_secs(24 * 3600)),
             remember_passing: self.remember_passing.unwrap_or(Duration::from_secs(300)),
             lanes,
             policy,
+            derivations_max,
             queued_max: self.max_queued.unwrap_or(10_000),
             queued_per_client_max: self.max_queued_per_client.unwrap_or(1_000),
             build_max: limit(self.max_build_seconds.unwrap_or(36_000)),

@@ -13,7 +13,8 @@ fn every_setting_can_be_written_in_the_file_and_set_by_a_variable() {
     let command = Written::augment_args(Command::new("settings"));
     let written = read(
         "listen = '[::1]:0'\nstate-dir = '/s'\nkey-name = 'k-1'\nbuild-from = ['store']\n\
-         build-substituters = ['https://cache.example.org']\nbuild-cores = 2\nlanes = 2\n\
+         build-substituters = ['https://cache.example.org']\nbuild-cores = 2\n\
+         build-systems = ['a-linux']\nbuild-features = ['kvm']\nmax-derivations = 7\nlanes = 2\n\
          builders = '@/etc/nix/machines'\nmax-jobs = 0\novertake-budget = '5m'\novertake-share = 10\n\
          max-queued = 5\nmax-queued-per-client = 2\nmax-build-seconds = 60\nmax-silent-seconds = 30\nhold = '1s'\nkeep-alive = '2s'\n\
          remember-permanent = '1h'\nremember-passing = '1m'\npriority = 30\nwant-mass-query = true\n\
@@ -58,6 +59,7 @@ fn a_value_out_of_bounds_is_refused() {
         "key-name = 'a:b'",
         "drain = '2h'",
         "lanes = 33",
+        "max-derivations = 0",
         "overtake-share = 101",
         "overtake-budget = '8d'",
         "overtake-budget = '5m'\nlanes = 2",

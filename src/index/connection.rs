@@ -135,3 +135,63 @@ fn prepare(connection: &mut Connection, file: &Path) -> Result<(), Error> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    /// Every column of every table: its type, whether it may be null, its place in the primary key.
+    type Shape = BTreeMap<(String, String), (String, bool, i64)>;
+
+    fn shape(file: &Path) -> Shape {
+        let connection = Connection::open(file).expect("a database");
+        let sql = "SELECT t.name, c.name, c.type, c.\"notnull\", c.pk FROM pragma_table_list t, \
+                   pragma_table_info(t.name) c WHERE t.schema = 'main' AND t.name NOT LIKE 'sqlite_%'";
+        let mut statement = connection.prepare(sql).expect("a good statement");
+        let rows = statement
+            .query_map([], |row| Ok(((row.get(0)?, row.get(1)?), (row.get(2)?, row.get(3)?, row.get(4)?))));
+        rows.expect("an answer").collect::<Result<_, _>>().expect("rows")
+    }
+
+    /// A database as version 1 of the schema made it.
+    fn old(file: &Path) -> Connection {
+        let connection = Connection::open(file).expect("a database");
+        connection.execute_batch(include_str!("schema_1.sql")).expect("the old schema");
+        connection.pragma_update(None, "user_version", 1).expect("set");
+        connection
+    }
+
+    #[test]
+    fn an_index_of_version_1_becomes_what_a_fresh_one_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (fresh, migrated) = (folder.path().join("fresh"), folder.path().join("migrated"));
+        drop(old(&migrated));
+        for file in [&fresh, &migrated, &migrated] {
+            drop(Writer::open(file).expect("opened"));
+        }
+        assert!(shape(&fresh).len() > 20, "the tables were not found");
+        assert_eq!(shape(&migrated), shape(&fresh));
+    }
+
+    #[tokio::test]
+    async fn the_failures_that_version_1_remembered_are_of_the_same_class() {
+        use crate::index::{FailureClass, Index};
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("index");
+        let names = ["0123456789abcdfghijklmnpqrsvwxyz-p.drv", "1123456789abcdfghijklmnpqrsvwxyz-q.drv"];
+        let before = old(&file);
+        for (permanent, name) in names.iter().enumerate() {
+            let row = (name, permanent == 1, name, "why", 1, i64::from(u32::MAX));
+            before.execute("INSERT INTO failure VALUES (?1, ?2, ?3, ?4, ?5, ?6)", row).expect("a row");
+        }
+        drop(before);
+        let index = Index::open(&file).expect("migrated");
+        for (name, class) in names.into_iter().zip([FailureClass::Passing, FailureClass::Permanent]) {
+            let drv = narinfo::StorePath::parse(name).expect("a name");
+            let failure = index.failure(drv, std::time::SystemTime::now()).await.expect("read");
+            assert_eq!(failure.map(|failure| failure.class), Some(class), "{name}");
+        }
+    }
+}

@@ -1,4 +1,7 @@
--- From schema 1 to schema 2: the queue and what was learned about builds are kept.
+-- From schema 1 to schema 2: the queue and what was learned about builds are kept, and a failure has a class.
+
+-- 0 and 1 mean what they meant.
+ALTER TABLE failure RENAME COLUMN permanent TO class;
 
 CREATE TABLE request (
     id        INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,

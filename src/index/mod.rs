@@ -15,8 +15,8 @@ use rusqlite::{OptionalExtension, params};
 
 use connection::{Readers, Writer};
 pub use queue::{DurationRow, RequestRow};
-pub use rows::{Counts, Failure, Hit, NarRow, PathRow};
-use rows::{PATH_COLUMNS, failure_row, hash_text, join, nar_row, path_row, signed, to_unix};
+pub use rows::{Counts, Failure, FailureClass, Hit, NarRow, PathRow};
+use rows::{PATH_COLUMNS, class_number, failure_row, hash_text, join, nar_row, path_row, signed, to_unix};
 
 /// Why the index could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -279,7 +279,7 @@ impl Index {
         self.readers
             .run(move |connection| {
                 let mut statement = connection.prepare_cached(
-                    "SELECT drv, permanent, cause, reason, failed_at, expires_at FROM failure \
+                    "SELECT drv, class, cause, reason, failed_at, expires_at FROM failure \
                      WHERE drv = ?1 AND expires_at > ?2",
                 )?;
                 let mut rows = statement.query(params![drv.to_string(), to_unix(now)])?;
@@ -298,11 +298,11 @@ impl Index {
                 transaction
                     .execute("DELETE FROM failure WHERE expires_at <= ?1", [to_unix(failure.failed_at)])?;
                 transaction.execute(
-                    "INSERT OR REPLACE INTO failure (drv, permanent, cause, reason, failed_at, expires_at) \
+                    "INSERT OR REPLACE INTO failure (drv, class, cause, reason, failed_at, expires_at) \
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
                     params![
                         failure.drv.to_string(),
-                        failure.permanent,
+                        class_number(failure.class),
                         failure.cause.to_string(),
                         failure.reason,
                         to_unix(failure.failed_at),
@@ -322,6 +322,20 @@ impl Index {
         self.writer
             .run(move |transaction| {
                 transaction.execute("DELETE FROM failure WHERE drv = ?1", [drv.to_string()])?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Forgets every refusal: what this server can build may be another matter now.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn forget_refusals(&self) -> Result<(), Error> {
+        self.writer
+            .run(|transaction| {
+                let refused = class_number(FailureClass::Refused);
+                transaction.execute("DELETE FROM failure WHERE class = ?1", [refused])?;
                 Ok(())
             })
             .await

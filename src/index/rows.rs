@@ -48,13 +48,24 @@ pub struct Hit {
     pub packed: Option<NarRow>,
 }
 
-/// Why a build failed, and until when nobody tries again.
+/// What a failure means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureClass {
+    /// The machine was in trouble.
+    Passing,
+    /// The build itself is wrong.
+    Permanent,
+    /// Nothing was tried: this server cannot build it, or will not.
+    Refused,
+}
+
+/// Why something was not built, and until when nobody tries again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// The derivation that was asked for.
     pub drv: StorePath,
-    /// Permanent (the build itself is wrong) or passing (the machine was).
-    pub permanent: bool,
+    /// What it means.
+    pub class: FailureClass,
     /// The derivation whose build failed: `drv`, or one that it needs.
     pub cause: StorePath,
     /// What the daemon said, without escape codes.
@@ -119,12 +130,30 @@ pub(super) fn failure_row(row: &Row<'_>) -> Result<Failure, Error> {
     let (drv, cause): (String, String) = (row.get(0)?, row.get(2)?);
     Ok(Failure {
         drv: StorePath::parse(&drv).map_err(|e| corrupt(&drv, e))?,
-        permanent: row.get(1)?,
+        class: class(row.get(1)?),
         cause: StorePath::parse(&cause).map_err(|e| corrupt(&drv, e))?,
         reason: row.get(3)?,
         failed_at: from_unix(row.get(4)?),
         expires_at: from_unix(row.get(5)?),
     })
+}
+
+/// The number of a class in the column of that name.
+pub(super) fn class_number(class: FailureClass) -> i64 {
+    match class {
+        FailureClass::Passing => 0,
+        FailureClass::Permanent => 1,
+        FailureClass::Refused => 2,
+    }
+}
+
+/// What nobody knows is not held for long.
+fn class(number: i64) -> FailureClass {
+    match number {
+        1 => FailureClass::Permanent,
+        2 => FailureClass::Refused,
+        _ => FailureClass::Passing,
+    }
 }
 
 pub(super) fn join<T: ToString>(items: impl IntoIterator<Item = T>, separator: &str) -> String {

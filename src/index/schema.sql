@@ -25,7 +25,7 @@ CREATE TABLE nar (
 
 CREATE TABLE failure (
     drv        TEXT PRIMARY KEY NOT NULL, -- base name
-    permanent  INTEGER NOT NULL,
+    class      INTEGER NOT NULL,          -- 0 passing, 1 permanent, 2 refused
     cause      TEXT NOT NULL,             -- base name of the derivation whose build failed
     reason     TEXT NOT NULL,
     failed_at  INTEGER NOT NULL,          -- Unix seconds

@@ -60,6 +60,12 @@ impl Daemon {
         self.trust
     }
 
+    /// Where the paths of its store are.
+    #[must_use]
+    pub fn store_dir(&self) -> &StoreDir {
+        &self.store_dir
+    }
+
     /// Whether another operation can be done: no earlier one was abandoned or broke the connection.
     #[must_use]
     pub fn usable(&self) -> bool {

@@ -84,7 +84,7 @@ impl Derivations {
             valid.difference(&known.derivations).cloned().collect()
         };
         for drv in new {
-            let read = read(store_dir, &drv);
+            let read = read_derivation(store_dir, &drv);
             let mut known = self.lock();
             if known.derivations.len() >= DERIVATIONS_MAX {
                 if !self.0.warned.swap(true, Ordering::Relaxed) {
@@ -120,7 +120,11 @@ impl Known {
     }
 }
 
-fn read(store_dir: &StoreDir, drv: &StorePath) -> Result<Derivation, String> {
+/// Reads the file of a derivation that is in the store. Blocks.
+///
+/// # Errors
+/// With the reason, when it cannot be read, is too large or does not parse.
+pub fn read_derivation(store_dir: &StoreDir, drv: &StorePath) -> Result<Derivation, String> {
     let mut bytes = Vec::new();
     let file = File::open(Path::new(&drv.in_dir(store_dir))).map_err(|error| error.to_string())?;
     file.take(DERIVATION_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;

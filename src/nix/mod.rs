@@ -1,15 +1,18 @@
 //! Nix on this machine: a small client for its daemon, a reader of its database, and the look-ups that use whichever works.
 //! Knows nothing of the cache: it takes paths and targets and gives what Nix says. Reading order: environment, handshake, connection, ops,
-//! build, pool; then database, derivations, local.
+//! build, pool; then database, derivations, local; then capabilities, machines, detect.
 
 mod build;
+mod capabilities;
 mod connection;
 mod database;
 mod derivations;
+mod detect;
 mod environment;
 mod error;
 mod handshake;
 mod local;
+mod machines;
 mod ops;
 mod pool;
 mod protocol;
@@ -17,9 +20,11 @@ mod stderr;
 mod wire;
 
 pub use build::{BuildEvent, BuildResult, BuildStatus, BuildTarget};
+pub use capabilities::{Capabilities, Lack, Machine};
 pub use connection::{Daemon, OPERATION_TIMEOUT};
 pub use database::{Database, DatabaseError, KnownOutput};
-pub use derivations::{DERIVATIONS_MAX, Derivations};
+pub use derivations::{DERIVATIONS_MAX, Derivations, read_derivation};
+pub use detect::{BuildTargets, detect};
 pub use environment::{Environment, EnvironmentError};
 pub use error::DaemonError;
 pub use handshake::{HANDSHAKE_TIMEOUT, Handshake};

@@ -44,6 +44,8 @@ pub struct Derivation {
     pub input_sources: BTreeSet<StorePath>,
     /// The system that builds it, such as `x86_64-linux`.
     pub system: String,
+    /// Whether Nix itself builds it (a builder such as `builtin:fetchurl`), which it does for every system.
+    pub is_builtin: bool,
     /// Its name, which is that of the .drv file without the ending.
     pub name: String,
     /// What its builder must offer, such as `kvm` (requiredSystemFeatures).
@@ -79,6 +81,7 @@ impl Derivation {
             input_derivations: parsed.input_derivations().keys().map(paths).collect::<Result<_, _>>()?,
             input_sources: parsed.input_sources().iter().map(paths).collect::<Result<_, _>>()?,
             system: parsed.system().to_owned(),
+            is_builtin: parsed.builder().starts_with("builtin:"),
             name: name.to_owned(),
             required_features: required_features(&parsed),
         })

@@ -1,0 +1,245 @@
+//! Finding out what the Nix daemon can build: from Nix's settings as `nix` tells them, else from this machine and Nix's defaults.
+//! We may see less than the daemon does, so what cannot be seen is taken for there. Builds nothing.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::capabilities::{Capabilities, Machine};
+use super::machines::machines;
+
+/// How long `nix` may take to tell its settings.
+const NIX_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a file of remote builders at most.
+const MACHINES_BYTES_MAX: u64 = 1024 * 1024;
+/// The feature of machines that can run others.
+const KVM: &str = "kvm";
+/// What a Linux kernel shows where it has KVM, also to those who may not open /dev/kvm, as the daemon may.
+const KVM_IN_KERNEL: &str = "/sys/class/misc/kvm";
+/// The features that Nix gives every Linux machine.
+const DEFAULT_FEATURES: [&str; 4] = ["benchmark", "big-parallel", "nixos-test", "uid-range"];
+/// Where Nix looks for remote builders by default.
+const DEFAULT_BUILDERS: &str = "@/etc/nix/machines";
+
+/// What an admin says of what can be built.
+#[derive(Clone, Debug, Default)]
+pub struct BuildTargets {
+    /// These systems instead of those that are found.
+    pub systems: Option<BTreeSet<String>>,
+    /// These features instead of those that are found.
+    pub features: Option<BTreeSet<String>>,
+    /// The remote builders that the daemon is told of by us.
+    pub builders: Option<String>,
+    /// Whether the daemon may build on its own machine.
+    pub local: bool,
+}
+
+/// What Nix's settings say.
+#[derive(Debug, PartialEq, Eq)]
+struct Found {
+    system: String,
+    /// The daemon's own machine.
+    local: Machine,
+    builders: String,
+}
+
+/// What the daemon can build, as far as can be seen from here. Says in the log what was taken. Runs `nix` for at most ten
+/// seconds a try, two tries.
+pub async fn detect(targets: BuildTargets) -> Capabilities {
+    let BuildTargets { systems, features, builders, local } = targets;
+    let found = if systems.is_some() && features.is_some() {
+        Capabilities::Unknown
+    } else {
+        let kvm = Path::new(KVM_IN_KERNEL).exists();
+        let settings = ask_nix().await.and_then(|json| from_settings(&json, kvm));
+        let settings = settings.unwrap_or_else(|| {
+            tracing::info!("nix, if it is there, does not tell its settings; its defaults are taken");
+            defaults(kvm)
+        });
+        settings.machines(builders.as_deref(), local)
+    };
+    let capabilities = found.with(systems, features);
+    tracing::info!(systems = %capabilities, "can be built here");
+    capabilities
+}
+
+/// What `nix` prints of its settings: the old command, then the one that newer releases want instead.
+async fn ask_nix() -> Option<Value> {
+    for words in [&["show-config"][..], &["config", "show"]] {
+        let mut command = tokio::process::Command::new("nix");
+        command.args(words).args(["--json", "--extra-experimental-features", "nix-command"]);
+        // The daemon's settings are those of the machine, not this user's.
+        command.env_remove("NIX_CONFIG").env("NIX_USER_CONF_FILES", "");
+        command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
+        match tokio::time::timeout(NIX_TIMEOUT, command.output()).await {
+            Ok(Ok(output)) if output.status.success() => {
+                if let Ok(json) = serde_json::from_slice(&output.stdout) {
+                    return Some(json);
+                }
+            }
+            // Too old or too new for this command, or broken: the other one may do.
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return None,
+            Err(_) => {
+                tracing::warn!(seconds = NIX_TIMEOUT.as_secs(), "nix does not tell its settings in time")
+            }
+        }
+    }
+    None
+}
+
+/// Reads Nix's settings; `kvm` says whether the kernel has KVM.
+fn from_settings(json: &Value, kvm: bool) -> Option<Found> {
+    let value = |name: &str| json.get(name)?.get("value");
+    let system = value("system")?.as_str()?.to_owned();
+    let mut systems = BTreeSet::from([system.clone()]);
+    systems.extend(value("extra-platforms").map(names).unwrap_or_default());
+    let external = value("external-builders").and_then(Value::as_array).into_iter().flatten();
+    systems.extend(external.filter_map(|builder| builder.get("systems")).flat_map(names));
+    let mut features = names(value("system-features")?);
+    let default = json.get("system-features").and_then(|setting| setting.get("defaultValue"));
+    // Where nobody has said otherwise, Nix offers KVM when it may open it; the daemon may, though we may not.
+    if kvm && default.is_some_and(|default| names(default).is_subset(&features)) {
+        features.insert(KVM.to_owned());
+    }
+    let builders = value("builders").and_then(Value::as_str).unwrap_or_default().to_owned();
+    Some(Found { system, local: Machine { systems, features, ..Machine::default() }, builders })
+}
+
+/// A list of names: older releases of Nix write some of them as one text.
+fn names(value: &Value) -> BTreeSet<String> {
+    match value {
+        Value::String(text) => text.split_whitespace().map(str::to_owned).collect(),
+        Value::Array(values) => values.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        _ => BTreeSet::new(),
+    }
+}
+
+/// What Nix takes when it has no settings.
+fn defaults(kvm: bool) -> Found {
+    let os = if cfg!(target_os = "macos") { "darwin" } else { std::env::consts::OS };
+    let system = match std::env::consts::ARCH {
+        "x86" => format!("i686-{os}"),
+        "arm" => format!("armv7l-{os}"),
+        arch => format!("{arch}-{os}"),
+    };
+    let mut systems = BTreeSet::from([system.clone()]);
+    if system == "x86_64-linux" {
+        systems.insert("i686-linux".to_owned());
+    }
+    let features = DEFAULT_FEATURES.into_iter().chain(kvm.then_some(KVM)).map(str::to_owned).collect();
+    let local = Machine { systems, features, ..Machine::default() };
+    Found { system, local, builders: DEFAULT_BUILDERS.to_owned() }
+}
+
+impl Found {
+    /// The machines of these settings and of `ours`, the remote builders that we tell the daemon of. Unknown when they
+    /// are written where we cannot read.
+    fn machines(self, ours: Option<&str>, local: bool) -> Capabilities {
+        // An empty setting of ours is heeded always, another one only where the daemon trusts us.
+        let builders = match ours {
+            Some("") => String::new(),
+            Some(ours) => format!("{}\n{ours}", self.builders),
+            None => self.builders,
+        };
+        let mut all = match machines(&builders, &self.system, &read_bounded) {
+            Ok(machines) => machines,
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    "Nix's remote builders cannot be read, so nothing is refused for its system or features; set build-systems and build-features"
+                );
+                return Capabilities::Unknown;
+            }
+        };
+        // Without any machine nothing could be built: more likely they cannot be seen from here.
+        if local || all.is_empty() {
+            all.insert(0, self.local);
+        }
+        Capabilities::Machines(all)
+    }
+}
+
+fn read_bounded(file: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(file)?.take(MACHINES_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MACHINES_BYTES_MAX {
+        return Err(io::Error::other(format!("it has more than {MACHINES_BYTES_MAX} bytes")));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn set(names: &str) -> BTreeSet<String> {
+        names.split_whitespace().map(str::to_owned).collect()
+    }
+
+    fn settings(features: &Value) -> Value {
+        json!({
+            "system": { "value": "x86_64-linux" },
+            "extra-platforms": { "value": ["i686-linux"] },
+            "system-features": { "defaultValue": ["benchmark"], "value": features },
+            "builders": { "value": "ssh://a aarch64-linux" },
+        })
+    }
+
+    fn found(json: &Value, kvm: bool) -> Found {
+        from_settings(json, kvm).expect("the settings are whole")
+    }
+
+    #[test]
+    fn nix_tells_its_systems_features_and_builders() {
+        let mut json = settings(&json!(["benchmark", "moon"]));
+        json["external-builders"] = json!({ "value": [{ "systems": ["b-linux"], "program": "/p" }] });
+        let found = found(&json, false);
+        assert_eq!(found.local.systems, set("x86_64-linux i686-linux b-linux"));
+        assert_eq!(found.local.features, set("benchmark moon"));
+        let Capabilities::Machines(machines) = found.machines(None, true) else { panic!("unknown") };
+        assert_eq!((machines.len(), &machines[1].systems), (2, &set("aarch64-linux")));
+    }
+
+    #[test]
+    fn settings_of_another_form_are_as_good_as_none() {
+        for json in [json!(null), json!([]), json!({ "system": "x" }), json!({ "system": { "value": 3 } })] {
+            assert_eq!(from_settings(&json, true), None, "{json}");
+        }
+    }
+
+    #[test]
+    fn kvm_is_offered_where_the_kernel_has_it_and_nobody_says_otherwise() {
+        for (features, kvm, expected) in [
+            (json!(["benchmark"]), true, "benchmark kvm"),
+            (json!(["benchmark"]), false, "benchmark"),
+            (json!("benchmark moon"), true, "benchmark kvm moon"),
+            (json!(["moon"]), true, "moon"),
+            (json!(["kvm"]), false, "kvm"),
+        ] {
+            assert_eq!(found(&settings(&features), kvm).local.features, set(expected), "{features}");
+        }
+    }
+
+    #[test]
+    fn without_local_builds_the_remote_machines_are_all_there_is_unless_there_are_none() {
+        let names = |ours, local| match found(&settings(&json!([])), false).machines(ours, local) {
+            Capabilities::Unknown => vec!["unknown".to_owned()],
+            Capabilities::Machines(machines) => {
+                machines.iter().flat_map(|machine| machine.systems.clone()).collect()
+            }
+        };
+        assert_eq!(names(None, true), ["i686-linux", "x86_64-linux", "aarch64-linux"]);
+        assert_eq!(names(None, false), ["aarch64-linux"]);
+        assert_eq!(names(Some("ssh://b b-linux"), false), ["aarch64-linux", "b-linux"]);
+        assert_eq!(names(Some(""), false), ["i686-linux", "x86_64-linux"]);
+        assert_eq!(names(Some("@/"), true), ["unknown"], "a folder is no file of builders");
+    }
+}
