@@ -7,6 +7,8 @@ pub mod cli;
 pub mod config;
 pub mod serve;
 
+pub mod doctor;
+
 pub mod http;
 pub mod substitute;
 

@@ -20,7 +20,7 @@ use crate::nar_store::NarStore;
 use crate::packer::Packer;
 use crate::roots::Roots;
 use crate::substitute::Substitute;
-use crate::{build, http, key, nar_store, nix, substitute};
+use crate::{build, doctor, http, key, nar_store, nix, substitute};
 
 /// The control socket's name in the state directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
@@ -119,6 +119,10 @@ impl Server {
         let logs = state(&state_dir.join("log"), Logs::open)?;
         let roots = state(&state_dir.join("gcroots"), |dir| Roots::open(dir, store_dir.clone()))?;
 
+        let bounds = doctor::Bounds {
+            build_cores: settings.daemon.build_cores,
+            builds: settings.daemon.jobs.saturating_mul(settings.build.lanes.get() as u64),
+        };
         let pool = nix::Pool::new(settings.nix.clone(), settings.daemon);
         let local = nix::LocalStore::new(settings.nix, pool.clone());
         let packer = Packer::new(index.clone(), nars, roots.clone(), store_dir.clone());
@@ -150,6 +154,9 @@ impl Server {
             capabilities,
             settings: settings.build,
         };
+        if !settings.substitute.build_from.is_empty() {
+            tokio::spawn(doctor::warn(pool.clone(), bounds));
+        }
         let substitute = Substitute {
             index: index.clone(),
             local,

@@ -66,6 +66,12 @@ impl Daemon {
         &self.store_dir
     }
 
+    /// The process that made the socket which the daemon listens on, where it can be seen from here.
+    #[must_use]
+    pub fn peer(&self) -> Option<i32> {
+        self.wire.peer()
+    }
+
     /// Whether another operation can be done: no earlier one was abandoned or broke the connection.
     #[must_use]
     pub fn usable(&self) -> bool {

@@ -44,6 +44,11 @@ pub(super) struct Wire {
 }
 
 impl Wire {
+    /// The process at the other end: 0 or nothing when it is not in sight.
+    pub(super) fn peer(&self) -> Option<i32> {
+        self.stream.get_ref().peer_cred().ok()?.pid()
+    }
+
     pub(super) fn new(stream: UnixStream) -> Self {
         Self { stream: BufReader::with_capacity(READ_BUFFER_BYTES, stream), patience: None }
     }

@@ -36,9 +36,14 @@ impl Cache {
     /// An empty store and a server with these arguments.
     #[track_caller]
     pub fn new(arguments: &[&str]) -> Cache {
-        let store = NixStore::new(Release::Host);
+        Cache::of(NixStore::new(Release::Host), arguments, &[])
+    }
+
+    /// A server of this store with these arguments and environment variables.
+    #[track_caller]
+    pub fn of(store: NixStore, arguments: &[&str], variables: &[(&str, &str)]) -> Cache {
         let daemon = store.daemon();
-        let ondine = Ondine::start(&store, arguments);
+        let ondine = Ondine::start_with(&store, arguments, variables);
         Cache { http: Http::new(&ondine.url()), ondine, daemon, store }
     }
 

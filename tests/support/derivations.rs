@@ -9,6 +9,7 @@ pub const LARGE_FILE_BYTES: u64 = 300 * 1024 * 1024;
 pub struct Derivation {
     name: String,
     script: String,
+    system: String,
     outputs: Vec<String>,
     inputs: Vec<Input>,
     attributes: Vec<(String, String)>,
@@ -27,6 +28,7 @@ impl Derivation {
         Derivation {
             name: name.to_owned(),
             script: script.to_owned(),
+            system: "builtins.currentSystem".to_owned(),
             outputs: vec!["out".to_owned()],
             inputs: Vec::new(),
             attributes: Vec::new(),
@@ -52,6 +54,12 @@ impl Derivation {
         self
     }
 
+    /// The same for another system than this machine's.
+    pub fn system(mut self, system: &str) -> Derivation {
+        self.system = quoted(system);
+        self
+    }
+
     /// The same with another attribute, its value a piece of Nix.
     pub fn attribute(mut self, name: &str, nix: &str) -> Derivation {
         self.attributes.push((name.to_owned(), nix.to_owned()));
@@ -70,9 +78,10 @@ impl Derivation {
         let script = quoted(&format!("{}\n:\n", self.script));
         let outputs = self.outputs.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(" ");
         let mut nix = format!(
-            "(derivation {{ name = {}; system = builtins.currentSystem; builder = \"/bin/bash\"; \
+            "(derivation {{ name = {}; system = {}; builder = \"/bin/bash\"; \
              args = [ \"-e\" \"-c\" {script} ]; PATH = \"/usr/bin:/bin\"; outputs = [ {outputs} ];",
-            quoted(&self.name)
+            quoted(&self.name),
+            self.system
         );
         for input in &self.inputs {
             nix.push_str(&format!(" {} = {}.{};", input.variable, input.derivation.to_nix(), input.output));

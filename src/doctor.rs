@@ -1,0 +1,128 @@
+//! What about this machine may let builds starve the server: looked at once at the start, and said in the log, one line for each.
+//! Says nothing where it cannot see, and never stops a start.
+
+use std::fs;
+use std::thread::available_parallelism;
+
+use crate::nix::Pool;
+
+/// Where the README says what to do.
+const SECTION: &str = "the README, \"Keep the server alive while it builds\"";
+
+/// How builds are bounded.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Cores that one build may use; 0 is all.
+    pub build_cores: u64,
+    /// Builds at a time on this machine.
+    pub builds: u64,
+}
+
+/// Warns of what may let builds starve the server.
+pub async fn warn(pool: Pool, bounds: Bounds) {
+    let cores = available_parallelism().map_or(1, |cores| cores.get() as u64);
+    let warnings = [all_cores(bounds, cores), neighbour(&pool).await];
+    for warning in warnings.into_iter().flatten() {
+        tracing::warn!("{warning}");
+    }
+}
+
+/// Whether builds may take every core.
+fn all_cores(bounds: Bounds, cores: u64) -> Option<String> {
+    let Bounds { build_cores, builds } = bounds;
+    let used =
+        if build_cores == 0 { cores.saturating_mul(builds) } else { build_cores.saturating_mul(builds) };
+    if cores < 2 || used < cores {
+        return None;
+    }
+    let advice = match (cores - 1) / builds {
+        0 => "have fewer builds at a time (lanes, max-jobs)".to_owned(),
+        each => format!("set build-cores = {each}"),
+    };
+    let who = if builds == 1 { "one build".to_owned() } else { format!("{builds} builds at a time") };
+    Some(format!(
+        "{who} may use all {cores} cores (build-cores = {build_cores}), and answers wait for them: \
+         {advice}, or give the Nix daemon less weight ({SECTION})"
+    ))
+}
+
+/// Whether the daemon, and so its builds, is in our control group.
+async fn neighbour(pool: &Pool) -> Option<String> {
+    let daemon = pool.get().await.ok()?.peer()?;
+    // Under systemd the socket belongs to process 1, and the daemon is in a group of its own.
+    if daemon <= 1 {
+        return None;
+    }
+    let group = |process: String| fs::read_to_string(format!("/proc/{process}/cgroup")).ok();
+    shared(&group("self".to_owned())?, &group(daemon.to_string())?)
+}
+
+/// Compares two /proc/<pid>/cgroup (man 7 cgroups).
+fn shared(ours: &str, theirs: &str) -> Option<String> {
+    let same = |controller: &&str| {
+        let group = group_of(ours, controller);
+        group.is_some() && group == group_of(theirs, controller)
+    };
+    let what: Vec<&str> = ["memory", "cpu"].into_iter().filter(same).collect();
+    let group = group_of(ours, what.first()?)?;
+    Some(format!(
+        "the Nix daemon is in this server's own control group ({group}), so its builds can take all {} from it: \
+         run the daemon as a service of its own ({SECTION})",
+        what.join(" and ")
+    ))
+}
+
+/// The group of a process that bounds this resource: version 1 has one for each controller, version 2 (whose line names no
+/// controller) one for all that version 1 does not have.
+fn group_of<'a>(cgroup: &'a str, controller: &str) -> Option<&'a str> {
+    let lines = || cgroup.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+    let of = |wanted: &dyn Fn(&str) -> bool| lines().find(|(names, _)| wanted(names)).map(|(_, group)| group);
+    of(&|names| names.split(',').any(|name| name == controller)).or_else(|| of(&str::is_empty))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HYBRID: &str = "4:memory:/a\n2:cpu,cpuacct:/b\n1:name=systemd:/c\n0::/d\n";
+
+    #[test]
+    fn builds_that_leave_a_core_are_no_matter() {
+        for (build_cores, builds, cores, advice) in [
+            (0, 1, 8, Some("set build-cores = 7")),
+            (0, 3, 8, Some("3 builds at a time may use all 8 cores")),
+            (4, 2, 8, Some("set build-cores = 3")),
+            (0, 4, 2, Some("fewer builds at a time")),
+            (3, 2, 8, None),
+            (7, 1, 8, None),
+            (0, 1, 1, None),
+            (0, 0, 8, None),
+        ] {
+            let warning = all_cores(Bounds { build_cores, builds }, cores);
+            assert_eq!(warning.is_some(), advice.is_some(), "{build_cores} {builds} {cores}: {warning:?}");
+            let text = warning.unwrap_or_default();
+            assert!(advice.is_none_or(|advice| text.contains(advice)) && !text.contains('\n'), "{text}");
+        }
+    }
+
+    #[test]
+    fn each_resource_has_its_group_in_both_versions() {
+        assert_eq!(group_of(HYBRID, "memory"), Some("/a"));
+        assert_eq!(group_of(HYBRID, "cpu"), Some("/b"));
+        assert_eq!(group_of(HYBRID, "io"), Some("/d"));
+        assert_eq!(group_of("0::/x:y\n", "memory"), Some("/x:y"));
+        assert_eq!(group_of("1:name=systemd:/c\n", "memory"), None);
+        assert_eq!(group_of("nonsense", "memory"), None);
+    }
+
+    #[test]
+    fn what_is_shared_is_said_and_what_is_not_is_no_matter() {
+        let all = shared(HYBRID, HYBRID).expect("shared");
+        assert!(all.contains("(/a)") && all.contains("memory and cpu"), "{all}");
+        let cpu = shared(HYBRID, &HYBRID.replace("memory:/a", "memory:/z")).expect("shared");
+        assert!(cpu.contains("(/b)") && cpu.contains("all cpu from it"), "{cpu}");
+        for theirs in ["0::/system.slice/nix-daemon.service\n", ""] {
+            assert_eq!(shared("0::/system.slice/ondine.service\n", theirs), None);
+        }
+    }
+}
