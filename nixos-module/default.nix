@@ -100,6 +100,8 @@ in
       wantedBy = [ "multi-user.target" ];
       wants = [ "nix-daemon.socket" ];
       after = [ "network.target" "nix-daemon.socket" ];
+      # It asks `nix` for which systems and with which features the daemon builds.
+      path = [ config.nix.package ];
 
       serviceConfig = {
         ExecStart = "${cfg.package}/bin/ondine serve --config ${if cfg.checkConfig then checked else written} --state-dir ${stateDir}";

@@ -105,6 +105,8 @@ fn the_unit_runs_ondine_with_its_settings_and_its_state_directory() {
     assert_eq!(command[0], format!("{}/bin/ondine", machine.package.display()));
     assert_eq!(command[1], "serve");
     assert_eq!(command[4..], ["--state-dir", "/var/lib/ondine"]);
+    let nix = json!(["/nix/store/the-nix-of-this-machine"]);
+    assert_eq!(service(&configuration)["path"], nix, "what it asks what can be built");
     assert_eq!(unit["StateDirectory"], "ondine");
     assert_eq!(unit["StateDirectoryMode"], "0750");
     assert_eq!(unit["Restart"], "on-failure");

@@ -39,7 +39,7 @@ pub use worker::Worker;
 pub struct Settings {
     /// How long the failure of a build that is itself wrong is remembered.
     pub remember_permanent: Duration,
-    /// How long a failure of the machine is remembered.
+    /// How long a failure of the machine, or a refusal, is remembered.
     pub remember_passing: Duration,
     /// Builds at a time. More than one is for a daemon with remote builders.
     pub lanes: NonZeroUsize,

@@ -102,7 +102,7 @@ pub struct Written {
     #[arg(long, env = "ONDINE_REMEMBER_PERMANENT", value_name = "DURATION", value_parser = duration)]
     #[serde(alias = "remember_permanent", default, deserialize_with = "written_duration")]
     remember_permanent: Option<Duration>,
-    /// How long a failure of the machine is remembered [default: 5m]
+    /// How long a failure of the machine, or a refusal, is remembered [default: 5m]
     #[arg(long, env = "ONDINE_REMEMBER_PASSING", value_name = "DURATION", value_parser = duration)]
     #[serde(alias = "remember_passing", default, deserialize_with = "written_duration")]
     remember_passing: Option<Duration>,

@@ -81,6 +81,7 @@ let
   evaluated = import module {
     inherit lib pkgs;
     config.services.ondine = service;
+    config.nix.package = "/nix/store/the-nix-of-this-machine";
   };
   service = mergeOne "services.ondine" evaluated.options.services.ondine true configuration.services.ondine;
   broken = builtins.filter (assertion: !assertion.assertion) (evaluated.config.content.assertions);
