@@ -39,7 +39,7 @@ pub struct Settings {
     /// What the Nix daemon is told.
     pub daemon: nix::Options,
     /// What an admin says of what the daemon can build.
-    pub targets: nix::BuildTargets,
+    pub capabilities: nix::CapabilitySettings,
     /// What may be built.
     pub substitute: substitute::Settings,
     /// The order of builds, and their bounds.
@@ -136,7 +136,7 @@ impl Server {
         };
         // It may be another machine now, or have other settings.
         index.forget_refusals().await?;
-        let capabilities = Arc::new(nix::detect(settings.targets).await);
+        let capabilities = Arc::new(nix::detect(settings.capabilities).await);
         let builds = Builds::open(settings.build, &index).await?;
         let building = state(&state_dir.join("building"), |dir| Roots::open(dir, store_dir.clone()))?;
         let builder = Builder {

@@ -10,7 +10,7 @@ use support::addresses::{base_name, narinfo_address};
 use support::cache::{assert_missing, assert_narinfo};
 use support::derivations::{chain, text_file};
 use support::process::wait_until;
-use support::{Cache, Derivation, NixStore, Release};
+use support::{Cache, Derivation, NixStore, Release, text};
 
 /// A system that no machine has.
 const ELSEWHERE: &str = "vax-vms";
@@ -129,6 +129,21 @@ fn what_nix_is_set_to_build_is_found_and_built() {
     let benchmark = cache.store.instantiate(&benchmark);
     refused(&cache, &benchmark.drv, benchmark.out(), &["feature benchmark (here: moon-dust)"]);
     assert!(cache.ondine.log().contains("can be built here"), "{}", cache.ondine.log());
+}
+
+#[test]
+fn what_nix_builds_itself_is_not_refused_whatever_system_it_is_for() {
+    let cache = Cache::new(&[]);
+    let file = cache.store.folder().join("to-download");
+    std::fs::write(&file, "downloaded").expect("the folder of a test can be written to");
+    let drv = cache.store.nix_instantiate(&format!(
+        "derivation {{ name = \"download\"; system = \"{ELSEWHERE}\"; builder = \"builtin:fetchurl\"; \
+         url = \"file://{0}\"; outputHashMode = \"flat\"; outputHashAlgo = \"sha256\"; \
+         outputHash = builtins.hashFile \"sha256\" {0}; }}",
+        file.display()
+    ));
+    let out = cache.store.nix_store(&["--query", "--binding", "out", text(&drv[0])]);
+    assert_narinfo(&cache.ask(Path::new(&out)), Path::new(&out));
 }
 
 #[test]

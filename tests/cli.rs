@@ -201,7 +201,9 @@ fn try_shows_the_whole_idea_and_leaves_nothing_behind() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut command = ondine(&["try", "--seconds", "3"]);
     command.env("TMPDIR", folder.path());
-    let shown = run(command).must_succeed().text();
+    let shown = run(command).must_succeed();
+    assert!(!shown.stderr.contains("WARN"), "{}", shown.stderr);
+    let shown = shown.text();
     assert!(shown.contains("Built once, on the server, because somebody asked for it."), "{shown}");
     assert!(shown.contains("/log/"), "{shown}");
     assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 0, "something was left");

@@ -217,6 +217,15 @@ fn required_features_come_from_the_environment_or_the_structured_attributes() {
 }
 
 #[test]
+fn what_nix_builds_itself_is_known_by_its_builder() {
+    let nix = Nix::new();
+    let download = "builder = \"builtin:fetchurl\"; url = \"file:///x\";";
+    let set = format!("[ (d {{ name = \"download\"; {download} }}) (d {{ name = \"plain\"; }}) ]");
+    let found: Vec<_> = instantiate(&nix, &set).iter().map(|(_, derivation)| derivation.is_builtin).collect();
+    assert_eq!(found, [true, false]);
+}
+
+#[test]
 fn what_is_no_derivation_is_refused() {
     let nix = Nix::new();
     let all = instantiate(&nix, "[ (d { name = \"x\"; }) ]");

@@ -228,7 +228,9 @@ impl<'a> Place<'a> {
     fn start_server(&self) -> anyhow::Result<Server> {
         let mut command = self.command(std::env::current_exe()?);
         command.args(["serve", "--listen", "127.0.0.1:0", "--state-dir"]).arg(self.state_dir());
-        let mut process = Running(command.env("ONDINE_LOG", "warn").stdout(Stdio::piped()).spawn()?);
+        // What is thrown away needs no advice on how to set it up.
+        command.env("ONDINE_LOG", "warn,ondine::doctor=error");
+        let mut process = Running(command.stdout(Stdio::piped()).spawn()?);
         let stdout = process.0.stdout.take().context("the server has no output")?;
         let (mut url, mut public_key) = (None, None);
         let mut lines = BufReader::new(stdout).lines();

@@ -54,7 +54,7 @@ impl Written {
         }
         let jobs = self.max_jobs.unwrap_or(1);
         let set = |names: Option<Vec<String>>| names.map(|names| names.into_iter().collect());
-        let targets = nix::BuildTargets {
+        let capabilities = nix::CapabilitySettings {
             systems: set(self.build_systems),
             features: set(self.build_features),
             builders: self.builders.clone(),
@@ -76,7 +76,7 @@ impl Written {
                     .collect(),
                 ..nix::Options::default()
             },
-            targets,
+            capabilities,
             substitute: substitute::Settings { build_from },
             build,
             nar_store: nar_store::Settings { zstd_level },

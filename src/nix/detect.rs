@@ -28,7 +28,7 @@ const DEFAULT_BUILDERS: &str = "@/etc/nix/machines";
 
 /// What an admin says of what can be built.
 #[derive(Clone, Debug, Default)]
-pub struct BuildTargets {
+pub struct CapabilitySettings {
     /// These systems instead of those that are found.
     pub systems: Option<BTreeSet<String>>,
     /// These features instead of those that are found.
@@ -50,15 +50,17 @@ struct Found {
 
 /// What the daemon can build, as far as can be seen from here. Says in the log what was taken. Runs `nix` for at most ten
 /// seconds a try, two tries.
-pub async fn detect(targets: BuildTargets) -> Capabilities {
-    let BuildTargets { systems, features, builders, local } = targets;
+pub async fn detect(settings: CapabilitySettings) -> Capabilities {
+    let CapabilitySettings { systems, features, builders, local } = settings;
     let found = if systems.is_some() && features.is_some() {
         Capabilities::Unknown
     } else {
         let kvm = Path::new(KVM_IN_KERNEL).exists();
         let settings = ask_nix().await.and_then(|json| from_settings(&json, kvm));
         let settings = settings.unwrap_or_else(|| {
-            tracing::info!("nix, if it is there, does not tell its settings; its defaults are taken");
+            tracing::info!(
+                "nix cannot be asked for its settings (is it on PATH?), so its defaults are taken"
+            );
             defaults(kvm)
         });
         settings.machines(builders.as_deref(), local)
