@@ -48,8 +48,8 @@ struct Found {
     builders: String,
 }
 
-/// What the daemon can build, as far as can be seen from here. Says in the log what was taken. Runs `nix` for at most ten
-/// seconds a try, two tries.
+/// What the daemon can build, as far as can be seen from here. Says in the log what was taken. A `nix` that hangs
+/// is given up after ten seconds.
 pub async fn detect(settings: CapabilitySettings) -> Capabilities {
     let CapabilitySettings { systems, features, builders, local } = settings;
     let found = if systems.is_some() && features.is_some() {
@@ -88,7 +88,8 @@ async fn ask_nix() -> Option<Value> {
             Ok(Ok(_)) => {}
             Ok(Err(_)) => return None,
             Err(_) => {
-                tracing::warn!(seconds = NIX_TIMEOUT.as_secs(), "nix does not tell its settings in time")
+                tracing::warn!(seconds = NIX_TIMEOUT.as_secs(), "nix does not tell its settings in time");
+                return None;
             }
         }
     }
