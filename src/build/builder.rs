@@ -9,7 +9,7 @@ use narinfo::StorePath;
 use super::retry::again;
 use super::verdict::Verdict;
 use super::{Builds, Logs, Settings};
-use crate::nix::{BuildEvent, BuildTarget, Daemon, DaemonError, Pool, PooledDaemon};
+use crate::nix::{BuildEvent, BuildStatus, BuildTarget, Daemon, DaemonError, Pool, PooledDaemon};
 use crate::roots::Roots;
 
 /// What has the daemon build; clones share it.
@@ -25,6 +25,15 @@ pub struct Builder {
     pub builds: Builds,
     /// How builds are bounded.
     pub settings: Settings,
+}
+
+/// A derivation whose outputs are there.
+#[derive(Clone, Debug)]
+pub(super) struct Built {
+    /// All of them; they are held.
+    pub(super) outputs: Vec<StorePath>,
+    /// Whether the daemon had to build it for that.
+    pub(super) worked: bool,
 }
 
 /// Why there are no outputs.
@@ -57,8 +66,8 @@ impl From<Verdict> for Stop {
 }
 
 impl Builder {
-    /// Builds one derivation whose inputs are all there. Gives its outputs, which are held.
-    pub(super) async fn build(&self, drv: &StorePath) -> Result<Vec<StorePath>, NotBuilt> {
+    /// Builds one derivation whose inputs are all there.
+    pub(super) async fn build(&self, drv: &StorePath) -> Result<Built, NotBuilt> {
         tracing::info!(%drv, "building");
         let begun = Instant::now();
         let lost = |stop: &Stop| matches!(stop, Stop::Daemon(error) if error.is_connection_lost());
@@ -79,23 +88,24 @@ impl Builder {
     }
 
     /// One connection for one build: its temporary roots hold the outputs until ours do, or they are adopted.
-    async fn attempt(&self, drv: &StorePath) -> Result<Vec<StorePath>, Stop> {
+    async fn attempt(&self, drv: &StorePath) -> Result<Built, Stop> {
         let mut daemon = self.pool.get().await?;
         // Before the build: its outputs must not be collected in the moment after it.
         for output in known_outputs(&mut daemon, drv).await? {
             daemon.add_temp_root(&output).await?;
         }
-        daemon = self.watched(daemon, drv).await?;
+        let (mut daemon, worked) = self.watched(daemon, drv).await?;
         let outputs = known_outputs(&mut daemon, drv).await?;
         self.roots.hold(&mut daemon, &outputs).await.map_err(|error| {
             tracing::error!(%drv, error = &error as &dyn std::error::Error, "built, but not held");
             Verdict::passing("it was built, but could not be kept; the server's log has the details")
         })?;
-        Ok(outputs)
+        Ok(Built { outputs, worked })
     }
 
-    /// The build itself, with its log. Gives the connection back unless it was stopped: closing it is what stops a build.
-    async fn watched(&self, mut daemon: PooledDaemon, drv: &StorePath) -> Result<PooledDaemon, Stop> {
+    /// The build itself, with its log. Gives the connection back unless it was stopped (closing it is what stops a build),
+    /// and whether there was anything to do.
+    async fn watched(&self, mut daemon: PooledDaemon, drv: &StorePath) -> Result<(PooledDaemon, bool), Stop> {
         let mut log = self.logs.create(drv);
         let heard = Heard::now();
         let target = BuildTarget::All { drv: drv.clone() };
@@ -111,7 +121,10 @@ impl Builder {
         });
         let ended = tokio::select! {
             built = building => match built {
-                Ok(result) => Verdict::of(&result).map_or(Ok(()), |verdict| Err(verdict.into())),
+                Ok(result) => match Verdict::of(&result) {
+                    Some(verdict) => Err(verdict.into()),
+                    None => Ok(result.status == BuildStatus::Built),
+                },
                 Err(error) => Err(error.into()),
             },
             verdict = self.over_a_bound(&heard) => Err(Stop::from(verdict)),
@@ -119,7 +132,7 @@ impl Builder {
         };
         log.finish(ended.as_ref().err().map(Stop::last_line).as_deref());
         match ended {
-            Ok(()) => Ok(daemon),
+            Ok(worked) => Ok((daemon, worked)),
             Err(stop) => {
                 daemon.discard();
                 Err(stop)

@@ -99,11 +99,12 @@ impl Sum {
         self.variance += mean * mean * ((spread * spread).exp() - 1.0);
     }
 
-    /// Adds other work.
-    pub fn add_all(&mut self, other: &Self) {
-        self.mean += other.mean;
-        self.variance += other.variance;
-        self.unknown += other.unknown;
+    /// The same work done by several at once, as if it could always be shared out evenly.
+    #[must_use]
+    pub fn shared_by(&self, workers: usize) -> Self {
+        let workers = workers as f64;
+        let Self { mean, variance, unknown } = *self;
+        Self { mean: mean / workers, variance: variance / (workers * workers), unknown }
     }
 
     /// The median of what is known, in seconds, and the standard deviation of its logarithm: the log-normal distribution

@@ -57,11 +57,13 @@ pub struct Etas {
     errors: VecDeque<f64>,
     /// The part of those errors that intervals leave out.
     left_out: f64,
+    /// The errors at both ends of what is left.
+    ends: (f64, f64),
 }
 
 impl Default for Etas {
     fn default() -> Self {
-        Self { errors: VecDeque::new(), left_out: MISSES }
+        Self { errors: VecDeque::new(), left_out: MISSES, ends: (-Z_90, Z_90) }
     }
 }
 
@@ -76,12 +78,13 @@ impl Etas {
         }
         let late = (actual.as_secs_f64().max(0.001) / expected.median).ln() / expected.spread;
         self.errors.push_back(late);
+        self.ends = self.quantiles();
     }
 
     /// The time within which eight of ten requests are delivered that are expected thus.
     #[must_use]
     pub fn tell(&self, expected: Expected) -> Told {
-        let (low, high) = self.quantiles();
+        let (low, high) = self.ends;
         let at = |z: f64| duration(expected.median * (z * expected.spread).exp());
         Told { expected, earliest: at(low), latest: at(high) }
     }

@@ -5,6 +5,7 @@ mod admission;
 mod builder;
 pub mod estimate;
 pub mod eta;
+mod foresight;
 mod log;
 mod metrics;
 mod plan;
@@ -24,8 +25,10 @@ use std::time::{Duration, Instant, SystemTime};
 use narinfo::StorePath;
 use tokio::sync::{Notify, watch};
 
-use crate::index::{self, Failure, Index};
+use crate::index::{self, DurationRow, Failure, Index};
 pub use builder::Builder;
+use eta::Told;
+use foresight::Foresight;
 pub use log::Logs;
 use metrics::{Asked, Ended, Metrics};
 pub use queue::{Overtaking, Policy};
@@ -51,6 +54,8 @@ pub struct Settings {
     pub queued_max: usize,
     /// Requests of one address that may wait.
     pub queued_per_client_max: usize,
+    /// Cores that one build may use; 0 is all.
+    pub cores: u64,
     /// How long one build may take.
     pub build_max: Option<Duration>,
     /// How long a build may say nothing.
@@ -104,6 +109,9 @@ struct State {
     /// What the worker builds, since when.
     running: BTreeMap<StorePath, Instant>,
     held: Vec<Held>,
+    foresight: Foresight,
+    /// What was learned and is not recorded yet.
+    learned: Vec<DurationRow>,
     /// How everyone stood a moment ago.
     board: Option<Board>,
     /// The latest requests that have ended, oldest first.
@@ -111,7 +119,7 @@ struct State {
     /// Requests that ended and may still be on record.
     ended: BTreeSet<u64>,
     /// How many requests were made.
-    changes: u64,
+    asked: u64,
 }
 
 /// A request that has not ended.
@@ -119,6 +127,8 @@ struct Waiting {
     drv: StorePath,
     ending: watch::Sender<Option<Ending>>,
     asked_at: SystemTime,
+    /// What was foretold when it was planned.
+    told: Option<(Told, Instant)>,
     /// Whether a build was started for it.
     begun: bool,
     asked_by: Option<IpAddr>,
@@ -142,10 +152,12 @@ impl Builds {
             waiting: HashMap::new(),
             running: BTreeMap::new(),
             held: Vec::new(),
+            foresight: Foresight::new(index.durations().await?),
+            learned: Vec::new(),
             board: None,
             past: VecDeque::new(),
             ended: BTreeSet::new(),
-            changes: 0,
+            asked: 0,
         };
         let builds = Self(Arc::new(Shared {
             settings,
@@ -193,14 +205,15 @@ impl Builds {
         }
         let (id, new) = state.queue.ask(drv);
         if new {
-            state.changes += 1;
+            state.asked += 1;
             state.unplanned.push_back(id);
         }
-        let change = state.changes;
+        let change = state.asked;
         let waiting = state.waiting.entry(id).or_insert_with(|| Waiting {
             drv: drv.clone(),
             ending: watch::channel(None).0,
             asked_at: SystemTime::now(),
+            told: None,
             begun: false,
             asked_by: client,
         });
@@ -266,6 +279,9 @@ impl State {
             RequestState::Dropped => Ended::Early,
             _ => Ended::Failed,
         };
+        if let (Some((told, at)), Ended::Well) = (waiting.told, how) {
+            self.foresight.finished(told, at.elapsed());
+        }
         metrics.request_ended(how, waiting.asked_at.elapsed().unwrap_or_default());
         self.remember(id, &waiting, past);
         Some(waiting)

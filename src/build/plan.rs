@@ -13,6 +13,14 @@ use crate::nix::{BuildTarget, Capabilities, Daemon, DaemonError, Lack, read_deri
 /// The derivations that a request lacks, each with its inputs among them.
 pub(super) type Needs = BTreeMap<StorePath, BTreeSet<StorePath>>;
 
+/// What is to be built for a request.
+pub(super) struct Planned {
+    /// The derivations that it lacks.
+    pub(super) needs: Needs,
+    /// The system each of them is built on, where that is known.
+    pub(super) systems: BTreeMap<StorePath, String>,
+}
+
 /// Why there is no plan.
 pub(super) enum Error {
     /// The daemon failed.
@@ -34,7 +42,7 @@ pub(super) async fn plan(
     drv: &StorePath,
     derivations_max: usize,
     capabilities: &Arc<Capabilities>,
-) -> Result<Needs, Error> {
+) -> Result<Planned, Error> {
     if !daemon.is_valid_path(drv).await? {
         let reason = format!("the derivation {drv} is not in the Nix store any more (garbage-collected?)");
         return Err(Error::Impossible(Verdict::passing(reason)));
@@ -51,7 +59,7 @@ pub(super) async fn plan(
     }
     let (store_dir, capabilities) = (daemon.store_dir().clone(), Arc::clone(capabilities));
     let reading = tokio::task::spawn_blocking(move || read(&store_dir, missing.will_build, &capabilities));
-    let Read { mut needs, lacks, unread } = match reading.await {
+    let Read { mut needs, systems, lacks, unread } = match reading.await {
         Ok(read) => read,
         Err(error) => return Err(DaemonError::Protocol(format!("reading .drv files failed: {error}")).into()),
     };
@@ -65,13 +73,14 @@ pub(super) async fn plan(
     }
     let planned: BTreeSet<StorePath> = needs.keys().cloned().collect();
     needs.values_mut().for_each(|inputs| inputs.retain(|input| planned.contains(input)));
-    Ok(needs)
+    Ok(Planned { needs, systems })
 }
 
 /// What the files of derivations say.
 #[derive(Default)]
 struct Read {
     needs: Needs,
+    systems: BTreeMap<StorePath, String>,
     lacks: Vec<(StorePath, Lack)>,
     /// Those that cannot be read: the daemon knows what they need, and will say what it cannot build.
     unread: Vec<StorePath>,
@@ -83,6 +92,7 @@ fn read(store_dir: &StoreDir, drvs: BTreeSet<StorePath>, capabilities: &Capabili
         match read_derivation(store_dir, &drv) {
             Ok(derivation) => {
                 read.lacks.extend(capabilities.lack(&derivation).map(|lack| (drv.clone(), lack)));
+                read.systems.insert(drv.clone(), derivation.system);
                 read.needs.insert(drv, derivation.input_derivations);
             }
             Err(reason) => {

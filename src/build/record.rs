@@ -8,7 +8,7 @@ use tokio::sync::watch;
 
 use super::queue::{RequestId, Saved};
 use super::{Builds, Held, State, Waiting};
-use crate::index::{self, Index, RequestRow};
+use crate::index::{self, DurationRow, Index, RequestRow};
 use crate::roots::Roots;
 
 impl Builds {
@@ -38,7 +38,14 @@ impl Builds {
             let ending = watch::channel(None).0;
             state.waiting.insert(
                 id,
-                Waiting { drv, ending, begun: row.started, asked_at: row.asked_at, asked_by: row.asked_by },
+                Waiting {
+                    drv,
+                    ending,
+                    told: None,
+                    begun: row.started,
+                    asked_at: row.asked_at,
+                    asked_by: row.asked_by,
+                },
             );
         }
         Ok(())
@@ -59,9 +66,9 @@ impl Builds {
     /// Records changes for as long as the server runs.
     pub(super) async fn record_all(&self, index: &Index) {
         loop {
-            let (requests, gone, changes) = self.0.lock().take_changes();
-            if (!requests.is_empty() || !gone.is_empty())
-                && let Err(error) = index.record_requests(requests, gone).await
+            let Changes { requests, gone, durations, asked } = self.0.lock().take_changes();
+            if (!requests.is_empty() || !gone.is_empty() || !durations.is_empty())
+                && let Err(error) = index.record_queue(requests, gone, durations).await
             {
                 let error = &error as &dyn std::error::Error;
                 tracing::error!(
@@ -69,15 +76,23 @@ impl Builds {
                     "the queue is not recorded: a restart would lose what was just asked for"
                 );
             }
-            self.0.recorded.send_replace(changes);
+            self.0.recorded.send_replace(asked);
             self.0.changed.notified().await;
         }
     }
 }
 
+/// What is not recorded yet.
+struct Changes {
+    requests: Vec<RequestRow>,
+    gone: Vec<u64>,
+    durations: Vec<DurationRow>,
+    /// How many requests were made until now.
+    asked: u64,
+}
+
 impl State {
-    /// The requests to record, those to forget, and how many were made until now.
-    fn take_changes(&mut self) -> (Vec<RequestRow>, Vec<u64>, u64) {
+    fn take_changes(&mut self) -> Changes {
         // Those that have left the queue are forgotten only once they are delivered.
         let changed = self.queue.take_changed().into_iter().filter_map(|(_, saved)| saved);
         let rows = changed.map(|saved| {
@@ -93,6 +108,11 @@ impl State {
                 earned: saved.earned,
             }
         });
-        (rows.collect(), std::mem::take(&mut self.ended).into_iter().collect(), self.changes)
+        Changes {
+            requests: rows.collect(),
+            gone: std::mem::take(&mut self.ended).into_iter().collect(),
+            durations: std::mem::take(&mut self.learned),
+            asked: self.asked,
+        }
     }
 }

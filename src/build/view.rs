@@ -1,11 +1,13 @@
 //! The queue as people and programs see it: JSON for the API, one line for a client that waits, headers for its answer.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant, SystemTime};
 
 use narinfo::StorePath;
 use serde::Serialize;
 
+use super::estimate::Sum;
 use super::metrics::Gauges;
 use super::queue::RequestId;
 use super::{Builds, Shared, State, Ticket, Waiting};
@@ -14,6 +16,8 @@ use super::{Builds, Shared, State, Ticket, Waiting};
 const LISTED_MAX: usize = 1_000;
 /// Requests that are remembered after their end.
 const PAST_MAX: usize = 1_000;
+/// Requests in the queue up to which it is foretold, when one is planned, when that will be delivered.
+const FORETOLD_MAX: usize = 1_000;
 /// How old the outlook may be before it is made anew.
 const OUTLOOK_AGE_MAX: Duration = Duration::from_secs(1);
 
@@ -87,6 +91,12 @@ pub struct Outlook {
     pub built: Option<usize>,
     /// How many it lacked then.
     pub lacked: Option<usize>,
+    /// Seconds of work ahead of its delivery, as far as that is known.
+    pub known_seconds: u64,
+    /// Derivations ahead of its delivery of which it is not known how long they take.
+    pub unknown: usize,
+    /// It is delivered between these numbers of seconds from now, in eight cases of ten.
+    pub eta_seconds: Option<(u64, u64)>,
 }
 
 /// The queue in a few numbers.
@@ -114,6 +124,9 @@ pub(super) struct Board {
     outlooks: BTreeMap<RequestId, Outlook>,
 }
 
+/// Work ahead of each request and its own.
+type Ahead = BTreeMap<RequestId, Sum>;
+
 impl Builds {
     /// The queue, its oldest requests listed.
     #[must_use]
@@ -126,7 +139,7 @@ impl Builds {
         });
         let running = running.collect();
         let ids: Vec<RequestId> = state.queue.requests().take(LISTED_MAX).collect();
-        state.draw_board();
+        state.draw_board(self.0.settings.lanes);
         let requests = ids.into_iter().filter_map(|id| state.request_view(id)).collect();
         QueueView { running, total: state.queue.len(), requests }
     }
@@ -135,7 +148,7 @@ impl Builds {
     #[must_use]
     pub fn request(&self, id: u64) -> Option<RequestView> {
         let mut state = self.0.lock();
-        state.draw_board();
+        state.draw_board(self.0.settings.lanes);
         let id = RequestId(id);
         let past = |state: &State| state.past.iter().find(|past| past.id == id).map(|past| past.view.clone());
         state.request_view(id).or_else(|| past(&state))
@@ -179,10 +192,17 @@ impl Ticket {
     #[must_use]
     pub fn describe(&self) -> String {
         let mut line = match self.outlook() {
-            Some(Outlook { position, of, built, lacked, .. }) => {
+            Some(Outlook { position, of, built, lacked, known_seconds, unknown, eta_seconds }) => {
                 let mut line = format!("position {position} of {of}");
                 if let (Some(built), Some(lacked)) = (built, lacked) {
                     line += &format!("; {built} of {lacked} built");
+                }
+                line += &format!("; known work ahead {known_seconds} s");
+                if unknown > 0 {
+                    line += &format!(", {unknown} unknown");
+                }
+                if let Some((earliest, latest)) = eta_seconds {
+                    line += &format!("; ready in {earliest} to {latest} s");
                 }
                 line
             }
@@ -204,18 +224,60 @@ impl Shared {
             .as_ref()
             .is_some_and(|board| board.at.elapsed() < OUTLOOK_AGE_MAX && board.outlooks.contains_key(&id));
         if !fresh {
-            state.draw_board();
+            state.draw_board(self.settings.lanes);
         }
         state.board.as_ref()?.outlooks.get(&id).cloned()
     }
 }
 
 impl State {
-    fn draw_board(&mut self) {
+    /// The work that is owned by each request or an older one, shared by so many lanes.
+    fn work_ahead(&self, lanes: NonZeroUsize) -> Ahead {
+        let mut ahead = Sum::default();
+        let after_each = self.queue.requests().map(|id| {
+            for drv in self.queue.owned_by(id) {
+                let running_for = self.running.get(drv).map(|since| since.elapsed());
+                ahead.add(self.foresight.estimate(drv, running_for));
+            }
+            (id, ahead.shared_by(lanes.get()))
+        });
+        after_each.collect()
+    }
+
+    /// What has to be built until a request is delivered.
+    fn ahead_of(&self, id: RequestId, ahead: &Ahead) -> Option<Sum> {
+        ahead.get(&self.queue.due_owner(id)?).copied()
+    }
+
+    /// Foretells when a request that was just planned will be delivered, to learn from how that comes out.
+    pub(super) fn tell(&mut self, id: RequestId, lanes: NonZeroUsize) {
+        if self.queue.len() > FORETOLD_MAX {
+            return;
+        }
+        let ahead = self.ahead_of(id, &self.work_ahead(lanes));
+        let told = ahead.and_then(|ahead| self.foresight.tell(ahead));
+        if let Some(waiting) = self.waiting.get_mut(&id) {
+            waiting.told = told.map(|told| (told, Instant::now()));
+        }
+    }
+
+    fn draw_board(&mut self, lanes: NonZeroUsize) {
         let of = self.queue.len();
+        let ahead = self.work_ahead(lanes);
         let outlooks = self.queue.requests().enumerate().map(|(before, id)| {
             let (built, lacked) = self.queue.progress(id).unzip();
-            (id, Outlook { position: before + 1, of, built, lacked })
+            let ahead = self.ahead_of(id, &ahead);
+            let told = ahead.and_then(|ahead| self.foresight.tell(ahead));
+            let outlook = Outlook {
+                position: before + 1,
+                of,
+                built,
+                lacked,
+                known_seconds: ahead.map_or(0, |ahead| ahead.known().as_secs()),
+                unknown: ahead.map_or(0, |ahead| ahead.unknown),
+                eta_seconds: told.map(|told| (told.earliest.as_secs(), told.latest.as_secs())),
+            };
+            (id, outlook)
         });
         self.board = Some(Board { at: Instant::now(), outlooks: outlooks.collect() });
     }

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant, SystemTime};
 use narinfo::StorePath;
 use tokio::task::JoinSet;
 
-use super::builder::{Builder, NotBuilt, known_outputs};
+use super::builder::{Builder, Built, NotBuilt, known_outputs};
 use super::metrics::Ended;
-use super::plan::{self, Needs};
+use super::plan::{self, Needs, Planned};
 use super::queue::RequestId;
 use super::retry::again;
 use super::verdict::Verdict;
-use super::{Builds, Ending, Held, RequestState, Settings};
+use super::{Builds, Ending, Held, RequestState, Settings, State};
 use crate::adopt::Adopter;
 use crate::index::{Failure, FailureClass, Index};
 use crate::nix::Capabilities;
@@ -72,18 +72,16 @@ impl Worker {
 
     async fn plan(&self, id: RequestId, drv: StorePath) {
         let planned = match self.lacking(&drv).await {
-            Ok(needs) => match self.remembered(&needs).await {
+            Ok(planned) => match self.remembered(&planned.needs).await {
                 Some(failed) => Err(failed),
-                None => Ok(needs),
+                None => Ok(planned),
             },
             Err(verdict) => Err(Failed { cause: drv.clone(), verdict }),
         };
         match planned {
-            Ok(needs) => {
-                tracing::info!(%drv, derivations = needs.len(), "asked for");
-                let now = self.builds.0.now();
-                let complete = self.builds.0.lock().queue.plan(id, needs, now);
-                if complete {
+            Ok(planned) => {
+                tracing::info!(%drv, derivations = planned.needs.len(), "asked for");
+                if self.enqueue(id, planned) {
                     self.deliver(id, drv).await;
                 }
             }
@@ -98,7 +96,20 @@ impl Worker {
         self.builds.0.work.notify_one();
     }
 
-    async fn lacking(&self, drv: &StorePath) -> Result<Needs, Verdict> {
+    /// True when the request is complete already.
+    fn enqueue(&self, id: RequestId, planned: Planned) -> bool {
+        let Planned { needs, systems } = planned;
+        let now = self.builds.0.now();
+        let mut state = self.builds.0.lock();
+        for (drv, system) in systems {
+            state.foresight.expect(drv, &system, self.settings.cores);
+        }
+        let complete = state.queue.plan(id, needs, now);
+        state.tell(id, self.settings.lanes);
+        complete
+    }
+
+    async fn lacking(&self, drv: &StorePath) -> Result<Planned, Verdict> {
         let attempt = || async {
             let mut daemon = self.builder.pool.get().await?;
             plan::plan(&mut daemon, drv, self.settings.derivations_max, &self.capabilities).await
@@ -162,7 +173,8 @@ impl Worker {
 
     fn start_next(&self) -> Option<StorePath> {
         let mut state = self.builds.0.lock();
-        let next = state.queue.start(self.builds.0.now(), |_| None)?;
+        let State { queue, foresight, .. } = &mut *state;
+        let next = queue.start(self.builds.0.now(), |drvs| foresight.guess(drvs))?;
         state.running.insert(next.clone(), Instant::now());
         let owner = state.queue.needed_by(&next).next();
         if let Some(waiting) = owner.and_then(|owner| state.waiting.get_mut(&owner))
@@ -180,7 +192,7 @@ impl Worker {
     fn ended_by(
         &self,
         drv: &StorePath,
-        built: Result<Vec<StorePath>, NotBuilt>,
+        built: Result<Built, NotBuilt>,
     ) -> Vec<(RequestId, StorePath, Option<Failed>)> {
         let now = self.builds.0.now();
         let mut state = self.builds.0.lock();
@@ -190,11 +202,17 @@ impl Worker {
             Err(NotBuilt::Failed(_)) => Ended::Failed,
             Err(NotBuilt::Stopped) => Ended::Early,
         };
-        self.builds.0.metrics.build_ended(how, since.map(|since| since.elapsed()).unwrap_or_default());
+        let took = since.map(|since| since.elapsed()).unwrap_or_default();
+        self.builds.0.metrics.build_ended(how, took);
+        // What the daemon had, or fetched, tells nothing about building it.
+        if built.as_ref().map_or(true, |built| built.worked) {
+            let learned = state.foresight.learn(drv, took, built.is_ok());
+            state.learned.extend(learned);
+        }
         let needed_by: BTreeMap<RequestId, StorePath> =
             state.queue.needed_by(drv).filter_map(|id| Some((id, state.queue.wanted(id)?.clone()))).collect();
         let (ended, failed) = match built {
-            Ok(outputs) => {
+            Ok(Built { outputs, .. }) => {
                 state.held.push(Held { outputs, needed_by: needed_by.keys().copied().collect() });
                 (state.queue.built(drv, now), None)
             }
@@ -213,7 +231,7 @@ impl Worker {
     }
 
     /// In a task of its own, so that a bug in it ends this build and not the worker.
-    async fn build_apart(&self, drv: &StorePath) -> Result<Vec<StorePath>, NotBuilt> {
+    async fn build_apart(&self, drv: &StorePath) -> Result<Built, NotBuilt> {
         let mut task = JoinSet::new();
         let (worker, wanted) = (self.clone(), drv.clone());
         task.spawn(async move { worker.builder.build(&wanted).await });
@@ -319,6 +337,8 @@ impl Worker {
             for id in state.queue.drop_abandoned(now) {
                 state.forget(id, RequestState::Dropped, &self.builds.0.metrics);
             }
+            let State { queue, foresight, .. } = &mut *state;
+            foresight.retain(|drv| queue.needed_by(drv).next().is_some());
             drop(state);
             self.builds.0.changed.notify_one();
             self.builds.0.work.notify_one();

@@ -125,6 +125,7 @@ impl Written {
             remember_permanent: self.remember_permanent.unwrap_or(Duration::from_secs(24 * 3600)),
             remember_passing: self.remember_passing.unwrap_or(Duration::from_secs(300)),
             lanes,
+            cores: self.build_cores.unwrap_or(0),
             policy,
             derivations_max,
             queued_max: self.max_queued.unwrap_or(10_000),

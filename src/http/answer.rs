@@ -8,6 +8,8 @@ use http_body_util::{BodyExt, Empty, Full};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
+use crate::build::Outlook;
+
 /// The body of an answer.
 pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, io::Error>;
 /// An answer.
@@ -44,6 +46,20 @@ pub fn ready(media_type: HeaderValue, body: impl Into<Bytes>) -> Answer {
 pub fn streamed(media_type: HeaderValue, body: Body) -> Answer {
     let mut answer = answer(StatusCode::OK, media_type, body);
     answer.headers_mut().insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
+    answer
+}
+
+/// 200 for a client that is kept waiting, with where it stands: the number of its request, its place, and between how many
+/// seconds from now it will be served, where that is known.
+pub fn waiting(body: Body, request: u64, outlook: Option<&Outlook>) -> Answer {
+    let mut answer = streamed(NARINFO, body);
+    let headers = answer.headers_mut();
+    set_number(headers, HeaderName::from_static("x-ondine-build"), Some(request));
+    let position = outlook.map(|outlook| outlook.position as u64);
+    set_number(headers, HeaderName::from_static("x-ondine-position"), position);
+    if let Some((earliest, latest)) = outlook.and_then(|outlook| outlook.eta_seconds) {
+        set_text(headers, HeaderName::from_static("x-ondine-eta-seconds"), &format!("{earliest}-{latest}"));
+    }
     answer
 }
 

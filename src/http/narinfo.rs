@@ -50,9 +50,10 @@ async fn wait(service: &Service, hash: StorePathHash, mut ticket: Ticket, versio
         // Still building, or the server stops: in both cases what follows says so by what it does.
         Err(_) | Ok(None) => {
             let (pipe, body) = pipe();
+            let answer = answer::waiting(body, ticket.id(), ticket.outlook().as_ref());
             let waiting = Waiting { hash, ticket, service: service.clone() };
             tokio::spawn(waiting.run(pipe));
-            answer::streamed(answer::NARINFO, body)
+            answer
         }
     }
 }

@@ -80,11 +80,17 @@ impl Index {
             .await
     }
 
-    /// Records requests as they are now, and forgets those that are `gone`.
+    /// Records requests as they are now and how long builds took, and forgets the requests that are `gone`, and durations
+    /// that are of no use any more: all of it or nothing.
     ///
     /// # Errors
     /// When SQLite fails; nothing is recorded then.
-    pub async fn record_requests(&self, requests: Vec<RequestRow>, gone: Vec<u64>) -> Result<(), Error> {
+    pub async fn record_queue(
+        &self,
+        requests: Vec<RequestRow>,
+        gone: Vec<u64>,
+        durations: Vec<DurationRow>,
+    ) -> Result<(), Error> {
         self.writer
             .run(move |transaction| {
                 let mut insert = transaction.prepare_cached(
@@ -107,6 +113,16 @@ impl Index {
                 for id in &gone {
                     delete.execute([signed(*id)])?;
                 }
+                let mut insert = transaction
+                    .prepare_cached("INSERT INTO duration (work, millis, built) VALUES (?1, ?2, ?3)")?;
+                let mut prune = transaction.prepare_cached(
+                    "DELETE FROM duration WHERE work = ?1 AND id NOT IN \
+                     (SELECT id FROM duration WHERE work = ?1 ORDER BY id DESC LIMIT ?2)",
+                )?;
+                for DurationRow { work, took, built } in &durations {
+                    insert.execute(params![work, millis(*took), built])?;
+                    prune.execute(params![work, DURATIONS_KEPT])?;
+                }
                 Ok(())
             })
             .await
@@ -126,27 +142,6 @@ impl Index {
                     Ok(DurationRow { work: row.get(0)?, took, built: row.get(2)? })
                 })?;
                 Ok(rows.collect::<Result<_, _>>()?)
-            })
-            .await
-    }
-
-    /// Records how long something took, and forgets what is of no use any more.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn record_duration(&self, row: DurationRow) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                transaction
-                    .prepare_cached("INSERT INTO duration (work, millis, built) VALUES (?1, ?2, ?3)")?
-                    .execute(params![row.work, millis(row.took), row.built])?;
-                transaction
-                    .prepare_cached(
-                        "DELETE FROM duration WHERE work = ?1 AND id NOT IN \
-                         (SELECT id FROM duration WHERE work = ?1 ORDER BY id DESC LIMIT ?2)",
-                    )?
-                    .execute(params![row.work, DURATIONS_KEPT])?;
-                Ok(())
             })
             .await
     }
