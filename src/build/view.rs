@@ -91,10 +91,10 @@ pub struct Outlook {
     pub built: Option<usize>,
     /// How many it lacked then.
     pub lacked: Option<usize>,
-    /// Seconds of work ahead of its delivery, as far as that is known.
-    pub known_seconds: u64,
+    /// Seconds of work ahead of its delivery, as far as that is known; nothing until it is planned.
+    pub known_seconds: Option<u64>,
     /// Derivations ahead of its delivery of which it is not known how long they take.
-    pub unknown: usize,
+    pub unknown: Option<usize>,
     /// It is delivered between these numbers of seconds from now, in eight cases of ten.
     pub eta_seconds: Option<(u64, u64)>,
 }
@@ -197,8 +197,10 @@ impl Ticket {
                 if let (Some(built), Some(lacked)) = (built, lacked) {
                     line += &format!("; {built} of {lacked} built");
                 }
-                line += &format!("; known work ahead {known_seconds} s");
-                if unknown > 0 {
+                if let Some(known_seconds) = known_seconds {
+                    line += &format!("; known work ahead {known_seconds} s");
+                }
+                if let Some(unknown @ 1..) = unknown {
                     line += &format!(", {unknown} unknown");
                 }
                 if let Some((earliest, latest)) = eta_seconds {
@@ -273,8 +275,8 @@ impl State {
                 of,
                 built,
                 lacked,
-                known_seconds: ahead.map_or(0, |ahead| ahead.known().as_secs()),
-                unknown: ahead.map_or(0, |ahead| ahead.unknown),
+                known_seconds: ahead.map(|ahead| ahead.known().as_secs()),
+                unknown: ahead.map(|ahead| ahead.unknown),
                 eta_seconds: told.map(|told| (told.earliest.as_secs(), told.latest.as_secs())),
             };
             (id, outlook)
