@@ -22,3 +22,5 @@ pub mod index;
 pub mod key;
 pub mod nar_store;
 pub mod nix;
+
+pub mod growing;

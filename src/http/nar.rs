@@ -1,13 +1,16 @@
 //! `/nar/…`: the zstd file or the plain NAR in it, whole or a range.
 //! A body is complete only when every byte of it was verified; a failure on the way cuts it.
 
+use std::io;
+
+use bytes::Bytes;
 use http_range_header::parse_range_header;
 use hyper::HeaderMap;
 use hyper::header::{self, HeaderName};
 use narinfo::NarHash;
 
 use super::answer::{self, Answer, Body, Part};
-use super::pipe::pipe;
+use super::pipe::{Pieces, pipe};
 use super::route::NarForm;
 use super::{Method, Service};
 use crate::nar_store::{NarStream, Range};
@@ -86,7 +89,7 @@ async fn body(
     Ok(answer::file(media_type(form), etag.as_deref(), &part, send(stream)))
 }
 
-fn stream(nar: Nar, form: NarForm, part: &Part, nar_size: u64) -> std::io::Result<NarStream> {
+fn stream(nar: Nar, form: NarForm, part: &Part, nar_size: u64) -> io::Result<NarStream> {
     let wanted = |whole| match *part {
         Part::Whole(_) => Range { start: 0, end: whole },
         Part::Slice { start, end, .. } => Range { start, end },
@@ -105,25 +108,16 @@ fn stream(nar: Nar, form: NarForm, part: &Part, nar_size: u64) -> std::io::Resul
 }
 
 /// Reads ahead of the client by a bounded number of chunks; the reading ends when the client leaves.
-fn send(mut stream: NarStream) -> Body {
-    let (mut pipe, body) = pipe();
-    tokio::spawn(async move {
-        loop {
-            match stream.next_chunk().await {
-                Ok(Some(chunk)) => {
-                    if pipe.send(chunk).await.is_err() {
-                        return;
-                    }
-                }
-                Ok(None) => return pipe.complete(),
-                Err(error) => {
-                    tracing::warn!(%error, "a NAR answer was cut");
-                    return;
-                }
-            }
-        }
-    });
+fn send(stream: NarStream) -> Body {
+    let (pipe, body) = pipe();
+    tokio::spawn(pipe.send_all(stream));
     body
+}
+
+impl Pieces for NarStream {
+    async fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
+        self.next_chunk().await
+    }
 }
 
 /// The Range header, unless an If-Range says that it was meant for other bytes.

@@ -27,6 +27,12 @@ pub(super) struct Pipe {
 #[derive(Debug)]
 pub(super) struct ClientGone;
 
+/// What gives a body piece by piece.
+pub(super) trait Pieces: Send {
+    /// The next piece, once there is one; `None` at the end.
+    fn next_piece(&mut self) -> impl Future<Output = io::Result<Option<Bytes>>> + Send;
+}
+
 /// The reading end. Whether the body is complete is looked at only when every piece was read and the writer is gone.
 struct Written {
     pieces: mpsc::Receiver<Bytes>,
@@ -45,6 +51,26 @@ impl Pipe {
     /// Sends a piece, once there is room for it.
     pub(super) async fn send(&mut self, piece: impl Into<Bytes>) -> Result<(), ClientGone> {
         self.pieces.send(piece.into()).await.map_err(|_| ClientGone)
+    }
+
+    /// Sends all pieces of `source`, and completes the body after the last. An error cuts it, as does dropping this;
+    /// it ends at once when the client leaves, even while there is no piece to send.
+    pub(super) async fn send_all(mut self, mut source: impl Pieces) {
+        loop {
+            let piece = tokio::select! {
+                piece = source.next_piece() => piece,
+                () = self.pieces.closed() => return,
+            };
+            match piece {
+                Ok(Some(piece)) => {
+                    if self.send(piece).await.is_err() {
+                        return;
+                    }
+                }
+                Ok(None) => return self.complete(),
+                Err(error) => return tracing::warn!(%error, "an answer was cut"),
+            }
+        }
     }
 
     /// The body is complete. Dropping the pipe without this cuts it.

@@ -12,11 +12,9 @@ use std::sync::Arc;
 use narinfo::NarHash;
 use tokio::sync::watch;
 
+use crate::growing::{Growth, abandoned};
 pub use pack::Error as PackError;
 pub use stream::{NarStream, Range};
-
-/// Bytes read, written or sent at a time.
-const CHUNK_BYTES: usize = 256 * 1024;
 
 /// How NARs are stored.
 #[derive(Clone, Copy, Debug)]
@@ -52,13 +50,6 @@ impl Stored {
 pub struct Growing {
     file: Arc<File>,
     growth: watch::Receiver<Growth>,
-}
-
-/// How far a file has grown.
-#[derive(Clone, Debug, Default)]
-struct Growth {
-    bytes: u64,
-    end: Option<Result<(), String>>,
 }
 
 /// A file that is not yet in the store; dropping it removes it.
@@ -128,8 +119,4 @@ impl Growing {
         let growth = self.growth.wait_for(|g| g.end.is_some()).await.map_err(|_| abandoned())?;
         growth.end.clone().map_or_else(|| Err(abandoned()), |end| end.map_err(io::Error::other))
     }
-}
-
-fn abandoned() -> io::Error {
-    io::Error::other("packing was abandoned")
 }

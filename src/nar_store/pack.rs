@@ -10,7 +10,8 @@ use narinfo::NarHash;
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
-use super::{CHUNK_BYTES, Draft, Growth, NarStore, Stored};
+use super::{Draft, NarStore, Stored};
+use crate::growing::{CHUNK_BYTES, Growth};
 
 /// Why a NAR was not kept.
 #[derive(Debug, thiserror::Error)]

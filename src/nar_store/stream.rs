@@ -1,16 +1,14 @@
 //! Reading NARs for an answer, chunk by chunk: the zstd file or the plain NAR in it, stored or still growing.
 //! Must never give the last bytes of a NAR before it was verified, and never read on an async thread.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
-use tokio::sync::watch;
 use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
-use super::{CHUNK_BYTES, Growing, Growth, Stored, abandoned};
+use super::{Growing, Stored};
+use crate::growing::{CHUNK_BYTES, Reader, abandoned, blocking};
 
 /// A half-open range of bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,7 +23,7 @@ pub struct Range {
 #[derive(Debug)]
 pub enum NarStream {
     /// As stored: zstd.
-    Zstd(Compressed),
+    Zstd(Reader),
     /// Decompressed on the way.
     Plain(Box<Plain>),
 }
@@ -34,13 +32,13 @@ impl NarStream {
     /// A part of a stored zstd file.
     #[must_use]
     pub fn stored(nar: &Stored, range: Range) -> Self {
-        Self::Zstd(Compressed { file: Arc::clone(&nar.file), offset: range.start, end: End::At(range.end) })
+        Self::Zstd(Reader::part(Arc::clone(&nar.file), range.start, range.end))
     }
 
     /// All of a zstd file that is still growing.
     #[must_use]
     pub fn growing(nar: Growing) -> Self {
-        Self::Zstd(Compressed { file: nar.file, offset: 0, end: End::Growing(nar.growth) })
+        Self::Zstd(Reader::following(nar.file, nar.growth))
     }
 
     /// A part of the plain NAR inside `self`, which must give a whole zstd file.
@@ -73,56 +71,9 @@ impl NarStream {
     }
 }
 
-/// The bytes of a zstd file.
-#[derive(Debug)]
-pub struct Compressed {
-    file: Arc<File>,
-    offset: u64,
-    end: End,
-}
-
-#[derive(Debug)]
-enum End {
-    At(u64),
-    Growing(watch::Receiver<Growth>),
-}
-
-impl Compressed {
-    async fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
-        let end = match &mut self.end {
-            End::At(end) => *end,
-            End::Growing(growth) => {
-                let offset = self.offset;
-                let now = growth
-                    .wait_for(|g| g.bytes > offset || g.end.is_some())
-                    .await
-                    .map_err(|_| abandoned())?
-                    .clone();
-                if let (true, Some(end)) = (now.bytes <= offset, now.end) {
-                    return end.map(|()| None).map_err(io::Error::other);
-                }
-                now.bytes
-            }
-        };
-        let wanted = usize::try_from(end.saturating_sub(self.offset)).unwrap_or(usize::MAX).min(CHUNK_BYTES);
-        if wanted == 0 {
-            return Ok(None);
-        }
-        let (file, offset) = (Arc::clone(&self.file), self.offset);
-        let chunk = blocking(move || {
-            let mut buffer = vec![0; wanted];
-            file.read_exact_at(&mut buffer, offset)?;
-            Ok(Bytes::from(buffer))
-        })
-        .await?;
-        self.offset += chunk.len() as u64;
-        Ok(Some(chunk))
-    }
-}
-
 /// A plain NAR, decompressed as it is read.
 pub struct Plain {
-    source: Compressed,
+    source: Reader,
     input: Bytes,
     source_ended: bool,
     /// Away only while a blocking thread decodes with it.
@@ -158,7 +109,7 @@ impl Plain {
     /// The next wanted bytes, or `None` once all were given and the source has ended well.
     async fn decode_chunk(&mut self) -> io::Result<Option<Bytes>> {
         loop {
-            if self.left == 0 && matches!(self.source.end, End::At(_)) {
+            if self.left == 0 && !self.source.follows() {
                 return Ok(None);
             }
             if self.input.is_empty() && !self.more && !self.source_ended {
@@ -206,8 +157,4 @@ impl Plain {
         self.input = input;
         Ok(output)
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }
