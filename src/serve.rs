@@ -44,6 +44,8 @@ pub struct Settings {
     pub substitute: substitute::Settings,
     /// The order of builds, and their bounds.
     pub build: build::Settings,
+    /// How much of what builders say is kept.
+    pub logs: build::LogSettings,
     /// How NARs are stored.
     pub nar_store: nar_store::Settings,
     /// How the cache presents itself.
@@ -116,7 +118,7 @@ impl Server {
         let index = Index::open(&index_file)?;
         let store_dir = settings.nix.store_dir.clone();
         let nars = state(&state_dir.join("nar"), |dir| NarStore::open(dir, settings.nar_store))?;
-        let logs = state(&state_dir.join("log"), Logs::open)?;
+        let logs = state(&state_dir.join("log"), |dir| Logs::open(dir, settings.logs))?;
         let roots = state(&state_dir.join("gcroots"), |dir| Roots::open(dir, store_dir.clone()))?;
 
         let bounds = doctor::Bounds {

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use narinfo::StorePath;
 
+use super::log::LogWriter;
 use super::retry::again;
 use super::verdict::Verdict;
 use super::{Builds, Logs, Settings};
@@ -71,7 +72,10 @@ impl Builder {
         tracing::info!(%drv, "building");
         let begun = Instant::now();
         let lost = |stop: &Stop| matches!(stop, Stop::Daemon(error) if error.is_connection_lost());
-        let built = again(drv, || self.attempt(drv), lost).await.map_err(|stop| match stop {
+        let log = self.logs.begin(drv);
+        let built = again(drv, || self.attempt(drv, &log), lost).await;
+        log.finish(built.as_ref().err().map(Stop::last_line).as_deref());
+        let built = built.map_err(|stop| match stop {
             Stop::Daemon(error) => NotBuilt::Failed(Verdict::of_error(&error)),
             Stop::NotBuilt(why) => why,
         });
@@ -88,13 +92,13 @@ impl Builder {
     }
 
     /// One connection for one build: its temporary roots hold the outputs until ours do, or they are adopted.
-    async fn attempt(&self, drv: &StorePath) -> Result<Built, Stop> {
+    async fn attempt(&self, drv: &StorePath, log: &LogWriter) -> Result<Built, Stop> {
         let mut daemon = self.pool.get().await?;
         // Before the build: its outputs must not be collected in the moment after it.
         for output in known_outputs(&mut daemon, drv).await? {
             daemon.add_temp_root(&output).await?;
         }
-        let (mut daemon, worked) = self.watched(daemon, drv).await?;
+        let (mut daemon, worked) = self.watched(daemon, drv, log).await?;
         let outputs = known_outputs(&mut daemon, drv).await?;
         self.roots.hold(&mut daemon, &outputs).await.map_err(|error| {
             tracing::error!(%drv, error = &error as &dyn std::error::Error, "built, but not held");
@@ -105,8 +109,13 @@ impl Builder {
 
     /// The build itself, with its log. Gives the connection back unless it was stopped (closing it is what stops a build),
     /// and whether there was anything to do.
-    async fn watched(&self, mut daemon: PooledDaemon, drv: &StorePath) -> Result<(PooledDaemon, bool), Stop> {
-        let mut log = self.logs.create(drv);
+    async fn watched(
+        &self,
+        mut daemon: PooledDaemon,
+        drv: &StorePath,
+        log: &LogWriter,
+    ) -> Result<(PooledDaemon, bool), Stop> {
+        log.attempt();
         let heard = Heard::now();
         let target = BuildTarget::All { drv: drv.clone() };
         let building = daemon.build(&target, |event| {
@@ -128,9 +137,9 @@ impl Builder {
                 Err(error) => Err(error.into()),
             },
             verdict = self.over_a_bound(&heard) => Err(Stop::from(verdict)),
+            reason = log.over_its_bound() => Err(Stop::from(Verdict::permanent(reason))),
             () = self.builds.overdue(drv) => Err(Stop::NotBuilt(NotBuilt::Stopped)),
         };
-        log.finish(ended.as_ref().err().map(Stop::last_line).as_deref());
         match ended {
             Ok(worked) => Ok((daemon, worked)),
             Err(stop) => {

@@ -29,7 +29,7 @@ use crate::index::{self, DurationRow, Failure, Index};
 pub use builder::Builder;
 use eta::Told;
 use foresight::Foresight;
-pub use log::Logs;
+pub use log::{Logs, Settings as LogSettings};
 use metrics::{Asked, Ended, Metrics};
 pub use queue::{Overtaking, Policy};
 use queue::{Queue, RequestId};

@@ -57,6 +57,11 @@ impl Verdict {
         Self { class: FailureClass::Passing, reason }
     }
 
+    /// A failure for good that is ours to explain.
+    pub(super) fn permanent(reason: String) -> Self {
+        Self { class: FailureClass::Permanent, reason }
+    }
+
     /// A passing failure that is ours to explain.
     pub(super) fn passing(reason: impl Into<String>) -> Self {
         Self { class: FailureClass::Passing, reason: reason.into() }

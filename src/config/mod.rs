@@ -90,6 +90,14 @@ pub struct Written {
     #[arg(long, env = "ONDINE_MAX_SILENT_SECONDS", value_name = "SECONDS")]
     #[serde(alias = "max_silent_seconds")]
     max_silent_seconds: Option<u64>,
+    /// Bytes that one build may write to its log, 1024 or more; one that writes more is stopped [default: 67108864]
+    #[arg(long, env = "ONDINE_MAX_LOG_BYTES", value_name = "BYTES")]
+    #[serde(alias = "max_log_bytes")]
+    max_log_bytes: Option<u64>,
+    /// Bytes of all logs together; the oldest are deleted when a build ends [default: 1073741824]
+    #[arg(long, env = "ONDINE_MAX_LOGS_BYTES", value_name = "BYTES")]
+    #[serde(alias = "max_logs_bytes")]
+    max_logs_bytes: Option<u64>,
     /// How long an answer is held before lines about the wait are sent, 0s to 250s [default: 20s]
     #[arg(long, env = "ONDINE_HOLD", value_name = "DURATION", value_parser = duration)]
     #[serde(default, deserialize_with = "written_duration")]
@@ -213,6 +221,8 @@ impl Written {
             max_queued_per_client: self.max_queued_per_client.or(other.max_queued_per_client),
             max_build_seconds: self.max_build_seconds.or(other.max_build_seconds),
             max_silent_seconds: self.max_silent_seconds.or(other.max_silent_seconds),
+            max_log_bytes: self.max_log_bytes.or(other.max_log_bytes),
+            max_logs_bytes: self.max_logs_bytes.or(other.max_logs_bytes),
             hold: self.hold.or(other.hold),
             keep_alive: self.keep_alive.or(other.keep_alive),
             remember_permanent: self.remember_permanent.or(other.remember_permanent),

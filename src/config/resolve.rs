@@ -20,6 +20,7 @@ impl Written {
         let state_dir = self.state_dir()?;
         let nix = nix::Environment::from_env()?;
         let build = self.build()?;
+        let logs = self.logs()?;
         let key_name = self.key_name.unwrap_or_else(|| format!("{}-1", host_name()));
         let key_name = key_name.parse::<KeyName>().map_err(|_| Error::Bounds {
             setting: "key-name",
@@ -79,6 +80,7 @@ impl Written {
             capabilities,
             substitute: substitute::Settings { build_from },
             build,
+            logs,
             nar_store: nar_store::Settings { zstd_level },
             http: http::Settings {
                 hold,
@@ -133,6 +135,17 @@ impl Written {
             build_max: limit(self.max_build_seconds.unwrap_or(36_000)),
             silent_max: limit(self.max_silent_seconds.unwrap_or(7_200)),
         })
+    }
+
+    /// What is kept of logs. All of them must hold one that is as long as may be, or it would go as soon as it ends.
+    fn logs(&self) -> Result<build::LogSettings, Error> {
+        let log_bytes_max = self.max_log_bytes.unwrap_or(64 * 1024 * 1024);
+        let logs_bytes_max = self.max_logs_bytes.unwrap_or(1024 * 1024 * 1024);
+        let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
+        let (one, all) = (number(log_bytes_max), number(logs_bytes_max));
+        within_numbers("max-log-bytes", one, 1024, i64::MAX, "1024 bytes or more; there is no \"no limit\"")?;
+        within_numbers("max-logs-bytes", all, one, i64::MAX, "at least as many as max-log-bytes")?;
+        Ok(build::LogSettings { log_bytes_max, logs_bytes_max })
     }
 }
 

@@ -63,6 +63,13 @@ pub fn waiting(body: Body, request: u64, outlook: Option<&Outlook>) -> Answer {
     answer
 }
 
+/// 200 with a body that is sent over time and has so many bytes.
+pub fn measured(media_type: HeaderValue, bytes: u64, body: Body) -> Answer {
+    let mut answer = answer(StatusCode::OK, media_type, body);
+    set_number(answer.headers_mut(), header::CONTENT_LENGTH, Some(bytes));
+    answer
+}
+
 /// 404 with the reason.
 pub fn missing(reason: impl std::fmt::Display) -> Answer {
     text(StatusCode::NOT_FOUND, reason)

@@ -1,15 +1,11 @@
-//! The small answers: what this cache is, how it is, and build logs.
+//! The small answers: what this cache is, and how it is.
 
 use hyper::HeaderMap;
 use hyper::header;
-use narinfo::{CacheInfo, StorePath};
+use narinfo::CacheInfo;
 
 use super::Service;
 use super::answer::{self, Answer};
-use super::pipe::pipe;
-
-/// Bytes of a log read and sent at a time.
-const LOG_CHUNK_BYTES: usize = 64 * 1024;
 
 /// How to use this cache, for the person who opens its address.
 pub(super) fn home(service: &Service, headers: &HeaderMap) -> Answer {
@@ -24,7 +20,7 @@ pub(super) fn home(service: &Service, headers: &HeaderMap) -> Answer {
              /nix-cache-info          about this cache\n\
              /<hash>.narinfo          a store path; built first where need be\n\
              /nar/<NarHash>.nar.zst   its contents, or .nar without compression\n\
-             /log/<derivation>        the log of a build\n\
+             /log/<derivation>        the log of a build, while it runs, too\n\
              /cached/...              the same, and nothing is built\n\
              /healthz /readyz         for monitoring\n\
              /api/v1/status           the cache and the queue, as JSON\n\
@@ -43,36 +39,6 @@ pub(super) fn cache_info(service: &Service) -> Answer {
         priority: settings.priority,
     };
     answer::ready(answer::CACHE_INFO, info.render())
-}
-
-/// The log as the builder wrote it, escape codes included: `nix log` shows their colours.
-pub(super) async fn log(service: &Service, drv: &StorePath) -> Answer {
-    match service.parts.logs.read(drv) {
-        Ok(Some(file)) => {
-            let (mut pipe, body) = pipe();
-            let mut file = tokio::fs::File::from_std(file);
-            tokio::spawn(async move {
-                let mut buffer = vec![0; LOG_CHUNK_BYTES];
-                loop {
-                    match tokio::io::AsyncReadExt::read(&mut file, &mut buffer).await {
-                        Ok(0) => return pipe.complete(),
-                        Ok(read) => {
-                            if pipe.send(bytes::Bytes::copy_from_slice(&buffer[..read])).await.is_err() {
-                                return;
-                            }
-                        }
-                        Err(error) => return tracing::warn!(%error, "a log answer was cut"),
-                    }
-                }
-            });
-            answer::streamed(answer::TEXT, body)
-        }
-        Ok(None) => answer::missing(format_args!("no log: {drv} was not built by this server")),
-        Err(error) => {
-            tracing::error!(%drv, %error, "a log cannot be read");
-            answer::missing("this log cannot be read at the moment; the server's log has the details")
-        }
-    }
 }
 
 pub(super) fn health() -> Answer {

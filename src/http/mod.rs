@@ -4,6 +4,7 @@
 mod answer;
 mod api;
 mod info;
+mod log;
 mod nar;
 mod narinfo;
 mod pipe;
@@ -113,7 +114,7 @@ impl Service {
             Route::CacheInfo => info::cache_info(self),
             Route::NarInfo(hash) => narinfo::get(self, hash, method, on_miss, request.version()).await,
             Route::Nar(hash, form) => nar::get(self, hash, form, method, request.headers()).await,
-            Route::Log(drv) => info::log(self, &drv).await,
+            Route::Log(drv) => log::get(self, &drv, method),
             Route::Health => info::health(),
             Route::Ready => info::ready(self).await,
             Route::Status => api::status(self).await,

@@ -1,0 +1,89 @@
+//! The end of a log as text for people and programs: without escape codes and control characters.
+//! Reads no more than a bounded number of bytes, from the end.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+/// Lines given at most.
+pub(super) const LINES_MAX: usize = 1_000;
+/// Bytes read at most.
+const BYTES_MAX: u64 = 256 * 1024;
+
+/// The last lines of a file, `n` or [`LINES_MAX`] at most. The first is cut at its start where it would be too long.
+pub(super) fn last_lines(file: &File, n: usize) -> io::Result<Vec<String>> {
+    let length = file.metadata()?.len();
+    let start = length.saturating_sub(BYTES_MAX);
+    // The log may grow meanwhile, or be cut by a full disk.
+    let mut bytes = vec![0; usize::try_from(length - start).unwrap_or(usize::MAX)];
+    let read = read_at(file, &mut bytes, start)?;
+    let mut text = &bytes[..read];
+    if start > 0
+        && let Some(end) = text.iter().position(|byte| *byte == b'\n')
+        && end + 1 < text.len()
+    {
+        text = &text[end + 1..];
+    }
+    let text = text.strip_suffix(b"\n").unwrap_or(text);
+    if text.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut lines: Vec<String> =
+        text.rsplit(|byte| *byte == b'\n').take(n.min(LINES_MAX)).map(plain).collect();
+    lines.reverse();
+    Ok(lines)
+}
+
+fn read_at(file: &File, buffer: &mut [u8], start: u64) -> io::Result<usize> {
+    let mut read = 0;
+    while read < buffer.len() {
+        match file.read_at(&mut buffer[read..], start + read as u64)? {
+            0 => break,
+            more => read += more,
+        }
+    }
+    Ok(read)
+}
+
+/// Line by line, so that a sequence which never ends takes no more than its line with it.
+fn plain(line: &[u8]) -> String {
+    let line = String::from_utf8_lossy(line);
+    let stripped = anstream::adapter::strip_str(&line).to_string();
+    stripped.replace('\t', " ").chars().filter(|c| !c.is_control()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &[u8], n: usize) -> Vec<String> {
+        let file = tempfile::tempfile().expect("a temporary file");
+        file.write_all_at(text, 0).expect("written");
+        last_lines(&file, n).expect("readable")
+    }
+
+    #[test]
+    fn the_last_lines_come_in_order_with_or_without_a_line_end_behind_the_last() {
+        assert_eq!(lines(b"one\ntwo\n\nthree\n", 3), ["two", "", "three"]);
+        assert_eq!(lines(b"one\ntwo", 3), ["one", "two"]);
+        assert_eq!(lines(b"one\ntwo", 0), [""; 0]);
+        assert_eq!(lines(b"", 3), [""; 0]);
+    }
+
+    #[test]
+    fn escape_codes_and_control_characters_are_removed_and_none_takes_a_later_line_with_it() {
+        let log = "\u{1b}[31;1merror:\u{1b}[0m größe\ta\r\u{8}\u{7f}\u{9b}b\n\u{1b}]0;never ended\nafter\n";
+        assert_eq!(lines(log.as_bytes(), 9), ["error: größe ab", "", "after"]);
+        assert_eq!(lines(b"not utf-8: \xff!\n", 1), ["not utf-8: \u{fffd}!"]);
+    }
+
+    #[test]
+    fn a_log_of_any_length_costs_a_bounded_number_of_lines_and_bytes() {
+        let many = lines(&b"line\n".repeat(100_000), usize::MAX);
+        assert_eq!((many.len(), &*many[0]), (LINES_MAX, "line"));
+        let long = lines(&[b"first\n", &b"x".repeat(2 * BYTES_MAX as usize)[..], b"\n"].concat(), 5);
+        assert_eq!(long, ["x".repeat(BYTES_MAX as usize - 1)]);
+        let whole = lines(&[&b"y".repeat(2 * BYTES_MAX as usize)[..], b"\nwhole\n"].concat(), 5);
+        assert_eq!(whole, ["whole"], "what was cut at its start is left out where there is something else");
+    }
+}
