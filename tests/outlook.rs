@@ -11,6 +11,9 @@ use support::cache::assert_narinfo;
 use support::derivations::failing;
 use support::{Cache, Derivation, Ending, Instantiated, wait_until};
 
+/// What a failing derivation says.
+const LAST_WORDS: &str = "the last words of a failing build";
+
 const SOON: Duration = Duration::from_secs(60);
 
 fn json(cache: &Cache, address: &str) -> Value {
@@ -71,13 +74,16 @@ fn once_a_package_was_built_its_next_version_has_an_estimate_also_after_a_restar
 fn a_request_can_be_asked_about_by_its_number_while_it_waits_and_after_its_end() {
     let cache = Cache::new(&["--hold", "0s"]);
     let gate = cache.store.gate();
-    let slow = cache.gated("slow", &gate);
+    let script = format!("printf '\\033[31mred\\033[0m <b>\\n'; {}echo slow > $out", gate.script("slow"));
+    let slow = cache.store.instantiate(&Derivation::new("slow", &script));
     let mut answer = cache.http.open(&narinfo_address(slow.out()), &[]);
     gate.wait_for_starts(1);
     let id = answer.header("x-ondine-build").expect("a number").to_owned();
     let address = format!("/api/v1/builds/{id}");
     let waiting = json(&cache, &address);
     assert_eq!((&waiting["state"], &waiting["position"]), (&"building".into(), &1.into()), "{waiting}");
+    assert_eq!(waiting["building"], base_name(&slow.drv));
+    wait_until("the line is there", SOON, || json(&cache, &address)["log"] == serde_json::json!(["red <b>"]));
     gate.open();
     assert_eq!(answer.read_to_end().1, Ending::Complete);
     let served = json(&cache, &address);
@@ -90,6 +96,7 @@ fn a_request_can_be_asked_about_by_its_number_while_it_waits_and_after_its_end()
     assert!(next.parse::<u64>().expect("a number") > id.parse().expect("a number"));
     let failed = json(&cache, &format!("/api/v1/builds/{next}"));
     assert_eq!(failed["state"], "failed");
+    assert_eq!((&failed["cause"], &failed["log"][0]), (&base_name(&broken.drv).into(), &LAST_WORDS.into()));
     assert!(failed["reason"].as_str().is_some_and(|reason| reason.contains("exit code 3")), "{failed}");
     assert_eq!(cache.http.get("/api/v1/builds/999").status, 404);
 }

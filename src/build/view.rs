@@ -1,16 +1,16 @@
 //! The queue as people and programs see it: JSON for the API, one line for a client that waits, headers for its answer.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant, SystemTime};
 
-use narinfo::StorePath;
 use serde::Serialize;
 
 use super::estimate::Sum;
 use super::metrics::Gauges;
 use super::queue::RequestId;
 use super::{Builds, Shared, State, Ticket, Waiting};
+use crate::index::{Failure, FailureClass};
 
 /// Requests that are listed; of more, only their number is told.
 const LISTED_MAX: usize = 1_000;
@@ -64,20 +64,45 @@ pub struct RequestView {
 
 /// Where a request is in its life.
 #[derive(Clone, Debug, Serialize)]
-#[serde(tag = "state", content = "reason", rename_all = "lowercase")]
+#[serde(tag = "state", rename_all = "lowercase")]
 pub enum RequestState {
     /// In the queue, nothing is being built for it now.
     Waiting,
     /// In the queue, and something is being built for it.
-    Building,
+    Building {
+        /// Base name of what is being built.
+        building: String,
+    },
     /// All is built; its outputs are being signed and published.
     Delivering,
     /// It was served.
     Served,
-    /// It could not be built, and why.
-    Failed(String),
+    /// It could not be built.
+    Failed {
+        /// Base name of the derivation whose build failed.
+        cause: String,
+        /// What the daemon said.
+        reason: String,
+    },
+    /// Nothing was built for it, because this server cannot or may not.
+    Refused {
+        /// What is missing.
+        reason: String,
+    },
     /// Nobody waited for it any more, and nothing of it was built yet.
     Dropped,
+}
+
+impl From<&Failure> for RequestState {
+    fn from(failure: &Failure) -> Self {
+        let reason = failure.reason.clone();
+        match failure.class {
+            FailureClass::Refused => Self::Refused { reason },
+            FailureClass::Permanent | FailureClass::Passing => {
+                Self::Failed { cause: failure.cause.to_string(), reason }
+            }
+        }
+    }
 }
 
 /// How a request stands.
@@ -287,11 +312,12 @@ impl State {
     fn request_view(&self, id: RequestId) -> Option<RequestView> {
         let waiting = self.waiting.get(&id)?;
         let outlook = self.board.as_ref().and_then(|board| board.outlooks.get(&id)).cloned();
-        let building = |lacks: &BTreeSet<StorePath>| self.running.keys().any(|drv| lacks.contains(drv));
-        let state = match self.queue.lacks(id) {
+        let lacks = self.queue.lacks(id);
+        let building = lacks.and_then(|lacks| self.running.keys().find(|drv| lacks.contains(*drv)));
+        let state = match building {
             _ if outlook.is_none() => RequestState::Delivering,
-            Some(lacks) if building(lacks) => RequestState::Building,
-            _ => RequestState::Waiting,
+            Some(drv) => RequestState::Building { building: drv.to_string() },
+            None => RequestState::Waiting,
         };
         Some(waiting.view(id, self.queue.clients(id), state, outlook))
     }

@@ -290,7 +290,7 @@ impl Worker {
             }
             let past = match &ending {
                 Ok(()) => RequestState::Served,
-                Err(failure) => RequestState::Failed(failure.reason.clone()),
+                Err(failure) => failure.as_ref().into(),
             };
             state.forget(id, past, &self.builds.0.metrics)
         };

@@ -1,9 +1,14 @@
 //! What programs ask: the cache and the queue as JSON, and metrics for Prometheus.
 
+use narinfo::StorePath;
+
 use super::Service;
 use super::answer::{self, Answer};
-use crate::build::QueueView;
+use crate::build::{QueueView, RequestState, RequestView};
 use crate::index::Counts;
+
+/// Lines of a log that are told.
+const LOG_LINES: usize = 20;
 
 /// `GET /api/v1/status`.
 #[derive(serde::Serialize)]
@@ -30,13 +35,38 @@ pub(super) fn queue(service: &Service) -> Answer {
     json(&service.parts.builds.view())
 }
 
-pub(super) fn build(service: &Service, id: u64) -> Answer {
-    match service.parts.builds.request(id) {
-        Some(request) => json(&request),
-        None => answer::missing(format_args!(
+/// `GET /api/v1/builds/<number>`.
+#[derive(serde::Serialize)]
+struct Build {
+    #[serde(flatten)]
+    request: RequestView,
+    /// The end of the log of what is being built for it, has failed, or was built.
+    log: Vec<String>,
+}
+
+pub(super) async fn build(service: &Service, id: u64) -> Answer {
+    let Some(request) = service.parts.builds.request(id) else {
+        return answer::missing(format_args!(
             "no request has the number {id}, or it ended long ago; /api/v1/queue lists those that wait"
-        )),
-    }
+        ));
+    };
+    let told = match &request.state {
+        RequestState::Building { building } => building,
+        RequestState::Failed { cause, .. } => cause,
+        _ => &request.derivation,
+    };
+    let log = match StorePath::parse(told) {
+        Ok(drv) => last_lines(service, drv).await,
+        Err(_) => Vec::new(),
+    };
+    json(&Build { request, log })
+}
+
+/// A log that cannot be read has no lines.
+async fn last_lines(service: &Service, drv: StorePath) -> Vec<String> {
+    let logs = service.parts.logs.clone();
+    let lines = tokio::task::spawn_blocking(move || logs.last_lines(&drv, LOG_LINES)).await;
+    lines.ok().and_then(Result::ok).unwrap_or_default()
 }
 
 pub(super) fn metrics(service: &Service) -> Answer {

@@ -119,7 +119,7 @@ impl Service {
             Route::Ready => info::ready(self).await,
             Route::Status => api::status(self).await,
             Route::Queue => api::queue(self),
-            Route::Build(id) => api::build(self, id),
+            Route::Build(id) => api::build(self, id).await,
             Route::Metrics => api::metrics(self),
         }
     }
