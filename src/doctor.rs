@@ -4,7 +4,7 @@
 use std::fs;
 use std::thread::available_parallelism;
 
-use crate::nix::Pool;
+use crate::nix::{DaemonError, Pool};
 
 /// Where the README says what to do.
 const SECTION: &str = "the README, \"Keep the server alive while it builds\"";
@@ -25,6 +25,60 @@ pub async fn warn(pool: Pool, bounds: Bounds) {
     for warning in warnings.into_iter().flatten() {
         tracing::warn!("{warning}");
     }
+}
+
+/// Why there can be no background lane.
+#[derive(Debug, thiserror::Error)]
+pub enum BackgroundError {
+    /// A daemon cannot be reached.
+    #[error("background-daemon: both Nix daemons must answer before the server starts")]
+    Daemon(#[from] DaemonError),
+    /// It would be as fast as the main lane, and slow that down by as much.
+    #[error(
+        "background-daemon: its builds would have as much weight as all others, since both Nix daemons are in the control group {0}; run it as a service of its own with a CPUWeight below 100 ({SECTION})"
+    )]
+    SameGroup(String),
+    /// It would be as fast as the main lane.
+    #[error(
+        "background-daemon: its control group {group} has the weight {weight}, no less than the other daemon's {main}; give its service a lower CPUWeight ({SECTION})"
+    )]
+    NoLess {
+        /// Its control group.
+        group: String,
+        /// The weight of that.
+        weight: u64,
+        /// The weight of the other daemon's.
+        main: u64,
+    },
+}
+
+/// Makes sure that builds of the second daemon have less weight than those of the first, as far as that can be seen.
+///
+/// # Errors
+/// When one of them does not answer, or the second has no less weight.
+pub async fn background(main: &Pool, background: &Pool) -> Result<(), BackgroundError> {
+    let (main, background) = (main.get().await?.peer(), background.get().await?.peer());
+    let group = |process: Option<i32>| -> Option<String> {
+        // Under systemd each socket belongs to process 1, and each daemon is in a group of its own.
+        let process = process.filter(|process| *process > 1)?;
+        let groups = fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
+        group_of(&groups, "cpu").map(str::to_owned)
+    };
+    let (Some(main), Some(group)) = (group(main), group(background)) else { return Ok(()) };
+    if main == group {
+        return Err(BackgroundError::SameGroup(group));
+    }
+    match (weight_of(&main), weight_of(&group)) {
+        (Some(main), Some(weight)) if weight >= main => Err(BackgroundError::NoLess { group, weight, main }),
+        _ => Ok(()),
+    }
+}
+
+/// The weight of a control group among its siblings: `cpu.weight` in version 2, `cpu.shares` in version 1.
+fn weight_of(group: &str) -> Option<u64> {
+    let files =
+        [format!("/sys/fs/cgroup{group}/cpu.weight"), format!("/sys/fs/cgroup/cpu{group}/cpu.shares")];
+    files.iter().find_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok())
 }
 
 /// Whether builds may take every core.

@@ -36,6 +36,8 @@ pub struct Settings {
     pub key_name: KeyName,
     /// Where Nix is.
     pub nix: nix::Environment,
+    /// The daemon of the background lane.
+    pub background: Option<nix::Environment>,
     /// What the Nix daemon is told.
     pub daemon: nix::Options,
     /// What an admin says of what the daemon can build.
@@ -72,6 +74,9 @@ pub enum Error {
     /// The index cannot be used.
     #[error(transparent)]
     Index(#[from] index::Error),
+    /// The background lane cannot be had.
+    #[error(transparent)]
+    Background(#[from] doctor::BackgroundError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: is another server there? --listen takes another address")]
     Listen {
@@ -125,7 +130,11 @@ impl Server {
             build_cores: settings.daemon.build_cores,
             builds: settings.daemon.jobs.saturating_mul(settings.build.lanes.get() as u64),
         };
-        let pool = nix::Pool::new(settings.nix.clone(), settings.daemon);
+        let pool = nix::Pool::new(settings.nix.clone(), settings.daemon.clone());
+        let background = settings.background.map(|nix| nix::Pool::new(nix, settings.daemon));
+        if let Some(background) = &background {
+            doctor::background(&pool, background).await?;
+        }
         let local = nix::LocalStore::new(settings.nix, pool.clone());
         let packer = Packer::new(index.clone(), nars, roots.clone(), store_dir.clone());
         let adopter = Adopter {
@@ -148,9 +157,11 @@ impl Server {
             builds: builds.clone(),
             settings: settings.build,
         };
+        let background = background.map(|pool| Builder { pool, ..builder.clone() });
         let worker = Worker {
             builds: builds.clone(),
             builder,
+            background,
             adopter: adopter.clone(),
             index: index.clone(),
             capabilities,

@@ -1,7 +1,7 @@
 //! The worker: plans each request, has the daemon build one derivation after the other in the order of the queue, and
 //! delivers each request the moment its closure is complete. A request always ends, whatever the daemon does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -29,6 +29,8 @@ pub struct Worker {
     pub builds: Builds,
     /// What has the daemon build.
     pub builder: Builder,
+    /// What has a daemon of less weight build beside that; only with [`Policy::Background`](super::Policy::Background).
+    pub background: Option<Builder>,
     /// What makes outputs into served paths.
     pub adopter: Adopter,
     /// Where failures are remembered.
@@ -37,6 +39,15 @@ pub struct Worker {
     pub capabilities: Arc<Capabilities>,
     /// How many builds run, and how long failures are remembered.
     pub settings: Settings,
+}
+
+/// Where something is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lane {
+    /// In the order of the queue.
+    Main,
+    /// Beside that, with less weight.
+    Background,
 }
 
 /// What did not succeed, and what it means.
@@ -138,20 +149,23 @@ impl Worker {
 
     /// Keeps the lanes full in the order of the queue; deliveries go on beside the builds.
     async fn build_all(&self) {
-        let (mut lanes, mut deliveries) = (JoinSet::new(), JoinSet::new());
+        let (mut lanes, mut background, mut deliveries) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
         loop {
             while deliveries.try_join_next().is_some() {}
             while lanes.len() < self.settings.lanes.get()
-                && let Some(drv) = self.start_next()
+                && let Some(drv) = self.start_next(Lane::Main)
             {
-                let worker = self.clone();
-                lanes.spawn(async move {
-                    let built = worker.build_apart(&drv).await;
-                    (drv, built)
-                });
+                lanes.spawn(build_apart(self.builder.clone(), drv));
             }
-            let ended = tokio::select! {
-                Some(ended) = lanes.join_next() => ended,
+            if let Some(builder) = &self.background
+                && background.is_empty()
+                && let Some(drv) = self.start_next(Lane::Background)
+            {
+                background.spawn(build_apart(builder.clone(), drv));
+            }
+            let (lane, ended) = tokio::select! {
+                Some(ended) = lanes.join_next() => (Lane::Main, ended),
+                Some(ended) = background.join_next() => (Lane::Background, ended),
                 () = self.builds.0.work.notified() => continue,
             };
             // A lane does not panic: what it builds is built apart.
@@ -159,7 +173,7 @@ impl Worker {
             if built.is_ok() {
                 self.forget_failure(drv.clone()).await;
             }
-            for (id, wanted, failed) in self.ended_by(&drv, built) {
+            for (id, wanted, failed) in self.ended_by(&drv, built, lane) {
                 let worker = self.clone();
                 deliveries.spawn(async move {
                     match failed {
@@ -171,10 +185,14 @@ impl Worker {
         }
     }
 
-    fn start_next(&self) -> Option<StorePath> {
+    fn start_next(&self, lane: Lane) -> Option<StorePath> {
         let mut state = self.builds.0.lock();
         let State { queue, foresight, .. } = &mut *state;
-        let next = queue.start(self.builds.0.now(), |drvs| foresight.guess(drvs))?;
+        let guess = |drvs: &BTreeSet<StorePath>| foresight.guess(drvs);
+        let next = match lane {
+            Lane::Main => queue.start(self.builds.0.now(), guess)?,
+            Lane::Background => queue.start_in_background(self.builds.0.now(), guess)?,
+        };
         state.running.insert(next.clone(), Instant::now());
         let owner = state.queue.needed_by(&next).next();
         if let Some(waiting) = owner.and_then(|owner| state.waiting.get_mut(&owner))
@@ -193,6 +211,7 @@ impl Worker {
         &self,
         drv: &StorePath,
         built: Result<Built, NotBuilt>,
+        lane: Lane,
     ) -> Vec<(RequestId, StorePath, Option<Failed>)> {
         let now = self.builds.0.now();
         let mut state = self.builds.0.lock();
@@ -204,8 +223,8 @@ impl Worker {
         };
         let took = since.map(|since| since.elapsed()).unwrap_or_default();
         self.builds.0.metrics.build_ended(how, took);
-        // What the daemon had, or fetched, tells nothing about building it.
-        if built.as_ref().map_or(true, |built| built.worked) {
+        // What the daemon had, or fetched, tells nothing about building it; nor does a slow lane.
+        if lane == Lane::Main && built.as_ref().map_or(true, |built| built.worked) {
             let learned = state.foresight.learn(drv, took, built.is_ok());
             state.learned.extend(learned);
         }
@@ -228,20 +247,6 @@ impl Worker {
         self.builds.0.changed.notify_one();
         let wanted = |id: RequestId| Some((id, needed_by.get(&id)?.clone(), failed.clone()));
         ended.into_iter().filter_map(wanted).collect()
-    }
-
-    /// In a task of its own, so that a bug in it ends this build and not the worker.
-    async fn build_apart(&self, drv: &StorePath) -> Result<Built, NotBuilt> {
-        let mut task = JoinSet::new();
-        let (worker, wanted) = (self.clone(), drv.clone());
-        task.spawn(async move { worker.builder.build(&wanted).await });
-        match task.join_next().await {
-            Some(Ok(built)) => built,
-            _ => {
-                tracing::error!(%drv, "the build was given up because of a bug in this server");
-                Err(NotBuilt::Failed(Verdict::passing("a bug in this server; its log has the details")))
-            }
-        }
     }
 
     /// Makes the outputs of a complete request served, and tells those who wait.
@@ -344,4 +349,19 @@ impl Worker {
             self.builds.0.work.notify_one();
         }
     }
+}
+
+/// Builds in a task of its own, so that a bug in it ends this build and not the worker.
+async fn build_apart(builder: Builder, drv: StorePath) -> (StorePath, Result<Built, NotBuilt>) {
+    let mut task = JoinSet::new();
+    let wanted = drv.clone();
+    task.spawn(async move { builder.build(&wanted).await });
+    let built = match task.join_next().await {
+        Some(Ok(built)) => built,
+        _ => {
+            tracing::error!(%drv, "the build was given up because of a bug in this server");
+            Err(NotBuilt::Failed(Verdict::passing("a bug in this server; its log has the details")))
+        }
+    };
+    (drv, built)
 }

@@ -74,6 +74,10 @@ pub struct Written {
     #[arg(long, env = "ONDINE_MAX_DERIVATIONS", value_name = "N")]
     #[serde(alias = "max_derivations")]
     max_derivations: Option<usize>,
+    /// Socket of a second Nix daemon of the same store, in a service with less CPUWeight: it builds short requests meanwhile [default: none]
+    #[arg(long, env = "ONDINE_BACKGROUND_DAEMON", value_name = "PATH")]
+    #[serde(alias = "background_daemon")]
+    background_daemon: Option<PathBuf>,
     /// Requests that may wait for builds; one more is refused [default: 10000]
     #[arg(long, env = "ONDINE_MAX_QUEUED", value_name = "N")]
     #[serde(alias = "max_queued")]
@@ -217,6 +221,7 @@ impl Written {
             overtake_budget: self.overtake_budget.or(other.overtake_budget),
             overtake_share: self.overtake_share.or(other.overtake_share),
             max_derivations: self.max_derivations.or(other.max_derivations),
+            background_daemon: self.background_daemon.or(other.background_daemon),
             max_queued: self.max_queued.or(other.max_queued),
             max_queued_per_client: self.max_queued_per_client.or(other.max_queued_per_client),
             max_build_seconds: self.max_build_seconds.or(other.max_build_seconds),

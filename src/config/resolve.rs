@@ -61,12 +61,14 @@ impl Written {
             builders: self.builders.clone(),
             local: jobs > 0,
         };
+        let background = self.background_daemon.map(|socket| nix::Environment { socket, ..nix.clone() });
         let builders = self.builders.map(|machines| ("builders".to_owned(), machines));
         Ok(Settings {
             listen,
             state_dir,
             key_name,
             nix,
+            background,
             daemon: nix::Options {
                 build_cores: self.build_cores.unwrap_or(0),
                 use_substitutes: !substituters.is_empty(),
@@ -109,10 +111,17 @@ impl Written {
                 expected: "with more than one lane there is no bound to hold, so it must be 0s",
             });
         }
-        let policy = if budget.is_zero() {
-            build::Policy::Strict
-        } else {
-            build::Policy::Overtaking(build::Overtaking { budget, share_percent })
+        let policy = match &self.background_daemon {
+            None if budget.is_zero() => build::Policy::Strict,
+            None => build::Policy::Overtaking(build::Overtaking { budget, share_percent }),
+            Some(_) if budget.is_zero() && lanes.get() == 1 => build::Policy::Background,
+            Some(socket) => {
+                return Err(Error::Bounds {
+                    setting: "background-daemon",
+                    value: socket.display().to_string(),
+                    expected: "it goes with lanes = 1 and without overtake-budget: only then is there a bound to hold",
+                });
+            }
         };
         let derivations_max = self.max_derivations.unwrap_or(500);
         if derivations_max == 0 {

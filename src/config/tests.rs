@@ -15,7 +15,7 @@ fn every_setting_can_be_written_in_the_file_and_set_by_a_variable() {
         "listen = '[::1]:0'\nstate-dir = '/s'\nkey-name = 'k-1'\nbuild-from = ['store']\n\
          build-substituters = ['https://cache.example.org']\nbuild-cores = 2\n\
          build-systems = ['a-linux']\nbuild-features = ['kvm']\nmax-derivations = 7\nlanes = 2\n\
-         builders = '@/etc/nix/machines'\nmax-jobs = 0\novertake-budget = '5m'\novertake-share = 10\n\
+         builders = '@/etc/nix/machines'\nmax-jobs = 0\novertake-budget = '5m'\novertake-share = 10\nbackground-daemon = '/b'\n\
          max-queued = 5\nmax-queued-per-client = 2\nmax-build-seconds = 60\nmax-silent-seconds = 30\n\
          max-log-bytes = 4096\nmax-logs-bytes = 8192\nhold = '1s'\nkeep-alive = '2s'\n\
          remember-permanent = '1h'\nremember-passing = '1m'\npriority = 30\nwant-mass-query = true\n\
@@ -67,6 +67,8 @@ fn a_value_out_of_bounds_is_refused() {
         "max-log-bytes = 5000\nmax-logs-bytes = 4999",
         "overtake-budget = '8d'",
         "overtake-budget = '5m'\nlanes = 2",
+        "background-daemon = '/b'\nlanes = 2",
+        "background-daemon = '/b'\novertake-budget = '5m'",
     ] {
         let written = read(&format!("state-dir = '/s'\n{text}")).expect("a good file");
         assert!(matches!(written.resolve(), Err(Error::Bounds { .. })), "{text}");

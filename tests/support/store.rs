@@ -130,7 +130,13 @@ impl NixStore {
     /// Starts its daemon and waits until it accepts connections.
     #[track_caller]
     pub fn daemon(&self) -> Daemon {
-        Daemon::start(self)
+        Daemon::start(self, self.socket())
+    }
+
+    /// Starts another daemon of this store, with a socket of its own.
+    #[track_caller]
+    pub fn second_daemon(&self) -> Daemon {
+        Daemon::start(self, self.folder().join("socket-2"))
     }
 
     /// A command of this release on this store that opens the store itself.
@@ -242,14 +248,15 @@ impl Instantiated {
 pub struct Daemon {
     launcher: Launcher,
     folder: Arc<Folder>,
+    socket: PathBuf,
     child: Option<Child>,
 }
 
 impl Daemon {
     #[track_caller]
-    fn start(store: &NixStore) -> Daemon {
-        let mut daemon =
-            Daemon { launcher: store.launcher.clone(), folder: store.folder.clone(), child: None };
+    fn start(store: &NixStore, socket: PathBuf) -> Daemon {
+        let launcher = store.launcher.clone().variable("NIX_DAEMON_SOCKET_PATH", text(&socket));
+        let mut daemon = Daemon { launcher, folder: store.folder.clone(), socket, child: None };
         daemon.restart();
         daemon
     }
@@ -258,7 +265,7 @@ impl Daemon {
     #[track_caller]
     pub fn restart(&mut self) {
         self.stop();
-        let socket = self.folder.path().join("socket");
+        let socket = self.socket.clone();
         assert!(
             socket.as_os_str().len() < SOCKET_PATH_BYTES_MAX,
             "{} is too long for a socket: set TMPDIR to a folder with a shorter path",
@@ -285,8 +292,14 @@ impl Daemon {
         if let Some(mut child) = self.child.take() {
             kill_tree(child.id());
             let _ = child.wait();
-            let _ = std::fs::remove_file(self.folder.path().join("socket"));
+            let _ = std::fs::remove_file(&self.socket);
         }
+    }
+
+    /// Its process.
+    #[track_caller]
+    pub fn id(&self) -> u32 {
+        self.child.as_ref().expect("the daemon of this test is not running").id()
     }
 
     /// All that it has written to its standard error.
