@@ -215,6 +215,10 @@ fn a_range_asked_for_while_a_nar_is_packed_is_right() {
     let address = format!("/{}", field(&cache.narinfo(built.out()), "URL"));
     let plain = address.trim_end_matches(".zst");
     assert!(!cache.narinfo(built.out()).contains("FileSize"), "packed so fast that this test shows nothing");
+    // How long the file will be nobody knows yet; the NAR is as long as the narinfo says.
+    let nar_size = field(&cache.narinfo(built.out()), "NarSize").to_owned();
+    assert_eq!(cache.http.head(&address).header("content-length"), None);
+    assert_eq!(cache.http.head(plain).header("content-length"), Some(&*nar_size));
     // All at once, so that each is asked for before it is packed.
     let http = &cache.http;
     let ranges = ["bytes=0-99", "bytes=150000000-150000999", "bytes=-100"];

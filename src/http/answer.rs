@@ -137,7 +137,9 @@ pub fn range_not_satisfiable(of: u64) -> Answer {
 pub fn without_body(answer: Answer) -> Answer {
     let (mut parts, body) = answer.into_parts();
     if !parts.headers.contains_key(header::CONTENT_LENGTH) {
-        set_number(&mut parts.headers, header::CONTENT_LENGTH, hyper::body::Body::size_hint(&body).exact());
+        // An empty body is one that was not made, since nobody would read it: it tells nothing of the length.
+        let length = hyper::body::Body::size_hint(&body).exact().filter(|bytes| *bytes > 0);
+        set_number(&mut parts.headers, header::CONTENT_LENGTH, length);
     }
     Response::from_parts(parts, empty())
 }
