@@ -50,6 +50,8 @@ pub struct Settings {
     pub policy: Policy,
     /// Derivations that may have to be built for one request.
     pub derivations_max: usize,
+    /// How long a request keeps its place after its last client has left, so that one which only reconnects finds it again.
+    pub abandon_after: Duration,
     /// Requests that may wait; one more is refused.
     pub queued_max: usize,
     /// Requests of one address that may wait.

@@ -20,7 +20,7 @@ use crate::index::{Failure, FailureClass, Index};
 use crate::nix::Capabilities;
 
 /// How often requests are looked at whose clients have left.
-const LOOK_FOR_ABANDONED_EVERY: Duration = Duration::from_secs(5);
+const LOOK_FOR_ABANDONED_EVERY: Duration = Duration::from_secs(1);
 
 /// What the worker works with.
 #[derive(Clone)]
@@ -339,7 +339,7 @@ impl Worker {
             let now = self.builds.0.now();
             let mut state = self.builds.0.lock();
             // Nothing was built for them, so nothing is held.
-            for id in state.queue.drop_abandoned(now) {
+            for id in state.queue.drop_abandoned(now, self.settings.abandon_after) {
                 state.forget(id, RequestState::Dropped, &self.builds.0.metrics);
             }
             let State { queue, foresight, .. } = &mut *state;

@@ -102,6 +102,10 @@ pub struct Written {
     #[arg(long, env = "ONDINE_MAX_LOGS_BYTES", value_name = "BYTES")]
     #[serde(alias = "max_logs_bytes")]
     max_logs_bytes: Option<u64>,
+    /// How long a request of which nothing is built keeps its place after its last client has left [default: 60s]
+    #[arg(long, env = "ONDINE_ABANDON_AFTER", value_name = "DURATION", value_parser = duration)]
+    #[serde(alias = "abandon_after", default, deserialize_with = "written_duration")]
+    abandon_after: Option<Duration>,
     /// How long an answer is held before lines about the wait are sent, 0s to 250s [default: 20s]
     #[arg(long, env = "ONDINE_HOLD", value_name = "DURATION", value_parser = duration)]
     #[serde(default, deserialize_with = "written_duration")]
@@ -228,6 +232,7 @@ impl Written {
             max_silent_seconds: self.max_silent_seconds.or(other.max_silent_seconds),
             max_log_bytes: self.max_log_bytes.or(other.max_log_bytes),
             max_logs_bytes: self.max_logs_bytes.or(other.max_logs_bytes),
+            abandon_after: self.abandon_after.or(other.abandon_after),
             hold: self.hold.or(other.hold),
             keep_alive: self.keep_alive.or(other.keep_alive),
             remember_permanent: self.remember_permanent.or(other.remember_permanent),

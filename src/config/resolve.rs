@@ -139,6 +139,7 @@ impl Written {
             cores: self.build_cores.unwrap_or(0),
             policy,
             derivations_max,
+            abandon_after: self.abandon_after.unwrap_or(Duration::from_secs(60)),
             queued_max: self.max_queued.unwrap_or(10_000),
             queued_per_client_max: self.max_queued_per_client.unwrap_or(1_000),
             build_max: limit(self.max_build_seconds.unwrap_or(36_000)),

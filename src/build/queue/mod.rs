@@ -14,9 +14,6 @@ use account::Account;
 pub use account::Overtaking;
 pub use choice::{Guess, Policy};
 
-/// How long a request keeps its place after its last client has left, so that a client which only reconnects finds it again.
-pub const ABANDONED_GRACE: Duration = Duration::from_secs(60);
-
 /// Names a request; never used twice. Older ones are smaller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
@@ -266,10 +263,10 @@ impl<D: Clone + Ord> Queue<D> {
         }
     }
 
-    /// Drops the requests that nobody has waited for longer than [`ABANDONED_GRACE`] and for which nothing was built
-    /// yet, and gives them.
-    pub fn drop_abandoned(&mut self, now: Duration) -> Vec<RequestId> {
-        let late = |since: Duration| now.saturating_sub(since) > ABANDONED_GRACE;
+    /// Drops the requests that nobody has waited for longer than `grace` and for which nothing was built yet, and gives
+    /// them.
+    pub fn drop_abandoned(&mut self, now: Duration, grace: Duration) -> Vec<RequestId> {
+        let late = |since: Duration| now.saturating_sub(since) > grace;
         let abandoned = |request: &Request<D>| !request.started && request.abandoned_at.is_some_and(late);
         let dropped: Vec<RequestId> =
             self.requests.iter().filter(|(_, request)| abandoned(request)).map(|(id, _)| *id).collect();

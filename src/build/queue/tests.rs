@@ -2,6 +2,7 @@
 
 use super::*;
 
+const GRACE: Duration = Duration::from_secs(60);
 const NOW: Duration = Duration::from_secs(1000);
 
 /// A queue with a planned request for each list of derivations; in a list, each one needs the one before it.
@@ -108,8 +109,8 @@ fn a_failure_ends_those_who_need_it_and_no_one_else() {
 fn what_only_a_dropped_request_needed_is_not_built_and_blocks_nobody() {
     let (mut queue, ids) = queue(&[&[1], &[5, 6, 7], &[6, 8]]);
     queue.leave(ids[1], NOW);
-    assert_eq!(queue.drop_abandoned(NOW + ABANDONED_GRACE), vec![]);
-    assert_eq!(queue.drop_abandoned(NOW + ABANDONED_GRACE + Duration::from_millis(1)), vec![ids[1]]);
+    assert_eq!(queue.drop_abandoned(NOW + GRACE, GRACE), vec![]);
+    assert_eq!(queue.drop_abandoned(NOW + GRACE + Duration::from_millis(1), GRACE), vec![ids[1]]);
     let order: Vec<u32> =
         std::iter::from_fn(|| start(&mut queue).inspect(|drv| drop(queue.built(drv, NOW)))).collect();
     assert_eq!(order, vec![1, 6, 8]);
@@ -122,7 +123,7 @@ fn a_request_with_another_client_or_with_something_built_stays() {
     start(&mut queue);
     queue.leave(ids[0], NOW);
     queue.leave(ids[1], NOW);
-    assert_eq!(queue.drop_abandoned(NOW + 2 * ABANDONED_GRACE), vec![]);
+    assert_eq!(queue.drop_abandoned(NOW + 2 * GRACE, GRACE), vec![]);
 }
 
 #[test]
@@ -130,7 +131,7 @@ fn a_client_that_comes_back_within_the_grace_finds_its_place() {
     let (mut queue, ids) = queue(&[&[1], &[2]]);
     queue.leave(ids[1], NOW);
     assert_eq!(queue.ask(&2), (ids[1], false));
-    assert_eq!(queue.drop_abandoned(NOW + 2 * ABANDONED_GRACE), vec![]);
+    assert_eq!(queue.drop_abandoned(NOW + 2 * GRACE, GRACE), vec![]);
     assert_eq!(queue.requests().collect::<Vec<_>>(), ids);
 }
 
@@ -288,7 +289,7 @@ fn after_a_restart_what_nobody_comes_back_for_leaves_unless_it_was_begun() {
     for (id, drv) in ids.iter().zip([2, 3]) {
         back.plan(*id, needs(&[drv]), NOW);
     }
-    assert_eq!(back.drop_abandoned(NOW + 2 * ABANDONED_GRACE), vec![ids[1]]);
+    assert_eq!(back.drop_abandoned(NOW + 2 * GRACE, GRACE), vec![ids[1]]);
 }
 
 #[test]
