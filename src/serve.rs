@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
 use crate::adopt::Adopter;
-use crate::build::{Builder, Builds, Logs, Worker};
+use crate::build::{Builder, Builds, Connections, Logs, Worker};
 use crate::http::{Door, Parts, Service};
 use crate::index::{self, Index};
 use crate::nar_store::NarStore;
@@ -130,8 +130,20 @@ impl Server {
             build_cores: settings.daemon.build_cores,
             builds: settings.daemon.jobs.saturating_mul(settings.build.lanes.get() as u64),
         };
-        let pool = nix::Pool::new(settings.nix.clone(), settings.daemon.clone());
-        let background = settings.background.map(|nix| nix::Pool::new(nix, settings.daemon));
+        // It may be another machine now, or have other settings.
+        index.forget_refusals().await?;
+        let capabilities = Arc::new(nix::detect(settings.capabilities).await);
+        let mut options = settings.daemon;
+        if capabilities.has_one_machine() && options.jobs > 0 {
+            match nix::without_remote_builders(&state_dir) {
+                Ok(hook) => options.extra.push(hook),
+                Err(error) => {
+                    tracing::warn!(%error, "Nix keeps its build hook, which makes each build a little slower")
+                }
+            }
+        }
+        let pool = nix::Pool::new(settings.nix.clone(), options.clone());
+        let background = settings.background.map(|nix| nix::Pool::new(nix, options));
         if let Some(background) = &background {
             doctor::background(&pool, background).await?;
         }
@@ -145,19 +157,17 @@ impl Server {
             key: Arc::new(key),
             store_dir: store_dir.clone(),
         };
-        // It may be another machine now, or have other settings.
-        index.forget_refusals().await?;
-        let capabilities = Arc::new(nix::detect(settings.capabilities).await);
         let builds = Builds::open(settings.build, &index).await?;
         let building = state(&state_dir.join("building"), |dir| Roots::open(dir, store_dir.clone()))?;
         let builder = Builder {
-            pool: pool.clone(),
+            connections: Connections::new(pool.clone()),
             roots: building,
             logs: logs.clone(),
             builds: builds.clone(),
             settings: settings.build,
         };
-        let background = background.map(|pool| Builder { pool, ..builder.clone() });
+        let background =
+            background.map(|pool| Builder { connections: Connections::new(pool), ..builder.clone() });
         let worker = Worker {
             builds: builds.clone(),
             builder,

@@ -2,6 +2,7 @@
 //! bound. Its outputs are held when this returns them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use narinfo::StorePath;
@@ -17,7 +18,7 @@ use crate::roots::Roots;
 #[derive(Clone)]
 pub struct Builder {
     /// The connections to the daemon.
-    pub pool: Pool,
+    pub connections: Connections,
     /// What holds outputs that others in the queue need.
     pub roots: Roots,
     /// Where logs go.
@@ -26,6 +27,47 @@ pub struct Builder {
     pub builds: Builds,
     /// How builds are bounded.
     pub settings: Settings,
+}
+
+/// Connections to build through, kept from one build to the next while there is one: to open one takes longer than a short
+/// build does. Clones share them.
+#[derive(Clone)]
+pub struct Connections {
+    /// Where new ones come from.
+    pub pool: Pool,
+    kept: Arc<Mutex<Vec<PooledDaemon>>>,
+}
+
+impl Connections {
+    /// None yet.
+    #[must_use]
+    pub fn new(pool: Pool) -> Self {
+        Self { pool, kept: Arc::default() }
+    }
+
+    async fn get(&self) -> Result<PooledDaemon, DaemonError> {
+        // Lets the runtime notice hang-ups of which the system has told it.
+        tokio::task::yield_now().await;
+        while let Some(mut daemon) = self.lock().pop() {
+            if daemon.seems_alive() {
+                return Ok(daemon);
+            }
+        }
+        self.pool.get().await
+    }
+
+    fn keep(&self, daemon: PooledDaemon) {
+        self.lock().push(daemon);
+    }
+
+    /// Closes them all: their temporary roots, on all that was built through them, end.
+    pub(super) fn close(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<PooledDaemon>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A derivation whose outputs are there.
@@ -91,9 +133,9 @@ impl Builder {
         built
     }
 
-    /// One connection for one build: its temporary roots hold the outputs until ours do, or they are adopted.
+    /// The temporary roots of the connection hold the outputs until ours do, or they are adopted.
     async fn attempt(&self, drv: &StorePath, log: &LogWriter) -> Result<Built, Stop> {
-        let mut daemon = self.pool.get().await?;
+        let mut daemon = self.connections.get().await?;
         // Before the build: its outputs must not be collected in the moment after it.
         for output in known_outputs(&mut daemon, drv).await? {
             daemon.add_temp_root(&output).await?;
@@ -104,6 +146,7 @@ impl Builder {
             tracing::error!(%drv, error = &error as &dyn std::error::Error, "built, but not held");
             Verdict::passing("it was built, but could not be kept; the server's log has the details")
         })?;
+        self.connections.keep(daemon);
         Ok(Built { outputs, worked })
     }
 

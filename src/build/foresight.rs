@@ -38,8 +38,9 @@ impl Foresight {
 
     /// A build took so long, or was stopped or failed after that. Gives what to record of it.
     pub(super) fn learn(&mut self, drv: &StorePath, took: Duration, built: bool) -> Option<DurationRow> {
-        let kind = self.kinds.get(drv)?;
-        self.durations.learn(kind, took, built);
+        // What was stopped is built again.
+        let kind = if built { self.kinds.remove(drv)? } else { self.kinds.get(drv)?.clone() };
+        self.durations.learn(&kind, took, built);
         Some(DurationRow { work: kind.as_str().to_owned(), took, built })
     }
 

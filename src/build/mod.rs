@@ -26,7 +26,7 @@ use narinfo::StorePath;
 use tokio::sync::{Notify, watch};
 
 use crate::index::{self, DurationRow, Failure, Index};
-pub use builder::Builder;
+pub use builder::{Builder, Connections};
 use eta::Told;
 use foresight::Foresight;
 pub use log::{Logs, Settings as LogSettings};
@@ -272,6 +272,12 @@ struct Entered {
 }
 
 impl State {
+    /// Requests have left early: what only they needed is not expected any more.
+    fn forget_kinds(&mut self) {
+        let Self { queue, foresight, .. } = self;
+        foresight.retain(|drv| queue.needed_by(drv).next().is_some());
+    }
+
     /// A request has ended, or left the queue for good.
     fn forget(&mut self, id: RequestId, past: RequestState, metrics: &Metrics) -> Option<Waiting> {
         let waiting = self.waiting.remove(&id)?;

@@ -22,6 +22,9 @@ use crate::nix::Capabilities;
 /// How often requests are looked at whose clients have left.
 const LOOK_FOR_ABANDONED_EVERY: Duration = Duration::from_secs(1);
 
+/// How long connections are kept when there is nothing to build.
+const REST_AFTER: Duration = Duration::from_millis(200);
+
 /// What the worker works with.
 #[derive(Clone)]
 pub struct Worker {
@@ -122,7 +125,7 @@ impl Worker {
 
     async fn lacking(&self, drv: &StorePath) -> Result<Planned, Verdict> {
         let attempt = || async {
-            let mut daemon = self.builder.pool.get().await?;
+            let mut daemon = self.builder.connections.pool.get().await?;
             plan::plan(&mut daemon, drv, self.settings.derivations_max, &self.capabilities).await
         };
         again(drv, attempt, |error| matches!(error, plan::Error::Daemon(e) if e.is_connection_lost()))
@@ -167,6 +170,11 @@ impl Worker {
                 Some(ended) = lanes.join_next() => (Lane::Main, ended),
                 Some(ended) = background.join_next() => (Lane::Background, ended),
                 () = self.builds.0.work.notified() => continue,
+                () = tokio::time::sleep(REST_AFTER), if lanes.is_empty() && background.is_empty() => {
+                    self.rest();
+                    self.builds.0.work.notified().await;
+                    continue;
+                }
             };
             // A lane does not panic: what it builds is built apart.
             let Ok((drv, built)) = ended else { continue };
@@ -182,6 +190,14 @@ impl Worker {
                     }
                 });
             }
+        }
+    }
+
+    /// Nothing is to be built for now.
+    fn rest(&self) {
+        self.builder.connections.close();
+        if let Some(background) = &self.background {
+            background.connections.close();
         }
     }
 
@@ -236,7 +252,9 @@ impl Worker {
                 (state.queue.built(drv, now), None)
             }
             Err(NotBuilt::Failed(verdict)) => {
-                (state.queue.failed(drv, now), Some(Failed { cause: drv.clone(), verdict }))
+                let ended = state.queue.failed(drv, now);
+                state.forget_kinds();
+                (ended, Some(Failed { cause: drv.clone(), verdict }))
             }
             Err(NotBuilt::Stopped) => {
                 state.queue.stopped(drv, now);
@@ -271,7 +289,8 @@ impl Worker {
     }
 
     async fn publish(&self, drv: &StorePath) -> Result<(), Verdict> {
-        let outputs = async { known_outputs(&mut *self.builder.pool.get().await?, drv).await }.await;
+        let outputs =
+            async { known_outputs(&mut *self.builder.connections.pool.get().await?, drv).await }.await;
         let outputs = outputs.map_err(|error| Verdict::of_error(&error))?;
         self.adopter.adopt(&outputs).await.map_err(|error| {
             tracing::error!(%drv, error = &error as &dyn std::error::Error, "built, but not published");
@@ -339,11 +358,14 @@ impl Worker {
             let now = self.builds.0.now();
             let mut state = self.builds.0.lock();
             // Nothing was built for them, so nothing is held.
-            for id in state.queue.drop_abandoned(now, self.settings.abandon_after) {
+            let dropped = state.queue.drop_abandoned(now, self.settings.abandon_after);
+            if dropped.is_empty() {
+                continue;
+            }
+            for id in dropped {
                 state.forget(id, RequestState::Dropped, &self.builds.0.metrics);
             }
-            let State { queue, foresight, .. } = &mut *state;
-            foresight.retain(|drv| queue.needed_by(drv).next().is_some());
+            state.forget_kinds();
             drop(state);
             self.builds.0.changed.notify_one();
             self.builds.0.work.notify_one();

@@ -67,6 +67,12 @@ impl Machine {
 }
 
 impl Capabilities {
+    /// Whether the daemon's own machine is known to be the only one.
+    #[must_use]
+    pub fn has_one_machine(&self) -> bool {
+        matches!(self, Self::Machines(machines) if machines.len() == 1)
+    }
+
     /// What `derivation` needs and nobody here has; `None` when it can be built.
     #[must_use]
     pub fn lack(&self, derivation: &Derivation) -> Option<Lack> {

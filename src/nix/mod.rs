@@ -3,6 +3,7 @@
 //! build, pool; then database, derivations, local; then capabilities, machines, detect.
 
 mod build;
+mod build_hook;
 mod capabilities;
 mod connection;
 mod database;
@@ -20,6 +21,7 @@ mod stderr;
 mod wire;
 
 pub use build::{BuildEvent, BuildResult, BuildStatus, BuildTarget};
+pub use build_hook::without_remote_builders;
 pub use capabilities::{Capabilities, Lack, Machine};
 pub use connection::{Daemon, OPERATION_TIMEOUT};
 pub use database::{Database, DatabaseError, KnownOutput};
