@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, Transaction};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::Error;
 
@@ -14,8 +14,8 @@ use super::Error;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Writes that may wait for the writer thread; more make their askers wait.
 const WRITES_QUEUED_MAX: usize = 256;
-/// Idle reading connections kept.
-const READERS_IDLE_MAX: usize = 8;
+/// Reading connections. Each has a cache of its own; when all are in use, whoever wants to read waits without a thread.
+const READERS_MAX: usize = 4;
 /// The schema's version, in `user_version`.
 const SCHEMA_VERSION: i64 = 2;
 /// What brings each older version to the next one, from version 1 on.
@@ -68,19 +68,24 @@ impl Writer {
 pub(super) struct Readers {
     file: PathBuf,
     idle: Mutex<Vec<Connection>>,
+    turns: Arc<Semaphore>,
 }
 
 impl Readers {
     pub(super) fn new(file: &Path) -> Arc<Self> {
-        Arc::new(Self { file: file.to_owned(), idle: Mutex::new(Vec::new()) })
+        let turns = Arc::new(Semaphore::new(READERS_MAX));
+        Arc::new(Self { file: file.to_owned(), idle: Mutex::new(Vec::new()), turns })
     }
 
     pub(super) async fn run<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
+        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| Error::ReaderGone)?;
         let readers = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
+            // The turn ends with the work, also where nobody waits for it any more.
+            let _turn = turn;
             let connection = readers.take()?;
             let result = work(&connection);
             readers.give_back(connection);
@@ -102,10 +107,7 @@ impl Readers {
     }
 
     fn give_back(&self, connection: Connection) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() < READERS_IDLE_MAX {
-            idle.push(connection);
-        }
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use narinfo::{StorePath, StorePathHash};
+use tokio::sync::Semaphore;
 
 use super::database::{Database, DatabaseError};
 use super::derivations::Derivations;
@@ -23,6 +24,8 @@ pub struct LocalStoreError(#[from] DaemonError);
 pub struct LocalStore {
     pool: Pool,
     database: Arc<Database>,
+    /// The database takes one call at a time: whoever else wants to read waits without a thread.
+    turn: Arc<Semaphore>,
     derivations: Derivations,
     /// So that a database that cannot be read is told of once, not at every look-up.
     without_database: Arc<AtomicBool>,
@@ -33,7 +36,8 @@ impl LocalStore {
     #[must_use]
     pub fn new(environment: Environment, pool: Pool) -> Self {
         let database = Arc::new(Database::lazy(&environment));
-        Self { pool, database, derivations: Derivations::default(), without_database: Arc::default() }
+        let turn = Arc::new(Semaphore::new(1));
+        Self { pool, database, turn, derivations: Derivations::default(), without_database: Arc::default() }
     }
 
     /// The valid path with this hash.
@@ -95,7 +99,13 @@ impl LocalStore {
         read: impl FnOnce(&Database) -> Result<T, DatabaseError> + Send + 'static,
     ) -> Result<T, DatabaseError> {
         let database = self.database.clone();
-        match tokio::task::spawn_blocking(move || read(&database)).await {
+        // The semaphore is never closed; the turn ends with the work, also where nobody waits for it any more.
+        let turn = Arc::clone(&self.turn).acquire_owned().await;
+        let reading = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            read(&database)
+        });
+        match reading.await {
             Ok(outcome) => outcome,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }

@@ -8,6 +8,7 @@
 pub mod addresses;
 pub mod cache;
 pub mod client;
+pub mod crowd;
 pub mod cutting_proxy;
 pub mod derivations;
 pub mod gate;
