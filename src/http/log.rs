@@ -6,12 +6,12 @@ use std::io;
 use bytes::Bytes;
 use narinfo::StorePath;
 
+use super::Service;
 use super::answer::{self, Answer};
-use super::pipe::{Pieces, pipe};
-use super::{Method, Service};
+use super::pipe::{Cut, Pieces, written};
 use crate::growing::Reader;
 
-pub(super) fn get(service: &Service, drv: &StorePath, method: Method) -> Answer {
+pub(super) fn get(service: &Service, drv: &StorePath) -> Answer {
     let log = match service.parts.logs.read(drv) {
         Ok(Some(log)) => log,
         Ok(None) => {
@@ -26,22 +26,18 @@ pub(super) fn get(service: &Service, drv: &StorePath, method: Method) -> Answer 
             );
         }
     };
-    let (pipe, body) = pipe();
-    let (answer, follows) = match log.bytes {
-        Some(bytes) => (answer::measured(answer::TEXT, bytes, body), false),
-        None => (answer::streamed(answer::TEXT, body), true),
-    };
-    if method == Method::Get {
-        let service = service.clone();
-        tokio::spawn(async move {
-            tokio::select! {
-                () = pipe.send_all(log.reader) => {}
-                // The build ends with the server, and its log with it. What is whole is given its time.
-                () = service.stopping(), if follows => {}
-            }
-        });
+    let (service, bytes) = (service.clone(), log.bytes);
+    let body = written(|pipe| async move {
+        tokio::select! {
+            ended = pipe.send_all(log.reader) => ended,
+            // The build ends with the server, and its log with it. What is whole is given its time.
+            () = service.stopping(), if bytes.is_none() => Err(Cut),
+        }
+    });
+    match bytes {
+        Some(bytes) => answer::measured(answer::TEXT, bytes, body),
+        None => answer::streamed(answer::TEXT, body),
     }
-    answer
 }
 
 impl Pieces for Reader {

@@ -13,6 +13,7 @@ mod server;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,34 +94,60 @@ impl Service {
         let _ = self.stopping.clone().wait_for(|stopping| *stopping).await;
     }
 
-    async fn answer<B>(self, request: Request<B>, client: Option<IpAddr>) -> Result<Answer, Infallible> {
+    /// The answer to come: small, since hyper keeps room for it as long as the connection lives.
+    fn answer<B: Send + 'static>(
+        &self,
+        request: Request<B>,
+        client: Option<IpAddr>,
+    ) -> impl Future<Output = Result<Answer, Infallible>> + use<B> {
+        let head = request.method() == hyper::Method::HEAD;
+        let coming = self.clone().route(request, client);
+        async move {
+            let answer = coming.await;
+            Ok(if head { answer::without_body(answer) } else { answer })
+        }
+    }
+
+    fn route<B: Send + 'static>(self, request: Request<B>, client: Option<IpAddr>) -> Coming {
         let method = match *request.method() {
             hyper::Method::GET => Method::Get,
             hyper::Method::HEAD => Method::Head,
-            _ => return Ok(answer::method_not_allowed()),
+            _ => return now(answer::method_not_allowed()),
         };
-        let answer = self.route(method, &request, client).await;
-        Ok(if method == Method::Head { answer::without_body(answer) } else { answer })
-    }
-
-    async fn route<B>(&self, method: Method, request: &Request<B>, client: Option<IpAddr>) -> Answer {
-        let uri = request.uri();
-        let Some(Target { route, cached }) = Target::parse(uri.path(), uri.query()) else {
-            return answer::missing("nothing has this address; a narinfo is at /<32 characters>.narinfo");
+        let Some(Target { route, cached }) = Target::parse(request.uri().path(), request.uri().query())
+        else {
+            return now(answer::missing(
+                "nothing has this address; a narinfo is at /<32 characters>.narinfo",
+            ));
         };
-        let on_miss = if cached { OnMiss::Report } else { OnMiss::Build(client) };
         match route {
-            Route::Home => info::home(self, request.headers()),
-            Route::CacheInfo => info::cache_info(self),
-            Route::NarInfo(hash) => narinfo::get(self, hash, method, on_miss, request.version()).await,
-            Route::Nar(hash, form) => nar::get(self, hash, form, method, request.headers()).await,
-            Route::Log(drv) => log::get(self, &drv, method),
-            Route::Health => info::health(),
-            Route::Ready => info::ready(self).await,
-            Route::Status => api::status(self).await,
-            Route::Queue => api::queue(self),
-            Route::Build(id) => api::build(self, id).await,
-            Route::Metrics => api::metrics(self),
+            Route::Home => now(info::home(&self, request.headers())),
+            Route::CacheInfo => now(info::cache_info(&self)),
+            Route::NarInfo(hash) => {
+                let builds = method == Method::Get && !cached;
+                let on_miss = if builds { OnMiss::Build(client) } else { OnMiss::Report };
+                let version = request.version();
+                // Very many may wait, and the head of a request is a part of the connection's buffer.
+                drop(request);
+                Box::pin(async move { narinfo::get(&self, hash, on_miss, version).await })
+            }
+            Route::Nar(hash, form) => {
+                Box::pin(async move { nar::get(&self, hash, form, method, request.headers()).await })
+            }
+            Route::Log(drv) => now(log::get(&self, &drv)),
+            Route::Health => now(info::health()),
+            Route::Ready => Box::pin(async move { info::ready(&self).await }),
+            Route::Status => Box::pin(async move { api::status(&self).await }),
+            Route::Queue => now(api::queue(&self)),
+            Route::Build(id) => Box::pin(async move { api::build(&self, id).await }),
+            Route::Metrics => now(api::metrics(&self)),
         }
     }
+}
+
+/// An answer to come, each as large as its route needs.
+type Coming = Pin<Box<dyn Future<Output = Answer> + Send>>;
+
+fn now(answer: Answer) -> Coming {
+    Box::pin(std::future::ready(answer))
 }

@@ -9,8 +9,8 @@ use hyper::HeaderMap;
 use hyper::header::{self, HeaderName};
 use narinfo::NarHash;
 
-use super::answer::{self, Answer, Body, Part};
-use super::pipe::{Pieces, pipe};
+use super::answer::{self, Answer, Part};
+use super::pipe::{Pieces, written};
 use super::route::NarForm;
 use super::{Method, Service};
 use crate::nar_store::{NarStream, Range};
@@ -86,7 +86,7 @@ async fn body(
     };
     let etag = etag(hash, form, &served);
     let stream = stream(nar, form, &part, served.nar_size())?;
-    Ok(answer::file(media_type(form), etag.as_deref(), &part, send(stream)))
+    Ok(answer::file(media_type(form), etag.as_deref(), &part, written(|pipe| pipe.send_all(stream))))
 }
 
 fn stream(nar: Nar, form: NarForm, part: &Part, nar_size: u64) -> io::Result<NarStream> {
@@ -105,13 +105,6 @@ fn stream(nar: Nar, form: NarForm, part: &Part, nar_size: u64) -> io::Result<Nar
         NarForm::Zstd => Ok(compressed),
         NarForm::Plain => compressed.plain(wanted(nar_size)),
     }
-}
-
-/// Reads ahead of the client by a bounded number of chunks; the reading ends when the client leaves.
-fn send(stream: NarStream) -> Body {
-    let (pipe, body) = pipe();
-    tokio::spawn(pipe.send_all(stream));
-    body
 }
 
 impl Pieces for NarStream {

@@ -6,9 +6,9 @@ use std::time::Duration;
 use hyper::Version;
 use narinfo::{Compression, NarInfo, StoreDir, StorePathHash};
 
+use super::Service;
 use super::answer::{self, Answer};
-use super::pipe::{Pipe, pipe};
-use super::{Method, Service};
+use super::pipe::{Cut, Pipe, written};
 use crate::build::Ticket;
 use crate::index::Hit;
 use crate::substitute::{Answer as Decision, Missing, OnMiss};
@@ -16,16 +16,10 @@ use crate::substitute::{Answer as Decision, Missing, OnMiss};
 /// Bytes of a line about the wait at least: less than one a second counts as stalled, and some proxies hold back crumbs.
 const WAIT_LINE_BYTES_MIN: usize = 64;
 
-pub(super) async fn get(
-    service: &Service,
-    hash: StorePathHash,
-    method: Method,
-    on_miss: OnMiss,
-    version: Version,
-) -> Answer {
-    let on_miss = if method == Method::Head { OnMiss::Report } else { on_miss };
+pub(super) async fn get(service: &Service, hash: StorePathHash, on_miss: OnMiss, version: Version) -> Answer {
     let substitute = &service.parts.substitute;
-    match substitute.ask(hash, on_miss).await {
+    // In a box, so that nothing of it is kept while the client waits.
+    match Box::pin(substitute.ask(hash, on_miss)).await {
         Decision::Ready(hit) => answer::ready(answer::NARINFO, render(&hit, &service.parts.store_dir)),
         Decision::Missing(reason) => answer::missing(reason),
         Decision::Wait(ticket) => wait(service, hash, ticket, version).await,
@@ -49,11 +43,9 @@ async fn wait(service: &Service, hash: StorePathHash, mut ticket: Ticket, versio
         Ok(Some(Err(failure))) => answer::missing(Missing::Failed(failure)),
         // Still building, or the server stops: in both cases what follows says so by what it does.
         Err(_) | Ok(None) => {
-            let (pipe, body) = pipe();
-            let answer = answer::waiting(body, ticket.id(), ticket.outlook().as_ref());
+            let (id, outlook) = (ticket.id(), ticket.outlook());
             let waiting = Waiting { hash, ticket, service: service.clone() };
-            tokio::spawn(waiting.run(pipe));
-            answer
+            answer::waiting(written(|pipe| waiting.run(pipe)), id, outlook.as_ref())
         }
     }
 }
@@ -67,26 +59,22 @@ struct Waiting {
 
 impl Waiting {
     /// Sends a line now and then until the build has ended, then the narinfo. Whatever else happens cuts the body.
-    async fn run(mut self, mut pipe: Pipe) {
+    async fn run(mut self, mut pipe: Pipe) -> Result<(), Cut> {
         let parts = &self.service.parts;
         let mut ticks = tokio::time::interval(parts.settings.keep_alive);
-        let ending = loop {
+        loop {
             tokio::select! {
-                ending = self.ticket.ended() => break ending,
-                () = self.service.stopping() => break None,
-                _ = ticks.tick() => {
-                    if pipe.send(wait_line(&self.ticket.describe())).await.is_err() {
-                        return;
-                    }
-                }
+                ending = self.ticket.ended() => match ending {
+                    Some(Ok(())) => break,
+                    _ => return Err(Cut),
+                },
+                () = self.service.stopping() => return Err(Cut),
+                _ = ticks.tick() => pipe.send(wait_line(&self.ticket.describe())).await,
             }
-        };
-        if let Some(Ok(())) = ending
-            && let Ok(hit) = parts.substitute.after_build(self.hash).await
-            && pipe.send(render(&hit, &parts.store_dir)).await.is_ok()
-        {
-            pipe.complete();
         }
+        let hit = parts.substitute.after_build(self.hash).await.map_err(|_| Cut)?;
+        pipe.send(render(&hit, &parts.store_dir)).await;
+        Ok(())
     }
 }
 

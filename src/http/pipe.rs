@@ -1,31 +1,25 @@
-//! A body that is written over time. It is cut unless its writer says that it is complete, so that no error, no panic
-//! and no shutdown can make half an answer look whole; and it ends only after its last piece was read.
+//! A body that is written while it is read: its writer is a future that runs within it, on the task of the connection,
+//! and goes with it when the client leaves. It is cut unless its writer says that it is complete, so that no error and no
+//! shutdown can make half an answer look whole.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Frame;
-use tokio::sync::mpsc;
 
 use super::answer::Body;
 
-/// Pieces that may be under way to a client that reads slowly.
-const PIECES_UNSENT_MAX: usize = 2;
+/// The writing end: room for one piece.
+pub(super) struct Pipe(Arc<Mutex<Option<Bytes>>>);
 
-/// The writing end.
-pub(super) struct Pipe {
-    pieces: mpsc::Sender<Bytes>,
-    complete: Arc<AtomicBool>,
-}
-
-/// The client has left.
+/// The writer has no more to give, and the body is not complete.
 #[derive(Debug)]
-pub(super) struct ClientGone;
+pub(super) struct Cut;
 
 /// What gives a body piece by piece.
 pub(super) trait Pieces: Send {
@@ -33,49 +27,50 @@ pub(super) trait Pieces: Send {
     fn next_piece(&mut self) -> impl Future<Output = io::Result<Option<Bytes>>> + Send;
 }
 
-/// The reading end. Whether the body is complete is looked at only when every piece was read and the writer is gone.
+/// The reading end.
 struct Written {
-    pieces: mpsc::Receiver<Bytes>,
-    complete: Arc<AtomicBool>,
+    piece: Arc<Mutex<Option<Bytes>>>,
+    /// Gone once it has ended.
+    writer: Option<Pin<Box<Writer>>>,
 }
 
-/// A body and the end to write it with.
-pub(super) fn pipe() -> (Pipe, Body) {
-    let (sender, pieces) = mpsc::channel(PIECES_UNSENT_MAX);
-    let complete = Arc::new(AtomicBool::new(false));
-    let body = Written { pieces, complete: Arc::clone(&complete) };
-    (Pipe { pieces: sender, complete }, body.boxed_unsync())
+/// It runs to the end, or to the cut, of the body.
+type Writer = dyn Future<Output = Result<(), Cut>> + Send;
+
+/// A body that `write` writes. It is complete when that returns `Ok`.
+pub(super) fn written<W>(write: impl FnOnce(Pipe) -> W) -> Body
+where
+    W: Future<Output = Result<(), Cut>> + Send + 'static,
+{
+    let piece = Arc::new(Mutex::new(None));
+    let writer = write(Pipe(Arc::clone(&piece)));
+    Written { piece, writer: Some(Box::pin(writer)) }.boxed_unsync()
 }
 
 impl Pipe {
-    /// Sends a piece, once there is room for it.
-    pub(super) async fn send(&mut self, piece: impl Into<Bytes>) -> Result<(), ClientGone> {
-        self.pieces.send(piece.into()).await.map_err(|_| ClientGone)
+    /// Gives a piece, and returns once the client is ready for the next one.
+    pub(super) async fn send(&mut self, piece: impl Into<Bytes>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(piece.into());
+        // Nothing need wake this: it runs whenever the body is read.
+        poll_fn(|_| match *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(_) => Poll::Pending,
+            None => Poll::Ready(()),
+        })
+        .await;
     }
 
-    /// Sends all pieces of `source`, and completes the body after the last. An error cuts it, as does dropping this;
-    /// it ends at once when the client leaves, even while there is no piece to send.
-    pub(super) async fn send_all(mut self, mut source: impl Pieces) {
+    /// Gives all pieces of `source`; an error cuts the body.
+    pub(super) async fn send_all(mut self, mut source: impl Pieces) -> Result<(), Cut> {
         loop {
-            let piece = tokio::select! {
-                piece = source.next_piece() => piece,
-                () = self.pieces.closed() => return,
-            };
-            match piece {
-                Ok(Some(piece)) => {
-                    if self.send(piece).await.is_err() {
-                        return;
-                    }
+            match source.next_piece().await {
+                Ok(Some(piece)) => self.send(piece).await,
+                Ok(None) => return Ok(()),
+                Err(error) => {
+                    tracing::warn!(%error, "an answer was cut");
+                    return Err(Cut);
                 }
-                Ok(None) => return self.complete(),
-                Err(error) => return tracing::warn!(%error, "an answer was cut"),
             }
         }
-    }
-
-    /// The body is complete. Dropping the pipe without this cuts it.
-    pub(super) fn complete(self) {
-        self.complete.store(true, Ordering::Release);
     }
 }
 
@@ -87,10 +82,15 @@ impl hyper::body::Body for Written {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        Poll::Ready(match ready!(self.pieces.poll_recv(context)) {
-            Some(piece) => Some(Ok(Frame::data(piece))),
-            None if self.complete.load(Ordering::Acquire) => None,
-            None => Some(Err(io::Error::other("cut: the answer could not be completed"))),
+        let Some(writer) = &mut self.writer else { return Poll::Ready(None) };
+        let ended = writer.as_mut().poll(context);
+        // A writer that has given a piece waits until it is taken, so it has not ended then.
+        if let Some(piece) = self.piece.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            return Poll::Ready(Some(Ok(Frame::data(piece))));
+        }
+        ended.map(|ended| {
+            self.writer = None;
+            ended.err().map(|Cut| Err(io::Error::other("cut: the answer could not be completed")))
         })
     }
 }
@@ -99,38 +99,42 @@ impl hyper::body::Body for Written {
 mod tests {
     use super::*;
 
-    /// Bodies written on one thread and read on another, often enough to meet the moments in between.
-    const BODIES: usize = 200_000;
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_complete_body_has_its_last_piece_however_writer_and_reader_meet() {
-        for body in 0..BODIES {
-            let (mut pipe, reading) = pipe();
-            let writer = tokio::spawn(async move {
-                pipe.send("piece").await.expect("the reader is there");
-                pipe.complete();
-            });
-            let read = reading.collect().await.expect("complete").to_bytes();
-            assert_eq!(read, "piece", "body {body}");
-            writer.await.expect("written");
-        }
-    }
-
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn a_body_that_is_not_said_to_be_complete_is_cut_after_its_last_piece() {
-        for _ in 0..1_000 {
-            let (mut pipe, mut reading) = pipe();
-            tokio::spawn(async move { pipe.send("piece").await });
-            let first = reading.frame().await.expect("a piece").expect("no error yet");
-            assert_eq!(first.into_data().expect("data"), "piece");
-            assert!(reading.frame().await.expect("not the end").is_err());
-        }
+    #[tokio::test]
+    async fn a_complete_body_has_all_its_pieces_in_order() {
+        let reading = written(|mut pipe| async move {
+            for piece in ["one ", "two ", "three"] {
+                pipe.send(piece).await;
+                tokio::task::yield_now().await;
+            }
+            Ok(())
+        });
+        assert_eq!(reading.collect().await.expect("complete").to_bytes(), "one two three");
     }
 
     #[tokio::test]
-    async fn the_writer_learns_that_the_client_has_left() {
-        let (mut pipe, reading) = pipe();
+    async fn a_body_that_is_not_said_to_be_complete_is_cut_after_its_last_piece() {
+        let mut reading = written(|mut pipe| async move {
+            pipe.send("piece").await;
+            Err(Cut)
+        });
+        let first = reading.frame().await.expect("a piece").expect("no error yet");
+        assert_eq!(first.into_data().expect("data"), "piece");
+        assert!(reading.frame().await.expect("not the end").is_err());
+    }
+
+    #[tokio::test]
+    async fn the_writer_goes_when_the_client_leaves() {
+        let held = Arc::new(());
+        let by_writer = Arc::clone(&held);
+        let mut reading = written(|mut pipe| async move {
+            pipe.send("piece").await;
+            std::future::pending::<()>().await;
+            drop(by_writer);
+            Ok(())
+        });
+        reading.frame().await.expect("a piece").expect("no error");
+        assert_eq!(Arc::strong_count(&held), 2);
         drop(reading);
-        assert!(pipe.send("piece").await.is_err());
+        assert_eq!(Arc::strong_count(&held), 1);
     }
 }

@@ -77,12 +77,13 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let service = service.clone();
-    let connection =
-        http1::Builder::new().timer(TokioTimer::new()).header_read_timeout(HEADERS_TIMEOUT).serve_connection(
-            TokioIo::new(stream),
-            service_fn(move |request| service.clone().answer(request, client)),
-        );
-    let connection = graceful.watch(connection);
+    let answer = service_fn(move |request| service.answer(request, client));
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_TIMEOUT)
+        .serve_connection(TokioIo::new(stream), answer);
+    // In a box: a task keeps twice the room for what it awaits, and there may be very many of these.
+    let connection = Box::pin(graceful.watch(connection));
     tokio::spawn(async move {
         // Clients that leave, and answers that are cut, end here; each was logged where it happened.
         if let Err(error) = connection.await {
