@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use narinfo::KeyName;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
@@ -115,6 +116,7 @@ impl Server {
     /// # Errors
     /// When the state, the key, the index or the address cannot be used.
     pub async fn open(settings: Settings) -> Result<Self, Error> {
+        raise_descriptor_limit();
         let state_dir = make_state_dir(&settings.state_dir)?;
         let lock = lock(&state_dir)?;
         let index_file = state_dir.join("index.sqlite");
@@ -236,6 +238,15 @@ impl Server {
         packer.abort();
         let _ = fs::remove_file(&self.control);
         ended
+    }
+}
+
+/// Each client that waits is an open file: as many as the system lets us have, not as many as a shell asks for.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit of open files stays {:?}", limit.current);
     }
 }
 

@@ -34,7 +34,7 @@ fn rust_files(folder: &str) -> BTreeMap<String, String> {
 }
 
 fn all_files() -> BTreeMap<String, String> {
-    ["src", "tests", "narinfo/src", "narinfo/tests"].into_iter().flat_map(rust_files).collect()
+    ["src", "tests", "benches", "narinfo/src", "narinfo/tests"].into_iter().flat_map(rust_files).collect()
 }
 
 #[test]

@@ -13,8 +13,8 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use ureq::http::HeaderMap;
 
-use super::cache::Cache;
 use super::addresses::narinfo_address;
+use super::cache::Cache;
 use super::cache::assert_narinfo;
 use super::http::Response;
 use super::process::wait_until;
@@ -101,7 +101,8 @@ impl Crowd {
     #[track_caller]
     pub fn ask(address: &str, path: &Path, size: usize) -> Crowd {
         raise_descriptor_limit(size);
-        let request = format!("GET {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", narinfo_address(path));
+        let request =
+            format!("GET {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", narinfo_address(path));
         let (address, told) = (address.to_owned(), Arc::new(AtomicUsize::new(0)));
         let counter = Arc::clone(&told);
         let thread = std::thread::spawn(move || {
