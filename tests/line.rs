@@ -3,29 +3,14 @@
 
 mod support;
 
-use std::io::Write;
-use std::net::TcpStream;
-use std::path::Path;
 use std::time::Duration;
 
 use support::addresses::narinfo_address;
 use support::cache::assert_narinfo;
-use support::http::{connect, hang_up};
+use support::http::hang_up;
 use support::{Cache, Client, Ending, Release, nar_digest, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
-
-/// Asks for a path as someone who does not look at the answer yet.
-fn ask(cache: &Cache, path: &Path) -> TcpStream {
-    let mut stream = connect(cache.ondine.address());
-    let request = format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", narinfo_address(path));
-    stream.write_all(request.as_bytes()).expect("sent");
-    stream
-}
-
-fn served(cache: &Cache, path: &Path) {
-    assert_narinfo(&cache.http.get(&format!("/cached{}", narinfo_address(path))), path);
-}
 
 #[test]
 fn a_client_of_every_release_waits_behind_ten_builds_and_shows_nothing_wrong() {
@@ -36,7 +21,7 @@ fn a_client_of_every_release_waits_behind_ten_builds_and_shows_nothing_wrong() {
     let wanted: Vec<_> = names.iter().zip(&gates).map(|(name, gate)| cache.gated(name, gate)).collect();
     let mut others = Vec::new();
     for number in 0..10 {
-        others.push(ask(&cache, wanted[number].out()));
+        others.push(cache.stand_in_line(wanted[number].out()));
         cache.wait_for_queue(&names[..=number]);
     }
     let last = wanted[10].out();
@@ -89,9 +74,9 @@ fn when_the_owners_client_is_killed_its_build_goes_on_and_those_behind_lose_noth
     let owner = client.start_fetch(&cache.ondine.substituter(), &[owned.out()]);
     running.wait_for_starts(1);
     // One that will be left alone, one that someone else waits for too, and one behind them all.
-    let mut leaving = vec![ask(&cache, left.out())];
+    let mut leaving = vec![cache.stand_in_line(left.out())];
     cache.wait_for_queue(&["owned", "left"]);
-    leaving.push(ask(&cache, joined.out()));
+    leaving.push(cache.stand_in_line(joined.out()));
     cache.wait_for_queue(&["owned", "left", "joined"]);
     let joins = cache.ask_in_background(joined.out());
     let waits = cache.ask_in_background(behind.out());
@@ -106,7 +91,7 @@ fn when_the_owners_client_is_killed_its_build_goes_on_and_those_behind_lose_noth
     running.open();
     assert_narinfo(&joins.answer(), joined.out());
     assert_narinfo(&waits.answer(), behind.out());
-    served(&cache, owned.out());
+    cache.assert_served(owned.out());
     wait_until("the queue is empty", SOON, || cache.queued().is_empty());
     assert_eq!(order.starts(), ["owned", "joined", "behind"]);
     // Whoever comes for it after all gets it.

@@ -2,31 +2,14 @@
 
 mod support;
 
-use std::io::Write;
-use std::net::TcpStream;
-use std::path::Path;
 use std::time::Duration;
 
-use support::addresses::narinfo_address;
 use support::cache::assert_narinfo;
-use support::http::connect;
 use support::process::runs;
 use support::{Cache, Derivation, wait_until};
 
 /// How long what is queued may take to be built, each trivial.
 const SOON: Duration = Duration::from_secs(60);
-
-/// Asks for a path and lets the answer wait.
-fn ask(cache: &Cache, path: &Path) -> TcpStream {
-    let mut stream = connect(cache.ondine.address());
-    let request = format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", narinfo_address(path));
-    stream.write_all(request.as_bytes()).expect("sent");
-    stream
-}
-
-fn cached(cache: &Cache, path: &Path) {
-    assert_narinfo(&cache.http.get(&format!("/cached{}", narinfo_address(path))), path);
-}
 
 #[test]
 fn a_hundred_requests_are_in_their_old_order_after_a_kill_and_each_is_built_once() {
@@ -43,7 +26,7 @@ fn a_hundred_requests_are_in_their_old_order_after_a_kill_and_each_is_built_once
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let mut clients = Vec::new();
     for (number, wanted) in wanted.iter().enumerate() {
-        clients.push(ask(&cache, wanted.out()));
+        clients.push(cache.stand_in_line(wanted.out()));
         cache.wait_for_queue(&names[..=number]);
     }
     gate.wait_for_starts(1);
@@ -58,7 +41,7 @@ fn a_hundred_requests_are_in_their_old_order_after_a_kill_and_each_is_built_once
     wait_until("all are delivered", SOON, || cache.queued().is_empty());
     assert_eq!(order.starts(), names, "in the words of the builders that came to their end");
     for wanted in &wanted {
-        cached(&cache, wanted.out());
+        cache.assert_served(wanted.out());
     }
     cache.ondine.crash_and_restart();
     assert!(cache.queued().is_empty(), "what is delivered does not come back");
@@ -69,9 +52,9 @@ fn what_the_daemon_finished_while_the_server_was_down_is_delivered_without_anoth
     let mut cache = Cache::new(&[]);
     let gate = cache.store.gate();
     let [first, second] = ["first", "second"].map(|name| cache.gated(name, &gate));
-    let _clients = [ask(&cache, first.out())];
+    let _clients = [cache.stand_in_line(first.out())];
     gate.wait_for_starts(1);
-    let _more = ask(&cache, second.out());
+    let _more = cache.stand_in_line(second.out());
     cache.wait_for_queue(&["first", "second"]);
     cache.ondine.kill9();
     gate.open();
@@ -79,8 +62,8 @@ fn what_the_daemon_finished_while_the_server_was_down_is_delivered_without_anoth
     let before = gate.starts().iter().filter(|name| *name == "first").count();
     cache.ondine.start_again();
     wait_until("both are delivered", SOON, || cache.queued().is_empty());
-    cached(&cache, first.out());
-    cached(&cache, second.out());
+    cache.assert_served(first.out());
+    cache.assert_served(second.out());
     assert_eq!(gate.starts().iter().filter(|name| *name == "first").count(), before);
 }
 
@@ -94,7 +77,7 @@ fn what_was_built_for_a_request_is_not_collected_while_the_server_is_down() {
     let last = cache.store.instantiate(&Derivation::new("last", &script).input("input", &input));
     let input = cache.store.instantiate(&input);
     cache.store.root(&last.drv);
-    let _client = ask(&cache, last.out());
+    let _client = cache.stand_in_line(last.out());
     gate.wait_for_starts(1);
     cache.ondine.kill9();
     // While a build runs, the collector leaves its inputs anyway.
@@ -104,7 +87,7 @@ fn what_was_built_for_a_request_is_not_collected_while_the_server_is_down() {
     cache.ondine.start_again();
     gate.open();
     wait_until("it is delivered", SOON, || cache.queued().is_empty());
-    cached(&cache, last.out());
+    cache.assert_served(last.out());
     assert_eq!(order.starts(), ["input", "last"], "nothing was built again");
 }
 
@@ -113,14 +96,14 @@ fn a_server_that_is_told_to_stop_keeps_its_queue_too() {
     let mut cache = Cache::new(&["--drain", "1s"]);
     let gate = cache.store.gate();
     let [first, second] = ["first", "second"].map(|name| cache.gated(name, &gate));
-    let _clients = [ask(&cache, first.out())];
+    let _clients = [cache.stand_in_line(first.out())];
     gate.wait_for_starts(1);
-    let _more = ask(&cache, second.out());
+    let _more = cache.stand_in_line(second.out());
     cache.wait_for_queue(&["first", "second"]);
     assert!(cache.ondine.sigterm().success());
     cache.ondine.start_again();
     assert_eq!(cache.queued(), ["first", "second"]);
     gate.open();
     wait_until("both are delivered", SOON, || cache.queued().is_empty());
-    cached(&cache, second.out());
+    cache.assert_served(second.out());
 }

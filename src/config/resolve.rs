@@ -104,13 +104,12 @@ impl Written {
         within_numbers("overtake-share", share_percent.into(), 0, 100, "0 to 100")?;
         let budget = self.overtake_budget.unwrap_or_default();
         within("overtake-budget", budget, Duration::ZERO, Duration::from_secs(7 * 24 * 3600), "0s to 7d")?;
-        if lanes.get() > 1 && !budget.is_zero() {
-            return Err(Error::Bounds {
-                setting: "overtake-budget",
-                value: humantime::format_duration(budget).to_string(),
-                expected: "with more than one lane there is no bound to hold, so it must be 0s",
-            });
-        }
+        check(
+            "overtake-budget",
+            humantime::format_duration(budget),
+            lanes.get() == 1 || budget.is_zero(),
+            "with more than one lane there is no bound to hold, so it must be 0s",
+        )?;
         let policy = match &self.background_daemon {
             None if budget.is_zero() => build::Policy::Strict,
             None => build::Policy::Overtaking(build::Overtaking { budget, share_percent }),
@@ -124,13 +123,12 @@ impl Written {
             }
         };
         let derivations_max = self.max_derivations.unwrap_or(500);
-        if derivations_max == 0 {
-            return Err(Error::Bounds {
-                setting: "max-derivations",
-                value: derivations_max.to_string(),
-                expected: "1 or more; to build nothing, leave build-from empty",
-            });
-        }
+        check(
+            "max-derivations",
+            derivations_max,
+            derivations_max > 0,
+            "1 or more; to build nothing, leave build-from empty",
+        )?;
         let limit = |seconds: u64| (seconds > 0).then(|| Duration::from_secs(seconds));
         Ok(build::Settings {
             remember_permanent: self.remember_permanent.unwrap_or(Duration::from_secs(24 * 3600)),
@@ -166,10 +164,7 @@ fn within_numbers(
     max: i64,
     expected: &'static str,
 ) -> Result<(), Error> {
-    if (min..=max).contains(&value) {
-        return Ok(());
-    }
-    Err(Error::Bounds { setting, value: value.to_string(), expected })
+    check(setting, value, (min..=max).contains(&value), expected)
 }
 
 /// Whether a substituter's URL leads back to the address that we listen on, as far as its text tells.
@@ -188,6 +183,16 @@ fn is_own(url: &str, listen: SocketAddr) -> bool {
     port == listen.port() && ours
 }
 
+/// An error that names the setting, unless its value is as it must be.
+fn check(
+    setting: &'static str,
+    value: impl ToString,
+    fits: bool,
+    expected: &'static str,
+) -> Result<(), Error> {
+    if fits { Ok(()) } else { Err(Error::Bounds { setting, value: value.to_string(), expected }) }
+}
+
 fn within(
     setting: &'static str,
     value: Duration,
@@ -195,10 +200,7 @@ fn within(
     max: Duration,
     expected: &'static str,
 ) -> Result<(), Error> {
-    if (min..=max).contains(&value) {
-        return Ok(());
-    }
-    Err(Error::Bounds { setting, value: humantime::format_duration(value).to_string(), expected })
+    check(setting, humantime::format_duration(value), (min..=max).contains(&value), expected)
 }
 
 fn host_name() -> String {

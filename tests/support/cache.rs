@@ -1,6 +1,8 @@
 //! A cache as the tests of its promises use it: a store, its daemon, the server, and what is asked of them; and what an
 //! answer must be.
 
+use std::io::Write;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -11,7 +13,7 @@ use super::addresses::{base_name, narinfo_address};
 use super::client::Client;
 use super::derivations::Derivation;
 use super::gate::Gate;
-use super::http::{Http, Response};
+use super::http::{Http, Response, connect};
 use super::ondine::Ondine;
 use super::process::{run, wait_until};
 use super::release::Release;
@@ -71,6 +73,21 @@ impl Cache {
     pub fn ask_in_background(&self, path: &Path) -> Asked {
         let (http, address) = (Http::new(&self.ondine.url()), narinfo_address(path));
         Asked(std::thread::spawn(move || http.get(&address)))
+    }
+
+    /// Asks for a path and does not look at the answer: a client that stands in line until this is closed.
+    #[track_caller]
+    pub fn stand_in_line(&self, path: &Path) -> TcpStream {
+        let mut stream = connect(self.ondine.address());
+        let request = format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", narinfo_address(path));
+        stream.write_all(request.as_bytes()).expect("a new connection takes a request");
+        stream
+    }
+
+    /// The path is served already: nothing is built for it.
+    #[track_caller]
+    pub fn assert_served(&self, path: &Path) {
+        assert_narinfo(&self.http.get(&format!("/cached{}", narinfo_address(path))), path);
     }
 
     /// The narinfo of a path, built where need be.
