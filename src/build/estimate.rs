@@ -168,7 +168,7 @@ impl Durations {
     /// Learns from a build that took so long, or that was stopped (or failed) then and would have taken longer.
     pub fn learn(&mut self, kind: &Kind, took: Duration, built: bool) {
         let log = took.as_secs_f64().max(SECONDS_MIN).ln();
-        let guessed = self.median_log(kind);
+        let guessed = self.kinds.get(kind).and_then(|seen| self.median_log(seen));
         self.touch(kind);
         let Some(seen) = self.kinds.get_mut(kind) else { return };
         if !built {
@@ -202,10 +202,11 @@ impl Durations {
     /// How long a build of this kind takes; `None` when none was seen that came to its end.
     #[must_use]
     pub fn estimate(&self, kind: &Kind) -> Option<Estimate> {
-        let log = self.median_log(kind)?;
+        let seen = self.kinds.get(kind)?;
+        let log = self.median_log(seen)?;
         let spread = self.spread();
         // One that was stopped took longer than that: it is taken to be as long again as guesses are wrong.
-        let at_least = self.kinds.get(kind).and_then(|seen| seen.at_least).map(|log| log + spread);
+        let at_least = seen.at_least.map(|log| log + spread);
         Some(Estimate { median: log.max(at_least.unwrap_or(log)).exp(), spread })
     }
 
@@ -216,10 +217,9 @@ impl Durations {
         (n > 0.0).then(|| Estimate { median: mean.exp(), spread: (squares / n).sqrt().max(SPREAD_AT_FIRST) })
     }
 
-    fn median_log(&self, kind: &Kind) -> Option<f64> {
-        let seen = self.kinds.get(kind).filter(|seen| !seen.built.is_empty())?;
+    fn median_log(&self, seen: &Seen) -> Option<f64> {
         let (n, (_, prior, _)) = (seen.built.len() as f64, self.first);
-        Some((seen.median * n + prior * PRIOR_WEIGHT) / (n + PRIOR_WEIGHT))
+        (n > 0.0).then(|| (seen.median * n + prior * PRIOR_WEIGHT) / (n + PRIOR_WEIGHT))
     }
 
     fn spread(&self) -> f64 {

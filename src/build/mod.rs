@@ -92,8 +92,6 @@ struct Shared {
     asked: Notify,
     /// There may be something to build.
     work: Notify,
-    /// A request was planned: what overtakes may have to stop earlier.
-    planned: Notify,
     /// There is something to record.
     changed: Notify,
     /// How many of the changes are recorded.
@@ -167,7 +165,6 @@ impl Builds {
             state: Mutex::new(state),
             asked: Notify::new(),
             work: Notify::new(),
-            planned: Notify::new(),
             changed: Notify::new(),
             recorded: watch::channel(0).0,
             epoch: Instant::now(),
@@ -236,19 +233,10 @@ impl Builds {
 
     /// Resolves when a running build has to stop, so that older requests are delivered in time.
     async fn overdue(&self, drv: &StorePath) {
-        loop {
-            // Whoever is planned from here on is noticed.
-            let planned = self.0.planned.notified();
-            let stop_at = self.0.lock().queue.stop_at(drv);
-            match stop_at {
-                None => planned.await,
-                Some(at) => {
-                    let left = at.saturating_sub(self.0.now());
-                    if tokio::time::timeout(left, planned).await.is_err() {
-                        return;
-                    }
-                }
-            }
+        let stop_at = self.0.lock().queue.stop_at(drv);
+        match stop_at {
+            None => std::future::pending().await,
+            Some(at) => tokio::time::sleep(at.saturating_sub(self.0.now())).await,
         }
     }
 }

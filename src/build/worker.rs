@@ -106,7 +106,6 @@ impl Worker {
                 self.fail(id, &drv, failed).await;
             }
         }
-        self.builds.0.planned.notify_waiters();
         self.builds.0.work.notify_one();
     }
 

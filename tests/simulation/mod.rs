@@ -7,15 +7,18 @@
 // Tests and benchmarks use a part of this each.
 #![allow(dead_code)]
 
+pub mod adversary;
 pub mod random;
 pub mod trace;
+pub mod yardstick;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use ondine::build::estimate::{Durations, Kind, Sum};
 use ondine::build::eta::{Etas, Expected, Told};
-use ondine::build::queue::{Guess, Policy, Queue, RequestId, Saved};
+use ondine::build::queue::{Guess, Overtaking, Policy, Queue, RequestId, Saved};
 use random::Random;
 use trace::{Drv, Packages, Trace};
 
@@ -42,6 +45,20 @@ impl Fate {
         self.delivered - self.due - self.lost
     }
 
+    /// How much later than due a policy may deliver it.
+    pub fn bound(&self, policy: Policy) -> f64 {
+        // What a restart interrupts has to be done again.
+        let work = self.backlog + self.lost;
+        match policy {
+            Policy::Strict => 0.0,
+            Policy::Overtaking(Overtaking { budget, share_percent }) => {
+                budget.as_millis() as f64 + work * f64::from(share_percent) / 100.0
+            }
+            // Its work is no whole number of milliseconds: to the tick of the clock.
+            Policy::Background => (1.0 / MAIN_LANE_SPEED - 1.0) * work + 1.0,
+        }
+    }
+
     /// From its arrival to its delivery.
     pub fn wait(&self) -> f64 {
         self.delivered - self.arrived
@@ -56,6 +73,30 @@ pub struct Rules {
     pub restart_every: Option<u64>,
     /// Whether everyone is told when they will be served.
     pub etas: bool,
+}
+
+/// One run.
+pub struct Outcome {
+    /// In the order of arrival.
+    pub fates: Vec<Fate>,
+    /// Milliseconds that something was built.
+    pub busy: f64,
+}
+
+impl Outcome {
+    /// The waits if everyone were served at their own turn: not before anyone who asked earlier, unless nothing had to be
+    /// built.
+    pub fn own_turn_waits(&self) -> impl Iterator<Item = f64> {
+        self.fates.iter().scan(0.0, |turn: &mut f64, fate| {
+            *turn = turn.max(fate.delivered);
+            Some(if fate.wait() == 0.0 { 0.0 } else { *turn - fate.arrived })
+        })
+    }
+}
+
+/// The policy that lets short requests go first by so much.
+pub const fn overtaking(seconds: u64, share_percent: u32) -> Policy {
+    Policy::Overtaking(Overtaking { budget: Duration::from_secs(seconds), share_percent })
 }
 
 /// A build that runs.
@@ -96,14 +137,16 @@ struct World<'a> {
     durations: Durations,
     etas: Etas,
     fates: Vec<Fate>,
+    busy: f64,
 }
 
 /// Runs a trace to its end.
-pub fn run(packages: &Packages, trace: &Trace, rules: Rules) -> Vec<Fate> {
+pub fn run(packages: &Packages, trace: &Trace, rules: Rules) -> Outcome {
     let mut world = World {
         packages,
         rules,
-        random: Random(trace.len() as u64),
+        // Restarts are at other moments in each trace.
+        random: Random(trace.last().map_or(0, |(arrival, _)| *arrival)),
         now: 0.0,
         queue: Queue::new(rules.policy),
         saved: BTreeMap::new(),
@@ -112,10 +155,11 @@ pub fn run(packages: &Packages, trace: &Trace, rules: Rules) -> Vec<Fate> {
         waiting: BTreeMap::new(),
         horizon: BTreeMap::new(),
         lost: 0.0,
-        kinds: (0..packages.len()).map(|n| Kind::new(&format!("p{n}"), "system", 0)).collect(),
+        kinds: packages.kinds(),
         durations: Durations::default(),
         etas: Etas::default(),
         fates: Vec::new(),
+        busy: 0.0,
     };
     for (now, wanted) in trace {
         world.advance(*now as f64);
@@ -126,7 +170,7 @@ pub fn run(packages: &Packages, trace: &Trace, rules: Rules) -> Vec<Fate> {
     }
     world.advance(f64::INFINITY);
     assert!(world.waiting.is_empty() && world.queue.is_empty(), "a request was never delivered");
-    world.fates
+    Outcome { fates: world.fates, busy: world.busy }
 }
 
 /// Virtual time as the queue takes it.
@@ -136,14 +180,18 @@ fn time(millis: f64) -> Duration {
 
 impl World<'_> {
     fn start(&mut self) {
-        let (kinds, durations) = (&self.kinds, &self.durations);
+        // Each kind is looked up once, however many requests need it.
+        let known = RefCell::new(Vec::new());
         let guess = |drvs: &BTreeSet<Drv>| -> Option<Guess> {
+            let mut known = known.borrow_mut();
+            known.resize(self.kinds.len(), None);
             let mut sum = Sum::default();
             for (_, package) in drvs {
-                sum.add(durations.estimate(&kinds[*package as usize]));
-                if sum.unknown > 0 {
-                    return None;
-                }
+                let package = *package as usize;
+                let estimate =
+                    *known[package].get_or_insert_with(|| self.durations.estimate(&self.kinds[package]));
+                // Nothing can be said of the whole when one part is unknown.
+                sum.add(Some(estimate?));
             }
             sum.guess()
         };
@@ -160,7 +208,6 @@ impl World<'_> {
                 self.running.push(Running { drv, background, started: self.now, left });
             }
         }
-        self.save();
     }
 
     /// Milliseconds of work that a build gets done in one.
@@ -207,6 +254,9 @@ impl World<'_> {
             self.running.iter().map(|running| (now - self.now) * self.speed(running)).collect();
         for (running, done) in self.running.iter_mut().zip(done) {
             running.left -= done;
+        }
+        if !self.running.is_empty() {
+            self.busy += now - self.now;
         }
         self.now = now;
     }
@@ -274,8 +324,15 @@ impl World<'_> {
         Expected::after(work, &self.durations)
     }
 
-    /// The server ends in this moment and starts again: what runs is lost, the queue is as it was saved.
+    /// The server ends in this moment and starts again: what runs is lost, the queue is as it was saved, which is all
+    /// that is left of it.
     fn restart(&mut self) {
+        for (id, saved) in self.queue.take_changed() {
+            match saved {
+                Some(saved) => self.saved.insert(id, saved),
+                None => self.saved.remove(&id),
+            };
+        }
         for running in self.running.drain(..) {
             self.lost += self.now - running.started;
         }
@@ -288,14 +345,5 @@ impl World<'_> {
             assert!(!self.queue.plan(saved.id, needs, time(self.now)), "what is complete was delivered");
         }
         self.start();
-    }
-
-    fn save(&mut self) {
-        for (id, saved) in self.queue.take_changed() {
-            match saved {
-                Some(saved) => self.saved.insert(id, saved),
-                None => self.saved.remove(&id),
-            };
-        }
     }
 }

@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use ondine::build::estimate::Kind;
+
 use super::random::Random;
 
 /// Requests of one run.
@@ -27,10 +29,23 @@ pub struct Packages {
 /// When each request arrives, in milliseconds, and for which derivation.
 pub type Trace = Vec<(u64, Drv)>;
 
+/// The random package set and trace of a seed.
+pub fn random_trace(seed: u64, load: f64) -> (Packages, Trace) {
+    let mut random = Random(seed);
+    let packages = Packages::random(&mut random);
+    let trace = packages.trace(&mut random, load);
+    (packages, trace)
+}
+
 impl Packages {
     /// A set whose derivations need these, in one version.
     pub fn new(inputs: Vec<Vec<u32>>, millis: Vec<u64>) -> Self {
-        Self { inputs, millis: vec![millis] }
+        Self::versions(inputs, vec![millis])
+    }
+
+    /// A set whose derivations need these, and take so many milliseconds in each version.
+    pub fn versions(inputs: Vec<Vec<u32>>, millis: Vec<Vec<u64>>) -> Self {
+        Self { inputs, millis }
     }
 
     /// A random set.
@@ -42,9 +57,7 @@ impl Packages {
             let input = |random: &mut Random| (f64::from(n) * random.unit() * random.unit()) as u32;
             let needs: BTreeSet<u32> = (0..wanted).map(|_| input(random).min(n.saturating_sub(1))).collect();
             inputs.push(needs.into_iter().collect());
-            // The long ones take up to four hours.
-            let seconds = if random.below(5) < 4 { 1.0 + 29.0 * random.unit() } else { 30.0 / random.unit() };
-            base.push(seconds.min(4.0 * 3600.0) * 1000.0);
+            base.push(duration(random));
         }
         let version = |random: &mut Random| {
             base.iter().map(|millis| (millis * (NOISE * random.normal()).exp()) as u64 + 1).collect()
@@ -58,6 +71,16 @@ impl Packages {
         self.millis[version as usize][package as usize]
     }
 
+    /// What one derivation needs to be built.
+    pub fn inputs(&self, (version, package): Drv) -> impl Iterator<Item = Drv> {
+        self.inputs[package as usize].iter().map(move |input| (version, *input))
+    }
+
+    /// What kind of work each package is.
+    pub fn kinds(&self) -> Vec<Kind> {
+        (0..self.len()).map(|n| Kind::new(&format!("p{n}"), "system", 0)).collect()
+    }
+
     /// How many packages there are.
     pub fn len(&self) -> usize {
         self.inputs.len()
@@ -65,17 +88,27 @@ impl Packages {
 
     /// What `wanted` lacks, each with its lacking inputs.
     pub fn lacking(&self, wanted: Drv, built: &BTreeSet<Drv>) -> BTreeMap<Drv, BTreeSet<Drv>> {
-        let (version, mut needs, mut stack) = (wanted.0, BTreeMap::new(), vec![wanted]);
+        let (mut needs, mut stack) = (BTreeMap::new(), vec![wanted]);
         while let Some(drv) = stack.pop() {
             if built.contains(&drv) || needs.contains_key(&drv) {
                 continue;
             }
-            let inputs = self.inputs[drv.1 as usize].iter().map(|input| (version, *input));
-            let inputs: BTreeSet<Drv> = inputs.filter(|input| !built.contains(input)).collect();
+            let inputs: BTreeSet<Drv> = self.inputs(drv).filter(|input| !built.contains(input)).collect();
             stack.extend(&inputs);
             needs.insert(drv, inputs);
         }
         needs
+    }
+
+    /// As many packages as there are requests in a run, none of which needs another, in one version.
+    pub fn random_apart(random: &mut Random, millis_max: u64) -> Self {
+        let millis = (0..REQUESTS).map(|_| (duration(random) as u64).min(millis_max)).collect();
+        Self::new(vec![Vec::new(); REQUESTS], millis)
+    }
+
+    /// One request for each package at a random moment: jobs that share nothing, served one after the other.
+    pub fn trace_apart(&self, random: &mut Random, load: f64) -> Trace {
+        self.arrivals((0..self.len() as u32).map(|package| (0, package)).collect(), random, load)
     }
 
     /// Requests at random moments, so many that the builder is busy for about `load` of the time.
@@ -83,8 +116,12 @@ impl Packages {
         let count = self.len() as f64;
         let popular =
             |random: &mut Random| ((count.powf(random.unit()) - 1.0) as u32).min(self.len() as u32 - 1);
-        let wanted: Vec<Drv> = (0..REQUESTS).map(|n| ((n / BUMP_EVERY) as u32, popular(random))).collect();
-        let gap = self.work_of(&wanted) as f64 / load / REQUESTS as f64;
+        let wanted = (0..REQUESTS).map(|n| ((n / BUMP_EVERY) as u32, popular(random))).collect();
+        self.arrivals(wanted, random, load)
+    }
+
+    fn arrivals(&self, wanted: Vec<Drv>, random: &mut Random, load: f64) -> Trace {
+        let gap = self.work_of(wanted.iter().copied()) as f64 / load / wanted.len() as f64;
         let mut now = 0.0;
         let arrivals = wanted.into_iter().map(|drv| {
             now += -gap * random.unit().ln();
@@ -94,11 +131,17 @@ impl Packages {
     }
 
     /// Milliseconds to build all of these once.
-    pub fn work_of(&self, wanted: &[Drv]) -> u64 {
+    pub fn work_of(&self, wanted: impl IntoIterator<Item = Drv>) -> u64 {
         let mut built = BTreeSet::new();
         for drv in wanted {
-            built.extend(self.lacking(*drv, &built).into_keys());
+            built.extend(self.lacking(drv, &built).into_keys());
         }
         built.into_iter().map(|drv| self.millis(drv)).sum()
     }
+}
+
+/// Milliseconds: four of five are short, the long ones take up to four hours.
+fn duration(random: &mut Random) -> f64 {
+    let seconds = if random.below(5) < 4 { 1.0 + 29.0 * random.unit() } else { 30.0 / random.unit() };
+    seconds.min(4.0 * 3600.0) * 1000.0
 }

@@ -94,6 +94,9 @@ impl<D: Clone + Ord> Queue<D> {
             return None;
         }
         let slack = self.requests.values().map(|request| request.account.slack(overtaking)).min()?;
+        if slack.is_zero() {
+            return None;
+        }
         let mut planned = self.planned();
         // Whether the oldest one is long is not known where it has an unknown part: anything known counts as shorter.
         let oldest = planned.next().and_then(|(_, lacks)| guess(lacks)).map(|guess| guess.median);
@@ -113,12 +116,14 @@ impl<D: Clone + Ord> Queue<D> {
     }
 
     /// When a running build has to be [`stopped`](Self::stopped), lest an older request is delivered later than promised.
-    /// `None`: never. It may become earlier with each request that is planned.
+    /// `None`: never. No request that comes meanwhile makes it earlier.
     #[must_use]
     pub fn stop_at(&self, drv: &D) -> Option<Duration> {
         let run = self.running.get(drv).filter(|run| run.overtakes)?;
         let Policy::Overtaking(overtaking) = self.policy else { return None };
         let slack = self.requests.values().map(|request| request.account.slack(overtaking)).min()?;
-        Some(run.since + slack)
+        // Nor longer than a request can bear that comes meanwhile: it has earned nothing yet, and a stop costs it all of
+        // the time that is lost.
+        Some(run.since + slack.min(overtaking.budget))
     }
 }

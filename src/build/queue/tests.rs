@@ -190,7 +190,7 @@ fn time_spent_on_what_is_waited_for_anyway_earns_more() {
     assert_eq!(queue.start(NOW, by_number), Some(200), "8 may take 12 s");
     queue.built(&200, NOW + 200 * SECOND);
     assert_eq!(queue.start(NOW + 200 * SECOND, by_number), Some(8), "the oldest can bear 30 s by now");
-    assert_eq!(queue.stop_at(&8), Some(NOW + 230 * SECOND));
+    assert_eq!(queue.stop_at(&8), Some(NOW + 210 * SECOND), "but one that comes meanwhile only 10 s");
 }
 
 #[test]
@@ -206,14 +206,33 @@ fn a_build_that_was_stopped_costs_everyone_and_waits_for_its_turn() {
 }
 
 #[test]
-fn a_request_that_comes_while_another_overtakes_makes_it_stop_in_time_for_both() {
+fn a_request_that_comes_while_another_overtakes_can_bear_that_it_is_stopped_in_time() {
+    let (mut queue, _) = overtaking(&[&[200, 300], &[3], &[4]]);
+    assert_eq!(queue.start(NOW, by_number), Some(3));
+    assert_eq!(queue.stop_at(&3), Some(NOW + 10 * SECOND));
+    queue.built(&3, NOW + 3 * SECOND);
+    assert_eq!(queue.start(NOW + 3 * SECOND, by_number), Some(4));
+    assert_eq!(queue.stop_at(&4), Some(NOW + 10 * SECOND), "the oldest can bear 7 s more");
+    let (late, _) = queue.ask(&7);
+    queue.plan(late, needs(&[7]), NOW + 5 * SECOND);
+    assert_eq!(queue.stop_at(&4), Some(NOW + 10 * SECOND), "one that can bear more changes nothing");
+}
+
+#[test]
+fn work_that_is_done_again_earns_nothing_for_those_who_counted_on_its_end() {
     let (mut queue, _) = overtaking(&[&[200, 300], &[8]]);
     queue.start(NOW, by_number);
     queue.built(&200, NOW + 200 * SECOND);
-    assert_eq!(queue.start(NOW + 200 * SECOND, by_number), Some(8));
+    queue.start(NOW + 200 * SECOND, by_number);
     let (late, _) = queue.ask(&7);
-    queue.plan(late, needs(&[7]), NOW + 203 * SECOND);
-    assert_eq!(queue.stop_at(&8), Some(NOW + 210 * SECOND), "it can bear 10 s");
+    queue.plan(late, needs(&[7]), NOW + 205 * SECOND);
+    queue.stopped(&8, NOW + 209 * SECOND);
+    let charged = queue.requests[&late].account.charged;
+    assert_eq!(
+        charged,
+        9 * SECOND + 5 * SECOND / 10,
+        "5 s were done before it came and are none of its backlog"
+    );
 }
 
 #[test]
