@@ -116,7 +116,7 @@ impl Substitute {
         }
         if let Some(path) =
             self.local.valid_path(hash).await.map_err(|e| trouble(&e, "the Nix store cannot be asked"))?
-            && let Some(hit) = self.adopt(&path).await?
+            && let Some(hit) = Box::pin(self.adopt(&path)).await?
         {
             return Ok(Answer::Ready(hit));
         }

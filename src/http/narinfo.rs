@@ -72,7 +72,8 @@ impl Waiting {
                 _ = ticks.tick() => pipe.send(wait_line(&self.ticket.describe())).await,
             }
         }
-        let hit = parts.substitute.after_build(self.hash).await.map_err(|_| Cut)?;
+        // In a box, so that there is no room for it while the client waits.
+        let hit = Box::pin(parts.substitute.after_build(self.hash)).await.map_err(|_| Cut)?;
         pipe.send(render(&hit, &parts.store_dir)).await;
         Ok(())
     }

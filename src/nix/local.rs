@@ -48,7 +48,8 @@ impl LocalStore {
         if let Some(path) = self.ask_database(move |database| database.valid_path(hash)).await {
             return Ok(path);
         }
-        Ok(self.pool.get().await?.query_path_from_hash_part(hash).await?)
+        // In a box: this is rare and large, and those who ask the database are many.
+        Box::pin(async { Ok(self.pool.get().await?.query_path_from_hash_part(hash).await?) }).await
     }
 
     /// The derivations in the store that give an output with this hash, whether or not it is there.
@@ -59,8 +60,8 @@ impl LocalStore {
         let known = match self.ask_database(move |database| database.derivers_of(hash)).await {
             Some(known) => known,
             None => {
-                let mut daemon = self.pool.get().await?;
-                self.derivations.derivers_of(&mut daemon, hash).await?
+                let mut daemon = Box::pin(self.pool.get()).await?;
+                Box::pin(self.derivations.derivers_of(&mut daemon, hash)).await?
             }
         };
         Ok(known.into_iter().map(|output| output.drv).collect())
@@ -75,7 +76,7 @@ impl LocalStore {
         if let Err(DatabaseError::Open { .. } | DatabaseError::Read { .. }) = outcome {
             // Nix removes the files of the write-ahead log with its last connection, and only it may make them
             // again. Once we have read them, they stay for as long as we run.
-            if let Ok(_connection) = self.pool.get().await {
+            if let Ok(_connection) = Box::pin(self.pool.get()).await {
                 outcome = self.blocking(read).await;
             }
         }

@@ -58,7 +58,8 @@ impl Pool {
                 return Ok(PooledDaemon::new(daemon, self.0.clone(), turn));
             }
         }
-        self.open(turn).await
+        // In a box: this is rare and large, and those who wait for a turn are many.
+        Box::pin(self.open(turn)).await
     }
 
     /// A connection that nobody used before, for whoever found that an idle one was lost.

@@ -101,8 +101,7 @@ impl Crowd {
     #[track_caller]
     pub fn ask(address: &str, path: &Path, size: usize) -> Crowd {
         raise_descriptor_limit(size);
-        let request =
-            format!("GET {} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", narinfo_address(path));
+        let request = format!("GET {} HTTP/1.1\r\nHost: x\r\n\r\n", narinfo_address(path));
         let (address, told) = (address.to_owned(), Arc::new(AtomicUsize::new(0)));
         let counter = Arc::clone(&told);
         let thread = std::thread::spawn(move || {
@@ -136,7 +135,8 @@ impl Crowd {
 async fn client(mut stream: TcpStream, request: String, told: Arc<AtomicUsize>) -> Answered {
     stream.write_all(request.as_bytes()).await.expect("sent");
     let (mut answer, mut waits) = (Vec::new(), false);
-    while stream.read_buf(&mut answer).await.expect("an answer") > 0 {
+    // As clients do, it leaves the connection open for more.
+    while !answer.ends_with(b"\r\n0\r\n\r\n") && stream.read_buf(&mut answer).await.expect("an answer") > 0 {
         if !waits && contains(&answer, b"X-Ondine-Wait: ") {
             waits = true;
             told.fetch_add(1, Ordering::Relaxed);
