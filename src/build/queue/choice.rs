@@ -93,8 +93,8 @@ impl<D: Clone + Ord> Queue<D> {
         if !self.running.is_empty() {
             return None;
         }
-        let slack = self.requests.values().map(|request| request.account.slack(overtaking)).min()?;
-        if slack.is_zero() {
+        let bearable = self.bearable(overtaking)?;
+        if bearable.is_zero() {
             return None;
         }
         let mut planned = self.planned();
@@ -103,7 +103,7 @@ impl<D: Clone + Ord> Queue<D> {
         planned
             .take(OVERTAKERS_MAX)
             .filter_map(|(id, lacks)| Some((id, guess(lacks)?)))
-            .filter(|(_, guess)| guess.p95 <= slack && oldest.is_none_or(|oldest| guess.median < oldest))
+            .filter(|(_, guess)| guess.p95 <= bearable && oldest.is_none_or(|oldest| guess.median < oldest))
             .min_by_key(|(id, guess)| (guess.median, *id))
             .map(|(id, _)| id)
     }
@@ -121,9 +121,13 @@ impl<D: Clone + Ord> Queue<D> {
     pub fn stop_at(&self, drv: &D) -> Option<Duration> {
         let run = self.running.get(drv).filter(|run| run.overtakes)?;
         let Policy::Overtaking(overtaking) = self.policy else { return None };
+        Some(run.since + self.bearable(overtaking)?)
+    }
+
+    /// How long what overtakes may take: as long as everyone can bear, also those that come meanwhile. These have earned
+    /// nothing yet, and if it is stopped, all of the time that is lost is charged to them.
+    fn bearable(&self, overtaking: Overtaking) -> Option<Duration> {
         let slack = self.requests.values().map(|request| request.account.slack(overtaking)).min()?;
-        // Nor longer than a request can bear that comes meanwhile: it has earned nothing yet, and a stop costs it all of
-        // the time that is lost.
-        Some(run.since + slack.min(overtaking.budget))
+        Some(slack.min(overtaking.budget))
     }
 }

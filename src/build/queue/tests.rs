@@ -186,11 +186,13 @@ fn what_is_unknown_or_longer_than_the_oldest_never_goes_first() {
 
 #[test]
 fn time_spent_on_what_is_waited_for_anyway_earns_more() {
-    let (mut queue, _) = overtaking(&[&[200, 300], &[8]]);
-    assert_eq!(queue.start(NOW, by_number), Some(200), "8 may take 12 s");
-    queue.built(&200, NOW + 200 * SECOND);
-    assert_eq!(queue.start(NOW + 200 * SECOND, by_number), Some(8), "the oldest can bear 30 s by now");
-    assert_eq!(queue.stop_at(&8), Some(NOW + 210 * SECOND), "but one that comes meanwhile only 10 s");
+    let (mut queue, _) = overtaking(&[&[200, 300], &[4], &[6]]);
+    assert_eq!(queue.start(NOW, by_number), Some(4));
+    queue.built(&4, NOW + 5 * SECOND);
+    assert_eq!(queue.start(NOW + 5 * SECOND, by_number), Some(200), "5 s are left, 6 may take 9 s");
+    queue.built(&200, NOW + 205 * SECOND);
+    assert_eq!(queue.start(NOW + 205 * SECOND, by_number), Some(6), "the oldest can bear 25 s by now");
+    assert_eq!(queue.stop_at(&6), Some(NOW + 215 * SECOND), "but one that comes meanwhile only 10 s");
 }
 
 #[test]
@@ -220,19 +222,13 @@ fn a_request_that_comes_while_another_overtakes_can_bear_that_it_is_stopped_in_t
 
 #[test]
 fn work_that_is_done_again_earns_nothing_for_those_who_counted_on_its_end() {
-    let (mut queue, _) = overtaking(&[&[200, 300], &[8]]);
-    queue.start(NOW, by_number);
-    queue.built(&200, NOW + 200 * SECOND);
-    queue.start(NOW + 200 * SECOND, by_number);
+    let (mut queue, _) = overtaking(&[&[200], &[6]]);
+    assert_eq!(queue.start(NOW, by_number), Some(6));
     let (late, _) = queue.ask(&7);
-    queue.plan(late, needs(&[7]), NOW + 205 * SECOND);
-    queue.stopped(&8, NOW + 209 * SECOND);
-    let charged = queue.requests[&late].account.charged;
-    assert_eq!(
-        charged,
-        9 * SECOND + 5 * SECOND / 10,
-        "5 s were done before it came and are none of its backlog"
-    );
+    queue.plan(late, needs(&[7]), NOW + 5 * SECOND);
+    queue.stopped(&6, NOW + 9 * SECOND);
+    // The 5 s before it came are none of its backlog.
+    assert_eq!(queue.requests[&late].account.charged, 9 * SECOND + 5 * SECOND / 10);
 }
 
 #[test]
