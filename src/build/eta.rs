@@ -1,23 +1,22 @@
-//! When a request will be delivered: an interval that holds eight times of ten, made of how wrong the last few hundred
-//! were (conformal prediction), and wider for a while when too many do not hold. Pure, like the guesses it is made of.
+//! When a request will be delivered: an interval that holds eight times of ten, made of how wrong the last thousand were
+//! (conformal prediction). Pure, like the guesses it is made of.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::estimate::{Durations, Sum, duration};
 
-/// Finished requests that count.
-const FINISHED_MAX: usize = 300;
+/// Finished requests that count. Those that wait for the same long build are wrong in the same way: among a few hundred
+/// there are too few others to tell how wrong the next ones will be.
+const FINISHED_MAX: usize = 1_000;
 /// With fewer than this the interval is that of a normal distribution.
 const FINISHED_MIN: usize = 30;
 /// Standard deviations from the median to the 90th percentile of a normal distribution.
 const Z_90: f64 = 1.282;
 /// No interval is narrower than this (the standard deviation of a logarithm).
 const SPREAD_MIN: f64 = 0.05;
-/// Intervals that need not hold.
-const MISSES: f64 = 0.2;
-/// How fast intervals become wider after one that did not hold: see adaptive conformal inference, arXiv:2106.00170.
-const ADAPTION: f64 = 0.01;
+/// The part of all requests that may be earlier than they were told, and the part that may be later.
+const LEFT_OUT: f64 = 0.1;
 
 /// When a request was expected: the median in seconds from then, and the standard deviation of its logarithm.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -55,23 +54,19 @@ pub struct Told {
 pub struct Etas {
     /// How many standard deviations later than expected requests were delivered, the latest last.
     errors: VecDeque<f64>,
-    /// The part of those errors that intervals leave out.
-    left_out: f64,
-    /// The errors at both ends of what is left.
+    /// The errors between which eight of ten are.
     ends: (f64, f64),
 }
 
 impl Default for Etas {
     fn default() -> Self {
-        Self { errors: VecDeque::new(), left_out: MISSES, ends: (-Z_90, Z_90) }
+        Self { errors: VecDeque::new(), ends: (-Z_90, Z_90) }
     }
 }
 
 impl Etas {
     /// A request was delivered so long after this was told.
     pub fn finished(&mut self, told: Told, actual: Duration) {
-        let missed = if (told.earliest..=told.latest).contains(&actual) { 0.0 } else { 1.0 };
-        self.left_out = (self.left_out + ADAPTION * (MISSES - missed)).clamp(0.01, 0.5);
         let expected = told.expected;
         if self.errors.len() >= FINISHED_MAX {
             self.errors.pop_front();
@@ -97,8 +92,7 @@ impl Etas {
         sorted.sort_by(f64::total_cmp);
         // One more than there are, as the next one is among them: that is what makes it hold.
         let rank = |part: f64| ((sorted.len() + 1) as f64 * part) as usize;
-        let side = self.left_out / 2.0;
-        (sorted[rank(side).saturating_sub(1)], sorted[rank(1.0 - side).min(sorted.len() - 1)])
+        (sorted[rank(LEFT_OUT).saturating_sub(1)], sorted[rank(1.0 - LEFT_OUT).min(sorted.len() - 1)])
     }
 }
 
@@ -126,16 +120,17 @@ mod tests {
     }
 
     #[test]
-    fn intervals_are_wider_while_too_many_do_not_hold() {
+    fn what_is_long_past_counts_no_more() {
         let (mut etas, expected) = (Etas::default(), Expected { median: 100.0, spread: 0.1 });
-        for n in 0..300u64 {
-            etas.finished(etas.tell(expected), Duration::from_secs(50 + n * 7 % 300));
+        for seconds in [1000, 100] {
+            (0..FINISHED_MAX).for_each(|_| etas.finished(etas.tell(expected), Duration::from_secs(seconds)));
+            let Told { earliest, latest, .. } = etas.tell(expected);
+            assert_eq!(
+                (earliest.as_secs_f64().round(), latest.as_secs_f64().round()),
+                (seconds as f64, seconds as f64)
+            );
         }
-        let before = etas.tell(expected);
-        for _ in 0..10 {
-            etas.finished(etas.tell(expected), Duration::from_secs(1000));
-        }
-        assert!(etas.tell(expected).latest > before.latest);
+        assert_eq!(etas.errors.len(), FINISHED_MAX, "the memory is bounded");
     }
 
     #[test]
