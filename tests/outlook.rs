@@ -46,6 +46,10 @@ fn once_a_package_was_built_its_next_version_has_an_estimate_also_after_a_restar
     cache.wait_for_queue(&["known-1.1", "unknown-1.0"]);
     gate.wait_for_starts(1);
     assert_eq!(second.header("x-ondine-position"), Some("2"));
+    wait_until("it is known what both lack", SOON, || {
+        let queue = json(&cache, "/api/v1/queue");
+        (0..2).all(|n| queue["requests"][n]["lacked"] == 1)
+    });
     let queue = json(&cache, "/api/v1/queue");
     let [known, other] = [&queue["requests"][0], &queue["requests"][1]];
     assert_eq!(
