@@ -57,13 +57,8 @@ pub enum BackgroundError {
 /// # Errors
 /// When one of them does not answer, or the second has no less weight.
 pub async fn background(main: &Pool, background: &Pool) -> Result<(), BackgroundError> {
-    let (main, background) = (main.get().await?.peer(), background.get().await?.peer());
-    let group = |process: Option<i32>| -> Option<String> {
-        // Under systemd each socket belongs to process 1, and each daemon is in a group of its own.
-        let process = process.filter(|process| *process > 1)?;
-        let groups = fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
-        group_of(&groups, "cpu").map(str::to_owned)
-    };
+    let (main, background) = (groups_of(main).await?, groups_of(background).await?);
+    let group = |groups: Option<String>| group_of(&groups?, "cpu").map(str::to_owned);
     let (Some(main), Some(group)) = (group(main), group(background)) else { return Ok(()) };
     if main == group {
         return Err(BackgroundError::SameGroup(group));
@@ -102,13 +97,15 @@ fn all_cores(bounds: Bounds, cores: u64) -> Option<String> {
 
 /// Whether the daemon, and so its builds, is in our control group.
 async fn neighbour(pool: &Pool) -> Option<String> {
-    let daemon = pool.get().await.ok()?.peer()?;
+    let daemon = groups_of(pool).await.ok()??;
+    shared(&fs::read_to_string("/proc/self/cgroup").ok()?, &daemon)
+}
+
+/// The /proc/<pid>/cgroup of a daemon; `None` where it cannot be seen.
+async fn groups_of(pool: &Pool) -> Result<Option<String>, DaemonError> {
     // Under systemd the socket belongs to process 1, and the daemon is in a group of its own.
-    if daemon <= 1 {
-        return None;
-    }
-    let group = |process: String| fs::read_to_string(format!("/proc/{process}/cgroup")).ok();
-    shared(&group("self".to_owned())?, &group(daemon.to_string())?)
+    let daemon = pool.get().await?.peer().filter(|process| *process > 1);
+    Ok(daemon.and_then(|process| fs::read_to_string(format!("/proc/{process}/cgroup")).ok()))
 }
 
 /// Compares two /proc/<pid>/cgroup (man 7 cgroups).

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
 use crate::adopt::Adopter;
-use crate::build::{Builder, Builds, Connections, Logs, Worker};
+use crate::build::{Builder, Builds, Logs, Worker};
 use crate::http::{Door, Parts, Service};
 use crate::index::{self, Index};
 use crate::nar_store::NarStore;
@@ -162,14 +162,14 @@ impl Server {
         let builds = Builds::open(settings.build, &index).await?;
         let building = state(&state_dir.join("building"), |dir| Roots::open(dir, store_dir.clone()))?;
         let builder = Builder {
-            connections: Connections::new(pool.clone()),
+            connections: nix::Connections::new(pool.clone()),
             roots: building,
             logs: logs.clone(),
             builds: builds.clone(),
             settings: settings.build,
         };
         let background =
-            background.map(|pool| Builder { connections: Connections::new(pool), ..builder.clone() });
+            background.map(|pool| Builder { connections: nix::Connections::new(pool), ..builder.clone() });
         let worker = Worker {
             builds: builds.clone(),
             builder,

@@ -2,14 +2,26 @@
 
 mod support;
 
+use std::net::TcpStream;
 use std::time::Duration;
 
 use support::cache::assert_narinfo;
 use support::process::runs;
-use support::{Cache, Derivation, wait_until};
+use support::{Cache, Derivation, Gate, Instantiated, wait_until};
 
 /// How long what is queued may take to be built, each trivial.
 const SOON: Duration = Duration::from_secs(60);
+
+/// Two derivations with a client each: the first is being built and waits at the gate, the second waits behind it.
+fn two_in_line(cache: &Cache) -> (Gate, [Instantiated; 2], [TcpStream; 2]) {
+    let gate = cache.store.gate();
+    let [first, second] = ["first", "second"].map(|name| cache.gated(name, &gate));
+    let running = cache.stand_in_line(first.out());
+    gate.wait_for_starts(1);
+    let waiting = cache.stand_in_line(second.out());
+    cache.wait_for_queue(&["first", "second"]);
+    (gate, [first, second], [running, waiting])
+}
 
 #[test]
 fn a_hundred_requests_are_in_their_old_order_after_a_kill_and_each_is_built_once() {
@@ -50,12 +62,7 @@ fn a_hundred_requests_are_in_their_old_order_after_a_kill_and_each_is_built_once
 #[test]
 fn what_the_daemon_finished_while_the_server_was_down_is_delivered_without_another_build() {
     let mut cache = Cache::new(&[]);
-    let gate = cache.store.gate();
-    let [first, second] = ["first", "second"].map(|name| cache.gated(name, &gate));
-    let _clients = [cache.stand_in_line(first.out())];
-    gate.wait_for_starts(1);
-    let _more = cache.stand_in_line(second.out());
-    cache.wait_for_queue(&["first", "second"]);
+    let (gate, [first, second], _clients) = two_in_line(&cache);
     cache.ondine.kill9();
     gate.open();
     cache.store.realise(&first.drv);
@@ -94,12 +101,7 @@ fn what_was_built_for_a_request_is_not_collected_while_the_server_is_down() {
 #[test]
 fn a_server_that_is_told_to_stop_keeps_its_queue_too() {
     let mut cache = Cache::new(&["--drain", "1s"]);
-    let gate = cache.store.gate();
-    let [first, second] = ["first", "second"].map(|name| cache.gated(name, &gate));
-    let _clients = [cache.stand_in_line(first.out())];
-    gate.wait_for_starts(1);
-    let _more = cache.stand_in_line(second.out());
-    cache.wait_for_queue(&["first", "second"]);
+    let (gate, [_, second], _clients) = two_in_line(&cache);
     assert!(cache.ondine.sigterm().success());
     cache.ondine.start_again();
     assert_eq!(cache.queued(), ["first", "second"]);

@@ -2,7 +2,6 @@
 //! bound. Its outputs are held when this returns them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use narinfo::StorePath;
@@ -11,7 +10,7 @@ use super::log::LogWriter;
 use super::retry::again;
 use super::verdict::Verdict;
 use super::{Builds, Logs, Settings};
-use crate::nix::{BuildEvent, BuildStatus, BuildTarget, Daemon, DaemonError, Pool, PooledDaemon};
+use crate::nix::{BuildEvent, BuildStatus, BuildTarget, Connections, Daemon, DaemonError, PooledDaemon};
 use crate::roots::Roots;
 
 /// What has the daemon build; clones share it.
@@ -27,47 +26,6 @@ pub struct Builder {
     pub builds: Builds,
     /// How builds are bounded.
     pub settings: Settings,
-}
-
-/// Connections to build through, kept from one build to the next while there is one: to open one takes longer than a short
-/// build does. Clones share them.
-#[derive(Clone)]
-pub struct Connections {
-    /// Where new ones come from.
-    pub pool: Pool,
-    kept: Arc<Mutex<Vec<PooledDaemon>>>,
-}
-
-impl Connections {
-    /// None yet.
-    #[must_use]
-    pub fn new(pool: Pool) -> Self {
-        Self { pool, kept: Arc::default() }
-    }
-
-    async fn get(&self) -> Result<PooledDaemon, DaemonError> {
-        // Lets the runtime notice hang-ups of which the system has told it.
-        tokio::task::yield_now().await;
-        while let Some(mut daemon) = self.lock().pop() {
-            if daemon.seems_alive() {
-                return Ok(daemon);
-            }
-        }
-        self.pool.get().await
-    }
-
-    fn keep(&self, daemon: PooledDaemon) {
-        self.lock().push(daemon);
-    }
-
-    /// Closes them all: their temporary roots, on all that was built through them, end.
-    pub(super) fn close(&self) {
-        self.lock().clear();
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<PooledDaemon>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// A derivation whose outputs are there.

@@ -26,15 +26,15 @@ use narinfo::StorePath;
 use tokio::sync::{Notify, watch};
 
 use crate::index::{self, DurationRow, Failure, Index};
-pub use builder::{Builder, Connections};
+pub use builder::Builder;
 use eta::Told;
 use foresight::Foresight;
 pub use log::{Logs, Settings as LogSettings};
 use metrics::{Asked, Ended, Metrics};
 pub use queue::{Overtaking, Policy};
 use queue::{Queue, RequestId};
-use view::{Board, Past};
-pub use view::{Counts, Outlook, QueueView, RequestState, RequestView, RunningView};
+use view::Board;
+pub use view::{Outlook, QueueView, RequestState, RequestView, RunningView};
 pub use worker::Worker;
 
 /// How builds are ordered and bounded.
@@ -115,7 +115,7 @@ struct State {
     /// How everyone stood a moment ago.
     board: Option<Board>,
     /// The latest requests that have ended, oldest first.
-    past: VecDeque<Past>,
+    past: VecDeque<RequestView>,
     /// Requests that ended and may still be on record.
     ended: BTreeSet<u64>,
     /// How many requests were made.

@@ -124,25 +124,6 @@ pub struct Outlook {
     pub eta_seconds: Option<(u64, u64)>,
 }
 
-/// The queue in a few numbers.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Counts {
-    /// Requests that wait.
-    pub requests: usize,
-    /// Derivations that are to be built for them.
-    pub derivations: usize,
-    /// Clients that wait.
-    pub clients: usize,
-    /// Builds that run.
-    pub running: usize,
-}
-
-/// A request that has ended.
-pub(super) struct Past {
-    id: RequestId,
-    view: RequestView,
-}
-
 /// How every request stands, as of a moment.
 pub(super) struct Board {
     at: Instant,
@@ -174,29 +155,23 @@ impl Builds {
     pub fn request(&self, id: u64) -> Option<RequestView> {
         let mut state = self.0.lock();
         state.draw_board(self.0.settings.lanes);
-        let id = RequestId(id);
-        let past = |state: &State| state.past.iter().find(|past| past.id == id).map(|past| past.view.clone());
-        state.request_view(id).or_else(|| past(&state))
-    }
-
-    /// How much waits.
-    #[must_use]
-    pub fn counts(&self) -> Counts {
-        let state = self.0.lock();
-        Counts {
-            requests: state.queue.len(),
-            derivations: state.queue.lacking().count(),
-            clients: state.queue.requests().map(|id| state.queue.clients(id)).sum(),
-            running: state.running.len(),
-        }
+        let waiting = state.request_view(RequestId(id));
+        waiting.or_else(|| state.past.iter().find(|past| past.id == id).cloned())
     }
 
     /// The metrics of the queue in the OpenMetrics text format.
     #[must_use]
     pub fn metrics(&self) -> String {
-        let Counts { requests, derivations, clients, running } = self.counts();
-        let oldest = self.0.lock().oldest_waits();
-        self.0.metrics.render(&Gauges { requests, derivations, clients, running, oldest })
+        let state = self.0.lock();
+        let gauges = Gauges {
+            requests: state.queue.len(),
+            derivations: state.queue.lacking().count(),
+            clients: state.queue.requests().map(|id| state.queue.clients(id)).sum(),
+            running: state.running.len(),
+            oldest: state.oldest_waits(),
+        };
+        drop(state);
+        self.0.metrics.render(&gauges)
     }
 }
 
@@ -327,7 +302,7 @@ impl State {
         if self.past.len() >= PAST_MAX {
             self.past.pop_front();
         }
-        self.past.push_back(Past { id, view: waiting.view(id, 0, state, None) });
+        self.past.push_back(waiting.view(id, 0, state, None));
     }
 
     fn oldest_waits(&self) -> Duration {

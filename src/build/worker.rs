@@ -178,7 +178,8 @@ impl Worker {
             // A lane does not panic: what it builds is built apart.
             let Ok((drv, built)) = ended else { continue };
             if built.is_ok() {
-                self.forget_failure(drv.clone()).await;
+                let (worker, drv) = (self.clone(), drv.clone());
+                deliveries.spawn(async move { worker.forget_failure(drv).await });
             }
             for (id, wanted, failed) in self.ended_by(&drv, built, lane) {
                 let worker = self.clone();
@@ -257,7 +258,7 @@ impl Worker {
             }
             Err(NotBuilt::Stopped) => {
                 state.queue.stopped(drv, now);
-                return Vec::new();
+                (Vec::new(), None)
             }
         };
         drop(state);

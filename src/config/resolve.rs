@@ -93,9 +93,7 @@ impl Written {
             },
         })
     }
-}
 
-impl Written {
     /// The order of builds and their bounds.
     fn build(&self) -> Result<build::Settings, Error> {
         let lanes = self.lanes.unwrap_or(NonZeroUsize::MIN);

@@ -85,7 +85,7 @@ impl Daemon {
     }
 
     /// Whether the other side still seems to be there. Never waits; a daemon that dies later is noticed in use.
-    pub fn seems_alive(&mut self) -> bool {
+    pub(super) fn seems_alive(&mut self) -> bool {
         self.usable() && self.wire.is_quiet()
     }
 

@@ -32,5 +32,5 @@ pub use error::DaemonError;
 pub use handshake::{HANDSHAKE_TIMEOUT, Handshake};
 pub use local::{LocalStore, LocalStoreError};
 pub use ops::{Missing, Options, PathInfo};
-pub use pool::{CONNECTIONS_MAX, IDLE_MAX, Pool, PooledDaemon};
+pub use pool::{CONNECTIONS_MAX, Connections, IDLE_MAX, Pool, PooledDaemon};
 pub use protocol::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion, Trust};

@@ -51,12 +51,8 @@ impl Pool {
     /// When no connection can be made, or [`CONNECTIONS_MAX`] are in use for a minute.
     pub async fn get(&self) -> Result<PooledDaemon, DaemonError> {
         let turn = self.turn().await?;
-        // Lets the runtime notice hang-ups of which the system has told it.
-        tokio::task::yield_now().await;
-        while let Some(mut daemon) = self.0.pop() {
-            if daemon.seems_alive() {
-                return Ok(PooledDaemon::new(daemon, self.0.clone(), turn));
-            }
+        if let Some(daemon) = take_alive(&self.0.idle, |daemon| daemon).await {
+            return Ok(PooledDaemon::new(daemon, self.0.clone(), turn));
         }
         // In a box: this is rare and large, and those who wait for a turn are many.
         Box::pin(self.open(turn)).await
@@ -87,15 +83,61 @@ impl Pool {
 }
 
 impl Shared {
-    fn pop(&self) -> Option<Daemon> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
-    }
-
     fn push(&self, daemon: Daemon) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < IDLE_MAX {
             idle.push(daemon);
         }
+    }
+}
+
+/// The one that was used last of those that still seem to be there; those that do not are closed.
+async fn take_alive<T>(idle: &Mutex<Vec<T>>, daemon: impl Fn(&mut T) -> &mut Daemon) -> Option<T> {
+    // Lets the runtime notice hang-ups of which the system has told it.
+    tokio::task::yield_now().await;
+    loop {
+        let mut taken = idle.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+        if daemon(&mut taken).seems_alive() {
+            return Some(taken);
+        }
+    }
+}
+
+/// Connections to build through, kept with their temporary roots from one build to the next while there is one: to open
+/// one takes longer than a short build does. Clones share them.
+#[derive(Clone)]
+pub struct Connections {
+    /// Where new ones come from.
+    pub pool: Pool,
+    kept: Arc<Mutex<Vec<PooledDaemon>>>,
+}
+
+impl Connections {
+    /// None yet.
+    #[must_use]
+    pub fn new(pool: Pool) -> Self {
+        Self { pool, kept: Arc::default() }
+    }
+
+    /// One that was kept and seems alive, or else one of the pool.
+    ///
+    /// # Errors
+    /// As [`Pool::get`].
+    pub async fn get(&self) -> Result<PooledDaemon, DaemonError> {
+        match take_alive(&self.kept, |daemon| daemon).await {
+            Some(daemon) => Ok(daemon),
+            None => self.pool.get().await,
+        }
+    }
+
+    /// Keeps one for the next build.
+    pub fn keep(&self, daemon: PooledDaemon) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).push(daemon);
+    }
+
+    /// Closes them all: their temporary roots, on all that was built through them, end.
+    pub fn close(&self) {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
 
