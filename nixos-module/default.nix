@@ -62,12 +62,19 @@ in
             default = "30s";
             description = "How long open answers are given to end when the service stops.";
           };
-          build-substituters = lib.mkOption {
-            type = lib.types.listOf lib.types.str;
+          upstream = lib.mkOption {
+            type = lib.types.listOf format.type;
             default = [ ];
+            example = [
+              {
+                url = "https://cache.nixos.org";
+                public-keys = [ "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAurkbJ16ZPMQFGspcDShjY=" ];
+              }
+            ];
             description = ''
-              Caches that builds may take their inputs from. They become trusted substituters of the Nix daemon, which
-              would ignore them otherwise, coming from a user without trust; their keys must be trusted by it already.
+              Other caches, each with its `url` and `public-keys`. They become trusted substituters of the Nix daemon with
+              these keys, so that builds may take their inputs from them, too; the daemon would ignore that otherwise,
+              coming from a user without trust.
             '';
           };
         };
@@ -93,7 +100,8 @@ in
 
     networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall [ port ];
 
-    nix.settings.trusted-substituters = cfg.settings.build-substituters;
+    nix.settings.trusted-substituters = map (upstream: upstream.url) cfg.settings.upstream;
+    nix.settings.trusted-public-keys = lib.concatMap (upstream: upstream.public-keys or [ ]) cfg.settings.upstream;
 
     systemd.services.ondine = {
       description = "Nix binary cache that builds what it is missing";

@@ -22,5 +22,7 @@ pub mod index;
 pub mod key;
 pub mod nar_store;
 pub mod nix;
+pub mod upstream;
 
+pub mod decode;
 pub mod growing;

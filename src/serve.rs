@@ -13,7 +13,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::watch;
 
-use crate::adopt::Adopter;
+use crate::adopt::{Adopter, Asking};
 use crate::build::{Builder, Builds, Logs, Worker};
 use crate::http::{Door, Parts, Service};
 use crate::index::{self, Index};
@@ -21,7 +21,8 @@ use crate::nar_store::NarStore;
 use crate::packer::Packer;
 use crate::roots::Roots;
 use crate::substitute::Substitute;
-use crate::{build, doctor, http, key, nar_store, nix, substitute};
+use crate::upstream::Upstreams;
+use crate::{build, doctor, http, key, nar_store, nix, substitute, upstream};
 
 /// The control socket's name in the state directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
@@ -43,6 +44,8 @@ pub struct Settings {
     pub daemon: nix::Options,
     /// What an admin says of what the daemon can build.
     pub capabilities: nix::CapabilitySettings,
+    /// The caches behind this one.
+    pub upstream: upstream::Settings,
     /// What may be built.
     pub substitute: substitute::Settings,
     /// The order of builds, and their bounds.
@@ -75,6 +78,9 @@ pub enum Error {
     /// The index cannot be used.
     #[error(transparent)]
     Index(#[from] index::Error),
+    /// An upstream cannot be used.
+    #[error(transparent)]
+    Upstream(#[from] upstream::Error),
     /// The background lane cannot be had.
     #[error(transparent)]
     Background(#[from] doctor::BackgroundError),
@@ -150,7 +156,10 @@ impl Server {
             doctor::background(&pool, background).await?;
         }
         let local = nix::LocalStore::new(settings.nix, pool.clone());
-        let packer = Packer::new(index.clone(), nars, roots.clone(), store_dir.clone());
+        let upstreams = Upstreams::new(settings.upstream, &store_dir)?;
+        let names = upstreams.names().map(|(name, redirect)| (name.to_owned(), redirect));
+        index.keep_upstreams(names.collect()).await?;
+        let packer = Packer::new(index.clone(), nars, roots.clone(), upstreams.clone(), store_dir.clone());
         let adopter = Adopter {
             pool: pool.clone(),
             index: index.clone(),
@@ -158,6 +167,9 @@ impl Server {
             packer: packer.clone(),
             key: Arc::new(key),
             store_dir: store_dir.clone(),
+            local: local.clone(),
+            upstreams: upstreams.clone(),
+            asking: Asking::default(),
         };
         let builds = Builds::open(settings.build, &index).await?;
         let building = state(&state_dir.join("building"), |dir| Roots::open(dir, store_dir.clone()))?;
@@ -195,6 +207,7 @@ impl Server {
             packer: packer.clone(),
             logs,
             builds,
+            upstreams,
             index,
             pool,
             store_dir,

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 
 use narinfo::{StorePath, StorePathHash};
 
-use crate::adopt::{self, Adopter};
+use crate::adopt::{self, Adopter, Elsewhere};
 use crate::build::{Builds, Ticket};
 use crate::index::{Failure, FailureClass, Hit, Index};
 use crate::nix::LocalStore;
@@ -54,6 +54,9 @@ pub enum Missing {
         "unknown: neither this cache nor its Nix store has a path or a derivation with this hash; put the derivation into the server's store and ask again"
     )]
     Unknown,
+    /// Nobody knows the hash, but not every cache behind this one could tell.
+    #[error("unknown: neither this cache nor its Nix store has a path or a derivation with this hash; of the caches behind it:\n{}", .0.join("\n"))]
+    Unsure(Arc<[String]>),
     /// It could be built, but that was not asked for.
     #[error("not built yet: {0} makes it; ask with GET outside /cached/ to have it built")]
     NotBuilt(StorePath),
@@ -105,7 +108,8 @@ pub struct Substitute {
 }
 
 impl Substitute {
-    /// What becomes of `hash`: served, in the local store, being built, failed before, or to be built; else a reason.
+    /// What becomes of `hash`: served, in the local store, in another cache, being built, failed before, or to be built; else
+    /// a reason.
     pub async fn ask(&self, hash: StorePathHash, on_miss: OnMiss) -> Answer {
         self.decide(hash, on_miss).await.unwrap_or_else(Answer::Missing)
     }
@@ -120,7 +124,19 @@ impl Substitute {
         {
             return Ok(Answer::Ready(hit));
         }
-        let drv = self.derivation_for(hash).await?.ok_or(Missing::Unknown)?;
+        let elsewhere = match Box::pin(self.adopter.adopt_from_upstream(hash)).await {
+            Elsewhere::Published => match self.served(hash).await? {
+                Some(hit) => return Ok(Answer::Ready(hit)),
+                None => [].into(),
+            },
+            Elsewhere::Nowhere(reasons) => reasons,
+            Elsewhere::Trouble => {
+                ["what was found could not be taken; the server's log has the details".into()].into()
+            }
+        };
+        let Some(drv) = self.derivation_for(hash).await? else {
+            return Err(if elsewhere.is_empty() { Missing::Unknown } else { Missing::Unsure(elsewhere) });
+        };
         if !self.builds.contains(&drv)
             && let Some(failure) = self.failure(&drv).await?
         {

@@ -141,10 +141,7 @@ fn the_check_can_be_turned_off_and_the_settings_are_the_same() {
     let service = json!({ "enable": true, "checkConfig": false, "settings": { "hold": "5s" } });
     let written =
         std::fs::read_to_string(settings_of(&machine.evaluate(service))).expect("the settings are a file");
-    assert_eq!(
-        written,
-        "build-substituters = []\ndrain = \"30s\"\nhold = \"5s\"\nlisten = \"127.0.0.1:8080\"\n"
-    );
+    assert_eq!(written, "drain = \"30s\"\nhold = \"5s\"\nlisten = \"127.0.0.1:8080\"\nupstream = []\n");
 }
 
 #[test]
@@ -160,10 +157,19 @@ fn the_firewall_opens_the_port_that_is_listened_on_and_only_when_told() {
 }
 
 #[test]
-fn caches_for_builds_are_made_known_to_the_nix_daemon() {
-    let caches = json!(["https://cache.example.org"]);
-    let service = json!({ "enable": true, "settings": { "build-substituters": caches } });
-    assert_eq!(Machine::new().evaluate(service)["nix"]["settings"]["trusted-substituters"], caches);
+fn upstreams_and_their_keys_are_made_known_to_the_nix_daemon() {
+    let key = "cache.example.org-1:6NCHdD59X431o0gWypbMrAurkbJ16ZPMQFGspcDShjY=";
+    let upstream = json!([
+        { "url": "https://cache.example.org", "public-keys": [key] },
+        { "url": "https://builds.example.org", "mode": "build-only" },
+    ]);
+    let machine = Machine::new();
+    let configuration = machine.evaluate(json!({ "enable": true, "settings": { "upstream": upstream } }));
+    let nix = &configuration["nix"]["settings"];
+    let urls = json!(["https://cache.example.org", "https://builds.example.org"]);
+    assert_eq!(nix["trusted-substituters"], urls);
+    assert_eq!(nix["trusted-public-keys"], json!([key]));
+    machine.build_settings(&settings_of(&configuration)).0.must_succeed();
 }
 
 #[test]

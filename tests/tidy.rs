@@ -239,6 +239,11 @@ fn http_stands_at_the_edges() {
 }
 
 #[test]
+fn other_caches_are_asked_in_one_place() {
+    only_in(rust_files("src"), &["reqwest"], &["src/upstream/", "src/config/upstream.rs"]);
+}
+
+#[test]
 fn the_young_crates_are_named_by_their_wrappers_alone() {
     only_in(all_files_but_this(), &["nix_archive::"], &["narinfo/src/nar/"]);
     let wrappers = ["narinfo/src/store_path.rs", "narinfo/src/content_address.rs", "narinfo/src/derivation/"];

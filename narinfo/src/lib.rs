@@ -17,7 +17,7 @@ pub use cache_info::{CacheInfo, CacheInfoError};
 pub use content_address::{ContentAddress, ContentAddressError};
 pub use derivation::Derivation;
 pub use hash::{HashError, NarHash};
-pub use info::{Compression, NarInfo, ParseError, fingerprint};
+pub use info::{Compression, NARINFO_BYTES_MAX, NarInfo, ParseError, fingerprint};
 pub use nixbase32::ALPHABET as NIXBASE32_ALPHABET;
 pub use signature::{KeyName, PublicKey, SecretKey, Signature, SignatureError};
 pub use store_path::{StoreDir, StorePath, StorePathError, StorePathHash};

@@ -16,7 +16,7 @@ pub(super) fn too_many(count: usize, max: usize) -> Option<Verdict> {
     (count > max).then(|| {
         Verdict::refused(format!(
             "{} derivations would be built, more than max-derivations = {}\n\
-             what to do: ask for parts of its closure first, let the server take inputs from a cache (build-substituters), or raise max-derivations",
+             what to do: ask for parts of its closure first, let the server take inputs from a cache (upstream), or raise max-derivations",
             grouped(count),
             grouped(max)
         ))

@@ -152,17 +152,15 @@ impl Metrics {
         self.builds.get_or_create(&[("outcome", outcome)]).observe(after.as_secs_f64());
     }
 
-    /// All of it in the OpenMetrics text format.
-    pub(super) fn render(&self, gauges: &Gauges) -> String {
+    /// All of it in the OpenMetrics text format, without its end.
+    pub(super) fn write(&self, gauges: &Gauges, out: &mut String) {
         let now = [gauges.requests, gauges.derivations, gauges.clients, gauges.running];
         for (gauge, value) in self.now.iter().zip(now) {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         }
         self.oldest.set(gauges.oldest.as_secs_f64());
-        let mut out = String::new();
         // Writing to a string does not fail.
-        let _ = text::encode(&mut out, &self.registry);
-        out
+        let _ = text::encode_registry(out, &self.registry);
     }
 }
 
@@ -179,8 +177,9 @@ mod tests {
         metrics.first_build_after(Duration::from_secs(3));
         metrics.request_ended(Ended::Well, Duration::from_secs(61));
         metrics.build_ended(Ended::Failed, Duration::from_millis(1500));
-        let text =
-            metrics.render(&Gauges { requests: 2, oldest: Duration::from_secs(7), ..Gauges::default() });
+        let gauges = Gauges { requests: 2, oldest: Duration::from_secs(7), ..Gauges::default() };
+        let mut text = String::new();
+        metrics.write(&gauges, &mut text);
         for line in [
             "ondine_queue_asked_total{outcome=\"joined\"} 2",
             "ondine_queue_wait_seconds_bucket{le=\"5.0\"} 1",
@@ -189,7 +188,6 @@ mod tests {
             "ondine_queue_requests 2",
             "ondine_queue_clients 0",
             "ondine_queue_oldest_seconds 7.0",
-            "# EOF",
         ] {
             assert!(text.lines().any(|l| l == line), "no {line} in:\n{text}");
         }

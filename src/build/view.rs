@@ -159,9 +159,8 @@ impl Builds {
         waiting.or_else(|| state.past.iter().find(|past| past.id == id).cloned())
     }
 
-    /// The metrics of the queue in the OpenMetrics text format.
-    #[must_use]
-    pub fn metrics(&self) -> String {
+    /// The metrics of the queue in the OpenMetrics text format, without its end.
+    pub fn write_metrics(&self, out: &mut String) {
         let state = self.0.lock();
         let gauges = Gauges {
             requests: state.queue.len(),
@@ -171,7 +170,7 @@ impl Builds {
             oldest: state.oldest_waits(),
         };
         drop(state);
-        self.0.metrics.render(&gauges)
+        self.0.metrics.write(&gauges, out);
     }
 }
 

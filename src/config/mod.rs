@@ -1,9 +1,11 @@
 //! Settings: a TOML file, ONDINE_ variables and flags become the settings of each component.
 //! One struct names every setting once; a flag wins over a variable, a variable over the file, the file over the default.
 
+mod bounds;
 mod resolve;
 #[cfg(test)]
 mod tests;
+mod upstream;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -16,6 +18,7 @@ use serde::Deserialize;
 
 use crate::nix;
 use crate::substitute::Source;
+use upstream::WrittenUpstream;
 
 /// Every setting as it is written: all optional, none checked beyond its type.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
@@ -36,10 +39,17 @@ pub struct Written {
     #[arg(long, env = "ONDINE_BUILD_FROM", value_name = "SOURCE", value_delimiter = ',', num_args = 0..)]
     #[serde(alias = "build_from")]
     build_from: Option<Vec<Source>>,
-    /// Caches that the Nix daemon may take inputs from while it builds; never this one [default: none]
-    #[arg(long, env = "ONDINE_BUILD_SUBSTITUTERS", value_name = "URL", value_delimiter = ',', num_args = 0..)]
-    #[serde(alias = "build_substituters")]
-    build_substituters: Option<Vec<String>>,
+    /// Another cache, asked for what is not here: "URL PUBLIC-KEY…"; as a table [[upstream]] it takes more settings [default: none]
+    #[arg(long, env = "ONDINE_UPSTREAM", value_name = "URL KEY", value_delimiter = ',')]
+    upstream: Option<Vec<WrittenUpstream>>,
+    /// How long upstreams may take to say whether they have a path, up to 60s [default: 2s]
+    #[arg(long, env = "ONDINE_UPSTREAM_BUDGET", value_name = "DURATION", value_parser = duration)]
+    #[serde(alias = "upstream_budget", default, deserialize_with = "written_duration")]
+    upstream_budget: Option<Duration>,
+    /// How long an upstream is remembered not to have a path [default: 5m]
+    #[arg(long, env = "ONDINE_REMEMBER_MISSING", value_name = "DURATION", value_parser = duration)]
+    #[serde(alias = "remember_missing", default, deserialize_with = "written_duration")]
+    remember_missing: Option<Duration>,
     /// Cores that one build may use; 0 is all [default: 0]
     #[arg(long, env = "ONDINE_BUILD_CORES", value_name = "N")]
     #[serde(alias = "build_cores")]
@@ -215,7 +225,9 @@ impl Written {
             state_dir: self.state_dir.or(other.state_dir),
             key_name: self.key_name.or(other.key_name),
             build_from: self.build_from.or(other.build_from),
-            build_substituters: self.build_substituters.or(other.build_substituters),
+            upstream: self.upstream.or(other.upstream),
+            upstream_budget: self.upstream_budget.or(other.upstream_budget),
+            remember_missing: self.remember_missing.or(other.remember_missing),
             build_cores: self.build_cores.or(other.build_cores),
             build_systems: self.build_systems.or(other.build_systems),
             build_features: self.build_features.or(other.build_features),
@@ -274,6 +286,10 @@ fn nearest(key: &str, known: &[String]) -> String {
     let nearest =
         known.iter().max_by(|a, b| strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b)));
     nearest.cloned().unwrap_or_default()
+}
+
+fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn duration(text: &str) -> Result<Duration, humantime::DurationError> {

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use narinfo::KeyName;
 
-use super::{Error, Written};
+use super::bounds::{check, within, within_numbers};
+use super::{Error, Written, host_name, upstream};
 use crate::serve::Settings;
 use crate::substitute::Source;
+use crate::upstream::CacheSettings;
 use crate::{build, http, nar_store, nix, substitute};
 
 impl Written {
@@ -44,15 +46,12 @@ impl Written {
         within_numbers("zstd-level", zstd_level.into(), 1, 19, "1 to 19")?;
         let listen = self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
         let build_from = self.build_from.unwrap_or_else(|| vec![Source::Store]);
-        let substituters = self.build_substituters.unwrap_or_default();
-        if let Some(own) = substituters.iter().find(|url| is_own(url, listen)) {
-            // A build would wait for itself.
-            return Err(Error::Bounds {
-                setting: "build-substituters",
-                value: own.clone(),
-                expected: "another cache than this server itself is needed",
-            });
-        }
+        let written = self.upstream.unwrap_or_default();
+        let caches = written.into_iter().map(|written| upstream::resolve(written, listen));
+        let caches = caches.collect::<Result<Vec<_>, _>>()?;
+        let budget = self.upstream_budget.unwrap_or(seconds(2));
+        within("upstream-budget", budget, Duration::from_millis(100), seconds(60), "100ms to 60s")?;
+        let remember_missing = self.remember_missing.unwrap_or(seconds(300));
         let jobs = self.max_jobs.unwrap_or(1);
         let set = |names: Option<Vec<String>>| names.map(|names| names.into_iter().collect());
         let capabilities = nix::CapabilitySettings {
@@ -71,15 +70,13 @@ impl Written {
             background,
             daemon: nix::Options {
                 build_cores: self.build_cores.unwrap_or(0),
-                use_substitutes: !substituters.is_empty(),
+                use_substitutes: !caches.is_empty(),
                 jobs,
-                extra: [("substituters".to_owned(), substituters.join(" "))]
-                    .into_iter()
-                    .chain(builders)
-                    .collect(),
+                extra: substituters(&caches).chain(builders).collect(),
                 ..nix::Options::default()
             },
             capabilities,
+            upstream: crate::upstream::Settings { caches, budget, remember_missing },
             substitute: substitute::Settings { build_from },
             build,
             logs,
@@ -155,77 +152,17 @@ impl Written {
     }
 }
 
-fn within_numbers(
-    setting: &'static str,
-    value: i64,
-    min: i64,
-    max: i64,
-    expected: &'static str,
-) -> Result<(), Error> {
-    check(setting, value, (min..=max).contains(&value), expected)
-}
-
-/// Whether a substituter's URL leads back to the address that we listen on, as far as its text tells.
-fn is_own(url: &str, listen: SocketAddr) -> bool {
-    let authority =
-        url.split_once("://").map_or(url, |(_, rest)| rest).split(['/', '?']).next().unwrap_or_default();
-    let (host, port) = match authority.rsplit_once(':') {
-        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => (host, port.parse().unwrap_or(80)),
-        _ => (authority, 80),
-    };
-    let host = host.trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
-    let address = host.parse::<std::net::IpAddr>();
-    let ours = host == "localhost"
-        || host == host_name().to_ascii_lowercase()
-        || address.is_ok_and(|ip| ip.is_loopback() || ip.is_unspecified() || ip == listen.ip());
-    port == listen.port() && ours
-}
-
-/// An error that names the setting, unless its value is as it must be.
-fn check(
-    setting: &'static str,
-    value: impl ToString,
-    fits: bool,
-    expected: &'static str,
-) -> Result<(), Error> {
-    if fits { Ok(()) } else { Err(Error::Bounds { setting, value: value.to_string(), expected }) }
-}
-
-fn within(
-    setting: &'static str,
-    value: Duration,
-    min: Duration,
-    max: Duration,
-    expected: &'static str,
-) -> Result<(), Error> {
-    check(setting, humantime::format_duration(value), (min..=max).contains(&value), expected)
-}
-
-fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_server_is_not_its_own_substituter() {
-        let listen = SocketAddr::from(([192, 0, 2, 1], 8080));
-        let by_name = format!("http://{}:8080", host_name());
-        for url in [
-            "http://localhost:8080",
-            "http://127.0.0.1:8080/x",
-            "http://[::1]:8080",
-            "http://192.0.2.1:8080?p=1",
-            &by_name,
-        ] {
-            assert!(is_own(url, listen), "{url}");
-        }
-        for url in
-            ["https://cache.nixos.org", "http://localhost:8081", "http://192.0.2.2:8080", "file:///cache"]
-        {
-            assert!(!is_own(url, listen), "{url}");
-        }
-    }
+/// What the daemon is told of where builds may take their inputs from. One that does not trust us heeds only the names, and
+/// those only as far as it would use them anyway.
+fn substituters(caches: &[CacheSettings]) -> impl Iterator<Item = (String, String)> + use<> {
+    let words = |words: Vec<String>| words.join(" ");
+    let urls = words(caches.iter().map(|cache| cache.url.to_string()).collect());
+    let keys = words(caches.iter().flat_map(|cache| &cache.public_keys).map(ToString::to_string).collect());
+    // By default it would wait for five minutes for one that is dead.
+    let impatient = [("connect-timeout", "5"), ("download-attempts", "2")];
+    let more = [("extra-trusted-public-keys", keys)].into_iter();
+    let more =
+        more.chain(impatient.map(|(name, value)| (name, value.to_owned()))).filter(|_| !urls.is_empty());
+    let more: Vec<_> = more.collect();
+    [("substituters", urls)].into_iter().chain(more).map(|(name, value)| (name.to_owned(), value))
 }

@@ -13,13 +13,15 @@ fn every_setting_can_be_written_in_the_file_and_set_by_a_variable() {
     let command = Written::augment_args(Command::new("settings"));
     let written = read(
         "listen = '[::1]:0'\nstate-dir = '/s'\nkey-name = 'k-1'\nbuild-from = ['store']\n\
-         build-substituters = ['https://cache.example.org']\nbuild-cores = 2\n\
+         upstream-budget = '3s'\nremember-missing = '1m'\nbuild-cores = 2\n\
          build-systems = ['a-linux']\nbuild-features = ['kvm']\nmax-derivations = 7\nlanes = 2\n\
          builders = '@/etc/nix/machines'\nmax-jobs = 0\novertake-budget = '5m'\novertake-share = 10\nbackground-daemon = '/b'\n\
          max-queued = 5\nabandon-after = '9s'\nmax-queued-per-client = 2\nmax-build-seconds = 60\nmax-silent-seconds = 30\n\
          max-log-bytes = 4096\nmax-logs-bytes = 8192\nhold = '1s'\nkeep-alive = '2s'\n\
          remember-permanent = '1h'\nremember-passing = '1m'\npriority = 30\nwant-mass-query = true\n\
-         zstd-level = 1\ndrain = '5s'\n",
+         zstd-level = 1\ndrain = '5s'\n\
+         [[upstream]]\nurl = 'https://cache.example.org'\npublic-keys = ['k:AA==']\npriority = 4\nmode = 'redirect'\n\
+         connect-timeout = '1s'\nstall-timeout = '9s'\n",
     )
     .expect("a good file");
     let debug = format!("{written:?}");

@@ -118,6 +118,13 @@ pub fn file(media_type: HeaderValue, etag: Option<&str>, part: &Part, body: Body
     answer
 }
 
+/// 302: it is elsewhere, for now.
+pub fn elsewhere(address: &str) -> Answer {
+    let mut answer = text(StatusCode::FOUND, format_args!("it is at {address}"));
+    set_text(answer.headers_mut(), header::LOCATION, address);
+    answer
+}
+
 /// 304: the client has it.
 pub fn not_modified(etag: &str) -> Answer {
     let mut answer = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
@@ -183,7 +190,7 @@ fn set_number(headers: &mut HeaderMap, name: HeaderName, value: Option<u64>) {
     }
 }
 
-/// `value` is made of hashes and numbers, which every header takes.
+/// `value` is made of hashes, numbers and addresses, which every header takes.
 fn set_text(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);

@@ -10,6 +10,9 @@ use crate::index::Counts;
 /// Lines of a log that are told.
 const LOG_LINES: usize = 20;
 
+/// What follows the last metric: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
+const METRICS_END: &str = "# EOF\n";
+
 /// `GET /api/v1/status`.
 #[derive(serde::Serialize)]
 struct Status {
@@ -70,7 +73,10 @@ async fn last_lines(service: &Service, drv: StorePath) -> Vec<String> {
 }
 
 pub(super) fn metrics(service: &Service) -> Answer {
-    answer::ready(answer::OPENMETRICS, service.parts.builds.metrics())
+    let mut text = String::new();
+    service.parts.builds.write_metrics(&mut text);
+    service.parts.upstreams.write_metrics(&mut text);
+    answer::ready(answer::OPENMETRICS, text + METRICS_END)
 }
 
 fn json(value: &impl serde::Serialize) -> Answer {

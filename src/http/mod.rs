@@ -26,8 +26,9 @@ use crate::index::Index;
 use crate::nix::Pool;
 use crate::packer::Packer;
 use crate::substitute::{OnMiss, Substitute};
+use crate::upstream::Upstreams;
 use answer::Answer;
-pub use route::{NarForm, Route, Target};
+pub use route::{Route, Target};
 pub use server::{Door, serve};
 
 /// How the cache presents itself.
@@ -55,6 +56,8 @@ pub struct Parts {
     pub logs: Logs,
     /// The queue.
     pub builds: Builds,
+    /// Other caches.
+    pub upstreams: Upstreams,
     /// Whether the index can be read, and how much is in it.
     pub index: Index,
     /// Whether Nix can be reached.

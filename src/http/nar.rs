@@ -1,4 +1,4 @@
-//! `/nar/…`: the zstd file or the plain NAR in it, whole or a range.
+//! `/nar/…`: the zstd file or the plain NAR in it, whole or a range; or where an upstream has what is wanted.
 //! A body is complete only when every byte of it was verified; a failure on the way cuts it.
 
 use std::io;
@@ -7,11 +7,10 @@ use bytes::Bytes;
 use http_range_header::parse_range_header;
 use hyper::HeaderMap;
 use hyper::header::{self, HeaderName};
-use narinfo::NarHash;
+use narinfo::{Compression, NarHash};
 
 use super::answer::{self, Answer, Part};
 use super::pipe::{Pieces, written};
-use super::route::NarForm;
 use super::{Method, Service};
 use crate::nar_store::{NarStream, Range};
 use crate::packer::{self, Nar, Packer, Served};
@@ -19,15 +18,27 @@ use crate::packer::{self, Nar, Packer, Served};
 /// What a client hears of a NAR that no served path has.
 const UNKNOWN: &str = "unknown: no path that this cache serves has this NAR";
 
+/// How a NAR is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// As it is stored.
+    Zstd,
+    /// Decompressed.
+    Plain,
+}
+
 pub(super) async fn get(
     service: &Service,
     hash: NarHash,
-    form: NarForm,
+    compression: Compression,
     method: Method,
     headers: &HeaderMap,
 ) -> Answer {
-    answer(&service.parts.packer, hash, form, method, headers).await.unwrap_or_else(|error| {
+    answer(&service.parts.packer, hash, compression, method, headers).await.unwrap_or_else(|error| {
         // A NAR that cannot be read is a miss to a client, which then goes on without it.
+        if let packer::Error::NotToBeHad(reason) = &error {
+            return answer::missing(format_args!("not to be had at the moment: {reason}"));
+        }
         tracing::error!(error = &error as &dyn std::error::Error, "a NAR cannot be given");
         answer::missing("this NAR cannot be read at the moment; the server's log has the details")
     })
@@ -36,11 +47,19 @@ pub(super) async fn get(
 async fn answer(
     packer: &Packer,
     hash: NarHash,
-    form: NarForm,
+    compression: Compression,
     method: Method,
     headers: &HeaderMap,
 ) -> Result<Answer, packer::Error> {
     let Some(served) = packer.find(hash).await? else { return Ok(answer::missing(UNKNOWN)) };
+    if let Some(address) = packer.redirect(&served, compression) {
+        return Ok(answer::elsewhere(&address));
+    }
+    let form = match compression {
+        Compression::Zstd => Form::Zstd,
+        Compression::None => Form::Plain,
+        _ => return Ok(answer::missing("not in this form: there is .nar.zst, and .nar")),
+    };
     let etag = etag(hash, form, &served);
     if let (Some(tags), Some(etag)) = (text(headers, header::IF_NONE_MATCH), &etag)
         && names_tag(tags, etag)
@@ -49,8 +68,8 @@ async fn answer(
     }
     if method == Method::Head {
         let length = match form {
-            NarForm::Plain => Some(served.nar_size()),
-            NarForm::Zstd => served.packed.map(|nar| nar.file_size),
+            Form::Plain => Some(served.nar_size()),
+            Form::Zstd => served.packed.map(|nar| nar.file_size),
         };
         return Ok(answer::file(media_type(form), etag.as_deref(), &Part::Whole(length), answer::empty()));
     }
@@ -61,21 +80,21 @@ async fn body(
     packer: &Packer,
     mut served: Served,
     hash: NarHash,
-    form: NarForm,
+    form: Form,
     range: Option<&str>,
 ) -> Result<Answer, packer::Error> {
     let mut nar = packer.open(&mut served).await?;
     // A range of a zstd file can be given once its length is known.
-    if let (NarForm::Zstd, Some(_), Nar::Growing(growing)) = (form, range, &mut nar) {
-        growing.finished().await?;
+    if let (Form::Zstd, Some(_), Nar::Growing(growing)) = (form, range, &mut nar) {
+        growing.finished().await.map_err(packer::Error::NotToBeHad)?;
         let Some(complete) = packer.find(hash).await? else { return Ok(answer::missing(UNKNOWN)) };
         served = complete;
         nar = packer.open(&mut served).await?;
     }
     let length = match (form, &nar) {
-        (NarForm::Plain, _) => Some(served.nar_size()),
-        (NarForm::Zstd, Nar::Stored(stored)) => Some(stored.bytes()),
-        (NarForm::Zstd, Nar::Growing(_)) => None,
+        (Form::Plain, _) => Some(served.nar_size()),
+        (Form::Zstd, Nar::Stored(stored)) => Some(stored.bytes()),
+        (Form::Zstd, Nar::Growing(_)) => None,
     };
     let part = match (range, length) {
         (Some(range), Some(length)) => match slice(range, length) {
@@ -85,11 +104,11 @@ async fn body(
         _ => Part::Whole(length),
     };
     let etag = etag(hash, form, &served);
-    let stream = stream(nar, form, &part, served.nar_size())?;
+    let stream = stream(nar, form, &part, served.nar_size()).map_err(packer::Error::Store)?;
     Ok(answer::file(media_type(form), etag.as_deref(), &part, written(|pipe| pipe.send_all(stream))))
 }
 
-fn stream(nar: Nar, form: NarForm, part: &Part, nar_size: u64) -> io::Result<NarStream> {
+fn stream(nar: Nar, form: Form, part: &Part, nar_size: u64) -> io::Result<NarStream> {
     let wanted = |whole| match *part {
         Part::Whole(_) => Range { start: 0, end: whole },
         Part::Slice { start, end, .. } => Range { start, end },
@@ -97,13 +116,13 @@ fn stream(nar: Nar, form: NarForm, part: &Part, nar_size: u64) -> io::Result<Nar
     let compressed = match nar {
         Nar::Stored(stored) => {
             let all = Range { start: 0, end: stored.bytes() };
-            NarStream::stored(&stored, if form == NarForm::Zstd { wanted(stored.bytes()) } else { all })
+            NarStream::stored(&stored, if form == Form::Zstd { wanted(stored.bytes()) } else { all })
         }
         Nar::Growing(growing) => NarStream::growing(growing),
     };
     match form {
-        NarForm::Zstd => Ok(compressed),
-        NarForm::Plain => compressed.plain(wanted(nar_size)),
+        Form::Zstd => Ok(compressed),
+        Form::Plain => compressed.plain(wanted(nar_size)),
     }
 }
 
@@ -142,10 +161,10 @@ fn slice(range: &str, length: u64) -> Option<Part> {
 }
 
 /// Each form is named by the hash of its own bytes; that of the zstd file is known once it is packed.
-fn etag(hash: NarHash, form: NarForm, served: &Served) -> Option<String> {
+fn etag(hash: NarHash, form: Form, served: &Served) -> Option<String> {
     let bytes = match form {
-        NarForm::Plain => Some(hash),
-        NarForm::Zstd => served.packed.map(|nar| nar.file_hash),
+        Form::Plain => Some(hash),
+        Form::Zstd => served.packed.map(|nar| nar.file_hash),
     };
     bytes.map(|hash| format!("\"{}\"", hash.to_nixbase32()))
 }
@@ -155,10 +174,10 @@ fn names_tag(value: &str, etag: &str) -> bool {
     value.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
 }
 
-fn media_type(form: NarForm) -> hyper::header::HeaderValue {
+fn media_type(form: Form) -> hyper::header::HeaderValue {
     match form {
-        NarForm::Zstd => answer::ZSTD,
-        NarForm::Plain => answer::NAR,
+        Form::Zstd => answer::ZSTD,
+        Form::Plain => answer::NAR,
     }
 }
 

@@ -91,13 +91,18 @@ fn wait_line(state: &str) -> String {
 }
 
 fn render(hit: &Hit, store_dir: &StoreDir) -> String {
-    let Hit { row, packed } = hit;
+    let Hit { row, packed, redirect } = hit;
+    // The file that a client gets: ours, or the upstream's where it is sent there.
+    let (compression, file_hash, file_size) = match redirect {
+        Some(nar) => (nar.compression, nar.file_hash, nar.file_size),
+        None => (Compression::Zstd, packed.map(|nar| nar.file_hash), packed.map(|nar| nar.file_size)),
+    };
     NarInfo {
         store_path: row.path.clone(),
-        url: format!("nar/{}.nar.zst", row.nar_hash.to_nixbase32()),
-        compression: Compression::Zstd,
-        file_hash: packed.map(|nar| nar.file_hash),
-        file_size: packed.map(|nar| nar.file_size),
+        url: format!("nar/{}.nar{}", row.nar_hash.to_nixbase32(), compression.file_ending()),
+        compression,
+        file_hash,
+        file_size,
         nar_hash: row.nar_hash,
         nar_size: row.nar_size,
         references: row.references.clone(),

@@ -1,7 +1,7 @@
 //! Request paths, parsed once into types that cannot be wrong.
 //! No raw string goes further than this file: what does not parse is no route.
 
-use narinfo::{NarHash, StorePath, StorePathHash};
+use narinfo::{Compression, NarHash, StorePath, StorePathHash};
 use percent_encoding::percent_decode_str;
 
 /// Bytes of a path at most; a store path's base name has at most 244.
@@ -18,8 +18,8 @@ pub enum Route {
     CacheInfo,
     /// `/<hash>.narinfo`
     NarInfo(StorePathHash),
-    /// `/nar/<NarHash>.nar.zst` and `/nar/<NarHash>.nar`
-    Nar(NarHash, NarForm),
+    /// `/nar/<NarHash>.nar.zst`, `/nar/<NarHash>.nar`; others, such as `.nar.xz`, are with upstreams
+    Nar(NarHash, Compression),
     /// `/log/<derivation>`
     Log(StorePath),
     /// `/healthz`: the process lives.
@@ -34,15 +34,6 @@ pub enum Route {
     Build(u64),
     /// `/metrics`
     Metrics,
-}
-
-/// How a NAR is wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NarForm {
-    /// As it is stored.
-    Zstd,
-    /// Decompressed.
-    Plain,
 }
 
 /// A route, and whether a miss may be built.
@@ -101,10 +92,8 @@ fn route(path: &str) -> Option<Route> {
 /// Ours, and the forms that clients remember from other servers: harmonia's is ours with a query, nix-serve's has
 /// the store path's hash before the NAR's.
 fn nar(file: &str) -> Option<Route> {
-    let (name, form) = match file.strip_suffix(".nar.zst") {
-        Some(name) => (name, NarForm::Zstd),
-        None => (file.strip_suffix(".nar")?, NarForm::Plain),
-    };
+    let (name, ending) = file.split_once(".nar")?;
+    let compression = Compression::from_file_ending(ending)?;
     let hash = match name.split_once('-') {
         Some((path_hash, nar_hash)) => {
             path_hash.parse::<StorePathHash>().ok()?;
@@ -112,7 +101,7 @@ fn nar(file: &str) -> Option<Route> {
         }
         None => name,
     };
-    NarHash::from_nixbase32(hash).ok().map(|hash| Route::Nar(hash, form))
+    NarHash::from_nixbase32(hash).ok().map(|hash| Route::Nar(hash, compression))
 }
 
 #[cfg(test)]
@@ -133,9 +122,10 @@ mod tests {
         for (path, route) in [
             ("nix-cache-info".to_owned(), Route::CacheInfo),
             (format!("{HASH}.narinfo"), Route::NarInfo(HASH.parse().expect("a hash"))),
-            (format!("nar/{nar}.nar.zst"), Route::Nar(NarHash::from_bytes([0; 32]), NarForm::Zstd)),
-            (format!("nar/{nar}.nar"), Route::Nar(NarHash::from_bytes([0; 32]), NarForm::Plain)),
-            (format!("nar/{HASH}-{nar}.nar"), Route::Nar(NarHash::from_bytes([0; 32]), NarForm::Plain)),
+            (format!("nar/{nar}.nar.zst"), Route::Nar(NarHash::from_bytes([0; 32]), Compression::Zstd)),
+            (format!("nar/{nar}.nar"), Route::Nar(NarHash::from_bytes([0; 32]), Compression::None)),
+            (format!("nar/{nar}.nar.xz"), Route::Nar(NarHash::from_bytes([0; 32]), Compression::Xz)),
+            (format!("nar/{HASH}-{nar}.nar"), Route::Nar(NarHash::from_bytes([0; 32]), Compression::None)),
             (format!("log/{encoded}"), Route::Log(StorePath::parse(&drv).expect("a store path"))),
             ("api/v1/builds/7".to_owned(), Route::Build(7)),
             (String::new(), Route::Home),

@@ -4,6 +4,7 @@
 mod connection;
 mod queue;
 mod rows;
+mod upstream;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -11,12 +12,15 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use narinfo::{NarHash, StorePath, StorePathHash};
-use rusqlite::{OptionalExtension, params};
+use rusqlite::{OptionalExtension, Transaction, params};
 
 use connection::{Readers, Writer};
 pub use queue::{DurationRow, RequestRow};
-pub use rows::{Counts, Failure, FailureClass, Hit, NarRow, PathRow};
-use rows::{PATH_COLUMNS, class_number, failure_row, hash_text, join, nar_row, path_row, signed, to_unix};
+pub use rows::{Counts, Failure, FailureClass, Hit, NarRow, PathRow, UpstreamNar};
+use rows::{
+    PATH_COLUMN_COUNT, PATH_COLUMNS, class_number, failure_row, hash_text, join, nar_row, path_row, signed,
+    to_unix,
+};
 
 /// Why the index could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -97,8 +101,14 @@ impl Index {
                 let mut statement = connection.prepare_cached(&sql)?;
                 let mut rows = statement.query([hash.as_str()])?;
                 let Some(row) = rows.next()? else { return Ok(None) };
-                let packed = row.get::<_, Option<[u8; 32]>>(8)?.map(|_| nar_row(row, 8)).transpose()?;
-                Ok(Some(Hit { row: path_row(row)?, packed }))
+                let found = path_row(row)?;
+                let packed = row.get::<_, Option<[u8; 32]>>(PATH_COLUMN_COUNT)?;
+                let packed = packed.map(|_| nar_row(row, PATH_COLUMN_COUNT)).transpose()?;
+                let redirect = match packed {
+                    Some(_) => None,
+                    None => upstream::redirect(connection, found.nar_hash)?,
+                };
+                Ok(Some(Hit { row: found, packed, redirect }))
             })
             .await
     }
@@ -171,7 +181,7 @@ impl Index {
             .await
     }
 
-    /// Every served path that has no packed NAR yet, oldest first.
+    /// Every served path whose NAR only the Nix store has yet, oldest first.
     ///
     /// # Errors
     /// When SQLite fails or a row is damaged.
@@ -180,7 +190,9 @@ impl Index {
             .run(|connection| {
                 let sql = format!(
                     "SELECT {PATH_COLUMNS} FROM path p LEFT JOIN nar n ON n.nar_hash = p.nar_hash \
-                     WHERE n.nar_hash IS NULL ORDER BY p.added_at, p.hash"
+                     WHERE n.nar_hash IS NULL \
+                     AND NOT EXISTS (SELECT 1 FROM upstream_nar u WHERE u.nar_hash = p.nar_hash) \
+                     ORDER BY p.added_at, p.hash"
                 );
                 let mut statement = connection.prepare_cached(&sql)?;
                 let mut rows = statement.query([])?;
@@ -199,29 +211,7 @@ impl Index {
     /// # Errors
     /// When SQLite fails; nothing is published then.
     pub async fn publish(&self, rows: Vec<PathRow>) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                let mut insert = transaction.prepare_cached(
-                    "INSERT INTO path (hash, name, nar_hash, nar_size, refs, deriver, ca, sigs, added_at) \
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9) ON CONFLICT (hash) DO NOTHING",
-                )?;
-                let now = to_unix(SystemTime::now());
-                for row in &rows {
-                    insert.execute(params![
-                        hash_text(&row.path.hash()),
-                        row.path.name(),
-                        row.nar_hash.as_bytes(),
-                        signed(row.nar_size),
-                        join(&row.references, " "),
-                        row.deriver.as_ref().map(ToString::to_string),
-                        row.ca.as_ref().map(ToString::to_string),
-                        join(&row.signatures, "\n"),
-                        now,
-                    ])?;
-                }
-                Ok(())
-            })
-            .await
+        self.writer.run(move |transaction| insert_paths(transaction, &rows)).await
     }
 
     /// Records a packed NAR. The file must be durable before this is called.
@@ -361,4 +351,30 @@ impl Index {
             })
             .await
     }
+}
+
+fn insert_paths<'a>(
+    transaction: &Transaction<'_>,
+    rows: impl IntoIterator<Item = &'a PathRow>,
+) -> Result<(), Error> {
+    let mut insert = transaction.prepare_cached(
+        "INSERT INTO path (hash, name, nar_hash, nar_size, refs, deriver, ca, sigs, added_at, built) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (hash) DO NOTHING",
+    )?;
+    let now = to_unix(SystemTime::now());
+    for row in rows {
+        insert.execute(params![
+            hash_text(&row.path.hash()),
+            row.path.name(),
+            row.nar_hash.as_bytes(),
+            signed(row.nar_size),
+            join(&row.references, " "),
+            row.deriver.as_ref().map(ToString::to_string),
+            row.ca.as_ref().map(ToString::to_string),
+            join(&row.signatures, "\n"),
+            now,
+            row.built,
+        ])?;
+    }
+    Ok(())
 }

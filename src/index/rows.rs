@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use narinfo::{NarHash, Signature, StorePath, StorePathHash};
+use narinfo::{Compression, NarHash, Signature, StorePath, StorePathHash};
 use rusqlite::Row;
 
 use super::Error;
@@ -26,6 +26,8 @@ pub struct PathRow {
     pub ca: Option<narinfo::ContentAddress>,
     /// Every signature we hand out, our own included.
     pub signatures: Vec<Signature>,
+    /// Whether it was built on this machine.
+    pub built: bool,
 }
 
 /// A packed NAR: a complete, verified file in the NAR store.
@@ -39,13 +41,34 @@ pub struct NarRow {
     pub file_size: u64,
 }
 
-/// An index hit: the path, and its packed NAR once there is one.
+/// A NAR that an upstream has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamNar {
+    /// SHA-256 of the plain NAR.
+    pub nar_hash: NarHash,
+    /// The upstream's name: its URL.
+    pub upstream: String,
+    /// Where its file is, as the upstream's narinfo has it.
+    pub url: String,
+    /// How the file is compressed.
+    pub compression: Compression,
+    /// SHA-256 of the file, as the upstream says.
+    pub file_hash: Option<NarHash>,
+    /// Bytes of the file, as the upstream says.
+    pub file_size: Option<u64>,
+    /// Whether clients are sent there.
+    pub redirect: bool,
+}
+
+/// An index hit: the path, and where its contents are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hit {
     /// The path.
     pub row: PathRow,
-    /// Its file; `None` while only the Nix store has the contents.
+    /// Its file; `None` while only the Nix store, or an upstream, has the contents.
     pub packed: Option<NarRow>,
+    /// The upstream that clients are sent to for what is not packed.
+    pub redirect: Option<UpstreamNar>,
 }
 
 /// What a failure means.
@@ -90,7 +113,9 @@ pub struct Counts {
 }
 
 pub(super) const PATH_COLUMNS: &str =
-    "p.hash, p.name, p.nar_hash, p.nar_size, p.refs, p.deriver, p.ca, p.sigs";
+    "p.hash, p.name, p.nar_hash, p.nar_size, p.refs, p.deriver, p.ca, p.sigs, p.built";
+/// How many those are.
+pub(super) const PATH_COLUMN_COUNT: usize = 9;
 
 pub(super) fn path_row(row: &Row<'_>) -> Result<PathRow, Error> {
     let (hash, name): (String, String) = (row.get(0)?, row.get(1)?);
@@ -115,6 +140,7 @@ pub(super) fn path_row(row: &Row<'_>) -> Result<PathRow, Error> {
             .lines()
             .map(|s| s.parse().map_err(|e| corrupt(&base, e)))
             .collect::<Result<_, _>>()?,
+        built: row.get(8)?,
     })
 }
 

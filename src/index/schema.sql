@@ -10,7 +10,8 @@ CREATE TABLE path (
     deriver  TEXT,                      -- base name
     ca       TEXT,
     sigs     TEXT NOT NULL,             -- one signature a line
-    added_at INTEGER NOT NULL           -- Unix seconds
+    added_at INTEGER NOT NULL,          -- Unix seconds
+    built    INTEGER NOT NULL DEFAULT 0 -- whether it was built on this machine
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX path_by_nar ON path (nar_hash);
@@ -21,6 +22,18 @@ CREATE TABLE nar (
     file_hash BLOB NOT NULL,            -- SHA-256 of the zstd file
     file_size INTEGER NOT NULL,         -- bytes of the zstd file
     packed_at INTEGER NOT NULL          -- Unix seconds
+) STRICT, WITHOUT ROWID;
+
+-- Where an upstream has the NAR of a served path; it may be packed beside that.
+CREATE TABLE upstream_nar (
+    nar_hash    BLOB NOT NULL,
+    upstream    TEXT NOT NULL,          -- its URL
+    url         TEXT NOT NULL,          -- of the file, as the upstream's narinfo has it
+    compression TEXT NOT NULL,
+    file_hash   BLOB,                   -- SHA-256 of the file, as the upstream says
+    file_size   INTEGER,                -- bytes of the file, as the upstream says
+    redirect    INTEGER NOT NULL,       -- whether clients are sent there
+    PRIMARY KEY (nar_hash, upstream)
 ) STRICT, WITHOUT ROWID;
 
 CREATE TABLE failure (

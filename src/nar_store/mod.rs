@@ -1,4 +1,4 @@
-//! The NARs we serve: zstd files named by the hash of the plain NAR they hold.
+//! The NARs we serve: zstd files named by the hash of the plain NAR they hold, from a file tree or from another cache.
 //! Knows files and nothing else: no index, no Nix, no HTTP. A file under its final name is always complete and verified.
 
 mod pack;
@@ -13,7 +13,7 @@ use narinfo::NarHash;
 use tokio::sync::watch;
 
 use crate::growing::{Growth, abandoned};
-pub use pack::Error as PackError;
+pub use pack::{Error as PackError, Expected, Packed};
 pub use stream::{NarStream, Range};
 
 /// How NARs are stored.
@@ -57,6 +57,19 @@ pub struct Growing {
 pub struct Draft {
     file: tempfile::NamedTempFile,
     growth: watch::Sender<Growth>,
+}
+
+impl Draft {
+    /// Whether readers may have seen some of it: then its bytes stand, right or wrong.
+    #[must_use]
+    pub fn is_begun(&self) -> bool {
+        self.growth.borrow().bytes > 0
+    }
+
+    /// Ends it without a file; its readers hear why.
+    pub fn abandon(self, reason: &str) {
+        self.growth.send_modify(|g| g.end = Some(Err(reason.to_owned())));
+    }
 }
 
 impl NarStore {
@@ -111,6 +124,19 @@ impl NarStore {
 }
 
 impl Growing {
+    /// Waits until there is something to read, or a reason why there never will be.
+    ///
+    /// # Errors
+    /// When nothing was written and nothing will be.
+    pub async fn begun(&mut self) -> io::Result<()> {
+        let growth =
+            self.growth.wait_for(|g| g.bytes > 0 || g.end.is_some()).await.map_err(|_| abandoned())?;
+        match (growth.bytes, &growth.end) {
+            (0, Some(Err(reason))) => Err(io::Error::other(reason.clone())),
+            _ => Ok(()),
+        }
+    }
+
     /// Waits until the file is complete and verified.
     ///
     /// # Errors

@@ -1,17 +1,22 @@
-//! Packing: the NAR of a store path, hashed, compressed and written in one pass, and kept only when its hash and size are right.
-//! Must never leave a file under its final name that was not verified and fsynced.
+//! Packing: the NAR of a store path, or one that another cache sends, hashed, compressed and written in one pass, and kept
+//! only when its hash and size are right. Must never leave a file under its final name that was not verified and fsynced.
 
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use narinfo::NarHash;
+use narinfo::{Compression, NarHash};
 use sha2::{Digest, Sha256};
 use tokio::sync::watch;
 
 use super::{Draft, NarStore, Stored};
+use crate::decode;
 use crate::growing::{CHUNK_BYTES, Growth};
+
+/// What has been compressed goes out at least so often while a NAR is received, so that readers follow a slow sender.
+const FLUSH_AFTER: Duration = Duration::from_millis(250);
 
 /// Why a NAR was not kept.
 #[derive(Debug, thiserror::Error)]
@@ -22,23 +27,31 @@ pub enum Error {
     /// The tree could not be read, or changed while it was.
     #[error("cannot read the store path")]
     Dump(#[source] narinfo::nar::Error),
-    /// The contents are not those that Nix has registered.
-    #[error(
-        "the contents have hash {found} and {found_bytes} bytes, Nix registered {expected} and {expected_bytes}: run nix-store --verify --check-contents --repair"
-    )]
+    /// What was sent cannot be decompressed, or ends early.
+    #[error("cannot read the NAR that was sent")]
+    Sent(#[source] io::Error),
+    /// The contents are not those that were promised.
+    #[error("the contents have hash {found} and {found_bytes} bytes, {} and {} were promised", expected.hash, expected.bytes)]
     Mismatch {
-        /// What Nix says.
-        expected: NarHash,
-        /// Bytes Nix says.
-        expected_bytes: u64,
-        /// What is on disk.
+        /// What was promised.
+        expected: Expected,
+        /// What there is.
         found: NarHash,
-        /// Bytes on disk.
+        /// Bytes there are, or the first that are too many.
         found_bytes: u64,
     },
     /// The file could not be written: most often a full disk.
     #[error("cannot write to the NAR store")]
     Write(#[from] io::Error),
+}
+
+/// What a NAR must be to be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expected {
+    /// SHA-256 of the plain NAR.
+    pub hash: NarHash,
+    /// Its bytes.
+    pub bytes: u64,
 }
 
 /// What was written.
@@ -51,63 +64,69 @@ pub struct Packed {
 }
 
 impl NarStore {
-    /// Packs the tree at `source` into `draft` and gives it its final name. Blocking.
-    ///
-    /// `draft` is told when all is written and verified, so that its readers may end their answers.
+    /// Writes the NAR of the tree at `source` into `draft`. Blocking.
     ///
     /// # Errors
-    /// When the tree cannot be read or is not the one expected, or the file cannot be written; nothing is kept then.
-    pub fn pack(&self, draft: Draft, source: &Path, expected: NarHash, bytes: u64) -> Result<Packed, Error> {
-        let Draft { file, growth } = draft;
-        let result = self.write(&file, &growth, source, expected, bytes).and_then(|packed| {
-            self.keep(file, expected)?;
-            Ok(packed)
-        });
-        growth.send_modify(|g| {
-            g.end = Some(result.as_ref().map(|_| ()).map_err(ToString::to_string));
-        });
-        result
-    }
-
-    fn write(
-        &self,
-        file: &tempfile::NamedTempFile,
-        growth: &watch::Sender<Growth>,
-        source: &Path,
-        expected: NarHash,
-        expected_bytes: u64,
-    ) -> Result<Packed, Error> {
+    /// When the tree cannot be read or is not the one expected, or the file cannot be written.
+    pub fn pack(&self, draft: &Draft, source: &Path, expected: Expected) -> Result<Packed, Error> {
         if source.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
             return Err(Error::Vanished);
         }
-        let sink = BufWriter::with_capacity(CHUNK_BYTES, FileSink::new(file.as_file(), growth));
-        let mut encoder = zstd::Encoder::new(sink, self.settings.zstd_level)?;
-        encoder.set_pledged_src_size(Some(expected_bytes))?;
-        encoder.include_contentsize(true)?;
-        let plain = Plain { encoder, hasher: Sha256::new(), bytes: 0, bytes_max: expected_bytes };
         // A dump comes in pieces of a few bytes; hashing and compressing want more at a time.
-        let mut plain = BufWriter::with_capacity(CHUNK_BYTES, plain);
-        let dumped = narinfo::nar::dump(source, &mut plain)
-            .and_then(|_| plain.flush().map_err(narinfo::nar::Error::Io));
-        let (plain, _) = plain.into_parts();
-        let found = NarHash::from_bytes(plain.hasher.finalize().into());
-        let found_bytes = plain.bytes;
-        // A tree that grew is cut off at the registered size, and a broken one ends early: say which it was.
-        if found_bytes > expected_bytes
-            || (dumped.is_ok() && (found, found_bytes) != (expected, expected_bytes))
-        {
-            return Err(Error::Mismatch { expected, expected_bytes, found, found_bytes });
-        }
-        dumped.map_err(Error::Dump)?;
-        let mut sink = plain.encoder.finish()?;
-        sink.flush()?;
-        let sink = sink.into_inner().map_err(io::IntoInnerError::into_error)?;
-        file.as_file().sync_all()?;
-        Ok(Packed { file_hash: NarHash::from_bytes(sink.hasher.finalize().into()), file_size: sink.bytes })
+        let mut out = BufWriter::with_capacity(CHUNK_BYTES, self.compressing(draft, expected)?);
+        let dumped =
+            narinfo::nar::dump(source, &mut out).and_then(|_| out.flush().map_err(narinfo::nar::Error::Io));
+        let (out, _) = out.into_parts();
+        finish(out.judge(expected, dumped.map_err(Error::Dump))?)
     }
 
-    /// The final name, made durable.
-    fn keep(&self, file: tempfile::NamedTempFile, nar: NarHash) -> Result<(), Error> {
+    /// Writes the NAR that comes as `input` into `draft`: as it comes where that is zstd, else compressed anew. Blocking.
+    ///
+    /// # Errors
+    /// When the input fails, is damaged or is not the NAR expected, or the file cannot be written.
+    pub fn receive(
+        &self,
+        draft: &Draft,
+        input: impl Read + Send,
+        compression: Compression,
+        expected: Expected,
+    ) -> Result<Packed, Error> {
+        if compression == Compression::Zstd {
+            return receive_zstd(draft, input, expected);
+        }
+        let mut plain = decode::plain(compression, input).map_err(Error::Sent)?;
+        let mut out = self.compressing(draft, expected)?;
+        let mut flushed = Instant::now();
+        let copied = copy(&mut plain, &mut out, |out| {
+            if flushed.elapsed() < FLUSH_AFTER {
+                return Ok(());
+            }
+            flushed = Instant::now();
+            out.inner.flush()
+        });
+        finish(out.judge(expected, copied)?)
+    }
+
+    fn compressing<'d>(&self, draft: &'d Draft, expected: Expected) -> io::Result<Checked<Compressor<'d>>> {
+        let sink = BufWriter::with_capacity(CHUNK_BYTES, FileSink::new(draft));
+        let mut encoder = zstd::Encoder::new(sink, self.settings.zstd_level)?;
+        encoder.set_pledged_src_size(Some(expected.bytes))?;
+        encoder.include_contentsize(true)?;
+        Ok(Checked::new(encoder, expected.bytes))
+    }
+
+    /// Gives a draft that was written and verified its final name, durably, and tells its readers that it is whole. Blocking.
+    ///
+    /// # Errors
+    /// When the file system fails; the draft is abandoned then.
+    pub fn keep(&self, draft: Draft, nar: NarHash) -> io::Result<()> {
+        let Draft { file, growth } = draft;
+        let kept = self.persist(file, nar);
+        growth.send_modify(|g| g.end = Some(kept.as_ref().map(|()| ()).map_err(ToString::to_string)));
+        kept
+    }
+
+    fn persist(&self, file: tempfile::NamedTempFile, nar: NarHash) -> io::Result<()> {
         let target = self.file_of(nar);
         let folder = target.parent().unwrap_or(&self.dir);
         if !folder.is_dir() {
@@ -115,8 +134,49 @@ impl NarStore {
             File::open(&self.dir)?.sync_all()?;
         }
         file.persist(&target).map_err(|e| e.error)?;
-        File::open(folder)?.sync_all()?;
-        Ok(())
+        File::open(folder)?.sync_all()
+    }
+}
+
+type Compressor<'d> = zstd::Encoder<'static, BufWriter<FileSink<'d>>>;
+
+fn finish(encoder: Compressor<'_>) -> Result<Packed, Error> {
+    let sink = encoder.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
+    sink.finish()
+}
+
+/// The file is the bytes as they come; what they decompress to is checked beside.
+fn receive_zstd(draft: &Draft, input: impl Read + Send, expected: Expected) -> Result<Packed, Error> {
+    let (mut sink, mut not_written) = (FileSink::new(draft), None);
+    let mut out = Checked::new(io::sink(), expected.bytes);
+    let through = Through { input, sink: &mut sink, not_written: &mut not_written };
+    let copied = decode::plain(Compression::Zstd, through)
+        .map_err(Error::Sent)
+        .and_then(|mut plain| copy(&mut plain, &mut out, |_| Ok(())));
+    if let Some(error) = not_written {
+        return Err(Error::Write(error));
+    }
+    out.judge(expected, copied)?;
+    sink.finish()
+}
+
+/// Copies until the input ends or either side fails; `after` each piece.
+fn copy<W: Write>(
+    input: &mut dyn Read,
+    out: &mut W,
+    mut after: impl FnMut(&mut W) -> io::Result<()>,
+) -> Result<(), Error> {
+    let mut buffer = vec![0; CHUNK_BYTES];
+    loop {
+        match input.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(read) => {
+                out.write_all(&buffer[..read])?;
+                after(out)?;
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::Sent(error)),
+        }
     }
 }
 
@@ -140,22 +200,39 @@ impl Stored {
     }
 }
 
-/// The plain NAR on its way to the compressor.
-struct Plain<W: Write> {
-    encoder: zstd::Encoder<'static, W>,
+/// A plain NAR on its way: hashed, counted, and stopped where it is longer than promised.
+struct Checked<W> {
+    inner: W,
     hasher: Sha256,
     bytes: u64,
     bytes_max: u64,
 }
 
-impl<W: Write> Write for Plain<W> {
+impl<W> Checked<W> {
+    fn new(inner: W, bytes_max: u64) -> Self {
+        Self { inner, hasher: Sha256::new(), bytes: 0, bytes_max }
+    }
+
+    /// What it was written to, if all that came is as promised. One that is too long was stopped for that, whatever else
+    /// is said of it; one that broke off says why.
+    fn judge(self, expected: Expected, written: Result<(), Error>) -> Result<W, Error> {
+        let found = NarHash::from_bytes(self.hasher.finalize().into());
+        let right = (found, self.bytes) == (expected.hash, expected.bytes);
+        if self.bytes > expected.bytes || (written.is_ok() && !right) {
+            return Err(Error::Mismatch { expected, found, found_bytes: self.bytes });
+        }
+        written.map(|()| self.inner)
+    }
+}
+
+impl<W: Write> Write for Checked<W> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         self.bytes += data.len() as u64;
         if self.bytes > self.bytes_max {
-            return Err(io::Error::other("larger than registered"));
+            return Err(io::Error::other("larger than promised"));
         }
         self.hasher.update(data);
-        self.encoder.write_all(data)?;
+        self.inner.write_all(data)?;
         Ok(data.len())
     }
 
@@ -164,17 +241,42 @@ impl<W: Write> Write for Plain<W> {
     }
 }
 
+/// What is read goes into a file, too.
+struct Through<'a, 'd, R> {
+    input: R,
+    sink: &'a mut FileSink<'d>,
+    /// Told apart from an input that failed.
+    not_written: &'a mut Option<io::Error>,
+}
+
+impl<R: Read> Read for Through<'_, '_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.input.read(buffer)?;
+        self.sink.write_all(&buffer[..read]).map_err(|error| {
+            *self.not_written = Some(error);
+            io::Error::other("the file cannot be written")
+        })?;
+        Ok(read)
+    }
+}
+
 /// The zstd bytes on their way to the file; tells the readers how far it has grown.
-struct FileSink<'a> {
-    file: &'a File,
-    growth: &'a watch::Sender<Growth>,
+struct FileSink<'d> {
+    file: &'d File,
+    growth: &'d watch::Sender<Growth>,
     hasher: Sha256,
     bytes: u64,
 }
 
-impl<'a> FileSink<'a> {
-    fn new(file: &'a File, growth: &'a watch::Sender<Growth>) -> Self {
-        Self { file, growth, hasher: Sha256::new(), bytes: 0 }
+impl<'d> FileSink<'d> {
+    fn new(draft: &'d Draft) -> Self {
+        Self { file: draft.file.as_file(), growth: &draft.growth, hasher: Sha256::new(), bytes: 0 }
+    }
+
+    /// Makes what was written durable.
+    fn finish(self) -> Result<Packed, Error> {
+        self.file.sync_all()?;
+        Ok(Packed { file_hash: NarHash::from_bytes(self.hasher.finalize().into()), file_size: self.bytes })
     }
 }
 

@@ -111,7 +111,7 @@ impl Daemon {
             .number(SET_OPTIONS)
             .number(0) // keep the folders of failed builds
             .number(options.keep_going.into())
-            .number(0) // build what cannot be fetched
+            .number(options.use_substitutes.into()) // build what cannot be fetched
             .number(VERBOSITY_INFO)
             .number(options.jobs.min(SETTING_MAX)) // builds at a time
             .number(options.max_silent_seconds.min(SETTING_MAX))

@@ -34,7 +34,7 @@ let
     else if option ? default then option.type.merge where option.default
     else throw "${where} is used but not defined";
 
-  tomlValue = plain "TOML value" (value: isString value || isInt value || isBool value || isList value);
+  tomlValue = plain "TOML value" (value: isString value || isInt value || isBool value || isList value || isAttrs value);
 
   lib = rec {
     mkOption = attributes: attributes // { _type = "option"; };
@@ -56,6 +56,7 @@ let
       };
     };
     toInt = text: fromJSON text;
+    inherit (builtins) concatMap;
     last = list: elemAt list (length list - 1);
     splitString = separator: text: builtins.filter isString (split "[${separator}]" text);
   };
@@ -63,13 +64,20 @@ let
   pkgs = {
     formats.toml = { }: {
       type = tomlValue;
-      # Strings, numbers, truth values and lists of them read alike in JSON and TOML.
+      # Strings, numbers and truth values read alike in JSON and TOML.
       generate = name: value:
-        toFile name (concatStringsSep "" (map (key: "${key} = ${toJSON value.${key}}\n") (attrNames value)));
+        toFile name (concatStringsSep "" (map (key: "${key} = ${inline value.${key}}\n") (attrNames value)));
     };
     # Not built: its file is the script, for the test to run.
     runCommand = name: environment: script: toFile name script;
   };
+
+  # A TOML value in one line.
+  inline = value:
+    if builtins.isList value then "[${concatStringsSep ", " (map inline value)}]"
+    else if isAttrs value then
+      "{ ${concatStringsSep ", " (map (key: "${key} = ${inline value.${key}}") (attrNames value))} }"
+    else toJSON value;
 
   # Conditions resolved.
   resolve = value:

@@ -10,7 +10,7 @@ pub use parse::{NARINFO_BYTES_MAX, ParseError};
 
 use crate::content_address::ContentAddress;
 use crate::hash::NarHash;
-use crate::signature::Signature;
+use crate::signature::{PublicKey, Signature};
 use crate::store_path::{StoreDir, StorePath};
 
 /// How a NAR file is compressed.
@@ -39,6 +39,33 @@ impl Compression {
         ("gzip", Self::Gzip),
         ("br", Self::Br),
     ];
+}
+
+impl Compression {
+    /// The compression with this name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(known, _)| *known == name).map(|(_, compression)| *compression)
+    }
+
+    /// The ending of such a file's name after `.nar`, as Nix writes it.
+    #[must_use]
+    pub fn file_ending(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::Xz => ".xz",
+            Self::Zstd => ".zst",
+            Self::Bzip2 => ".bz2",
+            Self::Gzip => ".gz",
+            Self::Br => ".br",
+        }
+    }
+
+    /// The compression whose files end so.
+    #[must_use]
+    pub fn from_file_ending(ending: &str) -> Option<Self> {
+        Self::ALL.into_iter().map(|(_, compression)| compression).find(|known| known.file_ending() == ending)
+    }
 }
 
 impl fmt::Display for Compression {
@@ -117,6 +144,22 @@ impl NarInfo {
             line("CA", ca);
         }
         text
+    }
+
+    /// Whether one of `keys` has signed it, or its content address proves it. Only then is it to be believed.
+    #[must_use]
+    pub fn is_trusted(&self, store_dir: &StoreDir, keys: &[PublicKey]) -> bool {
+        let fingerprint = self.fingerprint(store_dir);
+        let signed = self
+            .signatures
+            .iter()
+            .any(|signature| keys.iter().any(|key| key.verify(signature, &fingerprint)));
+        let proven = || {
+            self.ca
+                .as_ref()
+                .is_some_and(|ca| ca.proves(store_dir, &self.store_path, &self.nar_hash, &self.references))
+        };
+        signed || proven()
     }
 
     /// What its signatures sign.

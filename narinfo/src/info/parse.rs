@@ -150,8 +150,7 @@ fn fields(bytes: &[u8]) -> Result<(Fields<'_>, Vec<Signature>), ParseError> {
 
 fn compression(value: Option<&str>) -> Result<Compression, ParseError> {
     let name = value.filter(|value| !value.is_empty()).unwrap_or("bzip2");
-    let known = Compression::ALL.iter().find(|(known, _)| *known == name);
-    known.map(|(_, compression)| *compression).ok_or_else(|| ParseError::Compression(excerpt(name)))
+    Compression::from_name(name).ok_or_else(|| ParseError::Compression(excerpt(name)))
 }
 
 /// Digits alone: no sign, no space, nothing that another reader could take for another number.

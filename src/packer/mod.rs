@@ -1,16 +1,21 @@
-//! Packs what the index serves but only the Nix store has, once for all who ask, and in the background for everyone else.
-//! A store path is let go (its GC root removed) only when its NAR is on disk and in the index.
+//! Brings NARs into the NAR store, once for all who ask: what only the Nix store has is packed, in the background too; what
+//! an upstream has is fetched when it is asked for. A store path is let go (its GC root removed) only when its NAR is on
+//! disk and in the index.
+
+mod fetch;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use narinfo::{NarHash, StoreDir, StorePath};
+use narinfo::{Compression, NarHash, StoreDir, StorePath};
 use tokio::sync::{Notify, Semaphore};
 
-use crate::index::{self, Index, NarRow, PathRow};
-use crate::nar_store::{Growing, NarStore, PackError, Stored};
+use crate::index::{self, Index, NarRow, PathRow, UpstreamNar};
+use crate::nar_store::{Draft, Expected, Growing, NarStore, PackError, Packed, Stored};
 use crate::roots::Roots;
+use crate::upstream::Upstreams;
+pub use fetch::upstream_nar;
 
 /// How long the background packer rests after the NAR store could not be written.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -25,7 +30,10 @@ pub enum Error {
     Index(#[from] index::Error),
     /// The NAR store failed.
     #[error("the NAR store cannot be read or written")]
-    Store(#[from] std::io::Error),
+    Store(#[source] std::io::Error),
+    /// It could neither be packed nor fetched.
+    #[error("it is not to be had: {0}")]
+    NotToBeHad(std::io::Error),
 }
 
 /// A NAR that can be sent now.
@@ -43,6 +51,8 @@ pub struct Served {
     row: PathRow,
     /// Its file, once it is packed.
     pub packed: Option<NarRow>,
+    /// The upstreams that have it, the best first.
+    upstreams: Vec<UpstreamNar>,
 }
 
 impl Served {
@@ -61,6 +71,7 @@ struct Inner {
     index: Index,
     nars: NarStore,
     roots: Roots,
+    upstreams: Upstreams,
     store_dir: StoreDir,
     /// What is being packed now: equal requests follow the same file.
     under_way: Mutex<HashMap<NarHash, Growing>>,
@@ -74,12 +85,19 @@ struct Inner {
 impl Packer {
     /// Puts the parts together; nothing runs yet.
     #[must_use]
-    pub fn new(index: Index, nars: NarStore, roots: Roots, store_dir: StoreDir) -> Self {
+    pub fn new(
+        index: Index,
+        nars: NarStore,
+        roots: Roots,
+        upstreams: Upstreams,
+        store_dir: StoreDir,
+    ) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self(Arc::new(Inner {
             index,
             nars,
             roots,
+            upstreams,
             store_dir,
             under_way: Mutex::default(),
             damaged: Mutex::default(),
@@ -94,19 +112,35 @@ impl Packer {
     /// When the index fails.
     pub async fn find(&self, nar: NarHash) -> Result<Option<Served>, Error> {
         let Some(row) = self.0.index.path_with_nar(nar).await? else { return Ok(None) };
-        Ok(Some(Served { row, packed: self.0.index.packed(nar).await? }))
+        let packed = self.0.index.packed(nar).await?;
+        Ok(Some(Served { row, packed, upstreams: self.0.upstreams_with(nar).await? }))
     }
 
-    /// The bytes of a NAR; packing begins (or is joined) where it is not packed yet.
+    /// Where a client is to fetch the file of `served` that is compressed so: with an upstream, unless we keep what it has.
+    #[must_use]
+    pub fn redirect(&self, served: &Served, compression: Compression) -> Option<String> {
+        let ours = matches!(compression, Compression::Zstd | Compression::None);
+        let nar = served.upstreams.iter().find(|nar| {
+            // What we can give ourselves is found elsewhere only where clients are sent there.
+            nar.compression == compression && (!ours || nar.redirect && served.packed.is_none())
+        })?;
+        self.0.upstreams.address(&nar.upstream, &nar.url)
+    }
+
+    /// The bytes of a NAR, as soon as there are any; packing or fetching begins (or is joined) where it is not stored yet.
     ///
     /// # Errors
-    /// When the index or the NAR store fails.
+    /// When the index or the NAR store fails, or it can neither be packed nor fetched.
     pub async fn open(&self, served: &mut Served) -> Result<Nar, Error> {
-        let nar = self.start(served.row.clone())?;
+        let mut nar = self.start(served.row.clone())?;
         if let (Nar::Growing(_), Some(lost)) = (&nar, served.packed) {
-            tracing::warn!(nar = %lost.nar_hash, "its file is gone; packing it again");
+            tracing::warn!(nar = %lost.nar_hash, "its file is gone; it is packed or fetched again");
             self.0.index.forget_packed(lost.nar_hash).await?;
             served.packed = None;
+        }
+        // Only now it is known whether there will be any: an answer that has begun could but be cut.
+        if let Nar::Growing(growing) = &mut nar {
+            growing.begun().await.map_err(Error::NotToBeHad)?;
         }
         Ok(nar)
     }
@@ -172,19 +206,19 @@ impl Packer {
     fn start(&self, row: PathRow) -> Result<Nar, Error> {
         let mut under_way = self.0.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         // Looked for under the lock: a packing leaves the map only after its file has its final name.
-        if let Some(stored) = self.0.nars.get(row.nar_hash)? {
+        if let Some(stored) = self.0.nars.get(row.nar_hash).map_err(Error::Store)? {
             return Ok(Nar::Stored(stored));
         }
         if let Some(growing) = under_way.get(&row.nar_hash) {
             return Ok(Nar::Growing(growing.clone()));
         }
-        let (draft, growing) = self.0.nars.draft()?;
+        let (draft, growing) = self.0.nars.draft().map_err(Error::Store)?;
         under_way.insert(row.nar_hash, growing.clone());
         let inner = Arc::clone(&self.0);
         // A task of its own: it goes on when the client that began it leaves.
         tokio::spawn(async move {
             let nar = row.nar_hash;
-            inner.pack(draft, row).await;
+            inner.bring(draft, row).await;
             inner.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&nar);
         });
         Ok(Nar::Growing(growing))
@@ -192,7 +226,7 @@ impl Packer {
 
     /// Removes roots that an interrupted run left behind: of paths that are packed, or not served at all.
     async fn release_what_is_packed(&self) -> Result<(), Error> {
-        for path in self.0.roots.held()? {
+        for path in self.0.roots.held().map_err(Error::Store)? {
             match self.0.index.find(path.hash()).await? {
                 Some(hit) if hit.packed.is_none() => {}
                 _ => self.0.roots.release(&path),
@@ -203,39 +237,90 @@ impl Packer {
 }
 
 impl Inner {
-    async fn pack(self: &Arc<Self>, draft: crate::nar_store::Draft, row: PathRow) {
-        let Ok(_slot) = self.slots.acquire().await else { return };
-        let inner = Arc::clone(self);
-        let (path, hash, bytes) = (row.path.clone(), row.nar_hash, row.nar_size);
-        let source = std::path::PathBuf::from(path.in_dir(&self.store_dir));
-        let packed = tokio::task::spawn_blocking(move || inner.nars.pack(draft, &source, hash, bytes)).await;
-        let recorded = match packed {
-            Ok(Ok(packed)) => {
-                let nar = NarRow { nar_hash: hash, file_hash: packed.file_hash, file_size: packed.file_size };
-                self.index.record_packed(nar).await
+    /// Brings the NAR of `row` into the store: from an upstream where one has it, else from the Nix store.
+    async fn bring(self: &Arc<Self>, draft: Draft, row: PathRow) {
+        let (path, nar) = (row.path.clone(), row.nar_hash);
+        let brought = match self.upstreams_with(nar).await {
+            Ok(upstreams) if upstreams.is_empty() => self.pack(draft, row).await,
+            Ok(upstreams) => self.fetch(draft, row, upstreams).await,
+            Err(error) => {
+                tracing::error!(%path, error = &error as &dyn std::error::Error, "not packed");
+                draft.abandon("the index cannot be read");
+                None
             }
-            Ok(Err(error @ (PackError::Vanished | PackError::Mismatch { .. }))) => {
-                // Not to be promised any longer; the next request for its narinfo adopts or builds it anew.
+        };
+        let Some(Packed { file_hash, file_size }) = brought else { return };
+        match self.index.record_packed(NarRow { nar_hash: nar, file_hash, file_size }).await {
+            Ok(()) => self.let_go(&path, nar).await,
+            Err(error) => {
+                tracing::error!(%path, error = &error as &dyn std::error::Error, "packed, but not recorded");
+            }
+        }
+    }
+
+    /// The upstreams that have a NAR, the best first.
+    async fn upstreams_with(&self, nar: NarHash) -> Result<Vec<UpstreamNar>, index::Error> {
+        let mut found = self.index.upstreams_with(nar).await?;
+        found.retain(|nar| self.upstreams.rank(&nar.upstream).is_some());
+        found.sort_by_key(|nar| self.upstreams.rank(&nar.upstream));
+        Ok(found)
+    }
+
+    async fn pack(self: &Arc<Self>, draft: Draft, row: PathRow) -> Option<Packed> {
+        let _slot = self.slots.acquire().await.ok()?;
+        let PathRow { path, nar_hash: hash, nar_size: bytes, .. } = row;
+        let source = std::path::PathBuf::from(path.in_dir(&self.store_dir));
+        let expected = Expected { hash, bytes };
+        let (left, packed) =
+            self.write(draft, hash, move |nars, draft| nars.pack(draft, &source, expected)).await;
+        let error = match packed {
+            Ok(packed) => return Some(packed),
+            Err(error) => error,
+        };
+        if let Some(draft) = left {
+            draft.abandon(&error.to_string());
+        }
+        match error {
+            PackError::Vanished | PackError::Mismatch { .. } => {
                 if matches!(error, PackError::Mismatch { .. }) {
                     let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
                     damaged.insert(hash, Instant::now());
                 }
                 tracing::error!(%path, error = &error as &dyn std::error::Error, "cannot be served any more");
-                self.index.forget_paths(hash).await
+                self.forget(&path, hash).await;
             }
-            Ok(Err(error)) => {
-                tracing::warn!(%path, error = &error as &dyn std::error::Error, "not packed");
-                return;
+            error => tracing::warn!(%path, error = &error as &dyn std::error::Error, "not packed"),
+        }
+        None
+    }
+
+    /// Has `work` write `draft` on a thread that may wait, and keeps it when that went well. A draft that went wrong comes
+    /// back while no reader has seen any of it.
+    async fn write(
+        self: &Arc<Self>,
+        draft: Draft,
+        nar: NarHash,
+        work: impl FnOnce(&NarStore, &Draft) -> Result<Packed, PackError> + Send + 'static,
+    ) -> (Option<Draft>, Result<Packed, PackError>) {
+        let inner = Arc::clone(self);
+        let written = tokio::task::spawn_blocking(move || match work(&inner.nars, &draft) {
+            Ok(packed) => (None, inner.nars.keep(draft, nar).map(|()| packed).map_err(PackError::Write)),
+            Err(error) if draft.is_begun() => {
+                draft.abandon(&error.to_string());
+                (None, Err(error))
             }
+            Err(error) => (Some(draft), Err(error)),
+        });
+        written.await.unwrap_or_else(|error| (None, Err(PackError::Write(std::io::Error::other(error)))))
+    }
+
+    /// Stops serving what is nowhere any more.
+    async fn forget(&self, path: &StorePath, nar: NarHash) {
+        match self.index.forget_paths(nar).await {
+            Ok(()) => self.let_go(path, nar).await,
             Err(error) => {
-                tracing::error!(%path, %error, "packing was interrupted");
-                return;
-            }
-        };
-        match recorded {
-            Ok(()) => self.let_go(&path, hash).await,
-            Err(error) => {
-                tracing::error!(%path, error = &error as &dyn std::error::Error, "packed, but not recorded");
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(%path, error, "it stays promised until the next request");
             }
         }
     }

@@ -1,58 +1,13 @@
-//! Adoption: a path that is valid in the local Nix store becomes one we serve, signed, with its whole closure, in one transaction.
-//! Must never publish a path whose closure cannot be served, nor one that the garbage collector could still take.
+//! What is valid in the local Nix store is adopted from there: held by a GC root of ours before it is published.
+//! Must never publish a path that the garbage collector could still take.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 
-use narinfo::{SecretKey, StoreDir, StorePath, StorePathHash};
+use narinfo::{StorePath, StorePathHash};
 
-use crate::index::{self, Index, PathRow};
-use crate::nix::{Daemon, DaemonError, PathInfo, Pool};
-use crate::packer::Packer;
-use crate::roots::{self, Roots};
-
-/// Store paths in one closure at most; the largest NixOS systems have some 30,000.
-const CLOSURE_PATHS_MAX: usize = 1_000_000;
-
-/// Why a path was not adopted.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// It is not in the Nix store, or not any more.
-    #[error("{0} is not valid in the Nix store")]
-    NotValid(StorePath),
-    /// Its contents are not those that Nix registered.
-    #[error("{0} is damaged in the Nix store: run nix-store --verify --check-contents --repair")]
-    Damaged(StorePath),
-    /// Its closure is absurdly large.
-    #[error("the closure has more than {CLOSURE_PATHS_MAX} store paths")]
-    TooLarge,
-    /// The daemon failed.
-    #[error("the Nix daemon could not tell about the path")]
-    Daemon(#[from] DaemonError),
-    /// The index failed.
-    #[error("the index could not take the path")]
-    Index(#[from] index::Error),
-    /// No GC root could be set.
-    #[error("the path could not be kept from garbage collection")]
-    Roots(#[from] roots::Error),
-}
-
-/// Adopts paths; clones share what it needs.
-#[derive(Clone)]
-pub struct Adopter {
-    /// The connections to the daemon.
-    pub pool: Pool,
-    /// Where adopted paths are published.
-    pub index: Index,
-    /// What holds them until they are packed.
-    pub roots: Roots,
-    /// What packs them.
-    pub packer: Packer,
-    /// What signs them.
-    pub key: Arc<SecretKey>,
-    /// The store they are in.
-    pub store_dir: StoreDir,
-}
+use super::{Adopter, CLOSURE_PATHS_MAX, Error};
+use crate::index::PathRow;
+use crate::nix::{Daemon, PathInfo};
 
 impl Adopter {
     /// Adopts `paths` and all that they refer to, each time all or nothing.
@@ -79,7 +34,7 @@ impl Adopter {
             }
         }
         self.roots.hold(daemon, to_pack).await?;
-        self.index.publish(new.values().map(|info| self.signed(info)).collect()).await?;
+        self.index.publish(new.values().map(|info| self.row(info)).collect()).await?;
         self.packer.wake();
         Ok(())
     }
@@ -114,27 +69,18 @@ impl Adopter {
     }
 
     /// The row of a path, with our signature beside those it has.
-    fn signed(&self, info: &PathInfo) -> PathRow {
-        let fingerprint = narinfo::fingerprint(
-            &self.store_dir,
-            &info.path,
-            &info.nar_hash,
-            info.nar_size,
-            &info.references,
-        );
-        let ours = self.key.sign(&fingerprint);
-        let mut signatures = info.signatures.clone();
-        if !signatures.contains(&ours) {
-            signatures.push(ours);
-        }
-        PathRow {
+    fn row(&self, info: &PathInfo) -> PathRow {
+        let mut row = PathRow {
             path: info.path.clone(),
             nar_hash: info.nar_hash,
             nar_size: info.nar_size,
             references: info.references.clone(),
             deriver: info.deriver.clone(),
             ca: info.ca.clone(),
-            signatures,
-        }
+            signatures: info.signatures.clone(),
+            built: info.ultimate,
+        };
+        self.sign(&mut row);
+        row
     }
 }

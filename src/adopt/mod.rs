@@ -1,0 +1,85 @@
+//! Adoption: a path that is valid in the local Nix store, or that another cache has, becomes one we serve, signed, with its
+//! whole closure, in one transaction. Must never publish a path whose closure cannot be served.
+
+mod local;
+mod upstream;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use narinfo::{SecretKey, Signature, StoreDir, StorePath, StorePathHash, fingerprint};
+use tokio::sync::OnceCell;
+
+use crate::index::{self, Index, PathRow};
+use crate::nix::{DaemonError, LocalStore, LocalStoreError, Pool};
+use crate::packer::Packer;
+use crate::roots::{self, Roots};
+use crate::upstream::Upstreams;
+pub use upstream::Elsewhere;
+
+/// Store paths in one closure at most; the largest NixOS systems have some 30,000.
+const CLOSURE_PATHS_MAX: usize = 1_000_000;
+
+/// Why a path was not adopted.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It is not in the Nix store, or not any more.
+    #[error("{0} is not valid in the Nix store")]
+    NotValid(StorePath),
+    /// Its contents are not those that Nix registered.
+    #[error("{0} is damaged in the Nix store: run nix-store --verify --check-contents --repair")]
+    Damaged(StorePath),
+    /// Its closure is absurdly large.
+    #[error("the closure has more than {CLOSURE_PATHS_MAX} store paths")]
+    TooLarge,
+    /// The daemon failed.
+    #[error("the Nix daemon could not tell about the path")]
+    Daemon(#[from] DaemonError),
+    /// Neither the daemon nor Nix's database tells.
+    #[error("the Nix store could not be asked about its closure")]
+    Local(#[from] LocalStoreError),
+    /// The index failed.
+    #[error("the index could not take the path")]
+    Index(#[from] index::Error),
+    /// No GC root could be set.
+    #[error("the path could not be kept from garbage collection")]
+    Roots(#[from] roots::Error),
+}
+
+/// Adopts paths; clones share what it needs.
+#[derive(Clone)]
+pub struct Adopter {
+    /// The connections to the daemon.
+    pub pool: Pool,
+    /// Where adopted paths are published.
+    pub index: Index,
+    /// What holds them until they are packed.
+    pub roots: Roots,
+    /// What packs them.
+    pub packer: Packer,
+    /// What signs them.
+    pub key: Arc<SecretKey>,
+    /// The store they are in.
+    pub store_dir: StoreDir,
+    /// What Nix has on this machine.
+    pub local: LocalStore,
+    /// Other caches.
+    pub upstreams: Upstreams,
+    /// What is being looked for in other caches now: equal requests wait for the same answer.
+    pub asking: Asking,
+}
+
+/// The searches in other caches that are under way.
+pub type Asking = Arc<Mutex<HashMap<StorePathHash, Arc<OnceCell<Elsewhere>>>>>;
+
+impl Adopter {
+    /// Our signature on what the row says, beside those it has.
+    fn sign(&self, row: &mut PathRow) {
+        let fingerprint =
+            fingerprint(&self.store_dir, &row.path, &row.nar_hash, row.nar_size, &row.references);
+        let ours: Signature = self.key.sign(&fingerprint);
+        if !row.signatures.contains(&ours) {
+            row.signatures.push(ours);
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! Which upstreams have the NARs of served paths, and what their files are.
+
+use narinfo::{Compression, NarHash};
+use rusqlite::{Connection, Row, params};
+
+use super::rows::{corrupt, signed, unsigned};
+use super::{Error, Index, PathRow, UpstreamNar, insert_paths};
+
+const COLUMNS: &str = "nar_hash, upstream, url, compression, file_hash, file_size, redirect";
+
+/// A compression that no version of this program has written.
+#[derive(Debug, thiserror::Error)]
+#[error("there is no compression {0:?}")]
+struct UnknownCompression(String);
+
+impl Index {
+    /// Publishes a closure that upstreams have, and where they have it: all rows or none. A hash that is served already
+    /// keeps its first row, since clients may hold a narinfo for it.
+    ///
+    /// # Errors
+    /// When SQLite fails; nothing is published then.
+    pub async fn publish_from_upstream(&self, rows: Vec<(PathRow, UpstreamNar)>) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                insert_paths(transaction, rows.iter().map(|(path, _)| path))?;
+                let mut insert = transaction.prepare_cached(&format!(
+                    "INSERT OR REPLACE INTO upstream_nar ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"
+                ))?;
+                for (_, nar) in &rows {
+                    insert.execute(params![
+                        nar.nar_hash.as_bytes(),
+                        nar.upstream,
+                        nar.url,
+                        nar.compression.to_string(),
+                        nar.file_hash.as_ref().map(NarHash::as_bytes),
+                        nar.file_size.map(signed),
+                        nar.redirect,
+                    ])?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Every upstream that has this NAR, and where.
+    ///
+    /// # Errors
+    /// When SQLite fails or a row is damaged.
+    pub async fn upstreams_with(&self, nar: NarHash) -> Result<Vec<UpstreamNar>, Error> {
+        self.readers
+            .run(move |connection| {
+                let sql = format!("SELECT {COLUMNS} FROM upstream_nar WHERE nar_hash = ?1");
+                let mut statement = connection.prepare_cached(&sql)?;
+                let mut rows = statement.query([nar.as_bytes()])?;
+                let mut found = Vec::new();
+                while let Some(row) = rows.next()? {
+                    found.push(upstream_nar(row)?);
+                }
+                Ok(found)
+            })
+            .await
+    }
+
+    /// An upstream turned out not to have this NAR.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn forget_upstream_nar(&self, nar: NarHash, upstream: String) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                let sql = "DELETE FROM upstream_nar WHERE nar_hash = ?1 AND upstream = ?2";
+                transaction.execute(sql, params![nar.as_bytes(), upstream])?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Brings what is known of upstreams in line with those that there are: their names, and whether clients are sent
+    /// there. What only others have is not served any more.
+    ///
+    /// # Errors
+    /// When SQLite fails; nothing is changed then.
+    pub async fn keep_upstreams(&self, upstreams: Vec<(String, bool)>) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                transaction.execute_batch(
+                    "CREATE TEMP TABLE IF NOT EXISTS configured (upstream TEXT PRIMARY KEY, redirect INTEGER); \
+                     DELETE FROM configured",
+                )?;
+                for (upstream, redirect) in &upstreams {
+                    transaction.execute("INSERT INTO configured VALUES (?1, ?2)", params![upstream, redirect])?;
+                }
+                transaction.execute_batch(
+                    "CREATE TEMP TABLE lost AS SELECT nar_hash FROM upstream_nar \
+                     WHERE upstream NOT IN (SELECT upstream FROM configured); \
+                     DELETE FROM upstream_nar WHERE upstream NOT IN (SELECT upstream FROM configured); \
+                     DELETE FROM path WHERE nar_hash IN (SELECT nar_hash FROM lost) \
+                     AND nar_hash NOT IN (SELECT nar_hash FROM nar) \
+                     AND nar_hash NOT IN (SELECT nar_hash FROM upstream_nar); \
+                     DROP TABLE lost; \
+                     UPDATE upstream_nar SET redirect = \
+                     (SELECT redirect FROM configured c WHERE c.upstream = upstream_nar.upstream)",
+                )?;
+                Ok(())
+            })
+            .await
+    }
+}
+
+/// The upstream that clients are sent to for this NAR.
+pub(super) fn redirect(connection: &Connection, nar: NarHash) -> Result<Option<UpstreamNar>, Error> {
+    let sql = format!("SELECT {COLUMNS} FROM upstream_nar WHERE nar_hash = ?1 AND redirect LIMIT 1");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query([nar.as_bytes()])?;
+    rows.next()?.map(upstream_nar).transpose()
+}
+
+fn upstream_nar(row: &Row<'_>) -> Result<UpstreamNar, Error> {
+    let (url, compression): (String, String) = (row.get(2)?, row.get(3)?);
+    let known = Compression::from_name(&compression);
+    Ok(UpstreamNar {
+        nar_hash: NarHash::from_bytes(row.get(0)?),
+        upstream: row.get(1)?,
+        compression: known.ok_or_else(|| corrupt(&url, UnknownCompression(compression)))?,
+        url,
+        file_hash: row.get::<_, Option<[u8; 32]>>(4)?.map(NarHash::from_bytes),
+        file_size: row.get::<_, Option<i64>>(5)?.map(unsigned),
+        redirect: row.get(6)?,
+    })
+}

@@ -1,0 +1,131 @@
+//! A circuit breaker: who fails several times in a row is left alone for a while, longer each time, and then asked once.
+//! Takes the time from outside.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Failures in a row after which nobody asks any more.
+const FAILURES_MAX: u32 = 3;
+/// The first rest; each one after a failed attempt is twice as long.
+const REST_MIN: Duration = Duration::from_secs(5);
+/// The longest rest.
+const REST_MAX: Duration = Duration::from_secs(60);
+
+/// The breaker of one upstream.
+#[derive(Debug, Default)]
+pub(super) struct Breaker(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    failures: u32,
+    rest: Option<Rest>,
+}
+
+#[derive(Debug)]
+struct Rest {
+    until: Instant,
+    length: Duration,
+    /// The one attempt after it is under way.
+    tried: bool,
+}
+
+impl Breaker {
+    /// Whether to ask now. When a rest is over one attempt is let through, and the next only after as long a time.
+    pub(super) fn may_ask(&self, now: Instant) -> bool {
+        match &mut self.lock().rest {
+            None => true,
+            Some(rest) if now < rest.until => false,
+            Some(rest) => {
+                rest.tried = true;
+                rest.until = now + rest.length;
+                true
+            }
+        }
+    }
+
+    /// There was an answer. Whether it had been resting.
+    pub(super) fn answered(&self) -> bool {
+        std::mem::take(&mut *self.lock()).rest.is_some()
+    }
+
+    /// There was no answer. How long it rests from now on, where that is because of this.
+    pub(super) fn failed(&self, now: Instant) -> Option<Duration> {
+        let mut state = self.lock();
+        state.failures = state.failures.saturating_add(1);
+        let length = match &state.rest {
+            None if state.failures < FAILURES_MAX => return None,
+            None => REST_MIN,
+            Some(rest) if rest.tried => (rest.length * 2).min(REST_MAX),
+            // It was under way when the rest began.
+            Some(_) => return None,
+        };
+        state.rest = Some(Rest { until: now + length, length, tried: false });
+        Some(length)
+    }
+
+    /// Whether it has failed too often and not answered since.
+    pub(super) fn rests(&self) -> bool {
+        self.lock().rest.is_some()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// One that has just begun its first rest.
+    fn resting(now: Instant) -> Breaker {
+        let breaker = Breaker::default();
+        assert_eq!([1, 2, 3].map(|_| breaker.failed(now)), [None, None, Some(REST_MIN)]);
+        breaker
+    }
+
+    #[test]
+    fn failures_between_answers_do_not_count_together() {
+        let (breaker, now) = (Breaker::default(), Instant::now());
+        for _ in 0..10 {
+            assert!(breaker.may_ask(now));
+            assert_eq!([breaker.failed(now), breaker.failed(now)], [None, None]);
+            assert!(!breaker.answered());
+        }
+    }
+
+    #[test]
+    fn after_some_failures_in_a_row_nobody_asks_for_a_while() {
+        let now = Instant::now();
+        let breaker = resting(now);
+        assert!(!breaker.may_ask(now) && !breaker.may_ask(now + REST_MIN - SECOND));
+        assert_eq!(breaker.failed(now + SECOND), None, "it was under way when the rest began");
+        assert!(breaker.may_ask(now + REST_MIN), "one attempt");
+        assert!(!breaker.may_ask(now + REST_MIN), "one, not two");
+    }
+
+    #[test]
+    fn rests_become_longer_up_to_a_bound_and_end_with_an_answer() {
+        let mut now = Instant::now();
+        let (breaker, mut length) = (resting(now), REST_MIN);
+        for _ in 0..10 {
+            now += length;
+            assert!(breaker.may_ask(now));
+            length = (length * 2).min(REST_MAX);
+            assert_eq!(breaker.failed(now), Some(length));
+        }
+        now += length;
+        assert!(breaker.may_ask(now) && breaker.answered());
+        assert!(breaker.may_ask(now) && breaker.failed(now).is_none(), "it starts anew");
+    }
+
+    #[test]
+    fn an_attempt_that_never_ended_is_followed_by_another() {
+        let now = Instant::now();
+        let breaker = resting(now);
+        assert!(breaker.may_ask(now + REST_MIN));
+        assert!(breaker.may_ask(now + REST_MIN * 2));
+    }
+}

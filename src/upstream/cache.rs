@@ -1,0 +1,268 @@
+//! One other cache: asked for narinfos and files, left alone while it fails, and believed only what is signed.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use narinfo::{NARINFO_BYTES_MAX, NarHash, NarInfo, PublicKey, StoreDir, StorePathHash};
+use reqwest::Url;
+use tokio::sync::Semaphore;
+
+use super::breaker::Breaker;
+use super::metrics::{Metrics, Narinfo};
+use super::transfer::Transfer;
+use super::transport::{self, Opened, Rest, Transport};
+
+/// Narinfos that one upstream is asked for at the same time.
+const ASKED_AT_ONCE_MAX: usize = 32;
+/// NARs that are fetched from one upstream at the same time.
+const TRANSFERS_MAX: usize = 16;
+/// Hashes that an upstream is remembered not to have, at most; some 100 bytes each.
+const MISSING_MAX: u64 = 100_000;
+
+/// How long an upstream is not believed about a NAR that it turned out not to have; by then it may have been repaired.
+const DISTRUSTED_FOR: Duration = Duration::from_secs(300);
+
+/// What an upstream is for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// What it has is fetched, kept and served.
+    #[default]
+    Cache,
+    /// What it has is served from there: clients are sent to it for the contents.
+    Redirect,
+    /// Only builds take inputs from it.
+    BuildOnly,
+}
+
+/// An upstream, as configured.
+#[derive(Clone, Debug)]
+pub struct CacheSettings {
+    /// Where it is: http, https or file.
+    pub url: Url,
+    /// The keys of which one must have signed what it says.
+    pub public_keys: Vec<PublicKey>,
+    /// Lower ones are preferred.
+    pub priority: u32,
+    /// What it is for.
+    pub mode: Mode,
+    /// How long a connection may take to come about.
+    pub connect_timeout: Duration,
+    /// How long nothing may come of a file before it is given up or resumed.
+    pub stall_timeout: Duration,
+}
+
+/// What an upstream says of a hash.
+#[derive(Debug)]
+pub(super) enum Said {
+    /// It has it.
+    Found(Box<NarInfo>),
+    /// It has not.
+    Missing,
+    /// Nothing that can be used, and why.
+    Nothing(String),
+}
+
+/// An upstream.
+#[derive(Debug)]
+pub(super) struct Cache {
+    settings: CacheSettings,
+    name: String,
+    store_dir: StoreDir,
+    transport: Transport,
+    breaker: Breaker,
+    missing: moka::sync::Cache<StorePathHash, ()>,
+    /// NARs that it promised and had not.
+    distrusted: moka::sync::Cache<NarHash, ()>,
+    asking: Semaphore,
+    transfers: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+}
+
+impl Cache {
+    pub(super) fn new(
+        settings: CacheSettings,
+        store_dir: StoreDir,
+        remember_missing: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, transport::Error> {
+        let transport = Transport::new(&settings.url, settings.connect_timeout)?;
+        let missing =
+            moka::sync::Cache::builder().max_capacity(MISSING_MAX).time_to_live(remember_missing).build();
+        Ok(Self {
+            name: settings.name(),
+            settings,
+            store_dir,
+            transport,
+            breaker: Breaker::default(),
+            missing,
+            distrusted: moka::sync::Cache::builder()
+                .max_capacity(MISSING_MAX)
+                .time_to_live(DISTRUSTED_FOR)
+                .build(),
+            asking: Semaphore::new(ASKED_AT_ONCE_MAX),
+            transfers: Arc::new(Semaphore::new(TRANSFERS_MAX)),
+            metrics,
+        })
+    }
+
+    /// Its URL without what is secret in it.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn settings(&self) -> &CacheSettings {
+        &self.settings
+    }
+
+    pub(super) fn rests(&self) -> bool {
+        self.breaker.rests()
+    }
+
+    /// What it says of `hash`, within `budget`.
+    pub(super) async fn ask(&self, hash: StorePathHash, budget: Duration) -> Said {
+        let (what, said) = self.say(hash, budget).await;
+        self.metrics.asked(&self.name, what);
+        said
+    }
+
+    async fn say(&self, hash: StorePathHash, budget: Duration) -> (Narinfo, Said) {
+        if self.missing.contains_key(&hash) {
+            return (Narinfo::Remembered, Said::Missing);
+        }
+        // Whoever waits for a turn has not asked yet: the budget is the upstream's.
+        let Ok(_turn) = self.asking.acquire().await else { return (Narinfo::Missing, Said::Missing) };
+        if !self.breaker.may_ask(Instant::now()) {
+            return (
+                Narinfo::Rested,
+                self.nothing("it has not answered lately and is not asked for a while"),
+            );
+        }
+        let file = format!("{hash}.narinfo");
+        let read = tokio::time::timeout(budget, self.transport.read(&file, NARINFO_BYTES_MAX)).await;
+        match read.unwrap_or(Err(transport::Error::Stalled(budget))) {
+            Ok(None) => {
+                self.answered();
+                self.missing.insert(hash, ());
+                (Narinfo::Missing, Said::Missing)
+            }
+            Ok(Some(bytes)) => {
+                self.answered();
+                match self.believed(hash, &bytes) {
+                    Ok(info) => (Narinfo::Found, Said::Found(Box::new(info))),
+                    Err(reason) => {
+                        tracing::warn!(upstream = self.name, %hash, reason, "a narinfo is refused");
+                        (Narinfo::Refused, self.nothing(&format!("its narinfo is refused: {reason}")))
+                    }
+                }
+            }
+            Err(error) if error.is_final() => {
+                self.answered();
+                tracing::warn!(upstream = self.name, %hash, %error, "a narinfo is refused");
+                (Narinfo::Refused, self.nothing(&error.to_string()))
+            }
+            Err(error) => {
+                self.failed(&error);
+                (Narinfo::Failed, self.nothing(&error.to_string()))
+            }
+        }
+    }
+
+    /// The narinfo in `bytes`, if it is one of `hash` and to be trusted.
+    fn believed(&self, hash: StorePathHash, bytes: &[u8]) -> Result<NarInfo, String> {
+        let info = NarInfo::parse(&self.store_dir, bytes).map_err(|error| with_cause(&error))?;
+        if info.store_path.hash() != hash {
+            return Err(format!("it is of {}", info.store_path));
+        }
+        if self.distrusted.contains_key(&info.nar_hash) {
+            return Err("it did not have the contents it promises a while ago".into());
+        }
+        if !info.is_trusted(&self.store_dir, &self.settings.public_keys) {
+            let names: Vec<String> = info.signatures.iter().map(|s| s.name().to_string()).collect();
+            let signed = if names.is_empty() { "nobody".to_owned() } else { names.join(", ") };
+            return Err(format!("no trusted key has signed it (signed by: {signed})"));
+        }
+        Ok(info)
+    }
+
+    fn nothing(&self, reason: &str) -> Said {
+        Said::Nothing(format!("{}: {reason}", self.name))
+    }
+
+    /// Opens one of its files; `at` an absolute address or one from the cache on.
+    pub(super) async fn open(&self, at: &str, rest: Option<Rest<'_>>) -> Result<Opened, transport::Error> {
+        let stall = self.settings.stall_timeout;
+        let opened = tokio::time::timeout(stall, self.transport.open(at, rest)).await;
+        let opened = opened.unwrap_or(Err(transport::Error::Stalled(stall)));
+        match &opened {
+            Err(error) if !error.is_final() => self.failed(error),
+            _ => self.answered(),
+        }
+        opened
+    }
+
+    /// Begins to fetch one of its files, of at most `bytes_max`.
+    pub(super) async fn fetch(
+        self: &Arc<Self>,
+        at: &str,
+        bytes_max: u64,
+    ) -> Result<Transfer, transport::Error> {
+        // The semaphore is never closed.
+        let turn = Arc::clone(&self.transfers).acquire_owned().await.map_err(|_| transport::Error::Absent)?;
+        let opened = self.open(at, None).await?;
+        Ok(Transfer::start(Arc::clone(self), at.to_owned(), opened, bytes_max, turn))
+    }
+
+    /// Where a client finds one of its files.
+    pub(super) fn address(&self, at: &str) -> Option<String> {
+        self.transport.address(at).map(Into::into)
+    }
+
+    pub(super) fn stall_timeout(&self) -> Duration {
+        self.settings.stall_timeout
+    }
+
+    /// It has not the NAR that it promised.
+    pub(super) fn distrust(&self, nar: NarHash) {
+        self.distrusted.insert(nar, ());
+    }
+
+    pub(super) fn came(&self, bytes: u64) {
+        self.metrics.came(&self.name, bytes);
+    }
+
+    fn answered(&self) {
+        if self.breaker.answered() {
+            // It may have been filled meanwhile, or have been another machine.
+            self.missing.invalidate_all();
+            tracing::info!(upstream = self.name, "answers again");
+        }
+    }
+
+    fn failed(&self, error: &transport::Error) {
+        match self.breaker.failed(Instant::now()) {
+            Some(rest) => tracing::warn!(upstream = self.name, %error, ?rest, "is not asked for a while"),
+            None => tracing::info!(upstream = self.name, %error, "did not answer"),
+        }
+    }
+}
+
+impl CacheSettings {
+    /// The URL without what is secret in it.
+    #[must_use]
+    pub fn name(&self) -> String {
+        let mut url = self.url.clone();
+        // Only URLs that cannot have either refuse.
+        let _ = url.set_password(None);
+        let _ = url.set_username("");
+        url.as_str().trim_end_matches('/').to_owned()
+    }
+}
+
+/// An error with its cause, in one sentence.
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}

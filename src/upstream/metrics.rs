@@ -1,0 +1,121 @@
+//! What upstreams were asked and what they answered, in numbers for Prometheus.
+
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+type Upstream = [(&'static str, String); 1];
+type Outcome = [(&'static str, String); 2];
+
+/// What came of asking for a narinfo.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Narinfo {
+    /// It has it, and it is trusted.
+    Found,
+    /// It does not have it.
+    Missing,
+    /// It had not, a while ago.
+    Remembered,
+    /// It has one that is not to be trusted, or is malformed.
+    Refused,
+    /// No answer in time, or none that tells.
+    Failed,
+    /// It was left alone, after it had failed several times.
+    Rested,
+}
+
+/// What came of fetching a NAR.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NarOutcome {
+    /// It came whole and is the one promised.
+    Kept,
+    /// It is not there any more.
+    Missing,
+    /// It is not the one promised.
+    Refused,
+    /// It did not come, or not whole.
+    Failed,
+}
+
+/// The counters of all upstreams.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    registry: Registry,
+    narinfos: Family<Outcome, Counter>,
+    nars: Family<Outcome, Counter>,
+    bytes: Family<Upstream, Counter>,
+    resting: Family<Upstream, Gauge>,
+}
+
+impl Metrics {
+    pub(super) fn new() -> Self {
+        let mut registry = Registry::with_prefix("ondine_upstream");
+        let (narinfos, nars) = (Family::default(), Family::default());
+        registry.register(
+            "narinfos",
+            "Times that an upstream was to be asked for a narinfo: found, missing, remembered (as missing), refused (not \
+             signed by a trusted key, or malformed), failed, or rested (it was left alone after failures)",
+            Family::clone(&narinfos),
+        );
+        registry.register(
+            "nars",
+            "NARs that were to be fetched from an upstream: kept, missing, refused (another than promised), or failed",
+            Family::clone(&nars),
+        );
+        let bytes = Family::default();
+        registry.register_with_unit(
+            "fetched",
+            "Bytes of NARs that were fetched from an upstream, as they came",
+            Unit::Bytes,
+            Family::clone(&bytes),
+        );
+        let resting = Family::default();
+        registry.register(
+            "resting",
+            "Whether an upstream is left alone after failures: 1 or 0",
+            Family::clone(&resting),
+        );
+        Self { registry, narinfos, nars, bytes, resting }
+    }
+
+    pub(super) fn asked(&self, upstream: &str, what: Narinfo) {
+        let outcome = match what {
+            Narinfo::Found => "found",
+            Narinfo::Missing => "missing",
+            Narinfo::Remembered => "remembered",
+            Narinfo::Refused => "refused",
+            Narinfo::Failed => "failed",
+            Narinfo::Rested => "rested",
+        };
+        self.narinfos.get_or_create(&labels(upstream, outcome)).inc();
+    }
+
+    pub(super) fn fetched(&self, upstream: &str, what: NarOutcome) {
+        let outcome = match what {
+            NarOutcome::Kept => "kept",
+            NarOutcome::Missing => "missing",
+            NarOutcome::Refused => "refused",
+            NarOutcome::Failed => "failed",
+        };
+        self.nars.get_or_create(&labels(upstream, outcome)).inc();
+    }
+
+    pub(super) fn came(&self, upstream: &str, bytes: u64) {
+        self.bytes.get_or_create(&[("upstream", upstream.to_owned())]).inc_by(bytes);
+    }
+
+    /// All of it in the OpenMetrics text format, without its end; `resting` says which upstreams rest.
+    pub(super) fn write<'a>(&self, resting: impl Iterator<Item = (&'a str, bool)>, out: &mut String) {
+        for (upstream, rests) in resting {
+            self.resting.get_or_create(&[("upstream", upstream.to_owned())]).set(i64::from(rests));
+        }
+        // Writing to a string does not fail.
+        let _ = text::encode_registry(out, &self.registry);
+    }
+}
+
+fn labels(upstream: &str, outcome: &str) -> Outcome {
+    [("upstream", upstream.to_owned()), ("outcome", outcome.to_owned())]
+}

@@ -1,0 +1,186 @@
+//! Other caches: asked all at once for what is not here, by priority, within a budget; and the files they have.
+//! Believes nothing that no trusted key has signed, and keeps nothing: that is for `adopt` and `packer`.
+
+mod breaker;
+mod cache;
+mod guard;
+mod metrics;
+mod transfer;
+mod transport;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use narinfo::{NarHash, NarInfo, StoreDir, StorePathHash};
+use tokio::task::JoinSet;
+
+use cache::{Cache, Said};
+pub use cache::{CacheSettings, Mode};
+use metrics::Metrics;
+pub use metrics::NarOutcome;
+pub use transfer::{Broken, Transfer};
+
+/// Which other caches there are, and how they are asked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The caches.
+    pub caches: Vec<CacheSettings>,
+    /// How long they may take to say whether they have a path.
+    pub budget: Duration,
+    /// How long one is remembered not to have a path.
+    pub remember_missing: Duration,
+}
+
+/// Why an upstream cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[error("the upstream {name} cannot be used: {reason}")]
+pub struct Error {
+    name: String,
+    reason: String,
+}
+
+/// What upstreams say of a hash.
+#[derive(Debug)]
+pub enum Lookup {
+    /// One has it.
+    Found(Found),
+    /// None has it, as far as they could be asked; what they said else.
+    Missing(Vec<String>),
+}
+
+/// A narinfo that is trusted, and where it is from.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// What the upstream says.
+    pub info: NarInfo,
+    /// The upstream's name.
+    pub upstream: String,
+    /// Whether clients are to fetch from there.
+    pub redirect: bool,
+}
+
+/// Why a file does not come.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The upstream has it no more, or never will: it need not be asked again.
+    #[error("{0}")]
+    Gone(String),
+    /// It may come later.
+    #[error("{0}")]
+    NotNow(String),
+}
+
+/// The upstreams; clones share them.
+#[derive(Clone, Debug)]
+pub struct Upstreams {
+    /// The best first.
+    caches: Arc<[Arc<Cache>]>,
+    budget: Duration,
+    metrics: Arc<Metrics>,
+}
+
+impl Upstreams {
+    /// The upstreams that something is served from.
+    ///
+    /// # Errors
+    /// When one has an address that cannot be used.
+    pub fn new(settings: Settings, store_dir: &StoreDir) -> Result<Self, Error> {
+        // An error means that there is one already, which is as well.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let metrics = Arc::new(Metrics::new());
+        let mut caches = Vec::new();
+        for cache in settings.caches.into_iter().filter(|cache| cache.mode != Mode::BuildOnly) {
+            let name = cache.name();
+            let cache = Cache::new(cache, store_dir.clone(), settings.remember_missing, Arc::clone(&metrics));
+            caches.push(Arc::new(cache.map_err(|error| Error { name, reason: error.to_string() })?));
+        }
+        // A stable sort: equal ones stay in the order in which they were written.
+        caches.sort_by_key(|cache| cache.settings().priority);
+        Ok(Self { caches: caches.into(), budget: settings.budget, metrics })
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.caches.is_empty()
+    }
+
+    /// The names of all, the best first, and whether clients are sent there.
+    pub fn names(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.caches.iter().map(|cache| (cache.name(), cache.settings().mode == Mode::Redirect))
+    }
+
+    /// What the best of those that have `hash` says. All are asked at once.
+    pub async fn find(&self, hash: StorePathHash) -> Lookup {
+        let mut asking = JoinSet::new();
+        for (rank, cache) in self.caches.iter().enumerate() {
+            let (cache, budget) = (Arc::clone(cache), self.budget);
+            asking.spawn(async move { (rank, cache.ask(hash, budget).await) });
+        }
+        let mut said: Vec<Option<Said>> = self.caches.iter().map(|_| None).collect();
+        while let Some(answer) = asking.join_next().await {
+            let Ok((rank, answer)) = answer else { continue };
+            said[rank] = Some(answer);
+            // It is settled once the best of all that may have it is known to.
+            let best = said.iter_mut().find(|said| !matches!(said, Some(Said::Missing | Said::Nothing(_))));
+            if let Some(Some(Said::Found(_))) = best {
+                break;
+            }
+        }
+        let mut reasons = Vec::new();
+        for (cache, said) in self.caches.iter().zip(said) {
+            match said {
+                Some(Said::Found(info)) => {
+                    let redirect = cache.settings().mode == Mode::Redirect;
+                    return Lookup::Found(Found { info: *info, upstream: cache.name().to_owned(), redirect });
+                }
+                Some(Said::Nothing(reason)) => reasons.push(reason),
+                Some(Said::Missing) | None => {}
+            }
+        }
+        Lookup::Missing(reasons)
+    }
+
+    /// Begins to fetch the file that a narinfo of `upstream` has at `url`; at most `bytes_max` come of it.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub async fn fetch(&self, upstream: &str, url: &str, bytes_max: u64) -> Result<Transfer, FetchError> {
+        let Some(cache) = self.cache(upstream) else {
+            return Err(FetchError::Gone(format!("{upstream} is no upstream any more")));
+        };
+        cache.fetch(url, bytes_max).await.map_err(|error| {
+            let reason = format!("{upstream}: {error}");
+            if error.is_final() { FetchError::Gone(reason) } else { FetchError::NotNow(reason) }
+        })
+    }
+
+    /// The address that a client can be sent to for the file at `url`.
+    #[must_use]
+    pub fn address(&self, upstream: &str, url: &str) -> Option<String> {
+        self.cache(upstream)?.address(url)
+    }
+
+    /// Notes what came of fetching a NAR. An upstream that has not what it promised is not believed about it for a while.
+    pub fn fetched(&self, upstream: &str, nar: NarHash, what: NarOutcome) {
+        self.metrics.fetched(upstream, what);
+        if let (NarOutcome::Missing | NarOutcome::Refused, Some(cache)) = (what, self.cache(upstream)) {
+            cache.distrust(nar);
+        }
+    }
+
+    /// The place of an upstream, the best being 0.
+    #[must_use]
+    pub fn rank(&self, upstream: &str) -> Option<usize> {
+        self.caches.iter().position(|cache| cache.name() == upstream)
+    }
+
+    /// What was asked and answered, in the OpenMetrics text format without its end.
+    pub fn write_metrics(&self, out: &mut String) {
+        self.metrics.write(self.caches.iter().map(|cache| (cache.name(), cache.rests())), out);
+    }
+
+    fn cache(&self, name: &str) -> Option<&Arc<Cache>> {
+        self.caches.iter().find(|cache| cache.name() == name)
+    }
+}

@@ -1,0 +1,184 @@
+//! A file on its way from an upstream: read by a task of its own, resumed where the connection breaks, and given to a
+//! blocking reader. Bounded in bytes, and in how slowly they may come; what they are worth is for the reader to find out.
+
+use std::io::{self, Read};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use narinfo::Compression;
+use reqwest::header::HeaderValue;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::time::{Instant, timeout_at};
+
+use super::cache::Cache;
+use super::transport::{Error, Opened, Rest};
+
+/// Pieces that may wait for a reader who is slower than the network.
+const PIECES_WAITING_MAX: usize = 4;
+/// An answer that brings less than this within the stall time-out has stalled.
+const STALL_BYTES_MIN: u64 = 1024;
+/// Breaks in a row, with little in between, after which a transfer is given up.
+const BREAKS_MAX: u32 = 4;
+/// So much between two breaks starts their count anew.
+const PROGRESS_BYTES: u64 = 4 * 1024 * 1024;
+/// The pause after the first break; each further one is twice as long.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// The bytes of a file, for a thread that may wait for them. Dropping it ends the transfer.
+#[derive(Debug)]
+pub struct Transfer {
+    pieces: mpsc::Receiver<Bytes>,
+    piece: Bytes,
+    /// What the bytes are wrapped in, beside the file's own compression.
+    pub encoding: Compression,
+    broken: Broken,
+}
+
+/// Why a transfer broke off, if it did: then what was read is not to blame.
+#[derive(Clone, Debug, Default)]
+pub struct Broken(Arc<OnceLock<String>>);
+
+impl Broken {
+    /// The reason.
+    #[must_use]
+    pub fn reason(&self) -> Option<&str> {
+        self.0.get().map(String::as_str)
+    }
+}
+
+impl Transfer {
+    /// Starts reading `opened`, a file of `cache` at `url`; no more than `bytes_max`.
+    pub(super) fn start(
+        cache: Arc<Cache>,
+        url: String,
+        opened: Opened,
+        bytes_max: u64,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        let (sender, pieces) = mpsc::channel(PIECES_WAITING_MAX);
+        let (encoding, broken) = (opened.encoding, Broken::default());
+        let etag = opened.etag.clone();
+        let source = Source { cache, url, opened: Some(opened), etag, at: 0, bytes_max };
+        let why = broken.clone();
+        tokio::spawn(async move {
+            let _permit = permit;
+            if let Err(error) = source.pump(sender).await {
+                let _ = why.0.set(error.to_string());
+            }
+        });
+        Self { pieces, piece: Bytes::new(), encoding, broken }
+    }
+
+    /// To be asked when reading has failed.
+    #[must_use]
+    pub fn broken(&self) -> Broken {
+        self.broken.clone()
+    }
+}
+
+impl Read for Transfer {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.pieces.blocking_recv() {
+                Some(piece) => self.piece = piece,
+                // The reason is set before the sender goes.
+                None => {
+                    return self
+                        .broken
+                        .reason()
+                        .map_or(Ok(0), |reason| Err(io::Error::other(reason.to_owned())));
+                }
+            }
+        }
+        let read = self.piece.len().min(buffer.len());
+        self.piece.copy_to_slice(&mut buffer[..read]);
+        Ok(read)
+    }
+}
+
+/// The reading end of a transfer.
+struct Source {
+    cache: Arc<Cache>,
+    url: String,
+    /// `None` once the connection broke.
+    opened: Option<Opened>,
+    etag: Option<HeaderValue>,
+    /// Bytes that have been passed on.
+    at: u64,
+    bytes_max: u64,
+}
+
+impl Source {
+    /// Passes all of the file on, over several connections where need be.
+    async fn pump(mut self, sender: mpsc::Sender<Bytes>) -> Result<(), Error> {
+        let (mut breaks, mut since) = (0, 0);
+        loop {
+            let Err(error) = self.pass_on(&sender).await else { return Ok(()) };
+            if self.at - since >= PROGRESS_BYTES {
+                (breaks, since) = (0, self.at);
+            }
+            breaks += 1;
+            if error.is_final() || breaks >= BREAKS_MAX {
+                return Err(error);
+            }
+            let upstream = self.cache.name();
+            tracing::info!(%upstream, url = self.url, at = self.at, %error, "a transfer broke off and is resumed");
+            tokio::time::sleep(PAUSE * 2_u32.pow(breaks - 1)).await;
+            self.opened = None;
+        }
+    }
+
+    async fn pass_on(&mut self, sender: &mpsc::Sender<Bytes>) -> Result<(), Error> {
+        let mut opened = match self.opened.take() {
+            Some(opened) => opened,
+            None => self.reopen().await?,
+        };
+        let mut skip = self.at.checked_sub(opened.from).ok_or(Error::Answer("it goes on at another byte"))?;
+        let stall = self.cache.stall_timeout();
+        let (mut window_end, mut came) = (Instant::now() + stall, 0);
+        loop {
+            let mut piece = match timeout_at(window_end, opened.next_chunk()).await {
+                Ok(piece) => match piece? {
+                    Some(piece) => piece,
+                    None => break,
+                },
+                Err(_) if came >= STALL_BYTES_MIN => {
+                    (window_end, came) = (Instant::now() + stall, 0);
+                    continue;
+                }
+                Err(_) => return Err(Error::Stalled(stall)),
+            };
+            came += piece.len() as u64;
+            let skipped = skip.min(piece.len() as u64);
+            skip -= skipped;
+            piece.advance(usize::try_from(skipped).unwrap_or(usize::MAX));
+            if self.at + piece.len() as u64 > self.bytes_max {
+                return Err(Error::Answer("it is longer than such a NAR can be"));
+            }
+            self.at += piece.len() as u64;
+            self.cache.came(piece.len() as u64);
+            let waited = Instant::now();
+            // A reader that is gone has seen enough.
+            if !piece.is_empty() && sender.send(piece).await.is_err() {
+                return Ok(());
+            }
+            // Waiting for a slow reader is not the upstream's fault.
+            window_end += waited.elapsed();
+        }
+        match opened.length {
+            Some(length) if self.at < length => Err(Error::Broken("it ended early".into())),
+            _ => Ok(()),
+        }
+    }
+
+    /// The file from where it broke off; from its beginning where the upstream can do no better.
+    async fn reopen(&self) -> Result<Opened, Error> {
+        let opened =
+            self.cache.open(&self.url, Some(Rest { from: self.at, etag: self.etag.as_ref() })).await?;
+        if self.etag.is_some() && opened.etag != self.etag {
+            return Err(Error::Answer("the file changed while it was read"));
+        }
+        Ok(opened)
+    }
+}

@@ -1,0 +1,230 @@
+//! How the files of another cache are read: over HTTP, or from a folder. The only place that knows how an upstream says
+//! that it has no such file. Gives bytes as they come and trusts none of them.
+
+use std::io::SeekFrom;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use narinfo::Compression;
+use reqwest::header::{
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE,
+};
+use reqwest::{Client, Response, Url};
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
+
+use super::guard::{Guard, Refusal};
+use crate::decode;
+use crate::growing::CHUNK_BYTES;
+
+/// Why a file could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Error {
+    /// There is no such file.
+    #[error("it has no such file")]
+    Absent,
+    /// The answer is neither the file nor that there is none.
+    #[error("it answered with status {0}")]
+    Status(u16),
+    /// The address leads where we do not go.
+    #[error("its address is refused: {0}")]
+    Refused(#[from] Refusal),
+    /// The answer is not one that can be used.
+    #[error("its answer is refused: {0}")]
+    Answer(&'static str),
+    /// Nothing comes, or almost nothing.
+    #[error("nothing came for {}", humantime::format_duration(*.0))]
+    Stalled(Duration),
+    /// No answer, or not all of it.
+    #[error("it cannot be reached: {0}")]
+    Broken(String),
+    /// The folder cannot be read.
+    #[error("its folder cannot be read: {0}")]
+    Folder(#[from] std::io::Error),
+}
+
+impl Error {
+    /// Whether this is the file's fault: another try would end the same.
+    pub(super) fn is_final(&self) -> bool {
+        matches!(self, Self::Absent | Self::Refused(_) | Self::Answer(_))
+    }
+}
+
+impl From<reqwest::Error> for Error {
+    fn from(error: reqwest::Error) -> Self {
+        let mut text = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(inner) = cause {
+            if let Some(refusal) = inner.downcast_ref::<Refusal>() {
+                return Self::Refused(refusal.clone());
+            }
+            // reqwest's own sentence seldom says what was wrong.
+            text = format!("{text}: {inner}");
+            cause = inner.source();
+        }
+        Self::Broken(text)
+    }
+}
+
+/// A way to a cache's files.
+#[derive(Debug)]
+pub(super) enum Transport {
+    /// Over HTTP, from this address on, which ends with a slash.
+    Http { client: Client, base: Url, guard: Guard },
+    /// In a folder of this machine.
+    Folder(PathBuf),
+}
+
+/// A part of a file that goes on from a byte, if it is still the same file.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Rest<'a> {
+    pub(super) from: u64,
+    pub(super) etag: Option<&'a HeaderValue>,
+}
+
+/// A file that has been opened.
+#[derive(Debug)]
+pub(super) struct Opened {
+    body: Body,
+    /// The first byte that comes.
+    pub(super) from: u64,
+    /// Bytes of all of it, where that is said.
+    pub(super) length: Option<u64>,
+    /// What names these very bytes, where it is said.
+    pub(super) etag: Option<HeaderValue>,
+    /// What it is wrapped in on its way.
+    pub(super) encoding: Compression,
+}
+
+#[derive(Debug)]
+enum Body {
+    Http(Response),
+    File(File),
+}
+
+impl Transport {
+    /// The way to `url`, which is http, https or file.
+    pub(super) fn new(url: &Url, connect_timeout: Duration) -> Result<Self, Error> {
+        if url.scheme() == "file" {
+            return url.to_file_path().map(Self::Folder).map_err(|()| Error::Answer("no path in its URL"));
+        }
+        let mut base = url.clone();
+        if !base.path().ends_with('/') {
+            base.set_path(&format!("{}/", base.path()));
+        }
+        let guard = Guard::new(base.clone());
+        let client = Client::builder()
+            .user_agent(concat!("ondine/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(connect_timeout)
+            .redirect(guard.redirects())
+            .dns_resolver(std::sync::Arc::new(guard.clone()))
+            .tcp_nodelay(true)
+            .build()?;
+        Ok(Self::Http { client, base, guard })
+    }
+
+    /// The address of the file at `url`; none in a folder.
+    pub(super) fn address(&self, url: &str) -> Option<Url> {
+        match self {
+            Self::Http { base, .. } => base.join(url).ok(),
+            Self::Folder(_) => None,
+        }
+    }
+
+    /// All of a small file; `None` where there is none.
+    pub(super) async fn read(&self, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>, Error> {
+        let mut opened = match self.open(name, None).await {
+            Err(Error::Absent) => return Ok(None),
+            other => other?,
+        };
+        let mut bytes = Vec::new();
+        while let Some(chunk) = opened.next_chunk().await? {
+            if bytes.len() + chunk.len() > bytes_max {
+                return Err(Error::Answer("it is too large"));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        if opened.encoding == Compression::None {
+            return Ok(Some(bytes));
+        }
+        decode::all(opened.encoding, &bytes, bytes_max)
+            .map(Some)
+            .map_err(|_| Error::Answer("it cannot be decoded"))
+    }
+
+    /// Opens the file at `url`, an absolute address or one from the cache on.
+    pub(super) async fn open(&self, url: &str, rest: Option<Rest<'_>>) -> Result<Opened, Error> {
+        match self {
+            Self::Http { client, base, guard } => {
+                let url = base.join(url).map_err(|_| Error::Answer("an address in it is no URL"))?;
+                guard.check(&url)?;
+                let mut headers = HeaderMap::new();
+                // A file that comes as it is can be resumed.
+                headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+                if let Some(Rest { from, etag }) = rest
+                    && let Ok(range) = HeaderValue::from_str(&format!("bytes={from}-"))
+                {
+                    headers.insert(RANGE, range);
+                    headers.extend(etag.map(|etag| (IF_RANGE, etag.clone())));
+                }
+                opened(client.get(url).headers(headers).send().await?)
+            }
+            Self::Folder(folder) => {
+                // In a folder there are no absolute addresses, and no queries.
+                let name = url.split(['?', '#']).next().unwrap_or_default();
+                if name.contains("://") {
+                    return Err(Error::Answer("an address in it leads out of its folder"));
+                }
+                let mut file = match File::open(folder.join(name)).await {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(Error::Absent),
+                    other => other?,
+                };
+                let from = rest.map_or(0, |rest| rest.from);
+                let length = file.metadata().await?.len();
+                file.seek(SeekFrom::Start(from)).await?;
+                let encoding = Compression::None;
+                Ok(Opened { body: Body::File(file), from, length: Some(length), etag: None, encoding })
+            }
+        }
+    }
+}
+
+fn opened(answer: Response) -> Result<Opened, Error> {
+    let status = answer.status().as_u16();
+    let headers = answer.headers();
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let encoding = decode::content_encoding(text(CONTENT_ENCODING).unwrap_or_default());
+    let encoding = encoding.ok_or(Error::Answer("its Content-Encoding is unknown"))?;
+    // A weak tag does not name the very bytes (RFC 9110, 13.1.5).
+    let etag = headers.get(ETAG).filter(|etag| etag.as_bytes().starts_with(b"\"")).cloned();
+    let (from, length) = match status {
+        200 => (0, answer.content_length()),
+        206 => range(text(CONTENT_RANGE).unwrap_or_default())
+            .ok_or(Error::Answer("its Content-Range is none"))?,
+        // Object stores say 403 for what they do not have to whom may not list.
+        403 | 404 | 410 => return Err(Error::Absent),
+        other => return Err(Error::Status(other)),
+    };
+    Ok(Opened { body: Body::Http(answer), from, length, etag, encoding })
+}
+
+/// The first byte and the length in `bytes FIRST-LAST/LENGTH` (RFC 9110, 14.4).
+fn range(text: &str) -> Option<(u64, Option<u64>)> {
+    let (range, length) = text.strip_prefix("bytes ")?.split_once('/')?;
+    Some((range.split_once('-')?.0.parse().ok()?, length.parse().ok()))
+}
+
+impl Opened {
+    /// The next bytes; `None` at the end.
+    pub(super) async fn next_chunk(&mut self) -> Result<Option<Bytes>, Error> {
+        match &mut self.body {
+            Body::Http(response) => Ok(response.chunk().await?),
+            Body::File(file) => {
+                let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+                let read = file.take(CHUNK_BYTES as u64).read_to_end(&mut chunk).await?;
+                Ok((read > 0).then(|| chunk.into()))
+            }
+        }
+    }
+}
