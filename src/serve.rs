@@ -156,7 +156,7 @@ impl Server {
             doctor::background(&pool, background).await?;
         }
         let local = nix::LocalStore::new(settings.nix, pool.clone());
-        let upstreams = Upstreams::new(settings.upstream, &store_dir)?;
+        let upstreams = Upstreams::new(settings.upstream, &store_dir, upstream::Name::of(&public_key))?;
         let names = upstreams.names().map(|(name, redirect)| (name.to_owned(), redirect));
         index.keep_upstreams(names.collect()).await?;
         let packer = Packer::new(index.clone(), nars, roots.clone(), upstreams.clone(), store_dir.clone());

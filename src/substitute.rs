@@ -11,6 +11,7 @@ use crate::adopt::{self, Adopter, Elsewhere};
 use crate::build::{Builds, Ticket};
 use crate::index::{Failure, FailureClass, Hit, Index};
 use crate::nix::LocalStore;
+use crate::upstream::Via;
 
 /// Where derivations may come from to be built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
@@ -28,12 +29,14 @@ pub struct Settings {
 }
 
 /// What a miss may cost.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OnMiss {
     /// A build, for a client with this address; `None` for who may administer.
     Build(Option<IpAddr>),
-    /// Nothing: only what is there is of interest.
+    /// No build: only what is there, or in another cache, is of interest.
     Report,
+    /// No build either: another cache of our kind asks, and the request has come this way.
+    Relayed(Via),
 }
 
 /// What becomes of a hash.
@@ -124,7 +127,8 @@ impl Substitute {
         {
             return Ok(Answer::Ready(hit));
         }
-        let elsewhere = match Box::pin(self.adopter.adopt_from_upstream(hash)).await {
+        let via = if let OnMiss::Relayed(via) = &on_miss { via.clone() } else { Via::default() };
+        let elsewhere = match Box::pin(self.adopter.adopt_from_upstream(hash, &via)).await {
             Elsewhere::Published => match self.served(hash).await? {
                 Some(hit) => return Ok(Answer::Ready(hit)),
                 None => [].into(),

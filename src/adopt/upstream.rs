@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use super::{Adopter, CLOSURE_PATHS_MAX, Error};
 use crate::index::{PathRow, UpstreamNar};
 use crate::packer::upstream_nar;
-use crate::upstream::{Found, Lookup, Upstreams};
+use crate::upstream::{Found, Lookup, Upstreams, Via};
 
 /// What came of looking for a path in other caches.
 #[derive(Clone, Debug)]
@@ -33,8 +33,8 @@ struct Closure {
 
 impl Adopter {
     /// Looks for `hash` in the upstreams, and adopts it and all that it refers to, all or nothing. Equal requests share one
-    /// search.
-    pub async fn adopt_from_upstream(&self, hash: StorePathHash) -> Elsewhere {
+    /// search. The request has come this way.
+    pub async fn adopt_from_upstream(&self, hash: StorePathHash, via: &Via) -> Elsewhere {
         if self.upstreams.is_empty() {
             return Elsewhere::Nowhere([].into());
         }
@@ -43,7 +43,7 @@ impl Adopter {
             Arc::clone(asking.entry(hash).or_default())
         };
         // Where the one who began it leaves, another one of those who wait goes on.
-        let elsewhere = search.get_or_init(|| self.search(hash)).await.clone();
+        let elsewhere = search.get_or_init(|| self.search(hash, via)).await.clone();
         let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
         if asking.get(&hash).is_some_and(|current| Arc::ptr_eq(current, &search)) {
             asking.remove(&hash);
@@ -51,8 +51,8 @@ impl Adopter {
         elsewhere
     }
 
-    async fn search(&self, hash: StorePathHash) -> Elsewhere {
-        match self.try_search(hash).await {
+    async fn search(&self, hash: StorePathHash, via: &Via) -> Elsewhere {
+        match self.try_search(hash, via).await {
             Ok(elsewhere) => elsewhere,
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
@@ -62,12 +62,12 @@ impl Adopter {
         }
     }
 
-    async fn try_search(&self, hash: StorePathHash) -> Result<Elsewhere, Error> {
-        let top = match self.upstreams.find(hash).await {
+    async fn try_search(&self, hash: StorePathHash, via: &Via) -> Result<Elsewhere, Error> {
+        let top = match self.upstreams.find(hash, via).await {
             Lookup::Found(found) => found,
             Lookup::Missing(reasons) => return Ok(Elsewhere::Nowhere(reasons.into())),
         };
-        let Closure { found, local } = match self.closure_of(top).await? {
+        let Closure { found, local } = match self.closure_of(top, via).await? {
             Ok(closure) => closure,
             Err(reason) => return Ok(Elsewhere::Nowhere([reason].into())),
         };
@@ -77,14 +77,14 @@ impl Adopter {
     }
 
     /// Everything in the closure of `top` that is not served yet, or why there is no such closure.
-    async fn closure_of(&self, top: Found) -> Result<Result<Closure, String>, Error> {
+    async fn closure_of(&self, top: Found, via: &Via) -> Result<Result<Closure, String>, Error> {
         let top_path = top.info.store_path.clone();
         let mut closure = Closure::default();
         let mut level = self.new_references(&top, &closure).await?;
         closure.found.insert(top_path.hash(), top);
         while !level.is_empty() {
             let mut next = BTreeSet::new();
-            for (path, lookup) in find_all(&self.upstreams, level).await {
+            for (path, lookup) in find_all(&self.upstreams, level, via).await {
                 match lookup {
                     Lookup::Found(found) if found.info.store_path == path => {
                         next.extend(self.new_references(&found, &closure).await?);
@@ -142,15 +142,15 @@ impl Adopter {
 }
 
 /// Looks for many paths at once; an upstream takes as many at a time as it likes.
-async fn find_all(upstreams: &Upstreams, paths: BTreeSet<StorePath>) -> Vec<(StorePath, Lookup)> {
+async fn find_all(upstreams: &Upstreams, paths: BTreeSet<StorePath>, via: &Via) -> Vec<(StorePath, Lookup)> {
     let mut searches = JoinSet::new();
     for path in paths {
-        let upstreams = upstreams.clone();
+        let (upstreams, via) = (upstreams.clone(), via.clone());
         searches.spawn(async move {
-            let mut lookup = upstreams.find(path.hash()).await;
+            let mut lookup = upstreams.find(path.hash(), &via).await;
             // One lost answer among very many must not lose the closure.
             if matches!(&lookup, Lookup::Missing(reasons) if !reasons.is_empty()) {
-                lookup = upstreams.find(path.hash()).await;
+                lookup = upstreams.find(path.hash(), &via).await;
             }
             (path, lookup)
         });

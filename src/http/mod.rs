@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::narinfo::StoreDir;
-use hyper::Request;
+use hyper::{Request, header};
 use tokio::sync::watch;
 
 use crate::build::{Builds, Logs};
@@ -26,7 +26,7 @@ use crate::index::Index;
 use crate::nix::Pool;
 use crate::packer::Packer;
 use crate::substitute::{OnMiss, Substitute};
-use crate::upstream::Upstreams;
+use crate::upstream::{Upstreams, Via};
 use answer::Answer;
 pub use route::{Route, Target};
 pub use server::{Door, serve};
@@ -127,8 +127,13 @@ impl Service {
             Route::Home => now(info::home(&self, request.headers())),
             Route::CacheInfo => now(info::cache_info(&self)),
             Route::NarInfo(hash) => {
-                let builds = method == Method::Get && !cached;
-                let on_miss = if builds { OnMiss::Build(client) } else { OnMiss::Report };
+                let via =
+                    request.headers().get_all(header::VIA).iter().filter_map(|value| value.to_str().ok());
+                let on_miss = match Via::parse(via) {
+                    via if !via.is_empty() => OnMiss::Relayed(via),
+                    _ if method == Method::Get && !cached => OnMiss::Build(client),
+                    _ => OnMiss::Report,
+                };
                 let version = request.version();
                 // Very many may wait, and the head of a request is a part of the connection's buffer.
                 drop(request);

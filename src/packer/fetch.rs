@@ -10,7 +10,7 @@ use super::Inner;
 use crate::decode;
 use crate::index::{PathRow, UpstreamNar};
 use crate::nar_store::{Draft, Expected, NarStore, PackError, Packed};
-use crate::upstream::{FetchError, Found, Lookup, NarOutcome};
+use crate::upstream::{FetchError, Found, Lookup, NarOutcome, Via};
 
 /// Why a NAR was not fetched from one upstream.
 struct NotFetched {
@@ -94,7 +94,9 @@ impl Inner {
         if let Some(nar) = untried.pop_front() {
             return Some(nar);
         }
-        let Lookup::Found(found) = self.upstreams.find(row.path.hash()).await else { return None };
+        let Lookup::Found(found) = self.upstreams.find(row.path.hash(), &Via::default()).await else {
+            return None;
+        };
         let new = !tried.contains(&found.upstream) && found.info.nar_hash == row.nar_hash;
         new.then(|| upstream_nar(&found))
     }

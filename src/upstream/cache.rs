@@ -119,14 +119,14 @@ impl Cache {
         self.breaker.rests()
     }
 
-    /// What it says of `hash`, within `budget`.
-    pub(super) async fn ask(&self, hash: StorePathHash, budget: Duration) -> Said {
-        let (what, said) = self.say(hash, budget).await;
+    /// What it says of `hash`, within `budget`; `via` goes with the request.
+    pub(super) async fn ask(&self, hash: StorePathHash, budget: Duration, via: &str) -> Said {
+        let (what, said) = self.say(hash, budget, via).await;
         self.metrics.asked(&self.name, what);
         said
     }
 
-    async fn say(&self, hash: StorePathHash, budget: Duration) -> (Narinfo, Said) {
+    async fn say(&self, hash: StorePathHash, budget: Duration, via: &str) -> (Narinfo, Said) {
         if self.missing.contains_key(&hash) {
             return (Narinfo::Remembered, Said::Missing);
         }
@@ -139,7 +139,7 @@ impl Cache {
             );
         }
         let file = format!("{hash}.narinfo");
-        let read = tokio::time::timeout(budget, self.transport.read(&file, NARINFO_BYTES_MAX)).await;
+        let read = tokio::time::timeout(budget, self.transport.read(&file, NARINFO_BYTES_MAX, via)).await;
         match read.unwrap_or(Err(transport::Error::Stalled(budget))) {
             Ok(None) => {
                 self.answered();

@@ -7,6 +7,7 @@ mod guard;
 mod metrics;
 mod transfer;
 mod transport;
+mod via;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +20,7 @@ pub use cache::{CacheSettings, Mode};
 use metrics::Metrics;
 pub use metrics::NarOutcome;
 pub use transfer::{Broken, Transfer};
+pub use via::{Name, Via};
 
 /// Which other caches there are, and how they are asked.
 #[derive(Clone, Debug)]
@@ -76,15 +78,17 @@ pub struct Upstreams {
     /// The best first.
     caches: Arc<[Arc<Cache>]>,
     budget: Duration,
+    /// What we are called on the way of a request.
+    own: Name,
     metrics: Arc<Metrics>,
 }
 
 impl Upstreams {
-    /// The upstreams that something is served from.
+    /// The upstreams that something is served from; `own` is this cache itself.
     ///
     /// # Errors
     /// When one has an address that cannot be used.
-    pub fn new(settings: Settings, store_dir: &StoreDir) -> Result<Self, Error> {
+    pub fn new(settings: Settings, store_dir: &StoreDir, own: Name) -> Result<Self, Error> {
         // An error means that there is one already, which is as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let metrics = Arc::new(Metrics::new());
@@ -96,7 +100,7 @@ impl Upstreams {
         }
         // A stable sort: equal ones stay in the order in which they were written.
         caches.sort_by_key(|cache| cache.settings().priority);
-        Ok(Self { caches: caches.into(), budget: settings.budget, metrics })
+        Ok(Self { caches: caches.into(), budget: settings.budget, own, metrics })
     }
 
     /// Whether there is none.
@@ -110,12 +114,16 @@ impl Upstreams {
         self.caches.iter().map(|cache| (cache.name(), cache.settings().mode == Mode::Redirect))
     }
 
-    /// What the best of those that have `hash` says. All are asked at once.
-    pub async fn find(&self, hash: StorePathHash) -> Lookup {
+    /// What the best of those that have `hash` says. All are asked at once, for a request that came this way.
+    pub async fn find(&self, hash: StorePathHash, via: &Via) -> Lookup {
+        if via.ends_at(&self.own) {
+            return Lookup::Missing(Vec::new());
+        }
+        let via: Arc<str> = via.and(&self.own).to_string().into();
         let mut asking = JoinSet::new();
         for (rank, cache) in self.caches.iter().enumerate() {
-            let (cache, budget) = (Arc::clone(cache), self.budget);
-            asking.spawn(async move { (rank, cache.ask(hash, budget).await) });
+            let (cache, budget, via) = (Arc::clone(cache), self.budget, Arc::clone(&via));
+            asking.spawn(async move { (rank, cache.ask(hash, budget, &via).await) });
         }
         let mut said: Vec<Option<Said>> = self.caches.iter().map(|_| None).collect();
         while let Some(answer) = asking.join_next().await {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use narinfo::Compression;
 use reqwest::header::{
-    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE,
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE, VIA,
 };
 use reqwest::{Client, Response, Url};
 use tokio::fs::File;
@@ -132,9 +132,16 @@ impl Transport {
         }
     }
 
-    /// All of a small file; `None` where there is none.
-    pub(super) async fn read(&self, name: &str, bytes_max: usize) -> Result<Option<Vec<u8>>, Error> {
-        let mut opened = match self.open(name, None).await {
+    /// All of a small file; `None` where there is none. The request has come this way.
+    pub(super) async fn read(
+        &self,
+        name: &str,
+        bytes_max: usize,
+        via: &str,
+    ) -> Result<Option<Vec<u8>>, Error> {
+        let mut headers = HeaderMap::new();
+        headers.extend(HeaderValue::from_str(via).map(|via| (VIA, via)));
+        let mut opened = match self.request(name, 0, headers).await {
             Err(Error::Absent) => return Ok(None),
             other => other?,
         };
@@ -155,19 +162,21 @@ impl Transport {
 
     /// Opens the file at `url`, an absolute address or one from the cache on.
     pub(super) async fn open(&self, url: &str, rest: Option<Rest<'_>>) -> Result<Opened, Error> {
+        let mut headers = HeaderMap::new();
+        if let Some(Rest { from, etag }) = rest {
+            headers.extend(HeaderValue::from_str(&format!("bytes={from}-")).map(|range| (RANGE, range)));
+            headers.extend(etag.map(|etag| (IF_RANGE, etag.clone())));
+        }
+        self.request(url, rest.map_or(0, |rest| rest.from), headers).await
+    }
+
+    async fn request(&self, url: &str, from: u64, mut headers: HeaderMap) -> Result<Opened, Error> {
         match self {
             Self::Http { client, base, guard } => {
                 let url = base.join(url).map_err(|_| Error::Answer("an address in it is no URL"))?;
                 guard.check(&url)?;
-                let mut headers = HeaderMap::new();
                 // A file that comes as it is can be resumed.
                 headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-                if let Some(Rest { from, etag }) = rest
-                    && let Ok(range) = HeaderValue::from_str(&format!("bytes={from}-"))
-                {
-                    headers.insert(RANGE, range);
-                    headers.extend(etag.map(|etag| (IF_RANGE, etag.clone())));
-                }
                 opened(client.get(url).headers(headers).send().await?)
             }
             Self::Folder(folder) => {
@@ -180,7 +189,6 @@ impl Transport {
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(Error::Absent),
                     other => other?,
                 };
-                let from = rest.map_or(0, |rest| rest.from);
                 let length = file.metadata().await?.len();
                 file.seek(SeekFrom::Start(from)).await?;
                 let encoding = Compression::None;
