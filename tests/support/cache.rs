@@ -18,6 +18,7 @@ use super::ondine::Ondine;
 use super::process::{run, wait_until};
 use super::release::Release;
 use super::store::{Daemon, Instantiated, NixStore, text};
+use super::upstream::settings_file;
 
 /// How long a change of state, an answer or the end of a short build may take.
 const SOON: Duration = Duration::from_secs(60);
@@ -47,6 +48,14 @@ impl Cache {
         let daemon = store.daemon();
         let ondine = Ondine::start_with(&store, arguments, variables);
         Cache { http: Http::new(&ondine.url()), ondine, daemon, store }
+    }
+
+    /// A server of this store with other caches behind it, each a table of its settings file.
+    #[track_caller]
+    pub fn behind(store: NixStore, tables: &[String], arguments: &[&str]) -> Cache {
+        let file = settings_file(&store, tables);
+        let arguments = [&["--config", &file], arguments].concat();
+        Cache::of(store, &arguments, &[])
     }
 
     /// A derivation that waits at the gate and then makes a file.

@@ -3,7 +3,11 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
+
+use super::cache::Cache;
+use super::client::{Client, Substituter};
 
 /// The proxy; its threads end with the connections they serve.
 pub struct CuttingProxy {
@@ -120,4 +124,22 @@ fn pass_answers(
     }
     let _ = client.shutdown(Shutdown::Both);
     let _ = server.shutdown(Shutdown::Both);
+}
+
+/// A stock client that fetched a path, its first NAR cut after so many bytes: it must have resumed by Range.
+#[track_caller]
+pub fn client_that_resumed(cache: &Cache, path: &Path, cut_after: usize) -> Client {
+    let proxy = CuttingProxy::new(cache.ondine.address(), cut_after);
+    let through = Substituter { url: proxy.url(), public_key: cache.ondine.public_key().to_owned() };
+    let client = cache.client(&[]);
+    client.fetch(&through, &[path]).must_succeed();
+    assert!(proxy.has_cut(), "nothing was cut");
+    let requests = proxy.nar_requests();
+    assert_eq!(requests.len(), 2, "{requests:?}");
+    let resumed = requests[1].to_lowercase();
+    let from = resumed.lines().find_map(|line| line.strip_prefix("range: bytes=")?.strip_suffix('-'));
+    let from: usize =
+        from.and_then(|from| from.parse().ok()).unwrap_or_else(|| panic!("no range: {resumed}"));
+    assert!(0 < from && from <= cut_after, "resumed at {from}");
+    client
 }

@@ -177,6 +177,27 @@ pub fn noise(name: &str, bytes: u32) -> Derivation {
     Derivation::new(name, &script)
 }
 
+/// One derivation with `length` outputs `o1`, `o2` and so on, each holding the path of the one before: a closure of many paths
+/// that costs one build.
+pub fn row_of_outputs(name: &str, length: usize) -> Derivation {
+    let outputs: Vec<String> = (1..=length).map(|number| format!("o{number}")).collect();
+    let script = format!(
+        "before=nothing\nfor number in {{1..{length}}}; do\n  output=o$number\n  echo \"number $number after $before\" > \"${{!output}}\"\n  \
+         before=${{!output}}\ndone"
+    );
+    Derivation::new(name, &script).outputs(&outputs.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
+/// A closure of 20 paths with all that a NAR can hold, of eight derivations; it ends in one with an odd name.
+pub fn closure_of_20(name: &str) -> Derivation {
+    let script = "mkdir $out; ln -s $tree $out/tree; ln -s $dev $out/dev; echo $row $chain > $out/names";
+    Derivation::new(ODD_NAME, script)
+        .input("tree", &curious_tree(&format!("{name}-tree")))
+        .input_output("dev", &multiple_outputs(&format!("{name}-several")), "dev")
+        .input_output("row", &row_of_outputs(&format!("{name}-row"), 10), "o10")
+        .input("chain", &chain(&format!("{name}-chain"), 4, |_| String::new()))
+}
+
 /// A name with every kind of character that a store path may have.
 pub const ODD_NAME: &str = "odd+name?with=every.kind_of-character-1.0";
 

@@ -17,6 +17,7 @@ pub mod ondine;
 pub mod process;
 pub mod release;
 pub mod store;
+pub mod upstream;
 
 pub use cache::Cache;
 pub use client::{Client, Substituter, nar_digest};
@@ -27,3 +28,4 @@ pub use ondine::Ondine;
 pub use process::{Background, Finished, wait_until};
 pub use release::Release;
 pub use store::{Daemon, Instantiated, NixStore, text};
+pub use upstream::{BinaryCache, Compression, Fault, FileServer, Upstream, Valve};

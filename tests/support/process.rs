@@ -223,6 +223,8 @@ fn package_of(program: &str) -> &'static str {
         "nix" | "nix-daemon" | "nix-store" | "nix-instantiate" => "nix-bin",
         "systemd-analyze" => "systemd",
         "unshare" => "util-linux",
+        "xz" => "xz-utils",
+        "bzip2" => "bzip2",
         "mount" => "mount",
         "chroot" => "coreutils",
         _ => "(no package known for it)",

@@ -1,0 +1,63 @@
+//! Another cache for a server to have behind it: real store paths in a folder that `nix copy` made, signed, and an HTTP
+//! server of that folder that misbehaves as a test says and notes all that it is asked.
+
+pub mod binary_cache;
+pub mod fault;
+pub mod log;
+pub mod server;
+
+use std::path::Path;
+
+pub use binary_cache::{BinaryCache, Compression};
+pub use fault::{Fault, Valve};
+pub use log::Seen;
+pub use server::FileServer;
+
+use super::store::{NixStore, write};
+
+/// A cache in a folder and the server before it.
+pub struct Upstream {
+    /// Answers, and notes who asks.
+    pub server: FileServer,
+    /// The folder.
+    pub cache: BinaryCache,
+}
+
+impl Upstream {
+    /// A cache of these paths of `store` and of all that they refer to, compressed with xz, and its server.
+    #[track_caller]
+    pub fn new(store: &NixStore, paths: &[&Path]) -> Upstream {
+        Upstream::of(BinaryCache::new(store, Compression::Xz, paths))
+    }
+
+    /// A server of this cache.
+    #[track_caller]
+    pub fn of(cache: BinaryCache) -> Upstream {
+        Upstream { server: FileServer::new(cache.folder()), cache }
+    }
+
+    /// The cache as one table of the server's settings, over HTTP, with more lines such as `priority = 1`.
+    pub fn table(&self, more: &str) -> String {
+        table(&self.server.url(), &[&self.cache.public_key()], more)
+    }
+
+    /// The cache as the flag `--upstream` wants it.
+    pub fn flag(&self) -> String {
+        format!("{} {}", self.server.url(), self.cache.public_key())
+    }
+}
+
+/// One table of a settings file.
+pub fn table(url: &str, public_keys: &[&str], more: &str) -> String {
+    let keys = public_keys.iter().map(|key| format!("\"{key}\"")).collect::<Vec<_>>().join(", ");
+    format!("[[upstream]]\nurl = \"{url}\"\npublic-keys = [{keys}]\n{more}\n")
+}
+
+/// Writes a settings file of these tables into the folder of `store`, and gives its path.
+#[track_caller]
+pub fn settings_file(store: &NixStore, tables: &[String]) -> String {
+    let number = std::fs::read_dir(store.folder()).expect("the fixture's own folder").count();
+    let file = store.folder().join(format!("ondine-{number}.toml"));
+    write(&file, &tables.join("\n"));
+    super::store::text(&file).to_owned()
+}
