@@ -15,6 +15,7 @@ pub mod substitute;
 pub mod build;
 
 pub mod adopt;
+pub mod compare;
 pub mod packer;
 pub mod roots;
 

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::adopt::{Adopter, Asking};
 use crate::build::{Builder, Builds, Logs, Worker};
+use crate::compare::Comparer;
 use crate::http::{Door, Parts, Service};
 use crate::index::{self, Index};
 use crate::nar_store::NarStore;
@@ -106,6 +107,7 @@ pub struct Server {
     doors: Vec<Door>,
     worker: Worker,
     packer: Packer,
+    comparer: Comparer,
     stop: watch::Sender<bool>,
     /// Held for as long as the server lives.
     _lock: File,
@@ -191,6 +193,7 @@ impl Server {
             capabilities,
             settings: settings.build,
         };
+        let comparer = Comparer { index: index.clone(), upstreams: upstreams.clone() };
         if !settings.substitute.build_from.is_empty() {
             tokio::spawn(doctor::warn(pool.clone(), bounds));
         }
@@ -223,7 +226,7 @@ impl Server {
             listener.local_addr().map_err(|source| Error::Listen { address: settings.listen, source })?;
         let doors = vec![Door::Tcp(listener), Door::Unix(state(&control, control_socket)?)];
         let service = Service::new(parts, stopping);
-        Ok(Self { service, doors, worker, packer, stop, _lock: lock, control, address, public_key })
+        Ok(Self { service, doors, worker, packer, comparer, stop, _lock: lock, control, address, public_key })
     }
 
     /// Serves until `until` resolves, then drains: waits are ended, running downloads are given their time.
@@ -233,6 +236,7 @@ impl Server {
     pub async fn run(self, until: impl Future<Output = ()>) -> Result<(), Error> {
         let mut worker = tokio::spawn(self.worker.run());
         let mut packer = tokio::spawn(self.packer.run());
+        let comparing = tokio::spawn(self.comparer.run());
         let serving = http::serve(self.doors, self.service);
         let stopping = async {
             until.await;
@@ -249,6 +253,7 @@ impl Server {
         // The running build ends with its connection to the daemon; whoever waits for it asks again.
         worker.abort();
         packer.abort();
+        comparing.abort();
         let _ = fs::remove_file(&self.control);
         ended
     }

@@ -1,11 +1,11 @@
 //! What programs ask: the cache and the queue as JSON, and metrics for Prometheus.
 
-use narinfo::StorePath;
+use narinfo::{StorePath, StorePathHash};
 
 use super::Service;
 use super::answer::{self, Answer};
 use crate::build::{QueueView, RequestState, RequestView};
-use crate::index::Counts;
+use crate::index::{self, Counts, Index};
 
 /// Lines of a log that are told.
 const LOG_LINES: usize = 20;
@@ -70,6 +70,64 @@ async fn last_lines(service: &Service, drv: StorePath) -> Vec<String> {
     let logs = service.parts.logs.clone();
     let lines = tokio::task::spawn_blocking(move || logs.last_lines(&drv, LOG_LINES)).await;
     lines.ok().and_then(Result::ok).unwrap_or_default()
+}
+
+/// `GET /api/v1/paths/<hash>`.
+#[derive(serde::Serialize)]
+struct Path {
+    path: String,
+    nar_hash: String,
+    nar_size: u64,
+    references: Vec<String>,
+    deriver: Option<String>,
+    /// Whether it was built on this machine.
+    built_here: bool,
+    /// Bytes of the file that is kept; null while there is none.
+    file_size: Option<u64>,
+    /// The upstreams that have the contents.
+    upstreams: Vec<String>,
+    /// What an upstream has of a path that was built here; null as long as none is known to have it.
+    comparison: Option<Compared>,
+}
+
+#[derive(serde::Serialize)]
+struct Compared {
+    upstream: String,
+    nar_hash: String,
+    /// Whether that is what was built here.
+    same: bool,
+}
+
+pub(super) async fn path(service: &Service, hash: StorePathHash) -> Answer {
+    match known_path(&service.parts.index, hash).await {
+        Ok(Some(path)) => json(&path),
+        Ok(None) => answer::missing("this path is not served; whether it can be had, its narinfo tells"),
+        Err(error) => {
+            tracing::error!(%hash, error = &error as &dyn std::error::Error, "a path cannot be told of");
+            answer::missing("the index cannot be read; the server's log has the details")
+        }
+    }
+}
+
+async fn known_path(index: &Index, hash: StorePathHash) -> Result<Option<Path>, index::Error> {
+    let Some(hit) = index.find(hash).await? else { return Ok(None) };
+    let upstreams = index.upstreams_with(hit.row.nar_hash).await?;
+    let comparison = index.comparison(hash).await?;
+    Ok(Some(Path {
+        path: hit.row.path.to_string(),
+        nar_hash: hit.row.nar_hash.to_string(),
+        nar_size: hit.row.nar_size,
+        references: hit.row.references.iter().map(ToString::to_string).collect(),
+        deriver: hit.row.deriver.as_ref().map(ToString::to_string),
+        built_here: hit.row.built,
+        file_size: hit.packed.map(|nar| nar.file_size),
+        upstreams: upstreams.into_iter().map(|nar| nar.upstream).collect(),
+        comparison: comparison.map(|found| Compared {
+            upstream: found.upstream,
+            nar_hash: found.nar_hash.to_string(),
+            same: found.same,
+        }),
+    }))
 }
 
 pub(super) fn metrics(service: &Service) -> Answer {

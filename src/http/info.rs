@@ -24,6 +24,7 @@ pub(super) fn home(service: &Service, headers: &HeaderMap) -> Answer {
              /cached/...              the same, and nothing is built\n\
              /healthz /readyz         for monitoring\n\
              /api/v1/status           the cache and the queue, as JSON\n\
+             /api/v1/paths/<hash>     what is known of a path\n\
              /api/v1/queue            who waits for what, and /api/v1/builds/<number> for one\n\
              /metrics                 for Prometheus\n",
             service.parts.public_key

@@ -148,6 +148,7 @@ impl Service {
             Route::Status => Box::pin(async move { api::status(&self).await }),
             Route::Queue => now(api::queue(&self)),
             Route::Build(id) => Box::pin(async move { api::build(&self, id).await }),
+            Route::Path(hash) => Box::pin(async move { api::path(&self, hash).await }),
             Route::Metrics => now(api::metrics(&self)),
         }
     }

@@ -32,6 +32,8 @@ pub enum Route {
     Queue,
     /// `/api/v1/builds/<number>`
     Build(u64),
+    /// `/api/v1/paths/<hash>`
+    Path(StorePathHash),
     /// `/metrics`
     Metrics,
 }
@@ -85,6 +87,9 @@ fn route(path: &str) -> Option<Route> {
     if let Some(id) = path.strip_prefix("api/v1/builds/") {
         return id.parse().ok().map(Route::Build);
     }
+    if let Some(hash) = path.strip_prefix("api/v1/paths/") {
+        return hash.parse().ok().map(Route::Path);
+    }
     let drv = StorePath::parse(path.strip_prefix("log/")?).ok()?;
     drv.is_derivation().then_some(Route::Log(drv))
 }
@@ -128,6 +133,7 @@ mod tests {
             (format!("nar/{HASH}-{nar}.nar"), Route::Nar(NarHash::from_bytes([0; 32]), Compression::None)),
             (format!("log/{encoded}"), Route::Log(StorePath::parse(&drv).expect("a store path"))),
             ("api/v1/builds/7".to_owned(), Route::Build(7)),
+            (format!("api/v1/paths/{HASH}"), Route::Path(HASH.parse().expect("a hash"))),
             (String::new(), Route::Home),
         ] {
             assert_eq!(parse(&format!("/{path}")), Some(Target { route: route.clone(), cached: false }));
@@ -172,6 +178,7 @@ mod tests {
                 format!("/nar/{name}.nar"),
                 format!("/log/{name}"),
                 format!("/log/{name}-x.drv"),
+                format!("/api/v1/paths/{name}"),
             ] {
                 assert_eq!(parse(&path), None, "{path}");
             }

@@ -12,3 +12,11 @@ CREATE TABLE upstream_nar (
     redirect    INTEGER NOT NULL,
     PRIMARY KEY (nar_hash, upstream)
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE comparison (
+    hash      TEXT PRIMARY KEY NOT NULL,
+    looked_at INTEGER NOT NULL,
+    upstream  TEXT,
+    nar_hash  BLOB,
+    same      INTEGER
+) STRICT, WITHOUT ROWID;

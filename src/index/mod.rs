@@ -1,6 +1,7 @@
 //! The index: which store paths are served, which NARs are packed, which builds failed, and who waits.
 //! The only place with SQL. It never asks Nix and never touches a NAR file.
 
+mod comparison;
 mod connection;
 mod queue;
 mod rows;
@@ -16,7 +17,7 @@ use rusqlite::{OptionalExtension, Transaction, params};
 
 use connection::{Readers, Writer};
 pub use queue::{DurationRow, RequestRow};
-pub use rows::{Counts, Failure, FailureClass, Hit, NarRow, PathRow, UpstreamNar};
+pub use rows::{Comparison, Counts, Failure, FailureClass, Hit, NarRow, PathRow, UpstreamNar};
 use rows::{
     PATH_COLUMN_COUNT, PATH_COLUMNS, class_number, failure_row, hash_text, join, nar_row, path_row, signed,
     to_unix,
@@ -347,6 +348,8 @@ impl Index {
                     nars: one("SELECT count(*) FROM nar")?,
                     nar_bytes: one("SELECT coalesce(sum(file_size), 0) FROM nar")?,
                     failures: one("SELECT count(*) FROM failure")?,
+                    reproduced: one("SELECT count(*) FROM comparison WHERE same = 1")?,
+                    not_reproduced: one("SELECT count(*) FROM comparison WHERE same = 0")?,
                 })
             })
             .await

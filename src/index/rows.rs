@@ -60,6 +60,17 @@ pub struct UpstreamNar {
     pub redirect: bool,
 }
 
+/// What an upstream has of a path that was built here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Comparison {
+    /// The upstream's name: its URL.
+    pub upstream: String,
+    /// SHA-256 of its NAR.
+    pub nar_hash: NarHash,
+    /// Whether that is what was built here.
+    pub same: bool,
+}
+
 /// An index hit: the path, and where its contents are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hit {
@@ -110,6 +121,10 @@ pub struct Counts {
     pub nar_bytes: u64,
     /// Failures that are remembered.
     pub failures: u64,
+    /// Own builds that an upstream has with the same contents.
+    pub reproduced: u64,
+    /// Own builds that an upstream has with other contents.
+    pub not_reproduced: u64,
 }
 
 pub(super) const PATH_COLUMNS: &str =

@@ -36,6 +36,15 @@ CREATE TABLE upstream_nar (
     PRIMARY KEY (nar_hash, upstream)
 ) STRICT, WITHOUT ROWID;
 
+-- Own builds beside what upstreams have: the answer once there is one, else when it was last looked for.
+CREATE TABLE comparison (
+    hash      TEXT PRIMARY KEY NOT NULL, -- of the path
+    looked_at INTEGER NOT NULL,          -- Unix seconds
+    upstream  TEXT,                      -- its URL; null while none has it
+    nar_hash  BLOB,                      -- what the upstream has
+    same      INTEGER                    -- whether that is what was built here
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE failure (
     drv        TEXT PRIMARY KEY NOT NULL, -- base name
     class      INTEGER NOT NULL,          -- 0 passing, 1 permanent, 2 refused

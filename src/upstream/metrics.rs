@@ -46,6 +46,7 @@ pub(super) struct Metrics {
     narinfos: Family<Outcome, Counter>,
     nars: Family<Outcome, Counter>,
     bytes: Family<Upstream, Counter>,
+    compared: Family<Outcome, Counter>,
     resting: Family<Upstream, Gauge>,
 }
 
@@ -71,13 +72,19 @@ impl Metrics {
             Unit::Bytes,
             Family::clone(&bytes),
         );
+        let compared = Family::default();
+        registry.register(
+            "compared",
+            "Own builds that an upstream turned out to have, too: same (it has the same contents) or different",
+            Family::clone(&compared),
+        );
         let resting = Family::default();
         registry.register(
             "resting",
             "Whether an upstream is left alone after failures: 1 or 0",
             Family::clone(&resting),
         );
-        Self { registry, narinfos, nars, bytes, resting }
+        Self { registry, narinfos, nars, bytes, compared, resting }
     }
 
     pub(super) fn asked(&self, upstream: &str, what: Narinfo) {
@@ -100,6 +107,11 @@ impl Metrics {
             NarOutcome::Failed => "failed",
         };
         self.nars.get_or_create(&labels(upstream, outcome)).inc();
+    }
+
+    pub(super) fn compared(&self, upstream: &str, same: bool) {
+        let outcome = if same { "same" } else { "different" };
+        self.compared.get_or_create(&labels(upstream, outcome)).inc();
     }
 
     pub(super) fn came(&self, upstream: &str, bytes: u64) {

@@ -177,6 +177,11 @@ impl Upstreams {
         }
     }
 
+    /// Counts an own build that an upstream has, too.
+    pub fn compared(&self, upstream: &str, same: bool) {
+        self.metrics.compared(upstream, same);
+    }
+
     /// The place of an upstream, the best being 0.
     #[must_use]
     pub fn rank(&self, upstream: &str) -> Option<usize> {

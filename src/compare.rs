@@ -1,0 +1,60 @@
+//! Own builds beside what other caches have of the same paths, once they have them: the same bytes, or not.
+//! A little at a time, in the background; what was found is noted once and stands.
+
+use std::time::Duration;
+
+use crate::index::{self, Comparison, Index, PathRow};
+use crate::upstream::{Found, Lookup, Upstreams, Via};
+
+/// The rest between two rounds.
+const REST: Duration = Duration::from_secs(3600);
+/// Paths that are looked for in one round: the ones that were looked for longest ago.
+const PATHS_MAX: usize = 1000;
+/// The pause between two of them, so that upstreams hardly notice.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Compares own builds.
+pub struct Comparer {
+    /// Where own builds are, and what was found.
+    pub index: Index,
+    /// What they are compared with.
+    pub upstreams: Upstreams,
+}
+
+impl Comparer {
+    /// Compares for as long as the server runs.
+    pub async fn run(self) {
+        if self.upstreams.is_empty() {
+            return;
+        }
+        loop {
+            if let Err(error) = self.round().await {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "own builds cannot be compared with other caches");
+            }
+            tokio::time::sleep(REST).await;
+        }
+    }
+
+    async fn round(&self) -> Result<(), index::Error> {
+        for row in self.index.uncompared(PATHS_MAX).await? {
+            let comparison = match self.upstreams.find(row.path.hash(), &Via::default()).await {
+                Lookup::Found(found) => Some(self.compared(&row, found)),
+                Lookup::Missing(_) => None,
+            };
+            self.index.note_comparison(row.path.hash(), comparison).await?;
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
+    fn compared(&self, ours: &PathRow, found: Found) -> Comparison {
+        let (upstream, theirs) = (found.upstream, found.info.nar_hash);
+        let same = ours.nar_hash == theirs;
+        self.upstreams.compared(&upstream, same);
+        if !same {
+            tracing::warn!(path = %ours.path, upstream, ours = %ours.nar_hash, %theirs, "this build is not reproducible");
+        }
+        Comparison { upstream, nar_hash: theirs, same }
+    }
+}
