@@ -177,6 +177,7 @@ impl Server {
         let building = state(&state_dir.join("building"), |dir| Roots::open(dir, store_dir.clone()))?;
         let builder = Builder {
             connections: nix::Connections::new(pool.clone()),
+            upstreams: upstreams.clone(),
             roots: building,
             logs: logs.clone(),
             builds: builds.clone(),

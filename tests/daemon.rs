@@ -50,7 +50,7 @@ impl Nix {
 
     async fn connect(&self) -> Daemon {
         let mut daemon = Daemon::connect(&self.environment).await.expect("connected");
-        daemon.set_options(&Options { use_substitutes: false, ..Options::default() }).await.expect("set");
+        daemon.set_options(&Options::default()).await.expect("set");
         daemon
     }
 

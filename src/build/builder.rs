@@ -12,12 +12,15 @@ use super::verdict::Verdict;
 use super::{Builds, Logs, Settings};
 use crate::nix::{BuildEvent, BuildStatus, BuildTarget, Connections, Daemon, DaemonError, PooledDaemon};
 use crate::roots::Roots;
+use crate::upstream::Upstreams;
 
 /// What has the daemon build; clones share it.
 #[derive(Clone)]
 pub struct Builder {
     /// The connections to the daemon.
     pub connections: Connections,
+    /// Where builds may take inputs from.
+    pub upstreams: Upstreams,
     /// What holds outputs that others in the queue need.
     pub roots: Roots,
     /// Where logs go.
@@ -91,8 +94,14 @@ impl Builder {
         built
     }
 
+    /// Builds take their inputs from the caches that answer now.
+    pub(super) async fn heed_upstreams(&self) {
+        self.connections.pool.use_substituters(&self.upstreams.answering().await.join(" "));
+    }
+
     /// The temporary roots of the connection hold the outputs until ours do, or they are adopted.
     async fn attempt(&self, drv: &StorePath, log: &LogWriter) -> Result<Built, Stop> {
+        self.heed_upstreams().await;
         let mut daemon = self.connections.get().await?;
         // Before the build: its outputs must not be collected in the moment after it.
         for output in known_outputs(&mut daemon, drv).await? {

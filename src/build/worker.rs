@@ -124,6 +124,7 @@ impl Worker {
 
     async fn lacking(&self, drv: &StorePath) -> Result<Planned, Verdict> {
         let attempt = || async {
+            self.builder.heed_upstreams().await;
             let mut daemon = self.builder.connections.pool.get().await?;
             plan::plan(&mut daemon, drv, self.settings.derivations_max, &self.capabilities).await
         };

@@ -70,9 +70,8 @@ impl Written {
             background,
             daemon: nix::Options {
                 build_cores: self.build_cores.unwrap_or(0),
-                use_substitutes: !caches.is_empty(),
                 jobs,
-                extra: substituters(&caches).chain(builders).collect(),
+                extra: trusted_keys(&caches).into_iter().chain(builders).collect(),
                 ..nix::Options::default()
             },
             capabilities,
@@ -152,17 +151,9 @@ impl Written {
     }
 }
 
-/// What the daemon is told of where builds may take their inputs from. One that does not trust us heeds only the names, and
-/// those only as far as it would use them anyway.
-fn substituters(caches: &[CacheSettings]) -> impl Iterator<Item = (String, String)> + use<> {
-    let words = |words: Vec<String>| words.join(" ");
-    let urls = words(caches.iter().map(|cache| cache.url.to_string()).collect());
-    let keys = words(caches.iter().flat_map(|cache| &cache.public_keys).map(ToString::to_string).collect());
-    // By default it would wait for five minutes for one that is dead.
-    let impatient = [("connect-timeout", "5"), ("download-attempts", "2")];
-    let more = [("extra-trusted-public-keys", keys)].into_iter();
-    let more =
-        more.chain(impatient.map(|(name, value)| (name, value.to_owned()))).filter(|_| !urls.is_empty());
-    let more: Vec<_> = more.collect();
-    [("substituters", urls)].into_iter().chain(more).map(|(name, value)| (name.to_owned(), value))
+/// The keys of caches that builds take inputs from. A daemon that does not trust us heeds its own alone.
+fn trusted_keys(caches: &[CacheSettings]) -> Option<(String, String)> {
+    let keys: Vec<String> =
+        caches.iter().flat_map(|cache| &cache.public_keys).map(ToString::to_string).collect();
+    (!keys.is_empty()).then(|| ("extra-trusted-public-keys".to_owned(), keys.join(" ")))
 }

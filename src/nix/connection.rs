@@ -29,6 +29,8 @@ pub struct Daemon {
     /// Set before the first byte of a request and cleared after the last one of its reply.
     in_operation: bool,
     pub(super) has_temp_roots: bool,
+    /// Which edition of the pool's options it was told.
+    pub(super) edition: u64,
 }
 
 impl Daemon {
@@ -39,7 +41,16 @@ impl Daemon {
         nix_version: String,
         trust: Trust,
     ) -> Self {
-        Self { wire, store_dir, version, nix_version, trust, in_operation: false, has_temp_roots: false }
+        Self {
+            wire,
+            store_dir,
+            version,
+            nix_version,
+            trust,
+            in_operation: false,
+            has_temp_roots: false,
+            edition: 0,
+        }
     }
 
     /// The protocol that both sides agreed on.

@@ -40,8 +40,8 @@ pub struct Options {
     pub jobs: u64,
     /// What builders see as NIX_BUILD_CORES; 0 means all.
     pub build_cores: u64,
-    /// Whether the daemon may fetch from its substituters. They must not lead back to ourselves.
-    pub use_substitutes: bool,
+    /// The caches that the daemon may fetch from, separated by spaces. They must not lead back to ourselves.
+    pub substituters: String,
     /// Whether to go on with what does not depend on a failed derivation.
     pub keep_going: bool,
     /// More settings of Nix by name, such as `timeout`. A daemon that does not trust us ignores most of them.
@@ -54,7 +54,7 @@ impl Default for Options {
             max_silent_seconds: 0,
             jobs: 1,
             build_cores: 0,
-            use_substitutes: true,
+            substituters: String::new(),
             keep_going: false,
             extra: Vec::new(),
         }
@@ -111,7 +111,7 @@ impl Daemon {
             .number(SET_OPTIONS)
             .number(0) // keep the folders of failed builds
             .number(options.keep_going.into())
-            .number(options.use_substitutes.into()) // build what cannot be fetched
+            .number(1) // build what cannot be fetched
             .number(VERBOSITY_INFO)
             .number(options.jobs.min(SETTING_MAX)) // builds at a time
             .number(options.max_silent_seconds.min(SETTING_MAX))
@@ -120,8 +120,10 @@ impl Daemon {
             .number(0) // kind of log: obsolete
             .number(0) // trace builds: obsolete
             .number(options.build_cores.min(SETTING_MAX))
-            .number(options.use_substitutes.into())
-            .number(options.extra.len() as u64);
+            .number((!options.substituters.is_empty()).into())
+            .number(options.extra.len() as u64 + 1)
+            .text("substituters")
+            .text(&options.substituters);
         for (name, value) in &options.extra {
             request = request.text(name).text(value);
         }

@@ -2,7 +2,7 @@
 //! A connection that was abandoned, looks dead or holds temporary roots is never handed out again.
 
 use std::ops::{Deref, DerefMut};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -26,7 +26,8 @@ pub struct Pool(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     environment: Environment,
-    options: Options,
+    /// What a new connection is told; a change makes a new edition, and older connections are not used any more.
+    options: Mutex<(u64, Options)>,
     /// The one that was used last is at the end, and used next. Never locked across an await.
     idle: Mutex<Vec<Daemon>>,
     turns: Arc<Semaphore>,
@@ -37,7 +38,12 @@ impl Pool {
     #[must_use]
     pub fn new(environment: Environment, options: Options) -> Self {
         let turns = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        Self(Arc::new(Shared { environment, options, idle: Mutex::default(), turns }))
+        Self(Arc::new(Shared {
+            environment,
+            options: Mutex::new((0, options)),
+            idle: Mutex::default(),
+            turns,
+        }))
     }
 
     /// A connection that is idle and seems alive, or else a new one.
@@ -51,7 +57,7 @@ impl Pool {
     /// When no connection can be made, or [`CONNECTIONS_MAX`] are in use for a minute.
     pub async fn get(&self) -> Result<PooledDaemon, DaemonError> {
         let turn = self.turn().await?;
-        if let Some(daemon) = take_alive(&self.0.idle, |daemon| daemon).await {
+        if let Some(daemon) = take_alive(&self.0.idle, self.0.edition(), |daemon| daemon).await {
             return Ok(PooledDaemon::new(daemon, self.0.clone(), turn));
         }
         // In a box: this is rare and large, and those who wait for a turn are many.
@@ -67,6 +73,16 @@ impl Pool {
         self.open(turn).await
     }
 
+    /// From now on builds take their inputs from these caches. The daemon heeds what it is told with the first request of a
+    /// connection, so this is for new ones.
+    pub fn use_substituters(&self, urls: &str) {
+        let mut options = self.0.options();
+        if options.1.substituters != urls {
+            urls.clone_into(&mut options.1.substituters);
+            options.0 += 1;
+        }
+    }
+
     async fn turn(&self) -> Result<OwnedSemaphorePermit, DaemonError> {
         match tokio::time::timeout(TURN_TIMEOUT, self.0.turns.clone().acquire_owned()).await {
             Ok(Ok(turn)) => Ok(turn),
@@ -77,12 +93,22 @@ impl Pool {
 
     async fn open(&self, turn: OwnedSemaphorePermit) -> Result<PooledDaemon, DaemonError> {
         let mut daemon = Daemon::connect(&self.0.environment).await?;
-        daemon.set_options(&self.0.options).await?;
+        let (edition, options) = self.0.options().clone();
+        daemon.edition = edition;
+        daemon.set_options(&options).await?;
         Ok(PooledDaemon::new(daemon, self.0.clone(), turn))
     }
 }
 
 impl Shared {
+    fn options(&self) -> MutexGuard<'_, (u64, Options)> {
+        self.options.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn edition(&self) -> u64 {
+        self.options().0
+    }
+
     fn push(&self, daemon: Daemon) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         if idle.len() < IDLE_MAX {
@@ -91,13 +117,18 @@ impl Shared {
     }
 }
 
-/// The one that was used last of those that still seem to be there; those that do not are closed.
-async fn take_alive<T>(idle: &Mutex<Vec<T>>, daemon: impl Fn(&mut T) -> &mut Daemon) -> Option<T> {
+/// The one that was used last of those that still seem to be there and know this edition of the options; others are closed.
+async fn take_alive<T>(
+    idle: &Mutex<Vec<T>>,
+    edition: u64,
+    daemon: impl Fn(&mut T) -> &mut Daemon,
+) -> Option<T> {
     // Lets the runtime notice hang-ups of which the system has told it.
     tokio::task::yield_now().await;
     loop {
         let mut taken = idle.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
-        if daemon(&mut taken).seems_alive() {
+        let daemon = daemon(&mut taken);
+        if daemon.edition == edition && daemon.seems_alive() {
             return Some(taken);
         }
     }
@@ -124,7 +155,7 @@ impl Connections {
     /// # Errors
     /// As [`Pool::get`].
     pub async fn get(&self) -> Result<PooledDaemon, DaemonError> {
-        match take_alive(&self.kept, |daemon| daemon).await {
+        match take_alive(&self.kept, self.pool.0.edition(), |daemon| daemon).await {
             Some(daemon) => Ok(daemon),
             None => self.pool.get().await,
         }

@@ -11,6 +11,9 @@ const REST_MIN: Duration = Duration::from_secs(5);
 /// The longest rest.
 const REST_MAX: Duration = Duration::from_secs(60);
 
+/// So long an answer tells how an upstream is.
+const LATELY: Duration = Duration::from_secs(10);
+
 /// The breaker of one upstream.
 #[derive(Debug, Default)]
 pub(super) struct Breaker(Mutex<State>);
@@ -19,6 +22,8 @@ pub(super) struct Breaker(Mutex<State>);
 struct State {
     failures: u32,
     rest: Option<Rest>,
+    /// The latest answer, or failure to answer: when, and whether it was one.
+    latest: Option<(Instant, bool)>,
 }
 
 #[derive(Debug)]
@@ -44,14 +49,27 @@ impl Breaker {
     }
 
     /// There was an answer. Whether it had been resting.
-    pub(super) fn answered(&self) -> bool {
-        std::mem::take(&mut *self.lock()).rest.is_some()
+    pub(super) fn answered(&self, now: Instant) -> bool {
+        let before =
+            std::mem::replace(&mut *self.lock(), State { latest: Some((now, true)), ..State::default() });
+        before.rest.is_some()
+    }
+
+    /// Whether it answered, as of a moment ago; `None` when it was not asked for a while.
+    pub(super) fn answered_lately(&self, now: Instant) -> Option<bool> {
+        let state = self.lock();
+        match (&state.rest, state.latest) {
+            (Some(rest), _) if now < rest.until => Some(false),
+            (_, Some((at, answered))) if now.saturating_duration_since(at) < LATELY => Some(answered),
+            _ => None,
+        }
     }
 
     /// There was no answer. How long it rests from now on, where that is because of this.
     pub(super) fn failed(&self, now: Instant) -> Option<Duration> {
         let mut state = self.lock();
         state.failures = state.failures.saturating_add(1);
+        state.latest = Some((now, false));
         let length = match &state.rest {
             None if state.failures < FAILURES_MAX => return None,
             None => REST_MIN,
@@ -92,7 +110,7 @@ mod tests {
         for _ in 0..10 {
             assert!(breaker.may_ask(now));
             assert_eq!([breaker.failed(now), breaker.failed(now)], [None, None]);
-            assert!(!breaker.answered());
+            assert!(!breaker.answered(now));
         }
     }
 
@@ -117,8 +135,21 @@ mod tests {
             assert_eq!(breaker.failed(now), Some(length));
         }
         now += length;
-        assert!(breaker.may_ask(now) && breaker.answered());
+        assert!(breaker.may_ask(now) && breaker.answered(now));
         assert!(breaker.may_ask(now) && breaker.failed(now).is_none(), "it starts anew");
+    }
+
+    #[test]
+    fn how_it_is_is_known_for_a_moment_and_while_it_rests() {
+        let (breaker, now) = (Breaker::default(), Instant::now());
+        assert_eq!(breaker.answered_lately(now), None);
+        breaker.answered(now);
+        assert_eq!(breaker.answered_lately(now), Some(true));
+        assert_eq!(breaker.answered_lately(now + LATELY), None);
+        breaker.failed(now);
+        assert_eq!(breaker.answered_lately(now), Some(false));
+        let breaker = resting(now);
+        assert_eq!(breaker.answered_lately(now + REST_MIN - SECOND), Some(false));
     }
 
     #[test]

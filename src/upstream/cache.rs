@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 
 use narinfo::{NARINFO_BYTES_MAX, NarHash, NarInfo, PublicKey, StoreDir, StorePathHash};
 use reqwest::Url;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::breaker::Breaker;
 use super::metrics::{Metrics, Narinfo};
-use super::transfer::Transfer;
 use super::transport::{self, Opened, Rest, Transport};
 
 /// Narinfos that one upstream is asked for at the same time.
@@ -19,6 +18,8 @@ const TRANSFERS_MAX: usize = 16;
 /// Hashes that an upstream is remembered not to have, at most; some 100 bytes each.
 const MISSING_MAX: u64 = 100_000;
 
+/// Bytes of what a cache says of itself, at most.
+const INFO_BYTES_MAX: usize = 64 * 1024;
 /// How long an upstream is not believed about a NAR that it turned out not to have; by then it may have been repaired.
 const DISTRUSTED_FOR: Duration = Duration::from_secs(300);
 
@@ -119,6 +120,28 @@ impl Cache {
         self.breaker.rests()
     }
 
+    /// Whether it answers: as of a moment ago, else it is asked what it is, within `budget`.
+    pub(super) async fn answers(&self, budget: Duration) -> bool {
+        if let Some(answered) = self.breaker.answered_lately(Instant::now()) {
+            return answered;
+        }
+        if !self.breaker.may_ask(Instant::now()) {
+            return false;
+        }
+        let read =
+            tokio::time::timeout(budget, self.transport.read("nix-cache-info", INFO_BYTES_MAX, "")).await;
+        match read.unwrap_or(Err(transport::Error::Stalled(budget))) {
+            Err(error) if !error.is_final() => {
+                self.failed(&error);
+                false
+            }
+            _ => {
+                self.answered();
+                true
+            }
+        }
+    }
+
     /// What it says of `hash`, within `budget`; `via` goes with the request.
     pub(super) async fn ask(&self, hash: StorePathHash, budget: Duration, via: &str) -> Said {
         let (what, said) = self.say(hash, budget, via).await;
@@ -201,16 +224,10 @@ impl Cache {
         opened
     }
 
-    /// Begins to fetch one of its files, of at most `bytes_max`.
-    pub(super) async fn fetch(
-        self: &Arc<Self>,
-        at: &str,
-        bytes_max: u64,
-    ) -> Result<Transfer, transport::Error> {
+    /// A turn to fetch a NAR, once there are not too many under way.
+    pub(super) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
         // The semaphore is never closed.
-        let turn = Arc::clone(&self.transfers).acquire_owned().await.map_err(|_| transport::Error::Absent)?;
-        let opened = self.open(at, None).await?;
-        Ok(Transfer::start(Arc::clone(self), at.to_owned(), opened, bytes_max, turn))
+        Arc::clone(&self.transfers).acquire_owned().await.ok()
     }
 
     /// Where a client finds one of its files.
@@ -232,7 +249,7 @@ impl Cache {
     }
 
     fn answered(&self) {
-        if self.breaker.answered() {
+        if self.breaker.answered(Instant::now()) {
             // It may have been filled meanwhile, or have been another machine.
             self.missing.invalidate_all();
             tracing::info!(upstream = self.name, "answers again");

@@ -75,8 +75,10 @@ pub enum FetchError {
 /// The upstreams; clones share them.
 #[derive(Clone, Debug)]
 pub struct Upstreams {
-    /// The best first.
+    /// Those that something is served from, the best first.
     caches: Arc<[Arc<Cache>]>,
+    /// Those that only builds take inputs from.
+    for_builds: Arc<[Arc<Cache>]>,
     budget: Duration,
     /// What we are called on the way of a request.
     own: Name,
@@ -84,7 +86,7 @@ pub struct Upstreams {
 }
 
 impl Upstreams {
-    /// The upstreams that something is served from; `own` is this cache itself.
+    /// The upstreams of these settings; `own` is this cache itself.
     ///
     /// # Errors
     /// When one has an address that cannot be used.
@@ -93,17 +95,25 @@ impl Upstreams {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let metrics = Arc::new(Metrics::new());
         let mut caches = Vec::new();
-        for cache in settings.caches.into_iter().filter(|cache| cache.mode != Mode::BuildOnly) {
+        for cache in settings.caches {
             let name = cache.name();
             let cache = Cache::new(cache, store_dir.clone(), settings.remember_missing, Arc::clone(&metrics));
             caches.push(Arc::new(cache.map_err(|error| Error { name, reason: error.to_string() })?));
         }
         // A stable sort: equal ones stay in the order in which they were written.
-        caches.sort_by_key(|cache| cache.settings().priority);
-        Ok(Self { caches: caches.into(), budget: settings.budget, own, metrics })
+        caches.sort_by_key(|cache: &Arc<Cache>| cache.settings().priority);
+        let (for_builds, caches): (Vec<_>, Vec<_>) =
+            caches.into_iter().partition(|cache| cache.settings().mode == Mode::BuildOnly);
+        Ok(Self {
+            caches: caches.into(),
+            for_builds: for_builds.into(),
+            budget: settings.budget,
+            own,
+            metrics,
+        })
     }
 
-    /// Whether there is none.
+    /// Whether nothing is served from any.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.caches.is_empty()
@@ -112,6 +122,20 @@ impl Upstreams {
     /// The names of all, the best first, and whether clients are sent there.
     pub fn names(&self) -> impl Iterator<Item = (&str, bool)> {
         self.caches.iter().map(|cache| (cache.name(), cache.settings().mode == Mode::Redirect))
+    }
+
+    /// The addresses of all that answer now, those for builds alone included: the daemon would wait long for others.
+    pub async fn answering(&self) -> Vec<String> {
+        let mut asking = JoinSet::new();
+        for (rank, cache) in self.caches.iter().chain(&*self.for_builds).enumerate() {
+            let (cache, budget) = (Arc::clone(cache), self.budget);
+            asking.spawn(async move {
+                cache.answers(budget).await.then(|| (rank, cache.settings().url.to_string()))
+            });
+        }
+        let mut answering: Vec<_> = asking.join_all().await.into_iter().flatten().collect();
+        answering.sort_unstable();
+        answering.into_iter().map(|(_, url)| url).collect()
     }
 
     /// What the best of those that have `hash` says. All are asked at once, for a request that came this way.
@@ -157,10 +181,12 @@ impl Upstreams {
         let Some(cache) = self.cache(upstream) else {
             return Err(FetchError::Gone(format!("{upstream} is no upstream any more")));
         };
-        cache.fetch(url, bytes_max).await.map_err(|error| {
-            let reason = format!("{upstream}: {error}");
-            if error.is_final() { FetchError::Gone(reason) } else { FetchError::NotNow(reason) }
-        })
+        let turn = cache.turn().await;
+        match cache.open(url, None).await {
+            Ok(opened) => Ok(Transfer::start(Arc::clone(cache), url.to_owned(), opened, bytes_max, turn)),
+            Err(error) if error.is_final() => Err(FetchError::Gone(format!("{upstream}: {error}"))),
+            Err(error) => Err(FetchError::NotNow(format!("{upstream}: {error}"))),
+        }
     }
 
     /// The address that a client can be sent to for the file at `url`.
@@ -190,7 +216,10 @@ impl Upstreams {
 
     /// What was asked and answered, in the OpenMetrics text format without its end.
     pub fn write_metrics(&self, out: &mut String) {
-        self.metrics.write(self.caches.iter().map(|cache| (cache.name(), cache.rests())), out);
+        self.metrics.write(
+            self.caches.iter().chain(&*self.for_builds).map(|cache| (cache.name(), cache.rests())),
+            out,
+        );
     }
 
     fn cache(&self, name: &str) -> Option<&Arc<Cache>> {

@@ -48,13 +48,13 @@ impl Broken {
 }
 
 impl Transfer {
-    /// Starts reading `opened`, a file of `cache` at `url`; no more than `bytes_max`.
+    /// Starts reading `opened`, a file of `cache` at `url`; no more than `bytes_max`. The turn ends with it.
     pub(super) fn start(
         cache: Arc<Cache>,
         url: String,
         opened: Opened,
         bytes_max: u64,
-        permit: OwnedSemaphorePermit,
+        turn: Option<OwnedSemaphorePermit>,
     ) -> Self {
         let (sender, pieces) = mpsc::channel(PIECES_WAITING_MAX);
         let (encoding, broken) = (opened.encoding, Broken::default());
@@ -62,7 +62,7 @@ impl Transfer {
         let source = Source { cache, url, opened: Some(opened), etag, at: 0, bytes_max };
         let why = broken.clone();
         tokio::spawn(async move {
-            let _permit = permit;
+            let _turn = turn;
             if let Err(error) = source.pump(sender).await {
                 let _ = why.0.set(error.to_string());
             }
