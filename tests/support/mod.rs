@@ -28,4 +28,4 @@ pub use ondine::Ondine;
 pub use process::{Background, Finished, wait_until};
 pub use release::Release;
 pub use store::{Daemon, Instantiated, NixStore, text};
-pub use upstream::{BinaryCache, Compression, Fault, FileServer, Upstream, Valve};
+pub use upstream::{BinaryCache, Compression, Fault, FileServer, Sample, Upstream, Valve};

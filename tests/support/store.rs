@@ -127,6 +127,12 @@ impl NixStore {
         nix_variables(&self.folder, &self.store_dir())
     }
 
+    /// Adds lines to its nix.conf, for daemons started from now on.
+    #[track_caller]
+    pub fn configure(&self, lines: &str) {
+        write(&self.folder().join("etc/nix.conf"), &format!("{NIX_CONF}{lines}"));
+    }
+
     /// Starts its daemon and waits until it accepts connections.
     #[track_caller]
     pub fn daemon(&self) -> Daemon {

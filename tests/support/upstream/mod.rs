@@ -4,6 +4,7 @@
 pub mod binary_cache;
 pub mod fault;
 pub mod log;
+pub mod sample;
 pub mod server;
 
 use std::path::Path;
@@ -11,8 +12,11 @@ use std::path::Path;
 pub use binary_cache::{BinaryCache, Compression};
 pub use fault::{Fault, Valve};
 pub use log::Seen;
+pub use sample::Sample;
 pub use server::FileServer;
 
+use super::cache::Cache;
+use super::ondine::Ondine;
 use super::store::{NixStore, write};
 
 /// A cache in a folder and the server before it.
@@ -60,4 +64,31 @@ pub fn settings_file(store: &NixStore, tables: &[String]) -> String {
     let file = store.folder().join(format!("ondine-{number}.toml"));
     write(&file, &tables.join("\n"));
     super::store::text(&file).to_owned()
+}
+
+/// How many narinfos (`what` is `narinfos`) or NARs (`nars`) of all upstreams came out like this.
+#[track_caller]
+pub fn counted(cache: &Cache, what: &str, outcome: &str) -> u64 {
+    let (name, label) = (format!("ondine_upstream_{what}_total{{"), format!("outcome=\"{outcome}\""));
+    let metrics = cache.http.get("/metrics").text();
+    let lines = metrics.lines().filter(|line| line.starts_with(&name) && line.contains(&label));
+    lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+}
+
+/// The files in the server's NAR store, drafts and all, from its folder.
+#[track_caller]
+pub fn stored_nars(ondine: &Ondine) -> Vec<String> {
+    let root = ondine.state_dir().join("nar");
+    let (mut folders, mut files) = (vec![root.clone()], Vec::new());
+    while let Some(folder) = folders.pop() {
+        // What is removed in this very moment is not there.
+        for entry in std::fs::read_dir(&folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            match path.is_dir() {
+                true => folders.push(path),
+                false => files.push(path.strip_prefix(&root).expect("below it").display().to_string()),
+            }
+        }
+    }
+    files
 }

@@ -1,0 +1,97 @@
+//! Store paths that another cache has and the server's own store has lost: built for real, copied there, then collected,
+//! with what their bytes were kept for comparing.
+
+use std::path::{Path, PathBuf};
+
+use narinfo::NarHash;
+use sha2::{Digest, Sha256};
+
+use super::binary_cache::{BinaryCache, Compression};
+use crate::support::addresses::field;
+use crate::support::cache::Cache;
+use crate::support::client::{Client, nar_digest};
+use crate::support::derivations::Derivation;
+use crate::support::store::{Instantiated, NixStore, text};
+
+/// A path, all that it refers to, and the digests of their NARs.
+pub struct Sample {
+    /// The path.
+    pub path: PathBuf,
+    /// The derivation that makes it.
+    pub drv: PathBuf,
+    /// It and all that it refers to, what is referred to first.
+    pub closure: Vec<PathBuf>,
+    digests: Vec<String>,
+}
+
+impl Sample {
+    /// Builds the first output of a derivation.
+    #[track_caller]
+    pub fn new(store: &NixStore, derivation: &Derivation) -> Sample {
+        let Instantiated { drv, outputs } = store.instantiate(derivation);
+        Sample::of(store, drv, outputs[0].1.clone())
+    }
+
+    /// Builds an output of a derivation.
+    #[track_caller]
+    pub fn of(store: &NixStore, drv: PathBuf, path: PathBuf) -> Sample {
+        store.realise(&drv);
+        let closure = store.nix_store(&["--query", "--requisites", text(&path)]);
+        let closure: Vec<PathBuf> = closure.lines().map(Into::into).collect();
+        let digests = closure.iter().map(|path| nar_digest(path)).collect();
+        Sample { path, drv, closure, digests }
+    }
+
+    /// The closure as arguments.
+    pub fn paths(&self) -> Vec<&Path> {
+        self.closure.iter().map(|path| &**path).collect()
+    }
+
+    /// A cache that has it.
+    #[track_caller]
+    pub fn copied(&self, store: &NixStore, compression: Compression) -> BinaryCache {
+        BinaryCache::new(store, compression, &[&self.path])
+    }
+
+    /// Collects what was built and keeps how to build it again.
+    #[track_caller]
+    pub fn collect(&self, store: &NixStore) {
+        if !store.state_dir().join("gcroots").join(self.drv.file_name().expect("a name")).exists() {
+            store.root(&self.drv);
+        }
+        store.gc();
+        assert!(!store.is_valid(&self.path), "something in the store holds {}", self.path.display());
+    }
+
+    /// Collects what was built and how to build it, so that nothing but another cache has it.
+    #[track_caller]
+    pub fn collect_with_derivation(&self, store: &NixStore) {
+        store.gc();
+        assert!(!store.is_valid(&self.drv), "something in the store holds {}", self.drv.display());
+    }
+
+    /// The client has all of it, and the very bytes.
+    #[track_caller]
+    pub fn assert_held_by(&self, client: &Client) {
+        for (path, digest) in self.closure.iter().zip(&self.digests) {
+            assert!(client.has(path), "the client does not have {}", path.display());
+            assert_eq!(client.nar_digest(path), *digest, "{} differs", path.display());
+        }
+    }
+
+    /// These bytes are the NAR of the path.
+    #[track_caller]
+    pub fn assert_is_nar(&self, nar: &[u8]) {
+        let digest = NarHash::from_bytes(Sha256::digest(nar).into()).to_hex();
+        assert_eq!(self.digests.last(), Some(&digest), "{} bytes are not its NAR", nar.len());
+    }
+
+    /// The server serves the path: its narinfo, and its very bytes.
+    #[track_caller]
+    pub fn assert_served_by(&self, cache: &Cache) {
+        let narinfo = cache.narinfo(&self.path);
+        let answer = cache.http.get(&format!("/{}", field(&narinfo, "URL")));
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        self.assert_is_nar(&zstd::decode_all(&answer.body[..]).expect("a zstd file"));
+    }
+}
