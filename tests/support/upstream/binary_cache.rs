@@ -2,10 +2,12 @@
 //! A test may then edit what a narinfo says, sign it again or not, and put other bytes in place of a NAR.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use narinfo::SecretKey;
 
 use crate::support::addresses::{base_name, field, fields};
+use crate::support::process::run;
 use crate::support::store::{Folder, NixStore, text, write};
 
 /// How `nix copy` compresses NARs, by the name Nix has for it.
@@ -75,6 +77,17 @@ impl BinaryCache {
             cache.add(store, compression, &[path]);
         }
         cache
+    }
+
+    /// Another cache with the same files and the same key.
+    #[track_caller]
+    pub fn twin(&self) -> BinaryCache {
+        let home = Folder::new();
+        let mut command = Command::new("cp");
+        command.arg("-R").arg(self.folder()).arg(self.home.path().join("key")).arg(home.path());
+        run(command).must_succeed();
+        let key = self.key.to_secret_string().parse().expect("a key as it was written");
+        BinaryCache { home, key }
     }
 
     /// Copies these paths of `store`, and all that they refer to, into the cache.

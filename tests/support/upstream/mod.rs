@@ -2,6 +2,7 @@
 //! server of that folder that misbehaves as a test says and notes all that it is asked.
 
 pub mod binary_cache;
+pub mod bombs;
 pub mod fault;
 pub mod log;
 pub mod sample;
@@ -15,7 +16,7 @@ pub use log::Seen;
 pub use sample::Sample;
 pub use server::FileServer;
 
-use super::cache::Cache;
+use super::http::Http;
 use super::ondine::Ondine;
 use super::store::{NixStore, write};
 
@@ -66,12 +67,14 @@ pub fn settings_file(store: &NixStore, tables: &[String]) -> String {
     super::store::text(&file).to_owned()
 }
 
-/// How many narinfos (`what` is `narinfos`) or NARs (`nars`) of all upstreams came out like this.
+/// How many narinfos (`what` is `narinfos`) or NARs (`nars`) of all upstreams came out in one of these ways.
 #[track_caller]
-pub fn counted(cache: &Cache, what: &str, outcome: &str) -> u64 {
-    let (name, label) = (format!("ondine_upstream_{what}_total{{"), format!("outcome=\"{outcome}\""));
-    let metrics = cache.http.get("/metrics").text();
-    let lines = metrics.lines().filter(|line| line.starts_with(&name) && line.contains(&label));
+pub fn counted(ondine: &Ondine, what: &str, outcomes: &[&str]) -> u64 {
+    let name = format!("ondine_upstream_{what}_total{{");
+    let labels: Vec<String> = outcomes.iter().map(|outcome| format!("outcome=\"{outcome}\"")).collect();
+    let metrics = Http::new(&ondine.url()).get("/metrics").text();
+    let lines = metrics.lines().filter(|line| line.starts_with(&name));
+    let lines = lines.filter(|line| labels.iter().any(|label| line.contains(label)));
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 

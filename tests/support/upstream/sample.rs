@@ -7,10 +7,12 @@ use narinfo::NarHash;
 use sha2::{Digest, Sha256};
 
 use super::binary_cache::{BinaryCache, Compression};
-use crate::support::addresses::field;
-use crate::support::cache::Cache;
+use crate::support::addresses::{field, narinfo_address};
+use crate::support::cache::assert_narinfo;
 use crate::support::client::{Client, nar_digest};
 use crate::support::derivations::Derivation;
+use crate::support::http::Http;
+use crate::support::ondine::Ondine;
 use crate::support::store::{Instantiated, NixStore, text};
 
 /// A path, all that it refers to, and the digests of their NARs.
@@ -79,19 +81,26 @@ impl Sample {
         }
     }
 
+    /// The SHA-256 of the NAR of the path, in hexadecimal.
+    pub fn digest(&self) -> &str {
+        self.digests.last().expect("a path is in its closure")
+    }
+
     /// These bytes are the NAR of the path.
     #[track_caller]
     pub fn assert_is_nar(&self, nar: &[u8]) {
         let digest = NarHash::from_bytes(Sha256::digest(nar).into()).to_hex();
-        assert_eq!(self.digests.last(), Some(&digest), "{} bytes are not its NAR", nar.len());
+        assert_eq!(digest, self.digest(), "{} bytes are not its NAR", nar.len());
     }
 
     /// The server serves the path: its narinfo, and its very bytes.
     #[track_caller]
-    pub fn assert_served_by(&self, cache: &Cache) {
-        let narinfo = cache.narinfo(&self.path);
-        let answer = cache.http.get(&format!("/{}", field(&narinfo, "URL")));
-        assert_eq!(answer.status, 200, "{}", answer.text());
-        self.assert_is_nar(&zstd::decode_all(&answer.body[..]).expect("a zstd file"));
+    pub fn assert_served_by(&self, ondine: &Ondine) {
+        let http = Http::new(&ondine.url());
+        let narinfo = http.get(&narinfo_address(&self.path));
+        assert_narinfo(&narinfo, &self.path);
+        let nar = http.get(&format!("/{}", field(&narinfo.text(), "URL")));
+        assert_eq!(nar.status, 200, "{}", nar.text());
+        self.assert_is_nar(&zstd::decode_all(&nar.body[..]).expect("a zstd file"));
     }
 }
