@@ -52,7 +52,7 @@ async fn answer(
     headers: &HeaderMap,
 ) -> Result<Answer, packer::Error> {
     let Some(served) = packer.find(hash).await? else { return Ok(answer::missing(UNKNOWN)) };
-    if let Some(address) = packer.redirect(&served, compression) {
+    if let Some(address) = packer.redirect(&served, compression).await? {
         return Ok(answer::elsewhere(&address));
     }
     let form = match compression {

@@ -51,8 +51,6 @@ pub struct Served {
     row: PathRow,
     /// Its file, once it is packed.
     pub packed: Option<NarRow>,
-    /// The upstreams that have it, the best first.
-    upstreams: Vec<UpstreamNar>,
 }
 
 impl Served {
@@ -112,19 +110,22 @@ impl Packer {
     /// When the index fails.
     pub async fn find(&self, nar: NarHash) -> Result<Option<Served>, Error> {
         let Some(row) = self.0.index.path_with_nar(nar).await? else { return Ok(None) };
-        let packed = self.0.index.packed(nar).await?;
-        Ok(Some(Served { row, packed, upstreams: self.0.upstreams_with(nar).await? }))
+        Ok(Some(Served { row, packed: self.0.index.packed(nar).await? }))
     }
 
-    /// Where a client is to fetch the file of `served` that is compressed so: with an upstream, unless we keep what it has.
-    #[must_use]
-    pub fn redirect(&self, served: &Served, compression: Compression) -> Option<String> {
+    /// Where a client is to fetch the file of `served` that is compressed so, if not here.
+    ///
+    /// # Errors
+    /// When the index fails.
+    pub async fn redirect(&self, served: &Served, compression: Compression) -> Result<Option<String>, Error> {
         let ours = matches!(compression, Compression::Zstd | Compression::None);
-        let nar = served.upstreams.iter().find(|nar| {
-            // What we can give ourselves is found elsewhere only where clients are sent there.
-            nar.compression == compression && (!ours || nar.redirect && served.packed.is_none())
-        })?;
-        self.0.upstreams.address(&nar.upstream, &nar.url)
+        if ours && served.packed.is_some() {
+            return Ok(None);
+        }
+        let upstreams = self.0.upstreams_with(served.row.nar_hash).await?;
+        // What we can give ourselves is found elsewhere only where clients are sent there.
+        let nar = upstreams.into_iter().find(|nar| nar.compression == compression && (nar.redirect || !ours));
+        Ok(nar.and_then(|nar| self.0.upstreams.address(&nar.upstream, &nar.url)))
     }
 
     /// The bytes of a NAR, as soon as there are any; packing or fetching begins (or is joined) where it is not stored yet.
@@ -137,6 +138,11 @@ impl Packer {
             tracing::warn!(nar = %lost.nar_hash, "its file is gone; it is packed or fetched again");
             self.0.index.forget_packed(lost.nar_hash).await?;
             served.packed = None;
+        }
+        if let (Nar::Stored(stored), None) = (&nar, served.packed) {
+            // A run was interrupted between the file and its row, or the row is just being written.
+            let (inner, stored, hash) = (Arc::clone(&self.0), stored.clone(), served.row.nar_hash);
+            tokio::spawn(async move { inner.record_found(hash, stored).await });
         }
         // Only now it is known whether there will be any: an answer that has begun could but be cut.
         if let Nar::Growing(growing) = &mut nar {
