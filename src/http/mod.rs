@@ -137,10 +137,11 @@ impl Service {
                 let version = request.version();
                 // Very many may wait, and the head of a request is a part of the connection's buffer.
                 drop(request);
-                Box::pin(async move { narinfo::get(&self, hash, on_miss, version).await })
+                let reader = client.filter(|_| method == Method::Get);
+                Box::pin(async move { narinfo::get(&self, hash, on_miss, reader, version).await })
             }
             Route::Nar(hash, form) => {
-                Box::pin(async move { nar::get(&self, hash, form, method, request.headers()).await })
+                Box::pin(async move { nar::get(&self, hash, form, method, client, request.headers()).await })
             }
             Route::Log(drv) => now(log::get(&self, &drv)),
             Route::Health => now(info::health()),

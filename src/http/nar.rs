@@ -2,6 +2,7 @@
 //! A body is complete only when every byte of it was verified; a failure on the way cuts it.
 
 use std::io;
+use std::net::IpAddr;
 
 use bytes::Bytes;
 use http_range_header::parse_range_header;
@@ -32,8 +33,12 @@ pub(super) async fn get(
     hash: NarHash,
     compression: Compression,
     method: Method,
+    client: Option<IpAddr>,
     headers: &HeaderMap,
 ) -> Answer {
+    if let (Some(client), Method::Get) = (client, method) {
+        service.parts.packer.read_ahead(client, hash);
+    }
     answer(&service.parts.packer, hash, compression, method, headers).await.unwrap_or_else(|error| {
         // A NAR that cannot be read is a miss to a client, which then goes on without it.
         if let packer::Error::NotToBeHad(reason) = &error {

@@ -1,6 +1,7 @@
 //! `/<hash>.narinfo`: answered at once where the answer is known, else held while the build runs.
 //! Once a 200 has begun, failure is said by cutting the body, never by ending it: a complete answer is always a narinfo.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use hyper::Version;
@@ -16,11 +17,22 @@ use crate::substitute::{Answer as Decision, Missing, OnMiss};
 /// Bytes of a line about the wait at least: less than one a second counts as stalled, and some proxies hold back crumbs.
 const WAIT_LINE_BYTES_MIN: usize = 64;
 
-pub(super) async fn get(service: &Service, hash: StorePathHash, on_miss: OnMiss, version: Version) -> Answer {
+pub(super) async fn get(
+    service: &Service,
+    hash: StorePathHash,
+    on_miss: OnMiss,
+    reader: Option<IpAddr>,
+    version: Version,
+) -> Answer {
     let substitute = &service.parts.substitute;
     // In a box, so that nothing of it is kept while the client waits.
     match Box::pin(substitute.ask(hash, on_miss)).await {
-        Decision::Ready(hit) => answer::ready(answer::NARINFO, render(&hit, &service.parts.store_dir)),
+        Decision::Ready(hit) => {
+            if let Some(reader) = reader {
+                service.parts.packer.told(reader, &hit);
+            }
+            answer::ready(answer::NARINFO, render(&hit, &service.parts.store_dir))
+        }
         Decision::Missing(reason) => answer::missing(reason),
         Decision::Wait(ticket) => wait(service, hash, ticket, version).await,
     }

@@ -50,6 +50,7 @@ impl Stored {
 pub struct Growing {
     file: Arc<File>,
     growth: watch::Receiver<Growth>,
+    kept: watch::Receiver<bool>,
 }
 
 /// A file that is not yet in the store; dropping it removes it.
@@ -57,6 +58,8 @@ pub struct Growing {
 pub struct Draft {
     file: tempfile::NamedTempFile,
     growth: watch::Sender<Growth>,
+    /// Whether it has its final name.
+    kept: watch::Sender<bool>,
 }
 
 impl Draft {
@@ -107,9 +110,10 @@ impl NarStore {
     /// When no temporary file can be made.
     pub fn draft(&self) -> io::Result<(Draft, Growing)> {
         let file = tempfile::Builder::new().prefix("nar-").tempfile_in(self.drafts())?;
-        let (sender, growth) = watch::channel(Growth::default());
-        let reading = Growing { file: Arc::new(file.reopen()?), growth };
-        Ok((Draft { file, growth: sender }, reading))
+        let (growth, following) = watch::channel(Growth::default());
+        let (kept, waiting) = watch::channel(false);
+        let reading = Growing { file: Arc::new(file.reopen()?), growth: following, kept: waiting };
+        Ok((Draft { file, growth, kept }, reading))
     }
 
     fn drafts(&self) -> PathBuf {
@@ -137,12 +141,15 @@ impl Growing {
         }
     }
 
-    /// Waits until the file is complete and verified.
+    /// Waits until the file is complete, verified, and durable under its final name.
     ///
     /// # Errors
-    /// When packing failed.
+    /// When it will not be.
     pub async fn finished(&mut self) -> io::Result<()> {
-        let growth = self.growth.wait_for(|g| g.end.is_some()).await.map_err(|_| abandoned())?;
-        growth.end.clone().map_or_else(|| Err(abandoned()), |end| end.map_err(io::Error::other))
+        if self.kept.wait_for(|kept| *kept).await.is_ok() {
+            return Ok(());
+        }
+        // The writer is gone without it.
+        Err(self.growth.borrow().end.clone().and_then(Result::err).map_or_else(abandoned, io::Error::other))
     }
 }

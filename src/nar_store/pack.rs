@@ -18,6 +18,10 @@ use crate::growing::{CHUNK_BYTES, Growth};
 /// What has been compressed goes out at least so often while a NAR is received, so that readers follow a slow sender.
 const FLUSH_AFTER: Duration = Duration::from_millis(250);
 
+/// The level at most of what is compressed anew while it is received: it was decompressed a moment before, by a slower method as
+/// a rule, and a client waits for it.
+const RECEIVED_ZSTD_LEVEL: i32 = 1;
+
 /// Why a NAR was not kept.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -73,7 +77,8 @@ impl NarStore {
             return Err(Error::Vanished);
         }
         // A dump comes in pieces of a few bytes; hashing and compressing want more at a time.
-        let mut out = BufWriter::with_capacity(CHUNK_BYTES, self.compressing(draft, expected)?);
+        let compressing = compressing(draft, self.settings.zstd_level, expected)?;
+        let mut out = BufWriter::with_capacity(CHUNK_BYTES, compressing);
         let dumped =
             narinfo::nar::dump(source, &mut out).and_then(|_| out.flush().map_err(narinfo::nar::Error::Io));
         let (out, _) = out.into_parts();
@@ -95,7 +100,8 @@ impl NarStore {
             return receive_zstd(draft, input, expected);
         }
         let mut plain = decode::plain(compression, input).map_err(Error::Sent)?;
-        let mut out = self.compressing(draft, expected)?;
+        let level = self.settings.zstd_level.min(RECEIVED_ZSTD_LEVEL);
+        let mut out = compressing(draft, level, expected)?;
         let mut flushed = Instant::now();
         let copied = copy(&mut plain, &mut out, |out| {
             if flushed.elapsed() < FLUSH_AFTER {
@@ -107,23 +113,18 @@ impl NarStore {
         finish(out.judge(expected, copied)?)
     }
 
-    fn compressing<'d>(&self, draft: &'d Draft, expected: Expected) -> io::Result<Checked<Compressor<'d>>> {
-        let sink = BufWriter::with_capacity(CHUNK_BYTES, FileSink::new(draft));
-        let mut encoder = zstd::Encoder::new(sink, self.settings.zstd_level)?;
-        encoder.set_pledged_src_size(Some(expected.bytes))?;
-        encoder.include_contentsize(true)?;
-        Ok(Checked::new(encoder, expected.bytes))
-    }
-
-    /// Gives a draft that was written and verified its final name, durably, and tells its readers that it is whole. Blocking.
+    /// Makes a draft that was written and verified durable and gives it its final name. Its readers, who follow it, have all
+    /// that they asked for before that. Blocking.
     ///
     /// # Errors
-    /// When the file system fails; the draft is abandoned then.
+    /// When the file system fails; nothing is kept then.
     pub fn keep(&self, draft: Draft, nar: NarHash) -> io::Result<()> {
-        let Draft { file, growth } = draft;
-        let kept = self.persist(file, nar);
-        growth.send_modify(|g| g.end = Some(kept.as_ref().map(|()| ()).map_err(ToString::to_string)));
-        kept
+        let Draft { file, growth, kept } = draft;
+        growth.send_modify(|g| g.end = Some(Ok(())));
+        file.as_file().sync_all()?;
+        self.persist(file, nar)?;
+        kept.send_replace(true);
+        Ok(())
     }
 
     fn persist(&self, file: tempfile::NamedTempFile, nar: NarHash) -> io::Result<()> {
@@ -138,11 +139,20 @@ impl NarStore {
     }
 }
 
+/// Hashes, counts and compresses what is written to it, into `draft`.
+fn compressing<'d>(draft: &'d Draft, level: i32, expected: Expected) -> io::Result<Checked<Compressor<'d>>> {
+    let sink = BufWriter::with_capacity(CHUNK_BYTES, FileSink::new(draft));
+    let mut encoder = zstd::Encoder::new(sink, level)?;
+    encoder.set_pledged_src_size(Some(expected.bytes))?;
+    encoder.include_contentsize(true)?;
+    Ok(Checked::new(encoder, expected.bytes))
+}
+
 type Compressor<'d> = zstd::Encoder<'static, BufWriter<FileSink<'d>>>;
 
 fn finish(encoder: Compressor<'_>) -> Result<Packed, Error> {
     let sink = encoder.finish()?.into_inner().map_err(io::IntoInnerError::into_error)?;
-    sink.finish()
+    Ok(sink.packed())
 }
 
 /// The file is the bytes as they come; what they decompress to is checked beside.
@@ -157,7 +167,7 @@ fn receive_zstd(draft: &Draft, input: impl Read + Send, expected: Expected) -> R
         return Err(Error::Write(error));
     }
     out.judge(expected, copied)?;
-    sink.finish()
+    Ok(sink.packed())
 }
 
 /// Copies until the input ends or either side fails; `after` each piece.
@@ -273,10 +283,8 @@ impl<'d> FileSink<'d> {
         Self { file: draft.file.as_file(), growth: &draft.growth, hasher: Sha256::new(), bytes: 0 }
     }
 
-    /// Makes what was written durable.
-    fn finish(self) -> Result<Packed, Error> {
-        self.file.sync_all()?;
-        Ok(Packed { file_hash: NarHash::from_bytes(self.hasher.finalize().into()), file_size: self.bytes })
+    fn packed(self) -> Packed {
+        Packed { file_hash: NarHash::from_bytes(self.hasher.finalize().into()), file_size: self.bytes }
     }
 }
 

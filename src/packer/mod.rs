@@ -2,19 +2,22 @@
 //! an upstream has is fetched when it is asked for. A store path is let go (its GC root removed) only when its NAR is on
 //! disk and in the index.
 
+mod ahead;
 mod fetch;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use narinfo::{Compression, NarHash, StoreDir, StorePath};
 use tokio::sync::{Notify, Semaphore};
 
-use crate::index::{self, Index, NarRow, PathRow, UpstreamNar};
+use crate::index::{self, Hit, Index, NarRow, PathRow, UpstreamNar};
 use crate::nar_store::{Draft, Expected, Growing, NarStore, PackError, Packed, Stored};
 use crate::roots::Roots;
 use crate::upstream::Upstreams;
+use ahead::Ahead;
 pub use fetch::upstream_nar;
 
 /// How long the background packer rests after the NAR store could not be written.
@@ -75,6 +78,8 @@ struct Inner {
     under_way: Mutex<HashMap<NarHash, Growing>>,
     /// NARs that a store path turned out not to have, though Nix registered them, and when.
     damaged: Mutex<HashMap<NarHash, Instant>>,
+    /// What clients will ask for next.
+    ahead: Mutex<Ahead>,
     /// Packing takes a core each: as many at once as there are cores.
     slots: Semaphore,
     work: Notify,
@@ -99,6 +104,7 @@ impl Packer {
             store_dir,
             under_way: Mutex::default(),
             damaged: Mutex::default(),
+            ahead: Mutex::default(),
             slots: Semaphore::new(cores),
             work: Notify::new(),
         }))
@@ -149,6 +155,30 @@ impl Packer {
             growing.begun().await.map_err(Error::NotToBeHad)?;
         }
         Ok(nar)
+    }
+
+    /// A client was told of a path: it will ask for its contents.
+    pub fn told(&self, client: IpAddr, hit: &Hit) {
+        if hit.packed.is_none() && hit.redirect.is_none() {
+            self.ahead().told(client, hit.row.nar_hash, Instant::now());
+        }
+    }
+
+    /// A client asks for a NAR: some that it will ask for next are brought meanwhile.
+    pub fn read_ahead(&self, client: IpAddr, nar: NarHash) {
+        for next in self.ahead().asks(client, nar, Instant::now()) {
+            let packer = self.clone();
+            tokio::spawn(async move {
+                // Whatever goes wrong is said to the client that asks for it.
+                if let Ok(Some(row)) = packer.0.index.path_with_nar(next).await {
+                    let _ = packer.start(row);
+                }
+            });
+        }
+    }
+
+    fn ahead(&self) -> MutexGuard<'_, Ahead> {
+        self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether packing has lately shown that the store does not have the contents which Nix registered as this NAR.
