@@ -26,6 +26,8 @@ pub struct Daemon {
     version: ProtocolVersion,
     nix_version: String,
     trust: Trust,
+    /// Whether it can be asked for realisations by the hash of the derivation; one that cannot loses track when it is.
+    pub(super) realisations_by_hash: bool,
     /// Set before the first byte of a request and cleared after the last one of its reply.
     in_operation: bool,
     pub(super) has_temp_roots: bool,
@@ -40,6 +42,7 @@ impl Daemon {
         version: ProtocolVersion,
         nix_version: String,
         trust: Trust,
+        realisations_by_hash: bool,
     ) -> Self {
         Self {
             wire,
@@ -47,6 +50,7 @@ impl Daemon {
             version,
             nix_version,
             trust,
+            realisations_by_hash,
             in_operation: false,
             has_temp_roots: false,
             edition: 0,

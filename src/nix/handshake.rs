@@ -24,6 +24,8 @@ const DAEMON_MAGIC: u64 = 0x6478_696f;
 const TRUST_SINCE: ProtocolVersion = ProtocolVersion { major: 1, minor: 35 };
 /// From here on both sides list their features.
 const FEATURES_SINCE: ProtocolVersion = ProtocolVersion { major: 1, minor: 38 };
+/// The feature of daemons that keep realisations by the derivation's path, and have none by hash: Nix 2.35.
+const REALISATIONS_BY_PATH: &str = "realisation-with-path-not-hash";
 
 impl Daemon {
     /// Connects to the daemon of `environment`, within [`HANDSHAKE_TIMEOUT`].
@@ -110,15 +112,16 @@ impl Agreed {
         }
         // Two wishes that daemons have long ignored: a CPU, and to reserve space.
         wire.send(words.number(0).number(0).as_bytes()).await?;
+        let mut realisations_by_hash = true;
         if version >= FEATURES_SINCE {
             for _ in 0..wire.count("a list of features", LIST_ITEMS_MAX).await? {
-                wire.text("a feature").await?;
+                realisations_by_hash &= wire.text("a feature").await? != REALISATIONS_BY_PATH;
             }
         }
         let nix_version = wire.text("the version of Nix").await?;
         let trust = if version >= TRUST_SINCE { trust(wire.number().await?)? } else { Trust::Unknown };
         stderr::until_last(&mut wire, |_| {}).await?;
-        Ok(Daemon::new(wire, store_dir, version, nix_version, trust))
+        Ok(Daemon::new(wire, store_dir, version, nix_version, trust, realisations_by_hash))
     }
 }
 

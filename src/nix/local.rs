@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use narinfo::{StorePath, StorePathHash};
+use narinfo::{DrvOutput, Realisation, StorePath, StorePathHash};
 use tokio::sync::Semaphore;
 
 use super::database::{Database, DatabaseError};
@@ -12,6 +12,7 @@ use super::derivations::Derivations;
 use super::environment::Environment;
 use super::error::DaemonError;
 use super::pool::Pool;
+use super::realisations::Realisations;
 
 /// Why the local store could not be asked: the database cannot be read (which was logged), and neither does the
 /// daemon answer.
@@ -27,6 +28,7 @@ pub struct LocalStore {
     /// The database takes one call at a time: whoever else wants to read waits without a thread.
     turn: Arc<Semaphore>,
     derivations: Derivations,
+    realisations: Realisations,
     /// So that a database that cannot be read is told of once, not at every look-up.
     without_database: Arc<AtomicBool>,
 }
@@ -37,7 +39,8 @@ impl LocalStore {
     pub fn new(environment: Environment, pool: Pool) -> Self {
         let database = Arc::new(Database::lazy(&environment));
         let turn = Arc::new(Semaphore::new(1));
-        Self { pool, database, turn, derivations: Derivations::default(), without_database: Arc::default() }
+        let (derivations, realisations) = (Derivations::default(), Realisations::new(pool.clone()));
+        Self { pool, database, turn, derivations, realisations, without_database: Arc::default() }
     }
 
     /// The valid path with this hash.
@@ -65,6 +68,14 @@ impl LocalStore {
             }
         };
         Ok(known.into_iter().map(|output| output.drv).collect())
+    }
+
+    /// What the store knows of an output of a content-addressed derivation, whether or not its path is still there.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub async fn realisation(&self, id: &DrvOutput) -> Result<Option<Realisation>, LocalStoreError> {
+        Ok(self.realisations.find(id).await?)
     }
 
     /// What the database says, or `None` when it cannot be read.

@@ -1,6 +1,6 @@
 //! Nix on this machine: a small client for its daemon, a reader of its database, and the look-ups that use whichever works.
 //! Knows nothing of the cache: it takes paths and targets and gives what Nix says. Reading order: environment, handshake, connection, ops,
-//! build, pool; then database, derivations, local; then capabilities, machines, detect.
+//! build, pool; then database, derivations, realisations, local; then capabilities, machines, detect.
 
 mod build;
 mod build_hook;
@@ -17,6 +17,7 @@ mod machines;
 mod ops;
 mod pool;
 mod protocol;
+mod realisations;
 mod stderr;
 mod wire;
 

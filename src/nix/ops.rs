@@ -6,7 +6,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::str::FromStr;
 
-use narinfo::{ContentAddress, NarHash, Signature, StorePath, StorePathHash};
+use narinfo::{
+    ContentAddress, DrvOutput, NarHash, REALISATION_BYTES_MAX, Realisation, Signature, StorePath,
+    StorePathHash,
+};
 
 use super::build::BuildTarget;
 use super::connection::{Daemon, Reply};
@@ -23,6 +26,7 @@ const QUERY_PATH_FROM_HASH_PART: u64 = 29;
 const QUERY_VALID_DERIVERS: u64 = 33;
 const QUERY_MISSING: u64 = 40;
 const QUERY_DERIVATION_OUTPUT_MAP: u64 = 41;
+const QUERY_REALISATION: u64 = 43;
 
 /// Nix's level of messages that `nix build` shows by default.
 const VERBOSITY_INFO: u64 = 3;
@@ -234,6 +238,28 @@ impl Daemon {
             outputs.insert(name, reply.optional_path(&dir).await?);
         }
         reply.done(outputs)
+    }
+
+    /// The realisation of an output of a derivation that its hash names; `None` where there is none, and from a daemon
+    /// that keeps none of this kind.
+    ///
+    /// # Errors
+    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost: older ones without the experimental feature
+    /// ca-derivations hang up.
+    pub async fn query_realisation(&mut self, id: &DrvOutput) -> Result<Option<Realisation>, DaemonError> {
+        if id.drv().is_some() || !self.realisations_by_hash {
+            return Ok(None);
+        }
+        let request = Request::default().number(QUERY_REALISATION).text(&id.to_string());
+        let mut reply = self.ask("asking for a realisation", request).await?;
+        // A list, which has one item or none.
+        let found = match reply.count("a list of realisations", 1).await? {
+            0 => None,
+            _ => Some(reply.bytes("a realisation", REALISATION_BYTES_MAX as u64).await?),
+        };
+        let parsed = found.map(|bytes| Realisation::parse(id, &bytes)).transpose();
+        reply.done(())?;
+        parsed.map_err(|error| DaemonError::Protocol(format!("what it has for {id}: {error}")))
     }
 
     /// What building `targets` would build and fetch.
