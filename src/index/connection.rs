@@ -157,6 +157,15 @@ mod tests {
         rows.expect("an answer").collect::<Result<_, _>>().expect("rows")
     }
 
+    /// The name of everything else: indexes and triggers.
+    fn beside_tables(file: &Path) -> BTreeMap<String, String> {
+        let connection = Connection::open(file).expect("a database");
+        let sql = "SELECT name, type FROM sqlite_schema WHERE type IN ('index', 'trigger')";
+        let mut statement = connection.prepare(sql).expect("a good statement");
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
+        rows.expect("an answer").collect::<Result<_, _>>().expect("rows")
+    }
+
     /// A database as version 1 of the schema made it.
     fn old(file: &Path) -> Connection {
         let connection = Connection::open(file).expect("a database");
@@ -175,6 +184,7 @@ mod tests {
         }
         assert!(shape(&fresh).len() > 20, "the tables were not found");
         assert_eq!(shape(&migrated), shape(&fresh));
+        assert_eq!(beside_tables(&migrated), beside_tables(&fresh));
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
--- From schema 2 to schema 3: other caches, and what was built here.
+-- From schema 2 to schema 3: other caches, what was built here, and realisations.
 
 ALTER TABLE path ADD COLUMN built INTEGER NOT NULL DEFAULT 0;
 
@@ -20,3 +20,16 @@ CREATE TABLE comparison (
     nar_hash  BLOB,
     same      INTEGER
 ) STRICT, WITHOUT ROWID;
+
+CREATE TABLE realisation (
+    file     TEXT PRIMARY KEY NOT NULL,
+    path     TEXT NOT NULL,
+    body     TEXT NOT NULL,
+    added_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX realisation_by_path ON realisation (path);
+
+CREATE TRIGGER path_gone AFTER DELETE ON path BEGIN
+    DELETE FROM realisation WHERE path = OLD.hash || '-' || OLD.name;
+END;

@@ -4,6 +4,7 @@
 mod comparison;
 mod connection;
 mod queue;
+mod realisation;
 mod rows;
 mod upstream;
 

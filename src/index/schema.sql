@@ -45,6 +45,20 @@ CREATE TABLE comparison (
     same      INTEGER                    -- whether that is what was built here
 ) STRICT, WITHOUT ROWID;
 
+-- Realisations that are served: which path an output of a content-addressed derivation is.
+CREATE TABLE realisation (
+    file     TEXT PRIMARY KEY NOT NULL, -- as clients ask for it, such as realisations/sha256:….doi
+    path     TEXT NOT NULL,             -- base name of a served path
+    body     TEXT NOT NULL,             -- the file
+    added_at INTEGER NOT NULL           -- Unix seconds
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX realisation_by_path ON realisation (path);
+
+CREATE TRIGGER path_gone AFTER DELETE ON path BEGIN
+    DELETE FROM realisation WHERE path = OLD.hash || '-' || OLD.name;
+END;
+
 CREATE TABLE failure (
     drv        TEXT PRIMARY KEY NOT NULL, -- base name
     class      INTEGER NOT NULL,          -- 0 passing, 1 permanent, 2 refused
