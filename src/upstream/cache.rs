@@ -1,21 +1,22 @@
-//! One other cache: asked for narinfos and files, left alone while it fails, and believed only what is signed.
+//! One other cache: asked for narinfos, realisations and files, left alone while it fails, and believed only what is signed.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use narinfo::{NARINFO_BYTES_MAX, NarHash, NarInfo, PublicKey, StoreDir, StorePathHash};
+use narinfo::{NarHash, PublicKey, StoreDir};
 use reqwest::Url;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::breaker::Breaker;
-use super::metrics::{Metrics, Narinfo};
+use super::document::Document;
+use super::metrics::{Asked, Metrics};
 use super::transport::{self, Opened, Rest, Transport};
 
-/// Narinfos that one upstream is asked for at the same time.
+/// Narinfos and realisations that one upstream is asked for at the same time.
 const ASKED_AT_ONCE_MAX: usize = 32;
 /// NARs that are fetched from one upstream at the same time.
 const TRANSFERS_MAX: usize = 16;
-/// Hashes that an upstream is remembered not to have, at most; some 100 bytes each.
+/// Narinfos and realisations that an upstream is remembered not to have, at most; some 150 bytes each.
 const MISSING_MAX: u64 = 100_000;
 
 /// Bytes of what a cache says of itself, at most.
@@ -53,11 +54,11 @@ pub struct CacheSettings {
     pub stall_timeout: Duration,
 }
 
-/// What an upstream says of a hash.
+/// What an upstream says of what it was asked for.
 #[derive(Debug)]
-pub(super) enum Said {
+pub(super) enum Said<T> {
     /// It has it.
-    Found(Box<NarInfo>),
+    Found(Box<T>),
     /// It has not.
     Missing,
     /// Nothing that can be used, and why.
@@ -72,7 +73,8 @@ pub(super) struct Cache {
     store_dir: StoreDir,
     transport: Transport,
     breaker: Breaker,
-    missing: moka::sync::Cache<StorePathHash, ()>,
+    /// Files that it had not.
+    missing: moka::sync::Cache<String, ()>,
     /// NARs that it promised and had not.
     distrusted: moka::sync::Cache<NarHash, ()>,
     asking: Semaphore,
@@ -142,73 +144,69 @@ impl Cache {
         }
     }
 
-    /// What it says of `hash`, within `budget`; `via` goes with the request.
-    pub(super) async fn ask(&self, hash: StorePathHash, budget: Duration, via: &str) -> Said {
-        let (what, said) = self.say(hash, budget, via).await;
-        self.metrics.asked(&self.name, what);
+    /// What it says of `key`, within `budget`; `via` goes with the request.
+    pub(super) async fn ask<T: Document>(&self, key: &T::Key, budget: Duration, via: &str) -> Said<T> {
+        let (what, said) = self.say(key, budget, via).await;
+        self.metrics.asked(&self.name, T::KIND, what);
         said
     }
 
-    async fn say(&self, hash: StorePathHash, budget: Duration, via: &str) -> (Narinfo, Said) {
-        if self.missing.contains_key(&hash) {
-            return (Narinfo::Remembered, Said::Missing);
+    async fn say<T: Document>(&self, key: &T::Key, budget: Duration, via: &str) -> (Asked, Said<T>) {
+        let file = T::file(key);
+        if self.missing.contains_key(&file) {
+            return (Asked::Remembered, Said::Missing);
         }
         // Whoever waits for a turn has not asked yet: the budget is the upstream's.
-        let Ok(_turn) = self.asking.acquire().await else { return (Narinfo::Missing, Said::Missing) };
+        let Ok(_turn) = self.asking.acquire().await else { return (Asked::Missing, Said::Missing) };
         if !self.breaker.may_ask(Instant::now()) {
-            return (
-                Narinfo::Rested,
-                self.nothing("it has not answered lately and is not asked for a while"),
-            );
+            let reason = "it has not answered lately and is not asked for a while";
+            return (Asked::Rested, self.nothing(reason));
         }
-        let file = format!("{hash}.narinfo");
-        let read = tokio::time::timeout(budget, self.transport.read(&file, NARINFO_BYTES_MAX, via)).await;
+        let read = tokio::time::timeout(budget, self.transport.read(&file, T::BYTES_MAX, via)).await;
         match read.unwrap_or(Err(transport::Error::Stalled(budget))) {
             Ok(None) => {
                 self.answered();
-                self.missing.insert(hash, ());
-                (Narinfo::Missing, Said::Missing)
+                self.missing.insert(file, ());
+                (Asked::Missing, Said::Missing)
             }
             Ok(Some(bytes)) => {
                 self.answered();
-                match self.believed(hash, &bytes) {
-                    Ok(info) => (Narinfo::Found, Said::Found(Box::new(info))),
+                match self.believed::<T>(key, &bytes) {
+                    Ok(document) => (Asked::Found, Said::Found(Box::new(document))),
                     Err(reason) => {
-                        tracing::warn!(upstream = self.name, %hash, reason, "a narinfo is refused");
-                        (Narinfo::Refused, self.nothing(&format!("its narinfo is refused: {reason}")))
+                        tracing::warn!(upstream = self.name, %key, reason, "a {} is refused", T::KIND);
+                        let reason = format!("its {} is refused: {reason}", T::KIND);
+                        (Asked::Refused, self.nothing(&reason))
                     }
                 }
             }
             Err(error) if error.is_final() => {
                 self.answered();
-                tracing::warn!(upstream = self.name, %hash, %error, "a narinfo is refused");
-                (Narinfo::Refused, self.nothing(&error.to_string()))
+                tracing::warn!(upstream = self.name, %key, %error, "a {} is refused", T::KIND);
+                (Asked::Refused, self.nothing(&error.to_string()))
             }
             Err(error) => {
                 self.failed(&error);
-                (Narinfo::Failed, self.nothing(&error.to_string()))
+                (Asked::Failed, self.nothing(&error.to_string()))
             }
         }
     }
 
-    /// The narinfo in `bytes`, if it is one of `hash` and to be trusted.
-    fn believed(&self, hash: StorePathHash, bytes: &[u8]) -> Result<NarInfo, String> {
-        let info = NarInfo::parse(&self.store_dir, bytes).map_err(|error| with_cause(&error))?;
-        if info.store_path.hash() != hash {
-            return Err(format!("it is of {}", info.store_path));
-        }
-        if self.distrusted.contains_key(&info.nar_hash) {
+    /// What is in `bytes`, if it is about `key` and to be trusted.
+    fn believed<T: Document>(&self, key: &T::Key, bytes: &[u8]) -> Result<T, String> {
+        let document = T::parse(&self.store_dir, key, bytes)?;
+        if document.nar().is_some_and(|nar| self.distrusted.contains_key(&nar)) {
             return Err("it did not have the contents it promises a while ago".into());
         }
-        if !info.is_trusted(&self.store_dir, &self.settings.public_keys) {
-            let names: Vec<String> = info.signatures.iter().map(|s| s.name().to_string()).collect();
+        if !document.is_trusted(&self.store_dir, &self.settings.public_keys) {
+            let names: Vec<String> = document.signatures().iter().map(|s| s.name().to_string()).collect();
             let signed = if names.is_empty() { "nobody".to_owned() } else { names.join(", ") };
             return Err(format!("no trusted key has signed it (signed by: {signed})"));
         }
-        Ok(info)
+        Ok(document)
     }
 
-    fn nothing(&self, reason: &str) -> Said {
+    fn nothing<T>(&self, reason: &str) -> Said<T> {
         Said::Nothing(format!("{}: {reason}", self.name))
     }
 
@@ -273,13 +271,5 @@ impl CacheSettings {
         let _ = url.set_password(None);
         let _ = url.set_username("");
         url.as_str().trim_end_matches('/').to_owned()
-    }
-}
-
-/// An error with its cause, in one sentence.
-fn with_cause(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
     }
 }

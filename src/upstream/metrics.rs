@@ -6,12 +6,14 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::document::Kind;
+
 type Upstream = [(&'static str, String); 1];
 type Outcome = [(&'static str, String); 2];
 
-/// What came of asking for a narinfo.
+/// What came of asking for a narinfo or a realisation.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Narinfo {
+pub(super) enum Asked {
     /// It has it, and it is trusted.
     Found,
     /// It does not have it.
@@ -44,6 +46,7 @@ pub enum NarOutcome {
 pub(super) struct Metrics {
     registry: Registry,
     narinfos: Family<Outcome, Counter>,
+    realisations: Family<Outcome, Counter>,
     nars: Family<Outcome, Counter>,
     bytes: Family<Upstream, Counter>,
     compared: Family<Outcome, Counter>,
@@ -53,12 +56,18 @@ pub(super) struct Metrics {
 impl Metrics {
     pub(super) fn new() -> Self {
         let mut registry = Registry::with_prefix("ondine_upstream");
-        let (narinfos, nars) = (Family::default(), Family::default());
+        let (narinfos, realisations, nars) = (Family::default(), Family::default(), Family::default());
         registry.register(
             "narinfos",
             "Times that an upstream was to be asked for a narinfo: found, missing, remembered (as missing), refused (not \
              signed by a trusted key, or malformed), failed, or rested (it was left alone after failures)",
             Family::clone(&narinfos),
+        );
+        registry.register(
+            "realisations",
+            "Times that an upstream was to be asked for the realisation of an output of a content-addressed derivation, as \
+             for narinfos",
+            Family::clone(&realisations),
         );
         registry.register(
             "nars",
@@ -84,19 +93,23 @@ impl Metrics {
             "Whether an upstream is left alone after failures: 1 or 0",
             Family::clone(&resting),
         );
-        Self { registry, narinfos, nars, bytes, compared, resting }
+        Self { registry, narinfos, realisations, nars, bytes, compared, resting }
     }
 
-    pub(super) fn asked(&self, upstream: &str, what: Narinfo) {
+    pub(super) fn asked(&self, upstream: &str, kind: Kind, what: Asked) {
         let outcome = match what {
-            Narinfo::Found => "found",
-            Narinfo::Missing => "missing",
-            Narinfo::Remembered => "remembered",
-            Narinfo::Refused => "refused",
-            Narinfo::Failed => "failed",
-            Narinfo::Rested => "rested",
+            Asked::Found => "found",
+            Asked::Missing => "missing",
+            Asked::Remembered => "remembered",
+            Asked::Refused => "refused",
+            Asked::Failed => "failed",
+            Asked::Rested => "rested",
         };
-        self.narinfos.get_or_create(&labels(upstream, outcome)).inc();
+        let family = match kind {
+            Kind::Narinfo => &self.narinfos,
+            Kind::Realisation => &self.realisations,
+        };
+        family.get_or_create(&labels(upstream, outcome)).inc();
     }
 
     pub(super) fn fetched(&self, upstream: &str, what: NarOutcome) {

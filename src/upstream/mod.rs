@@ -3,6 +3,7 @@
 
 mod breaker;
 mod cache;
+mod document;
 mod guard;
 mod metrics;
 mod transfer;
@@ -12,11 +13,12 @@ mod via;
 use std::sync::Arc;
 use std::time::Duration;
 
-use narinfo::{NarHash, NarInfo, StoreDir, StorePathHash};
+use narinfo::{DrvOutput, NarHash, NarInfo, Realisation, StoreDir, StorePathHash};
 use tokio::task::JoinSet;
 
 use cache::{Cache, Said};
 pub use cache::{CacheSettings, Mode};
+use document::Document;
 use metrics::Metrics;
 pub use metrics::NarOutcome;
 pub use transfer::{Broken, Transfer};
@@ -140,16 +142,35 @@ impl Upstreams {
 
     /// What the best of those that have `hash` says. All are asked at once, for a request that came this way.
     pub async fn find(&self, hash: StorePathHash, via: &Via) -> Lookup {
+        match self.ask::<NarInfo>(hash, via).await {
+            Ok((info, cache)) => {
+                let redirect = cache.settings().mode == Mode::Redirect;
+                Lookup::Found(Found { info, upstream: cache.name().to_owned(), redirect })
+            }
+            Err(reasons) => Lookup::Missing(reasons),
+        }
+    }
+
+    /// What the best of those that have a realisation of `id` says, in the same way.
+    ///
+    /// # Errors
+    /// When none has one, as far as they could be asked; with what they said else.
+    pub async fn find_realisation(&self, id: &DrvOutput, via: &Via) -> Result<Realisation, Vec<String>> {
+        self.ask(id.clone(), via).await.map(|(realisation, _)| realisation)
+    }
+
+    async fn ask<T: Document>(&self, key: T::Key, via: &Via) -> Result<(T, &Cache), Vec<String>> {
         if via.ends_at(&self.own) {
-            return Lookup::Missing(Vec::new());
+            return Err(Vec::new());
         }
         let via: Arc<str> = via.and(&self.own).to_string().into();
         let mut asking = JoinSet::new();
         for (rank, cache) in self.caches.iter().enumerate() {
-            let (cache, budget, via) = (Arc::clone(cache), self.budget, Arc::clone(&via));
-            asking.spawn(async move { (rank, cache.ask(hash, budget, &via).await) });
+            let (cache, key) = (Arc::clone(cache), key.clone());
+            let (budget, via) = (self.budget, Arc::clone(&via));
+            asking.spawn(async move { (rank, cache.ask::<T>(&key, budget, &via).await) });
         }
-        let mut said: Vec<Option<Said>> = self.caches.iter().map(|_| None).collect();
+        let mut said: Vec<Option<Said<T>>> = self.caches.iter().map(|_| None).collect();
         while let Some(answer) = asking.join_next().await {
             let Ok((rank, answer)) = answer else { continue };
             said[rank] = Some(answer);
@@ -162,15 +183,12 @@ impl Upstreams {
         let mut reasons = Vec::new();
         for (cache, said) in self.caches.iter().zip(said) {
             match said {
-                Some(Said::Found(info)) => {
-                    let redirect = cache.settings().mode == Mode::Redirect;
-                    return Lookup::Found(Found { info: *info, upstream: cache.name().to_owned(), redirect });
-                }
+                Some(Said::Found(document)) => return Ok((*document, cache)),
                 Some(Said::Nothing(reason)) => reasons.push(reason),
                 Some(Said::Missing) | None => {}
             }
         }
-        Lookup::Missing(reasons)
+        Err(reasons)
     }
 
     /// Begins to fetch the file that a narinfo of `upstream` has at `url`; at most `bytes_max` come of it.

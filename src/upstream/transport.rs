@@ -2,11 +2,12 @@
 //! that it has no such file. Gives bytes as they come and trusts none of them.
 
 use std::io::SeekFrom;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
 use narinfo::Compression;
+use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use reqwest::header::{
     ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE, VIA,
 };
@@ -17,6 +18,9 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use super::guard::{Guard, Refusal};
 use crate::decode;
 use crate::growing::CHUNK_BYTES;
+
+/// What means something else in a URL than in the name of a file.
+const NOT_IN_NAMES: &AsciiSet = &CONTROLS.add(b'?').add(b'#').add(b'%');
 
 /// Why a file could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -132,7 +136,7 @@ impl Transport {
         }
     }
 
-    /// All of a small file; `None` where there is none. The request has come this way.
+    /// All of the small file of this name; `None` where there is none. The request has come this way.
     pub(super) async fn read(
         &self,
         name: &str,
@@ -141,7 +145,14 @@ impl Transport {
     ) -> Result<Option<Vec<u8>>, Error> {
         let mut headers = HeaderMap::new();
         headers.extend(HeaderValue::from_str(via).map(|via| (VIA, via)));
-        let mut opened = match self.request(name, 0, headers).await {
+        let opened = match self {
+            Self::Http { .. } => {
+                let url = utf8_percent_encode(name, NOT_IN_NAMES).to_string();
+                self.request(&url, 0, headers).await
+            }
+            Self::Folder(folder) => open_file(&folder.join(name), 0).await,
+        };
+        let mut opened = match opened {
             Err(Error::Absent) => return Ok(None),
             other => other?,
         };
@@ -185,17 +196,21 @@ impl Transport {
                 if name.contains("://") {
                     return Err(Error::Answer("an address in it leads out of its folder"));
                 }
-                let mut file = match File::open(folder.join(name)).await {
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(Error::Absent),
-                    other => other?,
-                };
-                let length = file.metadata().await?.len();
-                file.seek(SeekFrom::Start(from)).await?;
-                let encoding = Compression::None;
-                Ok(Opened { body: Body::File(file), from, length: Some(length), etag: None, encoding })
+                open_file(&folder.join(name), from).await
             }
         }
     }
+}
+
+async fn open_file(path: &Path, from: u64) -> Result<Opened, Error> {
+    let mut file = match File::open(path).await {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(Error::Absent),
+        other => other?,
+    };
+    let length = file.metadata().await?.len();
+    file.seek(SeekFrom::Start(from)).await?;
+    let encoding = Compression::None;
+    Ok(Opened { body: Body::File(file), from, length: Some(length), etag: None, encoding })
 }
 
 fn opened(answer: Response) -> Result<Opened, Error> {

@@ -1,0 +1,112 @@
+//! The small files in which a cache says what it has: where each is, how large it may be, and when it is believed.
+
+use std::fmt::{self, Debug, Display};
+
+use narinfo::{
+    DrvOutput, NARINFO_BYTES_MAX, NarHash, NarInfo, PublicKey, REALISATION_BYTES_MAX, Realisation, Signature,
+    StoreDir, StorePathHash,
+};
+
+/// What files of one kind are about, and what they say.
+pub(super) trait Document: Sized + Debug + Send + 'static {
+    /// What one is asked for by.
+    type Key: Clone + Display + Send + Sync + 'static;
+    /// What it is called.
+    const KIND: Kind;
+    /// Bytes at most.
+    const BYTES_MAX: usize;
+
+    /// Where a cache has it, from its address on.
+    fn file(key: &Self::Key) -> String;
+
+    /// What it says, if it is about `key` and well-formed.
+    fn parse(store_dir: &StoreDir, key: &Self::Key, bytes: &[u8]) -> Result<Self, String>;
+
+    /// Whether one of `keys` has signed it, or it proves itself.
+    fn is_trusted(&self, store_dir: &StoreDir, keys: &[PublicKey]) -> bool;
+
+    /// Its signatures, not verified.
+    fn signatures(&self) -> &[Signature];
+
+    /// The NAR that it promises.
+    fn nar(&self) -> Option<NarHash>;
+}
+
+/// The kinds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// What is said of a path.
+    Narinfo,
+    /// What is said of an output of a content-addressed derivation.
+    Realisation,
+}
+
+impl Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Narinfo => "narinfo",
+            Self::Realisation => "realisation",
+        })
+    }
+}
+
+impl Document for NarInfo {
+    type Key = StorePathHash;
+    const KIND: Kind = Kind::Narinfo;
+    const BYTES_MAX: usize = NARINFO_BYTES_MAX;
+
+    fn file(hash: &StorePathHash) -> String {
+        format!("{hash}.narinfo")
+    }
+
+    fn parse(store_dir: &StoreDir, hash: &StorePathHash, bytes: &[u8]) -> Result<Self, String> {
+        let info = NarInfo::parse(store_dir, bytes).map_err(|error| with_cause(&error))?;
+        if info.store_path.hash() == *hash { Ok(info) } else { Err(format!("it is of {}", info.store_path)) }
+    }
+
+    fn is_trusted(&self, store_dir: &StoreDir, keys: &[PublicKey]) -> bool {
+        self.is_trusted(store_dir, keys)
+    }
+
+    fn signatures(&self) -> &[Signature] {
+        &self.signatures
+    }
+
+    fn nar(&self) -> Option<NarHash> {
+        Some(self.nar_hash)
+    }
+}
+
+impl Document for Realisation {
+    type Key = DrvOutput;
+    const KIND: Kind = Kind::Realisation;
+    const BYTES_MAX: usize = REALISATION_BYTES_MAX;
+
+    fn file(id: &DrvOutput) -> String {
+        id.file()
+    }
+
+    fn parse(_: &StoreDir, id: &DrvOutput, bytes: &[u8]) -> Result<Self, String> {
+        Realisation::parse(id, bytes).map_err(|error| with_cause(&error))
+    }
+
+    fn is_trusted(&self, _: &StoreDir, keys: &[PublicKey]) -> bool {
+        self.is_trusted(keys)
+    }
+
+    fn signatures(&self) -> &[Signature] {
+        self.signatures()
+    }
+
+    fn nar(&self) -> Option<NarHash> {
+        None
+    }
+}
+
+/// An error with its cause, in one sentence.
+fn with_cause(error: &dyn std::error::Error) -> String {
+    match error.source() {
+        Some(cause) => format!("{error}: {cause}"),
+        None => error.to_string(),
+    }
+}
