@@ -1,17 +1,21 @@
 //! The decision: what happens when a hash is asked for. Read [`Substitute::ask`] from top to bottom.
 //! Knows no HTTP; whatever goes wrong becomes a reason, never an error.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use narinfo::{StorePath, StorePathHash};
+use narinfo::{DrvOutput, Realisation, StorePath, StorePathHash};
 
 use crate::adopt::{self, Adopter, Elsewhere};
 use crate::build::{Builds, Ticket};
 use crate::index::{Failure, FailureClass, Hit, Index};
 use crate::nix::LocalStore;
 use crate::upstream::Via;
+
+/// Realisations that one may need in all.
+const REALISATIONS_MAX: usize = 10_000;
 
 /// Where derivations may come from to be built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
@@ -72,9 +76,41 @@ pub enum Missing {
     /// Too many wait.
     #[error("refused: {0}")]
     Refused(String),
+    /// Nobody has a realisation of this output; what the caches behind this one said of it.
+    #[error("unknown: neither this cache nor its Nix store has a realisation of {id}; {}", unrealised(.id, .reasons))]
+    Unrealised {
+        /// The output.
+        id: DrvOutput,
+        /// What they said.
+        reasons: Vec<String>,
+    },
+    /// There is one, but not all that it leads to.
+    #[error("not served: {id} is {path}, but {reason}")]
+    Incomplete {
+        /// The output.
+        id: DrvOutput,
+        /// Its path.
+        path: StorePath,
+        /// What is missing.
+        reason: String,
+    },
     /// The server cannot tell at the moment.
     #[error("unavailable: {0}; the server's log has the details")]
     Unavailable(&'static str),
+}
+
+fn unrealised(id: &DrvOutput, reasons: &[String]) -> String {
+    let mut text = match id.drv() {
+        None => "build the derivation on the server, and ask again".to_owned(),
+        Some(_) => "by the path of a derivation only those are found here that need no other derivation (resolved ones) and \
+                    are in the store where they were built"
+            .to_owned(),
+    };
+    if !reasons.is_empty() {
+        text.push_str("; of the caches behind it:\n");
+        text.push_str(&reasons.join("\n"));
+    }
+    text
 }
 
 fn failure_text(failure: &Failure) -> String {
@@ -162,6 +198,74 @@ impl Substitute {
         self.served(hash).await?.ok_or(Missing::Unavailable("the build ended without this output"))
     }
 
+    /// What an output of a content-addressed derivation is, as the index, the local store or another cache has it, with
+    /// all that it leads to; else a reason. Builds nothing. The request has come this way.
+    ///
+    /// # Errors
+    /// When nobody knows, or what it leads to is not to be had.
+    pub async fn realisation(&self, id: &DrvOutput, via: &Via) -> Result<Realisation, Missing> {
+        if let Some(realisation) = self.realised(id).await? {
+            return Ok(realisation);
+        }
+        // Clients ask for those that it needs, too: it is of use with all of them.
+        let (mut found, mut wanted) = (BTreeMap::new(), BTreeSet::from([id.clone()]));
+        while let Some(next) = wanted.pop_first() {
+            let realisation = match self.realised(&next).await? {
+                Some(realisation) => realisation,
+                None => self.find_realisation(&next, via).await?,
+            };
+            wanted.extend(realisation.dependencies().keys().filter(|id| !found.contains_key(*id)).cloned());
+            found.insert(next.clone(), realisation);
+            wanted.remove(&next);
+            if found.len() > REALISATIONS_MAX {
+                let reason = format!("it needs more than {REALISATIONS_MAX} realisations");
+                return Err(incomplete(&found[id], reason));
+            }
+        }
+        for realisation in found.values() {
+            for (other, path) in realisation.dependencies() {
+                if found[other].path() != path {
+                    let reason =
+                        format!("it needs {other} to be {path}, which is {} here", found[other].path());
+                    return Err(incomplete(realisation, reason));
+                }
+            }
+        }
+        let published = self.adopter.publish_realisations(found.into_values().collect()).await;
+        published.map_err(|error| trouble(&error, "the realisation could not be taken"))?;
+        self.realised(id).await?.ok_or(Missing::Unavailable("the path was lost in this moment"))
+    }
+
+    async fn realised(&self, id: &DrvOutput) -> Result<Option<Realisation>, Missing> {
+        self.index.realisation(id.clone()).await.map_err(|e| trouble(&e, "the index cannot be read"))
+    }
+
+    /// What the local store or another cache says, if the path can be served, which then is.
+    async fn find_realisation(&self, id: &DrvOutput, via: &Via) -> Result<Realisation, Missing> {
+        let local = self.local.realisation(id).await;
+        if let Some(realisation) = local.map_err(|e| trouble(&e, "the Nix store cannot be asked"))?
+            && self.serve(&realisation, via).await.is_ok()
+        {
+            return Ok(realisation);
+        }
+        match self.adopter.upstreams.find_realisation(id, via).await {
+            Ok(realisation) => self.serve(&realisation, via).await.map(|()| realisation),
+            Err(reasons) => Err(Missing::Unrealised { id: id.clone(), reasons }),
+        }
+    }
+
+    /// Has the path that a realisation names served.
+    async fn serve(&self, realisation: &Realisation, via: &Via) -> Result<(), Missing> {
+        let path = realisation.path();
+        // In a box, since it is large.
+        match Box::pin(self.ask(path.hash(), OnMiss::Relayed(via.clone()))).await {
+            Answer::Ready(hit) if hit.row.path == *path => Ok(()),
+            Answer::Ready(hit) => Err(incomplete(realisation, format!("that hash is {} here", hit.row.path))),
+            Answer::Missing(reason) => Err(incomplete(realisation, reason.to_string())),
+            Answer::Wait(_) => Err(incomplete(realisation, "it is not built yet".into())),
+        }
+    }
+
     async fn served(&self, hash: StorePathHash) -> Result<Option<Box<Hit>>, Missing> {
         let hit = self.index.find(hash).await.map_err(|e| trouble(&e, "the index cannot be read"))?;
         Ok(hit.map(Box::new))
@@ -199,6 +303,11 @@ impl Substitute {
         let failure = self.index.failure(drv.clone(), SystemTime::now()).await;
         failure.map_err(|e| trouble(&e, "the index cannot be read"))
     }
+}
+
+fn incomplete(realisation: &Realisation, reason: String) -> Missing {
+    let (id, path) = (realisation.id().clone(), realisation.path().clone());
+    Missing::Incomplete { id, path, reason }
 }
 
 /// Logged once, here; the client gets the stable reason.

@@ -7,7 +7,7 @@ mod upstream;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use narinfo::{SecretKey, Signature, StoreDir, StorePath, StorePathHash, fingerprint};
+use narinfo::{Realisation, SecretKey, Signature, StoreDir, StorePath, StorePathHash, fingerprint};
 use tokio::sync::OnceCell;
 
 use crate::index::{self, Index, PathRow};
@@ -73,6 +73,18 @@ pub struct Adopter {
 pub type Asking = Arc<Mutex<HashMap<StorePathHash, Arc<OnceCell<Elsewhere>>>>>;
 
 impl Adopter {
+    /// Publishes realisations that Nix has or that were verified, with our signature beside those they have: all or none.
+    /// Whether they are: none is when one names a path that is not served.
+    ///
+    /// # Errors
+    /// When the index fails; nothing is published then.
+    pub async fn publish_realisations(&self, mut realisations: Vec<Realisation>) -> Result<bool, Error> {
+        for realisation in &mut realisations {
+            realisation.sign(&self.key);
+        }
+        Ok(self.index.publish_realisations(realisations).await?)
+    }
+
     /// Our signature on what the row says, beside those it has.
     fn sign(&self, row: &mut PathRow) {
         let fingerprint =

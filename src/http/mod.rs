@@ -8,6 +8,7 @@ mod log;
 mod nar;
 mod narinfo;
 mod pipe;
+mod realisation;
 mod route;
 mod server;
 
@@ -127,9 +128,7 @@ impl Service {
             Route::Home => now(info::home(&self, request.headers())),
             Route::CacheInfo => now(info::cache_info(&self)),
             Route::NarInfo(hash) => {
-                let via =
-                    request.headers().get_all(header::VIA).iter().filter_map(|value| value.to_str().ok());
-                let on_miss = match Via::parse(via) {
+                let on_miss = match via(&request) {
                     via if !via.is_empty() => OnMiss::Relayed(via),
                     _ if method == Method::Get && !cached => OnMiss::Build(client),
                     _ => OnMiss::Report,
@@ -143,6 +142,10 @@ impl Service {
             Route::Nar(hash, form) => {
                 Box::pin(async move { nar::get(&self, hash, form, method, client, request.headers()).await })
             }
+            Route::Realisation(id) => {
+                let via = via(&request);
+                Box::pin(async move { realisation::get(&self, &id, &via).await })
+            }
             Route::Log(drv) => now(log::get(&self, &drv)),
             Route::Health => now(info::health()),
             Route::Ready => Box::pin(async move { info::ready(&self).await }),
@@ -153,6 +156,11 @@ impl Service {
             Route::Metrics => now(api::metrics(&self)),
         }
     }
+}
+
+/// The caches of our kind that a request has come through.
+fn via<B>(request: &Request<B>) -> Via {
+    Via::parse(request.headers().get_all(header::VIA).iter().filter_map(|value| value.to_str().ok()))
 }
 
 /// An answer to come, each as large as its route needs.

@@ -1,7 +1,7 @@
 //! Request paths, parsed once into types that cannot be wrong.
 //! No raw string goes further than this file: what does not parse is no route.
 
-use narinfo::{Compression, NarHash, StorePath, StorePathHash};
+use narinfo::{Compression, DrvOutput, NarHash, StorePath, StorePathHash};
 use percent_encoding::percent_decode_str;
 
 /// Bytes of a path at most; a store path's base name has at most 244.
@@ -20,6 +20,8 @@ pub enum Route {
     NarInfo(StorePathHash),
     /// `/nar/<NarHash>.nar.zst`, `/nar/<NarHash>.nar`; others, such as `.nar.xz`, are with upstreams
     Nar(NarHash, Compression),
+    /// `/realisations/<id>.doi`, or from Nix 2.35 on `/build-trace-v2/<derivation>/<output>.doi`
+    Realisation(DrvOutput),
     /// `/log/<derivation>`
     Log(StorePath),
     /// `/healthz`: the process lives.
@@ -51,9 +53,10 @@ impl Target {
     /// Parses the path of a request and what follows its question mark; `None` when there is nothing of that name.
     #[must_use]
     pub fn parse(path: &str, query: Option<&str>) -> Option<Self> {
-        // Older clients ask for a log with a bare question mark where the derivation's name has one. Nothing else has
-        // a use for a query.
-        let name = query.filter(|_| path.contains("/log/")).map(|query| format!("{path}?{query}"));
+        // Older clients ask for a log or a realisation with a bare question mark where the name of the derivation or of
+        // its output has one. Nothing else has a use for a query.
+        let named = path.contains("/log/") || path.contains("/realisations/");
+        let name = query.filter(|_| named).map(|query| format!("{path}?{query}"));
         let path = name.as_deref().unwrap_or(path);
         if path.len() > PATH_BYTES_MAX {
             return None;
@@ -83,6 +86,9 @@ fn route(path: &str) -> Option<Route> {
     }
     if let Some(file) = path.strip_prefix("nar/") {
         return nar(file);
+    }
+    if path.ends_with(".doi") {
+        return DrvOutput::from_file(path).ok().map(Route::Realisation);
     }
     if let Some(id) = path.strip_prefix("api/v1/builds/") {
         return id.parse().ok().map(Route::Build);

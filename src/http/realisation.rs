@@ -1,0 +1,14 @@
+//! `/realisations/<id>.doi` and `/build-trace-v2/<derivation>/<output>.doi`: answered at once, and nothing is built for them.
+
+use narinfo::DrvOutput;
+
+use super::Service;
+use super::answer::{self, Answer};
+use crate::upstream::Via;
+
+pub(super) async fn get(service: &Service, id: &DrvOutput, via: &Via) -> Answer {
+    match service.parts.substitute.realisation(id, via).await {
+        Ok(realisation) => answer::ready(answer::JSON, realisation.render()),
+        Err(reason) => answer::missing(reason),
+    }
+}
