@@ -130,6 +130,7 @@ mod tests {
         let nar = "0".repeat(52);
         let drv = format!("{HASH}-a+b?c.drv");
         let encoded = drv.replace('+', "%2B").replace('?', "%3F");
+        let id = format!("sha256:{}!out", "0f".repeat(32));
         for (path, route) in [
             ("nix-cache-info".to_owned(), Route::CacheInfo),
             (format!("{HASH}.narinfo"), Route::NarInfo(HASH.parse().expect("a hash"))),
@@ -137,6 +138,17 @@ mod tests {
             (format!("nar/{nar}.nar"), Route::Nar(NarHash::from_bytes([0; 32]), Compression::None)),
             (format!("nar/{nar}.nar.xz"), Route::Nar(NarHash::from_bytes([0; 32]), Compression::Xz)),
             (format!("nar/{HASH}-{nar}.nar"), Route::Nar(NarHash::from_bytes([0; 32]), Compression::None)),
+            (format!("realisations/{id}.doi"), Route::Realisation(id.parse().expect("an id"))),
+            (
+                format!("realisations/{}.doi", id.replace('!', "%21")),
+                Route::Realisation(id.parse().expect("an id")),
+            ),
+            (
+                format!("build-trace-v2/{encoded}/out.doi"),
+                Route::Realisation(
+                    DrvOutput::from_file(&format!("build-trace-v2/{drv}/out.doi")).expect("a file"),
+                ),
+            ),
             (format!("log/{encoded}"), Route::Log(StorePath::parse(&drv).expect("a store path"))),
             ("api/v1/builds/7".to_owned(), Route::Build(7)),
             (format!("api/v1/paths/{HASH}"), Route::Path(HASH.parse().expect("a hash"))),
@@ -148,13 +160,17 @@ mod tests {
     }
 
     #[test]
-    fn a_bare_question_mark_belongs_to_the_name_of_a_log_and_to_nothing_else() {
+    fn a_bare_question_mark_belongs_to_the_name_of_a_log_or_a_realisation_and_to_nothing_else() {
         let (drv, nar) = (format!("{HASH}-a?b.drv"), "0".repeat(52));
         let log = Route::Log(StorePath::parse(&drv).expect("a store path"));
         for (prefix, cached) in [("/", false), ("/cached/", true)] {
             let path = format!("{prefix}log/{HASH}-a");
             assert_eq!(Target::parse(&path, Some("b.drv")), Some(Target { route: log.clone(), cached }));
         }
+        let id = format!("sha256:{}!a", "0f".repeat(32));
+        let realisation = Route::Realisation(format!("{id}?b").parse().expect("an id"));
+        let target = Target { route: realisation, cached: false };
+        assert_eq!(Target::parse(&format!("/realisations/{id}"), Some("b.doi")), Some(target));
         let path = format!("/nar/{nar}.nar");
         assert_eq!(Target::parse(&path, Some("hash=x")), Target::parse(&path, None));
         assert_eq!(Target::parse(&format!("/log/{HASH}-a"), Some(&"a".repeat(64 * 1024))), None);

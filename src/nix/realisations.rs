@@ -1,11 +1,12 @@
 //! What the local Nix store knows of the outputs of content-addressed derivations. Whatever the daemon has no answer to is
 //! not known: realisations are an experimental feature, which most daemons have not.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use narinfo::{DrvOutput, Realisation, StorePath};
+use tokio::sync::Mutex;
 
 use super::derivations::read_derivation;
 use super::error::DaemonError;
@@ -18,14 +19,25 @@ const REST: Duration = Duration::from_secs(600);
 #[derive(Clone, Debug)]
 pub(super) struct Realisations {
     pool: Pool,
-    /// When the daemon hung up.
-    hung_up: Arc<Mutex<Option<Instant>>>,
+    /// Held while a daemon is asked that has not answered yet: one that hangs up does so by crashing.
+    known: Arc<Mutex<Known>>,
     warned: Arc<AtomicBool>,
+}
+
+/// What is known of the daemon.
+#[derive(Clone, Copy, Debug, Default)]
+enum Known {
+    #[default]
+    Nothing,
+    /// It has answered such a question.
+    Answers,
+    /// It hung up on one then.
+    HungUp(Instant),
 }
 
 impl Realisations {
     pub(super) fn new(pool: Pool) -> Self {
-        Self { pool, hung_up: Arc::default(), warned: Arc::default() }
+        Self { pool, known: Arc::default(), warned: Arc::default() }
     }
 
     /// What the store knows of an output, whether or not its path is still there.
@@ -47,26 +59,53 @@ impl Realisations {
     }
 
     async fn by_hash(&self, id: &DrvOutput) -> Result<Option<Realisation>, DaemonError> {
-        if self.hung_up.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < REST) {
-            return Ok(None);
+        let mut known = self.known.lock().await;
+        match *known {
+            Known::HungUp(at) if at.elapsed() < REST => return Ok(None),
+            Known::Answers => {
+                drop(known);
+                let found = self.ask(id).await;
+                known = self.known.lock().await;
+                self.learn(&mut known, found)
+            }
+            Known::Nothing | Known::HungUp(_) => {
+                let found = self.ask(id).await;
+                self.learn(&mut known, found)
+            }
         }
+    }
+
+    async fn ask(&self, id: &DrvOutput) -> Result<Option<Realisation>, DaemonError> {
         match self.pool.get().await?.query_realisation(id).await {
             Err(DaemonError::Closed) => {}
             other => return other,
         }
         // It may have been an old connection.
-        match self.pool.get_fresh().await?.query_realisation(id).await {
-            Err(DaemonError::Closed) => {}
-            other => return other,
+        self.pool.get_fresh().await?.query_realisation(id).await
+    }
+
+    fn learn(
+        &self,
+        known: &mut Known,
+        found: Result<Option<Realisation>, DaemonError>,
+    ) -> Result<Option<Realisation>, DaemonError> {
+        match found {
+            Err(DaemonError::Closed) => {
+                *known = Known::HungUp(Instant::now());
+                if !self.warned.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        "the Nix daemon hangs up when it is asked for a realisation, as it does without the \
+                         experimental feature ca-derivations; realisations come from other caches alone"
+                    );
+                }
+                Ok(None)
+            }
+            Ok(_) | Err(DaemonError::Nix(_)) => {
+                *known = Known::Answers;
+                found
+            }
+            Err(_) => found,
         }
-        *self.hung_up.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        if !self.warned.swap(true, Ordering::Relaxed) {
-            tracing::warn!(
-                "the Nix daemon hangs up when it is asked for a realisation, as it does without the experimental \
-                 feature ca-derivations; realisations come from other caches alone"
-            );
-        }
-        Ok(None)
     }
 
     /// The daemon tells by the path of the derivation what its outputs are. Only a derivation without inputs that are
