@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::process::{self, Background, Finished};
 use super::release::{Launcher, Release};
-use super::store::{Folder, NIX_CONF, nix_variables, text, write};
+use super::store::{Folder, nix_conf, nix_variables, text, write};
 
 /// A cache to fetch from, and the one key that is trusted.
 #[derive(Clone, Debug)]
@@ -37,11 +37,8 @@ impl Client {
         let folder = Folder::new();
         let variables = nix_variables(&folder, store_dir);
         let own = folder.subfolder("store");
-        let mut conf = format!("{NIX_CONF}max-jobs = 0\nrequire-sigs = true\n");
-        for (name, value) in settings {
-            conf.push_str(&format!("{name} = {value}\n"));
-        }
-        write(&folder.path().join("etc/nix.conf"), &conf);
+        let settings = [&[("max-jobs", "0"), ("require-sigs", "true")], settings].concat();
+        write(&folder.path().join("etc/nix.conf"), &nix_conf(&settings));
         let launcher =
             Launcher::new(release, variables).variable("NIX_REMOTE", "local").bind(&own, store_dir);
         Client { folder, launcher }

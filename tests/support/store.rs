@@ -28,6 +28,12 @@ substituters =
 experimental-features = nix-command
 ";
 
+/// Those, and after them these, which win.
+pub fn nix_conf(settings: &[(&str, &str)]) -> String {
+    let lines = settings.iter().map(|(name, value)| format!("{name} = {value}\n"));
+    format!("{NIX_CONF}{}", lines.collect::<String>())
+}
+
 /// A temporary folder whose read-only store paths are removed with it.
 pub struct Folder(tempfile::TempDir);
 
@@ -90,10 +96,15 @@ pub struct NixStore {
 impl NixStore {
     /// An empty store.
     pub fn new(release: Release) -> NixStore {
+        NixStore::with_settings(release, &[])
+    }
+
+    /// The same with these lines in its nix.conf, such as `("secret-key-files", "/the/key")`.
+    pub fn with_settings(release: Release, settings: &[(&str, &str)]) -> NixStore {
         let folder = Folder::new();
         let store_dir = folder.subfolder("store");
         let launcher = Launcher::new(release.clone(), nix_variables(&folder, &store_dir));
-        write(&folder.path().join("etc/nix.conf"), NIX_CONF);
+        write(&folder.path().join("etc/nix.conf"), &nix_conf(settings));
         NixStore { release, folder: Arc::new(folder), launcher, names: AtomicU64::new(0) }
     }
 

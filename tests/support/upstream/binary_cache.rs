@@ -93,15 +93,24 @@ impl BinaryCache {
     /// Copies these paths of `store`, and all that they refer to, into the cache.
     #[track_caller]
     pub fn add(&self, store: &NixStore, compression: Compression, paths: &[&Path]) {
+        self.copy(store, compression, &paths.iter().map(|path| text(path)).collect::<Vec<_>>());
+    }
+
+    /// The same with whatever else `nix copy` takes, such as `--expr`.
+    #[track_caller]
+    pub fn copy(&self, store: &NixStore, compression: Compression, what: &[&str]) {
         let url = format!(
             "{}?compression={}&secret-key={}",
             self.file_url(),
             compression.name(),
-            text(&self.home.path().join("key"))
+            text(&self.key_file())
         );
-        let mut arguments = vec!["copy", "--to", &url];
-        arguments.extend(paths.iter().map(|path| text(path)));
-        store.nix(&arguments);
+        store.nix(&[&["copy", "--to", &url], what].concat());
+    }
+
+    /// The file with its secret key.
+    pub fn key_file(&self) -> PathBuf {
+        self.home.path().join("key")
     }
 
     /// Where it is.
