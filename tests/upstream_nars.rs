@@ -3,34 +3,55 @@
 
 mod support;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use narinfo::NarHash;
+use sha2::{Digest, Sha256};
 use support::addresses::{field, narinfo_address};
-use support::derivations::{noise, text_file};
 use support::upstream::bombs::{bomb, xz_with_a_dictionary_of_4_gib, zstd_bomb, zstd_with_a_window_of_2_gib};
 use support::upstream::{counted, settings_file, stored_nars};
 use support::{
-    BinaryCache, Client, Compression, Daemon, Ending, Fault, FileServer, Http, NixStore, Ondine, Release,
-    Sample, Upstream, wait_until,
+    BinaryCache, Client, Compression, Daemon, Derivation, Ending, Fault, FileServer, Http, NixStore, Ondine,
+    Release, Upstream, wait_until,
 };
 
-/// Memory that a hostile file may cost the server, in bytes.
+/// Memory that all hostile files of a test together may cost the server, in bytes.
 const MEMORY_MAX: u64 = 64 << 20;
 /// Bytes that the server may have taken of a body that has no end; the buffers of two sockets are among them.
 const TAKEN_MAX: u64 = 32 << 20;
 /// Lines of every upstream here: a test need not wait for long.
 const HASTE: &str = "connect-timeout = \"1s\"\nstall-timeout = \"1s\"\n";
-/// The time in which a stalled upstream must be given up, with all that is tried again.
+/// The time in which a spoilt NAR must be given up, with all that is tried again.
 const GIVEN_UP_WITHIN: Duration = Duration::from_secs(15);
 
-/// A path that only other caches have, and one of them that is as it should be.
+/// What is wrong with a NAR.
+enum Spoilt {
+    /// The answer of the server, so that the first who asks gets another upstream's bytes or a 404.
+    BeforeAnyByte(Fault),
+    /// The answer of the server.
+    Answer(Fault),
+    /// The file, made from the right one.
+    File(&'static str, fn(&[u8]) -> Vec<u8>),
+}
+
+use Spoilt::{Answer, BeforeAnyByte, File};
+
+/// A spoilt upstream with two paths, one of which the good upstream has, too.
+struct Row {
+    said: String,
+    spoilt: Upstream,
+    at_once: bool,
+    lonely: PathBuf,
+    shared: PathBuf,
+}
+
+/// A server with a spoilt upstream for each row, and after them one that is as it should be.
 struct World {
     store: NixStore,
     _daemon: Daemon,
-    sample: Sample,
-    other: Sample,
+    rows: Vec<Row>,
     good: Upstream,
 }
 
@@ -45,23 +66,69 @@ enum Got {
     Cut,
 }
 
+/// Asks for the narinfo, then for the NAR in the form of the narinfo or plain. A whole NAR must be the one promised.
+fn get(ondine: &Ondine, path: &Path, nar_hash: &str, plain: bool) -> Got {
+    let http = Http::new(&ondine.url());
+    let narinfo = http.get(&narinfo_address(path));
+    if narinfo.status == 404 {
+        return Got::Missing;
+    }
+    assert_eq!((narinfo.status, field(&narinfo.text(), "NarHash")), (200, nar_hash));
+    let address = format!("/{}", field(&narinfo.text(), "URL"));
+    let address = if plain { address.trim_end_matches(".zst") } else { &address };
+    // Where the body breaks off at once, not even the headers need come.
+    let Ok(mut answer) = http.try_open(address, &[]) else { return Got::Cut };
+    if answer.status == 404 {
+        return Got::Missing;
+    }
+    let (body, ending) = answer.read_to_end();
+    if ending != Ending::Complete {
+        return Got::Cut;
+    }
+    let nar = if plain {
+        body
+    } else {
+        zstd::decode_all(&body[..]).expect("a body that ended well is a zstd file")
+    };
+    assert_eq!(
+        (answer.status, &*NarHash::from_bytes(Sha256::digest(&nar).into()).to_string()),
+        (200, nar_hash)
+    );
+    Got::Right
+}
+
+/// One derivation with so many outputs of some 300 KB that do not compress, no two alike.
+fn noises(count: usize) -> Derivation {
+    let outputs: Vec<String> = (0..count).map(|number| format!("o{number}")).collect();
+    let script = "for output in $outputs; do perl -e '
+        my ($state) = unpack \"N\", pack \"H8\", substr(shift, 0, 8);
+        for (1 .. 75_000) { $state = ($state * 1664525 + 1013904223) & 0xffffffff; print pack \"N\", $state ^ ($state >> 15); }
+    ' $(printf '%s' \"$output\" | md5sum) > \"${!output}\"; done";
+    Derivation::new("noise", script).outputs(&outputs.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
 impl World {
-    fn new(compression: Compression) -> World {
+    fn new(rows: Vec<(Compression, Spoilt)>) -> World {
         let store = NixStore::new(Release::Host);
-        let sample = Sample::new(&store, &noise("noise", 300_000));
-        let other = Sample::new(&store, &text_file("other", "other"));
-        let good = BinaryCache::new(&store, compression, &[&sample.path, &other.path]);
-        sample.collect_with_derivation(&store);
-        World { _daemon: store.daemon(), store, sample, other, good: Upstream::of(good) }
-    }
-
-    /// An upstream like the good one, which a test then spoils.
-    fn twin(&self) -> Upstream {
-        Upstream::of(self.good.cache.twin())
-    }
-
-    fn path(&self) -> &Path {
-        &self.sample.path
+        let noises = store.instantiate(&noises(2 * rows.len()));
+        store.realise(&noises.drv);
+        let good = BinaryCache::empty("upstream-1");
+        let paths = noises.outputs.iter().map(|(_, path)| path.clone()).collect::<Vec<_>>();
+        let rows = rows.into_iter().zip(paths.chunks(2)).map(|((compression, what), paths)| {
+            let [lonely, shared] = [0, 1].map(|number| paths[number].clone());
+            good.add(&store, compression, &[&shared]);
+            let spoilt = Upstream::of(BinaryCache::new(&store, compression, &[&lonely, &shared]));
+            Row {
+                said: what.spoil(&spoilt, compression, paths),
+                spoilt,
+                at_once: what.at_once(),
+                lonely,
+                shared,
+            }
+        });
+        let rows = rows.collect();
+        store.gc();
+        World { _daemon: store.daemon(), store, rows, good: Upstream::of(good) }
     }
 
     /// A server with these upstreams, the first preferred.
@@ -73,139 +140,121 @@ impl World {
         Ondine::start(&self.store, &["--config", &settings_file(&self.store, &tables)])
     }
 
-    /// Asks for the narinfo, then for the NAR in the form of the narinfo or plain.
-    fn get(&self, ondine: &Ondine, plain: bool) -> Got {
-        let http = Http::new(&ondine.url());
-        let narinfo = http.get(&narinfo_address(self.path()));
-        if narinfo.status == 404 {
-            return Got::Missing;
-        }
-        assert_eq!(narinfo.status, 200, "{}", narinfo.text());
-        let address = format!("/{}", field(&narinfo.text(), "URL"));
-        let address = if plain { address.trim_end_matches(".zst") } else { &address };
-        let mut answer = http.open(address, &[]);
-        if answer.status == 404 {
-            return Got::Missing;
-        }
-        assert_eq!(answer.status, 200);
-        let (body, ending) = answer.read_to_end();
-        if ending != Ending::Complete {
-            return Got::Cut;
-        }
-        let nar = if plain {
-            body
-        } else {
-            zstd::decode_all(&body[..]).expect("a body that ended well is a zstd file")
-        };
-        self.sample.assert_is_nar(&nar);
-        Got::Right
-    }
-
-    /// The promise about a spoilt NAR: alone, it reaches nobody whole and is not kept; before a good one, it does not keep
-    /// that from being delivered. `at_once` says that the first who asks gets it, because nothing wrong was sent before.
-    fn refuses(&self, spoilt: &Upstream, said: &str, at_once: bool) {
-        let ondine = self.behind(&[spoilt]);
+    /// The promise about a spoilt NAR: where nobody else has it, it reaches nobody whole and is not kept; where another
+    /// upstream has it, that one's bytes are delivered, at the latest to whoever asks again.
+    fn refuses(&self) {
+        let mut upstreams: Vec<&Upstream> = self.rows.iter().map(|row| &row.spoilt).collect();
+        upstreams.push(&self.good);
+        let ondine = self.behind(&upstreams);
         let idle = ondine.rss_bytes();
-        for plain in [false, true, false] {
-            let begun = Instant::now();
-            let got = self.get(&ondine, plain);
-            assert_ne!(got, Got::Right, "{said}, plain {plain}");
-            assert!(!at_once || got == Got::Missing, "{said}, plain {plain}: cut, though no byte was good");
-            assert!(begun.elapsed() < GIVEN_UP_WITHIN, "{said}: {:?}", begun.elapsed());
+        let told = |what: &str| counted(&ondine, what, &["failed", "refused", "missing"]);
+        for Row { said, spoilt, at_once, lonely, shared } in &self.rows {
+            let before = told("nars");
+            let of = |path: &Path| field(&spoilt.cache.narinfo(path), "NarHash").to_owned();
+            let got: Vec<Got> = (0..3).map(|_| get(&ondine, shared, &of(shared), false)).collect();
+            assert_eq!(got[2], Got::Right, "{said}: {got:?}");
+            assert!(!at_once || got[0] == Got::Right, "{said}: {got:?}");
+            for plain in [false, true] {
+                let begun = Instant::now();
+                let got = get(&ondine, lonely, &of(lonely), plain);
+                assert_ne!(got, Got::Right, "{said}, plain {plain}");
+                assert!(
+                    !at_once || got == Got::Missing,
+                    "{said}, plain {plain}: cut, though no byte was good"
+                );
+                assert!(begun.elapsed() < GIVEN_UP_WITHIN, "{said}: {:?}", begun.elapsed());
+            }
+            assert!(told("nars") >= before + 2, "{said}: not counted");
         }
-        wait_until(&format!("{said}: nothing is left in the NAR store"), Duration::from_secs(5), || {
-            stored_nars(&ondine).is_empty()
+        wait_until("nothing is kept but what is right", Duration::from_secs(5), || {
+            let stored = stored_nars(&ondine);
+            stored.len() == self.rows.len() && stored.iter().all(|file| !file.starts_with("tmp/"))
         });
-        assert!(
-            ondine.peak_rss_bytes() < idle + MEMORY_MAX,
-            "{said}: {} from {idle}",
-            ondine.peak_rss_bytes()
-        );
-        assert!(counted(&ondine, "nars", &["failed", "refused"]) > 0, "{said}: not counted");
-
-        let ondine = self.behind(&[spoilt, &self.good]);
-        let got: Vec<Got> = (0..3).map(|_| self.get(&ondine, false)).collect();
-        assert_eq!(got[2], Got::Right, "{said}: {got:?}");
-        assert!(!at_once || got[0] == Got::Right, "{said}: {got:?}");
+        assert!(ondine.peak_rss_bytes() < idle + MEMORY_MAX, "{} from {idle}", ondine.peak_rss_bytes());
         let client = Client::new(Release::Host, &self.store.store_dir());
-        client.fetch(&ondine.substituter(), &[self.path()]).must_succeed();
-        self.sample.assert_held_by(&client);
+        let shared: Vec<&Path> = self.rows.iter().map(|row| &*row.shared).collect();
+        client.fetch(&ondine.substituter(), &shared).must_succeed();
+        assert!(shared.iter().all(|path| client.has(path)));
+    }
+}
+
+impl Spoilt {
+    fn at_once(&self) -> bool {
+        matches!(self, BeforeAnyByte(_))
     }
 
-    /// The same for answers of the upstream's server.
-    fn refuses_answers(&self, fault: Fault, at_once: bool) {
-        let said = format!("{fault:?}");
-        let spoilt = self.twin();
-        spoilt.server.fault("/nar/", fault);
-        self.refuses(&spoilt, &said, at_once);
-    }
-
-    /// The same for a file.
-    fn refuses_file(&self, file: &[u8], said: &str) {
-        let spoilt = self.twin();
-        spoilt.cache.replace_nar(self.path(), file);
-        for named in ["FileSize", "FileHash"] {
-            // What a client need not believe must not be what saves us.
-            spoilt.cache.remove(self.path(), named);
+    /// Spoils the NARs of these paths, and says how.
+    fn spoil(&self, upstream: &Upstream, compression: Compression, paths: &[PathBuf]) -> String {
+        match self {
+            BeforeAnyByte(fault) | Answer(fault) => {
+                upstream.server.fault("/nar/", fault.clone());
+                format!("{fault:.100?}")
+            }
+            File(what, change) => {
+                for path in paths {
+                    upstream.cache.replace_nar(path, &change(&upstream.cache.nar_bytes(path)));
+                    for named in ["FileSize", "FileHash"] {
+                        // What a client need not believe must not be what saves us.
+                        upstream.cache.remove(path, named);
+                    }
+                }
+                format!("{what}, {compression:?}")
+            }
         }
-        self.refuses(&spoilt, said, false);
     }
+}
+
+/// The same fault in every compression but none.
+fn compressed(spoilt: impl Fn() -> Spoilt) -> Vec<(Compression, Spoilt)> {
+    let compressions = Compression::ALL.into_iter().filter(|compression| *compression != Compression::None);
+    compressions.map(|compression| (compression, spoilt())).collect()
+}
+
+fn flipped(file: &[u8]) -> Vec<u8> {
+    let mut file = file.to_vec();
+    let middle = file.len() / 2;
+    file[middle] ^= 0x55;
+    file
+}
+
+fn half(file: &[u8]) -> Vec<u8> {
+    file[..file.len() / 2].to_vec()
 }
 
 #[test]
 fn a_nar_with_another_hash_reaches_nobody() {
-    let world = World::new(Compression::None);
-    let right = world.good.cache.nar_bytes(world.path());
-    let mut flipped = right.clone();
-    flipped[150_000] ^= 1;
-    let mut longer = right.clone();
-    longer.extend([0; 8]);
-    let other = world.good.cache.nar_bytes(&world.other.path);
-    let named: [(&str, &[u8]); 5] = [
-        ("one bit is wrong", &flipped),
-        ("eight bytes too many", &longer),
-        ("another NAR", &other),
-        ("no NAR", b"<html>Please log in</html>"),
-        ("nothing", b""),
+    let file = |said, change| (Compression::None, File(said, change));
+    let rows = vec![
+        file("a byte is wrong", flipped),
+        file("eight bytes too many", |file| [file, &[0; 8]].concat()),
+        file("half of it", half),
+        file("twice", |file| file.repeat(2)),
+        file("no NAR", |_| b"<html>Please log in</html>".to_vec()),
+        file("nothing", |_| Vec::new()),
     ];
-    for (said, file) in named {
-        world.refuses_file(file, said);
-    }
+    World::new(rows).refuses();
 }
 
 #[test]
-fn a_file_that_is_not_in_the_compression_named_reaches_nobody() {
-    for compression in Compression::ALL.into_iter().filter(|compression| *compression != Compression::None) {
-        let world = World::new(compression);
-        let mut file = world.good.cache.nar_bytes(world.path());
-        let middle = file.len() / 2;
-        file[middle] ^= 0x55;
-        world.refuses_file(&file, &format!("a byte of a {compression:?} file is wrong"));
-    }
+fn a_damaged_file_reaches_nobody_in_any_compression() {
+    let mut rows = compressed(|| File("a byte is wrong", flipped));
+    rows.extend(compressed(|| File("half of it", half)));
+    rows.push((Compression::Xz, File("no xz file", |_| b"<html>Please log in</html>".to_vec())));
+    World::new(rows).refuses();
 }
 
 #[test]
 fn a_nar_that_was_cut_off_reaches_nobody() {
-    let world = World::new(Compression::Xz);
-    for fault in [
+    let faults = [
         Fault::Cut(1000),
         Fault::ChunksCut(1000),
         Fault::ChunksEnd(1000),
         Fault::CloseEnds(1000),
         Fault::ShortLength(1000),
-    ] {
-        world.refuses_answers(fault, false);
-    }
-    let file = world.good.cache.nar_bytes(world.path());
-    world.refuses_file(&file[..file.len() / 2], "half a file");
-}
-
-#[test]
-fn half_a_plain_nar_reaches_nobody() {
-    let world = World::new(Compression::None);
-    let file = world.good.cache.nar_bytes(world.path());
-    world.refuses_file(&file[..file.len() / 2], "half a file");
-    world.refuses_answers(Fault::ChunksEnd(1000), false);
+    ];
+    let mut rows: Vec<_> = faults.map(|fault| (Compression::Xz, Answer(fault))).into();
+    rows.push((Compression::None, Answer(Fault::ChunksEnd(1000))));
+    World::new(rows).refuses();
 }
 
 #[test]
@@ -213,16 +262,15 @@ fn a_body_without_end_is_left() {
     for (compression, sized) in
         [(Compression::Xz, true), (Compression::Xz, false), (Compression::None, false)]
     {
-        let world = World::new(compression);
-        let endless = world.twin();
-        endless.server.fault("/nar/", Fault::Endless);
+        let world = World::new(vec![(compression, Answer(Fault::Endless))]);
+        let Row { spoilt: endless, lonely, .. } = &world.rows[0];
         if !sized {
-            endless.cache.remove(world.path(), "FileSize");
+            endless.cache.remove(lonely, "FileSize");
         }
-        let ondine = world.behind(&[&endless]);
+        let ondine = world.behind(&[endless]);
         let idle = ondine.rss_bytes();
         // All that is right comes first, so the right bytes may be delivered; nothing else, and not for ever.
-        let _ = world.get(&ondine, false);
+        get(&ondine, lonely, field(&endless.cache.narinfo(lonely), "NarHash"), false);
         wait_until("the upstream is left", GIVEN_UP_WITHIN, || {
             endless.server.seen_of("/nar/").iter().all(|seen| seen.over)
         });
@@ -234,112 +282,116 @@ fn a_body_without_end_is_left() {
 
 #[test]
 fn a_bomb_goes_off_nowhere() {
-    for (compression, program) in
-        [(Compression::Xz, "xz"), (Compression::Bzip2, "bzip2"), (Compression::Gzip, "gzip")]
-    {
-        World::new(compression).refuses_file(&bomb(program), &format!("a {program} bomb"));
-    }
-    World::new(Compression::Zstd).refuses_file(&zstd_bomb(), "a zstd bomb");
+    World::new(vec![
+        (Compression::Xz, File("a bomb", |_| bomb("xz"))),
+        (Compression::Bzip2, File("a bomb", |_| bomb("bzip2"))),
+        (Compression::Gzip, File("a bomb", |_| bomb("gzip"))),
+        (Compression::Zstd, File("a bomb", |_| zstd_bomb())),
+    ])
+    .refuses();
 }
 
 #[test]
 fn a_file_that_asks_for_gigabytes_of_memory_is_refused() {
-    let world = World::new(Compression::None);
-    let nar = world.good.cache.nar_bytes(world.path());
+    World::new(vec![
+        (Compression::Xz, File("a dictionary of 4 GiB", xz_with_a_dictionary_of_4_gib)),
+        (Compression::Zstd, File("a window of 2 GiB", |file| zstd_with_a_window_of_2_gib(&nar_in(file)))),
+    ])
+    .refuses();
+}
+
+fn nar_in(file: &[u8]) -> Vec<u8> {
+    zstd::decode_all(file).expect("a zstd file")
+}
+
+#[test]
+fn that_file_would_be_right_for_whoever_has_the_memory() {
+    // The control of the test above: nothing else is wrong with it.
+    let nar = b"any bytes at all".repeat(20_000);
     let large = zstd_with_a_window_of_2_gib(&nar);
     let mut decoder = zstd::Decoder::new(&large[..]).expect("a decoder");
-    decoder.window_log_max(31).expect("allowed");
+    decoder.window_log_max(31).expect("the largest there is");
     let mut decoded = Vec::new();
-    std::io::Read::read_to_end(&mut decoder, &mut decoded).expect("a valid file, but for its window");
+    std::io::Read::read_to_end(&mut decoder, &mut decoded).expect("a valid file");
     assert_eq!(decoded, nar);
-    World::new(Compression::Zstd).refuses_file(&large, "a zstd window of 2 GiB");
-
-    let world = World::new(Compression::Xz);
-    let large = xz_with_a_dictionary_of_4_gib(&world.good.cache.nar_bytes(world.path()));
-    world.refuses_file(&large, "an xz dictionary of 4 GiB");
 }
 
 #[test]
 fn an_upstream_that_stalls_is_left_for_the_next() {
-    let world = World::new(Compression::Xz);
-    world.refuses_answers(Fault::Silence, true);
-    world.refuses_answers(Fault::Drip, false);
+    World::new(vec![
+        (Compression::Xz, BeforeAnyByte(Fault::Silence)),
+        (Compression::Xz, Answer(Fault::Drip)),
+    ])
+    .refuses();
 }
 
 #[test]
 fn an_upstream_that_refuses_the_nar_is_left_for_the_next_before_the_client_sees_a_byte() {
-    let world = World::new(Compression::Xz);
-    for fault in [
-        Fault::Status(404),
-        Fault::Status(403),
-        Fault::Status(429),
-        Fault::Status(500),
-        Fault::Status(503),
-        Fault::CloseEarly,
-    ] {
-        world.refuses_answers(fault, true);
-    }
+    let mut faults: Vec<Fault> = [404, 403, 429, 500, 503].map(Fault::Status).into();
+    faults.push(Fault::CloseEarly);
+    World::new(faults.into_iter().map(|fault| (Compression::Xz, BeforeAnyByte(fault))).collect()).refuses();
 }
 
 #[test]
 fn a_body_that_is_said_to_be_encoded_once_more_is_never_taken_for_another() {
-    let world = World::new(Compression::None);
-    let encoded = world.twin();
-    encoded.server.fault("/nar/", Fault::Encoded("gzip".into()));
+    let world = World::new(vec![(Compression::None, Answer(Fault::Encoded("gzip".into())))]);
+    let Row { spoilt, lonely, .. } = &world.rows[0];
     // Refused, or the right bytes: the test is within.
-    let _ = world.get(&world.behind(&[&encoded]), false);
+    get(&world.behind(&[spoilt]), lonely, field(&spoilt.cache.narinfo(lonely), "NarHash"), false);
 }
 
 // Redirects.
 
 #[test]
 fn a_redirect_is_followed_within_the_upstream_and_not_for_ever() {
-    let world = World::new(Compression::Xz);
-    let file = Arc::new(world.good.cache.nar_bytes(world.path()));
-    for (hops, followed) in [(1, true), (5, true), (6, false)] {
-        let upstream = world.twin();
-        upstream.server.fault("/nar/", Fault::Redirect("/hop-1".into()));
+    let hops = [(1, true), (5, true), (6, false)];
+    let world = World::new(hops.map(|_| (Compression::Xz, Answer(Fault::Redirect("/hop-1".into())))).into());
+    for ((hops, followed), Row { spoilt, lonely, .. }) in hops.into_iter().zip(&world.rows) {
         for hop in 1..hops {
-            upstream.server.fault(&format!("/hop-{hop}"), Fault::Redirect(format!("/hop-{}", hop + 1)));
+            spoilt.server.fault(&format!("/hop-{hop}"), Fault::Redirect(format!("/hop-{}", hop + 1)));
         }
-        upstream.server.fault(&format!("/hop-{hops}"), Fault::Instead(file.clone()));
-        let got = world.get(&world.behind(&[&upstream]), false);
+        let file = Arc::new(spoilt.cache.nar_bytes(lonely));
+        spoilt.server.fault(&format!("/hop-{hops}"), Fault::Instead(file));
+        let nar_hash = spoilt.cache.narinfo(lonely);
+        let got = get(&world.behind(&[spoilt]), lonely, field(&nar_hash, "NarHash"), false);
         assert_eq!(got == Got::Right, followed, "{hops} hops");
     }
 }
 
 #[test]
-fn a_redirect_that_leads_to_itself_is_left_for_the_next_upstream() {
-    let world = World::new(Compression::Xz);
-    let address = field(&world.good.cache.narinfo(world.path()), "URL").to_owned();
-    world.refuses_answers(Fault::Redirect(format!("/{address}")), true);
-}
-
-#[test]
 fn a_redirect_that_leads_astray_is_refused() {
-    let world = World::new(Compression::Xz);
-    let trap = FileServer::new(world.good.cache.folder());
-    let nar = field(&world.good.cache.narinfo(world.path()), "URL").to_owned();
+    let trap_folder = support::store::Folder::new();
+    let trap = FileServer::new(trap_folder.path().to_owned());
     let port = trap.url().rsplit(':').next().expect("a port").to_owned();
-    for to in [
-        format!("http://169.254.169.254/{nar}"),
-        format!("http://[fe80::1]/{nar}"),
-        format!("http://127.0.0.1:{port}/{nar}"),
-        format!("http://127.1.2.3:{port}/{nar}"),
-        format!("http://localhost:{port}/{nar}"),
-        format!("http://[::1]:{port}/{nar}"),
-        format!("http://0.0.0.0:{port}/{nar}"),
-        format!("//127.0.0.1:{port}/{nar}"),
-        format!("file://{}", world.good.cache.nar_file(world.path()).display()),
+    let astray = [
+        "http://169.254.169.254/nar".to_owned(),
+        "http://[fe80::1]/nar".to_owned(),
+        format!("http://127.0.0.1:{port}/nar"),
+        format!("http://127.1.2.3:{port}/nar"),
+        format!("http://localhost:{port}/nar"),
+        format!("http://[::1]:{port}/nar"),
+        format!("http://[::ffff:127.0.0.1]:{port}/nar"),
+        format!("http://0.0.0.0:{port}/nar"),
+        format!("//127.0.0.1:{port}/nar"),
+        "file:///etc/passwd".to_owned(),
         "ftp://127.0.0.1/nar".to_owned(),
-        "gopher://127.0.0.1/nar".to_owned(),
         "http://".to_owned(),
-    ] {
-        // One leads astray when asked for the narinfo, the other when asked for the NAR.
-        let [first, second] = [world.twin(), world.twin()];
-        first.server.fault(".narinfo", Fault::Redirect(to.clone()));
-        second.server.fault("/nar/", Fault::Redirect(to.clone()));
-        assert_eq!(world.get(&world.behind(&[&first, &second]), false), Got::Missing, "{to}");
-        assert_eq!(trap.seen().len(), 0, "{to} was followed");
+        // To itself, for ever.
+        String::new(),
+    ];
+    let rows = astray.clone().map(|to| (Compression::Xz, BeforeAnyByte(Fault::Redirect(to))));
+    let world = World::new(rows.into());
+    world.refuses();
+    // A narinfo is not looked for there either.
+    for row in &world.rows {
+        row.spoilt.server.mend();
     }
+    for (to, row) in astray.iter().zip(&world.rows) {
+        row.spoilt.server.fault(".narinfo", Fault::Redirect(to.clone()));
+    }
+    let ondine = world.behind(&world.rows.iter().map(|row| &row.spoilt).collect::<Vec<_>>());
+    for row in &world.rows {
+        assert_eq!(get(&ondine, &row.lonely, "", false), Got::Missing, "{}", row.said);
+    }
+    assert_eq!(trap.seen().len(), 0, "{:?}", trap.seen());
 }

@@ -9,6 +9,7 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
 use crate::build::Outlook;
+use crate::upstream::BUILDS_HEADER;
 
 /// The body of an answer.
 pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, io::Error>;
@@ -34,6 +35,8 @@ pub const OPENMETRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 /// The media type of nix-cache-info.
 pub const CACHE_INFO: HeaderValue = HeaderValue::from_static("text/x-nix-cache-info");
+/// What tells a cache of our kind behind or before this one.
+const BUILDS: HeaderName = HeaderName::from_static(BUILDS_HEADER);
 /// Reverse proxies must pass each piece on at once.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
@@ -173,6 +176,7 @@ fn answer(status: StatusCode, media_type: HeaderValue, body: Body) -> Answer {
     headers.insert(header::CACHE_CONTROL, NO_STORE);
     // A build's log and a reason may hold anything: never to be taken for a page.
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    headers.insert(BUILDS, HeaderValue::from_static("1"));
     answer
 }
 

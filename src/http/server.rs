@@ -16,6 +16,9 @@ use super::Service;
 
 /// A client has this long to send the headers of a request, the first as of every later one on a connection.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes that may wait on a connection for a client who reads slowly, beside one piece of a body; the longest head of a
+/// request, too. hyper's own bound is six times as large.
+const WAITING_BYTES_MAX: usize = 64 * 1024;
 /// The rest after an accept that failed, most often for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -81,6 +84,7 @@ where
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_TIMEOUT)
+        .max_buf_size(WAITING_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), answer);
     // In a box: a task keeps twice the room for what it awaits, and there may be very many of these.
     let connection = Box::pin(graceful.watch(connection));

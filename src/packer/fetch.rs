@@ -10,11 +10,11 @@ use super::Inner;
 use crate::decode;
 use crate::index::{PathRow, UpstreamNar};
 use crate::nar_store::{Draft, Expected, NarStore, PackError, Packed};
-use crate::upstream::{FetchError, Found, Lookup, NarOutcome, Via};
+use crate::upstream::{FetchError, Found, Lookup, NarOutcome};
 
 /// Why a NAR was not fetched from one upstream.
 struct NotFetched {
-    /// For the next one, while no reader has seen any of it.
+    /// What was written of it, if anything could be.
     draft: Option<Draft>,
     reason: String,
     outcome: NarOutcome,
@@ -67,11 +67,15 @@ impl Inner {
             reasons.push(reason);
             tried.push(nar.upstream);
             match left {
-                Some(left) => draft = left,
-                // Its readers were told already; the next one to ask begins with the next upstream.
-                None => {
+                Some(left) if !left.is_begun() => draft = left,
+                // What readers have seen stands; the next one to ask begins with the next upstream.
+                left => {
                     if gone && untried.is_empty() {
                         self.forget(&row.path, row.nar_hash).await;
+                    }
+                    // Last: whoever hears of it and asks again at once must find what is true now.
+                    if let Some(left) = left {
+                        left.abandon(&reasons.join("; "));
                     }
                     return None;
                 }
@@ -91,14 +95,16 @@ impl Inner {
         tried: &[String],
         row: &PathRow,
     ) -> Option<UpstreamNar> {
-        if let Some(nar) = untried.pop_front() {
+        let broke_off = |nar: &UpstreamNar| self.upstreams.broke_off(&nar.upstream, row.nar_hash);
+        if let Some(nar) = untried.iter().position(|nar| !broke_off(nar)).and_then(|at| untried.remove(at)) {
             return Some(nar);
         }
-        let Lookup::Found(found) = self.upstreams.find(row.path.hash(), &Via::default()).await else {
-            return None;
-        };
-        let new = !tried.contains(&found.upstream) && found.info.nar_hash == row.nar_hash;
-        new.then(|| upstream_nar(&found))
+        let known = tried.iter().chain(untried.iter().map(|nar| &nar.upstream)).cloned().collect::<Vec<_>>();
+        match self.upstreams.find_beside(row.path.hash(), &known).await {
+            Lookup::Found(found) if found.info.nar_hash == row.nar_hash => Some(upstream_nar(&found)),
+            // One that broke off a moment ago is better than none.
+            _ => untried.pop_front(),
+        }
     }
 
     async fn fetch_from(

@@ -313,10 +313,7 @@ impl Inner {
             Ok(packed) => return Some(packed),
             Err(error) => error,
         };
-        if let Some(draft) = left {
-            draft.abandon(&error.to_string());
-        }
-        match error {
+        match &error {
             PackError::Vanished | PackError::Mismatch { .. } => {
                 if matches!(error, PackError::Mismatch { .. }) {
                     let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
@@ -325,13 +322,17 @@ impl Inner {
                 tracing::error!(%path, error = &error as &dyn std::error::Error, "cannot be served any more");
                 self.forget(&path, hash).await;
             }
-            error => tracing::warn!(%path, error = &error as &dyn std::error::Error, "not packed"),
+            error => tracing::warn!(%path, error = error as &dyn std::error::Error, "not packed"),
+        }
+        // Last: whoever hears of it and asks again at once must find what is true now.
+        if let Some(draft) = left {
+            draft.abandon(&error.to_string());
         }
         None
     }
 
     /// Has `work` write `draft` on a thread that may wait, and keeps it when that went well. A draft that went wrong comes
-    /// back while no reader has seen any of it.
+    /// back; its readers do not know yet.
     async fn write(
         self: &Arc<Self>,
         draft: Draft,
@@ -341,10 +342,6 @@ impl Inner {
         let inner = Arc::clone(self);
         let written = tokio::task::spawn_blocking(move || match work(&inner.nars, &draft) {
             Ok(packed) => (None, inner.nars.keep(draft, nar).map(|()| packed).map_err(PackError::Write)),
-            Err(error) if draft.is_begun() => {
-                draft.abandon(&error.to_string());
-                (None, Err(error))
-            }
             Err(error) => (Some(draft), Err(error)),
         });
         written.await.unwrap_or_else(|error| (None, Err(PackError::Write(std::io::Error::other(error)))))

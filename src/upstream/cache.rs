@@ -1,5 +1,6 @@
 //! One other cache: asked for narinfos, realisations and files, left alone while it fails, and believed only what is signed.
 
+use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,13 +17,19 @@ use super::transport::{self, Opened, Rest, Transport};
 const ASKED_AT_ONCE_MAX: usize = 32;
 /// NARs that are fetched from one upstream at the same time.
 const TRANSFERS_MAX: usize = 16;
-/// Narinfos and realisations that an upstream is remembered not to have, at most; some 150 bytes each.
-const MISSING_MAX: u64 = 100_000;
+/// Of each kind, what is remembered of an upstream at most; some 150 bytes each.
+const REMEMBERED_MAX: u64 = 100_000;
 
 /// Bytes of what a cache says of itself, at most.
 const INFO_BYTES_MAX: usize = 64 * 1024;
 /// How long an upstream is not believed about a NAR that it turned out not to have; by then it may have been repaired.
 const DISTRUSTED_FOR: Duration = Duration::from_secs(300);
+
+/// How long an upstream is the last to be tried for a NAR that broke off on its way.
+const BROKEN_FOR: Duration = Duration::from_secs(60);
+
+/// Where a cache of our kind builds nothing.
+const CACHED: &str = "/cached";
 
 /// What an upstream is for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
@@ -77,6 +84,8 @@ pub(super) struct Cache {
     missing: moka::sync::Cache<String, ()>,
     /// NARs that it promised and had not.
     distrusted: moka::sync::Cache<NarHash, ()>,
+    /// NARs that did not come, or not whole.
+    broken: moka::sync::Cache<NarHash, ()>,
     asking: Semaphore,
     transfers: Arc<Semaphore>,
     metrics: Arc<Metrics>,
@@ -90,19 +99,15 @@ impl Cache {
         metrics: Arc<Metrics>,
     ) -> Result<Self, transport::Error> {
         let transport = Transport::new(&settings.url, settings.connect_timeout)?;
-        let missing =
-            moka::sync::Cache::builder().max_capacity(MISSING_MAX).time_to_live(remember_missing).build();
         Ok(Self {
             name: settings.name(),
             settings,
             store_dir,
             transport,
             breaker: Breaker::default(),
-            missing,
-            distrusted: moka::sync::Cache::builder()
-                .max_capacity(MISSING_MAX)
-                .time_to_live(DISTRUSTED_FOR)
-                .build(),
+            missing: remembering(remember_missing),
+            distrusted: remembering(DISTRUSTED_FOR),
+            broken: remembering(BROKEN_FOR),
             asking: Semaphore::new(ASKED_AT_ONCE_MAX),
             transfers: Arc::new(Semaphore::new(TRANSFERS_MAX)),
             metrics,
@@ -120,6 +125,15 @@ impl Cache {
 
     pub(super) fn rests(&self) -> bool {
         self.breaker.rests()
+    }
+
+    /// Where the Nix daemon is to fetch from. It does not say for whom it asks, so a cache of our kind is asked where that
+    /// builds nothing: two that have each other behind them would else wait for each other. Without a slash at its end,
+    /// the daemon finds it among those that it trusts in either form.
+    pub(super) fn address_for_builds(&self) -> String {
+        let url = self.settings.url.as_str().trim_end_matches('/');
+        let end = if self.transport.builds() && !url.ends_with(CACHED) { CACHED } else { "" };
+        format!("{url}{end}")
     }
 
     /// Whether it answers: as of a moment ago, else it is asked what it is, within `budget`.
@@ -242,6 +256,15 @@ impl Cache {
         self.distrusted.insert(nar, ());
     }
 
+    /// It did not give the NAR, or not all of it.
+    pub(super) fn note_broken(&self, nar: NarHash) {
+        self.broken.insert(nar, ());
+    }
+
+    pub(super) fn broke_off(&self, nar: NarHash) -> bool {
+        self.broken.contains_key(&nar)
+    }
+
     pub(super) fn came(&self, bytes: u64) {
         self.metrics.came(&self.name, bytes);
     }
@@ -272,4 +295,9 @@ impl CacheSettings {
         let _ = url.set_username("");
         url.as_str().trim_end_matches('/').to_owned()
     }
+}
+
+/// Room for what is true for so long.
+fn remembering<K: Hash + Eq + Send + Sync + 'static>(time: Duration) -> moka::sync::Cache<K, ()> {
+    moka::sync::Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(time).build()
 }

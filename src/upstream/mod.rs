@@ -22,6 +22,7 @@ use document::Document;
 use metrics::Metrics;
 pub use metrics::NarOutcome;
 pub use transfer::{Broken, Transfer};
+pub use transport::BUILDS_HEADER;
 pub use via::{Name, Via};
 
 /// Which other caches there are, and how they are asked.
@@ -131,9 +132,9 @@ impl Upstreams {
         let mut asking = JoinSet::new();
         for (rank, cache) in self.caches.iter().chain(&*self.for_builds).enumerate() {
             let (cache, budget) = (Arc::clone(cache), self.budget);
-            asking.spawn(async move {
-                cache.answers(budget).await.then(|| (rank, cache.settings().url.to_string()))
-            });
+            asking.spawn(
+                async move { cache.answers(budget).await.then(|| (rank, cache.address_for_builds())) },
+            );
         }
         let mut answering: Vec<_> = asking.join_all().await.into_iter().flatten().collect();
         answering.sort_unstable();
@@ -142,7 +143,16 @@ impl Upstreams {
 
     /// What the best of those that have `hash` says. All are asked at once, for a request that came this way.
     pub async fn find(&self, hash: StorePathHash, via: &Via) -> Lookup {
-        match self.ask::<NarInfo>(hash, via).await {
+        self.find_in(hash, via, &[]).await
+    }
+
+    /// The same of others than these, for ourselves.
+    pub async fn find_beside(&self, hash: StorePathHash, known: &[String]) -> Lookup {
+        self.find_in(hash, &Via::default(), known).await
+    }
+
+    async fn find_in(&self, hash: StorePathHash, via: &Via, but: &[String]) -> Lookup {
+        match self.ask::<NarInfo>(hash, via, but).await {
             Ok((info, cache)) => {
                 let redirect = cache.settings().mode == Mode::Redirect;
                 Lookup::Found(Found { info, upstream: cache.name().to_owned(), redirect })
@@ -156,21 +166,31 @@ impl Upstreams {
     /// # Errors
     /// When none has one, as far as they could be asked; with what they said else.
     pub async fn find_realisation(&self, id: &DrvOutput, via: &Via) -> Result<Realisation, Vec<String>> {
-        self.ask(id.clone(), via).await.map(|(realisation, _)| realisation)
+        self.ask(id.clone(), via, &[]).await.map(|(realisation, _)| realisation)
     }
 
-    async fn ask<T: Document>(&self, key: T::Key, via: &Via) -> Result<(T, &Cache), Vec<String>> {
+    /// Asks all but some.
+    async fn ask<T: Document>(
+        &self,
+        key: T::Key,
+        via: &Via,
+        but: &[String],
+    ) -> Result<(T, &Cache), Vec<String>> {
         if via.ends_at(&self.own) {
             return Err(Vec::new());
         }
         let via: Arc<str> = via.and(&self.own).to_string().into();
         let mut asking = JoinSet::new();
+        let mut said: Vec<Option<Said<T>>> = self.caches.iter().map(|_| None).collect();
         for (rank, cache) in self.caches.iter().enumerate() {
+            if but.iter().any(|name| name == cache.name()) {
+                said[rank] = Some(Said::Missing);
+                continue;
+            }
             let (cache, key) = (Arc::clone(cache), key.clone());
             let (budget, via) = (self.budget, Arc::clone(&via));
             asking.spawn(async move { (rank, cache.ask::<T>(&key, budget, &via).await) });
         }
-        let mut said: Vec<Option<Said<T>>> = self.caches.iter().map(|_| None).collect();
         while let Some(answer) = asking.join_next().await {
             let Ok((rank, answer)) = answer else { continue };
             said[rank] = Some(answer);
@@ -213,12 +233,22 @@ impl Upstreams {
         self.cache(upstream)?.address(url)
     }
 
-    /// Notes what came of fetching a NAR. An upstream that has not what it promised is not believed about it for a while.
+    /// Notes what came of fetching a NAR. An upstream that has not what it promised is not believed about it for a while;
+    /// one that could not give it is the last to be tried for a moment.
     pub fn fetched(&self, upstream: &str, nar: NarHash, what: NarOutcome) {
         self.metrics.fetched(upstream, what);
-        if let (NarOutcome::Missing | NarOutcome::Refused, Some(cache)) = (what, self.cache(upstream)) {
-            cache.distrust(nar);
+        let Some(cache) = self.cache(upstream) else { return };
+        match what {
+            NarOutcome::Missing | NarOutcome::Refused => cache.distrust(nar),
+            NarOutcome::Failed => cache.note_broken(nar),
+            NarOutcome::Kept => {}
         }
+    }
+
+    /// Whether a NAR did not come from an upstream a moment ago, though it may be there.
+    #[must_use]
+    pub fn broke_off(&self, upstream: &str, nar: NarHash) -> bool {
+        self.cache(upstream).is_some_and(|cache| cache.broke_off(nar))
     }
 
     /// Counts an own build that an upstream has, too.

@@ -3,6 +3,7 @@
 
 use std::io::SeekFrom;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +22,8 @@ use crate::growing::CHUNK_BYTES;
 
 /// What means something else in a URL than in the name of a file.
 const NOT_IN_NAMES: &AsciiSet = &CONTROLS.add(b'?').add(b'#').add(b'%');
+/// The header by which every answer of a cache of our kind tells that it builds what it is missing.
+pub const BUILDS_HEADER: &str = "x-ondine";
 
 /// Why a file could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -75,7 +78,7 @@ impl From<reqwest::Error> for Error {
 #[derive(Debug)]
 pub(super) enum Transport {
     /// Over HTTP, from this address on, which ends with a slash.
-    Http { client: Client, base: Url, guard: Guard },
+    Http { client: Client, base: Url, guard: Guard, builds: AtomicBool },
     /// In a folder of this machine.
     Folder(PathBuf),
 }
@@ -125,7 +128,12 @@ impl Transport {
             .dns_resolver(std::sync::Arc::new(guard.clone()))
             .tcp_nodelay(true)
             .build()?;
-        Ok(Self::Http { client, base, guard })
+        Ok(Self::Http { client, base, guard, builds: AtomicBool::new(false) })
+    }
+
+    /// Whether its last answer was one of a cache of our kind, which builds what it is asked for.
+    pub(super) fn builds(&self) -> bool {
+        matches!(self, Self::Http { builds, .. } if builds.load(Ordering::Relaxed))
     }
 
     /// The address of the file at `url`; none in a folder.
@@ -183,12 +191,14 @@ impl Transport {
 
     async fn request(&self, url: &str, from: u64, mut headers: HeaderMap) -> Result<Opened, Error> {
         match self {
-            Self::Http { client, base, guard } => {
+            Self::Http { client, base, guard, builds } => {
                 let url = base.join(url).map_err(|_| Error::Answer("an address in it is no URL"))?;
                 guard.check(&url)?;
                 // A file that comes as it is can be resumed.
                 headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-                opened(client.get(url).headers(headers).send().await?)
+                let answer = client.get(url).headers(headers).send().await?;
+                builds.store(answer.headers().contains_key(BUILDS_HEADER), Ordering::Relaxed);
+                opened(answer)
             }
             Self::Folder(folder) => {
                 // In a folder there are no absolute addresses, and no queries.
