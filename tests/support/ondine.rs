@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::client::Substituter;
-use super::process::{self, Signal, kill_tree, signal, wait, wait_until};
+use super::process::{self, Signal, kill_tree, memory_bytes, signal, wait, wait_until};
 use super::store::{Folder, NixStore, text};
 
 /// How long the server may take until it prints its address and key.
@@ -214,13 +214,13 @@ impl Ondine {
     /// The memory it holds now, in bytes.
     #[track_caller]
     pub fn rss_bytes(&self) -> u64 {
-        memory(self.id(), "VmRSS:")
+        memory_bytes(self.id(), "VmRSS").expect("it runs")
     }
 
     /// The most memory it has held, in bytes.
     #[track_caller]
     pub fn peak_rss_bytes(&self) -> u64 {
-        memory(self.id(), "VmHWM:")
+        memory_bytes(self.id(), "VmHWM").expect("it runs")
     }
 
     /// How many file descriptors it holds open.
@@ -237,13 +237,4 @@ impl Drop for Ondine {
             eprintln!("--- ondine said\n{}", self.log());
         }
     }
-}
-
-#[track_caller]
-fn memory(id: u32, field: &str) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{id}/status"))
-        .expect("the kernel describes a running process");
-    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("the kernel knows this field");
-    let kibibytes = line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
-    kibibytes.expect("the kernel writes a number of kB") * 1024
 }

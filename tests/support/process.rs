@@ -198,13 +198,27 @@ pub fn signal(ids: &[u32], signal: Signal) {
 /// Kills the process `id` and every descendant. A Nix daemon gives each connection a session of its own, so a signal to
 /// its process group would miss them; the tree is read before anything is killed, because orphans lose their parent.
 pub fn kill_tree(id: u32) {
+    signal(&tree_of(id), Signal::Kill);
+}
+
+/// The process `id` and every descendant.
+pub fn tree_of(id: u32) -> Vec<u32> {
     let mut tree = vec![id];
     let mut next = 0;
     while next < tree.len() {
         tree.extend(children_of(tree[next]));
         next += 1;
     }
-    signal(&tree, Signal::Kill);
+    tree
+}
+
+/// A kind of memory that the process `id` holds, such as `VmRSS`, in bytes; `None` when it has ended.
+#[track_caller]
+pub fn memory_bytes(id: u32, field: &str) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    let kibibytes = line.split_whitespace().next().and_then(|number| number.parse::<u64>().ok());
+    Some(kibibytes.expect("the kernel writes a number of kB") * 1024)
 }
 
 /// The children of every thread of the process `id`.
@@ -221,6 +235,7 @@ fn children_of(id: u32) -> Vec<u32> {
 fn package_of(program: &str) -> &'static str {
     match program.rsplit('/').next().unwrap_or(program) {
         "nix" | "nix-daemon" | "nix-store" | "nix-instantiate" => "nix-bin",
+        "nginx" => "nginx-light",
         "systemd-analyze" => "systemd",
         "unshare" => "util-linux",
         "xz" => "xz-utils",

@@ -1,0 +1,213 @@
+//! What was measured, beside what it should be: a table of all figures, a table of the targets, and the same as JSON.
+
+use serde_json::{Value, json};
+
+/// The server whose figures are judged, and the one they are held against.
+const JUDGED: (&str, &str) = ("Ondine", "nginx");
+
+/// How a figure is judged.
+#[derive(Clone, Copy)]
+pub enum Target {
+    /// In proportion to nginx, at least.
+    RatioAtLeast(f64),
+    /// In proportion to nginx, at most.
+    RatioAtMost(f64),
+    /// By itself, at most.
+    AtMost(f64),
+}
+
+/// Samples of one thing, for each server, in the order of the rounds.
+struct Metric {
+    name: String,
+    unit: &'static str,
+    target: Option<Target>,
+    servers: Vec<(String, Vec<f64>)>,
+}
+
+/// All that was measured.
+#[derive(Default)]
+pub struct Report {
+    metrics: Vec<Metric>,
+    /// The share of the machine that others had, of 1, in each measurement.
+    others: Vec<f64>,
+    /// Servers that did not answer as they should.
+    trouble: Vec<String>,
+}
+
+/// The middle of samples, and their ends.
+#[derive(Clone, Copy)]
+struct Spread {
+    median: f64,
+    least: f64,
+    most: f64,
+}
+
+impl Spread {
+    fn of(samples: &[f64]) -> Spread {
+        let mut sorted = samples.to_vec();
+        sorted.sort_unstable_by(f64::total_cmp);
+        let middle = sorted.len() / 2;
+        let median = if sorted.len() % 2 == 1 {
+            sorted[middle]
+        } else {
+            f64::midpoint(sorted[middle - 1], sorted[middle])
+        };
+        Spread { median, least: sorted[0], most: sorted[sorted.len() - 1] }
+    }
+}
+
+impl std::fmt::Display for Spread {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(out, "{} ({} to {})", figure(self.median), figure(self.least), figure(self.most))
+    }
+}
+
+impl Report {
+    /// One sample. The first of a metric decides its place in the tables.
+    pub fn add(&mut self, name: &str, unit: &'static str, target: Option<Target>, server: &str, value: f64) {
+        let at = self.metrics.iter().position(|metric| metric.name == name).unwrap_or_else(|| {
+            self.metrics.push(Metric { name: name.to_owned(), unit, target, servers: Vec::new() });
+            self.metrics.len() - 1
+        });
+        let servers = &mut self.metrics[at].servers;
+        match servers.iter_mut().find(|(known, _)| known == server) {
+            Some((_, samples)) => samples.push(value),
+            None => servers.push((server.to_owned(), vec![value])),
+        }
+    }
+
+    /// The share of the machine that others had meanwhile.
+    pub fn note_others(&mut self, share: f64) {
+        self.others.push(share);
+    }
+
+    /// Something could not be measured.
+    pub fn note_trouble(&mut self, server: &str, what: &str, error: &std::io::Error) {
+        let line = format!("{server}, {what}: {error}");
+        eprintln!("not measured: {line}");
+        self.trouble.push(line);
+    }
+
+    /// Prints both tables. Whether all targets are met.
+    pub fn print(&self) -> bool {
+        let mut names: Vec<&str> = Vec::new();
+        for (server, _) in self.metrics.iter().flat_map(|metric| &metric.servers) {
+            if !names.contains(&server.as_str()) {
+                names.push(server);
+            }
+        }
+        println!("\nMedian (least to most) of all rounds:\n");
+        println!("| | | {} |\n|---|---|{}", names.join(" | "), "---|".repeat(names.len()));
+        for metric in &self.metrics {
+            let cells = names.iter().map(|name| {
+                metric.samples(name).map_or("".to_owned(), |samples| Spread::of(samples).to_string())
+            });
+            println!("| {} | {} | {} |", metric.name, metric.unit, cells.collect::<Vec<_>>().join(" | "));
+        }
+        println!("\n{} / {}, round by round, and what is wanted:\n", JUDGED.0, JUDGED.1);
+        println!("| | wanted | measured | |\n|---|---|---|---|");
+        let checks: Vec<Check> = self.metrics.iter().filter_map(Metric::check).collect();
+        for check in &checks {
+            let holds = if check.holds() { "ok" } else { "MISSED" };
+            println!("| {} | {} | {} | {holds} |", check.name, check.wanted(), check.measured());
+        }
+        if !self.others.is_empty() {
+            let Spread { median, least, most } = Spread::of(&self.others);
+            let percent = |share: f64| format!("{:.0} %", share * 100.0);
+            println!(
+                "\nOthers had {} of this machine meanwhile ({} to {}).",
+                percent(median),
+                percent(least),
+                percent(most)
+            );
+        }
+        self.trouble.iter().for_each(|line| println!("Not measured: {line}"));
+        checks.iter().all(Check::holds) && self.trouble.is_empty()
+    }
+
+    /// All samples, and the checks.
+    pub fn json(&self) -> Value {
+        let metrics = self.metrics.iter().map(|metric| {
+            let servers = metric.servers.iter().map(|(server, samples)| {
+                let Spread { median, least, most } = Spread::of(samples);
+                (server.clone(), json!({"median": median, "min": least, "max": most, "samples": samples}))
+            });
+            let servers: serde_json::Map<String, Value> = servers.collect();
+            json!({"name": metric.name, "unit": metric.unit, "servers": servers})
+        });
+        let checks = self.metrics.iter().filter_map(Metric::check).map(|check| {
+            let Spread { median, least, most } = check.spread;
+            json!({"name": check.name, "wanted": check.wanted(), "median": median, "min": least, "max": most, "holds": check.holds()})
+        });
+        json!({
+            "bench": "serving",
+            "metrics": metrics.collect::<Vec<_>>(),
+            "checks": checks.collect::<Vec<_>>(),
+            "others_share": self.others,
+            "not_measured": self.trouble,
+        })
+    }
+}
+
+/// A target and what was seen of it.
+struct Check<'m> {
+    name: &'m str,
+    unit: &'static str,
+    target: Target,
+    spread: Spread,
+}
+
+impl Metric {
+    fn samples(&self, server: &str) -> Option<&[f64]> {
+        self.servers.iter().find(|(name, _)| name == server).map(|(_, samples)| samples.as_slice())
+    }
+
+    fn check(&self) -> Option<Check<'_>> {
+        let target = self.target?;
+        let judged = self.samples(JUDGED.0)?;
+        let spread = match target {
+            Target::AtMost(_) => Spread::of(judged),
+            Target::RatioAtLeast(_) | Target::RatioAtMost(_) => {
+                let against = self.samples(JUDGED.1)?;
+                // Both of a round were measured one after the other, under the same conditions.
+                Spread::of(&judged.iter().zip(against).map(|(a, b)| a / b).collect::<Vec<_>>())
+            }
+        };
+        Some(Check { name: &self.name, unit: self.unit, target, spread })
+    }
+}
+
+impl Check<'_> {
+    fn holds(&self) -> bool {
+        match self.target {
+            Target::RatioAtLeast(least) => self.spread.median >= least,
+            Target::RatioAtMost(most) | Target::AtMost(most) => self.spread.median <= most,
+        }
+    }
+
+    fn wanted(&self) -> String {
+        match self.target {
+            Target::RatioAtLeast(least) => format!(">= {least} x"),
+            Target::RatioAtMost(most) => format!("<= {most} x"),
+            Target::AtMost(most) => format!("<= {most} {}", self.unit),
+        }
+    }
+
+    fn measured(&self) -> String {
+        match self.target {
+            Target::AtMost(_) => format!("{} {}", self.spread, self.unit),
+            _ => format!("{} x", self.spread),
+        }
+    }
+}
+
+/// Three digits or so.
+fn figure(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_owned(),
+        large if large >= 100.0 => format!("{value:.0}"),
+        some if some >= 10.0 => format!("{value:.1}"),
+        few if few >= 0.1 => format!("{value:.2}"),
+        _ => format!("{value:.3}"),
+    }
+}

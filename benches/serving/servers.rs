@@ -1,0 +1,267 @@
+//! The servers that are compared: Ondine, nginx with the same answers as static files, and peers that run already. The first
+//! two are started anew for each measurement.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use super::data::Data;
+use super::usage::{Processes, listener};
+use crate::support::process::{self, Signal, kill_tree, signal, wait};
+use crate::support::store::{Folder, write};
+use crate::support::text;
+
+/// How long a server may take to its first answer, and to stop.
+const LIMIT: Duration = Duration::from_secs(60);
+/// How often a server that starts is tried.
+const TRY_EVERY: Duration = Duration::from_micros(200);
+
+/// Which program it is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Ondine,
+    Nginx,
+    Peer,
+}
+
+/// A server that can be started, or is there already.
+pub struct Server {
+    /// What it is called in the tables.
+    pub name: String,
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// What all its addresses begin with: nothing, or a slash and more.
+    prefix: String,
+    kind: Kind,
+    /// How it is started, but for peers.
+    program: Option<Program>,
+    /// Processes that work for it and are not its children.
+    helpers: Vec<u32>,
+}
+
+struct Program {
+    command: Box<dyn Fn() -> Command>,
+    log: PathBuf,
+}
+
+/// A server that runs; stopped when dropped, but for peers.
+pub struct Running {
+    /// Its processes.
+    pub processes: Processes,
+    /// From its start to its first answer; nothing for peers.
+    pub to_first_answer: Duration,
+    child: Option<Child>,
+}
+
+impl Server {
+    /// Ondine on the store of `data`, with all packed.
+    pub fn ondine(data: &Data) -> Server {
+        Server::ondine_with(data, &data.cache.ondine.state_dir())
+    }
+
+    /// Ondine on the store of `data`, with this state.
+    pub fn ondine_with(data: &Data, state: &Path) -> Server {
+        let address = free_address();
+        let command = data.cache.ondine.command("serve");
+        let arguments = ["--listen", &address.to_string(), "--state-dir", text(state)].map(str::to_owned);
+        let program = Program {
+            command: Box::new(move || copy_of(&command, &arguments)),
+            log: data.files.path().join("ondine.log"),
+        };
+        let helpers = vec![data.cache.daemon.id()];
+        Server {
+            name: "Ondine".into(),
+            address,
+            prefix: String::new(),
+            kind: Kind::Ondine,
+            program: Some(program),
+            helpers,
+        }
+    }
+
+    /// nginx on the static files of `data`, set up in `folder`.
+    pub fn nginx(data: &Data, folder: &Folder) -> Server {
+        let address = free_address();
+        let settings = folder.path().join("nginx.conf");
+        write(&settings, &nginx_conf(data.files.path(), folder.path(), address));
+        let log = folder.path().join("nginx.log");
+        let arguments = ["-c", text(&settings), "-e", text(&log)].map(str::to_owned);
+        let program = Program {
+            command: Box::new(move || copy_of(&Command::new(nginx()), &arguments)),
+            log: log.clone(),
+        };
+        Server {
+            name: "nginx".into(),
+            address,
+            prefix: String::new(),
+            kind: Kind::Nginx,
+            program: Some(program),
+            helpers: Vec::new(),
+        }
+    }
+
+    /// A server that runs at `NAME=http://host:port/prefix`.
+    ///
+    /// # Errors
+    /// When that is not how it is written, or the host is not known.
+    pub fn peer(written: &str) -> Result<Server, String> {
+        let parts =
+            written.split_once('=').and_then(|(name, url)| Some((name, url.strip_prefix("http://")?)));
+        let (name, rest) = parts.ok_or("a peer is written NAME=http://HOST:PORT")?;
+        let (host, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        let addresses = host.to_socket_addrs().map_err(|error| format!("{host}: {error}"))?;
+        let prefix = prefix.trim_end_matches('/');
+        let prefix = if prefix.is_empty() { String::new() } else { format!("/{prefix}") };
+        let address = addresses.into_iter().next().ok_or("the host has no address")?;
+        Ok(Server {
+            name: name.to_owned(),
+            address,
+            prefix,
+            kind: Kind::Peer,
+            program: None,
+            helpers: Vec::new(),
+        })
+    }
+
+    /// Its URL, without a slash at the end.
+    pub fn url(&self) -> String {
+        format!("http://{}{}", self.address, self.prefix)
+    }
+
+    /// Whether it is started here, and serves the plain NAR beside the zstd file.
+    pub fn serves_plain(&self) -> bool {
+        self.kind != Kind::Peer
+    }
+
+    /// Whether it can be started anew.
+    pub fn starts(&self) -> bool {
+        self.program.is_some()
+    }
+
+    /// A request with these headers, each ending in a line break.
+    pub fn request(&self, address: &str, headers: &str) -> Vec<u8> {
+        format!("GET {}{address} HTTP/1.1\r\nHost: {}\r\n{headers}\r\n", self.prefix, self.address)
+            .into_bytes()
+    }
+
+    /// Where to ask for a hash so that nothing is built for it.
+    pub fn miss_address(&self, hash: &str) -> String {
+        let folder = if self.kind == Kind::Ondine { "/cached" } else { "" };
+        format!("{folder}/{hash}.narinfo")
+    }
+
+    /// Starts it and waits for its first answer; a peer is there already.
+    #[track_caller]
+    pub fn start(&self) -> Running {
+        let Some(program) = &self.program else {
+            // Of a server on another machine nothing is known but its answers.
+            let server = listener(self.address.port()).unwrap_or(u32::MAX);
+            let processes = Processes { server, helpers: Vec::new() };
+            return Running { processes, to_first_answer: Duration::ZERO, child: None };
+        };
+        let log = File::create(&program.log).expect("the folder can be written to");
+        let mut command = (program.command)();
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let begun = Instant::now();
+        let mut child = process::spawn(&mut command);
+        while !self.answers() {
+            let ended = child.try_wait().expect("a child of ours");
+            let said = || std::fs::read_to_string(&program.log).unwrap_or_default();
+            assert!(ended.is_none(), "{} ended at once; it said:\n{}", self.name, said());
+            assert!(begun.elapsed() < LIMIT, "{} does not answer; it said:\n{}", self.name, said());
+            std::thread::sleep(TRY_EVERY);
+        }
+        let to_first_answer = begun.elapsed();
+        let processes = Processes { server: child.id(), helpers: self.helpers.clone() };
+        Running { processes, to_first_answer, child: Some(child) }
+    }
+
+    /// Whether it says what cache it is.
+    pub fn answers(&self) -> bool {
+        let ask = || -> std::io::Result<bool> {
+            let mut stream = TcpStream::connect(self.address)?;
+            stream.set_read_timeout(Some(LIMIT))?;
+            stream.write_all(&self.request("/nix-cache-info", ""))?;
+            let mut status = [0; 12];
+            stream.read_exact(&mut status)?;
+            Ok(status.ends_with(b" 200"))
+        };
+        ask().unwrap_or(false)
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let Some(mut child) = self.child.take() else { return };
+        signal(&[child.id()], Signal::Term);
+        if wait(&mut child, LIMIT).is_none() {
+            kill_tree(child.id());
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The same command once more, with these arguments added.
+fn copy_of(command: &Command, arguments: &[String]) -> Command {
+    let mut copy = Command::new(command.get_program());
+    if command.get_envs().next().is_some() {
+        copy.env_clear();
+    }
+    copy.args(command.get_args()).args(arguments);
+    copy.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    copy
+}
+
+/// An address of this machine that is free now, and stays it well enough.
+fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("this machine has a free port");
+    listener.local_addr().expect("it is bound")
+}
+
+/// Debian has it where the PATH of users does not look.
+fn nginx() -> &'static str {
+    let debian = "/usr/sbin/nginx";
+    if Path::new(debian).exists() { debian } else { "nginx" }
+}
+
+/// Fails with what to install when there is no nginx.
+#[track_caller]
+pub fn need_nginx() {
+    let mut command = Command::new(nginx());
+    command.arg("-v").stderr(Stdio::null());
+    let _ = process::spawn(&mut command).wait();
+}
+
+/// As somebody would set it up who wants static files served fast.
+fn nginx_conf(files: &Path, folder: &Path, address: SocketAddr) -> String {
+    let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+        .map(|kind| format!("    {kind}_temp_path {}/{kind};\n", text(folder)))
+        .concat();
+    format!(
+        "user root;
+worker_processes 2;
+daemon off;
+pid {folder}/nginx.pid;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off;
+    log_not_found off;
+    sendfile on;
+    tcp_nodelay on;
+    keepalive_timeout 65;
+    keepalive_requests 1000000000;
+    open_file_cache max=10000 inactive=10m;
+    open_file_cache_valid 10m;
+    open_file_cache_errors on;
+    default_type application/octet-stream;
+    types {{ text/x-nix-narinfo narinfo; application/x-nix-nar nar; application/zstd zst; }}
+{temporary}    server {{ listen {address}; root {files}; }}
+}}
+",
+        folder = text(folder),
+        files = text(files),
+    )
+}
