@@ -79,6 +79,7 @@ fn main() -> ExitCode {
             }
         }
     }
+    println!("{}", data.describe());
     let met = bench.report.print();
     // Beside the folder that cargo gives to benchmarks.
     let json = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("serving.json");

@@ -87,6 +87,23 @@ impl Data {
         }
     }
 
+    /// What there is, in bytes of the plain NARs and of the zstd files.
+    pub fn describe(&self) -> String {
+        let count = |path: &PathBuf| {
+            let narinfo = self.files.path().join(&narinfo_address(path)[1..]);
+            let narinfo = std::fs::read_to_string(narinfo).expect("it was laid out");
+            ["NarSize", "FileSize"].map(|name| field(&narinfo, name).parse::<u64>().expect("a size"))
+        };
+        let sum = |paths: &[PathBuf]| {
+            let all = paths.iter().map(|path| count(path));
+            let [nar, file] = all.fold([0, 0], |sum, one| [sum[0] + one[0], sum[1] + one[1]]);
+            format!("{nar} bytes, {file} as zstd")
+        };
+        let Data { small, large, many, .. } = self;
+        let [large, many] = [large, many].map(|path| sum(std::slice::from_ref(path)));
+        format!("small: {} paths of {}; large: {large}; many: {many}", small.len(), sum(small))
+    }
+
     /// Fetches one address into its file.
     fn keep(&self, address: &str) -> PathBuf {
         let file = self.files.path().join(&address[1..]);

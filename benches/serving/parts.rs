@@ -125,7 +125,7 @@ impl Bench<'_> {
                 let micros = |seconds: f64| seconds * 1e6 / answers;
                 self.add(what, "requests/s", targets[0], server, answers / used.seconds);
                 self.add(what, "CPU µs/request", targets[1], server, micros(used.server));
-                self.add(what, "µs/request of the load itself", None, server, micros(used.own));
+                self.add(what, "CPU µs/request of the load", None, server, micros(used.own));
                 self.report.note_others(used.others);
             }
             Err(error) => self.report.note_trouble(&server.name, what, &error),
@@ -177,13 +177,7 @@ impl Bench<'_> {
             let seen = sink::once(server.address, &wanted, &running.processes);
             self.sunk(&what, [None, None], &server, seen);
             let seconds = self.dump(path);
-            self.report.add(
-                &label(&what, "GB/s"),
-                "GB/s",
-                None,
-                "nix-store --dump",
-                wanted.nar_bytes as f64 / 1e9 / seconds,
-            );
+            self.report.add(&what, "GB/s", None, "nix-store --dump", wanted.nar_bytes as f64 / 1e9 / seconds);
         }
     }
 
@@ -206,7 +200,7 @@ impl Bench<'_> {
 
     fn copy_from_files(&mut self) {
         let seconds = self.copy_from(&format!("file://{}", text(self.data.files.path())));
-        self.report.add(&label("nix copy", "s"), "s", None, "file://", seconds);
+        self.report.add("nix copy", "s", None, "file://", seconds);
     }
 
     /// Seconds that a client with an empty store takes to copy the closure.
@@ -242,7 +236,7 @@ impl Bench<'_> {
         {
             let name = format!("memory {what}");
             self.add(&name, "MiB", Some(AtMost(target)), server, mebibytes(memory.resident));
-            self.add(&name, "MiB without mapped files", None, server, mebibytes(memory.anonymous));
+            self.add(&name, "MiB, but for mapped files", None, server, mebibytes(memory.anonymous));
         }
     }
 
@@ -260,13 +254,8 @@ impl Bench<'_> {
     }
 
     fn add(&mut self, what: &str, unit: &'static str, target: Option<Target>, server: &Server, value: f64) {
-        self.report.add(&label(what, unit), unit, target, &server.name, value);
+        self.report.add(what, unit, target, &server.name, value);
     }
-}
-
-/// What a metric is called.
-fn label(what: &str, unit: &str) -> String {
-    format!("{what}: {unit}")
 }
 
 fn mebibytes(bytes: u64) -> f64 {

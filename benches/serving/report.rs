@@ -58,17 +58,23 @@ impl Spread {
 
 impl std::fmt::Display for Spread {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(out, "{} ({} to {})", figure(self.median), figure(self.least), figure(self.most))
+        let Spread { median, least, most } = *self;
+        write!(out, "{}", figure(median))?;
+        if least < most { write!(out, " ({} to {})", figure(least), figure(most)) } else { Ok(()) }
     }
 }
 
 impl Report {
     /// One sample. The first of a metric decides its place in the tables.
     pub fn add(&mut self, name: &str, unit: &'static str, target: Option<Target>, server: &str, value: f64) {
-        let at = self.metrics.iter().position(|metric| metric.name == name).unwrap_or_else(|| {
-            self.metrics.push(Metric { name: name.to_owned(), unit, target, servers: Vec::new() });
-            self.metrics.len() - 1
-        });
+        let at = self
+            .metrics
+            .iter()
+            .position(|metric| (&*metric.name, metric.unit) == (name, unit))
+            .unwrap_or_else(|| {
+                self.metrics.push(Metric { name: name.to_owned(), unit, target, servers: Vec::new() });
+                self.metrics.len() - 1
+            });
         let servers = &mut self.metrics[at].servers;
         match servers.iter_mut().find(|(known, _)| known == server) {
             Some((_, samples)) => samples.push(value),
@@ -96,20 +102,28 @@ impl Report {
                 names.push(server);
             }
         }
-        println!("\nMedian (least to most) of all rounds:\n");
+        println!(
+            "\nMedian (least to most) of all rounds; GB are those of the plain NAR in whatever form it came:\n"
+        );
         println!("| | | {} |\n|---|---|{}", names.join(" | "), "---|".repeat(names.len()));
         for metric in &self.metrics {
             let cells = names.iter().map(|name| {
-                metric.samples(name).map_or("".to_owned(), |samples| Spread::of(samples).to_string())
+                metric.samples(name).map(|samples| Spread::of(samples).to_string()).unwrap_or_default()
             });
             println!("| {} | {} | {} |", metric.name, metric.unit, cells.collect::<Vec<_>>().join(" | "));
         }
         println!("\n{} / {}, round by round, and what is wanted:\n", JUDGED.0, JUDGED.1);
-        println!("| | wanted | measured | |\n|---|---|---|---|");
+        println!("| | | wanted | measured | |\n|---|---|---|---|---|");
         let checks: Vec<Check> = self.metrics.iter().filter_map(Metric::check).collect();
         for check in &checks {
             let holds = if check.holds() { "ok" } else { "MISSED" };
-            println!("| {} | {} | {} | {holds} |", check.name, check.wanted(), check.measured());
+            println!(
+                "| {} | {} | {} | {} | {holds} |",
+                check.name,
+                check.unit,
+                check.wanted(),
+                check.measured()
+            );
         }
         if !self.others.is_empty() {
             let Spread { median, least, most } = Spread::of(&self.others);
@@ -137,7 +151,7 @@ impl Report {
         });
         let checks = self.metrics.iter().filter_map(Metric::check).map(|check| {
             let Spread { median, least, most } = check.spread;
-            json!({"name": check.name, "wanted": check.wanted(), "median": median, "min": least, "max": most, "holds": check.holds()})
+            json!({"name": check.name, "unit": check.unit, "wanted": check.wanted(), "median": median, "min": least, "max": most, "holds": check.holds()})
         });
         json!({
             "bench": "serving",
@@ -189,13 +203,13 @@ impl Check<'_> {
         match self.target {
             Target::RatioAtLeast(least) => format!(">= {least} x"),
             Target::RatioAtMost(most) => format!("<= {most} x"),
-            Target::AtMost(most) => format!("<= {most} {}", self.unit),
+            Target::AtMost(most) => format!("<= {most}"),
         }
     }
 
     fn measured(&self) -> String {
         match self.target {
-            Target::AtMost(_) => format!("{} {}", self.spread, self.unit),
+            Target::AtMost(_) => self.spread.to_string(),
             _ => format!("{} x", self.spread),
         }
     }

@@ -53,12 +53,12 @@ fn cpu_of(id: &str) -> f64 {
     fields.skip(11).take(4).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / TICKS_PER_SECOND
 }
 
-/// Seconds of processor time of all programs of this machine together.
+/// Seconds of processor time of all programs of this machine together, and of other machines on the same hardware.
 fn cpu_of_all() -> f64 {
     let stat = fs::read_to_string("/proc/stat").expect("the kernel counts");
-    // user, nice, system
-    let fields = stat.split_whitespace().skip(1).take(3);
-    fields.filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / TICKS_PER_SECOND
+    // user, nice, system, and steal (proc(5)).
+    let fields: Vec<f64> = stat.split_whitespace().skip(1).map_while(|ticks| ticks.parse().ok()).collect();
+    [0, 1, 2, 7].into_iter().filter_map(|field| fields.get(field)).sum::<f64>() / TICKS_PER_SECOND
 }
 
 /// A stretch of time in which everything is counted.
