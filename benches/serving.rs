@@ -8,7 +8,7 @@ mod support;
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, ValueEnum};
 
@@ -36,7 +36,7 @@ struct Flags {
     /// Little data and short measurements: to see that all works, not how fast it is
     #[arg(long)]
     quick: bool,
-    /// How often all servers take their turn [default: 5, with --quick 1]
+    /// How often all servers take their turn [default: 3, with --quick 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// Fail when a target is missed
@@ -53,7 +53,7 @@ struct Flags {
 fn main() -> ExitCode {
     let flags = Flags::parse();
     need_nginx();
-    let rounds = flags.rounds.unwrap_or(if flags.quick { 1 } else { 5 });
+    let rounds = flags.rounds.unwrap_or(if flags.quick { 1 } else { 3 });
     let (size, times) = if flags.quick { (QUICK, QUICK_TIMES) } else { (FULL, TIMES) };
     eprintln!("making the paths, and packing them");
     let data = Data::make(size);
@@ -74,8 +74,9 @@ fn main() -> ExitCode {
     for part in Part::value_variants() {
         if flags.only.is_empty() || flags.only.contains(part) {
             for round in 1..=rounds {
-                eprintln!("{part:?}, round {round} of {rounds}");
+                let begun = Instant::now();
                 bench.round(*part);
+                eprintln!("{part:?}, round {round} of {rounds}: {:.1?}", begun.elapsed());
             }
         }
     }

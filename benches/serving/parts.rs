@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use super::data::{self, Data};
 use super::load::{self, Times};
-use super::report::Report;
 use super::report::Target::{self, AtMost, RatioAtLeast, RatioAtMost};
+use super::report::{LOAD_UNIT, Report};
 use super::requests::{Forms, Requests, Wanted};
 use super::servers::{Running, Server};
 use super::sink;
@@ -125,7 +125,7 @@ impl Bench<'_> {
                 let micros = |seconds: f64| seconds * 1e6 / answers;
                 self.add(what, "requests/s", targets[0], server, answers / used.seconds);
                 self.add(what, "CPU µs/request", targets[1], server, micros(used.server));
-                self.add(what, "CPU µs/request of the load", None, server, micros(used.own));
+                self.add(what, LOAD_UNIT, None, server, micros(used.own));
                 self.report.note_others(used.others);
             }
             Err(error) => self.report.note_trouble(&server.name, what, &error),

@@ -5,6 +5,9 @@ use serde_json::{Value, json};
 /// The server whose figures are judged, and the one they are held against.
 const JUDGED: (&str, &str) = ("Ondine", "nginx");
 
+/// The unit of what one request costs this program, not the server.
+pub const LOAD_UNIT: &str = "CPU µs/request of the load";
+
 /// How a figure is judged.
 #[derive(Clone, Copy)]
 pub enum Target {
@@ -135,8 +138,19 @@ impl Report {
                 percent(most)
             );
         }
+        self.print_load();
         self.trouble.iter().for_each(|line| println!("Not measured: {line}"));
         checks.iter().all(Check::holds) && self.trouble.is_empty()
+    }
+
+    /// How far the load is from being what was measured.
+    fn print_load(&self) {
+        for metric in self.metrics.iter().filter(|metric| metric.unit == LOAD_UNIT) {
+            let Some(samples) = metric.samples(JUDGED.1) else { continue };
+            let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
+            let most = cores * 1e6 / Spread::of(samples).median;
+            println!("{}: the load alone could ask this machine {most:.0} times a second.", metric.name);
+        }
     }
 
     /// All samples, and the checks.
