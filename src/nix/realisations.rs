@@ -61,7 +61,7 @@ impl Realisations {
     async fn by_hash(&self, id: &DrvOutput) -> Result<Option<Realisation>, DaemonError> {
         let mut known = self.known.lock().await;
         match *known {
-            Known::HungUp(at) if at.elapsed() < REST => return Ok(None),
+            Known::HungUp(at) if at.elapsed() < REST => Ok(None),
             Known::Answers => {
                 drop(known);
                 let found = self.ask(id).await;
