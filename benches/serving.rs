@@ -1,6 +1,10 @@
 //! How fast the cache is served and at what cost, beside nginx with the same answers as static files: both in turns, each
 //! started anew, through 64 connections, large downloads and a stock client. `cargo bench --bench serving`.
 
+// Of the numbers that a simulation needs, data needs a part.
+#[allow(dead_code)]
+#[path = "../tests/simulation/random.rs"]
+mod random;
 #[path = "serving/mod.rs"]
 mod serving;
 #[path = "../tests/support/mod.rs"]
@@ -55,7 +59,6 @@ fn main() -> ExitCode {
     need_nginx();
     let rounds = flags.rounds.unwrap_or(if flags.quick { 1 } else { 3 });
     let (size, times) = if flags.quick { (QUICK, QUICK_TIMES) } else { (FULL, TIMES) };
-    eprintln!("making the paths, and packing them");
     let data = Data::make(size);
     let folder = Folder::new();
     let mut servers = vec![Server::ondine(&data), Server::nginx(&data, &folder)];

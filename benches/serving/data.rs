@@ -1,11 +1,12 @@
 //! What is served: store paths made by Nix out of files that a seed decides, and the static files that nginx serves of them,
-//! fetched from Ondine itself. Every run makes the same bytes.
+//! fetched from Ondine itself. Every run makes the same files; only the store, and with it the names of paths, differ.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use crate::random::Random;
 use crate::support::addresses::{base_name, field, narinfo_address};
 use crate::support::http::Ending;
 use crate::support::store::Folder;
@@ -56,7 +57,9 @@ impl Data {
     #[track_caller]
     pub fn make(size: Size) -> Data {
         let store = NixStore::new(Release::Host);
+        let mut progress = Progress::new();
         let [closure, large, many] = realise(&store, size);
+        progress.note("built");
         let cache = Cache::of(store, &[], &[]);
         for path in [&closure, &large, &many] {
             cache.narinfo(path);
@@ -65,9 +68,12 @@ impl Data {
             cache.closure(&[&closure]).into_iter().filter(|path| *path != closure).collect();
         assert_eq!(small.len(), size.groups * size.group_paths, "the closure is not what it was to be");
         let all = small.len() as u64 + 3;
+        progress.note("adopted");
         wait_until("all paths are packed", PACKED_WITHIN, || nars(&cache) == all);
+        progress.note("packed");
         let mut data = Data { cache, small, closure, large, many, files: Folder::new() };
         data.lay_out();
+        progress.note("laid out as files");
         assert!(data.cache.ondine.sigterm().success());
         data
     }
@@ -95,7 +101,7 @@ impl Data {
             ["NarSize", "FileSize"].map(|name| field(&narinfo, name).parse::<u64>().expect("a size"))
         };
         let sum = |paths: &[PathBuf]| {
-            let all = paths.iter().map(|path| count(path));
+            let all = paths.iter().map(count);
             let [nar, file] = all.fold([0, 0], |sum, one| [sum[0] + one[0], sum[1] + one[1]]);
             format!("{nar} bytes, {file} as zstd")
         };
@@ -117,6 +123,21 @@ impl Data {
                 Err(Ending::Cut(why)) => panic!("{address} was cut: {why}"),
             }
         }
+    }
+}
+
+/// Tells a person who waits what is done.
+struct Progress(Instant);
+
+impl Progress {
+    fn new() -> Progress {
+        eprintln!("making the paths, and packing them");
+        Progress(Instant::now())
+    }
+
+    fn note(&mut self, done: &str) {
+        eprintln!("the paths are {done}: {:.1?}", self.0.elapsed());
+        self.0 = Instant::now();
     }
 }
 
@@ -182,16 +203,16 @@ in derivation (base "closure" "printf '%s\\n' $last > $out" // {{ last = (group 
     )
 }
 
-/// Numbers that look random and are always the same, and words made of them.
+/// Words and numbers that look random and are always the same.
 pub struct Seed {
-    state: u64,
+    random: Random,
     words: Vec<Vec<u8>>,
 }
 
 impl Seed {
     /// From the beginning.
     pub fn new() -> Seed {
-        let mut seed = Seed { state: SEED, words: Vec::new() };
+        let mut seed = Seed { random: Random(SEED), words: Vec::new() };
         for _ in 0..4096 {
             let letters = 2 + seed.below(9);
             let mut word: Vec<u8> = (0..letters).map(|_| b'a' + seed.below(26) as u8).collect();
@@ -201,17 +222,8 @@ impl Seed {
         seed
     }
 
-    /// SplitMix64: public domain, by Sebastiano Vigna.
-    fn next(&mut self) -> u64 {
-        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.state;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
     fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
+        self.random.below(bound)
     }
 
     /// The hash of a store path that nobody has.
@@ -232,10 +244,10 @@ impl Seed {
             left > 0
         };
         loop {
-            let random = self.next();
+            let random = self.random.next();
             let word = ((random & 0xfff) * ((random >> 12) & 0xfff)) >> 12;
             let more = match (random >> 32) & 0x3f {
-                0 => put(&[random.to_le_bytes(), self.next().to_le_bytes()].concat()),
+                0 => put(&[random.to_le_bytes(), self.random.next().to_le_bytes()].concat()),
                 _ => put(&self.words[word as usize]),
             };
             if !more {
