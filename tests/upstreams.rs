@@ -144,15 +144,15 @@ fn equal_requests_at_once_make_one_fetch() {
 
 #[test]
 fn a_transfer_that_breaks_is_resumed_where_it_broke() {
-    const BYTES: u64 = 1 << 20;
-    for fault in [Fault::Cut(1 << 20), Fault::ChunksCut(1 << 20)] {
-        let Behind { cache, upstream, sample } = Behind::new(&noise("noise", 4 << 20), "", &[]);
+    const BYTES: u64 = 1 << 18;
+    for fault in [Fault::Cut(1 << 18), Fault::ChunksCut(1 << 18)] {
+        let Behind { cache, upstream, sample } = Behind::new(&noise("noise", 1 << 20), "", &[]);
         upstream.server.fault_times("/nar/", 2, fault.clone());
         sample.assert_served_by(&cache.ondine);
         let starts: Vec<u64> = upstream.server.seen_of("/nar/").iter().map(|seen| seen.starts_at()).collect();
         assert_eq!(starts, [0, BYTES, 2 * BYTES], "{fault:?}");
         // An upstream that gives all, though asked for the rest.
-        let Behind { cache, upstream, sample } = Behind::new(&noise("noise", 4 << 20), "", &[]);
+        let Behind { cache, upstream, sample } = Behind::new(&noise("noise", 1 << 20), "", &[]);
         upstream.server.fault("/nar/", Fault::NoRange);
         upstream.server.fault_times("/nar/", 1, fault);
         sample.assert_served_by(&cache.ondine);
@@ -161,9 +161,9 @@ fn a_transfer_that_breaks_is_resumed_where_it_broke() {
 
 #[test]
 fn a_client_resumes_a_download_that_broke_while_the_nar_came_from_an_upstream() {
-    let Behind { cache, upstream, sample } = Behind::new(&noise("noise", 4 << 20), "", &[]);
-    upstream.server.fault("/nar/", Fault::Rate(8 << 20));
-    let client = client_that_resumed(&cache, &sample.path, 1 << 20);
+    let Behind { cache, upstream, sample } = Behind::new(&noise("noise", 1 << 20), "", &[]);
+    upstream.server.fault("/nar/", Fault::Rate(2 << 20));
+    let client = client_that_resumed(&cache, &sample.path, 1 << 18);
     sample.assert_held_by(&client);
     assert_eq!(upstream.server.seen_of("/nar/").len(), 1);
 }

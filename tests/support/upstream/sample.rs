@@ -1,5 +1,5 @@
-//! Store paths that another cache has and the server's own store has lost: built for real, copied there, then collected,
-//! with what their bytes were kept for comparing.
+//! Store paths that another cache has and the server's own store has lost: built for real, copied there, then collected.
+//! What Nix says of their contents is kept for comparing.
 
 use std::path::{Path, PathBuf};
 
@@ -9,13 +9,13 @@ use sha2::{Digest, Sha256};
 use super::binary_cache::{BinaryCache, Compression};
 use crate::support::addresses::{field, narinfo_address};
 use crate::support::cache::assert_narinfo;
-use crate::support::client::{Client, nar_digest};
+use crate::support::client::Client;
 use crate::support::derivations::Derivation;
 use crate::support::http::Http;
 use crate::support::ondine::Ondine;
 use crate::support::store::{Instantiated, NixStore, text};
 
-/// A path, all that it refers to, and the digests of their NARs.
+/// A path, all that it refers to, and the hashes of their NARs.
 pub struct Sample {
     /// The path.
     pub path: PathBuf,
@@ -23,7 +23,7 @@ pub struct Sample {
     pub drv: PathBuf,
     /// It and all that it refers to, what is referred to first.
     pub closure: Vec<PathBuf>,
-    digests: Vec<String>,
+    hashes: Vec<NarHash>,
 }
 
 impl Sample {
@@ -40,8 +40,9 @@ impl Sample {
         store.realise(&drv);
         let closure = store.nix_store(&["--query", "--requisites", text(&path)]);
         let closure: Vec<PathBuf> = closure.lines().map(Into::into).collect();
-        let digests = closure.iter().map(|path| nar_digest(path)).collect();
-        Sample { path, drv, closure, digests }
+        let arguments = query_hashes(&closure);
+        let hashes = parsed(&store.nix_store(&arguments.iter().map(String::as_str).collect::<Vec<_>>()));
+        Sample { path, drv, closure, hashes }
     }
 
     /// The closure as arguments.
@@ -72,25 +73,27 @@ impl Sample {
         assert!(!store.is_valid(&self.drv), "something in the store holds {}", self.drv.display());
     }
 
-    /// The client has all of it, and the very bytes.
+    /// The client has all of it, and the very bytes: its Nix hashes them anew.
     #[track_caller]
     pub fn assert_held_by(&self, client: &Client) {
-        for (path, digest) in self.closure.iter().zip(&self.digests) {
-            assert!(client.has(path), "the client does not have {}", path.display());
-            assert_eq!(client.nar_digest(path), *digest, "{} differs", path.display());
-        }
+        let arguments = query_hashes(&self.closure);
+        let held = client.run("nix-store", &arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        assert_eq!(parsed(&held.must_succeed().text()), self.hashes);
+        let mut verify = vec!["--verify-path"];
+        verify.extend(self.closure.iter().map(|path| text(path)));
+        client.run("nix-store", &verify).must_succeed();
     }
 
-    /// The SHA-256 of the NAR of the path, in hexadecimal.
-    pub fn digest(&self) -> &str {
-        self.digests.last().expect("a path is in its closure")
+    /// The hash of the NAR of the path.
+    pub fn nar_hash(&self) -> NarHash {
+        *self.hashes.last().expect("a path is in its closure")
     }
 
     /// These bytes are the NAR of the path.
     #[track_caller]
     pub fn assert_is_nar(&self, nar: &[u8]) {
-        let digest = NarHash::from_bytes(Sha256::digest(nar).into()).to_hex();
-        assert_eq!(digest, self.digest(), "{} bytes are not its NAR", nar.len());
+        let hash = NarHash::from_bytes(Sha256::digest(nar).into());
+        assert_eq!(hash, self.nar_hash(), "{} bytes are not its NAR", nar.len());
     }
 
     /// The server serves the path: its narinfo, and its very bytes.
@@ -103,4 +106,16 @@ impl Sample {
         assert_eq!(nar.status, 200, "{}", nar.text());
         self.assert_is_nar(&zstd::decode_all(&nar.body[..]).expect("a zstd file"));
     }
+}
+
+/// Asks Nix for the hashes of the NARs of these paths.
+fn query_hashes(paths: &[PathBuf]) -> Vec<String> {
+    let words = ["--query", "--hash"].map(str::to_owned).into_iter();
+    words.chain(paths.iter().map(|path| text(path).to_owned())).collect()
+}
+
+/// What it answers.
+#[track_caller]
+fn parsed(hashes: &str) -> Vec<NarHash> {
+    hashes.lines().map(|hash| hash.parse().unwrap_or_else(|error| panic!("{hash}: {error}"))).collect()
 }
