@@ -13,6 +13,7 @@ pub mod http;
 pub mod substitute;
 
 pub mod build;
+pub mod catalogue;
 
 pub mod adopt;
 pub mod compare;

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::adopt::{Adopter, Asking};
 use crate::build::{Builder, Builds, Logs, Worker};
+use crate::catalogue::{Catalogue, Refresher};
 use crate::compare::Comparer;
 use crate::http::{Door, Parts, Service};
 use crate::index::{self, Index};
@@ -23,7 +24,7 @@ use crate::packer::Packer;
 use crate::roots::Roots;
 use crate::substitute::Substitute;
 use crate::upstream::Upstreams;
-use crate::{build, doctor, http, key, nar_store, nix, substitute, upstream};
+use crate::{build, catalogue, doctor, http, key, nar_store, nix, substitute, upstream};
 
 /// The control socket's name in the state directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
@@ -47,6 +48,8 @@ pub struct Settings {
     pub capabilities: nix::CapabilitySettings,
     /// The caches behind this one.
     pub upstream: upstream::Settings,
+    /// Package sets.
+    pub catalogue: catalogue::Settings,
     /// What may be built.
     pub substitute: substitute::Settings,
     /// The order of builds, and their bounds.
@@ -108,6 +111,7 @@ pub struct Server {
     worker: Worker,
     packer: Packer,
     comparer: Comparer,
+    refresher: Refresher,
     stop: watch::Sender<bool>,
     /// Held for as long as the server lives.
     _lock: File,
@@ -157,6 +161,17 @@ impl Server {
         if let Some(background) = &background {
             doctor::background(&pool, background).await?;
         }
+        let sets = settings.catalogue.sets.iter().map(|set| set.name.to_string());
+        index.keep_sets(sets.collect()).await?;
+        let catalogue = Catalogue::new(settings.catalogue);
+        let refresher = Refresher {
+            catalogue: catalogue.clone(),
+            index: index.clone(),
+            pool: pool.clone(),
+            roots: state(&state_dir.join("catalogue"), |dir| Roots::open(dir, store_dir.clone()))?,
+            nix: settings.nix.clone(),
+            home: state_dir.join("evaluator"),
+        };
         let local = nix::LocalStore::new(settings.nix, pool.clone());
         let upstreams = Upstreams::new(settings.upstream, &store_dir, upstream::Name::of(&public_key))?;
         let names = upstreams.names().map(|(name, redirect)| (name.to_owned(), redirect));
@@ -211,6 +226,7 @@ impl Server {
             packer: packer.clone(),
             logs,
             builds,
+            catalogue,
             upstreams,
             index,
             pool,
@@ -227,7 +243,19 @@ impl Server {
             listener.local_addr().map_err(|source| Error::Listen { address: settings.listen, source })?;
         let doors = vec![Door::Tcp(listener), Door::Unix(state(&control, control_socket)?)];
         let service = Service::new(parts, stopping);
-        Ok(Self { service, doors, worker, packer, comparer, stop, _lock: lock, control, address, public_key })
+        Ok(Self {
+            service,
+            doors,
+            worker,
+            packer,
+            comparer,
+            refresher,
+            stop,
+            _lock: lock,
+            control,
+            address,
+            public_key,
+        })
     }
 
     /// Serves until `until` resolves, then drains: waits are ended, running downloads are given their time.
@@ -238,6 +266,7 @@ impl Server {
         let mut worker = tokio::spawn(self.worker.run());
         let mut packer = tokio::spawn(self.packer.run());
         let comparing = tokio::spawn(self.comparer.run());
+        let mut refresher = tokio::spawn(self.refresher.run());
         let serving = http::serve(self.doors, self.service);
         let stopping = async {
             until.await;
@@ -250,11 +279,13 @@ impl Server {
             () = stopping => Ok(()),
             _ = &mut worker => Err(Error::Stopped("the part that builds")),
             _ = &mut packer => Err(Error::Stopped("the part that packs NARs")),
+            _ = &mut refresher => Err(Error::Stopped("the part that refreshes package sets")),
         };
         // The running build ends with its connection to the daemon; whoever waits for it asks again.
         worker.abort();
         packer.abort();
         comparing.abort();
+        refresher.abort();
         let _ = fs::remove_file(&self.control);
         ended
     }

@@ -10,7 +10,7 @@ use narinfo::{DrvOutput, Realisation, StorePath, StorePathHash};
 
 use crate::adopt::{self, Adopter, Elsewhere};
 use crate::build::{Builds, Ticket};
-use crate::index::{Failure, FailureClass, Hit, Index};
+use crate::index::{Failure, FailureClass, Hit, Index, Maker};
 use crate::nix::LocalStore;
 use crate::upstream::Via;
 
@@ -21,8 +21,10 @@ const REALISATIONS_MAX: usize = 10_000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Source {
-    /// Any derivation in the local Nix store.
+    /// Any derivation in the local Nix store, save those that a package set denies.
     Store,
+    /// The derivations of package sets, save those that they deny.
+    Catalogue,
 }
 
 /// What may be built.
@@ -70,6 +72,24 @@ pub enum Missing {
     /// It could be built, but this server builds nothing.
     #[error("not built: {0} makes it, but this server only serves (its setting build-from is empty)")]
     ServeOnly(StorePath),
+    /// It could be built, but is in none of the sources that are built from.
+    #[error(
+        "not built: {0} makes it, which is in no package set, and this server builds nothing else (setting build-from)"
+    )]
+    NotInCatalogue(StorePath),
+    /// It is in the store only where package sets alone may not be built.
+    #[error(
+        "not built: {0} makes it, which only a package set has, and this server does not build those (setting build-from)"
+    )]
+    OnlyInCatalogue(StorePath),
+    /// A package set says no.
+    #[error("refused: {drv} makes it, which the package set {set} denies")]
+    Denied {
+        /// What makes it.
+        drv: StorePath,
+        /// The set that denies it.
+        set: String,
+    },
     /// It was tried.
     #[error("{}", failure_text(.0))]
     Failed(Arc<Failure>),
@@ -131,6 +151,14 @@ fn failure_text(failure: &Failure) -> String {
     )
 }
 
+/// A derivation that gives what was asked for.
+#[derive(Clone)]
+struct Known {
+    drv: StorePath,
+    /// Why it may not be built.
+    no: Option<Missing>,
+}
+
 /// Decides; clones share what it needs.
 #[derive(Clone)]
 pub struct Substitute {
@@ -174,16 +202,22 @@ impl Substitute {
                 ["what was found could not be taken; the server's log has the details".into()].into()
             }
         };
-        let Some(drv) = self.derivation_for(hash).await? else {
-            return Err(if elsewhere.is_empty() { Missing::Unknown } else { Missing::Unsure(elsewhere) });
+        let drv = match self.derivation_for(hash).await? {
+            Some(Known { drv, no: None }) => drv,
+            Some(Known { drv, no: Some(no) }) => {
+                // What is known to fail is told first: it is so wherever it may be built.
+                return Err(match self.failure(&drv).await? {
+                    Some(failure) => Missing::Failed(Arc::new(failure)),
+                    None => no,
+                });
+            }
+            None if elsewhere.is_empty() => return Err(Missing::Unknown),
+            None => return Err(Missing::Unsure(elsewhere)),
         };
         if !self.builds.contains(&drv)
             && let Some(failure) = self.failure(&drv).await?
         {
             return Err(Missing::Failed(Arc::new(failure)));
-        }
-        if !self.settings.build_from.contains(&Source::Store) {
-            return Err(Missing::ServeOnly(drv));
         }
         let OnMiss::Build(client) = on_miss else { return Err(Missing::NotBuilt(drv)) };
         let ticket = self.builds.ask(&drv, client).await;
@@ -283,20 +317,42 @@ impl Substitute {
         }
     }
 
-    /// The derivation to build for `hash`. Several may give the same output: one that is on its way already, else one
-    /// that has not failed, else the first.
-    async fn derivation_for(&self, hash: StorePathHash) -> Result<Option<StorePath>, Missing> {
-        let makers =
+    /// The derivation to build for `hash`, or one that may not be built and why. Several may give the same output: one that is on
+    /// its way already, else one that has not failed, else the first; those of current package sets come first.
+    async fn derivation_for(&self, hash: StorePathHash) -> Result<Option<Known>, Missing> {
+        let stored =
             self.local.derivers_of(hash).await.map_err(|e| trouble(&e, "the Nix store cannot be asked"))?;
-        if let Some(drv) = makers.iter().find(|drv| self.builds.contains(drv)) {
-            return Ok(Some(drv.clone()));
+        let listed = self.index.makers(hash).await.map_err(|e| trouble(&e, "the index cannot be read"))?;
+        let listed_drvs: Vec<StorePath> = listed.iter().map(|maker| maker.drv.clone()).collect();
+        let makers = listed
+            .into_iter()
+            .map(|Maker { drv, denied_by }| {
+                let no = denied_by.map(|set| Missing::Denied { drv: drv.clone(), set });
+                (drv, no, true)
+            })
+            .chain(stored.into_iter().filter(|drv| !listed_drvs.contains(drv)).map(|drv| (drv, None, false)));
+        let from = |source| self.settings.build_from.contains(&source);
+        let makers: Vec<Known> = makers
+            .map(|(drv, denied, listed)| {
+                let no = denied.or_else(|| match listed {
+                    _ if from(Source::Store) || (listed && from(Source::Catalogue)) => None,
+                    _ if self.settings.build_from.is_empty() => Some(Missing::ServeOnly(drv.clone())),
+                    true => Some(Missing::OnlyInCatalogue(drv.clone())),
+                    false => Some(Missing::NotInCatalogue(drv.clone())),
+                });
+                Known { drv, no }
+            })
+            .collect();
+        let allowed = || makers.iter().filter(|known| known.no.is_none());
+        if let Some(known) = allowed().find(|known| self.builds.contains(&known.drv)) {
+            return Ok(Some(known.clone()));
         }
-        for drv in &makers {
-            if self.failure(drv).await?.is_none() {
-                return Ok(Some(drv.clone()));
+        for known in allowed() {
+            if self.failure(&known.drv).await?.is_none() {
+                return Ok(Some(known.clone()));
             }
         }
-        Ok(makers.into_iter().next())
+        Ok(allowed().next().or(makers.first()).cloned())
     }
 
     async fn failure(&self, drv: &StorePath) -> Result<Option<Failure>, Missing> {

@@ -5,8 +5,9 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Empty, Limited};
-use hyper::Request;
+use hyper::body::Incoming;
 use hyper::header;
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
@@ -17,22 +18,50 @@ const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// The body of `GET path` from the server of `state_dir`.
 pub(super) fn get(state_dir: &Path, path: &str) -> anyhow::Result<String> {
-    let socket = state_dir.join(CONTROL_SOCKET);
+    super::runtime()?.block_on(async { whole(ask(state_dir, Method::GET, path).await?).await })
+}
+
+/// Tells each line of the answer to `POST path` from the server of `state_dir`, as it comes.
+pub(super) fn post(state_dir: &Path, path: &str, mut tell: impl FnMut(&str)) -> anyhow::Result<()> {
     super::runtime()?.block_on(async {
-        let stream = UnixStream::connect(&socket).await.with_context(|| {
-            format!("no server answers at {}; is it running, with this state directory?", socket.display())
-        })?;
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-        tokio::spawn(connection);
-        let request = Request::get(path).header(header::HOST, "localhost").body(Empty::<Bytes>::new())?;
-        let response = sender.send_request(request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-        let body = body.map_err(|error| anyhow::anyhow!(error)).context("the answer could not be read")?;
-        let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
-        if !status.is_success() {
-            bail!("the server answered {status}: {}", text.trim_end());
+        let mut response = ask(state_dir, Method::POST, path).await?;
+        if !response.status().is_success() {
+            return whole(response).await.map(drop);
         }
-        Ok(text)
+        let mut line = Vec::new();
+        while let Some(frame) = response.frame().await {
+            let frame = frame.context("the answer was cut: has the server stopped?")?;
+            for byte in frame.data_ref().into_iter().flatten() {
+                if *byte == b'\n' {
+                    tell(&String::from_utf8_lossy(&line));
+                    line.clear();
+                } else if line.len() < ANSWER_BYTES_MAX {
+                    line.push(*byte);
+                }
+            }
+        }
+        Ok(())
     })
+}
+
+async fn ask(state_dir: &Path, method: Method, path: &str) -> anyhow::Result<Response<Incoming>> {
+    let socket = state_dir.join(CONTROL_SOCKET);
+    let stream = UnixStream::connect(&socket).await.with_context(|| {
+        format!("no server answers at {}; is it running, with this state directory?", socket.display())
+    })?;
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    let request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
+    Ok(sender.send_request(request.body(Empty::<Bytes>::new())?).await?)
+}
+
+async fn whole(response: Response<Incoming>) -> anyhow::Result<String> {
+    let status = response.status();
+    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
+    let body = body.map_err(|error| anyhow::anyhow!(error)).context("the answer could not be read")?;
+    let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+    if !status.is_success() {
+        bail!("the server answered {status}: {}", text.trim_end());
+    }
+    Ok(text)
 }

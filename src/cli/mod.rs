@@ -1,4 +1,4 @@
-//! The command line: `ondine serve`, `key show`, `check-config`, `status` and `try`.
+//! The command line: `ondine serve`, `key show`, `check-config`, `status`, `refresh` and `try`.
 //! Output meant for people and scripts goes to stdout, the log to stderr.
 
 mod control;
@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
+use crate::catalogue::SetName;
 use crate::config::Written;
 use crate::key;
 use crate::serve::{self, Server};
@@ -36,6 +37,13 @@ enum Command {
     },
     /// Show the queue and the cache of a running server.
     Status(StateDir),
+    /// Have a running server refresh a package set, or all of them, and show how it goes.
+    Refresh {
+        /// The package set [default: all]
+        name: Option<String>,
+        #[command(flatten)]
+        state_dir: StateDir,
+    },
     /// See it work: a throw-away store, a server, a derivation nobody has built, and a stock client that gets it.
     Try(try_out::Try),
 }
@@ -84,6 +92,7 @@ impl Cli {
             }
             Command::CheckConfig { file } => check_config(&file)?,
             Command::Status(state_dir) => print!("{}", control::get(&state_dir.path()?, "/api/v1/status")?),
+            Command::Refresh { name, state_dir } => return refresh(name.as_deref(), &state_dir.path()?),
             Command::Try(try_out) => try_out.run()?,
         }
         Ok(ExitCode::SUCCESS)
@@ -102,6 +111,21 @@ impl Serve {
             Ok(())
         })
     }
+}
+
+/// Fails when a refresh does; the server goes on with it whether or not somebody looks.
+fn refresh(name: Option<&str>, state_dir: &Path) -> anyhow::Result<ExitCode> {
+    let path = match name.map(SetName::new) {
+        None => "/api/v1/catalogue".to_owned(),
+        Some(Some(name)) => format!("/api/v1/catalogue/{name}"),
+        Some(None) => anyhow::bail!("a package set has no such name"),
+    };
+    let mut well = true;
+    control::post(state_dir, &path, |line| {
+        well &= !line.starts_with("failed:");
+        println!("{line}");
+    })?;
+    Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What a new admin needs next: where it is, and what goes into nix.conf.

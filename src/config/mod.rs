@@ -2,6 +2,7 @@
 //! One struct names every setting once; a flag wins over a variable, a variable over the file, the file over the default.
 
 mod bounds;
+mod catalogue;
 mod resolve;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use serde::Deserialize;
 
 use crate::nix;
 use crate::substitute::Source;
+use catalogue::WrittenSet;
 use upstream::WrittenUpstream;
 
 /// Every setting as it is written: all optional, none checked beyond its type.
@@ -35,13 +37,16 @@ pub struct Written {
     #[arg(long, env = "ONDINE_KEY_NAME", value_name = "NAME")]
     #[serde(alias = "key_name")]
     key_name: Option<String>,
-    /// Sources of derivations that may be built: "store"; empty to serve only [default: store]
+    /// Sources of derivations that may be built: "store", "catalogue"; empty to serve only [default: both]
     #[arg(long, env = "ONDINE_BUILD_FROM", value_name = "SOURCE", value_delimiter = ',', num_args = 0..)]
     #[serde(alias = "build_from")]
     build_from: Option<Vec<Source>>,
     /// Another cache, asked for what is not here: "URL PUBLIC-KEY…"; as a table [[upstream]] it takes more settings [default: none]
     #[arg(long, env = "ONDINE_UPSTREAM", value_name = "URL KEY", value_delimiter = ',')]
     upstream: Option<Vec<WrittenUpstream>>,
+    /// A package set, known before anyone asks: "NAME KIND:WHERE" (flake, expression or directory); as a table [[catalogue]] it takes more settings [default: none]
+    #[arg(long, env = "ONDINE_CATALOGUE", value_name = "NAME SOURCE", value_delimiter = ',')]
+    catalogue: Option<Vec<WrittenSet>>,
     /// How long upstreams may take to say whether they have a path, up to 60s [default: 2s]
     #[arg(long, env = "ONDINE_UPSTREAM_BUDGET", value_name = "DURATION", value_parser = duration)]
     #[serde(alias = "upstream_budget", default, deserialize_with = "written_duration")]
@@ -226,6 +231,7 @@ impl Written {
             key_name: self.key_name.or(other.key_name),
             build_from: self.build_from.or(other.build_from),
             upstream: self.upstream.or(other.upstream),
+            catalogue: self.catalogue.or(other.catalogue),
             upstream_budget: self.upstream_budget.or(other.upstream_budget),
             remember_missing: self.remember_missing.or(other.remember_missing),
             build_cores: self.build_cores.or(other.build_cores),

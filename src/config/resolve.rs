@@ -7,7 +7,7 @@ use std::time::Duration;
 use narinfo::KeyName;
 
 use super::bounds::{check, within, within_numbers};
-use super::{Error, Written, host_name, upstream};
+use super::{Error, Written, catalogue, host_name, upstream};
 use crate::serve::Settings;
 use crate::substitute::Source;
 use crate::upstream::CacheSettings;
@@ -45,10 +45,11 @@ impl Written {
         let zstd_level = self.zstd_level.unwrap_or(3);
         within_numbers("zstd-level", zstd_level.into(), 1, 19, "1 to 19")?;
         let listen = self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
-        let build_from = self.build_from.unwrap_or_else(|| vec![Source::Store]);
+        let build_from = self.build_from.unwrap_or_else(|| vec![Source::Store, Source::Catalogue]);
         let written = self.upstream.unwrap_or_default();
         let caches = written.into_iter().map(|written| upstream::resolve(written, listen));
         let caches = caches.collect::<Result<Vec<_>, _>>()?;
+        let catalogue = catalogue::resolve(self.catalogue.unwrap_or_default(), nix::own_system())?;
         let budget = self.upstream_budget.unwrap_or(seconds(2));
         within("upstream-budget", budget, Duration::from_millis(100), seconds(60), "100ms to 60s")?;
         let remember_missing = self.remember_missing.unwrap_or(seconds(300));
@@ -76,6 +77,7 @@ impl Written {
             },
             capabilities,
             upstream: crate::upstream::Settings { caches, budget, remember_missing },
+            catalogue,
             substitute: substitute::Settings { build_from },
             build,
             logs,

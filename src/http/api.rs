@@ -137,7 +137,7 @@ pub(super) fn metrics(service: &Service) -> Answer {
     answer::ready(answer::OPENMETRICS, text + METRICS_END)
 }
 
-fn json(value: &impl serde::Serialize) -> Answer {
+pub(super) fn json(value: &impl serde::Serialize) -> Answer {
     // Strings, numbers and nothing else: there is nothing in it that JSON could refuse.
     let text = serde_json::to_string_pretty(value).unwrap_or_default();
     answer::ready(answer::JSON, text + "\n")

@@ -3,6 +3,7 @@
 
 mod answer;
 mod api;
+mod catalogue;
 mod info;
 mod log;
 mod nar;
@@ -23,6 +24,7 @@ use hyper::{Request, header};
 use tokio::sync::watch;
 
 use crate::build::{Builds, Logs};
+use crate::catalogue::Catalogue;
 use crate::index::Index;
 use crate::nix::Pool;
 use crate::packer::Packer;
@@ -57,6 +59,8 @@ pub struct Parts {
     pub logs: Logs,
     /// The queue.
     pub builds: Builds,
+    /// Package sets.
+    pub catalogue: Catalogue,
     /// Other caches.
     pub upstreams: Upstreams,
     /// Whether the index can be read, and how much is in it.
@@ -116,6 +120,14 @@ impl Service {
         let method = match *request.method() {
             hyper::Method::GET => Method::Get,
             hyper::Method::HEAD => Method::Head,
+            // Who comes from nowhere comes through the control socket.
+            hyper::Method::POST if client.is_none() => {
+                return now(match Target::parse(request.uri().path(), None).map(|target| target.route) {
+                    Some(Route::Sets) => catalogue::refresh(&self, None),
+                    Some(Route::Set(name)) => catalogue::refresh(&self, Some(name)),
+                    _ => answer::method_not_allowed(),
+                });
+            }
             _ => return now(answer::method_not_allowed()),
         };
         let Some(Target { route, cached }) = Target::parse(request.uri().path(), request.uri().query())
@@ -153,6 +165,8 @@ impl Service {
             Route::Queue => now(api::queue(&self)),
             Route::Build(id) => Box::pin(async move { api::build(&self, id).await }),
             Route::Path(hash) => Box::pin(async move { api::path(&self, hash).await }),
+            Route::Sets => Box::pin(async move { catalogue::all(&self).await }),
+            Route::Set(name) => Box::pin(async move { catalogue::one(&self, &name).await }),
             Route::Metrics => now(api::metrics(&self)),
         }
     }

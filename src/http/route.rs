@@ -4,6 +4,8 @@
 use narinfo::{Compression, DrvOutput, NarHash, StorePath, StorePathHash};
 use percent_encoding::percent_decode_str;
 
+use crate::catalogue::SetName;
+
 /// Bytes of a path at most; a store path's base name has at most 244.
 const PATH_BYTES_MAX: usize = 1024;
 /// The prefix of the same cache without building.
@@ -36,6 +38,10 @@ pub enum Route {
     Build(u64),
     /// `/api/v1/paths/<hash>`
     Path(StorePathHash),
+    /// `/api/v1/catalogue`
+    Sets,
+    /// `/api/v1/catalogue/<name>`
+    Set(SetName),
     /// `/metrics`
     Metrics,
 }
@@ -78,6 +84,7 @@ fn route(path: &str) -> Option<Route> {
         "readyz" => return Some(Route::Ready),
         "api/v1/status" => return Some(Route::Status),
         "api/v1/queue" => return Some(Route::Queue),
+        "api/v1/catalogue" => return Some(Route::Sets),
         "metrics" => return Some(Route::Metrics),
         _ => {}
     }
@@ -95,6 +102,9 @@ fn route(path: &str) -> Option<Route> {
     }
     if let Some(hash) = path.strip_prefix("api/v1/paths/") {
         return hash.parse().ok().map(Route::Path);
+    }
+    if let Some(name) = path.strip_prefix("api/v1/catalogue/") {
+        return SetName::new(name).map(Route::Set);
     }
     let drv = StorePath::parse(path.strip_prefix("log/")?).ok()?;
     drv.is_derivation().then_some(Route::Log(drv))
@@ -152,6 +162,8 @@ mod tests {
             (format!("log/{encoded}"), Route::Log(StorePath::parse(&drv).expect("a store path"))),
             ("api/v1/builds/7".to_owned(), Route::Build(7)),
             (format!("api/v1/paths/{HASH}"), Route::Path(HASH.parse().expect("a hash"))),
+            ("api/v1/catalogue".to_owned(), Route::Sets),
+            ("api/v1/catalogue/a-b".to_owned(), Route::Set(SetName::new("a-b").expect("a name"))),
             (String::new(), Route::Home),
         ] {
             assert_eq!(parse(&format!("/{path}")), Some(Target { route: route.clone(), cached: false }));

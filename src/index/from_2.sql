@@ -1,4 +1,4 @@
--- From schema 2 to schema 3: other caches, what was built here, and realisations.
+-- From schema 2 to schema 3: other caches, what was built here, realisations, and package sets.
 
 ALTER TABLE path ADD COLUMN built INTEGER NOT NULL DEFAULT 0;
 
@@ -33,3 +33,61 @@ CREATE INDEX realisation_by_path ON realisation (path);
 CREATE TRIGGER path_gone AFTER DELETE ON path BEGIN
     DELETE FROM realisation WHERE path = OLD.hash || '-' || OLD.name;
 END;
+
+CREATE TABLE catalogue_set (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
+    name       TEXT UNIQUE NOT NULL,
+    tried_at   INTEGER,
+    failure    TEXT
+) STRICT;
+
+CREATE TABLE catalogue_generation (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
+    set_id      INTEGER NOT NULL,
+    made_by     TEXT NOT NULL,
+    holder      TEXT NOT NULL,
+    made_at     INTEGER NOT NULL,
+    replaced_at INTEGER,
+    attributes  INTEGER NOT NULL,
+    denied      INTEGER NOT NULL,
+    errors      INTEGER NOT NULL,
+    derivations INTEGER NOT NULL
+) STRICT;
+
+CREATE INDEX catalogue_generation_by_set ON catalogue_generation (set_id);
+
+CREATE TABLE catalogue_attribute (
+    set_id    INTEGER NOT NULL,
+    attribute TEXT NOT NULL,
+    system    TEXT NOT NULL,
+    drv       TEXT,
+    error     TEXT,
+    denied    INTEGER NOT NULL,
+    PRIMARY KEY (set_id, attribute, system)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE catalogue_output (
+    hash    TEXT NOT NULL,
+    drv     TEXT NOT NULL,
+    set_id  INTEGER NOT NULL,
+    first   INTEGER NOT NULL,
+    last    INTEGER,
+    denied  INTEGER NOT NULL,
+    PRIMARY KEY (hash, drv, set_id, first)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE catalogue_new_attribute (
+    attribute TEXT NOT NULL,
+    system    TEXT NOT NULL,
+    drv       TEXT,
+    error     TEXT,
+    denied    INTEGER NOT NULL,
+    PRIMARY KEY (attribute, system)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE catalogue_new_output (
+    hash   TEXT NOT NULL,
+    drv    TEXT NOT NULL,
+    denied INTEGER NOT NULL,
+    PRIMARY KEY (hash, drv)
+) STRICT, WITHOUT ROWID;

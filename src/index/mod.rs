@@ -1,6 +1,7 @@
 //! The index: which store paths are served, which NARs are packed, which builds failed, and who waits.
 //! The only place with SQL. It never asks Nix and never touches a NAR file.
 
+mod catalogue;
 mod comparison;
 mod connection;
 mod queue;
@@ -16,6 +17,9 @@ use std::time::SystemTime;
 use narinfo::{NarHash, StorePath, StorePathHash};
 use rusqlite::{OptionalExtension, Transaction, params};
 
+pub use catalogue::{
+    AttributeRow, Generation, GenerationSize, Maker, NewGeneration, OutputRow, SetRow, Swapped,
+};
 use connection::{Readers, Writer};
 pub use queue::{DurationRow, RequestRow};
 pub use rows::{Comparison, Counts, Failure, FailureClass, Hit, NarRow, PathRow, UpstreamNar};

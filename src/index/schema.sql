@@ -89,3 +89,66 @@ CREATE TABLE duration (
 ) STRICT;
 
 CREATE INDEX duration_by_work ON duration (work);
+
+-- Package sets: see catalogue/. Gone from here once it is not configured any more.
+CREATE TABLE catalogue_set (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
+    name       TEXT UNIQUE NOT NULL,
+    tried_at   INTEGER,                 -- Unix seconds of the latest refresh that ended
+    failure    TEXT                     -- why that failed; null where it went well
+) STRICT;
+
+-- What a set was at a time; one of each set is current, the one without replaced_at.
+CREATE TABLE catalogue_generation (
+    id          INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, -- the order; never used twice
+    set_id      INTEGER NOT NULL,
+    made_by     TEXT NOT NULL,          -- the settings that it was made with
+    holder      TEXT NOT NULL,          -- base name of the path that holds its derivations in the Nix store
+    made_at     INTEGER NOT NULL,       -- Unix seconds
+    replaced_at INTEGER,                -- Unix seconds
+    attributes  INTEGER NOT NULL,       -- how many gave a derivation
+    denied      INTEGER NOT NULL,       -- how many of those may not be built
+    errors      INTEGER NOT NULL,       -- how many failed to evaluate
+    derivations INTEGER NOT NULL        -- how many there are in the closure of what may be built
+) STRICT;
+
+CREATE INDEX catalogue_generation_by_set ON catalogue_generation (set_id);
+
+-- The attributes of the current generation of each set.
+CREATE TABLE catalogue_attribute (
+    set_id    INTEGER NOT NULL,
+    attribute TEXT NOT NULL,
+    system    TEXT NOT NULL,            -- the system that it was evaluated for
+    drv       TEXT,                     -- base name; null where it failed
+    error     TEXT,                     -- why it failed
+    denied    INTEGER NOT NULL,         -- whether it may not be built
+    PRIMARY KEY (set_id, attribute, system)
+) STRICT, WITHOUT ROWID;
+
+-- What the derivations of all generations give, from the first generation that has it to the last.
+CREATE TABLE catalogue_output (
+    hash    TEXT NOT NULL,              -- the 32 characters before the name of the output's path
+    drv     TEXT NOT NULL,              -- base name
+    set_id  INTEGER NOT NULL,
+    first   INTEGER NOT NULL,           -- a generation
+    last    INTEGER,                    -- a generation; null while the current one has it
+    denied  INTEGER NOT NULL,           -- whether it may not be built, except as an input
+    PRIMARY KEY (hash, drv, set_id, first)
+) STRICT, WITHOUT ROWID;
+
+-- The generation that is being made, in the form of the two tables above. One at a time.
+CREATE TABLE catalogue_new_attribute (
+    attribute TEXT NOT NULL,
+    system    TEXT NOT NULL,
+    drv       TEXT,
+    error     TEXT,
+    denied    INTEGER NOT NULL,
+    PRIMARY KEY (attribute, system)
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE catalogue_new_output (
+    hash   TEXT NOT NULL,
+    drv    TEXT NOT NULL,
+    denied INTEGER NOT NULL,
+    PRIMARY KEY (hash, drv)
+) STRICT, WITHOUT ROWID;

@@ -124,13 +124,19 @@ fn names(value: &Value) -> BTreeSet<String> {
 }
 
 /// What Nix takes when it has no settings.
-fn defaults(kvm: bool) -> Found {
+/// The system of this machine in Nix's words, unless its settings say another one.
+#[must_use]
+pub fn own_system() -> String {
     let os = if cfg!(target_os = "macos") { "darwin" } else { std::env::consts::OS };
-    let system = match std::env::consts::ARCH {
+    match std::env::consts::ARCH {
         "x86" => format!("i686-{os}"),
         "arm" => format!("armv7l-{os}"),
         arch => format!("{arch}-{os}"),
-    };
+    }
+}
+
+fn defaults(kvm: bool) -> Found {
+    let system = own_system();
     let mut systems = BTreeSet::from([system.clone()]);
     if system == "x86_64-linux" {
         systems.insert("i686-linux".to_owned());

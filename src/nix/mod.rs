@@ -27,7 +27,7 @@ pub use capabilities::{Capabilities, Lack, Machine};
 pub use connection::{Daemon, OPERATION_TIMEOUT};
 pub use database::{Database, DatabaseError, KnownOutput};
 pub use derivations::{DERIVATIONS_MAX, Derivations, read_derivation};
-pub use detect::{CapabilitySettings, detect};
+pub use detect::{CapabilitySettings, detect, own_system};
 pub use environment::{Environment, EnvironmentError};
 pub use error::DaemonError;
 pub use handshake::{HANDSHAKE_TIMEOUT, Handshake};

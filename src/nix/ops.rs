@@ -17,6 +17,7 @@ use super::error::DaemonError;
 use super::wire::{LIST_ITEMS_MAX, Request};
 
 const IS_VALID_PATH: u64 = 1;
+const ADD_TO_STORE: u64 = 7;
 const ADD_TEMP_ROOT: u64 = 11;
 const ADD_INDIRECT_ROOT: u64 = 12;
 const SET_OPTIONS: u64 = 19;
@@ -166,6 +167,34 @@ impl Daemon {
         let mut reply = self.ask("adding a GC root", request).await?;
         reply.number().await?;
         reply.done(())
+    }
+
+    /// Writes a text file to the store that refers to `references`, which must be valid: who holds the file, holds them.
+    /// This connection holds it.
+    ///
+    /// # Errors
+    /// When the daemon refuses ([`DaemonError::Nix`], also when one of them is not valid) or is lost.
+    pub async fn add_text(
+        &mut self,
+        name: &str,
+        text: &str,
+        references: impl IntoIterator<Item = &StorePath>,
+    ) -> Result<StorePath, DaemonError> {
+        let references: Vec<String> =
+            references.into_iter().map(|path| path.in_dir(&self.store_dir)).collect();
+        let request = Request::default()
+            .number(ADD_TO_STORE)
+            .text(name)
+            .text("text:sha256")
+            .texts(&references)
+            .number(0) // do not repair
+            .framed(text.as_bytes());
+        self.has_temp_roots = true;
+        let mut reply = self.ask("writing a file to the store", request).await?;
+        let dir = reply.store_dir();
+        let path = reply.path(&dir).await?;
+        path_info(&mut reply, &path).await?;
+        reply.done(path)
     }
 
     /// What Nix knows of `path`, or `None` when it is not valid.

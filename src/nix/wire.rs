@@ -191,6 +191,13 @@ impl Request {
         texts.iter().fold(self.number(texts.len() as u64), |request, text| request.text(text.as_ref()))
     }
 
+    /// A stream of bytes: one frame, and the empty one that ends it.
+    pub(super) fn framed(self, bytes: &[u8]) -> Self {
+        let mut request = self.number(bytes.len() as u64);
+        request.0.extend_from_slice(bytes);
+        if bytes.is_empty() { request } else { request.number(0) }
+    }
+
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.0
     }

@@ -1,0 +1,260 @@
+//! One evaluator as a child process that cannot do harm: in a process group of its own which ends with us, with limits on its
+//! time, memory and output. Understands nothing of what it says, but which of its lines are for us.
+
+use std::collections::VecDeque;
+use std::io;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group, setpriority_process};
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
+use tokio::process::{Child, ChildStderr, ChildStdin, Command};
+use tokio::time::{Instant, timeout_at};
+
+/// Bytes of one line at most; the rest of a longer one is left out.
+const LINE_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of all lines that are not for us at most.
+const OTHER_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Bytes of the last lines that are kept for a report.
+const TAIL_BYTES_MAX: usize = 8 * 1024;
+/// What is added to the time that all may take, for the limit that holds when nobody watches any more.
+const CPU_GRACE: Duration = Duration::from_secs(60);
+/// How much an evaluator yields to everything else.
+const NICENESS: i32 = 10;
+
+/// Sets the limits (KiB, seconds of processor time) and becomes the program. Beside it runs something that ends the group when
+/// its standard input does, which is when we are gone, however suddenly.
+const BOUNDED: &str = r#"
+ulimit -v "$1"
+ulimit -t "$2"
+shift 2
+exec 3<&0
+( read -r _ <&3; kill -s KILL 0 ) >/dev/null 2>&1 &
+exec "$@" </dev/null 3<&-
+"#;
+
+/// What an evaluator may cost.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// When it has to be done.
+    pub(super) deadline: Instant,
+    /// How long it may take from one line for us to the next.
+    pub(super) silence_max: Duration,
+    /// Bytes of address space.
+    pub(super) memory_bytes_max: u64,
+}
+
+/// What comes next of an evaluator.
+#[derive(Debug)]
+pub(super) enum Step {
+    /// A line for us, without what marks it.
+    Told(String),
+    /// It is over.
+    Ended(Ending),
+}
+
+/// How an evaluator ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// With success.
+    Well,
+    /// By itself, with an error: its last words.
+    Failed(String),
+    /// For want of something, or killed by somebody: its last words.
+    Died(String),
+    /// It was stopped: nothing came for too long.
+    Silent,
+    /// It was stopped: it said too much that is not for us.
+    Garrulous,
+    /// It was stopped: all its time was over.
+    Late,
+}
+
+/// A running evaluator; killed with all that it started when dropped.
+#[derive(Debug)]
+pub(super) struct Evaluator {
+    /// The first to go.
+    _group: Group,
+    child: Child,
+    lines: Lines<BufReader<ChildStderr>>,
+    /// What its lines for us begin with.
+    mark: String,
+    tail: Tail,
+    other_bytes: u64,
+    bounds: Bounds,
+    /// As long as it is open, somebody watches.
+    _watching: Option<ChildStdin>,
+}
+
+/// A process group that ends with this.
+#[derive(Debug)]
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // Gone already is as good.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+}
+
+impl Evaluator {
+    /// Starts `program`, whose lines on stderr that begin with `mark` are for us.
+    ///
+    /// # Errors
+    /// When there is no shell.
+    pub(super) fn start(
+        program: &str,
+        arguments: &[String],
+        variables: &[(String, std::ffi::OsString)],
+        mark: String,
+        bounds: Bounds,
+    ) -> io::Result<Self> {
+        let seconds = bounds.deadline.duration_since(Instant::now()) + CPU_GRACE;
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", BOUNDED, "evaluate"])
+            .arg((bounds.memory_bytes_max / 1024).to_string())
+            .arg(seconds.as_secs().to_string())
+            .arg(program)
+            .args(arguments)
+            .env_clear()
+            .envs(variables.iter().map(|(name, value)| (name, value)))
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .kill_on_drop(true);
+        let mut child = command.spawn()?;
+        let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+        // Without it the evaluator is only less polite.
+        let _ = id.map(|id| setpriority_process(Some(id), NICENESS));
+        let stderr = child.stderr.take().ok_or_else(|| io::Error::other("it has no standard error"))?;
+        Ok(Self {
+            _group: Group(id),
+            lines: Lines::new(BufReader::new(stderr)),
+            _watching: child.stdin.take(),
+            child,
+            mark,
+            tail: Tail::default(),
+            other_bytes: 0,
+            bounds,
+        })
+    }
+
+    /// What comes next.
+    ///
+    /// # Errors
+    /// When the system fails.
+    pub(super) async fn step(&mut self) -> io::Result<Step> {
+        let silent = Instant::now() + self.bounds.silence_max;
+        let until = silent.min(self.bounds.deadline);
+        loop {
+            let line = match timeout_at(until, self.lines.next()).await {
+                Ok(line) => line?,
+                Err(_) if until == self.bounds.deadline => return Ok(Step::Ended(Ending::Late)),
+                Err(_) => return Ok(Step::Ended(Ending::Silent)),
+            };
+            let Some((line, bytes)) = line else { break };
+            if let Some(told) = line.strip_prefix(&self.mark) {
+                return Ok(Step::Told(told.to_owned()));
+            }
+            self.tail.add(line);
+            self.other_bytes += bytes;
+            if self.other_bytes > OTHER_BYTES_MAX {
+                return Ok(Step::Ended(Ending::Garrulous));
+            }
+        }
+        let ended = match timeout_at(until, self.child.wait()).await {
+            Ok(status) => self.ended(status?),
+            Err(_) => Ending::Silent,
+        };
+        Ok(Step::Ended(ended))
+    }
+
+    fn ended(&self, status: ExitStatus) -> Ending {
+        let said = self.tail.text();
+        // What evaluators say, and C++ does, when there is no more memory.
+        let starved = [
+            "out of memory",
+            "bad_alloc",
+            "cannot allocate memory",
+            "failed to expand heap",
+            "too many heap",
+        ];
+        let low = said.to_lowercase();
+        match status.code() {
+            Some(0) => Ending::Well,
+            Some(1..=125) if !starved.iter().any(|sign| low.contains(sign)) => Ending::Failed(said),
+            _ if said.is_empty() => Ending::Died(status.to_string()),
+            _ => Ending::Died(format!("{said}\n({status})")),
+        }
+    }
+}
+
+/// Lines of bounded length.
+#[derive(Debug)]
+struct Lines<R> {
+    from: R,
+    line: Vec<u8>,
+    bytes: u64,
+}
+
+impl<R: AsyncRead + AsyncBufReadExt + Unpin> Lines<R> {
+    fn new(from: R) -> Self {
+        Self { from, line: Vec::new(), bytes: 0 }
+    }
+
+    /// The next line, and how many bytes it had. May be cancelled.
+    async fn next(&mut self) -> io::Result<Option<(String, u64)>> {
+        loop {
+            let piece = self.from.fill_buf().await?;
+            let end = piece.iter().position(|byte| *byte == b'\n');
+            let taken = end.map_or(piece.len(), |end| end + 1);
+            let room = LINE_BYTES_MAX.saturating_sub(self.line.len());
+            self.line.extend_from_slice(&piece[..taken.min(room)]);
+            self.from.consume(taken);
+            self.bytes += taken as u64;
+            if end.is_some() || taken == 0 {
+                let bytes = std::mem::take(&mut self.bytes);
+                if bytes == 0 {
+                    return Ok(None);
+                }
+                let line = String::from_utf8_lossy(&std::mem::take(&mut self.line)).into_owned();
+                return Ok(Some((line.trim_end_matches(['\n', '\r']).to_owned(), bytes)));
+            }
+        }
+    }
+}
+
+/// The last lines.
+#[derive(Debug, Default)]
+struct Tail {
+    lines: VecDeque<String>,
+    bytes: usize,
+}
+
+impl Tail {
+    fn add(&mut self, mut line: String) {
+        if line.contains("--show-trace") || line.trim().is_empty() {
+            return;
+        }
+        if line.len() > TAIL_BYTES_MAX {
+            line.truncate(line.floor_char_boundary(TAIL_BYTES_MAX));
+        }
+        self.bytes += line.len();
+        self.lines.push_back(line);
+        while self.bytes > TAIL_BYTES_MAX {
+            self.bytes -= self.lines.pop_front().map_or(0, |line| line.len());
+        }
+    }
+
+    /// From the first line that tells of an error, where there is one.
+    fn text(&self) -> String {
+        let from = self.lines.iter().position(|line| line.starts_with("error:")).unwrap_or(0);
+        let lines = self.lines.iter().skip(from).map(String::as_str);
+        anstream::adapter::strip_str(&lines.collect::<Vec<_>>().join("\n")).to_string()
+    }
+}

@@ -1,0 +1,184 @@
+//! Package sets that are known by name and by hash before anyone asks: evaluated in the background by the Nix of this machine,
+//! generation by generation. Reading order: settings, source, evaluate, walk, graph, refresh. Builds nothing, and no request
+//! ever waits for an evaluation.
+
+mod evaluate;
+mod graph;
+mod refresh;
+mod settings;
+mod source;
+mod walk;
+
+use std::fmt;
+use std::sync::Arc;
+
+use tokio::sync::{Notify, watch};
+
+pub use refresh::{RefreshError, Refresher};
+pub use settings::{Evaluation, Origin, Pattern, SetName, SetSettings, Settings};
+
+/// The package sets, as those who ask see them; clones share it.
+#[derive(Clone)]
+pub struct Catalogue(Arc<Shared>);
+
+struct Shared {
+    sets: Vec<Set>,
+    /// A refresh is wanted.
+    wanted: Notify,
+}
+
+/// A set, and how its refresh is.
+struct Set {
+    settings: SetSettings,
+    progress: watch::Sender<Progress>,
+}
+
+/// How the refresh of a set is.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// What is done now.
+    pub state: State,
+    /// How many refreshes were asked for.
+    asked: u64,
+    /// How many of those have ended.
+    ended: u64,
+    /// How the latest one ended.
+    outcome: Option<Result<String, String>>,
+}
+
+/// What is done for a set now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum State {
+    /// Nothing.
+    #[default]
+    Idle,
+    /// A refresh is wanted, and another set has its turn.
+    Waiting,
+    /// Its attributes are evaluated.
+    Evaluating {
+        /// For this system.
+        system: String,
+        /// Those that gave a derivation.
+        attributes: u64,
+        /// Those that failed.
+        errors: u64,
+    },
+    /// The closure of its derivations is read.
+    Reading {
+        /// Those that were read.
+        derivations: u64,
+    },
+    /// The new generation takes the place of the one before.
+    Swapping,
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Idle => write!(formatter, "idle"),
+            Self::Waiting => write!(formatter, "waiting for its turn"),
+            Self::Evaluating { system, attributes, errors } => {
+                write!(formatter, "evaluating for {system}: {attributes} attributes, {errors} errors")
+            }
+            Self::Reading { derivations } => write!(formatter, "reading derivations: {derivations}"),
+            Self::Swapping => write!(formatter, "swapping generations"),
+        }
+    }
+}
+
+/// A refresh that was asked for.
+pub struct Following {
+    /// The set's name.
+    pub set: SetName,
+    number: u64,
+    progress: watch::Receiver<Progress>,
+}
+
+/// What there is to tell of a refresh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum News {
+    /// It goes on.
+    Under(State),
+    /// It is over: what it brought, or why it failed.
+    Over(Result<String, String>),
+}
+
+impl Catalogue {
+    /// These sets, of which nothing is done yet.
+    #[must_use]
+    pub fn new(settings: Settings) -> Self {
+        let set = |settings| Set { settings, progress: watch::channel(Progress::default()).0 };
+        let sets = settings.sets.into_iter().map(set).collect();
+        Self(Arc::new(Shared { sets, wanted: Notify::new() }))
+    }
+
+    /// Each set, and what is done for it now.
+    pub fn sets(&self) -> impl Iterator<Item = (&SetSettings, State)> {
+        self.0.sets.iter().map(|set| (&set.settings, set.progress.borrow().state.clone()))
+    }
+
+    /// Asks for a refresh of the set of this name, or of all sets: one that begins from now on. `None` when there is no such set.
+    #[must_use]
+    pub fn refresh(&self, name: Option<&str>) -> Option<Vec<Following>> {
+        let meant =
+            self.0.sets.iter().filter(|set| name.is_none_or(|name| set.settings.name.as_str() == name));
+        let following: Vec<Following> = meant.map(Set::want).collect();
+        self.0.wanted.notify_one();
+        (name.is_none() || !following.is_empty()).then_some(following)
+    }
+}
+
+impl Set {
+    fn want(&self) -> Following {
+        let mut number = 0;
+        self.progress.send_modify(|progress| {
+            progress.asked += 1;
+            number = progress.asked;
+            if progress.state == State::Idle {
+                progress.state = State::Waiting;
+            }
+        });
+        Following { set: self.settings.name.clone(), number, progress: self.progress.subscribe() }
+    }
+
+    fn is_wanted(&self) -> bool {
+        let progress = self.progress.borrow();
+        progress.asked > progress.ended
+    }
+
+    fn show(&self, state: State) {
+        self.progress.send_modify(|progress| progress.state = state);
+    }
+
+    /// A refresh that began when so many were asked for has ended.
+    fn over(&self, asked: u64, outcome: Result<String, String>) {
+        self.progress.send_modify(|progress| {
+            progress.ended = asked;
+            progress.state = if progress.asked > asked { State::Waiting } else { State::Idle };
+            progress.outcome = Some(outcome);
+        });
+    }
+}
+
+impl Following {
+    /// What there is to tell now.
+    pub fn news(&mut self) -> News {
+        let progress = self.progress.borrow_and_update();
+        match &progress.outcome {
+            Some(outcome) if progress.ended >= self.number => News::Over(outcome.clone()),
+            _ => News::Under(progress.state.clone()),
+        }
+    }
+
+    /// Resolves once it is over.
+    pub async fn over(&mut self) {
+        let number = self.number;
+        // An error means that nothing will come any more.
+        let _ = self.progress.wait_for(|progress| progress.ended >= number).await;
+    }
+
+    /// Resolves once there is something new to tell; also when nothing will come any more, which is `false`.
+    pub async fn changed(&mut self) -> bool {
+        self.progress.changed().await.is_ok()
+    }
+}

@@ -1,0 +1,200 @@
+//! What package sets there are, where they come from, and what their evaluation may cost.
+//! Patterns and names are checked when they are made.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// All package sets.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Each with a name of its own.
+    pub sets: Vec<SetSettings>,
+}
+
+/// One package set.
+#[derive(Clone, Debug)]
+pub struct SetSettings {
+    /// Its name, which fits into the name of a store path.
+    pub name: SetName,
+    /// Where it comes from.
+    pub origin: Origin,
+    /// The systems that it is evaluated for, at least one.
+    pub systems: Vec<String>,
+    /// How old it may become; `None` when it is refreshed on demand only.
+    pub refresh: Option<Duration>,
+    /// Attributes and names of what may be built.
+    pub allow: Vec<Pattern>,
+    /// Attributes and names of what may not be built all the same.
+    pub deny: Vec<Pattern>,
+    /// How long a generation answers after the next one took its place.
+    pub keep: Duration,
+    /// What its evaluation may do.
+    pub evaluation: Evaluation,
+}
+
+/// Where a set comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// The packages of a flake.
+    Flake(String),
+    /// A Nix file, or a folder with a default.nix.
+    Expression {
+        /// The file.
+        file: PathBuf,
+        /// The attributes that are walked; all, when there are none.
+        attributes: Vec<Vec<String>>,
+    },
+    /// A folder of Nix files and of links to derivations.
+    Directory(PathBuf),
+}
+
+/// What an evaluation may do, and cost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evaluation {
+    /// Whether it may build something to go on.
+    pub import_from_derivation: bool,
+    /// Where else it may read, as NIX_PATH has it.
+    pub nix_path: Vec<String>,
+    /// What it may fetch: prefixes of addresses.
+    pub allowed_uris: Vec<String>,
+    /// How long all of it may take.
+    pub time_max: Duration,
+    /// How long one attribute may take.
+    pub attribute_time_max: Duration,
+    /// Bytes of address space at most.
+    pub memory_bytes_max: u64,
+}
+
+/// The name of a set: letters, digits, `_` and `-`, at most 64 of them.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SetName(String);
+
+impl SetName {
+    /// `None` when it is no such name.
+    #[must_use]
+    pub fn new(text: &str) -> Option<Self> {
+        let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+        (!text.is_empty() && text.len() <= 64 && text.chars().all(fits)).then(|| Self(text.to_owned()))
+    }
+
+    /// The name as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for SetName {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+/// A pattern in which `*` stands for anything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pattern(String);
+
+impl Pattern {
+    /// Every text is one.
+    #[must_use]
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// Whether all of `text` is like this.
+    #[must_use]
+    pub fn matches(&self, text: &str) -> bool {
+        let mut parts = self.0.split('*');
+        let Some(mut rest) = parts.next().and_then(|first| text.strip_prefix(first)) else { return false };
+        let mut last = None;
+        for part in parts {
+            // The one before is not the last, so the first place where it fits is the best.
+            if let Some(part) = last.replace(part) {
+                let Some((_, after)) = rest.split_once(part) else { return false };
+                rest = after;
+            }
+        }
+        last.map_or(rest.is_empty(), |last| rest.ends_with(last))
+    }
+}
+
+impl SetSettings {
+    /// Whether what has this attribute and this name may be built.
+    #[must_use]
+    pub fn allows(&self, attribute: &str, name: &str) -> bool {
+        let any = |patterns: &[Pattern]| {
+            patterns.iter().any(|pattern| pattern.matches(attribute) || pattern.matches(name))
+        };
+        any(&self.allow) && !any(&self.deny)
+    }
+
+    /// All that a generation depends on, besides what it comes from. Another text makes another generation.
+    #[must_use]
+    pub fn made_by(&self) -> String {
+        let Evaluation { import_from_derivation, nix_path, allowed_uris, .. } = &self.evaluation;
+        format!(
+            "{:?}",
+            (
+                &self.origin,
+                &self.systems,
+                &self.allow,
+                &self.deny,
+                import_from_derivation,
+                nix_path,
+                allowed_uris
+            )
+        )
+    }
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Flake(reference) => write!(formatter, "flake {reference}"),
+            Self::Expression { file, .. } => write!(formatter, "expression {}", file.display()),
+            Self::Directory(directory) => write!(formatter, "directory {}", directory.display()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_star_stands_for_anything() {
+        for (pattern, text) in [
+            ("*", ""),
+            ("*", "a.b"),
+            ("a*", "a"),
+            ("*a", "a"),
+            ("a*a", "aa"),
+            ("python3Packages.*", "python3Packages.numpy"),
+            ("*-unfree-*", "x-unfree-1.0"),
+            ("a*b*c", "a-b-b-c"),
+            ("a**b", "ab"),
+            ("exact", "exact"),
+        ] {
+            assert!(Pattern::new(pattern).matches(text), "{pattern} {text}");
+        }
+        for (pattern, text) in [
+            ("", "a"),
+            ("a", "ab"),
+            ("a", "ba"),
+            ("a*a", "a"),
+            ("a*b*c", "a-c-b"),
+            ("*ab*ab", "ab"),
+            ("a.*", "a"),
+        ] {
+            assert!(!Pattern::new(pattern).matches(text), "{pattern} {text}");
+        }
+    }
+
+    #[test]
+    fn a_name_fits_into_a_store_path() {
+        for name in ["", "a b", "a/b", "ä", "a.b", &"a".repeat(65)] {
+            assert_eq!(SetName::new(name), None, "{name}");
+        }
+        assert!(SetName::new("nixpkgs-24_05").is_some());
+    }
+}

@@ -1,0 +1,217 @@
+//! What an evaluator is told to do, for each kind of source: the arguments of `nix-instantiate`, of which all releases have
+//! the same. It evaluates an expression that walks the attributes and tells of them.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use super::settings::{Evaluation, Origin};
+use crate::nix::Environment;
+
+/// The program, which writes derivations to the store through the daemon.
+pub(super) const PROGRAM: &str = "nix-instantiate";
+/// The expression that walks.
+const WALK: &str = include_str!("walk.nix");
+/// Files of Nix in a folder.
+const DEFAULT_NIX: &str = "default.nix";
+/// Variables of this process that evaluators see, beside those that say where the store is.
+const VARIABLES: [&str; 9] = [
+    "PATH",
+    "NIX_STORE_DIR",
+    "NIX_STATE_DIR",
+    "NIX_LOG_DIR",
+    "NIX_LOCALSTATE_DIR",
+    "NIX_CONF_DIR",
+    "NIX_DATA_DIR",
+    "NIX_SSL_CERT_FILE",
+    "SSL_CERT_FILE",
+];
+
+/// An attribute: the root from which it is reached, and the names from there.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+pub(super) struct Place {
+    /// The number of the root.
+    pub(super) root: usize,
+    /// The names.
+    pub(super) path: Vec<String>,
+}
+
+/// What a run is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Run {
+    /// All attributes.
+    Walk,
+    /// Those from there on, with that one or without it.
+    Resume {
+        /// From where.
+        from: Place,
+        /// Whether that one is walked.
+        again: bool,
+    },
+    /// Only to see the error of that one.
+    Explain(Place),
+}
+
+/// A source that is ready to be evaluated: its paths are found.
+#[derive(Clone, Debug)]
+pub(super) struct Prepared {
+    /// A function that gives the roots as a list, in Nix.
+    roots: String,
+    /// What the names of each root's attributes begin with.
+    pub(super) prefixes: Vec<Vec<String>>,
+    /// Arguments that come before the expression.
+    options: Vec<String>,
+}
+
+/// Finds the paths of a source. Blocks for moments.
+///
+/// # Errors
+/// When something is not there.
+pub(super) fn prepare(origin: &Origin, evaluation: &Evaluation) -> std::io::Result<Prepared> {
+    let mut options = options(evaluation)?;
+    let mut allow = |path: &Path| {
+        options.extend(["-I".to_owned(), format!("ondine-source={}", path.display())]);
+    };
+    let (roots, prefixes) = match origin {
+        Origin::Flake(reference) => {
+            options.extend(["--extra-experimental-features".to_owned(), "flakes".to_owned()]);
+            let flake = format!("(builtins.getFlake {})", quoted(reference));
+            let roots =
+                ["packages", "legacyPackages"].map(|output| format!("(flake.{output}.${{system}} or {{ }})"));
+            (format!("let flake = {flake}; in [ {} ]", roots.join(" ")), vec![Vec::new(); roots.len()])
+        }
+        Origin::Expression { file, attributes } => {
+            let file = file.canonicalize()?;
+            // The folder, since a file reads those beside it.
+            allow(if file.is_dir() { &file } else { file.parent().unwrap_or(&file) });
+            let top = format!("call (import {})", quoted(&utf8(&file)?));
+            let root = |path: &Vec<String>| {
+                let names: Vec<String> = path.iter().map(|name| format!(".{}", quoted(name))).collect();
+                format!("(top{})", names.concat())
+            };
+            let all = [Vec::new()];
+            let attributes = if attributes.is_empty() { &all[..] } else { attributes };
+            let roots: Vec<String> = attributes.iter().map(root).collect();
+            (format!("let top = {top}; in [ {} ]", roots.join(" ")), attributes.to_vec())
+        }
+        Origin::Directory(directory) if directory.join(DEFAULT_NIX).exists() => {
+            let whole = Origin::Expression { file: directory.clone(), attributes: Vec::new() };
+            return prepare(&whole, evaluation);
+        }
+        Origin::Directory(directory) => {
+            let directory = directory.canonicalize()?;
+            allow(&directory);
+            (folder(&utf8(&directory)?), vec![Vec::new()])
+        }
+    };
+    Ok(Prepared { roots, prefixes, options })
+}
+
+/// The links to derivations in a folder, each with the name of its attribute and what it leads to. Blocks for moments.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub(super) fn links(origin: &Origin) -> std::io::Result<Vec<(String, PathBuf)>> {
+    let Origin::Directory(directory) = origin else { return Ok(Vec::new()) };
+    let mut links = Vec::new();
+    for entry in directory.read_dir()? {
+        let entry = entry?;
+        if let Some(attribute) = entry.file_name().to_str().and_then(|name| name.strip_suffix(".drv")) {
+            let target = entry.path().read_link().unwrap_or_else(|_| entry.path());
+            links.push((attribute.to_owned(), target));
+        }
+    }
+    links.sort();
+    Ok(links)
+}
+
+/// A set with an attribute for each Nix file, each folder with a default.nix, of a folder.
+fn folder(directory: &str) -> String {
+    format!(
+        r#"let
+  folder = {directory};
+  entries = builtins.readDir folder;
+  attribute = file:
+    let stem = builtins.match "(.*)[.]nix" file; within = folder + "/" + file + "/{DEFAULT_NIX}"; in
+    if stem != null && entries.${{file}} != "directory" then [ {{ name = builtins.head stem; value = call (import (folder + "/" + file)); }} ]
+    else if stem == null && entries.${{file}} != "regular" && builtins.pathExists within
+    then [ {{ name = file; value = call (import within); }} ]
+    else [ ];
+in [ (builtins.listToAttrs (builtins.concatLists (map attribute (builtins.attrNames entries)))) ]"#,
+        directory = quoted(directory)
+    )
+}
+
+fn options(evaluation: &Evaluation) -> std::io::Result<Vec<String>> {
+    let import = evaluation.import_from_derivation.to_string();
+    let uris = evaluation.allowed_uris.join(" ");
+    let mut options = vec!["--log-format".to_owned(), "raw".to_owned()];
+    for (name, value) in [
+        ("restrict-eval", "true"),
+        ("allow-import-from-derivation", &import),
+        ("allowed-uris", &uris),
+        ("allow-unsafe-native-code-during-evaluation", "false"),
+    ] {
+        options.extend(["--option".to_owned(), name.to_owned(), value.to_owned()]);
+    }
+    for entry in &evaluation.nix_path {
+        let (name, path) = entry.split_once('=').map_or((None, &**entry), |(name, path)| (Some(name), path));
+        // Nix wants to be told of what a symlink leads to. What is no path is left as it is.
+        let path =
+            if path.starts_with('/') { utf8(&PathBuf::from(path).canonicalize()?)? } else { path.to_owned() };
+        let entry = name.map_or(path.clone(), |name| format!("{name}={path}"));
+        options.extend(["-I".to_owned(), entry]);
+    }
+    Ok(options)
+}
+
+impl Prepared {
+    /// The arguments of a run for a system, which marks what it tells with `token`.
+    pub(super) fn arguments(&self, system: &str, token: &str, run: &Run) -> Vec<String> {
+        let (resume, explain) = match run {
+            Run::Walk => ("null".to_owned(), "null".to_owned()),
+            Run::Resume { from, again } => (place(from, &format!("again = {again};")), "null".to_owned()),
+            Run::Explain(at) => ("null".to_owned(), place(at, "")),
+        };
+        let system = quoted(system);
+        let expression = format!(
+            "({WALK}) {{ token = {token}; system = {system}; resume = {resume}; explain = {explain}; \
+             getRoots = {{ call }}: let system = {system}; in {roots}; }}",
+            token = quoted(token),
+            roots = self.roots
+        );
+        let mut arguments = self.options.clone();
+        let option = ["--option", "system"].map(str::to_owned);
+        arguments.extend(option.into_iter().chain([system.trim_matches('"').to_owned()]));
+        arguments.extend(["--expr".to_owned(), expression]);
+        arguments
+    }
+}
+
+/// The environment of an evaluator whose home is there.
+pub(super) fn variables(nix: &Environment, home: &Path) -> Vec<(String, OsString)> {
+    let ours = VARIABLES.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+    let set = [
+        ("NIX_REMOTE", OsString::from("daemon")),
+        ("NIX_DAEMON_SOCKET_PATH", nix.socket.clone().into()),
+        ("HOME", home.into()),
+        ("XDG_CACHE_HOME", home.join("cache").into()),
+        ("LC_ALL", "C.UTF-8".into()),
+    ];
+    ours.chain(set).map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn place(place: &Place, more: &str) -> String {
+    let path: Vec<String> = place.path.iter().map(|name| quoted(name)).collect();
+    format!("{{ root = {}; path = [ {} ]; {more} }}", place.root, path.join(" "))
+}
+
+/// A string as Nix writes it.
+fn quoted(text: &str) -> String {
+    let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace("${", "\\${");
+    format!("\"{}\"", text.replace('\n', "\\n").replace('\r', "\\r"))
+}
+
+fn utf8(path: &Path) -> std::io::Result<String> {
+    let text = path.to_str().map(str::to_owned);
+    text.ok_or_else(|| std::io::Error::other(format!("{} is not UTF-8, which Nix needs", path.display())))
+}

@@ -1,0 +1,268 @@
+//! All attributes of a set for one system, one after the other, whatever some of them do: an evaluator that an attribute brings
+//! down is started again behind it. An attribute that cannot be evaluated comes with its error.
+
+use std::collections::VecDeque;
+use std::ffi::OsString;
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use narinfo::{StoreDir, StorePath};
+use tokio::time::Instant;
+
+use super::evaluate::{Bounds, Ending, Evaluator, Step};
+use super::settings::SetSettings;
+use super::source::{PROGRAM, Place, Prepared, Run};
+
+/// Errors whose text is looked for with a run of their own; of more it is only told that there is one.
+const EXPLAINED_MAX: usize = 50;
+/// Bytes of an error at most.
+const ERROR_BYTES_MAX: usize = 2_000;
+/// What is told of an attribute that throws, where its own words are not known.
+const THROWN: &str = "it throws an error, or an assertion of it fails";
+/// What evaluators say when the machine, or its daemon, is in trouble.
+const TROUBLE: [&str; 5] = [
+    "cannot connect to socket",
+    "daemon disconnected",
+    "cannot open connection to remote store",
+    "No space left on device",
+    "nix-instantiate: not found",
+];
+
+/// Why a set cannot be evaluated. The text is for who runs the server.
+#[derive(Debug, thiserror::Error)]
+pub enum WalkError {
+    /// Before the first attribute.
+    #[error("the evaluation failed: {0}")]
+    Failed(String),
+    /// Took too long.
+    #[error("the evaluation was stopped: it was not done after {} (timeout)", humantime::format_duration(*.0))]
+    Late(std::time::Duration),
+    /// Was silent before the first attribute.
+    #[error(
+        "the evaluation was stopped: it did not come to an attribute within {} (attribute-timeout)",
+        humantime::format_duration(*.0)
+    )]
+    Silent(std::time::Duration),
+    /// Printed too much before the first attribute.
+    #[error("the evaluation was stopped: it printed more than 32 MiB")]
+    Garrulous,
+    /// What it said makes no sense.
+    #[error("the evaluation said what makes no sense: {0}")]
+    Nonsense(String),
+    /// It could not be run.
+    #[error("the evaluator cannot be run: {0}")]
+    System(#[from] std::io::Error),
+}
+
+/// An attribute, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Attribute {
+    /// Its path within the set, with dots.
+    pub(super) attribute: String,
+    /// Its derivation and the derivation's name, or why there is none.
+    pub(super) outcome: Result<(StorePath, String), String>,
+}
+
+/// A walk under way.
+pub(super) struct Walk<'a> {
+    set: &'a SetSettings,
+    system: &'a str,
+    source: &'a Prepared,
+    store_dir: &'a StoreDir,
+    variables: &'a [(String, OsString)],
+    deadline: Instant,
+    running: Option<Running>,
+    next: Option<Run>,
+    /// What threw, and has not been explained.
+    thrown: VecDeque<Place>,
+    explained: usize,
+}
+
+/// An evaluator, and how far it is.
+struct Running {
+    evaluator: Evaluator,
+    run: Run,
+    /// Attributes that it began.
+    begun: u64,
+    at: Option<Place>,
+    /// Whether all is told of the one where it is.
+    settled: bool,
+}
+
+/// What an evaluator tells.
+#[derive(serde::Deserialize)]
+struct Event {
+    root: usize,
+    begun: Option<Vec<String>>,
+    thrown: Option<Vec<String>>,
+    found: Option<Vec<String>>,
+    #[serde(default)]
+    drv: String,
+    #[serde(default)]
+    name: String,
+}
+
+impl<'a> Walk<'a> {
+    pub(super) fn new(
+        set: &'a SetSettings,
+        system: &'a str,
+        source: &'a Prepared,
+        store_dir: &'a StoreDir,
+        variables: &'a [(String, OsString)],
+        deadline: Instant,
+    ) -> Self {
+        Self {
+            set,
+            system,
+            source,
+            store_dir,
+            variables,
+            deadline,
+            running: None,
+            next: Some(Run::Walk),
+            thrown: VecDeque::new(),
+            explained: 0,
+        }
+    }
+
+    /// The next attribute.
+    ///
+    /// # Errors
+    /// When the set as a whole cannot be evaluated.
+    pub(super) async fn next(&mut self) -> Result<Option<Attribute>, WalkError> {
+        loop {
+            let running = match &mut self.running {
+                Some(running) => running,
+                None => {
+                    let explain = || self.thrown.front().cloned().map(Run::Explain);
+                    let Some(run) = self.next.take().or_else(explain) else { return Ok(None) };
+                    let running = self.start(run)?;
+                    self.running.insert(running)
+                }
+            };
+            let attribute = match running.evaluator.step().await? {
+                Step::Told(json) => self.told(&json)?,
+                Step::Ended(ending) => self.ended(ending)?,
+            };
+            if attribute.is_some() {
+                return Ok(attribute);
+            }
+        }
+    }
+
+    fn start(&self, run: Run) -> Result<Running, WalkError> {
+        let token = format!("ondine-{:016x}", RandomState::new().build_hasher().finish());
+        let evaluation = &self.set.evaluation;
+        let bounds = Bounds {
+            deadline: self.deadline,
+            silence_max: evaluation.attribute_time_max,
+            memory_bytes_max: evaluation.memory_bytes_max,
+        };
+        let arguments = self.source.arguments(self.system, &token, &run);
+        let mark = format!("trace: {token} ");
+        let evaluator = Evaluator::start(PROGRAM, &arguments, self.variables, mark, bounds)?;
+        Ok(Running { evaluator, run, begun: 0, at: None, settled: true })
+    }
+
+    fn told(&mut self, json: &str) -> Result<Option<Attribute>, WalkError> {
+        let event: Event =
+            serde_json::from_str(json).map_err(|error| WalkError::Nonsense(error.to_string()))?;
+        let Some(running) = &mut self.running else { return Ok(None) };
+        let root = event.root;
+        if let Some(path) = event.begun {
+            running.begun += 1;
+            running.at = Some(Place { root, path });
+            running.settled = false;
+            return Ok(None);
+        }
+        running.settled = true;
+        if let Some(path) = event.thrown {
+            let place = Place { root, path };
+            if self.explained + self.thrown.len() < EXPLAINED_MAX {
+                self.thrown.push_back(place);
+                return Ok(None);
+            }
+            return Ok(Some(self.failed(&place, THROWN.to_owned())));
+        }
+        let Some(path) = event.found else { return Ok(None) };
+        let attribute = self.attribute(&Place { root, path });
+        let drv = StorePath::parse_in(self.store_dir, &event.drv);
+        let drv = drv.ok().filter(StorePath::is_derivation);
+        let outcome = drv.map(|drv| (drv, event.name));
+        let outcome = outcome.ok_or_else(|| format!("its drvPath is no derivation: {:?}", event.drv));
+        Ok(Some(Attribute { attribute, outcome }))
+    }
+
+    fn ended(&mut self, ending: Ending) -> Result<Option<Attribute>, WalkError> {
+        let Some(running) = self.running.take() else { return Ok(None) };
+        if ending == Ending::Late {
+            return Err(WalkError::Late(self.set.evaluation.time_max));
+        }
+        if let Run::Explain(place) = running.run {
+            self.thrown.pop_front();
+            self.explained += 1;
+            let error = match ending {
+                Ending::Failed(error) => error,
+                _ => THROWN.to_owned(),
+            };
+            return Ok(Some(self.failed(&place, error)));
+        }
+        if ending == Ending::Well {
+            return Ok(None);
+        }
+        let limit = self.set.evaluation.attribute_time_max;
+        // Neither is to be blamed on an attribute: a machine in trouble, and what comes where a whole set begins.
+        if let Ending::Failed(text) | Ending::Died(text) = &ending
+            && TROUBLE.iter().any(|sign| text.contains(sign))
+        {
+            return Err(WalkError::Failed(shortened(text.clone())));
+        }
+        let prefix = |place: &Place| self.source.prefixes.get(place.root).map_or(0, Vec::len);
+        let whole = |place: &Place| place.path.is_empty() && prefix(place) == 0;
+        let Some(place) = running.at.filter(|place| !(whole(place) && !running.settled)) else {
+            return Err(match ending {
+                Ending::Silent => WalkError::Silent(limit),
+                Ending::Garrulous => WalkError::Garrulous,
+                Ending::Failed(text) | Ending::Died(text) => WalkError::Failed(shortened(text)),
+                Ending::Well | Ending::Late => WalkError::Failed(String::new()),
+            });
+        };
+        // An evaluator keeps what it has evaluated: with nothing before it, an attribute may well do.
+        let retry = matches!(ending, Ending::Died(_)) && running.begun > 1;
+        if running.settled || retry {
+            self.next = Some(Run::Resume { from: place, again: !running.settled });
+            return Ok(None);
+        }
+        let error = match ending {
+            Ending::Silent => {
+                format!("it was not done after {} (attribute-timeout)", humantime::format_duration(limit))
+            }
+            Ending::Garrulous => "it printed more than 32 MiB".to_owned(),
+            Ending::Died(text) => format!("the evaluator died of it (max-memory-bytes?): {text}"),
+            Ending::Failed(text) => text,
+            Ending::Well | Ending::Late => String::new(),
+        };
+        let failed = self.failed(&place, error);
+        self.next = Some(Run::Resume { from: place, again: false });
+        Ok(Some(failed))
+    }
+
+    fn failed(&self, place: &Place, error: String) -> Attribute {
+        Attribute { attribute: self.attribute(place), outcome: Err(shortened(error)) }
+    }
+
+    fn attribute(&self, place: &Place) -> String {
+        let prefix = self.source.prefixes.get(place.root).map_or(&[][..], Vec::as_slice);
+        let names: Vec<String> = prefix.iter().chain(&place.path).map(|name| written(name)).collect();
+        if names.is_empty() { "default".to_owned() } else { names.join(".") }
+    }
+}
+
+/// As an attribute path has it: quoted where it has a dot.
+fn written(name: &str) -> String {
+    if name.contains(['.', '"']) { format!("{name:?}") } else { name.to_owned() }
+}
+
+fn shortened(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(ERROR_BYTES_MAX));
+    text
+}

@@ -1,0 +1,443 @@
+//! Package sets: their generations, the attributes of each current one, and which derivation gives an output.
+//! A generation is brought in piece by piece where nobody sees it, and takes the place of the one before in one transaction.
+
+use std::time::{Duration, SystemTime};
+
+use narinfo::{StorePath, StorePathHash};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+
+use super::rows::{corrupt, from_unix, signed, to_unix, unsigned};
+use super::{Error, Index};
+
+/// An attribute of a set, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AttributeRow {
+    /// Its path within the set, with dots.
+    pub attribute: String,
+    /// The system that it was evaluated for.
+    pub system: String,
+    /// Its derivation, or why it has none.
+    pub outcome: Result<StorePath, String>,
+    /// Whether it may not be built.
+    pub denied: bool,
+}
+
+/// A derivation that gives an output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OutputRow {
+    /// The hash of the output's path.
+    pub hash: StorePathHash,
+    /// The derivation.
+    pub drv: StorePath,
+    /// Whether it may not be built, except as an input.
+    pub denied: bool,
+}
+
+/// A derivation that some set has for a hash.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Maker {
+    /// The derivation.
+    pub drv: StorePath,
+    /// The set that denies it, where no other one allows it.
+    pub denied_by: Option<String>,
+}
+
+/// A generation of a set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Generation {
+    /// Its number.
+    pub id: u64,
+    /// The settings that it was made with.
+    pub made_by: String,
+    /// The path that holds its derivations in the Nix store.
+    pub holder: StorePath,
+    /// When it was made.
+    pub made_at: SystemTime,
+    /// When the next one took its place.
+    pub replaced_at: Option<SystemTime>,
+    /// How much there is in it.
+    pub size: GenerationSize,
+}
+
+/// How much there is in a generation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct GenerationSize {
+    /// Attributes that gave a derivation.
+    pub attributes: u64,
+    /// Those of them that may not be built.
+    pub denied: u64,
+    /// Attributes that failed to evaluate.
+    pub errors: u64,
+    /// Derivations in the closure of what may be built.
+    pub derivations: u64,
+}
+
+/// A generation that is complete.
+#[derive(Clone, Debug)]
+pub struct NewGeneration {
+    /// The set's name.
+    pub set: String,
+    /// The settings that it was made with.
+    pub made_by: String,
+    /// The path that holds its derivations in the Nix store.
+    pub holder: StorePath,
+    /// How much there is in it.
+    pub size: GenerationSize,
+}
+
+/// What is on record of a set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SetRow {
+    /// When a refresh ended last.
+    pub tried_at: Option<SystemTime>,
+    /// Why it failed.
+    pub failure: Option<String>,
+    /// Its generations, the current one first.
+    pub generations: Vec<Generation>,
+}
+
+/// How a generation compares with the one before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swapped {
+    /// The new generation's number.
+    pub generation: u64,
+    /// Outputs that were not there before.
+    pub added: u64,
+    /// Outputs that are not there any more.
+    pub removed: u64,
+}
+
+impl Index {
+    /// The derivations that sets have for a hash: those of current generations first.
+    ///
+    /// # Errors
+    /// When SQLite fails or a row is damaged.
+    pub async fn makers(&self, hash: StorePathHash) -> Result<Vec<Maker>, Error> {
+        self.readers.run(move |connection| makers(connection, hash)).await
+    }
+
+    /// The derivation of an attribute in the current generation of a set, for a system.
+    ///
+    /// # Errors
+    /// When SQLite fails or the row is damaged.
+    pub async fn attribute(
+        &self,
+        set: String,
+        attribute: String,
+        system: String,
+    ) -> Result<Option<AttributeRow>, Error> {
+        self.readers
+            .run(move |connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT attribute, system, drv, error, denied FROM catalogue_attribute \
+                     WHERE set_id = (SELECT id FROM catalogue_set WHERE name = ?1) \
+                     AND attribute = ?2 AND system = ?3",
+                )?;
+                let mut rows = statement.query([set, attribute, system])?;
+                rows.next()?.map(attribute_row).transpose()
+            })
+            .await
+    }
+
+    /// The attributes of a set that failed to evaluate, up to so many, in the order of their names.
+    ///
+    /// # Errors
+    /// When SQLite fails or a row is damaged.
+    pub async fn failed_attributes(&self, set: String, max: u32) -> Result<Vec<AttributeRow>, Error> {
+        self.readers
+            .run(move |connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT attribute, system, drv, error, denied FROM catalogue_attribute \
+                     WHERE set_id = (SELECT id FROM catalogue_set WHERE name = ?1) AND error IS NOT NULL \
+                     LIMIT ?2",
+                )?;
+                let mut rows = statement.query(params![set, max])?;
+                let mut found = Vec::new();
+                while let Some(row) = rows.next()? {
+                    found.push(attribute_row(row)?);
+                }
+                Ok(found)
+            })
+            .await
+    }
+
+    /// What is on record of a set; nothing of one that was never tried.
+    ///
+    /// # Errors
+    /// When SQLite fails or a row is damaged.
+    pub async fn set(&self, name: String) -> Result<SetRow, Error> {
+        self.readers
+            .run(move |connection| {
+                let sql = "SELECT tried_at, failure FROM catalogue_set WHERE name = ?1";
+                let known = connection.query_row(sql, [&name], |row| Ok((row.get(0)?, row.get(1)?)));
+                let Some((tried_at, failure)) = known.optional()? else { return Ok(SetRow::default()) };
+                let tried_at: Option<i64> = tried_at;
+                let mut statement = connection.prepare_cached(
+                    "SELECT id, made_by, holder, made_at, replaced_at, attributes, denied, errors, derivations \
+                     FROM catalogue_generation \
+                     WHERE set_id = (SELECT id FROM catalogue_set WHERE name = ?1) ORDER BY id DESC",
+                )?;
+                let mut rows = statement.query([&name])?;
+                let mut generations = Vec::new();
+                while let Some(row) = rows.next()? {
+                    generations.push(generation(row)?);
+                }
+                Ok(SetRow { tried_at: tried_at.map(from_unix), failure, generations })
+            })
+            .await
+    }
+
+    /// Forgets what was brought in of a generation and never became one, and the sets that are not among `names`.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn keep_sets(&self, names: Vec<String>) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                clear(transaction)?;
+                transaction.execute_batch(
+                    "CREATE TEMP TABLE IF NOT EXISTS configured_set (name TEXT PRIMARY KEY); \
+                     DELETE FROM configured_set",
+                )?;
+                for name in &names {
+                    transaction.execute("INSERT OR IGNORE INTO configured_set VALUES (?1)", [name])?;
+                    transaction.execute("INSERT OR IGNORE INTO catalogue_set (name) VALUES (?1)", [name])?;
+                }
+                transaction.execute_batch(
+                    "DELETE FROM catalogue_set WHERE name NOT IN (SELECT name FROM configured_set); \
+                     DELETE FROM catalogue_generation WHERE set_id NOT IN (SELECT id FROM catalogue_set); \
+                     DELETE FROM catalogue_attribute WHERE set_id NOT IN (SELECT id FROM catalogue_set); \
+                     DELETE FROM catalogue_output WHERE set_id NOT IN (SELECT id FROM catalogue_set)",
+                )?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Starts a generation, of which nobody sees anything yet. One at a time.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn start_generation(&self) -> Result<(), Error> {
+        self.writer.run(clear).await
+    }
+
+    /// Brings in attributes of the generation that was started.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn add_attributes(&self, rows: Vec<AttributeRow>) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                let mut insert = transaction.prepare_cached(
+                    "INSERT OR REPLACE INTO catalogue_new_attribute (attribute, system, drv, error, denied) \
+                     VALUES (?1, ?2, ?3, ?4, ?5)",
+                )?;
+                for row in &rows {
+                    let drv = row.outcome.as_ref().ok().map(ToString::to_string);
+                    let error = row.outcome.as_ref().err();
+                    insert.execute(params![row.attribute, row.system, drv, error, row.denied])?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Brings in outputs of the generation that was started. What is allowed once is not denied any more.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn add_outputs(&self, rows: Vec<OutputRow>) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                let mut insert = transaction.prepare_cached(
+                    "INSERT INTO catalogue_new_output (hash, drv, denied) VALUES (?1, ?2, ?3) \
+                     ON CONFLICT (hash, drv) DO UPDATE SET denied = min(denied, excluded.denied)",
+                )?;
+                for row in &rows {
+                    insert.execute(params![row.hash.as_str(), row.drv.to_string(), row.denied])?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Makes what was brought in the current generation of its set, and forgets the failures of derivations that are not in it
+    /// any more: all of it or nothing.
+    ///
+    /// # Errors
+    /// When SQLite fails; then everything is as before.
+    pub async fn swap_generation(&self, new: NewGeneration) -> Result<Swapped, Error> {
+        self.writer.run(move |transaction| swap(transaction, &new)).await
+    }
+
+    /// A refresh ended without a new generation: the set is as it was, or why that could not be told.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn record_refresh(&self, set: String, failure: Option<String>) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                clear(transaction)?;
+                transaction.execute(
+                    "UPDATE catalogue_set SET tried_at = ?2, failure = ?3 WHERE name = ?1",
+                    params![set, to_unix(SystemTime::now()), failure],
+                )?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Forgets the generations of a set that were replaced longer than `keep` ago.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn expire_generations(&self, set: String, keep: Duration) -> Result<(), Error> {
+        let before = SystemTime::now().checked_sub(keep).map_or(0, to_unix);
+        self.writer
+            .run(move |transaction| {
+                let set = set_id(transaction, &set)?;
+                let sql = "SELECT id FROM catalogue_generation WHERE set_id = ?1 AND replaced_at <= ?2";
+                let mut statement = transaction.prepare_cached(sql)?;
+                let expired = statement.query_map([set, before], |row| row.get::<_, i64>(0))?;
+                for id in expired.collect::<Result<Vec<_>, _>>()? {
+                    transaction
+                        .execute("DELETE FROM catalogue_output WHERE set_id = ?1 AND last = ?2", [set, id])?;
+                    transaction.execute("DELETE FROM catalogue_generation WHERE id = ?1", [id])?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// The paths that hold the derivations of all generations.
+    ///
+    /// # Errors
+    /// When SQLite fails or a row is damaged.
+    pub async fn holders(&self) -> Result<Vec<StorePath>, Error> {
+        self.readers
+            .run(|connection| {
+                let mut statement = connection.prepare("SELECT DISTINCT holder FROM catalogue_generation")?;
+                let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+                rows.map(|name| store_path(&name?)).collect()
+            })
+            .await
+    }
+}
+
+fn clear(transaction: &Transaction<'_>) -> Result<(), Error> {
+    // Without a condition, which is a matter of moments however much there is.
+    transaction.execute_batch("DELETE FROM catalogue_new_attribute; DELETE FROM catalogue_new_output")?;
+    Ok(())
+}
+
+fn set_id(connection: &Connection, name: &str) -> Result<i64, Error> {
+    Ok(connection.query_row("SELECT id FROM catalogue_set WHERE name = ?1", [name], |row| row.get(0))?)
+}
+
+fn swap(transaction: &Transaction<'_>, new: &NewGeneration) -> Result<Swapped, Error> {
+    let set = set_id(transaction, &new.set)?;
+    let now = to_unix(SystemTime::now());
+    let sql = "SELECT id FROM catalogue_generation WHERE set_id = ?1 AND replaced_at IS NULL";
+    let before: Option<i64> = transaction.query_row(sql, [set], |row| row.get(0)).optional()?;
+    let GenerationSize { attributes, denied, errors, derivations } = new.size;
+    transaction.execute(
+        "INSERT INTO catalogue_generation \
+         (set_id, made_by, holder, made_at, attributes, denied, errors, derivations) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        params![
+            set,
+            new.made_by,
+            new.holder.to_string(),
+            now,
+            signed(attributes),
+            signed(denied),
+            signed(errors),
+            signed(derivations)
+        ],
+    )?;
+    let generation = transaction.last_insert_rowid();
+    transaction
+        .execute("UPDATE catalogue_generation SET replaced_at = ?2 WHERE id = ?1", params![before, now])?;
+    transaction.execute("DELETE FROM catalogue_attribute WHERE set_id = ?1", [set])?;
+    transaction.execute(
+        "INSERT INTO catalogue_attribute (set_id, attribute, system, drv, error, denied) \
+         SELECT ?1, attribute, system, drv, error, denied FROM catalogue_new_attribute",
+        [set],
+    )?;
+    // What stayed the same stays: only differences are written.
+    let removed = transaction.execute(
+        "UPDATE catalogue_output SET last = ?2 WHERE set_id = ?1 AND last IS NULL AND NOT EXISTS \
+         (SELECT 1 FROM catalogue_new_output n WHERE n.hash = catalogue_output.hash \
+          AND n.drv = catalogue_output.drv AND n.denied = catalogue_output.denied)",
+        params![set, before],
+    )?;
+    let added = transaction.execute(
+        "INSERT INTO catalogue_output (hash, drv, set_id, first, denied) \
+         SELECT n.hash, n.drv, ?1, ?2, n.denied FROM catalogue_new_output n WHERE NOT EXISTS \
+         (SELECT 1 FROM catalogue_output o WHERE o.hash = n.hash AND o.drv = n.drv \
+          AND o.set_id = ?1 AND o.last IS NULL)",
+        [set, generation],
+    )?;
+    transaction.execute(
+        "DELETE FROM failure WHERE drv IN (SELECT drv FROM catalogue_output WHERE set_id = ?1 AND last = ?2)",
+        params![set, before],
+    )?;
+    transaction
+        .execute("UPDATE catalogue_set SET tried_at = ?2, failure = NULL WHERE id = ?1", [set, now])?;
+    clear(transaction)?;
+    Ok(Swapped { generation: unsigned(generation), added: added as u64, removed: removed as u64 })
+}
+
+fn makers(connection: &Connection, hash: StorePathHash) -> Result<Vec<Maker>, Error> {
+    let mut statement = connection.prepare_cached(
+        "SELECT o.drv, o.denied, s.name FROM catalogue_output o \
+         JOIN catalogue_set s ON s.id = o.set_id WHERE o.hash = ?1 \
+         ORDER BY o.last IS NOT NULL, o.denied, o.first DESC",
+    )?;
+    let mut rows = statement.query([hash.as_str()])?;
+    let mut found: Vec<Maker> = Vec::new();
+    // The first row of each derivation counts: what is current before what was, what allows before what denies.
+    while let Some(row) = rows.next()? {
+        let drv = store_path(&row.get::<_, String>(0)?)?;
+        if found.iter().all(|maker| maker.drv != drv) {
+            let (denied, set): (bool, String) = (row.get(1)?, row.get(2)?);
+            found.push(Maker { drv, denied_by: denied.then_some(set) });
+        }
+    }
+    Ok(found)
+}
+
+fn store_path(name: &str) -> Result<StorePath, Error> {
+    StorePath::parse(name).map_err(|error| corrupt(name, error))
+}
+
+fn attribute_row(row: &Row<'_>) -> Result<AttributeRow, Error> {
+    let (drv, error): (Option<String>, Option<String>) = (row.get(2)?, row.get(3)?);
+    Ok(AttributeRow {
+        attribute: row.get(0)?,
+        system: row.get(1)?,
+        outcome: match drv {
+            Some(drv) => Ok(store_path(&drv)?),
+            None => Err(error.unwrap_or_default()),
+        },
+        denied: row.get(4)?,
+    })
+}
+
+fn generation(row: &Row<'_>) -> Result<Generation, Error> {
+    let number = |column| Ok::<_, Error>(unsigned(row.get(column)?));
+    Ok(Generation {
+        id: number(0)?,
+        made_by: row.get(1)?,
+        holder: store_path(&row.get::<_, String>(2)?)?,
+        made_at: from_unix(row.get(3)?),
+        replaced_at: row.get::<_, Option<i64>>(4)?.map(from_unix),
+        size: GenerationSize {
+            attributes: number(5)?,
+            denied: number(6)?,
+            errors: number(7)?,
+            derivations: number(8)?,
+        },
+    })
+}

@@ -1,0 +1,104 @@
+//! A package set in a file that a test writes anew for each bump, and a server that has it.
+//! Attributes are Nix texts, so that broken ones stand beside whole ones.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::ondine::Ondine;
+use super::process::{self, Background, Finished};
+use super::store::{Folder, NixStore, text, write};
+
+/// A set called `pkgs`, of which each attribute is a piece of Nix.
+pub struct PackageSet {
+    folder: Arc<Folder>,
+    /// The attributes.
+    pub attributes: BTreeMap<String, String>,
+}
+
+impl PackageSet {
+    /// A set with these attributes, written to a file.
+    #[track_caller]
+    pub fn new(attributes: impl IntoIterator<Item = (String, String)>) -> PackageSet {
+        let set =
+            PackageSet { folder: Arc::new(Folder::new()), attributes: attributes.into_iter().collect() };
+        set.write();
+        set
+    }
+
+    /// Where its file is.
+    pub fn file(&self) -> PathBuf {
+        self.folder.subfolder("set").join("default.nix")
+    }
+
+    /// Writes the attributes as they are now.
+    #[track_caller]
+    pub fn write(&self) {
+        let lines = self.attributes.iter().map(|(name, nix)| format!("  {name} = {nix};\n"));
+        self.write_text(&format!("{{\n{}}}\n", lines.collect::<String>()));
+    }
+
+    /// Writes something else in their place.
+    #[track_caller]
+    pub fn write_text(&self, nix: &str) {
+        write(&self.file(), nix);
+    }
+
+    /// A settings file that has this set, refreshed on demand, with these lines in its table and those before all tables.
+    #[track_caller]
+    pub fn settings(&self, before: &str, within: &str) -> PathBuf {
+        let file = self.folder.path().join("settings.toml");
+        write(
+            &file,
+            &format!(
+                "{before}\n[[catalogue]]\nname = 'pkgs'\nrefresh = 'manual'\nsource = {{ expression = '{}' }}\n{within}\n",
+                self.file().display()
+            ),
+        );
+        file
+    }
+
+    /// A server that has this set, with nothing else said.
+    #[track_caller]
+    pub fn serve(&self, store: &NixStore, before: &str, within: &str) -> Ondine {
+        Ondine::start(store, &["--config", text(&self.settings(before, within))])
+    }
+
+    /// The paths of an attribute's derivation and of its first output, as Nix computes them without writing anything.
+    #[track_caller]
+    pub fn paths(&self, store: &NixStore, attribute: &str) -> (PathBuf, PathBuf) {
+        let (drv, out) = self.all_paths(store, &[attribute]).pop().expect("one for one");
+        (drv, out)
+    }
+
+    /// The same for several attributes.
+    #[track_caller]
+    pub fn all_paths(&self, store: &NixStore, attributes: &[&str]) -> Vec<(PathBuf, PathBuf)> {
+        let each: Vec<String> =
+            attributes.iter().map(|name| format!("[ set.{name}.drvPath set.{name}.outPath ]")).collect();
+        let nix = format!("let set = import {}; in [ {} ]", self.file().display(), each.join(" "));
+        let arguments = ["--eval", "--strict", "--json", "--expr", &nix];
+        let told = process::run(store.command("nix-instantiate", &arguments)).must_succeed().text();
+        serde_json::from_str(&told).expect("pairs of paths")
+    }
+}
+
+/// `ondine refresh`, to its end.
+#[track_caller]
+pub fn refresh(ondine: &Ondine) -> Finished {
+    start_refresh(ondine).finish()
+}
+
+/// `ondine refresh` in the background.
+#[track_caller]
+pub fn start_refresh(ondine: &Ondine) -> Background {
+    let mut command = ondine.command("refresh");
+    command.args(["--state-dir", text(&ondine.state_dir())]);
+    Background::start(command)
+}
+
+/// The paths that Nix has a root for below `folder`.
+pub fn links(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).expect("a folder of roots").filter_map(Result::ok);
+    entries.filter_map(|entry| std::fs::read_link(entry.path()).ok()).collect()
+}
