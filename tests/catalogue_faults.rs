@@ -1,0 +1,195 @@
+//! Evaluations that do what they must not, and servers that die in a refresh: whatever happens, it is told of, and what was known
+//! goes on being served.
+
+mod support;
+
+use std::path::Path;
+use std::time::Duration;
+
+use support::addresses::narinfo_address;
+use support::package_set::{links, refresh, start_refresh};
+use support::{Http, NixStore, Ondine, PackageSet, Release, derivations, process, text, wait_until};
+
+const SOON: Duration = Duration::from_secs(30);
+/// Goes on for ever without more memory.
+const LOOPS: &str = "let many = builtins.genList (x: x) 10000; over = next: n: builtins.foldl' next n many; \
+                     in over (a: _: over (a: _: over (a: _: over (a: b: a + b) a) a) a) 0";
+/// Takes all memory there is.
+const EATS: &str = "builtins.deepSeq (builtins.genList (n: builtins.genList (x: n + x) 100000) 100000) 0";
+/// Prints without end.
+const PRINTS: &str = "let line = builtins.concatStringsSep \"\" (builtins.genList (x: \"garbage\") 20000); in \
+                      builtins.foldl' (a: n: builtins.trace line a) 0 (builtins.genList (x: x) 1000000)";
+
+fn small(name: &str) -> (String, String) {
+    (name.to_owned(), derivations::text_file(name, name).to_nix())
+}
+
+fn api(ondine: &Ondine) -> serde_json::Value {
+    let told = Http::new(&ondine.url()).get("/api/v1/catalogue/pkgs");
+    serde_json::from_str(&told.text()).expect("JSON")
+}
+
+fn wait_for_generation(ondine: &Ondine) {
+    wait_until("there is a generation", SOON, || api(ondine)["generations"][0]["current"] == true);
+}
+
+#[track_caller]
+fn must_be_had(ondine: &Ondine, out: &Path) {
+    let answer = Http::new(&ondine.url()).get(&narinfo_address(out));
+    assert_eq!(answer.status, 200, "{}: {}", out.display(), answer.text());
+}
+
+/// No evaluator of this set is left.
+fn wait_until_nothing_evaluates(set: &PackageSet) {
+    wait_until("no evaluator is left", SOON, || !process::runs(text(&set.file())));
+}
+
+#[test]
+fn an_attribute_that_loops_or_eats_memory_or_prints_garbage_is_listed_and_spoils_nothing_else() {
+    let store = NixStore::new(Release::Host);
+    let _daemon = store.daemon();
+    let set = PackageSet::new([
+        small("a"),
+        ("eats".to_owned(), EATS.to_owned()),
+        small("f"),
+        ("loops".to_owned(), LOOPS.to_owned()),
+        small("m"),
+        ("prints".to_owned(), PRINTS.to_owned()),
+        small("z"),
+    ]);
+    let limits = "attribute-timeout = '4s'\nmax-memory-bytes = 536870912";
+    let ondine = set.serve(&store, "build-from = ['catalogue']", limits);
+    wait_for_generation(&ondine);
+    let told = api(&ondine);
+    assert_eq!(told["generations"][0]["attributes"], 4, "{told:#}");
+    let errors = told["errors"].as_array().expect("a list");
+    for (attribute, word) in [("eats", "memory"), ("loops", "attribute-timeout"), ("prints", "32 MiB")] {
+        let error = errors.iter().find(|error| error["attribute"] == attribute);
+        let error = error.unwrap_or_else(|| panic!("{attribute} is not listed: {told:#}"));
+        assert!(error["error"].as_str().expect("a text").contains(word), "{error}");
+    }
+    for (_, out) in set.all_paths(&store, &["a", "f", "m", "z"]) {
+        must_be_had(&ondine, &out);
+    }
+    wait_until_nothing_evaluates(&set);
+}
+
+#[test]
+fn a_set_that_cannot_be_evaluated_as_a_whole_leaves_the_generation_as_it_is() {
+    let store = NixStore::new(Release::Host);
+    let _daemon = store.daemon();
+    let set = PackageSet::new([small("a"), small("b")]);
+    let limits = "attribute-timeout = '4s'\nmax-memory-bytes = 536870912";
+    let ondine = set.serve(&store, "build-from = ['catalogue']", limits);
+    wait_for_generation(&ondine);
+    let (_, out) = set.paths(&store, "a");
+    for (nix, word) in [
+        (LOOPS, "attribute-timeout"),
+        (EATS, "evaluation failed"),
+        (PRINTS, "32 MiB"),
+        ("{ a = ", "unexpected end of file"),
+        ("{ a = abort \"words of a\"; b = abort \"\"; }", "words of a"),
+        ("{ }", "no attribute"),
+        ("{ a = { type = \"derivation\"; drvPath = \"/etc/passwd\"; name = \"x\"; }; }", "no derivation"),
+    ] {
+        set.write_text(nix);
+        let failed = refresh(&ondine).must_fail();
+        assert!(failed.text().contains("failed: pkgs") && failed.text().contains(word), "{word}: {failed}");
+        let told = api(&ondine);
+        assert!(told["failure"].as_str().expect("a text").contains(word), "{told:#}");
+        assert_eq!(told["generations"].as_array().expect("a list").len(), 1);
+    }
+    store.gc();
+    must_be_had(&ondine, &out);
+    wait_until_nothing_evaluates(&set);
+    set.write();
+    refresh(&ondine).must_succeed();
+    assert!(api(&ondine)["failure"].is_null());
+}
+
+#[test]
+fn an_evaluation_reads_and_fetches_and_builds_nothing_that_it_may_not() {
+    let store = NixStore::new(Release::Host);
+    let _daemon = store.daemon();
+    let built = derivations::text_file("imported", "1").to_nix();
+    let set = PackageSet::new([
+        small("a"),
+        ("builds".to_owned(), format!("import {built}")),
+        ("fetches".to_owned(), "import (builtins.fetchTarball \"http://127.0.0.1:9/x.tar.gz\")".to_owned()),
+        ("reads".to_owned(), "builtins.readFile \"/etc/passwd\"".to_owned()),
+    ]);
+    let ondine = set.serve(&store, "", "");
+    wait_for_generation(&ondine);
+    let told = api(&ondine)["errors"].to_string();
+    for word in ["allow-import-from-derivation", "restricted mode", "/etc/passwd"] {
+        assert!(told.contains(word), "{word}: {told}");
+    }
+}
+
+#[test]
+fn a_server_killed_in_a_refresh_leaves_no_evaluator_and_serves_what_it_knew() {
+    let store = NixStore::new(Release::Host);
+    let _daemon = store.daemon();
+    let mut set = PackageSet::new([small("a"), small("b")]);
+    let mut ondine = set.serve(&store, "build-from = ['catalogue']", "");
+    wait_for_generation(&ondine);
+    let (_, old) = set.paths(&store, "a");
+    let roots = ondine.state_dir().join("catalogue");
+    let before = links(&roots);
+    // It is killed as it comes: while it evaluates, and later at some moments up to the end.
+    set.attributes.insert("loops".into(), LOOPS.into());
+    set.attributes.insert("a".into(), derivations::text_file("a", "another").to_nix());
+    set.write();
+    let refreshing = start_refresh(&ondine);
+    wait_until("the loop is reached", SOON, || {
+        process::runs(text(&set.file()))
+            && api(&ondine)["state"].as_str().is_some_and(|state| state.contains("2 attributes"))
+    });
+    ondine.kill9();
+    refreshing.finish().must_fail();
+    wait_until_nothing_evaluates(&set);
+    store.gc();
+    ondine.start_again();
+    must_be_had(&ondine, &old);
+    assert_eq!(links(&roots), before);
+    set.attributes.remove("loops");
+    for (round, pause_millis) in [0_u64, 100, 200, 400].into_iter().enumerate() {
+        let more = |number| small(&format!("r{round}-{number}"));
+        set.attributes.extend((0..40).map(more));
+        set.write();
+        let refreshing = start_refresh(&ondine);
+        std::thread::sleep(Duration::from_millis(pause_millis));
+        ondine.kill9();
+        drop(refreshing);
+        store.gc();
+        ondine.start_again();
+        must_be_had(&ondine, &old);
+        wait_until("roots are as the generations say", SOON, || {
+            let generations = api(&ondine)["generations"].as_array().expect("a list").len();
+            links(&roots).len() == generations
+        });
+    }
+    refresh(&ondine).must_succeed();
+    let told = api(&ondine);
+    assert_eq!(told["generations"][0]["attributes"], 162, "{told:#}");
+    store.gc();
+    must_be_had(&ondine, &set.paths(&store, "r3-7").1);
+}
+
+#[test]
+fn without_a_daemon_a_refresh_fails_and_nothing_is_lost() {
+    let store = NixStore::new(Release::Host);
+    let mut daemon = store.daemon();
+    let mut set = PackageSet::new([small("a")]);
+    let ondine = set.serve(&store, "", "");
+    wait_for_generation(&ondine);
+    set.attributes.extend([small("b")]);
+    set.write();
+    daemon.stop();
+    refresh(&ondine).must_fail();
+    assert_eq!(api(&ondine)["generations"][0]["attributes"], 1);
+    daemon.restart();
+    refresh(&ondine).must_succeed();
+    assert_eq!(api(&ondine)["generations"][0]["attributes"], 2);
+    must_be_had(&ondine, &set.paths(&store, "b").1);
+}
