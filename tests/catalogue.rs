@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use support::addresses::narinfo_address;
 use support::http::Response;
-use support::package_set::{refresh, start_refresh};
+use support::package_set::{api, must_be_had, refresh, start_refresh, wait_for_generation};
 use support::{Client, Derivation, Http, NixStore, Ondine, PackageSet, Release, derivations, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -24,26 +24,8 @@ fn packages(numbers: std::ops::Range<usize>, version: &str) -> Vec<(String, Stri
     numbers.map(package).collect()
 }
 
-fn api(ondine: &Ondine) -> serde_json::Value {
-    let told = Http::new(&ondine.url()).get("/api/v1/catalogue/pkgs");
-    assert_eq!(told.status, 200, "{}", told.text());
-    serde_json::from_str(&told.text()).expect("JSON")
-}
-
-fn wait_for_generation(ondine: &Ondine) {
-    wait_until("there is a generation", SOON, || {
-        api(ondine)["generations"].as_array().is_some_and(|all| !all.is_empty())
-    });
-}
-
 fn ask(ondine: &Ondine, out: &Path) -> Response {
     Http::new(&ondine.url()).get(&narinfo_address(out))
-}
-
-#[track_caller]
-fn must_be_had(ondine: &Ondine, out: &Path) {
-    let answer = ask(ondine, out);
-    assert_eq!(answer.status, 200, "{}: {}", out.display(), answer.text());
 }
 
 /// A store with its daemon, a server of `set`, and its first generation.

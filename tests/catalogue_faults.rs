@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use support::addresses::narinfo_address;
-use support::package_set::{links, refresh, start_refresh};
+use support::package_set::{api, links, must_be_had, refresh, start_refresh, wait_for_generation};
 use support::{Http, NixStore, Ondine, PackageSet, Release, derivations, process, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -22,21 +22,6 @@ const PRINTS: &str = "let line = builtins.concatStringsSep \"\" (builtins.genLis
 
 fn small(name: &str) -> (String, String) {
     (name.to_owned(), derivations::text_file(name, name).to_nix())
-}
-
-fn api(ondine: &Ondine) -> serde_json::Value {
-    let told = Http::new(&ondine.url()).get("/api/v1/catalogue/pkgs");
-    serde_json::from_str(&told.text()).expect("JSON")
-}
-
-fn wait_for_generation(ondine: &Ondine) {
-    wait_until("there is a generation", SOON, || api(ondine)["generations"][0]["current"] == true);
-}
-
-#[track_caller]
-fn must_be_had(ondine: &Ondine, out: &Path) {
-    let answer = Http::new(&ondine.url()).get(&narinfo_address(out));
-    assert_eq!(answer.status, 200, "{}: {}", out.display(), answer.text());
 }
 
 /// No evaluator of this set is left.

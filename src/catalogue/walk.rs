@@ -218,7 +218,7 @@ impl<'a> Walk<'a> {
         }
         let prefix = |place: &Place| self.source.prefixes.get(place.root).map_or(0, Vec::len);
         let whole = |place: &Place| place.path.is_empty() && prefix(place) == 0;
-        let Some(place) = running.at.filter(|place| !(whole(place) && !running.settled)) else {
+        let Some(place) = running.at.filter(|place| running.settled || !whole(place)) else {
             return Err(match ending {
                 Ending::Silent => WalkError::Silent(limit),
                 Ending::Garrulous => WalkError::Garrulous,

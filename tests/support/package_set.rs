@@ -4,10 +4,16 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::addresses::narinfo_address;
+use super::http::Http;
 use super::ondine::Ondine;
-use super::process::{self, Background, Finished};
+use super::process::{self, Background, Finished, wait_until};
 use super::store::{Folder, NixStore, text, write};
+
+/// How long a first generation may take.
+const FIRST_LIMIT: Duration = Duration::from_secs(60);
 
 /// A set called `pkgs`, of which each attribute is a piece of Nix.
 pub struct PackageSet {
@@ -81,6 +87,27 @@ impl PackageSet {
         let told = process::run(store.command("nix-instantiate", &arguments)).must_succeed().text();
         serde_json::from_str(&told).expect("pairs of paths")
     }
+}
+
+/// What the server tells of the set `pkgs`.
+#[track_caller]
+pub fn api(ondine: &Ondine) -> serde_json::Value {
+    let told = Http::new(&ondine.url()).get("/api/v1/catalogue/pkgs");
+    assert_eq!(told.status, 200, "{}", told.text());
+    serde_json::from_str(&told.text()).expect("JSON")
+}
+
+/// Waits for the first generation of the set `pkgs`.
+#[track_caller]
+pub fn wait_for_generation(ondine: &Ondine) {
+    wait_until("there is a generation", FIRST_LIMIT, || api(ondine)["generations"][0]["current"] == true);
+}
+
+/// Asks for a path until it is there, or fails the test with the reason why it is not to be had.
+#[track_caller]
+pub fn must_be_had(ondine: &Ondine, out: &Path) {
+    let answer = Http::new(&ondine.url()).get(&narinfo_address(out));
+    assert_eq!(answer.status, 200, "{}: {}", out.display(), answer.text());
 }
 
 /// `ondine refresh`, to its end.

@@ -1,0 +1,96 @@
+//! Package sets with every release of Nix that there is to test with: its evaluator, its daemon.
+//! The evaluator is the one on the server's PATH, which these tests lead into the release.
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use support::package_set::{api, must_be_had, refresh, wait_for_generation};
+use support::{Derivation, NixStore, Ondine, PackageSet, Release, derivations, text};
+
+/// A folder for PATH whose `nix-instantiate` is that of the store's release.
+fn programs(store: &NixStore) -> String {
+    let folder = store.folder().join("programs");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    let path = std::env::var("PATH").expect("a PATH");
+    if *store.release() != Release::Host {
+        let command = store.command_through_daemon("nix-instantiate", &[]);
+        let words = std::iter::once(command.get_program()).chain(command.get_args());
+        let quoted = words.map(|word| format!("'{}'", word.to_string_lossy().replace('\'', "'\\''")));
+        let script = format!("#!/bin/sh\nPATH=/usr/sbin:/usr/bin:/sbin:/bin exec {} \"$@\"\n", quoted.collect::<Vec<_>>().join(" "));
+        let file = folder.join("nix-instantiate");
+        std::fs::write(&file, script).expect("written");
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("set");
+    }
+    format!("{}:{path}", folder.display())
+}
+
+fn serve(store: &NixStore, settings: &Path) -> Ondine {
+    Ondine::start_with(store, &["--config", text(settings)], &[("PATH", &programs(store))])
+}
+
+#[test]
+fn every_release_evaluates_a_set_with_all_that_may_be_wrong_with_it() {
+    for release in Release::all() {
+        let store = NixStore::new(release);
+        let _daemon = store.daemon();
+        let several = derivations::multiple_outputs("several");
+        let user = Derivation::new("user", "echo $lib > $out").input_output("lib", &several, "lib");
+        let mut set = PackageSet::new([
+            ("a".to_owned(), "abort \"words of a\"".to_owned()),
+            ("i".to_owned(), "import (derivation { name = \"i\"; system = builtins.currentSystem; builder = \"/bin/sh\"; })".to_owned()),
+            ("l".to_owned(), "let l = l; in l".to_owned()),
+            ("m".to_owned(), "(1 + \"m\")".to_owned()),
+            ("nested".to_owned(), format!("{{ recurseForDerivations = true; \"x.y\" = {}; }}", user.to_nix())),
+            ("r".to_owned(), "builtins.readFile \"/etc/hostname\"".to_owned()),
+            ("s".to_owned(), several.to_nix()),
+            ("t".to_owned(), "throw \"words of t\"".to_owned()),
+        ]);
+        let ondine = serve(&store, &set.settings("build-from = ['catalogue']", ""));
+        wait_for_generation(&ondine);
+        let told = api(&ondine);
+        let name = store.release().name();
+        assert_eq!(told["generations"][0]["attributes"], 2, "{name}: {told:#}");
+        let errors = told["errors"].as_array().expect("a list");
+        let listed: Vec<&str> = errors.iter().filter_map(|error| error["attribute"].as_str()).collect();
+        assert_eq!(listed, ["a", "i", "l", "m", "r", "t"], "{name}: {told:#}");
+        for (number, words) in [(0, "words of a"), (2, "infinite recursion"), (5, "words of t")] {
+            assert!(errors[number]["error"].as_str().expect("a text").contains(words), "{name}: {told:#}");
+        }
+        store.gc();
+        must_be_had(&ondine, &set.paths(&store, "nested.\"x.y\"").1);
+        must_be_had(&ondine, &set.paths(&store, "s").1);
+        set.attributes.insert("z".into(), derivations::text_file("z", "z").to_nix());
+        set.write();
+        refresh(&ondine).must_succeed();
+        store.gc();
+        must_be_had(&ondine, &set.paths(&store, "z").1);
+    }
+}
+
+#[test]
+fn every_release_evaluates_a_flake() {
+    for release in Release::all() {
+        let store = NixStore::new(release);
+        let _daemon = store.daemon();
+        let flake = store.folder().join("flake");
+        std::fs::create_dir_all(&flake).expect("a folder");
+        let system = store.nix(&["eval", "--impure", "--raw", "--expr", "builtins.currentSystem"]);
+        let nix = derivations::text_file("of-a-flake", "x")
+            .to_nix()
+            .replace("builtins.currentSystem", &format!("{system:?}"));
+        let outputs = format!("{{ outputs = {{ self }}: {{ legacyPackages.{system}.f = {nix}; }}; }}");
+        std::fs::write(flake.join("flake.nix"), outputs).expect("written");
+        let settings = store.folder().join("settings.toml");
+        let set =
+            format!("[[catalogue]]\nname = 'pkgs'\nsource = {{ flake = 'path:{}' }}\n", flake.display());
+        std::fs::write(&settings, set).expect("written");
+        let ondine = serve(&store, &settings);
+        wait_for_generation(&ondine);
+        let told = api(&ondine);
+        assert_eq!(told["generations"][0]["attributes"], 1, "{}: {told:#}", store.release().name());
+        store.gc();
+        must_be_had(&ondine, store.instantiate(&derivations::text_file("of-a-flake", "x")).out());
+    }
+}
