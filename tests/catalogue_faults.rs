@@ -3,12 +3,10 @@
 
 mod support;
 
-use std::path::Path;
 use std::time::Duration;
 
-use support::addresses::narinfo_address;
 use support::package_set::{api, links, must_be_had, refresh, start_refresh, wait_for_generation};
-use support::{Http, NixStore, Ondine, PackageSet, Release, derivations, process, text, wait_until};
+use support::{NixStore, PackageSet, Release, derivations, process, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 /// Goes on for ever without more memory.

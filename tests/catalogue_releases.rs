@@ -18,7 +18,10 @@ fn programs(store: &NixStore) -> String {
         let command = store.command_through_daemon("nix-instantiate", &[]);
         let words = std::iter::once(command.get_program()).chain(command.get_args());
         let quoted = words.map(|word| format!("'{}'", word.to_string_lossy().replace('\'', "'\\''")));
-        let script = format!("#!/bin/sh\nPATH=/usr/sbin:/usr/bin:/sbin:/bin exec {} \"$@\"\n", quoted.collect::<Vec<_>>().join(" "));
+        let script = format!(
+            "#!/bin/sh\nPATH=/usr/sbin:/usr/bin:/sbin:/bin exec {} \"$@\"\n",
+            quoted.collect::<Vec<_>>().join(" ")
+        );
         let file = folder.join("nix-instantiate");
         std::fs::write(&file, script).expect("written");
         std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("set");
