@@ -7,10 +7,15 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 /// Bytes read, written or sent at a time.
 pub const CHUNK_BYTES: usize = 256 * 1024;
+
+/// Reads under way at the same time. When a file grows, all who follow it want their next bytes at once: more reads than
+/// this make nobody faster, and each takes a thread and the room for a chunk.
+const READS_MAX: usize = 32;
+static READS: Semaphore = Semaphore::const_new(READS_MAX);
 
 /// How far a file has grown.
 #[derive(Clone, Debug, Default)]
@@ -78,6 +83,8 @@ impl Reader {
         if wanted == 0 {
             return Ok(None);
         }
+        // The semaphore is never closed.
+        let _turn = READS.acquire().await.map_err(io::Error::other)?;
         let (file, offset) = (Arc::clone(&self.file), self.offset);
         let chunk = blocking(move || {
             let mut buffer = vec![0; wanted];
