@@ -108,7 +108,7 @@ in
       wantedBy = [ "multi-user.target" ];
       wants = [ "nix-daemon.socket" ];
       after = [ "network.target" "nix-daemon.socket" ];
-      # It asks `nix` for which systems and with which features the daemon builds.
+      # It asks `nix` for which systems and with which features the daemon builds, and has `nix-instantiate` evaluate package sets.
       path = [ config.nix.package ];
 
       serviceConfig = {

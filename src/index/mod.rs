@@ -2,6 +2,8 @@
 //! The only place with SQL. It never asks Nix and never touches a NAR file.
 
 mod catalogue;
+#[cfg(test)]
+mod catalogue_tests;
 mod comparison;
 mod connection;
 mod queue;
