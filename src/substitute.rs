@@ -202,7 +202,7 @@ impl Substitute {
                 ["what was found could not be taken; the server's log has the details".into()].into()
             }
         };
-        let drv = match self.derivation_for(hash).await? {
+        let drv = match Box::pin(self.derivation_for(hash)).await? {
             Some(Known { drv, no: None }) => drv,
             Some(Known { drv, no: Some(no) }) => {
                 // What is known to fail is told first: it is so wherever it may be built.

@@ -228,6 +228,7 @@ impl Refresher {
         let deadline = Instant::now() + settings.evaluation.time_max;
         let variables = source::variables(&self.nix, &self.home);
         for system in &settings.systems {
+            gathered.show(system);
             let mut walk = Walk::new(settings, system, &source, &self.nix.store_dir, &variables, deadline);
             while let Some(attribute) = walk.next().await? {
                 gathered.take(attribute, system).await?;
@@ -360,15 +361,19 @@ impl<'a> Gathered<'a> {
             outcome.as_ref().map(ToString::to_string)
         ));
         self.rows.push(AttributeRow { attribute, system: system.to_owned(), outcome, denied });
-        let GenerationSize { attributes, errors, .. } = self.size;
-        self.set.show(State::Evaluating { system: system.to_owned(), attributes, errors });
-        if attributes + errors > ATTRIBUTES_MAX {
+        self.show(system);
+        if self.size.attributes + self.size.errors > ATTRIBUTES_MAX {
             return Err(RefreshError::TooMany);
         }
         if self.rows.len() >= ROWS_CHUNK {
             self.index.add_attributes(std::mem::take(&mut self.rows)).await?;
         }
         Ok(())
+    }
+
+    fn show(&self, system: &str) {
+        let GenerationSize { attributes, errors, .. } = self.size;
+        self.set.show(State::Evaluating { system: system.to_owned(), attributes, errors });
     }
 
     async fn finish(mut self) -> Result<Self, RefreshError> {

@@ -194,9 +194,6 @@ impl<'a> Walk<'a> {
 
     fn ended(&mut self, ending: Ending) -> Result<Option<Attribute>, WalkError> {
         let Some(running) = self.running.take() else { return Ok(None) };
-        if ending == Ending::Late {
-            return Err(WalkError::Late(self.set.evaluation.time_max));
-        }
         if let Run::Explain(place) = running.run {
             self.thrown.pop_front();
             self.explained += 1;
@@ -206,8 +203,10 @@ impl<'a> Walk<'a> {
             };
             return Ok(Some(self.failed(&place, error)));
         }
-        if ending == Ending::Well {
-            return Ok(None);
+        match ending {
+            Ending::Well => return Ok(None),
+            Ending::Late => return Err(WalkError::Late(self.set.evaluation.time_max)),
+            _ => {}
         }
         let limit = self.set.evaluation.attribute_time_max;
         // Neither is to be blamed on an attribute: a machine in trouble, and what comes where a whole set begins.
