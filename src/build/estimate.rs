@@ -67,6 +67,17 @@ pub struct Estimate {
 }
 
 impl Estimate {
+    /// The average of such builds, in seconds; the few that take much longer count.
+    pub(super) fn mean(self) -> f64 {
+        self.median * (self.spread * self.spread / 2.0).exp()
+    }
+
+    /// As durations.
+    pub(super) fn guess(self) -> Guess {
+        let Self { median, spread } = self;
+        Guess { median: duration(median), p95: duration(median * (Z_95 * spread).exp()) }
+    }
+
     /// What is left of a build that has run for so long. Past its estimate that grows: it turned out to be a long one.
     #[must_use]
     pub fn after(self, elapsed: Duration) -> Self {
@@ -90,11 +101,11 @@ pub struct Sum {
 impl Sum {
     /// Adds one build.
     pub fn add(&mut self, estimate: Option<Estimate>) {
-        let Some(Estimate { median, spread }) = estimate else {
+        let Some(estimate) = estimate else {
             self.unknown += 1;
             return;
         };
-        let mean = median * (spread * spread / 2.0).exp();
+        let (mean, spread) = (estimate.mean(), estimate.spread);
         self.mean += mean;
         self.variance += mean * mean * ((spread * spread).exp() - 1.0);
     }
@@ -128,8 +139,7 @@ impl Sum {
     #[must_use]
     pub fn guess(&self) -> Option<Guess> {
         let (median, spread) = self.log_normal();
-        (self.unknown == 0)
-            .then(|| Guess { median: duration(median), p95: duration(median * (Z_95 * spread).exp()) })
+        (self.unknown == 0).then(|| Estimate { median, spread }.guess())
     }
 }
 

@@ -9,6 +9,7 @@ mod foresight;
 mod log;
 mod metrics;
 mod plan;
+pub mod prebuild;
 pub mod queue;
 mod record;
 mod retry;

@@ -8,6 +8,8 @@
 #![allow(dead_code)]
 
 pub mod adversary;
+pub mod bump;
+pub mod idle;
 pub mod random;
 pub mod trace;
 pub mod yardstick;
@@ -16,6 +18,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use idle::{End, Idle};
 use ondine::build::estimate::{Durations, Kind, Sum};
 use ondine::build::eta::{Etas, Expected, Told};
 use ondine::build::queue::{Guess, Overtaking, Policy, Queue, RequestId, Saved};
@@ -103,6 +106,8 @@ pub const fn overtaking(seconds: u64, share_percent: u32) -> Policy {
 struct Running {
     drv: Drv,
     background: bool,
+    /// It is pre-built, and nobody has asked for it.
+    nobodys: bool,
     started: f64,
     /// Milliseconds of work left.
     left: f64,
@@ -128,6 +133,8 @@ struct World<'a> {
     saved: BTreeMap<RequestId, Saved<Drv>>,
     built: BTreeSet<Drv>,
     running: Vec<Running>,
+    /// What is done while nobody waits.
+    idle: Option<Idle>,
     /// Who waits for which request, and when they were told they would be served.
     waiting: BTreeMap<RequestId, Vec<(usize, Option<Told>)>>,
     /// Of each request that may own something.
@@ -142,35 +149,9 @@ struct World<'a> {
 
 /// Runs a trace to its end.
 pub fn run(packages: &Packages, trace: &Trace, rules: Rules) -> Outcome {
-    let mut world = World {
-        packages,
-        rules,
-        // Restarts are at other moments in each trace.
-        random: Random(trace.last().map_or(0, |(arrival, _)| *arrival)),
-        now: 0.0,
-        queue: Queue::new(rules.policy),
-        saved: BTreeMap::new(),
-        built: BTreeSet::new(),
-        running: Vec::new(),
-        waiting: BTreeMap::new(),
-        horizon: BTreeMap::new(),
-        lost: 0.0,
-        kinds: packages.kinds(),
-        durations: Durations::default(),
-        etas: Etas::default(),
-        fates: Vec::new(),
-        busy: 0.0,
-    };
-    for (now, wanted) in trace {
-        world.advance(*now as f64);
-        if rules.restart_every.is_some_and(|every| world.random.below(every) == 0) {
-            world.restart();
-        }
-        world.arrive(*wanted);
-    }
-    world.advance(f64::INFINITY);
-    assert!(world.waiting.is_empty() && world.queue.is_empty(), "a request was never delivered");
-    Outcome { fates: world.fates, busy: world.busy }
+    let mut world = World::new(packages, rules);
+    world.play(trace);
+    world.end()
 }
 
 /// Virtual time as the queue takes it.
@@ -178,7 +159,50 @@ fn time(millis: f64) -> Duration {
     Duration::from_millis(millis as u64)
 }
 
-impl World<'_> {
+impl<'a> World<'a> {
+    fn new(packages: &'a Packages, rules: Rules) -> Self {
+        Self {
+            packages,
+            rules,
+            random: Random(0),
+            now: 0.0,
+            queue: Queue::new(rules.policy),
+            saved: BTreeMap::new(),
+            built: BTreeSet::new(),
+            running: Vec::new(),
+            idle: None,
+            waiting: BTreeMap::new(),
+            horizon: BTreeMap::new(),
+            lost: 0.0,
+            kinds: packages.kinds(),
+            durations: Durations::default(),
+            etas: Etas::default(),
+            fates: Vec::new(),
+            busy: 0.0,
+        }
+    }
+
+    /// Until the last request has come.
+    fn play(&mut self, trace: &Trace) {
+        // Restarts are at other moments in each trace.
+        self.random = Random(trace.last().map_or(0, |(arrival, _)| *arrival));
+        self.start();
+        for (now, wanted) in trace {
+            self.advance(*now as f64);
+            if self.rules.restart_every.is_some_and(|every| self.random.below(every) == 0) {
+                self.restart();
+            }
+            self.arrive(*wanted);
+        }
+    }
+
+    /// Until the last one is served.
+    fn end(mut self) -> Outcome {
+        self.advance(f64::INFINITY);
+        assert!(self.waiting.is_empty() && self.queue.is_empty(), "a request was never delivered");
+        Outcome { fates: self.fates, busy: self.busy }
+    }
+
     fn start(&mut self) {
         // Each kind is looked up once, however many requests need it.
         let known = RefCell::new(Vec::new());
@@ -205,9 +229,10 @@ impl World<'_> {
         for (drv, background) in [(main, false), (background, true)] {
             if let Some(drv) = drv {
                 let left = self.packages.millis(drv) as f64;
-                self.running.push(Running { drv, background, started: self.now, left });
+                self.running.push(Running { drv, background, nobodys: false, started: self.now, left });
             }
         }
+        self.prebuild();
     }
 
     /// Milliseconds of work that a build gets done in one.
@@ -231,15 +256,27 @@ impl World<'_> {
                 }
             });
             let next = ends.min_by(|a, b| a.0.total_cmp(&b.0)).filter(|(at, ..)| *at <= until);
-            let Some((at, n, stopped)) = next else { break };
+            let Some((at, n, stopped)) = next else {
+                let again = self.look_again_at();
+                if again >= until {
+                    break;
+                }
+                self.work_until(again);
+                self.start();
+                continue;
+            };
             self.work_until(at);
-            let Running { drv, started, .. } = self.running.remove(n);
+            let Running { drv, nobodys, started, .. } = self.running.remove(n);
+            if nobodys {
+                self.prebuilt(drv, started, if stopped { End::Stopped } else { End::Built });
+            }
             let kind = &self.kinds[drv.1 as usize];
             self.durations.learn(kind, time(at - started), !stopped);
             if stopped {
                 self.queue.stopped(&drv, time(at));
             } else {
                 self.built.insert(drv);
+                self.tell_built(drv);
                 for id in self.queue.built(&drv, time(at)) {
                     self.deliver(id);
                 }
@@ -282,6 +319,7 @@ impl World<'_> {
         let (id, new) = self.queue.ask(&wanted);
         if new {
             assert!(!self.queue.plan(id, needs.clone(), time(now)));
+            self.take_over();
             let work = self.unbuilt_work();
             self.horizon.insert(id, Horizon { end: now + work, backlog: work, lost: self.lost });
         }
@@ -333,8 +371,12 @@ impl World<'_> {
                 None => self.saved.remove(&id),
             };
         }
-        for running in self.running.drain(..) {
-            self.lost += self.now - running.started;
+        for running in std::mem::take(&mut self.running) {
+            if running.nobodys {
+                self.prebuilt(running.drv, running.started, End::Stopped);
+            } else {
+                self.lost += self.now - running.started;
+            }
         }
         self.queue = Queue::new(self.rules.policy);
         for saved in self.saved.values() {

@@ -32,7 +32,7 @@ pub type Trace = Vec<(u64, Drv)>;
 /// The random package set and trace of a seed.
 pub fn random_trace(seed: u64, load: f64) -> (Packages, Trace) {
     let mut random = Random(seed);
-    let packages = Packages::random(&mut random);
+    let packages = Packages::random(&mut random, PACKAGES, REQUESTS.div_ceil(BUMP_EVERY));
     let trace = packages.trace(&mut random, load);
     (packages, trace)
 }
@@ -48,10 +48,10 @@ impl Packages {
         Self { inputs, millis }
     }
 
-    /// A random set.
-    pub fn random(random: &mut Random) -> Self {
+    /// A random set of so many packages, in so many versions.
+    pub fn random(random: &mut Random, packages: u32, versions: usize) -> Self {
         let (mut inputs, mut base) = (Vec::new(), Vec::new());
-        for n in 0..PACKAGES {
+        for n in 0..packages {
             let wanted = random.below(4).min(u64::from(n));
             // Low numbers are what much depends on.
             let input = |random: &mut Random| (f64::from(n) * random.unit() * random.unit()) as u32;
@@ -62,7 +62,7 @@ impl Packages {
         let version = |random: &mut Random| {
             base.iter().map(|millis| (millis * (NOISE * random.normal()).exp()) as u64 + 1).collect()
         };
-        let millis = (0..REQUESTS.div_ceil(BUMP_EVERY)).map(|_| version(random)).collect();
+        let millis = (0..versions).map(|_| version(random)).collect();
         Self { inputs, millis }
     }
 
@@ -113,11 +113,14 @@ impl Packages {
 
     /// Requests at random moments, so many that the builder is busy for about `load` of the time.
     pub fn trace(&self, random: &mut Random, load: f64) -> Trace {
-        let count = self.len() as f64;
-        let popular =
-            |random: &mut Random| ((count.powf(random.unit()) - 1.0) as u32).min(self.len() as u32 - 1);
-        let wanted = (0..REQUESTS).map(|n| ((n / BUMP_EVERY) as u32, popular(random))).collect();
+        let wanted = (0..REQUESTS).map(|n| ((n / BUMP_EVERY) as u32, self.popular(random))).collect();
         self.arrivals(wanted, random, load)
+    }
+
+    /// A number below that of the packages, the lower the likelier (Zipf).
+    pub fn popular(&self, random: &mut Random) -> u32 {
+        let count = self.len() as f64;
+        ((count.powf(random.unit()) - 1.0) as u32).min(self.len() as u32 - 1)
     }
 
     fn arrivals(&self, wanted: Vec<Drv>, random: &mut Random, load: f64) -> Trace {

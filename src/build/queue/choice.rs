@@ -1,10 +1,10 @@
 //! Which derivation is built next, and how long it may go on. Everything else about the queue only keeps the facts that
 //! this file decides by.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Overtaking, Queue, RequestId, Run};
+use super::{Overtaking, Purpose, Queue, RequestId, Run};
 
 /// Requests that are looked at for one that may go first; those behind wait until they are among the oldest.
 const OVERTAKERS_MAX: usize = 1_000;
@@ -70,7 +70,8 @@ impl<D: Clone + Ord> Queue<D> {
         let owner = *self.steps.get(&drv)?.needed_by.first()?;
         let overtakes =
             matches!(self.policy, Policy::Overtaking(_)) && Some(&owner) > self.requests.keys().next();
-        self.running.insert(drv.clone(), Run { since: now, owner, overtakes });
+        let purpose = Purpose::Owner { id: owner, overtakes };
+        self.running.insert(drv.clone(), Run { since: now, purpose });
         self.mark_started(owner);
         Some(drv)
     }
@@ -115,13 +116,47 @@ impl<D: Clone + Ord> Queue<D> {
         })
     }
 
+    /// Counts a derivation as running that nobody has asked for, and whose inputs are all built. False, and nothing is to
+    /// be built, unless nobody waits for anything and nothing else runs.
+    pub fn prebuild(&mut self, drv: &D, now: Duration, until: Duration) -> bool {
+        let idle = self.requests.is_empty() && self.running.is_empty();
+        if idle {
+            self.running.insert(drv.clone(), Run { since: now, purpose: Purpose::Nobody { until } });
+        }
+        idle
+    }
+
+    /// What is pre-built belongs to the oldest request once that turns out to need it. For a younger one it does not go on:
+    /// the oldest would have to wait for it.
+    pub(super) fn take_over_prebuilt(&mut self, id: RequestId, needs: &BTreeMap<D, BTreeSet<D>>) {
+        if self.requests.keys().next() != Some(&id) {
+            return;
+        }
+        for (drv, run) in &mut self.running {
+            if matches!(run.purpose, Purpose::Nobody { .. }) && needs.contains_key(drv) {
+                run.purpose = Purpose::Owner { id, overtakes: false };
+                self.mark_started(id);
+                return;
+            }
+        }
+    }
+
     /// When a running build has to be [`stopped`](Self::stopped), lest an older request is delivered later than promised.
-    /// `None`: never. No request that comes meanwhile makes it earlier.
+    /// `None`: never. Only what is [pre-built](Self::prebuild) has to be stopped earlier, at once, when someone comes
+    /// meanwhile who needs something else; for one who needs it, it goes on to its end.
     #[must_use]
     pub fn stop_at(&self, drv: &D) -> Option<Duration> {
-        let run = self.running.get(drv).filter(|run| run.overtakes)?;
-        let Policy::Overtaking(overtaking) = self.policy else { return None };
-        Some(run.since + self.bearable(overtaking)?)
+        let run = self.running.get(drv)?;
+        match (run.purpose, self.policy) {
+            (Purpose::Nobody { until }, _) => {
+                let somebody_waits = self.requests.values().any(|request| request.lacks.is_some());
+                Some(if somebody_waits { run.since } else { until })
+            }
+            (Purpose::Owner { overtakes: true, .. }, Policy::Overtaking(overtaking)) => {
+                Some(run.since + self.bearable(overtaking)?)
+            }
+            _ => None,
+        }
     }
 
     /// How long what overtakes may take: as long as everyone can bear, also those that come meanwhile. These have earned

@@ -49,10 +49,24 @@ struct Step<D> {
 #[derive(Clone, Copy, Debug)]
 struct Run {
     since: Duration,
-    /// Who owned the derivation when it was started.
-    owner: RequestId,
-    /// Whether an older request waits for it to end.
-    overtakes: bool,
+    purpose: Purpose,
+}
+
+/// What a build is for.
+#[derive(Clone, Copy, Debug)]
+enum Purpose {
+    /// For the owner of the derivation.
+    Owner {
+        /// As of when it was started.
+        id: RequestId,
+        /// Whether an older request waits for it to end.
+        overtakes: bool,
+    },
+    /// For nobody yet: it is pre-built, as long as nobody waits for anything else.
+    Nobody {
+        /// How long at most.
+        until: Duration,
+    },
 }
 
 /// A request as it is kept over a restart. What it lacks is not part of it: that is found out anew.
@@ -184,13 +198,14 @@ impl<D: Clone + Ord> Queue<D> {
             step.waits_for.extend(waits_for);
         }
         self.update_due_owner(id);
+        self.take_over_prebuilt(id, &needs);
         needs.is_empty() && self.take_out(id).is_some()
     }
 
     /// A running derivation was built. Gives the requests that are complete by it, oldest first; they have left the queue.
     pub fn built(&mut self, drv: &D, now: Duration) -> Vec<RequestId> {
-        if let Some(run) = self.running.remove(drv) {
-            self.settle(|account, _| account.spend(run.owner, run.since, now));
+        if let Some((owner, since)) = self.end_run(drv) {
+            self.settle(|account, _| account.spend(owner, since, now));
         }
         if self.unplanned > 0 {
             self.built_meanwhile.insert(drv.clone());
@@ -218,8 +233,8 @@ impl<D: Clone + Ord> Queue<D> {
     /// A running derivation could not be built. Gives the requests that cannot be completed, oldest first; they have
     /// left the queue.
     pub fn failed(&mut self, drv: &D, now: Duration) -> Vec<RequestId> {
-        if let Some(run) = self.running.remove(drv) {
-            self.settle(|account, _| account.spend(run.owner, run.since, now));
+        if let Some((owner, since)) = self.end_run(drv) {
+            self.settle(|account, _| account.spend(owner, since, now));
         }
         let needed_by = self.steps.get(drv).map(|step| step.needed_by.clone()).unwrap_or_default();
         for id in &needed_by {
@@ -231,8 +246,8 @@ impl<D: Clone + Ord> Queue<D> {
 
     /// A running build was stopped before its end, at [`stop_at`](Self::stop_at): its time is lost, and it waits for its turn.
     pub fn stopped(&mut self, drv: &D, now: Duration) {
-        if let Some(run) = self.running.remove(drv) {
-            self.settle(|account, overtaking| account.lose(overtaking, run.owner, run.since, now));
+        if let Some((owner, since)) = self.end_run(drv) {
+            self.settle(|account, overtaking| account.lose(overtaking, owner, since, now));
         }
         self.forget_unless_needed(drv);
     }
@@ -366,6 +381,15 @@ impl<D: Clone + Ord> Queue<D> {
         self.unplanned -= 1;
         if self.unplanned == 0 {
             self.built_meanwhile.clear();
+        }
+    }
+
+    /// A build has ended. Gives its owner and when it was started, unless it was nobody's: that costs no request anything.
+    fn end_run(&mut self, drv: &D) -> Option<(RequestId, Duration)> {
+        let Run { since, purpose } = self.running.remove(drv)?;
+        match purpose {
+            Purpose::Owner { id, .. } => Some((id, since)),
+            Purpose::Nobody { .. } => None,
         }
     }
 
