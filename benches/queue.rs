@@ -1,5 +1,6 @@
-//! What each order of builds is worth, on virtual time: the real queue and the real estimates through thirty times six
-//! thousand requests, side by side with the targets. Ends with status 1 when a target is missed.
+//! What each order of builds is worth, and pre-building, on virtual time: the real queue and the real estimates through
+//! thirty times six thousand requests, and thirty weeks, side by side with the targets. Ends with status 1 when a target is
+//! missed.
 
 #[path = "../tests/simulation/mod.rs"]
 mod simulation;
@@ -8,6 +9,8 @@ use std::process::ExitCode;
 use std::thread;
 
 use ondine::build::queue::Policy;
+use simulation::bump::{AROUND_THE_CLOCK, DAY, MOST_BY_DAY, random_week};
+use simulation::idle::{ALWAYS, run_week, used};
 use simulation::trace::{REQUESTS, random_trace};
 use simulation::{Fate, Outcome, Rules, adversary, overtaking, run, yardstick};
 
@@ -21,6 +24,10 @@ const POLICIES: [(Policy, &str); 4] = [
     (LARGE_BUDGET, "900 s + 10 %"),
     (Policy::Background, "background lane"),
 ];
+
+/// The load of each week, and how many percent of the requests come by day.
+const WEEKS: [(f64, u64); 4] =
+    [(0.2, MOST_BY_DAY), (0.4, MOST_BY_DAY), (0.6, MOST_BY_DAY), (0.4, AROUND_THE_CLOCK)];
 
 /// One number for each seed, side by side.
 fn each_seed<T: Send>(of: impl Fn(u64) -> T + Sync) -> Vec<T> {
@@ -142,6 +149,7 @@ fn main() -> ExitCode {
         let restarts = runs(0.7, Rules { restart_every: Some(400), ..rules });
         table.bound(&format!("{name}: latest beyond its bound, restarts, load 0.7"), policy, &restarts);
     }
+    let weeks = WEEKS.map(|(load, by_day)| prebuilt(load, by_day, &mut table));
     let scale = [0.5, 0.7, 0.9].map(|load| (load, at_load(load, &mut table)));
     println!("\nMean wait / first come, first served:\n");
     println!("| load | {} | shortest first, no bound |", POLICIES.map(|(_, name)| name).join(" | "));
@@ -149,6 +157,14 @@ fn main() -> ExitCode {
     for (load, ratios) in scale {
         let ratios: Vec<String> = ratios.into_iter().map(|ratio| format!("{ratio:.2}")).collect();
         println!("| {load} | {} |", ratios.join(" | "));
+    }
+    println!(
+        "\nRequests that find everything built, in the week after new versions of everything, in percent:\n"
+    );
+    println!("| load | by day | first day | week | mean wait / without | pre-built time of use |");
+    println!("|---|---|---|---|---|---|");
+    for row in weeks {
+        println!("{row}");
     }
     if table.all_held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
@@ -185,4 +201,47 @@ fn at_load(load: f64, table: &mut Table) -> Vec<f64> {
     }
     let fifo = mean(fifo.iter().copied());
     all.iter().map(|waits| mean(waits.iter().copied()) / fifo).collect()
+}
+
+/// The rows of one kind of week, with and without pre-building, and what is to be printed of it for scale.
+fn prebuilt(load: f64, by_day: u64, table: &mut Table) -> String {
+    let weeks = each_seed(|seed| {
+        let week = random_week(seed, load, by_day);
+        let (with, spans) = run_week(&week, Rules::default(), Some(ALWAYS));
+        (run_week(&week, Rules::default(), None).0, with, used(&week, &spans))
+    });
+    let (mut without, mut with, mut of_use) = (Vec::new(), Vec::new(), Vec::new());
+    for (without_it, with_it, used) in weeks {
+        without.push(without_it);
+        with.push(with_it);
+        of_use.push(used);
+    }
+    let name = format!("pre-building, load {load}, {by_day} % by day");
+    table.bound(&format!("{name}: latest after its due time"), Policy::Strict, &with);
+    // The same requests, with the due times that they have without.
+    let same = |(with, without): (&Outcome, &Outcome)| {
+        let fates = with.fates.iter().zip(&without.fates);
+        let fates = fates.map(|(with, without)| Fate { delivered: with.delivered, ..*without }).collect();
+        Outcome { fates, busy: with.busy }
+    };
+    let as_without: Vec<Outcome> = with.iter().zip(&without).map(same).collect();
+    table.bound(&format!("{name}: latest after the one it has without"), Policy::Strict, &as_without);
+    let [day, week] = [DAY as f64, f64::INFINITY].map(|end| {
+        let hits = |runs: &[Outcome]| {
+            let hit = |fate: &Fate| f64::from(u8::from(fate.hit())) * 100.0;
+            mean(runs.iter().flat_map(|run| &run.fates).filter(|fate| fate.arrived < end).map(hit))
+        };
+        let seeds = with.chunks(1).zip(without.chunks(1)).map(|(with, without)| hits(with) - hits(without));
+        (hits(&without), hits(&with), seeds.collect::<Vec<f64>>())
+    });
+    if (load, by_day) == (0.4, MOST_BY_DAY) {
+        for (what, target, (without, with, seeds)) in
+            [("first day", 14.0, day.clone()), ("week", 8.0, week.clone())]
+        {
+            table.at_least(&format!("{name}: points gained, {what}"), target, (with - without, seeds));
+        }
+    }
+    let [day, week] = [day, week].map(|(without, with, _)| format!("{without:.1} -> {with:.1}"));
+    let wait = mean(waits(&with)) / mean(waits(&without));
+    format!("| {load} | {by_day} % | {day} | {week} | {wait:.2} | {:.0} % |", mean(of_use) * 100.0)
 }

@@ -1,11 +1,16 @@
 //! The builder of the simulation while nobody waits: what is pre-built, and what became of that.
 
+use std::time::Duration;
+
 use ondine::build::prebuild::Prebuild;
-use ondine::build::prebuild::allowance::Allowance;
+use ondine::build::prebuild::allowance::{Allowance, Hours};
 
 use super::bump::Week;
 use super::trace::Drv;
 use super::{Outcome, Rules, Running, World, time};
+
+/// As much as there is time for.
+pub const ALWAYS: Allowance = Allowance::new(Hours::ALWAYS, Duration::MAX);
 
 /// How long it takes until it is seen that something may be pre-built again, in milliseconds.
 const LOOK_AGAIN_AFTER: f64 = 60_000.0;
@@ -39,13 +44,20 @@ pub enum End {
 /// Runs a week, with as much pre-building as is allowed.
 pub fn run_week(week: &Week, rules: Rules, allowance: Option<Allowance>) -> (Outcome, Vec<Span>) {
     let mut world = World::new(&week.packages, rules);
-    world.built.clone_from(&week.built);
     world.durations = week.durations.clone();
     world.idle = allowance.map(|allowance| Idle { choice: week.expected(), allowance, spans: Vec::new() });
     world.play(&week.trace);
     // Nobody asks for anything after the week.
     let idle = world.idle.take();
     (world.end(), idle.map(|idle| idle.spans).unwrap_or_default())
+}
+
+/// The part of the pre-built time that was of use to a request of the week.
+pub fn used(week: &Week, spans: &[Span]) -> f64 {
+    let needed = week.needed();
+    let used = |span: &&Span| span.end != End::Stopped && needed.contains(&span.drv);
+    let sum = |spans: &mut dyn Iterator<Item = &Span>| -> f64 { spans.map(|span| span.to - span.from).sum() };
+    sum(&mut spans.iter().filter(used)) / sum(&mut spans.iter())
 }
 
 impl World<'_> {

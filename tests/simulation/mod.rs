@@ -62,6 +62,11 @@ impl Fate {
         }
     }
 
+    /// Whether everything was there when it arrived.
+    pub fn hit(&self) -> bool {
+        self.delivered == self.arrived
+    }
+
     /// From its arrival to its delivery.
     pub fn wait(&self) -> f64 {
         self.delivered - self.arrived
@@ -92,7 +97,7 @@ impl Outcome {
     pub fn own_turn_waits(&self) -> impl Iterator<Item = f64> {
         self.fates.iter().scan(0.0, |turn: &mut f64, fate| {
             *turn = turn.max(fate.delivered);
-            Some(if fate.wait() == 0.0 { 0.0 } else { *turn - fate.arrived })
+            Some(if fate.hit() { 0.0 } else { *turn - fate.arrived })
         })
     }
 }

@@ -71,7 +71,7 @@ pub struct Allowance {
 impl Allowance {
     /// Within these hours, and no longer than this on one day.
     #[must_use]
-    pub fn new(hours: Hours, per_day: Duration) -> Self {
+    pub const fn new(hours: Hours, per_day: Duration) -> Self {
         Self { hours, per_day, day: 0, spent: Duration::ZERO }
     }
 

@@ -29,8 +29,8 @@ pub struct Prebuild<D> {
     wanted: Vec<Wanted>,
     steps: Vec<Step<D>>,
     by_drv: BTreeMap<D, usize>,
-    /// How often something was looked for.
-    round: u64,
+    /// Counts the walks through the steps, so that none looks at a step twice.
+    walks: u64,
 }
 
 /// What will probably be asked for, and is not built yet.
@@ -46,13 +46,17 @@ struct Wanted {
 struct Step<D> {
     drv: D,
     inputs: Vec<usize>,
+    /// What it is an input of.
+    needed_by: Vec<usize>,
     state: State,
     /// How long it takes on average, in seconds.
     seconds: f64,
     /// It takes longer in one case of twenty.
     p95: Duration,
-    /// When it was last looked at.
-    round: u64,
+    /// What is left of its closure, where it is wanted and that was found out since the last change.
+    left: Option<Left>,
+    /// The last walk that came here.
+    walk: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,15 +68,15 @@ enum State {
 
 impl<D> Default for Prebuild<D> {
     fn default() -> Self {
-        Self { wanted: Vec::new(), steps: Vec::new(), by_drv: BTreeMap::new(), round: 0 }
+        Self { wanted: Vec::new(), steps: Vec::new(), by_drv: BTreeMap::new(), walks: 0 }
     }
 }
 
 /// What is left to do for something wanted.
-#[derive(Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Left {
     seconds: f64,
-    /// Of what can be built now within the time there is, what is shortest.
+    /// The shortest of what can be built now.
     next: Option<usize>,
     impossible: bool,
 }
@@ -106,15 +110,19 @@ impl<D: Clone + Ord> Prebuild<D> {
             self.steps.push(Step {
                 drv: drv.clone(),
                 inputs: Vec::new(),
+                needed_by: Vec::new(),
                 state: State::Lacking,
                 seconds: estimate.mean(),
                 p95: estimate.guess().p95,
-                round: 0,
+                left: None,
+                walk: 0,
             });
         }
-        for step in &mut self.steps[first..] {
-            let inputs = needs[&step.drv].iter();
-            step.inputs = inputs.filter_map(|input| self.by_drv.get(input).copied()).collect();
+        for n in first..self.steps.len() {
+            let inputs = needs[&self.steps[n].drv].iter();
+            let inputs: Vec<usize> = inputs.filter_map(|input| self.by_drv.get(input).copied()).collect();
+            inputs.iter().for_each(|input| self.steps[*input].needed_by.push(n));
+            self.steps[n].inputs = inputs;
         }
         self.wanted.push(Wanted { step: self.by_drv[wanted], asked });
         true
@@ -123,18 +131,24 @@ impl<D: Clone + Ord> Prebuild<D> {
     /// What to build next, if it may take so long: a derivation whose inputs are all built, of what has most requests per
     /// second of work that is left.
     pub fn next(&mut self, longest: Duration) -> Option<&D> {
-        let Self { wanted, steps, round, .. } = self;
+        let Self { wanted, steps, walks, .. } = self;
         let mut best: Option<(f64, usize)> = None;
         wanted.retain(|Wanted { step, asked }| {
-            *round += 1;
-            let left = left(steps, *step, *round, longest);
+            if steps[*step].state == State::Built {
+                return false;
+            }
+            let left = steps[*step].left.unwrap_or_else(|| {
+                *walks += 1;
+                look(steps, *step, *walks)
+            });
+            steps[*step].left = Some(left);
             let worth = f64::from(*asked) / left.seconds;
-            if let Some(next) = left.next.filter(|_| !left.impossible)
+            if let Some(next) = left.next.filter(|next| !left.impossible && steps[*next].p95 <= longest)
                 && best.is_none_or(|(other, _)| worth > other)
             {
                 best = Some((worth, next));
             }
-            !left.impossible && steps[*step].state == State::Lacking
+            !left.impossible
         });
         best.map(|(_, step)| &steps[step].drv)
     }
@@ -149,32 +163,37 @@ impl<D: Clone + Ord> Prebuild<D> {
         self.set(drv, State::Failed);
     }
 
+    /// What is left of everything that needs this has changed.
     fn set(&mut self, drv: &D, state: State) {
-        if let Some(step) = self.by_drv.get(drv) {
-            self.steps[*step].state = state;
+        let Some(step) = self.by_drv.get(drv) else { return };
+        self.steps[*step].state = state;
+        self.walks += 1;
+        let mut stack = vec![*step];
+        while let Some(n) = stack.pop() {
+            let step = &mut self.steps[n];
+            if std::mem::replace(&mut step.walk, self.walks) != self.walks {
+                step.left = None;
+                stack.extend(&step.needed_by);
+            }
         }
     }
 }
 
-/// Walks through what is left of a closure. What was looked at in this round is not looked at again.
-fn left<D>(steps: &mut [Step<D>], wanted: usize, round: u64, longest: Duration) -> Left {
+/// Walks through what is left of a closure.
+fn look<D>(steps: &mut [Step<D>], wanted: usize, walk: u64) -> Left {
     let mut left = Left::default();
     let mut stack = vec![wanted];
     while let Some(n) = stack.pop() {
-        if std::mem::replace(&mut steps[n].round, round) == round {
+        if std::mem::replace(&mut steps[n].walk, walk) == walk {
             continue;
         }
         let step = &steps[n];
-        match step.state {
-            State::Built => continue,
-            State::Failed => left.impossible = true,
-            State::Lacking => left.seconds += step.seconds,
-        }
-        let lacking = step.inputs.iter().filter(|input| steps[**input].state != State::Built);
+        left.impossible |= step.state == State::Failed;
+        left.seconds += step.seconds;
         let before = stack.len();
-        stack.extend(lacking);
-        let ready = stack.len() == before && step.p95 <= longest;
-        if ready && left.next.is_none_or(|other| step.seconds < steps[other].seconds) {
+        stack.extend(step.inputs.iter().filter(|input| steps[**input].state != State::Built));
+        let ready = stack.len() == before;
+        if ready && left.next.is_none_or(|other| step.p95 < steps[other].p95) {
             left.next = Some(n);
         }
     }

@@ -266,6 +266,109 @@ fn the_background_lane_takes_the_shortest_and_the_main_lane_stays_with_the_oldes
     assert_eq!(queue.built(&50, NOW), vec![ids[1]]);
 }
 
+// Pre-building.
+
+const UNTIL: Duration = Duration::from_secs(5000);
+
+/// A queue that pre-builds derivation 1.
+fn prebuilding(policy: Policy) -> Queue<u32> {
+    let mut queue = Queue::new(policy);
+    assert!(queue.prebuild(&1, NOW, UNTIL));
+    assert_eq!(queue.stop_at(&1), Some(UNTIL));
+    queue
+}
+
+#[test]
+fn nothing_is_prebuilt_while_anyone_waits_or_anything_runs() {
+    let (mut queue, ids) = queue(&[&[1, 2]]);
+    assert!(!queue.prebuild(&9, NOW, UNTIL));
+    assert_eq!(start(&mut queue), Some(1));
+    queue.remove(ids[0]);
+    assert!(!queue.prebuild(&9, NOW, UNTIL), "what a request has left behind still runs");
+    queue.built(&1, NOW);
+    assert!(queue.prebuild(&9, NOW, UNTIL));
+    assert!(!queue.prebuild(&8, NOW, UNTIL));
+    assert_eq!((start(&mut queue), queue.built(&9, NOW)), (None, vec![]));
+    assert!(queue.steps.is_empty() && queue.running.is_empty() && queue.built_meanwhile.is_empty());
+}
+
+#[test]
+fn a_request_takes_over_what_is_prebuilt_of_its_closure() {
+    let mut queue = prebuilding(Policy::Strict);
+    let id = ask(&mut queue, &[1, 2]);
+    assert_eq!((queue.stop_at(&1), start(&mut queue)), (None, None));
+    ask(&mut queue, &[5]);
+    assert_eq!(queue.stop_at(&1), None, "it is the oldest request's");
+    queue.leave(id, NOW);
+    assert_eq!(queue.drop_abandoned(NOW + 2 * GRACE, GRACE), vec![], "something is being built for it");
+    assert_eq!((queue.built(&1, NOW), start(&mut queue)), (vec![], Some(2)));
+    assert_eq!(queue.built(&2, NOW), vec![id]);
+}
+
+#[test]
+fn what_is_prebuilt_stops_at_once_for_a_request_that_needs_something_else() {
+    let mut queue = prebuilding(Policy::Strict);
+    let (id, _) = queue.ask(&5);
+    assert_eq!(queue.stop_at(&1), Some(UNTIL), "nobody knows yet what it needs");
+    queue.plan(id, needs(&[5]), NOW + SECOND);
+    assert!(queue.stop_at(&1).is_some_and(|at| at <= NOW + SECOND));
+    queue.stopped(&1, NOW + SECOND);
+    assert_eq!((start(&mut queue), queue.built(&5, NOW)), (Some(5), vec![id]));
+    assert!(queue.steps.is_empty() && queue.running.is_empty());
+}
+
+#[test]
+fn what_is_prebuilt_goes_on_for_a_request_that_lacks_nothing_and_not_for_one_behind_another() {
+    let mut queue = prebuilding(Policy::Strict);
+    let (id, _) = queue.ask(&5);
+    assert!(queue.plan(id, BTreeMap::new(), NOW));
+    assert_eq!(queue.stop_at(&1), Some(UNTIL));
+    let (first, second) = (queue.ask(&5).0, queue.ask(&1).0);
+    queue.plan(second, needs(&[1]), NOW);
+    assert_eq!(queue.stop_at(&1), Some(NOW), "the first one may need something else");
+    queue.stopped(&1, NOW);
+    queue.plan(first, needs(&[5]), NOW);
+    assert_eq!((start(&mut queue), queue.built(&5, NOW)), (Some(5), vec![first]));
+    assert_eq!((start(&mut queue), queue.built(&1, NOW)), (Some(1), vec![second]));
+}
+
+#[test]
+fn what_was_prebuilt_while_a_request_was_planned_is_not_built_again() {
+    let mut queue = prebuilding(Policy::Strict);
+    let (id, _) = queue.ask(&2);
+    assert_eq!(queue.built(&1, NOW), vec![]);
+    queue.plan(id, needs(&[1, 2]), NOW);
+    assert_eq!((start(&mut queue), queue.built(&2, NOW)), (Some(2), vec![id]));
+}
+
+#[test]
+fn a_prebuilt_derivation_that_fails_ends_those_who_need_it_by_then() {
+    let mut queue = prebuilding(Policy::Strict);
+    assert_eq!(queue.failed(&1, NOW), vec![]);
+    let mut queue = prebuilding(Policy::Strict);
+    let id = ask(&mut queue, &[1, 2]);
+    assert_eq!(queue.failed(&1, NOW), vec![id]);
+    assert!(queue.steps.is_empty() && queue.running.is_empty());
+}
+
+#[test]
+fn prebuilding_is_charged_to_nobody_and_earns_what_was_done_since_it_was_taken_over() {
+    let policy = Policy::Overtaking(Overtaking { budget: 10 * SECOND, share_percent: 10 });
+    for (chain, ends_well) in [([5, 6], false), ([1, 2], true)] {
+        let mut queue = prebuilding(policy);
+        let (id, _) = queue.ask(&chain[1]);
+        queue.plan(id, needs(&chain), NOW + 50 * SECOND);
+        let account = |queue: &Queue<u32>| queue.requests[&id].account;
+        if ends_well {
+            queue.built(&1, NOW + 70 * SECOND);
+            assert_eq!((account(&queue).charged, account(&queue).earned), (Duration::ZERO, 20 * SECOND));
+        } else {
+            queue.stopped(&1, NOW + 51 * SECOND);
+            assert_eq!((account(&queue).charged, account(&queue).earned), (Duration::ZERO, Duration::ZERO));
+        }
+    }
+}
+
 // Restarts.
 
 /// The queue as it comes back from what was saved.
