@@ -39,7 +39,7 @@ impl Comparer {
     async fn round(&self) -> Result<(), index::Error> {
         for row in self.index.uncompared(PATHS_MAX).await? {
             let comparison = match self.upstreams.find(row.path.hash(), &Via::default()).await {
-                Lookup::Found(found) => Some(self.compared(&row, found)),
+                Lookup::Found(found) => Some(self.compared(&row, *found)),
                 Lookup::Missing(_) => None,
             };
             self.index.note_comparison(row.path.hash(), comparison).await?;

@@ -270,10 +270,13 @@ fn sizes_that_are_none_and_fields_that_are_there_twice_are_refused() {
     world.refuses();
 }
 
+/// What is wrong with a narinfo, and how it becomes so.
+type Change = (&'static str, fn(&str) -> String);
+
 #[test]
 fn what_is_no_narinfo_is_refused() {
     let mut world = World::new(6);
-    let changes: [(&str, fn(&str) -> String); 6] = [
+    let changes: [Change; 6] = [
         ("a page", |_| "<html><body>Please log in</body></html>\n".to_owned()),
         ("nothing", |_| String::new()),
         ("half a narinfo", |narinfo| narinfo[..narinfo.len() / 2].to_owned()),

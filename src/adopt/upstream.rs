@@ -64,7 +64,7 @@ impl Adopter {
 
     async fn try_search(&self, hash: StorePathHash, via: &Via) -> Result<Elsewhere, Error> {
         let top = match self.upstreams.find(hash, via).await {
-            Lookup::Found(found) => found,
+            Lookup::Found(found) => *found,
             Lookup::Missing(reasons) => return Ok(Elsewhere::Nowhere(reasons.into())),
         };
         let Closure { found, local } = match self.closure_of(top, via).await? {
@@ -88,7 +88,7 @@ impl Adopter {
                 match lookup {
                     Lookup::Found(found) if found.info.store_path == path => {
                         next.extend(self.new_references(&found, &closure).await?);
-                        closure.found.insert(path.hash(), found);
+                        closure.found.insert(path.hash(), *found);
                     }
                     _ if self.local.valid_path(path.hash()).await?.as_ref() == Some(&path) => {
                         closure.local.push(path);

@@ -48,7 +48,7 @@ pub struct Error {
 #[derive(Debug)]
 pub enum Lookup {
     /// One has it.
-    Found(Found),
+    Found(Box<Found>),
     /// None has it, as far as they could be asked; what they said else.
     Missing(Vec<String>),
 }
@@ -155,7 +155,7 @@ impl Upstreams {
         match self.ask::<NarInfo>(hash, via, but).await {
             Ok((info, cache)) => {
                 let redirect = cache.settings().mode == Mode::Redirect;
-                Lookup::Found(Found { info, upstream: cache.name().to_owned(), redirect })
+                Lookup::Found(Box::new(Found { info, upstream: cache.name().to_owned(), redirect }))
             }
             Err(reasons) => Lookup::Missing(reasons),
         }

@@ -44,7 +44,7 @@ pub struct Week {
 pub fn chains(seed: u64) -> Week {
     let mut random = Random(seed);
     let length = 50;
-    let inputs = |n: u32| if n % length == 0 { vec![] } else { vec![n - 1] };
+    let inputs = |n: u32| if n.is_multiple_of(length) { vec![] } else { vec![n - 1] };
     let millis: Vec<u64> = (0..2 * length).map(|_| 1_000 + random.below(600_000)).collect();
     let packages = Packages::versions((0..2 * length).map(inputs).collect(), vec![millis; VERSIONS]);
     let (mut durations, mut demand) = (Durations::default(), Demand::default());
