@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, Transaction};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -103,6 +104,8 @@ impl Readers {
         let connection = Connection::open_with_flags(&self.file, flags)
             .map_err(|source| Error::open(&self.file, source))?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
+        // Else SQLite compiles a statement again for each text that is looked up, which takes six times as long as to run it.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         Ok(connection)
     }
 
