@@ -80,14 +80,20 @@ impl Adopter {
     async fn closure_of(&self, top: Found, via: &Via) -> Result<Result<Closure, String>, Error> {
         let top_path = top.info.store_path.clone();
         let mut closure = Closure::default();
-        let mut level = self.new_references(&top, &closure).await?;
+        let (mut seen, mut level) = (BTreeSet::from([top_path.clone()]), top.info.references.clone());
         closure.found.insert(top_path.hash(), top);
-        while !level.is_empty() {
+        loop {
+            level.retain(|path| seen.insert(path.clone()));
+            let served = self.index.served(level.iter().map(StorePath::hash).collect()).await?;
+            level.retain(|path| !served.contains(&path.hash()));
+            if level.is_empty() {
+                return Ok(Ok(closure));
+            }
             let mut next = BTreeSet::new();
             for (path, lookup) in find_all(&self.upstreams, level, via).await {
                 match lookup {
                     Lookup::Found(found) if found.info.store_path == path => {
-                        next.extend(self.new_references(&found, &closure).await?);
+                        next.extend(found.info.references.iter().cloned());
                         closure.found.insert(path.hash(), *found);
                     }
                     _ if self.local.valid_path(path.hash()).await?.as_ref() == Some(&path) => {
@@ -103,23 +109,8 @@ impl Adopter {
             if closure.found.len() > CLOSURE_PATHS_MAX {
                 return Err(Error::TooLarge);
             }
-            next.retain(|path| !closure.found.contains_key(&path.hash()));
             level = next;
         }
-        Ok(Ok(closure))
-    }
-
-    /// What a path refers to that is neither served nor looked at yet.
-    async fn new_references(&self, found: &Found, closure: &Closure) -> Result<BTreeSet<StorePath>, Error> {
-        let references = found
-            .info
-            .references
-            .iter()
-            .filter(|path| **path != found.info.store_path && !closure.found.contains_key(&path.hash()));
-        let mut new: BTreeSet<StorePath> = references.cloned().collect();
-        let served = self.index.served(new.iter().map(StorePath::hash).collect()).await?;
-        new.retain(|path| !served.contains(&path.hash()));
-        Ok(new)
     }
 
     /// The row of a path with our signature beside those it has, and that of its contents.

@@ -50,10 +50,13 @@ impl Inner {
     ) -> Option<Packed> {
         let expected = Expected { hash: row.nar_hash, bytes: row.nar_size };
         let (mut untried, mut tried) = (VecDeque::from(from), Vec::new());
-        let (mut draft, mut reasons, mut gone) = (draft, Vec::new(), true);
-        while let Some(nar) = self.next(&mut untried, &tried, &row).await {
+        let (mut draft, mut reasons, mut gone) = (Some(draft), Vec::new(), true);
+        while draft.as_ref().is_some_and(|draft| !draft.is_begun())
+            && let Some(nar) = self.next(&mut untried, &tried, &row).await
+            && let Some(unread) = draft.take()
+        {
             let NotFetched { draft: left, reason, outcome } =
-                match self.fetch_from(draft, &nar, expected).await {
+                match self.fetch_from(unread, &nar, expected).await {
                     Ok(packed) => return Some(packed),
                     Err(not_fetched) => not_fetched,
                 };
@@ -66,26 +69,17 @@ impl Inner {
             }
             reasons.push(reason);
             tried.push(nar.upstream);
-            match left {
-                Some(left) if !left.is_begun() => draft = left,
-                // What readers have seen stands; the next one to ask begins with the next upstream.
-                left => {
-                    if gone && untried.is_empty() {
-                        self.forget(&row.path, row.nar_hash).await;
-                    }
-                    // Last: whoever hears of it and asks again at once must find what is true now.
-                    if let Some(left) = left {
-                        left.abandon(&reasons.join("; "));
-                    }
-                    return None;
-                }
-            }
+            draft = left;
         }
-        if gone {
+        // What readers have seen stands: whoever asks again begins with those that were not tried.
+        if gone && untried.is_empty() {
             // Not to be promised any longer: the next request for its narinfo looks anew.
             self.forget(&row.path, row.nar_hash).await;
         }
-        draft.abandon(&reasons.join("; "));
+        // Last: whoever hears of it and asks again at once must find what is true now.
+        if let Some(draft) = draft {
+            draft.abandon(&reasons.join("; "));
+        }
         None
     }
 
