@@ -144,18 +144,23 @@ impl Cache {
         if !self.breaker.may_ask(Instant::now()) {
             return false;
         }
-        let read =
-            tokio::time::timeout(budget, self.transport.read("nix-cache-info", INFO_BYTES_MAX, "")).await;
-        match read.unwrap_or(Err(transport::Error::Stalled(budget))) {
-            Err(error) if !error.is_final() => {
-                self.failed(&error);
-                false
-            }
-            _ => {
-                self.answered();
-                true
-            }
+        let read = self.transport.read("nix-cache-info", INFO_BYTES_MAX, "");
+        !matches!(self.within(budget, read).await, Err(error) if !error.is_final())
+    }
+
+    /// What comes of a request within this time. Whether it was answered is noted, for the next one.
+    async fn within<T>(
+        &self,
+        time: Duration,
+        request: impl Future<Output = Result<T, transport::Error>>,
+    ) -> Result<T, transport::Error> {
+        let outcome = tokio::time::timeout(time, request).await;
+        let outcome = outcome.unwrap_or(Err(transport::Error::Stalled(time)));
+        match &outcome {
+            Err(error) if !error.is_final() => self.failed(error),
+            _ => self.answered(),
         }
+        outcome
     }
 
     /// What it says of `key`, within `budget`; `via` goes with the request.
@@ -176,33 +181,24 @@ impl Cache {
             let reason = "it has not answered lately and is not asked for a while";
             return (Asked::Rested, self.nothing(reason));
         }
-        let read = tokio::time::timeout(budget, self.transport.read(&file, T::BYTES_MAX, via)).await;
-        match read.unwrap_or(Err(transport::Error::Stalled(budget))) {
+        match self.within(budget, self.transport.read(&file, T::BYTES_MAX, via)).await {
             Ok(None) => {
-                self.answered();
                 self.missing.insert(file, ());
                 (Asked::Missing, Said::Missing)
             }
-            Ok(Some(bytes)) => {
-                self.answered();
-                match self.believed::<T>(key, &bytes) {
-                    Ok(document) => (Asked::Found, Said::Found(Box::new(document))),
-                    Err(reason) => {
-                        tracing::warn!(upstream = self.name, %key, reason, "a {} is refused", T::KIND);
-                        let reason = format!("its {} is refused: {reason}", T::KIND);
-                        (Asked::Refused, self.nothing(&reason))
-                    }
+            Ok(Some(bytes)) => match self.believed::<T>(key, &bytes) {
+                Ok(document) => (Asked::Found, Said::Found(Box::new(document))),
+                Err(reason) => {
+                    tracing::warn!(upstream = self.name, %key, reason, "a {} is refused", T::KIND);
+                    let reason = format!("its {} is refused: {reason}", T::KIND);
+                    (Asked::Refused, self.nothing(&reason))
                 }
-            }
+            },
             Err(error) if error.is_final() => {
-                self.answered();
                 tracing::warn!(upstream = self.name, %key, %error, "a {} is refused", T::KIND);
                 (Asked::Refused, self.nothing(&error.to_string()))
             }
-            Err(error) => {
-                self.failed(&error);
-                (Asked::Failed, self.nothing(&error.to_string()))
-            }
+            Err(error) => (Asked::Failed, self.nothing(&error.to_string())),
         }
     }
 
@@ -226,14 +222,7 @@ impl Cache {
 
     /// Opens one of its files; `at` an absolute address or one from the cache on.
     pub(super) async fn open(&self, at: &str, rest: Option<Rest<'_>>) -> Result<Opened, transport::Error> {
-        let stall = self.settings.stall_timeout;
-        let opened = tokio::time::timeout(stall, self.transport.open(at, rest)).await;
-        let opened = opened.unwrap_or(Err(transport::Error::Stalled(stall)));
-        match &opened {
-            Err(error) if !error.is_final() => self.failed(error),
-            _ => self.answered(),
-        }
-        opened
+        self.within(self.settings.stall_timeout, self.transport.open(at, rest)).await
     }
 
     /// A turn to fetch a NAR, once there are not too many under way.
