@@ -4,6 +4,11 @@ use std::time::Duration;
 
 use super::Error;
 
+/// The error for a value that is not as it must be.
+pub(super) fn wrong(setting: &'static str, value: impl ToString, expected: &'static str) -> Error {
+    Error::Bounds { setting, value: value.to_string(), expected }
+}
+
 /// An error that names the setting, unless its value is as it must be.
 pub(super) fn check(
     setting: &'static str,
@@ -11,7 +16,7 @@ pub(super) fn check(
     fits: bool,
     expected: &'static str,
 ) -> Result<(), Error> {
-    if fits { Ok(()) } else { Err(Error::Bounds { setting, value: value.to_string(), expected }) }
+    if fits { Ok(()) } else { Err(wrong(setting, value, expected)) }
 }
 
 pub(super) fn within(

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::bounds::{check, within, within_numbers};
+use super::bounds::{check, within, within_numbers, wrong};
 use super::{Error, duration, written_duration};
 use crate::catalogue::{Evaluation, Origin, Pattern, SetName, SetSettings, Settings};
 
@@ -97,11 +97,8 @@ pub(super) fn resolve(written: Vec<WrittenSet>, own_system: String) -> Result<Se
 fn resolve_one(written: WrittenSet, own_system: &str) -> Result<SetSettings, Error> {
     let seconds = Duration::from_secs;
     let expected = "letters, digits, _ and - are needed, at most 64 of them";
-    let name = SetName::new(&written.name).ok_or_else(|| Error::Bounds {
-        setting: "catalogue name",
-        value: written.name.clone(),
-        expected,
-    })?;
+    let name = SetName::new(&written.name);
+    let name = name.ok_or_else(|| wrong("catalogue name", &written.name, expected))?;
     let origin = origin(&written.source)?;
     let refresh = match written.refresh.as_deref().unwrap_or(REFRESH_DEFAULT) {
         MANUAL => None,
@@ -150,7 +147,7 @@ fn resolve_one(written: WrittenSet, own_system: &str) -> Result<SetSettings, Err
 
 fn origin(written: &WrittenSource) -> Result<Origin, Error> {
     let expected = "one of {flake = \"…\"}, {expression = \"/path\"} and {directory = \"/path\"} is needed";
-    let wrong = || Error::Bounds { setting: "catalogue source", value: format!("{written:?}"), expected };
+    let wrong = || wrong("catalogue source", format!("{written:?}"), expected);
     let WrittenSource { flake, expression, attributes, directory } = written.clone();
     let path = expression.as_ref().or(directory.as_ref());
     if path.is_some_and(|path| !path.is_absolute()) || (attributes.is_some() && expression.is_none()) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use narinfo::KeyName;
 
-use super::bounds::{check, within, within_numbers};
+use super::bounds::{check, within, within_numbers, wrong};
 use super::{Error, Written, catalogue, host_name, upstream};
 use crate::serve::Settings;
 use crate::substitute::Source;
@@ -24,11 +24,9 @@ impl Written {
         let build = self.build()?;
         let logs = self.logs()?;
         let key_name = self.key_name.unwrap_or_else(|| format!("{}-1", host_name()));
-        let key_name = key_name.parse::<KeyName>().map_err(|_| Error::Bounds {
-            setting: "key-name",
-            value: key_name,
-            expected: "a name has no colon and no white space",
-        })?;
+        let key_name = key_name
+            .parse::<KeyName>()
+            .map_err(|_| wrong("key-name", key_name, "a name has no colon and no white space"))?;
         let seconds = Duration::from_secs;
         let (hold, keep_alive) = (self.hold.unwrap_or(seconds(20)), self.keep_alive.unwrap_or(seconds(10)));
         // Clients give up after 300 s without a byte.
@@ -111,11 +109,11 @@ impl Written {
             None => build::Policy::Overtaking(build::Overtaking { budget, share_percent }),
             Some(_) if budget.is_zero() && lanes.get() == 1 => build::Policy::Background,
             Some(socket) => {
-                return Err(Error::Bounds {
-                    setting: "background-daemon",
-                    value: socket.display().to_string(),
-                    expected: "it goes with lanes = 1 and without overtake-budget: only then is there a bound to hold",
-                });
+                return Err(wrong(
+                    "background-daemon",
+                    socket.display(),
+                    "it goes with lanes = 1 and without overtake-budget: only then is there a bound to hold",
+                ));
             }
         };
         let derivations_max = self.max_derivations.unwrap_or(500);

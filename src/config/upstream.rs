@@ -1,6 +1,5 @@
 //! Upstreams as they are written: tables of the file, or the short form of a flag, become settings.
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
 use std::time::Duration;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use narinfo::PublicKey;
 use serde::Deserialize;
 
-use super::bounds::{check, within};
+use super::bounds::{check, within, wrong};
 use super::{Error, host_name, written_duration};
 use crate::upstream::{CacheSettings, Mode};
 
@@ -51,7 +50,7 @@ pub(super) fn resolve(written: WrittenUpstream, listen: SocketAddr) -> Result<Ca
         _ => false,
     };
     let Some(url) = url.ok().filter(fits) else {
-        return Err(bounds(
+        return Err(wrong(
             "upstream url",
             &written.url,
             "http://HOST…, https://HOST… or file:///PATH is needed, without a query",
@@ -68,7 +67,7 @@ pub(super) fn resolve(written: WrittenUpstream, listen: SocketAddr) -> Result<Ca
     for key in &written.public_keys {
         let parsed = key.parse::<PublicKey>();
         public_keys.push(
-            parsed.map_err(|_| bounds("upstream public-keys", key, "a public key is written NAME:BASE64"))?,
+            parsed.map_err(|_| wrong("upstream public-keys", key, "a public key is written NAME:BASE64"))?,
         );
     }
     check(
@@ -102,10 +101,6 @@ pub(super) fn resolve(written: WrittenUpstream, listen: SocketAddr) -> Result<Ca
     )?;
     let priority = written.priority.unwrap_or(PRIORITY_DEFAULT);
     Ok(CacheSettings { url, public_keys, priority, mode, connect_timeout, stall_timeout })
-}
-
-fn bounds(setting: &'static str, value: impl fmt::Display, expected: &'static str) -> Error {
-    Error::Bounds { setting, value: value.to_string(), expected }
 }
 
 /// Whether an upstream's URL leads back to the address that we listen on, as far as its text tells.
