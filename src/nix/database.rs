@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use narinfo::{StoreDir, StorePath, StorePathHash};
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, params};
 
 use super::environment::Environment;
@@ -184,6 +185,8 @@ impl Open {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             let connection = Connection::open_with_flags(file, flags)?;
             connection.busy_timeout(BUSY_TIMEOUT)?;
+            // Else SQLite compiles a statement again for each text that is looked up.
+            connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
             // SQLite opens files late: this reads, and fails now rather than in the first look-up.
             connection.query_row(
                 "SELECT count(*) FROM (SELECT 1 FROM ValidPaths LIMIT 1)",
