@@ -26,5 +26,6 @@ pub mod nar_store;
 pub mod nix;
 pub mod upstream;
 
+pub mod causes;
 pub mod decode;
 pub mod growing;

@@ -1,6 +1,7 @@
 //! What a failed build means: is the build itself wrong, or was it the machine.
 //! Decides how long a failure is remembered, nothing else.
 
+use crate::causes::causes;
 use crate::index::FailureClass;
 use crate::nix::{BuildResult, BuildStatus, DaemonError};
 
@@ -47,13 +48,7 @@ impl Verdict {
     /// The verdict when the daemon did not answer with a result. An error it reported may come from the derivation,
     /// but also from its own state, so it is never held for long.
     pub(super) fn of_error(error: &DaemonError) -> Self {
-        let mut reason = clean(&error.to_string());
-        let mut source = std::error::Error::source(error);
-        while let Some(inner) = source {
-            reason.push_str(": ");
-            reason.push_str(&clean(&inner.to_string()));
-            source = inner.source();
-        }
+        let reason = causes(error).map(|error| clean(&error.to_string())).collect::<Vec<_>>().join(": ");
         Self { class: FailureClass::Passing, reason }
     }
 

@@ -16,6 +16,7 @@ use super::settings::SetSettings;
 use super::source;
 use super::walk::{Attribute, Walk, WalkError};
 use super::{Catalogue, Set, State};
+use crate::causes::with_causes;
 use crate::index::{self, AttributeRow, GenerationSize, Index, NewGeneration};
 use crate::nix::{DaemonError, Environment, Pool, PooledDaemon};
 use crate::roots::{self, Roots};
@@ -74,16 +75,6 @@ impl RefreshError {
     /// Whether it may be that Nix has collected a derivation before it was held.
     fn may_be_collected(&self) -> bool {
         matches!(self, Self::Daemon(DaemonError::Nix(_)) | Self::Graph(GraphError::Unreadable { .. }))
-    }
-
-    fn told(&self) -> String {
-        let mut text = self.to_string();
-        let mut source = std::error::Error::source(self);
-        while let Some(error) = source {
-            text = format!("{text}: {error}");
-            source = error.source();
-        }
-        text
     }
 }
 
@@ -162,7 +153,7 @@ impl Refresher {
         if outcome.as_ref().is_err_and(RefreshError::may_be_collected) {
             outcome = self.make(set).await;
         }
-        let outcome = outcome.map_err(|error| error.told());
+        let outcome = outcome.map_err(|error| with_causes(&error));
         match &outcome {
             Ok(done) => tracing::info!(set = %name, "refreshed: {done}"),
             Err(error) => {

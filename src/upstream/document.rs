@@ -7,6 +7,8 @@ use narinfo::{
     StoreDir, StorePathHash,
 };
 
+use crate::causes::with_causes;
+
 /// What files of one kind are about, and what they say.
 pub(super) trait Document: Sized + Debug + Send + 'static {
     /// What one is asked for by.
@@ -60,7 +62,7 @@ impl Document for NarInfo {
     }
 
     fn parse(store_dir: &StoreDir, hash: &StorePathHash, bytes: &[u8]) -> Result<Self, String> {
-        let info = NarInfo::parse(store_dir, bytes).map_err(|error| with_cause(&error))?;
+        let info = NarInfo::parse(store_dir, bytes).map_err(|error| with_causes(&error))?;
         if info.store_path.hash() == *hash { Ok(info) } else { Err(format!("it is of {}", info.store_path)) }
     }
 
@@ -87,7 +89,7 @@ impl Document for Realisation {
     }
 
     fn parse(_: &StoreDir, id: &DrvOutput, bytes: &[u8]) -> Result<Self, String> {
-        Realisation::parse(id, bytes).map_err(|error| with_cause(&error))
+        Realisation::parse(id, bytes).map_err(|error| with_causes(&error))
     }
 
     fn is_trusted(&self, _: &StoreDir, keys: &[PublicKey]) -> bool {
@@ -100,13 +102,5 @@ impl Document for Realisation {
 
     fn nar(&self) -> Option<NarHash> {
         None
-    }
-}
-
-/// An error with its cause, in one sentence.
-fn with_cause(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(cause) => format!("{error}: {cause}"),
-        None => error.to_string(),
     }
 }

@@ -17,6 +17,7 @@ use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::guard::{Guard, Refusal};
+use crate::causes::{causes, with_causes};
 use crate::decode;
 use crate::growing::CHUNK_BYTES;
 
@@ -60,17 +61,11 @@ impl Error {
 
 impl From<reqwest::Error> for Error {
     fn from(error: reqwest::Error) -> Self {
-        let mut text = error.to_string();
-        let mut cause = std::error::Error::source(&error);
-        while let Some(inner) = cause {
-            if let Some(refusal) = inner.downcast_ref::<Refusal>() {
-                return Self::Refused(refusal.clone());
-            }
+        match causes(&error).find_map(|cause| cause.downcast_ref::<Refusal>()) {
+            Some(refusal) => Self::Refused(refusal.clone()),
             // reqwest's own sentence seldom says what was wrong.
-            text = format!("{text}: {inner}");
-            cause = inner.source();
+            None => Self::Broken(with_causes(&error)),
         }
-        Self::Broken(text)
     }
 }
 
