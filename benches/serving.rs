@@ -18,6 +18,7 @@ use clap::{Parser, ValueEnum};
 
 use serving::data::{Data, FULL, QUICK};
 use serving::load::Times;
+use serving::machine;
 use serving::parts::{Bench, Part};
 use serving::report::Report;
 use serving::requests::Requests;
@@ -61,7 +62,8 @@ fn main() -> ExitCode {
     let (size, times) = if flags.quick { (QUICK, QUICK_TIMES) } else { (FULL, TIMES) };
     let data = Data::make(size);
     let folder = Folder::new();
-    let mut servers = vec![Server::ondine(&data), Server::nginx(&data, &folder)];
+    let ondine = Server::ondine(&data.cache, &data.cache.ondine.state_dir(), &data.files);
+    let mut servers = vec![ondine, Server::nginx(&data, &folder)];
     servers.extend(flags.peer.iter().map(|peer| Server::peer(peer).expect("it was parsed before")));
     if !flags.peer.is_empty() {
         wait_for_peers(&data, &servers);
@@ -83,7 +85,7 @@ fn main() -> ExitCode {
             }
         }
     }
-    println!("{}", data.describe());
+    println!("{}\n{}", machine::conditions(), data.describe());
     let met = bench.report.print();
     // Beside the folder that cargo gives to benchmarks.
     let json = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("serving.json");

@@ -10,10 +10,10 @@ use crate::random::Random;
 use crate::support::addresses::{base_name, field, narinfo_address};
 use crate::support::http::Ending;
 use crate::support::store::Folder;
-use crate::support::{Cache, Derivation, NixStore, Release, text, wait_until};
+use crate::support::{Cache, Derivation, Http, NixStore, Release, text, wait_until};
 
 /// How long packing all of it may take.
-const PACKED_WITHIN: Duration = Duration::from_secs(600);
+pub const PACKED_WITHIN: Duration = Duration::from_secs(600);
 /// Where the bytes come from.
 const SEED: u64 = 20_260_801;
 
@@ -69,7 +69,7 @@ impl Data {
         assert_eq!(small.len(), size.groups * size.group_paths, "the closure is not what it was to be");
         let all = small.len() as u64 + 3;
         progress.note("adopted");
-        wait_until("all paths are packed", PACKED_WITHIN, || nars(&cache) == all);
+        wait_until("all paths are packed", PACKED_WITHIN, || packed(&cache.http) == all);
         progress.note("packed");
         let mut data = Data { cache, small, closure, large, many, files: Folder::new() };
         data.lay_out();
@@ -141,9 +141,9 @@ impl Progress {
     }
 }
 
-/// How many NARs the server has packed.
-fn nars(cache: &Cache) -> u64 {
-    let status = cache.http.get("/api/v1/status").body;
+/// How many NARs a server has packed.
+pub fn packed(http: &Http) -> u64 {
+    let status = http.get("/api/v1/status").body;
     let status: serde_json::Value = serde_json::from_slice(&status).expect("the status is JSON");
     status["cache"]["nars"].as_u64().expect("NARs are counted")
 }

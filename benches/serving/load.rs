@@ -3,17 +3,16 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 
 use super::usage::{Processes, Used, Window};
 
-/// Connections that are kept busy.
-pub const CONNECTIONS: usize = 64;
-/// Threads that keep them busy.
+/// Threads that keep connections busy.
 const THREADS: usize = 2;
 /// Bytes received at a time: a small NAR and its head.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -63,26 +62,35 @@ impl Head {
     }
 }
 
-/// Asks for `requests` in turn on every connection, each from another place on, and counts the answers. Every answer must
+/// Asks for `requests` in turn on so many connections, each from another place on, and counts the answers. Every answer must
 /// have this status.
 ///
 /// # Errors
 /// When an answer is another one, or none comes.
 pub fn measure(
     address: SocketAddr,
+    connections: usize,
     requests: &[Vec<u8>],
     status: [u8; 3],
     processes: &Processes,
     times: Times,
 ) -> io::Result<Seen> {
-    let (stop, answers) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (stop, answers, connected) = (AtomicBool::new(false), AtomicU64::new(0), Barrier::new(THREADS + 1));
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..THREADS)
             .map(|thread| {
-                let (stop, answers) = (&stop, &answers);
-                scope.spawn(move || Driver::new(address, requests, status, thread)?.drive(stop, answers))
+                let (stop, answers, connected) = (&stop, &answers, &connected);
+                scope.spawn(move || {
+                    // Every THREADS-th, from this one on.
+                    let mine = (thread..connections).step_by(THREADS);
+                    let places = mine.map(|number| number * requests.len() / connections);
+                    let driver = Driver::new(address, requests, status, places);
+                    connected.wait();
+                    driver?.drive(stop, answers)
+                })
             })
             .collect();
+        connected.wait();
         std::thread::sleep(times.warm_up);
         let (before, window) = (answers.load(Ordering::Relaxed), Window::open(processes));
         std::thread::sleep(times.counted);
@@ -93,6 +101,33 @@ pub fn measure(
         }
         Ok(Seen { answers: (after - before) as f64, used })
     })
+}
+
+/// What each answer took, one after the other on one connection, in order of length. `more` hears of the number of answers so
+/// far and says whether to go on.
+///
+/// # Errors
+/// When an answer has another status, or none comes.
+pub fn latencies(
+    address: SocketAddr,
+    requests: &[Vec<u8>],
+    status: [u8; 3],
+    mut more: impl FnMut(usize) -> bool,
+) -> io::Result<Vec<Duration>> {
+    let mut driver = Driver::new(address, requests, status, std::iter::once(0))?;
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let mut asked = Instant::now();
+    let mut taken = Vec::new();
+    while more(taken.len()) {
+        if driver.serve(0, &mut buffer)? {
+            // The next was asked for already: this is a whole turn, with the sending in it.
+            let now = Instant::now();
+            taken.push(now - asked);
+            asked = now;
+        }
+    }
+    taken.sort_unstable();
+    Ok(taken)
 }
 
 /// One thread and its connections.
@@ -129,13 +164,11 @@ impl<'a> Driver<'a> {
         address: SocketAddr,
         requests: &'a [Vec<u8>],
         status: [u8; 3],
-        thread: usize,
+        places: impl Iterator<Item = usize>,
     ) -> io::Result<Driver<'a>> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let mut driver = Driver { address, requests, status, epoll, clients: Vec::new() };
-        for number in 0..CONNECTIONS / THREADS {
-            // Spread evenly over all requests.
-            let asked = (number * THREADS + thread) * requests.len() / CONNECTIONS;
+        for (number, asked) in places.enumerate() {
             let client = driver.connect(number, asked)?;
             driver.clients.push(client);
         }
@@ -153,6 +186,9 @@ impl<'a> Driver<'a> {
     }
 
     fn drive(mut self, stop: &AtomicBool, answers: &AtomicU64) -> io::Result<()> {
+        if self.clients.is_empty() {
+            return Ok(());
+        }
         let mut events: Vec<epoll::Event> = Vec::with_capacity(self.clients.len());
         let mut buffer = vec![0; BUFFER_BYTES];
         while !stop.load(Ordering::Relaxed) {

@@ -19,6 +19,8 @@ use crate::support::process::spawn;
 use crate::support::store::Folder;
 use crate::support::{Client, Http, Release, text};
 
+/// Connections that ask for small things.
+const CONNECTIONS: usize = 64;
 /// Connections of the second measurement of a large NAR.
 const PARALLEL: usize = 8;
 /// Starts in a round.
@@ -49,6 +51,8 @@ pub enum Part {
     Memory,
     /// From the start to the first answer.
     Start,
+    /// Narinfos while the NAR of mixed files is packed.
+    Beside,
 }
 
 /// Everything that measuring needs.
@@ -66,8 +70,10 @@ pub struct Bench<'a> {
 impl Bench<'_> {
     /// One round of a part: every server once.
     pub fn round(&mut self, part: Part) {
-        if part == Part::First {
-            return self.first();
+        match part {
+            Part::First => return self.first(),
+            Part::Beside => return self.beside(),
+            _ => {}
         }
         let servers = std::mem::take(&mut self.servers);
         for (server, requests) in &servers {
@@ -81,7 +87,7 @@ impl Bench<'_> {
                 Part::Copy => self.copy(server, &running),
                 Part::Memory => self.memory(server, &running, requests),
                 Part::Start => self.start(server, running),
-                Part::First => unreachable!("it has servers of its own"),
+                Part::First | Part::Beside => unreachable!("they have servers of their own"),
             }
         }
         self.servers = servers;
@@ -120,7 +126,7 @@ impl Bench<'_> {
         requests: &[Vec<u8>],
         status: [u8; 3],
     ) {
-        match load::measure(server.address, requests, status, &running.processes, self.times) {
+        match load::measure(server.address, CONNECTIONS, requests, status, &running.processes, self.times) {
             Ok(load::Seen { answers, used }) => {
                 let micros = |seconds: f64| seconds * 1e6 / answers;
                 self.add(what, "requests/s", targets[0], server, answers / used.seconds);
@@ -168,7 +174,7 @@ impl Bench<'_> {
     fn first(&mut self) {
         for path in [&self.data.large, &self.data.many] {
             let state = Folder::new();
-            let server = Server::ondine_with(self.data, &state.path().join("state"));
+            let server = Server::ondine(&self.data.cache, &state.path().join("state"), &self.data.files);
             let running = server.start();
             let narinfo = Http::new(&server.url()).get(&narinfo_address(path)).text();
             let request = server.request(&format!("/{}", field(&narinfo, "URL")), "");
@@ -218,8 +224,14 @@ impl Bench<'_> {
         }
         std::thread::sleep(IDLE);
         let idle = running.processes.memory();
-        let loaded =
-            load::measure(server.address, &requests.narinfos, *b"200", &running.processes, self.times);
+        let loaded = load::measure(
+            server.address,
+            CONNECTIONS,
+            &requests.narinfos,
+            *b"200",
+            &running.processes,
+            self.times,
+        );
         let after = running.processes.memory();
         let mut downloaded = Ok(());
         let most = most_memory(running, || {
@@ -253,7 +265,14 @@ impl Bench<'_> {
         }
     }
 
-    fn add(&mut self, what: &str, unit: &'static str, target: Option<Target>, server: &Server, value: f64) {
+    pub(super) fn add(
+        &mut self,
+        what: &str,
+        unit: &'static str,
+        target: Option<Target>,
+        server: &Server,
+        value: f64,
+    ) {
         self.report.add(what, unit, target, &server.name, value);
     }
 }

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use super::machine;
+
 /// The server whose figures are judged, and the one they are held against.
 const JUDGED: (&str, &str) = ("Ondine", "nginx");
 
@@ -169,6 +171,7 @@ impl Report {
         });
         json!({
             "bench": "serving",
+            "conditions": machine::conditions(),
             "metrics": metrics.collect::<Vec<_>>(),
             "checks": checks.collect::<Vec<_>>(),
             "others_share": self.others,

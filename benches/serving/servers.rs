@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::data::Data;
 use super::usage::{Processes, listener};
+use crate::support::Cache;
 use crate::support::process::{self, Signal, kill_tree, signal, wait};
 use crate::support::store::{Folder, write};
 use crate::support::text;
@@ -57,21 +58,16 @@ pub struct Running {
 }
 
 impl Server {
-    /// Ondine on the store of `data`, with all packed.
-    pub fn ondine(data: &Data) -> Server {
-        Server::ondine_with(data, &data.cache.ondine.state_dir())
-    }
-
-    /// Ondine on the store of `data`, with this state.
-    pub fn ondine_with(data: &Data, state: &Path) -> Server {
+    /// Ondine on the store of `cache`, with this state. It writes its log to that folder.
+    pub fn ondine(cache: &Cache, state: &Path, log: &Folder) -> Server {
         let address = free_address();
-        let command = data.cache.ondine.command("serve");
+        let command = cache.ondine.command("serve");
         let arguments = ["--listen", &address.to_string(), "--state-dir", text(state)].map(str::to_owned);
         let program = Program {
             command: Box::new(move || copy_of(&command, &arguments)),
-            log: data.files.path().join("ondine.log"),
+            log: log.path().join("ondine.log"),
         };
-        let helpers = vec![data.cache.daemon.id()];
+        let helpers = vec![cache.daemon.id()];
         Server {
             name: "Ondine".into(),
             address,
