@@ -1,0 +1,135 @@
+//! An index that grows: synthetic paths with references and a signature, all packed as far as the index says. No NAR is there,
+//! and none is asked for.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use narinfo::{NarHash, Signature, StorePath};
+use ondine::index::{Index, PathRow};
+use rusqlite::{Connection, params};
+
+use crate::random::Random;
+use crate::support::Cache;
+
+/// Paths that each refers to.
+const REFERENCES: u64 = 5;
+/// A step through all numbers below any size that is no multiple of it: a prime.
+const STRIDE: u64 = 7_368_787;
+
+/// The index of a server that does not run.
+pub struct Grown {
+    file: PathBuf,
+    /// How many paths it has.
+    paths: u64,
+    /// A signature in the form that all have.
+    signature: String,
+    random: Random,
+}
+
+impl Grown {
+    /// The index of this cache, whose server was stopped.
+    pub fn open(cache: &Cache) -> Grown {
+        let file = cache.ondine.state_dir().join("index.sqlite");
+        let (name, _) = cache.ondine.public_key().split_once(':').expect("a key has a name");
+        let signature = format!("{name}:{}==", "A".repeat(86));
+        signature.parse::<Signature>().expect("it looks like one");
+        Grown { file, paths: 0, signature, random: Random(1) }
+    }
+
+    /// Adds paths until there are so many. Straight into the tables: this is to take no time, and to lose nothing by it.
+    pub fn grow(&mut self, paths: u64) {
+        let mut numbers: Vec<u64> = (self.paths..paths).collect();
+        // In the order of the tables: each page is written once.
+        numbers.sort_by_cached_key(|number| hash(*number));
+        let mut connection = Connection::open(&self.file).expect("the index opens");
+        connection.pragma_update(None, "synchronous", "off").expect("set");
+        let transaction = connection.transaction().expect("begun");
+        {
+            let path = "INSERT INTO path (hash, name, nar_hash, nar_size, refs, deriver, sigs, added_at) \
+                        VALUES (?1, ?2, ?3, 100000, ?4, ?5, ?6, 0)";
+            let nar = "INSERT INTO nar (nar_hash, file_hash, file_size, packed_at) VALUES (?1, ?1, 20000, 0)";
+            let mut path = transaction.prepare(path).expect("a statement");
+            let mut nar = transaction.prepare(nar).expect("a statement");
+            for number in numbers {
+                let (hash, nar_hash) = (hash(number), nar_hash(number));
+                let references: Vec<String> = references(number).iter().map(StorePath::to_string).collect();
+                let deriver = format!("{}-synthetic-{number}.drv", self::hash(!number));
+                let row =
+                    params![hash, name(number), nar_hash, references.join(" "), deriver, self.signature];
+                path.execute(row).expect("inserted");
+                nar.execute(params![nar_hash]).expect("inserted");
+            }
+        }
+        transaction.commit().expect("committed");
+        connection.pragma_update(None, "wal_checkpoint", "truncate").expect("written through");
+        self.paths = paths;
+    }
+
+    /// Bytes of its file.
+    pub fn bytes(&self) -> u64 {
+        self.file.metadata().expect("it is there").len()
+    }
+
+    /// The hashes of so many paths that are there, from everywhere; some twice where there are not as many.
+    pub fn some(&self, count: usize) -> impl Iterator<Item = String> {
+        (0..count as u64).map(|step| hash(step.wrapping_mul(STRIDE) % self.paths))
+    }
+
+    /// Hashes of no path.
+    pub fn unknown(&self, count: usize) -> impl Iterator<Item = String> {
+        (0..count as u64).map(|step| hash(u64::MAX / 2 + step))
+    }
+
+    /// Publishes closures of so many paths each, so many of them, as a server does: durable one by one. The time that it takes.
+    pub fn publish(&mut self, (paths, closures): (usize, usize)) -> Duration {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let index = Index::open(&self.file).expect("the index opens");
+        let signature: Signature = self.signature.parse().expect("it looks like one");
+        let batches: Vec<Vec<PathRow>> = (0..closures)
+            .map(|_| (0..paths).map(|_| row(u64::MAX / 4 + (self.random.next() >> 8), &signature)).collect())
+            .collect();
+        let begun = Instant::now();
+        runtime.block_on(async {
+            for batch in batches {
+                index.publish(batch).await.expect("published");
+            }
+        });
+        begun.elapsed()
+    }
+}
+
+fn row(number: u64, signature: &Signature) -> PathRow {
+    PathRow {
+        path: path(number),
+        nar_hash: NarHash::from_bytes(nar_hash(number)),
+        nar_size: 100_000,
+        references: references(number).into_iter().collect(),
+        deriver: None,
+        ca: None,
+        signatures: vec![signature.clone()],
+        built: true,
+    }
+}
+
+fn references(number: u64) -> Vec<StorePath> {
+    (1..=REFERENCES).filter_map(|before| number.checked_sub(before)).map(path).collect()
+}
+
+fn path(number: u64) -> StorePath {
+    StorePath::parse(&format!("{}-{}", hash(number), name(number))).expect("a store path")
+}
+
+fn name(number: u64) -> String {
+    format!("synthetic-{number}")
+}
+
+/// The hash of the path with this number: always the same, and different for each.
+fn hash(number: u64) -> String {
+    let mut random = Random(number);
+    (0..32).map(|_| char::from(narinfo::NIXBASE32_ALPHABET[random.below(32) as usize])).collect()
+}
+
+/// In the order of the hashes of the paths.
+fn nar_hash(number: u64) -> [u8; 32] {
+    hash(number).into_bytes().try_into().expect("a hash has 32 characters")
+}
