@@ -100,7 +100,11 @@ in
 
     networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall [ port ];
 
-    nix.settings.trusted-substituters = map (upstream: upstream.url) cfg.settings.upstream;
+    # An upstream that turns out to be an Ondine is used below /cached, where it builds nothing.
+    nix.settings.trusted-substituters = lib.concatMap (upstream: [
+      upstream.url
+      "${lib.removeSuffix "/" upstream.url}/cached"
+    ]) cfg.settings.upstream;
     nix.settings.trusted-public-keys = lib.concatMap (upstream: upstream.public-keys or [ ]) cfg.settings.upstream;
 
     systemd.services.ondine = {

@@ -161,12 +161,18 @@ fn upstreams_and_their_keys_are_made_known_to_the_nix_daemon() {
     let key = "cache.example.org-1:6NCHdD59X431o0gWypbMrAurkbJ16ZPMQFGspcDShjY=";
     let upstream = json!([
         { "url": "https://cache.example.org", "public-keys": [key] },
-        { "url": "https://builds.example.org", "mode": "build-only" },
+        { "url": "https://builds.example.org/", "mode": "build-only" },
     ]);
     let machine = Machine::new();
     let configuration = machine.evaluate(json!({ "enable": true, "settings": { "upstream": upstream } }));
     let nix = &configuration["nix"]["settings"];
-    let urls = json!(["https://cache.example.org", "https://builds.example.org"]);
+    // Below /cached, too: an upstream may be an Ondine.
+    let urls = json!([
+        "https://cache.example.org",
+        "https://cache.example.org/cached",
+        "https://builds.example.org/",
+        "https://builds.example.org/cached",
+    ]);
     assert_eq!(nix["trusted-substituters"], urls);
     assert_eq!(nix["trusted-public-keys"], json!([key]));
     machine.build_settings(&settings_of(&configuration)).0.must_succeed();

@@ -57,6 +57,9 @@ let
     };
     toInt = text: fromJSON text;
     inherit (builtins) concatMap;
+    removeSuffix = suffix: text:
+      let bytes = stringLength text - stringLength suffix;
+      in if bytes >= 0 && substring bytes (-1) text == suffix then substring 0 bytes text else text;
     last = list: elemAt list (length list - 1);
     splitString = separator: text: builtins.filter isString (split "[${separator}]" text);
   };
