@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::adopt::{Adopter, Asking};
 use crate::build::{Builder, Builds, Logs, Worker};
-use crate::catalogue::{Catalogue, Refresher};
+use crate::catalogue::{Catalogue, Names, Refresher};
 use crate::compare::Comparer;
 use crate::http::{Door, Parts, Service};
 use crate::index::{self, Index};
@@ -226,6 +226,7 @@ impl Server {
             packer: packer.clone(),
             logs,
             builds,
+            names: Names { catalogue: catalogue.clone(), index: index.clone(), store_dir: store_dir.clone() },
             catalogue,
             upstreams,
             index,

@@ -1,9 +1,10 @@
 //! Package sets that are known by name and by hash before anyone asks: evaluated in the background by the Nix of this machine,
-//! generation by generation. Reading order: settings, source, evaluate, walk, graph, refresh. Builds nothing, and no request
+//! generation by generation. Reading order: settings, source, evaluate, walk, graph, refresh, names. Builds nothing, and no request
 //! ever waits for an evaluation.
 
 mod evaluate;
 mod graph;
+mod names;
 mod refresh;
 mod settings;
 mod source;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Notify, watch};
 
+pub use names::{Named, Names, NoSuchName};
 pub use refresh::{RefreshError, Refresher};
 pub use settings::{Evaluation, Origin, Pattern, SetName, SetSettings, Settings};
 

@@ -85,7 +85,7 @@ pub fn method_not_allowed() -> Answer {
     answer
 }
 
-/// 503: for a health check alone, never for what a Nix client asks.
+/// 503: for a health check, or a download by name when the server stops; never for what a Nix client asks.
 pub fn not_ready(reason: impl std::fmt::Display) -> Answer {
     text(StatusCode::SERVICE_UNAVAILABLE, reason)
 }

@@ -20,12 +20,14 @@ pub(super) fn home(service: &Service, headers: &HeaderMap) -> Answer {
              /nix-cache-info          about this cache\n\
              /<hash>.narinfo          a store path; built first where need be\n\
              /nar/<NarHash>.nar.zst   its contents, or .nar without compression\n\
+             /get/<set>/<attribute>   the contents of a package, by name\n\
              /log/<derivation>        the log of a build, while it runs, too\n\
              /cached/...              the same, and nothing is built\n\
              /healthz /readyz         for monitoring\n\
              /api/v1/status           the cache and the queue, as JSON\n\
              /api/v1/paths/<hash>     what is known of a path\n\
              /api/v1/queue            who waits for what, and /api/v1/builds/<number> for one\n\
+             /api/v1/catalogue        the package sets, and /api/v1/catalogue/<set>/<attribute> for one\n\
              /metrics                 for Prometheus\n",
             service.parts.public_key
         ),

@@ -3,6 +3,7 @@
 
 mod answer;
 mod api;
+mod by_name;
 mod catalogue;
 mod info;
 mod log;
@@ -24,7 +25,7 @@ use hyper::{Request, header};
 use tokio::sync::watch;
 
 use crate::build::{Builds, Logs};
-use crate::catalogue::Catalogue;
+use crate::catalogue::{Catalogue, Names};
 use crate::index::Index;
 use crate::nix::Pool;
 use crate::packer::Packer;
@@ -61,6 +62,8 @@ pub struct Parts {
     pub builds: Builds,
     /// Package sets.
     pub catalogue: Catalogue,
+    /// What they have, by name.
+    pub names: Names,
     /// Other caches.
     pub upstreams: Upstreams,
     /// Whether the index can be read, and how much is in it.
@@ -140,11 +143,7 @@ impl Service {
             Route::Home => now(info::home(&self, request.headers())),
             Route::CacheInfo => now(info::cache_info(&self)),
             Route::NarInfo(hash) => {
-                let on_miss = match via(&request) {
-                    via if !via.is_empty() => OnMiss::Relayed(via),
-                    _ if method == Method::Get && !cached => OnMiss::Build(client),
-                    _ => OnMiss::Report,
-                };
+                let on_miss = on_miss(via(&request), method, cached, client);
                 let version = request.version();
                 // Very many may wait, and the head of a request is a part of the connection's buffer.
                 drop(request);
@@ -167,6 +166,12 @@ impl Service {
             Route::Path(hash) => Box::pin(async move { api::path(&self, hash).await }),
             Route::Sets => Box::pin(async move { catalogue::all(&self).await }),
             Route::Set(name) => Box::pin(async move { catalogue::one(&self, &name).await }),
+            Route::Attribute(name) => Box::pin(async move { by_name::describe(&self, &name).await }),
+            Route::Download(name) => {
+                let on_miss = on_miss(via(&request), method, cached, client);
+                drop(request);
+                Box::pin(async move { by_name::download(&self, &name, on_miss).await })
+            }
             Route::Metrics => now(api::metrics(&self)),
         }
     }
@@ -175,6 +180,15 @@ impl Service {
 /// The caches of our kind that a request has come through.
 fn via<B>(request: &Request<B>) -> Via {
     Via::parse(request.headers().get_all(header::VIA).iter().filter_map(|value| value.to_str().ok()))
+}
+
+/// What a miss may cost.
+fn on_miss(via: Via, method: Method, cached: bool, client: Option<IpAddr>) -> OnMiss {
+    match method {
+        _ if !via.is_empty() => OnMiss::Relayed(via),
+        Method::Get if !cached => OnMiss::Build(client),
+        _ => OnMiss::Report,
+    }
 }
 
 /// An answer to come, each as large as its route needs.

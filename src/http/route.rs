@@ -42,8 +42,27 @@ pub enum Route {
     Sets,
     /// `/api/v1/catalogue/<name>`
     Set(SetName),
+    /// `/api/v1/catalogue/<set>/<attribute>[?system=…]`
+    Attribute(Name),
+    /// `/get/<set>/<attribute>[^<output>][?system=…][&compression=…]`
+    Download(Name),
     /// `/metrics`
     Metrics,
+}
+
+/// An attribute of a package set, as an address has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Name {
+    /// The set.
+    pub set: SetName,
+    /// The path within it, with dots.
+    pub attribute: String,
+    /// The output that is meant, where one is named.
+    pub output: Option<String>,
+    /// The system that it is for, where one is named.
+    pub system: Option<String>,
+    /// How its contents come: as they are, or as zstd.
+    pub compression: Compression,
 }
 
 /// A route, and whether a miss may be built.
@@ -59,24 +78,26 @@ impl Target {
     /// Parses the path of a request and what follows its question mark; `None` when there is nothing of that name.
     #[must_use]
     pub fn parse(path: &str, query: Option<&str>) -> Option<Self> {
+        let path = path.strip_prefix('/')?;
         // Older clients ask for a log or a realisation with a bare question mark where the name of the derivation or of
-        // its output has one. Nothing else has a use for a query.
-        let named = path.contains("/log/") || path.contains("/realisations/");
-        let name = query.filter(|_| named).map(|query| format!("{path}?{query}"));
+        // its output has one. Else only what is asked for by name has a use for a query.
+        let plain = path.strip_prefix(CACHED).unwrap_or(path);
+        let bare = plain.starts_with("log/") || plain.starts_with("realisations/");
+        let name = query.filter(|_| bare).map(|query| format!("{path}?{query}"));
         let path = name.as_deref().unwrap_or(path);
         if path.len() > PATH_BYTES_MAX {
             return None;
         }
-        let decoded = percent_decode_str(path.strip_prefix('/')?).decode_utf8().ok()?;
+        let decoded = percent_decode_str(path).decode_utf8().ok()?;
         let (path, cached) = match decoded.strip_prefix(CACHED) {
             Some(rest) => (rest, true),
             None => (&*decoded, false),
         };
-        Some(Self { route: route(path)?, cached })
+        Some(Self { route: route(path, query)?, cached })
     }
 }
 
-fn route(path: &str) -> Option<Route> {
+fn route(path: &str, query: Option<&str>) -> Option<Route> {
     match path {
         "" => return Some(Route::Home),
         "nix-cache-info" => return Some(Route::CacheInfo),
@@ -104,7 +125,13 @@ fn route(path: &str) -> Option<Route> {
         return hash.parse().ok().map(Route::Path);
     }
     if let Some(name) = path.strip_prefix("api/v1/catalogue/") {
-        return SetName::new(name).map(Route::Set);
+        return match name.contains('/') {
+            true => Name::parse(name, query).map(Route::Attribute),
+            false => SetName::new(name).map(Route::Set),
+        };
+    }
+    if let Some(name) = path.strip_prefix("get/") {
+        return Name::parse(name, query).map(Route::Download);
     }
     let drv = StorePath::parse(path.strip_prefix("log/")?).ok()?;
     drv.is_derivation().then_some(Route::Log(drv))
@@ -123,6 +150,37 @@ fn nar(file: &str) -> Option<Route> {
         None => name,
     };
     NarHash::from_nixbase32(hash).ok().map(|hash| Route::Nar(hash, compression))
+}
+
+impl Name {
+    /// Parses `<set>/<attribute>[^<output>]` and the query behind it.
+    fn parse(path: &str, query: Option<&str>) -> Option<Self> {
+        let (set, rest) = path.split_once('/')?;
+        let (attribute, output) = match rest.rsplit_once('^') {
+            Some((attribute, output)) => (attribute, Some(output)),
+            None => (rest, None),
+        };
+        let mut name = Self {
+            set: SetName::new(set)?,
+            attribute: attribute.to_owned(),
+            output: output.map(str::to_owned),
+            system: None,
+            compression: Compression::None,
+        };
+        for (key, value) in
+            query.into_iter().flat_map(|query| query.split('&')).filter_map(|one| one.split_once('='))
+        {
+            let value = percent_decode_str(value).decode_utf8().ok()?;
+            match key {
+                "system" => name.system = Some(value.into_owned()),
+                "compression" if value == "none" => name.compression = Compression::None,
+                "compression" if value == "zstd" => name.compression = Compression::Zstd,
+                _ => return None,
+            }
+        }
+        let plain = |text: &str| !text.is_empty() && !text.contains('/');
+        (plain(attribute) && output.is_none_or(plain)).then_some(name)
+    }
 }
 
 #[cfg(test)]
@@ -186,6 +244,45 @@ mod tests {
         let path = format!("/nar/{nar}.nar");
         assert_eq!(Target::parse(&path, Some("hash=x")), Target::parse(&path, None));
         assert_eq!(Target::parse(&format!("/log/{HASH}-a"), Some(&"a".repeat(64 * 1024))), None);
+    }
+
+    #[test]
+    fn a_name_may_have_an_output_a_system_and_a_compression_and_nothing_else() {
+        let name = |attribute: &str, output: Option<&str>, system: Option<&str>, compression| Name {
+            set: SetName::new("pkgs").expect("a name"),
+            attribute: attribute.to_owned(),
+            output: output.map(str::to_owned),
+            system: system.map(str::to_owned),
+            compression,
+        };
+        for (path, query, expected) in [
+            ("hello", None, name("hello", None, None, Compression::None)),
+            ("a.b%5Edev", None, name("a.b", Some("dev"), None, Compression::None)),
+            (
+                "a.%22b.c%22^dev",
+                Some("system=a-linux&compression=zstd"),
+                name("a.\"b.c\"", Some("dev"), Some("a-linux"), Compression::Zstd),
+            ),
+        ] {
+            let found = |prefix: &str| Target::parse(&format!("{prefix}pkgs/{path}"), query);
+            let route = Route::Download(expected.clone());
+            assert_eq!(found("/get/"), Some(Target { route: route.clone(), cached: false }));
+            assert_eq!(found("/cached/get/"), Some(Target { route, cached: true }));
+            let route = Route::Attribute(expected);
+            assert_eq!(found("/api/v1/catalogue/"), Some(Target { route, cached: false }));
+        }
+        for (path, query) in [
+            ("pkgs", None),
+            ("pkgs/", None),
+            ("pkgs/a/b", None),
+            ("pkgs/^out", None),
+            ("pkgs/a^", None),
+            ("p.k/a", None),
+            ("pkgs/a", Some("sistem=a-linux")),
+            ("pkgs/a", Some("compression=xz")),
+        ] {
+            assert_eq!(Target::parse(&format!("/get/{path}"), query), None, "{path} {query:?}");
+        }
     }
 
     #[test]

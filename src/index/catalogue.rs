@@ -1,12 +1,12 @@
-//! Package sets: their generations, the attributes of each current one, and which derivation gives an output.
-//! A generation is brought in piece by piece where nobody sees it, and takes the place of the one before in one transaction.
+//! What package sets have: their generations, the attributes of each current one, and which derivation gives an output.
+//! Only read here; how a generation gets there is in generation.rs.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use narinfo::{StorePath, StorePathHash};
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::rows::{corrupt, from_unix, signed, to_unix, unsigned};
+use super::rows::{corrupt, from_unix, unsigned};
 use super::{Error, Index};
 
 /// An attribute of a set, and what became of it.
@@ -20,6 +20,15 @@ pub struct AttributeRow {
     pub outcome: Result<StorePath, String>,
     /// Whether it may not be built.
     pub denied: bool,
+}
+
+/// An attribute as the current generation of its set has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attributed {
+    /// The number of that generation.
+    pub generation: u64,
+    /// The attribute; `None` where there is none of this name.
+    pub row: Option<AttributeRow>,
 }
 
 /// A derivation that gives an output.
@@ -72,19 +81,6 @@ pub struct GenerationSize {
     pub derivations: u64,
 }
 
-/// A generation that is complete.
-#[derive(Clone, Debug)]
-pub struct NewGeneration {
-    /// The set's name.
-    pub set: String,
-    /// The settings that it was made with.
-    pub made_by: String,
-    /// The path that holds its derivations in the Nix store.
-    pub holder: StorePath,
-    /// How much there is in it.
-    pub size: GenerationSize,
-}
-
 /// What is on record of a set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SetRow {
@@ -96,17 +92,6 @@ pub struct SetRow {
     pub generations: Vec<Generation>,
 }
 
-/// How a generation compares with the one before.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Swapped {
-    /// The new generation's number.
-    pub generation: u64,
-    /// Outputs that were not there before.
-    pub added: u64,
-    /// Outputs that are not there any more.
-    pub removed: u64,
-}
-
 impl Index {
     /// The derivations that sets have for a hash: those of current generations first.
     ///
@@ -116,7 +101,7 @@ impl Index {
         self.readers.run(move |connection| makers(connection, hash)).await
     }
 
-    /// The derivation of an attribute in the current generation of a set, for a system.
+    /// An attribute as the current generation of a set has it for a system; `None` where there is no generation.
     ///
     /// # Errors
     /// When SQLite fails or the row is damaged.
@@ -125,16 +110,20 @@ impl Index {
         set: String,
         attribute: String,
         system: String,
-    ) -> Result<Option<AttributeRow>, Error> {
+    ) -> Result<Option<Attributed>, Error> {
         self.readers
             .run(move |connection| {
                 let mut statement = connection.prepare_cached(
-                    "SELECT attribute, system, drv, error, denied FROM catalogue_attribute \
-                     WHERE set_id = (SELECT id FROM catalogue_set WHERE name = ?1) \
-                     AND attribute = ?2 AND system = ?3",
+                    "SELECT a.attribute, a.system, a.drv, a.error, a.denied, g.id FROM catalogue_set s \
+                     JOIN catalogue_generation g ON g.set_id = s.id AND g.replaced_at IS NULL \
+                     LEFT JOIN catalogue_attribute a ON a.set_id = s.id AND a.attribute = ?2 AND a.system = ?3 \
+                     WHERE s.name = ?1",
                 )?;
                 let mut rows = statement.query([set, attribute, system])?;
-                rows.next()?.map(attribute_row).transpose()
+                let Some(row) = rows.next()? else { return Ok(None) };
+                let known = row.get::<_, Option<String>>(0)?.is_some();
+                let row_of_it = known.then(|| attribute_row(row)).transpose()?;
+                Ok(Some(Attributed { generation: unsigned(row.get(5)?), row: row_of_it }))
             })
             .await
     }
@@ -187,129 +176,6 @@ impl Index {
             .await
     }
 
-    /// Forgets what was brought in of a generation and never became one, and the sets that are not among `names`.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn keep_sets(&self, names: Vec<String>) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                clear(transaction)?;
-                transaction.execute_batch(
-                    "CREATE TEMP TABLE IF NOT EXISTS configured_set (name TEXT PRIMARY KEY); \
-                     DELETE FROM configured_set",
-                )?;
-                for name in &names {
-                    transaction.execute("INSERT OR IGNORE INTO configured_set VALUES (?1)", [name])?;
-                    transaction.execute("INSERT OR IGNORE INTO catalogue_set (name) VALUES (?1)", [name])?;
-                }
-                transaction.execute_batch(
-                    "DELETE FROM catalogue_set WHERE name NOT IN (SELECT name FROM configured_set); \
-                     DELETE FROM catalogue_generation WHERE set_id NOT IN (SELECT id FROM catalogue_set); \
-                     DELETE FROM catalogue_attribute WHERE set_id NOT IN (SELECT id FROM catalogue_set); \
-                     DELETE FROM catalogue_output WHERE set_id NOT IN (SELECT id FROM catalogue_set)",
-                )?;
-                Ok(())
-            })
-            .await
-    }
-
-    /// Starts a generation, of which nobody sees anything yet. One at a time.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn start_generation(&self) -> Result<(), Error> {
-        self.writer.run(clear).await
-    }
-
-    /// Brings in attributes of the generation that was started.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn add_attributes(&self, rows: Vec<AttributeRow>) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                let mut insert = transaction.prepare_cached(
-                    "INSERT OR REPLACE INTO catalogue_new_attribute (attribute, system, drv, error, denied) \
-                     VALUES (?1, ?2, ?3, ?4, ?5)",
-                )?;
-                for row in &rows {
-                    let drv = row.outcome.as_ref().ok().map(ToString::to_string);
-                    let error = row.outcome.as_ref().err();
-                    insert.execute(params![row.attribute, row.system, drv, error, row.denied])?;
-                }
-                Ok(())
-            })
-            .await
-    }
-
-    /// Brings in outputs of the generation that was started. What is allowed once is not denied any more.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn add_outputs(&self, rows: Vec<OutputRow>) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                let mut insert = transaction.prepare_cached(
-                    "INSERT INTO catalogue_new_output (hash, drv, denied) VALUES (?1, ?2, ?3) \
-                     ON CONFLICT (hash, drv) DO UPDATE SET denied = min(denied, excluded.denied)",
-                )?;
-                for row in &rows {
-                    insert.execute(params![row.hash.as_str(), row.drv.to_string(), row.denied])?;
-                }
-                Ok(())
-            })
-            .await
-    }
-
-    /// Makes what was brought in the current generation of its set, and forgets the failures of derivations that are not in it
-    /// any more: all of it or nothing.
-    ///
-    /// # Errors
-    /// When SQLite fails; then everything is as before.
-    pub async fn swap_generation(&self, new: NewGeneration) -> Result<Swapped, Error> {
-        self.writer.run(move |transaction| swap(transaction, &new)).await
-    }
-
-    /// A refresh ended without a new generation: the set is as it was, or why that could not be told.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn record_refresh(&self, set: String, failure: Option<String>) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                clear(transaction)?;
-                transaction.execute(
-                    "UPDATE catalogue_set SET tried_at = ?2, failure = ?3 WHERE name = ?1",
-                    params![set, to_unix(SystemTime::now()), failure],
-                )?;
-                Ok(())
-            })
-            .await
-    }
-
-    /// Forgets the generations of a set that were replaced longer than `keep` ago.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn expire_generations(&self, set: String, keep: Duration) -> Result<(), Error> {
-        let before = SystemTime::now().checked_sub(keep).map_or(0, to_unix);
-        self.writer
-            .run(move |transaction| {
-                let set = set_id(transaction, &set)?;
-                let sql = "SELECT id FROM catalogue_generation WHERE set_id = ?1 AND replaced_at <= ?2";
-                let mut statement = transaction.prepare_cached(sql)?;
-                let expired = statement.query_map([set, before], |row| row.get::<_, i64>(0))?;
-                for id in expired.collect::<Result<Vec<_>, _>>()? {
-                    transaction
-                        .execute("DELETE FROM catalogue_output WHERE set_id = ?1 AND last = ?2", [set, id])?;
-                    transaction.execute("DELETE FROM catalogue_generation WHERE id = ?1", [id])?;
-                }
-                Ok(())
-            })
-            .await
-    }
-
     /// The paths that hold the derivations of all generations.
     ///
     /// # Errors
@@ -323,70 +189,6 @@ impl Index {
             })
             .await
     }
-}
-
-fn clear(transaction: &Transaction<'_>) -> Result<(), Error> {
-    // Without a condition, which is a matter of moments however much there is.
-    transaction.execute_batch("DELETE FROM catalogue_new_attribute; DELETE FROM catalogue_new_output")?;
-    Ok(())
-}
-
-fn set_id(connection: &Connection, name: &str) -> Result<i64, Error> {
-    Ok(connection.query_row("SELECT id FROM catalogue_set WHERE name = ?1", [name], |row| row.get(0))?)
-}
-
-fn swap(transaction: &Transaction<'_>, new: &NewGeneration) -> Result<Swapped, Error> {
-    let set = set_id(transaction, &new.set)?;
-    let now = to_unix(SystemTime::now());
-    let sql = "SELECT id FROM catalogue_generation WHERE set_id = ?1 AND replaced_at IS NULL";
-    let before: Option<i64> = transaction.query_row(sql, [set], |row| row.get(0)).optional()?;
-    let GenerationSize { attributes, denied, errors, derivations } = new.size;
-    transaction.execute(
-        "INSERT INTO catalogue_generation \
-         (set_id, made_by, holder, made_at, attributes, denied, errors, derivations) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
-        params![
-            set,
-            new.made_by,
-            new.holder.to_string(),
-            now,
-            signed(attributes),
-            signed(denied),
-            signed(errors),
-            signed(derivations)
-        ],
-    )?;
-    let generation = transaction.last_insert_rowid();
-    transaction
-        .execute("UPDATE catalogue_generation SET replaced_at = ?2 WHERE id = ?1", params![before, now])?;
-    transaction.execute("DELETE FROM catalogue_attribute WHERE set_id = ?1", [set])?;
-    transaction.execute(
-        "INSERT INTO catalogue_attribute (set_id, attribute, system, drv, error, denied) \
-         SELECT ?1, attribute, system, drv, error, denied FROM catalogue_new_attribute",
-        [set],
-    )?;
-    // What stayed the same stays: only differences are written.
-    let removed = transaction.execute(
-        "UPDATE catalogue_output SET last = ?2 WHERE set_id = ?1 AND last IS NULL AND NOT EXISTS \
-         (SELECT 1 FROM catalogue_new_output n WHERE n.hash = catalogue_output.hash \
-          AND n.drv = catalogue_output.drv AND n.denied = catalogue_output.denied)",
-        params![set, before],
-    )?;
-    let added = transaction.execute(
-        "INSERT INTO catalogue_output (hash, drv, set_id, first, denied) \
-         SELECT n.hash, n.drv, ?1, ?2, n.denied FROM catalogue_new_output n WHERE NOT EXISTS \
-         (SELECT 1 FROM catalogue_output o WHERE o.hash = n.hash AND o.drv = n.drv \
-          AND o.set_id = ?1 AND o.last IS NULL)",
-        [set, generation],
-    )?;
-    transaction.execute(
-        "DELETE FROM failure WHERE drv IN (SELECT drv FROM catalogue_output WHERE set_id = ?1 AND last = ?2)",
-        params![set, before],
-    )?;
-    transaction
-        .execute("UPDATE catalogue_set SET tried_at = ?2, failure = NULL WHERE id = ?1", [set, now])?;
-    clear(transaction)?;
-    Ok(Swapped { generation: unsigned(generation), added: added as u64, removed: removed as u64 })
 }
 
 fn makers(connection: &Connection, hash: StorePathHash) -> Result<Vec<Maker>, Error> {

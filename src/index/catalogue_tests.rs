@@ -98,12 +98,16 @@ async fn attributes_are_those_of_the_current_generation_and_nobody_sees_the_next
     index.start_generation().await.expect("started");
     index.add_outputs(vec![output('d', "d", false)]).await.expect("added");
     let look = |name: &str| index.attribute("one".into(), format!("attribute-{name}.drv"), "a-linux".into());
-    assert_eq!(look("a").await.expect("read").expect("there").outcome, Ok(drv("a")));
+    let first = look("a").await.expect("read").expect("a generation");
+    assert_eq!(first.row.expect("there").outcome, Ok(drv("a")));
     assert_eq!(makers(&index, 'd').await, []);
     index.record_refresh("one".into(), Some("why".into())).await.expect("recorded");
     bump(&index, "one", vec![output('b', "b", false)]).await;
-    assert_eq!(look("a").await.expect("read"), None);
-    assert_eq!(look("b").await.expect("read").expect("there").outcome, Ok(drv("b")));
+    assert_eq!(look("a").await.expect("read").expect("a generation").row, None);
+    let second = look("b").await.expect("read").expect("a generation");
+    assert_eq!(second.row.expect("there").outcome, Ok(drv("b")));
+    assert!(second.generation > first.generation);
+    assert_eq!(index.attribute("two".into(), "b".into(), "a-linux".into()).await.expect("read"), None);
     for (letter, count) in LETTERS.into_iter().zip([1, 1, 0, 0]) {
         assert_eq!(makers(&index, letter).await.len(), count, "{letter}");
     }

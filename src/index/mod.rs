@@ -6,6 +6,7 @@ mod catalogue;
 mod catalogue_tests;
 mod comparison;
 mod connection;
+mod generation;
 mod queue;
 mod realisation;
 mod rows;
@@ -19,10 +20,9 @@ use std::time::SystemTime;
 use narinfo::{NarHash, StorePath, StorePathHash};
 use rusqlite::{OptionalExtension, Transaction, params};
 
-pub use catalogue::{
-    AttributeRow, Generation, GenerationSize, Maker, NewGeneration, OutputRow, SetRow, Swapped,
-};
+pub use catalogue::{AttributeRow, Attributed, Generation, GenerationSize, Maker, OutputRow, SetRow};
 use connection::{Readers, Writer};
+pub use generation::{NewGeneration, Swapped};
 pub use queue::{DurationRow, RequestRow};
 pub use rows::{Comparison, Counts, Failure, FailureClass, Hit, NarRow, PathRow, UpstreamNar};
 use rows::{

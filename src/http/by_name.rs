@@ -1,0 +1,161 @@
+//! Package sets by name: what an attribute is, as JSON, and a download of it for those who have no Nix. A download waits for the
+//! build in silence, since its answer is known only then: where the NAR is, or why there is none. Decides nothing about
+//! what is built: the name leads to a hash, and all else is as for that.
+
+use std::time::SystemTime;
+
+use narinfo::{NarHash, StorePath};
+
+use super::Service;
+use super::answer::{self, Answer};
+use super::api::json;
+use super::route::Name;
+use crate::catalogue::{Named, NoSuchName};
+use crate::index::{self, Failure};
+use crate::substitute::{Answer as Decision, Missing, OnMiss};
+
+/// What an attribute is.
+#[derive(serde::Serialize)]
+struct AttributeView {
+    set: String,
+    generation: u64,
+    attribute: String,
+    system: String,
+    /// Base name of its derivation.
+    derivation: String,
+    /// Whether the set denies it.
+    denied: bool,
+    /// Why its build failed, as long as that is remembered.
+    failure: Option<FailureView>,
+    /// Whether someone waits for its build now.
+    queued: bool,
+    outputs: Vec<OutputView>,
+}
+
+#[derive(serde::Serialize)]
+struct FailureView {
+    /// Base name of the derivation whose build failed.
+    cause: String,
+    reason: String,
+    log: String,
+}
+
+#[derive(serde::Serialize)]
+struct OutputView {
+    name: String,
+    /// Base name of its store path; null where it is known only after the build.
+    path: Option<String>,
+    /// What a narinfo is asked for by.
+    hash: Option<String>,
+    served: bool,
+    /// Where its narinfo is, from when it was built.
+    narinfo: Option<String>,
+    /// Where its contents are; null until it is served.
+    nar: Option<String>,
+}
+
+/// What the attribute is, and what of it is there.
+pub(super) async fn describe(service: &Service, name: &Name) -> Answer {
+    let told = async {
+        let named = find(service, name).await?;
+        view(service, named).await.map_err(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "an attribute cannot be told of");
+            NoSuchName::Unavailable("the index cannot be read")
+        })
+    };
+    match told.await {
+        Ok(view) => json(&view),
+        Err(reason) => answer::missing(reason),
+    }
+}
+
+/// Leads to the contents of an output, which is built first where need be.
+pub(super) async fn download(service: &Service, name: &Name, on_miss: OnMiss) -> Answer {
+    let named = match find(service, name).await {
+        Ok(named) => named,
+        Err(reason) => return answer::missing(reason),
+    };
+    if named.denied && named.outputs.is_empty() {
+        return answer::missing(Missing::Denied { drv: named.drv, set: named.set.to_string() });
+    }
+    let path = match named.output(name.output.as_deref()) {
+        Ok(path) => path,
+        Err(reason) => return answer::missing(reason),
+    };
+    let substitute = &service.parts.substitute;
+    let mut ticket = match Box::pin(substitute.ask(path.hash(), on_miss)).await {
+        Decision::Ready(hit) => return leads_to(hit.row.nar_hash, name),
+        Decision::Missing(reason) => return answer::missing(reason),
+        Decision::Wait(ticket) => ticket,
+    };
+    let ended = tokio::select! {
+        ended = ticket.ended() => ended,
+        () = service.stopping() => None,
+    };
+    match ended {
+        Some(Ok(())) => match substitute.after_build(path.hash()).await {
+            Ok(hit) => leads_to(hit.row.nar_hash, name),
+            Err(reason) => answer::missing(reason),
+        },
+        Some(Err(failure)) => answer::missing(Missing::Failed(failure)),
+        None => answer::not_ready("the server stops while this is built; ask again, it keeps its place"),
+    }
+}
+
+fn leads_to(nar: NarHash, name: &Name) -> Answer {
+    let ending = name.compression.file_ending();
+    // From /get/<set>/<attribute>, whatever that is below of.
+    answer::elsewhere(&format!("../../nar/{}.nar{ending}", nar.to_nixbase32()))
+}
+
+async fn find(service: &Service, name: &Name) -> Result<Named, NoSuchName> {
+    let names = &service.parts.names;
+    names.find(&name.set, &name.attribute, name.system.as_deref()).await
+}
+
+async fn view(service: &Service, named: Named) -> Result<AttributeView, index::Error> {
+    let parts = &service.parts;
+    let failure = parts.index.failure(named.drv.clone(), SystemTime::now()).await?;
+    let mut outputs = Vec::new();
+    for (name, path) in named.outputs {
+        outputs.push(output_view(service, name, path).await?);
+    }
+    Ok(AttributeView {
+        set: named.set.to_string(),
+        generation: named.generation,
+        attribute: named.attribute,
+        system: named.system,
+        queued: parts.builds.contains(&named.drv),
+        derivation: named.drv.to_string(),
+        denied: named.denied,
+        failure: failure.map(FailureView::from),
+        outputs,
+    })
+}
+
+async fn output_view(
+    service: &Service,
+    name: String,
+    path: Option<StorePath>,
+) -> Result<OutputView, index::Error> {
+    let hash = path.as_ref().map(StorePath::hash);
+    let hit = match hash {
+        Some(hash) => service.parts.index.find(hash).await?,
+        None => None,
+    };
+    Ok(OutputView {
+        name,
+        path: path.as_ref().map(ToString::to_string),
+        hash: hash.map(|hash| hash.to_string()),
+        served: hit.is_some(),
+        narinfo: hash.map(|hash| format!("/{hash}.narinfo")),
+        nar: hit.map(|hit| format!("/nar/{}.nar.zst", hit.row.nar_hash.to_nixbase32())),
+    })
+}
+
+impl From<Failure> for FailureView {
+    fn from(failure: Failure) -> Self {
+        let log = format!("/log/{}", failure.cause);
+        Self { cause: failure.cause.to_string(), reason: failure.reason, log }
+    }
+}

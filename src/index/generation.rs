@@ -1,0 +1,224 @@
+//! How a generation of a package set comes into the index, and goes: brought in piece by piece where nobody sees it, put in the
+//! place of the one before in one transaction, forgotten once it has expired.
+
+use std::time::{Duration, SystemTime};
+
+use narinfo::StorePath;
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
+
+use super::catalogue::{AttributeRow, GenerationSize, OutputRow};
+use super::rows::{signed, to_unix, unsigned};
+use super::{Error, Index};
+
+/// A generation that is complete.
+#[derive(Clone, Debug)]
+pub struct NewGeneration {
+    /// The set's name.
+    pub set: String,
+    /// The settings that it was made with.
+    pub made_by: String,
+    /// The path that holds its derivations in the Nix store.
+    pub holder: StorePath,
+    /// How much there is in it.
+    pub size: GenerationSize,
+}
+
+/// How a generation compares with the one before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swapped {
+    /// The new generation's number.
+    pub generation: u64,
+    /// Outputs that were not there before.
+    pub added: u64,
+    /// Outputs that are not there any more.
+    pub removed: u64,
+}
+
+impl Index {
+    /// Forgets what was brought in of a generation and never became one, and the sets that are not among `names`.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn keep_sets(&self, names: Vec<String>) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                clear(transaction)?;
+                transaction.execute_batch(
+                    "CREATE TEMP TABLE IF NOT EXISTS configured_set (name TEXT PRIMARY KEY); \
+                     DELETE FROM configured_set",
+                )?;
+                for name in &names {
+                    transaction.execute("INSERT OR IGNORE INTO configured_set VALUES (?1)", [name])?;
+                    transaction.execute("INSERT OR IGNORE INTO catalogue_set (name) VALUES (?1)", [name])?;
+                }
+                transaction.execute_batch(
+                    "DELETE FROM catalogue_set WHERE name NOT IN (SELECT name FROM configured_set); \
+                     DELETE FROM catalogue_generation WHERE set_id NOT IN (SELECT id FROM catalogue_set); \
+                     DELETE FROM catalogue_attribute WHERE set_id NOT IN (SELECT id FROM catalogue_set); \
+                     DELETE FROM catalogue_output WHERE set_id NOT IN (SELECT id FROM catalogue_set)",
+                )?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Starts a generation, of which nobody sees anything yet. One at a time.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn start_generation(&self) -> Result<(), Error> {
+        self.writer.run(clear).await
+    }
+
+    /// Brings in attributes of the generation that was started.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn add_attributes(&self, rows: Vec<AttributeRow>) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                let mut insert = transaction.prepare_cached(
+                    "INSERT OR REPLACE INTO catalogue_new_attribute (attribute, system, drv, error, denied) \
+                     VALUES (?1, ?2, ?3, ?4, ?5)",
+                )?;
+                for row in &rows {
+                    let drv = row.outcome.as_ref().ok().map(ToString::to_string);
+                    let error = row.outcome.as_ref().err();
+                    insert.execute(params![row.attribute, row.system, drv, error, row.denied])?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Brings in outputs of the generation that was started. What is allowed once is not denied any more.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn add_outputs(&self, rows: Vec<OutputRow>) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                let mut insert = transaction.prepare_cached(
+                    "INSERT INTO catalogue_new_output (hash, drv, denied) VALUES (?1, ?2, ?3) \
+                     ON CONFLICT (hash, drv) DO UPDATE SET denied = min(denied, excluded.denied)",
+                )?;
+                for row in &rows {
+                    insert.execute(params![row.hash.as_str(), row.drv.to_string(), row.denied])?;
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Makes what was brought in the current generation of its set, and forgets the failures of derivations that are not in it
+    /// any more: all of it or nothing.
+    ///
+    /// # Errors
+    /// When SQLite fails; then everything is as before.
+    pub async fn swap_generation(&self, new: NewGeneration) -> Result<Swapped, Error> {
+        self.writer.run(move |transaction| swap(transaction, &new)).await
+    }
+
+    /// A refresh ended without a new generation: the set is as it was, or why that could not be told.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn record_refresh(&self, set: String, failure: Option<String>) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                clear(transaction)?;
+                transaction.execute(
+                    "UPDATE catalogue_set SET tried_at = ?2, failure = ?3 WHERE name = ?1",
+                    params![set, to_unix(SystemTime::now()), failure],
+                )?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Forgets the generations of a set that were replaced longer than `keep` ago.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn expire_generations(&self, set: String, keep: Duration) -> Result<(), Error> {
+        let before = SystemTime::now().checked_sub(keep).map_or(0, to_unix);
+        self.writer
+            .run(move |transaction| {
+                let set = set_id(transaction, &set)?;
+                let sql = "SELECT id FROM catalogue_generation WHERE set_id = ?1 AND replaced_at <= ?2";
+                let mut statement = transaction.prepare_cached(sql)?;
+                let expired = statement.query_map([set, before], |row| row.get::<_, i64>(0))?;
+                for id in expired.collect::<Result<Vec<_>, _>>()? {
+                    transaction
+                        .execute("DELETE FROM catalogue_output WHERE set_id = ?1 AND last = ?2", [set, id])?;
+                    transaction.execute("DELETE FROM catalogue_generation WHERE id = ?1", [id])?;
+                }
+                Ok(())
+            })
+            .await
+    }
+}
+
+fn clear(transaction: &Transaction<'_>) -> Result<(), Error> {
+    // Without a condition, which is a matter of moments however much there is.
+    transaction.execute_batch("DELETE FROM catalogue_new_attribute; DELETE FROM catalogue_new_output")?;
+    Ok(())
+}
+
+fn set_id(connection: &Connection, name: &str) -> Result<i64, Error> {
+    Ok(connection.query_row("SELECT id FROM catalogue_set WHERE name = ?1", [name], |row| row.get(0))?)
+}
+
+fn swap(transaction: &Transaction<'_>, new: &NewGeneration) -> Result<Swapped, Error> {
+    let set = set_id(transaction, &new.set)?;
+    let now = to_unix(SystemTime::now());
+    let sql = "SELECT id FROM catalogue_generation WHERE set_id = ?1 AND replaced_at IS NULL";
+    let before: Option<i64> = transaction.query_row(sql, [set], |row| row.get(0)).optional()?;
+    let GenerationSize { attributes, denied, errors, derivations } = new.size;
+    transaction.execute(
+        "INSERT INTO catalogue_generation \
+         (set_id, made_by, holder, made_at, attributes, denied, errors, derivations) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        params![
+            set,
+            new.made_by,
+            new.holder.to_string(),
+            now,
+            signed(attributes),
+            signed(denied),
+            signed(errors),
+            signed(derivations)
+        ],
+    )?;
+    let generation = transaction.last_insert_rowid();
+    transaction
+        .execute("UPDATE catalogue_generation SET replaced_at = ?2 WHERE id = ?1", params![before, now])?;
+    transaction.execute("DELETE FROM catalogue_attribute WHERE set_id = ?1", [set])?;
+    transaction.execute(
+        "INSERT INTO catalogue_attribute (set_id, attribute, system, drv, error, denied) \
+         SELECT ?1, attribute, system, drv, error, denied FROM catalogue_new_attribute",
+        [set],
+    )?;
+    // What stayed the same stays: only differences are written.
+    let removed = transaction.execute(
+        "UPDATE catalogue_output SET last = ?2 WHERE set_id = ?1 AND last IS NULL AND NOT EXISTS \
+         (SELECT 1 FROM catalogue_new_output n WHERE n.hash = catalogue_output.hash \
+          AND n.drv = catalogue_output.drv AND n.denied = catalogue_output.denied)",
+        params![set, before],
+    )?;
+    let added = transaction.execute(
+        "INSERT INTO catalogue_output (hash, drv, set_id, first, denied) \
+         SELECT n.hash, n.drv, ?1, ?2, n.denied FROM catalogue_new_output n WHERE NOT EXISTS \
+         (SELECT 1 FROM catalogue_output o WHERE o.hash = n.hash AND o.drv = n.drv \
+          AND o.set_id = ?1 AND o.last IS NULL)",
+        [set, generation],
+    )?;
+    transaction.execute(
+        "DELETE FROM failure WHERE drv IN (SELECT drv FROM catalogue_output WHERE set_id = ?1 AND last = ?2)",
+        params![set, before],
+    )?;
+    transaction
+        .execute("UPDATE catalogue_set SET tried_at = ?2, failure = NULL WHERE id = ?1", [set, now])?;
+    clear(transaction)?;
+    Ok(Swapped { generation: unsigned(generation), added: added as u64, removed: removed as u64 })
+}
