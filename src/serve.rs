@@ -206,6 +206,7 @@ impl Server {
             background,
             adopter: adopter.clone(),
             index: index.clone(),
+            bumps: catalogue.bumps(),
             capabilities,
             settings: settings.build,
         };

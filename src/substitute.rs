@@ -178,7 +178,15 @@ impl Substitute {
     /// What becomes of `hash`: served, in the local store, in another cache, being built, failed before, or to be built; else
     /// a reason.
     pub async fn ask(&self, hash: StorePathHash, on_miss: OnMiss) -> Answer {
-        self.decide(hash, on_miss).await.unwrap_or_else(Answer::Missing)
+        let by_client = matches!(on_miss, OnMiss::Build(_));
+        let answer = self.decide(hash, on_miss).await.unwrap_or_else(Answer::Missing);
+        if let Answer::Ready(hit) = &answer
+            && by_client
+            && let Some(deriver) = &hit.row.deriver
+        {
+            self.builds.note(deriver);
+        }
+        answer
     }
 
     async fn decide(&self, hash: StorePathHash, on_miss: OnMiss) -> Result<Answer, Missing> {

@@ -45,7 +45,7 @@ pub(super) struct Built {
 pub(super) enum NotBuilt {
     /// It could not be built.
     Failed(Verdict),
-    /// It was stopped, lest an older request is delivered later than promised.
+    /// It was stopped: an older request must not be delivered later than promised, or it was nobody's and may not go on.
     Stopped,
 }
 
@@ -85,7 +85,7 @@ impl Builder {
         let seconds = begun.elapsed().as_secs();
         match &built {
             Ok(_) => tracing::info!(%drv, seconds, "built"),
-            Err(NotBuilt::Stopped) => tracing::info!(%drv, seconds, "stopped: older requests go first"),
+            Err(NotBuilt::Stopped) => tracing::info!(%drv, seconds, "stopped: others go first"),
             Err(NotBuilt::Failed(verdict)) => {
                 let reason = verdict.reason.lines().next().unwrap_or_default();
                 tracing::warn!(%drv, seconds, %reason, "not built");
@@ -188,9 +188,7 @@ impl Stop {
         match self {
             Self::Daemon(error) => Verdict::of_error(error).reason,
             Self::NotBuilt(NotBuilt::Failed(verdict)) => verdict.reason.clone(),
-            Self::NotBuilt(NotBuilt::Stopped) => {
-                "stopped: older requests go first; it is built later".to_owned()
-            }
+            Self::NotBuilt(NotBuilt::Stopped) => "stopped: others go first; it is built later".to_owned(),
         }
     }
 }

@@ -32,7 +32,7 @@ impl Foresight {
 
     /// A derivation will be built, for this system on so many cores.
     pub(super) fn expect(&mut self, drv: StorePath, system: &str, cores: u64) {
-        let kind = Kind::new(drv.name().trim_end_matches(".drv"), system, cores);
+        let kind = kind(&drv, system, cores);
         self.kinds.insert(drv, kind);
     }
 
@@ -59,6 +59,11 @@ impl Foresight {
         Some(running_for.map_or(estimate, |elapsed| estimate.after(elapsed)))
     }
 
+    /// How long a derivation takes that is not in the queue: as others of its kind, else as any build.
+    pub(super) fn guess_at(&self, drv: &StorePath, system: &str, cores: u64) -> Option<Estimate> {
+        self.durations.estimate(&kind(drv, system, cores)).or_else(|| self.durations.of_unknown())
+    }
+
     /// When someone will be served who waits for all of this.
     pub(super) fn tell(&self, ahead: Sum) -> Option<Told> {
         Expected::after(ahead, &self.durations).map(|expected| self.etas.tell(expected))
@@ -73,4 +78,8 @@ impl Foresight {
     pub(super) fn retain(&mut self, waits: impl Fn(&StorePath) -> bool) {
         self.kinds.retain(|drv, _| waits(drv));
     }
+}
+
+fn kind(drv: &StorePath, system: &str, cores: u64) -> Kind {
+    Kind::new(drv.name().trim_end_matches(".drv"), system, cores)
 }

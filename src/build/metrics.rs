@@ -49,6 +49,19 @@ pub(super) enum Ended {
     Early,
 }
 
+/// How a pre-build ended, as far as it was nobody's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Prebuilt {
+    /// Well.
+    Built,
+    /// It failed.
+    Failed,
+    /// Someone needed something else, or its time was over.
+    Stopped,
+    /// Someone needed it.
+    TakenOver,
+}
+
 /// How things stand when the metrics are read.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Gauges {
@@ -57,6 +70,7 @@ pub(super) struct Gauges {
     pub(super) clients: usize,
     pub(super) running: usize,
     pub(super) oldest: Duration,
+    pub(super) prebuilt_today: Duration,
 }
 
 /// The counters of one server.
@@ -66,8 +80,10 @@ pub(super) struct Metrics {
     requests: Family<Outcome, Histogram, Times>,
     starts: Histogram,
     builds: Family<Outcome, Histogram, Times>,
+    prebuilds: Family<Outcome, Histogram, Times>,
     now: [Gauge; 4],
     oldest: Gauge<f64, std::sync::atomic::AtomicU64>,
+    prebuilt_today: Gauge<f64, std::sync::atomic::AtomicU64>,
 }
 
 impl Metrics {
@@ -100,6 +116,14 @@ impl Metrics {
             Unit::Seconds,
             builds.clone(),
         );
+        let prebuilds = Family::new_with_constructor(Times);
+        registry.register_with_unit(
+            "prebuild",
+            "What was built before anyone asked: built, failed, stopped (someone asked for something else, or its time was \
+             over), or taken_over (someone asked for it; counted until then)",
+            Unit::Seconds,
+            prebuilds.clone(),
+        );
         let mut gauge = |name: &str, help: &str| {
             let gauge: Gauge = Gauge::default();
             registry.register(name, help, gauge.clone());
@@ -118,7 +142,14 @@ impl Metrics {
             Unit::Seconds,
             oldest.clone(),
         );
-        Self { registry, asked, requests, starts, builds, now, oldest }
+        let prebuilt_today = Gauge::default();
+        registry.register_with_unit(
+            "prebuilt_today",
+            "How long was pre-built since midnight, of what prebuild-seconds-per-day allows",
+            Unit::Seconds,
+            prebuilt_today.clone(),
+        );
+        Self { registry, asked, requests, starts, builds, prebuilds, now, oldest, prebuilt_today }
     }
 
     pub(super) fn asked(&self, how: Asked) {
@@ -152,6 +183,16 @@ impl Metrics {
         self.builds.get_or_create(&[("outcome", outcome)]).observe(after.as_secs_f64());
     }
 
+    pub(super) fn prebuild_ended(&self, how: Prebuilt, after: Duration) {
+        let outcome = match how {
+            Prebuilt::Built => "built",
+            Prebuilt::Failed => "failed",
+            Prebuilt::Stopped => "stopped",
+            Prebuilt::TakenOver => "taken_over",
+        };
+        self.prebuilds.get_or_create(&[("outcome", outcome)]).observe(after.as_secs_f64());
+    }
+
     /// All of it in the OpenMetrics text format, without its end.
     pub(super) fn write(&self, gauges: &Gauges, out: &mut String) {
         let now = [gauges.requests, gauges.derivations, gauges.clients, gauges.running];
@@ -159,6 +200,7 @@ impl Metrics {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         }
         self.oldest.set(gauges.oldest.as_secs_f64());
+        self.prebuilt_today.set(gauges.prebuilt_today.as_secs_f64());
         // Writing to a string does not fail.
         let _ = text::encode_registry(out, &self.registry);
     }
@@ -177,6 +219,7 @@ mod tests {
         metrics.first_build_after(Duration::from_secs(3));
         metrics.request_ended(Ended::Well, Duration::from_secs(61));
         metrics.build_ended(Ended::Failed, Duration::from_millis(1500));
+        metrics.prebuild_ended(Prebuilt::TakenOver, Duration::from_secs(2));
         let gauges = Gauges { requests: 2, oldest: Duration::from_secs(7), ..Gauges::default() };
         let mut text = String::new();
         metrics.write(&gauges, &mut text);
@@ -185,6 +228,8 @@ mod tests {
             "ondine_queue_wait_seconds_bucket{le=\"5.0\"} 1",
             "ondine_request_seconds_sum{outcome=\"served\"} 61.0",
             "ondine_build_seconds_count{outcome=\"failed\"} 1",
+            "ondine_prebuild_seconds_sum{outcome=\"taken_over\"} 2.0",
+            "ondine_prebuilt_today_seconds 0.0",
             "ondine_queue_requests 2",
             "ondine_queue_clients 0",
             "ondine_queue_oldest_seconds 7.0",

@@ -6,8 +6,10 @@ mod builder;
 pub mod estimate;
 pub mod eta;
 mod foresight;
+mod idle;
 mod log;
 mod metrics;
+mod outcome;
 mod plan;
 pub mod prebuild;
 pub mod queue;
@@ -30,8 +32,10 @@ use crate::index::{self, DurationRow, Failure, Index};
 pub use builder::Builder;
 use eta::Told;
 use foresight::Foresight;
+use idle::Idle;
 pub use log::{Logs, Settings as LogSettings};
 use metrics::{Asked, Ended, Metrics};
+use prebuild::allowance::Allowance;
 pub use queue::{Overtaking, Policy};
 use queue::{Queue, RequestId};
 use view::Board;
@@ -63,6 +67,8 @@ pub struct Settings {
     pub build_max: Option<Duration>,
     /// How long a build may say nothing.
     pub silent_max: Option<Duration>,
+    /// When and for how long something may be built before anyone asks, if ever.
+    pub prebuild: Option<Allowance>,
 }
 
 /// How a request ended.
@@ -95,6 +101,10 @@ struct Shared {
     work: Notify,
     /// There is something to record.
     changed: Notify,
+    /// There is something to count, or a pre-build has ended.
+    noted: Notify,
+    /// Someone is planned: what runs may have to stop. How many were.
+    planned: watch::Sender<u64>,
     /// How many of the changes are recorded.
     recorded: watch::Sender<u64>,
     /// The moment that the queue's times count from.
@@ -110,6 +120,8 @@ struct State {
     /// What the worker builds, since when.
     running: BTreeMap<StorePath, Instant>,
     held: Vec<Held>,
+    /// What is pre-built; only where something is.
+    idle: Option<Idle>,
     foresight: Foresight,
     /// What was learned and is not recorded yet.
     learned: Vec<DurationRow>,
@@ -147,12 +159,17 @@ impl Builds {
     /// # Errors
     /// When the index cannot tell.
     pub async fn open(settings: Settings, index: &Index) -> Result<Self, index::Error> {
+        let idle = match settings.prebuild {
+            Some(allowance) => Some(Idle::open(allowance, index).await?),
+            None => None,
+        };
         let state = State {
             queue: Queue::new(settings.policy),
             unplanned: VecDeque::new(),
             waiting: HashMap::new(),
             running: BTreeMap::new(),
             held: Vec::new(),
+            idle,
             foresight: Foresight::new(index.durations().await?),
             learned: Vec::new(),
             board: None,
@@ -167,6 +184,8 @@ impl Builds {
             asked: Notify::new(),
             work: Notify::new(),
             changed: Notify::new(),
+            noted: Notify::new(),
+            planned: watch::channel(0).0,
             recorded: watch::channel(0).0,
             epoch: Instant::now(),
         }));
@@ -179,6 +198,7 @@ impl Builds {
     /// # Errors
     /// When too many wait already.
     pub async fn ask(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Ticket, QueueFull> {
+        self.note(drv);
         let entered = self.enter(drv, client);
         self.0.metrics.asked(match &entered {
             Ok(Entered { new: true, .. }) => Asked::New,
@@ -232,12 +252,24 @@ impl Builds {
         self.0.lock().queue.request_for(drv).is_some()
     }
 
-    /// Resolves when a running build has to stop, so that older requests are delivered in time.
+    /// Resolves when a running build has to stop: so that older requests are delivered in time, or because it is pre-built
+    /// and someone needs something else, or its time is over. Each request that is planned may change that.
     async fn overdue(&self, drv: &StorePath) {
-        let stop_at = self.0.lock().queue.stop_at(drv);
-        match stop_at {
-            None => std::future::pending().await,
-            Some(at) => tokio::time::sleep(at.saturating_sub(self.0.now())).await,
+        let mut planned = self.0.planned.subscribe();
+        loop {
+            planned.borrow_and_update();
+            let stop_at = self.0.lock().queue.stop_at(drv);
+            let late = async {
+                match stop_at {
+                    None => std::future::pending().await,
+                    Some(at) => tokio::time::sleep(at.saturating_sub(self.0.now())).await,
+                }
+            };
+            tokio::select! {
+                () = late => return,
+                // It does not end before this does.
+                _ = planned.changed() => {}
+            }
         }
     }
 }
@@ -263,8 +295,8 @@ struct Entered {
 impl State {
     /// Requests have left early: what only they needed is not expected any more.
     fn forget_kinds(&mut self) {
-        let Self { queue, foresight, .. } = self;
-        foresight.retain(|drv| queue.needed_by(drv).next().is_some());
+        let Self { queue, running, foresight, .. } = self;
+        foresight.retain(|drv| running.contains_key(drv) || queue.needed_by(drv).next().is_some());
     }
 
     /// A request has ended, or left the queue for good.

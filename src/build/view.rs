@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde::Serialize;
 
 use super::estimate::Sum;
+use super::idle::Idle;
 use super::metrics::Gauges;
 use super::queue::RequestId;
 use super::{Builds, Shared, State, Ticket, Waiting};
@@ -41,6 +42,8 @@ pub struct RunningView {
     pub seconds: u64,
     /// The request it is built for.
     pub request: Option<u64>,
+    /// Whether it is pre-built: for nobody yet, and stopped once someone waits for anything else.
+    pub prebuild: bool,
 }
 
 /// A request that waits.
@@ -142,6 +145,7 @@ impl Builds {
             derivation: drv.to_string(),
             seconds: since.elapsed().as_secs(),
             request: state.queue.needed_by(drv).next().map(|id| id.0),
+            prebuild: state.idle.as_ref().is_some_and(|idle| idle.is_running(drv)),
         });
         let running = running.collect();
         let ids: Vec<RequestId> = state.queue.requests().take(LISTED_MAX).collect();
@@ -168,6 +172,7 @@ impl Builds {
             clients: state.queue.requests().map(|id| state.queue.clients(id)).sum(),
             running: state.running.len(),
             oldest: state.oldest_waits(),
+            prebuilt_today: state.idle.as_ref().map(Idle::spent_today).unwrap_or_default(),
         };
         drop(state);
         self.0.metrics.write(&gauges, out);

@@ -1,22 +1,24 @@
 //! The worker: plans each request, has the daemon build one derivation after the other in the order of the queue, and
-//! delivers each request the moment its closure is complete. A request always ends, whatever the daemon does.
+//! what nobody has asked for yet while nobody waits. A request always ends, whatever the daemon does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use narinfo::StorePath;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::builder::{Builder, Built, NotBuilt, known_outputs};
-use super::metrics::Ended;
+use super::builder::{Builder, Built, NotBuilt};
+use super::metrics::{Ended, Prebuilt};
+use super::outcome::{After, Failed};
 use super::plan::{self, Needs, Planned};
 use super::queue::RequestId;
 use super::retry::again;
 use super::verdict::Verdict;
-use super::{Builds, Ending, Held, RequestState, Settings, State};
+use super::{Builds, Held, RequestState, Settings, State};
 use crate::adopt::Adopter;
-use crate::index::{Failure, FailureClass, Index};
+use crate::index::{FailureClass, Index};
 use crate::nix::Capabilities;
 
 /// How often requests are looked at whose clients have left.
@@ -38,6 +40,8 @@ pub struct Worker {
     pub adopter: Adopter,
     /// Where failures are remembered.
     pub index: Index,
+    /// How many generations of package sets there were: each brings something new to pre-build.
+    pub bumps: watch::Receiver<u64>,
     /// What the daemon can build.
     pub capabilities: Arc<Capabilities>,
     /// How many builds run, and how long failures are remembered.
@@ -53,19 +57,12 @@ enum Lane {
     Background,
 }
 
-/// What did not succeed, and what it means.
-#[derive(Clone)]
-struct Failed {
-    cause: StorePath,
-    verdict: Verdict,
-}
-
 impl Worker {
     /// Works for as long as the server runs. Dropping this future ends the running build.
     pub async fn run(self) {
         self.builds.keep_held(&self.builder.roots);
         let recording = self.builds.record_all(&self.index);
-        tokio::join!(self.plan_all(), self.build_all(), self.drop_abandoned(), recording);
+        tokio::join!(self.plan_all(), self.build_all(), self.drop_abandoned(), self.foresee(), recording);
     }
 
     /// Plans requests in the order of their arrival.
@@ -118,7 +115,13 @@ impl Worker {
             state.foresight.expect(drv, &system, self.settings.cores);
         }
         let complete = state.queue.plan(id, needs, now);
+        if let Some(before) = state.take_over_prebuild() {
+            self.builds.0.metrics.prebuild_ended(Prebuilt::TakenOver, before);
+            self.builds.0.noted.notify_one();
+        }
         state.tell(id, self.settings.lanes);
+        drop(state);
+        self.builds.0.planned.send_modify(|planned| *planned += 1);
         complete
     }
 
@@ -137,7 +140,7 @@ impl Worker {
     }
 
     /// A failure that stands in the way of one of these: better said at once than after building the others.
-    async fn remembered(&self, needs: &Needs) -> Option<Failed> {
+    pub(super) async fn remembered(&self, needs: &Needs) -> Option<Failed> {
         for drv in needs.keys() {
             if let Ok(Some(failure)) = self.index.failure(drv.clone(), SystemTime::now()).await
                 // What was refused for its whole closure may be built as a part of this one.
@@ -166,6 +169,9 @@ impl Worker {
             {
                 background.spawn(build_apart(builder.clone(), drv));
             }
+            if let Some(drv) = self.start_prebuild() {
+                lanes.spawn(build_apart(self.builder.clone(), drv));
+            }
             let (lane, ended) = tokio::select! {
                 Some(ended) = lanes.join_next() => (Lane::Main, ended),
                 Some(ended) = background.join_next() => (Lane::Background, ended),
@@ -182,14 +188,8 @@ impl Worker {
                 let (worker, drv) = (self.clone(), drv.clone());
                 deliveries.spawn(async move { worker.forget_failure(drv).await });
             }
-            for (id, wanted, failed) in self.ended_by(&drv, built, lane) {
-                let worker = self.clone();
-                deliveries.spawn(async move {
-                    match failed {
-                        None => worker.deliver(id, wanted).await,
-                        Some(failed) => worker.fail(id, &wanted, failed).await,
-                    }
-                });
+            for after in self.ended_by(&drv, built, lane) {
+                deliveries.spawn(self.clone().follow(after));
             }
         }
     }
@@ -200,6 +200,12 @@ impl Worker {
         if let Some(background) = &self.background {
             background.connections.close();
         }
+    }
+
+    /// What nobody has asked for yet, if nobody waits for anything.
+    fn start_prebuild(&self) -> Option<StorePath> {
+        let now = self.builds.0.now();
+        self.builds.0.lock().start_prebuild(now, self.settings.cores)
     }
 
     fn start_next(&self, lane: Lane) -> Option<StorePath> {
@@ -222,21 +228,16 @@ impl Worker {
         Some(next)
     }
 
-    /// Tells the queue how a build has ended. Gives the requests that have ended by it, with what they wanted and, where
-    /// that cannot be had, why.
-    fn ended_by(
-        &self,
-        drv: &StorePath,
-        built: Result<Built, NotBuilt>,
-        lane: Lane,
-    ) -> Vec<(RequestId, StorePath, Option<Failed>)> {
+    /// Tells the queue how a build has ended. Gives what follows: for the requests that have ended by it, and for what nobody
+    /// has asked for yet.
+    fn ended_by(&self, drv: &StorePath, built: Result<Built, NotBuilt>, lane: Lane) -> Vec<After> {
         let now = self.builds.0.now();
         let mut state = self.builds.0.lock();
         let since = state.running.remove(drv);
-        let how = match &built {
-            Ok(_) => Ended::Well,
-            Err(NotBuilt::Failed(_)) => Ended::Failed,
-            Err(NotBuilt::Stopped) => Ended::Early,
+        let (how, prebuilt) = match &built {
+            Ok(_) => (Ended::Well, Prebuilt::Built),
+            Err(NotBuilt::Failed(_)) => (Ended::Failed, Prebuilt::Failed),
+            Err(NotBuilt::Stopped) => (Ended::Early, Prebuilt::Stopped),
         };
         let took = since.map(|since| since.elapsed()).unwrap_or_default();
         self.builds.0.metrics.build_ended(how, took);
@@ -247,108 +248,37 @@ impl Worker {
         }
         let needed_by: BTreeMap<RequestId, StorePath> =
             state.queue.needed_by(drv).filter_map(|id| Some((id, state.queue.wanted(id)?.clone()))).collect();
-        let (ended, failed) = match built {
+        let nobodys = state.end_prebuild(drv, prebuilt);
+        let mut after = Vec::new();
+        let wanted = |id: RequestId| Some((id, needed_by.get(&id)?.clone()));
+        match built {
             Ok(Built { outputs, .. }) => {
-                state.held.push(Held { outputs, needed_by: needed_by.keys().copied().collect() });
-                (state.queue.built(drv, now), None)
+                match &nobodys {
+                    Some(done) if done.expected => after.push(After::Serve(drv.clone(), outputs)),
+                    Some(_) => state.hold_prebuilt(outputs),
+                    None => state.held.push(Held { outputs, needed_by: needed_by.keys().copied().collect() }),
+                }
+                let complete = state.queue.built(drv, now);
+                after
+                    .extend(complete.into_iter().filter_map(wanted).map(|(id, drv)| After::Deliver(id, drv)));
             }
             Err(NotBuilt::Failed(verdict)) => {
+                let failed = Failed { cause: drv.clone(), verdict };
                 let ended = state.queue.failed(drv, now);
                 state.forget_kinds();
-                (ended, Some(Failed { cause: drv.clone(), verdict }))
+                let fail = |(id, drv)| After::Fail(id, drv, failed.clone());
+                after.extend(ended.into_iter().filter_map(wanted).map(fail));
+                after.extend(nobodys.iter().map(|_| After::Remember(failed.clone())));
             }
-            Err(NotBuilt::Stopped) => {
-                state.queue.stopped(drv, now);
-                (Vec::new(), None)
-            }
-        };
+            Err(NotBuilt::Stopped) => state.queue.stopped(drv, now),
+        }
         drop(state);
+        if let Some(done) = nobodys {
+            self.builds.0.metrics.prebuild_ended(prebuilt, done.took);
+            self.builds.0.noted.notify_one();
+        }
         self.builds.0.changed.notify_one();
-        let wanted = |id: RequestId| Some((id, needed_by.get(&id)?.clone(), failed.clone()));
-        ended.into_iter().filter_map(wanted).collect()
-    }
-
-    /// Makes the outputs of a complete request served, and tells those who wait.
-    async fn deliver(&self, id: RequestId, drv: StorePath) {
-        match self.publish(&drv).await {
-            Ok(()) => {
-                tracing::info!(%drv, "delivered");
-                self.forget_failure(drv).await;
-                self.end(id, Ok(()));
-            }
-            Err(verdict) => {
-                self.fail(id, &drv, Failed { cause: drv.clone(), verdict }).await;
-            }
-        }
-    }
-
-    /// A failure that was remembered is no longer true; that it stays a little longer harms nobody.
-    async fn forget_failure(&self, drv: StorePath) {
-        if let Ok(Some(_)) = self.index.failure(drv.clone(), SystemTime::now()).await {
-            let _ = self.index.forget_failure(drv).await;
-        }
-    }
-
-    async fn publish(&self, drv: &StorePath) -> Result<(), Verdict> {
-        let outputs =
-            async { known_outputs(&mut *self.builder.connections.pool.get().await?, drv).await }.await;
-        let outputs = outputs.map_err(|error| Verdict::of_error(&error))?;
-        self.adopter.adopt(&outputs).await.map_err(|error| {
-            tracing::error!(%drv, error = &error as &dyn std::error::Error, "built, but not published");
-            Verdict::passing(format!("it was built, but could not be published: {error}"))
-        })
-    }
-
-    async fn fail(&self, id: RequestId, drv: &StorePath, failed: Failed) {
-        let failure = self.remember(drv, failed).await;
-        self.end(id, Err(Arc::new(failure)));
-    }
-
-    fn end(&self, id: RequestId, ending: Ending) {
-        let waiting = {
-            let mut state = self.builds.0.lock();
-            for held in &mut state.held {
-                held.needed_by.remove(&id);
-            }
-            for done in state.held.extract_if(.., |held| held.needed_by.is_empty()) {
-                done.outputs.iter().for_each(|output| self.builder.roots.release(output));
-            }
-            let past = match &ending {
-                Ok(()) => RequestState::Served,
-                Err(failure) => failure.as_ref().into(),
-            };
-            state.forget(id, past, &self.builds.0.metrics)
-        };
-        self.builds.0.changed.notify_one();
-        if let Some(waiting) = waiting {
-            waiting.ending.send_replace(Some(ending));
-        }
-    }
-
-    /// Remembers the failure, for the derivation that failed as for the one that needed it.
-    async fn remember(&self, drv: &StorePath, failed: Failed) -> Failure {
-        let Failed { cause, verdict } = failed;
-        let memory = match verdict.class {
-            FailureClass::Permanent => self.settings.remember_permanent,
-            FailureClass::Passing | FailureClass::Refused => self.settings.remember_passing,
-        };
-        let now = SystemTime::now();
-        let failure = Failure {
-            drv: drv.clone(),
-            class: verdict.class,
-            cause: cause.clone(),
-            reason: verdict.reason,
-            failed_at: now,
-            expires_at: now + memory,
-        };
-        let mut remembered = self.index.remember_failure(failure.clone()).await;
-        if remembered.is_ok() && cause != *drv {
-            remembered = self.index.remember_failure(Failure { drv: cause, ..failure.clone() }).await;
-        }
-        if let Err(error) = remembered {
-            tracing::error!(%drv, error = &error as &dyn std::error::Error, "the failure is not remembered");
-        }
-        failure
+        after
     }
 
     /// Requests that nobody waits for leave the queue, unless something was built for them already.

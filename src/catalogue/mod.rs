@@ -27,6 +27,8 @@ struct Shared {
     sets: Vec<Set>,
     /// A refresh is wanted.
     wanted: Notify,
+    /// How many generations have taken the place of another one since the start.
+    bumps: watch::Sender<u64>,
 }
 
 /// A set, and how its refresh is.
@@ -111,12 +113,18 @@ impl Catalogue {
     pub fn new(settings: Settings) -> Self {
         let set = |settings| Set { settings, progress: watch::channel(Progress::default()).0 };
         let sets = settings.sets.into_iter().map(set).collect();
-        Self(Arc::new(Shared { sets, wanted: Notify::new() }))
+        Self(Arc::new(Shared { sets, wanted: Notify::new(), bumps: watch::channel(0).0 }))
     }
 
     /// Each set, and what is done for it now.
     pub fn sets(&self) -> impl Iterator<Item = (&SetSettings, State)> {
         self.0.sets.iter().map(|set| (&set.settings, set.progress.borrow().state.clone()))
+    }
+
+    /// How many new generations there were since the start.
+    #[must_use]
+    pub fn bumps(&self) -> watch::Receiver<u64> {
+        self.0.bumps.subscribe()
     }
 
     /// Asks for a refresh of the set of this name, or of all sets: one that begins from now on. `None` when there is no such set.

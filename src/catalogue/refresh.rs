@@ -207,6 +207,7 @@ impl Refresher {
         set.show(State::Swapping);
         let new = NewGeneration { set: settings.name.to_string(), made_by, holder, size };
         let swapped = self.index.swap_generation(new).await?;
+        self.catalogue.0.bumps.send_modify(|bumps| *bumps += 1);
         let index::Swapped { generation, added, removed } = swapped;
         Ok(format!("generation {generation}: {}; {added} outputs added, {removed} removed", told(size)))
     }

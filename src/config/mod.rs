@@ -93,6 +93,13 @@ pub struct Written {
     #[arg(long, env = "ONDINE_BACKGROUND_DAEMON", value_name = "PATH")]
     #[serde(alias = "background_daemon")]
     background_daemon: Option<PathBuf>,
+    /// When what people ask for is built anew before they do: "always", or hours of local time such as "22:00-06:00" [default: never]
+    #[arg(long, env = "ONDINE_PREBUILD", value_name = "HOURS")]
+    prebuild: Option<String>,
+    /// Seconds a day that may be pre-built [default: 7200]
+    #[arg(long, env = "ONDINE_PREBUILD_SECONDS_PER_DAY", value_name = "SECONDS")]
+    #[serde(alias = "prebuild_seconds_per_day")]
+    prebuild_seconds_per_day: Option<u64>,
     /// Requests that may wait for builds; one more is refused [default: 10000]
     #[arg(long, env = "ONDINE_MAX_QUEUED", value_name = "N")]
     #[serde(alias = "max_queued")]
@@ -244,6 +251,8 @@ impl Written {
             overtake_share: self.overtake_share.or(other.overtake_share),
             max_derivations: self.max_derivations.or(other.max_derivations),
             background_daemon: self.background_daemon.or(other.background_daemon),
+            prebuild: self.prebuild.or(other.prebuild),
+            prebuild_seconds_per_day: self.prebuild_seconds_per_day.or(other.prebuild_seconds_per_day),
             max_queued: self.max_queued.or(other.max_queued),
             max_queued_per_client: self.max_queued_per_client.or(other.max_queued_per_client),
             max_build_seconds: self.max_build_seconds.or(other.max_build_seconds),

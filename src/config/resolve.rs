@@ -8,10 +8,14 @@ use narinfo::KeyName;
 
 use super::bounds::{check, within, within_numbers, wrong};
 use super::{Error, Written, catalogue, host_name, upstream};
+use crate::build::prebuild::allowance::{Allowance, Hours};
 use crate::serve::Settings;
 use crate::substitute::Source;
 use crate::upstream::CacheSettings;
 use crate::{build, http, nar_store, nix, substitute};
+
+/// Most of what is pre-built is never asked for.
+const PREBUILD_SECONDS_DEFAULT: u64 = 7_200;
 
 impl Written {
     /// Fills in the defaults and checks the bounds.
@@ -123,6 +127,19 @@ impl Written {
             derivations_max > 0,
             "1 or more; to build nothing, leave build-from empty",
         )?;
+        let hours = match self.prebuild.as_deref() {
+            None | Some("never") => None,
+            Some(text) => Some(text.parse::<Hours>().map_err(|_| {
+                wrong("prebuild", text, "hours such as \"22:00-06:00\", \"always\" or \"never\"")
+            })?),
+        };
+        check(
+            "prebuild",
+            self.prebuild.as_deref().unwrap_or_default(),
+            hours.is_none() || self.build_from.as_ref().is_none_or(|sources| !sources.is_empty()),
+            "nothing is built here, since build-from is empty",
+        )?;
+        let per_day = Duration::from_secs(self.prebuild_seconds_per_day.unwrap_or(PREBUILD_SECONDS_DEFAULT));
         let limit = |seconds: u64| (seconds > 0).then(|| Duration::from_secs(seconds));
         Ok(build::Settings {
             remember_permanent: self.remember_permanent.unwrap_or(Duration::from_secs(24 * 3600)),
@@ -136,6 +153,7 @@ impl Written {
             queued_per_client_max: self.max_queued_per_client.unwrap_or(1_000),
             build_max: limit(self.max_build_seconds.unwrap_or(36_000)),
             silent_max: limit(self.max_silent_seconds.unwrap_or(7_200)),
+            prebuild: hours.map(|hours| Allowance::new(hours, per_day)),
         })
     }
 

@@ -16,7 +16,7 @@ fn every_setting_can_be_written_in_the_file_and_set_by_a_variable() {
          upstream-budget = '3s'\nremember-missing = '1m'\nbuild-cores = 2\n\
          build-systems = ['a-linux']\nbuild-features = ['kvm']\nmax-derivations = 7\nlanes = 2\n\
          builders = '@/etc/nix/machines'\nmax-jobs = 0\novertake-budget = '5m'\novertake-share = 10\nbackground-daemon = '/b'\n\
-         max-queued = 5\nabandon-after = '9s'\nmax-queued-per-client = 2\nmax-build-seconds = 60\nmax-silent-seconds = 30\n\
+         prebuild = '22:00-06:00'\nprebuild-seconds-per-day = 60\nmax-queued = 5\nabandon-after = '9s'\nmax-queued-per-client = 2\nmax-build-seconds = 60\nmax-silent-seconds = 30\n\
          max-log-bytes = 4096\nmax-logs-bytes = 8192\nhold = '1s'\nkeep-alive = '2s'\n\
          remember-permanent = '1h'\nremember-passing = '1m'\npriority = 30\nwant-mass-query = true\n\
          zstd-level = 1\ndrain = '5s'\n\
@@ -66,6 +66,8 @@ fn a_value_out_of_bounds_is_refused() {
         "key-name = 'a:b'",
         "drain = '2h'",
         "lanes = 33",
+        "prebuild = 'nights'",
+        "prebuild = 'always'\nbuild-from = []",
         "max-derivations = 0",
         "overtake-share = 101",
         "max-log-bytes = 0",

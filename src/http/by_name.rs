@@ -11,7 +11,7 @@ use super::answer::{self, Answer};
 use super::api::json;
 use super::route::Name;
 use crate::catalogue::{Named, NoSuchName};
-use crate::index::{self, Failure};
+use crate::index::{self, AttributeName, Failure};
 use crate::substitute::{Answer as Decision, Missing, OnMiss};
 
 /// What an attribute is.
@@ -29,6 +29,8 @@ struct AttributeView {
     failure: Option<FailureView>,
     /// Whether someone waits for its build now.
     queued: bool,
+    /// How often it was asked for in the last four weeks; null where nothing is pre-built.
+    asked: Option<u32>,
     outputs: Vec<OutputView>,
 }
 
@@ -120,11 +122,14 @@ async fn view(service: &Service, named: Named) -> Result<AttributeView, index::E
     for (name, path) in named.outputs {
         outputs.push(output_view(service, name, path).await?);
     }
+    let Named { attribute, system, .. } = named;
+    let name = AttributeName { set: named.set.to_string(), attribute, system };
     Ok(AttributeView {
-        set: named.set.to_string(),
+        asked: parts.builds.asked_lately(&name),
+        set: name.set,
         generation: named.generation,
-        attribute: named.attribute,
-        system: named.system,
+        attribute: name.attribute,
+        system: name.system,
         queued: parts.builds.contains(&named.drv),
         derivation: named.drv.to_string(),
         denied: named.denied,

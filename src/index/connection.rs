@@ -18,9 +18,10 @@ const WRITES_QUEUED_MAX: usize = 256;
 /// Reading connections. Each has a cache of its own; when all are in use, whoever wants to read waits without a thread.
 const READERS_MAX: usize = 4;
 /// The schema's version, in `user_version`.
-const SCHEMA_VERSION: i64 = 3;
+const SCHEMA_VERSION: i64 = 4;
 /// What brings each older version to the next one, from version 1 on.
-const MIGRATIONS: [&str; 2] = [include_str!("from_1.sql"), include_str!("from_2.sql")];
+const MIGRATIONS: [&str; 3] =
+    [include_str!("from_1.sql"), include_str!("from_2.sql"), include_str!("from_3.sql")];
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 

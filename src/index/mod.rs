@@ -6,6 +6,7 @@ mod catalogue;
 mod catalogue_tests;
 mod comparison;
 mod connection;
+mod demand;
 mod generation;
 mod queue;
 mod realisation;
@@ -22,6 +23,7 @@ use rusqlite::{OptionalExtension, Transaction, params};
 
 pub use catalogue::{AttributeRow, Attributed, Generation, GenerationSize, Maker, OutputRow, SetRow};
 use connection::{Readers, Writer};
+pub use demand::{AttributeName, DemandRow};
 pub use generation::{NewGeneration, Swapped};
 pub use queue::{DurationRow, RequestRow};
 pub use rows::{Comparison, Counts, Failure, FailureClass, Hit, NarRow, PathRow, UpstreamNar};

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use narinfo::StorePath;
 use rusqlite::{OptionalExtension, params};
 
-use super::rows::{corrupt, from_unix, signed, to_unix, unsigned};
+use super::rows::{corrupt, from_unix, millis, signed, to_unix, unsigned};
 use super::{Error, Index};
 
 /// Durations that are kept of each kind of work.
@@ -145,8 +145,4 @@ impl Index {
             })
             .await
     }
-}
-
-fn millis(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

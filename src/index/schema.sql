@@ -125,6 +125,8 @@ CREATE TABLE catalogue_attribute (
     PRIMARY KEY (set_id, attribute, system)
 ) STRICT, WITHOUT ROWID;
 
+CREATE INDEX catalogue_attribute_by_drv ON catalogue_attribute (drv);
+
 -- What the derivations of all generations give, from the first generation that has it to the last.
 CREATE TABLE catalogue_output (
     hash    TEXT NOT NULL,              -- the 32 characters before the name of the output's path
@@ -152,3 +154,19 @@ CREATE TABLE catalogue_new_output (
     denied INTEGER NOT NULL,
     PRIMARY KEY (hash, drv)
 ) STRICT, WITHOUT ROWID;
+
+-- How often attributes of package sets were asked for: see build/prebuild. Days are numbered in local time.
+CREATE TABLE demand (
+    day       INTEGER NOT NULL,
+    set_name  TEXT NOT NULL,
+    attribute TEXT NOT NULL,
+    system    TEXT NOT NULL,
+    asked     INTEGER NOT NULL,         -- how often on that day
+    PRIMARY KEY (day, set_name, attribute, system)
+) STRICT, WITHOUT ROWID;
+
+-- How long was pre-built on the latest day on which anything was; one row at most.
+CREATE TABLE prebuilt (
+    day    INTEGER PRIMARY KEY NOT NULL,
+    millis INTEGER NOT NULL
+) STRICT;

@@ -36,7 +36,7 @@ pub struct Week {
     /// The requests; times count from the beginning of the week.
     pub trace: Trace,
     pub durations: Durations,
-    demand: Demand,
+    demand: Demand<Kind>,
 }
 
 /// The first hours of a week in which everyone needs one of two chains of builds, from somewhere on: many need just what is

@@ -75,13 +75,30 @@ impl Allowance {
         Self { hours, per_day, day: 0, spent: Duration::ZERO }
     }
 
+    /// As before a restart: so much was pre-built on that day.
+    pub fn restore(&mut self, day: u64, spent: Duration) {
+        (self.day, self.spent) = (day, spent);
+    }
+
+    /// The number of the latest day on which something was pre-built, and how long on that day.
+    #[must_use]
+    pub const fn spent(&self) -> (u64, Duration) {
+        (self.day, self.spent)
+    }
+
+    /// How long something was pre-built today.
+    #[must_use]
+    pub fn spent_today(&self, now: Duration) -> Duration {
+        if day(now) == self.day { self.spent } else { Duration::ZERO }
+    }
+
     /// How long something may be pre-built that is started now; zero when nothing may.
     #[must_use]
     pub fn left(&self, now: Duration) -> Duration {
         if self.per_day >= DAY {
             return self.hours.left(now);
         }
-        let spent = if day(now) == self.day { self.spent } else { Duration::ZERO };
+        let spent = self.spent_today(now);
         // What goes on after midnight has the whole of the next day's, which is not less.
         self.hours.left(now).min(self.per_day.saturating_sub(spent))
     }

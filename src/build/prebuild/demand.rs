@@ -1,21 +1,19 @@
-//! How often each kind of derivation was asked for in the last four weeks: by what a new version does not change, so that it
-//! tells what will be asked for once there is one. Pure: it is told the time.
+//! How often each thing was asked for in the last four weeks: by what a new version does not change, such as its name in a
+//! package set, so that it tells what will be asked for once there is one. Pure: it is told the time.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::build::estimate::Kind;
-
 /// Days that count, the present one among them.
-const DAYS: usize = 28;
-/// Kinds that are kept in mind; of more, one is forgotten that was asked for longest ago.
-const KINDS_MAX: usize = 20_000;
+pub const DAYS: usize = 28;
+/// Things that are kept in mind; of more, one is forgotten that was asked for longest ago.
+const THINGS_MAX: usize = 20_000;
 
-/// Requests for kinds of derivations. Times are durations since any midnight.
-#[derive(Clone, Debug, Default)]
-pub struct Demand(BTreeMap<Kind, Asked>);
+/// Requests for things that `K` names. Times are durations since any midnight.
+#[derive(Clone, Debug)]
+pub struct Demand<K>(BTreeMap<K, Asked>);
 
-/// How often one kind was asked for.
+/// How often one thing was asked for.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     /// Of each day, at its number modulo [`DAYS`].
@@ -32,47 +30,67 @@ impl Asked {
         }
         self.today = self.today.max(today);
     }
+
+    fn lately(mut self, today: u64) -> u32 {
+        self.advance(today);
+        self.days.into_iter().fold(0, u32::saturating_add)
+    }
 }
 
 fn place(day: u64) -> usize {
     (day % DAYS as u64) as usize
 }
 
-impl Demand {
-    /// Someone asked for a derivation of this kind.
-    pub fn asked(&mut self, kind: &Kind, now: Duration) {
-        let today = super::day(now);
-        if self.0.len() >= KINDS_MAX
-            && !self.0.contains_key(kind)
+impl<K> Default for Demand<K> {
+    fn default() -> Self {
+        Self(BTreeMap::new())
+    }
+}
+
+impl<K: Clone + Ord> Demand<K> {
+    /// Someone asked for this. Gives how often it was asked for today.
+    pub fn asked(&mut self, thing: &K, now: Duration) -> u32 {
+        self.add(thing, super::day(now), 1)
+    }
+
+    /// It was asked for so often on that day; days are added in their order. Gives how often it was in all.
+    pub fn add(&mut self, thing: &K, day: u64, times: u32) -> u32 {
+        if self.0.len() >= THINGS_MAX
+            && !self.0.contains_key(thing)
             && let Some(oldest) =
-                self.0.iter().min_by_key(|(_, asked)| asked.today).map(|(kind, _)| kind.clone())
+                self.0.iter().min_by_key(|(_, asked)| asked.today).map(|(thing, _)| thing.clone())
         {
             self.0.remove(&oldest);
         }
-        let asked = self.0.entry(kind.clone()).or_insert(Asked { days: [0; DAYS], today });
-        asked.advance(today);
-        let count = &mut asked.days[place(today)];
-        *count = count.saturating_add(1);
+        let asked = self.0.entry(thing.clone()).or_insert(Asked { days: [0; DAYS], today: day });
+        asked.advance(day);
+        let count = &mut asked.days[place(day)];
+        *count = count.saturating_add(times);
+        *count
     }
 
-    /// How often each kind was asked for that was asked for at all, most often first.
+    /// How often this was asked for.
     #[must_use]
-    pub fn most_asked(&self, now: Duration) -> Vec<(&Kind, u32)> {
-        let lately = |mut asked: Asked| {
-            asked.advance(super::day(now));
-            asked.days.into_iter().fold(0, u32::saturating_add)
-        };
-        let mut kinds: Vec<(&Kind, u32)> =
-            self.0.iter().map(|(kind, asked)| (kind, lately(*asked))).collect();
-        kinds.retain(|(_, asked)| *asked > 0);
-        kinds.sort_by_key(|(_, asked)| std::cmp::Reverse(*asked));
-        kinds
+    pub fn asked_lately(&self, thing: &K, now: Duration) -> u32 {
+        self.0.get(thing).copied().map_or(0, |asked| asked.lately(super::day(now)))
+    }
+
+    /// How often each thing was asked for that was asked for at all, most often first.
+    #[must_use]
+    pub fn most_asked(&self, now: Duration) -> Vec<(&K, u32)> {
+        let today = super::day(now);
+        let mut things: Vec<(&K, u32)> =
+            self.0.iter().map(|(thing, asked)| (thing, asked.lately(today))).collect();
+        things.retain(|(_, asked)| *asked > 0);
+        things.sort_by_key(|(_, asked)| std::cmp::Reverse(*asked));
+        things
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::build::estimate::Kind;
 
     fn kind(name: &str) -> Kind {
         Kind::new(name, "system", 0)
@@ -82,7 +100,7 @@ mod tests {
         super::super::DAY * day
     }
 
-    fn names(demand: &Demand, day: u32) -> Vec<(&str, u32)> {
+    fn names(demand: &Demand<Kind>, day: u32) -> Vec<(&str, u32)> {
         demand.most_asked(on_day(day)).into_iter().map(|(kind, asked)| (kind.as_str(), asked)).collect()
     }
 
@@ -103,19 +121,35 @@ mod tests {
         }
         for (day, count) in [(27, 4), (28, 2), (47, 2), (48, 1), (54, 1)] {
             assert_eq!(names(&demand, day), [("hello system 0", count)], "day {day}");
+            assert_eq!(demand.asked_lately(&kind("hello"), on_day(day)), count);
         }
         assert_eq!(names(&demand, 55), []);
+        assert_eq!(demand.asked_lately(&kind("tree"), on_day(0)), 0);
         demand.asked(&kind("hello"), on_day(1000));
         assert_eq!(names(&demand, 1000), [("hello system 0", 1)]);
     }
 
     #[test]
+    fn what_was_recorded_counts_as_if_it_were_asked_for_again() {
+        let (mut demand, mut restored) = (Demand::default(), Demand::default());
+        for (day, times) in [(0, 1), (3, 2), (20, 1)] {
+            for today in 1..=times {
+                assert_eq!(demand.asked(&kind("hello"), on_day(day)), today);
+            }
+            restored.add(&kind("hello"), u64::from(day), times);
+        }
+        for day in [20, 28, 31, 48] {
+            assert_eq!(names(&restored, day), names(&demand, day), "day {day}");
+        }
+    }
+
+    #[test]
     fn the_memory_is_bounded() {
         let mut demand = Demand::default();
-        for n in 0..=KINDS_MAX {
+        for n in 0..=THINGS_MAX {
             demand.asked(&kind(&format!("p{n}")), on_day(u32::from(n > 0)));
         }
-        assert_eq!(demand.0.len(), KINDS_MAX);
+        assert_eq!(demand.0.len(), THINGS_MAX);
         assert!(!demand.0.contains_key(&kind("p0")), "it was asked for longest ago");
     }
 }

@@ -14,12 +14,13 @@ use super::estimate::Estimate;
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// The number of a day, of a time that counts from any midnight.
-fn day(time: Duration) -> u64 {
+#[must_use]
+pub fn day(time: Duration) -> u64 {
     time.as_secs() / DAY.as_secs()
 }
 
 /// Requests that are expected at most; those beyond are left to those who ask.
-const WANTED_MAX: usize = 2_000;
+pub const WANTED_MAX: usize = 2_000;
 /// Derivations that are kept in mind for them at most.
 const STEPS_MAX: usize = 100_000;
 
@@ -153,6 +154,12 @@ impl<D: Clone + Ord> Prebuild<D> {
         best.map(|(_, step)| &steps[step].drv)
     }
 
+    /// Whether this is itself expected to be asked for, and not only needed for something that is.
+    #[must_use]
+    pub fn expects(&self, drv: &D) -> bool {
+        self.by_drv.get(drv).is_some_and(|step| self.wanted.iter().any(|wanted| wanted.step == *step))
+    }
+
     /// A derivation is built, for whomever.
     pub fn built(&mut self, drv: &D) {
         self.set(drv, State::Built);
@@ -237,6 +244,7 @@ mod tests {
     #[test]
     fn what_has_most_requests_for_its_time_comes_first_inputs_before_what_needs_them() {
         let prebuild = offered(&[(&[90, 10], 9), (&[20, 30], 8), (&[5], 1)]);
+        assert!(prebuild.expects(&10) && !prebuild.expects(&90) && !prebuild.expects(&7));
         assert_eq!(order(prebuild, FOREVER), [5, 20, 30, 90, 10]);
     }
 
