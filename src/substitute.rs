@@ -310,6 +310,8 @@ impl Substitute {
 
     async fn served(&self, hash: StorePathHash) -> Result<Option<Box<Hit>>, Missing> {
         let hit = self.index.find(hash).await.map_err(|e| trouble(&e, "the index cannot be read"))?;
+        // Whoever is told of a path will ask for its contents: they are not to go meanwhile.
+        hit.iter().for_each(|hit| self.index.uses().note(hit.row.nar_hash));
         Ok(hit.map(Box::new))
     }
 

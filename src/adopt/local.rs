@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use narinfo::{StorePath, StorePathHash};
 
-use super::{Adopter, CLOSURE_PATHS_MAX, Error};
+use super::{Adopter, CLOSURE_PATHS_MAX, Error, TRIES_MAX};
 use crate::index::PathRow;
 use crate::nix::{Daemon, PathInfo};
 
@@ -26,17 +26,22 @@ impl Adopter {
     }
 
     async fn adopt_held(&self, daemon: &mut Daemon, paths: &[StorePath]) -> Result<(), Error> {
-        let new = self.new_in_closure(daemon, paths).await?;
-        let mut to_pack = Vec::new();
-        for info in new.values() {
-            if self.index.packed(info.nar_hash).await?.is_none() {
-                to_pack.push(&info.path);
+        for _ in 0..TRIES_MAX {
+            let new = self.new_in_closure(daemon, paths).await?;
+            let held: Vec<&StorePath> = new.values().map(|info| &info.path).collect();
+            self.roots.hold(daemon, held).await?;
+            if self.index.publish(new.values().map(|info| self.row(info)).collect()).await? {
+                // Only now: until it is served, nothing keeps a NAR that is packed already.
+                for info in new.values() {
+                    if self.index.packed(info.nar_hash).await?.is_some() {
+                        self.roots.release(&info.path);
+                    }
+                }
+                self.packer.wake();
+                return Ok(());
             }
         }
-        self.roots.hold(daemon, to_pack).await?;
-        self.index.publish(new.values().map(|info| self.row(info)).collect()).await?;
-        self.packer.wake();
-        Ok(())
+        Err(Error::Unsteady)
     }
 
     /// Everything in the closure of `paths` that is not served yet. What is served has its whole closure served.

@@ -20,6 +20,9 @@ pub use upstream::Elsewhere;
 /// Store paths in one closure at most; the largest NixOS systems have some 30,000.
 const CLOSURE_PATHS_MAX: usize = 1_000_000;
 
+/// How often a closure is looked through at most. Once is enough unless a part of it stops being served meanwhile.
+const TRIES_MAX: usize = 3;
+
 /// Why a path was not adopted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -32,6 +35,9 @@ pub enum Error {
     /// Its closure is absurdly large.
     #[error("the closure has more than {CLOSURE_PATHS_MAX} store paths")]
     TooLarge,
+    /// Again and again a part of its closure that was served is not any more.
+    #[error("parts of the closure stop being served as fast as it is adopted")]
+    Unsteady,
     /// The daemon failed.
     #[error("the Nix daemon could not tell about the path")]
     Daemon(#[from] DaemonError),

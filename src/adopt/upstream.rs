@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use narinfo::{StorePath, StorePathHash};
 use tokio::task::JoinSet;
 
-use super::{Adopter, CLOSURE_PATHS_MAX, Error};
+use super::{Adopter, CLOSURE_PATHS_MAX, Error, TRIES_MAX};
 use crate::index::{PathRow, UpstreamNar};
 use crate::packer::upstream_nar;
 use crate::upstream::{Found, Lookup, Upstreams, Via};
@@ -67,13 +67,18 @@ impl Adopter {
             Lookup::Found(found) => *found,
             Lookup::Missing(reasons) => return Ok(Elsewhere::Nowhere(reasons.into())),
         };
-        let Closure { found, local } = match self.closure_of(top, via).await? {
-            Ok(closure) => closure,
-            Err(reason) => return Ok(Elsewhere::Nowhere([reason].into())),
-        };
-        self.adopt(&local).await?;
-        self.index.publish_from_upstream(found.into_values().map(|found| self.rows(found)).collect()).await?;
-        Ok(Elsewhere::Published)
+        for _ in 0..TRIES_MAX {
+            let Closure { found, local } = match self.closure_of(top.clone(), via).await? {
+                Ok(closure) => closure,
+                Err(reason) => return Ok(Elsewhere::Nowhere([reason].into())),
+            };
+            self.adopt(&local).await?;
+            let rows = found.into_values().map(|found| self.rows(found)).collect();
+            if self.index.publish_from_upstream(rows).await? {
+                return Ok(Elsewhere::Published);
+            }
+        }
+        Err(Error::Unsteady)
     }
 
     /// Everything in the closure of `top` that is not served yet, or why there is no such closure.

@@ -128,6 +128,27 @@ impl Index {
             .await
     }
 
+    /// What every set has under the name of this attribute, with the set's name, for each system.
+    ///
+    /// # Errors
+    /// When SQLite fails or a row is damaged.
+    pub async fn attributes(&self, attribute: String) -> Result<Vec<(String, AttributeRow)>, Error> {
+        self.readers
+            .run(move |connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT a.attribute, a.system, a.drv, a.error, a.denied, s.name FROM catalogue_set s \
+                     JOIN catalogue_attribute a ON a.set_id = s.id AND a.attribute = ?1 ORDER BY s.id, a.system",
+                )?;
+                let mut rows = statement.query([attribute])?;
+                let mut found = Vec::new();
+                while let Some(row) = rows.next()? {
+                    found.push((row.get(5)?, attribute_row(row)?));
+                }
+                Ok(found)
+            })
+            .await
+    }
+
     /// The attributes of a set that failed to evaluate, up to so many, in the order of their names.
     ///
     /// # Errors

@@ -1,4 +1,14 @@
--- From schema 3 to schema 4: what is asked for, and what was pre-built.
+-- From schema 3 to schema 4: what is asked for, what was pre-built, when paths were used last, and pins.
+
+ALTER TABLE path ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0;
+UPDATE path SET used_at = added_at;
+
+CREATE TABLE pin (
+    hash      TEXT NOT NULL,
+    name      TEXT NOT NULL,
+    pinned_at INTEGER NOT NULL,
+    PRIMARY KEY (hash, name)
+) STRICT, WITHOUT ROWID;
 
 CREATE INDEX catalogue_attribute_by_drv ON catalogue_attribute (drv);
 

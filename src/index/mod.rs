@@ -8,29 +8,35 @@ mod comparison;
 mod connection;
 mod demand;
 mod generation;
+mod holdings;
+mod pin;
 mod queue;
 mod realisation;
 mod rows;
 mod upstream;
+mod uses;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use narinfo::{NarHash, StorePath, StorePathHash};
-use rusqlite::{OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 pub use catalogue::{AttributeRow, Attributed, Generation, GenerationSize, Maker, OutputRow, SetRow};
 use connection::{Readers, Writer};
 pub use demand::{AttributeName, DemandRow};
 pub use generation::{NewGeneration, Swapped};
+pub use holdings::{Holding, Holdings, Loss};
+pub use pin::PinRow;
 pub use queue::{DurationRow, RequestRow};
 pub use rows::{Comparison, Counts, Failure, FailureClass, Hit, NarRow, PathRow, UpstreamNar};
 use rows::{
     PATH_COLUMN_COUNT, PATH_COLUMNS, class_number, failure_row, hash_text, join, nar_row, path_row, signed,
     to_unix,
 };
+pub use uses::Uses;
 
 /// Why the index could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +92,7 @@ impl Error {
 pub struct Index {
     writer: Writer,
     readers: Arc<Readers>,
+    uses: Uses,
 }
 
 impl Index {
@@ -94,7 +101,7 @@ impl Index {
     /// # Errors
     /// When the file cannot be opened, is no database, or is of a newer version.
     pub fn open(file: &Path) -> Result<Self, Error> {
-        Ok(Self { writer: Writer::open(file)?, readers: Readers::new(file) })
+        Ok(Self { writer: Writer::open(file)?, readers: Readers::new(file), uses: Uses::default() })
     }
 
     /// The path with this hash, if it is served.
@@ -215,13 +222,21 @@ impl Index {
             .await
     }
 
-    /// Publishes a closure: all rows or none. A hash that is served already keeps its first row,
-    /// since clients may hold a narinfo for it.
+    /// Publishes a closure: all rows or none. A hash that is served already keeps its first row, since clients may hold a
+    /// narinfo for it. Whether it is published: it is not when it refers to what is not served, or not any more.
     ///
     /// # Errors
     /// When SQLite fails; nothing is published then.
-    pub async fn publish(&self, rows: Vec<PathRow>) -> Result<(), Error> {
-        self.writer.run(move |transaction| insert_paths(transaction, &rows)).await
+    pub async fn publish(&self, rows: Vec<PathRow>) -> Result<bool, Error> {
+        self.writer
+            .run(move |transaction| {
+                let served = serves_references(transaction, rows.iter())?;
+                if served {
+                    insert_paths(transaction, &rows)?;
+                }
+                Ok(served)
+            })
+            .await
     }
 
     /// Records a packed NAR. The file must be durable before this is called.
@@ -365,13 +380,33 @@ impl Index {
     }
 }
 
+/// Whether all that the rows refer to is served, or among them.
+fn serves_references<'a>(
+    connection: &Connection,
+    rows: impl Iterator<Item = &'a PathRow> + Clone,
+) -> Result<bool, Error> {
+    let own: HashSet<StorePathHash> = rows.clone().map(|row| row.path.hash()).collect();
+    let mut served = connection.prepare_cached("SELECT 1 FROM path WHERE hash = ?1")?;
+    let others: HashSet<StorePathHash> = rows
+        .flat_map(|row| &row.references)
+        .map(StorePath::hash)
+        .filter(|hash| !own.contains(hash))
+        .collect();
+    for hash in others {
+        if !served.exists([hash.as_str()])? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 fn insert_paths<'a>(
     transaction: &Transaction<'_>,
     rows: impl IntoIterator<Item = &'a PathRow>,
 ) -> Result<(), Error> {
     let mut insert = transaction.prepare_cached(
-        "INSERT INTO path (hash, name, nar_hash, nar_size, refs, deriver, ca, sigs, added_at, built) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (hash) DO NOTHING",
+        "INSERT INTO path (hash, name, nar_hash, nar_size, refs, deriver, ca, sigs, added_at, built, used_at) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?9) ON CONFLICT (hash) DO NOTHING",
     )?;
     let now = to_unix(SystemTime::now());
     for row in rows {

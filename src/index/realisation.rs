@@ -104,7 +104,7 @@ mod tests {
             signatures: Vec::new(),
             built: true,
         });
-        index.publish(rows.collect()).await.expect("published");
+        assert!(index.publish(rows.collect()).await.expect("published"));
         index
     }
 

@@ -11,7 +11,8 @@ CREATE TABLE path (
     ca       TEXT,
     sigs     TEXT NOT NULL,             -- one signature a line
     added_at INTEGER NOT NULL,          -- Unix seconds
-    built    INTEGER NOT NULL DEFAULT 0 -- whether it was built on this machine
+    built    INTEGER NOT NULL DEFAULT 0, -- whether it was built on this machine
+    used_at  INTEGER NOT NULL DEFAULT 0 -- Unix seconds: when a client was told of it, or got it
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX path_by_nar ON path (nar_hash);
@@ -58,6 +59,14 @@ CREATE INDEX realisation_by_path ON realisation (path);
 CREATE TRIGGER path_gone AFTER DELETE ON path BEGIN
     DELETE FROM realisation WHERE path = OLD.hash || '-' || OLD.name;
 END;
+
+-- What is held with its closure however long nobody uses it, served or not.
+CREATE TABLE pin (
+    hash      TEXT NOT NULL,            -- of the path
+    name      TEXT NOT NULL,            -- what was named: an attribute, or the path
+    pinned_at INTEGER NOT NULL,         -- Unix seconds
+    PRIMARY KEY (hash, name)
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE failure (
     drv        TEXT PRIMARY KEY NOT NULL, -- base name

@@ -4,7 +4,7 @@ use narinfo::{Compression, NarHash};
 use rusqlite::{Connection, Row, params};
 
 use super::rows::{corrupt, signed, unsigned};
-use super::{Error, Index, PathRow, UpstreamNar, insert_paths};
+use super::{Error, Index, PathRow, UpstreamNar, insert_paths, serves_references};
 
 const COLUMNS: &str = "nar_hash, upstream, url, compression, file_hash, file_size, redirect";
 
@@ -15,13 +15,17 @@ struct UnknownCompression(String);
 
 impl Index {
     /// Publishes a closure that upstreams have, and where they have it: all rows or none. A hash that is served already
-    /// keeps its first row, since clients may hold a narinfo for it.
+    /// keeps its first row, since clients may hold a narinfo for it. Whether it is published: it is not when it refers to
+    /// what is not served, or not any more.
     ///
     /// # Errors
     /// When SQLite fails; nothing is published then.
-    pub async fn publish_from_upstream(&self, rows: Vec<(PathRow, UpstreamNar)>) -> Result<(), Error> {
+    pub async fn publish_from_upstream(&self, rows: Vec<(PathRow, UpstreamNar)>) -> Result<bool, Error> {
         self.writer
             .run(move |transaction| {
+                if !serves_references(transaction, rows.iter().map(|(path, _)| path))? {
+                    return Ok(false);
+                }
                 insert_paths(transaction, rows.iter().map(|(path, _)| path))?;
                 let mut insert = transaction.prepare_cached(&format!(
                     "INSERT OR REPLACE INTO upstream_nar ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"
@@ -37,7 +41,7 @@ impl Index {
                         nar.redirect,
                     ])?;
                 }
-                Ok(())
+                Ok(true)
             })
             .await
     }
