@@ -240,12 +240,33 @@ fn a_bump_forgets_that_what_it_changes_failed() {
 }
 
 #[test]
-fn a_refresh_of_what_has_not_changed_makes_no_generation() {
-    let set = PackageSet::new(packages(0..2, "1"));
+fn a_refresh_of_what_has_not_changed_makes_no_generation_and_the_metrics_tell_how_each_went() {
+    let mut set = PackageSet::new(packages(0..2, "1"));
+    set.attributes.insert("broken".into(), "abort \"\"".into());
+    set.write();
     let (_store, _daemon, ondine) = served(&set, "", "");
     let again = refresh(&ondine).must_succeed();
     assert!(again.text().contains("nothing changed"), "{again}");
     assert_eq!(api(&ondine)["generations"].as_array().expect("a list").len(), 1);
+    set.write_text("{ }");
+    refresh(&ondine).must_fail();
+    let metrics = Http::new(&ondine.url()).get("/metrics").text();
+    let generation = api(&ondine)["generations"][0]["id"].to_string();
+    for (name, value) in [
+        ("generation{set=\"pkgs\"}", &*generation),
+        ("attributes{set=\"pkgs\"}", "2"),
+        ("errors{set=\"pkgs\"}", "1"),
+        ("refresh_seconds_count{set=\"pkgs\",outcome=\"changed\"}", "1"),
+        ("refresh_seconds_count{set=\"pkgs\",outcome=\"unchanged\"}", "1"),
+        ("refresh_seconds_count{set=\"pkgs\",outcome=\"failed\"}", "1"),
+    ] {
+        let line = format!("ondine_catalogue_{name} {value}");
+        assert!(metrics.lines().any(|told| told == line), "no {line} in:\n{metrics}");
+    }
+    let age =
+        metrics.lines().find_map(|line| line.strip_prefix("ondine_catalogue_age_seconds{set=\"pkgs\"} "));
+    let age: f64 = age.expect("told").parse().expect("a number");
+    assert!(age < 300.0, "it is fresh: {age}");
 }
 
 #[test]

@@ -1,9 +1,13 @@
 //! Package sets that are known by name and by hash before anyone asks: evaluated in the background by the Nix of this machine,
-//! generation by generation. Reading order: settings, source, evaluate, walk, graph, refresh, names. Builds nothing, and no request
-//! ever waits for an evaluation.
+//! generation by generation. Reading order: settings, source, evaluate, walk, gather, graph, closure, refresh, names. Builds nothing,
+//! and no request for a hash ever waits for an evaluation.
 
+mod closure;
+mod error;
 mod evaluate;
+mod gather;
 mod graph;
+mod metrics;
 mod names;
 mod refresh;
 mod settings;
@@ -13,10 +17,13 @@ mod walk;
 use std::fmt;
 use std::sync::Arc;
 
+use metrics::Metrics;
 use tokio::sync::{Notify, watch};
 
+pub use closure::bring_in;
+pub use error::RefreshError;
 pub use names::{Named, Names, NoSuchName};
-pub use refresh::{RefreshError, Refresher};
+pub use refresh::Refresher;
 pub use settings::{Evaluation, Origin, Pattern, SetName, SetSettings, Settings};
 
 /// The package sets, as those who ask see them; clones share it.
@@ -29,6 +36,7 @@ struct Shared {
     wanted: Notify,
     /// How many generations have taken the place of another one since the start.
     bumps: watch::Sender<u64>,
+    metrics: Metrics,
 }
 
 /// A set, and how its refresh is.
@@ -113,12 +121,22 @@ impl Catalogue {
     pub fn new(settings: Settings) -> Self {
         let set = |settings| Set { settings, progress: watch::channel(Progress::default()).0 };
         let sets = settings.sets.into_iter().map(set).collect();
-        Self(Arc::new(Shared { sets, wanted: Notify::new(), bumps: watch::channel(0).0 }))
+        Self(Arc::new(Shared {
+            sets,
+            wanted: Notify::new(),
+            bumps: watch::channel(0).0,
+            metrics: Metrics::new(),
+        }))
     }
 
     /// Each set, and what is done for it now.
     pub fn sets(&self) -> impl Iterator<Item = (&SetSettings, State)> {
         self.0.sets.iter().map(|set| (&set.settings, set.progress.borrow().state.clone()))
+    }
+
+    /// How the sets stand in the OpenMetrics text format, without its end.
+    pub fn write_metrics(&self, out: &mut String) {
+        self.0.metrics.write(out);
     }
 
     /// How many new generations there were since the start.

@@ -1,83 +1,31 @@
 //! Brings sets up to date, one at a time: when they are due, and when somebody wants it. A generation is complete, held in the
 //! Nix store and on record before it takes the place of the one before; whatever fails leaves that one as it is.
 
-use std::collections::BTreeSet;
-use std::io;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use narinfo::{StoreDir, StorePath};
-use sha2::{Digest, Sha256};
-use tokio::sync::mpsc;
+use narinfo::StorePath;
+use sha2::Digest;
 use tokio::time::{Instant, sleep_until};
 
-use super::graph::{self, GraphError};
+use super::closure;
+use super::error::RefreshError;
+use super::gather::Gathered;
+use super::metrics::Refreshed;
 use super::settings::SetSettings;
 use super::source;
-use super::walk::{Attribute, Walk, WalkError};
+use super::walk::{Attribute, Walk};
 use super::{Catalogue, Set, State};
 use crate::causes::with_causes;
-use crate::index::{self, AttributeRow, GenerationSize, Index, NewGeneration};
-use crate::nix::{DaemonError, Environment, Pool, PooledDaemon};
-use crate::roots::{self, Roots};
+use crate::index::{GenerationSize, Index, NewGeneration, Swapped};
+use crate::nix::{Environment, Pool};
+use crate::roots::Roots;
 
-/// Attributes that are brought in at a time.
-const ROWS_CHUNK: usize = 1_000;
-/// Attributes of one set at most.
-const ATTRIBUTES_MAX: u64 = 2_000_000;
 /// How long after a failure a set is tried again, unless it is due before.
 const RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
 /// How often it is looked for generations that have expired.
 const TIDY_INTERVAL: Duration = Duration::from_secs(3600);
-/// Pieces of a closure that may wait for the index.
-const PIECES_QUEUED_MAX: usize = 2;
-
-/// Why there is no new generation. The text, with its sources, is for who runs the server.
-#[derive(Debug, thiserror::Error)]
-pub enum RefreshError {
-    /// It cannot be evaluated.
-    #[error(transparent)]
-    Walk(#[from] WalkError),
-    /// The source is not there.
-    #[error("the source cannot be read")]
-    Source(#[source] io::Error),
-    /// It has nothing.
-    #[error("no attribute gives a derivation")]
-    Empty,
-    /// It has nothing but errors.
-    #[error("none of its {count} attributes can be evaluated; the first, {attribute}: {error}")]
-    NothingEvaluates {
-        /// How many there are.
-        count: u64,
-        /// One of them.
-        attribute: String,
-        /// Its error.
-        error: String,
-    },
-    /// It has too much.
-    #[error("it has more than {ATTRIBUTES_MAX} attributes")]
-    TooMany,
-    /// The closure cannot be read.
-    #[error("the derivations cannot be read")]
-    Graph(#[from] GraphError),
-    /// The daemon does not do its part.
-    #[error("the Nix daemon failed")]
-    Daemon(#[from] DaemonError),
-    /// The derivations cannot be held.
-    #[error("the derivations cannot be held in the Nix store")]
-    Roots(#[from] roots::Error),
-    /// The index does not do its part.
-    #[error("the index failed")]
-    Index(#[from] index::Error),
-}
-
-impl RefreshError {
-    /// Whether it may be that Nix has collected a derivation before it was held.
-    fn may_be_collected(&self) -> bool {
-        matches!(self, Self::Daemon(DaemonError::Nix(_)) | Self::Graph(GraphError::Unreadable { .. }))
-    }
-}
-
 /// What refreshes the sets of a catalogue.
 pub struct Refresher {
     /// The sets.
@@ -134,6 +82,10 @@ impl Refresher {
                 return Some(now);
             }
         };
+        if let Some(current) = row.generations.first() {
+            let fresh_at = row.tried_at.filter(|_| row.failure.is_none()).unwrap_or(current.made_at);
+            self.catalogue.0.metrics.current(&set.name, current.id, current.size, fresh_at);
+        }
         let made_by = set.made_by();
         if row.generations.first().is_none_or(|current| current.made_by != made_by) {
             return Some(now);
@@ -149,11 +101,14 @@ impl Refresher {
         let name = &set.settings.name;
         let asked = set.progress.borrow().asked;
         tracing::info!(set = %name, "refreshing");
+        let begun = Instant::now();
         let mut outcome = self.make(set).await;
         if outcome.as_ref().is_err_and(RefreshError::may_be_collected) {
             outcome = self.make(set).await;
         }
-        let outcome = outcome.map_err(|error| with_causes(&error));
+        let how = outcome.as_ref().map_or(Refreshed::Failed, |made| made.how());
+        self.catalogue.0.metrics.refreshed(name, how, begun.elapsed());
+        let outcome = outcome.map(|made| made.to_string()).map_err(|error| with_causes(&error));
         match &outcome {
             Ok(done) => tracing::info!(set = %name, "refreshed: {done}"),
             Err(error) => {
@@ -173,8 +128,8 @@ impl Refresher {
         set.settings.refresh.map(|every| if failed { every.min(RETRY_AFTER) } else { every })
     }
 
-    /// Makes a generation and puts it in the place of the one before. Gives what is to be told.
-    async fn make(&self, set: &Set) -> Result<String, RefreshError> {
+    /// Makes a generation and puts it in the place of the one before.
+    async fn make(&self, set: &Set) -> Result<Made, RefreshError> {
         self.index.start_generation().await?;
         let settings = &set.settings;
         let mut gathered = Gathered::new(set, self.index.clone(), self.pool.get().await?);
@@ -201,15 +156,18 @@ impl Refresher {
             .is_some_and(|current| current.holder == holder && current.made_by == made_by)
         {
             self.index.record_refresh(settings.name.to_string(), None).await?;
-            return Ok(format!("nothing changed: {}", told(size)));
+            return Ok(Made { size, swapped: None });
         }
-        size.derivations = self.read_closure(set, allowed, denied).await?;
+        set.show(State::Reading { derivations: 0 });
+        let progress = |derivations| set.show(State::Reading { derivations });
+        size.derivations =
+            closure::bring_in(&self.index, &self.nix.store_dir, allowed, denied, progress).await?;
         set.show(State::Swapping);
         let new = NewGeneration { set: settings.name.to_string(), made_by, holder, size };
         let swapped = self.index.swap_generation(new).await?;
+        self.catalogue.0.metrics.current(&settings.name, swapped.generation, size, SystemTime::now());
         self.catalogue.0.bumps.send_modify(|bumps| *bumps += 1);
-        let index::Swapped { generation, added, removed } = swapped;
-        Ok(format!("generation {generation}: {}; {added} outputs added, {removed} removed", told(size)))
+        Ok(Made { size, swapped: Some(swapped) })
     }
 
     async fn evaluate(&self, set: &Set, gathered: &mut Gathered<'_>) -> Result<(), RefreshError> {
@@ -240,31 +198,6 @@ impl Refresher {
         Ok(())
     }
 
-    /// Brings in what the derivations of the closure give; gives how many there are.
-    async fn read_closure(
-        &self,
-        set: &Set,
-        allowed: BTreeSet<StorePath>,
-        denied: BTreeSet<StorePath>,
-    ) -> Result<u64, RefreshError> {
-        set.show(State::Reading { derivations: 0 });
-        let (sender, mut pieces) = mpsc::channel(PIECES_QUEUED_MAX);
-        let store_dir: StoreDir = self.nix.store_dir.clone();
-        let reading = tokio::task::spawn_blocking(move || {
-            graph::read(&store_dir, allowed, denied, |rows, count| {
-                sender.blocking_send((rows, count)).is_ok()
-            })
-        });
-        while let Some((rows, derivations)) = pieces.recv().await {
-            self.index.add_outputs(rows).await?;
-            set.show(State::Reading { derivations });
-        }
-        match reading.await {
-            Ok(read) => Ok(read?),
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        }
-    }
-
     /// Forgets generations that have expired, and lets go of what they held.
     async fn tidy(&self) {
         for set in &self.catalogue.0.sets {
@@ -292,84 +225,28 @@ impl Refresher {
     }
 }
 
-/// How much there is in a generation, for people.
-fn told(size: GenerationSize) -> String {
-    let GenerationSize { attributes, denied, errors, .. } = size;
-    format!("{attributes} attributes ({denied} denied), {errors} errors")
-}
-
-/// What an evaluation has brought so far. Its derivations are held as long as the connection lives.
-struct Gathered<'a> {
-    set: &'a Set,
-    index: Index,
-    daemon: PooledDaemon,
-    rows: Vec<AttributeRow>,
-    allowed: BTreeSet<StorePath>,
-    denied: BTreeSet<StorePath>,
+/// What a refresh has brought.
+struct Made {
     size: GenerationSize,
-    /// Of all that makes one generation differ from another.
-    digest: Sha256,
-    first_error: Option<(String, String)>,
+    /// `None` where nothing has changed.
+    swapped: Option<Swapped>,
 }
 
-impl<'a> Gathered<'a> {
-    fn new(set: &'a Set, index: Index, daemon: PooledDaemon) -> Self {
-        Self {
-            set,
-            index,
-            daemon,
-            rows: Vec::new(),
-            allowed: BTreeSet::new(),
-            denied: BTreeSet::new(),
-            size: GenerationSize::default(),
-            digest: Sha256::new(),
-            first_error: None,
-        }
+impl Made {
+    fn how(&self) -> Refreshed {
+        if self.swapped.is_some() { Refreshed::Changed } else { Refreshed::Unchanged }
     }
+}
 
-    async fn take(&mut self, found: Attribute, system: &str) -> Result<(), RefreshError> {
-        let Attribute { attribute, outcome } = found;
-        let mut denied = false;
-        let outcome = match outcome {
-            Ok((drv, name)) => {
-                denied = !self.set.settings.allows(&attribute, &name);
-                self.size.attributes += 1;
-                self.size.denied += u64::from(denied);
-                if !self.allowed.contains(&drv) && !self.denied.contains(&drv) {
-                    self.daemon.add_temp_root(&drv).await?;
-                }
-                let known = if denied { &mut self.denied } else { &mut self.allowed };
-                known.insert(drv.clone());
-                Ok(drv)
+impl fmt::Display for Made {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let GenerationSize { attributes, denied, errors, .. } = self.size;
+        let size = format!("{attributes} attributes ({denied} denied), {errors} errors");
+        match self.swapped {
+            None => write!(formatter, "nothing changed: {size}"),
+            Some(Swapped { generation, added, removed }) => {
+                write!(formatter, "generation {generation}: {size}; {added} outputs added, {removed} removed")
             }
-            Err(error) => {
-                self.size.errors += 1;
-                self.first_error.get_or_insert_with(|| (attribute.clone(), error.clone()));
-                Err(error)
-            }
-        };
-        self.digest.update(format!(
-            "{attribute:?} {system:?} {denied} {:?}\n",
-            outcome.as_ref().map(ToString::to_string)
-        ));
-        self.rows.push(AttributeRow { attribute, system: system.to_owned(), outcome, denied });
-        self.show(system);
-        if self.size.attributes + self.size.errors > ATTRIBUTES_MAX {
-            return Err(RefreshError::TooMany);
         }
-        if self.rows.len() >= ROWS_CHUNK {
-            self.index.add_attributes(std::mem::take(&mut self.rows)).await?;
-        }
-        Ok(())
-    }
-
-    fn show(&self, system: &str) {
-        let GenerationSize { attributes, errors, .. } = self.size;
-        self.set.show(State::Evaluating { system: system.to_owned(), attributes, errors });
-    }
-
-    async fn finish(mut self) -> Result<Self, RefreshError> {
-        self.index.add_attributes(std::mem::take(&mut self.rows)).await?;
-        Ok(self)
     }
 }

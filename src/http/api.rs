@@ -134,6 +134,7 @@ pub(super) fn metrics(service: &Service) -> Answer {
     let mut text = String::new();
     service.parts.builds.write_metrics(&mut text);
     service.parts.upstreams.write_metrics(&mut text);
+    service.parts.catalogue.write_metrics(&mut text);
     answer::ready(answer::OPENMETRICS, text + METRICS_END)
 }
 

@@ -1,0 +1,40 @@
+//! Brings the closure of a set's derivations into the index: it is read on a thread of its own, some pieces ahead.
+
+use std::collections::BTreeSet;
+
+use narinfo::{StoreDir, StorePath};
+use tokio::sync::mpsc;
+
+use super::error::RefreshError;
+use super::graph;
+use crate::index::Index;
+
+/// Pieces of a closure that may wait for the index.
+const PIECES_QUEUED_MAX: usize = 2;
+
+/// Brings what the derivations in the closure of `allowed` give into the generation that was started, and what those in `denied`
+/// give themselves. Gives the number of derivations in the closure; `progress` is told it as it rises.
+///
+/// # Errors
+/// When a derivation cannot be read, there are too many, or SQLite fails.
+pub async fn bring_in(
+    index: &Index,
+    store_dir: &StoreDir,
+    allowed: BTreeSet<StorePath>,
+    denied: BTreeSet<StorePath>,
+    progress: impl Fn(u64),
+) -> Result<u64, RefreshError> {
+    let (sender, mut pieces) = mpsc::channel(PIECES_QUEUED_MAX);
+    let store_dir = store_dir.clone();
+    let reading = tokio::task::spawn_blocking(move || {
+        graph::read(&store_dir, allowed, denied, |rows, count| sender.blocking_send((rows, count)).is_ok())
+    });
+    while let Some((rows, derivations)) = pieces.recv().await {
+        index.add_outputs(rows).await?;
+        progress(derivations);
+    }
+    match reading.await {
+        Ok(read) => Ok(read?),
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
