@@ -109,8 +109,16 @@ async fn body(
         _ => Part::Whole(length),
     };
     let etag = etag(hash, form, &served);
+    let (stored, packer) = (matches!(nar, Nar::Stored(_)), packer.clone());
     let stream = stream(nar, form, &part, served.nar_size()).map_err(packer::Error::Store)?;
-    Ok(answer::file(media_type(form), etag.as_deref(), &part, written(|pipe| pipe.send_all(stream))))
+    let body = written(|pipe| async move {
+        let sent = pipe.send_all(stream).await;
+        if sent.is_err() && stored {
+            packer.suspect(hash);
+        }
+        sent
+    });
+    Ok(answer::file(media_type(form), etag.as_deref(), &part, body))
 }
 
 fn stream(nar: Nar, form: Form, part: &Part, nar_size: u64) -> io::Result<NarStream> {

@@ -2,6 +2,7 @@
 //! Knows files and nothing else: no index, no Nix, no HTTP. A file under its final name is always complete and verified.
 
 mod pack;
+mod shelf;
 mod stream;
 
 use std::fs::{self, File};
@@ -123,7 +124,7 @@ impl NarStore {
     /// Two characters of the hash make the folder, so that no folder grows without end.
     fn file_of(&self, nar: NarHash) -> PathBuf {
         let name = nar.to_nixbase32();
-        self.dir.join(&name[..2]).join(format!("{name}.nar.zst"))
+        self.dir.join(&name[..shelf::FOLDER_CHARS]).join(format!("{name}{}", shelf::FILE_ENDING))
     }
 }
 

@@ -34,6 +34,9 @@ pub enum Error {
     /// What was sent cannot be decompressed, or ends early.
     #[error("cannot read the NAR that was sent")]
     Sent(#[source] io::Error),
+    /// The file in the NAR store cannot be read or decompressed.
+    #[error("its file cannot be read or decompressed")]
+    Stored(#[source] io::Error),
     /// The contents are not those that were promised.
     #[error("the contents have hash {found} and {found_bytes} bytes, {} and {} were promised", expected.hash, expected.bytes)]
     Mismatch {
@@ -145,6 +148,8 @@ fn compressing<'d>(draft: &'d Draft, level: i32, expected: Expected) -> io::Resu
     let mut encoder = zstd::Encoder::new(sink, level)?;
     encoder.set_pledged_src_size(Some(expected.bytes))?;
     encoder.include_contentsize(true)?;
+    // What does not compress is stored as it is: without this, damage in it would be decompressed without an error.
+    encoder.include_checksum(true)?;
     Ok(Checked::new(encoder, expected.bytes))
 }
 
@@ -191,22 +196,37 @@ fn copy<W: Write>(
 }
 
 impl Stored {
-    /// Hash and size of the zstd file. Blocking.
+    /// Reads all of it, and tells what the file is if the NAR in it is the one expected. Blocking.
     ///
     /// # Errors
-    /// When the file cannot be read.
-    pub fn measure(&self) -> io::Result<Packed> {
-        let (mut hasher, mut offset, mut buffer) = (Sha256::new(), 0, vec![0; CHUNK_BYTES]);
-        loop {
-            match self.file.read_at(&mut buffer, offset)? {
-                0 => break,
-                read => {
-                    hasher.update(&buffer[..read]);
-                    offset += read as u64;
-                }
-            }
-        }
-        Ok(Packed { file_hash: NarHash::from_bytes(hasher.finalize().into()), file_size: offset })
+    /// When the file cannot be read or holds something else.
+    pub fn verify(&self, expected: Expected) -> Result<Packed, Error> {
+        let mut input = Measuring { file: &self.file, hasher: Sha256::new(), bytes: 0 };
+        let mut out = Checked::new(io::sink(), expected.bytes);
+        let copied = decode::plain(Compression::Zstd, &mut input)
+            .map_err(Error::Sent)
+            .and_then(|mut plain| copy(&mut plain, &mut out, |_| Ok(())));
+        out.judge(expected, copied).map_err(|error| match error {
+            Error::Sent(error) | Error::Write(error) => Error::Stored(error),
+            other => other,
+        })?;
+        Ok(Packed { file_hash: NarHash::from_bytes(input.hasher.finalize().into()), file_size: input.bytes })
+    }
+}
+
+/// A stored file from its start on, hashed and counted as it is read.
+struct Measuring<'f> {
+    file: &'f File,
+    hasher: Sha256,
+    bytes: u64,
+}
+
+impl Read for Measuring<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.bytes)?;
+        self.hasher.update(&buffer[..read]);
+        self.bytes += read as u64;
+        Ok(read)
     }
 }
 

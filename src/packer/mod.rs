@@ -4,6 +4,7 @@
 
 mod ahead;
 mod fetch;
+mod upkeep;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -19,6 +20,7 @@ use crate::roots::Roots;
 use crate::upstream::Upstreams;
 use ahead::Ahead;
 pub use fetch::upstream_nar;
+pub use upkeep::{Fault, Flaw};
 
 /// How long the background packer rests after the NAR store could not be written.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -82,7 +84,11 @@ struct Inner {
     ahead: Mutex<Ahead>,
     /// Packing takes a core each: as many at once as there are cores.
     slots: Semaphore,
+    /// Held while a file and its row are brought in step, so that neither goes while the other comes.
+    settling: tokio::sync::Mutex<()>,
     work: Notify,
+    /// Something was packed.
+    stored: Notify,
 }
 
 impl Packer {
@@ -106,7 +112,9 @@ impl Packer {
             damaged: Mutex::default(),
             ahead: Mutex::default(),
             slots: Semaphore::new(cores),
+            settling: tokio::sync::Mutex::default(),
             work: Notify::new(),
+            stored: Notify::new(),
         }))
     }
 
@@ -139,11 +147,15 @@ impl Packer {
     /// # Errors
     /// When the index or the NAR store fails, or it can neither be packed nor fetched.
     pub async fn open(&self, served: &mut Served) -> Result<Nar, Error> {
+        self.0.index.uses().note(served.row.nar_hash);
         let mut nar = self.start(served.row.clone())?;
-        if let (Nar::Growing(_), Some(lost)) = (&nar, served.packed) {
-            tracing::warn!(nar = %lost.nar_hash, "its file is gone; it is packed or fetched again");
-            self.0.index.forget_packed(lost.nar_hash).await?;
+        if let Some(packed) = served.packed
+            && let Some(flaw) = Flaw::at_sight(&nar, &packed)
+        {
+            tracing::warn!(nar = %packed.nar_hash, fault = %flaw.fault, "it is packed or fetched again");
+            self.repair(flaw).await?;
             served.packed = None;
+            nar = self.start(served.row.clone())?;
         }
         if let (Nar::Stored(stored), None) = (&nar, served.packed) {
             // A run was interrupted between the file and its row, or the row is just being written.
@@ -187,6 +199,11 @@ impl Packer {
         let mut damaged = self.0.damaged.lock().unwrap_or_else(PoisonError::into_inner);
         damaged.retain(|_, since| since.elapsed() < DAMAGED_FOR);
         damaged.contains_key(&nar)
+    }
+
+    /// Resolves once something was packed since this resolved last.
+    pub async fn stored(&self) {
+        self.0.stored.notified().await;
     }
 
     /// Tells the background packer that there is something new to pack.
@@ -286,7 +303,7 @@ impl Inner {
             }
         };
         let Some(Packed { file_hash, file_size }) = brought else { return };
-        match self.index.record_packed(NarRow { nar_hash: nar, file_hash, file_size }).await {
+        match self.record(NarRow { nar_hash: nar, file_hash, file_size }).await {
             Ok(()) => self.let_go(&path, nar).await,
             Err(error) => {
                 tracing::error!(%path, error = &error as &dyn std::error::Error, "packed, but not recorded");
@@ -356,20 +373,6 @@ impl Inner {
                 tracing::error!(%path, error, "it stays promised until the next request");
             }
         }
-    }
-
-    /// The file is there though its row is not: a run was interrupted between the two. False when it must be tried again.
-    async fn record_found(&self, nar: NarHash, stored: Stored) -> bool {
-        let measured = tokio::task::spawn_blocking(move || stored.measure()).await;
-        let Ok(Ok(packed)) = measured else { return false };
-        let row = NarRow { nar_hash: nar, file_hash: packed.file_hash, file_size: packed.file_size };
-        if self.index.record_packed(row).await.is_err() {
-            return false;
-        }
-        if let Ok(Some(row)) = self.index.path_with_nar(nar).await {
-            self.let_go(&row.path, nar).await;
-        }
-        true
     }
 
     /// Removes the roots of every path that has this NAR: `path`, and those with equal contents.

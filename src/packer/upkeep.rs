@@ -1,0 +1,226 @@
+//! Files and rows in step: a file without a row is verified and gets one, a row whose file is lost or wrong goes with it, and a
+//! file that is nobody's goes. Must never remove a file that has come in the place of the one that was judged.
+
+use std::collections::HashSet;
+use std::sync::{Arc, PoisonError};
+
+use narinfo::NarHash;
+
+use super::{Error, Inner, Nar, Packer};
+use crate::causes::with_causes;
+use crate::growing::blocking;
+use crate::index::{self, NarRow};
+use crate::nar_store::{Expected, PackError, Packed, Stored};
+
+/// What is wrong with a packed NAR.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// There is no file.
+    #[error("its file is missing")]
+    Missing,
+    /// It was cut short, or something was added.
+    #[error("its file has {found} bytes, and {recorded} are on record")]
+    Size {
+        /// Bytes that it has.
+        found: u64,
+        /// Bytes that its row has.
+        recorded: u64,
+    },
+    /// It was verified, and is not what it must be.
+    #[error("its file is damaged")]
+    Damaged(#[source] PackError),
+    /// It holds the right NAR, but is not the file that narinfos tell of.
+    #[error("its file is another one than is on record")]
+    Another,
+}
+
+/// A packed NAR that cannot be served as it is.
+#[derive(Debug)]
+pub struct Flaw {
+    /// What is wrong.
+    pub fault: Fault,
+    row: NarRow,
+    /// The file that was judged.
+    seen: Option<Stored>,
+}
+
+impl Flaw {
+    /// What can be seen of a NAR that is about to be sent.
+    pub(super) fn at_sight(nar: &Nar, row: &NarRow) -> Option<Self> {
+        match nar {
+            Nar::Growing(_) => Some(Self { fault: Fault::Missing, row: *row, seen: None }),
+            Nar::Stored(stored) => Self::of_size(stored, row),
+        }
+    }
+
+    fn of_size(stored: &Stored, row: &NarRow) -> Option<Self> {
+        let (found, recorded) = (stored.bytes(), row.file_size);
+        let fault = Fault::Size { found, recorded };
+        (found != recorded).then(|| Self { fault, row: *row, seen: Some(stored.clone()) })
+    }
+}
+
+impl Packer {
+    /// Whether the file of a packed NAR is there and has its size; all of it is read and verified where that is wished.
+    ///
+    /// # Errors
+    /// When the index fails, or the file cannot be opened.
+    pub async fn inspect(&self, row: &NarRow, verify: bool) -> Result<Option<Flaw>, Error> {
+        let Some(stored) = self.0.nars.get(row.nar_hash).map_err(Error::Store)? else {
+            return Ok(Some(Flaw { fault: Fault::Missing, row: *row, seen: None }));
+        };
+        let flaw = Flaw::of_size(&stored, row);
+        if flaw.is_some() || !verify {
+            return Ok(flaw);
+        }
+        // What no path has any more is nothing to anybody.
+        let Some(path) = self.0.index.path_with_nar(row.nar_hash).await? else { return Ok(None) };
+        let expected = Expected { hash: path.nar_hash, bytes: path.nar_size };
+        let fault = match self.0.verify(stored.clone(), expected).await {
+            Ok(packed) if packed.file_hash == row.file_hash => return Ok(None),
+            Ok(_) => Fault::Another,
+            Err(error) => Fault::Damaged(error),
+        };
+        Ok(Some(Flaw { fault, row: *row, seen: Some(stored) }))
+    }
+
+    /// Removes what is wrong, unless something else has taken its place by now: the NAR is packed or fetched again, or its
+    /// paths are found not to be had.
+    ///
+    /// # Errors
+    /// When the index or the NAR store fails.
+    pub async fn repair(&self, flaw: Flaw) -> Result<(), Error> {
+        self.0.lose(flaw.row.nar_hash, Some(flaw.row), flaw.seen.as_ref()).await?;
+        self.wake();
+        Ok(())
+    }
+
+    /// An answer was cut because the file of this NAR could not be read to its end: it is verified, and repaired where it is
+    /// to blame.
+    pub fn suspect(&self, nar: NarHash) {
+        let packer = self.clone();
+        tokio::spawn(async move {
+            let judged = async {
+                let Some(row) = packer.0.index.packed(nar).await? else { return Ok(()) };
+                let Some(flaw) = packer.inspect(&row, true).await? else { return Ok(()) };
+                let fault = with_causes(&flaw.fault);
+                tracing::error!(%nar, fault, "what is stored cannot be served; it is packed or fetched again");
+                packer.repair(flaw).await
+            };
+            if let Err(error) = judged.await {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(%nar, error, "what is stored may be damaged, and could not be looked at");
+            }
+        });
+    }
+
+    /// Removes the file of a NAR that is not packed (any more), unless it has come again or is just coming. Whether it did.
+    ///
+    /// # Errors
+    /// When the index or the NAR store fails.
+    pub async fn discard(&self, nar: NarHash) -> Result<bool, Error> {
+        let _settling = self.0.settling.lock().await;
+        if self.0.index.packed(nar).await?.is_some() {
+            return Ok(false);
+        }
+        let inner = Arc::clone(&self.0);
+        let removed = blocking(move || {
+            // Under the lock: one that is just coming may have its final name already.
+            let under_way = inner.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+            if under_way.contains_key(&nar) { Ok(false) } else { inner.nars.remove(nar) }
+        });
+        removed.await.map_err(Error::Store)
+    }
+
+    /// The files that are on nobody's record and of no use to a served path: an eviction that was interrupted leaves such
+    /// behind, or the loss of the index. One that a served path has is put on record instead.
+    ///
+    /// # Errors
+    /// When the index fails, or the NAR store cannot be read.
+    pub async fn orphans(&self) -> Result<Vec<NarHash>, Error> {
+        let nars = self.0.nars.clone();
+        let files = blocking(move || nars.files()).await.map_err(Error::Store)?;
+        let recorded: HashSet<NarHash> =
+            self.0.index.nars().await?.into_iter().map(|row| row.nar_hash).collect();
+        let mut orphans = Vec::new();
+        for nar in files.into_iter().filter(|nar| !recorded.contains(nar)) {
+            match (self.0.index.path_with_nar(nar).await?, self.0.nars.get(nar).map_err(Error::Store)?) {
+                (Some(_), Some(stored)) => drop(self.0.record_found(nar, stored).await),
+                (None, Some(_)) => orphans.push(nar),
+                (_, None) => {}
+            }
+        }
+        Ok(orphans)
+    }
+}
+
+impl Inner {
+    /// Records what is packed. Its file is durable under its final name.
+    pub(super) async fn record(&self, row: NarRow) -> Result<(), index::Error> {
+        let _settling = self.settling.lock().await;
+        self.index.record_packed(row).await?;
+        self.stored.notify_one();
+        Ok(())
+    }
+
+    /// The file is there though its row is not: a run was interrupted between the two. False when it must be tried again.
+    pub(super) async fn record_found(&self, nar: NarHash, stored: Stored) -> bool {
+        let found = async {
+            let Some(path) = self.index.path_with_nar(nar).await? else { return Ok(true) };
+            let expected = Expected { hash: nar, bytes: path.nar_size };
+            let Packed { file_hash, file_size } = match self.verify(stored.clone(), expected).await {
+                Ok(packed) => packed,
+                Err(error) => {
+                    let error = with_causes(&error);
+                    tracing::warn!(%nar, error, "a file that is not on record is not what it must be, and goes");
+                    self.lose(nar, None, Some(&stored)).await?;
+                    return Ok(false);
+                }
+            };
+            {
+                let _settling = self.settling.lock().await;
+                if !self.is_in_place(nar, Some(&stored))? {
+                    return Ok(false);
+                }
+                self.index.record_packed(NarRow { nar_hash: nar, file_hash, file_size }).await?;
+            }
+            self.stored.notify_one();
+            self.let_go(&path.path, nar).await;
+            Ok::<_, Error>(true)
+        };
+        found.await.unwrap_or_else(|error| {
+            tracing::error!(%nar, error = &error as &dyn std::error::Error, "a NAR that is stored was not recorded");
+            false
+        })
+    }
+
+    /// Removes a file and its row, if both are those that were judged. The file first: one that is wrong must not be found
+    /// without a row and taken for what an interrupted run left behind.
+    async fn lose(&self, nar: NarHash, row: Option<NarRow>, seen: Option<&Stored>) -> Result<(), Error> {
+        let _settling = self.settling.lock().await;
+        if self.index.packed(nar).await? != row || !self.is_in_place(nar, seen)? {
+            return Ok(());
+        }
+        let nars = self.nars.clone();
+        blocking(move || nars.remove(nar)).await.map_err(Error::Store)?;
+        Ok(self.index.forget_packed(nar).await?)
+    }
+
+    /// Whether the file of a NAR is this one; `None` is that there is none.
+    fn is_in_place(&self, nar: NarHash, seen: Option<&Stored>) -> Result<bool, Error> {
+        let now = self.nars.get(nar).map_err(Error::Store)?;
+        match (now, seen) {
+            (Some(now), Some(seen)) => now.is(seen).map_err(Error::Store),
+            (now, seen) => Ok(now.is_none() && seen.is_none()),
+        }
+    }
+
+    /// Reads and verifies all of a file, as many at once as there are cores.
+    async fn verify(&self, stored: Stored, expected: Expected) -> Result<Packed, PackError> {
+        // The semaphore is never closed.
+        let _slot =
+            self.slots.acquire().await.map_err(|closed| PackError::Stored(std::io::Error::other(closed)))?;
+        let verified = tokio::task::spawn_blocking(move || stored.verify(expected)).await;
+        verified.unwrap_or_else(|panicked| Err(PackError::Stored(std::io::Error::other(panicked))))
+    }
+}
