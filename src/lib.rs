@@ -17,6 +17,7 @@ pub mod catalogue;
 
 pub mod adopt;
 pub mod compare;
+pub mod keep;
 pub mod packer;
 pub mod roots;
 

@@ -19,12 +19,13 @@ use crate::catalogue::{Catalogue, Names, Refresher};
 use crate::compare::Comparer;
 use crate::http::{Door, Parts, Service};
 use crate::index::{self, Index};
+use crate::keep::Keeper;
 use crate::nar_store::NarStore;
 use crate::packer::Packer;
 use crate::roots::Roots;
 use crate::substitute::Substitute;
 use crate::upstream::Upstreams;
-use crate::{build, catalogue, doctor, http, key, nar_store, nix, substitute, upstream};
+use crate::{build, catalogue, doctor, http, keep, key, nar_store, nix, substitute, upstream};
 
 /// The control socket's name in the state directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
@@ -58,6 +59,8 @@ pub struct Settings {
     pub logs: build::LogSettings,
     /// How NARs are stored.
     pub nar_store: nar_store::Settings,
+    /// How much of them is kept.
+    pub keep: keep::Settings,
     /// How the cache presents itself.
     pub http: http::Settings,
 }
@@ -110,6 +113,8 @@ pub struct Server {
     doors: Vec<Door>,
     worker: Worker,
     packer: Packer,
+    keeper: Keeper,
+    index: Index,
     comparer: Comparer,
     refresher: Refresher,
     stop: watch::Sender<bool>,
@@ -177,6 +182,7 @@ impl Server {
         let names = upstreams.names().map(|(name, redirect)| (name.to_owned(), redirect));
         index.keep_upstreams(names.collect()).await?;
         let packer = Packer::new(index.clone(), nars, roots.clone(), upstreams.clone(), store_dir.clone());
+        let keeper = Keeper::new(index.clone(), packer.clone(), store_dir.clone(), settings.keep);
         let adopter = Adopter {
             pool: pool.clone(),
             index: index.clone(),
@@ -225,12 +231,13 @@ impl Server {
         let parts = Parts {
             substitute,
             packer: packer.clone(),
+            keeper: keeper.clone(),
             logs,
             builds,
             names: Names { catalogue: catalogue.clone(), index: index.clone(), store_dir: store_dir.clone() },
             catalogue,
             upstreams,
-            index,
+            index: index.clone(),
             pool,
             store_dir,
             public_key: public_key.clone(),
@@ -250,6 +257,8 @@ impl Server {
             doors,
             worker,
             packer,
+            keeper,
+            index,
             comparer,
             refresher,
             stop,
@@ -267,6 +276,7 @@ impl Server {
     pub async fn run(self, until: impl Future<Output = ()>) -> Result<(), Error> {
         let mut worker = tokio::spawn(self.worker.run());
         let mut packer = tokio::spawn(self.packer.run());
+        let mut keeper = tokio::spawn(self.keeper.run());
         let comparing = tokio::spawn(self.comparer.run());
         let mut refresher = tokio::spawn(self.refresher.run());
         let serving = http::serve(self.doors, self.service);
@@ -281,13 +291,19 @@ impl Server {
             () = stopping => Ok(()),
             _ = &mut worker => Err(Error::Stopped("the part that builds")),
             _ = &mut packer => Err(Error::Stopped("the part that packs NARs")),
+            _ = &mut keeper => Err(Error::Stopped("the part that keeps the NAR store within its limit")),
             _ = &mut refresher => Err(Error::Stopped("the part that refreshes package sets")),
         };
         // The running build ends with its connection to the daemon; whoever waits for it asks again.
         worker.abort();
         packer.abort();
+        keeper.abort();
         comparing.abort();
         refresher.abort();
+        if let Err(error) = self.index.write_uses().await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "what was used in the last minute is not on record");
+        }
         let _ = fs::remove_file(&self.control);
         ended
     }

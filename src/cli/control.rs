@@ -1,6 +1,7 @@
 //! Talks to a running server over its control socket, in the same HTTP as everyone else.
 
 use std::path::Path;
+use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -21,26 +22,41 @@ pub(super) fn get(state_dir: &Path, path: &str) -> anyhow::Result<String> {
     super::runtime()?.block_on(async { whole(ask(state_dir, Method::GET, path).await?).await })
 }
 
-/// Tells each line of the answer to `POST path` from the server of `state_dir`, as it comes.
-pub(super) fn post(state_dir: &Path, path: &str, mut tell: impl FnMut(&str)) -> anyhow::Result<()> {
+/// How something is done.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Do {
+    Post,
+    Delete,
+}
+
+/// Has the server of `state_dir` do something, and prints each line about it as it comes. Fails when one says so; the server
+/// goes on whether or not somebody looks.
+pub(super) fn follow(what: Do, state_dir: &Path, path: &str) -> anyhow::Result<ExitCode> {
+    let method = match what {
+        Do::Post => Method::POST,
+        Do::Delete => Method::DELETE,
+    };
     super::runtime()?.block_on(async {
-        let mut response = ask(state_dir, Method::POST, path).await?;
+        let mut response = ask(state_dir, method, path).await?;
         if !response.status().is_success() {
-            return whole(response).await.map(drop);
+            return whole(response).await.map(|_| ExitCode::FAILURE);
         }
-        let mut line = Vec::new();
+        let (mut ended, mut line) = (ExitCode::SUCCESS, Vec::new());
         while let Some(frame) = response.frame().await {
             let frame = frame.context("the answer was cut: has the server stopped?")?;
             for byte in frame.data_ref().into_iter().flatten() {
                 if *byte == b'\n' {
-                    tell(&String::from_utf8_lossy(&line));
+                    if line.starts_with(b"failed:") {
+                        ended = ExitCode::FAILURE;
+                    }
+                    println!("{}", String::from_utf8_lossy(&line));
                     line.clear();
                 } else if line.len() < ANSWER_BYTES_MAX {
                     line.push(*byte);
                 }
             }
         }
-        Ok(())
+        Ok(ended)
     })
 }
 

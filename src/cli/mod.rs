@@ -1,7 +1,8 @@
-//! The command line: `ondine serve`, `key show`, `check-config`, `status`, `refresh` and `try`.
+//! The command line: `ondine serve`, `key show`, `check-config`, `status`, `refresh`, `pin`, `unpin`, `gc`, `fsck` and `try`.
 //! Output meant for people and scripts goes to stdout, the log to stderr.
 
 mod control;
+mod keep;
 mod try_out;
 
 use std::path::{Path, PathBuf};
@@ -44,6 +45,14 @@ enum Command {
         #[command(flatten)]
         state_dir: StateDir,
     },
+    /// Hold a path and its closure in the NAR store of a running server however long nobody uses it, or list what is held.
+    Pin(keep::Pin),
+    /// Take a pin back.
+    Unpin(keep::Unpin),
+    /// Have a running server evict what is above its limit, and remove files that are on nobody's record.
+    Gc(keep::Gc),
+    /// Have a running server check its NARs against its files; fails when something is wrong and not repaired.
+    Fsck(keep::Fsck),
     /// See it work: a throw-away store, a server, a derivation nobody has built, and a stock client that gets it.
     Try(try_out::Try),
 }
@@ -93,6 +102,10 @@ impl Cli {
             Command::CheckConfig { file } => check_config(&file)?,
             Command::Status(state_dir) => print!("{}", control::get(&state_dir.path()?, "/api/v1/status")?),
             Command::Refresh { name, state_dir } => return refresh(name.as_deref(), &state_dir.path()?),
+            Command::Pin(pin) => return pin.run(),
+            Command::Unpin(unpin) => return unpin.run(),
+            Command::Gc(gc) => return gc.run(),
+            Command::Fsck(fsck) => return fsck.run(),
             Command::Try(try_out) => try_out.run()?,
         }
         Ok(ExitCode::SUCCESS)
@@ -113,19 +126,13 @@ impl Serve {
     }
 }
 
-/// Fails when a refresh does; the server goes on with it whether or not somebody looks.
 fn refresh(name: Option<&str>, state_dir: &Path) -> anyhow::Result<ExitCode> {
     let path = match name.map(SetName::new) {
         None => "/api/v1/catalogue".to_owned(),
         Some(Some(name)) => format!("/api/v1/catalogue/{name}"),
         Some(None) => anyhow::bail!("a package set has no such name"),
     };
-    let mut well = true;
-    control::post(state_dir, &path, |line| {
-        well &= !line.starts_with("failed:");
-        println!("{line}");
-    })?;
-    Ok(if well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    control::follow(control::Do::Post, state_dir, &path)
 }
 
 /// What a new admin needs next: where it is, and what goes into nix.conf.

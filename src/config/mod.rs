@@ -151,6 +151,14 @@ pub struct Written {
     #[arg(long, env = "ONDINE_WANT_MASS_QUERY", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     #[serde(alias = "want_mass_query")]
     want_mass_query: Option<bool>,
+    /// Bytes of all stored NARs together; those used longest ago are evicted, and had anew when asked for; 0 is no limit [default: 0]
+    #[arg(long, env = "ONDINE_MAX_NARS_BYTES", value_name = "BYTES")]
+    #[serde(alias = "max_nars_bytes")]
+    max_nars_bytes: Option<u64>,
+    /// How long after its last use nothing is evicted, whatever the limit [default: 10m]
+    #[arg(long, env = "ONDINE_KEEP_USED", value_name = "DURATION", value_parser = duration)]
+    #[serde(alias = "keep_used", default, deserialize_with = "written_duration")]
+    keep_used: Option<Duration>,
     /// zstd level of stored NARs, 1 (fast) to 19 (small) [default: 3]
     #[arg(long, env = "ONDINE_ZSTD_LEVEL", value_name = "LEVEL")]
     #[serde(alias = "zstd_level")]
@@ -266,6 +274,8 @@ impl Written {
             remember_passing: self.remember_passing.or(other.remember_passing),
             priority: self.priority.or(other.priority),
             want_mass_query: self.want_mass_query.or(other.want_mass_query),
+            max_nars_bytes: self.max_nars_bytes.or(other.max_nars_bytes),
+            keep_used: self.keep_used.or(other.keep_used),
             zstd_level: self.zstd_level.or(other.zstd_level),
             drain: self.drain.or(other.drain),
         }

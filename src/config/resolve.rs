@@ -12,7 +12,7 @@ use crate::build::prebuild::allowance::{Allowance, Hours};
 use crate::serve::Settings;
 use crate::substitute::Source;
 use crate::upstream::CacheSettings;
-use crate::{build, http, nar_store, nix, substitute};
+use crate::{build, http, keep, nar_store, nix, substitute};
 
 /// Most of what is pre-built is never asked for.
 const PREBUILD_SECONDS_DEFAULT: u64 = 7_200;
@@ -46,6 +46,10 @@ impl Written {
         within("drain", drain, seconds(0), seconds(3600), "0s to 1h")?;
         let zstd_level = self.zstd_level.unwrap_or(3);
         within_numbers("zstd-level", zstd_level.into(), 1, 19, "1 to 19")?;
+        let keep_used = self.keep_used.unwrap_or(seconds(600));
+        within("keep-used", keep_used, seconds(0), seconds(7 * 24 * 3600), "0s to 7d")?;
+        let max_bytes = self.max_nars_bytes.filter(|bytes| *bytes > 0);
+        let keep = keep::Settings { max_bytes, keep_used };
         let listen = self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
         let build_from = self.build_from.unwrap_or_else(|| vec![Source::Store, Source::Catalogue]);
         let written = self.upstream.unwrap_or_default();
@@ -84,6 +88,7 @@ impl Written {
             build,
             logs,
             nar_store: nar_store::Settings { zstd_level },
+            keep,
             http: http::Settings {
                 hold,
                 keep_alive,

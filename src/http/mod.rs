@@ -5,7 +5,9 @@ mod answer;
 mod api;
 mod by_name;
 mod catalogue;
+mod control;
 mod info;
+mod keeping;
 mod log;
 mod nar;
 mod narinfo;
@@ -27,6 +29,7 @@ use tokio::sync::watch;
 use crate::build::{Builds, Logs};
 use crate::catalogue::{Catalogue, Names};
 use crate::index::Index;
+use crate::keep::Keeper;
 use crate::nix::Pool;
 use crate::packer::Packer;
 use crate::substitute::{OnMiss, Substitute};
@@ -56,6 +59,8 @@ pub struct Parts {
     pub substitute: Substitute,
     /// NARs.
     pub packer: Packer,
+    /// What is kept of them.
+    pub keeper: Keeper,
     /// Build logs.
     pub logs: Logs,
     /// The queue.
@@ -124,13 +129,7 @@ impl Service {
             hyper::Method::GET => Method::Get,
             hyper::Method::HEAD => Method::Head,
             // Who comes from nowhere comes through the control socket.
-            hyper::Method::POST if client.is_none() => {
-                return now(match Target::parse(request.uri().path(), None).map(|target| target.route) {
-                    Some(Route::Sets) => catalogue::refresh(&self, None),
-                    Some(Route::Set(name)) => catalogue::refresh(&self, Some(name)),
-                    _ => answer::method_not_allowed(),
-                });
-            }
+            _ if client.is_none() => return control::answer(self, request.method(), request.uri()),
             _ => return now(answer::method_not_allowed()),
         };
         let Some(Target { route, cached }) = Target::parse(request.uri().path(), request.uri().query())
@@ -172,6 +171,7 @@ impl Service {
                 drop(request);
                 Box::pin(async move { by_name::download(&self, &name, on_miss).await })
             }
+            Route::Pins => Box::pin(async move { keeping::pins(&self).await }),
             Route::Metrics => now(api::metrics(&self)),
         }
     }

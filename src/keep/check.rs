@@ -1,0 +1,130 @@
+//! The check of what is stored: each packed NAR against its file, and all of the file against its hashes where that is wished;
+//! then the files that are on nobody's record. It runs beside everything else, and is told of line by line.
+
+use std::fmt::Display;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+
+use super::{Error, Keeper, Size};
+use crate::causes::with_causes;
+use crate::index::NarRow;
+
+/// Lines that wait to be read.
+const LINES_MAX: usize = 16;
+/// The time between two lines that tell how far it has come.
+const PROGRESS: Duration = Duration::from_secs(10);
+
+/// How to check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// Whether all files are read, and not only looked for.
+    pub verify: bool,
+    /// Whether what is wrong is put right.
+    pub repair: bool,
+}
+
+/// Why it ends before its last line.
+enum End {
+    /// Nobody reads the lines any more.
+    Left,
+    Failed(Error),
+}
+
+impl<E: Into<Error>> From<E> for End {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+/// A check under way.
+struct Run {
+    keeper: Keeper,
+    check: Check,
+    lines: mpsc::Sender<String>,
+    told_at: Instant,
+    found: u64,
+}
+
+impl Keeper {
+    /// Begins to check, and gives the lines about it. The last one begins with `sound`, `repaired` or `failed`. It ends early
+    /// when nobody reads them.
+    #[must_use]
+    pub fn check(&self, check: Check) -> mpsc::Receiver<String> {
+        let (lines, reading) = mpsc::channel(LINES_MAX);
+        let run = Run { keeper: self.clone(), check, lines, told_at: Instant::now(), found: 0 };
+        tokio::spawn(run.run());
+        reading
+    }
+}
+
+impl Run {
+    async fn run(mut self) {
+        let last = match self.all().await {
+            Ok(last) => last,
+            Err(End::Left) => return,
+            Err(End::Failed(error)) => format!("failed: {}", with_causes(&error)),
+        };
+        // Whoever leaves now has read all the rest.
+        let _ = self.say(last).await;
+    }
+
+    async fn all(&mut self) -> Result<String, End> {
+        let rows = self.keeper.0.index.nars().await?;
+        let bytes: u64 = rows.iter().map(|row| row.file_size).sum();
+        let mut bytes_done = 0;
+        for (done, row) in rows.iter().enumerate() {
+            if self.told_at.elapsed() >= PROGRESS {
+                self.told_at = Instant::now();
+                let (done_of, bytes_of) = (Size(bytes_done), Size(bytes));
+                self.say(format!("checked: {done} of {} NARs, {done_of} of {bytes_of}", rows.len())).await?;
+            }
+            self.one(row).await?;
+            bytes_done += row.file_size;
+        }
+        for nar in self.keeper.0.packer.orphans().await? {
+            // One that does not go has come to be somebody's.
+            if !self.check.repair || self.keeper.0.packer.discard(nar).await? {
+                self.tell(&nar, "its file is on nobody's record").await?;
+            }
+        }
+        let how = if self.check.verify { "read and verified" } else { "looked for, and not read (--verify)" };
+        let all = format!("{} NARs, {}, {how}", rows.len(), Size(bytes));
+        Ok(match (self.found, self.check.repair) {
+            (0, _) => format!("sound: {all}"),
+            (found, true) => format!(
+                "repaired: {found} wrong of {all}; what is lost is packed or fetched again, or built when it is asked for"
+            ),
+            (found, false) => format!("failed: {found} wrong of {all}; --repair puts them right"),
+        })
+    }
+
+    async fn one(&mut self, row: &NarRow) -> Result<(), End> {
+        let (index, packer) = (self.keeper.0.index.clone(), self.keeper.0.packer.clone());
+        let Some(flaw) = packer.inspect(row, self.check.verify).await? else { return Ok(()) };
+        if index.packed(row.nar_hash).await? != Some(*row) {
+            // It was evicted or put right meanwhile.
+            return Ok(());
+        }
+        let path = index.path_with_nar(row.nar_hash).await?;
+        let fault = with_causes(&flaw.fault);
+        if self.check.repair {
+            packer.repair(flaw).await?;
+        }
+        match path {
+            Some(row) => self.tell(&row.path, &fault).await,
+            None => self.tell(&row.nar_hash, &fault).await,
+        }
+    }
+
+    /// Something was wrong with `what`, and is put right by now where that is wished.
+    async fn tell(&mut self, what: &(dyn Display + Sync), fault: &str) -> Result<(), End> {
+        self.found += 1;
+        let line = format!("{}: {what}: {fault}", if self.check.repair { "put right" } else { "wrong" });
+        self.say(line).await
+    }
+
+    async fn say(&self, line: String) -> Result<(), End> {
+        self.lines.send(line).await.map_err(|_| End::Left)
+    }
+}

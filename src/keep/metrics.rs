@@ -1,0 +1,71 @@
+//! The NAR store and what goes from it, in numbers for Prometheus.
+
+use prometheus_client::encoding::text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::policy::Outcome;
+
+/// The numbers of one server.
+pub(super) struct Metrics {
+    registry: Registry,
+    bytes: Gauge,
+    above_limit: Gauge,
+    pins: Gauge,
+    evicted_nars: Counter,
+    evicted_bytes: Counter,
+}
+
+impl Metrics {
+    pub(super) fn new(max_bytes: Option<u64>) -> Self {
+        let mut registry = Registry::with_prefix("ondine");
+        let mut gauge = |name: &str, help: &str| {
+            let gauge: Gauge = Gauge::default();
+            registry.register_with_unit(name, help, Unit::Bytes, gauge.clone());
+            gauge
+        };
+        let bytes = gauge("nar_store", "Files in the NAR store");
+        let above_limit = gauge(
+            "nar_store_above_limit",
+            "What is above the limit of the NAR store, and stays for now because all is pinned or was used lately",
+        );
+        if let Some(max_bytes) = max_bytes {
+            set(&gauge("nar_store_limit", "The limit of the NAR store"), max_bytes);
+        }
+        let (pins, evicted_nars, evicted_bytes): (Gauge, Counter, Counter) = Default::default();
+        registry.register("pins", "Pins", pins.clone());
+        registry.register("evicted_nars", "NARs that were evicted from the NAR store", evicted_nars.clone());
+        let help = "Files of NARs that were evicted from the NAR store";
+        registry.register_with_unit("evicted", help, Unit::Bytes, evicted_bytes.clone());
+        Self { registry, bytes, above_limit, pins, evicted_nars, evicted_bytes }
+    }
+
+    pub(super) fn bytes(&self, bytes: u64) {
+        set(&self.bytes, bytes);
+    }
+
+    pub(super) fn pins(&self, pins: u64) {
+        set(&self.pins, pins);
+    }
+
+    pub(super) fn above_limit(&self, bytes: u64) {
+        set(&self.above_limit, bytes);
+    }
+
+    pub(super) fn evicted(&self, outcome: &Outcome) {
+        self.evicted_nars.inc_by(outcome.gone.len() as u64);
+        self.evicted_bytes.inc_by(outcome.gone_bytes());
+        set(&self.bytes, outcome.kept_bytes);
+    }
+
+    /// All of it in the OpenMetrics text format, without its end.
+    pub(super) fn write(&self, out: &mut String) {
+        // Writing to a string does not fail.
+        let _ = text::encode_registry(out, &self.registry);
+    }
+}
+
+fn set(gauge: &Gauge, value: u64) {
+    gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+}

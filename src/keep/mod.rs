@@ -1,0 +1,233 @@
+//! Keeping: the NAR store within its limit, what is pinned, and what is stored as it should be. Evicts what was used longest
+//! ago once there is too much, never what was used lately or is pinned, nor what those refer to.
+//! Must never remove a file whose row is still there.
+
+mod check;
+mod metrics;
+mod pins;
+mod policy;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use narinfo::StoreDir;
+use tokio::time::MissedTickBehavior;
+
+use crate::index::{self, Index};
+use crate::packer::{self, Packer};
+pub use check::Check;
+use metrics::Metrics;
+pub use pins::{PinError, Pinned, Pinning};
+use policy::Bounds;
+pub use policy::{Gone, Outcome};
+
+/// What is packed within this time is looked at together.
+const GATHERED_FOR: Duration = Duration::from_secs(1);
+/// Uses are written down, and what could not go is tried again, at least and at most so often; in between, once in the time
+/// for which what is used stays.
+const ROUND: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// Uses are on record to the second.
+const RECORDED_WITHIN: Duration = Duration::from_secs(1);
+
+/// How much is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Bytes of all files in the NAR store; `None` is no limit.
+    pub max_bytes: Option<u64>,
+    /// So long after its last use nothing is evicted: a client that was told of a path gets it, and all that it refers to.
+    pub keep_used: Duration,
+}
+
+/// Why nothing could be evicted or collected.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The index failed.
+    #[error("the index cannot be read or written")]
+    Index(#[from] index::Error),
+    /// A file could not be looked at or removed.
+    #[error("the NAR store cannot be tidied")]
+    Files(#[from] packer::Error),
+}
+
+/// What a collection came to, or would come to.
+#[derive(Clone, Debug)]
+pub struct Collected {
+    /// Whether it was only to be shown.
+    pub dry_run: bool,
+    /// The limit in bytes that was kept to.
+    pub max_bytes: Option<u64>,
+    /// What goes, and what stays.
+    pub outcome: Outcome,
+    /// Files that are on nobody's record.
+    pub orphans: usize,
+}
+
+/// Keeps; clones share it.
+#[derive(Clone)]
+pub struct Keeper(Arc<Inner>);
+
+struct Inner {
+    index: Index,
+    packer: Packer,
+    store_dir: StoreDir,
+    settings: Settings,
+    metrics: Metrics,
+    /// Whether the store is above its limit and nothing in it can go now.
+    held_back: AtomicBool,
+}
+
+impl Keeper {
+    /// Puts the parts together; nothing runs yet.
+    #[must_use]
+    pub fn new(index: Index, packer: Packer, store_dir: StoreDir, settings: Settings) -> Self {
+        let metrics = Metrics::new(settings.max_bytes);
+        let held_back = AtomicBool::new(false);
+        Self(Arc::new(Inner { index, packer, store_dir, settings, metrics, held_back }))
+    }
+
+    /// Writes uses down and keeps the NAR store within its limit, for as long as the server runs.
+    pub async fn run(self) {
+        let mut rounds = tokio::time::interval(self.0.settings.keep_used.clamp(ROUND.0, ROUND.1));
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let kept = tokio::select! {
+                () = self.0.packer.stored() => {
+                    tokio::time::sleep(GATHERED_FOR).await;
+                    // What could not go a moment ago cannot go yet.
+                    if self.0.held_back.load(Ordering::Relaxed) { Ok(()) } else { self.keep_within_limit().await }
+                }
+                _ = rounds.tick() => self.round().await,
+            };
+            if let Err(error) = kept {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, "the NAR store cannot be kept within its limit; it is tried again");
+            }
+        }
+    }
+
+    async fn round(&self) -> Result<(), Error> {
+        self.0.index.write_uses().await?;
+        self.keep_within_limit().await
+    }
+
+    async fn keep_within_limit(&self) -> Result<(), Error> {
+        let bytes = self.measure().await?;
+        let Some(max_bytes) = self.0.settings.max_bytes else { return Ok(()) };
+        let above = match bytes > max_bytes {
+            true => self.evict(Some(max_bytes)).await?.kept_bytes.saturating_sub(max_bytes),
+            false => 0,
+        };
+        self.0.metrics.above_limit(above);
+        if !self.0.held_back.swap(above > 0, Ordering::Relaxed) && above > 0 {
+            tracing::warn!(
+                max_bytes,
+                above,
+                "the NAR store is above its limit: all in it is pinned, was used lately, or belongs to the closure of such"
+            );
+        }
+        Ok(())
+    }
+
+    /// Bytes in the NAR store.
+    async fn measure(&self) -> Result<u64, Error> {
+        let bytes = self.0.index.nar_bytes().await?;
+        self.0.metrics.bytes(bytes);
+        self.0.metrics.pins(self.0.index.pin_count().await?);
+        Ok(bytes)
+    }
+
+    async fn evict(&self, max_bytes: Option<u64>) -> Result<Outcome, Error> {
+        let bounds = self.bounds(max_bytes);
+        let (loss, outcome) = self.0.index.lose(move |holdings| policy::choose(holdings, &bounds)).await?;
+        if !loss.nars.is_empty() {
+            let (nars, bytes, paths) = (loss.nars.len(), outcome.gone_bytes(), loss.paths.len());
+            tracing::info!(nars, bytes, paths, kept_bytes = outcome.kept_bytes, "evicted from the NAR store");
+        }
+        self.0.metrics.evicted(&outcome);
+        for nar in loss.nars {
+            self.0.packer.discard(nar).await?;
+        }
+        Ok(outcome)
+    }
+
+    fn bounds(&self, max_bytes: Option<u64>) -> Bounds {
+        let used_since = SystemTime::now().checked_sub(self.0.settings.keep_used + RECORDED_WITHIN);
+        Bounds { max_bytes, used_since: used_since.unwrap_or(SystemTime::UNIX_EPOCH) }
+    }
+
+    /// Evicts what is above `max_bytes`, or above the limit of the settings, and removes the files that are on nobody's
+    /// record; or tells only what that would be.
+    ///
+    /// # Errors
+    /// When the index fails or a file cannot be removed.
+    pub async fn collect(&self, max_bytes: Option<u64>, dry_run: bool) -> Result<Collected, Error> {
+        let max_bytes = max_bytes.or(self.0.settings.max_bytes);
+        let outcome = match dry_run {
+            true => policy::choose(&self.0.index.holdings().await?, &self.bounds(max_bytes)).1,
+            false => self.evict(max_bytes).await?,
+        };
+        let orphans = self.0.packer.orphans().await?;
+        if !dry_run {
+            for nar in &orphans {
+                self.0.packer.discard(*nar).await?;
+            }
+        }
+        Ok(Collected { dry_run, max_bytes, outcome, orphans: orphans.len() })
+    }
+
+    /// What is kept, in numbers: the OpenMetrics text format, without its end.
+    pub fn write_metrics(&self, out: &mut String) {
+        self.0.metrics.write(out);
+    }
+}
+
+impl std::fmt::Display for Collected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { dry_run, max_bytes, outcome, orphans } = self;
+        let (gone, removed) = match dry_run {
+            true => ("would go", "would be removed"),
+            false => ("evicted", "removed"),
+        };
+        for Gone { path, nar, bytes } in &outcome.gone {
+            match path {
+                Some(path) => writeln!(f, "{gone}: {path}, {}", Size(*bytes))?,
+                None => writeln!(f, "{gone}: a NAR that no path has, {nar}, {}", Size(*bytes))?,
+            }
+        }
+        let (nars, bytes) = (outcome.gone.len(), Size(outcome.gone_bytes()));
+        writeln!(f, "{gone}: {nars} NARs, {bytes}; {} stay", Size(outcome.kept_bytes))?;
+        if *orphans > 0 {
+            writeln!(f, "{removed}: {orphans} files that are on nobody's record")?;
+        }
+        match max_bytes {
+            None => writeln!(f, "there is no limit: set max-nars-bytes, or give --max-bytes"),
+            Some(max_bytes) if outcome.kept_bytes > *max_bytes => writeln!(
+                f,
+                "above the limit of {}: {} are held by pins, and {} were used lately (keep-used); both with their closures",
+                Size(*max_bytes),
+                Size(outcome.pinned_bytes),
+                Size(outcome.in_use_bytes)
+            ),
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+/// Bytes as people read them.
+struct Size(u64);
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+        let mut size = (self.0 as f64, "bytes");
+        for unit in UNITS {
+            if size.0 >= 1024.0 {
+                size = (size.0 / 1024.0, unit);
+            }
+        }
+        let decimals = usize::from(size.1 != "bytes");
+        write!(f, "{:.decimals$} {}", size.0, size.1)
+    }
+}
