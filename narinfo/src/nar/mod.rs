@@ -3,11 +3,12 @@
 //! never unpacked. Memory is bounded in both directions.
 
 mod count;
+mod tree;
 
 use std::io::{self, BufReader, Read, Write};
 use std::path::Path;
 
-use nix_archive::nar::{CaseHack, Error as ArchiveError, Event};
+use nix_archive::nar::{Error as ArchiveError, Event};
 
 use count::Counted;
 
@@ -46,7 +47,7 @@ impl From<ArchiveError> for Error {
 /// and when `out` fails. What was written by then is no NAR.
 pub fn dump(path: &Path, out: &mut dyn Write) -> Result<u64, Error> {
     let mut out = Counted::new(out);
-    nix_archive::nar::encode_path(&mut out, path, CaseHack::Disabled)?;
+    tree::encode(path, &mut out)?;
     Ok(out.bytes())
 }
 
