@@ -29,4 +29,5 @@ pub mod upstream;
 
 pub mod causes;
 pub mod decode;
+pub mod filter;
 pub mod growing;

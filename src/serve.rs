@@ -49,6 +49,8 @@ pub struct Settings {
     pub capabilities: nix::CapabilitySettings,
     /// The caches behind this one.
     pub upstream: upstream::Settings,
+    /// Bytes of narinfos that are kept in memory.
+    pub narinfo_memory_bytes: u64,
     /// Package sets.
     pub catalogue: catalogue::Settings,
     /// What may be built.
@@ -111,10 +113,12 @@ pub enum Error {
 pub struct Server {
     service: Service,
     doors: Vec<Door>,
+    detector: nix::Detector,
+    index: Index,
+    local: nix::LocalStore,
     worker: Worker,
     packer: Packer,
     keeper: Keeper,
-    index: Index,
     comparer: Comparer,
     refresher: Refresher,
     stop: watch::Sender<bool>,
@@ -139,7 +143,7 @@ impl Server {
         let index_file = state_dir.join("index.sqlite");
         let key = key::read_or_create(&state_dir, settings.key_name, index_file.exists())?;
         let public_key = key.public_key().to_string();
-        let index = Index::open(&index_file)?;
+        let index = Index::open(&index_file)?.remembering(settings.narinfo_memory_bytes);
         let store_dir = settings.nix.store_dir.clone();
         let nars = state(&state_dir.join("nar"), |dir| NarStore::open(dir, settings.nar_store))?;
         let logs = state(&state_dir.join("log"), |dir| Logs::open(dir, settings.logs))?;
@@ -151,21 +155,18 @@ impl Server {
         };
         // It may be another machine now, or have other settings.
         index.forget_refusals().await?;
-        let capabilities = Arc::new(nix::detect(settings.capabilities).await);
-        let mut options = settings.daemon;
-        if capabilities.has_one_machine() && options.jobs > 0 {
-            match nix::without_remote_builders(&state_dir) {
-                Ok(hook) => options.extra.push(hook),
-                Err(error) => {
-                    tracing::warn!(%error, "Nix keeps its build hook, which makes each build a little slower")
-                }
-            }
-        }
-        let pool = nix::Pool::new(settings.nix.clone(), options.clone());
-        let background = settings.background.map(|nix| nix::Pool::new(nix, options));
+        let pool = nix::Pool::new(settings.nix.clone(), settings.daemon.clone());
+        let background = settings.background.map(|nix| nix::Pool::new(nix, settings.daemon));
         if let Some(background) = &background {
             doctor::background(&pool, background).await?;
         }
+        let detected = nix::Detected::default();
+        let detector = nix::Detector {
+            settings: settings.capabilities,
+            pools: background.iter().chain([&pool]).cloned().collect(),
+            dir: state_dir.clone(),
+            detected: detected.clone(),
+        };
         let sets = settings.catalogue.sets.iter().map(|set| set.name.to_string());
         index.keep_sets(sets.collect()).await?;
         let catalogue = Catalogue::new(settings.catalogue);
@@ -213,7 +214,7 @@ impl Server {
             adopter: adopter.clone(),
             index: index.clone(),
             bumps: catalogue.bumps(),
-            capabilities,
+            capabilities: detected.clone(),
             settings: settings.build,
         };
         let comparer = Comparer { index: index.clone(), upstreams: upstreams.clone() };
@@ -222,7 +223,7 @@ impl Server {
         }
         let substitute = Substitute {
             index: index.clone(),
-            local,
+            local: local.clone(),
             adopter,
             builds: builds.clone(),
             settings: settings.substitute,
@@ -239,6 +240,7 @@ impl Server {
             upstreams,
             index: index.clone(),
             pool,
+            detected,
             store_dir,
             public_key: public_key.clone(),
             settings: settings.http,
@@ -255,10 +257,12 @@ impl Server {
         Ok(Self {
             service,
             doors,
+            detector,
+            index,
+            local,
             worker,
             packer,
             keeper,
-            index,
             comparer,
             refresher,
             stop,
@@ -274,9 +278,12 @@ impl Server {
     /// # Errors
     /// When a part that must run for ever has stopped: a bug, after which only a restart helps.
     pub async fn run(self, until: impl Future<Output = ()>) -> Result<(), Error> {
-        let mut worker = tokio::spawn(self.worker.run());
+        let (detector, worker) = (self.detector, self.worker);
+        let mut worker = tokio::spawn(async { tokio::join!(detector.run(), worker.run()) });
         let mut packer = tokio::spawn(self.packer.run());
         let mut keeper = tokio::spawn(self.keeper.run());
+        let (index, local) = (self.index.clone(), self.local);
+        let knowing = tokio::spawn(async move { tokio::join!(index.keep_known(), local.keep_known()) });
         let comparing = tokio::spawn(self.comparer.run());
         let mut refresher = tokio::spawn(self.refresher.run());
         let serving = http::serve(self.doors, self.service);
@@ -298,6 +305,7 @@ impl Server {
         worker.abort();
         packer.abort();
         keeper.abort();
+        knowing.abort();
         comparing.abort();
         refresher.abort();
         if let Err(error) = self.index.write_uses().await {

@@ -10,7 +10,7 @@ use narinfo::{DrvOutput, Realisation, StorePath, StorePathHash};
 
 use crate::adopt::{self, Adopter, Elsewhere};
 use crate::build::{Builds, Ticket};
-use crate::index::{Failure, FailureClass, Hit, Index, Maker};
+use crate::index::{Failure, FailureClass, Hit, Index, Maker, Ready};
 use crate::nix::LocalStore;
 use crate::upstream::Via;
 
@@ -48,7 +48,7 @@ pub enum OnMiss {
 /// What becomes of a hash.
 pub enum Answer {
     /// It is served.
-    Ready(Box<Hit>),
+    Ready(Arc<Ready>),
     /// It is being built, or will be.
     Wait(Ticket),
     /// It is not to be had.
@@ -175,34 +175,48 @@ pub struct Substitute {
 }
 
 impl Substitute {
-    /// What becomes of `hash`: served, in the local store, in another cache, being built, failed before, or to be built; else
+    /// What becomes of `hash`, if that can be said from memory: it is served, or nobody has it.
+    #[must_use]
+    pub fn at_hand(&self, hash: StorePathHash, on_miss: &OnMiss) -> Option<Answer> {
+        let answer = self.settled(hash)?;
+        self.note_demand(&answer, on_miss);
+        Some(answer)
+    }
+
+    /// What becomes of `hash`: at hand, served, in the local store, in another cache, being built, failed before, or to be built; else
     /// a reason.
     pub async fn ask(&self, hash: StorePathHash, on_miss: OnMiss) -> Answer {
-        let by_client = matches!(on_miss, OnMiss::Build(_));
-        let answer = self.decide(hash, on_miss).await.unwrap_or_else(Answer::Missing);
-        if let Answer::Ready(hit) = &answer
-            && by_client
-            && let Some(deriver) = &hit.row.deriver
-        {
-            self.builds.note(deriver);
-        }
+        let answer = self.decide(hash, on_miss.clone()).await.unwrap_or_else(Answer::Missing);
+        self.note_demand(&answer, &on_miss);
         answer
     }
 
+    /// What a client asks for may be wanted again once it has changed.
+    fn note_demand(&self, answer: &Answer, on_miss: &OnMiss) {
+        if let (Answer::Ready(ready), OnMiss::Build(_)) = (answer, on_miss)
+            && let Some(deriver) = &ready.deriver
+        {
+            self.builds.note(deriver);
+        }
+    }
+
     async fn decide(&self, hash: StorePathHash, on_miss: OnMiss) -> Result<Answer, Missing> {
-        if let Some(hit) = self.served(hash).await? {
-            return Ok(Answer::Ready(hit));
+        if let Some(answer) = self.settled(hash) {
+            return Ok(answer);
+        }
+        if let Some(ready) = self.served(hash).await? {
+            return Ok(Answer::Ready(ready));
         }
         if let Some(path) =
             self.local.valid_path(hash).await.map_err(|e| trouble(&e, "the Nix store cannot be asked"))?
-            && let Some(hit) = Box::pin(self.adopt(&path)).await?
+            && let Some(ready) = Box::pin(self.adopt(&path)).await?
         {
-            return Ok(Answer::Ready(hit));
+            return Ok(Answer::Ready(ready));
         }
         let via = if let OnMiss::Relayed(via) = &on_miss { via.clone() } else { Via::default() };
         let elsewhere = match Box::pin(self.adopter.adopt_from_upstream(hash, &via)).await {
             Elsewhere::Published => match self.served(hash).await? {
-                Some(hit) => return Ok(Answer::Ready(hit)),
+                Some(ready) => return Ok(Answer::Ready(ready)),
                 None => [].into(),
             },
             Elsewhere::Nowhere(reasons) => reasons,
@@ -236,7 +250,7 @@ impl Substitute {
     ///
     /// # Errors
     /// When it is not served after all.
-    pub async fn after_build(&self, hash: StorePathHash) -> Result<Box<Hit>, Missing> {
+    pub async fn after_build(&self, hash: StorePathHash) -> Result<Arc<Ready>, Missing> {
         self.served(hash).await?.ok_or(Missing::Unavailable("the build ended without this output"))
     }
 
@@ -301,22 +315,36 @@ impl Substitute {
         let path = realisation.path();
         // In a box, since it is large.
         match Box::pin(self.ask(path.hash(), OnMiss::Relayed(via.clone()))).await {
-            Answer::Ready(hit) if hit.row.path == *path => Ok(()),
-            Answer::Ready(hit) => Err(incomplete(realisation, format!("that hash is {} here", hit.row.path))),
+            Answer::Ready(ready) if ready.path == *path => Ok(()),
+            Answer::Ready(ready) => Err(incomplete(realisation, format!("that hash is {} here", ready.path))),
             Answer::Missing(reason) => Err(incomplete(realisation, reason.to_string())),
             Answer::Wait(_) => Err(incomplete(realisation, "it is not built yet".into())),
         }
     }
 
-    async fn served(&self, hash: StorePathHash) -> Result<Option<Box<Hit>>, Missing> {
-        let hit = self.index.find(hash).await.map_err(|e| trouble(&e, "the index cannot be read"))?;
+    async fn served(&self, hash: StorePathHash) -> Result<Option<Arc<Ready>>, Missing> {
+        let render = |hit: &Hit| hit.narinfo().render(&self.adopter.store_dir).into();
+        let ready = self.index.find_ready(hash, render).await;
+        let ready = ready.map_err(|e| trouble(&e, "the index cannot be read"))?;
         // Whoever is told of a path will ask for its contents: they are not to go meanwhile.
-        hit.iter().for_each(|hit| self.index.uses().note(hit.row.nar_hash));
-        Ok(hit.map(Box::new))
+        ready.iter().for_each(|ready| self.index.note_use(ready));
+        Ok(ready)
+    }
+
+    /// What memory says.
+    fn settled(&self, hash: StorePathHash) -> Option<Answer> {
+        if let Some(ready) = self.index.remembered(hash) {
+            self.index.note_use(&ready);
+            return Some(Answer::Ready(ready));
+        }
+        let nowhere = self.index.surely_lacks(hash)
+            && self.local.surely_lacks(hash)
+            && self.adopter.upstreams.surely_lack(hash);
+        nowhere.then_some(Answer::Missing(Missing::Unknown))
     }
 
     /// `None` when the path was collected in this very moment: then it is as if it had not been there.
-    async fn adopt(&self, path: &StorePath) -> Result<Option<Box<Hit>>, Missing> {
+    async fn adopt(&self, path: &StorePath) -> Result<Option<Arc<Ready>>, Missing> {
         match self.adopter.adopt(std::slice::from_ref(path)).await {
             Ok(()) => self.served(path.hash()).await,
             Err(adopt::Error::NotValid(_)) => Ok(None),

@@ -193,6 +193,6 @@ fn a_start_says_once_what_may_let_builds_starve_the_server() {
         );
     }
     let serving = Cache::new(&["--build-from"]);
-    assert_eq!(serving.http.get("/readyz").status, 200);
+    serving.http.wait_until_ready();
     assert!(!serving.ondine.log().contains("WARN"), "{}", serving.ondine.log());
 }

@@ -351,7 +351,7 @@ fn a_daemon_without_the_feature_has_no_realisations_and_costs_nothing_else() {
         assert!(hung_up <= 1, "{}", ondine.log());
         println!("daemon {} without the feature: hung up {hung_up} times", release.version());
         assert_eq!(Http::new(&ondine.url()).get(&narinfo_address(&built[0])).status, 200);
-        assert_eq!(Http::new(&ondine.url()).get("/readyz").status, 200);
+        Http::new(&ondine.url()).wait_until_ready();
     }
 }
 

@@ -264,6 +264,7 @@ impl Worker {
         };
         let drvs = self.index.derivations_named(names).await?;
         self.builder.heed_upstreams().await;
+        let capabilities = self.capabilities.known().await;
         let mut daemon = self.builder.connections.pool.get().await?;
         let (mut choice, mut systems) = (Prebuild::default(), BTreeMap::new());
         for (drv, asked) in drvs.into_iter().zip(asked).filter_map(|(drv, asked)| Some((drv?, asked))) {
@@ -272,7 +273,7 @@ impl Worker {
             }
             let max = self.settings.derivations_max;
             let Planned { needs, systems: of_it } =
-                match plan::plan(&mut daemon, &drv, max, &self.capabilities).await {
+                match plan::plan(&mut daemon, &drv, max, &capabilities).await {
                     Ok(planned) => planned,
                     Err(plan::Error::Daemon(error)) => return Err(error.into()),
                     Err(plan::Error::Impossible(_)) => continue,

@@ -2,7 +2,6 @@
 //! what nobody has asked for yet while nobody waits. A request always ends, whatever the daemon does.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use narinfo::StorePath;
@@ -19,7 +18,7 @@ use super::verdict::Verdict;
 use super::{Builds, Held, RequestState, Settings, State};
 use crate::adopt::Adopter;
 use crate::index::{FailureClass, Index};
-use crate::nix::Capabilities;
+use crate::nix::Detected;
 
 /// How often requests are looked at whose clients have left.
 const LOOK_FOR_ABANDONED_EVERY: Duration = Duration::from_secs(1);
@@ -42,8 +41,8 @@ pub struct Worker {
     pub index: Index,
     /// How many generations of package sets there were: each brings something new to pre-build.
     pub bumps: watch::Receiver<u64>,
-    /// What the daemon can build.
-    pub capabilities: Arc<Capabilities>,
+    /// What the daemon can build; nothing is planned before that is known.
+    pub capabilities: Detected,
     /// How many builds run, and how long failures are remembered.
     pub settings: Settings,
 }
@@ -126,10 +125,11 @@ impl Worker {
     }
 
     async fn lacking(&self, drv: &StorePath) -> Result<Planned, Verdict> {
+        let capabilities = self.capabilities.known().await;
         let attempt = || async {
             self.builder.heed_upstreams().await;
             let mut daemon = self.builder.connections.pool.get().await?;
-            plan::plan(&mut daemon, drv, self.settings.derivations_max, &self.capabilities).await
+            plan::plan(&mut daemon, drv, self.settings.derivations_max, &capabilities).await
         };
         again(drv, attempt, |error| matches!(error, plan::Error::Daemon(e) if e.is_connection_lost()))
             .await

@@ -159,6 +159,10 @@ pub struct Written {
     #[arg(long, env = "ONDINE_KEEP_USED", value_name = "DURATION", value_parser = duration)]
     #[serde(alias = "keep_used", default, deserialize_with = "written_duration")]
     keep_used: Option<Duration>,
+    /// Bytes of narinfos that are kept in memory, ready to be sent; 0 is none [default: 8388608]
+    #[arg(long, env = "ONDINE_NARINFO_MEMORY_BYTES", value_name = "BYTES")]
+    #[serde(alias = "narinfo_memory_bytes")]
+    narinfo_memory_bytes: Option<u64>,
     /// zstd level of stored NARs, 1 (fast) to 19 (small) [default: 3]
     #[arg(long, env = "ONDINE_ZSTD_LEVEL", value_name = "LEVEL")]
     #[serde(alias = "zstd_level")]
@@ -276,6 +280,7 @@ impl Written {
             want_mass_query: self.want_mass_query.or(other.want_mass_query),
             max_nars_bytes: self.max_nars_bytes.or(other.max_nars_bytes),
             keep_used: self.keep_used.or(other.keep_used),
+            narinfo_memory_bytes: self.narinfo_memory_bytes.or(other.narinfo_memory_bytes),
             zstd_level: self.zstd_level.or(other.zstd_level),
             drain: self.drain.or(other.drain),
         }

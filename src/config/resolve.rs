@@ -83,6 +83,7 @@ impl Written {
             },
             capabilities,
             upstream: crate::upstream::Settings { caches, budget, remember_missing },
+            narinfo_memory_bytes: self.narinfo_memory_bytes.unwrap_or(8 * 1024 * 1024),
             catalogue,
             substitute: substitute::Settings { build_from },
             build,

@@ -1,18 +1,14 @@
 //! Every answer the server can give: the only file that knows status codes.
 //! An answer for a narinfo is 200 or 404; the body of a refusal says what, why and what to do.
 
-use std::io;
-
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Full};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
+use super::body::Body;
 use crate::build::Outlook;
 use crate::upstream::BUILDS_HEADER;
 
-/// The body of an answer.
-pub type Body = http_body_util::combinators::UnsyncBoxBody<Bytes, io::Error>;
 /// An answer.
 pub type Answer = Response<Body>;
 
@@ -130,7 +126,7 @@ pub fn elsewhere(address: &str) -> Answer {
 
 /// 304: the client has it.
 pub fn not_modified(etag: &str) -> Answer {
-    let mut answer = Response::new(Empty::new().map_err(|never| match never {}).boxed_unsync());
+    let mut answer = Response::new(empty());
     *answer.status_mut() = StatusCode::NOT_MODIFIED;
     immutable(answer.headers_mut(), Some(etag));
     answer
@@ -156,12 +152,12 @@ pub fn without_body(answer: Answer) -> Answer {
 
 /// An empty body.
 pub fn empty() -> Body {
-    Empty::new().map_err(|never| match never {}).boxed_unsync()
+    Body::default()
 }
 
 /// A body that is ready.
 pub fn full(body: impl Into<Bytes>) -> Body {
-    Full::new(body.into()).map_err(|never| match never {}).boxed_unsync()
+    Body::from(body.into())
 }
 
 fn text(status: StatusCode, text: impl std::fmt::Display) -> Answer {

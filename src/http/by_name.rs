@@ -86,7 +86,7 @@ pub(super) async fn download(service: &Service, name: &Name, on_miss: OnMiss) ->
     };
     let substitute = &service.parts.substitute;
     let mut ticket = match Box::pin(substitute.ask(path.hash(), on_miss)).await {
-        Decision::Ready(hit) => return leads_to(hit.row.nar_hash, name),
+        Decision::Ready(ready) => return leads_to(ready.nar_hash, name),
         Decision::Missing(reason) => return answer::missing(reason),
         Decision::Wait(ticket) => ticket,
     };
@@ -96,7 +96,7 @@ pub(super) async fn download(service: &Service, name: &Name, on_miss: OnMiss) ->
     };
     match ended {
         Some(Ok(())) => match substitute.after_build(path.hash()).await {
-            Ok(hit) => leads_to(hit.row.nar_hash, name),
+            Ok(ready) => leads_to(ready.nar_hash, name),
             Err(reason) => answer::missing(reason),
         },
         Some(Err(failure)) => answer::missing(Missing::Failed(failure)),

@@ -1,11 +1,9 @@
 //! What changes something, and is done for those alone who come in through the control socket: they may administer.
 
-use std::future::ready;
-
 use hyper::{Method, Uri};
 use percent_encoding::percent_decode_str;
 
-use super::{Coming, Service, answer, catalogue, keeping};
+use super::{Coming, Service, answer, catalogue, keeping, later, now};
 use crate::catalogue::SetName;
 use crate::keep::{Check, Pinned};
 
@@ -32,14 +30,14 @@ enum Command {
 /// Does it, or answers that there is no such thing to do.
 pub(super) fn answer(service: Service, method: &Method, uri: &Uri) -> Coming {
     match Command::parse(method, uri) {
-        Some(Command::Refresh(name)) => Box::pin(ready(catalogue::refresh(&service, name))),
-        Some(Command::Pin(what)) => Box::pin(async move { keeping::pin(&service, what).await }),
-        Some(Command::Unpin(what)) => Box::pin(async move { keeping::unpin(&service, what).await }),
+        Some(Command::Refresh(name)) => now(catalogue::refresh(&service, name)),
+        Some(Command::Pin(what)) => later(async move { keeping::pin(&service, what).await }),
+        Some(Command::Unpin(what)) => later(async move { keeping::unpin(&service, what).await }),
         Some(Command::Collect { max_bytes, dry_run }) => {
-            Box::pin(async move { keeping::collect(&service, max_bytes, dry_run).await })
+            later(async move { keeping::collect(&service, max_bytes, dry_run).await })
         }
-        Some(Command::Check(check)) => Box::pin(ready(keeping::check(&service, check))),
-        None => Box::pin(ready(answer::method_not_allowed())),
+        Some(Command::Check(check)) => now(keeping::check(&service, check)),
+        None => now(answer::method_not_allowed()),
     }
 }
 

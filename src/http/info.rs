@@ -48,11 +48,16 @@ pub(super) fn health() -> Answer {
     answer::ready(answer::TEXT, "ok\n")
 }
 
-/// Ready means: the index answers, and the Nix daemon does.
+/// Ready means: the index answers, the Nix daemon does, and it is known what that can build.
 pub(super) async fn ready(service: &Service) -> Answer {
-    if let Err(error) = service.parts.index.counts().await {
+    if let Err(error) = service.parts.index.check().await {
         tracing::error!(error = &error as &dyn std::error::Error, "not ready");
         return answer::not_ready("the index cannot be read; the server's log has the details");
+    }
+    if !service.parts.detected.is_known() {
+        return answer::not_ready(
+            "what is cached is served; nothing is built until nix has told what it can",
+        );
     }
     // A new connection: one that is open already tells nothing of a daemon that is gone.
     if let Err(error) = service.parts.pool.get_fresh().await {

@@ -3,6 +3,7 @@
 
 mod answer;
 mod api;
+mod body;
 mod by_name;
 mod catalogue;
 mod control;
@@ -20,6 +21,7 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use ::narinfo::StoreDir;
@@ -30,7 +32,7 @@ use crate::build::{Builds, Logs};
 use crate::catalogue::{Catalogue, Names};
 use crate::index::Index;
 use crate::keep::Keeper;
-use crate::nix::Pool;
+use crate::nix::{Detected, Pool};
 use crate::packer::Packer;
 use crate::substitute::{OnMiss, Substitute};
 use crate::upstream::{Upstreams, Via};
@@ -75,6 +77,8 @@ pub struct Parts {
     pub index: Index,
     /// Whether Nix can be reached.
     pub pool: Pool,
+    /// Whether it is known what can be built.
+    pub detected: Detected,
     /// The store that is served.
     pub store_dir: StoreDir,
     /// The public key, for people.
@@ -110,26 +114,22 @@ impl Service {
         let _ = self.stopping.clone().wait_for(|stopping| *stopping).await;
     }
 
-    /// The answer to come: small, since hyper keeps room for it as long as the connection lives.
-    fn answer<B: Send + 'static>(
-        &self,
-        request: Request<B>,
-        client: Option<IpAddr>,
-    ) -> impl Future<Output = Result<Answer, Infallible>> + use<B> {
-        let head = request.method() == hyper::Method::HEAD;
-        let coming = self.clone().route(request, client);
-        async move {
-            let answer = coming.await;
-            Ok(if head { answer::without_body(answer) } else { answer })
-        }
+    /// Whether it does. Costs next to nothing.
+    fn is_stopping(&self) -> bool {
+        self.stopping.has_changed().unwrap_or(true)
     }
 
-    fn route<B: Send + 'static>(self, request: Request<B>, client: Option<IpAddr>) -> Coming {
+    /// The answer to come.
+    fn answer<B: Send + 'static>(&self, request: Request<B>, client: Option<IpAddr>) -> Answering {
+        Answering { head: request.method() == hyper::Method::HEAD, coming: self.route(request, client) }
+    }
+
+    fn route<B: Send + 'static>(&self, request: Request<B>, client: Option<IpAddr>) -> Coming {
         let method = match *request.method() {
             hyper::Method::GET => Method::Get,
             hyper::Method::HEAD => Method::Head,
             // Who comes from nowhere comes through the control socket.
-            _ if client.is_none() => return control::answer(self, request.method(), request.uri()),
+            _ if client.is_none() => return control::answer(self.clone(), request.method(), request.uri()),
             _ => return now(answer::method_not_allowed()),
         };
         let Some(Target { route, cached }) = Target::parse(request.uri().path(), request.uri().query())
@@ -138,43 +138,55 @@ impl Service {
                 "nothing has this address; a narinfo is at /<32 characters>.narinfo",
             ));
         };
+        let on_miss = on_miss(via(&request), method, cached, client);
+        // Nearly all requests end here.
+        if let Route::NarInfo(hash) = route
+            && let Some(answer) = narinfo::at_hand(self, hash, &on_miss, reader(client, method))
+        {
+            return now(answer);
+        }
+        let service = self.clone();
         match route {
-            Route::Home => now(info::home(&self, request.headers())),
-            Route::CacheInfo => now(info::cache_info(&self)),
+            Route::Home => now(info::home(self, request.headers())),
+            Route::CacheInfo => now(info::cache_info(self)),
             Route::NarInfo(hash) => {
-                let on_miss = on_miss(via(&request), method, cached, client);
                 let version = request.version();
                 // Very many may wait, and the head of a request is a part of the connection's buffer.
                 drop(request);
-                let reader = client.filter(|_| method == Method::Get);
-                Box::pin(async move { narinfo::get(&self, hash, on_miss, reader, version).await })
+                later(
+                    async move { narinfo::get(&service, hash, on_miss, reader(client, method), version).await },
+                )
             }
             Route::Nar(hash, form) => {
-                Box::pin(async move { nar::get(&self, hash, form, method, client, request.headers()).await })
+                later(async move { nar::get(&service, hash, form, method, client, request.headers()).await })
             }
             Route::Realisation(id) => {
                 let via = via(&request);
-                Box::pin(async move { realisation::get(&self, &id, &via).await })
+                later(async move { realisation::get(&service, &id, &via).await })
             }
-            Route::Log(drv) => now(log::get(&self, &drv)),
+            Route::Log(drv) => now(log::get(self, &drv)),
             Route::Health => now(info::health()),
-            Route::Ready => Box::pin(async move { info::ready(&self).await }),
-            Route::Status => Box::pin(async move { api::status(&self).await }),
-            Route::Queue => now(api::queue(&self)),
-            Route::Build(id) => Box::pin(async move { api::build(&self, id).await }),
-            Route::Path(hash) => Box::pin(async move { api::path(&self, hash).await }),
-            Route::Sets => Box::pin(async move { catalogue::all(&self).await }),
-            Route::Set(name) => Box::pin(async move { catalogue::one(&self, &name).await }),
-            Route::Attribute(name) => Box::pin(async move { by_name::describe(&self, &name).await }),
+            Route::Ready => later(async move { info::ready(&service).await }),
+            Route::Status => later(async move { api::status(&service).await }),
+            Route::Queue => now(api::queue(self)),
+            Route::Build(id) => later(async move { api::build(&service, id).await }),
+            Route::Path(hash) => later(async move { api::path(&service, hash).await }),
+            Route::Sets => later(async move { catalogue::all(&service).await }),
+            Route::Set(name) => later(async move { catalogue::one(&service, &name).await }),
+            Route::Attribute(name) => later(async move { by_name::describe(&service, &name).await }),
             Route::Download(name) => {
-                let on_miss = on_miss(via(&request), method, cached, client);
                 drop(request);
-                Box::pin(async move { by_name::download(&self, &name, on_miss).await })
+                later(async move { by_name::download(&service, &name, on_miss).await })
             }
-            Route::Pins => Box::pin(async move { keeping::pins(&self).await }),
-            Route::Metrics => now(api::metrics(&self)),
+            Route::Pins => later(async move { keeping::pins(&service).await }),
+            Route::Metrics => now(api::metrics(self)),
         }
     }
+}
+
+/// Who reads the narinfo that is asked for, and may go on to its contents.
+fn reader(client: Option<IpAddr>, method: Method) -> Option<IpAddr> {
+    client.filter(|_| method == Method::Get)
 }
 
 /// The caches of our kind that a request has come through.
@@ -192,8 +204,35 @@ fn on_miss(via: Via, method: Method, cached: bool, client: Option<IpAddr>) -> On
 }
 
 /// An answer to come, each as large as its route needs.
-type Coming = Pin<Box<dyn Future<Output = Answer> + Send>>;
+enum Coming {
+    /// It is there; taken only once.
+    Now(Option<Answer>),
+    Later(Pin<Box<dyn Future<Output = Answer> + Send>>),
+}
 
 fn now(answer: Answer) -> Coming {
-    Box::pin(std::future::ready(answer))
+    Coming::Now(Some(answer))
+}
+
+fn later(answer: impl Future<Output = Answer> + Send + 'static) -> Coming {
+    Coming::Later(Box::pin(answer))
+}
+
+/// What a connection waits for: small, since hyper keeps room for it as long as the connection lives.
+struct Answering {
+    /// Whether the body is not wanted.
+    head: bool,
+    coming: Coming,
+}
+
+impl Future for Answering {
+    type Output = Result<Answer, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let answer = match &mut self.coming {
+            Coming::Now(answer) => answer.take().expect("a future that has ended is not polled again"),
+            Coming::Later(answer) => ready!(answer.as_mut().poll(context)),
+        };
+        Poll::Ready(Ok(if self.head { answer::without_body(answer) } else { answer }))
+    }
 }

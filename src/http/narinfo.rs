@@ -5,17 +5,32 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use hyper::Version;
-use narinfo::{Compression, NarInfo, StoreDir, StorePathHash};
+use narinfo::StorePathHash;
 
 use super::Service;
 use super::answer::{self, Answer};
 use super::pipe::{Cut, Pipe, written};
 use crate::build::Ticket;
-use crate::index::Hit;
+use crate::index::Ready;
 use crate::substitute::{Answer as Decision, Missing, OnMiss};
 
 /// Bytes of a line about the wait at least: less than one a second counts as stalled, and some proxies hold back crumbs.
 const WAIT_LINE_BYTES_MIN: usize = 64;
+
+/// The answer, if it can be given from memory.
+pub(super) fn at_hand(
+    service: &Service,
+    hash: StorePathHash,
+    on_miss: &OnMiss,
+    reader: Option<IpAddr>,
+) -> Option<Answer> {
+    match service.parts.substitute.at_hand(hash, on_miss)? {
+        Decision::Ready(ready) => Some(served(service, &ready, reader)),
+        Decision::Missing(reason) => Some(answer::missing(reason)),
+        // Nobody is made to wait from memory.
+        Decision::Wait(_) => None,
+    }
+}
 
 pub(super) async fn get(
     service: &Service,
@@ -27,15 +42,18 @@ pub(super) async fn get(
     let substitute = &service.parts.substitute;
     // In a box, so that nothing of it is kept while the client waits.
     match Box::pin(substitute.ask(hash, on_miss)).await {
-        Decision::Ready(hit) => {
-            if let Some(reader) = reader {
-                service.parts.packer.told(reader, &hit);
-            }
-            answer::ready(answer::NARINFO, render(&hit, &service.parts.store_dir))
-        }
+        Decision::Ready(ready) => served(service, &ready, reader),
         Decision::Missing(reason) => answer::missing(reason),
         Decision::Wait(ticket) => wait(service, hash, ticket, version).await,
     }
+}
+
+/// Every narinfo that was not waited for goes out here, from memory or not.
+fn served(service: &Service, ready: &Ready, reader: Option<IpAddr>) -> Answer {
+    if let (Some(reader), true) = (reader, ready.to_come) {
+        service.parts.packer.told(reader, ready.nar_hash);
+    }
+    answer::ready(answer::NARINFO, ready.narinfo.clone())
 }
 
 /// Holds the answer for a while, so that it keeps its true status; then sends lines about the wait.
@@ -49,7 +67,7 @@ async fn wait(service: &Service, hash: StorePathHash, mut ticket: Ticket, versio
     };
     match ended {
         Ok(Some(Ok(()))) => match parts.substitute.after_build(hash).await {
-            Ok(hit) => answer::ready(answer::NARINFO, render(&hit, &parts.store_dir)),
+            Ok(ready) => served(service, &ready, None),
             Err(reason) => answer::missing(reason),
         },
         Ok(Some(Err(failure))) => answer::missing(Missing::Failed(failure)),
@@ -85,8 +103,8 @@ impl Waiting {
             }
         }
         // In a box, so that there is no room for it while the client waits.
-        let hit = Box::pin(parts.substitute.after_build(self.hash)).await.map_err(|_| Cut)?;
-        pipe.send(render(&hit, &parts.store_dir)).await;
+        let ready = Box::pin(parts.substitute.after_build(self.hash)).await.map_err(|_| Cut)?;
+        pipe.send(ready.narinfo.clone()).await;
         Ok(())
     }
 }
@@ -100,29 +118,6 @@ fn wait_line(state: &str) -> String {
     }
     line.push('\n');
     line
-}
-
-fn render(hit: &Hit, store_dir: &StoreDir) -> String {
-    let Hit { row, packed, redirect } = hit;
-    // The file that a client gets: ours, or the upstream's where it is sent there.
-    let (compression, file_hash, file_size) = match redirect {
-        Some(nar) => (nar.compression, nar.file_hash, nar.file_size),
-        None => (Compression::Zstd, packed.map(|nar| nar.file_hash), packed.map(|nar| nar.file_size)),
-    };
-    NarInfo {
-        store_path: row.path.clone(),
-        url: format!("nar/{}.nar{}", row.nar_hash.to_nixbase32(), compression.file_ending()),
-        compression,
-        file_hash,
-        file_size,
-        nar_hash: row.nar_hash,
-        nar_size: row.nar_size,
-        references: row.references.clone(),
-        deriver: row.deriver.clone(),
-        ca: row.ca.clone(),
-        signatures: row.signatures.clone(),
-    }
-    .render(store_dir)
 }
 
 #[cfg(test)]

@@ -9,10 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http_body_util::BodyExt;
 use hyper::body::Frame;
 
-use super::answer::Body;
+use super::body::Body;
 
 /// The writing end: room for one piece.
 pub(super) struct Pipe(Arc<Mutex<Option<Bytes>>>);
@@ -44,7 +43,7 @@ where
 {
     let piece = Arc::new(Mutex::new(None));
     let writer = write(Pipe(Arc::clone(&piece)));
-    Written { piece, writer: Some(Box::pin(writer)) }.boxed_unsync()
+    Body::written(Written { piece, writer: Some(Box::pin(writer)) })
 }
 
 impl Pipe {
@@ -97,6 +96,8 @@ impl hyper::body::Body for Written {
 
 #[cfg(test)]
 mod tests {
+    use http_body_util::BodyExt;
+
     use super::*;
 
     #[tokio::test]

@@ -1,16 +1,19 @@
 //! Accepts connections on the doors and drives HTTP/1.1 on each; drains them when the server stops.
 //! Must never let one connection, or a failed accept, end the server.
 
+use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::pin::pin;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::GracefulConnection;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::mpsc;
 
 use super::Service;
 
@@ -32,36 +35,38 @@ pub enum Door {
 
 /// Serves every door until the service stops, then gives connections `drain` to end.
 pub async fn serve(doors: Vec<Door>, service: Service) {
-    let graceful = Arc::new(GracefulShutdown::new());
+    let (open, mut all_ended) = mpsc::channel(1);
     let mut accepting = tokio::task::JoinSet::new();
     for door in doors {
-        let (service, graceful) = (service.clone(), Arc::clone(&graceful));
+        let (service, open) = (service.clone(), open.clone());
         accepting.spawn(async move {
             tokio::select! {
-                () = accept_all(&door, &service, &graceful) => {}
+                () = accept_all(&door, &service, &open) => {}
                 () = service.stopping() => {}
             }
         });
     }
+    drop(open);
     accepting.join_all().await;
-    // The tasks that accepted have ended, so this is the last handle.
-    let Some(graceful) = Arc::into_inner(graceful) else { return };
     let drain = service.parts.settings.drain;
-    if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
+    if tokio::time::timeout(drain, all_ended.recv()).await.is_err() {
         tracing::warn!(?drain, "connections were still open and are cut");
     }
 }
 
-async fn accept_all(door: &Door, service: &Service, graceful: &GracefulShutdown) {
+/// Held by each connection for as long as it is open. Nothing is ever sent.
+type Open = mpsc::Sender<Infallible>;
+
+async fn accept_all(door: &Door, service: &Service, open: &Open) {
     loop {
         let accepted = match door {
             Door::Tcp(listener) => listener.accept().await.map(|(stream, client)| {
                 // Small answers must not wait for the acknowledgement of earlier ones.
                 let _ = stream.set_nodelay(true);
-                connection(stream, Some(client.ip()), service, graceful);
+                connection(stream, Some(client.ip()), service, open);
             }),
             Door::Unix(listener) => {
-                listener.accept().await.map(|(stream, _)| connection(stream, None, service, graceful))
+                listener.accept().await.map(|(stream, _)| connection(stream, None, service, open))
             }
         };
         if let Err(error) = accepted {
@@ -75,23 +80,40 @@ async fn refused(error: &io::Error) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-fn connection<S>(stream: S, client: Option<IpAddr>, service: &Service, graceful: &GracefulShutdown)
+fn connection<S>(stream: S, client: Option<IpAddr>, service: &Service, open: &Open)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let service = service.clone();
-    let answer = service_fn(move |request| service.answer(request, client));
+    let (answering, stop, open) = (service.clone(), service.clone(), open.clone());
+    let answer = service_fn(move |request| answering.answer(request, client));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_TIMEOUT)
         .max_buf_size(WAITING_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), answer);
     // In a box: a task keeps twice the room for what it awaits, and there may be very many of these.
-    let connection = Box::pin(graceful.watch(connection));
+    let connection = Box::pin(until_stopped(connection, stop));
     tokio::spawn(async move {
         // Clients that leave, and answers that are cut, end here; each was logged where it happened.
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection ended early");
         }
+        drop(open);
     });
+}
+
+/// Drives a connection; when the server stops, it ends with the answer that is under way. To be awaited by a task and nothing
+/// between: whether the server stops is waited for once, by whatever is woken then, and else only looked at.
+async fn until_stopped<C: GracefulConnection>(connection: C, service: Service) -> Result<(), C::Error> {
+    let (mut connection, mut stopping) = (pin!(connection), pin!(service.stopping()));
+    let (mut waiting, mut told) = (false, false);
+    poll_fn(|context| {
+        if !told && (service.is_stopping() || (!waiting && stopping.as_mut().poll(context).is_ready())) {
+            connection.as_mut().graceful_shutdown();
+            told = true;
+        }
+        waiting = true;
+        connection.as_mut().poll(context)
+    })
+    .await
 }

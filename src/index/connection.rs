@@ -51,12 +51,21 @@ impl Writer {
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
+        self.run_then(work, |value| value).await
+    }
+
+    /// The same, and `then` with what came of it: before the next transaction, whether or not anybody still waits.
+    pub(super) async fn run_then<T, U: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Transaction<'_>) -> Result<T, Error> + Send + 'static,
+        then: impl FnOnce(T) -> U + Send + 'static,
+    ) -> Result<U, Error> {
         let (sender, receiver) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
             let result = connection.transaction().map_err(Error::from).and_then(|transaction| {
                 let value = work(&transaction)?;
                 transaction.commit()?;
-                Ok(value)
+                Ok(then(value))
             });
             // The asker may have gone away; the transaction stands all the same.
             let _ = sender.send(result);

@@ -1,7 +1,15 @@
--- From schema 3 to schema 4: what is asked for, what was pre-built, when paths were used last, and pins.
+-- From schema 3 to schema 4: what is asked for, what was pre-built, when paths were used last, pins, and the upstreams of the
+-- last start.
 
 ALTER TABLE path ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0;
 UPDATE path SET used_at = added_at;
+
+CREATE TABLE upstream (
+    url      TEXT PRIMARY KEY NOT NULL,
+    redirect INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+INSERT INTO upstream SELECT upstream, max(redirect) FROM upstream_nar GROUP BY upstream;
 
 CREATE TABLE pin (
     hash      TEXT NOT NULL,

@@ -1,6 +1,7 @@
 //! How a generation of a package set comes into the index, and goes: brought in piece by piece where nobody sees it, put in the
 //! place of the one before in one transaction, forgotten once it has expired.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use narinfo::StorePath;
@@ -42,7 +43,12 @@ impl Index {
     pub async fn keep_sets(&self, names: Vec<String>) -> Result<(), Error> {
         self.writer
             .run(move |transaction| {
-                clear(transaction)?;
+                // What changes nothing writes nothing: a start does not wait for the disk.
+                let half_made = "SELECT EXISTS (SELECT 1 FROM catalogue_new_attribute) \
+                     OR EXISTS (SELECT 1 FROM catalogue_new_output)";
+                if transaction.query_row(half_made, [], |row| row.get(0))? {
+                    clear(transaction)?;
+                }
                 transaction.execute_batch(
                     "CREATE TEMP TABLE IF NOT EXISTS configured_set (name TEXT PRIMARY KEY); \
                      DELETE FROM configured_set",
@@ -51,12 +57,14 @@ impl Index {
                     transaction.execute("INSERT OR IGNORE INTO configured_set VALUES (?1)", [name])?;
                     transaction.execute("INSERT OR IGNORE INTO catalogue_set (name) VALUES (?1)", [name])?;
                 }
-                transaction.execute_batch(
-                    "DELETE FROM catalogue_set WHERE name NOT IN (SELECT name FROM configured_set); \
-                     DELETE FROM catalogue_generation WHERE set_id NOT IN (SELECT id FROM catalogue_set); \
-                     DELETE FROM catalogue_attribute WHERE set_id NOT IN (SELECT id FROM catalogue_set); \
-                     DELETE FROM catalogue_output WHERE set_id NOT IN (SELECT id FROM catalogue_set)",
-                )?;
+                let gone = "DELETE FROM catalogue_set WHERE name NOT IN (SELECT name FROM configured_set)";
+                if transaction.execute(gone, [])? > 0 {
+                    transaction.execute_batch(
+                        "DELETE FROM catalogue_generation WHERE set_id NOT IN (SELECT id FROM catalogue_set); \
+                         DELETE FROM catalogue_attribute WHERE set_id NOT IN (SELECT id FROM catalogue_set); \
+                         DELETE FROM catalogue_output WHERE set_id NOT IN (SELECT id FROM catalogue_set)",
+                    )?;
+                }
                 Ok(())
             })
             .await
@@ -96,6 +104,7 @@ impl Index {
     /// # Errors
     /// When SQLite fails.
     pub async fn add_outputs(&self, rows: Vec<OutputRow>) -> Result<(), Error> {
+        let known = Arc::clone(&self.known);
         self.writer
             .run(move |transaction| {
                 let mut insert = transaction.prepare_cached(
@@ -103,6 +112,7 @@ impl Index {
                      ON CONFLICT (hash, drv) DO UPDATE SET denied = min(denied, excluded.denied)",
                 )?;
                 for row in &rows {
+                    known.add([row.hash]);
                     insert.execute(params![row.hash.as_str(), row.drv.to_string(), row.denied])?;
                 }
                 Ok(())

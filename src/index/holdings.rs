@@ -8,7 +8,7 @@ use narinfo::{NarHash, StorePath, StorePathHash};
 use rusqlite::{Connection, Transaction};
 
 use super::rows::{corrupt, from_unix, nar_row, unsigned};
-use super::{Error, Index, NarRow};
+use super::{Error, Index, NarRow, paths_of};
 
 /// All that is served.
 #[derive(Clone, Debug, Default)]
@@ -67,14 +67,13 @@ impl Index {
         choose: impl FnOnce(&Holdings) -> (Loss, T) + Send + 'static,
     ) -> Result<(Loss, T), Error> {
         let uses = self.uses.clone();
-        self.writer
-            .run(move |transaction| {
-                uses.write(transaction)?;
-                let (loss, beside) = choose(&holdings(transaction)?);
-                delete(transaction, &loss)?;
-                Ok((loss, beside))
-            })
-            .await
+        self.change(move |transaction| {
+            uses.write(transaction)?;
+            let (loss, beside) = choose(&holdings(transaction)?);
+            let changed = delete(transaction, &loss)?;
+            Ok((changed, (loss, beside)))
+        })
+        .await
     }
 
     /// Bytes of all files in the NAR store.
@@ -101,17 +100,20 @@ impl Index {
     }
 }
 
-fn delete(transaction: &Transaction<'_>, loss: &Loss) -> Result<(), Error> {
+/// Gives the paths whose narinfos are changed by it.
+fn delete(transaction: &Transaction<'_>, loss: &Loss) -> Result<Vec<StorePathHash>, Error> {
+    let mut changed: Vec<StorePathHash> = loss.paths.iter().map(StorePath::hash).collect();
     let mut path = transaction.prepare_cached("DELETE FROM path WHERE hash = ?1")?;
     for lost in &loss.paths {
         path.execute([lost.hash().as_str()])?;
     }
     let mut nar = transaction.prepare_cached("DELETE FROM nar WHERE nar_hash = ?1")?;
     for lost in &loss.nars {
+        changed.extend(paths_of(transaction, *lost)?);
         nar.execute([lost.as_bytes()])?;
     }
     transaction.execute("DELETE FROM upstream_nar WHERE nar_hash NOT IN (SELECT nar_hash FROM path)", [])?;
-    Ok(())
+    Ok(changed)
 }
 
 fn holdings(connection: &Connection) -> Result<Holdings, Error> {

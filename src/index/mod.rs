@@ -1,6 +1,7 @@
 //! The index: which store paths are served, which NARs are packed, which builds failed, and who waits.
 //! The only place with SQL. It never asks Nix and never touches a NAR file.
 
+mod at_hand;
 mod catalogue;
 #[cfg(test)]
 mod catalogue_tests;
@@ -9,6 +10,9 @@ mod connection;
 mod demand;
 mod generation;
 mod holdings;
+mod memory;
+#[cfg(test)]
+mod memory_tests;
 mod pin;
 mod queue;
 mod realisation;
@@ -24,11 +28,15 @@ use std::time::SystemTime;
 use narinfo::{NarHash, StorePath, StorePathHash};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
+use crate::filter::Filter;
+use at_hand::paths_of;
 pub use catalogue::{AttributeRow, Attributed, Generation, GenerationSize, Maker, OutputRow, SetRow};
 use connection::{Readers, Writer};
 pub use demand::{AttributeName, DemandRow};
 pub use generation::{NewGeneration, Swapped};
 pub use holdings::{Holding, Holdings, Loss};
+use memory::Memory;
+pub use memory::Ready;
 pub use pin::PinRow;
 pub use queue::{DurationRow, RequestRow};
 pub use rows::{Comparison, Counts, Failure, FailureClass, Hit, NarRow, PathRow, UpstreamNar};
@@ -93,15 +101,25 @@ pub struct Index {
     writer: Writer,
     readers: Arc<Readers>,
     uses: Uses,
+    /// Narinfos that need not be read.
+    memory: Arc<Memory>,
+    /// Hashes that there may be rows of.
+    known: Arc<Filter>,
 }
 
 impl Index {
-    /// Opens the database file, making it when it is not there.
+    /// Opens the database file, making it when it is not there. Remembers nothing: see [`Index::remembering`].
     ///
     /// # Errors
     /// When the file cannot be opened, is no database, or is of a newer version.
     pub fn open(file: &Path) -> Result<Self, Error> {
-        Ok(Self { writer: Writer::open(file)?, readers: Readers::new(file), uses: Uses::default() })
+        Ok(Self {
+            writer: Writer::open(file)?,
+            readers: Readers::new(file),
+            uses: Uses::default(),
+            memory: Arc::new(Memory::new(0)),
+            known: Arc::default(),
+        })
     }
 
     /// The path with this hash, if it is served.
@@ -228,11 +246,12 @@ impl Index {
     /// # Errors
     /// When SQLite fails; nothing is published then.
     pub async fn publish(&self, rows: Vec<PathRow>) -> Result<bool, Error> {
+        let known = Arc::clone(&self.known);
         self.writer
             .run(move |transaction| {
                 let served = serves_references(transaction, rows.iter())?;
                 if served {
-                    insert_paths(transaction, &rows)?;
+                    insert_paths(transaction, &known, &rows)?;
                 }
                 Ok(served)
             })
@@ -244,20 +263,19 @@ impl Index {
     /// # Errors
     /// When SQLite fails.
     pub async fn record_packed(&self, nar: NarRow) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                transaction.execute(
-                    "INSERT OR REPLACE INTO nar (nar_hash, file_hash, file_size, packed_at) VALUES (?1, ?2, ?3, ?4)",
-                    params![
-                        nar.nar_hash.as_bytes(),
-                        nar.file_hash.as_bytes(),
-                        signed(nar.file_size),
-                        to_unix(SystemTime::now())
-                    ],
-                )?;
-                Ok(())
-            })
-            .await
+        self.change(move |transaction| {
+            transaction.execute(
+                "INSERT OR REPLACE INTO nar (nar_hash, file_hash, file_size, packed_at) VALUES (?1, ?2, ?3, ?4)",
+                params![
+                    nar.nar_hash.as_bytes(),
+                    nar.file_hash.as_bytes(),
+                    signed(nar.file_size),
+                    to_unix(SystemTime::now())
+                ],
+            )?;
+            Ok((paths_of(transaction, nar.nar_hash)?, ()))
+        })
+        .await
     }
 
     /// Takes back that a NAR is packed: its file is gone. Its paths stay served from the Nix store.
@@ -265,12 +283,11 @@ impl Index {
     /// # Errors
     /// When SQLite fails.
     pub async fn forget_packed(&self, nar: NarHash) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                transaction.execute("DELETE FROM nar WHERE nar_hash = ?1", [nar.as_bytes()])?;
-                Ok(())
-            })
-            .await
+        self.change(move |transaction| {
+            transaction.execute("DELETE FROM nar WHERE nar_hash = ?1", [nar.as_bytes()])?;
+            Ok((paths_of(transaction, nar)?, ()))
+        })
+        .await
     }
 
     /// Stops serving every path with this NAR: neither the NAR store nor the Nix store has it any more.
@@ -278,12 +295,12 @@ impl Index {
     /// # Errors
     /// When SQLite fails.
     pub async fn forget_paths(&self, nar: NarHash) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                transaction.execute("DELETE FROM path WHERE nar_hash = ?1", [nar.as_bytes()])?;
-                Ok(())
-            })
-            .await
+        self.change(move |transaction| {
+            let changed = paths_of(transaction, nar)?;
+            transaction.execute("DELETE FROM path WHERE nar_hash = ?1", [nar.as_bytes()])?;
+            Ok((changed, ()))
+        })
+        .await
     }
 
     /// The remembered failure of a derivation, unless its memory has ended by `now`.
@@ -356,6 +373,15 @@ impl Index {
             .await
     }
 
+    /// Whether it can be read.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn check(&self) -> Result<(), Error> {
+        let read = |connection: &Connection| Ok(connection.execute_batch("SELECT 1 FROM path LIMIT 1")?);
+        self.readers.run(read).await
+    }
+
     /// How much is in the index.
     ///
     /// # Errors
@@ -400,8 +426,10 @@ fn serves_references<'a>(
     Ok(true)
 }
 
+/// No narinfo is changed by this: a path that is served keeps its row.
 fn insert_paths<'a>(
     transaction: &Transaction<'_>,
+    known: &Filter,
     rows: impl IntoIterator<Item = &'a PathRow>,
 ) -> Result<(), Error> {
     let mut insert = transaction.prepare_cached(
@@ -410,6 +438,7 @@ fn insert_paths<'a>(
     )?;
     let now = to_unix(SystemTime::now());
     for row in rows {
+        known.add([row.path.hash()]);
         insert.execute(params![
             hash_text(&row.path.hash()),
             row.path.name(),

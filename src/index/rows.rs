@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use narinfo::{Compression, NarHash, Signature, StorePath, StorePathHash};
+use narinfo::{Compression, NarHash, NarInfo, Signature, StorePath, StorePathHash};
 use rusqlite::Row;
 
 use super::Error;
@@ -80,6 +80,32 @@ pub struct Hit {
     pub packed: Option<NarRow>,
     /// The upstream that clients are sent to for what is not packed.
     pub redirect: Option<UpstreamNar>,
+}
+
+impl Hit {
+    /// What clients are told of it.
+    #[must_use]
+    pub fn narinfo(&self) -> NarInfo {
+        let Hit { row, packed, redirect } = self;
+        // The file that a client gets: ours, or the upstream's where it is sent there.
+        let (compression, file_hash, file_size) = match redirect {
+            Some(nar) => (nar.compression, nar.file_hash, nar.file_size),
+            None => (Compression::Zstd, packed.map(|nar| nar.file_hash), packed.map(|nar| nar.file_size)),
+        };
+        NarInfo {
+            store_path: row.path.clone(),
+            url: format!("nar/{}.nar{}", row.nar_hash.to_nixbase32(), compression.file_ending()),
+            compression,
+            file_hash,
+            file_size,
+            nar_hash: row.nar_hash,
+            nar_size: row.nar_size,
+            references: row.references.clone(),
+            deriver: row.deriver.clone(),
+            ca: row.ca.clone(),
+            signatures: row.signatures.clone(),
+        }
+    }
 }
 
 /// What a failure means.

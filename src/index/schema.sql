@@ -37,6 +37,12 @@ CREATE TABLE upstream_nar (
     PRIMARY KEY (nar_hash, upstream)
 ) STRICT, WITHOUT ROWID;
 
+-- The upstreams of the last start.
+CREATE TABLE upstream (
+    url      TEXT PRIMARY KEY NOT NULL, -- its name
+    redirect INTEGER NOT NULL           -- whether clients are sent there
+) STRICT, WITHOUT ROWID;
+
 -- Own builds beside what upstreams have: the answer once there is one, else when it was last looked for.
 CREATE TABLE comparison (
     hash      TEXT PRIMARY KEY NOT NULL, -- of the path

@@ -1,10 +1,13 @@
 //! Which upstreams have the NARs of served paths, and what their files are.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use narinfo::{Compression, NarHash};
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Connection, Row, Transaction, params};
 
 use super::rows::{corrupt, signed, unsigned};
-use super::{Error, Index, PathRow, UpstreamNar, insert_paths, serves_references};
+use super::{Error, Index, PathRow, UpstreamNar, insert_paths, paths_of, serves_references};
 
 const COLUMNS: &str = "nar_hash, upstream, url, compression, file_hash, file_size, redirect";
 
@@ -21,29 +24,31 @@ impl Index {
     /// # Errors
     /// When SQLite fails; nothing is published then.
     pub async fn publish_from_upstream(&self, rows: Vec<(PathRow, UpstreamNar)>) -> Result<bool, Error> {
-        self.writer
-            .run(move |transaction| {
-                if !serves_references(transaction, rows.iter().map(|(path, _)| path))? {
-                    return Ok(false);
-                }
-                insert_paths(transaction, rows.iter().map(|(path, _)| path))?;
-                let mut insert = transaction.prepare_cached(&format!(
-                    "INSERT OR REPLACE INTO upstream_nar ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"
-                ))?;
-                for (_, nar) in &rows {
-                    insert.execute(params![
-                        nar.nar_hash.as_bytes(),
-                        nar.upstream,
-                        nar.url,
-                        nar.compression.to_string(),
-                        nar.file_hash.as_ref().map(NarHash::as_bytes),
-                        nar.file_size.map(signed),
-                        nar.redirect,
-                    ])?;
-                }
-                Ok(true)
-            })
-            .await
+        let known = Arc::clone(&self.known);
+        self.change(move |transaction| {
+            let mut changed = Vec::new();
+            if !serves_references(transaction, rows.iter().map(|(path, _)| path))? {
+                return Ok((changed, false));
+            }
+            insert_paths(transaction, &known, rows.iter().map(|(path, _)| path))?;
+            let mut insert = transaction.prepare_cached(&format!(
+                "INSERT OR REPLACE INTO upstream_nar ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"
+            ))?;
+            for (_, nar) in &rows {
+                insert.execute(params![
+                    nar.nar_hash.as_bytes(),
+                    nar.upstream,
+                    nar.url,
+                    nar.compression.to_string(),
+                    nar.file_hash.as_ref().map(NarHash::as_bytes),
+                    nar.file_size.map(signed),
+                    nar.redirect,
+                ])?;
+                changed.extend(paths_of(transaction, nar.nar_hash)?);
+            }
+            Ok((changed, true))
+        })
+        .await
     }
 
     /// Every upstream that has this NAR, and where.
@@ -70,44 +75,45 @@ impl Index {
     /// # Errors
     /// When SQLite fails.
     pub async fn forget_upstream_nar(&self, nar: NarHash, upstream: String) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                let sql = "DELETE FROM upstream_nar WHERE nar_hash = ?1 AND upstream = ?2";
-                transaction.execute(sql, params![nar.as_bytes(), upstream])?;
-                Ok(())
-            })
-            .await
+        self.change(move |transaction| {
+            let sql = "DELETE FROM upstream_nar WHERE nar_hash = ?1 AND upstream = ?2";
+            transaction.execute(sql, params![nar.as_bytes(), upstream])?;
+            Ok((paths_of(transaction, nar)?, ()))
+        })
+        .await
     }
 
     /// Brings what is known of upstreams in line with those that there are: their names, and whether clients are sent
-    /// there. What only others have is not served any more.
+    /// there. What only others have is not served any more. Looks at rows only when that has changed.
     ///
     /// # Errors
     /// When SQLite fails; nothing is changed then.
-    pub async fn keep_upstreams(&self, upstreams: Vec<(String, bool)>) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                transaction.execute_batch(
-                    "CREATE TEMP TABLE IF NOT EXISTS configured (upstream TEXT PRIMARY KEY, redirect INTEGER); \
-                     DELETE FROM configured",
-                )?;
-                for (upstream, redirect) in &upstreams {
-                    transaction.execute("INSERT INTO configured VALUES (?1, ?2)", params![upstream, redirect])?;
-                }
-                transaction.execute_batch(
-                    "CREATE TEMP TABLE lost AS SELECT nar_hash FROM upstream_nar \
-                     WHERE upstream NOT IN (SELECT upstream FROM configured); \
-                     DELETE FROM upstream_nar WHERE upstream NOT IN (SELECT upstream FROM configured); \
+    pub async fn keep_upstreams(&self, upstreams: BTreeMap<String, bool>) -> Result<(), Error> {
+        let memory = Arc::clone(&self.memory);
+        let keep = move |transaction: &Transaction<'_>| {
+            let mut statement = transaction.prepare("SELECT url, redirect FROM upstream")?;
+            let before = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            if before.collect::<rusqlite::Result<BTreeMap<_, _>>>()? == upstreams {
+                return Ok(());
+            }
+            transaction.execute("DELETE FROM upstream", [])?;
+            for (url, redirect) in &upstreams {
+                transaction.execute("INSERT INTO upstream VALUES (?1, ?2)", params![url, redirect])?;
+            }
+            transaction.execute_batch(
+                "CREATE TEMP TABLE lost AS SELECT nar_hash FROM upstream_nar \
+                     WHERE upstream NOT IN (SELECT url FROM upstream); \
+                     DELETE FROM upstream_nar WHERE upstream NOT IN (SELECT url FROM upstream); \
                      DELETE FROM path WHERE nar_hash IN (SELECT nar_hash FROM lost) \
                      AND nar_hash NOT IN (SELECT nar_hash FROM nar) \
                      AND nar_hash NOT IN (SELECT nar_hash FROM upstream_nar); \
                      DROP TABLE lost; \
                      UPDATE upstream_nar SET redirect = \
-                     (SELECT redirect FROM configured c WHERE c.upstream = upstream_nar.upstream)",
-                )?;
-                Ok(())
-            })
-            .await
+                     (SELECT redirect FROM upstream u WHERE u.url = upstream_nar.upstream)",
+            )?;
+            Ok(())
+        };
+        self.writer.run_then(keep, move |()| memory.forget_all()).await
     }
 }
 

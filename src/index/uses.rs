@@ -10,7 +10,7 @@ use narinfo::NarHash;
 use rusqlite::{Transaction, params};
 
 use super::rows::to_unix;
-use super::{Error, Index};
+use super::{Error, Index, Ready};
 
 /// What was used since uses were last written down; clones share it. Bounded by what is served: each NAR stands in it once.
 #[derive(Clone, Debug, Default)]
@@ -62,11 +62,30 @@ fn write_all(transaction: &Transaction<'_>, nars: &HashSet<NarHash>) -> Result<(
     Ok(())
 }
 
+/// In which epoch the use of something was noted last.
+#[derive(Debug)]
+pub(super) struct Noted(AtomicU32);
+
+impl Default for Noted {
+    fn default() -> Self {
+        // Epochs begin at 0.
+        Self(AtomicU32::new(u32::MAX))
+    }
+}
+
 impl Index {
     /// Where uses are noted.
     #[must_use]
     pub fn uses(&self) -> &Uses {
         &self.uses
+    }
+
+    /// A client was told of this path.
+    pub fn note_use(&self, ready: &Ready) {
+        let epoch = self.uses.epoch();
+        if ready.noted.0.swap(epoch, Ordering::AcqRel) != epoch {
+            self.uses.note(ready.nar_hash);
+        }
     }
 
     /// Writes down what was noted.

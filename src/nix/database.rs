@@ -12,17 +12,29 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, params};
 
 use super::environment::Environment;
+use super::version::Counted;
 
 /// How long to wait for a lock that Nix holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Derivations of one output at most that are told of.
 const DERIVERS_MAX: i64 = 1_000;
 
+/// Characters of the hash at the start of a path's name.
+const HASH_CHARS: usize = 32;
+
 /// By range, because that uses the index where `LIKE` would read the whole table. `.` is what follows `-`.
-const DERIVERS: &str =
+pub(super) const DERIVERS: &str =
     "SELECT o.path, d.path, o.id FROM DerivationOutputs o JOIN ValidPaths d ON d.id = o.drv
     WHERE o.path >= ?1 || '-' AND o.path < ?1 || '.' ORDER BY o.path, d.id LIMIT ?2";
-const VALID_PATH: &str = "SELECT path FROM ValidPaths WHERE path >= ?1 || '-' AND path < ?1 || '.' LIMIT 1";
+/// What came after a row of ValidPaths, whose numbers are never used twice. The outputs of a derivation come with its row; and
+/// what a content-addressed one gave later is valid then, too.
+const PATHS_SINCE: &str = "SELECT path FROM ValidPaths WHERE id > ?1 UNION ALL \
+    SELECT path FROM DerivationOutputs WHERE drv > ?1";
+/// The last row, and how many of both there are after one.
+const COUNT_SINCE: &str = "SELECT coalesce((SELECT max(id) FROM ValidPaths), 0), \
+    (SELECT count(*) FROM ValidPaths WHERE id > ?1) + (SELECT count(*) FROM DerivationOutputs WHERE drv > ?1)";
+pub(super) const VALID_PATH: &str =
+    "SELECT path FROM ValidPaths WHERE path >= ?1 || '-' AND path < ?1 || '.' LIMIT 1";
 
 /// Why the database could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -145,6 +157,52 @@ impl Database {
         path.map(|path| self.parse(path)).transpose()
     }
 
+    /// Tells the hash of every path that is valid, or that a derivation in the store gives, and that came after a row: 0 is
+    /// before all, else what this returned before. `begin` hears first how many there are.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn hashes_since(
+        &self,
+        row: i64,
+        begin: impl FnOnce(u64),
+        mut tell: impl FnMut(StorePathHash),
+    ) -> Result<i64, DatabaseError> {
+        let start = format!("{}/", self.store_dir);
+        self.read(|connection| {
+            // One transaction, so that both are of the same moment.
+            let transaction = connection.unchecked_transaction()?;
+            let count = |row: &rusqlite::Row<'_>| Ok((row.get(0)?, row.get(1)?));
+            let (last, count): (i64, i64) = transaction.query_row(COUNT_SINCE, [row], count)?;
+            begin(u64::try_from(count).unwrap_or(0));
+            let mut statement = transaction.prepare(PATHS_SINCE)?;
+            let mut rows = statement.query([row])?;
+            while let Some(row) = rows.next()? {
+                let path = row.get_ref(0)?.as_str().ok().and_then(|path| path.strip_prefix(&start));
+                // What has no hash is never asked for.
+                if let Some(Ok(hash)) = path.and_then(|name| name.get(..HASH_CHARS)).map(str::parse) {
+                    tell(hash);
+                }
+            }
+            // Of a large store it has read very much that it will not need again.
+            connection.execute_batch("PRAGMA shrink_memory")?;
+            Ok(last)
+        })
+    }
+
+    /// Where its transactions are counted, as long as it is open here.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub(super) fn counted_in(&self) -> Result<Counted, DatabaseError> {
+        let mode = self.read(|connection| {
+            connection.pragma_query_value(None, "journal_mode", |row| row.get::<_, String>(0))
+        })?;
+        let mut log = self.file.as_os_str().to_owned();
+        log.push("-shm");
+        Ok(if mode == "wal" { Counted::Log(log.into()) } else { Counted::Database(self.file.clone()) })
+    }
+
     /// Reads from the file that is there now: a store that was made anew has another one.
     fn read<T>(&self, query: impl FnOnce(&Connection) -> rusqlite::Result<T>) -> Result<T, DatabaseError> {
         let mut guard = self.lock();
@@ -197,89 +255,5 @@ impl Open {
         };
         let connection = open().map_err(|source| DatabaseError::Open { file: file.to_owned(), source })?;
         Ok(Self { connection, device: metadata.dev(), inode: metadata.ino() })
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The part of Nix's schema that is read here, as Nix 2.8 to 2.34 make it.
-    const SCHEMA: &str = "
-        CREATE TABLE ValidPaths (id INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, path TEXT UNIQUE NOT NULL);
-        CREATE TABLE DerivationOutputs (drv INTEGER NOT NULL, id TEXT NOT NULL, path TEXT NOT NULL,
-            PRIMARY KEY (drv, id), FOREIGN KEY (drv) REFERENCES ValidPaths(id) ON DELETE CASCADE);
-        CREATE INDEX IndexDerivationOutputs ON DerivationOutputs(path);";
-
-    fn environment(state_dir: &Path) -> Environment {
-        let socket = state_dir.join("socket");
-        Environment { store_dir: StoreDir::default(), state_dir: state_dir.to_owned(), socket }
-    }
-
-    fn made(state_dir: &Path, rows: &str) -> Environment {
-        let environment = environment(state_dir);
-        std::fs::create_dir_all(state_dir.join("db")).expect("a folder");
-        let connection = Connection::open(environment.database()).expect("made");
-        connection.execute_batch(&format!("{SCHEMA}{rows}")).expect("filled");
-        environment
-    }
-
-    fn path(letter: char, name: &str) -> StorePath {
-        StorePath::parse(&format!("{}-{name}", letter.to_string().repeat(32))).expect("a store path")
-    }
-
-    #[test]
-    fn look_ups_search_an_index_and_never_scan() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let environment = made(folder.path(), "");
-        let connection = Connection::open(environment.database()).expect("opened");
-        for (query, values) in [(DERIVERS, 2), (VALID_PATH, 1)] {
-            let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {query}")).expect("prepared");
-            let values = rusqlite::params_from_iter(std::iter::repeat_n("1", values));
-            let rows = statement.query_map(values, |row| row.get::<_, String>(3)).expect("a plan");
-            let plan: Vec<String> = rows.collect::<Result<_, _>>().expect("a plan");
-            assert!(plan[0].starts_with("SEARCH") && plan[0].contains("(path>? AND path<?)"), "{plan:?}");
-            assert!(!plan.iter().any(|step| step.starts_with("SCAN")), "{plan:?}");
-        }
-    }
-
-    #[test]
-    fn a_hash_finds_its_paths_only() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let [drv, other, out] = [path('d', "x.drv"), path('f', "x.drv"), path('b', "x")];
-        let full = |path: &StorePath| path.in_dir(&StoreDir::default());
-        let (drv_path, other_path, out_path) = (full(&drv), full(&other), full(&out));
-        let environment = made(
-            folder.path(),
-            &format!(
-                "INSERT INTO ValidPaths VALUES (1, '{drv_path}'), (2, '{other_path}');
-                INSERT INTO DerivationOutputs VALUES (1, 'out', '{out_path}'), (2, 'dev', '{out_path}'),
-                    (1, 'doc', '{}'), (1, 'man', '{}');",
-                full(&path('a', "x")),
-                full(&path('c', "x")),
-            ),
-        );
-        let database = Database::open(&environment).expect("opened");
-        let known = |drv: &StorePath, output: &str| KnownOutput {
-            path: out.clone(),
-            drv: drv.clone(),
-            output: output.into(),
-        };
-        let makers = database.derivers_of(out.hash()).expect("read");
-        assert_eq!(makers, [known(&drv, "out"), known(&other, "dev")], "the oldest first");
-        assert_eq!(database.valid_path(out.hash()).expect("read"), None);
-        assert_eq!(database.valid_path(drv.hash()).expect("read"), Some(drv));
-    }
-
-    #[test]
-    fn what_is_wrong_says_what_to_do() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let environment = environment(folder.path());
-        let error = Database::open(&environment).expect_err("not there").to_string();
-        assert!(error.contains("db.sqlite") && error.contains("NIX_STATE_DIR"), "{error}");
-        std::fs::create_dir(folder.path().join("db")).expect("a folder");
-        std::fs::write(environment.database(), "no database, whatever its name says").expect("written");
-        let error = Database::open(&environment).expect_err("garbage").to_string();
-        assert!(error.contains("db.sqlite") && error.contains("read access"), "{error}");
     }
 }

@@ -1,17 +1,22 @@
 //! Finding out what the Nix daemon can build: from Nix's settings as `nix` tells them, else from this machine and Nix's defaults.
-//! We may see less than the daemon does, so what cannot be seen is taken for there. Builds nothing.
+//! We may see less than the daemon does, so what cannot be seen is taken for there. Builds nothing, and lets nobody wait but
+//! those who want to build.
 
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::SetOnce;
 
+use super::build_hook::without_remote_builders;
 use super::capabilities::{Capabilities, Machine};
 use super::machines::machines;
+use super::pool::Pool;
 
 /// How long `nix` may take to tell its settings.
 const NIX_TIMEOUT: Duration = Duration::from_secs(10);
@@ -48,9 +53,56 @@ struct Found {
     builders: String,
 }
 
-/// What the daemon can build, as far as can be seen from here. Says in the log what was taken. A `nix` that hangs
-/// is given up after ten seconds.
-pub async fn detect(settings: CapabilitySettings) -> Capabilities {
+/// What the daemon can build, once that is known; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Detected(Arc<SetOnce<Arc<Capabilities>>>);
+
+impl Detected {
+    /// Waits until it is known.
+    pub async fn known(&self) -> Arc<Capabilities> {
+        Arc::clone(self.0.wait().await)
+    }
+
+    /// Whether it is known.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.0.initialized()
+    }
+}
+
+/// Finds it out while the server answers already.
+pub struct Detector {
+    /// What an admin says.
+    pub settings: CapabilitySettings,
+    /// The connections to daemons that are told where there are no remote builders.
+    pub pools: Vec<Pool>,
+    /// Where the file is that tells them: an absolute path.
+    pub dir: PathBuf,
+    /// Where it is made known.
+    pub detected: Detected,
+}
+
+impl Detector {
+    /// Finds it out once. A `nix` that hangs is given up after ten seconds.
+    pub async fn run(self) {
+        // Who builds on no machine but the daemon's own needs no hook; without local builds there must be others.
+        let local = self.settings.local;
+        let capabilities = detect(self.settings).await;
+        if capabilities.has_one_machine() && local {
+            match without_remote_builders(&self.dir) {
+                Ok((name, value)) => self.pools.iter().for_each(|pool| pool.tell(&name, &value)),
+                Err(error) => {
+                    tracing::warn!(%error, "Nix keeps its build hook, which makes each build a little slower");
+                }
+            }
+        }
+        // Nobody else sets it.
+        let _ = self.detected.0.set(Arc::new(capabilities));
+    }
+}
+
+/// What the daemon can build, as far as can be seen from here. Says in the log what was taken.
+async fn detect(settings: CapabilitySettings) -> Capabilities {
     let CapabilitySettings { systems, features, builders, local } = settings;
     let found = if systems.is_some() && features.is_some() {
         Capabilities::Unknown

@@ -1,8 +1,9 @@
-//! What the local Nix store has and could have, by hash: from Nix's database where that can be read, else from the daemon.
-//! Builds nothing and holds nothing: a path that was found may be collected before it is used.
+//! What the local Nix store has and could have, by hash: from Nix's database where that can be read, else from the daemon; and
+//! what it surely lacks, from memory. Builds nothing and holds nothing: a path that was found may be collected before it is used.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use narinfo::{DrvOutput, Realisation, StorePath, StorePathHash};
 use tokio::sync::Semaphore;
@@ -11,8 +12,12 @@ use super::database::{Database, DatabaseError};
 use super::derivations::Derivations;
 use super::environment::Environment;
 use super::error::DaemonError;
+use super::known::{Known, Mark};
 use super::pool::Pool;
 use super::realisations::Realisations;
+
+/// The rest after the database could not be read for what is kept in memory.
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// Why the local store could not be asked: the database cannot be read (which was logged), and neither does the
 /// daemon answer.
@@ -24,23 +29,57 @@ pub struct LocalStoreError(#[from] DaemonError);
 #[derive(Clone, Debug)]
 pub struct LocalStore {
     pool: Pool,
-    database: Arc<Database>,
-    /// The database takes one call at a time: whoever else wants to read waits without a thread.
-    turn: Arc<Semaphore>,
+    database: Reader,
+    /// What is in memory is read through a connection of its own: all of a large store takes a while.
+    scanned: Reader,
+    known: Arc<Known>,
     derivations: Derivations,
     realisations: Realisations,
     /// So that a database that cannot be read is told of once, not at every look-up.
     without_database: Arc<AtomicBool>,
 }
 
+/// A connection to the database.
+#[derive(Clone, Debug)]
+struct Reader {
+    database: Arc<Database>,
+    /// It takes one call at a time: whoever else wants to read waits without a thread.
+    turn: Arc<Semaphore>,
+}
+
 impl LocalStore {
     /// The store of `environment`, to whose daemon `pool` connects.
     #[must_use]
     pub fn new(environment: Environment, pool: Pool) -> Self {
-        let database = Arc::new(Database::lazy(&environment));
-        let turn = Arc::new(Semaphore::new(1));
-        let (derivations, realisations) = (Derivations::default(), Realisations::new(pool.clone()));
-        Self { pool, database, turn, derivations, realisations, without_database: Arc::default() }
+        let [database, scanned] = [(); 2].map(|()| Reader::new(&environment));
+        let (known, derivations, without_database) = Default::default();
+        let realisations = Realisations::new(pool.clone());
+        Self { pool, database, scanned, known, derivations, realisations, without_database }
+    }
+
+    /// Whether the store has neither a path with this hash nor a derivation that gives one. False in doubt: then it has to be
+    /// asked. Takes a moment, and never waits for SQLite.
+    #[must_use]
+    pub fn surely_lacks(&self, hash: StorePathHash) -> bool {
+        self.known.surely_lacks(hash)
+    }
+
+    /// Keeps what [`LocalStore::surely_lacks`] looks at, for as long as the server runs.
+    pub async fn keep_known(&self) {
+        let mut mark = Mark::default();
+        loop {
+            let known = Arc::clone(&self.known);
+            let learned = self.scanned.ask(&self.pool, move |database| known.learn(database, mark)).await;
+            match learned {
+                Ok(Some(learned)) => mark = learned,
+                // Look-ups say it, if it stays so.
+                Ok(None) | Err(_) => {
+                    self.known.forget();
+                    tokio::time::sleep(RETRY_AFTER).await;
+                }
+            }
+            self.known.outdated().await;
+        }
     }
 
     /// The valid path with this hash.
@@ -83,14 +122,7 @@ impl LocalStore {
         &self,
         read: impl Fn(&Database) -> Result<T, DatabaseError> + Clone + Send + 'static,
     ) -> Option<T> {
-        let mut outcome = self.blocking(read.clone()).await;
-        if let Err(DatabaseError::Open { .. } | DatabaseError::Read { .. }) = outcome {
-            // Nix removes the files of the write-ahead log with its last connection, and only it may make them
-            // again. Once we have read them, they stay for as long as we run.
-            if let Ok(_connection) = Box::pin(self.pool.get()).await {
-                outcome = self.blocking(read).await;
-            }
-        }
+        let outcome = self.database.ask(&self.pool, read).await;
         match outcome {
             Ok(found) => {
                 self.without_database.store(false, Ordering::Relaxed);
@@ -104,6 +136,28 @@ impl LocalStore {
                 None
             }
         }
+    }
+}
+
+impl Reader {
+    fn new(environment: &Environment) -> Self {
+        Self { database: Arc::new(Database::lazy(environment)), turn: Arc::new(Semaphore::new(1)) }
+    }
+
+    async fn ask<T: Send + 'static>(
+        &self,
+        pool: &Pool,
+        read: impl Fn(&Database) -> Result<T, DatabaseError> + Clone + Send + 'static,
+    ) -> Result<T, DatabaseError> {
+        let outcome = self.blocking(read.clone()).await;
+        if let Err(DatabaseError::Open { .. } | DatabaseError::Read { .. }) = outcome {
+            // Nix removes the files of the write-ahead log with its last connection, and only it may make them
+            // again. Once we have read them, they stay for as long as we run.
+            if let Ok(_connection) = Box::pin(pool.get()).await {
+                return self.blocking(read).await;
+            }
+        }
+        outcome
     }
 
     async fn blocking<T: Send + 'static>(

@@ -1,17 +1,20 @@
 //! Nix on this machine: a small client for its daemon, a reader of its database, and the look-ups that use whichever works.
 //! Knows nothing of the cache: it takes paths and targets and gives what Nix says. Reading order: environment, handshake, connection, ops,
-//! build, pool; then database, derivations, realisations, local; then capabilities, machines, detect.
+//! build, pool; then database, version, known, derivations, realisations, local; then capabilities, machines, detect.
 
 mod build;
 mod build_hook;
 mod capabilities;
 mod connection;
 mod database;
+#[cfg(test)]
+mod database_tests;
 mod derivations;
 mod detect;
 mod environment;
 mod error;
 mod handshake;
+mod known;
 mod local;
 mod machines;
 mod ops;
@@ -19,15 +22,15 @@ mod pool;
 mod protocol;
 mod realisations;
 mod stderr;
+mod version;
 mod wire;
 
 pub use build::{BuildEvent, BuildResult, BuildStatus, BuildTarget};
-pub use build_hook::without_remote_builders;
 pub use capabilities::{Capabilities, Lack, Machine};
 pub use connection::{Daemon, OPERATION_TIMEOUT};
 pub use database::{Database, DatabaseError, KnownOutput};
 pub use derivations::{DERIVATIONS_MAX, Derivations, read_derivation};
-pub use detect::{CapabilitySettings, detect, own_system};
+pub use detect::{CapabilitySettings, Detected, Detector, own_system};
 pub use environment::{Environment, EnvironmentError};
 pub use error::DaemonError;
 pub use handshake::{HANDSHAKE_TIMEOUT, Handshake};

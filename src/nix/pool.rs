@@ -83,6 +83,13 @@ impl Pool {
         }
     }
 
+    /// From now on new connections tell the daemon one more of Nix's settings.
+    pub fn tell(&self, name: &str, value: &str) {
+        let mut options = self.0.options();
+        options.1.extra.push((name.to_owned(), value.to_owned()));
+        options.0 += 1;
+    }
+
     async fn turn(&self) -> Result<OwnedSemaphorePermit, DaemonError> {
         match tokio::time::timeout(TURN_TIMEOUT, self.0.turns.clone().acquire_owned()).await {
             Ok(Ok(turn)) => Ok(turn),

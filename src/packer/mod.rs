@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use narinfo::{Compression, NarHash, StoreDir, StorePath};
 use tokio::sync::{Notify, Semaphore};
 
-use crate::index::{self, Hit, Index, NarRow, PathRow, UpstreamNar};
+use crate::index::{self, Index, NarRow, PathRow, UpstreamNar};
 use crate::nar_store::{Draft, Expected, Growing, NarStore, PackError, Packed, Stored};
 use crate::roots::Roots;
 use crate::upstream::Upstreams;
@@ -169,11 +169,9 @@ impl Packer {
         Ok(nar)
     }
 
-    /// A client was told of a path: it will ask for its contents.
-    pub fn told(&self, client: IpAddr, hit: &Hit) {
-        if hit.packed.is_none() && hit.redirect.is_none() {
-            self.ahead().told(client, hit.row.nar_hash, Instant::now());
-        }
+    /// A client was told of a NAR that is not here yet: it will ask for it.
+    pub fn told(&self, client: IpAddr, nar: NarHash) {
+        self.ahead().told(client, nar, Instant::now());
     }
 
     /// A client asks for a NAR: some that it will ask for next are brought meanwhile.

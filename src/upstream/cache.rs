@@ -4,7 +4,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use narinfo::{NarHash, PublicKey, StoreDir};
+use narinfo::{NarHash, NarInfo, PublicKey, StoreDir};
 use reqwest::Url;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -170,9 +170,19 @@ impl Cache {
         said
     }
 
+    /// Whether it is remembered not to have this file.
+    pub(super) fn remembers_missing(&self, file: &str) -> bool {
+        self.missing.contains_key(file)
+    }
+
+    /// It need not be asked for a narinfo: that it has none is remembered.
+    pub(super) fn note_remembered(&self) {
+        self.metrics.asked(&self.name, NarInfo::KIND, Asked::Remembered);
+    }
+
     async fn say<T: Document>(&self, key: &T::Key, budget: Duration, via: &str) -> (Asked, Said<T>) {
         let file = T::file(key);
-        if self.missing.contains_key(&file) {
+        if self.remembers_missing(&file) {
             return (Asked::Remembered, Said::Missing);
         }
         // Whoever waits for a turn has not asked yet: the budget is the upstream's.

@@ -122,6 +122,20 @@ impl Upstreams {
         self.caches.is_empty()
     }
 
+    /// Whether all of them are remembered not to have `hash`.
+    #[must_use]
+    pub fn surely_lack(&self, hash: StorePathHash) -> bool {
+        if self.is_empty() {
+            return true;
+        }
+        let file = NarInfo::file(&hash);
+        let lack = self.caches.iter().all(|cache| cache.remembers_missing(&file));
+        if lack {
+            self.caches.iter().for_each(|cache| cache.note_remembered());
+        }
+        lack
+    }
+
     /// The names of all, the best first, and whether clients are sent there.
     pub fn names(&self) -> impl Iterator<Item = (&str, bool)> {
         self.caches.iter().map(|cache| (cache.name(), cache.settings().mode == Mode::Redirect))

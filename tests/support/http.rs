@@ -8,8 +8,13 @@ use std::time::{Duration, Instant};
 use ureq::http::{HeaderMap, Response as UreqResponse};
 use ureq::{Agent, Body};
 
+use super::process::wait_until;
+
 /// How long one request may take in all.
 const REQUEST_LIMIT: Duration = Duration::from_secs(300);
+
+/// How long the server may take to find out all that it must know.
+const READY_WITHIN: Duration = Duration::from_secs(60);
 
 /// A whole answer.
 #[derive(Debug)]
@@ -54,6 +59,12 @@ impl Http {
             .timeout_global(Some(REQUEST_LIMIT))
             .build();
         Http { agent: config.into(), url: url.trim_end_matches('/').to_owned() }
+    }
+
+    /// Waits until the server can do all of its work.
+    #[track_caller]
+    pub fn wait_until_ready(&self) {
+        wait_until("the server is ready", READY_WITHIN, || self.get("/readyz").status == 200);
     }
 
     /// GET of a path such as `/nix-cache-info`, to the end of the body.

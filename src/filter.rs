@@ -1,0 +1,155 @@
+//! A set of store path hashes in very little memory: it may take a hash for one of its own that was never added, one in a
+//! hundred or so, and never the other way round. Settles at once that something is nowhere; proves nothing else.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use fastbloom::AtomicBloomFilter;
+use narinfo::StorePathHash;
+use tokio::sync::Notify;
+
+/// Bits for each hash that there is room for: of those that were never added, a hundredth is taken for one that was.
+const BITS_PER_HASH: usize = 10;
+/// Room at least.
+const ROOM_MIN: usize = 16 * 1024;
+
+/// The set. It is of use once it was filled, and is filled anew when it has got too small, which goes on beside its use.
+#[derive(Debug, Default)]
+pub struct Filter {
+    sieves: RwLock<Sieves>,
+    outgrown: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Sieves {
+    /// Has every hash that was added; none before the first filling has ended.
+    current: Option<Sieve>,
+    /// Being filled, and then takes the place of the other.
+    next: Option<Sieve>,
+}
+
+#[derive(Debug)]
+struct Sieve {
+    bits: AtomicBloomFilter,
+    room: usize,
+    used: AtomicUsize,
+}
+
+impl Filter {
+    /// Whether it may have been added. Always, as long as nobody knows.
+    #[must_use]
+    pub fn may_have(&self, hash: StorePathHash) -> bool {
+        self.read().current.as_ref().is_none_or(|sieve| sieve.bits.contains(&hash))
+    }
+
+    /// Whether it is of use.
+    #[must_use]
+    pub fn is_filled(&self) -> bool {
+        self.read().current.is_some()
+    }
+
+    /// Adds hashes, for good.
+    pub fn add(&self, hashes: impl IntoIterator<Item = StorePathHash>) {
+        let sieves = self.read();
+        for hash in hashes {
+            for sieve in [&sieves.current, &sieves.next].into_iter().flatten() {
+                sieve.add(hash);
+            }
+        }
+        if sieves.next.is_none() && sieves.current.as_ref().is_some_and(Sieve::is_full) {
+            self.outgrown.notify_one();
+        }
+    }
+
+    /// Begins to fill it anew, for `count` hashes and some more. What is added from now on is in the new filling, too; all
+    /// else that belongs there must be added before [`Filter::filled`].
+    pub fn begin(&self, count: u64) {
+        let count = usize::try_from(count).unwrap_or(usize::MAX / 16);
+        self.write().next = Some(Sieve::new((count + count / 4).max(ROOM_MIN)));
+    }
+
+    /// The new filling has everything.
+    pub fn filled(&self) {
+        let mut sieves = self.write();
+        if let Some(next) = sieves.next.take() {
+            sieves.current = Some(next);
+        }
+    }
+
+    /// Nobody knows any more what is to be in it.
+    pub fn forget(&self) {
+        *self.write() = Sieves::default();
+    }
+
+    /// Resolves when it has got too small, and has to be filled anew to stay of use.
+    pub async fn outgrown(&self) {
+        self.outgrown.notified().await;
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Sieves> {
+        self.sieves.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Sieves> {
+        self.sieves.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sieve {
+    fn new(room: usize) -> Self {
+        let bits = AtomicBloomFilter::with_num_bits(room * BITS_PER_HASH).expected_items(room);
+        Self { bits, room, used: AtomicUsize::new(0) }
+    }
+
+    fn add(&self, hash: StorePathHash) {
+        if !self.bits.insert(&hash) {
+            self.used.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.used.load(Ordering::Relaxed) > self.room
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hash(number: usize) -> StorePathHash {
+        format!("{number:032}").parse().expect("digits are of Nix's alphabet")
+    }
+
+    #[test]
+    fn nothing_is_settled_before_it_is_filled_and_nothing_that_was_added_is_lost() {
+        let filter = Filter::default();
+        assert!(filter.may_have(hash(0)));
+        filter.begin(2);
+        filter.add([hash(1)]);
+        assert!(filter.may_have(hash(0)), "not yet");
+        filter.filled();
+        assert!(filter.may_have(hash(1)) && !filter.may_have(hash(0)));
+        filter.begin(2);
+        filter.add([hash(2)]);
+        assert!(filter.may_have(hash(1)) && filter.may_have(hash(2)), "the old filling stays in use");
+        filter.filled();
+        assert!(!filter.may_have(hash(1)), "it was not filled in anew");
+        assert!(filter.may_have(hash(2)), "it came while the new one was filled");
+        filter.forget();
+        assert!(filter.may_have(hash(0)));
+    }
+
+    #[tokio::test]
+    async fn it_says_when_it_is_too_small_and_few_are_taken_for_what_they_are_not() {
+        let filter = Filter::default();
+        filter.begin(1);
+        filter.filled();
+        let room = filter.read().current.as_ref().map_or(0, |sieve| sieve.room);
+        filter.add((0..room).map(hash));
+        let wrong = (room..2 * room).filter(|number| filter.may_have(hash(*number))).count();
+        assert!(wrong * 50 < room, "{wrong} of {room}");
+        assert!((0..room).all(|number| filter.may_have(hash(number))));
+        filter.add((room..2 * room).map(hash));
+        filter.outgrown().await;
+    }
+}

@@ -1,0 +1,98 @@
+//! What the local Nix store could have, in memory: the hashes of all valid paths and of all outputs of derivations, as of the
+//! version of Nix's database that it still has. Must never say that the store lacks what came a moment ago.
+
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use narinfo::StorePathHash;
+use tokio::sync::Notify;
+
+use super::database::{Database, DatabaseError};
+use super::version::{Version, Watches};
+use crate::filter::Filter;
+
+/// The hashes, kept by whoever runs [`Known::learn`] whenever [`Known::outdated`].
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    hashes: Filter,
+    watched: RwLock<Watched>,
+    outdated: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Watched {
+    watches: Watches,
+    /// What the hashes are complete for; nothing as long as nobody knows.
+    learned: Option<Version>,
+}
+
+/// How far it was read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Mark {
+    row: i64,
+    /// The file that told the version.
+    file: Option<(u64, u64)>,
+}
+
+impl Known {
+    /// Whether there is neither a valid path nor a derivation for it. False in doubt, as when the database has been changed
+    /// since it was read.
+    pub(super) fn surely_lacks(&self, hash: StorePathHash) -> bool {
+        // The version first: what is committed between the two need not be known.
+        let current = self.read().is_current();
+        if !current {
+            self.outdated.notify_one();
+        }
+        current && !self.hashes.may_have(hash)
+    }
+
+    /// Resolves when somebody could not be told for want of what is new.
+    pub(super) async fn outdated(&self) {
+        tokio::select! {
+            () = self.outdated.notified() => {}
+            () = self.hashes.outgrown() => self.hashes.forget(),
+        }
+    }
+
+    /// Reads what is new since `mark`, or everything where that is of another database. `None` when it cannot be told of which
+    /// version that is. Blocking.
+    pub(super) fn learn(&self, database: &Database, mark: Mark) -> Result<Option<Mark>, DatabaseError> {
+        let counted = database.counted_in()?;
+        let version = {
+            let mut watched = self.write();
+            watched.watches.watch(counted).ok().and_then(|()| watched.watches.version())
+        };
+        let Some(version) = version else { return Ok(None) };
+        let more = self.hashes.is_filled() && mark.file == Some(version.file);
+        let begin = |count| {
+            if !more {
+                self.hashes.begin(count);
+            }
+        };
+        let add = |hash| self.hashes.add([hash]);
+        let row = database.hashes_since(if more { mark.row } else { 0 }, begin, add)?;
+        self.hashes.filled();
+        // Where it was changed meanwhile, whoever asks next has the rest read.
+        let mut watched = self.write();
+        watched.learned = (watched.watches.version() == Some(version)).then_some(version);
+        Ok(Some(Mark { row, file: Some(version.file) }))
+    }
+
+    /// The database cannot be read: nobody knows.
+    pub(super) fn forget(&self) {
+        self.write().learned = None;
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Watched> {
+        self.watched.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Watched> {
+        self.watched.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Watched {
+    fn is_current(&self) -> bool {
+        self.learned.is_some() && self.watches.version() == self.learned
+    }
+}

@@ -1,0 +1,109 @@
+//! Whether Nix's database has been changed since it was read, without asking SQLite: from the places where its file format
+//! counts transactions (<https://www.sqlite.org/fileformat2.html>, <https://www.sqlite.org/walformat.html>). In doubt it has.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Of the database's header: from the version that tells how it is written to the end of the counter of its changes.
+const COUNTER_AT: u64 = 18;
+/// Bytes of that.
+const COUNTER_BYTES: usize = 10;
+/// The version of a database with a write-ahead log.
+const WITH_LOG: u8 = 2;
+/// Bytes of the header of the index of a write-ahead log; two copies of it begin the file.
+const LOG_HEADER_BYTES: usize = 48;
+/// Where in it is said that it is in use.
+const LOG_IN_USE: usize = 12;
+
+/// What the database was when it was looked at: as long as it is the same, nothing has been committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Version {
+    /// The file that tells. Where this is another one, so may everything be.
+    pub(super) file: (u64, u64),
+    mark: [u8; LOG_HEADER_BYTES],
+}
+
+/// The file in which transactions are counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Counted {
+    /// The database itself.
+    Database(PathBuf),
+    /// The index of its write-ahead log.
+    Log(PathBuf),
+}
+
+/// The files that tell, the current one last. A process that closes a file loses the locks that it has on it through any other
+/// descriptor (fcntl(2)), those of SQLite among them, and then other processes take the log away: so what was opened stays
+/// open for as long as it is there.
+#[derive(Debug, Default)]
+pub(super) struct Watches(Vec<Watch>);
+
+#[derive(Debug)]
+struct Watch {
+    counted: Counted,
+    file: File,
+    id: (u64, u64),
+}
+
+impl Watches {
+    /// Watches this file from now on; SQLite must have the database open, so that it is there, and stays.
+    pub(super) fn watch(&mut self, counted: Counted) -> io::Result<()> {
+        self.0.retain(Watch::is_there);
+        match self.0.iter().position(|watch| watch.counted == counted) {
+            Some(known) => {
+                let known = self.0.remove(known);
+                self.0.push(known);
+            }
+            None => self.0.push(Watch::open(counted)?),
+        }
+        Ok(())
+    }
+
+    /// What the database is now; nothing where that cannot be told, as while somebody commits.
+    pub(super) fn version(&self) -> Option<Version> {
+        let watch = self.0.last()?;
+        let mark = match watch.counted {
+            Counted::Log(_) => watch.log_header(),
+            Counted::Database(_) => watch.counter(),
+        };
+        mark.filter(|_| watch.is_there()).map(|mark| Version { file: watch.id, mark })
+    }
+}
+
+impl Watch {
+    fn open(counted: Counted) -> io::Result<Self> {
+        let file = File::open(counted.path())?;
+        let metadata = file.metadata()?;
+        Ok(Self { counted, file, id: (metadata.dev(), metadata.ino()) })
+    }
+
+    /// Whether it is still the file of that name.
+    fn is_there(&self) -> bool {
+        let metadata = std::fs::metadata(self.counted.path());
+        metadata.is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.id)
+    }
+
+    /// Every transaction changes it; the copies differ while one does.
+    fn log_header(&self) -> Option<[u8; LOG_HEADER_BYTES]> {
+        let mut copies = [[0; LOG_HEADER_BYTES]; 2];
+        self.file.read_exact_at(copies.as_flattened_mut(), 0).ok()?;
+        (copies[0] == copies[1] && copies[0][LOG_IN_USE] != 0).then_some(copies[0])
+    }
+
+    fn counter(&self) -> Option<[u8; LOG_HEADER_BYTES]> {
+        let mut mark = [0; LOG_HEADER_BYTES];
+        self.file.read_exact_at(&mut mark[..COUNTER_BYTES], COUNTER_AT).ok()?;
+        // From now on, the log tells.
+        (mark[0] != WITH_LOG).then_some(mark)
+    }
+}
+
+impl Counted {
+    fn path(&self) -> &Path {
+        match self {
+            Self::Database(path) | Self::Log(path) => path,
+        }
+    }
+}

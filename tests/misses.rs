@@ -1,0 +1,56 @@
+//! Misses are settled in memory, and the server answers before it knows what it can build: neither may hide anything.
+
+mod support;
+
+use std::os::unix::fs::PermissionsExt;
+
+use support::addresses::narinfo_address;
+use support::cache::{Cache, assert_missing, assert_narinfo};
+use support::{Derivation, NixStore, Release};
+
+#[test]
+fn what_comes_into_the_store_is_found_by_the_very_next_request() {
+    for release in Release::all() {
+        let cache = Cache::of(NixStore::new(release), &["--build-from"], &[]);
+        for round in 0..10 {
+            for unknown in 0..20 {
+                let unknown = cache.http.get(&format!("/{:032}.narinfo", 20 * round + unknown));
+                assert_missing(&unknown, &["unknown: "]);
+            }
+            let made = cache.store.instantiate(&Derivation::new(&format!("made-{round}"), "echo > $out"));
+            assert_missing(&cache.ask(made.out()), &["not built: ", "only serves"]);
+            assert_narinfo(&cache.ask(&made.drv), &made.drv);
+            assert!(cache.store.realise(&made.drv).succeeded());
+            assert_narinfo(&cache.ask(made.out()), made.out());
+        }
+    }
+}
+
+#[test]
+fn what_is_there_is_served_while_nix_does_not_tell_what_it_can_build() {
+    let store = NixStore::new(Release::Host);
+    let gate = store.gate();
+    let programs = store.folder().join("programs");
+    std::fs::create_dir(&programs).expect("a folder");
+    let nix = programs.join("nix");
+    std::fs::write(&nix, format!("#!/bin/sh\n{}exec /usr/bin/nix \"$@\"\n", gate.script("nix")))
+        .expect("written");
+    std::fs::set_permissions(&nix, PermissionsExt::from_mode(0o755)).expect("set");
+    let path = format!("{}:{}", programs.display(), std::env::var("PATH").expect("a PATH"));
+    let there = store.instantiate(&Derivation::new("there", "echo > $out"));
+    let wanted = store.instantiate(&Derivation::new("wanted", "echo > $out"));
+    assert!(store.realise(&there.drv).succeeded());
+
+    let cache = Cache::of(store, &[], &[("PATH", &path)]);
+    gate.wait_for_starts(1);
+    assert_narinfo(&cache.ask(there.out()), there.out());
+    assert_missing(&cache.http.get(&format!("/{:032}.narinfo", 0)), &["unknown: "]);
+    let unready = cache.http.get("/readyz");
+    assert_eq!((unready.status, unready.text().contains("nothing is built until")), (503, true));
+    let waiting = cache.ask_in_background(wanted.out());
+    cache.wait_for_queue(&["wanted"]);
+    gate.open();
+    assert_narinfo(&waiting.answer(), wanted.out());
+    assert_eq!(cache.http.get(&narinfo_address(wanted.out())).status, 200);
+    cache.http.wait_until_ready();
+}
