@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -129,8 +129,8 @@ async fn ask_nix() -> Option<Value> {
         command.args(words).args(["--json", "--extra-experimental-features", "nix-command"]);
         // The daemon's settings are those of the machine, not this user's.
         command.env_remove("NIX_CONFIG").env("NIX_USER_CONF_FILES", "");
-        command.stdin(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
-        match tokio::time::timeout(NIX_TIMEOUT, command.output()).await {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
+        match tokio::time::timeout(NIX_TIMEOUT, output(command)).await {
             Ok(Ok(output)) if output.status.success() => {
                 if let Ok(json) = serde_json::from_slice(&output.stdout) {
                     return Some(json);
@@ -146,6 +146,12 @@ async fn ask_nix() -> Option<Value> {
         }
     }
     None
+}
+
+/// What a program says. It is started where nobody waits for an answer: that takes as long as dozens of those.
+async fn output(mut command: tokio::process::Command) -> io::Result<Output> {
+    let started = tokio::task::spawn_blocking(move || command.spawn()).await;
+    started.map_err(io::Error::other)??.wait_with_output().await
 }
 
 /// Reads Nix's settings; `kvm` says whether the kernel has KVM.
