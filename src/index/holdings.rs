@@ -123,7 +123,8 @@ fn holdings(connection: &Connection) -> Result<Holdings, Error> {
          EXISTS (SELECT 1 FROM pin WHERE pin.hash = p.hash), p.refs \
          FROM path p LEFT JOIN nar n ON n.nar_hash = p.nar_hash",
     )?;
-    let (mut rows, mut paths, mut refs) = (statement.query([])?, Vec::new(), Vec::<String>::new());
+    let (mut rows, mut paths) = (statement.query([])?, Vec::new());
+    let (mut hashes, mut refs) = (Vec::<String>::new(), Vec::<String>::new());
     while let Some(row) = rows.next()? {
         let (hash, name): (String, String) = (row.get(0)?, row.get(1)?);
         let base = format!("{hash}-{name}");
@@ -136,13 +137,13 @@ fn holdings(connection: &Connection) -> Result<Holdings, Error> {
             pinned: row.get(6)?,
             references: Vec::new(),
         });
+        hashes.push(hash);
         refs.push(row.get(7)?);
     }
-    let places: HashMap<StorePathHash, usize> =
-        paths.iter().enumerate().map(|(place, holding)| (holding.path.hash(), place)).collect();
-    for (place, refs) in refs.into_iter().enumerate() {
-        let hashes = refs.split_ascii_whitespace().filter_map(|base| base.get(..32)?.parse().ok());
-        let others = hashes.filter_map(|hash: StorePathHash| places.get(&hash).copied());
+    // By their text: there may be millions, and each was parsed when it was published.
+    let places: HashMap<&str, usize> = hashes.iter().zip(0..).map(|(hash, place)| (&**hash, place)).collect();
+    for (place, refs) in refs.iter().enumerate() {
+        let others = refs.split_ascii_whitespace().filter_map(|base| places.get(base.get(..32)?).copied());
         paths[place].references = others.filter(|other| *other != place).collect();
     }
     let unused =
