@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use crate::adopt::{Adopter, Asking};
 use crate::build::{Builder, Builds, Logs, Worker};
-use crate::catalogue::{Catalogue, Names, Refresher};
+use crate::catalogue::{Catalogue, Names, Refresher, Tools};
 use crate::compare::Comparer;
 use crate::http::{Door, Parts, Service};
 use crate::index::{self, Index};
@@ -170,14 +170,14 @@ impl Server {
         let sets = settings.catalogue.sets.iter().map(|set| set.name.to_string());
         index.keep_sets(sets.collect()).await?;
         let catalogue = Catalogue::new(settings.catalogue);
-        let refresher = Refresher {
-            catalogue: catalogue.clone(),
+        let tools = Tools {
             index: index.clone(),
             pool: pool.clone(),
             roots: state(&state_dir.join("catalogue"), |dir| Roots::open(dir, store_dir.clone()))?,
             nix: settings.nix.clone(),
             home: state_dir.join("evaluator"),
         };
+        let refresher = Refresher { catalogue: catalogue.clone(), tools: tools.clone() };
         let local = nix::LocalStore::new(settings.nix, pool.clone());
         let upstreams = Upstreams::new(settings.upstream, &store_dir, upstream::Name::of(&public_key))?;
         let names = upstreams.names().map(|(name, redirect)| (name.to_owned(), redirect));
@@ -235,7 +235,7 @@ impl Server {
             keeper: keeper.clone(),
             logs,
             builds,
-            names: Names { catalogue: catalogue.clone(), index: index.clone(), store_dir: store_dir.clone() },
+            names: Names::new(catalogue.clone(), tools),
             catalogue,
             upstreams,
             index: index.clone(),

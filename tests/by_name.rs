@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use support::addresses::{base_name, narinfo_address};
 use support::cache::status_of;
 use support::http::{Response, raw};
-use support::package_set::{api, start_refresh, wait_for_generation};
+use support::package_set::{LOOPS, api, start_refresh, wait_for_generation};
 use support::process::run;
 use support::{Derivation, Http, NixStore, Ondine, PackageSet, Release, derivations, text, wait_until};
 
@@ -205,7 +205,7 @@ fn a_name_is_what_the_current_generation_has_during_and_after_a_bump() {
         set.attributes = [
             ("breaks".to_owned(), "abort \"words of breaks\"".to_owned()),
             text_file("changes", "2"),
-            ("loops".to_owned(), "let x = n: if n < 0 then n else x (n + 1); in x 0".to_owned()),
+            ("loops".to_owned(), LOOPS.to_owned()),
             text_file("stays", "1"),
             slow("new"),
         ]

@@ -5,13 +5,10 @@ mod support;
 
 use std::time::Duration;
 
-use support::package_set::{api, links, must_be_had, refresh, start_refresh, wait_for_generation};
+use support::package_set::{LOOPS, api, links, must_be_had, refresh, start_refresh, wait_for_generation};
 use support::{NixStore, PackageSet, Release, derivations, process, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
-/// Goes on for ever without more memory.
-const LOOPS: &str = "let many = builtins.genList (x: x) 10000; over = next: n: builtins.foldl' next n many; \
-                     in over (a: _: over (a: _: over (a: _: over (a: b: a + b) a) a) a) 0";
 /// Takes all memory there is.
 const EATS: &str = "builtins.deepSeq (builtins.genList (n: builtins.genList (x: n + x) 100000) 100000) 0";
 /// Prints without end.

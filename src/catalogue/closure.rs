@@ -1,4 +1,4 @@
-//! Brings the closure of a set's derivations into the index: it is read on a thread of its own, some pieces ahead.
+//! The closure of a set's derivations, read on a thread of its own: as a whole, or some pieces ahead of the index.
 
 use std::collections::BTreeSet;
 
@@ -7,10 +7,34 @@ use tokio::sync::mpsc;
 
 use super::error::RefreshError;
 use super::graph;
-use crate::index::Index;
+use crate::index::{Index, OutputRow};
 
 /// Pieces of a closure that may wait for the index.
 const PIECES_QUEUED_MAX: usize = 2;
+
+/// What the derivations in the closure of `allowed` give, and those in `denied` themselves.
+///
+/// # Errors
+/// When a derivation cannot be read, or there are too many.
+pub(super) async fn read(
+    store_dir: &StoreDir,
+    allowed: BTreeSet<StorePath>,
+    denied: BTreeSet<StorePath>,
+) -> Result<Vec<OutputRow>, RefreshError> {
+    let store_dir = store_dir.clone();
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut all = Vec::new();
+        graph::read(&store_dir, allowed, denied, |rows, _| {
+            all.extend(rows);
+            true
+        })?;
+        Ok(all)
+    });
+    match reading.await {
+        Ok(read) => read,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
 
 /// Brings what the derivations in the closure of `allowed` give into the generation that was started, and what those in `denied`
 /// give themselves. Gives the number of derivations in the closure; `progress` is told it as it rises.

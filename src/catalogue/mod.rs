@@ -1,12 +1,13 @@
 //! Package sets that are known by name and by hash before anyone asks: evaluated in the background by the Nix of this machine,
-//! generation by generation. Reading order: settings, source, evaluate, walk, gather, graph, closure, refresh, names. Builds nothing,
-//! and no request for a hash ever waits for an evaluation.
+//! generation by generation. Reading order: settings, source, evaluate, walk, gather, graph, closure, refresh, lazy, names. Builds
+//! nothing, and no request for a hash ever waits for an evaluation.
 
 mod closure;
 mod error;
 mod evaluate;
 mod gather;
 mod graph;
+mod lazy;
 mod metrics;
 mod names;
 mod refresh;
@@ -15,16 +16,20 @@ mod source;
 mod walk;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use metrics::Metrics;
 use tokio::sync::{Notify, watch};
 
+use crate::index::Index;
+use crate::nix::{Environment, Pool};
+use crate::roots::Roots;
 pub use closure::bring_in;
 pub use error::RefreshError;
 pub use names::{Named, Names, NoSuchName};
 pub use refresh::Refresher;
-pub use settings::{Evaluation, Origin, Pattern, SetName, SetSettings, Settings};
+pub use settings::{Evaluation, Indexing, Origin, Pattern, SetName, SetSettings, Settings};
 
 /// The package sets, as those who ask see them; clones share it.
 #[derive(Clone)]
@@ -37,6 +42,23 @@ struct Shared {
     /// How many generations have taken the place of another one since the start.
     bumps: watch::Sender<u64>,
     metrics: Metrics,
+    /// Held by who changes what generations hold in the Nix store.
+    holding: tokio::sync::Mutex<()>,
+}
+
+/// What evaluations work with; clones share it.
+#[derive(Clone)]
+pub struct Tools {
+    /// Where generations are on record.
+    pub index: Index,
+    /// The daemon, through which derivations are held.
+    pub pool: Pool,
+    /// The roots of generations; nothing else has roots there.
+    pub roots: Roots,
+    /// Where Nix is.
+    pub nix: Environment,
+    /// Home of evaluators, for what they keep.
+    pub home: PathBuf,
 }
 
 /// A set, and how its refresh is.
@@ -126,6 +148,7 @@ impl Catalogue {
             wanted: Notify::new(),
             bumps: watch::channel(0).0,
             metrics: Metrics::new(),
+            holding: tokio::sync::Mutex::default(),
         }))
     }
 

@@ -5,9 +5,10 @@ use std::collections::BTreeMap;
 
 use narinfo::{StoreDir, StorePath};
 
-use super::Catalogue;
-use super::settings::{SetName, SetSettings};
-use crate::index::{self, Attributed, Index};
+use super::lazy::{Landed, Lazy};
+use super::settings::{Indexing, SetName, SetSettings};
+use super::{Catalogue, Tools};
+use crate::index::{self, AttributeName, Attributed, Index};
 use crate::nix::read_derivation;
 
 /// The output that is meant where none is named.
@@ -16,12 +17,10 @@ const DEFAULT_OUTPUT: &str = "out";
 /// Looks names up; clones share what it needs.
 #[derive(Clone)]
 pub struct Names {
-    /// The sets.
-    pub catalogue: Catalogue,
-    /// What they have.
-    pub index: Index,
-    /// Where their derivations are.
-    pub store_dir: StoreDir,
+    catalogue: Catalogue,
+    index: Index,
+    store_dir: StoreDir,
+    lazy: Lazy,
 }
 
 /// What a name stands for.
@@ -100,13 +99,24 @@ pub enum NoSuchName {
     /// The path of the output cannot be known.
     #[error("{0} has outputs without a path before the build, and those are not had by name")]
     Floating(StorePath),
+    /// Too much waits for its evaluation.
+    #[error("refused: too many attributes wait to be evaluated; ask again later")]
+    Busy,
     /// The server cannot tell at the moment.
     #[error("unavailable: {0}; the server's log has the details")]
     Unavailable(&'static str),
 }
 
 impl Names {
-    /// What an attribute of a set is for a system; without one, for the first of those that the set is evaluated for.
+    /// Those of all sets.
+    #[must_use]
+    pub fn new(catalogue: Catalogue, tools: Tools) -> Self {
+        let (index, store_dir) = (tools.index.clone(), tools.nix.store_dir.clone());
+        Self { lazy: Lazy::new(catalogue.clone(), tools), catalogue, index, store_dir }
+    }
+
+    /// What an attribute of a set is for a system; without one, for the first of those that the set is evaluated for. Waits
+    /// for its evaluation where the set is lazy and it was not asked for before.
     ///
     /// # Errors
     /// When there is no such thing, or it cannot be told.
@@ -119,10 +129,18 @@ impl Names {
         let settings = self.catalogue.sets().map(|(settings, _)| settings).find(|known| known.name == *set);
         let settings = settings.ok_or_else(|| NoSuchName::Set(set.clone()))?;
         let system = system_of(settings, system)?;
-        let found = self.index.attribute(set.to_string(), attribute.to_owned(), system.to_owned()).await;
-        let Attributed { generation, row } = found
-            .map_err(|error| unreadable(&error))?
-            .ok_or_else(|| NoSuchName::NoGeneration(set.clone()))?;
+        let mut found = self.look_up(set, attribute, system).await?;
+        if found.row.is_none() && settings.indexing == Indexing::Lazy {
+            let (attribute, system) = (attribute.to_owned(), system.to_owned());
+            let name = AttributeName { set: set.to_string(), attribute, system };
+            match self.lazy.evaluated(&name, found.generation).await {
+                Landed::Recorded => found = self.look_up(set, &name.attribute, &name.system).await?,
+                Landed::Missing => {}
+                Landed::Failed => return Err(NoSuchName::Unavailable("it could not be evaluated")),
+                Landed::Busy => return Err(NoSuchName::Busy),
+            }
+        }
+        let Attributed { generation, row } = found;
         let (set, attribute, system) = (set.clone(), attribute.to_owned(), system.to_owned());
         let Some(row) = row else { return Err(NoSuchName::Attribute { set, attribute, system }) };
         let drv = match row.outcome {
@@ -131,6 +149,11 @@ impl Names {
         };
         let outputs = self.outputs(&drv, row.denied).await?;
         Ok(Named { set, generation, attribute, system, drv, denied: row.denied, outputs })
+    }
+
+    async fn look_up(&self, set: &SetName, attribute: &str, system: &str) -> Result<Attributed, NoSuchName> {
+        let found = self.index.attribute(set.to_string(), attribute.to_owned(), system.to_owned()).await;
+        found.map_err(|error| unreadable(&error))?.ok_or_else(|| NoSuchName::NoGeneration(set.clone()))
     }
 
     async fn outputs(

@@ -2,7 +2,6 @@
 //! Nix store and on record before it takes the place of the one before; whatever fails leaves that one as it is.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 use narinfo::StorePath;
@@ -11,16 +10,14 @@ use tokio::time::{Instant, sleep_until};
 
 use super::closure;
 use super::error::RefreshError;
-use super::gather::Gathered;
+use super::gather::{Gathered, holder_name, holder_text};
 use super::metrics::Refreshed;
-use super::settings::SetSettings;
+use super::settings::{Indexing, SetSettings};
 use super::source;
 use super::walk::{Attribute, Walk};
-use super::{Catalogue, Set, State};
+use super::{Catalogue, Set, State, Tools};
 use crate::causes::with_causes;
-use crate::index::{GenerationSize, Index, NewGeneration, Swapped};
-use crate::nix::{Environment, Pool};
-use crate::roots::Roots;
+use crate::index::{GenerationSize, NewGeneration, Swapped};
 
 /// How long after a failure a set is tried again, unless it is due before.
 const RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
@@ -30,16 +27,8 @@ const TIDY_INTERVAL: Duration = Duration::from_secs(3600);
 pub struct Refresher {
     /// The sets.
     pub catalogue: Catalogue,
-    /// Where generations are on record.
-    pub index: Index,
-    /// The daemon, through which derivations are held.
-    pub pool: Pool,
-    /// The roots of generations; nothing else has roots there.
-    pub roots: Roots,
-    /// Where Nix is.
-    pub nix: Environment,
-    /// Home of evaluators, for what they keep.
-    pub home: PathBuf,
+    /// What they are evaluated with.
+    pub tools: Tools,
 }
 
 impl Refresher {
@@ -75,7 +64,7 @@ impl Refresher {
     /// At once when there is nothing, or what there is was made with other settings.
     async fn first_due(&self, set: &SetSettings) -> Option<Instant> {
         let now = Instant::now();
-        let row = match self.index.set(set.name.to_string()).await {
+        let row = match self.tools.index.set(set.name.to_string()).await {
             Ok(row) => row,
             Err(error) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "the index cannot tell of sets");
@@ -113,7 +102,7 @@ impl Refresher {
             Ok(done) => tracing::info!(set = %name, "refreshed: {done}"),
             Err(error) => {
                 tracing::warn!(set = %name, error, "not refreshed, what was known goes on being served");
-                let recorded = self.index.record_refresh(name.to_string(), Some(error.clone())).await;
+                let recorded = self.tools.index.record_refresh(name.to_string(), Some(error.clone())).await;
                 if let Err(error) = recorded {
                     tracing::error!(
                         error = &error as &dyn std::error::Error,
@@ -130,9 +119,12 @@ impl Refresher {
 
     /// Makes a generation and puts it in the place of the one before.
     async fn make(&self, set: &Set) -> Result<Made, RefreshError> {
-        self.index.start_generation().await?;
+        self.tools.index.start_generation().await?;
         let settings = &set.settings;
-        let mut gathered = Gathered::new(set, self.index.clone(), self.pool.get().await?);
+        if settings.indexing == Indexing::Lazy {
+            return self.make_empty(set).await;
+        }
+        let mut gathered = Gathered::new(set, self.tools.index.clone(), self.tools.pool.get().await?);
         self.evaluate(set, &mut gathered).await?;
         let Gathered { mut daemon, allowed, denied, mut size, digest, first_error, .. } =
             gathered.finish().await?;
@@ -142,29 +134,48 @@ impl Refresher {
             }));
         }
         let digest: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        let text = format!(
-            "Who holds this file holds the derivations of the package set {}.\n{digest}\n",
-            settings.name
-        );
-        let holder = daemon.add_text(&format!("ondine-{}", settings.name), &text, &allowed).await?;
-        self.roots.hold(&mut daemon, [&holder]).await?;
-        let row = self.index.set(settings.name.to_string()).await?;
+        let text = holder_text(&settings.name, &digest);
+        let holder = daemon.add_text(&holder_name(&settings.name), &text, &allowed).await?;
+        self.tools.roots.hold(&mut daemon, [&holder]).await?;
+        let row = self.tools.index.set(settings.name.to_string()).await?;
         let made_by = settings.made_by();
         if row
             .generations
             .first()
             .is_some_and(|current| current.holder == holder && current.made_by == made_by)
         {
-            self.index.record_refresh(settings.name.to_string(), None).await?;
+            self.tools.index.record_refresh(settings.name.to_string(), None).await?;
             return Ok(Made { size, swapped: None });
         }
         set.show(State::Reading { derivations: 0 });
         let progress = |derivations| set.show(State::Reading { derivations });
         size.derivations =
-            closure::bring_in(&self.index, &self.nix.store_dir, allowed, denied, progress).await?;
+            closure::bring_in(&self.tools.index, &self.tools.nix.store_dir, allowed, denied, progress)
+                .await?;
+        self.swap(set, holder, size).await
+    }
+
+    /// Makes a generation of a lazy set, of which nothing is evaluated yet: its source may have changed.
+    async fn make_empty(&self, set: &Set) -> Result<Made, RefreshError> {
+        let SetSettings { name, origin, evaluation, .. } = &set.settings;
+        // A source that is not there is no new generation.
+        source::prepare(origin, evaluation).map_err(RefreshError::Source)?;
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let mut daemon = self.tools.pool.get().await?;
+        // Each generation has a holder of its own.
+        let text = holder_text(name, &format!("as of {}", now.as_nanos()));
+        let holder = daemon.add_text(&holder_name(name), &text, []).await?;
+        self.tools.roots.hold(&mut daemon, [&holder]).await?;
+        self.swap(set, holder, GenerationSize::default()).await
+    }
+
+    /// Puts what was brought in into the place of the generation before.
+    async fn swap(&self, set: &Set, holder: StorePath, size: GenerationSize) -> Result<Made, RefreshError> {
+        let settings = &set.settings;
         set.show(State::Swapping);
-        let new = NewGeneration { set: settings.name.to_string(), made_by, holder, size };
-        let swapped = self.index.swap_generation(new).await?;
+        let (name, made_by) = (settings.name.to_string(), settings.made_by());
+        let new = NewGeneration { set: name, made_by, holder, size };
+        let swapped = self.tools.index.swap_generation(new).await?;
         self.catalogue.0.metrics.current(&settings.name, swapped.generation, size, SystemTime::now());
         self.catalogue.0.bumps.send_modify(|bumps| *bumps += 1);
         Ok(Made { size, swapped: Some(swapped) })
@@ -174,24 +185,19 @@ impl Refresher {
         let settings = &set.settings;
         let links = source::links(&settings.origin).map_err(RefreshError::Source)?;
         let source = source::prepare(&settings.origin, &settings.evaluation).map_err(RefreshError::Source)?;
-        std::fs::create_dir_all(&self.home).map_err(RefreshError::Source)?;
+        std::fs::create_dir_all(&self.tools.home).map_err(RefreshError::Source)?;
         let deadline = Instant::now() + settings.evaluation.time_max;
-        let variables = source::variables(&self.nix, &self.home);
+        let variables = source::variables(&self.tools.nix, &self.tools.home);
         for system in &settings.systems {
             gathered.show(system);
-            let mut walk = Walk::new(settings, system, &source, &self.nix.store_dir, &variables, deadline);
+            let mut walk =
+                Walk::new(settings, system, &source, &self.tools.nix.store_dir, &variables, deadline);
             while let Some(attribute) = walk.next().await? {
                 gathered.take(attribute, system).await?;
             }
             for (attribute, target) in &links {
-                let drv =
-                    target.to_str().and_then(|path| StorePath::parse_in(&self.nix.store_dir, path).ok());
-                let drv = drv.filter(StorePath::is_derivation);
-                let name = drv.map(|drv| (drv.name().trim_end_matches(".drv").to_owned(), drv));
-                let outcome = match name {
-                    Some((name, drv)) if gathered.daemon.is_valid_path(&drv).await? => Ok((drv, name)),
-                    _ => Err(format!("{} is no derivation in the Nix store", target.display())),
-                };
+                let store_dir = &self.tools.nix.store_dir;
+                let outcome = source::linked(store_dir, target, &mut gathered.daemon).await?;
                 gathered.take(Attribute { attribute: attribute.clone(), outcome }, system).await?;
             }
         }
@@ -200,9 +206,10 @@ impl Refresher {
 
     /// Forgets generations that have expired, and lets go of what they held.
     async fn tidy(&self) {
+        let _holding = self.catalogue.0.holding.lock().await;
         for set in &self.catalogue.0.sets {
             let SetSettings { name, keep, .. } = &set.settings;
-            if let Err(error) = self.index.expire_generations(name.to_string(), *keep).await {
+            if let Err(error) = self.tools.index.expire_generations(name.to_string(), *keep).await {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
                     "old generations cannot be forgotten"
@@ -210,9 +217,11 @@ impl Refresher {
                 return;
             }
         }
-        match (self.index.holders().await, self.roots.held()) {
+        match (self.tools.index.holders().await, self.tools.roots.held()) {
             (Ok(needed), Ok(held)) => {
-                held.iter().filter(|path| !needed.contains(path)).for_each(|path| self.roots.release(path));
+                held.iter()
+                    .filter(|path| !needed.contains(path))
+                    .for_each(|path| self.tools.roots.release(path));
             }
             (Err(error), _) => {
                 tracing::error!(

@@ -20,6 +20,8 @@ pub struct SetSettings {
     pub origin: Origin,
     /// The systems that it is evaluated for, at least one.
     pub systems: Vec<String>,
+    /// When its attributes are evaluated.
+    pub indexing: Indexing,
     /// How old it may become; `None` when it is refreshed on demand only.
     pub refresh: Option<Duration>,
     /// Attributes and names of what may be built.
@@ -30,6 +32,17 @@ pub struct SetSettings {
     pub keep: Duration,
     /// What its evaluation may do.
     pub evaluation: Evaluation,
+}
+
+/// When the attributes of a set are evaluated.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Indexing {
+    /// All of them for each generation, so that everything is known by hash.
+    #[default]
+    Full,
+    /// Each when it is first asked for by its name; what is not is unknown by hash.
+    Lazy,
 }
 
 /// Where a set comes from.
@@ -136,6 +149,7 @@ impl SetSettings {
             "{:?}",
             (
                 &self.origin,
+                self.indexing,
                 &self.systems,
                 &self.allow,
                 &self.deny,

@@ -4,8 +4,10 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use narinfo::{StoreDir, StorePath};
+
 use super::settings::{Evaluation, Origin};
-use crate::nix::Environment;
+use crate::nix::{Daemon, DaemonError, Environment};
 
 /// The program, which writes derivations to the store through the daemon.
 pub(super) const PROGRAM: &str = "nix-instantiate";
@@ -49,6 +51,8 @@ pub(super) enum Run {
     },
     /// Only to see the error of that one.
     Explain(Place),
+    /// That one alone.
+    Only(Place),
 }
 
 /// A source that is ready to be evaluated: its paths are found.
@@ -124,6 +128,25 @@ pub(super) fn links(origin: &Origin) -> std::io::Result<Vec<(String, PathBuf)>> 
     Ok(links)
 }
 
+/// The derivation that a link leads to, and its name.
+///
+/// # Errors
+/// When the daemon does not answer.
+pub(super) async fn linked(
+    store_dir: &StoreDir,
+    target: &Path,
+    daemon: &mut Daemon,
+) -> Result<Result<(StorePath, String), String>, DaemonError> {
+    let drv = target.to_str().and_then(|path| StorePath::parse_in(store_dir, path).ok());
+    match drv.filter(StorePath::is_derivation) {
+        Some(drv) if daemon.is_valid_path(&drv).await? => {
+            let name = drv.name().trim_end_matches(".drv").to_owned();
+            Ok(Ok((drv, name)))
+        }
+        _ => Ok(Err(format!("{} is no derivation in the Nix store", target.display()))),
+    }
+}
+
 /// A set with an attribute for each Nix file, each folder with a default.nix, of a folder.
 fn folder(directory: &str) -> String {
     format!(
@@ -165,17 +188,26 @@ fn options(evaluation: &Evaluation) -> std::io::Result<Vec<String>> {
 }
 
 impl Prepared {
+    /// Where an attribute of this path may be.
+    pub(super) fn places(&self, path: &[String]) -> impl Iterator<Item = Place> {
+        let prefixes = self.prefixes.iter().enumerate();
+        prefixes
+            .filter_map(|(root, prefix)| Some(Place { root, path: path.strip_prefix(&**prefix)?.to_vec() }))
+    }
+
     /// The arguments of a run for a system, which marks what it tells with `token`.
     pub(super) fn arguments(&self, system: &str, token: &str, run: &Run) -> Vec<String> {
-        let (resume, explain) = match run {
-            Run::Walk => ("null".to_owned(), "null".to_owned()),
-            Run::Resume { from, again } => (place(from, &format!("again = {again};")), "null".to_owned()),
-            Run::Explain(at) => ("null".to_owned(), place(at, "")),
-        };
+        let [mut resume, mut explain, mut only] = ["null"; 3].map(str::to_owned);
+        match run {
+            Run::Walk => {}
+            Run::Resume { from, again } => resume = place(from, &format!("again = {again};")),
+            Run::Explain(at) => explain = place(at, ""),
+            Run::Only(at) => only = place(at, ""),
+        }
         let system = quoted(system);
         let expression = format!(
             "({WALK}) {{ token = {token}; system = {system}; resume = {resume}; explain = {explain}; \
-             getRoots = {{ call }}: let system = {system}; in {roots}; }}",
+             only = {only}; getRoots = {{ call }}: let system = {system}; in {roots}; }}",
             token = quoted(token),
             roots = self.roots
         );

@@ -3,8 +3,9 @@
 #
 # resume:   null, or from where to go on: { root, path, again }; that attribute itself only if again
 # explain:  null, or the one attribute whose error is wanted: { root, path }
+# only:     null, or the one attribute that is wanted at all: { root, path }
 # getRoots: what is walked, from { call }: a list of values
-{ token, system, resume, explain, getRoots }:
+{ token, system, resume, explain, only, getRoots }:
 let
   depthMax = 12;
 
@@ -61,8 +62,22 @@ let
     else go resume.path;
 
   all = builtins.genList visitRoot (builtins.length roots);
+
+  # An error in it ends the evaluation, and is told by that.
+  visitOnly =
+    let
+      inherit (only) root path;
+      step = found: name:
+        if found != null && builtins.isAttrs found.value && found.value ? ${name} then { value = found.value.${name}; } else null;
+      found = builtins.foldl' step { value = builtins.elemAt roots root; } path;
+      told = describe path found.value;
+    in
+    if found == null then say { inherit root; missing = path; } { }
+    else if told ? drv then say { inherit root; inherit (told) drv name; found = path; } { }
+    else { };
 in
-if explain == null
+if only != null then visitOnly
+else if explain == null
 then builtins.foldl' (done: each: builtins.seq done (builtins.seq each { })) { } all
 else
   builtins.seq

@@ -53,13 +53,16 @@ pub enum WalkError {
     System(#[from] std::io::Error),
 }
 
+/// A derivation and its name, or why there is none.
+pub(super) type Outcome = Result<(StorePath, String), String>;
+
 /// An attribute, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Attribute {
     /// Its path within the set, with dots.
     pub(super) attribute: String,
-    /// Its derivation and the derivation's name, or why there is none.
-    pub(super) outcome: Result<(StorePath, String), String>,
+    /// What it is.
+    pub(super) outcome: Outcome,
 }
 
 /// A walk under way.
@@ -90,15 +93,72 @@ struct Running {
 
 /// What an evaluator tells.
 #[derive(serde::Deserialize)]
-struct Event {
+pub(super) struct Event {
     root: usize,
     begun: Option<Vec<String>>,
     thrown: Option<Vec<String>>,
     found: Option<Vec<String>>,
+    /// There is no such attribute.
+    pub(super) missing: Option<Vec<String>>,
     #[serde(default)]
-    drv: String,
+    pub(super) drv: String,
     #[serde(default)]
-    name: String,
+    pub(super) name: String,
+}
+
+/// A line for us as what it tells.
+pub(super) fn event(json: &str) -> Result<Event, WalkError> {
+    serde_json::from_str(json).map_err(|error| WalkError::Nonsense(error.to_string()))
+}
+
+/// Starts a run within the bounds of its set.
+pub(super) fn start(
+    set: &SetSettings,
+    system: &str,
+    source: &Prepared,
+    variables: &[(String, OsString)],
+    deadline: Instant,
+    run: &Run,
+) -> Result<Evaluator, WalkError> {
+    let token = format!("ondine-{:016x}", RandomState::new().build_hasher().finish());
+    let evaluation = &set.evaluation;
+    let bounds = Bounds {
+        deadline,
+        silence_max: evaluation.attribute_time_max,
+        memory_bytes_max: evaluation.memory_bytes_max,
+    };
+    let arguments = source.arguments(system, &token, run);
+    let mark = format!("trace: {token} ");
+    Ok(Evaluator::start(PROGRAM, &arguments, variables, mark, bounds)?)
+}
+
+/// What an evaluator has found, where it is a derivation.
+pub(super) fn derivation(store_dir: &StoreDir, drv: String, name: String) -> Outcome {
+    let parsed = StorePath::parse_in(store_dir, &drv).ok().filter(StorePath::is_derivation);
+    parsed.map(|drv| (drv, name)).ok_or_else(|| format!("its drvPath is no derivation: {drv:?}"))
+}
+
+/// An error where the machine, or its daemon, is in trouble, which is not to be blamed on an attribute.
+pub(super) fn trouble(ending: &Ending) -> Result<(), WalkError> {
+    match ending {
+        Ending::Failed(text) | Ending::Died(text) if TROUBLE.iter().any(|sign| text.contains(sign)) => {
+            Err(WalkError::Failed(shortened(text.clone())))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// What is to be told of an attribute that ended an evaluation.
+pub(super) fn blame(ending: Ending, limit: std::time::Duration) -> String {
+    shortened(match ending {
+        Ending::Silent | Ending::Late => {
+            format!("it was not done after {} (attribute-timeout)", humantime::format_duration(limit))
+        }
+        Ending::Garrulous => "it printed more than 32 MiB".to_owned(),
+        Ending::Died(text) => format!("the evaluator died of it (max-memory-bytes?): {text}"),
+        Ending::Failed(text) => text,
+        Ending::Well => "it is no derivation".to_owned(),
+    })
 }
 
 impl<'a> Walk<'a> {
@@ -150,22 +210,12 @@ impl<'a> Walk<'a> {
     }
 
     fn start(&self, run: Run) -> Result<Running, WalkError> {
-        let token = format!("ondine-{:016x}", RandomState::new().build_hasher().finish());
-        let evaluation = &self.set.evaluation;
-        let bounds = Bounds {
-            deadline: self.deadline,
-            silence_max: evaluation.attribute_time_max,
-            memory_bytes_max: evaluation.memory_bytes_max,
-        };
-        let arguments = self.source.arguments(self.system, &token, &run);
-        let mark = format!("trace: {token} ");
-        let evaluator = Evaluator::start(PROGRAM, &arguments, self.variables, mark, bounds)?;
+        let evaluator = start(self.set, self.system, self.source, self.variables, self.deadline, &run)?;
         Ok(Running { evaluator, run, begun: 0, at: None, settled: true })
     }
 
     fn told(&mut self, json: &str) -> Result<Option<Attribute>, WalkError> {
-        let event: Event =
-            serde_json::from_str(json).map_err(|error| WalkError::Nonsense(error.to_string()))?;
+        let event = event(json)?;
         let Some(running) = &mut self.running else { return Ok(None) };
         let root = event.root;
         if let Some(path) = event.begun {
@@ -185,11 +235,7 @@ impl<'a> Walk<'a> {
         }
         let Some(path) = event.found else { return Ok(None) };
         let attribute = self.attribute(&Place { root, path });
-        let drv = StorePath::parse_in(self.store_dir, &event.drv);
-        let drv = drv.ok().filter(StorePath::is_derivation);
-        let outcome = drv.map(|drv| (drv, event.name));
-        let outcome = outcome.ok_or_else(|| format!("its drvPath is no derivation: {:?}", event.drv));
-        Ok(Some(Attribute { attribute, outcome }))
+        Ok(Some(Attribute { attribute, outcome: derivation(self.store_dir, event.drv, event.name) }))
     }
 
     fn ended(&mut self, ending: Ending) -> Result<Option<Attribute>, WalkError> {
@@ -210,11 +256,7 @@ impl<'a> Walk<'a> {
         }
         let limit = self.set.evaluation.attribute_time_max;
         // Neither is to be blamed on an attribute: a machine in trouble, and what comes where a whole set begins.
-        if let Ending::Failed(text) | Ending::Died(text) = &ending
-            && TROUBLE.iter().any(|sign| text.contains(sign))
-        {
-            return Err(WalkError::Failed(shortened(text.clone())));
-        }
+        trouble(&ending)?;
         let prefix = |place: &Place| self.source.prefixes.get(place.root).map_or(0, Vec::len);
         let whole = |place: &Place| place.path.is_empty() && prefix(place) == 0;
         let Some(place) = running.at.filter(|place| running.settled || !whole(place)) else {
@@ -231,16 +273,7 @@ impl<'a> Walk<'a> {
             self.next = Some(Run::Resume { from: place, again: !running.settled });
             return Ok(None);
         }
-        let error = match ending {
-            Ending::Silent => {
-                format!("it was not done after {} (attribute-timeout)", humantime::format_duration(limit))
-            }
-            Ending::Garrulous => "it printed more than 32 MiB".to_owned(),
-            Ending::Died(text) => format!("the evaluator died of it (max-memory-bytes?): {text}"),
-            Ending::Failed(text) => text,
-            Ending::Well | Ending::Late => String::new(),
-        };
-        let failed = self.failed(&place, error);
+        let failed = self.failed(&place, blame(ending, limit));
         self.next = Some(Run::Resume { from: place, again: false });
         Ok(Some(failed))
     }
@@ -261,7 +294,36 @@ fn written(name: &str) -> String {
     if name.contains(['.', '"']) { format!("{name:?}") } else { name.to_owned() }
 }
 
+/// The names of an attribute path as [`written`] has them.
+pub(super) fn path(attribute: &str) -> Vec<String> {
+    let (mut names, mut name, mut quoted) = (Vec::new(), String::new(), false);
+    let mut characters = attribute.chars();
+    while let Some(c) = characters.next() {
+        match c {
+            '"' => quoted = !quoted,
+            '\\' if quoted => name.extend(characters.next()),
+            '.' if !quoted => names.push(std::mem::take(&mut name)),
+            _ => name.push(c),
+        }
+    }
+    names.push(name);
+    names
+}
+
 fn shortened(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(ERROR_BYTES_MAX));
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_of_an_attribute_is_read_as_it_is_written() {
+        for names in [&["hello"][..], &["a", "b"], &["a", "b.c", "d"], &["q\"uote"], &["with space", "x"]] {
+            let written: Vec<String> = names.iter().map(|name| written(name)).collect();
+            assert_eq!(path(&written.join(".")), names);
+        }
+    }
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::bounds::{check, within, within_numbers, wrong};
 use super::{Error, duration, written_duration};
-use crate::catalogue::{Evaluation, Origin, Pattern, SetName, SetSettings, Settings};
+use crate::catalogue::{Evaluation, Indexing, Origin, Pattern, SetName, SetSettings, Settings};
 
 /// How often a set is refreshed that does not say.
 const REFRESH_DEFAULT: &str = "6h";
@@ -26,6 +26,7 @@ pub(super) struct WrittenSet {
     name: String,
     source: WrittenSource,
     systems: Option<Vec<String>>,
+    index: Option<Indexing>,
     refresh: Option<String>,
     allow: Option<Vec<String>>,
     deny: Option<Vec<String>>,
@@ -130,6 +131,7 @@ fn resolve_one(written: WrittenSet, own_system: &str) -> Result<SetSettings, Err
         name,
         origin,
         systems,
+        indexing: written.index.unwrap_or_default(),
         refresh,
         allow: patterns(written.allow.or_else(|| Some(vec!["*".to_owned()]))),
         deny: patterns(written.deny),

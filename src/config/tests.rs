@@ -23,7 +23,7 @@ fn every_setting_can_be_written_in_the_file_and_set_by_a_variable() {
          [[upstream]]\nurl = 'https://cache.example.org'\npublic-keys = ['k:AA==']\npriority = 4\nmode = 'redirect'\n\
          connect-timeout = '1s'\nstall-timeout = '9s'\n\
          [[catalogue]]\nname = 'pkgs'\nsource = {expression = '/p', attributes = ['a.b']}\nsystems = ['a-linux']\n\
-         refresh = '1h'\nallow = ['a*']\ndeny = ['b*']\nkeep = '1d'\nimport-from-derivation = true\n\
+         refresh = '1h'\nindex = 'lazy'\nallow = ['a*']\ndeny = ['b*']\nkeep = '1d'\nimport-from-derivation = true\n\
          nix-path = ['p=/p']\nallowed-uris = ['https://x']\ntimeout = '1m'\nattribute-timeout = '1s'\n\
          max-memory-bytes = 1073741824\n",
     )

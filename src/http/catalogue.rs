@@ -7,7 +7,7 @@ use super::Service;
 use super::answer::{self, Answer};
 use super::api::json;
 use super::pipe::{Cut, Pipe, written};
-use crate::catalogue::{Following, News, SetName, SetSettings};
+use crate::catalogue::{Following, Indexing, News, SetName, SetSettings};
 use crate::index::{self, AttributeRow, Generation, GenerationSize};
 
 /// Errors of one set that are told.
@@ -21,6 +21,8 @@ struct SetView {
     name: String,
     source: String,
     systems: Vec<String>,
+    /// When its attributes are evaluated.
+    index: Indexing,
     /// Seconds from one refresh to the next; null where that is manual.
     refresh_seconds: Option<u64>,
     keep_seconds: u64,
@@ -148,6 +150,7 @@ async fn view(service: &Service, settings: &SetSettings, state: String) -> Resul
         name: settings.name.to_string(),
         source: settings.origin.to_string(),
         systems: settings.systems.clone(),
+        index: settings.indexing,
         refresh_seconds: settings.refresh.map(|every| every.as_secs()),
         keep_seconds: settings.keep.as_secs(),
         state,

@@ -1,6 +1,7 @@
 //! What package sets have: their generations, the attributes of each current one, and which derivation gives an output.
 //! Only read here; how a generation gets there is in generation.rs.
 
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use narinfo::{StorePath, StorePathHash};
@@ -145,6 +146,23 @@ impl Index {
                     found.push((row.get(5)?, attribute_row(row)?));
                 }
                 Ok(found)
+            })
+            .await
+    }
+
+    /// The derivations of all attributes of the current generation of a set that may be built.
+    ///
+    /// # Errors
+    /// When SQLite fails or a row is damaged.
+    pub async fn allowed_derivations(&self, set: String) -> Result<BTreeSet<StorePath>, Error> {
+        self.readers
+            .run(move |connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT drv FROM catalogue_attribute \
+                     WHERE set_id = (SELECT id FROM catalogue_set WHERE name = ?1) AND drv IS NOT NULL AND NOT denied",
+                )?;
+                let rows = statement.query_map([set], |row| row.get::<_, String>(0))?;
+                rows.map(|name| store_path(&name?)).collect()
             })
             .await
     }

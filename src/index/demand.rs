@@ -11,7 +11,7 @@ use super::rows::{corrupt, millis, signed, unsigned};
 use super::{Error, Index};
 
 /// An attribute of a package set, for a system, whatever it is at the moment.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AttributeName {
     /// The set.
     pub set: String,

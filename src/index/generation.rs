@@ -1,6 +1,7 @@
 //! How a generation of a package set comes into the index, and goes: brought in piece by piece where nobody sees it, put in the
 //! place of the one before in one transaction, forgotten once it has expired.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -129,6 +130,28 @@ impl Index {
         self.writer.run(move |transaction| swap(transaction, &new)).await
     }
 
+    /// Brings what was evaluated of a generation that is there already into it: an attribute, the outputs of what it needs, and
+    /// what holds all its derivations from now on. False, and nothing is brought in, when the generation is not the current one
+    /// any more.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn add_evaluated(
+        &self,
+        generation: u64,
+        row: AttributeRow,
+        outputs: Vec<OutputRow>,
+        holder: StorePath,
+    ) -> Result<bool, Error> {
+        let known = Arc::clone(&self.known);
+        self.writer
+            .run(move |transaction| {
+                known.add(outputs.iter().map(|output| output.hash));
+                add_evaluated(transaction, signed(generation), &row, &outputs, &holder)
+            })
+            .await
+    }
+
     /// A refresh ended without a new generation: the set is as it was, or why that could not be told.
     ///
     /// # Errors
@@ -231,4 +254,51 @@ fn swap(transaction: &Transaction<'_>, new: &NewGeneration) -> Result<Swapped, E
         .execute("UPDATE catalogue_set SET tried_at = ?2, failure = NULL WHERE id = ?1", [set, now])?;
     clear(transaction)?;
     Ok(Swapped { generation: unsigned(generation), added: added as u64, removed: removed as u64 })
+}
+
+fn add_evaluated(
+    transaction: &Transaction<'_>,
+    generation: i64,
+    row: &AttributeRow,
+    outputs: &[OutputRow],
+    holder: &StorePath,
+) -> Result<bool, Error> {
+    let sql = "SELECT set_id FROM catalogue_generation WHERE id = ?1 AND replaced_at IS NULL";
+    let set: Option<i64> = transaction.query_row(sql, [generation], |row| row.get(0)).optional()?;
+    let Some(set) = set else { return Ok(false) };
+    let mut insert = transaction.prepare_cached(
+        "INSERT INTO catalogue_output (hash, drv, set_id, first, denied) VALUES (?1, ?2, ?3, ?4, ?5) \
+         ON CONFLICT DO NOTHING",
+    )?;
+    let mut allow = transaction.prepare_cached(
+        "UPDATE catalogue_output SET denied = 0 WHERE hash = ?1 AND drv = ?2 AND set_id = ?3 AND first = ?4",
+    )?;
+    let mut new = BTreeSet::new();
+    for OutputRow { hash, drv, denied } in outputs {
+        let text = drv.to_string();
+        if insert.execute(params![hash.as_str(), text, set, generation, denied])? > 0 {
+            new.extend((!denied).then_some(drv));
+        } else if !denied {
+            allow.execute(params![hash.as_str(), text, set, generation])?;
+        }
+    }
+    let drv = row.outcome.as_ref().ok().map(ToString::to_string);
+    transaction.execute(
+        "INSERT OR REPLACE INTO catalogue_attribute (set_id, attribute, system, drv, error, denied) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        params![set, row.attribute, row.system, drv, row.outcome.as_ref().err(), row.denied],
+    )?;
+    transaction.execute(
+        "UPDATE catalogue_generation SET holder = ?2, attributes = attributes + ?3, denied = denied + ?4, \
+         errors = errors + ?5, derivations = derivations + ?6 WHERE id = ?1",
+        params![
+            generation,
+            holder.to_string(),
+            row.outcome.is_ok(),
+            row.denied,
+            row.outcome.is_err(),
+            signed(new.len() as u64)
+        ],
+    )?;
+    Ok(true)
 }

@@ -12,6 +12,9 @@ use super::ondine::Ondine;
 use super::process::{self, Background, Finished, wait_until};
 use super::store::{Folder, NixStore, text, write};
 
+/// An attribute that goes on for ever without more memory.
+pub const LOOPS: &str = "let many = builtins.genList (x: x) 10000; over = next: n: builtins.foldl' next n many; \
+                     in over (a: _: over (a: _: over (a: _: over (a: b: a + b) a) a) a) 0";
 /// How long a first generation may take.
 const FIRST_LIMIT: Duration = Duration::from_secs(60);
 
