@@ -89,7 +89,7 @@ fn a_file_that_was_cut_short_is_noticed_before_an_answer_begins_and_the_answer_i
     stored.cut_short(path);
     stored.assert_right(path);
     stored.wait_until_all_are_packed();
-    assert!(stored.fsck(&["--verify"]).must_succeed().text().starts_with("sound: 1 NARs"));
+    assert!(stored.fsck(&["--verify"]).must_succeed().text().starts_with("sound: 1 NAR,"));
 }
 
 #[test]

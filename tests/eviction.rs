@@ -118,7 +118,7 @@ fn what_was_used_longest_ago_goes_with_its_file_and_is_built_again_when_it_is_as
     let limit = (bytes - 1).to_string();
     let shown = gc(&cache.ondine, &["--dry-run", "--max-bytes", &limit]);
     assert!(shown.contains(&format!("would go: {}", base_name(old.out()))), "{shown}");
-    assert!(shown.contains("would go: 1 NARs"), "{shown}");
+    assert!(shown.contains("would go: 1 NAR,"), "{shown}");
     assert_eq!(stored_nars(&cache.ondine).len(), 4, "a dry run has removed something");
     let evicted = gc(&cache.ondine, &["--max-bytes", &limit]);
     assert_eq!(evicted, shown.replace("would go", "evicted"));
@@ -202,7 +202,7 @@ fn a_pin_holds_a_closure_by_path_or_by_attribute_even_before_it_is_there() {
     )]);
     let daemon = store.daemon();
     let ondine = set.serve(&store, "keep-used = '0s'", "");
-    let cache = Cache { http: Http::new(&ondine.url()), ondine, daemon, store };
+    let mut cache = Cache { http: Http::new(&ondine.url()), ondine, daemon, store };
     package_set::wait_for_generation(&cache.ondine);
     let [base, listed] = [&base, &listed].map(|derivation| cache.store.instantiate(derivation));
     let [by_path, other] = ["by-path", "other"].map(|name| kept(&cache.store, &text_file(name, name)));
@@ -225,11 +225,14 @@ fn a_pin_holds_a_closure_by_path_or_by_attribute_even_before_it_is_there() {
     collect(&cache, &[base.out(), listed.out(), by_path.out(), other.out()]);
     let evicted = gc(&cache.ondine, &["--max-bytes", "0"]);
     assert!(evicted.contains(&format!("evicted: {}", base_name(other.out()))), "{evicted}");
-    assert!(evicted.contains("evicted: 1 NARs") && evicted.contains("held by pins"), "{evicted}");
+    assert!(evicted.contains("evicted: 1 NAR,") && evicted.contains("held by pins"), "{evicted}");
     for path in [&base, &listed, &by_path] {
         cache.assert_served(path.out());
     }
 
+    // A pin outlives the server.
+    assert!(cache.ondine.sigterm().success());
+    cache.ondine.start_again();
     let list: serde_json::Value =
         serde_json::from_str(&command(&cache.ondine, "pin", &[]).must_succeed().text()).expect("JSON");
     let names: Vec<&str> =

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::{Error, Keeper, Size};
+use super::{Counted, Error, Keeper, Size};
 use crate::causes::with_causes;
 use crate::index::NarRow;
 
@@ -72,12 +72,12 @@ impl Run {
     async fn all(&mut self) -> Result<String, End> {
         let rows = self.keeper.0.index.nars().await?;
         let bytes: u64 = rows.iter().map(|row| row.file_size).sum();
-        let mut bytes_done = 0;
+        let (nars, mut bytes_done) = (Counted(rows.len(), "NAR"), 0);
         for (done, row) in rows.iter().enumerate() {
             if self.told_at.elapsed() >= PROGRESS {
                 self.told_at = Instant::now();
                 let (done_of, bytes_of) = (Size(bytes_done), Size(bytes));
-                self.say(format!("checked: {done} of {} NARs, {done_of} of {bytes_of}", rows.len())).await?;
+                self.say(format!("checked: {done} of {nars}, {done_of} of {bytes_of}")).await?;
             }
             self.one(row).await?;
             bytes_done += row.file_size;
@@ -89,7 +89,7 @@ impl Run {
             }
         }
         let how = if self.check.verify { "read and verified" } else { "looked for, and not read (--verify)" };
-        let all = format!("{} NARs, {}, {how}", rows.len(), Size(bytes));
+        let all = format!("{nars}, {}, {how}", Size(bytes));
         Ok(match (self.found, self.check.repair) {
             (0, _) => format!("sound: {all}"),
             (found, true) => format!(

@@ -196,10 +196,10 @@ impl std::fmt::Display for Collected {
                 None => writeln!(f, "{gone}: a NAR that no path has, {nar}, {}", Size(*bytes))?,
             }
         }
-        let (nars, bytes) = (outcome.gone.len(), Size(outcome.gone_bytes()));
-        writeln!(f, "{gone}: {nars} NARs, {bytes}; {} stay", Size(outcome.kept_bytes))?;
+        let (nars, bytes) = (Counted(outcome.gone.len(), "NAR"), Size(outcome.gone_bytes()));
+        writeln!(f, "{gone}: {nars}, {bytes}; {} stay", Size(outcome.kept_bytes))?;
         if *orphans > 0 {
-            writeln!(f, "{removed}: {orphans} files that are on nobody's record")?;
+            writeln!(f, "{removed}: {} on nobody's record", Counted(*orphans, "file"))?;
         }
         match max_bytes {
             None => writeln!(f, "there is no limit: set max-nars-bytes, or give --max-bytes"),
@@ -212,6 +212,16 @@ impl std::fmt::Display for Collected {
             ),
             Some(_) => Ok(()),
         }
+    }
+}
+
+/// So many of something.
+struct Counted(usize, &'static str);
+
+impl std::fmt::Display for Counted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let plural = if self.0 == 1 { "" } else { "s" };
+        write!(f, "{} {}{plural}", self.0, self.1)
     }
 }
 
