@@ -14,8 +14,8 @@ use support::cache::assert_narinfo;
 use support::derivations::{chain, noise, text_file};
 use support::upstream::stored_nars;
 use support::{
-    Cache, Compression, Derivation, Finished, Http, Instantiated, NixStore, Ondine, PackageSet, Release,
-    Sample, Upstream, package_set, process, text, wait_until,
+    Cache, Client, Compression, Derivation, Finished, Http, Instantiated, NixStore, Ondine, PackageSet,
+    Release, Sample, Upstream, package_set, process, text, wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(60);
@@ -170,6 +170,41 @@ fn what_an_upstream_has_is_served_without_a_file_and_fetched_again() {
     let again = cache.client(&[]);
     again.fetch(&cache.ondine.substituter(), &sample.paths()).must_succeed();
     sample.assert_held_by(&again);
+}
+
+#[test]
+fn a_client_of_every_release_that_remembers_a_narinfo_gets_what_was_evicted_since() {
+    let cache = Cache::new(&["--keep-used", "0s"]);
+    let clients: Vec<(Client, Instantiated)> = Release::all()
+        .into_iter()
+        .map(|release| {
+            let path = kept(&cache.store, &text_file("remembered", release.name()));
+            (Client::new(release, &cache.store.store_dir()), path)
+        })
+        .collect();
+    let another = kept(&cache.store, &text_file("another", "another"));
+    let url = format!("/{}", field(&cache.narinfo(another.out()), "URL"));
+    for (client, path) in &clients {
+        client.fetch(&cache.ondine.substituter(), &[path.out()]).must_succeed();
+    }
+    let mut paths: Vec<&Path> = clients.iter().map(|(_, path)| path.out()).collect();
+    paths.push(another.out());
+    collect(&cache, &paths);
+    end_all_uses(&cache);
+    let evicted = gc(&cache.ondine, &["--max-bytes", "0"]);
+    assert!(evicted.contains(&format!("evicted: {} NARs", paths.len())), "{evicted}");
+
+    // Each asks for the NAR alone, and waits for the build.
+    for (client, path) in &clients {
+        client.empty();
+        client.fetch(&cache.ondine.substituter(), &[path.out()]).must_succeed();
+        assert_eq!(client.nar_digest(path.out()), support::nar_digest(path.out()));
+    }
+    // Who only wants what is there has nothing built.
+    let only_there = cache.http.get(&format!("/cached{url}"));
+    assert!(only_there.status == 404 && only_there.text().contains("not built yet"), "{}", only_there.text());
+    assert_eq!(cache.http.head(&url).status, 404);
+    assert_eq!(cache.http.get(&url).status, 200);
 }
 
 #[test]
