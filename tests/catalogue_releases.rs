@@ -6,8 +6,9 @@ mod support;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
+use support::addresses::base_name;
 use support::package_set::{api, must_be_had, refresh, wait_for_generation};
-use support::{Derivation, NixStore, Ondine, PackageSet, Release, derivations, text};
+use support::{Derivation, Http, NixStore, Ondine, PackageSet, Release, derivations, text};
 
 /// A folder for PATH whose `nix-instantiate` is that of the store's release.
 fn programs(store: &NixStore) -> String {
@@ -73,7 +74,7 @@ fn every_release_evaluates_a_set_with_all_that_may_be_wrong_with_it() {
 }
 
 #[test]
-fn every_release_evaluates_a_flake() {
+fn every_release_evaluates_a_flake_whole_and_lazily() {
     for release in Release::all() {
         let store = NixStore::new(release);
         let _daemon = store.daemon();
@@ -86,14 +87,25 @@ fn every_release_evaluates_a_flake() {
         let outputs = format!("{{ outputs = {{ self }}: {{ legacyPackages.{system}.f = {nix}; }}; }}");
         std::fs::write(flake.join("flake.nix"), outputs).expect("written");
         let settings = store.folder().join("settings.toml");
-        let set =
-            format!("[[catalogue]]\nname = 'pkgs'\nsource = {{ flake = 'path:{}' }}\n", flake.display());
-        std::fs::write(&settings, set).expect("written");
+        let table = |name: &str, more: &str| {
+            format!(
+                "[[catalogue]]\nname = '{name}'\nsource = {{ flake = 'path:{}' }}\n{more}\n",
+                flake.display()
+            )
+        };
+        std::fs::write(&settings, table("lazy", "index = 'lazy'") + &table("pkgs", "")).expect("written");
         let ondine = serve(&store, &settings);
         wait_for_generation(&ondine);
         let told = api(&ondine);
         assert_eq!(told["generations"][0]["attributes"], 1, "{}: {told:#}", store.release().name());
         store.gc();
-        must_be_had(&ondine, store.instantiate(&derivations::text_file("of-a-flake", "x")).out());
+        let instantiated = store.instantiate(&derivations::text_file("of-a-flake", "x"));
+        must_be_had(&ondine, instantiated.out());
+        let look_up = |attribute: &str| {
+            Http::new(&ondine.url()).get(&format!("/api/v1/catalogue/lazy/{attribute}")).text()
+        };
+        let drv = base_name(&instantiated.drv);
+        assert!(look_up("f").contains(drv), "{}: {}", store.release().name(), look_up("f"));
+        assert!(look_up("g").contains("no g"), "{}: {}", store.release().name(), look_up("g"));
     }
 }

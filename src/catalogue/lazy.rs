@@ -111,10 +111,7 @@ impl Lazy {
         let Shared { catalogue, tools, turn, missing, .. } = &*self.0;
         // It is never closed.
         let _turn = turn.acquire().await;
-        let settings = catalogue.sets().map(|(settings, _)| settings);
-        let Some(set) = settings.into_iter().find(|set| set.name.as_str() == name.set) else {
-            return Ok(Landed::Missing);
-        };
+        let Some(set) = catalogue.settings_of(&name.set) else { return Ok(Landed::Missing) };
         for _ in 0..ATTEMPTS_MAX {
             let AttributeName { set: set_name, attribute, system } = name.clone();
             let found = tools.index.attribute(set_name, attribute, system).await?;

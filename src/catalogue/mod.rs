@@ -157,6 +157,11 @@ impl Catalogue {
         self.0.sets.iter().map(|set| (&set.settings, set.progress.borrow().state.clone()))
     }
 
+    /// What is set of a set.
+    fn settings_of(&self, name: &str) -> Option<&SetSettings> {
+        self.0.sets.iter().map(|set| &set.settings).find(|settings| settings.name.as_str() == name)
+    }
+
     /// How the sets stand in the OpenMetrics text format, without its end.
     pub fn write_metrics(&self, out: &mut String) {
         self.0.metrics.write(out);

@@ -126,8 +126,8 @@ impl Names {
         attribute: &str,
         system: Option<&str>,
     ) -> Result<Named, NoSuchName> {
-        let settings = self.catalogue.sets().map(|(settings, _)| settings).find(|known| known.name == *set);
-        let settings = settings.ok_or_else(|| NoSuchName::Set(set.clone()))?;
+        let settings =
+            self.catalogue.settings_of(set.as_str()).ok_or_else(|| NoSuchName::Set(set.clone()))?;
         let system = system_of(settings, system)?;
         let mut found = self.look_up(set, attribute, system).await?;
         if found.row.is_none() && settings.indexing == Indexing::Lazy {
