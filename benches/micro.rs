@@ -164,7 +164,7 @@ fn nars(criterion: &mut Criterion) {
 }
 
 fn settings() -> Settings {
-    Settings { zstd_level: 3 }
+    Settings { zstd_level: 1, memory_bytes_max: 0, plain_bytes_max: 0 }
 }
 
 /// What packing checks.

@@ -37,13 +37,19 @@ fn with_a_large_path() -> (NixStore, support::Daemon, Ondine, Instantiated, Stri
 
 /// A store with its daemon, a server, and a small path with one dependency.
 fn with_a_small_path() -> (NixStore, support::Daemon, Ondine, Instantiated, Instantiated) {
+    with_a_small_path_and(&[])
+}
+
+fn with_a_small_path_and(
+    arguments: &[&str],
+) -> (NixStore, support::Daemon, Ondine, Instantiated, Instantiated) {
     let store = NixStore::new(Release::Host);
     let daemon = store.daemon();
     let dependency = Derivation::new("dependency", "mkdir $out; echo below > $out/file; :");
     let top = Derivation::new("top", "mkdir $out; echo $dependency > $out/file; :")
         .input("dependency", &dependency);
     let (dependency, top) = (store.instantiate(&dependency), store.instantiate(&top));
-    let ondine = Ondine::start(&store, &[]);
+    let ondine = Ondine::start(&store, arguments);
     (store, daemon, ondine, dependency, top)
 }
 
@@ -192,7 +198,8 @@ fn a_second_server_on_the_same_state_is_refused() {
 
 #[test]
 fn a_lost_nar_file_is_packed_again_and_a_lost_path_is_built_again() {
-    let (store, _daemon, ondine, _dependency, top) = with_a_small_path();
+    // What is in memory is given from there, whatever became of its file.
+    let (store, _daemon, ondine, _dependency, top) = with_a_small_path_and(&["--nar-memory-bytes", "0"]);
     let http = Http::new(&ondine.url());
     http.get(&narinfo_path(&top));
     wait_until_packed(&ondine);
@@ -201,7 +208,7 @@ fn a_lost_nar_file_is_packed_again_and_a_lost_path_is_built_again() {
     let remove_nars = || {
         for folder in std::fs::read_dir(ondine.state_dir().join("nar")).expect("the NAR store") {
             let folder = folder.expect("a folder").path();
-            if !folder.ends_with("tmp") {
+            if !folder.ends_with("tmp") && !folder.ends_with("plain") {
                 std::fs::remove_dir_all(folder).expect("removed");
             }
         }
@@ -237,30 +244,39 @@ fn a_lost_nar_file_is_packed_again_and_a_lost_path_is_built_again() {
 fn a_store_path_with_the_wrong_contents_is_never_served_completely_nor_promised_again() {
     let store = NixStore::new(Release::Host);
     let _daemon = store.daemon();
-    let built = store.instantiate(&Derivation::new("damaged", "echo right > $out; :"));
-    store.realise(&built.drv);
-    std::fs::set_permissions(built.out(), std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .expect("writable");
-    std::fs::write(built.out(), "wrong\n").expect("damaged");
+    // A small one, and one of which much is sent before it is known.
+    let right =
+        [Derivation::new("small", "echo right > $out; :"), support::derivations::noise("large", 3 << 20)];
+    let built = right.map(|derivation| store.instantiate(&derivation));
+    for built in &built {
+        store.realise(&built.drv);
+        let mut contents = std::fs::read(built.out()).expect("it was built");
+        *contents.last_mut().expect("it is not empty") ^= 1;
+        std::fs::set_permissions(built.out(), std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            .expect("writable");
+        std::fs::write(built.out(), contents).expect("damaged");
+    }
     let ondine = Ondine::start(&store, &[]);
     let http = Http::new(&ondine.url());
-    let promised = http.get(&narinfo_path(&built));
-    if promised.status == 200 {
-        let packed = field(&promised.text(), "URL").to_owned();
-        for url in [packed.clone(), packed.replace(".zst", "")] {
-            let (status, ending) = match http.try_open(&format!("/{url}"), &[]) {
-                Ok(mut answer) => (answer.status, answer.read_to_end().1),
-                Err(_) => continue,
-            };
-            assert!(
-                status == 404 || !matches!(ending, Ending::Complete),
-                "damaged bytes went out as a whole"
-            );
+    for built in &built {
+        let promised = http.get(&narinfo_path(built));
+        if promised.status == 200 {
+            let packed = field(&promised.text(), "URL").to_owned();
+            for url in [packed.replace(".zst", ""), packed] {
+                let (status, ending) = match http.try_open(&format!("/{url}"), &[]) {
+                    Ok(mut answer) => (answer.status, answer.read_to_end().1),
+                    Err(_) => continue,
+                };
+                assert!(
+                    status == 404 || !matches!(ending, Ending::Complete),
+                    "damaged bytes went out as a whole"
+                );
+            }
         }
+        wait_until("the damage is noticed", SOON, || http.get(&narinfo_path(built)).status == 404);
+        let refused = http.get(&narinfo_path(built)).text();
+        assert!(refused.contains("damaged") && refused.contains("--repair"), "{refused}");
     }
-    wait_until("the damage is noticed", SOON, || http.get(&narinfo_path(&built)).status == 404);
-    let refused = http.get(&narinfo_path(&built)).text();
-    assert!(refused.contains("damaged") && refused.contains("--repair"), "{refused}");
 }
 
 #[test]

@@ -167,6 +167,14 @@ pub struct Written {
     #[arg(long, env = "ONDINE_ZSTD_LEVEL", value_name = "LEVEL")]
     #[serde(alias = "zstd_level")]
     zstd_level: Option<i32>,
+    /// Bytes of memory for small NARs that are asked for often; 0 is none [default: 16777216]
+    #[arg(long, env = "ONDINE_NAR_MEMORY_BYTES", value_name = "BYTES")]
+    #[serde(alias = "nar_memory_bytes")]
+    nar_memory_bytes: Option<u64>,
+    /// Bytes on disk for plain copies of NARs that are asked for without compression; 0 is none [default: 4294967296]
+    #[arg(long, env = "ONDINE_NAR_PLAIN_MAX_BYTES", value_name = "BYTES")]
+    #[serde(alias = "nar_plain_max_bytes")]
+    nar_plain_max_bytes: Option<u64>,
     /// How long open answers are given to end when the server stops, up to 1h [default: 30s]
     #[arg(long, env = "ONDINE_DRAIN", value_name = "DURATION", value_parser = duration)]
     #[serde(default, deserialize_with = "written_duration")]
@@ -282,6 +290,8 @@ impl Written {
             keep_used: self.keep_used.or(other.keep_used),
             narinfo_memory_bytes: self.narinfo_memory_bytes.or(other.narinfo_memory_bytes),
             zstd_level: self.zstd_level.or(other.zstd_level),
+            nar_memory_bytes: self.nar_memory_bytes.or(other.nar_memory_bytes),
+            nar_plain_max_bytes: self.nar_plain_max_bytes.or(other.nar_plain_max_bytes),
             drain: self.drain.or(other.drain),
         }
     }

@@ -88,7 +88,11 @@ impl Written {
             substitute: substitute::Settings { build_from },
             build,
             logs,
-            nar_store: nar_store::Settings { zstd_level },
+            nar_store: nar_store::Settings {
+                zstd_level,
+                memory_bytes_max: self.nar_memory_bytes.unwrap_or(16 * 1024 * 1024),
+                plain_bytes_max: self.nar_plain_max_bytes.unwrap_or(4 * 1024 * 1024 * 1024),
+            },
             keep,
             http: http::Settings {
                 hold,

@@ -13,20 +13,11 @@ use narinfo::{Compression, NarHash};
 use super::answer::{self, Answer, Part};
 use super::pipe::{Pieces, written};
 use super::{Method, Service};
-use crate::nar_store::{NarStream, Range};
-use crate::packer::{self, Nar, Packer, Served};
+use crate::nar_store::{Form, Nar, NarStream, Small};
+use crate::packer::{self, Packer, Served};
 
 /// What a client hears of a NAR that no served path has.
 const UNKNOWN: &str = "unknown: no path that this cache serves has this NAR";
-
-/// How a NAR is given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Form {
-    /// As it is stored.
-    Zstd,
-    /// Decompressed.
-    Plain,
-}
 
 pub(super) async fn get(
     service: &Service,
@@ -56,19 +47,28 @@ async fn answer(
     method: Method,
     headers: &HeaderMap,
 ) -> Result<Answer, packer::Error> {
-    let Some(served) = packer.find(hash).await? else { return Ok(answer::missing(UNKNOWN)) };
+    let form = match compression {
+        Compression::Zstd => Some(Form::Zstd),
+        Compression::None => Some(Form::Plain),
+        _ => None,
+    };
+    if let Some(form) = form
+        && let Some(small) = packer.in_memory(hash, form)
+    {
+        return Ok(whole(&small, form, headers));
+    }
+    let Some(mut served) = packer.find(hash, form).await? else { return Ok(answer::missing(UNKNOWN)) };
+    if let (Some(form), Some(small)) = (form, served.small.take()) {
+        return Ok(whole(&small, form, headers));
+    }
     if let Some(address) = packer.redirect(&served, compression).await? {
         return Ok(answer::elsewhere(&address));
     }
-    let form = match compression {
-        Compression::Zstd => Form::Zstd,
-        Compression::None => Form::Plain,
-        _ => return Ok(answer::missing("not in this form: there is .nar.zst, and .nar")),
+    let Some(form) = form else {
+        return Ok(answer::missing("not in this form: there is .nar.zst, and .nar"));
     };
     let etag = etag(hash, form, &served);
-    if let (Some(tags), Some(etag)) = (text(headers, header::IF_NONE_MATCH), &etag)
-        && names_tag(tags, etag)
-    {
+    if let Some(etag) = etag.as_deref().filter(|etag| is_known(headers, etag)) {
         return Ok(answer::not_modified(etag));
     }
     if method == Method::Head {
@@ -81,6 +81,24 @@ async fn answer(
     body(packer, served, hash, form, wanted_range(headers, etag.as_deref())).await
 }
 
+/// The answer where all bytes are here.
+fn whole(small: &Small, form: Form, headers: &HeaderMap) -> Answer {
+    let etag = tag(small.hash);
+    if is_known(headers, &etag) {
+        return answer::not_modified(&etag);
+    }
+    let length = small.bytes.len() as u64;
+    let Some(part) = part(wanted_range(headers, Some(&etag)), Some(length)) else {
+        return answer::range_not_satisfiable(length);
+    };
+    let body = match part {
+        Part::Whole(_) => small.bytes.clone(),
+        // They are the bytes of a buffer.
+        Part::Slice { start, end, .. } => small.bytes.slice(start as usize..end as usize),
+    };
+    answer::file(media_type(form), Some(&etag), &part, answer::full(body))
+}
+
 async fn body(
     packer: &Packer,
     mut served: Served,
@@ -88,32 +106,36 @@ async fn body(
     form: Form,
     range: Option<&str>,
 ) -> Result<Answer, packer::Error> {
-    let mut nar = packer.open(&mut served).await?;
+    let (mut nar, mut given) = packer.open(&mut served, form).await?;
     // A range of a zstd file can be given once its length is known.
     if let (Form::Zstd, Some(_), Nar::Growing(growing)) = (form, range, &mut nar) {
         growing.finished().await.map_err(packer::Error::NotToBeHad)?;
-        let Some(complete) = packer.find(hash).await? else { return Ok(answer::missing(UNKNOWN)) };
+        let Some(complete) = packer.find(hash, None).await? else { return Ok(answer::missing(UNKNOWN)) };
         served = complete;
-        nar = packer.open(&mut served).await?;
+        (nar, given) = packer.open(&mut served, form).await?;
     }
     let length = match (form, &nar) {
         (Form::Plain, _) => Some(served.nar_size()),
         (Form::Zstd, Nar::Stored(stored)) => Some(stored.bytes()),
         (Form::Zstd, Nar::Growing(_)) => None,
     };
-    let part = match (range, length) {
-        (Some(range), Some(length)) => match slice(range, length) {
-            Some(part) => part,
-            None => return Ok(answer::range_not_satisfiable(length)),
-        },
-        _ => Part::Whole(length),
+    let Some(part) = part(range, length) else {
+        return Ok(answer::range_not_satisfiable(length.unwrap_or_default()));
+    };
+    let wanted = match part {
+        Part::Whole(length) => 0..length.unwrap_or(u64::MAX),
+        Part::Slice { start, end, .. } => start..end,
     };
     let etag = etag(hash, form, &served);
-    let (stored, packer) = (matches!(nar, Nar::Stored(_)), packer.clone());
-    let stream = stream(nar, form, &part, served.nar_size()).map_err(packer::Error::Store)?;
+    let stream = if given == form {
+        NarStream::as_it_is(nar, wanted)
+    } else {
+        NarStream::decoded(nar, wanted).map_err(packer::Error::Store)?
+    };
+    let (packed, packer) = (served.packed.is_some(), packer.clone());
     let body = written(|pipe| async move {
         let sent = pipe.send_all(stream).await;
-        if sent.is_err() && stored {
+        if sent.is_err() && packed {
             packer.suspect(hash);
         }
         sent
@@ -121,27 +143,9 @@ async fn body(
     Ok(answer::file(media_type(form), etag.as_deref(), &part, body))
 }
 
-fn stream(nar: Nar, form: Form, part: &Part, nar_size: u64) -> io::Result<NarStream> {
-    let wanted = |whole| match *part {
-        Part::Whole(_) => Range { start: 0, end: whole },
-        Part::Slice { start, end, .. } => Range { start, end },
-    };
-    let compressed = match nar {
-        Nar::Stored(stored) => {
-            let all = Range { start: 0, end: stored.bytes() };
-            NarStream::stored(&stored, if form == Form::Zstd { wanted(stored.bytes()) } else { all })
-        }
-        Nar::Growing(growing) => NarStream::growing(growing),
-    };
-    match form {
-        Form::Zstd => Ok(compressed),
-        Form::Plain => compressed.plain(wanted(nar_size)),
-    }
-}
-
 impl Pieces for NarStream {
     async fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
-        self.next_chunk().await
+        NarStream::next_piece(self).await
     }
 }
 
@@ -151,6 +155,15 @@ fn wanted_range<'h>(headers: &'h HeaderMap, etag: Option<&str>) -> Option<&'h st
     match headers.get(header::IF_RANGE) {
         Some(condition) if Some(condition.as_bytes()) != etag.map(str::as_bytes) => None,
         _ => Some(range),
+    }
+}
+
+/// The part that is wanted of a file of this length; `None` when it has no byte of it. All of it where nobody knows the length
+/// yet.
+fn part(range: Option<&str>, length: Option<u64>) -> Option<Part> {
+    match (range, length) {
+        (Some(range), Some(length)) => slice(range, length),
+        _ => Some(Part::Whole(length)),
     }
 }
 
@@ -179,12 +192,17 @@ fn etag(hash: NarHash, form: Form, served: &Served) -> Option<String> {
         Form::Plain => Some(hash),
         Form::Zstd => served.packed.map(|nar| nar.file_hash),
     };
-    bytes.map(|hash| format!("\"{}\"", hash.to_nixbase32()))
+    bytes.map(tag)
 }
 
-/// Whether an If-None-Match value names the tag (RFC 9110, 13.1.2: compared weakly).
-fn names_tag(value: &str, etag: &str) -> bool {
-    value.split(',').map(str::trim).any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag)
+fn tag(hash: NarHash) -> String {
+    format!("\"{}\"", hash.to_nixbase32())
+}
+
+/// Whether an If-None-Match names the tag (RFC 9110, 13.1.2: compared weakly).
+fn is_known(headers: &HeaderMap, etag: &str) -> bool {
+    let same = |tag: &str| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag;
+    text(headers, header::IF_NONE_MATCH).is_some_and(|tags| tags.split(',').map(str::trim).any(same))
 }
 
 fn media_type(form: Form) -> hyper::header::HeaderValue {

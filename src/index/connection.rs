@@ -92,15 +92,24 @@ impl Readers {
         self: &Arc<Self>,
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
+        self.run_then(work, |found| found).await
+    }
+
+    /// The same, and `then` on the thread that did it, which may wait; nobody waits for the connection meanwhile.
+    pub(super) async fn run_then<T, U: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+        then: impl FnOnce(T) -> U + Send + 'static,
+    ) -> Result<U, Error> {
         let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| Error::ReaderGone)?;
         let readers = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
-            // The turn ends with the work, also where nobody waits for it any more.
-            let _turn = turn;
             let connection = readers.take()?;
             let result = work(&connection);
             readers.give_back(connection);
-            result
+            // With the work, also where nobody waits for it any more.
+            drop(turn);
+            result.map(then)
         })
         .await
         .map_err(|_| Error::ReaderGone)?

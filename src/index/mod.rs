@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use narinfo::{NarHash, StorePath, StorePathHash};
-use rusqlite::{Connection, OptionalExtension, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
 
 use crate::filter::Filter;
 use at_hand::paths_of;
@@ -137,8 +137,7 @@ impl Index {
                 let mut rows = statement.query([hash.as_str()])?;
                 let Some(row) = rows.next()? else { return Ok(None) };
                 let found = path_row(row)?;
-                let packed = row.get::<_, Option<[u8; 32]>>(PATH_COLUMN_COUNT)?;
-                let packed = packed.map(|_| nar_row(row, PATH_COLUMN_COUNT)).transpose()?;
+                let packed = joined_nar_row(row)?;
                 let redirect = match packed {
                     Some(_) => None,
                     None => upstream::redirect(connection, found.nar_hash)?,
@@ -180,6 +179,28 @@ impl Index {
                 rows.next()?.map(path_row).transpose()
             })
             .await
+    }
+
+    /// A served path with this NAR and its packed file, if there is one, as `then` has them: it runs on the thread that looked
+    /// them up, and may wait for files.
+    ///
+    /// # Errors
+    /// When SQLite fails or the row is damaged.
+    pub async fn nar<T: Send + 'static>(
+        &self,
+        nar: NarHash,
+        then: impl FnOnce(Option<(PathRow, Option<NarRow>)>) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let find = move |connection: &Connection| {
+            let sql = format!(
+                "SELECT {PATH_COLUMNS}, n.nar_hash, n.file_hash, n.file_size \
+                 FROM path p LEFT JOIN nar n ON n.nar_hash = p.nar_hash WHERE p.nar_hash = ?1 LIMIT 1"
+            );
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut rows = statement.query([nar.as_bytes()])?;
+            rows.next()?.map(|row| Ok((path_row(row)?, joined_nar_row(row)?))).transpose()
+        };
+        self.readers.run_then(find, then).await
     }
 
     /// Every served path with this NAR.
@@ -404,6 +425,12 @@ impl Index {
             })
             .await
     }
+}
+
+/// The packed file that stands behind the columns of a path, if there is one.
+fn joined_nar_row(row: &Row<'_>) -> Result<Option<NarRow>, Error> {
+    let packed = row.get::<_, Option<[u8; 32]>>(PATH_COLUMN_COUNT)?;
+    packed.map(|_| nar_row(row, PATH_COLUMN_COUNT)).transpose()
 }
 
 /// Whether all that the rows refer to is served, or among them.

@@ -1,6 +1,12 @@
-//! The NARs we serve: zstd files named by the hash of the plain NAR they hold, from a file tree or from another cache.
-//! Knows files and nothing else: no index, no Nix, no HTTP. A file under its final name is always complete and verified.
+//! The NARs we serve: zstd files named by the hash of the plain NAR they hold, from a file tree or from another cache; and what
+//! is made of them to be given faster. Knows files and nothing else: no index, no Nix, no HTTP. A file under its final name is
+//! always complete and verified, and never changes.
 
+mod checked;
+mod copies;
+mod draft;
+mod mapped;
+mod memory;
 mod pack;
 mod shelf;
 mod stream;
@@ -10,28 +16,49 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use narinfo::NarHash;
-use tokio::sync::watch;
+use narinfo::{Compression, NarHash};
 
-use crate::growing::{Growth, abandoned};
-pub use pack::{Error as PackError, Expected, Packed};
-pub use stream::{NarStream, Range};
+use crate::decode;
+use crate::growing::read_at;
+pub use checked::{Error as PackError, Expected};
+use copies::Copies;
+pub use copies::Source;
+pub use draft::{Draft, Growing};
+pub use memory::{Epoch, Small};
+use memory::{Memory, SMALL_BYTES_MAX};
+pub use pack::Packed;
+pub use stream::NarStream;
 
 /// How NARs are stored.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// The zstd level, 1 to 19: higher is smaller and slower.
     pub zstd_level: i32,
+    /// Bytes of small NARs that are kept in memory at most.
+    pub memory_bytes_max: u64,
+    /// Bytes of plain copies at most.
+    pub plain_bytes_max: u64,
 }
 
-/// The directory of packed NARs.
+/// How a NAR is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Form {
+    /// As it is stored.
+    Zstd,
+    /// Decompressed.
+    Plain,
+}
+
+/// The directory of packed NARs; clones share it.
 #[derive(Clone, Debug)]
 pub struct NarStore {
     dir: PathBuf,
     settings: Settings,
+    copies: Copies,
+    memory: Arc<Memory>,
 }
 
-/// A complete zstd file, open for reading.
+/// A complete file, open for reading.
 #[derive(Clone, Debug)]
 pub struct Stored {
     file: Arc<File>,
@@ -39,41 +66,20 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// Bytes of the zstd file.
+    /// Bytes of the file.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 }
 
-/// A zstd file that is being written: readers follow it, and learn at its end whether it is right.
+/// A NAR that can be sent now.
 #[derive(Clone, Debug)]
-pub struct Growing {
-    file: Arc<File>,
-    growth: watch::Receiver<Growth>,
-    kept: watch::Receiver<bool>,
-}
-
-/// A file that is not yet in the store; dropping it removes it.
-#[derive(Debug)]
-pub struct Draft {
-    file: tempfile::NamedTempFile,
-    growth: watch::Sender<Growth>,
-    /// Whether it has its final name.
-    kept: watch::Sender<bool>,
-}
-
-impl Draft {
-    /// Whether readers may have seen some of it: then its bytes stand, right or wrong.
-    #[must_use]
-    pub fn is_begun(&self) -> bool {
-        self.growth.borrow().bytes > 0
-    }
-
-    /// Ends it without a file; its readers hear why.
-    pub fn abandon(self, reason: &str) {
-        self.growth.send_modify(|g| g.end = Some(Err(reason.to_owned())));
-    }
+pub enum Nar {
+    /// Complete.
+    Stored(Stored),
+    /// Being written; follow it.
+    Growing(Growing),
 }
 
 impl NarStore {
@@ -82,7 +88,10 @@ impl NarStore {
     /// # Errors
     /// When the directory cannot be made or read.
     pub fn open(dir: &Path, settings: Settings) -> io::Result<Self> {
-        let store = Self { dir: dir.to_owned(), settings };
+        fs::create_dir_all(dir)?;
+        let copies = Copies::open(&dir.join("plain"), settings.plain_bytes_max)?;
+        let memory = Arc::new(Memory::new(settings.memory_bytes_max));
+        let store = Self { dir: dir.to_owned(), settings, copies, memory };
         fs::create_dir_all(store.drafts())?;
         for entry in fs::read_dir(store.drafts())? {
             fs::remove_file(entry?.path())?;
@@ -95,14 +104,58 @@ impl NarStore {
     /// # Errors
     /// When it is there and cannot be opened.
     pub fn get(&self, nar: NarHash) -> io::Result<Option<Stored>> {
-        match File::open(self.file_of(nar)) {
-            Ok(file) => {
-                let bytes = file.metadata()?.len();
-                Ok(Some(Stored { file: Arc::new(file), bytes }))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+        opened(&self.file_of(nar))
+    }
+
+    /// The plain copy of a NAR, complete or on its way; made of `source` where there is none. `None` where none can be made, or
+    /// where the NAR is so small that it is decompressed as fast. Blocking, within a tokio runtime.
+    #[must_use]
+    pub fn plain(&self, nar: Expected, source: Source) -> Option<Nar> {
+        if nar.bytes <= SMALL_BYTES_MAX { None } else { self.copies.get(nar, source) }
+    }
+
+    /// A small NAR that was asked for lately.
+    #[must_use]
+    pub fn in_memory(&self, nar: NarHash, form: Form) -> Option<Small> {
+        self.memory.get(nar, form)
+    }
+
+    /// To be asked before the index is, and given to [`NarStore::small`].
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.memory.epoch()
+    }
+
+    /// All of a small NAR, which stays in memory for those who ask next; `None` for larger ones, and for one whose file is not
+    /// there, or not as `packed` has it. Blocking.
+    #[must_use]
+    pub fn small(&self, nar: Expected, packed: Packed, form: Form, epoch: Epoch) -> Option<Small> {
+        let bytes = if form == Form::Zstd { packed.file_size } else { nar.bytes };
+        if bytes > SMALL_BYTES_MAX {
+            return None;
         }
+        let stored = self.get(nar.hash).ok()?.filter(|stored| stored.bytes == packed.file_size)?;
+        let mut bytes = Vec::new();
+        read_at(&stored.file, 0..stored.bytes, &mut bytes).ok()?;
+        let hash = match form {
+            Form::Zstd => packed.file_hash,
+            Form::Plain => {
+                bytes = decode::all(Compression::Zstd, &bytes, usize::try_from(nar.bytes).ok()?).ok()?;
+                if bytes.len() as u64 != nar.bytes {
+                    return None;
+                }
+                nar.hash
+            }
+        };
+        let small = Small { bytes: bytes.into(), hash };
+        self.memory.keep(epoch, nar.hash, form, small.clone());
+        Some(small)
+    }
+
+    /// Gives nothing of a NAR any more but its file, whose row has gone, or is not true.
+    pub fn forget(&self, nar: NarHash) {
+        self.memory.forget(nar);
+        self.copies.forget(nar);
     }
 
     /// Begins a file, and gives the reading side that follows it.
@@ -110,11 +163,7 @@ impl NarStore {
     /// # Errors
     /// When no temporary file can be made.
     pub fn draft(&self) -> io::Result<(Draft, Growing)> {
-        let file = tempfile::Builder::new().prefix("nar-").tempfile_in(self.drafts())?;
-        let (growth, following) = watch::channel(Growth::default());
-        let (kept, waiting) = watch::channel(false);
-        let reading = Growing { file: Arc::new(file.reopen()?), growth: following, kept: waiting };
-        Ok((Draft { file, growth, kept }, reading))
+        Draft::begin(&self.drafts(), 0)
     }
 
     fn drafts(&self) -> PathBuf {
@@ -128,29 +177,13 @@ impl NarStore {
     }
 }
 
-impl Growing {
-    /// Waits until there is something to read, or a reason why there never will be.
-    ///
-    /// # Errors
-    /// When nothing was written and nothing will be.
-    pub async fn begun(&mut self) -> io::Result<()> {
-        let growth =
-            self.growth.wait_for(|g| g.bytes > 0 || g.end.is_some()).await.map_err(|_| abandoned())?;
-        match (growth.bytes, &growth.end) {
-            (0, Some(Err(reason))) => Err(io::Error::other(reason.clone())),
-            _ => Ok(()),
+fn opened(path: &Path) -> io::Result<Option<Stored>> {
+    match File::open(path) {
+        Ok(file) => {
+            let bytes = file.metadata()?.len();
+            Ok(Some(Stored { file: Arc::new(file), bytes }))
         }
-    }
-
-    /// Waits until the file is complete, verified, and durable under its final name.
-    ///
-    /// # Errors
-    /// When it will not be.
-    pub async fn finished(&mut self) -> io::Result<()> {
-        if self.kept.wait_for(|kept| *kept).await.is_ok() {
-            return Ok(());
-        }
-        // The writer is gone without it.
-        Err(self.growth.borrow().end.clone().and_then(Result::err).map_or_else(abandoned, io::Error::other))
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }

@@ -35,16 +35,18 @@ impl NarStore {
         Ok(found)
     }
 
-    /// Removes the file of a NAR; whoever reads it still gets all of it. Whether there was one. Blocking.
+    /// Removes the file of a NAR, and what else there is of it here; whoever reads it still gets all of it. Whether there was one. Blocking.
     ///
     /// # Errors
     /// When it cannot be removed.
     pub fn remove(&self, nar: NarHash) -> io::Result<bool> {
-        match fs::remove_file(self.file_of(nar)) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        let removed = match fs::remove_file(self.file_of(nar)) {
+            Ok(()) => true,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+            Err(error) => return Err(error),
+        };
+        self.forget(nar);
+        Ok(removed)
     }
 }
 

@@ -1,60 +1,60 @@
-//! Reading NARs for an answer, chunk by chunk: the zstd file or the plain NAR in it, stored or still growing.
-//! Must never give the last bytes of a NAR before it was verified, and never read on an async thread.
+//! A NAR's bytes for an answer, piece by piece: of a file as it is, or of the plain NAR in a zstd file, stored or still
+//! growing. Must never give the last bytes of a NAR before it was verified, and never read on an async thread.
 
+use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
-use super::{Growing, Stored};
-use crate::growing::{CHUNK_BYTES, Reader, abandoned, blocking};
+use super::{Nar, mapped};
+use crate::growing::{CHUNK_BYTES, Place, Reading, Turn, abandoned, read_at, reading};
 
-/// A half-open range of bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Range {
-    /// The first byte.
-    pub start: u64,
-    /// One past the last byte.
-    pub end: u64,
-}
+/// Bytes of a file that are sent at a time. A client has two of these in memory, however slow it is: pages of the file, which
+/// the kernel may take back.
+const WINDOW_BYTES: u64 = 1024 * 1024;
 
 /// A NAR's bytes, in order.
 #[derive(Debug)]
 pub enum NarStream {
-    /// As stored: zstd.
-    Zstd(Reader),
+    /// Those of the file.
+    AsItIs(Windows),
     /// Decompressed on the way.
-    Plain(Box<Plain>),
+    Decoded(Box<Decoded>),
 }
 
 impl NarStream {
-    /// A part of a stored zstd file.
+    /// A part of the file of `nar`; of one that grows, to the end where the part has none.
     #[must_use]
-    pub fn stored(nar: &Stored, range: Range) -> Self {
-        Self::Zstd(Reader::part(Arc::clone(&nar.file), range.start, range.end))
+    pub fn as_it_is(nar: Nar, part: Range<u64>) -> Self {
+        let (file, place) = match nar {
+            Nar::Stored(stored) => (stored.file, Place::part(part)),
+            Nar::Growing(growing) => {
+                (growing.file, Place::following_part(growing.growth, part, growing.trusted))
+            }
+        };
+        Self::AsItIs(Windows { file, place, ahead: None })
     }
 
-    /// All of a zstd file that is still growing.
-    #[must_use]
-    pub fn growing(nar: Growing) -> Self {
-        Self::Zstd(Reader::following(nar.file, nar.growth))
-    }
-
-    /// A part of the plain NAR inside `self`, which must give a whole zstd file.
+    /// A part of the plain NAR in the zstd file of `nar`.
     ///
     /// # Errors
     /// When no decoder can be made.
-    pub fn plain(self, range: Range) -> io::Result<Self> {
-        let Self::Zstd(source) = self else { return Ok(self) };
-        Ok(Self::Plain(Box::new(Plain {
-            source,
-            input: Bytes::new(),
-            source_ended: false,
-            decoder: Some(Decoder::new()?.into()),
-            more: false,
-            skip: range.start,
-            left: range.end.saturating_sub(range.start),
+    pub fn decoded(nar: Nar, part: Range<u64>) -> io::Result<Self> {
+        let (file, place, follows) = match nar {
+            Nar::Stored(stored) => (stored.file, Place::part(0..stored.bytes), false),
+            Nar::Growing(growing) => (growing.file, Place::following(growing.growth), true),
+        };
+        let decoding =
+            Decoding { file, decoder: Decoder::new()?, input: Vec::new(), used: 0, is_full: false };
+        Ok(Self::Decoded(Box::new(Decoded {
+            place,
+            follows,
+            decoding: Some(Box::new(decoding)),
+            skip: part.start,
+            left: part.end.saturating_sub(part.start),
             held: None,
         })))
     }
@@ -63,65 +63,92 @@ impl NarStream {
     ///
     /// # Errors
     /// When the file cannot be read, is damaged, or turned out not to be what was promised.
-    pub async fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
+    pub async fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
         match self {
-            Self::Zstd(source) => source.next_chunk().await,
-            Self::Plain(plain) => plain.next_chunk().await,
+            Self::AsItIs(windows) => windows.next_piece().await,
+            Self::Decoded(decoded) => decoded.next_piece().await,
         }
     }
 }
 
-/// A plain NAR, decompressed as it is read.
-pub struct Plain {
-    source: Reader,
-    input: Bytes,
-    source_ended: bool,
-    /// Away only while a blocking thread decodes with it.
-    decoder: Option<SendDecoder>,
-    /// The last step filled its output: the decoder may hold more without new input.
-    more: bool,
-    skip: u64,
-    left: u64,
-    /// The chunk that goes out once the one behind it, or the verified end, is known.
-    held: Option<Bytes>,
+/// A part of a file, window by window.
+#[derive(Debug)]
+pub struct Windows {
+    file: Arc<File>,
+    place: Place,
+    /// The window that is prepared while the one before it is sent.
+    ahead: Option<Reading<Bytes>>,
 }
 
-type SendDecoder = Box<Decoder<'static>>;
+impl Windows {
+    async fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
+        let window = match self.ahead.take() {
+            Some(ahead) => ahead.await.map_err(io::Error::other)??,
+            None => match self.place.next(WINDOW_BYTES).await? {
+                Some(next) => reading(self.window(next)).await?,
+                None => return Ok(None),
+            },
+        };
+        // Where all turns are taken, it is prepared when it is asked for.
+        if let Some(turn) = Turn::free()
+            && let Some(next) = self.place.next_now(WINDOW_BYTES)
+        {
+            self.ahead = Some(turn.read(self.window(next)));
+        }
+        Ok(Some(window))
+    }
 
-impl std::fmt::Debug for Plain {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Plain").field("skip", &self.skip).field("left", &self.left).finish_non_exhaustive()
+    fn window(&self, part: Range<u64>) -> impl FnOnce() -> io::Result<Bytes> + Send + use<> {
+        let file = Arc::clone(&self.file);
+        move || mapped::window(&file, part)
     }
 }
 
-impl Plain {
-    async fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
+/// A plain NAR, decompressed as it is read.
+#[derive(Debug)]
+pub struct Decoded {
+    place: Place,
+    /// Whether it is known only at the end of the file that this is the right one.
+    follows: bool,
+    /// Away only while a blocking thread decodes.
+    decoding: Option<Box<Decoding>>,
+    skip: u64,
+    left: u64,
+    /// The piece that goes out once the one behind it, or the verified end, is known.
+    held: Option<Bytes>,
+}
+
+impl Decoded {
+    async fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
         loop {
-            let Some(chunk) = self.decode_chunk().await? else {
+            let Some(piece) = self.decode_piece().await? else {
                 return Ok(self.held.take());
             };
-            if let Some(before) = self.held.replace(chunk) {
+            if let Some(before) = self.held.replace(piece) {
                 return Ok(Some(before));
             }
         }
     }
 
-    /// The next wanted bytes, or `None` once all were given and the source has ended well.
-    async fn decode_chunk(&mut self) -> io::Result<Option<Bytes>> {
-        loop {
-            if self.left == 0 && !self.source.follows() {
-                return Ok(None);
-            }
-            if self.input.is_empty() && !self.more && !self.source_ended {
-                match self.source.next_chunk().await? {
-                    Some(chunk) => self.input = chunk,
-                    None => self.source_ended = true,
+    /// The next wanted bytes, or `None` once all were given and the file has ended well.
+    async fn decode_piece(&mut self) -> io::Result<Option<Bytes>> {
+        while self.left > 0 || self.follows {
+            let mut decoding = self.decoding.take().ok_or_else(abandoned)?;
+            let next = if decoding.needs_input() {
+                match self.place.next(CHUNK_BYTES as u64).await? {
+                    None if self.left == 0 => break,
+                    None => return Err(io::ErrorKind::UnexpectedEof.into()),
+                    next => next,
                 }
-            }
-            if self.source_ended && self.input.is_empty() && !self.more {
-                return if self.left == 0 { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
-            }
-            let mut output = self.step().await?;
+            } else {
+                None
+            };
+            let (decoding, mut output) = reading(move || {
+                let output = decoding.step(next)?;
+                Ok((decoding, output))
+            })
+            .await?;
+            self.decoding = Some(decoding);
             let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(output.len());
             self.skip -= skipped as u64;
             output.advance(skipped);
@@ -131,30 +158,50 @@ impl Plain {
                 return Ok(Some(output));
             }
         }
+        self.follows = false;
+        Ok(None)
+    }
+}
+
+/// A zstd file on its way through a decoder.
+struct Decoding {
+    file: Arc<File>,
+    decoder: Decoder<'static>,
+    input: Vec<u8>,
+    /// Bytes of the input that the decoder has had.
+    used: usize,
+    /// The last step filled its output: the decoder may hold more without new input.
+    is_full: bool,
+}
+
+impl std::fmt::Debug for Decoding {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Decoding").field("file", &self.file).finish_non_exhaustive()
+    }
+}
+
+impl Decoding {
+    fn needs_input(&self) -> bool {
+        self.used == self.input.len() && !self.is_full
     }
 
-    /// Decodes until a chunk of output is full or the input is used up.
-    async fn step(&mut self) -> io::Result<Bytes> {
-        let mut decoder = self.decoder.take().ok_or_else(abandoned)?;
-        let input = std::mem::take(&mut self.input);
-        let (decoder, input, output) = blocking(move || {
-            let mut output = vec![0; CHUNK_BYTES];
-            let mut out = OutBuffer::around(&mut output[..]);
-            let mut source = InBuffer::around(&input);
-            loop {
-                decoder.run(&mut source, &mut out)?;
-                if out.pos() == CHUNK_BYTES || source.pos() == input.len() {
-                    break;
-                }
+    /// Reads `next`, if it is given, and decodes until a chunk of output is full or the input is used up. Blocking.
+    fn step(&mut self, next: Option<Range<u64>>) -> io::Result<Bytes> {
+        if let Some(next) = next {
+            read_at(&self.file, next, &mut self.input)?;
+            self.used = 0;
+        }
+        let mut output = Vec::with_capacity(CHUNK_BYTES);
+        let mut out = OutBuffer::around(&mut output);
+        let mut source = InBuffer::around(&self.input[self.used..]);
+        loop {
+            self.decoder.run(&mut source, &mut out)?;
+            if out.pos() == out.capacity() || source.pos() == source.src.len() {
+                break;
             }
-            let (used, made) = (source.pos(), out.pos());
-            output.truncate(made);
-            Ok((decoder, input.slice(used..), Bytes::from(output)))
-        })
-        .await?;
-        self.more = output.len() == CHUNK_BYTES;
-        self.decoder = Some(decoder);
-        self.input = input;
-        Ok(output)
+        }
+        self.used += source.pos();
+        self.is_full = out.pos() == out.capacity();
+        Ok(output.into())
     }
 }

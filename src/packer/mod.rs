@@ -15,7 +15,7 @@ use narinfo::{Compression, NarHash, StoreDir, StorePath};
 use tokio::sync::{Notify, Semaphore};
 
 use crate::index::{self, Index, NarRow, PathRow, UpstreamNar};
-use crate::nar_store::{Draft, Expected, Growing, NarStore, PackError, Packed, Stored};
+use crate::nar_store::{Draft, Expected, Form, Growing, Nar, NarStore, PackError, Packed, Small, Source};
 use crate::roots::Roots;
 use crate::upstream::Upstreams;
 use ahead::Ahead;
@@ -41,21 +41,14 @@ pub enum Error {
     NotToBeHad(std::io::Error),
 }
 
-/// A NAR that can be sent now.
-#[derive(Clone, Debug)]
-pub enum Nar {
-    /// Complete.
-    Stored(Stored),
-    /// Being packed; follow it.
-    Growing(Growing),
-}
-
 /// A NAR that a served path has.
 #[derive(Clone, Debug)]
 pub struct Served {
     row: PathRow,
     /// Its file, once it is packed.
     pub packed: Option<NarRow>,
+    /// All of it, where that is little.
+    pub small: Option<Small>,
 }
 
 impl Served {
@@ -63,6 +56,10 @@ impl Served {
     #[must_use]
     pub fn nar_size(&self) -> u64 {
         self.row.nar_size
+    }
+
+    fn expected(&self) -> Expected {
+        Expected { hash: self.row.nar_hash, bytes: self.row.nar_size }
     }
 }
 
@@ -118,13 +115,33 @@ impl Packer {
         }))
     }
 
-    /// The NAR with this hash, if a served path has it; packs nothing.
+    /// A small NAR that was asked for lately, without a look at anything else.
+    #[must_use]
+    pub fn in_memory(&self, nar: NarHash, form: Form) -> Option<Small> {
+        let small = self.0.nars.in_memory(nar, form)?;
+        self.0.index.uses().note(nar);
+        Some(small)
+    }
+
+    /// The NAR with this hash, if a served path has it; packs nothing. With all its bytes in `form` where they are few.
     ///
     /// # Errors
     /// When the index fails.
-    pub async fn find(&self, nar: NarHash) -> Result<Option<Served>, Error> {
-        let Some(row) = self.0.index.path_with_nar(nar).await? else { return Ok(None) };
-        Ok(Some(Served { row, packed: self.0.index.packed(nar).await? }))
+    pub async fn find(&self, nar: NarHash, form: Option<Form>) -> Result<Option<Served>, Error> {
+        let (nars, epoch) = (self.0.nars.clone(), self.0.nars.epoch());
+        let look = move |found: Option<(PathRow, Option<NarRow>)>| {
+            let (row, packed) = found?;
+            let mut served = Served { row, packed, small: None };
+            if let (Some(form), Some(NarRow { file_hash, file_size, .. })) = (form, packed) {
+                served.small = nars.small(served.expected(), Packed { file_hash, file_size }, form, epoch);
+            }
+            Some(served)
+        };
+        let served = self.0.index.nar(nar, look).await?;
+        if served.as_ref().is_some_and(|served| served.small.is_some()) {
+            self.0.index.uses().note(nar);
+        }
+        Ok(served)
     }
 
     /// Where a client is to fetch the file of `served` that is compressed so, if not here.
@@ -142,31 +159,58 @@ impl Packer {
         Ok(nar.and_then(|nar| self.0.upstreams.address(&nar.upstream, &nar.url)))
     }
 
-    /// The bytes of a NAR, as soon as there are any; packing or fetching begins (or is joined) where it is not stored yet.
+    /// The bytes of a NAR in `form`, as soon as there are any, or in zstd, which is to be decoded on the way; packing or fetching
+    /// begins (or is joined) where it is not stored yet.
     ///
     /// # Errors
     /// When the index or the NAR store fails, or it can neither be packed nor fetched.
-    pub async fn open(&self, served: &mut Served) -> Result<Nar, Error> {
-        self.0.index.uses().note(served.row.nar_hash);
+    pub async fn open(&self, served: &mut Served, form: Form) -> Result<(Nar, Form), Error> {
+        let hash = served.row.nar_hash;
+        self.0.index.uses().note(hash);
         let mut nar = self.start(served.row.clone())?;
         if let Some(packed) = served.packed
             && let Some(flaw) = Flaw::at_sight(&nar, &packed)
         {
-            tracing::warn!(nar = %packed.nar_hash, fault = %flaw.fault, "it is packed or fetched again");
+            tracing::warn!(nar = %hash, fault = %flaw.fault, "it is packed or fetched again");
             self.repair(flaw).await?;
             served.packed = None;
             nar = self.start(served.row.clone())?;
         }
         if let (Nar::Stored(stored), None) = (&nar, served.packed) {
             // A run was interrupted between the file and its row, or the row is just being written.
-            let (inner, stored, hash) = (Arc::clone(&self.0), stored.clone(), served.row.nar_hash);
+            let (inner, stored) = (Arc::clone(&self.0), stored.clone());
             tokio::spawn(async move { inner.record_found(hash, stored).await });
         }
-        // Only now it is known whether there will be any: an answer that has begun could but be cut.
-        if let Nar::Growing(growing) = &mut nar {
-            growing.begun().await.map_err(Error::NotToBeHad)?;
+        let mut given = Form::Zstd;
+        if form == Form::Plain
+            && let Some(plain) = self.plain(served, &nar).await?
+        {
+            (nar, given) = (plain, form);
         }
-        Ok(nar)
+        // Only now it is known whether there will be any: an answer that has begun could but be cut.
+        if let Nar::Growing(growing) = &mut nar
+            && let Err(error) = growing.begun().await
+        {
+            if served.packed.is_some() {
+                self.suspect(hash);
+            }
+            return Err(Error::NotToBeHad(error));
+        }
+        Ok((nar, given))
+    }
+
+    /// A plain copy, if one can be made: of the zstd file, or of the store path while that is being packed.
+    async fn plain(&self, served: &Served, nar: &Nar) -> Result<Option<Nar>, Error> {
+        let source = match nar {
+            Nar::Stored(stored) => Source::Packed(stored.clone()),
+            Nar::Growing(_) if self.0.upstreams_with(served.row.nar_hash).await?.is_empty() => {
+                Source::Tree(served.row.path.in_dir(&self.0.store_dir).into())
+            }
+            Nar::Growing(_) => return Ok(None),
+        };
+        let (inner, expected) = (Arc::clone(&self.0), served.expected());
+        let plain = tokio::task::spawn_blocking(move || inner.nars.plain(expected, source));
+        plain.await.map_err(|error| Error::Store(std::io::Error::other(error)))
     }
 
     /// A client was told of a NAR that is not here yet: it will ask for it.
@@ -365,7 +409,10 @@ impl Inner {
     /// Stops serving what is nowhere any more.
     async fn forget(&self, path: &StorePath, nar: NarHash) {
         match self.index.forget_paths(nar).await {
-            Ok(()) => self.let_go(path, nar).await,
+            Ok(()) => {
+                self.nars.forget(nar);
+                self.let_go(path, nar).await;
+            }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::error!(%path, error, "it stays promised until the next request");

@@ -8,7 +8,7 @@ use narinfo::NarHash;
 
 use super::{Error, Inner, Nar, Packer};
 use crate::causes::with_causes;
-use crate::growing::blocking;
+use crate::growing::reading;
 use crate::index::{self, NarRow};
 use crate::nar_store::{Expected, PackError, Packed, Stored};
 
@@ -124,7 +124,7 @@ impl Packer {
             return Ok(false);
         }
         let inner = Arc::clone(&self.0);
-        let removed = blocking(move || {
+        let removed = reading(move || {
             // Under the lock: one that is just coming may have its final name already.
             let under_way = inner.under_way.lock().unwrap_or_else(PoisonError::into_inner);
             if under_way.contains_key(&nar) { Ok(false) } else { inner.nars.remove(nar) }
@@ -139,7 +139,7 @@ impl Packer {
     /// When the index fails, or the NAR store cannot be read.
     pub async fn orphans(&self) -> Result<Vec<NarHash>, Error> {
         let nars = self.0.nars.clone();
-        let files = blocking(move || nars.files()).await.map_err(Error::Store)?;
+        let files = reading(move || nars.files()).await.map_err(Error::Store)?;
         let recorded: HashSet<NarHash> =
             self.0.index.nars().await?.into_iter().map(|row| row.nar_hash).collect();
         let mut orphans = Vec::new();
@@ -202,7 +202,7 @@ impl Inner {
             return Ok(());
         }
         let nars = self.nars.clone();
-        blocking(move || nars.remove(nar)).await.map_err(Error::Store)?;
+        reading(move || nars.remove(nar)).await.map_err(Error::Store)?;
         Ok(self.index.forget_packed(nar).await?)
     }
 

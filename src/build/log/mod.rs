@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use narinfo::StorePath;
 use tokio::sync::watch;
 
-use crate::growing::{Growth, Reader};
+use crate::growing::{Growth, Place, Reader};
 pub(super) use writer::LogWriter;
 
 /// The end of the name of every log.
@@ -77,12 +77,18 @@ impl Logs {
         // Held until the file is open: a build may begin, and put a new file in its place.
         let running = self.0.running();
         if let Some(Running { file, growth }) = running.get(&path) {
-            return Ok(Some(Log { reader: Reader::following(file.clone(), growth.clone()), bytes: None }));
+            return Ok(Some(Log {
+                reader: Reader::new(file.clone(), Place::following(growth.clone())),
+                bytes: None,
+            }));
         }
         match File::open(path) {
             Ok(file) => {
                 let bytes = file.metadata()?.len();
-                Ok(Some(Log { reader: Reader::part(Arc::new(file), 0, bytes), bytes: Some(bytes) }))
+                Ok(Some(Log {
+                    reader: Reader::new(Arc::new(file), Place::part(0..bytes)),
+                    bytes: Some(bytes),
+                }))
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),

@@ -142,7 +142,7 @@ mod tests {
 
     use super::super::tests::{drv, logs};
     use super::*;
-    use crate::growing::Reader;
+    use crate::growing::{Place, Reader};
 
     /// All that is left to read, and whether it ended well.
     async fn rest(reader: &mut Reader) -> (String, bool) {
@@ -192,7 +192,7 @@ mod tests {
 
         let full = Arc::new(File::options().write(true).open("/dev/full").expect("a disk that is full"));
         let growth = watch::channel(Growth::default());
-        let mut followed = Reader::following(full.clone(), growth.1);
+        let mut followed = Reader::new(full.clone(), Place::following(growth.1));
         let log = LogWriter::new(logs, folder.path().join("full.log"), Some((full, growth.0)));
         log.line("lost");
         assert_eq!(rest(&mut followed).await, (String::new(), false));

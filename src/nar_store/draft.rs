@@ -1,0 +1,118 @@
+//! A file on its way into the store: written once, from its beginning to its end, and read by any number meanwhile, who learn
+//! at its end whether it is right. Must never have its final name before that.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::growing::{Growth, abandoned};
+
+/// A file that is being written: readers follow it, and learn at its end whether it is right.
+#[derive(Clone, Debug)]
+pub struct Growing {
+    pub(super) file: Arc<File>,
+    pub(super) growth: watch::Receiver<Growth>,
+    /// Bytes at its beginning that are known to be right before it ends.
+    pub(super) trusted: u64,
+    kept: watch::Receiver<bool>,
+}
+
+/// A file that is not yet in the store; dropping it removes it.
+#[derive(Debug)]
+pub struct Draft {
+    file: tempfile::NamedTempFile,
+    growth: watch::Sender<Growth>,
+    /// Whether it has its final name.
+    kept: watch::Sender<bool>,
+}
+
+impl Draft {
+    /// Begins a file in `folder`, and gives the reading side that follows it and may trust so many bytes.
+    pub(super) fn begin(folder: &Path, trusted: u64) -> io::Result<(Self, Growing)> {
+        let file = tempfile::Builder::new().prefix("nar-").tempfile_in(folder)?;
+        let (growth, following) = watch::channel(Growth::default());
+        let (kept, waiting) = watch::channel(false);
+        let reading = Growing { file: Arc::new(file.reopen()?), growth: following, trusted, kept: waiting };
+        Ok((Self { file, growth, kept }, reading))
+    }
+
+    /// Whether readers may have seen some of it: then its bytes stand, right or wrong.
+    #[must_use]
+    pub fn is_begun(&self) -> bool {
+        self.growth.borrow().bytes > 0
+    }
+
+    /// Ends it without a file; its readers hear why.
+    pub fn abandon(self, reason: &str) {
+        self.growth.send_modify(|g| g.end = Some(Err(reason.to_owned())));
+    }
+
+    /// Tells the readers that it is complete and right: they need not wait until it is kept.
+    pub(super) fn is_right(&self) {
+        self.growth.send_modify(|g| g.end = Some(Ok(())));
+    }
+
+    /// Waits until all that was written is durable.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        self.file.as_file().sync_all()
+    }
+
+    /// Gives it its final name.
+    pub(super) fn persist(self, target: &Path) -> io::Result<Kept> {
+        self.file.persist(target).map_err(|e| e.error)?;
+        Ok(Kept(self.kept))
+    }
+}
+
+/// Tells those who wait for it that a file is in the store.
+#[must_use]
+pub(super) struct Kept(watch::Sender<bool>);
+
+impl Kept {
+    pub(super) fn tell(self) {
+        self.0.send_replace(true);
+    }
+}
+
+/// Writes to the file, and tells the readers how far it has grown.
+impl Write for &Draft {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let written = self.file.as_file().write(data)?;
+        self.growth.send_modify(|g| g.bytes += written as u64);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Growing {
+    /// Waits until there is something to read, or a reason why there never will be.
+    ///
+    /// # Errors
+    /// When nothing was written and nothing will be.
+    pub async fn begun(&mut self) -> io::Result<()> {
+        let growth =
+            self.growth.wait_for(|g| g.bytes > 0 || g.end.is_some()).await.map_err(|_| abandoned())?;
+        match (growth.bytes, &growth.end) {
+            (0, Some(Err(reason))) => Err(io::Error::other(reason.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until the file is complete, verified, and durable under its final name.
+    ///
+    /// # Errors
+    /// When it will not be.
+    pub async fn finished(&mut self) -> io::Result<()> {
+        if self.kept.wait_for(|kept| *kept).await.is_ok() {
+            return Ok(());
+        }
+        // The writer is gone without it.
+        Err(self.growth.borrow().end.clone().and_then(Result::err).map_or_else(abandoned, io::Error::other))
+    }
+}
