@@ -163,7 +163,7 @@ pub struct Written {
     #[arg(long, env = "ONDINE_NARINFO_MEMORY_BYTES", value_name = "BYTES")]
     #[serde(alias = "narinfo_memory_bytes")]
     narinfo_memory_bytes: Option<u64>,
-    /// zstd level of stored NARs, 1 (fast) to 19 (small) [default: 3]
+    /// zstd level of stored NARs, 1 (fast) to 19 (small) [default: 1]
     #[arg(long, env = "ONDINE_ZSTD_LEVEL", value_name = "LEVEL")]
     #[serde(alias = "zstd_level")]
     zstd_level: Option<i32>,

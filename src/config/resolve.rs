@@ -44,7 +44,7 @@ impl Written {
         within("keep-alive", keep_alive, seconds(1), seconds(120), "1s to 120s")?;
         let drain = self.drain.unwrap_or(seconds(30));
         within("drain", drain, seconds(0), seconds(3600), "0s to 1h")?;
-        let zstd_level = self.zstd_level.unwrap_or(3);
+        let zstd_level = self.zstd_level.unwrap_or(1);
         within_numbers("zstd-level", zstd_level.into(), 1, 19, "1 to 19")?;
         let keep_used = self.keep_used.unwrap_or(seconds(600));
         within("keep-used", keep_used, seconds(0), seconds(7 * 24 * 3600), "0s to 7d")?;

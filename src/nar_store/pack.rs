@@ -3,12 +3,14 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::num::NonZero;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use narinfo::{Compression, NarHash};
 use sha2::{Digest, Sha256};
+use zstd::zstd_safe::CParameter;
 
 use super::checked::{Chunks, Error, Expected, checked};
 use super::draft::Draft;
@@ -18,6 +20,13 @@ use crate::growing::CHUNK_BYTES;
 
 /// What has been compressed goes out at least so often while a NAR is received, so that readers follow a slow sender.
 const FLUSH_AFTER: Duration = Duration::from_millis(250);
+
+/// Threads that compress one NAR; zstd itself compresses small ones on one. Each holds a job or two, and takes a few MiB.
+const COMPRESSING_THREADS_MAX: usize = 4;
+/// Bytes of a NAR that one of them compresses at a time.
+const JOB_BYTES: u32 = 1024 * 1024;
+/// The level at most that is compressed so: who asks for a higher one is in no hurry, and it takes much memory for each thread.
+const PARALLEL_ZSTD_LEVEL_MAX: i32 = 9;
 
 /// The level at most of what is compressed anew while it is received: it was decompressed a moment before, by a slower method as
 /// a rule, and a client waits for it.
@@ -97,6 +106,11 @@ fn compress(
     make: impl FnOnce(&mut Chunks) -> Result<(), Error> + Send,
 ) -> Result<Packed, Error> {
     let mut encoder = zstd::Encoder::new(Measured::new(draft), level)?;
+    if level <= PARALLEL_ZSTD_LEVEL_MAX {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        encoder.multithread(cores.min(COMPRESSING_THREADS_MAX) as u32)?;
+        encoder.set_parameter(CParameter::JobSize(JOB_BYTES))?;
+    }
     encoder.set_pledged_src_size(Some(expected.bytes))?;
     encoder.include_contentsize(true)?;
     // What does not compress is stored as it is: without this, damage in it would be decompressed without an error.
