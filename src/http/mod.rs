@@ -1,6 +1,7 @@
 //! The HTTP side: connections, and which file answers which route.
 //! Decides nothing about hashes (see `substitute`) and names no status code (see `answer`).
 
+mod again;
 mod answer;
 mod api;
 mod body;
@@ -140,9 +141,12 @@ impl Service {
         };
         let on_miss = on_miss(via(&request), method, cached, client);
         // Nearly all requests end here.
-        if let Route::NarInfo(hash) = route
-            && let Some(answer) = narinfo::at_hand(self, hash, &on_miss, reader(client, method))
-        {
+        let at_hand = match route {
+            Route::NarInfo(hash) => narinfo::at_hand(self, hash, &on_miss, reader(client, method)),
+            Route::Nar(hash, compression) => nar::at_hand(self, hash, compression, request.headers()),
+            _ => None,
+        };
+        if let Some(answer) = at_hand {
             return now(answer);
         }
         let service = self.clone();
@@ -157,9 +161,10 @@ impl Service {
                     async move { narinfo::get(&service, hash, on_miss, reader(client, method), version).await },
                 )
             }
-            Route::Nar(hash, form) => {
-                later(async move { nar::get(&service, hash, form, method, client, request.headers()).await })
-            }
+            Route::Nar(hash, compression) => later(async move {
+                let asked = nar::Asked { hash, compression, method, on_miss };
+                nar::get(&service, asked, client, request.headers()).await
+            }),
             Route::Realisation(id) => {
                 let via = via(&request);
                 later(async move { realisation::get(&service, &id, &via).await })

@@ -10,27 +10,36 @@ use hyper::HeaderMap;
 use hyper::header::{self, HeaderName};
 use narinfo::{Compression, NarHash};
 
+use super::again;
 use super::answer::{self, Answer, Part};
 use super::pipe::{Pieces, written};
 use super::{Method, Service};
 use crate::nar_store::{Form, Nar, NarStream, Small};
 use crate::packer::{self, Packer, Served};
+use crate::substitute::OnMiss;
 
-/// What a client hears of a NAR that no served path has.
-const UNKNOWN: &str = "unknown: no path that this cache serves has this NAR";
+/// What a client hears of a NAR that stopped being served while it was answered.
+const LOST: &str = "lost in this moment; ask again";
+
+/// What is asked for.
+pub(super) struct Asked {
+    pub(super) hash: NarHash,
+    pub(super) compression: Compression,
+    pub(super) method: Method,
+    /// What a NAR that is not served any more may cost.
+    pub(super) on_miss: OnMiss,
+}
 
 pub(super) async fn get(
     service: &Service,
-    hash: NarHash,
-    compression: Compression,
-    method: Method,
+    asked: Asked,
     client: Option<IpAddr>,
     headers: &HeaderMap,
 ) -> Answer {
-    if let (Some(client), Method::Get) = (client, method) {
-        service.parts.packer.read_ahead(client, hash);
+    if let (Some(client), Method::Get) = (client, asked.method) {
+        service.parts.packer.read_ahead(client, asked.hash);
     }
-    answer(&service.parts.packer, hash, compression, method, headers).await.unwrap_or_else(|error| {
+    answer(service, asked, headers).await.unwrap_or_else(|error| {
         // A NAR that cannot be read is a miss to a client, which then goes on without it.
         if let packer::Error::NotToBeHad(reason) = &error {
             return answer::missing(format_args!("not to be had at the moment: {reason}"));
@@ -40,24 +49,39 @@ pub(super) async fn get(
     })
 }
 
-async fn answer(
-    packer: &Packer,
+/// The answer, if it can be given from memory.
+pub(super) fn at_hand(
+    service: &Service,
     hash: NarHash,
     compression: Compression,
-    method: Method,
     headers: &HeaderMap,
-) -> Result<Answer, packer::Error> {
-    let form = match compression {
+) -> Option<Answer> {
+    let form = form(compression)?;
+    let small = service.parts.packer.in_memory(hash, form)?;
+    Some(whole(&small, form, headers))
+}
+
+fn form(compression: Compression) -> Option<Form> {
+    match compression {
         Compression::Zstd => Some(Form::Zstd),
         Compression::None => Some(Form::Plain),
         _ => None,
-    };
-    if let Some(form) = form
-        && let Some(small) = packer.in_memory(hash, form)
-    {
-        return Ok(whole(&small, form, headers));
     }
-    let Some(mut served) = packer.find(hash, form).await? else { return Ok(answer::missing(UNKNOWN)) };
+}
+
+async fn answer(service: &Service, asked: Asked, headers: &HeaderMap) -> Result<Answer, packer::Error> {
+    let (packer, Asked { hash, compression, method, on_miss }) = (&service.parts.packer, asked);
+    let form = form(compression);
+    let mut served = match packer.find(hash, form).await? {
+        Some(served) => served,
+        None => {
+            if let Err(reason) = again::have(service, hash, on_miss).await {
+                return Ok(answer::missing(reason));
+            }
+            let Some(served) = packer.find(hash, form).await? else { return Ok(answer::missing(LOST)) };
+            served
+        }
+    };
     if let (Some(form), Some(small)) = (form, served.small.take()) {
         return Ok(whole(&small, form, headers));
     }
@@ -110,7 +134,7 @@ async fn body(
     // A range of a zstd file can be given once its length is known.
     if let (Form::Zstd, Some(_), Nar::Growing(growing)) = (form, range, &mut nar) {
         growing.finished().await.map_err(packer::Error::NotToBeHad)?;
-        let Some(complete) = packer.find(hash, None).await? else { return Ok(answer::missing(UNKNOWN)) };
+        let Some(complete) = packer.find(hash, None).await? else { return Ok(answer::missing(LOST)) };
         served = complete;
         (nar, given) = packer.open(&mut served, form).await?;
     }

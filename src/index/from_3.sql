@@ -1,5 +1,5 @@
--- From schema 3 to schema 4: what is asked for, what was pre-built, when paths were used last, pins, and the upstreams of the
--- last start.
+-- From schema 3 to schema 4: what is asked for, what was pre-built, when paths were used last, pins, what is not served any
+-- more, and the upstreams of the last start.
 
 ALTER TABLE path ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0;
 UPDATE path SET used_at = added_at;
@@ -33,3 +33,13 @@ CREATE TABLE prebuilt (
     day    INTEGER PRIMARY KEY NOT NULL,
     millis INTEGER NOT NULL
 ) STRICT;
+
+CREATE TABLE former_nar (
+    nar_hash BLOB PRIMARY KEY NOT NULL,
+    hash     TEXT NOT NULL,
+    gone_at  INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER path_remembered AFTER DELETE ON path BEGIN
+    INSERT OR REPLACE INTO former_nar VALUES (OLD.nar_hash, OLD.hash, unixepoch());
+END;

@@ -2,13 +2,16 @@
 //! What is lost is chosen and goes within one transaction, so that nothing comes to need it meanwhile.
 
 use std::collections::HashMap;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use narinfo::{NarHash, StorePath, StorePathHash};
-use rusqlite::{Connection, Transaction};
+use rusqlite::{Connection, OptionalExtension, Transaction};
 
-use super::rows::{corrupt, from_unix, nar_row, unsigned};
+use super::rows::{corrupt, from_unix, nar_row, signed, to_unix, unsigned};
 use super::{Error, Index, NarRow, paths_of};
+
+/// How long it is remembered of which path a NAR was: as long as clients remember narinfos.
+const FORMER_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// All that is served.
 #[derive(Clone, Debug, Default)]
@@ -76,6 +79,22 @@ impl Index {
         .await
     }
 
+    /// The hash of a path that had this NAR when it was last served, for as long as that is remembered.
+    ///
+    /// # Errors
+    /// When SQLite fails or the row is damaged.
+    pub async fn former_path(&self, nar: NarHash) -> Result<Option<StorePathHash>, Error> {
+        self.readers
+            .run(move |connection| {
+                let mut statement =
+                    connection.prepare_cached("SELECT hash FROM former_nar WHERE nar_hash = ?1")?;
+                let hash: Option<String> =
+                    statement.query_row([nar.as_bytes()], |row| row.get(0)).optional()?;
+                hash.map(|hash| hash.parse().map_err(|e| corrupt(&hash, e))).transpose()
+            })
+            .await
+    }
+
     /// Bytes of all files in the NAR store.
     ///
     /// # Errors
@@ -113,6 +132,8 @@ fn delete(transaction: &Transaction<'_>, loss: &Loss) -> Result<Vec<StorePathHas
         nar.execute([lost.as_bytes()])?;
     }
     transaction.execute("DELETE FROM upstream_nar WHERE nar_hash NOT IN (SELECT nar_hash FROM path)", [])?;
+    let forgotten = to_unix(SystemTime::now()).saturating_sub(signed(FORMER_FOR.as_secs()));
+    transaction.execute("DELETE FROM former_nar WHERE gone_at < ?1", [forgotten])?;
     Ok(changed)
 }
 
@@ -214,6 +235,7 @@ mod tests {
         };
         index.lose(choose).await.expect("lost");
         assert_eq!(index.find(path(2).hash()).await.expect("read"), None);
+        assert_eq!(index.former_path(nar(2)).await.expect("read"), Some(path(2).hash()));
         let left = index.find(path(1).hash()).await.expect("read").expect("served");
         assert_eq!(left.packed, None);
         assert_eq!(index.nar_bytes().await.expect("read"), 0);

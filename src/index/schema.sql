@@ -74,6 +74,17 @@ CREATE TABLE pin (
     PRIMARY KEY (hash, name)
 ) STRICT, WITHOUT ROWID;
 
+-- Of which path a NAR was that is not served any more: clients that remember its narinfo ask for the NAR alone.
+CREATE TABLE former_nar (
+    nar_hash BLOB PRIMARY KEY NOT NULL,
+    hash     TEXT NOT NULL,             -- of the path
+    gone_at  INTEGER NOT NULL           -- Unix seconds
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER path_remembered AFTER DELETE ON path BEGIN
+    INSERT OR REPLACE INTO former_nar VALUES (OLD.nar_hash, OLD.hash, unixepoch());
+END;
+
 CREATE TABLE failure (
     drv        TEXT PRIMARY KEY NOT NULL, -- base name
     class      INTEGER NOT NULL,          -- 0 passing, 1 permanent, 2 refused
