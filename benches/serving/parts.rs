@@ -170,20 +170,23 @@ impl Bench<'_> {
         }
     }
 
-    /// Both trees from an Ondine that has never seen them, and for scale what `nix-store --dump` does.
+    /// Both trees in both forms, each from an Ondine that has never seen it, and for scale what `nix-store --dump` does.
     fn first(&mut self) {
         for path in [&self.data.large, &self.data.many] {
-            let state = Folder::new();
-            let server = Server::ondine(&self.data.cache, &state.path().join("state"), &self.data.files);
-            let running = server.start();
-            let narinfo = Http::new(&server.url()).get(&narinfo_address(path)).text();
-            let request = server.request(&format!("/{}", field(&narinfo, "URL")), "");
-            let wanted = Wanted { request, nar_bytes: field(&narinfo, "NarSize").parse().expect("a size") };
-            let what = format!("{}, first download", data::name(path));
-            let seen = sink::once(server.address, &wanted, &running.processes);
-            self.sunk(&what, [None, None], &server, seen);
             let seconds = self.dump(path);
-            self.report.add(&what, "GB/s", None, "nix-store --dump", wanted.nar_bytes as f64 / 1e9 / seconds);
+            for (form, end) in [("zstd", ".zst"), ("plain", "")] {
+                let state = Folder::new();
+                let server = Server::ondine(&self.data.cache, &state.path().join("state"), &self.data.files);
+                let running = server.start();
+                let narinfo = Http::new(&server.url()).get(&narinfo_address(path)).text();
+                let address = format!("/{}{end}", field(&narinfo, "URL").trim_end_matches(".zst"));
+                let nar_bytes = field(&narinfo, "NarSize").parse().expect("a size");
+                let wanted = Wanted { request: server.request(&address, ""), nar_bytes };
+                let what = format!("{}, {form}, first download", data::name(path));
+                let seen = sink::once(server.address, &wanted, &running.processes);
+                self.sunk(&what, [None, None], &server, seen);
+                self.report.add(&what, "GB/s", None, "nix-store --dump", nar_bytes as f64 / 1e9 / seconds);
+            }
         }
     }
 
