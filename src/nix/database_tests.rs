@@ -1,6 +1,7 @@
 //! Tests of the reading of Nix's database, of its version, and of what is kept of it in memory, on databases made here.
 
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use narinfo::{StoreDir, StorePath};
 use rusqlite::Connection;
@@ -134,7 +135,7 @@ fn another_file_in_its_place_and_another_journal_are_no_version_that_was_seen() 
     let file = folder.path().join("truncate");
     std::fs::copy(&file, folder.path().join("copy")).expect("copied");
     std::fs::rename(folder.path().join("copy"), &file).expect("replaced");
-    assert_eq!(watches.version(), None, "another file");
+    eventually("the other file is noticed", || watches.version().is_none());
     watches.watch(Counted::Database(file)).expect("opened");
     assert!(watches.version().is_some_and(|version| version != before), "the same bytes in another file");
 }
@@ -145,6 +146,14 @@ fn written(state_dir: &Path, mode: &str) -> (Connection, Database) {
     let writer = Connection::open(environment.database()).expect("opened");
     writer.pragma_update(None, "journal_mode", mode).expect("set");
     (writer, Database::lazy(&environment))
+}
+
+fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{what}: not within a minute");
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 fn numbered(number: i64, name: &str) -> StorePath {
@@ -207,7 +216,7 @@ fn another_store_in_its_place_is_read_from_its_start() {
     std::fs::remove_dir_all(folder.path().join("db")).expect("removed");
     let (mut writer, _) = written(folder.path(), "wal");
     register(&mut writer, 100);
-    assert!(!known.surely_lacks(numbered(300, "x.drv").hash()), "nobody knows this store yet");
+    eventually("the other store is noticed", || !known.surely_lacks(numbered(300, "x.drv").hash()));
     known.learn(&database, mark).expect("read").expect("told");
     assert!(!known.surely_lacks(numbered(300, "x.drv").hash()));
     assert!(known.surely_lacks(numbered(0, "x.drv").hash()), "the old one is gone");

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 /// Of the database's header: from the version that tells how it is written to the end of the counter of its changes.
 const COUNTER_AT: u64 = 18;
@@ -16,6 +18,9 @@ const WITH_LOG: u8 = 2;
 const LOG_HEADER_BYTES: usize = 48;
 /// Where in it is said that it is in use.
 const LOG_IN_USE: usize = 12;
+/// How often it is looked whether the file is still the one of its name: for each request that would take longer than all
+/// else. A store that is made anew is noticed by then.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What the database was when it was looked at: as long as it is the same, nothing has been committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +50,9 @@ struct Watch {
     counted: Counted,
     file: File,
     id: (u64, u64),
+    opened: Instant,
+    /// When it was last seen to be there: milliseconds since it was opened.
+    seen_at: AtomicU64,
 }
 
 impl Watches {
@@ -68,7 +76,7 @@ impl Watches {
             Counted::Log(_) => watch.log_header(),
             Counted::Database(_) => watch.counter(),
         };
-        mark.filter(|_| watch.is_there()).map(|mark| Version { file: watch.id, mark })
+        mark.filter(|_| watch.was_there_lately()).map(|mark| Version { file: watch.id, mark })
     }
 }
 
@@ -76,7 +84,20 @@ impl Watch {
     fn open(counted: Counted) -> io::Result<Self> {
         let file = File::open(counted.path())?;
         let metadata = file.metadata()?;
-        Ok(Self { counted, file, id: (metadata.dev(), metadata.ino()) })
+        let (opened, seen_at) = (Instant::now(), AtomicU64::new(0));
+        Ok(Self { counted, file, id: (metadata.dev(), metadata.ino()), opened, seen_at })
+    }
+
+    fn was_there_lately(&self) -> bool {
+        let now = self.opened.elapsed();
+        if now < Duration::from_millis(self.seen_at.load(Ordering::Relaxed)) + LOOK_EVERY {
+            return true;
+        }
+        let there = self.is_there();
+        if there {
+            self.seen_at.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        }
+        there
     }
 
     /// Whether it is still the file of that name.
