@@ -6,6 +6,18 @@ pub const ALPHABET: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
 /// Bits of one digit.
 const DIGIT_BITS: usize = 5;
 
+/// No digit.
+const FOREIGN: u8 = u8::MAX;
+/// The value of each character.
+const VALUES: [u8; 256] = {
+    let (mut values, mut value) = ([FOREIGN; 256], 0);
+    while value < ALPHABET.len() {
+        values[ALPHABET[value] as usize] = value as u8;
+        value += 1;
+    }
+    values
+};
+
 /// Characters that `bytes` bytes take.
 pub(crate) const fn length(bytes: usize) -> usize {
     (bytes * 8).div_ceil(DIGIT_BITS)
@@ -32,7 +44,10 @@ pub(crate) fn decode<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     }
     let mut bytes = [0; N];
     for (digit, character) in text.iter().rev().enumerate() {
-        let value = u16::try_from(ALPHABET.iter().position(|known| known == character)?).ok()?;
+        let value = match VALUES[usize::from(*character)] {
+            FOREIGN => return None,
+            value => u16::from(value),
+        };
         let (byte, bit) = (digit * DIGIT_BITS / 8, digit * DIGIT_BITS % 8);
         let [low, high] = (value << bit).to_le_bytes();
         bytes[byte] |= low;
