@@ -4,15 +4,18 @@
 use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
-use moka::sync::Cache;
 use narinfo::NarHash;
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
 
 use super::Form;
 
 /// Bytes of what is kept in memory at most, each.
 pub(super) const SMALL_BYTES_MAX: u64 = 64 * 1024;
 /// What an entry takes beside its bytes, roughly.
-const ENTRY_BYTES: usize = 256;
+const ENTRY_BYTES: u64 = 256;
+/// Bytes of a usual entry: what the tables are laid out for.
+const USUAL_BYTES: u64 = 4096;
 
 /// All of a small file.
 #[derive(Clone, Debug)]
@@ -29,16 +32,23 @@ pub struct Epoch(u64);
 
 #[derive(Debug)]
 pub(super) struct Memory {
-    nars: Cache<(NarHash, Form), Small>,
+    nars: Cache<(NarHash, Form), Small, Weight>,
     epoch: Mutex<u64>,
+}
+
+#[derive(Clone, Debug)]
+struct Weight;
+
+impl Weighter<(NarHash, Form), Small> for Weight {
+    fn weight(&self, _: &(NarHash, Form), small: &Small) -> u64 {
+        ENTRY_BYTES + small.bytes.len() as u64
+    }
 }
 
 impl Memory {
     pub(super) fn new(bytes_max: u64) -> Self {
-        let weight = |_: &(NarHash, Form), small: &Small| {
-            u32::try_from(small.bytes.len() + ENTRY_BYTES).unwrap_or(u32::MAX)
-        };
-        Self { nars: Cache::builder().max_capacity(bytes_max).weigher(weight).build(), epoch: Mutex::new(0) }
+        let entries = usize::try_from(bytes_max / USUAL_BYTES).unwrap_or(usize::MAX);
+        Self { nars: Cache::with_weighter(entries, bytes_max, Weight), epoch: Mutex::new(0) }
     }
 
     pub(super) fn get(&self, nar: NarHash, form: Form) -> Option<Small> {
@@ -62,7 +72,7 @@ impl Memory {
         let mut now = self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
         *now += 1;
         for form in [Form::Zstd, Form::Plain] {
-            self.nars.invalidate(&(nar, form));
+            self.nars.remove(&(nar, form));
         }
     }
 }
@@ -98,7 +108,6 @@ mod tests {
             hash[..2].copy_from_slice(&number.to_be_bytes());
             memory.keep(memory.epoch(), NarHash::from_bytes(hash), Form::Zstd, small(1000));
         }
-        memory.nars.run_pending_tasks();
-        assert!(memory.nars.weighted_size() <= 100_000 && memory.nars.entry_count() > 50);
+        assert!(memory.nars.weight() <= 100_000 && memory.nars.len() > 50);
     }
 }
