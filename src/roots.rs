@@ -59,6 +59,9 @@ impl Roots {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(link_error(error)),
                 _ => daemon.add_indirect_root(&link).await?,
             }
+            // A collection under way may have read the roots before this one was there, and reads temporary ones only when
+            // those by which the path was held so far are gone. It is told of this one; a later one finds the root.
+            daemon.add_temp_root(path).await?;
         }
         File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(link_error)
     }
