@@ -40,8 +40,13 @@ impl Stored {
 
     #[track_caller]
     fn wait_until_all_are_packed(&self) {
-        let packed = |path: &Instantiated| self.cache.narinfo(path.out()).contains("FileHash: ");
-        wait_until("all is packed", SOON, || self.paths.iter().all(packed));
+        self.paths.iter().for_each(|path| self.wait_until_packed(path.out()));
+    }
+
+    /// Only then a narinfo tells of the file.
+    #[track_caller]
+    fn wait_until_packed(&self, path: &Path) {
+        wait_until("it is packed", SOON, || self.cache.narinfo(path).contains("FileHash: "));
     }
 
     /// The file of a path's NAR.
@@ -116,10 +121,10 @@ fn a_spoilt_file_of_what_only_an_upstream_has_is_fetched_again() {
     let cache = Cache::behind(store, &[upstream.table("")], &[]);
     sample.assert_served_by(&cache.ondine);
     let stored = Stored { cache, paths: Vec::new() };
-    wait_until("it is stored", SOON, || stored.cache.narinfo(&sample.path).contains("FileHash: "));
+    stored.wait_until_packed(&sample.path);
     stored.cut_short(&sample.path);
     sample.assert_served_by(&stored.cache.ondine);
-    wait_until("it is stored", SOON, || stored.fsck(&["--verify"]).succeeded());
+    stored.wait_until_packed(&sample.path);
     stored.spoil(&sample.path);
     stored.fsck(&["--verify", "--repair"]).must_succeed();
     sample.assert_served_by(&stored.cache.ondine);
@@ -174,7 +179,7 @@ fn what_is_spoilt_and_gone_from_the_nix_store_is_built_again() {
     let built = stored.cache.store.instantiate(&noise("noise", 100_000));
     stored.cache.store.root(&built.drv);
     stored.cache.narinfo(built.out());
-    wait_until("it is packed", SOON, || stored.cache.narinfo(built.out()).contains("FileHash: "));
+    stored.wait_until_packed(built.out());
     wait_until("Nix collects it", SOON, || {
         stored.cache.store.gc();
         !stored.cache.store.is_valid(built.out())
