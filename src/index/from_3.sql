@@ -1,5 +1,5 @@
 -- From schema 3 to schema 4: what is asked for, what was pre-built, when paths were used last, pins, what is not served any
--- more, and the upstreams of the last start.
+-- more, what is to be packed, and the upstreams of the last start.
 
 ALTER TABLE path ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0;
 UPDATE path SET used_at = added_at;
@@ -42,4 +42,48 @@ CREATE TABLE former_nar (
 
 CREATE TRIGGER path_remembered AFTER DELETE ON path BEGIN
     INSERT OR REPLACE INTO former_nar VALUES (OLD.nar_hash, OLD.hash, unixepoch());
+END;
+
+CREATE TABLE to_pack (
+    nar_hash BLOB PRIMARY KEY NOT NULL
+) STRICT, WITHOUT ROWID;
+
+INSERT INTO to_pack
+    SELECT DISTINCT nar_hash FROM path
+    WHERE nar_hash NOT IN (SELECT nar_hash FROM nar) AND nar_hash NOT IN (SELECT nar_hash FROM upstream_nar);
+
+CREATE TRIGGER path_to_pack AFTER INSERT ON path
+WHEN NOT EXISTS (SELECT 1 FROM nar WHERE nar_hash = NEW.nar_hash)
+    AND NOT EXISTS (SELECT 1 FROM upstream_nar WHERE nar_hash = NEW.nar_hash)
+BEGIN
+    INSERT OR IGNORE INTO to_pack VALUES (NEW.nar_hash);
+END;
+
+CREATE TRIGGER path_not_to_pack AFTER DELETE ON path
+WHEN NOT EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
+BEGIN
+    DELETE FROM to_pack WHERE nar_hash = OLD.nar_hash;
+END;
+
+CREATE TRIGGER nar_packed AFTER INSERT ON nar BEGIN
+    DELETE FROM to_pack WHERE nar_hash = NEW.nar_hash;
+END;
+
+CREATE TRIGGER nar_to_pack AFTER DELETE ON nar
+WHEN EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
+    AND NOT EXISTS (SELECT 1 FROM upstream_nar WHERE nar_hash = OLD.nar_hash)
+BEGIN
+    INSERT OR IGNORE INTO to_pack VALUES (OLD.nar_hash);
+END;
+
+CREATE TRIGGER upstream_nar_found AFTER INSERT ON upstream_nar BEGIN
+    DELETE FROM to_pack WHERE nar_hash = NEW.nar_hash;
+END;
+
+CREATE TRIGGER upstream_nar_to_pack AFTER DELETE ON upstream_nar
+WHEN EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
+    AND NOT EXISTS (SELECT 1 FROM nar WHERE nar_hash = OLD.nar_hash)
+    AND NOT EXISTS (SELECT 1 FROM upstream_nar WHERE nar_hash = OLD.nar_hash)
+BEGIN
+    INSERT OR IGNORE INTO to_pack VALUES (OLD.nar_hash);
 END;

@@ -185,28 +185,7 @@ fn nar_rows(connection: &Connection, sql: &str) -> Result<Vec<NarRow>, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::index::PathRow;
-
-    fn path(digit: u8) -> StorePath {
-        StorePath::parse(&format!("{digit}123456789abcdfghijklmnpqrsvwxyz-p")).expect("a path")
-    }
-
-    fn nar(digit: u8) -> NarHash {
-        NarHash::from_bytes([digit; 32])
-    }
-
-    fn row(digit: u8, references: &[u8]) -> PathRow {
-        PathRow {
-            path: path(digit),
-            nar_hash: nar(digit),
-            nar_size: 1,
-            references: references.iter().map(|digit| path(*digit)).collect(),
-            deriver: None,
-            ca: None,
-            signatures: Vec::new(),
-            built: true,
-        }
-    }
+    use crate::index::samples::{nar, path, row};
 
     /// An index that serves 1, and 2, which refers to 1 and to itself; both are packed.
     async fn index(folder: &tempfile::TempDir) -> Index {

@@ -8,15 +8,19 @@ mod catalogue_tests;
 mod comparison;
 mod connection;
 mod demand;
+mod failure;
 mod generation;
 mod holdings;
 mod memory;
 #[cfg(test)]
 mod memory_tests;
+mod nar;
 mod pin;
 mod queue;
 mod realisation;
 mod rows;
+#[cfg(test)]
+mod samples;
 mod upstream;
 mod uses;
 
@@ -26,7 +30,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use narinfo::{NarHash, StorePath, StorePathHash};
-use rusqlite::{Connection, OptionalExtension, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use crate::filter::Filter;
 use at_hand::paths_of;
@@ -37,13 +41,11 @@ pub use generation::{NewGeneration, Swapped};
 pub use holdings::{Holding, Holdings, Loss};
 use memory::Memory;
 pub use memory::Ready;
+use nar::joined_nar_row;
 pub use pin::PinRow;
 pub use queue::{DurationRow, RequestRow};
 pub use rows::{Comparison, Counts, Failure, FailureClass, Hit, NarRow, PathRow, UpstreamNar};
-use rows::{
-    PATH_COLUMN_COUNT, PATH_COLUMNS, class_number, failure_row, hash_text, join, nar_row, path_row, signed,
-    to_unix,
-};
+use rows::{PATH_COLUMNS, hash_text, join, path_row, signed, to_unix};
 pub use uses::Uses;
 
 /// Why the index could not answer.
@@ -166,101 +168,6 @@ impl Index {
             .await
     }
 
-    /// A served path with this NAR; several paths may have the same one, any of them will do.
-    ///
-    /// # Errors
-    /// When SQLite fails or the row is damaged.
-    pub async fn path_with_nar(&self, nar: NarHash) -> Result<Option<PathRow>, Error> {
-        self.readers
-            .run(move |connection| {
-                let sql = format!("SELECT {PATH_COLUMNS} FROM path p WHERE p.nar_hash = ?1 LIMIT 1");
-                let mut statement = connection.prepare_cached(&sql)?;
-                let mut rows = statement.query([nar.as_bytes()])?;
-                rows.next()?.map(path_row).transpose()
-            })
-            .await
-    }
-
-    /// A served path with this NAR and its packed file, if there is one, as `then` has them: it runs on the thread that looked
-    /// them up, and may wait for files.
-    ///
-    /// # Errors
-    /// When SQLite fails or the row is damaged.
-    pub async fn nar<T: Send + 'static>(
-        &self,
-        nar: NarHash,
-        then: impl FnOnce(Option<(PathRow, Option<NarRow>)>) -> T + Send + 'static,
-    ) -> Result<T, Error> {
-        let find = move |connection: &Connection| {
-            let sql = format!(
-                "SELECT {PATH_COLUMNS}, n.nar_hash, n.file_hash, n.file_size \
-                 FROM path p LEFT JOIN nar n ON n.nar_hash = p.nar_hash WHERE p.nar_hash = ?1 LIMIT 1"
-            );
-            let mut statement = connection.prepare_cached(&sql)?;
-            let mut rows = statement.query([nar.as_bytes()])?;
-            rows.next()?.map(|row| Ok((path_row(row)?, joined_nar_row(row)?))).transpose()
-        };
-        self.readers.run_then(find, then).await
-    }
-
-    /// Every served path with this NAR.
-    ///
-    /// # Errors
-    /// When SQLite fails or a row is damaged.
-    pub async fn paths_with_nar(&self, nar: NarHash) -> Result<Vec<StorePath>, Error> {
-        self.readers
-            .run(move |connection| {
-                let sql = format!("SELECT {PATH_COLUMNS} FROM path p WHERE p.nar_hash = ?1");
-                let mut statement = connection.prepare_cached(&sql)?;
-                let mut rows = statement.query([nar.as_bytes()])?;
-                let mut found = Vec::new();
-                while let Some(row) = rows.next()? {
-                    found.push(path_row(row)?.path);
-                }
-                Ok(found)
-            })
-            .await
-    }
-
-    /// The packed file of this NAR, if there is one.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn packed(&self, nar: NarHash) -> Result<Option<NarRow>, Error> {
-        self.readers
-            .run(move |connection| {
-                let mut statement = connection
-                    .prepare_cached("SELECT nar_hash, file_hash, file_size FROM nar WHERE nar_hash = ?1")?;
-                let mut rows = statement.query([nar.as_bytes()])?;
-                rows.next()?.map(|row| nar_row(row, 0)).transpose()
-            })
-            .await
-    }
-
-    /// Every served path whose NAR only the Nix store has yet, oldest first.
-    ///
-    /// # Errors
-    /// When SQLite fails or a row is damaged.
-    pub async fn unpacked(&self) -> Result<Vec<PathRow>, Error> {
-        self.readers
-            .run(|connection| {
-                let sql = format!(
-                    "SELECT {PATH_COLUMNS} FROM path p LEFT JOIN nar n ON n.nar_hash = p.nar_hash \
-                     WHERE n.nar_hash IS NULL \
-                     AND NOT EXISTS (SELECT 1 FROM upstream_nar u WHERE u.nar_hash = p.nar_hash) \
-                     ORDER BY p.added_at, p.hash"
-                );
-                let mut statement = connection.prepare_cached(&sql)?;
-                let mut rows = statement.query([])?;
-                let mut found = Vec::new();
-                while let Some(row) = rows.next()? {
-                    found.push(path_row(row)?);
-                }
-                Ok(found)
-            })
-            .await
-    }
-
     /// Publishes a closure: all rows or none. A hash that is served already keeps its first row, since clients may hold a
     /// narinfo for it. Whether it is published: it is not when it refers to what is not served, or not any more.
     ///
@@ -279,38 +186,6 @@ impl Index {
             .await
     }
 
-    /// Records a packed NAR. The file must be durable before this is called.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn record_packed(&self, nar: NarRow) -> Result<(), Error> {
-        self.change(move |transaction| {
-            transaction.execute(
-                "INSERT OR REPLACE INTO nar (nar_hash, file_hash, file_size, packed_at) VALUES (?1, ?2, ?3, ?4)",
-                params![
-                    nar.nar_hash.as_bytes(),
-                    nar.file_hash.as_bytes(),
-                    signed(nar.file_size),
-                    to_unix(SystemTime::now())
-                ],
-            )?;
-            Ok((paths_of(transaction, nar.nar_hash)?, ()))
-        })
-        .await
-    }
-
-    /// Takes back that a NAR is packed: its file is gone. Its paths stay served from the Nix store.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn forget_packed(&self, nar: NarHash) -> Result<(), Error> {
-        self.change(move |transaction| {
-            transaction.execute("DELETE FROM nar WHERE nar_hash = ?1", [nar.as_bytes()])?;
-            Ok((paths_of(transaction, nar)?, ()))
-        })
-        .await
-    }
-
     /// Stops serving every path with this NAR: neither the NAR store nor the Nix store has it any more.
     ///
     /// # Errors
@@ -322,76 +197,6 @@ impl Index {
             Ok((changed, ()))
         })
         .await
-    }
-
-    /// The remembered failure of a derivation, unless its memory has ended by `now`.
-    ///
-    /// # Errors
-    /// When SQLite fails or the row is damaged.
-    pub async fn failure(&self, drv: StorePath, now: SystemTime) -> Result<Option<Failure>, Error> {
-        self.readers
-            .run(move |connection| {
-                let mut statement = connection.prepare_cached(
-                    "SELECT drv, class, cause, reason, failed_at, expires_at FROM failure \
-                     WHERE drv = ?1 AND expires_at > ?2",
-                )?;
-                let mut rows = statement.query(params![drv.to_string(), to_unix(now)])?;
-                rows.next()?.map(failure_row).transpose()
-            })
-            .await
-    }
-
-    /// Remembers a failure in place of an older one, and drops those whose memory has ended.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn remember_failure(&self, failure: Failure) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                transaction
-                    .execute("DELETE FROM failure WHERE expires_at <= ?1", [to_unix(failure.failed_at)])?;
-                transaction.execute(
-                    "INSERT OR REPLACE INTO failure (drv, class, cause, reason, failed_at, expires_at) \
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                    params![
-                        failure.drv.to_string(),
-                        class_number(failure.class),
-                        failure.cause.to_string(),
-                        failure.reason,
-                        to_unix(failure.failed_at),
-                        to_unix(failure.expires_at)
-                    ],
-                )?;
-                Ok(())
-            })
-            .await
-    }
-
-    /// Forgets a failure: the derivation has been built after all.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn forget_failure(&self, drv: StorePath) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                transaction.execute("DELETE FROM failure WHERE drv = ?1", [drv.to_string()])?;
-                Ok(())
-            })
-            .await
-    }
-
-    /// Forgets every refusal: what this server can build may be another matter now.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn forget_refusals(&self) -> Result<(), Error> {
-        self.writer
-            .run(|transaction| {
-                let refused = class_number(FailureClass::Refused);
-                transaction.execute("DELETE FROM failure WHERE class = ?1", [refused])?;
-                Ok(())
-            })
-            .await
     }
 
     /// Whether it can be read.
@@ -425,12 +230,6 @@ impl Index {
             })
             .await
     }
-}
-
-/// The packed file that stands behind the columns of a path, if there is one.
-fn joined_nar_row(row: &Row<'_>) -> Result<Option<NarRow>, Error> {
-    let packed = row.get::<_, Option<[u8; 32]>>(PATH_COLUMN_COUNT)?;
-    packed.map(|_| nar_row(row, PATH_COLUMN_COUNT)).transpose()
 }
 
 /// Whether all that the rows refer to is served, or among them.

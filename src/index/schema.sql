@@ -43,6 +43,47 @@ CREATE TABLE upstream (
     redirect INTEGER NOT NULL           -- whether clients are sent there
 ) STRICT, WITHOUT ROWID;
 
+-- The NARs of served paths that only the Nix store has, kept by the triggers below.
+CREATE TABLE to_pack (
+    nar_hash BLOB PRIMARY KEY NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TRIGGER path_to_pack AFTER INSERT ON path
+WHEN NOT EXISTS (SELECT 1 FROM nar WHERE nar_hash = NEW.nar_hash)
+    AND NOT EXISTS (SELECT 1 FROM upstream_nar WHERE nar_hash = NEW.nar_hash)
+BEGIN
+    INSERT OR IGNORE INTO to_pack VALUES (NEW.nar_hash);
+END;
+
+CREATE TRIGGER path_not_to_pack AFTER DELETE ON path
+WHEN NOT EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
+BEGIN
+    DELETE FROM to_pack WHERE nar_hash = OLD.nar_hash;
+END;
+
+CREATE TRIGGER nar_packed AFTER INSERT ON nar BEGIN
+    DELETE FROM to_pack WHERE nar_hash = NEW.nar_hash;
+END;
+
+CREATE TRIGGER nar_to_pack AFTER DELETE ON nar
+WHEN EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
+    AND NOT EXISTS (SELECT 1 FROM upstream_nar WHERE nar_hash = OLD.nar_hash)
+BEGIN
+    INSERT OR IGNORE INTO to_pack VALUES (OLD.nar_hash);
+END;
+
+CREATE TRIGGER upstream_nar_found AFTER INSERT ON upstream_nar BEGIN
+    DELETE FROM to_pack WHERE nar_hash = NEW.nar_hash;
+END;
+
+CREATE TRIGGER upstream_nar_to_pack AFTER DELETE ON upstream_nar
+WHEN EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
+    AND NOT EXISTS (SELECT 1 FROM nar WHERE nar_hash = OLD.nar_hash)
+    AND NOT EXISTS (SELECT 1 FROM upstream_nar WHERE nar_hash = OLD.nar_hash)
+BEGIN
+    INSERT OR IGNORE INTO to_pack VALUES (OLD.nar_hash);
+END;
+
 -- Own builds beside what upstreams have: the answer once there is one, else when it was last looked for.
 CREATE TABLE comparison (
     hash      TEXT PRIMARY KEY NOT NULL, -- of the path
