@@ -189,13 +189,13 @@ impl Worker {
             return;
         }
         let mut bumps = self.bumps.clone();
-        let (mut planned, mut bumped) = (None, true);
+        let (mut due, mut bumped) = (Instant::now(), true);
         loop {
             let mut done = self.count().await;
-            let due = planned.is_none_or(|at: Instant| bumped || at.elapsed() > PLAN_AGE_MAX);
-            if done.is_ok() && due && self.may_prebuild() {
+            if done.is_ok() && due <= Instant::now() && self.may_prebuild() {
                 done = self.expect(bumped).await;
-                (planned, bumped) = (Some(Instant::now()), bumped && done.is_err());
+                bumped &= done.is_err();
+                due = Instant::now() + if done.is_ok() { PLAN_AGE_MAX } else { LOOK_INTERVAL };
             }
             if let Err(error) = done {
                 tracing::error!(error = &error as &dyn std::error::Error, "nothing can be pre-built for now");
@@ -205,7 +205,7 @@ impl Worker {
                 () = self.builds.0.noted.notified() => sleep(GATHER).await,
                 // An error means that nothing is refreshed any more.
                 Ok(()) = bumps.changed() => {
-                    bumped = true;
+                    (due, bumped) = (Instant::now(), true);
                     self.give_up_choice();
                 }
                 () = sleep(LOOK_INTERVAL) => {}

@@ -112,6 +112,16 @@ fn route(path: &str, query: Option<&str>) -> Option<Route> {
         "metrics" => return Some(Route::Metrics),
         _ => {}
     }
+    // Before all that is known by its ending, which an attribute may have, too.
+    if let Some(name) = path.strip_prefix("api/v1/catalogue/") {
+        return match name.contains('/') {
+            true => Name::parse(name, query).map(Route::Attribute),
+            false => SetName::new(name).map(Route::Set),
+        };
+    }
+    if let Some(name) = path.strip_prefix("get/") {
+        return Name::parse(name, query).map(Route::Download);
+    }
     if let Some(hash) = path.strip_suffix(".narinfo") {
         return hash.parse().ok().map(Route::NarInfo);
     }
@@ -126,15 +136,6 @@ fn route(path: &str, query: Option<&str>) -> Option<Route> {
     }
     if let Some(hash) = path.strip_prefix("api/v1/paths/") {
         return hash.parse().ok().map(Route::Path);
-    }
-    if let Some(name) = path.strip_prefix("api/v1/catalogue/") {
-        return match name.contains('/') {
-            true => Name::parse(name, query).map(Route::Attribute),
-            false => SetName::new(name).map(Route::Set),
-        };
-    }
-    if let Some(name) = path.strip_prefix("get/") {
-        return Name::parse(name, query).map(Route::Download);
     }
     let drv = StorePath::parse(path.strip_prefix("log/")?).ok()?;
     drv.is_derivation().then_some(Route::Log(drv))
@@ -261,6 +262,8 @@ mod tests {
         };
         for (path, query, expected) in [
             ("hello", None, name("hello", None, None, Compression::None)),
+            ("a.narinfo", None, name("a.narinfo", None, None, Compression::None)),
+            ("a.doi", None, name("a.doi", None, None, Compression::None)),
             ("a.b%5Edev", None, name("a.b", Some("dev"), None, Compression::None)),
             (
                 "a.%22b.c%22^dev",
