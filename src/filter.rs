@@ -1,5 +1,5 @@
-//! A set of store path hashes in very little memory: it may take a hash for one of its own that was never added, one in a
-//! hundred or so, and never the other way round. Settles at once that something is nowhere; proves nothing else.
+//! A set of store path hashes in very little memory: it may take a hash for one of its own that was never added, one in two
+//! thousand or so, and never the other way round. Settles at once that something is nowhere; proves nothing else.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -8,8 +8,9 @@ use fastbloom::AtomicBloomFilter;
 use narinfo::StorePathHash;
 use tokio::sync::Notify;
 
-/// Bits for each hash that there is room for: of those that were never added, a hundredth is taken for one that was.
-const BITS_PER_HASH: usize = 10;
+/// Bits for each hash that there is room for: of those that were never added, one in two thousand is taken for one that was.
+/// With ten bits it would be one in a hundred, and those few would take a third of the time that all others take.
+const BITS_PER_HASH: usize = 16;
 /// Room at least.
 const ROOM_MIN: usize = 16 * 1024;
 

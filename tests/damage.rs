@@ -103,11 +103,14 @@ fn contents_that_cannot_be_unpacked_cut_one_answer_and_are_packed_again() {
     let path = stored.paths[0].out();
     stored.spoil(path);
     let plain = field(&stored.cache.narinfo(path), "URL").trim_end_matches(".zst").to_owned();
-    // Where not even the head of the answer was sent when the damage was seen, there is none.
+    // Where not even the head of the answer was sent when the damage was seen, there is none, or one that says so.
     if let Ok(mut answer) = stored.cache.http.try_open(&format!("/{plain}"), &[]) {
-        assert!(matches!(answer.read_to_end().1, Ending::Cut(_)), "wrong bytes went out as a whole");
+        let cut = matches!(answer.read_to_end().1, Ending::Cut(_));
+        assert!(cut || answer.status == 404, "wrong bytes went out as a whole");
     }
-    assert!(stored.cache.ondine.log().contains("an answer was cut"));
+    wait_until("it is found out", SOON, || {
+        stored.cache.ondine.log().contains("what is stored cannot be served")
+    });
     wait_until("it is put right", SOON, || stored.fsck(&["--verify"]).succeeded());
     stored.assert_right(path);
 }
@@ -169,7 +172,8 @@ fn fsck_tells_all_that_is_wrong_and_puts_it_right() {
     for path in [missing, short, spoilt, whole] {
         stored.assert_right(path);
     }
-    let files = stored_nars(&stored.cache.ondine);
+    let mut files = stored_nars(&stored.cache.ondine);
+    files.retain(|file| !file.starts_with("plain/"));
     assert!(files.len() == 5 && files.contains(&format!("another-folder/{orphan}")), "{files:?}");
 }
 

@@ -16,6 +16,7 @@ mod narinfo;
 mod pipe;
 mod realisation;
 mod route;
+mod sending;
 mod server;
 
 use std::convert::Infallible;

@@ -16,6 +16,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
 
 use super::Service;
+use super::sending::Sending;
 
 /// A client has this long to send the headers of a request, the first as of every later one on a connection.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -63,7 +64,7 @@ async fn accept_all(door: &Door, service: &Service, open: &Open) {
             Door::Tcp(listener) => listener.accept().await.map(|(stream, client)| {
                 // Small answers must not wait for the acknowledgement of earlier ones.
                 let _ = stream.set_nodelay(true);
-                connection(stream, Some(client.ip()), service, open);
+                connection(Sending(stream), Some(client.ip()), service, open);
             }),
             Door::Unix(listener) => {
                 listener.accept().await.map(|(stream, _)| connection(stream, None, service, open))

@@ -1,23 +1,37 @@
 //! A part of a file as memory, without a copy: the one place with `unsafe`. Only for files whose bytes never change once they
-//! can be read, and only for bytes that nobody but the kernel reads (it sends them): should someone else cut the file short
-//! meanwhile, the kernel fails the sending, where this program would be killed.
+//! can be read, and only for bytes that nobody but the kernel reads: should someone else cut the file short meanwhile, the
+//! kernel fails the sending, where this program would be killed. Who sends such bytes may ask in which file they are.
 #![allow(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
-use memmap2::{Advice, MmapOptions};
+use memmap2::{Advice, Mmap, MmapOptions};
 
 use crate::growing::read_at;
+
+/// Where each window is that is there now, by the address of its first byte.
+static WINDOWS: RwLock<BTreeMap<usize, Place>> = RwLock::new(BTreeMap::new());
+
+/// Where bytes are in a file.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// The file.
+    pub file: Arc<File>,
+    /// Those bytes of it.
+    pub part: Range<u64>,
+}
 
 /// The bytes of `part`, which must be there; they are in memory when this returns. Blocking. The pages are the file's own, and
 /// go with the last handle; where a file cannot be mapped, it is read.
 ///
 /// # Errors
 /// When the file cannot be read, or ends before them.
-pub(super) fn window(file: &File, part: Range<u64>) -> io::Result<Bytes> {
+pub(super) fn window(file: &Arc<File>, part: Range<u64>) -> io::Result<Bytes> {
     mapped(file, &part).or_else(|_| {
         let mut bytes = Vec::new();
         read_at(file, part, &mut bytes)?;
@@ -25,7 +39,43 @@ pub(super) fn window(file: &File, part: Range<u64>) -> io::Result<Bytes> {
     })
 }
 
-fn mapped(file: &File, part: &Range<u64>) -> io::Result<Bytes> {
+/// Where these bytes are, if they are (some) of a window.
+#[must_use]
+pub fn place_of(bytes: &[u8]) -> Option<Place> {
+    let at = bytes.as_ptr().addr();
+    let windows = WINDOWS.read().unwrap_or_else(PoisonError::into_inner);
+    let (first, Place { file, part }) = windows.range(..=at).next_back()?;
+    let start = part.start + (at - first) as u64;
+    let end = start + bytes.len() as u64;
+    // The window that these bytes are of is there for as long as they are.
+    (end <= part.end).then(|| Place { file: Arc::clone(file), part: start..end })
+}
+
+/// A mapping that is known by its address.
+struct Window(Mmap);
+
+impl Window {
+    fn new(mapping: Mmap, place: Place) -> Self {
+        let mut windows = WINDOWS.write().unwrap_or_else(PoisonError::into_inner);
+        windows.insert(mapping.as_ptr().addr(), place);
+        Self(mapping)
+    }
+}
+
+impl AsRef<[u8]> for Window {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        // Before the address is anybody else's.
+        WINDOWS.write().unwrap_or_else(PoisonError::into_inner).remove(&self.0.as_ptr().addr());
+    }
+}
+
+fn mapped(file: &Arc<File>, part: &Range<u64>) -> io::Result<Bytes> {
     let bytes = usize::try_from(part.end - part.start).map_err(io::Error::other)?;
     // The rest of a file's last page can be read, and is no part of the file.
     if file.metadata()?.len() < part.end {
@@ -33,10 +83,26 @@ fn mapped(file: &File, part: &Range<u64>) -> io::Result<Bytes> {
     }
     // SAFETY: the files of the NAR store only ever grow until they have their final name, and are only unlinked from then on:
     // what has been written is not written again, so the bytes behind this slice never change.
-    let window = unsafe { MmapOptions::new().offset(part.start).len(bytes).map(file) }?;
-    // Waits for the disk here, on a thread that may, and tells of pages that cannot be had.
-    window.advise(Advice::PopulateRead)?;
-    Ok(Bytes::from_owner(window))
+    let mapping = unsafe { MmapOptions::new().offset(part.start).len(bytes).map(&**file) }?;
+    if !is_in_memory(&mapping) {
+        // Waits for the disk here, on a thread that may, and tells of pages that cannot be had.
+        mapping.advise(Advice::PopulateRead)?;
+    }
+    Ok(Bytes::from_owner(Window::new(mapping, Place { file: Arc::clone(file), part: part.clone() })))
+}
+
+/// Whether sending it waits for no disk. Much cheaper than to have all its pages mapped, which nobody needs who sends from the
+/// file.
+fn is_in_memory(mapping: &Mmap) -> bool {
+    // SAFETY: it takes and gives numbers.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
+    let before = mapping.as_ptr().addr() % page;
+    let bytes = before + mapping.len();
+    let mut states = vec![0_u8; bytes.div_ceil(page)];
+    let first = mapping.as_ptr().wrapping_sub(before).cast_mut().cast();
+    // SAFETY: these are the pages of the mapping, none of which is written to; each has a byte in `states`.
+    let told = unsafe { libc::mincore(first, bytes, states.as_mut_ptr()) };
+    told == 0 && states.iter().all(|state| state & 1 == 1)
 }
 
 #[cfg(test)]
@@ -45,10 +111,10 @@ mod tests {
 
     use super::*;
 
-    fn file(bytes: &[u8]) -> File {
+    fn file(bytes: &[u8]) -> Arc<File> {
         let mut file = tempfile::tempfile().expect("a temporary file");
         file.write_all(bytes).expect("written");
-        file
+        Arc::new(file)
     }
 
     #[test]
@@ -68,5 +134,22 @@ mod tests {
             let error = window(&file, part.clone()).map(|bytes| bytes.len()).expect_err("more than there is");
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{part:?}");
         }
+    }
+
+    #[test]
+    fn bytes_of_a_window_are_found_in_the_file_for_as_long_as_they_are_there_and_others_are_not() {
+        let file = file(&[7; 100_000]);
+        let window = window(&file, 10..90_000).expect("a window");
+        for part in [0..89_990, 0..1, 50..51, 89_989..89_990] {
+            let place = place_of(&window[part.clone()]).expect("it is of a window");
+            assert!(Arc::ptr_eq(&place.file, &file));
+            assert_eq!(place.part, part.start as u64 + 10..part.end as u64 + 10);
+        }
+        let kept = window.slice(100..200);
+        drop(window);
+        assert!(place_of(&kept).is_some() && place_of(&[7; 100]).is_none());
+        let address = kept.as_ptr().addr() - 100;
+        drop(kept);
+        assert!(!WINDOWS.read().expect("locked").contains_key(&address));
     }
 }

@@ -24,6 +24,7 @@ pub use checked::{Error as PackError, Expected};
 use copies::Copies;
 pub use copies::Source;
 pub use draft::{Draft, Growing};
+pub use mapped::{Place, place_of};
 pub use memory::{Epoch, Small};
 use memory::{Memory, SMALL_BYTES_MAX};
 pub use pack::Packed;

@@ -12,9 +12,9 @@ use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 use super::{Nar, mapped};
 use crate::growing::{CHUNK_BYTES, Place, Reading, Turn, abandoned, read_at, reading};
 
-/// Bytes of a file that are sent at a time. A client has two of these in memory, however slow it is: pages of the file, which
-/// the kernel may take back.
-const WINDOW_BYTES: u64 = 1024 * 1024;
+/// Bytes of a file that are sent at a time. A client has two of these, however slow it is: pages of the file, which the kernel
+/// may take back, and which are no memory of this program's unless they had to be read from the disk.
+const WINDOW_BYTES: u64 = 2 * 1024 * 1024;
 
 /// A NAR's bytes, in order.
 #[derive(Debug)]

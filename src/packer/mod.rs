@@ -27,6 +27,9 @@ const RETRY_AFTER: Duration = Duration::from_secs(60);
 /// How long a store path with the wrong contents is not adopted again; by then it may have been repaired.
 const DAMAGED_FOR: Duration = Duration::from_secs(300);
 
+/// How far what packs gives way to what answers, in steps of nice(2).
+const NICE: i32 = 10;
+
 /// Why a NAR cannot be given.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -399,11 +402,23 @@ impl Inner {
         work: impl FnOnce(&NarStore, &Draft) -> Result<Packed, PackError> + Send + 'static,
     ) -> (Option<Draft>, Result<Packed, PackError>) {
         let inner = Arc::clone(self);
-        let written = tokio::task::spawn_blocking(move || match work(&inner.nars, &draft) {
-            Ok(packed) => (None, inner.nars.keep(draft, nar).map(|()| packed).map_err(PackError::Write)),
-            Err(error) => (Some(draft), Err(error)),
+        let (done, written) = tokio::sync::oneshot::channel();
+        // One of its own, which hands its rank down to those that it starts; a borrowed one could not get its own back.
+        let begun = std::thread::Builder::new().name("nar-packer".into()).spawn(move || {
+            if let Err(error) = rustix::process::nice(NICE) {
+                tracing::debug!(%error, "packing does not give way to answers");
+            }
+            // Nobody waits for it where the server stops.
+            let _ = done.send(match work(&inner.nars, &draft) {
+                Ok(packed) => (None, inner.nars.keep(draft, nar).map(|()| packed).map_err(PackError::Write)),
+                Err(error) => (Some(draft), Err(error)),
+            });
         });
-        written.await.unwrap_or_else(|error| (None, Err(PackError::Write(std::io::Error::other(error)))))
+        let failed = |error| (None, Err(PackError::Write(error)));
+        match begun {
+            Ok(_) => written.await.unwrap_or_else(|panicked| failed(std::io::Error::other(panicked))),
+            Err(error) => failed(error),
+        }
     }
 
     /// Stops serving what is nowhere any more.
