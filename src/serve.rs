@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use narinfo::KeyName;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::UnixListener;
 use tokio::sync::watch;
 
 use crate::adopt::{Adopter, Asking};
@@ -247,8 +247,7 @@ impl Server {
         };
 
         let control = state_dir.join(CONTROL_SOCKET);
-        let listener = TcpListener::bind(settings.listen)
-            .await
+        let listener = http::listen(settings.listen)
             .map_err(|source| Error::Listen { address: settings.listen, source })?;
         let address =
             listener.local_addr().map_err(|source| Error::Listen { address: settings.listen, source })?;

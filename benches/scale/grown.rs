@@ -85,29 +85,30 @@ impl Grown {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         let index = Index::open(&self.file).expect("the index opens");
         let signature: Signature = self.signature.parse().expect("it looks like one");
-        let batches: Vec<Vec<PathRow>> = (0..closures)
-            .map(|_| (0..paths).map(|_| row(u64::MAX / 4 + (self.random.next() >> 8), &signature)).collect())
-            .collect();
+        let batches: Vec<Vec<PathRow>> =
+            (0..closures).map(|_| (0..paths).map(|_| self.new_row(&signature)).collect()).collect();
         let begun = Instant::now();
         runtime.block_on(async {
             for batch in batches {
-                index.publish(batch).await.expect("published");
+                assert!(index.publish(batch).await.expect("published"), "not all references are there");
             }
         });
         begun.elapsed()
     }
-}
 
-fn row(number: u64, signature: &Signature) -> PathRow {
-    PathRow {
-        path: path(number),
-        nar_hash: NarHash::from_bytes(nar_hash(number)),
-        nar_size: 100_000,
-        references: references(number).into_iter().collect(),
-        deriver: None,
-        ca: None,
-        signatures: vec![signature.clone()],
-        built: true,
+    /// A path that is not there, and refers to some that are.
+    fn new_row(&mut self, signature: &Signature) -> PathRow {
+        let number = u64::MAX / 4 + (self.random.next() >> 8);
+        PathRow {
+            path: path(number),
+            nar_hash: NarHash::from_bytes(nar_hash(number)),
+            nar_size: 100_000,
+            references: references(self.random.below(self.paths)).into_iter().collect(),
+            deriver: None,
+            ca: None,
+            signatures: vec![signature.clone()],
+            built: true,
+        }
     }
 }
 

@@ -40,7 +40,7 @@ use crate::substitute::{OnMiss, Substitute};
 use crate::upstream::{Upstreams, Via};
 use answer::Answer;
 pub use route::{Route, Target};
-pub use server::{Door, serve};
+pub use server::{Door, listen, serve};
 
 /// How the cache presents itself.
 #[derive(Clone, Copy, Debug)]

@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::mpsc;
 
 use super::Service;
@@ -23,6 +23,9 @@ const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes that may wait on a connection for a client who reads slowly, beside one piece of a body; the longest head of a
 /// request, too. hyper's own bound is six times as large.
 const WAITING_BYTES_MAX: usize = 64 * 1024;
+/// Clients that may wait to be accepted; the system has a limit of its own (net.core.somaxconn). Those beyond are asked to try
+/// again, which takes them a second and more.
+const WAITING_CLIENTS_MAX: u32 = 4096;
 /// The rest after an accept that failed, most often for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -32,6 +35,18 @@ pub enum Door {
     Tcp(TcpListener),
     /// The control socket: who can open it may administer.
     Unix(UnixListener),
+}
+
+/// Listens on `address`. Must be called within a tokio runtime.
+///
+/// # Errors
+/// When it cannot be listened on.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A server that was stopped a moment ago has connections left, which nobody uses any more.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(WAITING_CLIENTS_MAX)
 }
 
 /// Serves every door until the service stops, then gives connections `drain` to end.
