@@ -159,7 +159,8 @@ in
         RestrictSUIDSGID = true;
         SystemCallArchitectures = "native";
         SystemCallErrorNumber = "EPERM";
-        SystemCallFilter = [ "@system-service" "~@privileged @resources" ];
+        # It asks which pages of a stored file are in memory.
+        SystemCallFilter = [ "@system-service mincore" "~@privileged @resources" ];
       };
     };
   };
