@@ -34,7 +34,6 @@ const INDEXED_WITHIN: Duration = Duration::from_secs(20);
 const MEMORY_MAX: u64 = 300 << 20;
 const LOOK_UP_WITHIN: Duration = Duration::from_micros(100);
 
-const ALPHABET: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
 /// Says to a process of its own that it is the one to be measured, in this folder.
 const MEASURED: &str = "ONDINE_BENCH_CATALOGUE";
 const SYSTEM: &str = "x86_64-linux";
@@ -236,7 +235,5 @@ fn drv(number: usize) -> StorePath {
 
 /// A hash that looks as random as real ones do.
 fn hash(kind: u64, number: u64) -> StorePathHash {
-    let mut random = Random(kind << 48 | number);
-    let text: String = (0..32).map(|_| char::from(ALPHABET[random.below(32) as usize])).collect();
-    text.parse().expect("a hash")
+    Random(kind << 48 | number).hash().parse().expect("a hash")
 }

@@ -10,9 +10,7 @@ use std::hint::black_box;
 use std::path::Path;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use narinfo::{
-    Compression, NIXBASE32_ALPHABET, NarHash, NarInfo, SecretKey, StoreDir, StorePath, StorePathHash,
-};
+use narinfo::{Compression, NarHash, NarInfo, SecretKey, StoreDir, StorePath, StorePathHash};
 use ondine::index::{Index, NarRow, PathRow};
 use ondine::nar_store::{Expected, NarStore, Settings};
 use sha2::{Digest, Sha256};
@@ -28,12 +26,8 @@ const SMALL_FILES: (usize, usize) = (2_000, 3_000);
 /// Bytes of the large file.
 const LARGE_BYTES: usize = 32 << 20;
 
-fn hash(random: &mut Random) -> String {
-    (0..32).map(|_| char::from(NIXBASE32_ALPHABET[random.below(32) as usize])).collect()
-}
-
 fn path(random: &mut Random) -> StorePath {
-    StorePath::parse(&format!("{}-glibc-2.42-61", hash(random))).expect("a store path")
+    StorePath::parse(&format!("{}-glibc-2.42-61", random.hash())).expect("a store path")
 }
 
 fn nar_hash(random: &mut Random) -> NarHash {
@@ -53,7 +47,7 @@ fn narinfo(random: &mut Random) -> NarInfo {
         nar_size: 400_000,
         references: (0..5).map(|_| path(random)).collect(),
         deriver: Some(
-            StorePath::parse(&format!("{}-glibc-2.42-61.drv", hash(random))).expect("a store path"),
+            StorePath::parse(&format!("{}-glibc-2.42-61.drv", random.hash())).expect("a store path"),
         ),
         ca: None,
         signatures: Vec::new(),
@@ -62,7 +56,7 @@ fn narinfo(random: &mut Random) -> NarInfo {
 
 fn formats(criterion: &mut Criterion) {
     let mut random = Random(1);
-    let (text, nar_text) = (hash(&mut random), nar_hash(&mut random).to_nixbase32());
+    let (text, nar_text) = (random.hash(), nar_hash(&mut random).to_nixbase32());
     criterion.bench_function("hash of a store path, parsed", |b| {
         b.iter(|| black_box(&text).parse::<StorePathHash>());
     });
@@ -112,7 +106,7 @@ fn look_ups(criterion: &mut Criterion) {
     });
     criterion.bench_function("index, a path that is not there", |b| {
         b.iter_batched(
-            || hash(&mut random).parse().expect("a hash"),
+            || random.hash().parse().expect("a hash"),
             |hash| assert!(runtime.block_on(index.find(hash)).expect("read").is_none()),
             BatchSize::SmallInput,
         );

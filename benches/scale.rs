@@ -18,7 +18,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::json;
 
 use grown::Grown;
@@ -90,7 +89,7 @@ enum Wanted {
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
-    raise_descriptor_limit();
+    CROWDS.into_iter().for_each(support::crowd::raise_descriptor_limit);
     let mut cache = Cache::new(&[]);
     assert!(cache.ondine.sigterm().success());
     let logs = Folder::new();
@@ -222,11 +221,4 @@ impl Row {
             }
         }
     }
-}
-
-/// Each client is an open file, here as there.
-fn raise_descriptor_limit() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, ..limit };
-    setrlimit(Resource::Nofile, raised).expect("the limit of open files can be raised");
 }

@@ -126,8 +126,7 @@ fn name(number: u64) -> String {
 
 /// The hash of the path with this number: always the same, and different for each.
 fn hash(number: u64) -> String {
-    let mut random = Random(number);
-    (0..32).map(|_| char::from(narinfo::NIXBASE32_ALPHABET[random.below(32) as usize])).collect()
+    Random(number).hash()
 }
 
 /// In the order of the hashes of the paths.

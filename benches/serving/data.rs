@@ -228,8 +228,7 @@ impl Seed {
 
     /// The hash of a store path that nobody has.
     pub fn hash(&mut self) -> String {
-        const ALPHABET: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
-        (0..32).map(|_| char::from(ALPHABET[self.below(32) as usize])).collect()
+        self.random.hash()
     }
 
     /// A file that compresses about as well as programs do: words, some more frequent than others, with noise between.

@@ -16,6 +16,11 @@ impl Random {
         self.next() % bound
     }
 
+    /// The hash of a store path.
+    pub fn hash(&mut self) -> String {
+        (0..32).map(|_| char::from(narinfo::NIXBASE32_ALPHABET[self.below(32) as usize])).collect()
+    }
+
     /// More than 0, at most 1.
     pub fn unit(&mut self) -> f64 {
         ((self.next() >> 11) + 1) as f64 / (1u64 << 53) as f64

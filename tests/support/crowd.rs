@@ -172,7 +172,7 @@ fn whole_body(answer: &[u8]) -> Option<Vec<u8>> {
 
 /// Lets this process, and those it starts from here on, hold a connection for each of so many clients.
 #[track_caller]
-fn raise_descriptor_limit(clients: usize) {
+pub fn raise_descriptor_limit(clients: usize) {
     let wanted = clients as u64 + DESCRIPTORS_BESIDE;
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < wanted) {
