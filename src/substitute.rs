@@ -228,10 +228,9 @@ impl Substitute {
             Some(Known { drv, no: None }) => drv,
             Some(Known { drv, no: Some(no) }) => {
                 // What is known to fail is told first: it is so wherever it may be built.
-                return Err(match self.failure(&drv).await? {
-                    Some(failure) => Missing::Failed(Arc::new(failure)),
-                    None => no,
-                });
+                return Err(Box::pin(self.failure(&drv))
+                    .await?
+                    .map_or(no, |failure| Missing::Failed(Arc::new(failure))));
             }
             None if elsewhere.is_empty() => return Err(Missing::Unknown),
             None => return Err(Missing::Unsure(elsewhere)),

@@ -44,7 +44,8 @@ pub(super) async fn get(
     match Box::pin(substitute.ask(hash, on_miss)).await {
         Decision::Ready(ready) => served(service, &ready, reader),
         Decision::Missing(reason) => answer::missing(reason),
-        Decision::Wait(ticket) => wait(service, hash, ticket, version).await,
+        // So that nothing of it is kept while it is not known whether the client waits.
+        Decision::Wait(ticket) => Box::pin(wait(service, hash, ticket, version)).await,
     }
 }
 

@@ -5,7 +5,7 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -107,8 +107,8 @@ where
         .header_read_timeout(HEADERS_TIMEOUT)
         .max_buf_size(WAITING_BYTES_MAX)
         .serve_connection(TokioIo::new(stream), answer);
-    // In a box: a task keeps twice the room for what it awaits, and there may be very many of these.
-    let connection = Box::pin(until_stopped(connection, stop));
+    // In boxes: what awaits something keeps room for it twice, and there may be very many of these.
+    let connection = Box::pin(until_stopped(Box::pin(connection), stop));
     tokio::spawn(async move {
         // Clients that leave, and answers that are cut, end here; each was logged where it happened.
         if let Err(error) = connection.await {
@@ -120,8 +120,11 @@ where
 
 /// Drives a connection; when the server stops, it ends with the answer that is under way. To be awaited by a task and nothing
 /// between: whether the server stops is waited for once, by whatever is woken then, and else only looked at.
-async fn until_stopped<C: GracefulConnection>(connection: C, service: Service) -> Result<(), C::Error> {
-    let (mut connection, mut stopping) = (pin!(connection), pin!(service.stopping()));
+async fn until_stopped<C: GracefulConnection>(
+    mut connection: Pin<Box<C>>,
+    service: Service,
+) -> Result<(), C::Error> {
+    let mut stopping = pin!(service.stopping());
     let (mut waiting, mut told) = (false, false);
     poll_fn(|context| {
         if !told && (service.is_stopping() || (!waiting && stopping.as_mut().poll(context).is_ready())) {

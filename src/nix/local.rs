@@ -149,15 +149,21 @@ impl Reader {
         pool: &Pool,
         read: impl Fn(&Database) -> Result<T, DatabaseError> + Clone + Send + 'static,
     ) -> Result<T, DatabaseError> {
-        let outcome = self.blocking(read.clone()).await;
-        if let Err(DatabaseError::Open { .. } | DatabaseError::Read { .. }) = outcome {
-            // Nix removes the files of the write-ahead log with its last connection, and only it may make them
-            // again. Once we have read them, they stay for as long as we run.
-            if let Ok(_connection) = Box::pin(pool.get()).await {
-                return self.blocking(read).await;
+        match self.blocking(read.clone()).await {
+            // In a box: this is rare and large, and those who ask are many.
+            Err(error @ (DatabaseError::Open { .. } | DatabaseError::Read { .. })) => {
+                Box::pin(async {
+                    // Nix removes the files of the write-ahead log with its last connection, and only it may make them
+                    // again. Once we have read them, they stay for as long as we run.
+                    match pool.get().await {
+                        Ok(_connection) => self.blocking(read).await,
+                        Err(_) => Err(error),
+                    }
+                })
+                .await
             }
+            outcome => outcome,
         }
-        outcome
     }
 
     async fn blocking<T: Send + 'static>(
