@@ -250,7 +250,12 @@ impl Substitute {
     /// # Errors
     /// When it is not served after all.
     pub async fn after_build(&self, hash: StorePathHash) -> Result<Arc<Ready>, Missing> {
-        self.served(hash).await?.ok_or(Missing::Unavailable("the build ended without this output"))
+        if let Some(ready) = self.remembered(hash) {
+            return Ok(ready);
+        }
+        // In a box: of very many who have waited for it, nearly all find it remembered.
+        let ready = Box::pin(self.served(hash)).await?;
+        ready.ok_or(Missing::Unavailable("the build ended without this output"))
     }
 
     /// What an output of a content-addressed derivation is, as the index, the local store or another cache has it, with
@@ -330,10 +335,15 @@ impl Substitute {
         Ok(ready)
     }
 
+    fn remembered(&self, hash: StorePathHash) -> Option<Arc<Ready>> {
+        let ready = self.index.remembered(hash)?;
+        self.index.note_use(&ready);
+        Some(ready)
+    }
+
     /// What memory says.
     fn settled(&self, hash: StorePathHash) -> Option<Answer> {
-        if let Some(ready) = self.index.remembered(hash) {
-            self.index.note_use(&ready);
+        if let Some(ready) = self.remembered(hash) {
             return Some(Answer::Ready(ready));
         }
         let nowhere = self.index.surely_lacks(hash)

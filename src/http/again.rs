@@ -34,9 +34,7 @@ pub(super) async fn have(service: &Service, nar: NarHash, on_miss: OnMiss) -> Re
                 () = service.stopping() => None,
             };
             match ended {
-                Some(Ok(())) => {
-                    Box::pin(parts.substitute.after_build(hash)).await.map_err(|e| e.to_string())?
-                }
+                Some(Ok(())) => parts.substitute.after_build(hash).await.map_err(|e| e.to_string())?,
                 Some(Err(failure)) => return Err(Missing::Failed(failure).to_string()),
                 None => {
                     return Err(format!("not here at the moment: {hash} is built again; ask for it later"));

@@ -103,8 +103,7 @@ impl Waiting {
                 _ = ticks.tick() => pipe.send(wait_line(&self.ticket.describe())).await,
             }
         }
-        // In a box, so that there is no room for it while the client waits.
-        let ready = Box::pin(parts.substitute.after_build(self.hash)).await.map_err(|_| Cut)?;
+        let ready = parts.substitute.after_build(self.hash).await.map_err(|_| Cut)?;
         pipe.send(ready.narinfo.clone()).await;
         Ok(())
     }
