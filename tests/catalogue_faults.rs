@@ -3,9 +3,15 @@
 
 mod support;
 
-use std::time::Duration;
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
+use rustix::fs::OFlags;
 use support::package_set::{LOOPS, api, links, must_be_had, refresh, start_refresh, wait_for_generation};
+use support::process::Background;
 use support::{NixStore, PackageSet, Release, derivations, process, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -171,5 +177,54 @@ fn without_a_daemon_a_refresh_fails_and_nothing_is_lost() {
     daemon.restart();
     refresh(&ondine).must_succeed();
     assert_eq!(api(&ondine)["generations"][0]["attributes"], 2);
+    must_be_had(&ondine, &set.paths(&store, "b").1);
+}
+
+/// The end of a FIFO to write to, once it is read from: who reads goes on when this is dropped.
+fn held_up(fifo: &Path) -> File {
+    let mut options = OpenOptions::new();
+    options.write(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed());
+    let mut writer = None;
+    wait_until(&format!("{} is read from", fifo.display()), SOON, || {
+        writer = options.open(fifo).ok();
+        writer.is_some()
+    });
+    writer.expect("it is there")
+}
+
+#[test]
+fn a_collection_that_was_told_of_nothing_takes_nothing_of_a_new_generation() {
+    let store = NixStore::new(Release::Host);
+    let _daemon = store.daemon();
+    let mut set = PackageSet::new([small("a")]);
+    let ondine = set.serve(&store, "build-from = ['catalogue']", "");
+    wait_for_generation(&ondine);
+    let (gate, sync) = (set.file().with_file_name("gate"), store.folder().join("sync"));
+    let mut mkfifo = Command::new("mkfifo");
+    mkfifo.args([&gate, &sync]);
+    process::run(mkfifo).must_succeed();
+    set.attributes = [small("b"), ("c".to_owned(), "builtins.readFile ./gate".to_owned())].into();
+    set.write();
+
+    // What a collection does before its socket is there: a connection of Nix 2.8 that looks for it now tells no collection
+    // anything any more, and a newer one waits.
+    let lock = File::open(store.state_dir().join("gc.lock")).expect("Nix has made it");
+    lock.lock().expect("nobody collects");
+    let bump = start_refresh(&ondine);
+    let begun = Instant::now();
+    let evaluated = || api(&ondine)["state"].as_str().expect("a text").contains(" 1 attributes");
+    while !evaluated() && begun.elapsed() < SOON / 6 {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(lock);
+    let mut collection = store.command("nix-store", &["--gc"]);
+    collection.env("_NIX_TEST_GC_SYNC", &sync);
+    let collection = Background::start(collection);
+    let roots_read = held_up(&sync);
+    drop(held_up(&gate));
+    bump.finish().must_succeed();
+    drop(roots_read);
+    collection.finish().must_succeed();
+    store.gc();
     must_be_had(&ondine, &set.paths(&store, "b").1);
 }

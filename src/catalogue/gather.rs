@@ -7,7 +7,6 @@ use narinfo::StorePath;
 use sha2::{Digest, Sha256};
 
 use super::error::{ATTRIBUTES_MAX, RefreshError};
-use super::settings::SetName;
 use super::walk::Attribute;
 use super::{Set, State};
 use crate::index::{AttributeRow, GenerationSize, Index};
@@ -90,14 +89,4 @@ impl<'a> Gathered<'a> {
         self.index.add_attributes(std::mem::take(&mut self.rows)).await?;
         Ok(self)
     }
-}
-
-/// The name of the path that holds the derivations of a generation in the Nix store.
-pub(super) fn holder_name(set: &SetName) -> String {
-    format!("ondine-{set}")
-}
-
-/// What is in it: different for each generation.
-pub(super) fn holder_text(set: &SetName, which: &str) -> String {
-    format!("Who holds this file holds the derivations of the package set {set}.\n{which}\n")
 }

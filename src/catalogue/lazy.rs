@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::closure;
 use super::error::RefreshError;
 use super::evaluate::Step;
-use super::gather::{holder_name, holder_text};
+use super::holder;
 use super::settings::SetSettings;
 use super::source::{self, Place, Prepared, Run};
 use super::walk::{self, Outcome};
@@ -211,10 +211,8 @@ impl Lazy {
             Ok(drv) if !denied => {
                 let mut held = tools.index.allowed_derivations(name.set.clone()).await?;
                 held.insert(drv.clone());
-                let text = holder_text(&set.name, &format!("generation {generation}"));
-                let holder = daemon.add_text(&holder_name(&set.name), &text, &held).await?;
-                tools.roots.hold(daemon, [&holder]).await?;
-                holder
+                let which = format!("generation {generation}");
+                holder::hold(tools, daemon, &set.name, &which, &held).await?
             }
             _ => current.holder.clone(),
         };

@@ -1,12 +1,13 @@
 //! Package sets that are known by name and by hash before anyone asks: evaluated in the background by the Nix of this machine,
-//! generation by generation. Reading order: settings, source, evaluate, walk, gather, graph, closure, refresh, lazy, names. Builds
-//! nothing, and no request for a hash ever waits for an evaluation.
+//! generation by generation. Reading order: settings, source, evaluate, walk, gather, holder, graph, closure, refresh, lazy, names.
+//! Builds nothing, and no request for a hash ever waits for an evaluation.
 
 mod closure;
 mod error;
 mod evaluate;
 mod gather;
 mod graph;
+mod holder;
 mod lazy;
 mod metrics;
 mod names;

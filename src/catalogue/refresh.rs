@@ -1,6 +1,7 @@
 //! Brings sets up to date, one at a time: when they are due, and when somebody wants it. A generation is complete, held in the
 //! Nix store and on record before it takes the place of the one before; whatever fails leaves that one as it is.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +11,8 @@ use tokio::time::{Instant, sleep_until};
 
 use super::closure;
 use super::error::RefreshError;
-use super::gather::{Gathered, holder_name, holder_text};
+use super::gather::Gathered;
+use super::holder;
 use super::metrics::Refreshed;
 use super::settings::{Indexing, SetSettings};
 use super::source;
@@ -134,9 +136,7 @@ impl Refresher {
             }));
         }
         let digest: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        let text = holder_text(&settings.name, &digest);
-        let holder = daemon.add_text(&holder_name(&settings.name), &text, &allowed).await?;
-        self.tools.roots.hold(&mut daemon, [&holder]).await?;
+        let holder = holder::hold(&self.tools, &mut daemon, &settings.name, &digest, &allowed).await?;
         let row = self.tools.index.set(settings.name.to_string()).await?;
         let made_by = settings.made_by();
         if row
@@ -163,9 +163,8 @@ impl Refresher {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let mut daemon = self.tools.pool.get().await?;
         // Each generation has a holder of its own.
-        let text = holder_text(name, &format!("as of {}", now.as_nanos()));
-        let holder = daemon.add_text(&holder_name(name), &text, []).await?;
-        self.tools.roots.hold(&mut daemon, [&holder]).await?;
+        let which = format!("as of {}", now.as_nanos());
+        let holder = holder::hold(&self.tools, &mut daemon, name, &which, &BTreeSet::new()).await?;
         self.swap(set, holder, GenerationSize::default()).await
     }
 
