@@ -1,5 +1,5 @@
 -- From schema 3 to schema 4: what is asked for, what was pre-built, when paths were used last, pins, what is not served any
--- more, what is to be packed, and the upstreams of the last start.
+-- more, what is to be packed, how much is packed, and the upstreams of the last start.
 
 ALTER TABLE path ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0;
 UPDATE path SET used_at = added_at;
@@ -86,4 +86,23 @@ WHEN EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
     AND NOT EXISTS (SELECT 1 FROM upstream_nar WHERE nar_hash = OLD.nar_hash)
 BEGIN
     INSERT OR IGNORE INTO to_pack VALUES (OLD.nar_hash);
+END;
+
+CREATE TABLE stored (
+    nars  INTEGER NOT NULL,
+    bytes INTEGER NOT NULL
+) STRICT;
+
+INSERT INTO stored SELECT count(*), coalesce(sum(file_size), 0) FROM nar;
+
+CREATE TRIGGER nar_stored AFTER INSERT ON nar BEGIN
+    UPDATE stored SET nars = nars + 1, bytes = bytes + NEW.file_size;
+END;
+
+CREATE TRIGGER nar_resized AFTER UPDATE OF file_size ON nar BEGIN
+    UPDATE stored SET bytes = bytes - OLD.file_size + NEW.file_size;
+END;
+
+CREATE TRIGGER nar_gone AFTER DELETE ON nar BEGIN
+    UPDATE stored SET nars = nars - 1, bytes = bytes - OLD.file_size;
 END;

@@ -94,29 +94,6 @@ impl Index {
             })
             .await
     }
-
-    /// Bytes of all files in the NAR store.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn nar_bytes(&self) -> Result<u64, Error> {
-        self.readers
-            .run(|connection| {
-                let sql = "SELECT coalesce(sum(file_size), 0) FROM nar";
-                Ok(unsigned(connection.query_row(sql, [], |row| row.get(0))?))
-            })
-            .await
-    }
-
-    /// Every packed NAR.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn nars(&self) -> Result<Vec<NarRow>, Error> {
-        self.readers
-            .run(|connection| nar_rows(connection, "SELECT nar_hash, file_hash, file_size FROM nar"))
-            .await
-    }
 }
 
 /// Gives the paths whose narinfos are changed by it.

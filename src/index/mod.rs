@@ -21,6 +21,7 @@ mod realisation;
 mod rows;
 #[cfg(test)]
 mod samples;
+mod stored;
 mod upstream;
 mod uses;
 
@@ -221,8 +222,8 @@ impl Index {
                 };
                 Ok(Counts {
                     paths: one("SELECT count(*) FROM path")?,
-                    nars: one("SELECT count(*) FROM nar")?,
-                    nar_bytes: one("SELECT coalesce(sum(file_size), 0) FROM nar")?,
+                    nars: one("SELECT nars FROM stored")?,
+                    nar_bytes: one("SELECT bytes FROM stored")?,
                     failures: one("SELECT count(*) FROM failure")?,
                     reproduced: one("SELECT count(*) FROM comparison WHERE same = 1")?,
                     not_reproduced: one("SELECT count(*) FROM comparison WHERE same = 0")?,

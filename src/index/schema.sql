@@ -25,6 +25,26 @@ CREATE TABLE nar (
     packed_at INTEGER NOT NULL          -- Unix seconds
 ) STRICT, WITHOUT ROWID;
 
+-- How many NARs are packed, and the bytes of their files: one row, kept by the triggers below.
+CREATE TABLE stored (
+    nars  INTEGER NOT NULL,
+    bytes INTEGER NOT NULL
+) STRICT;
+
+INSERT INTO stored VALUES (0, 0);
+
+CREATE TRIGGER nar_stored AFTER INSERT ON nar BEGIN
+    UPDATE stored SET nars = nars + 1, bytes = bytes + NEW.file_size;
+END;
+
+CREATE TRIGGER nar_resized AFTER UPDATE OF file_size ON nar BEGIN
+    UPDATE stored SET bytes = bytes - OLD.file_size + NEW.file_size;
+END;
+
+CREATE TRIGGER nar_gone AFTER DELETE ON nar BEGIN
+    UPDATE stored SET nars = nars - 1, bytes = bytes - OLD.file_size;
+END;
+
 -- Where an upstream has the NAR of a served path; it may be packed beside that.
 CREATE TABLE upstream_nar (
     nar_hash    BLOB NOT NULL,

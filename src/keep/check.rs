@@ -88,6 +88,13 @@ impl Run {
                 self.tell(&nar, "its file is on nobody's record").await?;
             }
         }
+        let index = self.keeper.0.index.clone();
+        if !index.is_counted_well().await? {
+            if self.check.repair {
+                index.count_anew().await?;
+            }
+            self.tell(&"the index", "what it counts as stored is not the sum of its NARs").await?;
+        }
         let how = if self.check.verify { "read and verified" } else { "looked for, and not read (--verify)" };
         let all = format!("{nars}, {}, {how}", Size(bytes));
         Ok(match (self.found, self.check.repair) {

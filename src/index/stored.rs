@@ -1,0 +1,92 @@
+//! All packed NARs together: how much they are, which is kept in a row of its own, and the list of them.
+
+use rusqlite::Connection;
+
+use super::rows::{nar_row, unsigned};
+use super::{Error, Index, NarRow};
+
+/// What the row of the sums must have.
+const COUNTED: &str = "SELECT count(*), coalesce(sum(file_size), 0) FROM nar";
+
+impl Index {
+    /// Bytes of all files in the NAR store.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn nar_bytes(&self) -> Result<u64, Error> {
+        self.readers.run(stored_bytes).await
+    }
+
+    /// Every packed NAR.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn nars(&self) -> Result<Vec<NarRow>, Error> {
+        self.readers
+            .run(|connection| {
+                let mut statement =
+                    connection.prepare_cached("SELECT nar_hash, file_hash, file_size FROM nar")?;
+                let mut rows = statement.query([])?;
+                let mut found = Vec::new();
+                while let Some(row) = rows.next()? {
+                    found.push(nar_row(row, 0)?);
+                }
+                Ok(found)
+            })
+            .await
+    }
+
+    /// Whether the sums are those of the packed NARs; reads all of them.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn is_counted_well(&self) -> Result<bool, Error> {
+        let sql = format!("SELECT (SELECT nars, bytes FROM stored) IS ({COUNTED})");
+        self.readers.run(move |connection| Ok(connection.query_row(&sql, [], |row| row.get(0))?)).await
+    }
+
+    /// Counts the packed NARs anew.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn count_anew(&self) -> Result<(), Error> {
+        let sql = format!("DELETE FROM stored; INSERT INTO stored {COUNTED}");
+        self.writer.run(move |transaction| Ok(transaction.execute_batch(&sql)?)).await
+    }
+}
+
+pub(super) fn stored_bytes(connection: &Connection) -> Result<u64, Error> {
+    let mut statement = connection.prepare_cached("SELECT bytes FROM stored")?;
+    Ok(unsigned(statement.query_row([], |row| row.get(0))?))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::index::samples::nar;
+    use crate::index::{Index, NarRow};
+
+    #[tokio::test]
+    async fn what_is_packed_is_counted_at_each_write_and_anew_where_that_went_wrong() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("index");
+        let index = Index::open(&file).expect("opened");
+        let pack = |digit, file_size| {
+            index.record_packed(NarRow { nar_hash: nar(digit), file_hash: nar(9), file_size })
+        };
+        for (digit, bytes, sum) in [(1, 10, 10), (2, 5, 15), (1, 7, 12)] {
+            pack(digit, bytes).await.expect("recorded");
+            assert_eq!(index.nar_bytes().await.expect("read"), sum, "after {bytes} bytes of {digit}");
+        }
+        index.forget_packed(nar(2)).await.expect("forgotten");
+        let counts = index.counts().await.expect("read");
+        assert_eq!((counts.nars, counts.nar_bytes), (1, 7));
+        assert!(index.is_counted_well().await.expect("read"));
+
+        let other = rusqlite::Connection::open(&file).expect("opened");
+        other.execute("UPDATE stored SET bytes = 8", []).expect("spoilt");
+        assert!(!index.is_counted_well().await.expect("read"));
+        index.count_anew().await.expect("counted");
+        assert!(index.is_counted_well().await.expect("read"));
+        assert_eq!(index.nar_bytes().await.expect("read"), 7);
+    }
+}
