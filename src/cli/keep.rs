@@ -2,15 +2,19 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::{Duration, UNIX_EPOCH};
 
+use anyhow::Context;
 use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{StateDir, control};
+use crate::http::PinView;
 
 #[derive(Args, Debug)]
 pub(super) struct Pin {
-    /// A store path, its hash, or an attribute of a package set, of which the current outputs are pinned [default: list all pins]
+    /// A store path, its hash, or an attribute of a package set, of which the current outputs are pinned [default: list all pins;
+    /// /api/v1/pins has them as JSON]
     what: Option<String>,
     #[command(flatten)]
     state_dir: StateDir,
@@ -54,11 +58,32 @@ impl Pin {
         match self.what {
             Some(what) => control::follow(control::Do::Post, &state_dir, &pin_path(&what)),
             None => {
-                print!("{}", control::get(&state_dir, "/api/v1/pins")?);
+                let pins = control::get(&state_dir, "/api/v1/pins")?;
+                let pins: Vec<PinView> =
+                    serde_json::from_str(&pins).context("the server's list of pins cannot be read")?;
+                print!("{}", table(&pins));
                 Ok(ExitCode::SUCCESS)
             }
         }
     }
+}
+
+/// One line for each pin: since when, what was named, and the path.
+fn table(pins: &[PinView]) -> String {
+    if pins.is_empty() {
+        return "nothing is pinned\n".to_owned();
+    }
+    let width = pins.iter().map(|pin| pin.name.chars().count()).max().unwrap_or_default();
+    let mut table = format!("{:20}  {:width$}  HOLDS\n", "PINNED AT", "NAME");
+    for PinView { name, hash, path, pinned_at } in pins {
+        let at = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(*pinned_at));
+        let holds = match path {
+            Some(path) => path.clone(),
+            None => format!("{hash}, not served yet"),
+        };
+        table += &format!("{at}  {name:width$}  {holds}\n");
+    }
+    table
 }
 
 impl Unpin {
@@ -89,4 +114,27 @@ fn post(state_dir: &Path, what: &str, options: impl Iterator<Item = String>) -> 
 
 fn pin_path(what: &str) -> String {
     format!("/api/v1/pins/{}", utf8_percent_encode(what, NON_ALPHANUMERIC))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pins_are_listed_in_columns_with_the_time_and_what_each_holds() {
+        let pin = |name: &str, path: Option<&str>| PinView {
+            name: name.to_owned(),
+            hash: "0123".to_owned(),
+            path: path.map(str::to_owned),
+            pinned_at: 86_400,
+        };
+        let pins = [pin("hello", Some("0123-hello-2.12")), pin("0123", None)];
+        let expected = "\
+PINNED AT             NAME   HOLDS
+1970-01-02T00:00:00Z  hello  0123-hello-2.12
+1970-01-02T00:00:00Z  0123   0123, not served yet
+";
+        assert_eq!(table(&pins), expected);
+        assert_eq!(table(&[]), "nothing is pinned\n");
+    }
 }

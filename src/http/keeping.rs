@@ -10,16 +10,17 @@ use super::pipe::{Cut, written};
 use crate::index::PinRow;
 use crate::keep::{Check, PinError, Pinned};
 
-/// A pin.
-#[derive(serde::Serialize)]
-struct PinView {
+/// A pin, in the list at `GET /api/v1/pins`.
+#[derive(Debug, serde::Deserialize, serde::Serialize)]
+pub struct PinView {
     /// What was named: an attribute, or the path.
-    name: String,
-    hash: String,
+    pub name: String,
+    /// The hash of the path.
+    pub hash: String,
     /// The path; null while it is not served.
-    path: Option<String>,
+    pub path: Option<String>,
     /// Unix seconds.
-    pinned_at: u64,
+    pub pinned_at: u64,
 }
 
 impl From<PinRow> for PinView {

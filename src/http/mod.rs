@@ -39,6 +39,7 @@ use crate::packer::Packer;
 use crate::substitute::{OnMiss, Substitute};
 use crate::upstream::{Upstreams, Via};
 use answer::Answer;
+pub use keeping::PinView;
 pub use route::{Route, Target};
 pub use server::{Door, listen, serve};
 
