@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::io::Read;
 use std::net::TcpStream;
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ fn two_in_line(cache: &Cache) -> (Gate, [Instantiated; 2], [TcpStream; 2]) {
 
 #[test]
 fn a_hundred_requests_are_in_their_old_order_after_a_kill_and_each_is_built_once() {
-    let mut cache = Cache::new(&[]);
+    let mut cache = Cache::new(&["--hold", "1s"]);
     let (gate, order) = (cache.store.gate(), cache.store.gate());
     let names: Vec<String> = (0..100).map(|n| format!("n{n}")).collect();
     let wanted: Vec<_> = names
@@ -42,6 +43,9 @@ fn a_hundred_requests_are_in_their_old_order_after_a_kill_and_each_is_built_once
         cache.wait_for_queue(&names[..=number]);
     }
     gate.wait_for_starts(1);
+    // Who hears that it waits is on record.
+    let last = clients.last_mut().expect("there are a hundred");
+    last.read_exact(&mut [0]).expect("it hears it");
     cache.ondine.crash_and_restart();
     assert_eq!(cache.queued(), names);
     // The last one comes back, and finds its place.
