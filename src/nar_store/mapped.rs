@@ -39,6 +39,12 @@ pub(super) fn window(file: &Arc<File>, part: Range<u64>) -> io::Result<Bytes> {
     })
 }
 
+/// The same, if they are in memory already; `None` where it would have to be read. Waits for no disk.
+pub(super) fn window_in_memory(file: &Arc<File>, part: &Range<u64>) -> Option<Bytes> {
+    let mapping = mapping(file, part).ok().filter(is_in_memory)?;
+    Some(registered(mapping, file, part))
+}
+
 /// Where these bytes are, if they are (some) of a window.
 #[must_use]
 pub fn place_of(bytes: &[u8]) -> Option<Place> {
@@ -76,6 +82,15 @@ impl Drop for Window {
 }
 
 fn mapped(file: &Arc<File>, part: &Range<u64>) -> io::Result<Bytes> {
+    let mapping = mapping(file, part)?;
+    if !is_in_memory(&mapping) {
+        // Waits for the disk here, on a thread that may, and tells of pages that cannot be had.
+        mapping.advise(Advice::PopulateRead)?;
+    }
+    Ok(registered(mapping, file, part))
+}
+
+fn mapping(file: &File, part: &Range<u64>) -> io::Result<Mmap> {
     let bytes = usize::try_from(part.end - part.start).map_err(io::Error::other)?;
     // The rest of a file's last page can be read, and is no part of the file.
     if file.metadata()?.len() < part.end {
@@ -83,12 +98,11 @@ fn mapped(file: &Arc<File>, part: &Range<u64>) -> io::Result<Bytes> {
     }
     // SAFETY: the files of the NAR store only ever grow until they have their final name, and are only unlinked from then on:
     // what has been written is not written again, so the bytes behind this slice never change.
-    let mapping = unsafe { MmapOptions::new().offset(part.start).len(bytes).map(&**file) }?;
-    if !is_in_memory(&mapping) {
-        // Waits for the disk here, on a thread that may, and tells of pages that cannot be had.
-        mapping.advise(Advice::PopulateRead)?;
-    }
-    Ok(Bytes::from_owner(Window::new(mapping, Place { file: Arc::clone(file), part: part.clone() })))
+    unsafe { MmapOptions::new().offset(part.start).len(bytes).map(file) }
+}
+
+fn registered(mapping: Mmap, file: &Arc<File>, part: &Range<u64>) -> Bytes {
+    Bytes::from_owner(Window::new(mapping, Place { file: Arc::clone(file), part: part.clone() }))
 }
 
 /// Whether sending it waits for no disk. Much cheaper than to have all its pages mapped, which nobody needs who sends from the
@@ -122,8 +136,13 @@ mod tests {
         let bytes: Vec<u8> = (0..100_000_u32).map(|n| (n % 251) as u8).collect();
         let file = file(&bytes);
         for part in [0..1, 0..100_000, 4095..4097, 4096..8192, 77_777..100_000] {
-            let window = window(&file, part.start as u64..part.end as u64).expect("a window");
+            let range = part.start as u64..part.end as u64;
+            let window = window(&file, range.clone()).expect("a window");
             assert!(window == bytes[part.clone()], "{part:?}");
+            assert!(
+                window_in_memory(&file, &range).expect("it was written a moment ago") == window,
+                "{part:?}"
+            );
         }
     }
 
@@ -133,6 +152,7 @@ mod tests {
         for part in [0..10_001, 9_999..20_000, 10_000..10_001, 1 << 40..(1 << 40) + 1] {
             let error = window(&file, part.clone()).map(|bytes| bytes.len()).expect_err("more than there is");
             assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{part:?}");
+            assert!(window_in_memory(&file, &part).is_none(), "{part:?}");
         }
     }
 

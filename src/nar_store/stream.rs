@@ -76,7 +76,7 @@ impl NarStream {
 pub struct Windows {
     file: Arc<File>,
     place: Place,
-    /// The window that is prepared while the one before it is sent.
+    /// The window that is prepared while the one before it is sent, where that had to be read.
     ahead: Option<Reading<Bytes>>,
 }
 
@@ -84,12 +84,16 @@ impl Windows {
     async fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
         let window = match self.ahead.take() {
             Some(ahead) => ahead.await.map_err(io::Error::other)??,
-            None => match self.place.next(WINDOW_BYTES).await? {
-                Some(next) => reading(self.window(next)).await?,
-                None => return Ok(None),
-            },
+            None => {
+                let Some(next) = self.place.next(WINDOW_BYTES).await? else { return Ok(None) };
+                if let Some(window) = mapped::window_in_memory(&self.file, &next) {
+                    return Ok(Some(window));
+                }
+                reading(self.window(next)).await?
+            }
         };
-        // Where all turns are taken, it is prepared when it is asked for.
+        // The disk is at work on the next one while this one is sent. Where all turns are taken, it is prepared when it is
+        // asked for.
         if let Some(turn) = Turn::free()
             && let Some(next) = self.place.next_now(WINDOW_BYTES)
         {
