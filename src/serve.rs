@@ -5,13 +5,16 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use narinfo::KeyName;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use crate::adopt::{Adopter, Asking};
 use crate::build::{Builder, Builds, Logs, Worker};
@@ -29,6 +32,9 @@ use crate::{build, catalogue, doctor, http, keep, key, nar_store, nix, substitut
 
 /// The control socket's name in the state directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
+
+/// When Nix is asked what nobody waits for: it takes a core for a while, and the first clients come first.
+const ASK_NIX_AFTER: Duration = Duration::from_millis(100);
 
 /// All settings, checked.
 #[derive(Clone, Debug)]
@@ -140,6 +146,12 @@ impl Server {
         raise_descriptor_limit();
         let state_dir = make_state_dir(&settings.state_dir)?;
         let lock = lock(&state_dir)?;
+        let control = state_dir.join(CONTROL_SOCKET);
+        // Making a file takes its time; all else is opened meanwhile.
+        let control_door = tokio::task::spawn_blocking({
+            let control = control.clone();
+            move || state(&control, control_socket)
+        });
         let index_file = state_dir.join("index.sqlite");
         let key = key::read_or_create(&state_dir, settings.key_name, index_file.exists())?;
         let public_key = key.public_key().to_string();
@@ -153,8 +165,6 @@ impl Server {
             build_cores: settings.daemon.build_cores,
             builds: settings.daemon.jobs.saturating_mul(settings.build.lanes.get() as u64),
         };
-        // It may be another machine now, or have other settings.
-        index.forget_refusals().await?;
         let pool = nix::Pool::new(settings.nix.clone(), settings.daemon.clone());
         let background = settings.background.map(|nix| nix::Pool::new(nix, settings.daemon));
         if let Some(background) = &background {
@@ -167,8 +177,7 @@ impl Server {
             dir: state_dir.clone(),
             detected: detected.clone(),
         };
-        let sets = settings.catalogue.sets.iter().map(|set| set.name.to_string());
-        index.keep_sets(sets.collect()).await?;
+        let sets = settings.catalogue.sets.iter().map(|set| set.name.to_string()).collect();
         let catalogue = Catalogue::new(settings.catalogue);
         let tools = Tools {
             index: index.clone(),
@@ -180,8 +189,9 @@ impl Server {
         let refresher = Refresher { catalogue: catalogue.clone(), tools: tools.clone() };
         let local = nix::LocalStore::new(settings.nix, pool.clone());
         let upstreams = Upstreams::new(settings.upstream, &store_dir, upstream::Name::of(&public_key))?;
-        let names = upstreams.names().map(|(name, redirect)| (name.to_owned(), redirect));
-        index.keep_upstreams(names.collect()).await?;
+        let names = upstreams.names().map(|(name, redirect)| (name.to_owned(), redirect)).collect();
+        // What was refused may be possible now: it may be another machine, or have other settings.
+        tokio::try_join!(index.forget_refusals(), index.keep_sets(sets), index.keep_upstreams(names))?;
         let packer = Packer::new(index.clone(), nars, roots.clone(), upstreams.clone(), store_dir.clone());
         let keeper = Keeper::new(index.clone(), packer.clone(), store_dir.clone(), settings.keep);
         let adopter = Adopter {
@@ -219,7 +229,11 @@ impl Server {
         };
         let comparer = Comparer { index: index.clone(), upstreams: upstreams.clone() };
         if !settings.substitute.build_from.is_empty() {
-            tokio::spawn(doctor::warn(pool.clone(), bounds));
+            let pool = pool.clone();
+            tokio::spawn(async move {
+                sleep(ASK_NIX_AFTER).await;
+                doctor::warn(pool, bounds).await;
+            });
         }
         let substitute = Substitute {
             index: index.clone(),
@@ -246,12 +260,12 @@ impl Server {
             settings: settings.http,
         };
 
-        let control = state_dir.join(CONTROL_SOCKET);
         let listener = http::listen(settings.listen)
             .map_err(|source| Error::Listen { address: settings.listen, source })?;
         let address =
             listener.local_addr().map_err(|source| Error::Listen { address: settings.listen, source })?;
-        let doors = vec![Door::Tcp(listener), Door::Unix(state(&control, control_socket)?)];
+        let control_door = control_door.await.unwrap_or_else(|panic| resume_unwind(panic.into_panic()))?;
+        let doors = vec![Door::Tcp(listener), Door::Unix(control_door)];
         let service = Service::new(parts, stopping);
         Ok(Self {
             service,
@@ -278,7 +292,11 @@ impl Server {
     /// When a part that must run for ever has stopped: a bug, after which only a restart helps.
     pub async fn run(self, until: impl Future<Output = ()>) -> Result<(), Error> {
         let (detector, worker) = (self.detector, self.worker);
-        let mut worker = tokio::spawn(async { tokio::join!(detector.run(), worker.run()) });
+        let detecting = async {
+            sleep(ASK_NIX_AFTER).await;
+            detector.run().await;
+        };
+        let mut worker = tokio::spawn(async { tokio::join!(detecting, worker.run()) });
         let mut packer = tokio::spawn(self.packer.run());
         let mut keeper = tokio::spawn(self.keeper.run());
         let (index, local) = (self.index.clone(), self.local);

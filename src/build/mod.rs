@@ -163,6 +163,7 @@ impl Builds {
             Some(allowance) => Some(Idle::open(allowance, index).await?),
             None => None,
         };
+        let (durations, (waiting, last_id)) = tokio::try_join!(index.durations(), index.requests())?;
         let state = State {
             queue: Queue::new(settings.policy),
             unplanned: VecDeque::new(),
@@ -170,7 +171,7 @@ impl Builds {
             running: BTreeMap::new(),
             held: Vec::new(),
             idle,
-            foresight: Foresight::new(index.durations().await?),
+            foresight: Foresight::new(durations),
             learned: Vec::new(),
             board: None,
             past: VecDeque::new(),
@@ -189,7 +190,7 @@ impl Builds {
             recorded: watch::channel(0).0,
             epoch: Instant::now(),
         }));
-        builds.restore(index).await?;
+        builds.restore(waiting, last_id);
         Ok(builds)
     }
 

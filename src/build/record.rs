@@ -8,13 +8,13 @@ use tokio::sync::watch;
 
 use super::queue::{RequestId, Saved};
 use super::{Builds, Held, State, Waiting};
-use crate::index::{self, DurationRow, Index, RequestRow};
+use crate::index::{DurationRow, Index, RequestRow};
 use crate::roots::Roots;
 
 impl Builds {
-    /// Puts back those who waited when the server ended, in their old order. Their clients may come back.
-    pub(super) async fn restore(&self, index: &Index) -> Result<(), index::Error> {
-        let (rows, last_id) = index.requests().await?;
+    /// Puts back those who waited when the server ended, in their old order, and goes on from the highest number any request
+    /// ever had. Their clients may come back.
+    pub(super) fn restore(&self, rows: Vec<RequestRow>, last_id: u64) {
         if !rows.is_empty() {
             tracing::info!(requests = rows.len(), "the queue is as it was before the restart");
         }
@@ -48,7 +48,6 @@ impl Builds {
                 },
             );
         }
-        Ok(())
     }
 
     /// Outputs that were held before a restart stay held for those who waited then.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, Transaction};
+use rusqlite::{Connection, FileControl, MAIN_DB, OpenFlags, Transaction};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::Error;
@@ -17,6 +17,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITES_QUEUED_MAX: usize = 256;
 /// Reading connections. Each has a cache of its own; when all are in use, whoever wants to read waits without a thread.
 const READERS_MAX: usize = 4;
+/// Bytes of the write-ahead log that stay on the disk once it is written back; a large transaction makes it much longer.
+const LOG_BYTES_KEPT: i64 = 16 * 1024 * 1024;
 /// The schema's version, in `user_version`.
 const SCHEMA_VERSION: i64 = 4;
 /// What brings each older version to the next one, from version 1 on.
@@ -140,6 +142,9 @@ fn prepare(connection: &mut Connection, file: &Path) -> Result<(), Error> {
     connection.pragma_update(None, "journal_mode", "wal").map_err(open_error)?;
     // FULL: what was acknowledged survives a power cut.
     connection.pragma_update(None, "synchronous", "full").map_err(open_error)?;
+    // Else each start would make its log, and the index of that, anew. It is empty after the last connection.
+    connection.file_control(Some(MAIN_DB), FileControl::PersistWal(&mut 1)).map_err(open_error)?;
+    connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT).map_err(open_error)?;
     let version: i64 =
         connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(open_error)?;
     if version > SCHEMA_VERSION {
