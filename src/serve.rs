@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use narinfo::KeyName;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -325,7 +325,7 @@ impl Server {
         knowing.abort();
         comparing.abort();
         refresher.abort();
-        if let Err(error) = self.index.write_uses().await {
+        if let Err(error) = self.index.write_uses(SystemTime::now()).await {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, "what was used in the last minute is not on record");
         }

@@ -33,9 +33,7 @@ pub(super) fn answer(service: Service, method: &Method, uri: &Uri) -> Coming {
         Some(Command::Refresh(name)) => now(catalogue::refresh(&service, name)),
         Some(Command::Pin(what)) => later(async move { keeping::pin(&service, what).await }),
         Some(Command::Unpin(what)) => later(async move { keeping::unpin(&service, what).await }),
-        Some(Command::Collect { max_bytes, dry_run }) => {
-            later(async move { keeping::collect(&service, max_bytes, dry_run).await })
-        }
+        Some(Command::Collect { max_bytes, dry_run }) => now(keeping::collect(&service, max_bytes, dry_run)),
         Some(Command::Check(check)) => now(keeping::check(&service, check)),
         None => now(answer::method_not_allowed()),
     }

@@ -3,6 +3,8 @@
 use std::fmt::Write;
 use std::time::SystemTime;
 
+use tokio::sync::mpsc;
+
 use super::Service;
 use super::answer::{self, Answer};
 use super::api::json;
@@ -67,19 +69,17 @@ fn not_pinned(error: &PinError) -> Answer {
     }
 }
 
-pub(super) async fn collect(service: &Service, max_bytes: Option<u64>, dry_run: bool) -> Answer {
-    let keeper = service.parts.keeper.clone();
-    // In a task of its own, so that it is not left half done by who leaves.
-    let collecting = tokio::spawn(async move { keeper.collect(max_bytes, dry_run).await });
-    match collecting.await {
-        Ok(Ok(collected)) => answer::ready(answer::TEXT, collected.to_string()),
-        Ok(Err(error)) => failed(&error, "the collection was not completed"),
-        Err(error) => failed(&error, "the collection was not completed"),
-    }
+pub(super) fn collect(service: &Service, max_bytes: Option<u64>, dry_run: bool) -> Answer {
+    told(service, service.parts.keeper.collect(max_bytes, dry_run))
 }
 
 pub(super) fn check(service: &Service, check: Check) -> Answer {
-    let (mut lines, service) = (service.parts.keeper.check(check), service.clone());
+    told(service, service.parts.keeper.check(check))
+}
+
+/// Each line as it comes.
+fn told(service: &Service, mut lines: mpsc::Receiver<String>) -> Answer {
+    let service = service.clone();
     let body = written(|mut pipe| async move {
         let telling = async {
             while let Some(line) = lines.recv().await {

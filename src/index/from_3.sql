@@ -1,8 +1,22 @@
--- From schema 3 to schema 4: what is asked for, what was pre-built, when paths were used last, pins, what is not served any
+-- From schema 3 to schema 4: what is asked for, what was pre-built, in which order paths go, pins, what is not served any
 -- more, what is to be packed, how much is packed, and the upstreams of the last start.
 
-ALTER TABLE path ADD COLUMN used_at INTEGER NOT NULL DEFAULT 0;
-UPDATE path SET used_at = added_at;
+CREATE TABLE turn (
+    hash      TEXT PRIMARY KEY NOT NULL,
+    needed_at INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX turn_by_need ON turn (needed_at);
+
+INSERT INTO turn SELECT hash, -added_at * 1000000 FROM path;
+
+CREATE TRIGGER path_served AFTER INSERT ON path BEGIN
+    INSERT INTO turn VALUES (NEW.hash, -CAST(unixepoch('subsec') * 1000000 AS INTEGER));
+END;
+
+CREATE TRIGGER path_not_served AFTER DELETE ON path BEGIN
+    DELETE FROM turn WHERE hash = OLD.hash;
+END;
 
 CREATE TABLE upstream (
     url      TEXT PRIMARY KEY NOT NULL,
@@ -40,6 +54,8 @@ CREATE TABLE former_nar (
     gone_at  INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
+CREATE INDEX former_nar_by_age ON former_nar (gone_at);
+
 CREATE TRIGGER path_remembered AFTER DELETE ON path BEGIN
     INSERT OR REPLACE INTO former_nar VALUES (OLD.nar_hash, OLD.hash, unixepoch());
 END;
@@ -59,10 +75,11 @@ BEGIN
     INSERT OR IGNORE INTO to_pack VALUES (NEW.nar_hash);
 END;
 
-CREATE TRIGGER path_not_to_pack AFTER DELETE ON path
+CREATE TRIGGER path_not_had AFTER DELETE ON path
 WHEN NOT EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
 BEGIN
     DELETE FROM to_pack WHERE nar_hash = OLD.nar_hash;
+    DELETE FROM upstream_nar WHERE nar_hash = OLD.nar_hash;
 END;
 
 CREATE TRIGGER nar_packed AFTER INSERT ON nar BEGIN

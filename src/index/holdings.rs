@@ -1,82 +1,155 @@
-//! All that is served with what it takes and who needs it, and the loss of a part of it.
-//! What is lost is chosen and goes within one transaction, so that nothing comes to need it meanwhile.
+//! What is served, in the order in which it goes once there is too much, and the loss of what stands first. A few paths are
+//! looked at in each transaction: others write meanwhile, and nothing comes to need what is being lost.
 
-use std::collections::HashMap;
 use std::time::{Duration, SystemTime};
 
 use narinfo::{NarHash, StorePath, StorePathHash};
-use rusqlite::{Connection, OptionalExtension, Transaction};
+use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::rows::{corrupt, from_unix, nar_row, signed, to_unix, unsigned};
+use super::rows::{corrupt, nar_row, signed, to_unix, unsigned};
+use super::stored::stored_bytes;
+use super::uses::{Looks, Need};
 use super::{Error, Index, NarRow, paths_of};
 
 /// How long it is remembered of which path a NAR was: as long as clients remember narinfos.
 const FORMER_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Paths, or NARs, that one transaction looks at for what goes.
+const PART: i64 = 256;
 
-/// All that is served.
-#[derive(Clone, Debug, Default)]
-pub struct Holdings {
-    /// Every served path.
-    pub paths: Vec<Holding>,
-    /// Packed NARs that no served path has.
-    pub unused: Vec<NarRow>,
-}
-
-/// A served path.
+/// A served path in the order in which paths go.
 #[derive(Clone, Debug)]
 pub struct Holding {
     /// The path.
     pub path: StorePath,
     /// SHA-256 of its plain NAR; several paths may have the same one.
     pub nar: NarHash,
-    /// Bytes of the file in the NAR store; `None` where there is none.
+    /// Bytes of the file that goes with it; `None` where there is none, or one that goes later has the same contents.
     pub file_bytes: Option<u64>,
-    /// Whether an upstream has the contents: then it can be served without a file here.
-    pub upstream: bool,
-    /// When it was used last.
-    pub used_at: SystemTime,
-    /// Whether it is pinned itself.
-    pub pinned: bool,
-    /// The places of what it refers to in [`Holdings::paths`]; itself is not among them.
-    pub references: Vec<usize>,
+    /// When it, or what refers to it, was used last; `None` while what it refers to may stand before it.
+    pub needed_at: Option<SystemTime>,
+    /// Whether it is pinned itself, or has contents that only the Nix store has yet.
+    pub held: bool,
+    place: Place,
 }
 
-/// What is to be lost.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Loss {
-    /// Paths that are not served any more.
-    pub paths: Vec<StorePath>,
-    /// NARs that are not packed any more.
-    pub nars: Vec<NarHash>,
+/// A place in that order.
+#[derive(Clone, Debug)]
+pub struct Place {
+    needed_at: i64,
+    hash: String,
+}
+
+/// What becomes of the paths that stand first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// The first so many go; none is the end of it.
+    Lose(usize),
+    /// The first so many stay, with all that they refer to: as if they were used now, or when they came where that was not known.
+    Keep(usize),
+}
+
+/// What one transaction came to.
+#[derive(Clone, Debug)]
+pub enum Lost {
+    /// These went, or would; none when nothing more does.
+    Paths(Vec<Holding>),
+    /// There is something to be looked at again before anything goes.
+    Nothing,
+}
+
+impl Holding {
+    /// Where it stands.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        self.place.clone()
+    }
 }
 
 impl Index {
-    /// All that is served, as it is now.
-    ///
-    /// # Errors
-    /// When SQLite fails or a row is damaged.
-    pub async fn holdings(&self) -> Result<Holdings, Error> {
-        self.write_uses().await?;
-        self.readers.run(holdings).await
-    }
-
-    /// Has `choose` choose what is to be lost of all that is served, and loses it. The files of the NARs are there still:
-    /// they are no longer anybody's.
+    /// Has `choose` choose what is to be lost of the paths that stand first, told how many bytes all files have, and loses it. The
+    /// files of the NARs are there still: they are no longer anybody's.
     ///
     /// # Errors
     /// When SQLite fails or a row is damaged; nothing is lost then.
-    pub async fn lose<T: Send + 'static>(
+    pub async fn lose(
         &self,
-        choose: impl FnOnce(&Holdings) -> (Loss, T) + Send + 'static,
-    ) -> Result<(Loss, T), Error> {
+        now: SystemTime,
+        choose: impl FnOnce(&[Holding], u64) -> Choice + Send + 'static,
+    ) -> Result<Lost, Error> {
         let uses = self.uses.clone();
         self.change(move |transaction| {
-            uses.write(transaction)?;
-            let (loss, beside) = choose(&holdings(transaction)?);
-            let changed = delete(transaction, &loss)?;
-            Ok((changed, (loss, beside)))
+            if !uses.write(transaction, &mut Need::at(now))? {
+                return Ok((Vec::new(), Lost::Nothing));
+            }
+            let lost = first(transaction, now, None, choose)?;
+            let changed = match &lost {
+                Lost::Paths(paths) => delete(transaction, paths)?,
+                Lost::Nothing => Vec::new(),
+            };
+            Ok((changed, lost))
         })
         .await
+    }
+
+    /// What [`Index::lose`] would lose of the paths behind `after`.
+    ///
+    /// # Errors
+    /// When SQLite fails or a row is damaged.
+    pub async fn would_lose(
+        &self,
+        now: SystemTime,
+        after: Option<Place>,
+        choose: impl FnOnce(&[Holding], u64) -> Choice + Send + 'static,
+    ) -> Result<Lost, Error> {
+        let uses = self.uses.clone();
+        self.writer
+            .run(move |transaction| {
+                if !uses.write(transaction, &mut Need::at(now))? {
+                    return Ok(Lost::Nothing);
+                }
+                first(transaction, now, after, choose)
+            })
+            .await
+    }
+
+    /// Packed NARs that no served path has, a few of those behind `after`; none when there are no more.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn unused_nars(&self, after: Option<NarHash>) -> Result<Vec<NarRow>, Error> {
+        self.readers
+            .run(move |connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT nar_hash, file_hash, file_size FROM nar n WHERE nar_hash > ?1 \
+                     AND NOT EXISTS (SELECT 1 FROM path WHERE nar_hash = n.nar_hash) ORDER BY nar_hash LIMIT ?2",
+                )?;
+                let after = after.map_or_else(Vec::new, |nar| nar.as_bytes().to_vec());
+                let mut rows = statement.query(params![after, PART])?;
+                let mut found = Vec::new();
+                while let Some(row) = rows.next()? {
+                    found.push(nar_row(row, 0)?);
+                }
+                Ok(found)
+            })
+            .await
+    }
+
+    /// Takes back that these NARs are packed, save those that a served path has by now. Their files are there still.
+    ///
+    /// # Errors
+    /// When SQLite fails; nothing is taken back then.
+    pub async fn lose_unused(&self, nars: Vec<NarHash>) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                let mut delete = transaction.prepare_cached(
+                    "DELETE FROM nar WHERE nar_hash = ?1 AND NOT EXISTS (SELECT 1 FROM path WHERE nar_hash = ?1)",
+                )?;
+                for nar in &nars {
+                    delete.execute([nar.as_bytes()])?;
+                }
+                Ok(())
+            })
+            .await
     }
 
     /// The hash of a path that had this NAR when it was last served, for as long as that is remembered.
@@ -96,73 +169,103 @@ impl Index {
     }
 }
 
+/// The first paths that go, chosen by `choose`; those that are to stay stand where they belong by then.
+fn first(
+    transaction: &Transaction<'_>,
+    now: SystemTime,
+    after: Option<Place>,
+    choose: impl FnOnce(&[Holding], u64) -> Choice,
+) -> Result<Lost, Error> {
+    let mut next = holdings(transaction, after)?;
+    match choose(&next, stored_bytes(transaction)?) {
+        Choice::Lose(count) => {
+            next.truncate(count);
+            Ok(Lost::Paths(next))
+        }
+        Choice::Keep(count) => {
+            let (mut looks, mut need) = (Looks::default(), Need::at(now));
+            for holding in next.into_iter().take(count) {
+                let Place { needed_at, hash } = holding.place;
+                let done = match holding.needed_at {
+                    Some(_) => need.of_path(transaction, hash, &mut looks)?,
+                    None => Need::since(came_at(needed_at)).of_path(transaction, hash, &mut looks)?,
+                };
+                if !done || !looks.left() {
+                    break;
+                }
+            }
+            Ok(Lost::Nothing)
+        }
+    }
+}
+
+/// The first paths behind `after`, in order.
+fn holdings(transaction: &Transaction<'_>, after: Option<Place>) -> Result<Vec<Holding>, Error> {
+    let mut statement = transaction.prepare_cached(
+        "SELECT t.needed_at, t.hash, p.name, p.nar_hash, \
+         CASE WHEN EXISTS (SELECT 1 FROM path o CROSS JOIN turn u ON u.hash = o.hash WHERE o.nar_hash = p.nar_hash \
+             AND (u.needed_at, u.hash) > (t.needed_at, t.hash)) THEN NULL ELSE n.file_size END, \
+         EXISTS (SELECT 1 FROM pin WHERE pin.hash = p.hash) \
+             OR EXISTS (SELECT 1 FROM to_pack WHERE to_pack.nar_hash = p.nar_hash) \
+         FROM turn t CROSS JOIN path p ON p.hash = t.hash LEFT JOIN nar n ON n.nar_hash = p.nar_hash \
+         WHERE (t.needed_at, t.hash) > (?1, ?2) ORDER BY t.needed_at, t.hash LIMIT ?3",
+    )?;
+    let after = after.unwrap_or(Place { needed_at: i64::MIN, hash: String::new() });
+    let mut rows = statement.query(params![after.needed_at, after.hash, PART])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (needed_at, hash, name): (i64, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let base = format!("{hash}-{name}");
+        found.push(Holding {
+            path: StorePath::parse(&base).map_err(|e| corrupt(&base, e))?,
+            nar: NarHash::from_bytes(row.get(3)?),
+            file_bytes: row.get::<_, Option<i64>>(4)?.map(unsigned),
+            needed_at: (needed_at > 0).then(|| after_epoch(needed_at)),
+            held: row.get(5)?,
+            place: Place { needed_at, hash },
+        });
+    }
+    Ok(found)
+}
+
 /// Gives the paths whose narinfos are changed by it.
-fn delete(transaction: &Transaction<'_>, loss: &Loss) -> Result<Vec<StorePathHash>, Error> {
-    let mut changed: Vec<StorePathHash> = loss.paths.iter().map(StorePath::hash).collect();
+fn delete(transaction: &Transaction<'_>, lost: &[Holding]) -> Result<Vec<StorePathHash>, Error> {
     let mut path = transaction.prepare_cached("DELETE FROM path WHERE hash = ?1")?;
-    for lost in &loss.paths {
-        path.execute([lost.hash().as_str()])?;
-    }
     let mut nar = transaction.prepare_cached("DELETE FROM nar WHERE nar_hash = ?1")?;
-    for lost in &loss.nars {
-        changed.extend(paths_of(transaction, *lost)?);
-        nar.execute([lost.as_bytes()])?;
+    let mut changed = Vec::with_capacity(lost.len());
+    for holding in lost {
+        path.execute([&holding.place.hash])?;
+        changed.push(holding.path.hash());
+        if holding.file_bytes.is_some() {
+            debug_assert_eq!(paths_of(transaction, holding.nar)?, [], "somebody has the NAR still");
+            nar.execute([holding.nar.as_bytes()])?;
+        }
     }
-    transaction.execute("DELETE FROM upstream_nar WHERE nar_hash NOT IN (SELECT nar_hash FROM path)", [])?;
     let forgotten = to_unix(SystemTime::now()).saturating_sub(signed(FORMER_FOR.as_secs()));
-    transaction.execute("DELETE FROM former_nar WHERE gone_at < ?1", [forgotten])?;
+    transaction.execute(
+        "DELETE FROM former_nar WHERE nar_hash IN (SELECT nar_hash FROM former_nar WHERE gone_at < ?1 LIMIT ?2)",
+        [forgotten, PART],
+    )?;
     Ok(changed)
 }
 
-fn holdings(connection: &Connection) -> Result<Holdings, Error> {
-    let mut statement = connection.prepare_cached(
-        "SELECT p.hash, p.name, p.nar_hash, n.file_size, \
-         EXISTS (SELECT 1 FROM upstream_nar u WHERE u.nar_hash = p.nar_hash), p.used_at, \
-         EXISTS (SELECT 1 FROM pin WHERE pin.hash = p.hash), p.refs \
-         FROM path p LEFT JOIN nar n ON n.nar_hash = p.nar_hash",
-    )?;
-    let (mut rows, mut paths) = (statement.query([])?, Vec::new());
-    let (mut hashes, mut refs) = (Vec::<String>::new(), Vec::<String>::new());
-    while let Some(row) = rows.next()? {
-        let (hash, name): (String, String) = (row.get(0)?, row.get(1)?);
-        let base = format!("{hash}-{name}");
-        paths.push(Holding {
-            path: StorePath::parse(&base).map_err(|e| corrupt(&base, e))?,
-            nar: NarHash::from_bytes(row.get(2)?),
-            file_bytes: row.get::<_, Option<i64>>(3)?.map(unsigned),
-            upstream: row.get(4)?,
-            used_at: from_unix(row.get(5)?),
-            pinned: row.get(6)?,
-            references: Vec::new(),
-        });
-        hashes.push(hash);
-        refs.push(row.get(7)?);
-    }
-    // By their text: there may be millions, and each was parsed when it was published.
-    let places: HashMap<&str, usize> = hashes.iter().zip(0..).map(|(hash, place)| (&**hash, place)).collect();
-    for (place, refs) in refs.iter().enumerate() {
-        let others = refs.split_ascii_whitespace().filter_map(|base| places.get(base.get(..32)?).copied());
-        paths[place].references = others.filter(|other| *other != place).collect();
-    }
-    let unused =
-        "SELECT nar_hash, file_hash, file_size FROM nar WHERE nar_hash NOT IN (SELECT nar_hash FROM path)";
-    Ok(Holdings { paths, unused: nar_rows(connection, unused)? })
+/// Until a path is in order, its place tells when it came.
+fn came_at(needed_at: i64) -> SystemTime {
+    after_epoch(needed_at.saturating_neg().max(1))
 }
 
-fn nar_rows(connection: &Connection, sql: &str) -> Result<Vec<NarRow>, Error> {
-    let mut statement = connection.prepare_cached(sql)?;
-    let mut rows = statement.query([])?;
-    let mut found = Vec::new();
-    while let Some(row) = rows.next()? {
-        found.push(nar_row(row, 0)?);
-    }
-    Ok(found)
+fn after_epoch(micros: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_micros(unsigned(micros))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::index::samples::{nar, path, row};
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
 
     /// An index that serves 1, and 2, which refers to 1 and to itself; both are packed.
     async fn index(folder: &tempfile::TempDir) -> Index {
@@ -175,53 +278,72 @@ mod tests {
         index
     }
 
-    #[tokio::test]
-    async fn what_is_chosen_is_lost_and_what_is_served_is_told_with_its_references() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let index = index(&folder).await;
-        index.pin("two".to_owned(), vec![path(2).hash()]).await.expect("pinned");
-        let choose = |held: &Holdings| {
-            let at =
-                |digit| held.paths.iter().position(|holding| holding.path == path(digit)).expect("there");
-            let (below, top) = (at(1), at(2));
-            assert_eq!((&held.paths[below].references, &held.paths[top].references), (&vec![], &vec![below]));
-            assert_eq!((held.paths[below].pinned, held.paths[top].pinned), (false, true));
-            assert_eq!((held.paths[top].file_bytes, held.paths[top].upstream), (Some(2), false));
-            (Loss { paths: vec![path(2)], nars: vec![nar(2), nar(1)] }, ())
+    async fn first(index: &Index) -> Vec<Holding> {
+        let (sender, mut told) = tokio::sync::mpsc::unbounded_channel();
+        let choose = move |first: &[Holding], _| {
+            sender.send(first.to_vec()).expect("somebody listens");
+            Choice::Lose(0)
         };
-        index.lose(choose).await.expect("lost");
-        assert_eq!(index.find(path(2).hash()).await.expect("read"), None);
-        assert_eq!(index.former_path(nar(2)).await.expect("read"), Some(path(2).hash()));
-        let left = index.find(path(1).hash()).await.expect("read").expect("served");
-        assert_eq!(left.packed, None);
-        assert_eq!(index.nar_bytes().await.expect("read"), 0);
+        index.would_lose(at(9), None, choose).await.expect("asked");
+        told.recv().await.expect("told")
     }
 
     #[tokio::test]
-    async fn nothing_is_published_that_refers_to_what_is_not_served_any_more() {
+    async fn a_use_counts_for_all_that_is_referred_to_as_soon_as_something_is_to_be_lost() {
         let folder = tempfile::tempdir().expect("a folder");
         let index = index(&folder).await;
-        index.lose(|_| (Loss { paths: vec![path(2)], nars: vec![] }, ())).await.expect("lost");
-        assert!(!index.publish(vec![row(3, &[2])]).await.expect("asked"));
-        assert_eq!(index.find(path(3).hash()).await.expect("read"), None);
+        assert!(first(&index).await.iter().all(|holding| holding.needed_at.is_none()));
+        let epoch = index.uses().epoch();
+        index.uses().note(nar(2));
+        assert_eq!(index.uses().epoch(), epoch);
+        let order = first(&index).await;
+        assert_ne!(index.uses().epoch(), epoch);
+        assert_eq!(order.iter().map(|holding| &holding.path).collect::<Vec<_>>(), [&path(2), &path(1)]);
+        assert_eq!(order[1].needed_at, Some(at(9)));
+        assert!(order[0].needed_at < order[1].needed_at);
+        // The use of what stands below changes nothing above it.
+        index.uses().note(nar(1));
+        index.write_uses(at(20)).await.expect("written");
+        let later = first(&index).await;
+        assert_eq!((later[0].needed_at, later[1].needed_at), (order[0].needed_at, Some(at(20))));
+    }
+
+    #[tokio::test]
+    async fn what_is_lost_is_not_served_any_more_and_remembered_for_those_who_ask_for_its_nar() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let index = index(&folder).await;
+        index.uses().note(nar(2));
+        index.write_uses(at(1)).await.expect("written");
+        let lost = index.lose(at(9), |_, stored| Choice::Lose(usize::from(stored == 3))).await.expect("lost");
+        let Lost::Paths(lost) = lost else { panic!("nothing went") };
+        assert_eq!(lost.iter().map(|holding| &holding.path).collect::<Vec<_>>(), [&path(2)]);
+        assert_eq!(index.find(path(2).hash()).await.expect("read"), None);
+        assert_eq!(index.former_path(nar(2)).await.expect("read"), Some(path(2).hash()));
+        assert_eq!(index.nar_bytes().await.expect("read"), 1);
+        assert!(!index.publish(vec![row(3, &[2])]).await.expect("asked"), "it refers to what is not served");
         assert!(index.publish(vec![row(3, &[1])]).await.expect("asked"));
     }
 
     #[tokio::test]
-    async fn uses_are_noted_once_an_epoch_and_count_as_soon_as_something_is_to_be_lost() {
+    async fn a_use_is_written_in_as_many_transactions_as_its_closure_takes() {
         let folder = tempfile::tempdir().expect("a folder");
-        let index = index(&folder).await;
-        let file = rusqlite::Connection::open(folder.path().join("index")).expect("opened");
-        file.execute("UPDATE path SET used_at = 7", []).expect("long ago");
-        let uses = index.uses().clone();
-        let epoch = uses.epoch();
-        uses.note(nar(1));
-        assert_eq!(uses.epoch(), epoch);
-        let used = |held: &Holdings| {
-            let used = held.paths.iter().filter(|holding| holding.used_at > from_unix(7));
-            (Loss::default(), used.map(|holding| holding.path.clone()).collect::<Vec<_>>())
-        };
-        assert_eq!(index.lose(used).await.expect("asked").1, [path(1)]);
-        assert_ne!(uses.epoch(), epoch);
+        let index = Index::open(&folder.path().join("index")).expect("opened");
+        let (width, layers) = (60_u32, 4);
+        let path = |number: u32| StorePath::parse(&format!("{number:032}-p")).expect("a path");
+        let rows = (0..width * layers).map(|number| {
+            let above = (number / width).checked_sub(1);
+            let references = above.into_iter().flat_map(|layer| layer * width..(layer + 1) * width).map(path);
+            super::super::PathRow { path: path(number), references: references.collect(), ..row(1, &[]) }
+        });
+        assert!(index.publish(rows.collect()).await.expect("published"));
+        // Each layer refers to all of the one below: more to look at than one transaction may.
+        assert!(u64::from(width * width * (layers - 1)) > 8_000);
+        index.uses().note(nar(1));
+        index.write_uses(at(9)).await.expect("written");
+        let order = first(&index).await;
+        assert_eq!(order.len(), (width * layers) as usize);
+        assert!(order.iter().all(|holding| holding.needed_at > Some(at(8))));
+        let layer = |holding: &Holding| holding.path.hash().as_str().parse::<u32>().expect("one") / width;
+        assert!(order.is_sorted_by_key(|holding| std::cmp::Reverse(layer(holding))), "{order:?}");
     }
 }

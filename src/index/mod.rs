@@ -39,7 +39,7 @@ pub use catalogue::{AttributeRow, Attributed, Generation, GenerationSize, Maker,
 use connection::{Readers, Writer};
 pub use demand::{AttributeName, DemandRow};
 pub use generation::{NewGeneration, Swapped};
-pub use holdings::{Holding, Holdings, Loss};
+pub use holdings::{Choice, Holding, Lost, Place};
 use memory::Memory;
 pub use memory::Ready;
 use nar::joined_nar_row;
@@ -260,8 +260,8 @@ fn insert_paths<'a>(
     rows: impl IntoIterator<Item = &'a PathRow>,
 ) -> Result<(), Error> {
     let mut insert = transaction.prepare_cached(
-        "INSERT INTO path (hash, name, nar_hash, nar_size, refs, deriver, ca, sigs, added_at, built, used_at) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?9) ON CONFLICT (hash) DO NOTHING",
+        "INSERT INTO path (hash, name, nar_hash, nar_size, refs, deriver, ca, sigs, added_at, built) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10) ON CONFLICT (hash) DO NOTHING",
     )?;
     let now = to_unix(SystemTime::now());
     for row in rows {

@@ -148,8 +148,10 @@ pub(super) fn joined_nar_row(row: &Row<'_>) -> Result<Option<NarRow>, Error> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use crate::index::samples::{nar, path, row, upstream_nar};
-    use crate::index::{Index, Loss, NarRow};
+    use std::time::SystemTime;
+
+    use crate::index::samples::{nar, row, upstream_nar};
+    use crate::index::{Choice, Index, NarRow};
 
     /// What only the Nix store has, looked for row by row.
     fn sought(file: &std::path::Path) -> BTreeSet<String> {
@@ -191,8 +193,8 @@ mod tests {
                             index.forget_upstream_nar(nar(digit), upstream).await.expect("forgotten");
                         }
                         _ => {
-                            let loss = Loss { paths: vec![path(digit)], nars: vec![nar(digit)] };
-                            index.lose(move |_| (loss, ())).await.expect("lost");
+                            let choose = move |_: &[_], _| Choice::Lose(digit.into());
+                            index.lose(SystemTime::now(), choose).await.expect("lost");
                         }
                     }
                     let known = index.unpacked().await.expect("read");

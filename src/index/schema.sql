@@ -11,11 +11,27 @@ CREATE TABLE path (
     ca       TEXT,
     sigs     TEXT NOT NULL,             -- one signature a line
     added_at INTEGER NOT NULL,          -- Unix seconds
-    built    INTEGER NOT NULL DEFAULT 0, -- whether it was built on this machine
-    used_at  INTEGER NOT NULL DEFAULT 0 -- Unix seconds: when a client was told of it, or got it
+    built    INTEGER NOT NULL DEFAULT 0 -- whether it was built on this machine
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX path_by_nar ON path (nar_hash);
+
+-- The order in which served paths go once there is too much: see uses.rs. A path stands before all that it refers to.
+CREATE TABLE turn (
+    hash      TEXT PRIMARY KEY NOT NULL, -- of the path
+    needed_at INTEGER NOT NULL           -- Unix microseconds: when it, or what refers to it, was used last. Negative
+                                         -- from when it came until that is known of what it refers to, too
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX turn_by_need ON turn (needed_at);
+
+CREATE TRIGGER path_served AFTER INSERT ON path BEGIN
+    INSERT INTO turn VALUES (NEW.hash, -CAST(unixepoch('subsec') * 1000000 AS INTEGER));
+END;
+
+CREATE TRIGGER path_not_served AFTER DELETE ON path BEGIN
+    DELETE FROM turn WHERE hash = OLD.hash;
+END;
 
 -- A row here means: the packed file is complete, verified and durable in the NAR store.
 CREATE TABLE nar (
@@ -75,10 +91,11 @@ BEGIN
     INSERT OR IGNORE INTO to_pack VALUES (NEW.nar_hash);
 END;
 
-CREATE TRIGGER path_not_to_pack AFTER DELETE ON path
+CREATE TRIGGER path_not_had AFTER DELETE ON path
 WHEN NOT EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
 BEGIN
     DELETE FROM to_pack WHERE nar_hash = OLD.nar_hash;
+    DELETE FROM upstream_nar WHERE nar_hash = OLD.nar_hash;
 END;
 
 CREATE TRIGGER nar_packed AFTER INSERT ON nar BEGIN
@@ -141,6 +158,8 @@ CREATE TABLE former_nar (
     hash     TEXT NOT NULL,             -- of the path
     gone_at  INTEGER NOT NULL           -- Unix seconds
 ) STRICT, WITHOUT ROWID;
+
+CREATE INDEX former_nar_by_age ON former_nar (gone_at);
 
 CREATE TRIGGER path_remembered AFTER DELETE ON path BEGIN
     INSERT OR REPLACE INTO former_nar VALUES (OLD.nar_hash, OLD.hash, unixepoch());

@@ -6,12 +6,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::{Counted, Error, Keeper, Size};
+use super::{Counted, Error, Keeper, LINES_MAX, Size};
 use crate::causes::with_causes;
 use crate::index::NarRow;
 
-/// Lines that wait to be read.
-const LINES_MAX: usize = 16;
 /// The time between two lines that tell how far it has come.
 const PROGRESS: Duration = Duration::from_secs(10);
 

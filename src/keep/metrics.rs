@@ -5,7 +5,7 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::policy::Outcome;
+use super::eviction::Gone;
 
 /// The numbers of one server.
 pub(super) struct Metrics {
@@ -53,10 +53,9 @@ impl Metrics {
         set(&self.above_limit, bytes);
     }
 
-    pub(super) fn evicted(&self, outcome: &Outcome) {
-        self.evicted_nars.inc_by(outcome.gone.len() as u64);
-        self.evicted_bytes.inc_by(outcome.gone_bytes());
-        set(&self.bytes, outcome.kept_bytes);
+    pub(super) fn evicted(&self, gone: &[Gone]) {
+        self.evicted_nars.inc_by(gone.len() as u64);
+        self.evicted_bytes.inc_by(gone.iter().map(|gone| gone.bytes).sum());
     }
 
     /// All of it in the OpenMetrics text format, without its end.

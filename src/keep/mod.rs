@@ -3,6 +3,10 @@
 //! Must never remove a file whose row is still there.
 
 mod check;
+mod collect;
+mod eviction;
+#[cfg(test)]
+mod eviction_tests;
 mod metrics;
 mod pins;
 mod policy;
@@ -17,10 +21,10 @@ use tokio::time::MissedTickBehavior;
 use crate::index::{self, Index};
 use crate::packer::{self, Packer};
 pub use check::Check;
+pub use eviction::{Eviction, Gone};
 use metrics::Metrics;
 pub use pins::{PinError, Pinned, Pinning};
-use policy::Bounds;
-pub use policy::{Gone, Outcome};
+pub use policy::Bounds;
 
 /// What is packed within this time is looked at together.
 const GATHERED_FOR: Duration = Duration::from_secs(1);
@@ -28,8 +32,10 @@ const GATHERED_FOR: Duration = Duration::from_secs(1);
 /// for which what is used stays.
 const ROUND: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// Uses are on record to the second.
-const RECORDED_WITHIN: Duration = Duration::from_secs(1);
+/// How much earlier than it was a use may be on record.
+const RECORDED_WITHIN: Duration = Duration::from_millis(500);
+/// Lines that wait to be read.
+const LINES_MAX: usize = 16;
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug)]
@@ -49,19 +55,6 @@ pub enum Error {
     /// A file could not be looked at or removed.
     #[error("the NAR store cannot be tidied")]
     Files(#[from] packer::Error),
-}
-
-/// What a collection came to, or would come to.
-#[derive(Clone, Debug)]
-pub struct Collected {
-    /// Whether it was only to be shown.
-    pub dry_run: bool,
-    /// The limit in bytes that was kept to.
-    pub max_bytes: Option<u64>,
-    /// What goes, and what stays.
-    pub outcome: Outcome,
-    /// Files that are on nobody's record.
-    pub orphans: usize,
 }
 
 /// Keeps; clones share it.
@@ -108,7 +101,7 @@ impl Keeper {
     }
 
     async fn round(&self) -> Result<(), Error> {
-        self.0.index.write_uses().await?;
+        self.0.index.write_uses(SystemTime::now()).await?;
         self.keep_within_limit().await
     }
 
@@ -116,7 +109,7 @@ impl Keeper {
         let bytes = self.measure().await?;
         let Some(max_bytes) = self.0.settings.max_bytes else { return Ok(()) };
         let above = match bytes > max_bytes {
-            true => self.evict(Some(max_bytes)).await?.kept_bytes.saturating_sub(max_bytes),
+            true => self.evict(max_bytes).await?.saturating_sub(max_bytes),
             false => 0,
         };
         self.0.metrics.above_limit(above);
@@ -138,18 +131,29 @@ impl Keeper {
         Ok(bytes)
     }
 
-    async fn evict(&self, max_bytes: Option<u64>) -> Result<Outcome, Error> {
-        let bounds = self.bounds(max_bytes);
-        let (loss, outcome) = self.0.index.lose(move |holdings| policy::choose(holdings, &bounds)).await?;
-        if !loss.nars.is_empty() {
-            let (nars, bytes, paths) = (loss.nars.len(), outcome.gone_bytes(), loss.paths.len());
-            tracing::info!(nars, bytes, paths, kept_bytes = outcome.kept_bytes, "evicted from the NAR store");
+    /// Bytes of what stays.
+    async fn evict(&self, max_bytes: u64) -> Result<u64, Error> {
+        let mut eviction = Eviction::new(self.0.index.clone(), self.bounds(Some(max_bytes)), false);
+        let (mut nars, mut bytes) = (0, 0);
+        while let Some(gone) = eviction.next().await? {
+            self.let_go(&gone).await?;
+            (nars, bytes) = (nars + gone.len(), bytes + gone.iter().map(|gone| gone.bytes).sum::<u64>());
         }
-        self.0.metrics.evicted(&outcome);
-        for nar in loss.nars {
-            self.0.packer.discard(nar).await?;
+        let kept_bytes = eviction.kept_bytes().await?;
+        if nars > 0 {
+            tracing::info!(nars, bytes, kept_bytes, "evicted from the NAR store");
         }
-        Ok(outcome)
+        self.0.metrics.bytes(kept_bytes);
+        Ok(kept_bytes)
+    }
+
+    /// Removes the files of what has gone.
+    async fn let_go(&self, gone: &[Gone]) -> Result<(), Error> {
+        for gone in gone {
+            self.0.packer.discard(gone.nar).await?;
+        }
+        self.0.metrics.evicted(gone);
+        Ok(())
     }
 
     fn bounds(&self, max_bytes: Option<u64>) -> Bounds {
@@ -157,61 +161,9 @@ impl Keeper {
         Bounds { max_bytes, used_since: used_since.unwrap_or(SystemTime::UNIX_EPOCH) }
     }
 
-    /// Evicts what is above `max_bytes`, or above the limit of the settings, and removes the files that are on nobody's
-    /// record; or tells only what that would be.
-    ///
-    /// # Errors
-    /// When the index fails or a file cannot be removed.
-    pub async fn collect(&self, max_bytes: Option<u64>, dry_run: bool) -> Result<Collected, Error> {
-        let max_bytes = max_bytes.or(self.0.settings.max_bytes);
-        let outcome = match dry_run {
-            true => policy::choose(&self.0.index.holdings().await?, &self.bounds(max_bytes)).1,
-            false => self.evict(max_bytes).await?,
-        };
-        let orphans = self.0.packer.orphans().await?;
-        if !dry_run {
-            for nar in &orphans {
-                self.0.packer.discard(*nar).await?;
-            }
-        }
-        Ok(Collected { dry_run, max_bytes, outcome, orphans: orphans.len() })
-    }
-
     /// What is kept, in numbers: the OpenMetrics text format, without its end.
     pub fn write_metrics(&self, out: &mut String) {
         self.0.metrics.write(out);
-    }
-}
-
-impl std::fmt::Display for Collected {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { dry_run, max_bytes, outcome, orphans } = self;
-        let (gone, removed) = match dry_run {
-            true => ("would go", "would be removed"),
-            false => ("evicted", "removed"),
-        };
-        for Gone { path, nar, bytes } in &outcome.gone {
-            match path {
-                Some(path) => writeln!(f, "{gone}: {path}, {}", Size(*bytes))?,
-                None => writeln!(f, "{gone}: a NAR that no path has, {nar}, {}", Size(*bytes))?,
-            }
-        }
-        let (nars, bytes) = (Counted(outcome.gone.len(), "NAR"), Size(outcome.gone_bytes()));
-        writeln!(f, "{gone}: {nars}, {bytes}; {} stay", Size(outcome.kept_bytes))?;
-        if *orphans > 0 {
-            writeln!(f, "{removed}: {} on nobody's record", Counted(*orphans, "file"))?;
-        }
-        match max_bytes {
-            None => writeln!(f, "there is no limit: set max-nars-bytes, or give --max-bytes"),
-            Some(max_bytes) if outcome.kept_bytes > *max_bytes => writeln!(
-                f,
-                "above the limit of {}: {} are held by pins, and {} were used lately (keep-used); both with their closures",
-                Size(*max_bytes),
-                Size(outcome.pinned_bytes),
-                Size(outcome.in_use_bytes)
-            ),
-            Some(_) => Ok(()),
-        }
     }
 }
 

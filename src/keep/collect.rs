@@ -1,0 +1,86 @@
+//! The collection that someone asks for: what is above the limit goes, and the files that are on nobody's record; or it is only
+//! told what that would be. It is told of line by line, and done to its end whoever reads.
+
+use std::time::SystemTime;
+
+use tokio::sync::mpsc;
+
+use super::eviction::{Eviction, Gone};
+use super::{Counted, Error, Keeper, LINES_MAX, Size};
+use crate::causes::with_causes;
+
+impl Keeper {
+    /// Evicts what is above `max_bytes`, or above the limit of the settings, and removes the files that are on nobody's record; or
+    /// tells only what that would be. Gives the lines about it; one that begins with `failed` is the last.
+    #[must_use]
+    pub fn collect(&self, max_bytes: Option<u64>, dry_run: bool) -> mpsc::Receiver<String> {
+        let (lines, reading) = mpsc::channel(LINES_MAX);
+        let keeper = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = keeper.collect_and_tell(max_bytes, dry_run, &lines).await {
+                tracing::error!(error = &error as &dyn std::error::Error, "the collection was not completed");
+                say(&lines, format!("failed: {}", with_causes(&error))).await;
+            }
+        });
+        reading
+    }
+
+    async fn collect_and_tell(
+        &self,
+        max_bytes: Option<u64>,
+        dry_run: bool,
+        lines: &mpsc::Sender<String>,
+    ) -> Result<(), Error> {
+        let (goes, removed) = match dry_run {
+            true => ("would go", "would be removed"),
+            false => ("evicted", "removed"),
+        };
+        let max_bytes = max_bytes.or(self.0.settings.max_bytes);
+        // What was used until now counts as used now.
+        self.0.index.write_uses(SystemTime::now()).await?;
+        let mut eviction = Eviction::new(self.0.index.clone(), self.bounds(max_bytes), dry_run);
+        let (mut nars, mut bytes) = (0, 0);
+        while let Some(gone) = eviction.next().await? {
+            if !dry_run {
+                self.let_go(&gone).await?;
+            }
+            for Gone { path, nar, bytes: of_file } in gone {
+                (nars, bytes) = (nars + 1, bytes + of_file);
+                let what = match path {
+                    Some(path) => path.to_string(),
+                    None => format!("a NAR that no path has, {nar}"),
+                };
+                say(lines, format!("{goes}: {what}, {}", Size(of_file))).await;
+            }
+        }
+        let kept = eviction.kept_bytes().await?;
+        say(lines, format!("{goes}: {}, {}; {} stay", Counted(nars, "NAR"), Size(bytes), Size(kept))).await;
+        let orphans = self.0.packer.orphans().await?;
+        if !dry_run {
+            for nar in &orphans {
+                self.0.packer.discard(*nar).await?;
+            }
+        }
+        if !orphans.is_empty() {
+            say(lines, format!("{removed}: {} on nobody's record", Counted(orphans.len(), "file"))).await;
+        }
+        match max_bytes {
+            None => say(lines, "there is no limit: set max-nars-bytes, or give --max-bytes".to_owned()).await,
+            Some(max_bytes) if kept > max_bytes => {
+                let above = format!(
+                    "above the limit of {}: what stays is held by pins, was used lately (keep-used), is not packed yet, \
+                     or belongs to the closure of such",
+                    Size(max_bytes)
+                );
+                say(lines, above).await;
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+}
+
+/// Whether or not somebody reads it.
+async fn say(lines: &mpsc::Sender<String>, line: String) {
+    let _ = lines.send(line).await;
+}

@@ -1,0 +1,120 @@
+//! One eviction: what stands first goes, a few paths at a time, until the rest fits. Between two of these everything else goes on.
+//! Must never take away what something that stays refers to.
+
+use std::time::SystemTime;
+
+use narinfo::{NarHash, StorePath};
+
+use super::policy::Bounds;
+use crate::index::{Error, Holding, Index, Lost, Place};
+
+/// A NAR that goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gone {
+    /// The last path that had it; `None` where none was served.
+    pub path: Option<StorePath>,
+    /// The NAR.
+    pub nar: NarHash,
+    /// Bytes of its file.
+    pub bytes: u64,
+}
+
+/// An eviction under way.
+pub struct Eviction {
+    index: Index,
+    bounds: Bounds,
+    /// Whether it is only to be told what would go.
+    dry_run: bool,
+    stage: Stage,
+    /// Bytes of what would have gone.
+    would_be_freed: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Stage {
+    /// NARs that no path has, of which those up to here were looked at. They go without need.
+    Unused(Option<NarHash>),
+    /// Paths, until no more than so many bytes are left; those up to here would have gone.
+    Paths {
+        room: u64,
+        after: Option<Place>,
+    },
+    Over,
+}
+
+impl Eviction {
+    /// Nothing goes yet.
+    #[must_use]
+    pub fn new(index: Index, bounds: Bounds, dry_run: bool) -> Self {
+        Self { index, bounds, dry_run, stage: Stage::Unused(None), would_be_freed: 0 }
+    }
+
+    /// What has gone next, the least used first; or would, in a dry run. `None` at the end. The files are there still: they are
+    /// no longer anybody's.
+    ///
+    /// # Errors
+    /// When the index fails. What was told of before has gone.
+    pub async fn next(&mut self) -> Result<Option<Vec<Gone>>, Error> {
+        loop {
+            let gone = match self.stage.clone() {
+                Stage::Unused(after) => self.unused(after).await?,
+                Stage::Paths { room, after } => self.paths(room, after).await?,
+                Stage::Over => return Ok(None),
+            };
+            if !gone.is_empty() {
+                return Ok(Some(gone));
+            }
+        }
+    }
+
+    /// Bytes of the files that stay, as far as it is now.
+    ///
+    /// # Errors
+    /// When the index fails.
+    pub async fn kept_bytes(&self) -> Result<u64, Error> {
+        Ok(self.index.nar_bytes().await?.saturating_sub(self.would_be_freed))
+    }
+
+    async fn unused(&mut self, after: Option<NarHash>) -> Result<Vec<Gone>, Error> {
+        let unused = self.index.unused_nars(after).await?;
+        match unused.last() {
+            Some(last) => self.stage = Stage::Unused(Some(last.nar_hash)),
+            None => {
+                let room = self.bounds.room(self.kept_bytes().await?);
+                self.stage = room.map_or(Stage::Over, |room| Stage::Paths { room, after: None });
+            }
+        }
+        if !self.dry_run && !unused.is_empty() {
+            self.index.lose_unused(unused.iter().map(|row| row.nar_hash).collect()).await?;
+        }
+        let gone = unused.into_iter().map(|row| Gone { path: None, nar: row.nar_hash, bytes: row.file_size });
+        Ok(self.counted(gone.collect()))
+    }
+
+    async fn paths(&mut self, room: u64, after: Option<Place>) -> Result<Vec<Gone>, Error> {
+        let (bounds, room_and_freed) = (self.bounds, room + self.would_be_freed);
+        let choose =
+            move |first: &[Holding], stored: u64| bounds.choose(first, stored.saturating_sub(room_and_freed));
+        let now = SystemTime::now();
+        let lost = match self.dry_run {
+            true => self.index.would_lose(now, after, choose).await?,
+            false => self.index.lose(now, choose).await?,
+        };
+        let Lost::Paths(lost) = lost else { return Ok(Vec::new()) };
+        self.stage = match lost.last() {
+            Some(last) => Stage::Paths { room, after: Some(last.place()) },
+            None => Stage::Over,
+        };
+        let gone = lost.into_iter().filter_map(|holding| {
+            Some(Gone { bytes: holding.file_bytes?, path: Some(holding.path), nar: holding.nar })
+        });
+        Ok(self.counted(gone.collect()))
+    }
+
+    fn counted(&mut self, gone: Vec<Gone>) -> Vec<Gone> {
+        if self.dry_run {
+            self.would_be_freed += gone.iter().map(|gone| gone.bytes).sum::<u64>();
+        }
+        gone
+    }
+}
