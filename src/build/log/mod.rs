@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -40,7 +41,12 @@ struct Shared {
     settings: Settings,
     /// The logs that are being written, by their file.
     running: Mutex<HashMap<PathBuf, Running>>,
+    /// Bytes of all others together, at most: only above the bound the directory is read to know them.
+    bytes_at_most: AtomicU64,
 }
+
+/// Nobody has looked yet.
+const UNKNOWN: u64 = u64::MAX;
 
 /// A log that is being written, as its readers need it.
 #[derive(Debug)]
@@ -65,7 +71,8 @@ impl Logs {
     /// When it cannot be made.
     pub fn open(dir: &Path, settings: Settings) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
-        Ok(Self(Arc::new(Shared { dir: dir.to_owned(), settings, running: Mutex::default() })))
+        let (running, bytes_at_most) = (Mutex::default(), AtomicU64::new(UNKNOWN));
+        Ok(Self(Arc::new(Shared { dir: dir.to_owned(), settings, running, bytes_at_most })))
     }
 
     /// The log of a derivation, if it was built (or tried) here. Blocks for as long as opening a file takes.
@@ -131,11 +138,25 @@ impl Logs {
 
     /// Nothing more is written to this log.
     fn ended(&self, path: &Path) {
-        self.0.running().remove(path);
+        let ended = self.0.running().remove(path);
+        let bytes = ended.map(|ended| ended.file.metadata().map_or(UNKNOWN, |metadata| metadata.len()));
+        self.0.add(bytes.unwrap_or_default());
     }
 
-    /// Deletes the oldest logs until the rest fits, sparing those that are being written. Blocking.
+    /// Deletes the oldest logs until the rest fits, sparing those that are being written, where there may be too many. Blocking.
     fn make_room(&self) -> io::Result<()> {
+        if self.0.bytes_at_most.load(Ordering::Relaxed) <= self.0.settings.logs_bytes_max {
+            return Ok(());
+        }
+        // A log that ends meanwhile may be counted twice, and none is left out.
+        self.0.bytes_at_most.store(0, Ordering::Relaxed);
+        let left = self.delete_oldest();
+        self.0.add(*left.as_ref().unwrap_or(&UNKNOWN));
+        left.map(drop)
+    }
+
+    /// Gives the bytes that are left.
+    fn delete_oldest(&self) -> io::Result<u64> {
         let mut logs = Vec::new();
         for entry in fs::read_dir(&self.0.dir)? {
             let path = entry?.path();
@@ -148,9 +169,6 @@ impl Logs {
             }
         }
         let mut bytes: u64 = logs.iter().map(|(_, _, bytes)| bytes).sum();
-        if bytes <= self.0.settings.logs_bytes_max {
-            return Ok(());
-        }
         logs.sort_unstable();
         for (_, path, length) in logs {
             if bytes <= self.0.settings.logs_bytes_max {
@@ -165,11 +183,17 @@ impl Logs {
                 _ => bytes -= length,
             }
         }
-        Ok(())
+        Ok(bytes)
     }
 }
 
 impl Shared {
+    fn add(&self, bytes: u64) {
+        let add = |sum: u64| Some(sum.saturating_add(bytes));
+        // Always updated: nothing is refused.
+        let _ = self.bytes_at_most.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
+    }
+
     fn running(&self) -> MutexGuard<'_, HashMap<PathBuf, Running>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -212,6 +236,32 @@ mod tests {
         logs.make_room().expect("room");
         assert_eq!(left(), [true, false, false, true], "what fits stays");
         assert!(folder.path().join("no-log").exists());
+    }
+
+    #[test]
+    fn the_directory_is_read_only_when_there_may_be_too_much_in_it() {
+        let (_folder, logs) = logs(100, 250);
+        let aged = |name: &str| {
+            let file = File::create(logs.file_of(&drv(name))).expect("made");
+            file.set_len(100).expect("written");
+            file.set_modified(SystemTime::UNIX_EPOCH).expect("aged");
+        };
+        aged("before");
+        logs.make_room().expect("room");
+        ["unseen", "unseen-2", "unseen-3"].into_iter().for_each(aged);
+        let there =
+            || ["before", "unseen", "unseen-2", "unseen-3"].map(|name| logs.file_of(&drv(name)).exists());
+        let build = |name: &str| {
+            let log = logs.begin(&drv(name));
+            log.line(&"x".repeat(99));
+            drop(log);
+            logs.make_room().expect("room");
+        };
+        build("one");
+        assert_eq!(there(), [true; 4], "200 bytes were known, and it was read");
+        build("two");
+        assert_eq!(there(), [false; 4], "300 bytes were known, and it was not read");
+        assert!(["one", "two"].map(|name| logs.file_of(&drv(name)).exists()) == [true; 2]);
     }
 
     #[test]
