@@ -17,9 +17,10 @@ mod record;
 mod retry;
 mod verdict;
 mod view;
+mod waiting;
 mod worker;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,7 +31,6 @@ use tokio::sync::{Notify, watch};
 
 use crate::index::{self, DurationRow, Failure, Index};
 pub use builder::Builder;
-use eta::Told;
 use foresight::Foresight;
 use idle::Idle;
 pub use log::{Logs, Settings as LogSettings};
@@ -40,6 +40,7 @@ pub use queue::{Overtaking, Policy};
 use queue::{Queue, RequestId};
 use view::Board;
 pub use view::{Outlook, QueueView, RequestState, RequestView, RunningView};
+use waiting::{Everyone, Waiting};
 pub use worker::Worker;
 
 /// How builds are ordered and bounded.
@@ -115,8 +116,7 @@ struct State {
     queue: Queue<StorePath>,
     /// Requests that nobody has planned yet, oldest first.
     unplanned: VecDeque<RequestId>,
-    /// Everyone who has not been answered: in the queue, or being delivered.
-    waiting: HashMap<RequestId, Waiting>,
+    waiting: Everyone,
     /// What the worker builds, since when.
     running: BTreeMap<StorePath, Instant>,
     held: Vec<Held>,
@@ -133,18 +133,6 @@ struct State {
     ended: BTreeSet<u64>,
     /// How many requests were made.
     asked: u64,
-}
-
-/// A request that has not ended.
-struct Waiting {
-    drv: StorePath,
-    ending: watch::Sender<Option<Ending>>,
-    asked_at: SystemTime,
-    /// What was foretold when it was planned.
-    told: Option<(Told, Instant)>,
-    /// Whether a build was started for it.
-    begun: bool,
-    asked_by: Option<IpAddr>,
 }
 
 /// Outputs that must not be collected, for as long as these requests have not ended.
@@ -167,7 +155,7 @@ impl Builds {
         let state = State {
             queue: Queue::new(settings.policy),
             unplanned: VecDeque::new(),
-            waiting: HashMap::new(),
+            waiting: Everyone::default(),
             running: BTreeMap::new(),
             held: Vec::new(),
             idle,
@@ -219,8 +207,7 @@ impl Builds {
             if state.queue.len() >= queued_max {
                 return Err(QueueFull::ForAll(queued_max));
             }
-            let of_client = |waiting: &&Waiting| client.is_some() && waiting.asked_by == client;
-            if state.waiting.values().filter(of_client).count() >= queued_per_client_max {
+            if client.is_some_and(|client| state.waiting.of_client(client) >= queued_per_client_max) {
                 return Err(QueueFull::ForClient(queued_per_client_max));
             }
         }
@@ -230,7 +217,7 @@ impl Builds {
             state.unplanned.push_back(id);
         }
         let change = state.asked;
-        let waiting = state.waiting.entry(id).or_insert_with(|| Waiting {
+        let waiting = state.waiting.join(id, || Waiting {
             drv: drv.clone(),
             ending: watch::channel(None).0,
             asked_at: SystemTime::now(),
@@ -302,7 +289,7 @@ impl State {
 
     /// A request has ended, or left the queue for good.
     fn forget(&mut self, id: RequestId, past: RequestState, metrics: &Metrics) -> Option<Waiting> {
-        let waiting = self.waiting.remove(&id)?;
+        let waiting = self.waiting.leave(id)?;
         self.ended.insert(id.0);
         let how = match past {
             RequestState::Served => Ended::Well,

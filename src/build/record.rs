@@ -36,24 +36,21 @@ impl Builds {
             );
             state.unplanned.push_back(id);
             let ending = watch::channel(None).0;
-            state.waiting.insert(
-                id,
-                Waiting {
-                    drv,
-                    ending,
-                    told: None,
-                    begun: row.started,
-                    asked_at: row.asked_at,
-                    asked_by: row.asked_by,
-                },
-            );
+            state.waiting.join(id, || Waiting {
+                drv,
+                ending,
+                told: None,
+                begun: row.started,
+                asked_at: row.asked_at,
+                asked_by: row.asked_by,
+            });
         }
     }
 
     /// Outputs that were held before a restart stay held for those who waited then.
     pub(super) fn keep_held(&self, roots: &Roots) {
         let mut state = self.0.lock();
-        let needed_by: BTreeSet<_> = state.waiting.keys().copied().collect();
+        let needed_by: BTreeSet<_> = state.waiting.ids().collect();
         let outputs = roots.held().unwrap_or_default();
         if needed_by.is_empty() {
             outputs.iter().for_each(|output| roots.release(output));
@@ -95,7 +92,7 @@ impl State {
         // Those that have left the queue are forgotten only once they are delivered.
         let changed = self.queue.take_changed().into_iter().filter_map(|(_, saved)| saved);
         let rows = changed.map(|saved| {
-            let waiting = self.waiting.get(&saved.id);
+            let waiting = self.waiting.get(saved.id);
             RequestRow {
                 id: saved.id.0,
                 drv: saved.wanted,

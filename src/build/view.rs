@@ -10,7 +10,8 @@ use super::estimate::Sum;
 use super::idle::Idle;
 use super::metrics::Gauges;
 use super::queue::RequestId;
-use super::{Builds, Shared, State, Ticket, Waiting};
+use super::waiting::Waiting;
+use super::{Builds, State, Ticket};
 use crate::index::{Failure, FailureClass};
 
 /// Requests that are listed; of more, only their number is told.
@@ -150,7 +151,8 @@ impl Builds {
         let running = running.collect();
         let ids: Vec<RequestId> = state.queue.requests().take(LISTED_MAX).collect();
         state.draw_board(self.0.settings.lanes);
-        let requests = ids.into_iter().filter_map(|id| state.request_view(id)).collect();
+        let views = ids.into_iter().map(|id| state.request_view(id, state.on_board(id)));
+        let requests = views.flatten().collect();
         QueueView { running, total: state.queue.len(), requests }
     }
 
@@ -158,8 +160,8 @@ impl Builds {
     #[must_use]
     pub fn request(&self, id: u64) -> Option<RequestView> {
         let mut state = self.0.lock();
-        state.draw_board(self.0.settings.lanes);
-        let waiting = state.request_view(RequestId(id));
+        let outlook = state.outlook(RequestId(id), self.0.settings.lanes);
+        let waiting = state.request_view(RequestId(id), outlook);
         waiting.or_else(|| state.past.iter().find(|past| past.id == id).cloned())
     }
 
@@ -189,7 +191,7 @@ impl Ticket {
     /// How the request stands; nothing once it is being delivered.
     #[must_use]
     pub fn outlook(&self) -> Option<Outlook> {
-        self.shared.outlook(self.id)
+        self.shared.lock().outlook(self.id, self.shared.settings.lanes)
     }
 
     /// One line that tells where this request stands.
@@ -222,20 +224,6 @@ impl Ticket {
     }
 }
 
-impl Shared {
-    fn outlook(&self, id: RequestId) -> Option<Outlook> {
-        let mut state = self.lock();
-        let fresh = state
-            .board
-            .as_ref()
-            .is_some_and(|board| board.at.elapsed() < OUTLOOK_AGE_MAX && board.outlooks.contains_key(&id));
-        if !fresh {
-            state.draw_board(self.settings.lanes);
-        }
-        state.board.as_ref()?.outlooks.get(&id).cloned()
-    }
-}
-
 impl State {
     /// The work that is owned by each request or an older one, shared by so many lanes.
     fn work_ahead(&self, lanes: NonZeroUsize) -> Ahead {
@@ -262,9 +250,32 @@ impl State {
         }
         let ahead = self.ahead_of(id, &self.work_ahead(lanes));
         let told = ahead.and_then(|ahead| self.foresight.tell(ahead));
-        if let Some(waiting) = self.waiting.get_mut(&id) {
+        if let Some(waiting) = self.waiting.get_mut(id) {
             waiting.told = told.map(|told| (told, Instant::now()));
         }
+    }
+
+    /// How one request stands, as of a moment ago: however many ask, the whole queue is looked at once in that time. One that is not
+    /// on the board yet is told its place alone; nothing for what is not in the queue.
+    fn outlook(&mut self, id: RequestId, lanes: NonZeroUsize) -> Option<Outlook> {
+        self.queue.wanted(id)?;
+        if self.board.as_ref().is_none_or(|board| board.at.elapsed() >= OUTLOOK_AGE_MAX) {
+            self.draw_board(lanes);
+        }
+        self.on_board(id).or_else(|| self.newcomer(id))
+    }
+
+    fn on_board(&self, id: RequestId) -> Option<Outlook> {
+        self.board.as_ref()?.outlooks.get(&id).cloned()
+    }
+
+    /// One of the youngest.
+    fn newcomer(&self, id: RequestId) -> Option<Outlook> {
+        let (built, lacked) = self.queue.progress(id).unzip();
+        let of = self.queue.len();
+        let younger = self.queue.younger_than(id).count();
+        let position = of.checked_sub(younger)?;
+        Some(Outlook { position, of, built, lacked, known_seconds: None, unknown: None, eta_seconds: None })
     }
 
     fn draw_board(&mut self, lanes: NonZeroUsize) {
@@ -288,9 +299,8 @@ impl State {
         self.board = Some(Board { at: Instant::now(), outlooks: outlooks.collect() });
     }
 
-    fn request_view(&self, id: RequestId) -> Option<RequestView> {
-        let waiting = self.waiting.get(&id)?;
-        let outlook = self.board.as_ref().and_then(|board| board.outlooks.get(&id)).cloned();
+    fn request_view(&self, id: RequestId, outlook: Option<Outlook>) -> Option<RequestView> {
+        let waiting = self.waiting.get(id)?;
         let lacks = self.queue.lacks(id);
         let building = lacks.and_then(|lacks| self.running.keys().find(|drv| lacks.contains(*drv)));
         let state = match building {
@@ -310,7 +320,7 @@ impl State {
     }
 
     fn oldest_waits(&self) -> Duration {
-        let oldest = self.queue.requests().next().and_then(|id| self.waiting.get(&id));
+        let oldest = self.queue.requests().next().and_then(|id| self.waiting.get(id));
         oldest.and_then(|waiting| waiting.asked_at.elapsed().ok()).unwrap_or_default()
     }
 }
@@ -325,5 +335,63 @@ impl Waiting {
     ) -> RequestView {
         let asked_at = self.asked_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         RequestView { id: id.0, derivation: self.drv.to_string(), asked_at, clients, state, outlook }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use narinfo::StorePath;
+
+    use super::*;
+    use crate::build::{Policy, Settings};
+    use crate::index::Index;
+
+    async fn builds(folder: &tempfile::TempDir) -> Builds {
+        let index = Index::open(&folder.path().join("index")).expect("opened");
+        let settings = Settings {
+            remember_permanent: Duration::ZERO,
+            remember_passing: Duration::ZERO,
+            lanes: NonZeroUsize::MIN,
+            policy: Policy::Strict,
+            derivations_max: 500,
+            abandon_after: Duration::from_secs(60),
+            queued_max: usize::MAX,
+            queued_per_client_max: usize::MAX,
+            cores: 0,
+            build_max: None,
+            silent_max: None,
+            prebuild: None,
+        };
+        Builds::open(settings, &index).await.expect("opened")
+    }
+
+    fn drv(number: u64) -> StorePath {
+        StorePath::parse(&format!("{number:032}-p.drv")).expect("a path")
+    }
+
+    #[tokio::test]
+    async fn the_whole_queue_is_looked_at_once_in_a_while_however_many_come_and_ask() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let builds = builds(&folder).await;
+        let ask = |number| builds.enter(&drv(number), None).expect("there is room").ticket;
+        let drawn_at = || builds.0.lock().board.as_ref().map(|board| board.at);
+        let mut tickets = vec![ask(0), ask(1)];
+        let place = |ticket: &Ticket| ticket.outlook().map(|outlook| (outlook.position, outlook.of));
+        assert_eq!(place(&tickets[1]), Some((2, 2)));
+        // As if it had been drawn in a moment that does not pass.
+        let later = Instant::now() + Duration::from_secs(3600);
+        builds.0.lock().board.as_mut().expect("it was drawn").at = later;
+        for number in 2..50 {
+            tickets.push(ask(number));
+            let place = place(tickets.last().expect("one"));
+            assert_eq!(place, Some((tickets.len(), tickets.len())));
+        }
+        assert!(builds.request(50).is_some_and(|view| view.outlook.is_some()));
+        assert!(builds.request(51).is_none());
+        builds.0.lock().queue.remove(RequestId(3));
+        assert!(tickets[2].outlook().is_none(), "it has left the queue");
+        assert_eq!(drawn_at(), Some(later), "it was drawn again");
+        assert_eq!(builds.view().total, 49);
+        assert_eq!((place(&tickets[3]), place(&tickets[49])), (Some((3, 49)), Some((49, 49))));
     }
 }

@@ -218,7 +218,7 @@ impl Worker {
         };
         state.running.insert(next.clone(), Instant::now());
         let owner = state.queue.needed_by(&next).next();
-        if let Some(waiting) = owner.and_then(|owner| state.waiting.get_mut(&owner))
+        if let Some(waiting) = owner.and_then(|owner| state.waiting.get_mut(owner))
             && !std::mem::replace(&mut waiting.begun, true)
         {
             self.builds.0.metrics.first_build_after(waiting.asked_at.elapsed().unwrap_or_default());

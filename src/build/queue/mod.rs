@@ -8,6 +8,7 @@ mod choice;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
 use account::Account;
@@ -353,6 +354,12 @@ impl<D: Clone + Ord> Queue<D> {
     /// The requests, oldest first.
     pub fn requests(&self) -> impl Iterator<Item = RequestId> {
         self.requests.keys().copied()
+    }
+
+    /// Those that were made after this one.
+    pub fn younger_than(&self, id: RequestId) -> impl Iterator<Item = RequestId> {
+        let after = (Bound::Excluded(id), Bound::Unbounded);
+        self.requests.range(after).map(|(id, _)| *id)
     }
 
     /// How many requests there are.
