@@ -22,6 +22,8 @@ const PAST_MAX: usize = 1_000;
 const FORETOLD_MAX: usize = 1_000;
 /// How old the outlook may be before it is made anew.
 const OUTLOOK_AGE_MAX: Duration = Duration::from_secs(1);
+/// How many times as long as it took it counts at least: the queue is held meanwhile.
+const OUTLOOK_WORTH: u32 = 20;
 
 /// `GET /api/v1/queue`.
 #[derive(Clone, Debug, Serialize)]
@@ -131,6 +133,7 @@ pub struct Outlook {
 /// How every request stands, as of a moment.
 pub(super) struct Board {
     at: Instant,
+    took: Duration,
     outlooks: BTreeMap<RequestId, Outlook>,
 }
 
@@ -224,6 +227,12 @@ impl Ticket {
     }
 }
 
+impl Board {
+    fn is_old(&self) -> bool {
+        self.at.elapsed() >= OUTLOOK_AGE_MAX.max(self.took * OUTLOOK_WORTH)
+    }
+}
+
 impl State {
     /// The work that is owned by each request or an older one, shared by so many lanes.
     fn work_ahead(&self, lanes: NonZeroUsize) -> Ahead {
@@ -259,7 +268,7 @@ impl State {
     /// on the board yet is told its place alone; nothing for what is not in the queue.
     fn outlook(&mut self, id: RequestId, lanes: NonZeroUsize) -> Option<Outlook> {
         self.queue.wanted(id)?;
-        if self.board.as_ref().is_none_or(|board| board.at.elapsed() >= OUTLOOK_AGE_MAX) {
+        if self.board.as_ref().is_none_or(Board::is_old) {
             self.draw_board(lanes);
         }
         self.on_board(id).or_else(|| self.newcomer(id))
@@ -279,6 +288,7 @@ impl State {
     }
 
     fn draw_board(&mut self, lanes: NonZeroUsize) {
+        let begun = Instant::now();
         let of = self.queue.len();
         let ahead = self.work_ahead(lanes);
         let outlooks = self.queue.requests().enumerate().map(|(before, id)| {
@@ -296,7 +306,8 @@ impl State {
             };
             (id, outlook)
         });
-        self.board = Some(Board { at: Instant::now(), outlooks: outlooks.collect() });
+        let outlooks = outlooks.collect();
+        self.board = Some(Board { at: Instant::now(), took: begun.elapsed(), outlooks });
     }
 
     fn request_view(&self, id: RequestId, outlook: Option<Outlook>) -> Option<RequestView> {
