@@ -3,6 +3,7 @@
 //! disk and in the index.
 
 mod ahead;
+mod bring;
 mod fetch;
 mod upkeep;
 
@@ -11,11 +12,11 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use narinfo::{Compression, NarHash, StoreDir, StorePath};
+use narinfo::{Compression, NarHash, StoreDir};
 use tokio::sync::{Notify, Semaphore};
 
-use crate::index::{self, Index, NarRow, PathRow, UpstreamNar};
-use crate::nar_store::{Draft, Expected, Form, Growing, Nar, NarStore, PackError, Packed, Small, Source};
+use crate::index::{self, Index, NarRow, PathRow};
+use crate::nar_store::{Expected, Form, Growing, Nar, NarStore, Packed, Small, Source};
 use crate::roots::Roots;
 use crate::upstream::Upstreams;
 use ahead::Ahead;
@@ -26,9 +27,6 @@ pub use upkeep::{Fault, Flaw};
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 /// How long a store path with the wrong contents is not adopted again; by then it may have been repaired.
 const DAMAGED_FOR: Duration = Duration::from_secs(300);
-
-/// How far what packs gives way to what answers, in steps of nice(2).
-const NICE: i32 = 10;
 
 /// Why a NAR cannot be given.
 #[derive(Debug, thiserror::Error)]
@@ -331,118 +329,5 @@ impl Packer {
             }
         }
         Ok(())
-    }
-}
-
-impl Inner {
-    /// Brings the NAR of `row` into the store: from an upstream where one has it, else from the Nix store.
-    async fn bring(self: &Arc<Self>, draft: Draft, row: PathRow) {
-        let (path, nar) = (row.path.clone(), row.nar_hash);
-        let brought = match self.upstreams_with(nar).await {
-            Ok(upstreams) if upstreams.is_empty() => self.pack(draft, row).await,
-            Ok(upstreams) => self.fetch(draft, row, upstreams).await,
-            Err(error) => {
-                tracing::error!(%path, error = &error as &dyn std::error::Error, "not packed");
-                draft.abandon("the index cannot be read");
-                None
-            }
-        };
-        let Some(Packed { file_hash, file_size }) = brought else { return };
-        match self.record(NarRow { nar_hash: nar, file_hash, file_size }).await {
-            Ok(()) => self.let_go(&path, nar).await,
-            Err(error) => {
-                tracing::error!(%path, error = &error as &dyn std::error::Error, "packed, but not recorded");
-            }
-        }
-    }
-
-    /// The upstreams that have a NAR, the best first.
-    async fn upstreams_with(&self, nar: NarHash) -> Result<Vec<UpstreamNar>, index::Error> {
-        let mut found = self.index.upstreams_with(nar).await?;
-        found.retain(|nar| self.upstreams.rank(&nar.upstream).is_some());
-        found.sort_by_key(|nar| self.upstreams.rank(&nar.upstream));
-        Ok(found)
-    }
-
-    async fn pack(self: &Arc<Self>, draft: Draft, row: PathRow) -> Option<Packed> {
-        let _slot = self.slots.acquire().await.ok()?;
-        let PathRow { path, nar_hash: hash, nar_size: bytes, .. } = row;
-        let source = std::path::PathBuf::from(path.in_dir(&self.store_dir));
-        let expected = Expected { hash, bytes };
-        let (left, packed) =
-            self.write(draft, hash, move |nars, draft| nars.pack(draft, &source, expected)).await;
-        let error = match packed {
-            Ok(packed) => return Some(packed),
-            Err(error) => error,
-        };
-        match &error {
-            PackError::Vanished | PackError::Mismatch { .. } => {
-                if matches!(error, PackError::Mismatch { .. }) {
-                    let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
-                    damaged.insert(hash, Instant::now());
-                }
-                tracing::error!(%path, error = &error as &dyn std::error::Error, "cannot be served any more");
-                self.forget(&path, hash).await;
-            }
-            error => tracing::warn!(%path, error = error as &dyn std::error::Error, "not packed"),
-        }
-        // Last: whoever hears of it and asks again at once must find what is true now.
-        if let Some(draft) = left {
-            draft.abandon(&error.to_string());
-        }
-        None
-    }
-
-    /// Has `work` write `draft` on a thread that may wait, and keeps it when that went well. A draft that went wrong comes
-    /// back; its readers do not know yet.
-    async fn write(
-        self: &Arc<Self>,
-        draft: Draft,
-        nar: NarHash,
-        work: impl FnOnce(&NarStore, &Draft) -> Result<Packed, PackError> + Send + 'static,
-    ) -> (Option<Draft>, Result<Packed, PackError>) {
-        let inner = Arc::clone(self);
-        let (done, written) = tokio::sync::oneshot::channel();
-        // One of its own, which hands its rank down to those that it starts; a borrowed one could not get its own back.
-        let begun = std::thread::Builder::new().name("nar-packer".into()).spawn(move || {
-            if let Err(error) = rustix::process::nice(NICE) {
-                tracing::debug!(%error, "packing does not give way to answers");
-            }
-            // Nobody waits for it where the server stops.
-            let _ = done.send(match work(&inner.nars, &draft) {
-                Ok(packed) => (None, inner.nars.keep(draft, nar).map(|()| packed).map_err(PackError::Write)),
-                Err(error) => (Some(draft), Err(error)),
-            });
-        });
-        let failed = |error| (None, Err(PackError::Write(error)));
-        match begun {
-            Ok(_) => written.await.unwrap_or_else(|panicked| failed(std::io::Error::other(panicked))),
-            Err(error) => failed(error),
-        }
-    }
-
-    /// Stops serving what is nowhere any more.
-    async fn forget(&self, path: &StorePath, nar: NarHash) {
-        match self.index.forget_paths(nar).await {
-            Ok(()) => {
-                self.nars.forget(nar);
-                self.let_go(path, nar).await;
-            }
-            Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::error!(%path, error, "it stays promised until the next request");
-            }
-        }
-    }
-
-    /// Removes the roots of every path that has this NAR: `path`, and those with equal contents.
-    async fn let_go(&self, path: &StorePath, nar: NarHash) {
-        self.roots.release(path);
-        match self.index.paths_with_nar(nar).await {
-            Ok(paths) => paths.iter().for_each(|path| self.roots.release(path)),
-            Err(error) => {
-                tracing::warn!(%path, error = &error as &dyn std::error::Error, "a GC root may stay until the next start");
-            }
-        }
     }
 }

@@ -1,0 +1,84 @@
+//! What can be asked of the queue. Nothing here changes it.
+
+use std::collections::BTreeSet;
+use std::ops::Bound;
+
+use super::{Queue, RequestId};
+
+impl<D: Clone + Ord> Queue<D> {
+    /// The request for `wanted`.
+    #[must_use]
+    pub fn request_for(&self, wanted: &D) -> Option<RequestId> {
+        self.by_wanted.get(wanted).copied()
+    }
+
+    /// What a request is for.
+    #[must_use]
+    pub fn wanted(&self, id: RequestId) -> Option<&D> {
+        self.requests.get(&id).map(|request| &request.wanted)
+    }
+
+    /// How many clients wait for a request.
+    #[must_use]
+    pub fn clients(&self, id: RequestId) -> usize {
+        self.requests.get(&id).map_or(0, |request| request.clients)
+    }
+
+    /// How many of a request's derivations are built, and how many it lacked at first; `None` until it is planned.
+    #[must_use]
+    pub fn progress(&self, id: RequestId) -> Option<(usize, usize)> {
+        let request = self.requests.get(&id)?;
+        Some((request.steps - request.lacks.as_ref()?.len(), request.steps))
+    }
+
+    /// What a request lacks; `None` until it is planned.
+    #[must_use]
+    pub fn lacks(&self, id: RequestId) -> Option<&BTreeSet<D>> {
+        self.requests.get(&id)?.lacks.as_ref()
+    }
+
+    /// The latest owner among what a request lacks: by the time that one is served, this one is, too.
+    #[must_use]
+    pub fn due_owner(&self, id: RequestId) -> Option<RequestId> {
+        self.lacks(id)?.iter().filter_map(|drv| self.needed_by(drv).next()).max()
+    }
+
+    /// What is built for a request and not for an older one.
+    pub fn owned_by(&self, id: RequestId) -> impl Iterator<Item = &D> {
+        let lacks = self.lacks(id).into_iter().flatten();
+        lacks.filter(move |drv| self.needed_by(drv).next() == Some(id))
+    }
+
+    /// The requests that need a derivation which is not built yet; the first one owns it.
+    pub fn needed_by(&self, drv: &D) -> impl Iterator<Item = RequestId> {
+        self.steps.get(drv).into_iter().flat_map(|step| step.needed_by.iter().copied())
+    }
+
+    /// Every derivation that is not built yet.
+    pub fn lacking(&self) -> impl Iterator<Item = &D> {
+        self.steps.keys()
+    }
+
+    /// The requests, oldest first.
+    pub fn requests(&self) -> impl Iterator<Item = RequestId> {
+        self.requests.keys().copied()
+    }
+
+    /// Those that were made after this one.
+    pub fn younger_than(&self, id: RequestId) -> impl Iterator<Item = RequestId> {
+        let after = (Bound::Excluded(id), Bound::Unbounded);
+        self.requests.range(after).map(|(id, _)| *id)
+    }
+
+    /// How many requests there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Whether nobody has asked for anything that is not there.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.requests.is_empty()
+    }
+}
