@@ -1,10 +1,13 @@
-//! All packed NARs together: how much they are, which is kept in a row of its own, and the list of them.
+//! All packed NARs together: how much they are, which is kept in a row of its own, and the list of them, part by part.
 
-use rusqlite::Connection;
+use narinfo::NarHash;
+use rusqlite::{Connection, params};
 
 use super::rows::{nar_row, unsigned};
 use super::{Error, Index, NarRow};
 
+/// NARs that are listed at once.
+const NARS_AT_ONCE: i64 = 256;
 /// What the row of the sums must have.
 const COUNTED: &str = "SELECT count(*), coalesce(sum(file_size), 0) FROM nar";
 
@@ -17,19 +20,40 @@ impl Index {
         self.readers.run(stored_bytes).await
     }
 
-    /// Every packed NAR.
+    /// Packed NARs, a few of those behind `after`, in the order of their hashes; none when there are no more.
     ///
     /// # Errors
     /// When SQLite fails.
-    pub async fn nars(&self) -> Result<Vec<NarRow>, Error> {
+    pub async fn nars(&self, after: Option<NarHash>) -> Result<Vec<NarRow>, Error> {
         self.readers
-            .run(|connection| {
-                let mut statement =
-                    connection.prepare_cached("SELECT nar_hash, file_hash, file_size FROM nar")?;
-                let mut rows = statement.query([])?;
+            .run(move |connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT nar_hash, file_hash, file_size FROM nar WHERE nar_hash > ?1 ORDER BY nar_hash LIMIT ?2",
+                )?;
+                let after = after.map_or_else(Vec::new, |nar| nar.as_bytes().to_vec());
+                let mut rows = statement.query(params![after, NARS_AT_ONCE])?;
                 let mut found = Vec::new();
                 while let Some(row) = rows.next()? {
                     found.push(nar_row(row, 0)?);
+                }
+                Ok(found)
+            })
+            .await
+    }
+
+    /// Those of `nars` that are not packed.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn not_packed(&self, nars: Vec<NarHash>) -> Result<Vec<NarHash>, Error> {
+        self.readers
+            .run(move |connection| {
+                let mut packed = connection.prepare_cached("SELECT 1 FROM nar WHERE nar_hash = ?1")?;
+                let mut found = Vec::new();
+                for nar in nars {
+                    if !packed.exists([nar.as_bytes()])? {
+                        found.push(nar);
+                    }
                 }
                 Ok(found)
             })
@@ -62,8 +86,8 @@ pub(super) fn stored_bytes(connection: &Connection) -> Result<u64, Error> {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
     use crate::index::samples::nar;
-    use crate::index::{Index, NarRow};
 
     #[tokio::test]
     async fn what_is_packed_is_counted_at_each_write_and_anew_where_that_went_wrong() {
@@ -88,5 +112,31 @@ mod tests {
         index.count_anew().await.expect("counted");
         assert!(index.is_counted_well().await.expect("read"));
         assert_eq!(index.nar_bytes().await.expect("read"), 7);
+    }
+
+    #[tokio::test]
+    async fn every_packed_nar_is_listed_once_a_few_at_a_time() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let index = Index::open(&folder.path().join("index")).expect("opened");
+        let nar = |number: u16| {
+            let mut bytes = [0; 32];
+            bytes[..2].copy_from_slice(&number.to_be_bytes());
+            NarHash::from_bytes(bytes)
+        };
+        for number in (0..600).rev() {
+            let packed = NarRow { nar_hash: nar(number), file_hash: nar(0), file_size: 1 };
+            index.record_packed(packed).await.expect("recorded");
+        }
+        let (mut listed, mut after) = (Vec::new(), None);
+        loop {
+            let part = index.nars(after).await.expect("read");
+            let Some(last) = part.last() else { break };
+            assert!(part.len() < 600);
+            after = Some(last.nar_hash);
+            listed.extend(part.iter().map(|row| row.nar_hash));
+        }
+        assert_eq!(listed, (0..600).map(nar).collect::<Vec<_>>());
+        let asked = vec![nar(700), nar(599), nar(601)];
+        assert_eq!(index.not_packed(asked).await.expect("read"), [nar(700), nar(601)]);
     }
 }

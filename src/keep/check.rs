@@ -68,17 +68,23 @@ impl Run {
     }
 
     async fn all(&mut self) -> Result<String, End> {
-        let rows = self.keeper.0.index.nars().await?;
-        let bytes: u64 = rows.iter().map(|row| row.file_size).sum();
-        let (nars, mut bytes_done) = (Counted(rows.len(), "NAR"), 0);
-        for (done, row) in rows.iter().enumerate() {
-            if self.told_at.elapsed() >= PROGRESS {
-                self.told_at = Instant::now();
-                let (done_of, bytes_of) = (Size(bytes_done), Size(bytes));
-                self.say(format!("checked: {done} of {nars}, {done_of} of {bytes_of}")).await?;
+        let index = self.keeper.0.index.clone();
+        let (mut nars, mut bytes, mut after) = (0, 0, None);
+        loop {
+            let rows = index.nars(after).await?;
+            for row in &rows {
+                if self.told_at.elapsed() >= PROGRESS {
+                    self.told_at = Instant::now();
+                    let of = Size(index.nar_bytes().await?);
+                    self.say(format!("checked: {}, {} of {of}", Counted(nars, "NAR"), Size(bytes))).await?;
+                }
+                self.one(row).await?;
+                (nars, bytes) = (nars + 1, bytes + row.file_size);
             }
-            self.one(row).await?;
-            bytes_done += row.file_size;
+            match rows.last() {
+                Some(last) => after = Some(last.nar_hash),
+                None => break,
+            }
         }
         for nar in self.keeper.0.packer.orphans().await? {
             // One that does not go has come to be somebody's.
@@ -86,7 +92,6 @@ impl Run {
                 self.tell(&nar, "its file is on nobody's record").await?;
             }
         }
-        let index = self.keeper.0.index.clone();
         if !index.is_counted_well().await? {
             if self.check.repair {
                 index.count_anew().await?;
@@ -94,7 +99,7 @@ impl Run {
             self.tell(&"the index", "what it counts as stored is not the sum of its NARs").await?;
         }
         let how = if self.check.verify { "read and verified" } else { "looked for, and not read (--verify)" };
-        let all = format!("{nars}, {}, {how}", Size(bytes));
+        let all = format!("{}, {}, {how}", Counted(nars, "NAR"), Size(bytes));
         Ok(match (self.found, self.check.repair) {
             (0, _) => format!("sound: {all}"),
             (found, true) => format!(

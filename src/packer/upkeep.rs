@@ -1,7 +1,6 @@
 //! Files and rows in step: a file without a row is verified and gets one, a row whose file is lost or wrong goes with it, and a
 //! file that is nobody's goes. Must never remove a file that has come in the place of the one that was judged.
 
-use std::collections::HashSet;
 use std::sync::{Arc, PoisonError};
 
 use narinfo::NarHash;
@@ -11,6 +10,9 @@ use crate::causes::with_causes;
 use crate::growing::reading;
 use crate::index::{self, NarRow};
 use crate::nar_store::{Expected, PackError, Packed, Stored};
+
+/// Files that are looked for in the index at once.
+const FILES_AT_ONCE: usize = 1_000;
 
 /// What is wrong with a packed NAR.
 #[derive(Debug, thiserror::Error)]
@@ -140,14 +142,14 @@ impl Packer {
     pub async fn orphans(&self) -> Result<Vec<NarHash>, Error> {
         let nars = self.0.nars.clone();
         let files = reading(move || nars.files()).await.map_err(Error::Store)?;
-        let recorded: HashSet<NarHash> =
-            self.0.index.nars().await?.into_iter().map(|row| row.nar_hash).collect();
         let mut orphans = Vec::new();
-        for nar in files.into_iter().filter(|nar| !recorded.contains(nar)) {
-            match (self.0.index.path_with_nar(nar).await?, self.0.nars.get(nar).map_err(Error::Store)?) {
-                (Some(_), Some(stored)) => drop(self.0.record_found(nar, stored).await),
-                (None, Some(_)) => orphans.push(nar),
-                (_, None) => {}
+        for files in files.chunks(FILES_AT_ONCE) {
+            for nar in self.0.index.not_packed(files.to_vec()).await? {
+                match (self.0.index.path_with_nar(nar).await?, self.0.nars.get(nar).map_err(Error::Store)?) {
+                    (Some(_), Some(stored)) => drop(self.0.record_found(nar, stored).await),
+                    (None, Some(_)) => orphans.push(nar),
+                    (_, None) => {}
+                }
             }
         }
         Ok(orphans)
