@@ -23,6 +23,7 @@ pub struct Gone {
 pub struct Eviction {
     index: Index,
     bounds: Bounds,
+    begun: SystemTime,
     /// Whether it is only to be told what would go.
     dry_run: bool,
     stage: Stage,
@@ -46,7 +47,8 @@ impl Eviction {
     /// Nothing goes yet.
     #[must_use]
     pub fn new(index: Index, bounds: Bounds, dry_run: bool) -> Self {
-        Self { index, bounds, dry_run, stage: Stage::Unused(None), would_be_freed: 0 }
+        let begun = SystemTime::now();
+        Self { index, bounds, begun, dry_run, stage: Stage::Unused(None), would_be_freed: 0 }
     }
 
     /// What has gone next, the least used first; or would, in a dry run. `None` at the end. The files are there still: they are
@@ -95,7 +97,8 @@ impl Eviction {
         let (bounds, room_and_freed) = (self.bounds, room + self.would_be_freed);
         let choose =
             move |first: &[Holding], stored: u64| bounds.choose(first, stored.saturating_sub(room_and_freed));
-        let now = SystemTime::now();
+        // A clock that is set back must not let what is held stand first for ever.
+        let now = SystemTime::now().max(self.begun);
         let lost = match self.dry_run {
             true => self.index.would_lose(now, after, choose).await?,
             false => self.index.lose(now, choose).await?,
