@@ -10,25 +10,13 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::fs::OFlags;
-use support::package_set::{LOOPS, api, links, must_be_had, refresh, start_refresh, wait_for_generation};
+use support::package_set::{
+    EATS, LOOPS, PRINTS, api, links, must_be_had, refresh, small, start_refresh, wait_for_generation,
+};
 use support::process::Background;
 use support::{NixStore, PackageSet, Release, derivations, process, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
-/// Takes all memory there is.
-const EATS: &str = "builtins.deepSeq (builtins.genList (n: builtins.genList (x: n + x) 100000) 100000) 0";
-/// Prints without end.
-const PRINTS: &str = "let line = builtins.concatStringsSep \"\" (builtins.genList (x: \"garbage\") 20000); in \
-                      builtins.foldl' (a: n: builtins.trace line a) 0 (builtins.genList (x: x) 1000000)";
-
-fn small(name: &str) -> (String, String) {
-    (name.to_owned(), derivations::text_file(name, name).to_nix())
-}
-
-/// No evaluator of this set is left.
-fn wait_until_nothing_evaluates(set: &PackageSet) {
-    wait_until("no evaluator is left", SOON, || !process::runs(text(&set.file())));
-}
 
 #[test]
 fn an_attribute_that_loops_or_eats_memory_or_prints_garbage_is_listed_and_spoils_nothing_else() {
@@ -57,7 +45,7 @@ fn an_attribute_that_loops_or_eats_memory_or_prints_garbage_is_listed_and_spoils
     for (_, out) in set.all_paths(&store, &["a", "f", "m", "z"]) {
         must_be_had(&ondine, &out);
     }
-    wait_until_nothing_evaluates(&set);
+    set.wait_until_nothing_evaluates();
 }
 
 #[test]
@@ -87,7 +75,7 @@ fn a_set_that_cannot_be_evaluated_as_a_whole_leaves_the_generation_as_it_is() {
     }
     store.gc();
     must_be_had(&ondine, &out);
-    wait_until_nothing_evaluates(&set);
+    set.wait_until_nothing_evaluates();
     set.write();
     refresh(&ondine).must_succeed();
     assert!(api(&ondine)["failure"].is_null());
@@ -133,7 +121,7 @@ fn a_server_killed_in_a_refresh_leaves_no_evaluator_and_serves_what_it_knew() {
     });
     ondine.kill9();
     refreshing.finish().must_fail();
-    wait_until_nothing_evaluates(&set);
+    set.wait_until_nothing_evaluates();
     store.gc();
     ondine.start_again();
     must_be_had(&ondine, &old);

@@ -3,35 +3,14 @@
 
 mod support;
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use support::addresses::base_name;
 use support::package_set::{api, must_be_had, refresh, wait_for_generation};
-use support::{Derivation, Http, NixStore, Ondine, PackageSet, Release, derivations, text};
-
-/// A folder for PATH whose `nix-instantiate` is that of the store's release.
-fn programs(store: &NixStore) -> String {
-    let folder = store.folder().join("programs");
-    std::fs::create_dir_all(&folder).expect("a folder");
-    let path = std::env::var("PATH").expect("a PATH");
-    if *store.release() != Release::Host {
-        let command = store.command_through_daemon("nix-instantiate", &[]);
-        let words = std::iter::once(command.get_program()).chain(command.get_args());
-        let quoted = words.map(|word| format!("'{}'", word.to_string_lossy().replace('\'', "'\\''")));
-        let script = format!(
-            "#!/bin/sh\nPATH=/usr/sbin:/usr/bin:/sbin:/bin exec {} \"$@\"\n",
-            quoted.collect::<Vec<_>>().join(" ")
-        );
-        let file = folder.join("nix-instantiate");
-        std::fs::write(&file, script).expect("written");
-        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).expect("set");
-    }
-    format!("{}:{path}", folder.display())
-}
+use support::{Derivation, Http, NixStore, Ondine, PackageSet, Release, derivations, programs, text};
 
 fn serve(store: &NixStore, settings: &Path) -> Ondine {
-    Ondine::start_with(store, &["--config", text(settings)], &[("PATH", &programs(store))])
+    Ondine::start_with(store, &["--config", text(settings)], &[("PATH", &programs::path(store))])
 }
 
 #[test]

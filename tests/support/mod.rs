@@ -16,6 +16,7 @@ pub mod http;
 pub mod ondine;
 pub mod package_set;
 pub mod process;
+pub mod programs;
 pub mod release;
 pub mod store;
 pub mod upstream;

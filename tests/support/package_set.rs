@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::addresses::narinfo_address;
+use super::derivations;
 use super::http::Http;
 use super::ondine::Ondine;
 use super::process::{self, Background, Finished, wait_until};
@@ -15,6 +16,13 @@ use super::store::{Folder, NixStore, text, write};
 /// An attribute that goes on for ever without more memory.
 pub const LOOPS: &str = "let many = builtins.genList (x: x) 10000; over = next: n: builtins.foldl' next n many; \
                      in over (a: _: over (a: _: over (a: _: over (a: b: a + b) a) a) a) 0";
+/// Takes all memory there is.
+pub const EATS: &str = "builtins.deepSeq (builtins.genList (n: builtins.genList (x: n + x) 100000) 100000) 0";
+/// Prints without end.
+pub const PRINTS: &str = "let line = builtins.concatStringsSep \"\" (builtins.genList (x: \"garbage\") 20000); in \
+                      builtins.foldl' (a: n: builtins.trace line a) 0 (builtins.genList (x: x) 1000000)";
+/// How long an evaluator may take to end.
+const END_LIMIT: Duration = Duration::from_secs(30);
 /// How long a first generation may take.
 const FIRST_LIMIT: Duration = Duration::from_secs(60);
 
@@ -73,6 +81,12 @@ impl PackageSet {
         Ondine::start(store, &["--config", text(&self.settings(before, within))])
     }
 
+    /// Until no evaluator of this set is left.
+    #[track_caller]
+    pub fn wait_until_nothing_evaluates(&self) {
+        wait_until("no evaluator is left", END_LIMIT, || !process::runs(text(&self.file())));
+    }
+
     /// The paths of an attribute's derivation and of its first output, as Nix computes them without writing anything.
     #[track_caller]
     pub fn paths(&self, store: &NixStore, attribute: &str) -> (PathBuf, PathBuf) {
@@ -90,6 +104,11 @@ impl PackageSet {
         let told = process::run(store.command("nix-instantiate", &arguments)).must_succeed().text();
         serde_json::from_str(&told).expect("pairs of paths")
     }
+}
+
+/// An attribute of this name that gives a small derivation.
+pub fn small(name: &str) -> (String, String) {
+    (name.to_owned(), derivations::text_file(name, name).to_nix())
 }
 
 /// What the server tells of the set `pkgs`.
