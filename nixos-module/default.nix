@@ -112,7 +112,8 @@ in
       wantedBy = [ "multi-user.target" ];
       wants = [ "nix-daemon.socket" ];
       after = [ "network.target" "nix-daemon.socket" ];
-      # It asks `nix` for which systems and with which features the daemon builds, and has `nix-instantiate` evaluate package sets.
+      # It asks `nix` for which systems and with which features the daemon builds, and has `nix-instantiate` evaluate package sets,
+      # or `nix-eval-jobs` where that is added.
       path = [ config.nix.package ];
 
       serviceConfig = {

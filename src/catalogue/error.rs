@@ -3,6 +3,7 @@
 use std::io;
 
 use super::graph::GraphError;
+use super::jobs::JobsError;
 use super::walk::WalkError;
 use crate::index;
 use crate::nix::DaemonError;
@@ -17,6 +18,9 @@ pub enum RefreshError {
     /// It cannot be evaluated.
     #[error(transparent)]
     Walk(#[from] WalkError),
+    /// It cannot be evaluated with nix-eval-jobs; a walk may do better.
+    #[error(transparent)]
+    Jobs(JobsError),
     /// The source is not there.
     #[error("the source cannot be read")]
     Source(#[source] io::Error),
@@ -48,6 +52,15 @@ pub enum RefreshError {
     /// The index does not do its part.
     #[error("the index failed")]
     Index(#[from] index::Error),
+}
+
+impl From<JobsError> for RefreshError {
+    fn from(error: JobsError) -> Self {
+        match error {
+            JobsError::Whole(error) => Self::Walk(error),
+            error => Self::Jobs(error),
+        }
+    }
 }
 
 impl RefreshError {

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group, setpriority_process};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
-use tokio::process::{Child, ChildStderr, ChildStdin, Command};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::{Instant, timeout_at};
 
 /// Bytes of one line at most; the rest of a longer one is left out.
 const LINE_BYTES_MAX: usize = 1024 * 1024;
-/// Bytes of all lines that are not for us at most.
+/// Bytes of lines that are not for us at most, from one that is to the next.
 const OTHER_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Bytes of the last lines that are kept for a report.
 const TAIL_BYTES_MAX: usize = 8 * 1024;
@@ -33,6 +33,15 @@ exec 3<&0
 exec "$@" </dev/null 3<&-
 "#;
 
+/// An evaluator, which writes derivations to the store through the daemon.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Program {
+    /// As it is found on the PATH.
+    pub(super) name: &'static str,
+    /// Whether its standard output is for us, too.
+    pub(super) prints: bool,
+}
+
 /// What an evaluator may cost.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
@@ -40,7 +49,7 @@ pub(super) struct Bounds {
     pub(super) deadline: Instant,
     /// How long it may take from one line for us to the next.
     pub(super) silence_max: Duration,
-    /// Bytes of address space.
+    /// Bytes of address space of each of its processes.
     pub(super) memory_bytes_max: u64,
 }
 
@@ -76,8 +85,9 @@ pub(super) struct Evaluator {
     /// The first to go.
     _group: Group,
     child: Child,
-    lines: Lines<BufReader<ChildStderr>>,
-    /// What its lines for us begin with.
+    said: Lines<BufReader<ChildStderr>>,
+    printed: Option<Lines<BufReader<ChildStdout>>>,
+    /// What begins those that it says to us.
     mark: String,
     tail: Tail,
     other_bytes: u64,
@@ -100,12 +110,12 @@ impl Drop for Group {
 }
 
 impl Evaluator {
-    /// Starts `program`, whose lines on stderr that begin with `mark` are for us.
+    /// Starts a program, whose lines on stderr that begin with `mark` are for us.
     ///
     /// # Errors
     /// When there is no shell.
     pub(super) fn start(
-        program: &str,
+        program: Program,
         arguments: &[String],
         variables: &[(String, std::ffi::OsString)],
         mark: String,
@@ -117,13 +127,13 @@ impl Evaluator {
             .args(["-c", BOUNDED, "evaluate"])
             .arg((bounds.memory_bytes_max / 1024).to_string())
             .arg(seconds.as_secs().to_string())
-            .arg(program)
+            .arg(program.name)
             .args(arguments)
             .env_clear()
             .envs(variables.iter().map(|(name, value)| (name, value)))
             .current_dir("/")
             .stdin(Stdio::piped())
-            .stdout(Stdio::null())
+            .stdout(if program.prints { Stdio::piped() } else { Stdio::null() })
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
@@ -134,7 +144,8 @@ impl Evaluator {
         let stderr = child.stderr.take().ok_or_else(|| io::Error::other("it has no standard error"))?;
         Ok(Self {
             _group: Group(id),
-            lines: Lines::new(BufReader::new(stderr)),
+            said: Lines::new(BufReader::new(stderr)),
+            printed: child.stdout.take().map(|stdout| Lines::new(BufReader::new(stdout))),
             _watching: child.stdin.take(),
             child,
             mark,
@@ -152,13 +163,21 @@ impl Evaluator {
         let silent = Instant::now() + self.bounds.silence_max;
         let until = silent.min(self.bounds.deadline);
         loop {
-            let line = match timeout_at(until, self.lines.next()).await {
+            let line = match timeout_at(until, self.line()).await {
                 Ok(line) => line?,
                 Err(_) if until == self.bounds.deadline => return Ok(Step::Ended(Ending::Late)),
                 Err(_) => return Ok(Step::Ended(Ending::Silent)),
             };
-            let Some((line, bytes)) = line else { break };
+            let (line, bytes) = match line {
+                None => break,
+                Some(Line::Printed(line)) => {
+                    self.other_bytes = 0;
+                    return Ok(Step::Told(line));
+                }
+                Some(Line::Said(line, bytes)) => (line, bytes),
+            };
             if let Some(told) = line.strip_prefix(&self.mark) {
+                self.other_bytes = 0;
                 return Ok(Step::Told(told.to_owned()));
             }
             self.tail.add(line);
@@ -174,24 +193,47 @@ impl Evaluator {
         Ok(Step::Ended(ended))
     }
 
+    /// The next line, of whichever comes first. May be cancelled.
+    async fn line(&mut self) -> io::Result<Option<Line>> {
+        while let Some(printed) = &mut self.printed {
+            tokio::select! {
+                line = printed.next() => match line? {
+                    Some((line, _)) => return Ok(Some(Line::Printed(line))),
+                    None => self.printed = None,
+                },
+                line = self.said.next(), if !self.said.ended => if let Some((line, bytes)) = line? {
+                    return Ok(Some(Line::Said(line, bytes)));
+                },
+            }
+        }
+        Ok(self.said.next().await?.map(|(line, bytes)| Line::Said(line, bytes)))
+    }
+
     fn ended(&self, status: ExitStatus) -> Ending {
         let said = self.tail.text();
-        // What evaluators say, and C++ does, when there is no more memory.
-        let starved = [
-            "out of memory",
-            "bad_alloc",
-            "cannot allocate memory",
-            "failed to expand heap",
-            "too many heap",
-        ];
-        let low = said.to_lowercase();
         match status.code() {
             Some(0) => Ending::Well,
-            Some(1..=125) if !starved.iter().any(|sign| low.contains(sign)) => Ending::Failed(said),
+            Some(1..=125) if !starved(&said) => Ending::Failed(said),
             _ if said.is_empty() => Ending::Died(status.to_string()),
             _ => Ending::Died(format!("{said}\n({status})")),
         }
     }
+}
+
+/// Whether an error is for want of memory: what evaluators say then, and C++ does.
+pub(super) fn starved(error: &str) -> bool {
+    let signs =
+        ["out of memory", "bad_alloc", "cannot allocate memory", "failed to expand heap", "too many heap"];
+    let low = error.to_lowercase();
+    signs.iter().any(|sign| low.contains(sign))
+}
+
+/// A line of an evaluator.
+enum Line {
+    /// On its standard output.
+    Printed(String),
+    /// On its standard error, and its bytes.
+    Said(String, u64),
 }
 
 /// Lines of bounded length.
@@ -200,11 +242,12 @@ struct Lines<R> {
     from: R,
     line: Vec<u8>,
     bytes: u64,
+    ended: bool,
 }
 
 impl<R: AsyncRead + AsyncBufReadExt + Unpin> Lines<R> {
     fn new(from: R) -> Self {
-        Self { from, line: Vec::new(), bytes: 0 }
+        Self { from, line: Vec::new(), bytes: 0, ended: false }
     }
 
     /// The next line, and how many bytes it had. May be cancelled.
@@ -220,6 +263,7 @@ impl<R: AsyncRead + AsyncBufReadExt + Unpin> Lines<R> {
             if end.is_some() || taken == 0 {
                 let bytes = std::mem::take(&mut self.bytes);
                 if bytes == 0 {
+                    self.ended = true;
                     return Ok(None);
                 }
                 let line = String::from_utf8_lossy(&std::mem::take(&mut self.line)).into_owned();

@@ -24,8 +24,8 @@ pub(super) struct Gathered<'a> {
     pub(super) allowed: BTreeSet<StorePath>,
     pub(super) denied: BTreeSet<StorePath>,
     pub(super) size: GenerationSize,
-    /// Of all that makes one generation differ from another.
-    pub(super) digest: Sha256,
+    /// One for each attribute, of all that makes one generation differ from another.
+    digests: Vec<[u8; 32]>,
     pub(super) first_error: Option<(String, String)>,
 }
 
@@ -39,7 +39,7 @@ impl<'a> Gathered<'a> {
             allowed: BTreeSet::new(),
             denied: BTreeSet::new(),
             size: GenerationSize::default(),
-            digest: Sha256::new(),
+            digests: Vec::new(),
             first_error: None,
         }
     }
@@ -65,10 +65,9 @@ impl<'a> Gathered<'a> {
                 Err(error)
             }
         };
-        self.digest.update(format!(
-            "{attribute:?} {system:?} {denied} {:?}\n",
-            outcome.as_ref().map(ToString::to_string)
-        ));
+        let outcome_text = outcome.as_ref().map(ToString::to_string);
+        let told = format!("{attribute:?} {system:?} {denied} {outcome_text:?}");
+        self.digests.push(Sha256::digest(told).into());
         self.rows.push(AttributeRow { attribute, system: system.to_owned(), outcome, denied });
         self.show(system);
         if self.size.attributes + self.size.errors > ATTRIBUTES_MAX {
@@ -88,5 +87,12 @@ impl<'a> Gathered<'a> {
     pub(super) async fn finish(mut self) -> Result<Self, RefreshError> {
         self.index.add_attributes(std::mem::take(&mut self.rows)).await?;
         Ok(self)
+    }
+
+    /// What makes this generation differ from another, in hexadecimal digits; not the order in which attributes came.
+    pub(super) fn digest(&mut self) -> String {
+        self.digests.sort_unstable();
+        let digest = Sha256::digest(self.digests.as_flattened());
+        digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }

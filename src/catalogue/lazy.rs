@@ -15,7 +15,7 @@ use super::evaluate::Step;
 use super::holder;
 use super::settings::SetSettings;
 use super::source::{self, Place, Prepared, Run};
-use super::walk::{self, Outcome};
+use super::walk::{self, Outcome, Task};
 use super::{Catalogue, Tools};
 use crate::causes::with_causes;
 use crate::index::{AttributeName, AttributeRow, Attributed, OutputRow};
@@ -163,7 +163,8 @@ impl Lazy {
         let limit = set.evaluation.attribute_time_max;
         let variables = source::variables(nix, home);
         let deadline = Instant::now() + limit;
-        let mut evaluator = walk::start(set, system, source, &variables, deadline, &Run::Only(place))?;
+        let task = Task { set, system, source, store_dir: &nix.store_dir, variables: &variables, deadline };
+        let mut evaluator = task.start(&Run::Only(place))?;
         match evaluator.step().await.map_err(walk::WalkError::from)? {
             Step::Told(json) => {
                 let event = walk::event(&json)?;

@@ -1,5 +1,5 @@
 //! Package sets that are known by name and by hash before anyone asks: evaluated in the background by the Nix of this machine,
-//! generation by generation. Reading order: settings, source, evaluate, walk, gather, holder, graph, closure, refresh, lazy, names.
+//! generation by generation. Reading order: settings, source, evaluate, walk, jobs, gather, holder, graph, closure, refresh, lazy, names.
 //! Builds nothing, and no request for a hash ever waits for an evaluation.
 
 mod closure;
@@ -8,6 +8,7 @@ mod evaluate;
 mod gather;
 mod graph;
 mod holder;
+mod jobs;
 mod lazy;
 mod metrics;
 mod names;

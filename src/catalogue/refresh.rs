@@ -6,17 +6,17 @@ use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use narinfo::StorePath;
-use sha2::Digest;
 use tokio::time::{Instant, sleep_until};
 
 use super::closure;
 use super::error::RefreshError;
 use super::gather::Gathered;
 use super::holder;
+use super::jobs::{self, Jobs};
 use super::metrics::Refreshed;
 use super::settings::{Indexing, SetSettings};
 use super::source;
-use super::walk::{Attribute, Walk};
+use super::walk::{Attribute, Task, Walk};
 use super::{Catalogue, Set, State, Tools};
 use crate::causes::with_causes;
 use crate::index::{GenerationSize, NewGeneration, Swapped};
@@ -126,16 +126,23 @@ impl Refresher {
         if settings.indexing == Indexing::Lazy {
             return self.make_empty(set).await;
         }
-        let mut gathered = Gathered::new(set, self.tools.index.clone(), self.tools.pool.get().await?);
-        self.evaluate(set, &mut gathered).await?;
-        let Gathered { mut daemon, allowed, denied, mut size, digest, first_error, .. } =
-            gathered.finish().await?;
+        let deadline = Instant::now() + settings.evaluation.time_max;
+        let mut gathered = match self.gather(set, deadline, jobs::workers(settings)).await {
+            Err(RefreshError::Jobs(error)) => {
+                let (name, error) = (&settings.name, with_causes(&error));
+                tracing::warn!(set = %name, error, "evaluated again, with nix-instantiate");
+                self.tools.index.start_generation().await?;
+                self.gather(set, deadline, None).await?
+            }
+            gathered => gathered?,
+        };
+        let digest = gathered.digest();
+        let Gathered { mut daemon, allowed, denied, mut size, first_error, .. } = gathered;
         if size.attributes == 0 {
             return Err(first_error.map_or(RefreshError::Empty, |(attribute, error)| {
                 RefreshError::NothingEvaluates { count: size.errors, attribute, error }
             }));
         }
-        let digest: String = digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
         let holder = holder::hold(&self.tools, &mut daemon, &settings.name, &digest, &allowed).await?;
         let row = self.tools.index.set(settings.name.to_string()).await?;
         let made_by = settings.made_by();
@@ -180,27 +187,48 @@ impl Refresher {
         Ok(Made { size, swapped: Some(swapped) })
     }
 
-    async fn evaluate(&self, set: &Set, gathered: &mut Gathered<'_>) -> Result<(), RefreshError> {
+    /// Evaluates all attributes: with so many workers of nix-eval-jobs, or with nix-instantiate.
+    async fn gather<'a>(
+        &self,
+        set: &'a Set,
+        deadline: Instant,
+        workers: Option<u64>,
+    ) -> Result<Gathered<'a>, RefreshError> {
+        let mut gathered = Gathered::new(set, self.tools.index.clone(), self.tools.pool.get().await?);
         let settings = &set.settings;
+        match workers {
+            Some(workers) => tracing::info!(set = %settings.name, workers, "evaluating with nix-eval-jobs"),
+            None => tracing::info!(set = %settings.name, "evaluating with nix-instantiate"),
+        }
         let links = source::links(&settings.origin).map_err(RefreshError::Source)?;
         let source = source::prepare(&settings.origin, &settings.evaluation).map_err(RefreshError::Source)?;
         std::fs::create_dir_all(&self.tools.home).map_err(RefreshError::Source)?;
-        let deadline = Instant::now() + settings.evaluation.time_max;
         let variables = source::variables(&self.tools.nix, &self.tools.home);
+        let store_dir = &self.tools.nix.store_dir;
         for system in &settings.systems {
             gathered.show(system);
-            let mut walk =
-                Walk::new(settings, system, &source, &self.tools.nix.store_dir, &variables, deadline);
-            while let Some(attribute) = walk.next().await? {
-                gathered.take(attribute, system).await?;
+            let task =
+                Task { set: settings, system, source: &source, store_dir, variables: &variables, deadline };
+            let mut left = vec![source.clone()];
+            if let Some(workers) = workers {
+                let mut jobs = Jobs::new(task, workers);
+                while let Some(attribute) = jobs.next().await? {
+                    gathered.take(attribute, system).await?;
+                }
+                left = jobs.left().map(|place| source.within(place.clone())).collect();
+            }
+            for source in &left {
+                let mut walk = Walk::new(Task { source, ..task });
+                while let Some(attribute) = walk.next().await? {
+                    gathered.take(attribute, system).await?;
+                }
             }
             for (attribute, target) in &links {
-                let store_dir = &self.tools.nix.store_dir;
                 let outcome = source::linked(store_dir, target, &mut gathered.daemon).await?;
                 gathered.take(Attribute { attribute: attribute.clone(), outcome }, system).await?;
             }
         }
-        Ok(())
+        gathered.finish().await
     }
 
     /// Forgets generations that have expired, and lets go of what they held.

@@ -1,5 +1,5 @@
 //! What an evaluator is told to do, for each kind of source: the arguments of `nix-instantiate`, of which all releases have
-//! the same. It evaluates an expression that walks the attributes and tells of them.
+//! the same, and `nix-eval-jobs` too. It evaluates an expression that walks the attributes and tells of them.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -9,8 +9,8 @@ use narinfo::{StoreDir, StorePath};
 use super::settings::{Evaluation, Origin};
 use crate::nix::{Daemon, DaemonError, Environment};
 
-/// The program, which writes derivations to the store through the daemon.
-pub(super) const PROGRAM: &str = "nix-instantiate";
+/// What `nix-eval-jobs` must not be able to read: only an evaluation that is not restricted sees it.
+const OUTSIDE: &str = "/bin/sh";
 /// The expression that walks.
 const WALK: &str = include_str!("walk.nix");
 /// Files of Nix in a folder.
@@ -29,7 +29,7 @@ const VARIABLES: [&str; 9] = [
 ];
 
 /// An attribute: the root from which it is reached, and the names from there.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
 pub(super) struct Place {
     /// The number of the root.
     pub(super) root: usize,
@@ -53,6 +53,15 @@ pub(super) enum Run {
     Explain(Place),
     /// That one alone.
     Only(Place),
+    /// All attributes, by `nix-eval-jobs`.
+    Jobs {
+        /// How many evaluate at a time.
+        workers: u64,
+        /// Bytes of memory with which a worker gives way to a fresh one.
+        memory_bytes: u64,
+        /// Attributes that are left out.
+        skip: Vec<Place>,
+    },
 }
 
 /// A source that is ready to be evaluated: its paths are found.
@@ -64,6 +73,8 @@ pub(super) struct Prepared {
     pub(super) prefixes: Vec<Vec<String>>,
     /// Arguments that come before the expression.
     options: Vec<String>,
+    /// The attribute that is walked with all below it; `None` is all.
+    within: Option<Place>,
 }
 
 /// Finds the paths of a source. Blocks for moments.
@@ -107,7 +118,7 @@ pub(super) fn prepare(origin: &Origin, evaluation: &Evaluation) -> std::io::Resu
             (folder(&utf8(&directory)?), vec![Vec::new()])
         }
     };
-    Ok(Prepared { roots, prefixes, options })
+    Ok(Prepared { roots, prefixes, options, within: None })
 }
 
 /// The links to derivations in a folder, each with the name of its attribute and what it leads to. Blocks for moments.
@@ -188,6 +199,11 @@ fn options(evaluation: &Evaluation) -> std::io::Result<Vec<String>> {
 }
 
 impl Prepared {
+    /// Of which only that attribute is walked, with all below it.
+    pub(super) fn within(&self, place: Place) -> Self {
+        Self { within: Some(place), ..self.clone() }
+    }
+
     /// Where an attribute of this path may be.
     pub(super) fn places(&self, path: &[String]) -> impl Iterator<Item = Place> {
         let prefixes = self.prefixes.iter().enumerate();
@@ -197,21 +213,32 @@ impl Prepared {
 
     /// The arguments of a run for a system, which marks what it tells with `token`.
     pub(super) fn arguments(&self, system: &str, token: &str, run: &Run) -> Vec<String> {
-        let [mut resume, mut explain, mut only] = ["null"; 3].map(str::to_owned);
+        let mut arguments = self.options.clone();
+        let [mut resume, mut explain, mut only, mut jobs] = ["null"; 4].map(str::to_owned);
         match run {
             Run::Walk => {}
             Run::Resume { from, again } => resume = place(from, &format!("again = {again};")),
             Run::Explain(at) => explain = place(at, ""),
             Run::Only(at) => only = place(at, ""),
+            Run::Jobs { workers, memory_bytes, skip } => {
+                let skip: Vec<String> = skip.iter().map(|at| place(at, "")).collect();
+                jobs = format!("{{ outside = {}; skip = [ {} ]; }}", quoted(OUTSIDE), skip.join(" "));
+                let mebibytes = memory_bytes / (1024 * 1024);
+                let bounds = [("--workers", *workers), ("--max-memory-size", mebibytes)];
+                arguments.extend(
+                    bounds.into_iter().flat_map(|(name, value)| [name.to_owned(), value.to_string()]),
+                );
+            }
         }
+        let within = self.within.as_ref().map_or("null".to_owned(), |at| place(at, ""));
         let system = quoted(system);
         let expression = format!(
             "({WALK}) {{ token = {token}; system = {system}; resume = {resume}; explain = {explain}; \
-             only = {only}; getRoots = {{ call }}: let system = {system}; in {roots}; }}",
+             only = {only}; within = {within}; jobs = {jobs}; \
+             getRoots = {{ call }}: let system = {system}; in {roots}; }}",
             token = quoted(token),
             roots = self.roots
         );
-        let mut arguments = self.options.clone();
         let option = ["--option", "system"].map(str::to_owned);
         arguments.extend(option.into_iter().chain([system.trim_matches('"').to_owned()]));
         arguments.extend(["--expr".to_owned(), expression]);

@@ -1,11 +1,14 @@
 # Walks the attributes of a package set and tells of each on stderr, one line of JSON at a time: whatever ends the evaluation,
-# all that came before is known, and so is the attribute at which it ended. Gives nothing itself.
+# all that came before is known, and so is the attribute at which it ended. Gives nothing itself, except where jobs are wanted.
 #
 # resume:   null, or from where to go on: { root, path, again }; that attribute itself only if again
 # explain:  null, or the one attribute whose error is wanted: { root, path }
 # only:     null, or the one attribute that is wanted at all: { root, path }
+# within:   null, or the one attribute that is walked, with all below it: { root, path }
+# jobs:     null, or what nix-eval-jobs is to walk instead: { skip, outside }; without the attributes in skip, which are
+#           { root, path } each, and not at all where the file outside may be read
 # getRoots: what is walked, from { call }: a list of values
-{ token, system, resume, explain, only, getRoots }:
+{ token, system, resume, explain, only, within, jobs, getRoots }:
 let
   depthMax = 12;
 
@@ -32,13 +35,19 @@ let
       let names = builtins.attrNames value; in builtins.seq names { inherit names; }
     else { };
 
+  # Whether it is beside the way to what is walked.
+  isBeside = path: name:
+    within != null && builtins.length path < builtins.length within.path
+    && name != builtins.elemAt within.path (builtins.length path);
+
   visit = root: resume: path: value:
     let
       tried = builtins.tryEval (describe path value);
       told = tried.value;
       child = name:
         let go = from: visit root from (path ++ [ name ]) value.${name}; in
-        if resume == null || name > builtins.head resume then go null
+        if isBeside path name then true
+        else if resume == null || name > builtins.head resume then go null
         else if name < builtins.head resume then true
         else go (builtins.tail resume);
       walk =
@@ -57,7 +66,8 @@ let
 
   visitRoot = root:
     let go = from: visit root from [ ] (builtins.elemAt roots root); in
-    if resume == null || root > resume.root then go null
+    if within != null && root != within.root then true
+    else if resume == null || root > resume.root then go null
     else if root < resume.root then true
     else go resume.path;
 
@@ -75,8 +85,34 @@ let
     if found == null then say { inherit root; missing = path; } { }
     else if told ? drv then say { inherit root; inherit (told) drv name; found = path; } { }
     else { };
+
+  # The same attributes as values, each of which tells when it is begun and when it is done: nix-eval-jobs does not say at which
+  # it ended. By its own rules it finds all of them in this, and nothing else.
+  job = root: path: value:
+    let
+      told = describe path value;
+      isLeftOut = name: builtins.elem { inherit root; path = path ++ [ name ]; } jobs.skip;
+      child = name: { name = safe name; value = job root (path ++ [ name ]) value.${name}; };
+      node =
+        if told ? drv then { type = "derivation"; inherit (told) name; drvPath = told.drv; outPath = told.drv; }
+        else if told ? names then folder (map child (builtins.filter (name: !isLeftOut name) told.names))
+        else { };
+    in
+    say { inherit root; begun = path; } (builtins.seq told (say { inherit root; done = path; } node));
+
+  folder = entries: builtins.listToAttrs entries // { recurseForDerivations = true; };
+
+  # A name that it can find again: no number, and nothing that means something in an attribute path.
+  safe = name: "_" + builtins.replaceStrings [ "%" "." "\"" ] [ "%25" "%2E" "%22" ] name;
+
+  rootJob = root: { name = safe (toString root); value = job root [ ] (builtins.elemAt roots root); };
+
+  allJobs =
+    if builtins.pathExists jobs.outside then throw "this nix-eval-jobs does not heed restrict-eval"
+    else folder (builtins.genList rootJob (builtins.length roots));
 in
-if only != null then visitOnly
+if jobs != null then allJobs
+else if only != null then visitOnly
 else if explain == null
 then builtins.foldl' (done: each: builtins.seq done (builtins.seq each { })) { } all
 else

@@ -8,10 +8,12 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use narinfo::{StoreDir, StorePath};
 use tokio::time::Instant;
 
-use super::evaluate::{Bounds, Ending, Evaluator, Step};
+use super::evaluate::{Bounds, Ending, Evaluator, Program, Step};
 use super::settings::SetSettings;
-use super::source::{PROGRAM, Place, Prepared, Run};
+use super::source::{Place, Prepared, Run};
 
+/// What every Nix has.
+const NIX_INSTANTIATE: Program = Program { name: "nix-instantiate", prints: false };
 /// Errors whose text is looked for with a run of their own; of more it is only told that there is one.
 const EXPLAINED_MAX: usize = 50;
 /// Bytes of an error at most.
@@ -65,14 +67,22 @@ pub(super) struct Attribute {
     pub(super) outcome: Outcome,
 }
 
+/// What is evaluated, and with what.
+#[derive(Clone, Copy)]
+pub(super) struct Task<'a> {
+    pub(super) set: &'a SetSettings,
+    pub(super) system: &'a str,
+    pub(super) source: &'a Prepared,
+    pub(super) store_dir: &'a StoreDir,
+    /// The environment of evaluators.
+    pub(super) variables: &'a [(String, OsString)],
+    /// When all of it has to be done.
+    pub(super) deadline: Instant,
+}
+
 /// A walk under way.
 pub(super) struct Walk<'a> {
-    set: &'a SetSettings,
-    system: &'a str,
-    source: &'a Prepared,
-    store_dir: &'a StoreDir,
-    variables: &'a [(String, OsString)],
-    deadline: Instant,
+    task: Task<'a>,
     running: Option<Running>,
     next: Option<Run>,
     /// What threw, and has not been explained.
@@ -111,25 +121,42 @@ pub(super) fn event(json: &str) -> Result<Event, WalkError> {
     serde_json::from_str(json).map_err(|error| WalkError::Nonsense(error.to_string()))
 }
 
-/// Starts a run within the bounds of its set.
-pub(super) fn start(
-    set: &SetSettings,
-    system: &str,
-    source: &Prepared,
-    variables: &[(String, OsString)],
-    deadline: Instant,
-    run: &Run,
-) -> Result<Evaluator, WalkError> {
-    let token = format!("ondine-{:016x}", RandomState::new().build_hasher().finish());
-    let evaluation = &set.evaluation;
-    let bounds = Bounds {
-        deadline,
-        silence_max: evaluation.attribute_time_max,
-        memory_bytes_max: evaluation.memory_bytes_max,
-    };
-    let arguments = source.arguments(system, &token, run);
-    let mark = format!("trace: {token} ");
-    Ok(Evaluator::start(PROGRAM, &arguments, variables, mark, bounds)?)
+impl Task<'_> {
+    /// Starts a run of `nix-instantiate` within the bounds of its set.
+    pub(super) fn start(&self, run: &Run) -> Result<Evaluator, WalkError> {
+        Ok(self.start_with(NIX_INSTANTIATE, run, self.set.evaluation.memory_bytes_max)?)
+    }
+
+    /// The same of any program, with so many bytes of address space for each of its processes.
+    pub(super) fn start_with(
+        &self,
+        program: Program,
+        run: &Run,
+        memory_bytes_max: u64,
+    ) -> std::io::Result<Evaluator> {
+        let token = format!("ondine-{:016x}", RandomState::new().build_hasher().finish());
+        let silence_max = self.set.evaluation.attribute_time_max;
+        let bounds = Bounds { deadline: self.deadline, silence_max, memory_bytes_max };
+        let arguments = self.source.arguments(self.system, &token, run);
+        let mark = format!("trace: {token} ");
+        Evaluator::start(program, &arguments, self.variables, mark, bounds)
+    }
+
+    /// The attribute at a place, as people write it.
+    pub(super) fn attribute(&self, place: &Place) -> String {
+        let prefix = self.prefix(place);
+        let names: Vec<String> = prefix.iter().chain(&place.path).map(|name| written(name)).collect();
+        if names.is_empty() { "default".to_owned() } else { names.join(".") }
+    }
+
+    /// Whether a place is where all of the source begins: an error there is not to be blamed on an attribute.
+    pub(super) fn is_whole(&self, place: &Place) -> bool {
+        place.path.is_empty() && self.prefix(place).is_empty()
+    }
+
+    fn prefix(&self, place: &Place) -> &[String] {
+        self.source.prefixes.get(place.root).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// What an evaluator has found, where it is a derivation.
@@ -141,11 +168,15 @@ pub(super) fn derivation(store_dir: &StoreDir, drv: String, name: String) -> Out
 /// An error where the machine, or its daemon, is in trouble, which is not to be blamed on an attribute.
 pub(super) fn trouble(ending: &Ending) -> Result<(), WalkError> {
     match ending {
-        Ending::Failed(text) | Ending::Died(text) if TROUBLE.iter().any(|sign| text.contains(sign)) => {
-            Err(WalkError::Failed(shortened(text.clone())))
-        }
+        Ending::Failed(text) | Ending::Died(text) => trouble_in(text),
         _ => Ok(()),
     }
+}
+
+/// The same for the error of an attribute.
+pub(super) fn trouble_in(error: &str) -> Result<(), WalkError> {
+    let is_trouble = TROUBLE.iter().any(|sign| error.contains(sign));
+    if is_trouble { Err(WalkError::Failed(shortened(error.to_owned()))) } else { Ok(()) }
 }
 
 /// What is to be told of an attribute that ended an evaluation.
@@ -162,26 +193,8 @@ pub(super) fn blame(ending: Ending, limit: std::time::Duration) -> String {
 }
 
 impl<'a> Walk<'a> {
-    pub(super) fn new(
-        set: &'a SetSettings,
-        system: &'a str,
-        source: &'a Prepared,
-        store_dir: &'a StoreDir,
-        variables: &'a [(String, OsString)],
-        deadline: Instant,
-    ) -> Self {
-        Self {
-            set,
-            system,
-            source,
-            store_dir,
-            variables,
-            deadline,
-            running: None,
-            next: Some(Run::Walk),
-            thrown: VecDeque::new(),
-            explained: 0,
-        }
+    pub(super) fn new(task: Task<'a>) -> Self {
+        Self { task, running: None, next: Some(Run::Walk), thrown: VecDeque::new(), explained: 0 }
     }
 
     /// The next attribute.
@@ -210,7 +223,7 @@ impl<'a> Walk<'a> {
     }
 
     fn start(&self, run: Run) -> Result<Running, WalkError> {
-        let evaluator = start(self.set, self.system, self.source, self.variables, self.deadline, &run)?;
+        let evaluator = self.task.start(&run)?;
         Ok(Running { evaluator, run, begun: 0, at: None, settled: true })
     }
 
@@ -234,8 +247,8 @@ impl<'a> Walk<'a> {
             return Ok(Some(self.failed(&place, THROWN.to_owned())));
         }
         let Some(path) = event.found else { return Ok(None) };
-        let attribute = self.attribute(&Place { root, path });
-        Ok(Some(Attribute { attribute, outcome: derivation(self.store_dir, event.drv, event.name) }))
+        let attribute = self.task.attribute(&Place { root, path });
+        Ok(Some(Attribute { attribute, outcome: derivation(self.task.store_dir, event.drv, event.name) }))
     }
 
     fn ended(&mut self, ending: Ending) -> Result<Option<Attribute>, WalkError> {
@@ -251,15 +264,13 @@ impl<'a> Walk<'a> {
         }
         match ending {
             Ending::Well => return Ok(None),
-            Ending::Late => return Err(WalkError::Late(self.set.evaluation.time_max)),
+            Ending::Late => return Err(WalkError::Late(self.task.set.evaluation.time_max)),
             _ => {}
         }
-        let limit = self.set.evaluation.attribute_time_max;
+        let limit = self.task.set.evaluation.attribute_time_max;
         // Neither is to be blamed on an attribute: a machine in trouble, and what comes where a whole set begins.
         trouble(&ending)?;
-        let prefix = |place: &Place| self.source.prefixes.get(place.root).map_or(0, Vec::len);
-        let whole = |place: &Place| place.path.is_empty() && prefix(place) == 0;
-        let Some(place) = running.at.filter(|place| running.settled || !whole(place)) else {
+        let Some(place) = running.at.filter(|place| running.settled || !self.task.is_whole(place)) else {
             return Err(match ending {
                 Ending::Silent => WalkError::Silent(limit),
                 Ending::Garrulous => WalkError::Garrulous,
@@ -279,13 +290,7 @@ impl<'a> Walk<'a> {
     }
 
     fn failed(&self, place: &Place, error: String) -> Attribute {
-        Attribute { attribute: self.attribute(place), outcome: Err(shortened(error)) }
-    }
-
-    fn attribute(&self, place: &Place) -> String {
-        let prefix = self.source.prefixes.get(place.root).map_or(&[][..], Vec::as_slice);
-        let names: Vec<String> = prefix.iter().chain(&place.path).map(|name| written(name)).collect();
-        if names.is_empty() { "default".to_owned() } else { names.join(".") }
+        Attribute { attribute: self.task.attribute(place), outcome: Err(shortened(error)) }
     }
 }
 
@@ -310,7 +315,8 @@ pub(super) fn path(attribute: &str) -> Vec<String> {
     names
 }
 
-fn shortened(mut text: String) -> String {
+/// An error as it is kept.
+pub(super) fn shortened(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(ERROR_BYTES_MAX));
     text
 }

@@ -7,6 +7,9 @@ use std::path::PathBuf;
 use super::release::Release;
 use super::store::{NixStore, write};
 
+/// Does what nix-eval-jobs does, by means of nix-instantiate.
+pub const EVAL_JOBS: &str = include_str!("nix-eval-jobs.sh");
+
 /// A PATH that begins with that folder. Its `nix-instantiate` is that of the store's release.
 #[track_caller]
 pub fn path(store: &NixStore) -> String {
@@ -14,6 +17,23 @@ pub fn path(store: &NixStore) -> String {
         install(store, "nix-instantiate", &within_release(store, "nix-instantiate"));
     }
     format!("{}:{}", folder(store).display(), std::env::var("PATH").expect("a PATH"))
+}
+
+/// Puts `nix-eval-jobs` into the folder: that of the store's release, where it has one.
+#[track_caller]
+pub fn install_eval_jobs(store: &NixStore) {
+    let is_there = match store.release() {
+        Release::Host => false,
+        Release::Chroot { root, .. } => root.join("usr/local/bin/nix-eval-jobs").exists(),
+    };
+    let real = is_there.then(|| within_release(store, "nix-eval-jobs"));
+    install(store, "nix-eval-jobs", real.as_deref().unwrap_or(EVAL_JOBS));
+}
+
+/// Takes a program out of the folder.
+#[track_caller]
+pub fn remove(store: &NixStore, name: &str) {
+    std::fs::remove_file(folder(store).join(name)).expect("it was there");
 }
 
 /// Puts a script for the shell into the folder.
