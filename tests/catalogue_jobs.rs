@@ -208,6 +208,33 @@ fn whatever_goes_wrong_with_it_a_walk_takes_its_place() {
 }
 
 #[test]
+fn a_set_that_brings_it_down_again_and_again_is_left_to_a_walk() {
+    let store = NixStore::new(Release::Host);
+    let _daemon = store.daemon();
+    let dies = |number| (format!("dies{number}"), "throw \"dies\"".to_owned());
+    let set = PackageSet::new((0..4).map(dies).chain([small("a"), small("z")]));
+    // As where an attribute kills its worker: nothing is told of it but that it was begun.
+    let dying = "printf '%s\\n' \"$printed\"\n        exit\n";
+    assert!(EVAL_JOBS.contains(dying));
+    install(&store, PROGRAM, &EVAL_JOBS.replace(dying, "echo 'error: killed' >&2\n        exit 1\n"));
+    let ondine = serve(&store, &set);
+    wait_for_generation(&ondine);
+    let log = ondine.log();
+    assert!(log.contains(AGAIN) && log.contains("dies0, dies1, dies2, dies3"), "{log}");
+    let told = api(&ondine);
+    assert_eq!((&told["generations"][0]["attributes"], errors(&ondine).len()), (&2.into(), 4), "{told:#}");
+    // One less, and what is left is walked.
+    set.write_text(&format!(
+        "{{ d1 = throw \"1\"; d2 = throw \"2\"; d3 = throw \"3\"; y = {}; }}",
+        small("y").1
+    ));
+    refresh(&ondine).must_succeed();
+    assert_eq!((count(&ondine, EVALUATING), count(&ondine, AGAIN)), (2, 1), "{}", ondine.log());
+    let told = api(&ondine);
+    assert_eq!((&told["generations"][0]["attributes"], errors(&ondine).len()), (&1.into(), 3), "{told:#}");
+}
+
+#[test]
 fn a_server_killed_while_it_evaluates_leaves_nothing_of_it() {
     for release in Release::all() {
         let store = NixStore::new(release);
