@@ -179,6 +179,7 @@ fn whatever_goes_wrong_with_it_a_walk_takes_its_place() {
         (format!("{whole} \"$@\" | head -n 1; exit 1"), "nix-eval-jobs"),
         ("exit 0".to_owned(), "came to no attribute"),
         ("echo \"error: unrecognised flag '--workers'\" >&2; exit 1".to_owned(), "unrecognised flag"),
+        ("printf 'error: %s\\n' first last >&2; exit 1".to_owned(), "nix-eval-jobs failed: error: last"),
         ("exec sleep 1000".to_owned(), "attribute-timeout"),
         ("exec yes \"$(printf %99999s)\" >&2".to_owned(), "32 MiB"),
         // As releases before 2.28 do.

@@ -202,7 +202,7 @@ impl<'a> Jobs<'a> {
             Ending::Garrulous => "it printed more than 32 MiB".to_owned(),
             Ending::Well => "it came to no attribute".to_owned(),
             Ending::Failed(text) | Ending::Died(text) if text.is_empty() => "it said nothing".to_owned(),
-            Ending::Failed(text) | Ending::Died(text) => shortened(text),
+            Ending::Failed(text) | Ending::Died(text) => shortened(last_error(&text).to_owned()),
         };
         trouble_in(&why)?;
         let under_way = std::mem::take(&mut self.under_way).into_iter();
@@ -226,6 +226,11 @@ impl<'a> Jobs<'a> {
         let names: Vec<String> = self.left.iter().map(|place| self.task.attribute(place)).collect();
         JobsError::TooMuch(shortened(names.join(", ")))
     }
+}
+
+/// The error that ended it: those of attributes come before.
+fn last_error(text: &str) -> &str {
+    text.rfind("\nerror:").map_or(text, |at| &text[at + 1..])
 }
 
 /// The place that the names of our expression lead to: each begins with `_`, and has some characters as `%` and two digits.
