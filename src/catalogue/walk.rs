@@ -14,6 +14,10 @@ use super::source::{Place, Prepared, Run};
 
 /// What every Nix has.
 const NIX_INSTANTIATE: Program = Program { name: "nix-instantiate", prints: false };
+/// The part of its memory that an evaluator begins with, and the bytes that this is at most. By itself Nix takes that many wherever
+/// the machine has them, and lacks them later where it may have little more.
+const HEAP_SHARE: u64 = 8;
+const HEAP_BYTES_MAX: u64 = 384 * 1024 * 1024;
 /// Errors whose text is looked for with a run of their own; of more it is only told that there is one.
 const EXPLAINED_MAX: usize = 50;
 /// Bytes of an error at most.
@@ -139,7 +143,10 @@ impl Task<'_> {
         let bounds = Bounds { deadline: self.deadline, silence_max, memory_bytes_max };
         let arguments = self.source.arguments(self.system, &token, run);
         let mark = format!("trace: {token} ");
-        Evaluator::start(program, &arguments, self.variables, mark, bounds)
+        let heap_bytes = (memory_bytes_max / HEAP_SHARE).min(HEAP_BYTES_MAX);
+        let heap = ("GC_INITIAL_HEAP_SIZE".to_owned(), heap_bytes.to_string().into());
+        let variables: Vec<_> = self.variables.iter().cloned().chain([heap]).collect();
+        Evaluator::start(program, &arguments, &variables, mark, bounds)
     }
 
     /// The attribute at a place, as people write it.
