@@ -68,11 +68,22 @@ impl Entry {
 }
 
 impl Copies {
-    /// Uses `dir`, and removes what an earlier run left there.
+    /// Uses `dir`, and removes what an earlier run left there: soon, since large files take their time.
     pub(super) fn open(dir: &Path, bytes_max: u64) -> io::Result<Self> {
+        let gone = dir.with_extension("gone");
+        if gone.exists() {
+            fs::remove_dir_all(&gone)?;
+        }
         fs::create_dir_all(dir)?;
-        for entry in fs::read_dir(dir)? {
-            fs::remove_file(entry?.path())?;
+        if fs::read_dir(dir)?.next().is_some() {
+            fs::rename(dir, &gone)?;
+            fs::create_dir(dir)?;
+            let remove = move || {
+                if let Err(error) = fs::remove_dir_all(&gone) {
+                    tracing::warn!(%error, "{} is left, and goes with the next start", gone.display());
+                }
+            };
+            std::thread::Builder::new().name("copies-gone".into()).spawn(remove)?;
         }
         Ok(Self(Arc::new(Shared { dir: dir.to_owned(), bytes_max, state: Mutex::default() })))
     }
