@@ -14,7 +14,7 @@ use narinfo::KeyName;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::net::UnixListener;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::adopt::{Adopter, Asking};
 use crate::build::{Builder, Builds, Logs, Worker};
@@ -35,6 +35,9 @@ pub const CONTROL_SOCKET: &str = "control.sock";
 
 /// When Nix is asked what nobody waits for: it takes a core for a while, and the first clients come first.
 const ASK_NIX_AFTER: Duration = Duration::from_millis(100);
+
+/// How long the end waits until it is on record what was used lately, each path with all that it refers to.
+const WRITE_USES_FOR: Duration = Duration::from_secs(2);
 
 /// All settings, checked.
 #[derive(Clone, Debug)]
@@ -325,9 +328,15 @@ impl Server {
         knowing.abort();
         comparing.abort();
         refresher.abort();
-        if let Err(error) = self.index.write_uses(SystemTime::now()).await {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, "what was used in the last minute is not on record");
+        match timeout(WRITE_USES_FOR, self.index.write_uses(SystemTime::now())).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "what was used in the last minutes is not on record");
+            }
+            Err(_) => tracing::info!(
+                "not all that was used in the last minutes is on record: there was too much of it"
+            ),
         }
         let _ = fs::remove_file(&self.control);
         ended

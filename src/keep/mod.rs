@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use narinfo::StoreDir;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::index::{self, Index};
 use crate::packer::{self, Packer};
@@ -28,10 +28,11 @@ pub use policy::Bounds;
 
 /// What is packed within this time is looked at together.
 const GATHERED_FOR: Duration = Duration::from_secs(1);
-/// Uses are written down, and what could not go is tried again, at least and at most so often; in between, once in the time
-/// for which what is used stays.
+/// What could not go is tried again at least and at most so often; in between, once in the time for which what is used stays.
 const ROUND: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-
+/// Uses are written down once in that time, too, and at least this often: each with all that the path refers to, which may be
+/// much. Who evicts writes them first.
+const WRITTEN_EVERY: Duration = Duration::from_secs(600);
 /// How much earlier than it was a use may be on record.
 const RECORDED_WITHIN: Duration = Duration::from_millis(500);
 /// Lines that wait to be read.
@@ -84,6 +85,7 @@ impl Keeper {
     pub async fn run(self) {
         let mut rounds = tokio::time::interval(self.0.settings.keep_used.clamp(ROUND.0, ROUND.1));
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut written = Instant::now();
         loop {
             let kept = tokio::select! {
                 () = self.0.packer.stored() => {
@@ -91,7 +93,13 @@ impl Keeper {
                     // What could not go a moment ago cannot go yet.
                     if self.0.held_back.load(Ordering::Relaxed) { Ok(()) } else { self.keep_within_limit().await }
                 }
-                _ = rounds.tick() => self.round().await,
+                _ = rounds.tick() => {
+                    let writes = written.elapsed() + ROUND.0 >= self.0.settings.keep_used.min(WRITTEN_EVERY);
+                    if writes {
+                        written = Instant::now();
+                    }
+                    self.round(writes).await
+                }
             };
             if let Err(error) = kept {
                 let error = &error as &dyn std::error::Error;
@@ -100,8 +108,10 @@ impl Keeper {
         }
     }
 
-    async fn round(&self) -> Result<(), Error> {
-        self.0.index.write_uses(SystemTime::now()).await?;
+    async fn round(&self, writes: bool) -> Result<(), Error> {
+        if writes {
+            self.0.index.write_uses(SystemTime::now()).await?;
+        }
         self.keep_within_limit().await
     }
 
