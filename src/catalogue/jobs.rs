@@ -1,4 +1,4 @@
-//! All attributes of a set for one system with nix-eval-jobs (https://github.com/nix-community/nix-eval-jobs), several at a time.
+//! All attributes of a set for one system with [nix-eval-jobs](https://github.com/nix-community/nix-eval-jobs), several at a time.
 //! It ends with the first attribute that brings a worker down: that one, and all that were under way, are left to a walk, and it
 //! is run again without them. Whatever else goes wrong is an error, for which all of the set may be left to a walk.
 
