@@ -6,14 +6,14 @@ use std::time::{Duration, SystemTime};
 use narinfo::{NarHash, StorePath, StorePathHash};
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::rows::{corrupt, nar_row, signed, to_unix, unsigned};
+use super::rows::{corrupt, signed, to_unix, unsigned};
 use super::stored::stored_bytes;
 use super::uses::{Looks, Need};
-use super::{Error, Index, NarRow, paths_of};
+use super::{Error, Index, paths_of};
 
 /// How long it is remembered of which path a NAR was: as long as clients remember narinfos.
 const FORMER_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Paths, or NARs, that one transaction looks at for what goes.
+/// Rows that one transaction looks at for what goes.
 const PART: i64 = 256;
 
 /// A served path in the order in which paths go.
@@ -108,28 +108,6 @@ impl Index {
                     return Ok(Lost::Nothing);
                 }
                 first(transaction, now, after, choose)
-            })
-            .await
-    }
-
-    /// Packed NARs that no served path has, a few of those behind `after`; none when there are no more.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn unused_nars(&self, after: Option<NarHash>) -> Result<Vec<NarRow>, Error> {
-        self.readers
-            .run(move |connection| {
-                let mut statement = connection.prepare_cached(
-                    "SELECT nar_hash, file_hash, file_size FROM nar n WHERE nar_hash > ?1 \
-                     AND NOT EXISTS (SELECT 1 FROM path WHERE nar_hash = n.nar_hash) ORDER BY nar_hash LIMIT ?2",
-                )?;
-                let after = after.map_or_else(Vec::new, |nar| nar.as_bytes().to_vec());
-                let mut rows = statement.query(params![after, PART])?;
-                let mut found = Vec::new();
-                while let Some(row) = rows.next()? {
-                    found.push(nar_row(row, 0)?);
-                }
-                Ok(found)
             })
             .await
     }
@@ -261,6 +239,7 @@ fn after_epoch(micros: i64) -> SystemTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::NarRow;
     use crate::index::samples::{nar, path, row};
 
     fn at(seconds: u64) -> SystemTime {

@@ -25,20 +25,16 @@ impl Index {
     /// # Errors
     /// When SQLite fails.
     pub async fn nars(&self, after: Option<NarHash>) -> Result<Vec<NarRow>, Error> {
-        self.readers
-            .run(move |connection| {
-                let mut statement = connection.prepare_cached(
-                    "SELECT nar_hash, file_hash, file_size FROM nar WHERE nar_hash > ?1 ORDER BY nar_hash LIMIT ?2",
-                )?;
-                let after = after.map_or_else(Vec::new, |nar| nar.as_bytes().to_vec());
-                let mut rows = statement.query(params![after, NARS_AT_ONCE])?;
-                let mut found = Vec::new();
-                while let Some(row) = rows.next()? {
-                    found.push(nar_row(row, 0)?);
-                }
-                Ok(found)
-            })
-            .await
+        self.readers.run(move |connection| nars_behind(connection, after, "TRUE")).await
+    }
+
+    /// The same of those that no served path has.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn unused_nars(&self, after: Option<NarHash>) -> Result<Vec<NarRow>, Error> {
+        let unused = "NOT EXISTS (SELECT 1 FROM path WHERE nar_hash = n.nar_hash)";
+        self.readers.run(move |connection| nars_behind(connection, after, unused)).await
     }
 
     /// Those of `nars` that are not packed.
@@ -77,6 +73,24 @@ impl Index {
         let sql = format!("DELETE FROM stored; INSERT INTO stored {COUNTED}");
         self.writer.run(move |transaction| Ok(transaction.execute_batch(&sql)?)).await
     }
+}
+
+/// The first NARs behind `after` of which `condition` is true.
+fn nars_behind(
+    connection: &Connection,
+    after: Option<NarHash>,
+    condition: &str,
+) -> Result<Vec<NarRow>, Error> {
+    let mut statement = connection.prepare_cached(&format!(
+        "SELECT nar_hash, file_hash, file_size FROM nar n WHERE nar_hash > ?1 AND {condition} ORDER BY nar_hash LIMIT ?2"
+    ))?;
+    let after = after.map_or_else(Vec::new, |nar| nar.as_bytes().to_vec());
+    let mut rows = statement.query(params![after, NARS_AT_ONCE])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(nar_row(row, 0)?);
+    }
+    Ok(found)
 }
 
 pub(super) fn stored_bytes(connection: &Connection) -> Result<u64, Error> {
