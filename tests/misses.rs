@@ -3,10 +3,12 @@
 mod support;
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use support::addresses::narinfo_address;
 use support::cache::{Cache, assert_missing, assert_narinfo};
-use support::{Derivation, NixStore, Release};
+use support::store::{Folder, write};
+use support::{Derivation, NixStore, Release, text};
 
 #[test]
 fn what_comes_into_the_store_is_found_by_the_very_next_request() {
@@ -23,6 +25,24 @@ fn what_comes_into_the_store_is_found_by_the_very_next_request() {
             assert!(cache.store.realise(&made.drv).succeeded());
             assert_narinfo(&cache.ask(made.out()), made.out());
         }
+    }
+}
+
+#[test]
+fn what_many_ask_for_at_once_is_found_for_each_of_them() {
+    // Far more than wait in line at the daemon's socket.
+    let cache = Cache::new(&[]);
+    let folder = Folder::new();
+    let files: Vec<_> = (0..100).map(|number| folder.path().join(format!("file-{number}"))).collect();
+    files.iter().for_each(|file| write(file, text(file)));
+    let mut arguments = vec!["--add"];
+    arguments.extend(files.iter().map(|file| text(file)));
+    let added = cache.store.nix_store(&arguments);
+    let asked: Vec<_> =
+        added.lines().map(|path| (Path::new(path), cache.ask_in_background(Path::new(path)))).collect();
+    assert_eq!(asked.len(), files.len());
+    for (path, asked) in asked {
+        assert_narinfo(&asked.answer(), path);
     }
 }
 

@@ -1,6 +1,8 @@
 //! The beginning of every connection: who is there, which protocol, does it trust us. A typestate: what can be done next is all that compiles.
 //! Announces no protocol feature, because none is decoded here.
 
+use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use narinfo::StoreDir;
@@ -15,6 +17,9 @@ use super::wire::{LIST_ITEMS_MAX, Patience, Request, Wire};
 
 /// How long the handshake may take.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long until it is tried again to get into a full queue of the daemon's socket.
+const TRY_AGAIN_AFTER: Duration = Duration::from_millis(5);
 
 /// What a client says first.
 const CLIENT_MAGIC: u64 = 0x6e69_7863;
@@ -51,7 +56,7 @@ impl Handshake {
     /// [`DaemonError::Connect`] when nothing listens there or we may not connect.
     pub async fn connect(environment: &Environment, limit: Duration) -> Result<Self, DaemonError> {
         let patience = Patience::new("a connection was made", limit);
-        let connecting = tokio::time::timeout(limit, UnixStream::connect(&environment.socket));
+        let connecting = tokio::time::timeout(limit, connected(&environment.socket));
         let stream = match connecting.await {
             Ok(outcome) => outcome
                 .map_err(|source| DaemonError::Connect { socket: environment.socket.clone(), source })?,
@@ -93,6 +98,19 @@ impl Handshake {
             return Err(DaemonError::Version { seen });
         }
         Ok(Agreed { wire, store_dir, version: seen.min(NEWEST_PROTOCOL) })
+    }
+}
+
+/// Waits for a place in the queue of those whom the daemon has not accepted yet: where Nix itself listens there are but
+/// five, and a client asks for more paths than that at once.
+async fn connected(socket: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(socket).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(TRY_AGAIN_AFTER).await;
+            }
+            outcome => return outcome,
+        }
     }
 }
 
