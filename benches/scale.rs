@@ -1,5 +1,5 @@
-//! How the cache grows: the same questions to an index of ten thousand paths, of a hundred thousand and of a million, and from
-//! one connection to ten thousand. `cargo bench --bench scale`; `-- --paths 10000,10000000` takes other sizes.
+//! How the cache grows: the same questions to indexes of ten thousand paths, of a hundred thousand and of a million, in turns,
+//! and from one connection to ten thousand. `cargo bench --bench scale`; `-- --paths 10000,10000000` takes other sizes.
 
 // Of what compares servers, this needs the load and the accounts.
 #[allow(dead_code)]
@@ -13,9 +13,11 @@ mod grown;
 #[allow(dead_code)]
 #[path = "../tests/simulation/random.rs"]
 mod random;
+#[path = "scale/table.rs"]
+mod table;
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use serde_json::json;
@@ -26,6 +28,7 @@ use serving::machine;
 use serving::servers::{Running, Server};
 use support::Cache;
 use support::store::{Folder, write};
+use table::{Table, Wanted};
 
 /// Connections under which requests are counted.
 const CONNECTIONS: usize = 64;
@@ -33,22 +36,20 @@ const CONNECTIONS: usize = 64;
 const CROWDS: [usize; 4] = [1, CONNECTIONS, 1_000, 10_000];
 /// Paths that everyone asks for: a cache serves many, and few of them to most.
 const POPULAR: usize = 2_000;
-/// Paths that are asked for once in a while: more than are kept in memory.
+/// Paths that are asked for once in a while, by a server that keeps no narinfos in memory.
 const RARE: usize = 100_000;
 /// Hashes that nobody knows.
 const UNKNOWN: usize = 100_000;
 /// Answers of which each took its time, one after the other.
 const ONE_BY_ONE: usize = 20_000;
 /// Paths of one closure that is published, and how many are.
-const CLOSURES: (usize, usize) = (50, 40);
-/// Starts, of which the middle one counts.
+const CLOSURES: (usize, usize) = (50, 20);
+/// Starts in a round.
 const STARTS: usize = 5;
 /// How long a server is left alone before its memory counts: what it does beside the start is done by then.
 const SETTLED: Duration = Duration::from_secs(4);
 const TIMES: Times = Times { warm_up: Duration::from_secs(1), counted: Duration::from_secs(2) };
 
-/// How much worse the largest index may be than the smallest.
-const GROWTH_MAX: f64 = 1.15;
 /// Mebibytes with a million paths, and milliseconds to the first answer.
 const MEMORY_MAX: f64 = 64.0;
 const START_MAX: f64 = 8.0;
@@ -56,9 +57,12 @@ const START_MAX: f64 = 8.0;
 /// Measures how the cache grows.
 #[derive(Parser)]
 struct Flags {
-    /// Paths in the index, each more than the one before
+    /// Paths in the index, each more than the one before; ten million take 9 GB of disk, and minutes to make
     #[arg(long, value_delimiter = ',', default_values_t = [10_000, 100_000, 1_000_000])]
     paths: Vec<u64>,
+    /// How often all sizes take their turn
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
     /// Fail when a target is missed
     #[arg(long)]
     strict: bool,
@@ -67,24 +71,13 @@ struct Flags {
     bench: bool,
 }
 
-/// A row of the table: a number for each size.
-struct Row {
-    name: &'static str,
-    unit: &'static str,
-    values: Vec<f64>,
-    wanted: Wanted,
-}
-
-/// What is wanted of a row.
-#[derive(Clone, Copy)]
-enum Wanted {
-    Nothing,
-    /// That it stays as small as it is at the smallest size, within [`GROWTH_MAX`].
-    FlatCost,
-    /// That it stays as large.
-    FlatSpeed,
-    /// At most so much, up to so many paths.
-    AtMost(f64, u64),
+/// An index, and who serves it.
+struct Sized {
+    grown: Grown,
+    /// With the settings that it has by itself.
+    server: Server,
+    /// The same without narinfos in memory: each hit is read from the index.
+    forgetful: Server,
 }
 
 fn main() -> ExitCode {
@@ -93,71 +86,120 @@ fn main() -> ExitCode {
     let mut cache = Cache::new(&[]);
     assert!(cache.ondine.sigterm().success());
     let logs = Folder::new();
-    let server = Server::ondine(&cache, &cache.ondine.state_dir(), &logs);
-    let mut rows: Vec<Row> = Vec::new();
-    let mut grown = Grown::open(&cache);
-    for paths in &flags.paths {
-        grown.grow(*paths);
-        eprintln!("{paths} paths: the index has {} MiB", grown.bytes() >> 20);
-        measure(&server, &mut grown, &mut rows);
+    let mut sizes: Vec<Sized> = flags.paths.iter().map(|paths| Sized::new(&cache, *paths, &logs)).collect();
+    let mut table = Table::new(&flags.paths);
+    for round in 1..=flags.rounds {
+        for (size, sized) in sizes.iter_mut().enumerate() {
+            let begun = Instant::now();
+            let mut add = |name, unit, wanted, value| table.add(name, unit, wanted, size, value);
+            sized.measure(&mut add);
+            eprintln!(
+                "{} paths, round {round} of {}: {:.1?}",
+                flags.paths[size],
+                flags.rounds,
+                begun.elapsed()
+            );
+        }
     }
-    let crowds = crowds(&server, &grown);
-    let met = print(&flags.paths, &rows, &crowds);
+    let crowds = sizes.last().expect("there is a size").crowds();
+    println!("{}\n", machine::conditions());
+    let met = table.print();
+    println!("\n| connections | requests/s | CPU µs/request | MiB |\n|---|---|---|---|");
+    for (connections, rate, cost, memory) in &crowds {
+        println!("| {connections} | {rate:.0} | {cost:.1} | {memory:.1} |");
+    }
+    let crowds = crowds.iter().map(|(connections, rate, cost, memory)| {
+        json!({"connections": connections, "requests_per_second": rate, "cpu_micros": cost, "resident_mebibytes": memory})
+    });
+    let report = json!({
+        "bench": "scale", "conditions": machine::conditions(), "paths": flags.paths, "rows": table.json(),
+        "crowds": crowds.collect::<Vec<_>>(),
+    });
+    let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("scale.json");
+    write(&file, &format!("{report:#}\n"));
+    println!("\nEvery sample: {}", file.display());
     if met || !flags.strict { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// All rows at the size that `grown` has now.
-fn measure(server: &Server, grown: &mut Grown, rows: &mut Vec<Row>) {
-    let mut add =
-        |name, unit, wanted, value| match rows.iter_mut().find(|row| (row.name, row.unit) == (name, unit)) {
-            Some(row) => row.values.push(value),
-            None => rows.push(Row { name, unit, values: vec![value], wanted }),
-        };
-    let mut starts: Vec<f64> =
-        (0..STARTS).map(|_| server.start().to_first_answer.as_secs_f64() * 1e3).collect();
-    starts.sort_unstable_by(f64::total_cmp);
-    add("start to the first answer", "ms", Wanted::AtMost(START_MAX, u64::MAX), starts[STARTS / 2]);
-
-    let running = server.start();
-    std::thread::sleep(SETTLED);
-    add("memory, idle", "MiB", Wanted::AtMost(MEMORY_MAX, 1_000_000), resident(&running));
-    let narinfo = |hash: String| server.request(&format!("/{hash}.narinfo"), "");
-    let popular: Vec<_> = grown.some(POPULAR).map(narinfo).collect();
-    let rare: Vec<_> = grown.some(RARE).map(narinfo).collect();
-    let unknown: Vec<_> =
-        grown.unknown(UNKNOWN).map(|hash| server.request(&server.miss_address(&hash), "")).collect();
-    for (what, requests, status, flat) in [
-        ("hit, popular", &popular, *b"200", true),
-        ("hit, rare", &rare, *b"200", false),
-        ("miss", &unknown, *b"404", true),
-    ] {
-        let wanted = |wanted| if flat { wanted } else { Wanted::Nothing };
-        let seen = load::measure(server.address, CONNECTIONS, requests, status, &running.processes, TIMES);
-        let load::Seen { answers, used } = seen.expect("the server answers");
-        add(what, "requests/s", wanted(Wanted::FlatSpeed), answers / used.seconds);
-        add(what, "CPU µs/request", wanted(Wanted::FlatCost), used.server * 1e6 / answers);
-        let taken = load::latencies(server.address, requests, status, |taken| taken < ONE_BY_ONE);
-        let taken = taken.expect("the server answers");
-        add(what, "µs, median", wanted(Wanted::FlatCost), micros(taken[ONE_BY_ONE / 2]));
-        add(what, "µs, p99", Wanted::Nothing, micros(taken[ONE_BY_ONE * 99 / 100]));
+impl Sized {
+    fn new(cache: &Cache, paths: u64, logs: &Folder) -> Sized {
+        let begun = Instant::now();
+        let grown = Grown::new(cache, paths);
+        eprintln!(
+            "{paths} paths: the index has {} MiB, made in {:.1?}",
+            grown.bytes() >> 20,
+            begun.elapsed()
+        );
+        let server = |arguments: &[&str]| Server::ondine(cache, grown.state_dir(), logs, arguments);
+        let (server, forgetful) = (server(&[]), server(&["--narinfo-memory-bytes", "0"]));
+        Sized { grown, server, forgetful }
     }
-    add("memory, after all that", "MiB", Wanted::AtMost(MEMORY_MAX, 1_000_000), resident(&running));
-    drop(running);
-    let seconds = grown.publish(CLOSURES).as_secs_f64();
-    add("closures published", "paths/s", Wanted::Nothing, (CLOSURES.0 * CLOSURES.1) as f64 / seconds);
+
+    /// All rows, once.
+    fn measure(&mut self, add: &mut impl FnMut(&'static str, &'static str, Wanted, f64)) {
+        for _ in 0..STARTS {
+            let millis = self.server.start().to_first_answer.as_secs_f64() * 1e3;
+            add("start to the first answer", "ms", Wanted::AtMost(START_MAX, u64::MAX), millis);
+        }
+        let running = self.server.start();
+        std::thread::sleep(SETTLED);
+        add("memory, idle", "MiB", Wanted::AtMost(MEMORY_MAX, 1_000_000), resident(&running));
+        let popular = self.narinfos(&self.server, POPULAR);
+        let unknown = self.grown.unknown(UNKNOWN).map(|hash| self.server.miss_address(&hash));
+        let unknown: Vec<_> = unknown.map(|address| self.server.request(&address, "")).collect();
+        serve(&self.server, &running, "hit, popular", &popular, *b"200", true, add);
+        serve(&self.server, &running, "miss", &unknown, *b"404", true, add);
+        add("memory, after both", "MiB", Wanted::AtMost(MEMORY_MAX, 1_000_000), resident(&running));
+        drop(running);
+
+        let rare = self.narinfos(&self.forgetful, RARE);
+        let running = self.forgetful.start();
+        serve(&self.forgetful, &running, "hit, from the index", &rare, *b"200", false, add);
+        drop(running);
+
+        let seconds = self.grown.publish(CLOSURES).as_secs_f64();
+        let rate = (CLOSURES.0 * CLOSURES.1) as f64 / seconds;
+        add("closures published", "paths/s", Wanted::FlatSpeed, rate);
+    }
+
+    /// Requests for so many paths that are there.
+    fn narinfos(&self, server: &Server, count: usize) -> Vec<Vec<u8>> {
+        self.grown.some(count).map(|hash| server.request(&format!("/{hash}.narinfo"), "")).collect()
+    }
+
+    /// The same few paths asked for on more and more connections: requests/s, CPU µs a request, and MiB that are resident.
+    fn crowds(&self) -> Vec<(usize, f64, f64, f64)> {
+        let requests = self.narinfos(&self.server, POPULAR);
+        let of = |connections| {
+            let running = self.server.start();
+            let processes = &running.processes;
+            let seen = load::measure(self.server.address, connections, &requests, *b"200", processes, TIMES);
+            let load::Seen { answers, used } = seen.expect("the server answers");
+            (connections, answers / used.seconds, used.server * 1e6 / answers, resident(&running))
+        };
+        CROWDS.into_iter().map(of).collect()
+    }
 }
 
-/// The same few paths asked for on more and more connections: requests/s, CPU µs a request, and MiB that are resident.
-fn crowds(server: &Server, grown: &Grown) -> Vec<(usize, f64, f64, f64)> {
-    let requests: Vec<_> =
-        grown.some(POPULAR).map(|hash| server.request(&format!("/{hash}.narinfo"), "")).collect();
-    let of = |connections| {
-        let running = server.start();
-        let seen = load::measure(server.address, connections, &requests, *b"200", &running.processes, TIMES);
-        let load::Seen { answers, used } = seen.expect("the server answers");
-        (connections, answers / used.seconds, used.server * 1e6 / answers, resident(&running))
-    };
-    CROWDS.into_iter().map(of).collect()
+/// The rate and the cost of these requests on many connections, and what they take one after the other.
+fn serve(
+    server: &Server,
+    running: &Running,
+    what: &'static str,
+    requests: &[Vec<u8>],
+    status: [u8; 3],
+    flat: bool,
+    add: &mut impl FnMut(&'static str, &'static str, Wanted, f64),
+) {
+    let wanted = |wanted| if flat { wanted } else { Wanted::Nothing };
+    let seen = load::measure(server.address, CONNECTIONS, requests, status, &running.processes, TIMES);
+    let load::Seen { answers, used } = seen.expect("the server answers");
+    add(what, "requests/s", wanted(Wanted::FlatSpeed), answers / used.seconds);
+    add(what, "CPU µs/request", wanted(Wanted::FlatCost), used.server * 1e6 / answers);
+    let taken = load::latencies(server.address, requests, status, |taken| taken < ONE_BY_ONE);
+    let taken = taken.expect("the server answers");
+    add(what, "µs, median", wanted(Wanted::FlatCost), micros(taken[ONE_BY_ONE / 2]));
+    add(what, "µs, p99", wanted(Wanted::FlatCost), micros(taken[ONE_BY_ONE * 99 / 100]));
 }
 
 fn resident(running: &Running) -> f64 {
@@ -166,59 +208,4 @@ fn resident(running: &Running) -> f64 {
 
 fn micros(time: Duration) -> f64 {
     time.as_secs_f64() * 1e6
-}
-
-/// Prints the tables, and leaves the same as JSON. Whether all targets are met.
-fn print(sizes: &[u64], rows: &[Row], crowds: &[(usize, f64, f64, f64)]) -> bool {
-    let columns: Vec<String> = sizes.iter().map(|paths| format!("{paths} paths")).collect();
-    println!(
-        "{}\n\n| | | {} | growth | |\n|---|---|{}---|---|",
-        machine::conditions(),
-        columns.join(" | "),
-        "---|".repeat(sizes.len())
-    );
-    let mut met = true;
-    for row in rows {
-        let holds = row.holds(sizes);
-        met &= holds != Some(false);
-        let said = holds.map_or("", |holds| if holds { "ok" } else { "MISSED" });
-        let values: Vec<String> = row.values.iter().map(|value| format!("{value:.1}")).collect();
-        println!("| {} | {} | {} | {:.2} x | {said} |", row.name, row.unit, values.join(" | "), row.growth());
-    }
-    println!("\n| connections | requests/s | CPU µs/request | MiB |\n|---|---|---|---|");
-    for (connections, rate, cost, memory) in crowds {
-        println!("| {connections} | {rate:.0} | {cost:.1} | {memory:.1} |");
-    }
-    let listed = rows.iter().map(|row| {
-        json!({"name": row.name, "unit": row.unit, "values": row.values, "growth": row.growth(), "holds": row.holds(sizes)})
-    });
-    let crowds = crowds.iter().map(|(connections, rate, cost, memory)| {
-        json!({"connections": connections, "requests_per_second": rate, "cpu_micros": cost, "resident_mebibytes": memory})
-    });
-    let report = json!({
-        "bench": "scale", "conditions": machine::conditions(), "paths": sizes, "rows": listed.collect::<Vec<_>>(), "crowds": crowds.collect::<Vec<_>>(),
-    });
-    let file = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("scale.json");
-    write(&file, &format!("{report:#}\n"));
-    println!("\nThe same as JSON: {}", file.display());
-    met
-}
-
-impl Row {
-    /// The largest size in proportion to the smallest.
-    fn growth(&self) -> f64 {
-        self.values.last().expect("there is a size") / self.values[0]
-    }
-
-    /// Whether it is as wanted, if something is wanted of it.
-    fn holds(&self, sizes: &[u64]) -> Option<bool> {
-        match self.wanted {
-            Wanted::Nothing => None,
-            Wanted::FlatCost => Some(self.growth() <= GROWTH_MAX),
-            Wanted::FlatSpeed => Some(self.growth() >= 1.0 / GROWTH_MAX),
-            Wanted::AtMost(most, paths) => {
-                Some(self.values.iter().zip(sizes).all(|(value, size)| *size > paths || *value <= most))
-            }
-        }
-    }
 }

@@ -62,7 +62,7 @@ fn main() -> ExitCode {
     let (size, times) = if flags.quick { (QUICK, QUICK_TIMES) } else { (FULL, TIMES) };
     let data = Data::make(size);
     let folder = Folder::new();
-    let ondine = Server::ondine(&data.cache, &data.cache.ondine.state_dir(), &data.files);
+    let ondine = Server::ondine(&data.cache, &data.cache.ondine.state_dir(), &data.files, &[]);
     let mut servers = vec![ondine, Server::nginx(&data, &folder)];
     servers.extend(flags.peer.iter().map(|peer| Server::peer(peer).expect("it was parsed before")));
     if !flags.peer.is_empty() {

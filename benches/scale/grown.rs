@@ -1,7 +1,7 @@
-//! An index that grows: synthetic paths with references and a signature, all packed as far as the index says. No NAR is there,
+//! Indexes of every size: synthetic paths with references and a signature, all packed as far as the index says. No NAR is there,
 //! and none is asked for.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use narinfo::{NarHash, Signature, StorePath};
@@ -10,7 +10,10 @@ use rusqlite::{Connection, params};
 
 use crate::random::Random;
 use crate::support::Cache;
+use crate::support::store::Folder;
 
+/// The file of the index in the state directory.
+const INDEX: &str = "index.sqlite";
 /// Paths that each refers to.
 const REFERENCES: u64 = 5;
 /// A step through all numbers below any size that is no multiple of it: a prime.
@@ -18,8 +21,9 @@ const STRIDE: u64 = 7_368_787;
 
 /// The index of a server that does not run.
 pub struct Grown {
+    state: Folder,
     file: PathBuf,
-    /// How many paths it has.
+    /// How many paths it was given.
     paths: u64,
     /// A signature in the form that all have.
     signature: String,
@@ -27,21 +31,21 @@ pub struct Grown {
 }
 
 impl Grown {
-    /// The index of this cache, whose server was stopped.
-    pub fn open(cache: &Cache) -> Grown {
-        let file = cache.ondine.state_dir().join("index.sqlite");
-        let (name, _) = cache.ondine.public_key().split_once(':').expect("a key has a name");
-        let signature = format!("{name}:{}==", "A".repeat(86));
+    /// An index of so many paths, in a state directory of its own that begins as that of this cache, whose server was stopped.
+    /// The paths go straight into the tables: this is to take no time, and to lose nothing by it.
+    pub fn new(cache: &Cache, paths: u64) -> Grown {
+        let state = Folder::new();
+        for name in ["signing-key", INDEX] {
+            std::fs::copy(cache.ondine.state_dir().join(name), state.path().join(name)).expect("copied");
+        }
+        let file = state.path().join(INDEX);
+        let (key, _) = cache.ondine.public_key().split_once(':').expect("a key has a name");
+        let signature = format!("{key}:{}==", "A".repeat(86));
         signature.parse::<Signature>().expect("it looks like one");
-        Grown { file, paths: 0, signature, random: Random(1) }
-    }
-
-    /// Adds paths until there are so many. Straight into the tables: this is to take no time, and to lose nothing by it.
-    pub fn grow(&mut self, paths: u64) {
-        let mut numbers: Vec<u64> = (self.paths..paths).collect();
+        let mut numbers: Vec<u64> = (0..paths).collect();
         // In the order of the tables: each page is written once.
         numbers.sort_by_cached_key(|number| hash(*number));
-        let mut connection = Connection::open(&self.file).expect("the index opens");
+        let mut connection = Connection::open(&file).expect("the index opens");
         connection.pragma_update(None, "synchronous", "off").expect("set");
         let transaction = connection.transaction().expect("begun");
         {
@@ -54,15 +58,19 @@ impl Grown {
                 let (hash, nar_hash) = (hash(number), nar_hash(number));
                 let references: Vec<String> = references(number).iter().map(StorePath::to_string).collect();
                 let deriver = format!("{}-synthetic-{number}.drv", self::hash(!number));
-                let row =
-                    params![hash, name(number), nar_hash, references.join(" "), deriver, self.signature];
+                let row = params![hash, name(number), nar_hash, references.join(" "), deriver, signature];
                 path.execute(row).expect("inserted");
                 nar.execute(params![nar_hash]).expect("inserted");
             }
         }
         transaction.commit().expect("committed");
         connection.pragma_update(None, "wal_checkpoint", "truncate").expect("written through");
-        self.paths = paths;
+        Grown { state, file, paths, signature, random: Random(1) }
+    }
+
+    /// The state directory that it is in.
+    pub fn state_dir(&self) -> &Path {
+        self.state.path()
     }
 
     /// Bytes of its file.

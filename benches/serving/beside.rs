@@ -21,7 +21,7 @@ impl Bench<'_> {
     /// The 99th percentile before and meanwhile.
     pub(super) fn beside(&mut self) {
         let state = Folder::new();
-        let server = Server::ondine(&self.data.cache, &state.path().join("state"), &self.data.files);
+        let server = Server::ondine(&self.data.cache, &state.path().join("state"), &self.data.files, &[]);
         let running = server.start();
         let http = Http::new(&server.url());
         let ask = |path| assert_eq!(http.get(&narinfo_address(path)).status, 200);

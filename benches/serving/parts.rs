@@ -176,7 +176,8 @@ impl Bench<'_> {
             let seconds = self.dump(path);
             for (form, end) in [("zstd", ".zst"), ("plain", "")] {
                 let state = Folder::new();
-                let server = Server::ondine(&self.data.cache, &state.path().join("state"), &self.data.files);
+                let server =
+                    Server::ondine(&self.data.cache, &state.path().join("state"), &self.data.files, &[]);
                 let running = server.start();
                 let narinfo = Http::new(&server.url()).get(&narinfo_address(path)).text();
                 let address = format!("/{}{end}", field(&narinfo, "URL").trim_end_matches(".zst"));

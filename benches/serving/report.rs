@@ -41,14 +41,18 @@ pub struct Report {
 
 /// The middle of samples, and their ends.
 #[derive(Clone, Copy)]
-struct Spread {
-    median: f64,
-    least: f64,
-    most: f64,
+pub struct Spread {
+    /// The middle.
+    pub median: f64,
+    /// The smallest.
+    pub least: f64,
+    /// The largest.
+    pub most: f64,
 }
 
 impl Spread {
-    fn of(samples: &[f64]) -> Spread {
+    /// That of at least one sample.
+    pub fn of(samples: &[f64]) -> Spread {
         let mut sorted = samples.to_vec();
         sorted.sort_unstable_by(f64::total_cmp);
         let middle = sorted.len() / 2;

@@ -58,11 +58,12 @@ pub struct Running {
 }
 
 impl Server {
-    /// Ondine on the store of `cache`, with this state. It writes its log to that folder.
-    pub fn ondine(cache: &Cache, state: &Path, log: &Folder) -> Server {
+    /// Ondine on the store of `cache`, with this state and these arguments. It writes its log to that folder.
+    pub fn ondine(cache: &Cache, state: &Path, log: &Folder, arguments: &[&str]) -> Server {
         let address = free_address();
         let command = cache.ondine.command("serve");
-        let arguments = ["--listen", &address.to_string(), "--state-dir", text(state)].map(str::to_owned);
+        let own = ["--listen", &address.to_string(), "--state-dir", text(state)].map(str::to_owned);
+        let arguments = [&own[..], &arguments.iter().map(ToString::to_string).collect::<Vec<_>>()].concat();
         let program = Program {
             command: Box::new(move || copy_of(&command, &arguments)),
             log: log.path().join("ondine.log"),

@@ -96,6 +96,8 @@ impl Index {
                     known.add(row.get_ref(0)?.as_str().ok().and_then(|hash| hash.parse().ok()));
                 }
                 known.filled();
+                // It has read all hashes, and will need none of those pages soon.
+                connection.execute_batch("PRAGMA shrink_memory")?;
                 Ok(())
             })
             .await
