@@ -113,6 +113,9 @@ pub enum Error {
     /// A part that must run for ever does not.
     #[error("{0} has stopped because of a bug; see the message above, and start the server again")]
     Stopped(&'static str),
+    /// The system gives no threads.
+    #[error("cannot start the threads that serve")]
+    Threads(#[source] io::Error),
     /// The signals cannot be watched.
     #[error("cannot watch for signals")]
     Signals(#[source] io::Error),
@@ -314,7 +317,7 @@ impl Server {
             std::future::pending::<()>().await;
         };
         let ended = tokio::select! {
-            () = serving => Ok(()),
+            served = serving => served.map_err(Error::Threads),
             () = stopping => Ok(()),
             _ = &mut worker => Err(Error::Stopped("the part that builds")),
             _ = &mut packer => Err(Error::Stopped("the part that packs NARs")),

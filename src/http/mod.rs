@@ -8,6 +8,7 @@ mod body;
 mod by_name;
 mod catalogue;
 mod control;
+mod drivers;
 mod info;
 mod keeping;
 mod log;

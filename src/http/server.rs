@@ -6,6 +6,7 @@ use std::future::poll_fn;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
@@ -16,6 +17,7 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::mpsc;
 
 use super::Service;
+use super::drivers::Drivers;
 use super::sending::Sending;
 
 /// A client has this long to send the headers of a request, the first as of every later one on a connection.
@@ -50,14 +52,18 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Serves every door until the service stops, then gives connections `drain` to end.
-pub async fn serve(doors: Vec<Door>, service: Service) {
+///
+/// # Errors
+/// When there are no threads for the connections.
+pub async fn serve(doors: Vec<Door>, service: Service) -> io::Result<()> {
+    let drivers = Arc::new(Drivers::start()?);
     let (open, mut all_ended) = mpsc::channel(1);
     let mut accepting = tokio::task::JoinSet::new();
     for door in doors {
-        let (service, open) = (service.clone(), open.clone());
+        let (service, open, drivers) = (service.clone(), open.clone(), Arc::clone(&drivers));
         accepting.spawn(async move {
             tokio::select! {
-                () = accept_all(&door, &service, &open) => {}
+                () = accept_all(&door, &service, &open, &drivers) => {}
                 () = service.stopping() => {}
             }
         });
@@ -68,22 +74,26 @@ pub async fn serve(doors: Vec<Door>, service: Service) {
     if tokio::time::timeout(drain, all_ended.recv()).await.is_err() {
         tracing::warn!(?drain, "connections were still open and are cut");
     }
+    Ok(())
 }
 
 /// Held by each connection for as long as it is open. Nothing is ever sent.
 type Open = mpsc::Sender<Infallible>;
 
-async fn accept_all(door: &Door, service: &Service, open: &Open) {
+async fn accept_all(door: &Door, service: &Service, open: &Open, drivers: &Drivers) {
     loop {
         let accepted = match door {
-            Door::Tcp(listener) => listener.accept().await.map(|(stream, client)| {
+            Door::Tcp(listener) => listener.accept().await.and_then(|(stream, client)| {
                 // Small answers must not wait for the acknowledgement of earlier ones.
                 let _ = stream.set_nodelay(true);
-                connection(Sending(stream), Some(client.ip()), service, open);
+                drivers.drive(stream, |stream, driven| {
+                    connection(Sending(stream), Some(client.ip()), service, (open.clone(), driven))
+                })
             }),
-            Door::Unix(listener) => {
-                listener.accept().await.map(|(stream, _)| connection(stream, None, service, open))
-            }
+            // Admins are few.
+            Door::Unix(listener) => listener.accept().await.map(|(stream, _)| {
+                tokio::spawn(connection(stream, None, service, open.clone()));
+            }),
         };
         if let Err(error) = accepted {
             refused(&error).await;
@@ -96,11 +106,17 @@ async fn refused(error: &io::Error) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-fn connection<S>(stream: S, client: Option<IpAddr>, service: &Service, open: &Open)
+/// A connection, to be driven by a task; `held` is, for as long as it is open.
+fn connection<S>(
+    stream: S,
+    client: Option<IpAddr>,
+    service: &Service,
+    held: impl Send + 'static,
+) -> impl Future<Output = ()> + Send + 'static
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
-    let (answering, stop, open) = (service.clone(), service.clone(), open.clone());
+    let (answering, stop) = (service.clone(), service.clone());
     let answer = service_fn(move |request| answering.answer(request, client));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -109,13 +125,13 @@ where
         .serve_connection(TokioIo::new(stream), answer);
     // In boxes: what awaits something keeps room for it twice, and there may be very many of these.
     let connection = Box::pin(until_stopped(Box::pin(connection), stop));
-    tokio::spawn(async move {
+    async move {
         // Clients that leave, and answers that are cut, end here; each was logged where it happened.
         if let Err(error) = connection.await {
             tracing::debug!(%error, "a connection ended early");
         }
-        drop(open);
-    });
+        drop(held);
+    }
 }
 
 /// Drives a connection; when the server stops, it ends with the answer that is under way. To be awaited by a task and nothing

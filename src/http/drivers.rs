@@ -1,0 +1,75 @@
+//! The threads that drive connections, one for each core. A connection stays with the thread that it was given to, so that nobody
+//! is woken on one core for what another one is at: what large answers lose by that is a third of their speed.
+
+use std::convert::Infallible;
+use std::io;
+use std::num::NonZero;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
+
+/// The threads. They end, and with them what they drive, when this is dropped.
+pub(super) struct Drivers(Vec<Driver>);
+
+struct Driver {
+    runtime: Handle,
+    /// Shared by each connection that this one has.
+    connections: Arc<()>,
+    /// Nothing is ever sent.
+    _lives: oneshot::Sender<Infallible>,
+}
+
+/// Held by a connection for as long as it is open.
+pub(super) struct Driven {
+    _by: Arc<()>,
+}
+
+impl Drivers {
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// When the system gives none.
+    pub(super) fn start() -> io::Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        (0..cores).map(|_| Driver::start()).collect::<io::Result<_>>().map(Self)
+    }
+
+    /// Has the thread that has the fewest connections drive `stream` as `connection` says.
+    ///
+    /// # Errors
+    /// When the stream cannot be watched.
+    pub(super) fn drive<C>(
+        &self,
+        stream: TcpStream,
+        connection: impl FnOnce(TcpStream, Driven) -> C,
+    ) -> io::Result<()>
+    where
+        C: Future<Output = ()> + Send + 'static,
+    {
+        let fewest = self.0.iter().min_by_key(|driver| Arc::strong_count(&driver.connections));
+        let driver = fewest.ok_or(io::ErrorKind::NotConnected)?;
+        let stream = stream.into_std()?;
+        // It is watched by the runtime that is entered.
+        let _entered = driver.runtime.enter();
+        let driven = Driven { _by: Arc::clone(&driver.connections) };
+        driver.runtime.spawn(connection(TcpStream::from_std(stream)?, driven));
+        Ok(())
+    }
+}
+
+impl Driver {
+    fn start() -> io::Result<Self> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let (lives, ended) = oneshot::channel::<Infallible>();
+        let driver = Self { runtime: runtime.handle().clone(), connections: Arc::new(()), _lives: lives };
+        std::thread::Builder::new().name("connections".into()).spawn(move || {
+            // An error is the end of whoever might send.
+            let _ = runtime.block_on(ended);
+            // Whoever reads a file for it is not waited for.
+            runtime.shutdown_background();
+        })?;
+        Ok(driver)
+    }
+}
