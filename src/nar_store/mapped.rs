@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -41,7 +42,7 @@ pub(super) fn window(file: &Arc<File>, part: Range<u64>) -> io::Result<Bytes> {
 
 /// The same, if they are in memory already; `None` where it would have to be read. Waits for no disk.
 pub(super) fn window_in_memory(file: &Arc<File>, part: &Range<u64>) -> Option<Bytes> {
-    let mapping = mapping(file, part).ok().filter(is_in_memory)?;
+    let mapping = mapping(file, part).ok().filter(|mapping| is_in_memory(mapping, file, part.start))?;
     Some(registered(mapping, file, part))
 }
 
@@ -83,7 +84,7 @@ impl Drop for Window {
 
 fn mapped(file: &Arc<File>, part: &Range<u64>) -> io::Result<Bytes> {
     let mapping = mapping(file, part)?;
-    if !is_in_memory(&mapping) {
+    if !is_in_memory(&mapping, file, part.start) {
         // Waits for the disk here, on a thread that may, and tells of pages that cannot be had.
         mapping.advise(Advice::PopulateRead)?;
     }
@@ -107,12 +108,32 @@ fn registered(mapping: Mmap, file: &Arc<File>, part: &Range<u64>) -> Bytes {
 
 /// Whether sending it waits for no disk. Much cheaper than to have all its pages mapped, which nobody needs who sends from the
 /// file.
-fn is_in_memory(mapping: &Mmap) -> bool {
+fn is_in_memory(mapping: &Mmap, file: &File, start: u64) -> bool {
     // SAFETY: it takes and gives numbers.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
     let before = mapping.as_ptr().addr() % page;
     let bytes = before + mapping.len();
-    let mut states = vec![0_u8; bytes.div_ceil(page)];
+    let pages = bytes.div_ceil(page);
+    counted(file, start - before as u64, bytes as u64)
+        .map_or_else(|| all_there(mapping, before, bytes, pages), |there| there == pages as u64)
+}
+
+/// How many pages of a part of a file are in memory, counted in whatever pieces they are kept, of which large ones are many pages
+/// (cachestat(2), Linux 6.5); `None` where the system does not tell.
+fn counted(file: &File, offset: u64, bytes: u64) -> Option<u64> {
+    // The same on every architecture that Rust knows.
+    const CACHESTAT: libc::c_long = 451;
+    let range = [offset, bytes];
+    // In memory; then dirty, being written, evicted, evicted lately.
+    let mut told = [0_u64; 5];
+    // SAFETY: two numbers are read, and five are written, which is what both structures are.
+    let done = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut told, 0) };
+    (done == 0).then_some(told[0])
+}
+
+/// The same page by page.
+fn all_there(mapping: &Mmap, before: usize, bytes: usize, pages: usize) -> bool {
+    let mut states = vec![0_u8; pages];
     let first = mapping.as_ptr().wrapping_sub(before).cast_mut().cast();
     // SAFETY: these are the pages of the mapping, none of which is written to; each has a byte in `states`.
     let told = unsafe { libc::mincore(first, bytes, states.as_mut_ptr()) };
@@ -143,6 +164,21 @@ mod tests {
                 window_in_memory(&file, &range).expect("it was written a moment ago") == window,
                 "{part:?}"
             );
+        }
+    }
+
+    #[test]
+    fn both_ways_to_ask_which_pages_are_in_memory_say_the_same() {
+        let file = file(&[7; 100_000]);
+        for part in [0..1, 0..100_000, 4095..4097, 77_777..100_000] {
+            let mapping = mapping(&file, &part).expect("a mapping");
+            let before = (part.start % 4096) as usize;
+            let bytes = before + mapping.len();
+            let pages = bytes.div_ceil(4096);
+            assert!(all_there(&mapping, before, bytes, pages), "{part:?}");
+            let told = counted(&file, part.start - before as u64, bytes as u64);
+            // A system that does not tell is asked in the other way.
+            assert!(told.is_none_or(|there| there == pages as u64), "{part:?}: {told:?} of {pages}");
         }
     }
 

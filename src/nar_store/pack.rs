@@ -18,7 +18,7 @@ use super::{NarStore, Stored};
 use crate::decode;
 use crate::growing::CHUNK_BYTES;
 
-/// What has been compressed goes out at least so often while a NAR is received, so that readers follow a slow sender.
+/// What has come goes out at least so often while a NAR is received, so that readers follow a slow sender.
 const FLUSH_AFTER: Duration = Duration::from_millis(250);
 
 /// Threads that compress one NAR; zstd itself compresses small ones on one. Each holds a job or two, and takes a few MiB.
@@ -120,7 +120,7 @@ fn compress(
         // Its maker waits for more, and so do the readers.
         if chunk.len() < CHUNK_BYTES { encoder.flush() } else { Ok(()) }
     })?;
-    Ok(encoder.finish()?.packed())
+    Ok(encoder.finish()?.packed()?)
 }
 
 /// The file is the bytes as they come; what they decompress to is checked beside.
@@ -133,7 +133,7 @@ fn receive_zstd(draft: &Draft, input: impl Read + Send, expected: Expected) -> R
     let received = checked(expected, make, |_| Ok(()));
     match not_written {
         Some(error) => Err(Error::Write(error)),
-        None => received.map(|()| file.packed()),
+        None => received.and_then(|()| Ok(file.packed()?)),
     }
 }
 
@@ -210,32 +210,47 @@ impl<R: Read> Read for Through<'_, '_, R> {
     }
 }
 
-/// A draft whose bytes are hashed and counted.
+/// A draft whose bytes are hashed and counted, and written in pieces that begin and end where pages do: a file that came in
+/// crumbs is in memory as crumbs, and takes longer to be sent. What comes slowly is not held back for that.
 struct Measured<'d> {
     draft: &'d Draft,
     hasher: Sha256,
     bytes: u64,
+    /// What is yet to be written, and when something was.
+    gathered: Vec<u8>,
+    written_at: Option<Instant>,
 }
 
 impl<'d> Measured<'d> {
     fn new(draft: &'d Draft) -> Self {
-        Self { draft, hasher: Sha256::new(), bytes: 0 }
+        let gathered = Vec::with_capacity(CHUNK_BYTES);
+        Self { draft, hasher: Sha256::new(), bytes: 0, gathered, written_at: None }
     }
 
-    fn packed(self) -> Packed {
-        Packed { file_hash: NarHash::from_bytes(self.hasher.finalize().into()), file_size: self.bytes }
+    fn packed(mut self) -> io::Result<Packed> {
+        self.flush()?;
+        Ok(Packed { file_hash: NarHash::from_bytes(self.hasher.finalize().into()), file_size: self.bytes })
     }
 }
 
 impl Write for Measured<'_> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let written = self.draft.write(data)?;
-        self.hasher.update(&data[..written]);
-        self.bytes += written as u64;
-        Ok(written)
+        let piece_left = CHUNK_BYTES - (self.bytes % CHUNK_BYTES as u64) as usize;
+        let taken = data.len().min(piece_left);
+        self.gathered.extend_from_slice(&data[..taken]);
+        self.hasher.update(&data[..taken]);
+        self.bytes += taken as u64;
+        if taken == piece_left || self.written_at.is_none_or(|at| at.elapsed() >= FLUSH_AFTER) {
+            self.flush()?;
+        }
+        Ok(taken)
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        let mut draft = self.draft;
+        draft.write_all(&self.gathered)?;
+        self.gathered.clear();
+        self.written_at = Some(Instant::now());
         Ok(())
     }
 }
