@@ -121,6 +121,11 @@ impl Copies {
         Some(Nar::Growing(growing))
     }
 
+    /// Whether any is just being made.
+    pub(super) fn are_made(&self) -> bool {
+        self.0.state().copies.values().any(|entry| entry.under_way.is_some())
+    }
+
     /// Removes the copy of a NAR. Who reads it has it to its end.
     pub(super) fn forget(&self, nar: NarHash) {
         self.0.remove(&mut self.0.state(), nar);

@@ -115,6 +115,12 @@ impl NarStore {
         if nar.bytes <= SMALL_BYTES_MAX { None } else { self.copies.get(nar, source) }
     }
 
+    /// Whether a plain copy is just being made.
+    #[must_use]
+    pub fn is_copying(&self) -> bool {
+        self.copies.are_made()
+    }
+
     /// A small NAR that was asked for lately.
     #[must_use]
     pub fn in_memory(&self, nar: NarHash, form: Form) -> Option<Small> {

@@ -9,6 +9,7 @@ mod upkeep;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,12 @@ pub use upkeep::{Fault, Flaw};
 
 /// How long the background packer rests after the NAR store could not be written.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
+/// How long the background packer rests before it begins: who was just told of a path comes for its contents in a moment.
+const BREATH: Duration = Duration::from_millis(200);
+/// How often it looks whether clients still wait for others, and how long it gives way to them before each path at most, since
+/// GC roots are held meanwhile.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+const GIVE_WAY_MAX: Duration = Duration::from_secs(60);
 /// How long a store path with the wrong contents is not adopted again; by then it may have been repaired.
 const DAMAGED_FOR: Duration = Duration::from_secs(300);
 
@@ -64,6 +71,15 @@ impl Served {
     }
 }
 
+/// Whom a NAR is brought for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum For {
+    /// A client that has asked for it, or will next.
+    Client,
+    /// Nobody yet.
+    Nobody,
+}
+
 /// The packer; clones share it.
 #[derive(Clone)]
 pub struct Packer(Arc<Inner>);
@@ -76,6 +92,8 @@ struct Inner {
     store_dir: StoreDir,
     /// What is being packed now: equal requests follow the same file.
     under_way: Mutex<HashMap<NarHash, Growing>>,
+    /// How many of those a client waits for.
+    awaited: AtomicUsize,
     /// NARs that a store path turned out not to have, though Nix registered them, and when.
     damaged: Mutex<HashMap<NarHash, Instant>>,
     /// What clients will ask for next.
@@ -107,6 +125,7 @@ impl Packer {
             upstreams,
             store_dir,
             under_way: Mutex::default(),
+            awaited: AtomicUsize::new(0),
             damaged: Mutex::default(),
             ahead: Mutex::default(),
             slots: Semaphore::new(cores),
@@ -168,14 +187,19 @@ impl Packer {
     pub async fn open(&self, served: &mut Served, form: Form) -> Result<(Nar, Form), Error> {
         let hash = served.row.nar_hash;
         self.0.index.uses().note(hash);
-        let mut nar = self.start(served.row.clone())?;
+        if form == Form::Plain
+            && let Some(copy) = self.copy_of_tree(served).await?
+        {
+            return Ok((copy, form));
+        }
+        let mut nar = self.start(served.row.clone(), For::Client)?;
         if let Some(packed) = served.packed
             && let Some(flaw) = Flaw::at_sight(&nar, &packed)
         {
             tracing::warn!(nar = %hash, fault = %flaw.fault, "it is packed or fetched again");
             self.repair(flaw).await?;
             served.packed = None;
-            nar = self.start(served.row.clone())?;
+            nar = self.start(served.row.clone(), For::Client)?;
         }
         if let (Nar::Stored(stored), None) = (&nar, served.packed) {
             // A run was interrupted between the file and its row, or the row is just being written.
@@ -183,8 +207,8 @@ impl Packer {
             tokio::spawn(async move { inner.record_found(hash, stored).await });
         }
         let mut given = Form::Zstd;
-        if form == Form::Plain
-            && let Some(plain) = self.plain(served, &nar).await?
+        if let (Form::Plain, Nar::Stored(stored)) = (form, &nar)
+            && let Some(plain) = self.copy(served, Source::Packed(stored.clone())).await?
         {
             (nar, given) = (plain, form);
         }
@@ -200,18 +224,31 @@ impl Packer {
         Ok((nar, given))
     }
 
-    /// A plain copy, if one can be made: of the zstd file, or of the store path while that is being packed.
-    async fn plain(&self, served: &Served, nar: &Nar) -> Result<Option<Nar>, Error> {
-        let source = match nar {
-            Nar::Stored(stored) => Source::Packed(stored.clone()),
-            Nar::Growing(_) if self.0.upstreams_with(served.row.nar_hash).await?.is_empty() => {
-                Source::Tree(served.row.path.in_dir(&self.0.store_dir).into())
-            }
-            Nar::Growing(_) => return Ok(None),
-        };
+    /// The plain copy of what only the Nix store has, read from there: who asks for it does not wait until it is compressed, too.
+    /// `None` where it is packed, or with upstreams, or no copy can be made; packing tells why.
+    async fn copy_of_tree(&self, served: &Served) -> Result<Option<Nar>, Error> {
+        let hash = served.row.nar_hash;
+        if served.packed.is_some()
+            || self.0.nars.get(hash).map_err(Error::Store)?.is_some()
+            || !self.0.upstreams_with(hash).await?.is_empty()
+        {
+            return Ok(None);
+        }
+        let tree = Source::Tree(served.row.path.in_dir(&self.0.store_dir).into());
+        let mut copy = self.copy(served, tree).await?;
+        if let Some(Nar::Growing(growing)) = &mut copy
+            && growing.begun().await.is_err()
+        {
+            copy = None;
+        }
+        Ok(copy)
+    }
+
+    /// A plain copy, complete or on its way, if one can be made of `source`.
+    async fn copy(&self, served: &Served, source: Source) -> Result<Option<Nar>, Error> {
         let (inner, expected) = (Arc::clone(&self.0), served.expected());
-        let plain = tokio::task::spawn_blocking(move || inner.nars.plain(expected, source));
-        plain.await.map_err(|error| Error::Store(std::io::Error::other(error)))
+        let copy = tokio::task::spawn_blocking(move || inner.nars.plain(expected, source));
+        copy.await.map_err(|error| Error::Store(std::io::Error::other(error)))
     }
 
     /// A client was told of a NAR that is not here yet: it will ask for it.
@@ -226,7 +263,7 @@ impl Packer {
             tokio::spawn(async move {
                 // Whatever goes wrong is said to the client that asks for it.
                 if let Ok(Some(row)) = packer.0.index.path_with_nar(next).await {
-                    let _ = packer.start(row);
+                    let _ = packer.start(row, For::Client);
                 }
             });
         }
@@ -254,7 +291,7 @@ impl Packer {
         self.0.work.notify_one();
     }
 
-    /// Packs in the background, one path at a time, for as long as the server runs.
+    /// Packs in the background, one path at a time, for as long as the server runs. Gives way to what clients wait for.
     pub async fn run(self) {
         if let Err(error) = self.release_what_is_packed().await {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot check the GC roots");
@@ -262,6 +299,7 @@ impl Packer {
         loop {
             if self.pack_all().await {
                 self.0.work.notified().await;
+                tokio::time::sleep(BREATH).await;
             } else {
                 tokio::time::sleep(RETRY_AFTER).await;
             }
@@ -280,7 +318,8 @@ impl Packer {
         let mut all = true;
         for row in rows {
             let hash = row.nar_hash;
-            all &= match self.start(row) {
+            self.give_way().await;
+            all &= match self.start(row, For::Nobody) {
                 Ok(Nar::Stored(stored)) => self.0.record_found(hash, stored).await,
                 Ok(Nar::Growing(mut growing)) => {
                     growing.finished().await.is_ok() || self.was_forgotten(hash).await
@@ -294,12 +333,23 @@ impl Packer {
         all
     }
 
+    /// Waits until no NAR is made for a client, but not for ever.
+    async fn give_way(&self) {
+        let calm = async {
+            while self.0.awaited.load(Ordering::Relaxed) > 0 || self.0.nars.is_copying() {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        // Long enough either way.
+        let _ = tokio::time::timeout(GIVE_WAY_MAX, calm).await;
+    }
+
     async fn was_forgotten(&self, nar: NarHash) -> bool {
         matches!(self.0.index.path_with_nar(nar).await, Ok(None))
     }
 
     /// Joins the packing under way, or begins it; gives the file where it is there already.
-    fn start(&self, row: PathRow) -> Result<Nar, Error> {
+    fn start(&self, row: PathRow, whom: For) -> Result<Nar, Error> {
         let mut under_way = self.0.under_way.lock().unwrap_or_else(PoisonError::into_inner);
         // Looked for under the lock: a packing leaves the map only after its file has its final name.
         if let Some(stored) = self.0.nars.get(row.nar_hash).map_err(Error::Store)? {
@@ -311,10 +361,13 @@ impl Packer {
         let (draft, growing) = self.0.nars.draft().map_err(Error::Store)?;
         under_way.insert(row.nar_hash, growing.clone());
         let inner = Arc::clone(&self.0);
+        let awaited = usize::from(whom == For::Client);
+        inner.awaited.fetch_add(awaited, Ordering::Relaxed);
         // A task of its own: it goes on when the client that began it leaves.
         tokio::spawn(async move {
             let nar = row.nar_hash;
             inner.bring(draft, row).await;
+            inner.awaited.fetch_sub(awaited, Ordering::Relaxed);
             inner.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&nar);
         });
         Ok(Nar::Growing(growing))
