@@ -45,6 +45,31 @@ proptest! {
 }
 
 #[test]
+fn a_tree_of_very_many_files_is_dumped_as_nix_dumps_it_and_not_at_all_with_one_that_no_nar_holds() {
+    let nix = Nix::new();
+    let tree = nix.path("tree");
+    // Around every size that is treated otherwise.
+    let sizes = [0, 1, 7, 8, 3_000, 32_767, 32_768, 32_769, 262_143, 262_144, 300_000];
+    for folder in ["", "a", "a/b", "a/b/c", "d"] {
+        fs::create_dir_all(tree.join(folder)).expect("a folder");
+        for number in 0..400_usize {
+            let name = tree.join(folder).join(format!("f{number}"));
+            let bytes = if number < 2 * sizes.len() { sizes[number % sizes.len()] } else { number };
+            fs::write(name, vec![(number % 251) as u8; bytes]).expect("a file");
+        }
+        symlink("f0", tree.join(folder).join("f")).expect("a symlink");
+    }
+    let theirs = nix.bytes("nix-store", &[OsStr::new("--dump"), tree.as_os_str()]);
+    assert!(dump(&tree).expect("a dump") == theirs, "the dumps differ");
+
+    let _listener = UnixListener::bind(tree.join("a/b/f333-socket")).expect("a socket");
+    match dump(&tree) {
+        Err(Error::Refused(why)) => assert!(why.contains("tree/a/b/f333-socket"), "{why}"),
+        other => panic!("{:?}", other.map(|bytes| bytes.len())),
+    }
+}
+
+#[test]
 fn only_the_owners_execute_bit_counts() {
     let nix = Nix::new();
     for mode in [0o100, 0o744, 0o644, 0o011, 0o655, 0o444, 0o555] {

@@ -2,6 +2,7 @@
 //! (<https://nix.dev/manual/nix/latest/protocols/nix-archive>). Written from a file tree, or read to be checked;
 //! never unpacked. Memory is bounded in both directions.
 
+mod ahead;
 mod count;
 mod tree;
 

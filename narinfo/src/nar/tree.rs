@@ -1,109 +1,166 @@
 //! A file tree on its way into a NAR: every entry is opened below its folder and never through a symlink, so that nobody who
-//! moves things about meanwhile can lead out of the tree. Few calls for each small file, since a tree may have very many.
+//! moves things about meanwhile can lead out of the tree.
 
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::CString;
 use std::io::{self, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use nix_archive::nar::Encoder;
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, fstat, openat, readlinkat, statat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
 
-use super::Error;
+use super::ahead::{Ahead, Batch, CHANGED, Entry, Folder, Found, Leaf, failed};
+use super::{DEPTH_MAX, Error};
 
-/// Bytes read at a time.
+/// Bytes of a large file that are read at a time.
 const READ_BYTES: usize = 256 * 1024;
-/// Owner-execute alone makes a file executable, as in Nix.
-const EXECUTABLE: u32 = 0o100;
 
 /// Writes the tree at `path` into a NAR.
 pub(super) fn encode(path: &Path, out: &mut dyn Write) -> Result<(), Error> {
     let root = CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from).map_err(Error::Io)?;
-    let mut walk = Walk { encoder: Encoder::new(out)?, path: path.to_owned(), buffer: vec![0; READ_BYTES] };
-    walk.entry(CWD, &root, None, FileType::Unknown)?;
-    walk.encoder.finish()?;
-    Ok(())
+    let outside = Arc::new(Folder { opened: None, path: PathBuf::new() });
+    std::thread::scope(|scope| {
+        let writing = Writing { encoder: Encoder::new(out)?, buffer: vec![0; READ_BYTES] };
+        let (ahead, batch) = (Ahead::new(scope), Batch::default());
+        let mut walk = Walk { writing, ahead, batch, used: Vec::new(), depth: 0 };
+        walk.entry(&outside, root, FileType::Unknown)?;
+        walk.end()
+    })
 }
 
-struct Walk<'o> {
-    encoder: Encoder<&'o mut dyn Write>,
-    /// Where it is, for people.
-    path: PathBuf,
+/// Goes through the tree in the order of the NAR; what it finds is read ahead of being written.
+struct Walk<'out, 'scope, 'env> {
+    writing: Writing<'out>,
+    ahead: Ahead<'scope, 'env>,
+    batch: Batch,
+    /// Room of batches that were written.
+    used: Vec<Vec<u8>>,
+    depth: usize,
+}
+
+impl Walk<'_, '_, '_> {
+    /// What has this name in `folder`.
+    fn entry(&mut self, folder: &Arc<Folder>, name: CString, kind: FileType) -> Result<(), Error> {
+        match kind {
+            FileType::RegularFile | FileType::Symlink => {
+                self.add(Entry::Leaf(Leaf { folder: Arc::clone(folder), name, kind, found: None }))
+            }
+            FileType::Directory => self.folder(folder, name),
+            // Some file systems do not tell in their lists.
+            FileType::Unknown => {
+                let stat = statat(folder.at(), &name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
+                match FileType::from_raw_mode(stat.st_mode) {
+                    FileType::Unknown => Err(folder.refused(&name, "it is no file, folder or symlink")),
+                    kind => self.entry(folder, name, kind),
+                }
+            }
+            _ => Err(folder.refused(&name, "it is no file, folder or symlink")),
+        }
+    }
+
+    fn folder(&mut self, within: &Arc<Folder>, name: CString) -> Result<(), Error> {
+        // What is written tells the same, but is behind.
+        if self.depth == DEPTH_MAX {
+            return Err(within.refused(&name, "it has folders within folders without end"));
+        }
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::DIRECTORY;
+        let opened = openat(within.at(), &name, flags, Mode::empty()).map_err(failed)?;
+        let entries = list(&opened)?;
+        let path = within.path.join(std::ffi::OsStr::from_bytes(name.to_bytes()));
+        self.add(Entry::FolderStart(within.opened.as_ref().map(|_| name)))?;
+        let folder = Arc::new(Folder { opened: Some(opened), path });
+        self.depth += 1;
+        for (name, kind) in entries {
+            self.entry(&folder, name, kind)?;
+        }
+        self.depth -= 1;
+        self.add(Entry::FolderEnd)
+    }
+
+    fn add(&mut self, entry: Entry) -> Result<(), Error> {
+        if self.batch.add(entry) { self.pass_on() } else { Ok(()) }
+    }
+
+    fn pass_on(&mut self) -> Result<(), Error> {
+        let fresh = Batch::new(self.used.pop().unwrap_or_default());
+        let next = self.ahead.give(std::mem::replace(&mut self.batch, fresh))?;
+        next.map_or(Ok(()), |next| self.write(next))
+    }
+
+    fn write(&mut self, batch: Batch) -> Result<(), Error> {
+        let Batch { entries, contents, .. } = batch;
+        self.writing.write(entries, &contents)?;
+        self.used.push(contents);
+        Ok(())
+    }
+
+    fn end(mut self) -> Result<(), Error> {
+        self.pass_on()?;
+        while let Some(next) = self.ahead.next()? {
+            self.write(next)?;
+        }
+        self.writing.encoder.finish()?;
+        Ok(())
+    }
+}
+
+/// The names in a folder and what they are, in the order of a NAR.
+fn list(folder: &OwnedFd) -> Result<Vec<(CString, FileType)>, Error> {
+    let mut entries = Vec::new();
+    for entry in Dir::read_from(folder.as_fd()).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            entries.push((entry.file_name().to_owned(), entry.file_type()));
+        }
+    }
+    entries.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+    Ok(entries)
+}
+
+/// Writes what was read.
+struct Writing<'out> {
+    encoder: Encoder<&'out mut dyn Write>,
     buffer: Vec<u8>,
 }
 
-impl Walk<'_> {
-    /// What is called `entry` in `folder`; the root of a NAR has no name in it.
-    fn entry(
-        &mut self,
-        folder: BorrowedFd<'_>,
-        entry: &CStr,
-        name: Option<&[u8]>,
-        kind: FileType,
-    ) -> Result<(), Error> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        match kind {
-            // Not for ever, should it have become a pipe meanwhile.
-            FileType::RegularFile => self
-                .file(openat(folder, entry, flags | OFlags::NONBLOCK, Mode::empty()).map_err(failed)?, name),
-            FileType::Directory => self.folder(
-                openat(folder, entry, flags | OFlags::DIRECTORY, Mode::empty()).map_err(failed)?,
-                name,
-            ),
-            FileType::Symlink => {
-                let target = readlinkat(folder, entry, Vec::new()).map_err(failed)?;
-                Ok(self.encoder.symlink(name, target.as_bytes())?)
-            }
-            // Some file systems do not tell in their lists.
-            FileType::Unknown => {
-                let stat = statat(folder, entry, AtFlags::SYMLINK_NOFOLLOW).map_err(failed)?;
-                match FileType::from_raw_mode(stat.st_mode) {
-                    FileType::Unknown => Err(self.refused("it is no file, folder or symlink")),
-                    kind => self.entry(folder, entry, name, kind),
+impl Writing<'_> {
+    fn write(&mut self, entries: Vec<Entry>, contents: &[u8]) -> Result<(), Error> {
+        for entry in entries {
+            match entry {
+                Entry::FolderStart(name) => {
+                    self.encoder.start_directory(name.as_ref().map(|name| name.to_bytes()))?;
                 }
+                Entry::FolderEnd => self.encoder.end_directory()?,
+                Entry::Leaf(mut leaf) => self.leaf(leaf.found.take(), &leaf, contents)?,
             }
-            _ => Err(self.refused("it is no file, folder or symlink")),
+        }
+        Ok(())
+    }
+
+    fn leaf(
+        &mut self,
+        found: Option<Result<Found, Error>>,
+        leaf: &Leaf,
+        contents: &[u8],
+    ) -> Result<(), Error> {
+        let name = leaf.nar_name();
+        match found.transpose()? {
+            Some(Found::Small { executable, contents: part }) => {
+                Ok(self.encoder.regular(name, executable, &contents[part])?)
+            }
+            Some(Found::Large { executable, file, bytes }) => self.large(leaf, executable, &file, bytes),
+            Some(Found::Symlink(target)) => Ok(self.encoder.symlink(name, target.to_bytes())?),
+            None => Err(leaf.folder.refused(&leaf.name, "it was not read")),
         }
     }
 
-    fn folder(&mut self, folder: OwnedFd, name: Option<&[u8]>) -> Result<(), Error> {
-        self.encoder.start_directory(name)?;
-        let mut entries = Vec::new();
-        for entry in Dir::read_from(&folder).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if !matches!(entry.file_name().to_bytes(), b"." | b"..") {
-                entries.push((entry.file_name().to_owned(), entry.file_type()));
-            }
-        }
-        entries.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
-        for (entry, kind) in entries {
-            self.path.push(OsStr::from_bytes(entry.to_bytes()));
-            self.entry(folder.as_fd(), &entry, Some(entry.to_bytes()), kind)?;
-            self.path.pop();
-        }
-        Ok(self.encoder.end_directory()?)
-    }
-
-    fn file(&mut self, file: OwnedFd, name: Option<&[u8]>) -> Result<(), Error> {
-        let stat = fstat(&file).map_err(failed)?;
-        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-            return Err(self.refused("it became something else while it was read"));
-        }
-        let executable = stat.st_mode & EXECUTABLE != 0;
-        let bytes = u64::try_from(stat.st_size).unwrap_or(0);
-        let changed = "it changed its size while it was read";
-        // One byte more than there should be: a file that is as long as it says comes in one call, and its end with it.
-        if let Some(small) = usize::try_from(bytes).ok().filter(|bytes| *bytes < READ_BYTES) {
-            if read(&file, &mut self.buffer[..=small], small)? != small {
-                return Err(self.refused(changed));
-            }
-            return Ok(self.encoder.regular(name, executable, &self.buffer[..small])?);
-        }
-        let mut contents = self.encoder.start_regular(name, executable, bytes)?;
+    fn large(&mut self, leaf: &Leaf, executable: bool, file: &OwnedFd, bytes: u64) -> Result<(), Error> {
+        let mut contents = self.encoder.start_regular(leaf.nar_name(), executable, bytes)?;
         let mut left = bytes;
         while left > 0 {
-            let got = read(&file, &mut self.buffer, 1)?;
+            let got = read(file, &mut self.buffer)?;
             // Nothing more, or more than there was to be.
             if got == 0 || got as u64 > left {
                 break;
@@ -111,34 +168,20 @@ impl Walk<'_> {
             contents.write_all(&self.buffer[..got]).map_err(Error::Io)?;
             left -= got as u64;
         }
-        if left == 0 && read(&file, &mut self.buffer, 1)? == 0 {
+        if left == 0 && read(file, &mut self.buffer)? == 0 {
             return Ok(contents.finish()?);
         }
         drop(contents);
-        Err(self.refused(changed))
-    }
-
-    fn refused(&self, why: &str) -> Error {
-        Error::Refused(format!("{}: {why}", self.path.display()))
+        Err(leaf.folder.refused(&leaf.name, CHANGED))
     }
 }
 
-/// Reads until there are `enough` bytes in the buffer, or the file ends.
-fn read(file: &OwnedFd, buffer: &mut [u8], enough: usize) -> Result<usize, Error> {
-    let mut filled = 0;
+/// Reads some bytes; none at the end.
+fn read(file: &OwnedFd, buffer: &mut [u8]) -> Result<usize, Error> {
     loop {
-        match rustix::io::read(file, &mut buffer[filled..]) {
-            Ok(0) => return Ok(filled),
-            Ok(got) => filled += got,
+        match rustix::io::read(file, &mut *buffer) {
             Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(failed(error)),
-        }
-        if filled >= enough {
-            return Ok(filled);
+            other => return other.map_err(failed),
         }
     }
-}
-
-fn failed(error: rustix::io::Errno) -> Error {
-    Error::Io(error.into())
 }
