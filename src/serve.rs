@@ -39,6 +39,9 @@ const ASK_NIX_AFTER: Duration = Duration::from_millis(100);
 /// How long the end waits until it is on record what was used lately, each path with all that it refers to.
 const WRITE_USES_FOR: Duration = Duration::from_secs(2);
 
+/// How long the end waits for the index to be closed.
+const CLOSE_FOR: Duration = Duration::from_secs(2);
+
 /// All settings, checked.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -306,7 +309,9 @@ impl Server {
         let mut packer = tokio::spawn(self.packer.run());
         let mut keeper = tokio::spawn(self.keeper.run());
         let (index, local) = (self.index.clone(), self.local);
-        let knowing = tokio::spawn(async move { tokio::join!(index.keep_known(), local.keep_known()) });
+        let knowing = tokio::spawn(async move {
+            tokio::join!(index.keep_known(), index.keep_log_short(), local.keep_known())
+        });
         let comparing = tokio::spawn(self.comparer.run());
         let mut refresher = tokio::spawn(self.refresher.run());
         let serving = http::serve(self.doors, self.service);
@@ -341,6 +346,8 @@ impl Server {
                 "not all that was used in the last minutes is on record: there was too much of it"
             ),
         }
+        // Whatever does not come of it takes the next start some milliseconds.
+        let _ = timeout(CLOSE_FOR, self.index.close()).await;
         let _ = fs::remove_file(&self.control);
         ended
     }

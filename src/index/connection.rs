@@ -2,6 +2,7 @@
 //! Must never run SQL on an async thread.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,19 +18,30 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 const WRITES_QUEUED_MAX: usize = 256;
 /// Reading connections. Each has a cache of its own; when all are in use, whoever wants to read waits without a thread.
 const READERS_MAX: usize = 4;
-/// Bytes of the write-ahead log that stay on the disk once it is written back; a large transaction makes it much longer.
-const LOG_BYTES_KEPT: i64 = 16 * 1024 * 1024;
+/// Pages of the write-ahead log that are written back at the latest, 64 MiB: where paths are published without a pause, each write
+/// back puts as many pages as the log has all over a large index, so the fewer the better. In a pause it is done before.
+const LOG_PAGES_MAX: i64 = 16_384;
+/// Bytes of the log that stay on the disk once it is written back; a large transaction makes it much longer.
+const LOG_BYTES_KEPT: i64 = 64 * 1024 * 1024;
 /// The schema's version, in `user_version`.
-const SCHEMA_VERSION: i64 = 4;
+const SCHEMA_VERSION: i64 = 5;
 /// What brings each older version to the next one, from version 1 on.
-const MIGRATIONS: [&str; 3] =
-    [include_str!("from_1.sql"), include_str!("from_2.sql"), include_str!("from_3.sql")];
+const MIGRATIONS: [&str; 4] = [
+    include_str!("from_1.sql"),
+    include_str!("from_2.sql"),
+    include_str!("from_3.sql"),
+    include_str!("from_4.sql"),
+];
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
 /// The way to the writer thread; the thread ends when the last handle is dropped.
 #[derive(Clone)]
-pub(super) struct Writer(mpsc::Sender<Job>);
+pub(super) struct Writer {
+    jobs: mpsc::Sender<Job>,
+    /// Whether the log may have something that is not written back.
+    written: Arc<AtomicBool>,
+}
 
 impl Writer {
     /// Opens (or makes) the database and starts the thread that writes to it.
@@ -45,7 +57,33 @@ impl Writer {
                 }
             })
             .map_err(Error::Thread)?;
-        Ok(Self(sender))
+        // Whoever wrote last may have been stopped before it was written back.
+        Ok(Self { jobs: sender, written: Arc::new(AtomicBool::new(true)) })
+    }
+
+    /// Writes back what the log has, in a pause of those who write, again and again; looks for one so often.
+    pub(super) async fn write_back_in_pauses(&self, every: Duration) {
+        loop {
+            tokio::time::sleep(every).await;
+            let pause = self.jobs.capacity() == WRITES_QUEUED_MAX;
+            if pause && self.written.swap(false, Ordering::Relaxed) {
+                // Those who read meanwhile keep some of it there, until the next time.
+                let done = self.do_job(|connection| Ok(connection.execute_batch("PRAGMA wal_checkpoint")?));
+                if let Err(error) = done.await {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "the index's log is not written back"
+                    );
+                }
+            }
+        }
+    }
+
+    /// Writes back all of the log, and empties it: the next start would read it first.
+    pub(super) async fn empty_log(&self) -> Result<(), Error> {
+        let empty =
+            |connection: &mut Connection| Ok(connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?);
+        self.do_job(empty).await
     }
 
     /// Runs `work` in one transaction; it is durable when this returns `Ok`.
@@ -62,17 +100,26 @@ impl Writer {
         work: impl FnOnce(&Transaction<'_>) -> Result<T, Error> + Send + 'static,
         then: impl FnOnce(T) -> U + Send + 'static,
     ) -> Result<U, Error> {
+        self.written.store(true, Ordering::Relaxed);
+        let job = |connection: &mut Connection| {
+            let transaction = connection.transaction()?;
+            let value = work(&transaction)?;
+            transaction.commit()?;
+            Ok(then(value))
+        };
+        self.do_job(job).await
+    }
+
+    async fn do_job<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
         let (sender, receiver) = oneshot::channel();
         let job: Job = Box::new(move |connection| {
-            let result = connection.transaction().map_err(Error::from).and_then(|transaction| {
-                let value = work(&transaction)?;
-                transaction.commit()?;
-                Ok(then(value))
-            });
-            // The asker may have gone away; the transaction stands all the same.
-            let _ = sender.send(result);
+            // The asker may have gone away; what was done stands all the same.
+            let _ = sender.send(work(connection));
         });
-        self.0.send(job).await.map_err(|_| Error::WriterGone)?;
+        self.jobs.send(job).await.map_err(|_| Error::WriterGone)?;
         receiver.await.map_err(|_| Error::WriterGone)?
     }
 }
@@ -145,6 +192,7 @@ fn prepare(connection: &mut Connection, file: &Path) -> Result<(), Error> {
     // Else each start would make its log, and the index of that, anew. It is empty after the last connection.
     connection.file_control(Some(MAIN_DB), FileControl::PersistWal(&mut 1)).map_err(open_error)?;
     connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT).map_err(open_error)?;
+    connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES_MAX).map_err(open_error)?;
     let version: i64 =
         connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(open_error)?;
     if version > SCHEMA_VERSION {
@@ -212,6 +260,46 @@ mod tests {
         assert!(shape(&fresh).len() > 20, "the tables were not found");
         assert_eq!(shape(&migrated), shape(&fresh));
         assert_eq!(beside_tables(&migrated), beside_tables(&fresh));
+    }
+
+    #[tokio::test]
+    async fn the_log_is_empty_once_it_is_closed_and_nothing_is_lost() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (file, log) = (folder.path().join("index"), folder.path().join("index-wal"));
+        let writer = Writer::open(&file).expect("opened");
+        let insert = "INSERT INTO duration (work, millis, built) VALUES ('x', 1, 0)";
+        writer.run(|transaction| Ok(transaction.execute(insert, [])?)).await.expect("written");
+        assert!(log.metadata().expect("the log").len() > 0);
+        writer.empty_log().await.expect("emptied");
+        assert_eq!(log.metadata().expect("the log").len(), 0);
+        let other = Connection::open(&file).expect("opened");
+        let rows: i64 = other.query_row("SELECT count(*) FROM duration", [], |row| row.get(0)).expect("read");
+        assert_eq!(rows, 1);
+    }
+
+    #[tokio::test]
+    async fn the_log_is_written_back_in_a_pause() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (file, alone) = (folder.path().join("index"), folder.path().join("alone"));
+        let writer = Writer::open(&file).expect("opened");
+        let insert = "INSERT INTO duration (work, millis, built) VALUES ('x', 1, 0)";
+        writer.run(|transaction| Ok(transaction.execute(insert, [])?)).await.expect("written");
+        // The database by itself, without its log.
+        let has_it = || {
+            std::fs::copy(&file, &alone).expect("copied");
+            let alone = Connection::open(&alone).expect("opened");
+            alone.query_row("SELECT count(*) FROM duration", [], |row| row.get(0)).unwrap_or(0) == 1
+        };
+        assert!(!has_it());
+        let written_back = async {
+            while !has_it() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::select! {
+            () = writer.write_back_in_pauses(Duration::from_millis(1)) => unreachable!("it goes on for ever"),
+            () = written_back => {}
+        }
     }
 
     #[tokio::test]

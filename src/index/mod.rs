@@ -28,7 +28,7 @@ mod uses;
 use std::collections::{BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use narinfo::{NarHash, StorePath, StorePathHash};
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
@@ -48,6 +48,9 @@ pub use queue::{DurationRow, RequestRow};
 pub use rows::{Comparison, Counts, Failure, FailureClass, Hit, NarRow, PathRow, UpstreamNar};
 use rows::{PATH_COLUMNS, hash_text, join, path_row, signed, to_unix};
 pub use uses::Uses;
+
+/// How often it is looked whether nobody writes.
+const LOOK_FOR_PAUSE_EVERY: Duration = Duration::from_secs(5);
 
 /// Why the index could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -200,6 +203,19 @@ impl Index {
         .await
     }
 
+    /// Keeps its log short where nobody writes, for as long as the server runs.
+    pub async fn keep_log_short(&self) {
+        self.writer.write_back_in_pauses(LOOK_FOR_PAUSE_EVERY).await;
+    }
+
+    /// To be called last, so that the next start finds everything in its place. What is acknowledged is durable without it, too.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn close(&self) -> Result<(), Error> {
+        self.writer.empty_log().await
+    }
+
     /// Whether it can be read.
     ///
     /// # Errors
@@ -221,7 +237,7 @@ impl Index {
                     Ok(value.and_then(|v| u64::try_from(v).ok()).unwrap_or(0))
                 };
                 Ok(Counts {
-                    paths: one("SELECT count(*) FROM path")?,
+                    paths: one("SELECT paths FROM stored")?,
                     nars: one("SELECT nars FROM stored")?,
                     nar_bytes: one("SELECT bytes FROM stored")?,
                     failures: one("SELECT count(*) FROM failure")?,

@@ -41,13 +41,22 @@ CREATE TABLE nar (
     packed_at INTEGER NOT NULL          -- Unix seconds
 ) STRICT, WITHOUT ROWID;
 
--- How many NARs are packed, and the bytes of their files: one row, kept by the triggers below.
+-- How many NARs are packed, the bytes of their files, and how many paths are served: one row, kept by the triggers below.
 CREATE TABLE stored (
     nars  INTEGER NOT NULL,
-    bytes INTEGER NOT NULL
+    bytes INTEGER NOT NULL,
+    paths INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 
-INSERT INTO stored VALUES (0, 0);
+INSERT INTO stored VALUES (0, 0, 0);
+
+CREATE TRIGGER path_counted AFTER INSERT ON path BEGIN
+    UPDATE stored SET paths = paths + 1;
+END;
+
+CREATE TRIGGER path_not_counted AFTER DELETE ON path BEGIN
+    UPDATE stored SET paths = paths - 1;
+END;
 
 CREATE TRIGGER nar_stored AFTER INSERT ON nar BEGIN
     UPDATE stored SET nars = nars + 1, bytes = bytes + NEW.file_size;

@@ -1,4 +1,5 @@
-//! All packed NARs together: how much they are, which is kept in a row of its own, and the list of them, part by part.
+//! All packed NARs together: how much they are, which is kept in a row of its own with the number of served paths, and the list of
+//! them, part by part.
 
 use narinfo::NarHash;
 use rusqlite::{Connection, params};
@@ -9,7 +10,7 @@ use super::{Error, Index, NarRow};
 /// NARs that are listed at once.
 const NARS_AT_ONCE: i64 = 256;
 /// What the row of the sums must have.
-const COUNTED: &str = "SELECT count(*), coalesce(sum(file_size), 0) FROM nar";
+const COUNTED: &str = "SELECT count(*), coalesce(sum(file_size), 0), (SELECT count(*) FROM path) FROM nar";
 
 impl Index {
     /// Bytes of all files in the NAR store.
@@ -56,16 +57,16 @@ impl Index {
             .await
     }
 
-    /// Whether the sums are those of the packed NARs; reads all of them.
+    /// Whether the sums are those of the packed NARs and the served paths; reads all of them.
     ///
     /// # Errors
     /// When SQLite fails.
     pub async fn is_counted_well(&self) -> Result<bool, Error> {
-        let sql = format!("SELECT (SELECT nars, bytes FROM stored) IS ({COUNTED})");
+        let sql = format!("SELECT (SELECT nars, bytes, paths FROM stored) IS ({COUNTED})");
         self.readers.run(move |connection| Ok(connection.query_row(&sql, [], |row| row.get(0))?)).await
     }
 
-    /// Counts the packed NARs anew.
+    /// Counts both anew.
     ///
     /// # Errors
     /// When SQLite fails.
@@ -101,7 +102,7 @@ pub(super) fn stored_bytes(connection: &Connection) -> Result<u64, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::index::samples::nar;
+    use crate::index::samples::{nar, row};
 
     #[tokio::test]
     async fn what_is_packed_is_counted_at_each_write_and_anew_where_that_went_wrong() {
@@ -120,12 +121,20 @@ mod tests {
         assert_eq!((counts.nars, counts.nar_bytes), (1, 7));
         assert!(index.is_counted_well().await.expect("read"));
 
+        let paths = async || index.counts().await.expect("read").paths;
+        index.publish(vec![row(1, &[]), row(2, &[]), row(1, &[])]).await.expect("published");
+        assert_eq!(paths().await, 2);
+        index.forget_paths(nar(1)).await.expect("forgotten");
+        assert_eq!(paths().await, 1);
+
         let other = rusqlite::Connection::open(&file).expect("opened");
-        other.execute("UPDATE stored SET bytes = 8", []).expect("spoilt");
-        assert!(!index.is_counted_well().await.expect("read"));
-        index.count_anew().await.expect("counted");
-        assert!(index.is_counted_well().await.expect("read"));
-        assert_eq!(index.nar_bytes().await.expect("read"), 7);
+        for spoilt in ["bytes = 8", "paths = 8"] {
+            other.execute(&format!("UPDATE stored SET {spoilt}"), []).expect("spoilt");
+            assert!(!index.is_counted_well().await.expect("read"), "{spoilt}");
+            index.count_anew().await.expect("counted");
+            assert!(index.is_counted_well().await.expect("read"), "{spoilt}");
+        }
+        assert_eq!((index.nar_bytes().await.expect("read"), paths().await), (7, 1));
     }
 
     #[tokio::test]

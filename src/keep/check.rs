@@ -96,7 +96,7 @@ impl Run {
             if self.check.repair {
                 index.count_anew().await?;
             }
-            self.tell(&"the index", "what it counts as stored is not the sum of its NARs").await?;
+            self.tell(&"the index", "what it counts as stored is not what is there").await?;
         }
         let how = if self.check.verify { "read and verified" } else { "looked for, and not read (--verify)" };
         let all = format!("{}, {}, {how}", Counted(nars, "NAR"), Size(bytes));
