@@ -19,6 +19,10 @@ use crate::config::Written;
 use crate::key;
 use crate::serve::{self, Server};
 
+/// Threads for all that waits for others most of the time. What takes a core has threads of its own, and so have the connections
+/// of clients.
+const THREADS: usize = 2;
+
 /// A Nix binary cache that builds what it is missing.
 #[derive(Debug, Parser)]
 #[command(version, about)]
@@ -159,7 +163,8 @@ fn check_config(file: &Path) -> anyhow::Result<()> {
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().enable_all().build().context("cannot start the runtime")
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    runtime.worker_threads(THREADS).enable_all().build().context("cannot start the runtime")
 }
 
 /// ONDINE_LOG sets what is logged, in the syntax of [`Targets`]: levels, each alone or for a part of the program.
