@@ -68,6 +68,7 @@ fn main() -> ExitCode {
     if !flags.peer.is_empty() {
         wait_for_peers(&data, &servers);
     }
+    let peers = servers.iter().filter(|server| !server.starts()).map(|server| server.name.clone()).collect();
     let servers = servers
         .into_iter()
         .map(|server| {
@@ -75,7 +76,7 @@ fn main() -> ExitCode {
             (server, requests)
         })
         .collect();
-    let mut bench = Bench { data: &data, servers, times, report: Report::default() };
+    let mut bench = Bench { data: &data, servers, times, report: Report::new(peers) };
     for part in Part::value_variants() {
         if flags.only.is_empty() || flags.only.contains(part) {
             for round in 1..=rounds {

@@ -12,8 +12,9 @@ use crate::random::Random;
 use crate::support::Cache;
 use crate::support::store::Folder;
 
-/// The file of the index in the state directory.
+/// The file of the index in the state directory, and its log.
 const INDEX: &str = "index.sqlite";
+const LOG: &str = "index.sqlite-wal";
 /// Paths that each refers to.
 const REFERENCES: u64 = 5;
 /// A step through all numbers below any size that is no multiple of it: a prime.
@@ -35,7 +36,8 @@ impl Grown {
     /// The paths go straight into the tables: this is to take no time, and to lose nothing by it.
     pub fn new(cache: &Cache, paths: u64) -> Grown {
         let state = Folder::new();
-        for name in ["signing-key", INDEX] {
+        // With its log: that is written back by the last connection that is closed, if any is.
+        for name in ["signing-key", INDEX, LOG] {
             std::fs::copy(cache.ondine.state_dir().join(name), state.path().join(name)).expect("copied");
         }
         let file = state.path().join(INDEX);

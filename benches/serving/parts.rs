@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use super::data::{self, Data};
 use super::load::{self, Times};
-use super::report::Target::{self, AtMost, RatioAtLeast, RatioAtMost};
+use super::report::Target::{self, AtMost, PeersAtLeast, RatioAtLeast, RatioAtMost};
 use super::report::{LOAD_UNIT, Report};
 use super::requests::{Forms, Requests, Wanted};
 use super::servers::{Running, Server};
@@ -51,7 +51,7 @@ pub enum Part {
     Memory,
     /// From the start to the first answer.
     Start,
-    /// Narinfos while the NAR of mixed files is packed.
+    /// Narinfos while other work is done.
     Beside,
 }
 
@@ -170,25 +170,41 @@ impl Bench<'_> {
         }
     }
 
-    /// Both trees in both forms, each from an Ondine that has never seen it, and for scale what `nix-store --dump` does.
+    /// Both trees in both forms, each from an Ondine that has never seen it; from peers, which make it anew each time; and for
+    /// scale what `nix-store --dump` does.
     fn first(&mut self) {
-        for path in [&self.data.large, &self.data.many] {
+        let data = self.data;
+        for (path, wanted) in [(&data.large, PeersAtLeast(1.5)), (&data.many, PeersAtLeast(2.0))] {
             let seconds = self.dump(path);
             for (form, end) in [("zstd", ".zst"), ("plain", "")] {
                 let state = Folder::new();
-                let server =
-                    Server::ondine(&self.data.cache, &state.path().join("state"), &self.data.files, &[]);
+                let server = Server::ondine(&data.cache, &state.path().join("state"), &data.files, &[]);
                 let running = server.start();
                 let narinfo = Http::new(&server.url()).get(&narinfo_address(path)).text();
                 let address = format!("/{}{end}", field(&narinfo, "URL").trim_end_matches(".zst"));
                 let nar_bytes = field(&narinfo, "NarSize").parse().expect("a size");
-                let wanted = Wanted { request: server.request(&address, ""), nar_bytes };
+                let asked = Wanted { request: server.request(&address, ""), nar_bytes };
                 let what = format!("{}, {form}, first download", data::name(path));
-                let seen = sink::once(server.address, &wanted, &running.processes);
-                self.sunk(&what, [None, None], &server, seen);
+                let target = (form == "plain").then_some(wanted);
+                let seen = sink::once(server.address, &asked, &running.processes);
+                self.sunk(&what, [target, None], &server, seen);
+                self.first_of_peers(&what, path, form);
                 self.report.add(&what, "GB/s", None, "nix-store --dump", nar_bytes as f64 / 1e9 / seconds);
             }
         }
+    }
+
+    fn first_of_peers(&mut self, what: &str, path: &std::path::Path, form: &str) {
+        let servers = std::mem::take(&mut self.servers);
+        for (server, requests) in servers.iter().filter(|(server, _)| !server.starts()) {
+            let forms = if path == self.data.large { &requests.large } else { &requests.many };
+            let asked = if form == "plain" { &forms.plain } else { &forms.zstd };
+            if let Some(asked) = asked {
+                let seen = sink::once(server.address, asked, &server.start().processes);
+                self.sunk(what, [None, None], server, seen);
+            }
+        }
+        self.servers = servers;
     }
 
     /// Seconds that Nix takes to make the NAR.

@@ -19,6 +19,8 @@ pub enum Target {
     RatioAtMost(f64),
     /// By itself, at most.
     AtMost(f64),
+    /// In proportion to the best peer, at least; not judged without one.
+    PeersAtLeast(f64),
 }
 
 /// Samples of one thing, for each server, in the order of the rounds.
@@ -33,6 +35,8 @@ struct Metric {
 #[derive(Default)]
 pub struct Report {
     metrics: Vec<Metric>,
+    /// Servers that are measured beside, and were there already.
+    peers: Vec<String>,
     /// The share of the machine that others had, of 1, in each measurement.
     others: Vec<f64>,
     /// Servers that did not answer as they should.
@@ -74,6 +78,11 @@ impl std::fmt::Display for Spread {
 }
 
 impl Report {
+    /// An empty one, with peers of these names.
+    pub fn new(peers: Vec<String>) -> Report {
+        Report { peers, ..Report::default() }
+    }
+
     /// One sample. The first of a metric decides its place in the tables.
     pub fn add(&mut self, name: &str, unit: &'static str, target: Option<Target>, server: &str, value: f64) {
         let at = self
@@ -121,9 +130,9 @@ impl Report {
             });
             println!("| {} | {} | {} |", metric.name, metric.unit, cells.collect::<Vec<_>>().join(" | "));
         }
-        println!("\n{} / {}, round by round, and what is wanted:\n", JUDGED.0, JUDGED.1);
+        println!("\n{} / {} (or peers), round by round, and what is wanted:\n", JUDGED.0, JUDGED.1);
         println!("| | | wanted | measured | |\n|---|---|---|---|---|");
-        let checks: Vec<Check> = self.metrics.iter().filter_map(Metric::check).collect();
+        let checks: Vec<Check> = self.checks().collect();
         for check in &checks {
             let holds = if check.holds() { "ok" } else { "MISSED" };
             println!(
@@ -159,6 +168,10 @@ impl Report {
         }
     }
 
+    fn checks(&self) -> impl Iterator<Item = Check<'_>> {
+        self.metrics.iter().filter_map(|metric| metric.check(&self.peers))
+    }
+
     /// All samples, and the checks.
     pub fn json(&self) -> Value {
         let metrics = self.metrics.iter().map(|metric| {
@@ -169,7 +182,7 @@ impl Report {
             let servers: serde_json::Map<String, Value> = servers.collect();
             json!({"name": metric.name, "unit": metric.unit, "servers": servers})
         });
-        let checks = self.metrics.iter().filter_map(Metric::check).map(|check| {
+        let checks = self.checks().map(|check| {
             let Spread { median, least, most } = check.spread;
             json!({"name": check.name, "unit": check.unit, "wanted": check.wanted(), "median": median, "min": least, "max": most, "holds": check.holds()})
         });
@@ -197,15 +210,18 @@ impl Metric {
         self.servers.iter().find(|(name, _)| name == server).map(|(_, samples)| samples.as_slice())
     }
 
-    fn check(&self) -> Option<Check<'_>> {
+    fn check(&self, peers: &[String]) -> Option<Check<'_>> {
         let target = self.target?;
         let judged = self.samples(JUDGED.0)?;
+        // Both of a round were measured one after the other, under the same conditions.
+        let in_proportion_to =
+            |against: &[f64]| Spread::of(&judged.iter().zip(against).map(|(a, b)| a / b).collect::<Vec<_>>());
         let spread = match target {
             Target::AtMost(_) => Spread::of(judged),
-            Target::RatioAtLeast(_) | Target::RatioAtMost(_) => {
-                let against = self.samples(JUDGED.1)?;
-                // Both of a round were measured one after the other, under the same conditions.
-                Spread::of(&judged.iter().zip(against).map(|(a, b)| a / b).collect::<Vec<_>>())
+            Target::RatioAtLeast(_) | Target::RatioAtMost(_) => in_proportion_to(self.samples(JUDGED.1)?),
+            Target::PeersAtLeast(_) => {
+                let peers = peers.iter().filter_map(|peer| self.samples(peer)).map(in_proportion_to);
+                peers.min_by(|one, other| one.median.total_cmp(&other.median))?
             }
         };
         Some(Check { name: &self.name, unit: self.unit, target, spread })
@@ -215,7 +231,7 @@ impl Metric {
 impl Check<'_> {
     fn holds(&self) -> bool {
         match self.target {
-            Target::RatioAtLeast(least) => self.spread.median >= least,
+            Target::RatioAtLeast(least) | Target::PeersAtLeast(least) => self.spread.median >= least,
             Target::RatioAtMost(most) | Target::AtMost(most) => self.spread.median <= most,
         }
     }
@@ -225,6 +241,7 @@ impl Check<'_> {
             Target::RatioAtLeast(least) => format!(">= {least} x"),
             Target::RatioAtMost(most) => format!("<= {most} x"),
             Target::AtMost(most) => format!("<= {most}"),
+            Target::PeersAtLeast(least) => format!(">= {least} x the best peer"),
         }
     }
 

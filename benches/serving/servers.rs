@@ -133,6 +133,11 @@ impl Server {
         self.kind != Kind::Peer
     }
 
+    /// Whether it is nginx.
+    pub fn is_nginx(&self) -> bool {
+        self.kind == Kind::Nginx
+    }
+
     /// Whether it can be started anew.
     pub fn starts(&self) -> bool {
         self.program.is_some()

@@ -89,6 +89,7 @@ pub fn nix_variables(folder: &Folder, store_dir: &Path) -> Vec<(String, OsString
 pub struct NixStore {
     release: Release,
     folder: Arc<Folder>,
+    store_dir: PathBuf,
     launcher: Launcher,
     names: AtomicU64,
 }
@@ -103,9 +104,18 @@ impl NixStore {
     pub fn with_settings(release: Release, settings: &[(&str, &str)]) -> NixStore {
         let folder = Folder::new();
         let store_dir = folder.subfolder("store");
+        NixStore::within(release, folder, store_dir, settings)
+    }
+
+    /// A store of the same directory, whose database knows nothing of what is in it.
+    pub fn forgotten(&self) -> NixStore {
+        NixStore::within(self.release.clone(), Folder::new(), self.store_dir.clone(), &[])
+    }
+
+    fn within(release: Release, folder: Folder, store_dir: PathBuf, settings: &[(&str, &str)]) -> NixStore {
         let launcher = Launcher::new(release.clone(), nix_variables(&folder, &store_dir));
         write(&folder.path().join("etc/nix.conf"), &nix_conf(settings));
-        NixStore { release, folder: Arc::new(folder), launcher, names: AtomicU64::new(0) }
+        NixStore { release, folder: Arc::new(folder), store_dir, launcher, names: AtomicU64::new(0) }
     }
 
     /// The Nix it runs.
@@ -120,7 +130,7 @@ impl NixStore {
 
     /// The store directory, physical and logical in one.
     pub fn store_dir(&self) -> PathBuf {
-        self.folder().join("store")
+        self.store_dir.clone()
     }
 
     /// The state directory, with Nix's database in `db/db.sqlite`.
