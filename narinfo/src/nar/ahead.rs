@@ -137,6 +137,9 @@ impl<'scope, 'env> Ahead<'scope, 'env> {
 
     fn start(&self) -> Readers {
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+        if cores == 1 {
+            return Readers::None;
+        }
         let (jobs, taken) = channel::<Job>();
         let taken = Arc::new(Mutex::new(taken));
         for number in 0..cores.min(READERS_MAX) {
@@ -149,8 +152,8 @@ impl<'scope, 'env> Ahead<'scope, 'env> {
                 }
             };
             let started = Builder::new().name("nar-reader".into()).spawn_scoped(self.scope, read_all);
-            // With one core, or without a thread, nothing is won.
-            if cores == 1 || (started.is_err() && number == 0) {
+            // The system gives none: some others are enough.
+            if started.is_err() && number == 0 {
                 return Readers::None;
             }
         }
