@@ -25,7 +25,7 @@ const CONNECTIONS: usize = 64;
 const PARALLEL: usize = 8;
 /// Starts in a round.
 const STARTS: usize = 5;
-/// How long a server is left alone before its memory counts as idle.
+/// How long a server is left alone before its memory counts as idle, and before a client copies.
 const IDLE: Duration = Duration::from_millis(500);
 /// How often memory is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
@@ -217,6 +217,8 @@ impl Bench<'_> {
     }
 
     fn copy(&mut self, server: &Server, running: &Running) {
+        // What it does beside its start is done by then.
+        std::thread::sleep(IDLE);
         let window = Window::open(&running.processes);
         let seconds = self.copy_from(&server.url());
         let used = window.close();
