@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -155,6 +156,45 @@ fn plain_copies_are_bounded_go_by_their_last_use_and_do_not_outlive_the_server()
     wait_for(&cache, &[]);
     right(&cache, c);
     wait_for(&cache, &[c]);
+}
+
+#[test]
+fn a_plain_nar_that_is_not_packed_yet_comes_from_the_store_path_which_is_packed_afterwards() {
+    let cache = Cache::new(&[]);
+    let built = cache.store.instantiate(&noise("noise", 3 << 20));
+    let zstd = format!("/{}", field(&cache.narinfo(built.out()), "URL"));
+    let plain = zstd.trim_end_matches(".zst");
+    let dump = cache.dump(built.out());
+    assert!(cache.http.get(plain).body == dump);
+    wait_until("it is packed", SOON, || cache.narinfo(built.out()).contains("FileSize: "));
+    let file = cache.http.get(&zstd);
+    assert!(zstd::decode_all(&file.body[..]).expect("a zstd file") == dump);
+    assert!(cache.http.get(plain).body == dump);
+    wait_until("the copy is kept", SOON, || copies(&cache) == names(&[plain]));
+}
+
+#[test]
+fn a_store_path_that_is_not_what_nix_registered_is_given_whole_in_no_form_and_then_not_promised_any_more() {
+    let cache = Cache::new(&[]);
+    let built = cache.store.instantiate(&noise("noise", 3 << 20));
+    cache.store.realise(&built.drv);
+    // As long as it was, and one byte is another.
+    fs::set_permissions(built.out(), fs::Permissions::from_mode(0o644)).expect("it is ours");
+    let file = OpenOptions::new().write(true).open(built.out()).expect("it is ours");
+    file.write_all_at(b"x", 2 << 20).expect("written");
+    let plain = format!("/{}", field(&cache.narinfo(built.out()), "URL").trim_end_matches(".zst"));
+    for _ in 0..2 {
+        let mut download = cache.http.open(&plain, &[]);
+        let (body, ending) = download.read_to_end();
+        assert!(
+            download.status == 404 || matches!(ending, Ending::Cut(_)),
+            "{} bytes looked whole",
+            body.len()
+        );
+    }
+    wait_until("it is not promised any more", SOON, || cache.ask(built.out()).status == 404);
+    assert_eq!(cache.http.get(&plain).status, 404);
+    assert_eq!(copies(&cache), BTreeSet::new());
 }
 
 #[test]

@@ -73,3 +73,34 @@ impl Driver {
         Ok(driver)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn connections_are_shared_out_evenly_and_end_with_the_threads() {
+        let drivers = Drivers::start().expect("threads");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("it is bound");
+        let mut clients = Vec::new();
+        for _ in 0..2 * drivers.0.len() {
+            clients.push(TcpStream::connect(address).await.expect("connected"));
+            let (stream, _) = listener.accept().await.expect("accepted");
+            let for_ever = |stream, driven| async move {
+                let _held: (TcpStream, Driven) = (stream, driven);
+                std::future::pending().await
+            };
+            drivers.drive(stream, for_ever).expect("driven");
+        }
+        // Two each, and the thread's own.
+        assert!(drivers.0.iter().all(|driver| Arc::strong_count(&driver.connections) == 3));
+        drop(drivers);
+        for mut client in clients {
+            assert_eq!(client.read(&mut [0]).await.expect("the end"), 0);
+        }
+    }
+}
