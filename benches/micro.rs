@@ -158,7 +158,12 @@ fn nars(criterion: &mut Criterion) {
 }
 
 fn settings() -> Settings {
-    Settings { zstd_level: 1, memory_bytes_max: 0, plain_bytes_max: 0 }
+    Settings {
+        zstd_level: 1,
+        zstd_threads: Settings::usual_threads(),
+        memory_bytes_max: 0,
+        plain_bytes_max: 0,
+    }
 }
 
 /// What packing checks.

@@ -167,6 +167,10 @@ pub struct Written {
     #[arg(long, env = "ONDINE_ZSTD_LEVEL", value_name = "LEVEL")]
     #[serde(alias = "zstd_level")]
     zstd_level: Option<i32>,
+    /// Threads that compress one NAR, 1 to 64; 1 for levels above 9 [default: one for each core, at most 4]
+    #[arg(long, env = "ONDINE_ZSTD_THREADS", value_name = "NUMBER")]
+    #[serde(alias = "zstd_threads")]
+    zstd_threads: Option<u32>,
     /// Bytes of memory for small NARs that are asked for often; 0 is none [default: 16777216]
     #[arg(long, env = "ONDINE_NAR_MEMORY_BYTES", value_name = "BYTES")]
     #[serde(alias = "nar_memory_bytes")]
@@ -290,6 +294,7 @@ impl Written {
             keep_used: self.keep_used.or(other.keep_used),
             narinfo_memory_bytes: self.narinfo_memory_bytes.or(other.narinfo_memory_bytes),
             zstd_level: self.zstd_level.or(other.zstd_level),
+            zstd_threads: self.zstd_threads.or(other.zstd_threads),
             nar_memory_bytes: self.nar_memory_bytes.or(other.nar_memory_bytes),
             nar_plain_max_bytes: self.nar_plain_max_bytes.or(other.nar_plain_max_bytes),
             drain: self.drain.or(other.drain),

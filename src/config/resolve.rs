@@ -46,6 +46,8 @@ impl Written {
         within("drain", drain, seconds(0), seconds(3600), "0s to 1h")?;
         let zstd_level = self.zstd_level.unwrap_or(1);
         within_numbers("zstd-level", zstd_level.into(), 1, 19, "1 to 19")?;
+        let zstd_threads = self.zstd_threads.unwrap_or_else(nar_store::Settings::usual_threads);
+        within_numbers("zstd-threads", zstd_threads.into(), 1, 64, "1 to 64")?;
         let keep_used = self.keep_used.unwrap_or(seconds(600));
         within("keep-used", keep_used, seconds(0), seconds(7 * 24 * 3600), "0s to 7d")?;
         let max_bytes = self.max_nars_bytes.filter(|bytes| *bytes > 0);
@@ -90,6 +92,7 @@ impl Written {
             logs,
             nar_store: nar_store::Settings {
                 zstd_level,
+                zstd_threads,
                 memory_bytes_max: self.nar_memory_bytes.unwrap_or(16 * 1024 * 1024),
                 plain_bytes_max: self.nar_plain_max_bytes.unwrap_or(4 * 1024 * 1024 * 1024),
             },

@@ -262,33 +262,39 @@ mod tests {
         assert_eq!(beside_tables(&migrated), beside_tables(&fresh));
     }
 
+    /// A database to which a row was written.
+    async fn written(file: &Path) -> Writer {
+        let writer = Writer::open(file).expect("opened");
+        let insert = "INSERT INTO duration (work, millis, built) VALUES ('x', 1, 0)";
+        writer.run(|transaction| Ok(transaction.execute(insert, [])?)).await.expect("written");
+        writer
+    }
+
+    fn has_the_row(file: &Path) -> bool {
+        let other = Connection::open(file).expect("opened");
+        other.query_row("SELECT count(*) FROM duration", [], |row| row.get(0)).unwrap_or(0) == 1
+    }
+
     #[tokio::test]
     async fn the_log_is_empty_once_it_is_closed_and_nothing_is_lost() {
         let folder = tempfile::tempdir().expect("a folder");
         let (file, log) = (folder.path().join("index"), folder.path().join("index-wal"));
-        let writer = Writer::open(&file).expect("opened");
-        let insert = "INSERT INTO duration (work, millis, built) VALUES ('x', 1, 0)";
-        writer.run(|transaction| Ok(transaction.execute(insert, [])?)).await.expect("written");
+        let writer = written(&file).await;
         assert!(log.metadata().expect("the log").len() > 0);
         writer.empty_log().await.expect("emptied");
         assert_eq!(log.metadata().expect("the log").len(), 0);
-        let other = Connection::open(&file).expect("opened");
-        let rows: i64 = other.query_row("SELECT count(*) FROM duration", [], |row| row.get(0)).expect("read");
-        assert_eq!(rows, 1);
+        assert!(has_the_row(&file));
     }
 
     #[tokio::test]
     async fn the_log_is_written_back_in_a_pause() {
         let folder = tempfile::tempdir().expect("a folder");
         let (file, alone) = (folder.path().join("index"), folder.path().join("alone"));
-        let writer = Writer::open(&file).expect("opened");
-        let insert = "INSERT INTO duration (work, millis, built) VALUES ('x', 1, 0)";
-        writer.run(|transaction| Ok(transaction.execute(insert, [])?)).await.expect("written");
+        let writer = written(&file).await;
         // The database by itself, without its log.
         let has_it = || {
             std::fs::copy(&file, &alone).expect("copied");
-            let alone = Connection::open(&alone).expect("opened");
-            alone.query_row("SELECT count(*) FROM duration", [], |row| row.get(0)).unwrap_or(0) == 1
+            has_the_row(&alone)
         };
         assert!(!has_it());
         let written_back = async {

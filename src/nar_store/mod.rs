@@ -30,15 +30,28 @@ use memory::{Memory, SMALL_BYTES_MAX};
 pub use pack::Packed;
 pub use stream::NarStream;
 
+/// Threads that compress one NAR at most, where nobody says how many.
+const USUAL_THREADS_MAX: usize = 4;
+
 /// How NARs are stored.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// The zstd level, 1 to 19: higher is smaller and slower.
     pub zstd_level: i32,
+    /// Threads that compress one NAR, 1 or more; for a high level it is one all the same.
+    pub zstd_threads: u32,
     /// Bytes of small NARs that are kept in memory at most.
     pub memory_bytes_max: u64,
     /// Bytes of plain copies at most.
     pub plain_bytes_max: u64,
+}
+
+impl Settings {
+    /// Threads where nobody says how many: each of them holds a few MiB, and another one wins less than the one before.
+    #[must_use]
+    pub fn usual_threads() -> u32 {
+        std::thread::available_parallelism().map_or(1, |cores| cores.get().min(USUAL_THREADS_MAX) as u32)
+    }
 }
 
 /// How a NAR is given.

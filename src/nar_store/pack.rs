@@ -3,7 +3,6 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::num::NonZero;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -14,16 +13,14 @@ use zstd::zstd_safe::CParameter;
 
 use super::checked::{Chunks, Error, Expected, checked};
 use super::draft::Draft;
-use super::{NarStore, Stored};
+use super::{NarStore, Settings, Stored};
 use crate::decode;
 use crate::growing::CHUNK_BYTES;
 
 /// What has come goes out at least so often while a NAR is received, so that readers follow a slow sender.
 const FLUSH_AFTER: Duration = Duration::from_millis(250);
 
-/// Threads that compress one NAR; zstd itself compresses small ones on one. Each holds a job or two, and takes a few MiB.
-const COMPRESSING_THREADS_MAX: usize = 4;
-/// Bytes of a NAR that one of them compresses at a time.
+/// Bytes of a NAR that one of several threads compresses at a time; zstd itself compresses smaller ones on one.
 const JOB_BYTES: u32 = 1024 * 1024;
 /// The level at most that is compressed so: who asks for a higher one is in no hurry, and it takes much memory for each thread.
 const PARALLEL_ZSTD_LEVEL_MAX: i32 = 9;
@@ -47,7 +44,7 @@ impl NarStore {
     /// # Errors
     /// When the tree cannot be read or is not the one expected, or the file cannot be written.
     pub fn pack(&self, draft: &Draft, source: &Path, expected: Expected) -> Result<Packed, Error> {
-        compress(draft, self.settings.zstd_level, expected, |chunks| dump(source, chunks))
+        compress(draft, self.settings, expected, |chunks| dump(source, chunks))
     }
 
     /// Writes the NAR that comes as `input` into `draft`: as it comes where that is zstd, else compressed anew. Blocking.
@@ -65,8 +62,9 @@ impl NarStore {
             return receive_zstd(draft, input, expected);
         }
         let mut plain = decode::plain(compression, input).map_err(Error::Sent)?;
-        let level = self.settings.zstd_level.min(RECEIVED_ZSTD_LEVEL);
-        compress(draft, level, expected, |chunks| copy(&mut plain, chunks))
+        let zstd_level = self.settings.zstd_level.min(RECEIVED_ZSTD_LEVEL);
+        let settings = Settings { zstd_level, ..self.settings };
+        compress(draft, settings, expected, |chunks| copy(&mut plain, chunks))
     }
 
     /// Makes a draft that was written and verified durable and gives it its final name. Its readers, who follow it, have all
@@ -101,14 +99,14 @@ pub(super) fn dump(source: &Path, chunks: &mut Chunks) -> Result<(), Error> {
 /// Writes what `make` makes into `draft`, as zstd.
 fn compress(
     draft: &Draft,
-    level: i32,
+    settings: Settings,
     expected: Expected,
     make: impl FnOnce(&mut Chunks) -> Result<(), Error> + Send,
 ) -> Result<Packed, Error> {
-    let mut encoder = zstd::Encoder::new(Measured::new(draft), level)?;
-    if level <= PARALLEL_ZSTD_LEVEL_MAX {
-        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        encoder.multithread(cores.min(COMPRESSING_THREADS_MAX) as u32)?;
+    let Settings { zstd_level, zstd_threads, .. } = settings;
+    let mut encoder = zstd::Encoder::new(Measured::new(draft), zstd_level)?;
+    if zstd_threads > 1 && zstd_level <= PARALLEL_ZSTD_LEVEL_MAX {
+        encoder.multithread(zstd_threads)?;
         encoder.set_parameter(CParameter::JobSize(JOB_BYTES))?;
     }
     encoder.set_pledged_src_size(Some(expected.bytes))?;
