@@ -118,6 +118,16 @@ impl NixStore {
         NixStore { release, folder: Arc::new(folder), store_dir, launcher, names: AtomicU64::new(0) }
     }
 
+    /// Makes its database, if there is none. Nix makes one in whatever process is first, and another process that looks in
+    /// the same moment finds an empty `schema` and calls it corrupt (Nix's src/libstore/local-store.cc: the lock is a shared
+    /// one). A daemon serves each connection by a process of its own.
+    #[track_caller]
+    fn initialise(&self) {
+        if !self.state_dir().join("db/schema").exists() {
+            self.nix_store(&["--init"]);
+        }
+    }
+
     /// The Nix it runs.
     pub fn release(&self) -> &Release {
         &self.release
@@ -282,6 +292,7 @@ pub struct Daemon {
 impl Daemon {
     #[track_caller]
     fn start(store: &NixStore, socket: PathBuf) -> Daemon {
+        store.initialise();
         let launcher = store.launcher.clone().variable("NIX_DAEMON_SOCKET_PATH", text(&socket));
         let mut daemon = Daemon { launcher, folder: store.folder.clone(), socket, child: None };
         daemon.restart();
