@@ -203,6 +203,13 @@ fn prepare(connection: &mut Connection, file: &Path) -> Result<(), Error> {
         _ => &[include_str!("schema.sql")][..],
     };
     if version < SCHEMA_VERSION {
+        if version > 0 {
+            tracing::info!(
+                from = version,
+                to = SCHEMA_VERSION,
+                "the index is rewritten: of a million paths that takes some seconds"
+            );
+        }
         let transaction = connection.transaction()?;
         for step in steps {
             transaction.execute_batch(step).map_err(open_error)?;
@@ -219,23 +226,25 @@ mod tests {
 
     use super::*;
 
-    /// Every column of every table: its type, whether it may be null, its place in the primary key.
-    type Shape = BTreeMap<(String, String), (String, bool, i64)>;
+    /// Every column of every table: its type, whether it may be null, its place in the primary key; and whether the table is
+    /// one without row numbers.
+    type Shape = BTreeMap<(String, String), (String, bool, i64, bool)>;
 
     fn shape(file: &Path) -> Shape {
         let connection = Connection::open(file).expect("a database");
-        let sql = "SELECT t.name, c.name, c.type, c.\"notnull\", c.pk FROM pragma_table_list t, \
+        let sql = "SELECT t.name, c.name, c.type, c.\"notnull\", c.pk, t.wr FROM pragma_table_list t, \
                    pragma_table_info(t.name) c WHERE t.schema = 'main' AND t.name NOT LIKE 'sqlite_%'";
         let mut statement = connection.prepare(sql).expect("a good statement");
-        let rows = statement
-            .query_map([], |row| Ok(((row.get(0)?, row.get(1)?), (row.get(2)?, row.get(3)?, row.get(4)?))));
+        let rows = statement.query_map([], |row| {
+            Ok(((row.get(0)?, row.get(1)?), (row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?)))
+        });
         rows.expect("an answer").collect::<Result<_, _>>().expect("rows")
     }
 
-    /// The name of everything else: indexes and triggers.
-    fn beside_tables(file: &Path) -> BTreeMap<String, String> {
+    /// Everything else, indexes and triggers, and what each was made with.
+    fn beside_tables(file: &Path) -> BTreeMap<String, Option<String>> {
         let connection = Connection::open(file).expect("a database");
-        let sql = "SELECT name, type FROM sqlite_schema WHERE type IN ('index', 'trigger')";
+        let sql = "SELECT name, sql FROM sqlite_schema WHERE type IN ('index', 'trigger')";
         let mut statement = connection.prepare(sql).expect("a good statement");
         let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?)));
         rows.expect("an answer").collect::<Result<_, _>>().expect("rows")
@@ -306,6 +315,38 @@ mod tests {
             () = writer.write_back_in_pauses(Duration::from_millis(1)) => unreachable!("it goes on for ever"),
             () = written_back => {}
         }
+    }
+
+    #[tokio::test]
+    async fn the_paths_of_version_1_are_served_and_come_and_go_as_all_others() {
+        use crate::index::{Index, samples};
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("index");
+        let before = old(&file);
+        let rows = [samples::row(1, &[]), samples::row(2, &[])];
+        for row in &rows {
+            let path = "INSERT INTO path VALUES (?1, ?2, ?3, 1, '', NULL, NULL, '', 0)";
+            let (hash, name) = (row.path.hash(), row.path.name());
+            before.execute(path, (hash.as_str(), name, row.nar_hash.as_bytes())).expect("a row");
+        }
+        let packed = "INSERT INTO nar VALUES (?1, ?1, 1, 0)";
+        before.execute(packed, [rows[0].nar_hash.as_bytes()]).expect("a row");
+        drop(before);
+        let index = Index::open(&file).expect("migrated");
+        let [first, second] = rows;
+        let hit = index.find(first.path.hash()).await.expect("read").expect("served");
+        assert_eq!(
+            (&hit.row.path, hit.row.nar_hash, hit.packed.is_some()),
+            (&first.path, first.nar_hash, true)
+        );
+        let sought = index.unpacked().await.expect("read");
+        assert_eq!(sought.iter().map(|row| &row.path).collect::<Vec<_>>(), [&second.path]);
+        assert_eq!(index.counts().await.expect("read").paths, 2);
+        index.forget_paths(second.nar_hash).await.expect("forgotten");
+        assert!(index.publish(vec![samples::row(3, &[])]).await.expect("published"));
+        assert_eq!(index.counts().await.expect("read").paths, 2);
+        let sought = index.unpacked().await.expect("read");
+        assert_eq!(sought.iter().map(|row| &row.path).collect::<Vec<_>>(), [&samples::row(3, &[]).path]);
     }
 
     #[tokio::test]

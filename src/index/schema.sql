@@ -1,6 +1,8 @@
 -- The index: which store paths are served, which NARs are on disk, which builds failed, who waits.
 -- A change here raises SCHEMA_VERSION in connection.rs and needs a migration (from_N.sql); this file is what a fresh index gets.
 
+-- Not WITHOUT ROWID: where rows are long, an inner page of such a tree holds but a few of them, and the tree is deep
+-- (https://sqlite.org/withoutrowid.html).
 CREATE TABLE path (
     hash     TEXT PRIMARY KEY NOT NULL, -- the 32 characters before the name
     name     TEXT NOT NULL,
@@ -12,7 +14,7 @@ CREATE TABLE path (
     sigs     TEXT NOT NULL,             -- one signature a line
     added_at INTEGER NOT NULL,          -- Unix seconds
     built    INTEGER NOT NULL DEFAULT 0 -- whether it was built on this machine
-) STRICT, WITHOUT ROWID;
+) STRICT;
 
 CREATE INDEX path_by_nar ON path (nar_hash);
 
