@@ -10,6 +10,8 @@ mod support;
 
 #[path = "scale/grown.rs"]
 mod grown;
+#[path = "scale/one_core.rs"]
+mod one_core;
 #[allow(dead_code)]
 #[path = "../tests/simulation/random.rs"]
 mod random;
@@ -23,6 +25,7 @@ use clap::Parser;
 use serde_json::json;
 
 use grown::Grown;
+use one_core::OneCore;
 use serving::load::{self, Times};
 use serving::machine;
 use serving::servers::{Running, Server};
@@ -182,7 +185,7 @@ impl Sized {
     }
 }
 
-/// The rate and the cost of these requests on many connections, and what they take one after the other.
+/// The rate and the cost of these requests on many connections, and what they take one after the other on one core.
 fn serve(
     server: &Server,
     running: &Running,
@@ -197,7 +200,9 @@ fn serve(
     let load::Seen { answers, used } = seen.expect("the server answers");
     add(what, "requests/s", wanted(Wanted::FlatSpeed), answers / used.seconds);
     add(what, "CPU µs/request", wanted(Wanted::FlatCost), used.server * 1e6 / answers);
+    let alone = OneCore::of(&running.processes);
     let taken = load::latencies(server.address, requests, status, |taken| taken < ONE_BY_ONE);
+    drop(alone);
     let taken = taken.expect("the server answers");
     add(what, "µs, median", wanted(Wanted::FlatCost), micros(taken[ONE_BY_ONE / 2]));
     add(what, "µs, p99", wanted(Wanted::FlatCost), micros(taken[ONE_BY_ONE * 99 / 100]));

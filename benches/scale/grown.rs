@@ -17,6 +17,9 @@ const INDEX: &str = "index.sqlite";
 const LOG: &str = "index.sqlite-wal";
 /// Paths that each refers to.
 const REFERENCES: u64 = 5;
+/// How often the tables are gone through while they are filled. An index that was filled in one go has no room in its pages, and
+/// each path that comes later splits some; one that grew path by path, in the order of no hash, has.
+const PASSES: u64 = 8;
 /// A step through all numbers below any size that is no multiple of it: a prime.
 const STRIDE: u64 = 7_368_787;
 
@@ -33,7 +36,8 @@ pub struct Grown {
 
 impl Grown {
     /// An index of so many paths, in a state directory of its own that begins as that of this cache, whose server was stopped.
-    /// The paths go straight into the tables: this is to take no time, and to lose nothing by it.
+    /// The paths go straight into the tables: this is to take no time. On disk when it returns, so that nothing is written
+    /// beside what is measured.
     pub fn new(cache: &Cache, paths: u64) -> Grown {
         let state = Folder::new();
         // With its log: that is written back by the last connection that is closed, if any is.
@@ -45,10 +49,12 @@ impl Grown {
         let signature = format!("{key}:{}==", "A".repeat(86));
         signature.parse::<Signature>().expect("it looks like one");
         let mut numbers: Vec<u64> = (0..paths).collect();
-        // In the order of the tables: each page is written once.
-        numbers.sort_by_cached_key(|number| hash(*number));
+        // In the order of the tables: each page is written once in a pass.
+        numbers.sort_by_cached_key(|number| (number % PASSES, hash(*number)));
         let mut connection = Connection::open(&file).expect("the index opens");
-        connection.pragma_update(None, "synchronous", "off").expect("set");
+        for (setting, value) in [("synchronous", "off"), ("journal_mode", "off")] {
+            connection.pragma_update(None, setting, value).expect("set");
+        }
         let transaction = connection.transaction().expect("begun");
         {
             let path = "INSERT INTO path (hash, name, nar_hash, nar_size, refs, deriver, sigs, added_at) \
@@ -66,7 +72,9 @@ impl Grown {
             }
         }
         transaction.commit().expect("committed");
-        connection.pragma_update(None, "wal_checkpoint", "truncate").expect("written through");
+        connection.pragma_update(None, "journal_mode", "wal").expect("set");
+        drop(connection);
+        std::fs::File::open(&file).and_then(|file| file.sync_all()).expect("on disk");
         Grown { state, file, paths, signature, random: Random(1) }
     }
 

@@ -237,7 +237,7 @@ fn package_of(program: &str) -> &'static str {
         "nix" | "nix-daemon" | "nix-store" | "nix-instantiate" => "nix-bin",
         "nginx" => "nginx-light",
         "systemd-analyze" => "systemd",
-        "unshare" | "chrt" => "util-linux",
+        "unshare" => "util-linux",
         "xz" => "xz-utils",
         "bzip2" => "bzip2",
         "mount" => "mount",
