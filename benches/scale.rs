@@ -43,8 +43,8 @@ const POPULAR: usize = 2_000;
 const RARE: usize = 100_000;
 /// Hashes that nobody knows.
 const UNKNOWN: usize = 100_000;
-/// Answers of which each took its time, one after the other: as many as that the 99th percentile is not one of chance, since it is
-/// the clock of the kernel and the other machines on this hardware that make it.
+/// Answers of which each took its time, one after the other. The 99th percentile is what the kernel's clock and other machines on
+/// this hardware make it: of fewer answers it would be a matter of chance.
 const ONE_BY_ONE: usize = 100_000;
 /// Paths of one closure that is published, and how many are.
 const CLOSURES: (usize, usize) = (50, 20);

@@ -87,11 +87,7 @@ impl Index {
     pub async fn unpacked(&self) -> Result<Vec<PathRow>, Error> {
         self.readers
             .run(|connection| {
-                let sql = format!(
-                    "SELECT {PATH_COLUMNS} FROM to_pack t JOIN path p ON p.nar_hash = t.nar_hash \
-                     ORDER BY p.added_at, p.hash"
-                );
-                let mut statement = connection.prepare_cached(&sql)?;
+                let mut statement = connection.prepare_cached(&unpacked())?;
                 let mut rows = statement.query([])?;
                 let mut found = Vec::new();
                 while let Some(row) = rows.next()? {
@@ -138,6 +134,14 @@ impl Index {
     }
 }
 
+/// Begins with what is to be packed, which is little as a rule: SQLite would rather begin with all paths.
+fn unpacked() -> String {
+    format!(
+        "SELECT {PATH_COLUMNS} FROM to_pack t CROSS JOIN path p ON p.nar_hash = t.nar_hash \
+         ORDER BY p.added_at, p.hash"
+    )
+}
+
 /// The packed file that stands behind the columns of a path, if there is one.
 pub(super) fn joined_nar_row(row: &Row<'_>) -> Result<Option<NarRow>, Error> {
     let packed = row.get::<_, Option<[u8; 32]>>(PATH_COLUMN_COUNT)?;
@@ -161,6 +165,19 @@ mod tests {
         let mut statement = connection.prepare(sql).expect("prepared");
         let rows = statement.query_map([], |row| row.get(0)).expect("read");
         rows.collect::<Result<_, _>>().expect("read")
+    }
+
+    #[test]
+    fn what_is_to_be_packed_is_found_without_a_look_at_every_path() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("index");
+        drop(Index::open(&file).expect("opened"));
+        let connection = rusqlite::Connection::open(&file).expect("opened");
+        let sql = format!("EXPLAIN QUERY PLAN {}", super::unpacked());
+        let mut statement = connection.prepare(&sql).expect("prepared");
+        let steps = statement.query_map([], |row| row.get::<_, String>("detail")).expect("read");
+        let scans: Vec<_> = steps.map(Result::unwrap).filter(|step| step.starts_with("SCAN")).collect();
+        assert_eq!(scans, ["SCAN t"]);
     }
 
     proptest::proptest! {
