@@ -53,6 +53,9 @@ pub fn streamed(media_type: HeaderValue, body: Body) -> Answer {
 pub fn waiting(body: Body, request: u64, outlook: Option<&Outlook>) -> Answer {
     let mut answer = streamed(NARINFO, body);
     let headers = answer.headers_mut();
+    // Very many may wait, and hyper keeps the room of the headers: it is twice as much from the seventh on. No browser takes this
+    // media type for another one anyway.
+    headers.remove(header::X_CONTENT_TYPE_OPTIONS);
     set_number(headers, HeaderName::from_static("x-ondine-build"), Some(request));
     let position = outlook.map(|outlook| outlook.position as u64);
     set_number(headers, HeaderName::from_static("x-ondine-position"), position);

@@ -103,7 +103,8 @@ impl Waiting {
                 _ = ticks.tick() => pipe.send(wait_line(&self.ticket.describe())).await,
             }
         }
-        let ready = parts.substitute.after_build(self.hash).await.map_err(|_| Cut)?;
+        // In a box, so that no room is kept for it while the client waits.
+        let ready = Box::pin(parts.substitute.after_build(self.hash)).await.map_err(|_| Cut)?;
         pipe.send(ready.narinfo.clone()).await;
         Ok(())
     }
