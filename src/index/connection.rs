@@ -24,13 +24,14 @@ const LOG_PAGES_MAX: i64 = 16_384;
 /// Bytes of the log that stay on the disk once it is written back; a large transaction makes it much longer.
 const LOG_BYTES_KEPT: i64 = 64 * 1024 * 1024;
 /// The schema's version, in `user_version`.
-const SCHEMA_VERSION: i64 = 5;
+const SCHEMA_VERSION: i64 = 6;
 /// What brings each older version to the next one, from version 1 on.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     include_str!("from_1.sql"),
     include_str!("from_2.sql"),
     include_str!("from_3.sql"),
     include_str!("from_4.sql"),
+    include_str!("from_5.sql"),
 ];
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
@@ -211,13 +212,21 @@ fn prepare(connection: &mut Connection, file: &Path) -> Result<(), Error> {
             );
         }
         let transaction = connection.transaction()?;
-        for step in steps {
+        drop_triggers(&transaction)?;
+        for step in steps.iter().chain([&include_str!("triggers.sql")]) {
             transaction.execute_batch(step).map_err(open_error)?;
         }
         transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
         transaction.commit()?;
     }
     Ok(())
+}
+
+/// They are made anew after the migrations, and have no data of their own.
+fn drop_triggers(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+    let mut statement = transaction.prepare("SELECT name FROM sqlite_schema WHERE type = 'trigger'")?;
+    let names = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
+    names.iter().try_for_each(|name| transaction.execute_batch(&format!("DROP TRIGGER {name}")))
 }
 
 #[cfg(test)]
@@ -269,6 +278,21 @@ mod tests {
         assert!(shape(&fresh).len() > 20, "the tables were not found");
         assert_eq!(shape(&migrated), shape(&fresh));
         assert_eq!(beside_tables(&migrated), beside_tables(&fresh));
+    }
+
+    #[test]
+    fn what_an_older_index_did_with_rows_that_come_or_go_is_what_a_fresh_one_does() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (fresh, older) = (folder.path().join("fresh"), folder.path().join("older"));
+        for file in [&fresh, &older] {
+            drop(Writer::open(file).expect("opened"));
+        }
+        let changed = "DROP TRIGGER nar_gone; DROP TRIGGER path_served; PRAGMA user_version = 5; \
+                       CREATE TRIGGER path_served AFTER INSERT ON path BEGIN DELETE FROM turn; END;";
+        Connection::open(&older).and_then(|older| older.execute_batch(changed)).expect("changed");
+        assert_ne!(beside_tables(&older), beside_tables(&fresh));
+        drop(Writer::open(&older).expect("migrated"));
+        assert_eq!((shape(&older), beside_tables(&older)), (shape(&fresh), beside_tables(&fresh)));
     }
 
     /// A database to which a row was written.

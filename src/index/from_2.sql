@@ -30,10 +30,6 @@ CREATE TABLE realisation (
 
 CREATE INDEX realisation_by_path ON realisation (path);
 
-CREATE TRIGGER path_gone AFTER DELETE ON path BEGIN
-    DELETE FROM realisation WHERE path = OLD.hash || '-' || OLD.name;
-END;
-
 CREATE TABLE catalogue_set (
     id         INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL,
     name       TEXT UNIQUE NOT NULL,

@@ -10,14 +10,6 @@ CREATE INDEX turn_by_need ON turn (needed_at);
 
 INSERT INTO turn SELECT hash, -added_at * 1000000 FROM path;
 
-CREATE TRIGGER path_served AFTER INSERT ON path BEGIN
-    INSERT INTO turn VALUES (NEW.hash, -CAST(unixepoch('subsec') * 1000000 AS INTEGER));
-END;
-
-CREATE TRIGGER path_not_served AFTER DELETE ON path BEGIN
-    DELETE FROM turn WHERE hash = OLD.hash;
-END;
-
 CREATE TABLE upstream (
     url      TEXT PRIMARY KEY NOT NULL,
     redirect INTEGER NOT NULL
@@ -56,10 +48,6 @@ CREATE TABLE former_nar (
 
 CREATE INDEX former_nar_by_age ON former_nar (gone_at);
 
-CREATE TRIGGER path_remembered AFTER DELETE ON path BEGIN
-    INSERT OR REPLACE INTO former_nar VALUES (OLD.nar_hash, OLD.hash, unixepoch());
-END;
-
 CREATE TABLE to_pack (
     nar_hash BLOB PRIMARY KEY NOT NULL
 ) STRICT, WITHOUT ROWID;
@@ -68,58 +56,9 @@ INSERT INTO to_pack
     SELECT DISTINCT nar_hash FROM path
     WHERE nar_hash NOT IN (SELECT nar_hash FROM nar) AND nar_hash NOT IN (SELECT nar_hash FROM upstream_nar);
 
-CREATE TRIGGER path_to_pack AFTER INSERT ON path
-WHEN NOT EXISTS (SELECT 1 FROM nar WHERE nar_hash = NEW.nar_hash)
-    AND NOT EXISTS (SELECT 1 FROM upstream_nar WHERE nar_hash = NEW.nar_hash)
-BEGIN
-    INSERT OR IGNORE INTO to_pack VALUES (NEW.nar_hash);
-END;
-
-CREATE TRIGGER path_not_had AFTER DELETE ON path
-WHEN NOT EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
-BEGIN
-    DELETE FROM to_pack WHERE nar_hash = OLD.nar_hash;
-    DELETE FROM upstream_nar WHERE nar_hash = OLD.nar_hash;
-END;
-
-CREATE TRIGGER nar_packed AFTER INSERT ON nar BEGIN
-    DELETE FROM to_pack WHERE nar_hash = NEW.nar_hash;
-END;
-
-CREATE TRIGGER nar_to_pack AFTER DELETE ON nar
-WHEN EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
-    AND NOT EXISTS (SELECT 1 FROM upstream_nar WHERE nar_hash = OLD.nar_hash)
-BEGIN
-    INSERT OR IGNORE INTO to_pack VALUES (OLD.nar_hash);
-END;
-
-CREATE TRIGGER upstream_nar_found AFTER INSERT ON upstream_nar BEGIN
-    DELETE FROM to_pack WHERE nar_hash = NEW.nar_hash;
-END;
-
-CREATE TRIGGER upstream_nar_to_pack AFTER DELETE ON upstream_nar
-WHEN EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
-    AND NOT EXISTS (SELECT 1 FROM nar WHERE nar_hash = OLD.nar_hash)
-    AND NOT EXISTS (SELECT 1 FROM upstream_nar WHERE nar_hash = OLD.nar_hash)
-BEGIN
-    INSERT OR IGNORE INTO to_pack VALUES (OLD.nar_hash);
-END;
-
 CREATE TABLE stored (
     nars  INTEGER NOT NULL,
     bytes INTEGER NOT NULL
 ) STRICT;
 
 INSERT INTO stored SELECT count(*), coalesce(sum(file_size), 0) FROM nar;
-
-CREATE TRIGGER nar_stored AFTER INSERT ON nar BEGIN
-    UPDATE stored SET nars = nars + 1, bytes = bytes + NEW.file_size;
-END;
-
-CREATE TRIGGER nar_resized AFTER UPDATE OF file_size ON nar BEGIN
-    UPDATE stored SET bytes = bytes - OLD.file_size + NEW.file_size;
-END;
-
-CREATE TRIGGER nar_gone AFTER DELETE ON nar BEGIN
-    UPDATE stored SET nars = nars - 1, bytes = bytes - OLD.file_size;
-END;

@@ -1,5 +1,6 @@
 -- The index: which store paths are served, which NARs are on disk, which builds failed, who waits.
 -- A change here raises SCHEMA_VERSION in connection.rs and needs a migration (from_N.sql); this file is what a fresh index gets.
+-- What follows from a row that comes or goes is in triggers.sql.
 
 -- Not WITHOUT ROWID: where rows are long, an inner page of such a tree holds but a few of them, and the tree is deep
 -- (https://sqlite.org/withoutrowid.html).
@@ -27,14 +28,6 @@ CREATE TABLE turn (
 
 CREATE INDEX turn_by_need ON turn (needed_at);
 
-CREATE TRIGGER path_served AFTER INSERT ON path BEGIN
-    INSERT INTO turn VALUES (NEW.hash, -CAST(unixepoch('subsec') * 1000000 AS INTEGER));
-END;
-
-CREATE TRIGGER path_not_served AFTER DELETE ON path BEGIN
-    DELETE FROM turn WHERE hash = OLD.hash;
-END;
-
 -- A row here means: the packed file is complete, verified and durable in the NAR store.
 CREATE TABLE nar (
     nar_hash  BLOB PRIMARY KEY NOT NULL,
@@ -43,7 +36,7 @@ CREATE TABLE nar (
     packed_at INTEGER NOT NULL          -- Unix seconds
 ) STRICT, WITHOUT ROWID;
 
--- How many NARs are packed, the bytes of their files, and how many paths are served: one row, kept by the triggers below.
+-- How many NARs are packed, the bytes of their files, and how many paths are served: one row, kept by triggers.
 CREATE TABLE stored (
     nars  INTEGER NOT NULL,
     bytes INTEGER NOT NULL,
@@ -51,26 +44,6 @@ CREATE TABLE stored (
 ) STRICT;
 
 INSERT INTO stored VALUES (0, 0, 0);
-
-CREATE TRIGGER path_counted AFTER INSERT ON path BEGIN
-    UPDATE stored SET paths = paths + 1;
-END;
-
-CREATE TRIGGER path_not_counted AFTER DELETE ON path BEGIN
-    UPDATE stored SET paths = paths - 1;
-END;
-
-CREATE TRIGGER nar_stored AFTER INSERT ON nar BEGIN
-    UPDATE stored SET nars = nars + 1, bytes = bytes + NEW.file_size;
-END;
-
-CREATE TRIGGER nar_resized AFTER UPDATE OF file_size ON nar BEGIN
-    UPDATE stored SET bytes = bytes - OLD.file_size + NEW.file_size;
-END;
-
-CREATE TRIGGER nar_gone AFTER DELETE ON nar BEGIN
-    UPDATE stored SET nars = nars - 1, bytes = bytes - OLD.file_size;
-END;
 
 -- Where an upstream has the NAR of a served path; it may be packed beside that.
 CREATE TABLE upstream_nar (
@@ -90,47 +63,10 @@ CREATE TABLE upstream (
     redirect INTEGER NOT NULL           -- whether clients are sent there
 ) STRICT, WITHOUT ROWID;
 
--- The NARs of served paths that only the Nix store has, kept by the triggers below.
+-- The NARs of served paths that only the Nix store has, kept by triggers.
 CREATE TABLE to_pack (
     nar_hash BLOB PRIMARY KEY NOT NULL
 ) STRICT, WITHOUT ROWID;
-
-CREATE TRIGGER path_to_pack AFTER INSERT ON path
-WHEN NOT EXISTS (SELECT 1 FROM nar WHERE nar_hash = NEW.nar_hash)
-    AND NOT EXISTS (SELECT 1 FROM upstream_nar WHERE nar_hash = NEW.nar_hash)
-BEGIN
-    INSERT OR IGNORE INTO to_pack VALUES (NEW.nar_hash);
-END;
-
-CREATE TRIGGER path_not_had AFTER DELETE ON path
-WHEN NOT EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
-BEGIN
-    DELETE FROM to_pack WHERE nar_hash = OLD.nar_hash;
-    DELETE FROM upstream_nar WHERE nar_hash = OLD.nar_hash;
-END;
-
-CREATE TRIGGER nar_packed AFTER INSERT ON nar BEGIN
-    DELETE FROM to_pack WHERE nar_hash = NEW.nar_hash;
-END;
-
-CREATE TRIGGER nar_to_pack AFTER DELETE ON nar
-WHEN EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
-    AND NOT EXISTS (SELECT 1 FROM upstream_nar WHERE nar_hash = OLD.nar_hash)
-BEGIN
-    INSERT OR IGNORE INTO to_pack VALUES (OLD.nar_hash);
-END;
-
-CREATE TRIGGER upstream_nar_found AFTER INSERT ON upstream_nar BEGIN
-    DELETE FROM to_pack WHERE nar_hash = NEW.nar_hash;
-END;
-
-CREATE TRIGGER upstream_nar_to_pack AFTER DELETE ON upstream_nar
-WHEN EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
-    AND NOT EXISTS (SELECT 1 FROM nar WHERE nar_hash = OLD.nar_hash)
-    AND NOT EXISTS (SELECT 1 FROM upstream_nar WHERE nar_hash = OLD.nar_hash)
-BEGIN
-    INSERT OR IGNORE INTO to_pack VALUES (OLD.nar_hash);
-END;
 
 -- Own builds beside what upstreams have: the answer once there is one, else when it was last looked for.
 CREATE TABLE comparison (
@@ -151,10 +87,6 @@ CREATE TABLE realisation (
 
 CREATE INDEX realisation_by_path ON realisation (path);
 
-CREATE TRIGGER path_gone AFTER DELETE ON path BEGIN
-    DELETE FROM realisation WHERE path = OLD.hash || '-' || OLD.name;
-END;
-
 -- What is held with its closure however long nobody uses it, served or not.
 CREATE TABLE pin (
     hash      TEXT NOT NULL,            -- of the path
@@ -171,10 +103,6 @@ CREATE TABLE former_nar (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX former_nar_by_age ON former_nar (gone_at);
-
-CREATE TRIGGER path_remembered AFTER DELETE ON path BEGIN
-    INSERT OR REPLACE INTO former_nar VALUES (OLD.nar_hash, OLD.hash, unixepoch());
-END;
 
 CREATE TABLE failure (
     drv        TEXT PRIMARY KEY NOT NULL, -- base name

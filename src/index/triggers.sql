@@ -1,0 +1,75 @@
+-- What follows from a row that comes or goes. Made anew with each change of the schema, after all migrations, which meet none; a
+-- change here raises SCHEMA_VERSION in connection.rs.
+
+CREATE TRIGGER path_served AFTER INSERT ON path BEGIN
+    INSERT INTO turn VALUES (NEW.hash, -CAST(unixepoch('subsec') * 1000000 AS INTEGER));
+END;
+
+CREATE TRIGGER path_not_served AFTER DELETE ON path BEGIN
+    DELETE FROM turn WHERE hash = OLD.hash;
+END;
+
+CREATE TRIGGER path_counted AFTER INSERT ON path BEGIN
+    UPDATE stored SET paths = paths + 1;
+END;
+
+CREATE TRIGGER path_not_counted AFTER DELETE ON path BEGIN
+    UPDATE stored SET paths = paths - 1;
+END;
+
+CREATE TRIGGER nar_stored AFTER INSERT ON nar BEGIN
+    UPDATE stored SET nars = nars + 1, bytes = bytes + NEW.file_size;
+END;
+
+CREATE TRIGGER nar_resized AFTER UPDATE OF file_size ON nar BEGIN
+    UPDATE stored SET bytes = bytes - OLD.file_size + NEW.file_size;
+END;
+
+CREATE TRIGGER nar_gone AFTER DELETE ON nar BEGIN
+    UPDATE stored SET nars = nars - 1, bytes = bytes - OLD.file_size;
+END;
+
+CREATE TRIGGER path_to_pack AFTER INSERT ON path
+WHEN NOT EXISTS (SELECT 1 FROM nar WHERE nar_hash = NEW.nar_hash)
+    AND NOT EXISTS (SELECT 1 FROM upstream_nar WHERE nar_hash = NEW.nar_hash)
+BEGIN
+    INSERT OR IGNORE INTO to_pack VALUES (NEW.nar_hash);
+END;
+
+CREATE TRIGGER path_not_had AFTER DELETE ON path
+WHEN NOT EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
+BEGIN
+    DELETE FROM to_pack WHERE nar_hash = OLD.nar_hash;
+    DELETE FROM upstream_nar WHERE nar_hash = OLD.nar_hash;
+END;
+
+CREATE TRIGGER nar_packed AFTER INSERT ON nar BEGIN
+    DELETE FROM to_pack WHERE nar_hash = NEW.nar_hash;
+END;
+
+CREATE TRIGGER nar_to_pack AFTER DELETE ON nar
+WHEN EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
+    AND NOT EXISTS (SELECT 1 FROM upstream_nar WHERE nar_hash = OLD.nar_hash)
+BEGIN
+    INSERT OR IGNORE INTO to_pack VALUES (OLD.nar_hash);
+END;
+
+CREATE TRIGGER upstream_nar_found AFTER INSERT ON upstream_nar BEGIN
+    DELETE FROM to_pack WHERE nar_hash = NEW.nar_hash;
+END;
+
+CREATE TRIGGER upstream_nar_to_pack AFTER DELETE ON upstream_nar
+WHEN EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
+    AND NOT EXISTS (SELECT 1 FROM nar WHERE nar_hash = OLD.nar_hash)
+    AND NOT EXISTS (SELECT 1 FROM upstream_nar WHERE nar_hash = OLD.nar_hash)
+BEGIN
+    INSERT OR IGNORE INTO to_pack VALUES (OLD.nar_hash);
+END;
+
+CREATE TRIGGER path_gone AFTER DELETE ON path BEGIN
+    DELETE FROM realisation WHERE path = OLD.hash || '-' || OLD.name;
+END;
+
+CREATE TRIGGER path_remembered AFTER DELETE ON path BEGIN
+    INSERT OR REPLACE INTO former_nar VALUES (OLD.nar_hash, OLD.hash, unixepoch());
+END;
