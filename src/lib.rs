@@ -28,6 +28,7 @@ pub mod nix;
 pub mod upstream;
 
 pub mod causes;
+pub mod client;
 pub mod decode;
 pub mod filter;
 pub mod growing;

@@ -1,4 +1,4 @@
-//! Everyone who has not been answered, and how many of them came from each address.
+//! Everyone who has not been answered, and how many of them came from each client's network.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use super::Ending;
 use super::eta::Told;
 use super::queue::RequestId;
+use crate::client::network;
 
 /// A request that has not ended.
 pub(super) struct Waiting {
@@ -27,7 +28,7 @@ pub(super) struct Waiting {
 #[derive(Default)]
 pub(super) struct Everyone {
     waiting: HashMap<RequestId, Waiting>,
-    /// Only addresses of which some wait.
+    /// By network; only those of which some wait.
     of_client: HashMap<IpAddr, usize>,
 }
 
@@ -38,7 +39,7 @@ impl Everyone {
         self.waiting.entry(id).or_insert_with(|| {
             let waiting = make();
             if let Some(client) = waiting.asked_by {
-                *of_client.entry(client).or_default() += 1;
+                *of_client.entry(network(client)).or_default() += 1;
             }
             waiting
         })
@@ -48,19 +49,19 @@ impl Everyone {
     pub(super) fn leave(&mut self, id: RequestId) -> Option<Waiting> {
         let waiting = self.waiting.remove(&id)?;
         if let Some(client) = waiting.asked_by
-            && let Some(count) = self.of_client.get_mut(&client)
+            && let Some(count) = self.of_client.get_mut(&network(client))
         {
             *count -= 1;
             if *count == 0 {
-                self.of_client.remove(&client);
+                self.of_client.remove(&network(client));
             }
         }
         Some(waiting)
     }
 
-    /// How many requests this address was the first to make.
+    /// Requests that this address, or another of its network, was the first to make.
     pub(super) fn of_client(&self, client: IpAddr) -> usize {
-        self.of_client.get(&client).copied().unwrap_or_default()
+        self.of_client.get(&network(client)).copied().unwrap_or_default()
     }
 
     pub(super) fn get(&self, id: RequestId) -> Option<&Waiting> {
@@ -105,5 +106,19 @@ mod tests {
         everyone.leave(RequestId(2));
         everyone.leave(RequestId(3));
         assert!(everyone.of_client.is_empty(), "an address that waits for nothing is remembered");
+
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        for (id, client) in [(5, "2001:db8::1"), (6, "2001:db8::2:1"), (7, "2001:db8:0:1::1")] {
+            everyone.join(RequestId(id), || waiting(Some(address(client))));
+        }
+        assert_eq!(
+            everyone.of_client(address("2001:db8::3")),
+            2,
+            "the addresses of one network count as one"
+        );
+        for id in 5..=7 {
+            everyone.leave(RequestId(id));
+        }
+        assert!(everyone.of_client.is_empty());
     }
 }

@@ -104,7 +104,7 @@ pub struct Written {
     #[arg(long, env = "ONDINE_MAX_QUEUED", value_name = "N")]
     #[serde(alias = "max_queued")]
     max_queued: Option<usize>,
-    /// Requests of one address that may wait for builds [default: 1000]
+    /// Requests of one address, or of one IPv6 network (/64), that may wait for builds [default: 1000]
     #[arg(long, env = "ONDINE_MAX_QUEUED_PER_CLIENT", value_name = "N")]
     #[serde(alias = "max_queued_per_client")]
     max_queued_per_client: Option<usize>,
@@ -179,6 +179,10 @@ pub struct Written {
     #[arg(long, env = "ONDINE_NAR_PLAIN_MAX_BYTES", value_name = "BYTES")]
     #[serde(alias = "nar_plain_max_bytes")]
     nar_plain_max_bytes: Option<u64>,
+    /// How long a client may take no byte of what waits for it until its connection is closed, 1s to 1h [default: 1m]
+    #[arg(long, env = "ONDINE_WRITE_TIMEOUT", value_name = "DURATION", value_parser = duration)]
+    #[serde(alias = "write_timeout", default, deserialize_with = "written_duration")]
+    write_timeout: Option<Duration>,
     /// How long open answers are given to end when the server stops, up to 1h [default: 30s]
     #[arg(long, env = "ONDINE_DRAIN", value_name = "DURATION", value_parser = duration)]
     #[serde(default, deserialize_with = "written_duration")]
@@ -297,6 +301,7 @@ impl Written {
             zstd_threads: self.zstd_threads.or(other.zstd_threads),
             nar_memory_bytes: self.nar_memory_bytes.or(other.nar_memory_bytes),
             nar_plain_max_bytes: self.nar_plain_max_bytes.or(other.nar_plain_max_bytes),
+            write_timeout: self.write_timeout.or(other.write_timeout),
             drain: self.drain.or(other.drain),
         }
     }

@@ -44,6 +44,8 @@ impl Written {
         within("keep-alive", keep_alive, seconds(1), seconds(120), "1s to 120s")?;
         let drain = self.drain.unwrap_or(seconds(30));
         within("drain", drain, seconds(0), seconds(3600), "0s to 1h")?;
+        let write_timeout = self.write_timeout.unwrap_or(seconds(60));
+        within("write-timeout", write_timeout, seconds(1), seconds(3600), "1s to 1h")?;
         let zstd_level = self.zstd_level.unwrap_or(1);
         within_numbers("zstd-level", zstd_level.into(), 1, 19, "1 to 19")?;
         let zstd_threads = self.zstd_threads.unwrap_or_else(nar_store::Settings::usual_threads);
@@ -103,6 +105,7 @@ impl Written {
                 priority: self.priority.unwrap_or(50),
                 want_mass_query: self.want_mass_query.unwrap_or(false),
                 drain,
+                write_timeout,
             },
         })
     }

@@ -7,6 +7,7 @@ mod api;
 mod body;
 mod by_name;
 mod catalogue;
+mod client_stream;
 mod control;
 mod drivers;
 mod info;
@@ -17,7 +18,6 @@ mod narinfo;
 mod pipe;
 mod realisation;
 mod route;
-mod sending;
 mod server;
 
 use std::convert::Infallible;
@@ -57,6 +57,8 @@ pub struct Settings {
     pub want_mass_query: bool,
     /// How long connections are given to end when the server stops.
     pub drain: Duration,
+    /// How long a client may take no byte of an answer that waits for it.
+    pub write_timeout: Duration,
 }
 
 /// What the routes need.

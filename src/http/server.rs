@@ -13,12 +13,13 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
+use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::mpsc;
 
 use super::Service;
+use super::client_stream::ClientStream;
 use super::drivers::Drivers;
-use super::sending::Sending;
 
 /// A client has this long to send the headers of a request, the first as of every later one on a connection.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,6 +29,10 @@ const WAITING_BYTES_MAX: usize = 64 * 1024;
 /// Clients that may wait to be accepted; the system has a limit of its own (net.core.somaxconn). Those beyond are asked to try
 /// again, which takes them a second and more.
 const WAITING_CLIENTS_MAX: u32 = 4096;
+/// Silence after which the system asks a client's machine whether it is still there, and the time between two such questions.
+const PROBE_AFTER: Duration = Duration::from_secs(60);
+/// Unanswered questions after which a connection is closed: after six minutes, a machine that slept may have woken.
+const PROBES_MAX: u32 = 5;
 /// The rest after an accept that failed, most often for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -47,6 +52,11 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // A server that was stopped a moment ago has connections left, which nobody uses any more.
     socket.set_reuseaddr(true)?;
+    // A client whose machine is gone never says so, and much is waited for here in silence. Accepted sockets inherit this.
+    socket.set_keepalive(true)?;
+    sockopt::set_tcp_keepidle(&socket, PROBE_AFTER)?;
+    sockopt::set_tcp_keepintvl(&socket, PROBE_AFTER)?;
+    sockopt::set_tcp_keepcnt(&socket, PROBES_MAX)?;
     socket.bind(address)?;
     socket.listen(WAITING_CLIENTS_MAX)
 }
@@ -87,7 +97,8 @@ async fn accept_all(door: &Door, service: &Service, open: &Open, drivers: &Drive
                 // Small answers must not wait for the acknowledgement of earlier ones.
                 let _ = stream.set_nodelay(true);
                 drivers.drive(stream, |stream, driven| {
-                    connection(Sending(stream), Some(client.ip()), service, (open.clone(), driven))
+                    let stream = ClientStream::new(stream, service.parts.settings.write_timeout);
+                    connection(stream, Some(client.ip().to_canonical()), service, (open.clone(), driven))
                 })
             }),
             // Admins are few.
@@ -122,6 +133,8 @@ where
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_TIMEOUT)
         .max_buf_size(WAITING_BYTES_MAX)
+        // Clients that leave are noticed by their stream; hyper would take a half-closed one for gone at once.
+        .half_close(client.is_some())
         .serve_connection(TokioIo::new(stream), answer);
     // In boxes: what awaits something keeps room for it twice, and there may be very many of these.
     let connection = Box::pin(until_stopped(Box::pin(connection), stop));

@@ -1,0 +1,204 @@
+//! A client's TCP connection as hyper uses it. Three things are added to the socket: bytes of a mapped file are sent by the
+//! kernel (sendfile(2), no copy); a client that leaves is noticed whatever it has sent after its request; and a client that
+//! takes nothing of what waits for it is cut after a while.
+//! Must never take a client that waits in silence for one that has left.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep, sleep};
+
+use crate::nar_store::{Place, place_of};
+
+/// Bytes below which they are not looked for in a file: those are heads of answers, and small bodies.
+const FROM_FILE_MIN: usize = 32 * 1024;
+/// Bytes that a client may send ahead while an answer is under way; one that sends more is cut. No client of Nix sends any.
+const AHEAD_BYTES_MAX: usize = 64 * 1024;
+/// Bytes that are read ahead at once.
+const AHEAD_PIECE_BYTES: usize = 4 * 1024;
+/// How long a client that has closed its sending side may go without taking a byte. A closed connection and a half-closed
+/// one look the same until something is sent: answers that need no build still reach a client that half-closes, such as
+/// `socat`. No client of Nix does, so that one which waits for a build is taken to have left.
+const HALF_CLOSED_FOR: Duration = Duration::from_secs(3);
+
+/// The connection.
+///
+/// hyper does not read while an answer is under way once it holds bytes beyond the request, and then never learns that the
+/// client has left. It flushes each time that it is polled, so that is where this reads ahead instead.
+pub(super) struct ClientStream {
+    stream: TcpStream,
+    /// Longest time without progress while bytes wait to be taken.
+    write_timeout: Duration,
+    /// hyper has asked for bytes since it last flushed, and will be woken by them.
+    reading: bool,
+    /// No byte was taken since the timer was set.
+    stalled: bool,
+    /// Boxed like what follows: few connections ever need it, and very many may be open.
+    stall_timer: Option<Pin<Box<Sleep>>>,
+    ahead: Option<Box<Ahead>>,
+}
+
+/// Bytes read before hyper asked for them, and the end after them.
+#[derive(Default)]
+struct Ahead {
+    bytes: Vec<u8>,
+    /// Set when the client has closed its sending side; runs out when it has taken nothing since.
+    closed: Option<Pin<Box<Sleep>>>,
+}
+
+fn in_file(bytes: &[u8]) -> Option<Place> {
+    if bytes.len() < FROM_FILE_MIN { None } else { place_of(bytes) }
+}
+
+impl ClientStream {
+    pub(super) fn new(stream: TcpStream, write_timeout: Duration) -> Self {
+        Self { stream, write_timeout, reading: false, stalled: false, stall_timer: None, ahead: None }
+    }
+
+    fn poll_send(&self, context: &mut Context<'_>, place: &Place) -> Poll<io::Result<usize>> {
+        let Place { file, part } = place;
+        let bytes = usize::try_from(part.end - part.start).unwrap_or(usize::MAX);
+        loop {
+            ready!(self.stream.poll_write_ready(context))?;
+            let send = || {
+                let mut from = part.start;
+                Ok(rustix::fs::sendfile(&self.stream, file, Some(&mut from), bytes)?)
+            };
+            match self.stream.try_io(Interest::WRITABLE, send) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                // Someone has cut it short.
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                sent => return Poll::Ready(sent),
+            }
+        }
+    }
+
+    /// What comes of sending: an error once the client has taken nothing for too long.
+    fn sent(&mut self, context: &mut Context<'_>, sent: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if sent.is_ready() {
+            self.stalled = false;
+            if let Some(closed) = self.ahead.as_mut().and_then(|ahead| ahead.closed.as_mut()) {
+                closed.as_mut().reset(Instant::now() + HALF_CLOSED_FOR);
+            }
+            return sent;
+        }
+        let (timeout, fresh) = (self.write_timeout, !self.stalled);
+        self.stalled = true;
+        let timer = self.stall_timer.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        if fresh {
+            timer.as_mut().reset(Instant::now() + timeout);
+        }
+        ready!(timer.as_mut().poll(context));
+        tracing::debug!(?timeout, "client takes nothing of its answer: connection closed");
+        self.discard();
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    /// Has the system drop what it still holds for the client when the connection is closed: megabytes, for many minutes.
+    fn discard(&self) {
+        if let Err(error) = self.stream.set_zero_linger() {
+            tracing::debug!(%error, "what a client did not take stays in the system's memory for a while");
+        }
+    }
+
+    /// Reads what a client sends while its answer is under way. An error means that it has left, or sends too much.
+    fn watch(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        loop {
+            if let Some(closed) = self.ahead.as_mut().and_then(|ahead| ahead.closed.as_mut()) {
+                if closed.as_mut().poll(context).is_pending() {
+                    return Ok(());
+                }
+                self.discard();
+                return Err(io::ErrorKind::ConnectionAborted.into());
+            }
+            let mut piece = [MaybeUninit::uninit(); AHEAD_PIECE_BYTES];
+            let mut piece = ReadBuf::uninit(&mut piece);
+            match Pin::new(&mut self.stream).poll_read(context, &mut piece) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(read) => read?,
+            }
+            let ahead = self.ahead.get_or_insert_default();
+            match piece.filled() {
+                [] => ahead.closed = Some(Box::pin(sleep(HALF_CLOSED_FOR))),
+                read if ahead.bytes.len() + read.len() > AHEAD_BYTES_MAX => {
+                    return Err(io::Error::other("too much was sent before the answer was complete"));
+                }
+                read => ahead.bytes.extend_from_slice(read),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for ClientStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let sent = match in_file(bytes) {
+            Some(place) => self.poll_send(context, &place),
+            None => Pin::new(&mut self.stream).poll_write(context, bytes),
+        };
+        self.sent(context, sent)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        all: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let first = all.iter().enumerate().find_map(|(at, bytes)| Some((at, in_file(bytes)?)));
+        let sent = match first {
+            Some((0, place)) => self.poll_send(context, &place),
+            Some((before, _)) => Pin::new(&mut self.stream).poll_write_vectored(context, &all[..before]),
+            None => Pin::new(&mut self.stream).poll_write_vectored(context, all),
+        };
+        self.sent(context, sent)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !std::mem::take(&mut self.reading) {
+            self.watch(context)?;
+        }
+        // A TCP stream keeps nothing back.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+impl AsyncRead for ClientStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Some(ahead) = &mut this.ahead {
+            if !ahead.bytes.is_empty() {
+                let count = ahead.bytes.len().min(buffer.remaining());
+                buffer.put_slice(&ahead.bytes[..count]);
+                ahead.bytes.drain(..count);
+                return Poll::Ready(Ok(()));
+            }
+            if ahead.closed.is_some() {
+                return Poll::Ready(Ok(()));
+            }
+            this.ahead = None;
+        }
+        let read = Pin::new(&mut this.stream).poll_read(context, buffer);
+        this.reading = read.is_pending();
+        read
+    }
+}
