@@ -304,7 +304,7 @@ fn a_build_whose_daemon_is_killed_is_tried_again_and_delivered() {
 
 #[test]
 fn without_a_daemon_a_request_ends_with_a_reason_and_the_next_works_once_it_is_back() {
-    let mut cache = Cache::new(&["--remember-passing", "1s"]);
+    let mut cache = Cache::new(&["--remember-passing", "1s", "--transient-retry", "1s"]);
     let gate = cache.store.gate();
     let [slow, never_asked] = ["slow", "never-asked"].map(|name| cache.gated(name, &gate));
     let served = cache.store.instantiate(&Derivation::new("served", "echo served > \"$out\""));

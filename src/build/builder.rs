@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use narinfo::StorePath;
 
 use super::log::LogWriter;
-use super::retry::again;
 use super::verdict::Verdict;
 use super::{Builds, Logs, Settings};
 use crate::nix::{BuildEvent, BuildStatus, BuildTarget, Connections, Daemon, DaemonError, PooledDaemon};
 use crate::roots::Roots;
 use crate::upstream::Upstreams;
+
+/// How often a build is begun at most: one may lose its daemon because that restarts, or because of what it does.
+const ATTEMPTS_MAX: u32 = 10;
 
 /// What has the daemon build; clones share it.
 #[derive(Clone)]
@@ -74,9 +76,13 @@ impl Builder {
     pub(super) async fn build(&self, drv: &StorePath) -> Result<Built, NotBuilt> {
         tracing::info!(%drv, "building");
         let begun = Instant::now();
-        let lost = |stop: &Stop| matches!(stop, Stop::Daemon(error) if error.is_connection_lost());
         let log = self.logs.begin(drv);
-        let built = again(drv, || self.attempt(drv, &log), lost).await;
+        let lost = |stop: &Stop| match stop {
+            // A build that brings the daemon down does so each time.
+            Stop::Daemon(error) if log.attempts() < ATTEMPTS_MAX => error.lost(),
+            _ => None,
+        };
+        let built = self.builds.patiently(drv, || self.attempt(drv, &log), lost).await;
         log.finish(built.as_ref().err().map(Stop::last_line).as_deref());
         let built = built.map_err(|stop| match stop {
             Stop::Daemon(error) => NotBuilt::Failed(Verdict::of_error(&error)),
@@ -103,6 +109,7 @@ impl Builder {
     async fn attempt(&self, drv: &StorePath, log: &LogWriter) -> Result<Built, Stop> {
         self.heed_upstreams().await;
         let mut daemon = self.connections.get().await?;
+        self.builds.note_daemon();
         // Before the build: its outputs must not be collected in the moment after it.
         for output in known_outputs(&mut daemon, drv).await? {
             daemon.add_temp_root(&output).await?;

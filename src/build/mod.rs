@@ -38,6 +38,7 @@ use metrics::{Asked, Ended, Metrics};
 use prebuild::allowance::Allowance;
 pub use queue::{Overtaking, Policy};
 use queue::{Queue, RequestId};
+use retry::Outage;
 use view::Board;
 pub use view::{Outlook, QueueView, RequestState, RequestView, RunningView};
 use waiting::{Everyone, Waiting};
@@ -50,6 +51,8 @@ pub struct Settings {
     pub remember_permanent: Duration,
     /// How long a failure of the machine, or a refusal, is remembered.
     pub remember_passing: Duration,
+    /// How long a lost Nix daemon is waited for, from when it was lost.
+    pub transient_retry: Duration,
     /// Builds at a time. More than one is for a daemon with remote builders.
     pub lanes: NonZeroUsize,
     /// Who may be built before older requests.
@@ -123,6 +126,8 @@ struct State {
     /// What is pre-built; only where something is.
     idle: Option<Idle>,
     foresight: Foresight,
+    /// Why nothing goes on, while the daemon is lost.
+    outage: Option<Outage>,
     /// What was learned and is not recorded yet.
     learned: Vec<DurationRow>,
     /// How everyone stood a moment ago.
@@ -160,6 +165,7 @@ impl Builds {
             held: Vec::new(),
             idle,
             foresight: Foresight::new(durations),
+            outage: None,
             learned: Vec::new(),
             board: None,
             past: VecDeque::new(),

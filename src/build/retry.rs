@@ -1,29 +1,100 @@
-//! Beginning anew what lost the Nix daemon, a bounded number of times.
+//! Waiting for a lost Nix daemon: what was under way is tried again, more and more rarely, until the daemon is back or has been away
+//! for too long. Those who wait are told why, in the meantime.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use narinfo::StorePath;
 
-/// How often something is begun anew when the daemon goes away under it.
-const ATTEMPTS_MAX: u32 = 3;
-/// The rest between two attempts: a daemon that restarts is back within it.
-const ATTEMPT_PAUSE: Duration = Duration::from_secs(2);
+use super::{Builds, Shared, State};
 
-/// Runs `attempt` until it succeeds, fails for good, or has lost the daemon [`ATTEMPTS_MAX`] times.
-pub(super) async fn again<T, E, F: Future<Output = Result<T, E>>>(
-    drv: &StorePath,
-    attempt: impl Fn() -> F,
-    lost: impl Fn(&E) -> bool,
-) -> Result<T, E> {
-    let mut attempts = 1;
-    loop {
-        match attempt().await {
-            Err(error) if lost(&error) && attempts < ATTEMPTS_MAX => {
-                tracing::warn!(%drv, attempts, "the Nix daemon went away; trying again");
-                attempts += 1;
-                tokio::time::sleep(ATTEMPT_PAUSE).await;
+/// Attempts that are made in any case: the bound is one of time, and a build may have run for longer than that.
+const ATTEMPTS_MIN: u32 = 3;
+/// The first pause between two attempts; each is twice as long as the one before.
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+/// The longest pause: a daemon that is back is noticed within it.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
+/// The daemon is lost, and something waits for it.
+pub(super) struct Outage {
+    since: Instant,
+    /// What the latest attempt met with.
+    reason: String,
+    /// How many wait for it.
+    waiting: usize,
+}
+
+/// One of those who wait, as long as it exists.
+struct Waits<'a>(&'a Shared);
+
+impl Builds {
+    /// Runs `attempt` until it succeeds, fails for good, or has lost the daemon for as long as `transient-retry` says. `lost` gives
+    /// the reason where an error is such a loss.
+    pub(super) async fn patiently<T, E, F: Future<Output = Result<T, E>>>(
+        &self,
+        drv: &StorePath,
+        attempt: impl Fn() -> F,
+        lost: impl Fn(&E) -> Option<String>,
+    ) -> Result<T, E> {
+        let (mut attempts, mut pause) = (1, PAUSE_MIN);
+        let mut lost_at = None;
+        let mut waits = None;
+        loop {
+            let error = match attempt().await {
+                Ok(done) => return Ok(done),
+                Err(error) => error,
+            };
+            let Some(reason) = lost(&error) else { return Err(error) };
+            let since = *lost_at.get_or_insert_with(Instant::now);
+            let late = since.elapsed() + pause > self.0.settings.transient_retry;
+            if late && attempts >= ATTEMPTS_MIN {
+                return Err(error);
             }
-            other => return other,
+            if waits.is_none() {
+                tracing::warn!(%drv, %reason, "lost the Nix daemon; trying again until it is back");
+            }
+            self.0.lock().note_outage(reason, waits.is_none());
+            waits.get_or_insert_with(|| Waits(&self.0));
+            attempts += 1;
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+}
+
+impl Builds {
+    /// The daemon has taken a connection: nobody waits for it any more.
+    pub(super) fn note_daemon(&self) {
+        self.0.lock().outage = None;
+    }
+}
+
+impl State {
+    fn note_outage(&mut self, reason: String, another: bool) {
+        let outage = self.outage.get_or_insert_with(|| Outage {
+            since: Instant::now(),
+            reason: String::new(),
+            waiting: 0,
+        });
+        outage.reason = reason;
+        outage.waiting += usize::from(another);
+    }
+
+    /// Why nothing goes on at the moment, for those who wait.
+    pub(super) fn stalled(&self) -> Option<String> {
+        let Outage { since, reason, .. } = self.outage.as_ref()?;
+        Some(format!("waiting for the Nix daemon for {} s: {reason}", since.elapsed().as_secs()))
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        let over = state.outage.as_mut().is_none_or(|outage| {
+            outage.waiting = outage.waiting.saturating_sub(1);
+            outage.waiting == 0
+        });
+        if over {
+            state.outage = None;
         }
     }
 }

@@ -219,7 +219,11 @@ impl Ticket {
             }
             None => "being delivered".to_owned(),
         };
-        for (drv, since) in &self.shared.lock().running {
+        let state = self.shared.lock();
+        if let Some(stalled) = state.stalled() {
+            return format!("{line}; {stalled}");
+        }
+        for (drv, since) in &state.running {
             let name = drv.name().trim_end_matches(".drv");
             line += &format!("; building {name} for {} s", since.elapsed().as_secs());
         }
@@ -362,6 +366,7 @@ mod tests {
         let settings = Settings {
             remember_permanent: Duration::ZERO,
             remember_passing: Duration::ZERO,
+            transient_retry: Duration::ZERO,
             lanes: NonZeroUsize::MIN,
             policy: Policy::Strict,
             derivations_max: 500,

@@ -13,7 +13,6 @@ use super::metrics::{Ended, Prebuilt};
 use super::outcome::{After, Failed};
 use super::plan::{self, Needs, Planned};
 use super::queue::RequestId;
-use super::retry::again;
 use super::verdict::Verdict;
 use super::{Builds, Held, RequestState, Settings, State};
 use crate::adopt::Adopter;
@@ -129,14 +128,17 @@ impl Worker {
         let attempt = || async {
             self.builder.heed_upstreams().await;
             let mut daemon = self.builder.connections.pool.get().await?;
+            self.builds.note_daemon();
             plan::plan(&mut daemon, drv, self.settings.derivations_max, &capabilities).await
         };
-        again(drv, attempt, |error| matches!(error, plan::Error::Daemon(e) if e.is_connection_lost()))
-            .await
-            .map_err(|error| match error {
-                plan::Error::Daemon(error) => Verdict::of_error(&error),
-                plan::Error::Impossible(verdict) => verdict,
-            })
+        let lost = |error: &plan::Error| match error {
+            plan::Error::Daemon(error) => error.lost(),
+            plan::Error::Impossible(_) => None,
+        };
+        self.builds.patiently(drv, attempt, lost).await.map_err(|error| match error {
+            plan::Error::Daemon(error) => Verdict::of_error(&error),
+            plan::Error::Impossible(verdict) => verdict,
+        })
     }
 
     /// A failure that stands in the way of one of these: better said at once than after building the others.

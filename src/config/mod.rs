@@ -144,6 +144,10 @@ pub struct Written {
     #[arg(long, env = "ONDINE_REMEMBER_PASSING", value_name = "DURATION", value_parser = duration)]
     #[serde(alias = "remember_passing", default, deserialize_with = "written_duration")]
     remember_passing: Option<Duration>,
+    /// How long trouble that may pass, such as a Nix daemon that restarts, is waited out while clients are held, up to 24h [default: 10m]
+    #[arg(long, env = "ONDINE_TRANSIENT_RETRY", value_name = "DURATION", value_parser = duration)]
+    #[serde(alias = "transient_retry", default, deserialize_with = "written_duration")]
+    transient_retry: Option<Duration>,
     /// Priority among a client's caches, lower is asked first; cache.nixos.org has 40 [default: 50]
     #[arg(long, env = "ONDINE_PRIORITY", value_name = "N")]
     priority: Option<u32>,
@@ -292,6 +296,7 @@ impl Written {
             keep_alive: self.keep_alive.or(other.keep_alive),
             remember_permanent: self.remember_permanent.or(other.remember_permanent),
             remember_passing: self.remember_passing.or(other.remember_passing),
+            transient_retry: self.transient_retry.or(other.transient_retry),
             priority: self.priority.or(other.priority),
             want_mass_query: self.want_mass_query.or(other.want_mass_query),
             max_nars_bytes: self.max_nars_bytes.or(other.max_nars_bytes),

@@ -155,11 +155,20 @@ impl Written {
             hours.is_none() || self.build_from.as_ref().is_none_or(|sources| !sources.is_empty()),
             "nothing is built here, since build-from is empty",
         )?;
+        let transient_retry = self.transient_retry.unwrap_or(Duration::from_secs(600));
+        within(
+            "transient-retry",
+            transient_retry,
+            Duration::ZERO,
+            Duration::from_secs(24 * 3600),
+            "0s to 24h",
+        )?;
         let per_day = Duration::from_secs(self.prebuild_seconds_per_day.unwrap_or(PREBUILD_SECONDS_DEFAULT));
         let limit = |seconds: u64| (seconds > 0).then(|| Duration::from_secs(seconds));
         Ok(build::Settings {
             remember_permanent: self.remember_permanent.unwrap_or(Duration::from_secs(24 * 3600)),
             remember_passing: self.remember_passing.unwrap_or(Duration::from_secs(300)),
+            transient_retry,
             lanes,
             cores: self.build_cores.unwrap_or(0),
             policy,

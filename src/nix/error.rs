@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::protocol::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion};
+use crate::causes::with_causes;
 
 /// Why an operation on the Nix daemon failed.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +87,12 @@ pub enum DaemonError {
 }
 
 impl DaemonError {
+    /// What was lost and how, in one line, where the connection is to blame.
+    #[must_use]
+    pub fn lost(&self) -> Option<String> {
+        self.is_connection_lost().then(|| with_causes(self))
+    }
+
     /// Whether the connection is to blame: the same operation may succeed on a new connection, at once or when
     /// the daemon is up again.
     #[must_use]

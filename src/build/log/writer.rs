@@ -52,6 +52,11 @@ impl LogWriter {
         writing.bytes = 0;
     }
 
+    /// How often the builder was started.
+    pub(in crate::build) fn attempts(&self) -> u32 {
+        self.lock().attempts
+    }
+
     /// Adds a line of the builder, or as much of it as there is room for.
     pub(in crate::build) fn line(&self, line: &str) {
         if *self.over.borrow() {
