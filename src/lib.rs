@@ -32,3 +32,5 @@ pub mod client;
 pub mod decode;
 pub mod filter;
 pub mod growing;
+pub mod room;
+pub mod trouble;

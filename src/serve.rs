@@ -22,7 +22,7 @@ use crate::catalogue::{Catalogue, Names, Refresher, Tools};
 use crate::compare::Comparer;
 use crate::http::{Door, Parts, Service};
 use crate::index::{self, Index};
-use crate::keep::Keeper;
+use crate::keep::{Keeper, Reserve};
 use crate::nar_store::NarStore;
 use crate::packer::Packer;
 use crate::roots::Roots;
@@ -162,6 +162,9 @@ impl Server {
             move || state(&control, control_socket)
         });
         let index_file = state_dir.join("index.sqlite");
+        // On a full disk the index could not even be opened.
+        let reserve = Reserve::of(&state_dir);
+        state(&state_dir, |_| reserve.release_if_needed())?;
         let key = key::read_or_create(&state_dir, settings.key_name, index_file.exists())?;
         let public_key = key.public_key().to_string();
         let index = Index::open(&index_file)?.remembering(settings.narinfo_memory_bytes);
@@ -202,7 +205,7 @@ impl Server {
         // What was refused may be possible now: it may be another machine, or have other settings.
         tokio::try_join!(index.forget_refusals(), index.keep_sets(sets), index.keep_upstreams(names))?;
         let packer = Packer::new(index.clone(), nars, roots.clone(), upstreams.clone(), store_dir.clone());
-        let keeper = Keeper::new(index.clone(), packer.clone(), store_dir.clone(), settings.keep);
+        let keeper = Keeper::new(index.clone(), packer.clone(), store_dir.clone(), reserve, settings.keep);
         let adopter = Adopter {
             pool: pool.clone(),
             index: index.clone(),
@@ -307,10 +310,11 @@ impl Server {
         };
         let mut worker = tokio::spawn(async { tokio::join!(detecting, worker.run()) });
         let mut packer = tokio::spawn(self.packer.run());
+        let scrubbing = tokio::spawn(self.keeper.clone().scrub());
         let mut keeper = tokio::spawn(self.keeper.run());
         let (index, local) = (self.index.clone(), self.local);
         let knowing = tokio::spawn(async move {
-            tokio::join!(index.keep_known(), index.keep_log_short(), local.keep_known())
+            tokio::join!(index.look_through(), index.keep_known(), index.keep_log_short(), local.keep_known())
         });
         let comparing = tokio::spawn(self.comparer.run());
         let mut refresher = tokio::spawn(self.refresher.run());
@@ -333,6 +337,7 @@ impl Server {
         worker.abort();
         packer.abort();
         keeper.abort();
+        scrubbing.abort();
         knowing.abort();
         comparing.abort();
         refresher.abort();

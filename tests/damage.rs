@@ -26,7 +26,12 @@ struct Stored {
 impl Stored {
     #[track_caller]
     fn new(sizes: &[u32]) -> Stored {
-        let cache = Cache::new(&[]);
+        Stored::with(&[], sizes)
+    }
+
+    #[track_caller]
+    fn with(arguments: &[&str], sizes: &[u32]) -> Stored {
+        let cache = Cache::new(arguments);
         let paths: Vec<Instantiated> =
             sizes.iter().map(|bytes| cache.store.instantiate(&noise("noise", *bytes))).collect();
         for path in &paths {
@@ -162,10 +167,12 @@ fn fsck_tells_all_that_is_wrong_and_puts_it_right() {
     assert!(glance.contains("nobody's record") && glance.contains("failed: 3 wrong of 4 NARs"), "{glance}");
     let look = stored.fsck(&["--verify"]).must_fail().text();
     assert!(look.contains(&format!("wrong: {}: its file is damaged", base_name(spoilt))), "{look}");
-    assert!(look.contains("failed: 4 wrong of 4 NARs"), "{look}");
+    assert!(look.contains("not served any more") && look.contains("failed: 4 wrong of 4 NARs"), "{look}");
+    // What is damaged is put right by that alone.
+    stored.wait_until_packed(spoilt);
 
     let repaired = stored.fsck(&["--verify", "--repair"]).must_succeed().text();
-    assert_eq!(repaired.lines().filter(|line| line.starts_with("put right: ")).count(), 4, "{repaired}");
+    assert_eq!(repaired.lines().filter(|line| line.starts_with("put right: ")).count(), 3, "{repaired}");
     stored.wait_until_all_are_packed();
     let sound = stored.fsck(&["--verify"]).must_succeed().text();
     assert!(sound.starts_with("sound: 4 NARs"), "{sound}");
@@ -173,8 +180,68 @@ fn fsck_tells_all_that_is_wrong_and_puts_it_right() {
         stored.assert_right(path);
     }
     let mut files = stored_nars(&stored.cache.ondine);
-    files.retain(|file| !file.starts_with("plain/"));
+    files.retain(|file| !file.starts_with("plain/") && !file.starts_with("quarantine/"));
     assert!(files.len() == 5 && files.contains(&format!("another-folder/{orphan}")), "{files:?}");
+}
+
+/// Flips one bit in the middle of the zstd file of a path's NAR.
+fn flip_a_bit(stored: &Stored, path: &Path) {
+    let file = std::fs::File::options().read(true).write(true).open(stored.file(path)).expect("the file");
+    let (middle, mut byte) = (file.metadata().expect("its size").len() / 2, [0]);
+    file.read_exact_at(&mut byte, middle).expect("read");
+    file.write_all_at(&[byte[0] ^ 4], middle).expect("spoilt");
+}
+
+/// What a metric says.
+#[track_caller]
+fn metric(stored: &Stored, name: &str) -> u64 {
+    let metrics = stored.cache.http.get("/metrics").text();
+    let line = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("no {name} in {metrics}"))
+}
+
+#[test]
+fn a_flipped_bit_that_fsck_finds_is_not_served_any_more_whether_or_not_it_repairs() {
+    let stored = Stored::new(&[300_000]);
+    let path = stored.paths[0].out();
+    flip_a_bit(&stored, path);
+    let found = stored.fsck(&["--verify"]).must_fail().text();
+    assert!(found.contains("not served any more"), "{found}");
+    assert_eq!(metric(&stored, "ondine_damaged_nars_total"), 1);
+    let aside = stored_nars(&stored.cache.ondine);
+    assert!(aside.iter().any(|file| file.starts_with("quarantine/")), "{aside:?}");
+    stored.assert_right(path);
+    stored.wait_until_all_are_packed();
+    assert!(stored.fsck(&["--verify"]).must_succeed().text().starts_with("sound: 1 NAR,"));
+}
+
+#[test]
+fn a_flipped_bit_of_what_nobody_else_has_is_not_promised_any_more() {
+    let stored = Stored::new(&[]);
+    let built = stored.cache.store.instantiate(&noise("noise", 100_000));
+    stored.cache.narinfo(built.out());
+    stored.wait_until_packed(built.out());
+    wait_until("Nix collects it", SOON, || {
+        stored.cache.store.gc();
+        !stored.cache.store.is_valid(built.out()) && !stored.cache.store.is_valid(&built.drv)
+    });
+    flip_a_bit(&stored, built.out());
+    stored.fsck(&["--verify"]).must_fail();
+    wait_until("it is not promised any more", SOON, || stored.cache.ask(built.out()).status == 404);
+}
+
+#[test]
+fn damage_is_found_before_anybody_asks_and_put_right() {
+    let stored = Stored::with(&["--scrub-every", "1s"], &[100_000, 200_000, 300_000]);
+    let path = stored.paths[1].out();
+    wait_until("some were looked at", SOON, || metric(&stored, "ondine_scrubbed_bytes_total") > 600_000);
+    assert!(metric(&stored, "ondine_scrubbed_nars_total") >= 3);
+    assert_eq!(metric(&stored, "ondine_damaged_nars_total"), 0);
+    flip_a_bit(&stored, path);
+    wait_until("it is found", SOON, || metric(&stored, "ondine_damaged_nars_total") == 1);
+    stored.wait_until_all_are_packed();
+    stored.assert_right(path);
+    assert!(stored.fsck(&["--verify"]).must_succeed().text().starts_with("sound: 3 NARs,"));
 }
 
 #[test]

@@ -159,6 +159,14 @@ pub struct Written {
     #[arg(long, env = "ONDINE_MAX_NARS_BYTES", value_name = "BYTES")]
     #[serde(alias = "max_nars_bytes")]
     max_nars_bytes: Option<u64>,
+    /// Bytes that stay free on the disk of the NARs, for which those used longest ago are evicted; 0 is none [default: without max-nars-bytes a twentieth of the disk, at most 4294967296, else 0]
+    #[arg(long, env = "ONDINE_MIN_FREE_BYTES", value_name = "BYTES")]
+    #[serde(alias = "min_free_bytes")]
+    min_free_bytes: Option<u64>,
+    /// Time in which each stored NAR is read and verified once in the background, 1s or more; 0s is never [default: 30d]
+    #[arg(long, env = "ONDINE_SCRUB_EVERY", value_name = "DURATION", value_parser = duration)]
+    #[serde(alias = "scrub_every", default, deserialize_with = "written_duration")]
+    scrub_every: Option<Duration>,
     /// How long after its last use nothing is evicted, whatever the limit [default: 10m]
     #[arg(long, env = "ONDINE_KEEP_USED", value_name = "DURATION", value_parser = duration)]
     #[serde(alias = "keep_used", default, deserialize_with = "written_duration")]
@@ -300,6 +308,8 @@ impl Written {
             priority: self.priority.or(other.priority),
             want_mass_query: self.want_mass_query.or(other.want_mass_query),
             max_nars_bytes: self.max_nars_bytes.or(other.max_nars_bytes),
+            min_free_bytes: self.min_free_bytes.or(other.min_free_bytes),
+            scrub_every: self.scrub_every.or(other.scrub_every),
             keep_used: self.keep_used.or(other.keep_used),
             narinfo_memory_bytes: self.narinfo_memory_bytes.or(other.narinfo_memory_bytes),
             zstd_level: self.zstd_level.or(other.zstd_level),

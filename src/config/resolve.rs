@@ -14,6 +14,8 @@ use crate::substitute::Source;
 use crate::upstream::CacheSettings;
 use crate::{build, http, keep, nar_store, nix, substitute};
 
+/// A month: what is spoilt on a disk is spoilt slowly, and reading wears, too.
+const SCRUB_SECONDS_DEFAULT: u64 = 30 * 24 * 3600;
 /// Most of what is pre-built is never asked for.
 const PREBUILD_SECONDS_DEFAULT: u64 = 7_200;
 
@@ -53,7 +55,21 @@ impl Written {
         let keep_used = self.keep_used.unwrap_or(seconds(600));
         within("keep-used", keep_used, seconds(0), seconds(7 * 24 * 3600), "0s to 7d")?;
         let max_bytes = self.max_nars_bytes.filter(|bytes| *bytes > 0);
-        let keep = keep::Settings { max_bytes, keep_used };
+        let min_free = match self.min_free_bytes {
+            Some(bytes) => keep::MinFree::Bytes(bytes),
+            // Who has said how much may be stored does not mean the disk.
+            None if max_bytes.is_some() => keep::MinFree::Bytes(0),
+            None => keep::MinFree::Usual,
+        };
+        let scrub_every = self.scrub_every.unwrap_or(seconds(SCRUB_SECONDS_DEFAULT));
+        check(
+            "scrub-every",
+            humantime::format_duration(scrub_every),
+            scrub_every.is_zero() || scrub_every >= seconds(1),
+            "1s or more, or 0s for never",
+        )?;
+        let scrub_every = Some(scrub_every).filter(|every| !every.is_zero());
+        let keep = keep::Settings { max_bytes, min_free, keep_used, scrub_every };
         let listen = self.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 8080)));
         let build_from = self.build_from.unwrap_or_else(|| vec![Source::Store, Source::Catalogue]);
         let written = self.upstream.unwrap_or_default();

@@ -19,7 +19,7 @@ fn every_setting_can_be_written_in_the_file_and_set_by_a_variable() {
          prebuild = '22:00-06:00'\nprebuild-seconds-per-day = 60\nmax-queued = 5\nabandon-after = '9s'\nmax-queued-per-client = 2\nmax-build-seconds = 60\nmax-silent-seconds = 30\n\
          max-log-bytes = 4096\nmax-logs-bytes = 8192\nhold = '1s'\nkeep-alive = '2s'\n\
          remember-permanent = '1h'\nremember-passing = '1m'\ntransient-retry = '2m'\npriority = 30\nwant-mass-query = true\nnarinfo-memory-bytes = 9\n\
-         max-nars-bytes = 9\nkeep-used = '3m'\nzstd-level = 1\nzstd-threads = 3\nnar-memory-bytes = 1\nnar-plain-max-bytes = 2\ndrain = '5s'\nwrite-timeout = '7s'\n\
+         max-nars-bytes = 9\nmin-free-bytes = 9\nscrub-every = '1d'\nkeep-used = '3m'\nzstd-level = 1\nzstd-threads = 3\nnar-memory-bytes = 1\nnar-plain-max-bytes = 2\ndrain = '5s'\nwrite-timeout = '7s'\n\
          [[upstream]]\nurl = 'https://cache.example.org'\npublic-keys = ['k:AA==']\npriority = 4\nmode = 'redirect'\n\
          connect-timeout = '1s'\nstall-timeout = '9s'\n\
          [[catalogue]]\nname = 'pkgs'\nsource = {expression = '/p', attributes = ['a.b']}\nsystems = ['a-linux']\n\
@@ -66,6 +66,7 @@ fn a_value_out_of_bounds_is_refused() {
         "zstd-threads = 0",
         "keep-used = '8d'",
         "transient-retry = '25h'",
+        "scrub-every = '500ms'",
         "key-name = 'a:b'",
         "drain = '2h'",
         "write-timeout = '0s'",

@@ -48,11 +48,17 @@ pub(super) fn health() -> Answer {
     answer::ready(answer::TEXT, "ok\n")
 }
 
-/// Ready means: the index answers, the Nix daemon does, and it is known what that can build.
+/// Ready means: the index can be relied on, NARs can be stored, the Nix daemon answers, and it is known what that can build.
 pub(super) async fn ready(service: &Service) -> Answer {
-    if let Err(error) = service.parts.index.check().await {
-        tracing::error!(error = &error as &dyn std::error::Error, "not ready");
-        return answer::not_ready("the index cannot be read; the server's log has the details");
+    if let Err(unfit) = service.parts.index.check().await {
+        tracing::debug!(reason = %unfit, "not ready");
+        return answer::not_ready(unfit);
+    }
+    if let Err(reason) = service.parts.packer.check_writable().await {
+        tracing::debug!(%reason, "not ready");
+        return answer::not_ready(format_args!(
+            "no NAR can be stored ({reason}): what is cached is served, nothing new is"
+        ));
     }
     if !service.parts.detected.is_known() {
         return answer::not_ready(

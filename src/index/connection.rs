@@ -11,6 +11,7 @@ use rusqlite::{Connection, FileControl, MAIN_DB, OpenFlags, Transaction};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::Error;
+use super::condition::Condition;
 
 /// How long a reader waits for a lock that only a checkpoint or a migration holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -42,11 +43,12 @@ pub(super) struct Writer {
     jobs: mpsc::Sender<Job>,
     /// Whether the log may have something that is not written back.
     written: Arc<AtomicBool>,
+    condition: Condition,
 }
 
 impl Writer {
     /// Opens (or makes) the database and starts the thread that writes to it.
-    pub(super) fn open(file: &Path) -> Result<Self, Error> {
+    pub(super) fn open(file: &Path, condition: Condition) -> Result<Self, Error> {
         let mut connection = Connection::open(file).map_err(|source| Error::open(file, source))?;
         prepare(&mut connection, file)?;
         let (sender, mut jobs) = mpsc::channel::<Job>(WRITES_QUEUED_MAX);
@@ -59,7 +61,7 @@ impl Writer {
             })
             .map_err(Error::Thread)?;
         // Whoever wrote last may have been stopped before it was written back.
-        Ok(Self { jobs: sender, written: Arc::new(AtomicBool::new(true)) })
+        Ok(Self { jobs: sender, written: Arc::new(AtomicBool::new(true)), condition })
     }
 
     /// Writes back what the log has, in a pause of those who write, again and again; looks for one so often.
@@ -102,11 +104,11 @@ impl Writer {
         then: impl FnOnce(T) -> U + Send + 'static,
     ) -> Result<U, Error> {
         self.written.store(true, Ordering::Relaxed);
-        let job = |connection: &mut Connection| {
-            let transaction = connection.transaction()?;
-            let value = work(&transaction)?;
-            transaction.commit()?;
-            Ok(then(value))
+        let condition = self.condition.clone();
+        let job = move |connection: &mut Connection| {
+            let outcome = in_transaction(connection, work);
+            condition.note_write(&outcome);
+            outcome.map(then)
         };
         self.do_job(job).await
     }
@@ -125,17 +127,28 @@ impl Writer {
     }
 }
 
+fn in_transaction<T>(
+    connection: &mut Connection,
+    work: impl FnOnce(&Transaction<'_>) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let transaction = connection.transaction()?;
+    let value = work(&transaction)?;
+    transaction.commit()?;
+    Ok(value)
+}
+
 /// Reading connections, opened as they are needed.
 pub(super) struct Readers {
     file: PathBuf,
     idle: Mutex<Vec<Connection>>,
     turns: Arc<Semaphore>,
+    condition: Condition,
 }
 
 impl Readers {
-    pub(super) fn new(file: &Path) -> Arc<Self> {
+    pub(super) fn new(file: &Path, condition: Condition) -> Arc<Self> {
         let turns = Arc::new(Semaphore::new(READERS_MAX));
-        Arc::new(Self { file: file.to_owned(), idle: Mutex::new(Vec::new()), turns })
+        Arc::new(Self { file: file.to_owned(), idle: Mutex::new(Vec::new()), turns, condition })
     }
 
     pub(super) async fn run<T: Send + 'static>(
@@ -156,6 +169,7 @@ impl Readers {
         tokio::task::spawn_blocking(move || {
             let connection = readers.take()?;
             let result = work(&connection);
+            readers.condition.note_read(&result);
             readers.give_back(connection);
             // With the work, also where nobody waits for it any more.
             drop(turn);
@@ -193,6 +207,8 @@ fn prepare(connection: &mut Connection, file: &Path) -> Result<(), Error> {
     // Else each start would make its log, and the index of that, anew. It is empty after the last connection.
     connection.file_control(Some(MAIN_DB), FileControl::PersistWal(&mut 1)).map_err(open_error)?;
     connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT).map_err(open_error)?;
+    // Else deletions on a full disk would want temporary files.
+    connection.pragma_update(None, "temp_store", "memory").map_err(open_error)?;
     connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES_MAX).map_err(open_error)?;
     let version: i64 =
         connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(open_error)?;
@@ -273,7 +289,7 @@ mod tests {
         let (fresh, migrated) = (folder.path().join("fresh"), folder.path().join("migrated"));
         drop(old(&migrated));
         for file in [&fresh, &migrated, &migrated] {
-            drop(Writer::open(file).expect("opened"));
+            drop(Writer::open(file, Condition::new(file)).expect("opened"));
         }
         assert!(shape(&fresh).len() > 20, "the tables were not found");
         assert_eq!(shape(&migrated), shape(&fresh));
@@ -285,19 +301,19 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let (fresh, older) = (folder.path().join("fresh"), folder.path().join("older"));
         for file in [&fresh, &older] {
-            drop(Writer::open(file).expect("opened"));
+            drop(Writer::open(file, Condition::new(file)).expect("opened"));
         }
         let changed = "DROP TRIGGER nar_gone; DROP TRIGGER path_served; PRAGMA user_version = 5; \
                        CREATE TRIGGER path_served AFTER INSERT ON path BEGIN DELETE FROM turn; END;";
         Connection::open(&older).and_then(|older| older.execute_batch(changed)).expect("changed");
         assert_ne!(beside_tables(&older), beside_tables(&fresh));
-        drop(Writer::open(&older).expect("migrated"));
+        drop(Writer::open(&older, Condition::new(&older)).expect("migrated"));
         assert_eq!((shape(&older), beside_tables(&older)), (shape(&fresh), beside_tables(&fresh)));
     }
 
     /// A database to which a row was written.
     async fn written(file: &Path) -> Writer {
-        let writer = Writer::open(file).expect("opened");
+        let writer = Writer::open(file, Condition::new(file)).expect("opened");
         let insert = "INSERT INTO duration (work, millis, built) VALUES ('x', 1, 0)";
         writer.run(|transaction| Ok(transaction.execute(insert, [])?)).await.expect("written");
         writer

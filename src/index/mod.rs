@@ -6,6 +6,7 @@ mod catalogue;
 #[cfg(test)]
 mod catalogue_tests;
 mod comparison;
+mod condition;
 mod connection;
 mod demand;
 mod failure;
@@ -36,6 +37,8 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 use crate::filter::Filter;
 use at_hand::paths_of;
 pub use catalogue::{AttributeRow, Attributed, Generation, GenerationSize, Maker, OutputRow, SetRow};
+use condition::Condition;
+pub use condition::Unfit;
 use connection::{Readers, Writer};
 pub use demand::{AttributeName, DemandRow};
 pub use generation::{NewGeneration, Swapped};
@@ -81,6 +84,12 @@ pub enum Error {
         /// What is wrong with it.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A page of the file is not what it must be.
+    #[error("the index is damaged: {0}")]
+    Pages(String),
+    /// What is recorded beside the NARs could not be written.
+    #[error("cannot write down beside the NARs what is served")]
+    Ledger(#[source] std::io::Error),
     /// SQLite refused.
     #[error("the index refused the request")]
     Sql(#[from] rusqlite::Error),
@@ -111,6 +120,7 @@ pub struct Index {
     memory: Arc<Memory>,
     /// Hashes that there may be rows of.
     known: Arc<Filter>,
+    condition: Condition,
 }
 
 impl Index {
@@ -119,9 +129,11 @@ impl Index {
     /// # Errors
     /// When the file cannot be opened, is no database, or is of a newer version.
     pub fn open(file: &Path) -> Result<Self, Error> {
+        let condition = Condition::new(file);
         Ok(Self {
-            writer: Writer::open(file)?,
-            readers: Readers::new(file),
+            writer: Writer::open(file, condition.clone())?,
+            readers: Readers::new(file, condition.clone()),
+            condition,
             uses: Uses::default(),
             memory: Arc::new(Memory::new(0)),
             known: Arc::default(),
@@ -214,15 +226,6 @@ impl Index {
     /// When SQLite fails.
     pub async fn close(&self) -> Result<(), Error> {
         self.writer.empty_log().await
-    }
-
-    /// Whether it can be read.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn check(&self) -> Result<(), Error> {
-        let read = |connection: &Connection| Ok(connection.execute_batch("SELECT 1 FROM path LIMIT 1")?);
-        self.readers.run(read).await
     }
 
     /// How much is in the index.

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 use super::{Counted, Error, Keeper, LINES_MAX, Size};
 use crate::causes::with_causes;
 use crate::index::NarRow;
+use crate::packer::Look;
 
 /// The time between two lines that tell how far it has come.
 const PROGRESS: Duration = Duration::from_secs(10);
@@ -105,21 +106,28 @@ impl Run {
             (found, true) => format!(
                 "repaired: {found} wrong of {all}; what is lost is packed or fetched again, or built when it is asked for"
             ),
-            (found, false) => format!("failed: {found} wrong of {all}; --repair puts them right"),
+            (found, false) => format!(
+                "failed: {found} wrong of {all}; damaged files are not served any more, --repair puts the rest right"
+            ),
         })
     }
 
     async fn one(&mut self, row: &NarRow) -> Result<(), End> {
         let (index, packer) = (self.keeper.0.index.clone(), self.keeper.0.packer.clone());
-        let Some(flaw) = packer.inspect(row, self.check.verify).await? else { return Ok(()) };
+        let look = if self.check.verify { Look::Contents } else { Look::Size };
+        let Some(flaw) = packer.inspect(row, look).await? else { return Ok(()) };
         if index.packed(row.nar_hash).await? != Some(*row) {
             // It was evicted or put right meanwhile.
             return Ok(());
         }
         let path = index.path_with_nar(row.nar_hash).await?;
-        let fault = with_causes(&flaw.fault);
+        let mut fault = with_causes(&flaw.fault);
         if self.check.repair {
             packer.repair(flaw).await?;
+        } else if flaw.is_damage() {
+            // Whoever asks for it meanwhile would be given what nobody promised.
+            self.keeper.set_aside(flaw).await?;
+            fault.push_str("; it is not served any more");
         }
         match path {
             Some(row) => self.tell(&row.path, &fault).await,

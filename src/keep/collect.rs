@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use tokio::sync::mpsc;
 
 use super::eviction::{Eviction, Gone};
-use super::{Counted, Error, Keeper, LINES_MAX, Size};
+use super::{Counted, Error, Keeper, LINES_MAX, MinFree, Size};
 use crate::causes::with_causes;
 
 impl Keeper {
@@ -35,7 +35,9 @@ impl Keeper {
             true => ("would go", "would be removed"),
             false => ("evicted", "removed"),
         };
-        let max_bytes = max_bytes.or(self.0.settings.max_bytes);
+        // Uses are written down in any case, on a full disk too.
+        self.make_room().await;
+        let max_bytes = max_bytes.or(self.limit().await?.max_bytes);
         // What was used until now counts as used now.
         self.0.index.write_uses(SystemTime::now()).await?;
         let mut eviction = Eviction::new(self.0.index.clone(), self.bounds(max_bytes), dry_run);
@@ -64,8 +66,12 @@ impl Keeper {
         if !orphans.is_empty() {
             say(lines, format!("{removed}: {} on nobody's record", Counted(orphans.len(), "file"))).await;
         }
+        self.tend_reserve().await;
         match max_bytes {
-            None => say(lines, "there is no limit: set max-nars-bytes, or give --max-bytes".to_owned()).await,
+            None if self.0.settings.min_free == MinFree::Bytes(0) => {
+                say(lines, "there is no limit: set max-nars-bytes, or give --max-bytes".to_owned()).await;
+            }
+            None => say(lines, "nothing has to go: there is room, and no max-nars-bytes".to_owned()).await,
             Some(max_bytes) if kept > max_bytes => {
                 let above = format!(
                     "above the limit of {}: what stays is held by pins, was used lately (keep-used), is not packed yet, \

@@ -6,12 +6,18 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::eviction::Gone;
+use crate::room::Room;
 
 /// The numbers of one server.
 pub(super) struct Metrics {
     registry: Registry,
     bytes: Gauge,
     above_limit: Gauge,
+    free: Gauge,
+    min_free: Gauge,
+    scrubbed_nars: Counter,
+    scrubbed_bytes: Counter,
+    damaged: Counter,
     pins: Gauge,
     evicted_nars: Counter,
     evicted_bytes: Counter,
@@ -30,6 +36,9 @@ impl Metrics {
             "nar_store_above_limit",
             "What is above the limit of the NAR store, and stays for now because all is pinned or was used lately",
         );
+        let free = gauge("nar_store_free", "Room on the file system of the NAR store");
+        let min_free =
+            gauge("nar_store_min_free", "Room that stays free there, where something can go for it");
         if let Some(max_bytes) = max_bytes {
             set(&gauge("nar_store_limit", "The limit of the NAR store"), max_bytes);
         }
@@ -38,7 +47,29 @@ impl Metrics {
         registry.register("evicted_nars", "NARs that were evicted from the NAR store", evicted_nars.clone());
         let help = "Files of NARs that were evicted from the NAR store";
         registry.register_with_unit("evicted", help, Unit::Bytes, evicted_bytes.clone());
-        Self { registry, bytes, above_limit, pins, evicted_nars, evicted_bytes }
+        let (scrubbed_nars, scrubbed_bytes, damaged): (Counter, Counter, Counter) = Default::default();
+        registry.register(
+            "scrubbed_nars",
+            "NARs that were read and verified in the background",
+            scrubbed_nars.clone(),
+        );
+        let help = "Files of NARs that were read and verified in the background";
+        registry.register_with_unit("scrubbed", help, Unit::Bytes, scrubbed_bytes.clone());
+        let help = "NARs whose files turned out damaged, and are not served any more";
+        registry.register("damaged_nars", help, damaged.clone());
+        Self {
+            registry,
+            bytes,
+            above_limit,
+            free,
+            min_free,
+            scrubbed_nars,
+            scrubbed_bytes,
+            damaged,
+            pins,
+            evicted_nars,
+            evicted_bytes,
+        }
     }
 
     pub(super) fn bytes(&self, bytes: u64) {
@@ -51,6 +82,21 @@ impl Metrics {
 
     pub(super) fn above_limit(&self, bytes: u64) {
         set(&self.above_limit, bytes);
+    }
+
+    pub(super) fn room(&self, room: &Room, min_free: u64) {
+        set(&self.free, room.free_bytes);
+        set(&self.min_free, min_free);
+    }
+
+    /// A file of so many bytes was read and verified.
+    pub(super) fn scrubbed(&self, bytes: u64) {
+        self.scrubbed_nars.inc();
+        self.scrubbed_bytes.inc_by(bytes);
+    }
+
+    pub(super) fn damaged(&self) {
+        self.damaged.inc();
     }
 
     pub(super) fn evicted(&self, gone: &[Gone]) {

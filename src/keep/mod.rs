@@ -10,6 +10,8 @@ mod eviction_tests;
 mod metrics;
 mod pins;
 mod policy;
+mod reserve;
+mod scrub;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,7 +26,8 @@ pub use check::Check;
 pub use eviction::{Eviction, Gone};
 use metrics::Metrics;
 pub use pins::{PinError, Pinned, Pinning};
-pub use policy::Bounds;
+pub use policy::{Bounds, MinFree};
+pub use reserve::Reserve;
 
 /// What is packed within this time is looked at together.
 const GATHERED_FOR: Duration = Duration::from_secs(1);
@@ -35,6 +38,8 @@ const ROUND: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const WRITTEN_EVERY: Duration = Duration::from_secs(600);
 /// How much earlier than it was a use may be on record.
 const RECORDED_WITHIN: Duration = Duration::from_millis(500);
+/// The rest after a failure, twice as long after each further one, at least and at most.
+const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Lines that wait to be read.
 const LINES_MAX: usize = 16;
 
@@ -43,8 +48,12 @@ const LINES_MAX: usize = 16;
 pub struct Settings {
     /// Bytes of all files in the NAR store; `None` is no limit.
     pub max_bytes: Option<u64>,
+    /// Room that stays free on the file system of the NAR store.
+    pub min_free: MinFree,
     /// So long after its last use nothing is evicted: a client that was told of a path gets it, and all that it refers to.
     pub keep_used: Duration,
+    /// Time in which all stored NARs are read and verified once; `None` is never.
+    pub scrub_every: Option<Duration>,
 }
 
 /// Why nothing could be evicted or collected.
@@ -68,6 +77,9 @@ struct Inner {
     store_dir: StoreDir,
     settings: Settings,
     metrics: Metrics,
+    reserve: Reserve,
+    /// Whether nothing could be stored when that was last looked at.
+    full: AtomicBool,
     /// Whether the store is above its limit and nothing in it can go now.
     held_back: AtomicBool,
 }
@@ -75,23 +87,33 @@ struct Inner {
 impl Keeper {
     /// Puts the parts together; nothing runs yet.
     #[must_use]
-    pub fn new(index: Index, packer: Packer, store_dir: StoreDir, settings: Settings) -> Self {
+    pub fn new(
+        index: Index,
+        packer: Packer,
+        store_dir: StoreDir,
+        reserve: Reserve,
+        settings: Settings,
+    ) -> Self {
         let metrics = Metrics::new(settings.max_bytes);
-        let held_back = AtomicBool::new(false);
-        Self(Arc::new(Inner { index, packer, store_dir, settings, metrics, held_back }))
+        let (full, held_back) = Default::default();
+        Self(Arc::new(Inner { index, packer, store_dir, settings, metrics, reserve, full, held_back }))
     }
 
     /// Writes uses down and keeps the NAR store within its limit, for as long as the server runs.
     pub async fn run(self) {
         let mut rounds = tokio::time::interval(self.0.settings.keep_used.clamp(ROUND.0, ROUND.1));
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut written = Instant::now();
+        let (mut written, mut rest) = (Instant::now(), REST.0);
         loop {
             let kept = tokio::select! {
                 () = self.0.packer.stored() => {
                     tokio::time::sleep(GATHERED_FOR).await;
                     // What could not go a moment ago cannot go yet.
                     if self.0.held_back.load(Ordering::Relaxed) { Ok(()) } else { self.keep_within_limit().await }
+                }
+                () = self.0.index.write_refused() => {
+                    tokio::time::sleep(GATHERED_FOR).await;
+                    self.keep_within_limit().await
                 }
                 _ = rounds.tick() => {
                     let writes = written.elapsed() + ROUND.0 >= self.0.settings.keep_used.min(WRITTEN_EVERY);
@@ -101,36 +123,104 @@ impl Keeper {
                     self.round(writes).await
                 }
             };
-            if let Err(error) = kept {
-                let error = &error as &dyn std::error::Error;
-                tracing::error!(error, "the NAR store cannot be kept within its limit; it is tried again");
+            match kept {
+                Ok(()) => rest = REST.0,
+                Err(error) => {
+                    tracing::error!(
+                        error = &error as &dyn std::error::Error,
+                        ?rest,
+                        "the NAR store cannot be kept within its limit; it is tried again"
+                    );
+                    drop(error);
+                    tokio::time::sleep(rest).await;
+                    rest = (rest * 2).min(REST.1);
+                }
             }
         }
     }
 
     async fn round(&self, writes: bool) -> Result<(), Error> {
-        if writes {
-            self.0.index.write_uses(SystemTime::now()).await?;
-        }
-        self.keep_within_limit().await
+        let written = match writes {
+            true => self.0.index.write_uses(SystemTime::now()).await,
+            false => Ok(()),
+        };
+        // Also where nothing can be written: that may be for lack of the room that is made here.
+        self.keep_within_limit().await?;
+        Ok(written?)
     }
 
     async fn keep_within_limit(&self) -> Result<(), Error> {
-        let bytes = self.measure().await?;
-        let Some(max_bytes) = self.0.settings.max_bytes else { return Ok(()) };
-        let above = match bytes > max_bytes {
-            true => self.evict(max_bytes).await?.saturating_sub(max_bytes),
-            false => 0,
+        let mut limit = self.limit().await?;
+        if limit.by_room.is_some() {
+            // What is not needed to serve goes first.
+            self.0.packer.drop_spare_files().await;
+            limit = self.limit().await?;
+        }
+        let Limit { stored, max_bytes, .. } = limit;
+        let above = match max_bytes {
+            Some(max_bytes) if stored > max_bytes => self.evict(max_bytes).await?.saturating_sub(max_bytes),
+            _ => 0,
         };
         self.0.metrics.above_limit(above);
         if !self.0.held_back.swap(above > 0, Ordering::Relaxed) && above > 0 {
             tracing::warn!(
                 max_bytes,
                 above,
+                by_room = limit.by_room.is_some(),
                 "the NAR store is above its limit: all in it is pinned, was used lately, or belongs to the closure of such"
             );
         }
+        self.tend_reserve().await;
+        self.tell_whether_full().await;
         Ok(())
+    }
+
+    /// Once, and once more when it has ended.
+    async fn tell_whether_full(&self) {
+        match self.0.packer.check_writable().await {
+            Ok(()) if self.0.full.swap(false, Ordering::Relaxed) => {
+                tracing::info!("NARs can be stored again");
+            }
+            Err(error) if !self.0.full.swap(true, Ordering::Relaxed) => {
+                tracing::error!(%error, "no NAR can be stored: free some room, or run `ondine gc --max-bytes BYTES`");
+            }
+            _ => {}
+        }
+    }
+
+    /// What may stay, by the settings and by the room that there is.
+    async fn limit(&self) -> Result<Limit, Error> {
+        let stored = self.measure().await?;
+        let (room, min_free) = (self.0.packer.room()?, self.0.settings.min_free);
+        self.0.metrics.room(&room, min_free.bytes(&room));
+        let by_room = min_free.limit(stored, &room);
+        let max_bytes = [self.0.settings.max_bytes, by_room].into_iter().flatten().min();
+        Ok(Limit { stored, by_room, max_bytes })
+    }
+
+    /// On a full disk, gives up what is not needed to serve, and the reserve last: else the index could not take out of
+    /// itself what is to go.
+    async fn make_room(&self) {
+        if self.0.packer.room().is_ok_and(|room| room.check().is_err()) {
+            self.0.packer.drop_spare_files().await;
+        }
+        let reserve = self.0.reserve.clone();
+        match tokio::task::spawn_blocking(move || reserve.release_if_needed()).await {
+            Ok(Ok(true)) => tracing::warn!("the disk is full: the reserve is given up until there is room"),
+            Ok(Ok(false)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the reserve cannot be given up"),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+
+    /// Makes the reserve where there is none, once there is room.
+    async fn tend_reserve(&self) {
+        let reserve = self.0.reserve.clone();
+        match tokio::task::spawn_blocking(move || reserve.make()).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "no reserve for a full disk can be made"),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
     }
 
     /// Bytes in the NAR store.
@@ -143,6 +233,7 @@ impl Keeper {
 
     /// Bytes of what stays.
     async fn evict(&self, max_bytes: u64) -> Result<u64, Error> {
+        self.make_room().await;
         let mut eviction = Eviction::new(self.0.index.clone(), self.bounds(Some(max_bytes)), false);
         let (mut nars, mut bytes) = (0, 0);
         while let Some(gone) = eviction.next().await? {
@@ -175,6 +266,17 @@ impl Keeper {
     pub fn write_metrics(&self, out: &mut String) {
         self.0.metrics.write(out);
     }
+}
+
+/// How much may stay.
+#[derive(Clone, Copy, Debug)]
+struct Limit {
+    /// Bytes that there are.
+    stored: u64,
+    /// Bytes that may stay for the sake of room; `None` where there is enough.
+    by_room: Option<u64>,
+    /// The lower one of that and of the setting.
+    max_bytes: Option<u64>,
 }
 
 /// So many of something.

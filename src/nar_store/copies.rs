@@ -71,6 +71,12 @@ impl Copies {
     /// Uses `dir`, and removes what an earlier run left there: soon, since large files take their time.
     pub(super) fn open(dir: &Path, bytes_max: u64) -> io::Result<Self> {
         let gone = dir.with_extension("gone");
+        for path in [dir, &gone] {
+            // What is no folder is nothing of ours.
+            if path.metadata().is_ok_and(|found| !found.is_dir()) {
+                fs::remove_file(path)?;
+            }
+        }
         if gone.exists() {
             fs::remove_dir_all(&gone)?;
         }
@@ -124,6 +130,15 @@ impl Copies {
     /// Whether any is just being made.
     pub(super) fn are_made(&self) -> bool {
         self.0.state().copies.values().any(|entry| entry.under_way.is_some())
+    }
+
+    /// Removes all that are complete.
+    pub(super) fn drop_all(&self) {
+        let mut state = self.0.state();
+        let complete = state.copies.iter().filter(|(_, entry)| entry.under_way.is_none());
+        for nar in complete.map(|(nar, _)| *nar).collect::<Vec<_>>() {
+            self.0.remove(&mut state, nar);
+        }
     }
 
     /// Removes the copy of a NAR. Who reads it has it to its end.

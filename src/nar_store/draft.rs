@@ -9,6 +9,10 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::growing::{Growth, abandoned};
+use crate::room::Room;
+
+/// Bytes after which it is looked again whether there is room for more.
+const LOOK_EVERY_BYTES: u64 = 4 * 1024 * 1024;
 
 /// A file that is being written: readers follow it, and learn at its end whether it is right.
 #[derive(Clone, Debug)]
@@ -30,8 +34,10 @@ pub struct Draft {
 }
 
 impl Draft {
-    /// Begins a file in `folder`, and gives the reading side that follows it and may trust so many bytes.
+    /// Begins a file in `folder`, and gives the reading side that follows it and may trust so many bytes. Refused where there
+    /// is no room but what the index needs.
     pub(super) fn begin(folder: &Path, trusted: u64) -> io::Result<(Self, Growing)> {
+        Room::of(folder)?.check()?;
         let file = tempfile::Builder::new().prefix("nar-").tempfile_in(folder)?;
         let (growth, following) = watch::channel(Growth::default());
         let (kept, waiting) = watch::channel(false);
@@ -80,6 +86,10 @@ impl Kept {
 /// Writes to the file, and tells the readers how far it has grown.
 impl Write for &Draft {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        let before = self.growth.borrow().bytes;
+        if before / LOOK_EVERY_BYTES != (before + data.len() as u64) / LOOK_EVERY_BYTES {
+            Room::of_file(self.file.as_file())?.check()?;
+        }
         let written = self.file.as_file().write(data)?;
         self.growth.send_modify(|g| g.bytes += written as u64);
         Ok(written)

@@ -20,6 +20,8 @@ use narinfo::{Compression, NarHash};
 
 use crate::decode;
 use crate::growing::read_at;
+use crate::room::Room;
+use crate::trouble::Trouble;
 pub use checked::{Error as PackError, Expected};
 use copies::Copies;
 pub use copies::Source;
@@ -29,6 +31,9 @@ pub use memory::{Epoch, Small};
 use memory::{Memory, SMALL_BYTES_MAX};
 pub use pack::Packed;
 pub use stream::NarStream;
+
+/// Bytes of the file that shows whether files can be written again: a block of most file systems.
+const PROBE_BYTES: usize = 4096;
 
 /// Threads that compress one NAR at most, where nobody says how many.
 const USUAL_THREADS_MAX: usize = 4;
@@ -70,6 +75,8 @@ pub struct NarStore {
     settings: Settings,
     copies: Copies,
     memory: Arc<Memory>,
+    /// Why the last file could not be written.
+    trouble: Trouble,
 }
 
 /// A complete file, open for reading.
@@ -105,12 +112,53 @@ impl NarStore {
         fs::create_dir_all(dir)?;
         let copies = Copies::open(&dir.join("plain"), settings.plain_bytes_max)?;
         let memory = Arc::new(Memory::new(settings.memory_bytes_max));
-        let store = Self { dir: dir.to_owned(), settings, copies, memory };
+        let store = Self { dir: dir.to_owned(), settings, copies, memory, trouble: Trouble::default() };
         fs::create_dir_all(store.drafts())?;
         for entry in fs::read_dir(store.drafts())? {
-            fs::remove_file(entry?.path())?;
+            let entry = entry?;
+            if let Err(error) = shelf::sweep(&entry) {
+                tracing::warn!(%error, "cannot remove {}: remove it by hand", entry.path().display());
+            }
         }
         Ok(store)
+    }
+
+    /// Room on the file system of the NARs.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn room(&self) -> io::Result<Room> {
+        Room::of(&self.dir)
+    }
+
+    /// Whether NARs can be stored: there is room, and where the last one could not be written, another file can. Blocking.
+    ///
+    /// # Errors
+    /// With the reason why nothing can be stored.
+    pub fn check_writable(&self) -> io::Result<()> {
+        self.room()?.check()?;
+        if self.trouble.get().is_none() {
+            return Ok(());
+        }
+        let (draft, _) = Draft::begin(&self.drafts(), 0)?;
+        io::Write::write_all(&mut &draft, &[0; PROBE_BYTES])?;
+        draft.sync()?;
+        self.trouble.clear();
+        Ok(())
+    }
+
+    /// Tells whether a file could be written, for [`NarStore::check_writable`].
+    pub fn note_written<T>(&self, written: &Result<T, PackError>) {
+        match written {
+            Ok(_) => drop(self.trouble.clear()),
+            Err(PackError::Write(error)) => self.trouble.note(error),
+            Err(_) => {}
+        }
+    }
+
+    /// Removes all plain copies that nobody is just making: they are made anew when they are asked for. Blocking.
+    pub fn drop_copies(&self) {
+        self.copies.drop_all();
     }
 
     /// The file of a NAR, if it is there.
@@ -183,7 +231,7 @@ impl NarStore {
     /// # Errors
     /// When no temporary file can be made.
     pub fn draft(&self) -> io::Result<(Draft, Growing)> {
-        Draft::begin(&self.drafts(), 0)
+        Draft::begin(&self.drafts(), 0).inspect_err(|error| self.trouble.note(error))
     }
 
     fn drafts(&self) -> PathBuf {

@@ -160,7 +160,21 @@ impl Stored {
     /// # Errors
     /// When the file cannot be read or holds something else.
     pub fn verify(&self, expected: Expected) -> Result<Packed, Error> {
-        let mut input = Measuring { file: &self.file, hasher: Sha256::new(), bytes: 0 };
+        self.verify_within(expected, u64::MAX)
+    }
+
+    /// The same, so many bytes of the file a second at most.
+    ///
+    /// # Errors
+    /// When the file cannot be read or holds something else.
+    pub fn verify_within(&self, expected: Expected, bytes_per_second: u64) -> Result<Packed, Error> {
+        let mut input = Measuring {
+            file: &self.file,
+            hasher: Sha256::new(),
+            bytes: 0,
+            begun: Instant::now(),
+            bytes_per_second,
+        };
         let plain = &mut input;
         let make = |chunks: &mut Chunks| {
             copy(&mut decode::plain(Compression::Zstd, plain).map_err(Error::Sent)?, chunks)
@@ -178,6 +192,8 @@ struct Measuring<'f> {
     file: &'f File,
     hasher: Sha256,
     bytes: u64,
+    begun: Instant,
+    bytes_per_second: u64,
 }
 
 impl Read for Measuring<'_> {
@@ -185,6 +201,8 @@ impl Read for Measuring<'_> {
         let read = self.file.read_at(buffer, self.bytes)?;
         self.hasher.update(&buffer[..read]);
         self.bytes += read as u64;
+        let due = Duration::from_secs_f64(self.bytes as f64 / self.bytes_per_second as f64);
+        std::thread::sleep(due.saturating_sub(self.begun.elapsed()));
         Ok(read)
     }
 }

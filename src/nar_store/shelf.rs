@@ -1,9 +1,10 @@
 //! The files as such: which there are, whether one is still the same, and the end of one.
 //! Looks only where NARs are kept, never into other folders beside them.
 
-use std::fs;
+use std::fs::{self, DirEntry};
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::time::SystemTime;
 
 use narinfo::NarHash;
 
@@ -13,6 +14,9 @@ use super::{NarStore, Stored};
 pub(super) const FILE_ENDING: &str = ".nar.zst";
 /// Characters of the hash that name the folder of a file.
 pub(super) const FOLDER_CHARS: usize = 2;
+/// The folder of damaged files, which are not served, and how many of them are there at most; the oldest go first.
+const QUARANTINE: &str = "quarantine";
+const QUARANTINED_MAX: usize = 16;
 
 impl NarStore {
     /// Every file under its final name. Blocking.
@@ -48,6 +52,49 @@ impl NarStore {
         self.forget(nar);
         Ok(removed)
     }
+}
+
+impl NarStore {
+    /// Moves the file of a NAR out of the way, for whoever wants to know what has happened to it; it is not served any more.
+    /// Blocking.
+    ///
+    /// # Errors
+    /// When it can neither be moved nor removed.
+    pub fn quarantine(&self, nar: NarHash) -> io::Result<()> {
+        let (folder, file) = (self.dir.join(QUARANTINE), self.file_of(nar));
+        let aside = folder.join(file.file_name().unwrap_or_default());
+        if let Err(error) = fs::create_dir_all(&folder).and_then(|()| fs::rename(&file, &aside)) {
+            tracing::debug!(%nar, %error, "not moved to the quarantine, but removed");
+            return self.remove(nar).map(drop);
+        }
+        self.forget(nar);
+        self.empty_quarantine(QUARANTINED_MAX);
+        Ok(())
+    }
+
+    /// Removes all damaged files but the newest few. Blocking.
+    pub fn empty_quarantine(&self, left: usize) {
+        let entries = fs::read_dir(self.dir.join(QUARANTINE)).into_iter().flatten().flatten();
+        let mut files: Vec<_> = entries.map(|entry| (moved_at(&entry), entry.path())).collect();
+        files.sort_unstable();
+        for (_, file) in files.iter().rev().skip(left) {
+            if let Err(error) = fs::remove_file(file) {
+                tracing::warn!(%error, "cannot remove {}: remove it by hand", file.display());
+            }
+        }
+    }
+}
+
+/// When a file came where it is.
+fn moved_at(entry: &DirEntry) -> SystemTime {
+    let changed = entry.metadata().map_or(0, |metadata| metadata.ctime().unsigned_abs());
+    SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(changed)
+}
+
+/// Removes what has no business in a folder of files that are being written, a folder too.
+pub(super) fn sweep(entry: &DirEntry) -> io::Result<()> {
+    let path = entry.path();
+    if entry.file_type()?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
 }
 
 impl Stored {

@@ -88,10 +88,12 @@ impl Inner {
                 tracing::debug!(%error, "packing does not give way to answers");
             }
             // Nobody waits for it where the server stops.
-            let _ = done.send(match work(&inner.nars, &draft) {
+            let (left, written) = match work(&inner.nars, &draft) {
                 Ok(packed) => (None, inner.nars.keep(draft, nar).map(|()| packed).map_err(PackError::Write)),
                 Err(error) => (Some(draft), Err(error)),
-            });
+            };
+            inner.nars.note_written(&written);
+            let _ = done.send((left, written));
         });
         let failed = |error| (None, Err(PackError::Write(error)));
         match begun {

@@ -22,7 +22,7 @@ use crate::roots::Roots;
 use crate::upstream::Upstreams;
 use ahead::Ahead;
 pub use fetch::upstream_nar;
-pub use upkeep::{Fault, Flaw};
+pub use upkeep::{Fault, Flaw, Look};
 
 /// How long the background packer rests after the NAR store could not be written.
 const RETRY_AFTER: Duration = Duration::from_secs(60);

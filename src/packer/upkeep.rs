@@ -10,7 +10,12 @@ use crate::causes::with_causes;
 use crate::growing::reading;
 use crate::index::{self, NarRow};
 use crate::nar_store::{Expected, PackError, Packed, Stored};
+use crate::room::Room;
 
+/// Bytes a second at most that are read only to see whether they are right still.
+const SCRUB_BYTES_PER_SECOND: u64 = 16 * 1024 * 1024;
+/// How far that gives way, in steps of nice(2).
+const SCRUB_NICE: i32 = 19;
 /// Files that are looked for in the index at once.
 const FILES_AT_ONCE: usize = 1_000;
 
@@ -36,6 +41,26 @@ pub enum Fault {
     Another,
 }
 
+/// How closely a packed NAR is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// Whether its file is there and has its size.
+    Size,
+    /// All of the file is read and verified.
+    Contents,
+    /// The same, slowly, and behind everything else.
+    Gently,
+}
+
+/// What becomes of the file of a NAR that is not served any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Removal {
+    /// It goes.
+    Deleted,
+    /// It is moved out of the way, for whoever wants to know what has happened to it.
+    Quarantined,
+}
+
 /// A packed NAR that cannot be served as it is.
 #[derive(Debug)]
 pub struct Flaw {
@@ -55,6 +80,12 @@ impl Flaw {
         }
     }
 
+    /// Whether the contents are wrong: whoever is given them gets what nobody promised.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self.fault, Fault::Damaged(_))
+    }
+
     fn of_size(stored: &Stored, row: &NarRow) -> Option<Self> {
         let (found, recorded) = (stored.bytes(), row.file_size);
         let fault = Fault::Size { found, recorded };
@@ -63,22 +94,26 @@ impl Flaw {
 }
 
 impl Packer {
-    /// Whether the file of a packed NAR is there and has its size; all of it is read and verified where that is wished.
+    /// What is wrong with a packed NAR, as far as `look` tells.
     ///
     /// # Errors
     /// When the index fails, or the file cannot be opened.
-    pub async fn inspect(&self, row: &NarRow, verify: bool) -> Result<Option<Flaw>, Error> {
+    pub async fn inspect(&self, row: &NarRow, look: Look) -> Result<Option<Flaw>, Error> {
         let Some(stored) = self.0.nars.get(row.nar_hash).map_err(Error::Store)? else {
             return Ok(Some(Flaw { fault: Fault::Missing, row: *row, seen: None }));
         };
         let flaw = Flaw::of_size(&stored, row);
-        if flaw.is_some() || !verify {
+        if flaw.is_some() || look == Look::Size {
             return Ok(flaw);
         }
         // What no path has any more is nothing to anybody.
         let Some(path) = self.0.index.path_with_nar(row.nar_hash).await? else { return Ok(None) };
         let expected = Expected { hash: path.nar_hash, bytes: path.nar_size };
-        let fault = match self.0.verify(stored.clone(), expected).await {
+        let verified = match look {
+            Look::Gently => self.0.verify_gently(stored.clone(), expected).await,
+            _ => self.0.verify(stored.clone(), expected).await,
+        };
+        let fault = match verified {
             Ok(packed) if packed.file_hash == row.file_hash => return Ok(None),
             Ok(_) => Fault::Another,
             Err(error) => Fault::Damaged(error),
@@ -92,9 +127,49 @@ impl Packer {
     /// # Errors
     /// When the index or the NAR store fails.
     pub async fn repair(&self, flaw: Flaw) -> Result<(), Error> {
-        self.0.lose(flaw.row.nar_hash, Some(flaw.row), flaw.seen.as_ref()).await?;
+        self.let_go_of(flaw, Removal::Deleted).await
+    }
+
+    /// The same, and the file is kept aside.
+    ///
+    /// # Errors
+    /// When the index or the NAR store fails.
+    pub async fn quarantine(&self, flaw: Flaw) -> Result<(), Error> {
+        self.let_go_of(flaw, Removal::Quarantined).await
+    }
+
+    async fn let_go_of(&self, flaw: Flaw, removal: Removal) -> Result<(), Error> {
+        self.0.lose(flaw.row.nar_hash, Some(flaw.row), flaw.seen.as_ref(), removal).await?;
         self.wake();
         Ok(())
+    }
+
+    /// Whether NARs can be stored now.
+    ///
+    /// # Errors
+    /// With the reason why not.
+    pub async fn check_writable(&self) -> std::io::Result<()> {
+        let nars = self.0.nars.clone();
+        reading(move || nars.check_writable()).await
+    }
+
+    /// Room on the file system of the NARs.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn room(&self) -> Result<Room, Error> {
+        self.0.nars.room().map_err(Error::Store)
+    }
+
+    /// Removes what is not needed to serve: plain copies, and damaged files that were kept aside.
+    pub async fn drop_spare_files(&self) {
+        let nars = self.0.nars.clone();
+        let dropping = tokio::task::spawn_blocking(move || {
+            nars.drop_copies();
+            nars.empty_quarantine(0);
+        });
+        // A panic is told of by the runtime, and leaves files that go later.
+        let _ = dropping.await;
     }
 
     /// An answer was cut because the file of this NAR could not be read to its end: it is verified, and repaired where it is
@@ -104,10 +179,10 @@ impl Packer {
         tokio::spawn(async move {
             let judged = async {
                 let Some(row) = packer.0.index.packed(nar).await? else { return Ok(()) };
-                let Some(flaw) = packer.inspect(&row, true).await? else { return Ok(()) };
+                let Some(flaw) = packer.inspect(&row, Look::Contents).await? else { return Ok(()) };
                 let fault = with_causes(&flaw.fault);
                 tracing::error!(%nar, fault, "what is stored cannot be served; it is packed or fetched again");
-                packer.repair(flaw).await
+                packer.quarantine(flaw).await
             };
             if let Err(error) = judged.await {
                 let error = &error as &dyn std::error::Error;
@@ -175,7 +250,7 @@ impl Inner {
                 Err(error) => {
                     let error = with_causes(&error);
                     tracing::warn!(%nar, error, "a file that is not on record is not what it must be, and goes");
-                    self.lose(nar, None, Some(&stored)).await?;
+                    self.lose(nar, None, Some(&stored), Removal::Deleted).await?;
                     return Ok(false);
                 }
             };
@@ -198,13 +273,23 @@ impl Inner {
 
     /// Removes a file and its row, if both are those that were judged. The file first: one that is wrong must not be found
     /// without a row and taken for what an interrupted run left behind.
-    async fn lose(&self, nar: NarHash, row: Option<NarRow>, seen: Option<&Stored>) -> Result<(), Error> {
+    async fn lose(
+        &self,
+        nar: NarHash,
+        row: Option<NarRow>,
+        seen: Option<&Stored>,
+        removal: Removal,
+    ) -> Result<(), Error> {
         let _settling = self.settling.lock().await;
         if self.index.packed(nar).await? != row || !self.is_in_place(nar, seen)? {
             return Ok(());
         }
         let nars = self.nars.clone();
-        reading(move || nars.remove(nar)).await.map_err(Error::Store)?;
+        let removing = reading(move || match removal {
+            Removal::Quarantined if nars.get(nar)?.is_some() => nars.quarantine(nar),
+            _ => nars.remove(nar).map(drop),
+        });
+        removing.await.map_err(Error::Store)?;
         Ok(self.index.forget_packed(nar).await?)
     }
 
@@ -224,5 +309,20 @@ impl Inner {
             self.slots.acquire().await.map_err(|closed| PackError::Stored(std::io::Error::other(closed)))?;
         let verified = tokio::task::spawn_blocking(move || stored.verify(expected)).await;
         verified.unwrap_or_else(|panicked| Err(PackError::Stored(std::io::Error::other(panicked))))
+    }
+
+    /// The same, within a rate, and on a thread that gives way to all others: no packing waits for it.
+    async fn verify_gently(&self, stored: Stored, expected: Expected) -> Result<Packed, PackError> {
+        let (done, verified) = tokio::sync::oneshot::channel();
+        let failed = |error| Err(PackError::Stored(error));
+        let begun = std::thread::Builder::new().name("nar-scrubber".into()).spawn(move || {
+            // The system derives the rank among those who read from this one. Where it is refused, the rate alone holds.
+            let _ = rustix::process::nice(SCRUB_NICE);
+            let _ = done.send(stored.verify_within(expected, SCRUB_BYTES_PER_SECOND));
+        });
+        match begun {
+            Ok(_) => verified.await.unwrap_or_else(|panicked| failed(std::io::Error::other(panicked))),
+            Err(error) => failed(error),
+        }
     }
 }

@@ -50,6 +50,16 @@ impl Cache {
         Cache { http: Http::new(&ondine.url()), ondine, daemon, store }
     }
 
+    /// An empty store and a server whose state directory is on small disks: see [`Ondine::on_disks`].
+    #[track_caller]
+    pub fn on_disks(arguments: &[&str], disks: &[(&str, &str)]) -> Cache {
+        let store = NixStore::new(Release::Host);
+        let mut ondine = Ondine::on_disks(&store, arguments, disks);
+        let daemon = store.daemon();
+        ondine.start_again();
+        Cache { http: Http::new(&ondine.url()), ondine, daemon, store }
+    }
+
     /// A server of this store with other caches behind it, each a table of its settings file.
     #[track_caller]
     pub fn behind(store: NixStore, tables: &[String], arguments: &[&str]) -> Cache {

@@ -18,6 +18,7 @@ pub mod package_set;
 pub mod process;
 pub mod programs;
 pub mod release;
+pub mod small_disk;
 pub mod store;
 pub mod upstream;
 
@@ -30,5 +31,6 @@ pub use ondine::Ondine;
 pub use package_set::PackageSet;
 pub use process::{Background, Finished, wait_until};
 pub use release::Release;
+pub use small_disk::SmallDisk;
 pub use store::{Daemon, Instantiated, NixStore, text};
 pub use upstream::{BinaryCache, Compression, Fault, FileServer, Sample, Upstream, Valve};

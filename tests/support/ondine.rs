@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::client::Substituter;
 use super::process::{self, Signal, kill_tree, memory_bytes, signal, wait, wait_until};
+use super::small_disk::SmallDisk;
 use super::store::{Folder, NixStore, text};
 
 /// How long the server may take until it prints its address and key.
@@ -22,6 +23,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(90);
 pub struct Ondine {
     variables: Vec<(String, OsString)>,
     arguments: Vec<String>,
+    /// Small disks below its folder, which are unmounted before that goes.
+    disks: Vec<SmallDisk>,
     folder: Arc<Folder>,
     child: Option<Child>,
     printed: Arc<Mutex<Vec<String>>>,
@@ -39,19 +42,40 @@ impl Ondine {
     /// The same with these environment variables more.
     #[track_caller]
     pub fn start_with(store: &NixStore, arguments: &[&str], variables: &[(&str, &str)]) -> Ondine {
+        let mut ondine = Ondine::prepared(store, arguments, variables);
+        ondine.start_again();
+        ondine
+    }
+
+    /// One that does not run yet, with the folders of these names in its state directory (itself where there is none) on small
+    /// disks of their own, each with these options. A Nix daemon sees only what was mounted before it was started.
+    #[track_caller]
+    pub fn on_disks(store: &NixStore, arguments: &[&str], disks: &[(&str, &str)]) -> Ondine {
+        let mut ondine = Ondine::prepared(store, arguments, &[]);
+        for (name, options) in disks {
+            ondine.disks.push(SmallDisk::mount(&ondine.state_dir().join(name), options));
+        }
+        ondine
+    }
+
+    fn prepared(store: &NixStore, arguments: &[&str], variables: &[(&str, &str)]) -> Ondine {
         let mut all = store.variables();
         all.extend(variables.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value))));
-        let mut ondine = Ondine {
+        Ondine {
             variables: all,
             arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+            disks: Vec::new(),
             folder: Arc::new(Folder::new()),
             child: None,
             printed: Arc::default(),
             address: "127.0.0.1:0".to_owned(),
             public_key: String::new(),
-        };
-        ondine.start_again();
-        ondine
+        }
+    }
+
+    /// Its small disks, in the order in which they were asked for.
+    pub fn disks(&self) -> &[SmallDisk] {
+        &self.disks
     }
 
     /// Starts the server on the same state directory and, from the second time on, the same port. It must not be running.
@@ -233,6 +257,8 @@ impl Ondine {
 impl Drop for Ondine {
     fn drop(&mut self) {
         self.kill9();
+        // The inner ones first.
+        while self.disks.pop().is_some() {}
         if std::thread::panicking() {
             eprintln!("--- ondine said\n{}", self.log());
         }
