@@ -117,6 +117,7 @@ async fn generation(index: &Index, dir: &StoreDir, numbers: std::ops::Range<usiz
             attribute: format!("packages.p{}", chunk * CHUNK + number),
             system: SYSTEM.into(),
             outcome: Ok(drv.clone()),
+            output: None,
             denied: false,
         };
         index.add_attributes(drvs.iter().enumerate().map(row).collect()).await.expect("added");

@@ -10,10 +10,11 @@ use std::thread::available_parallelism;
 
 use percent_encoding::percent_decode_str;
 
+use super::attribute::Outcome;
 use super::evaluate::{Ending, Evaluator, Program, Step, starved};
 use super::settings::SetSettings;
 use super::source::{Place, Run};
-use super::walk::{Attribute, Outcome, Task, WalkError, derivation, shortened, trouble_in};
+use super::walk::{Attribute, Task, WalkError, derivation, shortened, trouble_in};
 
 const NIX_EVAL_JOBS: Program = Program { name: "nix-eval-jobs", prints: true };
 /// Bytes of memory for which there is one worker: those of a large set need as much.
@@ -73,6 +74,7 @@ enum Told {
         attr_path: Vec<String>,
         error: Option<String>,
         drv_path: Option<String>,
+        /// Its name and its own output, as JSON: what else it tells is not ours.
         #[serde(default)]
         name: String,
     },
@@ -158,7 +160,11 @@ impl<'a> Jobs<'a> {
         };
         let place = place(&attr_path).ok_or_else(|| nonsense("not an attribute of this set"))?;
         let outcome = match (error, drv_path) {
-            (None, Some(drv)) => derivation(self.task.store_dir, drv, name),
+            (None, Some(drv)) => {
+                let told = serde_json::from_str(&name);
+                let (name, output) = told.map_err(|_| nonsense("not a derivation of this set"))?;
+                derivation(self.task.store_dir, drv, name, output)
+            }
             (None, None) => return Err(nonsense("neither a derivation nor an error")),
             (Some(error), _) => {
                 trouble_in(&error)?;
@@ -188,8 +194,8 @@ impl<'a> Jobs<'a> {
 
     /// An attribute of which all is known, unless it was so before.
     fn settled(&mut self, place: Place, outcome: Outcome) -> Option<Attribute> {
-        let attribute = self.task.attribute(&place);
-        (!self.left.contains(&place) && self.known.insert(place)).then_some(Attribute { attribute, outcome })
+        let attribute = self.task.attribute(&place, outcome);
+        (!self.left.contains(&place) && self.known.insert(place)).then_some(attribute)
     }
 
     /// Whether it has come to all attributes but those that are left.
@@ -223,7 +229,7 @@ impl<'a> Jobs<'a> {
     }
 
     fn too_much(&self) -> JobsError {
-        let names: Vec<String> = self.left.iter().map(|place| self.task.attribute(place)).collect();
+        let names: Vec<String> = self.left.iter().map(|place| self.task.path(place).to_string()).collect();
         JobsError::TooMuch(shortened(names.join(", ")))
     }
 }

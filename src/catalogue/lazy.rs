@@ -9,13 +9,15 @@ use narinfo::StorePath;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
+use super::attribute::{AttributePath, Outcome};
 use super::closure;
+use super::denied;
 use super::error::RefreshError;
 use super::evaluate::Step;
 use super::holder;
-use super::settings::SetSettings;
+use super::settings::{SetName, SetSettings, Verdict};
 use super::source::{self, Place, Prepared, Run};
-use super::walk::{self, Outcome, Task};
+use super::walk::{self, Task};
 use super::{Catalogue, Tools};
 use crate::causes::with_causes;
 use crate::index::{AttributeName, AttributeRow, Attributed, OutputRow};
@@ -23,8 +25,10 @@ use crate::nix::PooledDaemon;
 
 /// Attributes that may be evaluated or wait for that; more are refused.
 const WAITING_MAX: usize = 64;
-/// Names that are remembered to stand for nothing.
-const MISSING_MAX: u64 = 10_000;
+/// Names that are remembered in memory: those of nothing, and those that are not recorded.
+const REMEMBERED_MAX: u64 = 10_000;
+/// Names of one generation that are recorded without bringing a new derivation: a set may have any number of them.
+const NAMES_MAX: u64 = 20_000;
 /// How often an attribute is evaluated whose generation is replaced meanwhile.
 const ATTEMPTS_MAX: usize = 3;
 
@@ -39,50 +43,75 @@ struct Shared {
     turn: Semaphore,
     /// Those that are evaluated, or will be.
     flights: Mutex<BTreeMap<AttributeName, watch::Receiver<Option<Landed>>>>,
-    /// What a generation turned out not to have.
-    missing: Cache<(u64, AttributeName), ()>,
+    /// What a generation turned out to have under names that are not on record; `None` is nothing.
+    remembered: Cache<(u64, AttributeName), Option<AttributeRow>>,
+    /// What cannot be evaluated, nor anything below it.
+    blocked: Cache<(u64, AttributeName), AttributeRow>,
 }
 
 /// What came of an evaluation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Landed {
-    /// The index has the attribute, or its error.
-    Recorded,
-    /// There is no such attribute.
-    Missing,
+    /// The attribute, or its error, or that there is none.
+    Known(Attributed),
     /// It could not be found out.
     Failed,
     /// Too many wait.
     Busy,
 }
 
+/// An attribute that is asked for.
+#[derive(Clone)]
+struct Wanted {
+    path: AttributePath,
+    name: AttributeName,
+}
+
+impl Wanted {
+    /// The same of the attributes on the way to it.
+    fn before(&self) -> impl Iterator<Item = AttributeName> {
+        let paths = std::iter::successors(self.path.split_last().map(|(before, _)| before), |path| {
+            path.split_last().map(|(before, _)| before)
+        });
+        paths.map(|path| AttributeName { attribute: path.to_string(), ..self.name.clone() })
+    }
+}
+
 impl Lazy {
     pub(super) fn new(catalogue: Catalogue, tools: Tools) -> Self {
-        let missing = Cache::new(MISSING_MAX);
         Self(Arc::new(Shared {
             catalogue,
             tools,
             turn: Semaphore::new(1),
             flights: Mutex::default(),
-            missing,
+            remembered: Cache::new(REMEMBERED_MAX),
+            blocked: Cache::new(REMEMBERED_MAX),
         }))
     }
 
     /// Evaluates an attribute of the current generation, which is this one, or joins those who have it evaluated. It goes on
     /// when the last of them leaves.
-    pub(super) async fn evaluated(&self, name: &AttributeName, generation: u64) -> Landed {
-        if self.0.missing.contains_key(&(generation, name.clone())) {
-            return Landed::Missing;
+    pub(super) async fn evaluated(
+        &self,
+        set: &SetName,
+        path: &AttributePath,
+        system: &str,
+        generation: u64,
+    ) -> Landed {
+        let (set, attribute, system) = (set.to_string(), path.to_string(), system.to_owned());
+        let wanted = Wanted { path: path.clone(), name: AttributeName { set, attribute, system } };
+        if let Some(row) = self.recall(&wanted, generation) {
+            return Landed::Known(Attributed { generation, row });
         }
         let mut flight = {
             let mut flights = self.flights();
-            match flights.get(name) {
+            match flights.get(&wanted.name) {
                 Some(flight) => flight.clone(),
                 None if flights.len() >= WAITING_MAX => return Landed::Busy,
                 None => {
                     let (sender, flight) = watch::channel(None);
-                    flights.insert(name.clone(), flight.clone());
-                    tokio::spawn(self.clone().fly(name.clone(), sender));
+                    flights.insert(wanted.name.clone(), flight.clone());
+                    tokio::spawn(self.clone().fly(wanted.clone(), sender));
                     flight
                 }
             }
@@ -91,61 +120,100 @@ impl Lazy {
             Ok(landed) => landed.clone().unwrap_or(Landed::Failed),
             Err(_) => {
                 // It ended in a bug.
-                self.flights().remove(name);
+                self.flights().remove(&wanted.name);
                 Landed::Failed
             }
         }
     }
 
-    async fn fly(self, name: AttributeName, sender: watch::Sender<Option<Landed>>) {
-        let landed = self.evaluate(&name).await.unwrap_or_else(|error| {
-            let AttributeName { set, attribute, .. } = &name;
+    /// What memory says of it, or of what is on the way to it.
+    fn recall(&self, wanted: &Wanted, generation: u64) -> Option<Option<AttributeRow>> {
+        let Shared { remembered, blocked, .. } = &*self.0;
+        remembered
+            .get(&(generation, wanted.name.clone()))
+            .or_else(|| wanted.before().find_map(|name| blocked.get(&(generation, name))).map(Some))
+    }
+
+    async fn fly(self, wanted: Wanted, sender: watch::Sender<Option<Landed>>) {
+        let landed = self.evaluate(&wanted).await.unwrap_or_else(|error| {
+            let AttributeName { set, attribute, .. } = &wanted.name;
             tracing::warn!(%set, %attribute, error = with_causes(&error), "not evaluated");
             Landed::Failed
         });
-        self.flights().remove(&name);
+        self.flights().remove(&wanted.name);
         sender.send_replace(Some(landed));
     }
 
-    async fn evaluate(&self, name: &AttributeName) -> Result<Landed, RefreshError> {
-        let Shared { catalogue, tools, turn, missing, .. } = &*self.0;
+    async fn evaluate(&self, wanted: &Wanted) -> Result<Landed, RefreshError> {
+        let Shared { catalogue, tools, turn, remembered, blocked, .. } = &*self.0;
         // It is never closed.
         let _turn = turn.acquire().await;
-        let Some(set) = catalogue.settings_of(&name.set) else { return Ok(Landed::Missing) };
+        let Some(set) = catalogue.settings_of(&wanted.name.set) else { return Ok(Landed::Failed) };
         for _ in 0..ATTEMPTS_MAX {
-            let AttributeName { set: set_name, attribute, system } = name.clone();
-            let found = tools.index.attribute(set_name, attribute, system).await?;
-            let Some(Attributed { generation, row: None }) = found else { return Ok(Landed::Recorded) };
+            let Some(found) = self.on_record(&wanted.name).await? else { return Ok(Landed::Failed) };
+            let generation = found.generation;
+            if found.row.is_some() {
+                return Ok(Landed::Known(found));
+            }
+            if let Some(row) = self.recall(wanted, generation) {
+                return Ok(Landed::Known(Attributed { generation, row }));
+            }
             let mut daemon = tools.pool.get().await?;
-            let Some(outcome) = self.look_for(set, name, &mut daemon).await? else {
-                missing.insert((generation, name.clone()), ());
-                return Ok(Landed::Missing);
+            let Some(looked) = self.look_for(set, wanted, &mut daemon).await? else {
+                remembered.insert((generation, wanted.name.clone()), None);
+                return Ok(Landed::Known(Attributed { generation, row: None }));
             };
-            if self.record(set, name, generation, outcome, &mut daemon).await? {
-                return Ok(Landed::Recorded);
+            let name = AttributeName { attribute: looked.path.to_string(), ..wanted.name.clone() };
+            let is_before = looked.path != wanted.path;
+            let is_whole = looked.is_whole;
+            let row = self.row(set, &name, looked).await?;
+            let attributed = Attributed { generation, row: Some(row.clone()) };
+            if is_whole {
+                return Ok(Landed::Known(attributed));
+            }
+            if is_before {
+                blocked.insert((generation, name.clone()), row.clone());
+            }
+            if self.record(set, &name, generation, row, &mut daemon).await? {
+                return Ok(Landed::Known(attributed));
             }
         }
         Ok(Landed::Failed)
+    }
+
+    async fn on_record(&self, name: &AttributeName) -> Result<Option<Attributed>, RefreshError> {
+        let AttributeName { set, attribute, system } = name.clone();
+        Ok(self.0.tools.index.attribute(set, attribute, system).await?)
     }
 
     /// The attribute, or `None` where there is none of this name. Its derivation is held as long as the connection lives.
     async fn look_for(
         &self,
         set: &SetSettings,
-        name: &AttributeName,
+        wanted: &Wanted,
         daemon: &mut PooledDaemon,
-    ) -> Result<Option<Outcome>, RefreshError> {
+    ) -> Result<Option<Looked>, RefreshError> {
         let Tools { nix, home, .. } = &self.0.tools;
+        let (path, system) = (&wanted.path, &wanted.name.system);
         let mut links = source::links(&set.origin).map_err(RefreshError::Source)?.into_iter();
-        if let Some((_, target)) = links.find(|(attribute, _)| *attribute == name.attribute) {
-            return Ok(Some(source::linked(&nix.store_dir, &target, daemon).await?));
+        if let Some((_, target)) = links.find(|(attribute, _)| attribute == path) {
+            let outcome = source::linked(&nix.store_dir, &target, daemon).await?;
+            return Ok(Some(Looked { path: path.clone(), is_whole: false, outcome }));
         }
         let source = source::prepare(&set.origin, &set.evaluation).map_err(RefreshError::Source)?;
         std::fs::create_dir_all(home).map_err(RefreshError::Source)?;
-        for place in source.places(&walk::path(&name.attribute)) {
-            let outcome = self.look_at(set, &name.system, &source, place, daemon).await?;
-            if outcome.is_some() {
-                return Ok(outcome);
+        for place in source.places(path.names()) {
+            let looked = self.look_at(set, system, &source, place, daemon).await?;
+            if looked.is_some() {
+                return Ok(looked);
+            }
+        }
+        if *path == AttributePath::of_the_whole() {
+            for place in source.places(&[]) {
+                let looked = self.look_at(set, system, &source, place, daemon).await?;
+                if looked.as_ref().is_some_and(|looked| looked.outcome.is_ok()) {
+                    return Ok(looked);
+                }
             }
         }
         Ok(None)
@@ -158,31 +226,60 @@ impl Lazy {
         source: &Prepared,
         place: Place,
         daemon: &mut PooledDaemon,
-    ) -> Result<Option<Outcome>, RefreshError> {
+    ) -> Result<Option<Looked>, RefreshError> {
         let Tools { nix, home, .. } = &self.0.tools;
         let limit = set.evaluation.attribute_time_max;
         let variables = source::variables(nix, home);
         let deadline = Instant::now() + limit;
         let task = Task { set, system, source, store_dir: &nix.store_dir, variables: &variables, deadline };
-        let mut evaluator = task.start(&Run::Only(place))?;
-        match evaluator.step().await.map_err(walk::WalkError::from)? {
-            Step::Told(json) => {
-                let event = walk::event(&json)?;
-                if event.missing.is_some() {
-                    return Ok(None);
+        let looked = |place: &Place, outcome| {
+            Some(Looked { path: task.path(place), is_whole: task.is_whole(place), outcome })
+        };
+        let mut at = place.clone();
+        let mut evaluator = task.start(&Run::Only(place.clone()))?;
+        loop {
+            match evaluator.step().await.map_err(walk::WalkError::from)? {
+                Step::Told(json) => {
+                    let event = walk::event(&json)?;
+                    if event.missing.is_some() {
+                        return Ok(None);
+                    }
+                    if let Some(path) = event.begun {
+                        at.path = path;
+                        continue;
+                    }
+                    let outcome = walk::derivation(&nix.store_dir, event.drv, event.name, event.output);
+                    if let Ok(found) = &outcome {
+                        // While the evaluator holds it.
+                        daemon.add_temp_root(&found.drv).await?;
+                    }
+                    return Ok(looked(&place, outcome).map(|looked| Looked { is_whole: false, ..looked }));
                 }
-                let outcome = walk::derivation(&nix.store_dir, event.drv, event.name);
-                if let Ok((drv, _)) = &outcome {
-                    // While the evaluator holds it.
-                    daemon.add_temp_root(drv).await?;
+                Step::Ended(ending) => {
+                    walk::trouble(&ending)?;
+                    return Ok(looked(&at, Err(walk::blame(ending, limit))));
                 }
-                Ok(Some(outcome))
-            }
-            Step::Ended(ending) => {
-                walk::trouble(&ending)?;
-                Ok(Some(Err(walk::blame(ending, limit))))
             }
         }
+    }
+
+    /// What is to be told of an attribute, and recorded.
+    async fn row(
+        &self,
+        set: &SetSettings,
+        name: &AttributeName,
+        looked: Looked,
+    ) -> Result<AttributeRow, RefreshError> {
+        let (attribute, system) = (name.attribute.clone(), name.system.clone());
+        let (outcome, output, denied) = match looked.outcome {
+            Ok(found) => {
+                let denied = set.verdict(&looked.path, &found.names()) != Verdict::Allowed
+                    || denied::has(&self.0.tools, set, &system, &looked.path, &found.drv).await?;
+                (Ok(found.drv), found.output, denied)
+            }
+            Err(error) => (Err(error), None, false),
+        };
+        Ok(AttributeRow { attribute, system, outcome, output, denied })
     }
 
     /// False when the generation is not the current one any more.
@@ -191,25 +288,34 @@ impl Lazy {
         set: &SetSettings,
         name: &AttributeName,
         generation: u64,
-        outcome: Outcome,
+        row: AttributeRow,
         daemon: &mut PooledDaemon,
     ) -> Result<bool, RefreshError> {
-        let Shared { catalogue, tools, .. } = &*self.0;
-        let denied = outcome.as_ref().is_ok_and(|(_, drv_name)| !set.allows(&name.attribute, drv_name));
-        let outcome = outcome.map(|(drv, _)| drv);
-        let outputs = match &outcome {
-            Ok(drv) => outputs(tools, drv.clone(), denied).await?,
+        let Shared { catalogue, tools, remembered, .. } = &*self.0;
+        let outputs = match &row.outcome {
+            Ok(drv) => outputs(tools, drv.clone(), row.denied).await?,
             Err(_) => Vec::new(),
         };
         // So that nobody lets go of what is not on record yet.
         let _holding = catalogue.0.holding.lock().await;
-        let row = tools.index.set(name.set.clone()).await?;
-        let Some(current) = row.generations.into_iter().next().filter(|current| current.id == generation)
+        let known = tools.index.set(name.set.clone()).await?;
+        let Some(current) = known.generations.into_iter().next().filter(|current| current.id == generation)
         else {
             return Ok(false);
         };
-        let holder = match &outcome {
-            Ok(drv) if !denied => {
+        if self.on_record(name).await?.is_some_and(|found| found.row.is_some()) {
+            return Ok(true);
+        }
+        let is_new = match &row.outcome {
+            Ok(drv) => !tools.index.has_derivation(name.set.clone(), drv.clone()).await?,
+            Err(_) => false,
+        };
+        if !is_new && current.size.attributes + current.size.errors >= NAMES_MAX {
+            remembered.insert((generation, name.clone()), Some(row));
+            return Ok(true);
+        }
+        let holder = match &row.outcome {
+            Ok(drv) if !row.denied => {
                 let mut held = tools.index.allowed_derivations(name.set.clone()).await?;
                 held.insert(drv.clone());
                 let which = format!("generation {generation}");
@@ -217,8 +323,6 @@ impl Lazy {
             }
             _ => current.holder.clone(),
         };
-        let (attribute, system) = (name.attribute.clone(), name.system.clone());
-        let row = AttributeRow { attribute, system, outcome, denied };
         let recorded = tools.index.add_evaluated(generation, row, outputs, holder.clone()).await?;
         if recorded && holder != current.holder {
             tools.roots.release(&current.holder);
@@ -229,6 +333,15 @@ impl Lazy {
     fn flights(&self) -> MutexGuard<'_, BTreeMap<AttributeName, watch::Receiver<Option<Landed>>>> {
         self.0.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What an evaluation came to.
+struct Looked {
+    /// What was asked for, or what cannot be evaluated on the way to it.
+    path: AttributePath,
+    /// Whether it is all of the source that cannot be evaluated.
+    is_whole: bool,
+    outcome: Outcome,
 }
 
 /// What a derivation and all that it needs give; only itself where it is denied.

@@ -1,8 +1,11 @@
 //! Package sets that are known by name and by hash before anyone asks: evaluated in the background by the Nix of this machine,
-//! generation by generation. Reading order: settings, source, evaluate, walk, jobs, gather, holder, graph, closure, refresh, lazy, names.
+//! generation by generation. Reading order: attribute, settings, source, evaluate, walk, jobs, gather, holder, graph, closure, refresh,
+//! denied, lazy, names.
 //! Builds nothing, and no request for a hash ever waits for an evaluation.
 
+mod attribute;
 mod closure;
+mod denied;
 mod error;
 mod evaluate;
 mod gather;
@@ -27,6 +30,7 @@ use tokio::sync::{Notify, watch};
 use crate::index::Index;
 use crate::nix::{Environment, Pool};
 use crate::roots::Roots;
+pub use attribute::{AttributePath, Selection};
 pub use closure::bring_in;
 pub use error::RefreshError;
 pub use names::{Named, Names, NoSuchName};

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 
 use narinfo::{StoreDir, StorePath};
 
+use super::attribute::AttributePath;
 use super::lazy::{Landed, Lazy};
-use super::settings::{Indexing, SetName, SetSettings};
+use super::settings::{Indexing, SetName, SetSettings, Verdict};
 use super::{Catalogue, Tools};
-use crate::index::{self, AttributeName, Attributed, Index};
+use crate::index::{self, AttributeRow, Attributed, Index};
 use crate::nix::read_derivation;
 
-/// The output that is meant where none is named.
+/// The output that is meant where neither the name nor the evaluation says which.
 const DEFAULT_OUTPUT: &str = "out";
 
 /// Looks names up; clones share what it needs.
@@ -30,14 +31,16 @@ pub struct Named {
     pub set: SetName,
     /// The generation that has it, which is the current one.
     pub generation: u64,
-    /// Its path within the set, with dots.
-    pub attribute: String,
+    /// Its path within the set.
+    pub attribute: AttributePath,
     /// The system that it was evaluated for.
     pub system: String,
     /// Its derivation.
     pub drv: StorePath,
     /// Whether the set denies it.
     pub denied: bool,
+    /// The output that the attribute itself is; `None` where there is none at all.
+    pub own_output: Option<String>,
     /// The outputs by name; the path is `None` where it is known only after the build. None at all when it is denied and the
     /// Nix store has the derivation no more, since nothing holds it there.
     pub outputs: BTreeMap<String, Option<StorePath>>,
@@ -123,37 +126,73 @@ impl Names {
     pub async fn find(
         &self,
         set: &SetName,
-        attribute: &str,
+        attribute: &AttributePath,
         system: Option<&str>,
     ) -> Result<Named, NoSuchName> {
         let settings =
             self.catalogue.settings_of(set.as_str()).ok_or_else(|| NoSuchName::Set(set.clone()))?;
         let system = system_of(settings, system)?;
         let mut found = self.look_up(set, attribute, system).await?;
-        if found.row.is_none() && settings.indexing == Indexing::Lazy {
-            let (attribute, system) = (attribute.to_owned(), system.to_owned());
-            let name = AttributeName { set: set.to_string(), attribute, system };
-            match self.lazy.evaluated(&name, found.generation).await {
-                Landed::Recorded => found = self.look_up(set, &name.attribute, &name.system).await?,
-                Landed::Missing => {}
-                Landed::Failed => return Err(NoSuchName::Unavailable("it could not be evaluated")),
-                Landed::Busy => return Err(NoSuchName::Busy),
-            }
+        if found.row.is_none() {
+            found = match settings.indexing {
+                Indexing::Full => self.output_of(set, attribute, system, found).await?,
+                Indexing::Lazy => match self.lazy.evaluated(set, attribute, system, found.generation).await {
+                    Landed::Known(found) => found,
+                    Landed::Failed => return Err(NoSuchName::Unavailable("it could not be evaluated")),
+                    Landed::Busy => return Err(NoSuchName::Busy),
+                },
+            };
         }
         let Attributed { generation, row } = found;
-        let (set, attribute, system) = (set.clone(), attribute.to_owned(), system.to_owned());
-        let Some(row) = row else { return Err(NoSuchName::Attribute { set, attribute, system }) };
+        let (set, system) = (set.clone(), system.to_owned());
+        let Some(row) = row else {
+            return Err(NoSuchName::Attribute { set, attribute: attribute.to_string(), system });
+        };
         let drv = match row.outcome {
             Ok(drv) => drv,
-            Err(error) => return Err(NoSuchName::Broken { set, attribute, system, error }),
+            Err(error) => return Err(NoSuchName::Broken { set, attribute: row.attribute, system, error }),
         };
-        let outputs = self.outputs(&drv, row.denied).await?;
-        Ok(Named { set, generation, attribute, system, drv, denied: row.denied, outputs })
+        let denied = row.denied || settings.verdict(attribute, &[]) == Verdict::Denied;
+        let outputs = self.outputs(&drv, denied).await?;
+        let own_output = own_output(row.output.as_deref(), &outputs);
+        Ok(Named { set, generation, attribute: attribute.clone(), system, drv, denied, own_output, outputs })
     }
 
-    async fn look_up(&self, set: &SetName, attribute: &str, system: &str) -> Result<Attributed, NoSuchName> {
-        let found = self.index.attribute(set.to_string(), attribute.to_owned(), system.to_owned()).await;
+    async fn look_up(
+        &self,
+        set: &SetName,
+        attribute: &AttributePath,
+        system: &str,
+    ) -> Result<Attributed, NoSuchName> {
+        let found = self.index.attribute(set.to_string(), attribute.to_string(), system.to_owned()).await;
         found.map_err(|error| unreadable(&error))?.ok_or_else(|| NoSuchName::NoGeneration(set.clone()))
+    }
+
+    /// What an attribute that no walk comes to is as an output of another one, as `multi.dev` is of `multi`: a derivation has
+    /// its outputs for attributes, and these have all of them again. Else as it was found.
+    async fn output_of(
+        &self,
+        set: &SetName,
+        attribute: &AttributePath,
+        system: &str,
+        found: Attributed,
+    ) -> Result<Attributed, NoSuchName> {
+        let mut before = attribute.clone();
+        while let Some((shorter, _)) = before.split_last() {
+            let whole = self.look_up(set, &shorter, system).await?;
+            let Some(AttributeRow { outcome: Ok(drv), denied, .. }) = &whole.row else {
+                before = shorter;
+                continue;
+            };
+            let outputs = self.outputs(drv, *denied).await?;
+            let names = &attribute.names()[shorter.names().len()..];
+            if names.iter().any(|name| !outputs.contains_key(name)) {
+                break;
+            }
+            let own = names.last().cloned();
+            return Ok(Attributed { row: whole.row.map(|row| AttributeRow { output: own, ..row }), ..whole });
+        }
+        Ok(found)
     }
 
     async fn outputs(
@@ -175,23 +214,34 @@ impl Names {
 }
 
 impl Named {
-    /// The path of the output of this name; without one, of `out`, or else of the first.
+    /// The path of the output of this name; without one, of the attribute's own.
     ///
     /// # Errors
     /// When there is no such output, or its path is not known.
     pub fn output(&self, name: Option<&str>) -> Result<&StorePath, NoSuchName> {
-        let Self { drv, outputs, .. } = self;
-        let found = match name {
-            Some(name) => outputs.get(name),
-            None => outputs.get(DEFAULT_OUTPUT).or_else(|| outputs.values().next()),
-        };
-        let found = found.ok_or_else(|| NoSuchName::Output {
+        let Self { drv, outputs, own_output, .. } = self;
+        let name = name.or(own_output.as_deref()).unwrap_or(DEFAULT_OUTPUT);
+        let found = outputs.get(name).ok_or_else(|| NoSuchName::Output {
             drv: drv.clone(),
-            output: name.unwrap_or(DEFAULT_OUTPUT).to_owned(),
+            output: name.to_owned(),
             outputs: outputs.keys().cloned().collect(),
         })?;
         found.as_ref().ok_or_else(|| NoSuchName::Floating(drv.clone()))
     }
+}
+
+/// The name of the output that an attribute is, by what its evaluation said of it.
+fn own_output(told: Option<&str>, outputs: &BTreeMap<String, Option<StorePath>>) -> Option<String> {
+    let path = told.and_then(|told| told.rsplit_once('/')).map(|(_, base)| base);
+    let is_at = |path: &StorePath, base: &str| path.to_string() == base;
+    let by_name = told.filter(|told| outputs.contains_key(*told)).map(str::to_owned);
+    let by_path = || {
+        let mut of_path =
+            outputs.iter().filter(|(_, at)| at.as_ref().zip(path).is_some_and(|(at, base)| is_at(at, base)));
+        of_path.next().map(|(name, _)| name.clone())
+    };
+    let default = || outputs.get_key_value(DEFAULT_OUTPUT).or_else(|| outputs.first_key_value());
+    by_name.or_else(by_path).or_else(|| default().map(|(name, _)| name.clone()))
 }
 
 fn system_of<'a>(set: &'a SetSettings, wanted: Option<&str>) -> Result<&'a str, NoSuchName> {
@@ -207,4 +257,27 @@ fn system_of<'a>(set: &'a SetSettings, wanted: Option<&str>) -> Result<&'a str, 
 fn unreadable(error: &index::Error) -> NoSuchName {
     tracing::error!(error = error as &dyn std::error::Error, "a name cannot be looked up");
     NoSuchName::Unavailable("the index cannot be read")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_attribute_is_the_output_that_its_evaluation_names() {
+        let path = |letter: &str, name: &str| StorePath::parse(&format!("{}-{name}", letter.repeat(32))).ok();
+        let outputs = |names: &[&str]| -> BTreeMap<String, Option<StorePath>> {
+            let each = names.iter().zip(["a", "b", "c"]);
+            each.map(|(name, letter)| ((*name).to_owned(), path(letter, "x"))).collect()
+        };
+        let own = |told: Option<&str>, names: &[&str]| own_output(told, &outputs(names));
+        let at_b = format!("/nix/store/{}-x", "b".repeat(32));
+        assert_eq!(own(Some("bin"), &["bin", "out"]).as_deref(), Some("bin"));
+        assert_eq!(own(Some(&at_b), &["bin", "dev", "out"]).as_deref(), Some("dev"));
+        // What evaluation says makes no sense, or it says nothing.
+        assert_eq!(own(Some("nope"), &["bin", "out"]).as_deref(), Some("out"));
+        assert_eq!(own(None, &["bin", "out"]).as_deref(), Some("out"));
+        assert_eq!(own(None, &["bin", "lib"]).as_deref(), Some("bin"));
+        assert_eq!(own(Some("out"), &[]), None);
+    }
 }

@@ -225,7 +225,7 @@ impl Refresher {
             }
             for (attribute, target) in &links {
                 let outcome = source::linked(store_dir, target, &mut gathered.daemon).await?;
-                gathered.take(Attribute { attribute: attribute.clone(), outcome }, system).await?;
+                gathered.take(Attribute { attribute: attribute.clone(), rank: 0, outcome }, system).await?;
             }
         }
         gathered.finish().await

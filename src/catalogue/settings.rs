@@ -4,6 +4,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::attribute::AttributePath;
+
+/// The form of what is on record of a generation. Another one has all sets evaluated anew.
+const FORM: u32 = 2;
+
 /// All package sets.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
@@ -55,7 +60,7 @@ pub enum Origin {
         /// The file.
         file: PathBuf,
         /// The attributes that are walked; all, when there are none.
-        attributes: Vec<Vec<String>>,
+        attributes: Vec<AttributePath>,
     },
     /// A folder of Nix files and of links to derivations.
     Directory(PathBuf),
@@ -103,6 +108,17 @@ impl std::fmt::Display for SetName {
     }
 }
 
+/// What the patterns of a set say of a derivation by one of its names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It may be built, unless another of its names is denied.
+    Allowed,
+    /// It may be built only where another of its names is allowed.
+    NotAllowed,
+    /// It may not be built, whatever else it is called.
+    Denied,
+}
+
 /// A pattern in which `*` stands for anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern(String);
@@ -112,6 +128,12 @@ impl Pattern {
     #[must_use]
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
+    }
+
+    /// The pattern as it is written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 
     /// Whether all of `text` is like this.
@@ -132,13 +154,20 @@ impl Pattern {
 }
 
 impl SetSettings {
-    /// Whether what has this attribute and this name may be built.
+    /// Whether a derivation of these names may be built for the sake of this attribute.
     #[must_use]
-    pub fn allows(&self, attribute: &str, name: &str) -> bool {
+    pub fn verdict(&self, attribute: &AttributePath, names: &[&str]) -> Verdict {
+        // A pattern is written for either spelling.
+        let (written, bare) = (attribute.to_string(), attribute.bare());
         let any = |patterns: &[Pattern]| {
-            patterns.iter().any(|pattern| pattern.matches(attribute) || pattern.matches(name))
+            let mut all = names.iter().copied().chain([&*written, &*bare]);
+            all.any(|name| patterns.iter().any(|pattern| pattern.matches(name)))
         };
-        any(&self.allow) && !any(&self.deny)
+        match (any(&self.deny), any(&self.allow)) {
+            (true, _) => Verdict::Denied,
+            (false, true) => Verdict::Allowed,
+            (false, false) => Verdict::NotAllowed,
+        }
     }
 
     /// All that a generation depends on, besides what it comes from. Another text makes another generation.
@@ -148,6 +177,7 @@ impl SetSettings {
         format!(
             "{:?}",
             (
+                FORM,
                 &self.origin,
                 self.indexing,
                 &self.systems,

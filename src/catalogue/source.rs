@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use narinfo::{StoreDir, StorePath};
 
+use super::attribute::{AttributePath, Found, Outcome, in_quotes};
 use super::settings::{Evaluation, Origin};
 use crate::nix::{Daemon, DaemonError, Environment};
 
@@ -89,7 +90,7 @@ pub(super) fn prepare(origin: &Origin, evaluation: &Evaluation) -> std::io::Resu
     let (roots, prefixes) = match origin {
         Origin::Flake(reference) => {
             options.extend(["--extra-experimental-features".to_owned(), "flakes".to_owned()]);
-            let flake = format!("(builtins.getFlake {})", quoted(reference));
+            let flake = format!("(builtins.getFlake {})", in_quotes(reference));
             let roots =
                 ["packages", "legacyPackages"].map(|output| format!("(flake.{output}.${{system}} or {{ }})"));
             (format!("let flake = {flake}; in [ {} ]", roots.join(" ")), vec![Vec::new(); roots.len()])
@@ -98,15 +99,15 @@ pub(super) fn prepare(origin: &Origin, evaluation: &Evaluation) -> std::io::Resu
             let file = file.canonicalize()?;
             // The folder, since a file reads those beside it.
             allow(if file.is_dir() { &file } else { file.parent().unwrap_or(&file) });
-            let top = format!("call (import {})", quoted(&utf8(&file)?));
+            let top = format!("call (import {})", in_quotes(&utf8(&file)?));
             let root = |path: &Vec<String>| {
-                let names: Vec<String> = path.iter().map(|name| format!(".{}", quoted(name))).collect();
+                let names: Vec<String> = path.iter().map(|name| format!(".{}", in_quotes(name))).collect();
                 format!("(top{})", names.concat())
             };
-            let all = [Vec::new()];
-            let attributes = if attributes.is_empty() { &all[..] } else { attributes };
-            let roots: Vec<String> = attributes.iter().map(root).collect();
-            (format!("let top = {top}; in [ {} ]", roots.join(" ")), attributes.to_vec())
+            let named = attributes.iter().map(|path| path.names().to_vec());
+            let prefixes = if attributes.is_empty() { vec![Vec::new()] } else { named.collect() };
+            let roots: Vec<String> = prefixes.iter().map(root).collect();
+            (format!("let top = {top}; in [ {} ]", roots.join(" ")), prefixes)
         }
         Origin::Directory(directory) if directory.join(DEFAULT_NIX).exists() => {
             let whole = Origin::Expression { file: directory.clone(), attributes: Vec::new() };
@@ -125,21 +126,22 @@ pub(super) fn prepare(origin: &Origin, evaluation: &Evaluation) -> std::io::Resu
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub(super) fn links(origin: &Origin) -> std::io::Result<Vec<(String, PathBuf)>> {
+pub(super) fn links(origin: &Origin) -> std::io::Result<Vec<(AttributePath, PathBuf)>> {
     let Origin::Directory(directory) = origin else { return Ok(Vec::new()) };
     let mut links = Vec::new();
     for entry in directory.read_dir()? {
         let entry = entry?;
-        if let Some(attribute) = entry.file_name().to_str().and_then(|name| name.strip_suffix(".drv")) {
+        let name = entry.file_name().to_str().and_then(|name| name.strip_suffix(".drv")).map(str::to_owned);
+        if let Some(attribute) = name.and_then(|name| AttributePath::new(vec![name])) {
             let target = entry.path().read_link().unwrap_or_else(|_| entry.path());
-            links.push((attribute.to_owned(), target));
+            links.push((attribute, target));
         }
     }
     links.sort();
     Ok(links)
 }
 
-/// The derivation that a link leads to, and its name.
+/// The derivation that a link leads to.
 ///
 /// # Errors
 /// When the daemon does not answer.
@@ -147,12 +149,12 @@ pub(super) async fn linked(
     store_dir: &StoreDir,
     target: &Path,
     daemon: &mut Daemon,
-) -> Result<Result<(StorePath, String), String>, DaemonError> {
+) -> Result<Outcome, DaemonError> {
     let drv = target.to_str().and_then(|path| StorePath::parse_in(store_dir, path).ok());
     match drv.filter(StorePath::is_derivation) {
         Some(drv) if daemon.is_valid_path(&drv).await? => {
             let name = drv.name().trim_end_matches(".drv").to_owned();
-            Ok(Ok((drv, name)))
+            Ok(Ok(Found { drv, name, output: None }))
         }
         _ => Ok(Err(format!("{} is no derivation in the Nix store", target.display()))),
     }
@@ -171,7 +173,7 @@ fn folder(directory: &str) -> String {
     then [ {{ name = file; value = call (import within); }} ]
     else [ ];
 in [ (builtins.listToAttrs (builtins.concatLists (map attribute (builtins.attrNames entries)))) ]"#,
-        directory = quoted(directory)
+        directory = in_quotes(directory)
     )
 }
 
@@ -222,7 +224,7 @@ impl Prepared {
             Run::Only(at) => only = place(at, ""),
             Run::Jobs { workers, memory_bytes, skip } => {
                 let skip: Vec<String> = skip.iter().map(|at| place(at, "")).collect();
-                jobs = format!("{{ outside = {}; skip = [ {} ]; }}", quoted(OUTSIDE), skip.join(" "));
+                jobs = format!("{{ outside = {}; skip = [ {} ]; }}", in_quotes(OUTSIDE), skip.join(" "));
                 let mebibytes = memory_bytes / (1024 * 1024);
                 let bounds = [("--workers", *workers), ("--max-memory-size", mebibytes)];
                 arguments.extend(
@@ -231,12 +233,12 @@ impl Prepared {
             }
         }
         let within = self.within.as_ref().map_or("null".to_owned(), |at| place(at, ""));
-        let system = quoted(system);
+        let system = in_quotes(system);
         let expression = format!(
             "({WALK}) {{ token = {token}; system = {system}; resume = {resume}; explain = {explain}; \
              only = {only}; within = {within}; jobs = {jobs}; \
              getRoots = {{ call }}: let system = {system}; in {roots}; }}",
-            token = quoted(token),
+            token = in_quotes(token),
             roots = self.roots
         );
         let option = ["--option", "system"].map(str::to_owned);
@@ -244,6 +246,82 @@ impl Prepared {
         arguments.extend(["--expr".to_owned(), expression]);
         arguments
     }
+}
+
+/// Attributes that a pattern stands for: those below a path whose names are like its last part.
+pub(super) struct Target {
+    /// The names that lead to where they are.
+    prefix: Vec<String>,
+    /// What their own names are like, in which `*` stands for anything.
+    last: String,
+}
+
+impl Target {
+    /// `None` where a pattern may stand for what is anywhere.
+    pub(super) fn of(pattern: &str) -> Option<Self> {
+        let (last, prefix) = AttributePath::parse(pattern)?
+            .names()
+            .split_last()
+            .map(|(last, prefix)| (last.clone(), prefix.to_vec()))?;
+        let is_anywhere = pattern == "*" || prefix.iter().any(|name| name.contains('*'));
+        (!is_anywhere).then_some(Self { prefix, last })
+    }
+}
+
+impl Prepared {
+    /// Of which only these attributes are walked, each at a path of one name, and nothing below them; none of those of a target
+    /// that are more than `max`.
+    pub(super) fn of_targets(&self, targets: &[Target], max: usize) -> Self {
+        let mut wanted = Vec::new();
+        for (root, prefix) in self.prefixes.iter().enumerate() {
+            for target in targets {
+                let names: Vec<&String> = target.prefix.iter().chain([&target.last]).collect();
+                let is_below = names.len() >= prefix.len() && names.iter().zip(prefix).all(|(a, b)| *a == b);
+                if !is_below {
+                    continue;
+                }
+                let below: Vec<String> =
+                    names[prefix.len()..].iter().rev().skip(1).rev().map(|name| in_quotes(name)).collect();
+                let last = (names.len() > prefix.len()).then(|| in_quotes(&expression(&target.last)));
+                let last = last.unwrap_or("null".to_owned());
+                wanted.push(format!("{{ root = {root}; path = [ {} ]; last = {last}; }}", below.join(" ")));
+            }
+        }
+        let roots = format!(
+            r#"let
+  all = {roots};
+  step = value: name: if builtins.isAttrs value && value ? ${{name}} then value.${{name}} else null;
+  of = {{ root, path, last }}:
+    let
+      top = builtins.elemAt all root;
+      within = builtins.foldl' step top path;
+      isLike = name: builtins.match last name != null;
+      names = if builtins.isAttrs within then builtins.filter isLike (builtins.attrNames within) else [ ];
+      found = builtins.tryEval (builtins.seq (builtins.length names) names);
+      one = path: value: {{
+        name = "${{toString root}} ${{builtins.toJSON path}}";
+        value = if builtins.isAttrs value && value.type or null == "derivation" then value else null;
+      }};
+    in
+    if last == null then [ (one [ ] top) ]
+    else if !found.success || builtins.length found.value > {max} then [ ]
+    else map (name: one (path ++ [ name ]) within.${{name}}) found.value;
+in [ (builtins.listToAttrs (builtins.concatMap of [ {wanted} ])) ]"#,
+            roots = self.roots,
+            wanted = wanted.join(" ")
+        );
+        Self { roots, prefixes: vec![Vec::new()], options: self.options.clone(), within: None }
+    }
+}
+
+/// A pattern as an extended regular expression.
+fn expression(pattern: &str) -> String {
+    let character = |c: char| match c {
+        '*' => ".*".to_owned(),
+        '.' | '[' | '\\' | '(' | ')' | '+' | '?' | '{' | '|' | '^' | '$' => format!("\\{c}"),
+        c => c.to_string(),
+    };
+    pattern.chars().map(character).collect()
 }
 
 /// The environment of an evaluator whose home is there.
@@ -260,14 +338,8 @@ pub(super) fn variables(nix: &Environment, home: &Path) -> Vec<(String, OsString
 }
 
 fn place(place: &Place, more: &str) -> String {
-    let path: Vec<String> = place.path.iter().map(|name| quoted(name)).collect();
+    let path: Vec<String> = place.path.iter().map(|name| in_quotes(name)).collect();
     format!("{{ root = {}; path = [ {} ]; {more} }}", place.root, path.join(" "))
-}
-
-/// A string as Nix writes it.
-fn quoted(text: &str) -> String {
-    let text = text.replace('\\', "\\\\").replace('"', "\\\"").replace("${", "\\${");
-    format!("\"{}\"", text.replace('\n', "\\n").replace('\r', "\\r"))
 }
 
 fn utf8(path: &Path) -> std::io::Result<String> {

@@ -29,8 +29,11 @@ let
       let
         drv = builtins.unsafeDiscardStringContext value.drvPath;
         name = builtins.unsafeDiscardStringContext (value.name or "");
+        # The output that this value is, which need not be the first: its name, or else its path.
+        own = value.outputName or value.outPath or null;
+        output = if builtins.isString own then builtins.unsafeDiscardStringContext own else null;
       in
-      builtins.seq drv (builtins.seq name { inherit drv name; })
+      builtins.seq drv (builtins.seq name (builtins.seq output { inherit drv name output; }))
     else if builtins.length path < depthMax && (path == [ ] || (value.recurseForDerivations or false) == true) then
       let names = builtins.attrNames value; in builtins.seq names { inherit names; }
     else { };
@@ -52,7 +55,7 @@ let
         else go (builtins.tail resume);
       walk =
         if !tried.success then say { inherit root; thrown = path; } true
-        else if told ? drv then say { inherit root; inherit (told) drv name; found = path; } true
+        else if told ? drv then say { inherit root; inherit (told) drv name output; found = path; } true
         else if told ? names then builtins.foldl' (done: name: builtins.seq done (child name)) true told.names
         else true;
       begin = say { inherit root; begun = path; };
@@ -73,18 +76,21 @@ let
 
   all = builtins.genList visitRoot (builtins.length roots);
 
-  # An error in it ends the evaluation, and is told by that.
+  # An error in it ends the evaluation, and is that of the last attribute on the way which was begun.
   visitOnly =
     let
       inherit (only) root path;
-      step = found: name:
-        if found != null && builtins.isAttrs found.value && found.value ? ${name} then { value = found.value.${name}; } else null;
-      found = builtins.foldl' step { value = builtins.elemAt roots root; } path;
-      told = describe path found.value;
+      go = value: done: rest:
+        let name = builtins.head rest; told = describe done value; in
+        say { inherit root; begun = done; } (
+          if rest != [ ] then
+            if builtins.isAttrs value && value ? ${name} then go value.${name} (done ++ [ name ]) (builtins.tail rest)
+            else say { inherit root; missing = path; } { }
+          else if told ? drv then say { inherit root; inherit (told) drv name output; found = path; } { }
+          else { }
+        );
     in
-    if found == null then say { inherit root; missing = path; } { }
-    else if told ? drv then say { inherit root; inherit (told) drv name; found = path; } { }
-    else { };
+    go (builtins.elemAt roots root) [ ] path;
 
   # The same attributes as values, each of which tells when it is begun and when it is done: nix-eval-jobs does not say at which
   # it ended. By its own rules it finds all of them in this, and nothing else.
@@ -94,7 +100,9 @@ let
       isLeftOut = name: builtins.elem { inherit root; path = path ++ [ name ]; } jobs.skip;
       child = name: { name = safe name; value = job root (path ++ [ name ]) value.${name}; };
       node =
-        if told ? drv then { type = "derivation"; inherit (told) name; drvPath = told.drv; outPath = told.drv; }
+        # It prints the name as it is, and of the outputs each release something else.
+        if told ? drv
+        then { type = "derivation"; name = builtins.toJSON [ told.name told.output ]; drvPath = told.drv; outPath = told.drv; }
         else if told ? names then folder (map child (builtins.filter (name: !isLeftOut name) told.names))
         else { };
     in

@@ -8,6 +8,7 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use narinfo::{StoreDir, StorePath};
 use tokio::time::Instant;
 
+use super::attribute::{AttributePath, Found, Outcome};
 use super::evaluate::{Bounds, Ending, Evaluator, Program, Step};
 use super::settings::SetSettings;
 use super::source::{Place, Prepared, Run};
@@ -59,14 +60,13 @@ pub enum WalkError {
     System(#[from] std::io::Error),
 }
 
-/// A derivation and its name, or why there is none.
-pub(super) type Outcome = Result<(StorePath, String), String>;
-
 /// An attribute, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Attribute {
-    /// Its path within the set, with dots.
-    pub(super) attribute: String,
+    /// Its path within the set.
+    pub(super) attribute: AttributePath,
+    /// Where it comes from: of several with one path the lowest counts, and the links of a folder are 0.
+    pub(super) rank: usize,
     /// What it is.
     pub(super) outcome: Outcome,
 }
@@ -109,7 +109,7 @@ struct Running {
 #[derive(serde::Deserialize)]
 pub(super) struct Event {
     root: usize,
-    begun: Option<Vec<String>>,
+    pub(super) begun: Option<Vec<String>>,
     thrown: Option<Vec<String>>,
     found: Option<Vec<String>>,
     /// There is no such attribute.
@@ -118,6 +118,7 @@ pub(super) struct Event {
     pub(super) drv: String,
     #[serde(default)]
     pub(super) name: String,
+    pub(super) output: Option<String>,
 }
 
 /// A line for us as what it tells.
@@ -149,11 +150,15 @@ impl Task<'_> {
         Evaluator::start(program, &arguments, &variables, mark, bounds)
     }
 
-    /// The attribute at a place, as people write it.
-    pub(super) fn attribute(&self, place: &Place) -> String {
-        let prefix = self.prefix(place);
-        let names: Vec<String> = prefix.iter().chain(&place.path).map(|name| written(name)).collect();
-        if names.is_empty() { "default".to_owned() } else { names.join(".") }
+    /// The attribute at a place, as people know it, and what became of it.
+    pub(super) fn attribute(&self, place: &Place, outcome: Outcome) -> Attribute {
+        Attribute { attribute: self.path(place), rank: place.root + 1, outcome }
+    }
+
+    /// The path of the attribute at a place.
+    pub(super) fn path(&self, place: &Place) -> AttributePath {
+        let names = self.prefix(place).iter().chain(&place.path).cloned().collect();
+        AttributePath::new(names).unwrap_or_else(AttributePath::of_the_whole)
     }
 
     /// Whether a place is where all of the source begins: an error there is not to be blamed on an attribute.
@@ -167,9 +172,10 @@ impl Task<'_> {
 }
 
 /// What an evaluator has found, where it is a derivation.
-pub(super) fn derivation(store_dir: &StoreDir, drv: String, name: String) -> Outcome {
+pub(super) fn derivation(store_dir: &StoreDir, drv: String, name: String, output: Option<String>) -> Outcome {
     let parsed = StorePath::parse_in(store_dir, &drv).ok().filter(StorePath::is_derivation);
-    parsed.map(|drv| (drv, name)).ok_or_else(|| format!("its drvPath is no derivation: {drv:?}"))
+    let parsed = parsed.ok_or_else(|| format!("its drvPath is no derivation: {drv:?}"));
+    parsed.map(|drv| Found { drv, name, output })
 }
 
 /// An error where the machine, or its daemon, is in trouble, which is not to be blamed on an attribute.
@@ -254,8 +260,8 @@ impl<'a> Walk<'a> {
             return Ok(Some(self.failed(&place, THROWN.to_owned())));
         }
         let Some(path) = event.found else { return Ok(None) };
-        let attribute = self.task.attribute(&Place { root, path });
-        Ok(Some(Attribute { attribute, outcome: derivation(self.task.store_dir, event.drv, event.name) }))
+        let outcome = derivation(self.task.store_dir, event.drv, event.name, event.output);
+        Ok(Some(self.task.attribute(&Place { root, path }, outcome)))
     }
 
     fn ended(&mut self, ending: Ending) -> Result<Option<Attribute>, WalkError> {
@@ -297,46 +303,12 @@ impl<'a> Walk<'a> {
     }
 
     fn failed(&self, place: &Place, error: String) -> Attribute {
-        Attribute { attribute: self.task.attribute(place), outcome: Err(shortened(error)) }
+        self.task.attribute(place, Err(shortened(error)))
     }
-}
-
-/// As an attribute path has it: quoted where it has a dot.
-fn written(name: &str) -> String {
-    if name.contains(['.', '"']) { format!("{name:?}") } else { name.to_owned() }
-}
-
-/// The names of an attribute path as [`written`] has them.
-pub(super) fn path(attribute: &str) -> Vec<String> {
-    let (mut names, mut name, mut quoted) = (Vec::new(), String::new(), false);
-    let mut characters = attribute.chars();
-    while let Some(c) = characters.next() {
-        match c {
-            '"' => quoted = !quoted,
-            '\\' if quoted => name.extend(characters.next()),
-            '.' if !quoted => names.push(std::mem::take(&mut name)),
-            _ => name.push(c),
-        }
-    }
-    names.push(name);
-    names
 }
 
 /// An error as it is kept.
 pub(super) fn shortened(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(ERROR_BYTES_MAX));
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_path_of_an_attribute_is_read_as_it_is_written() {
-        for names in [&["hello"][..], &["a", "b"], &["a", "b.c", "d"], &["q\"uote"], &["with space", "x"]] {
-            let written: Vec<String> = names.iter().map(|name| written(name)).collect();
-            assert_eq!(path(&written.join(".")), names);
-        }
-    }
 }

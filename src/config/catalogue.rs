@@ -8,7 +8,9 @@ use serde::Deserialize;
 
 use super::bounds::{check, within, within_numbers, wrong};
 use super::{Error, duration, written_duration};
-use crate::catalogue::{Evaluation, Indexing, Origin, Pattern, SetName, SetSettings, Settings};
+use crate::catalogue::{
+    AttributePath, Evaluation, Indexing, Origin, Pattern, SetName, SetSettings, Settings,
+};
 
 /// How often a set is refreshed that does not say.
 const REFRESH_DEFAULT: &str = "6h";
@@ -149,20 +151,26 @@ fn resolve_one(written: WrittenSet, own_system: &str) -> Result<SetSettings, Err
 
 fn origin(written: &WrittenSource) -> Result<Origin, Error> {
     let expected = "one of {flake = \"…\"}, {expression = \"/path\"} and {directory = \"/path\"} is needed";
-    let wrong = || wrong("catalogue source", format!("{written:?}"), expected);
+    let no_source = || wrong("catalogue source", format!("{written:?}"), expected);
     let WrittenSource { flake, expression, attributes, directory } = written.clone();
     let path = expression.as_ref().or(directory.as_ref());
     if path.is_some_and(|path| !path.is_absolute()) || (attributes.is_some() && expression.is_none()) {
-        return Err(wrong());
+        return Err(no_source());
     }
     match (flake, expression, directory) {
         (Some(flake), None, None) if !flake.is_empty() => Ok(Origin::Flake(flake)),
         (None, Some(file), None) => {
-            let names = |path: String| path.split('.').map(str::to_owned).collect();
-            let attributes = attributes.unwrap_or_default().into_iter().map(names).collect();
+            let path = |text: String| {
+                let expected =
+                    "an attribute path as Nix has it is needed, such as python3Packages or a.\"b.c\"";
+                AttributePath::parse(&text)
+                    .ok_or_else(|| wrong("catalogue source attributes", text, expected))
+            };
+            let attributes =
+                attributes.unwrap_or_default().into_iter().map(path).collect::<Result<_, _>>()?;
             Ok(Origin::Expression { file, attributes })
         }
         (None, None, Some(directory)) => Ok(Origin::Directory(directory)),
-        _ => Err(wrong()),
+        _ => Err(no_source()),
     }
 }

@@ -10,7 +10,7 @@ use super::Service;
 use super::answer::{self, Answer};
 use super::api::json;
 use super::route::Name;
-use crate::catalogue::{Named, NoSuchName};
+use crate::catalogue::{Named, NoSuchName, Selection};
 use crate::index::{self, AttributeName, Failure};
 use crate::substitute::{Answer as Decision, Missing, OnMiss};
 
@@ -23,6 +23,8 @@ struct AttributeView {
     system: String,
     /// Base name of its derivation.
     derivation: String,
+    /// Name of the output that the attribute itself is.
+    output: Option<String>,
     /// Whether the set denies it.
     denied: bool,
     /// Why its build failed, as long as that is remembered.
@@ -59,7 +61,7 @@ struct OutputView {
 /// What the attribute is, and what of it is there.
 pub(super) async fn describe(service: &Service, name: &Name) -> Answer {
     let told = async {
-        let named = find(service, name).await?;
+        let (named, _) = find(service, name).await?;
         view(service, named).await.map_err(|error| {
             tracing::error!(error = &error as &dyn std::error::Error, "an attribute cannot be told of");
             NoSuchName::Unavailable("the index cannot be read")
@@ -73,20 +75,23 @@ pub(super) async fn describe(service: &Service, name: &Name) -> Answer {
 
 /// Leads to the contents of an output, which is built first where need be.
 pub(super) async fn download(service: &Service, name: &Name, on_miss: OnMiss) -> Answer {
-    let named = match find(service, name).await {
-        Ok(named) => named,
+    let (named, output) = match find(service, name).await {
+        Ok(found) => found,
         Err(reason) => return answer::missing(reason),
     };
+    let denied = Missing::Denied { drv: named.drv.clone(), set: named.set.to_string() };
     if named.denied && named.outputs.is_empty() {
-        return answer::missing(Missing::Denied { drv: named.drv, set: named.set.to_string() });
+        return answer::missing(denied);
     }
-    let path = match named.output(name.output.as_deref()) {
+    let on_miss = if named.denied { OnMiss::Report } else { on_miss };
+    let path = match named.output(output) {
         Ok(path) => path,
         Err(reason) => return answer::missing(reason),
     };
     let substitute = &service.parts.substitute;
     let mut ticket = match Box::pin(substitute.ask(path.hash(), on_miss)).await {
         Decision::Ready(ready) => return leads_to(ready.nar_hash, name),
+        Decision::Missing(Missing::NotBuilt(_)) if named.denied => return answer::missing(denied),
         Decision::Missing(reason) => return answer::missing(reason),
         Decision::Wait(ticket) => ticket,
     };
@@ -107,12 +112,21 @@ pub(super) async fn download(service: &Service, name: &Name, on_miss: OnMiss) ->
 fn leads_to(nar: NarHash, name: &Name) -> Answer {
     let ending = name.compression.file_ending();
     // From /get/<set>/<attribute>, whatever that is below of.
-    answer::elsewhere(&format!("../../nar/{}.nar{ending}", nar.to_nixbase32()))
+    let up = "../".repeat(name.depth);
+    answer::elsewhere(&format!("{up}nar/{}.nar{ending}", nar.to_nixbase32()))
 }
 
-async fn find(service: &Service, name: &Name) -> Result<Named, NoSuchName> {
-    let names = &service.parts.names;
-    names.find(&name.set, &name.attribute, name.system.as_deref()).await
+/// What a name stands for, and the output that was named.
+async fn find<'a>(service: &Service, name: &'a Name) -> Result<(Named, Option<&'a str>), NoSuchName> {
+    let Name { set, selection: Selection { path, output, otherwise }, system, .. } = name;
+    let find = async |path| service.parts.names.find(set, path, system.as_deref()).await;
+    match (find(path).await, otherwise) {
+        (Ok(named), _) => Ok((named, output.as_deref())),
+        (Err(reason @ NoSuchName::Attribute { .. }), Some(path)) => {
+            find(path).await.map(|named| (named, None)).map_err(|_| reason)
+        }
+        (Err(reason), _) => Err(reason),
+    }
 }
 
 async fn view(service: &Service, named: Named) -> Result<AttributeView, index::Error> {
@@ -122,7 +136,7 @@ async fn view(service: &Service, named: Named) -> Result<AttributeView, index::E
     for (name, path) in named.outputs {
         outputs.push(output_view(service, name, path).await?);
     }
-    let Named { attribute, system, .. } = named;
+    let (attribute, system) = (named.attribute.to_string(), named.system);
     let name = AttributeName { set: named.set.to_string(), attribute, system };
     Ok(AttributeView {
         asked: parts.builds.asked_lately(&name),
@@ -132,6 +146,7 @@ async fn view(service: &Service, named: Named) -> Result<AttributeView, index::E
         system: name.system,
         queued: parts.builds.contains(&named.drv),
         derivation: named.drv.to_string(),
+        output: named.own_output,
         denied: named.denied,
         failure: failure.map(FailureView::from),
         outputs,

@@ -4,7 +4,7 @@
 use narinfo::{Compression, DrvOutput, NarHash, StorePath, StorePathHash};
 use percent_encoding::percent_decode_str;
 
-use crate::catalogue::SetName;
+use crate::catalogue::{Selection, SetName};
 
 /// Bytes of a path at most; a store path's base name has at most 244.
 const PATH_BYTES_MAX: usize = 1024;
@@ -57,14 +57,14 @@ pub enum Route {
 pub struct Name {
     /// The set.
     pub set: SetName,
-    /// The path within it, with dots.
-    pub attribute: String,
-    /// The output that is meant, where one is named.
-    pub output: Option<String>,
+    /// The attribute, and the output that is meant, where one is named.
+    pub selection: Selection,
     /// The system that it is for, where one is named.
     pub system: Option<String>,
     /// How its contents come: as they are, or as zstd.
     pub compression: Compression,
+    /// How many folders below the cache's own address it was asked for: a name may have slashes.
+    pub depth: usize,
 }
 
 /// A route, and whether a miss may be built.
@@ -87,6 +87,7 @@ impl Target {
         let bare = plain.starts_with("log/") || plain.starts_with("realisations/");
         let name = query.filter(|_| bare).map(|query| format!("{path}?{query}"));
         let path = name.as_deref().unwrap_or(path);
+        let plain = path.strip_prefix(CACHED).unwrap_or(path);
         if path.len() > PATH_BYTES_MAX {
             return None;
         }
@@ -95,7 +96,11 @@ impl Target {
             Some(rest) => (rest, true),
             None => (&*decoded, false),
         };
-        Some(Self { route: route(path, query)?, cached })
+        let mut route = route(path, query)?;
+        if let Route::Download(name) = &mut route {
+            name.depth = plain.matches('/').count();
+        }
+        Some(Self { route, cached })
     }
 }
 
@@ -160,16 +165,12 @@ impl Name {
     /// Parses `<set>/<attribute>[^<output>]` and the query behind it.
     fn parse(path: &str, query: Option<&str>) -> Option<Self> {
         let (set, rest) = path.split_once('/')?;
-        let (attribute, output) = match rest.rsplit_once('^') {
-            Some((attribute, output)) => (attribute, Some(output)),
-            None => (rest, None),
-        };
         let mut name = Self {
             set: SetName::new(set)?,
-            attribute: attribute.to_owned(),
-            output: output.map(str::to_owned),
+            selection: Selection::parse(rest)?,
             system: None,
             compression: Compression::None,
+            depth: 0,
         };
         for (key, value) in
             query.into_iter().flat_map(|query| query.split('&')).filter_map(|one| one.split_once('='))
@@ -182,14 +183,14 @@ impl Name {
                 _ => return None,
             }
         }
-        let plain = |text: &str| !text.is_empty() && !text.contains('/');
-        (plain(attribute) && output.is_none_or(plain)).then_some(name)
+        Some(name)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::catalogue::AttributePath;
 
     const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
 
@@ -253,17 +254,26 @@ mod tests {
 
     #[test]
     fn a_name_may_have_an_output_a_system_and_a_compression_and_nothing_else() {
-        let name = |attribute: &str, output: Option<&str>, system: Option<&str>, compression| Name {
-            set: SetName::new("pkgs").expect("a name"),
-            attribute: attribute.to_owned(),
-            output: output.map(str::to_owned),
-            system: system.map(str::to_owned),
-            compression,
+        let name = |attribute: &str, output: Option<&str>, system: Option<&str>, compression| {
+            let otherwise = output.and_then(|output| AttributePath::parse(&format!("{attribute}^{output}")));
+            Name {
+                set: SetName::new("pkgs").expect("a name"),
+                selection: Selection {
+                    path: AttributePath::parse(attribute).expect("a path"),
+                    output: output.map(str::to_owned),
+                    otherwise,
+                },
+                system: system.map(str::to_owned),
+                compression,
+                depth: 0,
+            }
         };
         for (path, query, expected) in [
             ("hello", None, name("hello", None, None, Compression::None)),
             ("a.narinfo", None, name("a.narinfo", None, None, Compression::None)),
             ("a.doi", None, name("a.doi", None, None, Compression::None)),
+            ("a%2Fb", None, name("\"a/b\"", None, None, Compression::None)),
+            ("007%20+%25", None, name("\"007 +%\"", None, None, Compression::None)),
             ("a.b%5Edev", None, name("a.b", Some("dev"), None, Compression::None)),
             (
                 "a.%22b.c%22^dev",
@@ -272,7 +282,7 @@ mod tests {
             ),
         ] {
             let found = |prefix: &str| Target::parse(&format!("{prefix}pkgs/{path}"), query);
-            let route = Route::Download(expected.clone());
+            let route = Route::Download(Name { depth: 2, ..expected.clone() });
             assert_eq!(found("/get/"), Some(Target { route: route.clone(), cached: false }));
             assert_eq!(found("/cached/get/"), Some(Target { route, cached: true }));
             let route = Route::Attribute(expected);
@@ -281,7 +291,9 @@ mod tests {
         for (path, query) in [
             ("pkgs", None),
             ("pkgs/", None),
-            ("pkgs/a/b", None),
+            ("pkgs/a..b", None),
+            ("pkgs/\"a", None),
+            ("pkgs/a%00", None),
             ("pkgs/^out", None),
             ("pkgs/a^", None),
             ("p.k/a", None),

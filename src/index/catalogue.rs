@@ -13,12 +13,14 @@ use super::{Error, Index};
 /// An attribute of a set, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttributeRow {
-    /// Its path within the set, with dots.
+    /// Its path within the set, as Nix writes it.
     pub attribute: String,
     /// The system that it was evaluated for.
     pub system: String,
     /// Its derivation, or why it has none.
     pub outcome: Result<StorePath, String>,
+    /// The output that it is: its name, or its path; `None` where evaluation gave neither.
+    pub output: Option<String>,
     /// Whether it may not be built.
     pub denied: bool,
 }
@@ -115,7 +117,7 @@ impl Index {
         self.readers
             .run(move |connection| {
                 let mut statement = connection.prepare_cached(
-                    "SELECT a.attribute, a.system, a.drv, a.error, a.denied, g.id FROM catalogue_set s \
+                    "SELECT a.attribute, a.system, a.drv, a.error, a.denied, a.output, g.id FROM catalogue_set s \
                      JOIN catalogue_generation g ON g.set_id = s.id AND g.replaced_at IS NULL \
                      LEFT JOIN catalogue_attribute a ON a.set_id = s.id AND a.attribute = ?2 AND a.system = ?3 \
                      WHERE s.name = ?1",
@@ -124,7 +126,7 @@ impl Index {
                 let Some(row) = rows.next()? else { return Ok(None) };
                 let known = row.get::<_, Option<String>>(0)?.is_some();
                 let row_of_it = known.then(|| attribute_row(row)).transpose()?;
-                Ok(Some(Attributed { generation: unsigned(row.get(5)?), row: row_of_it }))
+                Ok(Some(Attributed { generation: unsigned(row.get(6)?), row: row_of_it }))
             })
             .await
     }
@@ -137,13 +139,13 @@ impl Index {
         self.readers
             .run(move |connection| {
                 let mut statement = connection.prepare_cached(
-                    "SELECT a.attribute, a.system, a.drv, a.error, a.denied, s.name FROM catalogue_set s \
+                    "SELECT a.attribute, a.system, a.drv, a.error, a.denied, a.output, s.name FROM catalogue_set s \
                      JOIN catalogue_attribute a ON a.set_id = s.id AND a.attribute = ?1 ORDER BY s.id, a.system",
                 )?;
                 let mut rows = statement.query([attribute])?;
                 let mut found = Vec::new();
                 while let Some(row) = rows.next()? {
-                    found.push((row.get(5)?, attribute_row(row)?));
+                    found.push((row.get(6)?, attribute_row(row)?));
                 }
                 Ok(found)
             })
@@ -167,6 +169,22 @@ impl Index {
             .await
     }
 
+    /// Whether the current generation of a set has this derivation under some name.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn has_derivation(&self, set: String, drv: StorePath) -> Result<bool, Error> {
+        self.readers
+            .run(move |connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT EXISTS (SELECT 1 FROM catalogue_attribute WHERE drv = ?2 \
+                     AND set_id = (SELECT id FROM catalogue_set WHERE name = ?1))",
+                )?;
+                Ok(statement.query_row(params![set, drv.to_string()], |row| row.get(0))?)
+            })
+            .await
+    }
+
     /// The attributes of a set that failed to evaluate, up to so many, in the order of their names.
     ///
     /// # Errors
@@ -175,7 +193,7 @@ impl Index {
         self.readers
             .run(move |connection| {
                 let mut statement = connection.prepare_cached(
-                    "SELECT attribute, system, drv, error, denied FROM catalogue_attribute \
+                    "SELECT attribute, system, drv, error, denied, output FROM catalogue_attribute \
                      WHERE set_id = (SELECT id FROM catalogue_set WHERE name = ?1) AND error IS NOT NULL \
                      LIMIT ?2",
                 )?;
@@ -263,6 +281,7 @@ fn attribute_row(row: &Row<'_>) -> Result<AttributeRow, Error> {
             None => Err(error.unwrap_or_default()),
         },
         denied: row.get(4)?,
+        output: row.get(5)?,
     })
 }
 

@@ -32,6 +32,7 @@ async fn bump(index: &Index, set: &str, outputs: Vec<OutputRow>) -> Swapped {
         attribute: format!("attribute-{}", output.drv.name()),
         system: "a-linux".into(),
         outcome: Ok(output.drv.clone()),
+        output: None,
         denied: output.denied,
     };
     index.add_attributes(outputs.iter().map(row).collect()).await.expect("added");

@@ -87,15 +87,61 @@ impl Index {
         self.writer
             .run(move |transaction| {
                 let mut insert = transaction.prepare_cached(
-                    "INSERT OR REPLACE INTO catalogue_new_attribute (attribute, system, drv, error, denied) \
-                     VALUES (?1, ?2, ?3, ?4, ?5)",
+                    "INSERT OR REPLACE INTO catalogue_new_attribute (attribute, system, drv, error, denied, output) \
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
                 )?;
                 for row in &rows {
                     let drv = row.outcome.as_ref().ok().map(ToString::to_string);
                     let error = row.outcome.as_ref().err();
-                    insert.execute(params![row.attribute, row.system, drv, error, row.denied])?;
+                    insert.execute(params![
+                        row.attribute,
+                        row.system,
+                        drv,
+                        error,
+                        row.denied,
+                        row.output
+                    ])?;
                 }
                 Ok(())
+            })
+            .await
+    }
+
+    /// Has these derivations be denied, and those be allowed, under all of their names in the generation that was started. How
+    /// many attributes it has.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn settle_attributes(
+        &self,
+        denied: Vec<StorePath>,
+        allowed: Vec<StorePath>,
+    ) -> Result<GenerationSize, Error> {
+        self.writer
+            .run(move |transaction| {
+                transaction.execute_batch(
+                    "CREATE TEMP TABLE IF NOT EXISTS settled (drv TEXT PRIMARY KEY, denied INTEGER); \
+                     DELETE FROM settled",
+                )?;
+                let mut insert = transaction.prepare("INSERT OR IGNORE INTO settled VALUES (?1, ?2)")?;
+                for (drvs, denied) in [(&denied, true), (&allowed, false)] {
+                    for drv in drvs {
+                        insert.execute(params![drv.to_string(), denied])?;
+                    }
+                }
+                if !(denied.is_empty() && allowed.is_empty()) {
+                    transaction.execute_batch(
+                        "UPDATE catalogue_new_attribute SET denied = s.denied FROM settled s \
+                         WHERE s.drv = catalogue_new_attribute.drv",
+                    )?;
+                }
+                let sql = "SELECT count(drv), count(*) FILTER (WHERE drv IS NOT NULL AND denied), count(error) \
+                           FROM catalogue_new_attribute";
+                let number = |row: &rusqlite::Row<'_>, column| row.get(column).map(unsigned);
+                Ok(transaction.query_row(sql, [], |row| {
+                    let (attributes, denied, errors) = (number(row, 0)?, number(row, 1)?, number(row, 2)?);
+                    Ok(GenerationSize { attributes, denied, errors, derivations: 0 })
+                })?)
             })
             .await
     }
@@ -228,8 +274,8 @@ fn swap(transaction: &Transaction<'_>, new: &NewGeneration) -> Result<Swapped, E
         .execute("UPDATE catalogue_generation SET replaced_at = ?2 WHERE id = ?1", params![before, now])?;
     transaction.execute("DELETE FROM catalogue_attribute WHERE set_id = ?1", [set])?;
     transaction.execute(
-        "INSERT INTO catalogue_attribute (set_id, attribute, system, drv, error, denied) \
-         SELECT ?1, attribute, system, drv, error, denied FROM catalogue_new_attribute",
+        "INSERT INTO catalogue_attribute (set_id, attribute, system, drv, error, denied, output) \
+         SELECT ?1, attribute, system, drv, error, denied, output FROM catalogue_new_attribute",
         [set],
     )?;
     // What stayed the same stays: only differences are written.
@@ -284,9 +330,9 @@ fn add_evaluated(
     }
     let drv = row.outcome.as_ref().ok().map(ToString::to_string);
     transaction.execute(
-        "INSERT OR REPLACE INTO catalogue_attribute (set_id, attribute, system, drv, error, denied) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-        params![set, row.attribute, row.system, drv, row.outcome.as_ref().err(), row.denied],
+        "INSERT OR REPLACE INTO catalogue_attribute (set_id, attribute, system, drv, error, denied, output) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        params![set, row.attribute, row.system, drv, row.outcome.as_ref().err(), row.denied, row.output],
     )?;
     transaction.execute(
         "UPDATE catalogue_generation SET holder = ?2, attributes = attributes + ?3, denied = denied + ?4, \

@@ -167,6 +167,7 @@ CREATE TABLE catalogue_attribute (
     drv       TEXT,                     -- base name; null where it failed
     error     TEXT,                     -- why it failed
     denied    INTEGER NOT NULL,         -- whether it may not be built
+    output    TEXT,                     -- name or path of the output that it is; null where evaluation gave neither
     PRIMARY KEY (set_id, attribute, system)
 ) STRICT, WITHOUT ROWID;
 
@@ -190,6 +191,7 @@ CREATE TABLE catalogue_new_attribute (
     drv       TEXT,
     error     TEXT,
     denied    INTEGER NOT NULL,
+    output    TEXT,
     PRIMARY KEY (attribute, system)
 ) STRICT, WITHOUT ROWID;
 
