@@ -20,7 +20,7 @@ use crate::adopt::{Adopter, Asking};
 use crate::build::{Builder, Builds, Logs, Worker};
 use crate::catalogue::{Catalogue, Names, Refresher, Tools};
 use crate::compare::Comparer;
-use crate::http::{Door, Parts, Service};
+use crate::http::{Door, Parts, PublicUrl, Service};
 use crate::index::{self, Index};
 use crate::keep::{Keeper, Reserve};
 use crate::nar_store::NarStore;
@@ -140,8 +140,8 @@ pub struct Server {
     /// Held for as long as the server lives.
     _lock: File,
     control: PathBuf,
-    /// The address that clients use.
-    pub address: SocketAddr,
+    /// The address that clients are told.
+    pub url: PublicUrl,
     /// What clients trust.
     pub public_key: String,
 }
@@ -254,6 +254,11 @@ impl Server {
             builds: builds.clone(),
             settings: settings.substitute,
         };
+        let not_listening = |source| Error::Listen { address: settings.listen, source };
+        let listener = http::listen(settings.listen).map_err(not_listening)?;
+        let address = listener.local_addr().map_err(not_listening)?;
+        let public_url = settings.http.public_url.clone();
+        let url = public_url.unwrap_or_else(|| PublicUrl::of_listener(address, &host_name()));
         let (stop, stopping) = watch::channel(false);
         let parts = Parts {
             substitute,
@@ -269,13 +274,10 @@ impl Server {
             detected,
             store_dir,
             public_key: public_key.clone(),
+            url: url.clone(),
             settings: settings.http,
         };
 
-        let listener = http::listen(settings.listen)
-            .map_err(|source| Error::Listen { address: settings.listen, source })?;
-        let address =
-            listener.local_addr().map_err(|source| Error::Listen { address: settings.listen, source })?;
         let control_door = control_door.await.unwrap_or_else(|panic| resume_unwind(panic.into_panic()))?;
         let doors = vec![Door::Tcp(listener), Door::Unix(control_door)];
         let service = Service::new(parts, stopping);
@@ -293,7 +295,7 @@ impl Server {
             stop,
             _lock: lock,
             control,
-            address,
+            url,
             public_key,
         })
     }
@@ -356,6 +358,12 @@ impl Server {
         let _ = fs::remove_file(&self.control);
         ended
     }
+}
+
+/// The name of this machine.
+#[must_use]
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 /// Each client that waits is an open file: as many as the system lets us have, not as many as a shell asks for.

@@ -4,7 +4,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::addresses::base_name;
+use support::addresses::{base_name, narinfo_address};
 use support::cache::{assert_missing, assert_narinfo};
 use support::process::runs;
 use support::{Cache, Derivation, wait_until};
@@ -90,5 +90,26 @@ fn several_lanes_run_as_many_builds_at_once_started_in_order() {
     others.open();
     for (asked, wanted) in asked.into_iter().zip(&wanted) {
         assert_narinfo(&asked.answer(), wanted.out());
+    }
+}
+
+#[test]
+fn a_client_behind_a_trusted_proxy_has_a_limit_of_its_own_and_nobody_else_can_claim_to_be_one() {
+    for (trusted, refused) in [("127.0.0.0/8", false), ("192.0.2.1", true)] {
+        let arguments = ["--max-queued-per-client", "1", "--trusted-proxies", trusted, "--hold", "0s"];
+        let cache = Cache::new(&arguments);
+        let gate = cache.store.gate();
+        let [first, second, third] = ["first", "second", "third"].map(|name| cache.gated(name, &gate));
+        let from = |client: &str, path: &std::path::Path| {
+            cache.http.open(&narinfo_address(path), &[("X-Forwarded-For", client)])
+        };
+        let mut waits = from("198.51.100.1", first.out());
+        cache.wait_for_queue(&["first"]);
+        let other = from("198.51.100.2", second.out());
+        assert_eq!(other.status == 404, refused);
+        assert_eq!(from("198.51.100.1", third.out()).status, 404, "it has one in the queue already");
+        drop(other);
+        gate.open();
+        assert_eq!(waits.read_to_end().1, support::Ending::Complete);
     }
 }

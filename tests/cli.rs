@@ -7,9 +7,10 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 use support::process::run;
-use support::{Http, NixStore, Ondine, Release, text};
+use support::{Background, Http, NixStore, Ondine, Release, text, wait_until};
 
 fn ondine(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ondine"));
@@ -195,6 +196,65 @@ fn the_front_page_tells_how_to_use_it() {
     let page = Http::new(&ondine.url()).get("/").text();
     assert!(page.contains(&format!("extra-substituters = {}", ondine.url())), "{page}");
     assert!(page.contains(ondine.public_key()), "{page}");
+}
+
+/// A server without a daemon, and the lines that it printed.
+fn started(arguments: &[&str]) -> (Background, NixStore, Vec<String>) {
+    let store = NixStore::new(Release::Host);
+    let (state, printed) = (store.folder().join("state"), store.folder().join("printed"));
+    let mut server = Command::new("sh");
+    server.args(["-c", "exec \"$0\" \"$@\" > \"$PRINTED\"", env!("CARGO_BIN_EXE_ondine")]);
+    server.args(["serve", "--build-from", "--state-dir", text(&state)]).args(arguments);
+    server.envs(store.variables()).env("PRINTED", &printed);
+    let server = Background::start(server);
+    let lines = || std::fs::read_to_string(&printed).expect("the lines").lines().map(str::to_owned).collect();
+    wait_until("it prints what to copy", Duration::from_secs(30), || {
+        std::fs::read_to_string(&printed).is_ok_and(|printed| printed.contains("extra-trusted-public-keys"))
+    });
+    (server, store, lines())
+}
+
+#[test]
+fn the_printed_address_is_one_that_clients_can_write() {
+    let mut name = Command::new("uname");
+    name.arg("-n");
+    let host = run(name).must_succeed().text();
+    let of_host = format!("http://{}:", host.trim());
+    for (listen, starts) in [
+        ("0.0.0.0:0", &*of_host),
+        ("[::]:0", &of_host),
+        ("[::1]:0", "http://[::1]:"),
+        ("127.0.0.1:0", "http://127.0.0.1:"),
+    ] {
+        let (_server, _store, printed) = started(&["--listen", listen]);
+        let url = printed[0].strip_prefix("url: ").expect("the address");
+        assert!(url.starts_with(starts) && !url.ends_with(":0"), "{printed:?}");
+        assert!(printed.contains(&format!("    extra-substituters = {url}")), "{printed:?}");
+    }
+}
+
+#[test]
+fn a_public_url_is_printed_and_shown_instead_of_what_is_listened_on() {
+    let address = std::net::TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr());
+    let address = address.expect("a free port").to_string();
+    let (_server, _store, printed) =
+        started(&["--listen", &address, "--public-url", "https://cache.example.org/nix/"]);
+    assert_eq!(printed[0], "url: https://cache.example.org/nix");
+    let page = Http::new(&format!("http://{address}")).get("/").text();
+    assert!(page.contains("extra-substituters = https://cache.example.org/nix\n"), "{page}");
+}
+
+#[test]
+fn the_front_page_shows_the_address_that_was_asked_even_behind_a_trusted_proxy() {
+    let fields =
+        [("Host", "inside"), ("X-Forwarded-Proto", "https"), ("X-Forwarded-Host", "cache.example.org")];
+    for (arguments, url) in
+        [(&["--trusted-proxies", "127.0.0.1"][..], "https://cache.example.org"), (&[], "http://inside")]
+    {
+        let (_store, _daemon, ondine) = a_server(arguments);
+        let page = Http::new(&ondine.url()).get_with("/", &fields).text();
+        assert!(page.contains(&format!("extra-substituters = {url}\n")), "{page}");
+    }
 }
 
 #[test]

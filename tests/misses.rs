@@ -8,7 +8,7 @@ use std::path::Path;
 use support::addresses::narinfo_address;
 use support::cache::{Cache, assert_missing, assert_narinfo};
 use support::store::{Folder, write};
-use support::{Derivation, NixStore, Release, text};
+use support::{Client, Derivation, NixStore, Release, text};
 
 #[test]
 fn what_comes_into_the_store_is_found_by_the_very_next_request() {
@@ -73,4 +73,35 @@ fn what_is_there_is_served_while_nix_does_not_tell_what_it_can_build() {
     assert_narinfo(&waiting.answer(), wanted.out());
     assert_eq!(cache.http.get(&narinfo_address(wanted.out())).status, 200);
     cache.http.wait_until_ready();
+}
+
+#[test]
+fn a_client_of_every_release_goes_by_a_404_for_an_hour_unless_it_does_what_the_404_says() {
+    let cache = Cache::new(&[]);
+    let from = cache.ondine.cached();
+    for (number, release) in Release::all().into_iter().enumerate() {
+        let script = Derivation::new(&format!("made-{number}"), "echo > $out");
+        let made = cache.store.instantiate(&script);
+        let client = Client::new(release, &cache.store.store_dir());
+        client.fetch(&from, &[made.out()]).must_fail();
+        let no = cache.http.get(&format!("/cached{}", narinfo_address(made.out())));
+        assert!(cache.store.realise(&made.drv).succeeded());
+        client.fetch(&from, &[made.out()]).must_fail();
+
+        assert_missing(&no, &["not built yet", "for an hour"]);
+        let said = no.text();
+        let words: Vec<&str> = said.split_whitespace().collect();
+        let at = words.iter().position(|word| *word == "--option").expect("a way out");
+        let substituter = ["--substituters", &from.url, "--trusted-public-keys", &from.public_key];
+        let build = [&["build", "--no-link"], &substituter[..], &words[at..at + 3], &[text(made.out())]];
+        client.run("nix", &build.concat()).must_succeed();
+        assert!(client.has(made.out()));
+    }
+    // Each 404 that a client may remember says so, from memory, too.
+    for _ in 0..2 {
+        assert_missing(&cache.http.get(&format!("/{:032}.narinfo", 0)), &["unknown: ", "for an hour"]);
+    }
+    let realisation = format!("/realisations/sha256:{}!out.doi", "0f".repeat(32));
+    assert_missing(&cache.http.get(&realisation), &["unknown: ", "for an hour"]);
+    assert!(cache.http.get("/").text().contains("for an hour"));
 }

@@ -144,8 +144,7 @@ fn refresh(name: Option<&str>, state_dir: &Path) -> anyhow::Result<ExitCode> {
 
 /// What a new admin needs next: where it is, and what goes into nix.conf.
 fn banner(server: &Server) -> String {
-    let url = format!("http://{}", server.address);
-    let key = &server.public_key;
+    let Server { url, public_key: key, .. } = server;
     format!(
         "url: {url}\npublic key: {key}\nnix.conf:\n    extra-substituters = {url}\n    extra-trusted-public-keys = {key}\n"
     )

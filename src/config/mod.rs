@@ -191,6 +191,14 @@ pub struct Written {
     #[arg(long, env = "ONDINE_NAR_PLAIN_MAX_BYTES", value_name = "BYTES")]
     #[serde(alias = "nar_plain_max_bytes")]
     nar_plain_max_bytes: Option<u64>,
+    /// Address of this cache as clients write it, such as https://cache.example.org [default: that of listen]
+    #[arg(long, env = "ONDINE_PUBLIC_URL", value_name = "URL")]
+    #[serde(alias = "public_url")]
+    public_url: Option<String>,
+    /// Reverse proxies, as addresses or networks (10.0.0.0/8), whose X-Forwarded-For, -Proto and -Host are believed [default: none]
+    #[arg(long, env = "ONDINE_TRUSTED_PROXIES", value_name = "NETWORK", value_delimiter = ',', num_args = 0..)]
+    #[serde(alias = "trusted_proxies")]
+    trusted_proxies: Option<Vec<String>>,
     /// How long a client may take no byte of what waits for it until its connection is closed, 1s to 1h [default: 1m]
     #[arg(long, env = "ONDINE_WRITE_TIMEOUT", value_name = "DURATION", value_parser = duration)]
     #[serde(alias = "write_timeout", default, deserialize_with = "written_duration")]
@@ -316,6 +324,8 @@ impl Written {
             zstd_threads: self.zstd_threads.or(other.zstd_threads),
             nar_memory_bytes: self.nar_memory_bytes.or(other.nar_memory_bytes),
             nar_plain_max_bytes: self.nar_plain_max_bytes.or(other.nar_plain_max_bytes),
+            public_url: self.public_url.or(other.public_url),
+            trusted_proxies: self.trusted_proxies.or(other.trusted_proxies),
             write_timeout: self.write_timeout.or(other.write_timeout),
             drain: self.drain.or(other.drain),
         }
@@ -351,10 +361,6 @@ fn nearest(key: &str, known: &[String]) -> String {
     let nearest =
         known.iter().max_by(|a, b| strsim::jaro_winkler(key, a).total_cmp(&strsim::jaro_winkler(key, b)));
     nearest.cloned().unwrap_or_default()
-}
-
-fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
 fn duration(text: &str) -> Result<Duration, humantime::DurationError> {

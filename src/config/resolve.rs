@@ -7,9 +7,9 @@ use std::time::Duration;
 use narinfo::KeyName;
 
 use super::bounds::{check, within, within_numbers, wrong};
-use super::{Error, Written, catalogue, host_name, upstream};
+use super::{Error, Written, catalogue, upstream};
 use crate::build::prebuild::allowance::{Allowance, Hours};
-use crate::serve::Settings;
+use crate::serve::{Settings, host_name};
 use crate::substitute::Source;
 use crate::upstream::CacheSettings;
 use crate::{build, http, keep, nar_store, nix, substitute};
@@ -48,6 +48,23 @@ impl Written {
         within("drain", drain, seconds(0), seconds(3600), "0s to 1h")?;
         let write_timeout = self.write_timeout.unwrap_or(seconds(60));
         within("write-timeout", write_timeout, seconds(1), seconds(3600), "1s to 1h")?;
+        let public_url = self.public_url.map(|url| {
+            url.parse().map_err(|_| {
+                wrong(
+                    "public-url",
+                    url,
+                    "http://HOST… or https://HOST… is needed, without a password or a query",
+                )
+            })
+        });
+        let public_url = public_url.transpose()?;
+        let proxies = self.trusted_proxies.unwrap_or_default().into_iter().map(|text| {
+            let network = http::TrustedProxies::parse_network(&text);
+            network.ok_or_else(|| {
+                wrong("trusted-proxies", text, "an address or a network is needed, such as 10.0.0.0/8")
+            })
+        });
+        let trusted_proxies = proxies.collect::<Result<Vec<_>, _>>()?;
         let zstd_level = self.zstd_level.unwrap_or(1);
         within_numbers("zstd-level", zstd_level.into(), 1, 19, "1 to 19")?;
         let zstd_threads = self.zstd_threads.unwrap_or_else(nar_store::Settings::usual_threads);
@@ -122,6 +139,8 @@ impl Written {
                 want_mass_query: self.want_mass_query.unwrap_or(false),
                 drain,
                 write_timeout,
+                public_url,
+                trusted_proxies: http::TrustedProxies(trusted_proxies),
             },
         })
     }

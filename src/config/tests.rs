@@ -20,6 +20,7 @@ fn every_setting_can_be_written_in_the_file_and_set_by_a_variable() {
          max-log-bytes = 4096\nmax-logs-bytes = 8192\nhold = '1s'\nkeep-alive = '2s'\n\
          remember-permanent = '1h'\nremember-passing = '1m'\ntransient-retry = '2m'\npriority = 30\nwant-mass-query = true\nnarinfo-memory-bytes = 9\n\
          max-nars-bytes = 9\nmin-free-bytes = 9\nscrub-every = '1d'\nkeep-used = '3m'\nzstd-level = 1\nzstd-threads = 3\nnar-memory-bytes = 1\nnar-plain-max-bytes = 2\ndrain = '5s'\nwrite-timeout = '7s'\n\
+         public-url = 'https://c'\ntrusted-proxies = ['::1']\n\
          [[upstream]]\nurl = 'https://cache.example.org'\npublic-keys = ['k:AA==']\npriority = 4\nmode = 'redirect'\n\
          connect-timeout = '1s'\nstall-timeout = '9s'\n\
          [[catalogue]]\nname = 'pkgs'\nsource = {expression = '/p', attributes = ['a.b']}\nsystems = ['a-linux']\n\
@@ -70,6 +71,9 @@ fn a_value_out_of_bounds_is_refused() {
         "key-name = 'a:b'",
         "drain = '2h'",
         "write-timeout = '0s'",
+        "public-url = 'cache.example.org'",
+        "public-url = 'https://user:secret@cache.example.org'",
+        "trusted-proxies = ['proxy.example.org']",
         "lanes = 33",
         "prebuild = 'nights'",
         "prebuild = 'always'\nbuild-from = []",

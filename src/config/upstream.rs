@@ -8,7 +8,8 @@ use narinfo::PublicKey;
 use serde::Deserialize;
 
 use super::bounds::{check, within, wrong};
-use super::{Error, host_name, written_duration};
+use super::{Error, written_duration};
+use crate::serve::host_name;
 use crate::upstream::{CacheSettings, Mode};
 
 /// The priority that Nix takes a cache to have that does not say.

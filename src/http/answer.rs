@@ -1,6 +1,8 @@
 //! Every answer the server can give: the only file that knows status codes.
 //! An answer for a narinfo is 200 or 404; the body of a refusal says what, why and what to do.
 
+use std::sync::OnceLock;
+
 use bytes::Bytes;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
@@ -75,6 +77,22 @@ pub fn measured(media_type: HeaderValue, bytes: u64, body: Body) -> Answer {
 /// 404 with the reason.
 pub fn missing(reason: impl std::fmt::Display) -> Answer {
     text(StatusCode::NOT_FOUND, reason)
+}
+
+/// How long clients of Nix go by a 404, and the way out of that, for the person who reads one.
+pub const REMEMBERED: &str = "A Nix client remembers a 404 for an hour; with --option narinfo-cache-negative-ttl 0 it asks anew (of a \
+     trusted user).";
+
+/// 404 with the reason, of a path that a client of Nix asked for.
+pub fn missing_path(reason: impl std::fmt::Display) -> Answer {
+    missing(format_args!("{reason}\n{REMEMBERED}"))
+}
+
+/// The same with a reason that is always the same: by far the most frequent 404, whose text is made once.
+pub fn unknown_path(reason: impl std::fmt::Display) -> Answer {
+    static BODY: OnceLock<&'static str> = OnceLock::new();
+    let body = BODY.get_or_init(|| format!("{reason}\n{REMEMBERED}\n").leak());
+    answer(StatusCode::NOT_FOUND, TEXT, full(Bytes::from_static(body.as_bytes())))
 }
 
 /// 405: these resources are read-only.

@@ -92,7 +92,7 @@ pub(super) async fn download(service: &Service, name: &Name, on_miss: OnMiss) ->
     let mut ticket = match Box::pin(substitute.ask(path.hash(), on_miss)).await {
         Decision::Ready(ready) => return leads_to(ready.nar_hash, name),
         Decision::Missing(Missing::NotBuilt(_)) if named.denied => return answer::missing(denied),
-        Decision::Missing(reason) => return answer::missing(reason),
+        Decision::Missing(reason) => return answer::missing_path(reason),
         Decision::Wait(ticket) => ticket,
     };
     let ended = tokio::select! {
@@ -102,9 +102,9 @@ pub(super) async fn download(service: &Service, name: &Name, on_miss: OnMiss) ->
     match ended {
         Some(Ok(())) => match substitute.after_build(path.hash()).await {
             Ok(ready) => leads_to(ready.nar_hash, name),
-            Err(reason) => answer::missing(reason),
+            Err(reason) => answer::missing_path(reason),
         },
-        Some(Err(failure)) => answer::missing(Missing::Failed(failure)),
+        Some(Err(failure)) => answer::missing_path(Missing::Failed(failure)),
         None => answer::not_ready("the server stops while this is built; ask again, it keeps its place"),
     }
 }

@@ -1,22 +1,25 @@
 //! The small answers: what this cache is, and how it is.
 
 use hyper::HeaderMap;
-use hyper::header;
 use narinfo::CacheInfo;
 
 use super::Service;
-use super::answer::{self, Answer};
+use super::address::Peer;
+use super::answer::{self, Answer, REMEMBERED};
 
 /// How to use this cache, for the person who opens its address.
-pub(super) fn home(service: &Service, headers: &HeaderMap) -> Answer {
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or("localhost");
+pub(super) fn home(service: &Service, headers: &HeaderMap, peer: Option<Peer>) -> Answer {
+    let parts = &service.parts;
+    let asked = || peer.and_then(|peer| peer.asked_url(headers));
+    let url = parts.settings.public_url.clone().or_else(asked).unwrap_or_else(|| parts.url.clone());
     answer::ready(
         answer::TEXT,
         format!(
             "Ondine: a Nix binary cache that builds what it is missing.\n\n\
              To use it, add to nix.conf:\n\n    \
-             extra-substituters = http://{host}\n    \
+             extra-substituters = {url}\n    \
              extra-trusted-public-keys = {}\n\n\
+             {REMEMBERED}\n\n\
              /nix-cache-info          about this cache\n\
              /<hash>.narinfo          a store path; built first where need be\n\
              /nar/<NarHash>.nar.zst   its contents, or .nar without compression\n\
@@ -29,7 +32,7 @@ pub(super) fn home(service: &Service, headers: &HeaderMap) -> Answer {
              /api/v1/queue            who waits for what, and /api/v1/builds/<number> for one\n\
              /api/v1/catalogue        the package sets, and /api/v1/catalogue/<set>/<attribute> for one\n\
              /metrics                 for Prometheus\n",
-            service.parts.public_key
+            parts.public_key
         ),
     )
 }

@@ -1,6 +1,7 @@
 //! The HTTP side: connections, and which file answers which route.
 //! Decides nothing about hashes (see `substitute`) and names no status code (see `answer`).
 
+mod address;
 mod again;
 mod answer;
 mod api;
@@ -39,13 +40,15 @@ use crate::nix::{Detected, Pool};
 use crate::packer::Packer;
 use crate::substitute::{OnMiss, Substitute};
 use crate::upstream::{Upstreams, Via};
+use address::Peer;
+pub use address::{PublicUrl, TrustedProxies};
 use answer::Answer;
 pub use keeping::PinView;
 pub use route::{Route, Target};
 pub use server::{Door, listen, serve};
 
 /// How the cache presents itself.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Settings {
     /// How long a narinfo answer is held before lines about the wait are sent.
     pub hold: Duration,
@@ -59,6 +62,10 @@ pub struct Settings {
     pub drain: Duration,
     /// How long a client may take no byte of an answer that waits for it.
     pub write_timeout: Duration,
+    /// The address that clients are told; `None` for the one that they have asked.
+    pub public_url: Option<PublicUrl>,
+    /// Reverse proxies.
+    pub trusted_proxies: TrustedProxies,
 }
 
 /// What the routes need.
@@ -89,6 +96,8 @@ pub struct Parts {
     pub store_dir: StoreDir,
     /// The public key, for people.
     pub public_key: String,
+    /// The address that clients are told who have named none.
+    pub url: PublicUrl,
     /// How the cache presents itself.
     pub settings: Settings,
 }
@@ -125,16 +134,17 @@ impl Service {
         self.stopping.has_changed().unwrap_or(true)
     }
 
-    /// The answer to come.
-    fn answer<B: Send + 'static>(&self, request: Request<B>, client: Option<IpAddr>) -> Answering {
-        Answering { head: request.method() == hyper::Method::HEAD, coming: self.route(request, client) }
+    /// The answer to come. Who comes from nowhere comes through the control socket.
+    fn answer<B: Send + 'static>(&self, request: Request<B>, peer: Option<Peer>) -> Answering {
+        Answering { head: request.method() == hyper::Method::HEAD, coming: self.route(request, peer) }
     }
 
-    fn route<B: Send + 'static>(&self, request: Request<B>, client: Option<IpAddr>) -> Coming {
+    fn route<B: Send + 'static>(&self, request: Request<B>, peer: Option<Peer>) -> Coming {
+        let proxies = &self.parts.settings.trusted_proxies;
+        let client = peer.map(|peer| peer.client(request.headers(), proxies));
         let method = match *request.method() {
             hyper::Method::GET => Method::Get,
             hyper::Method::HEAD => Method::Head,
-            // Who comes from nowhere comes through the control socket.
             _ if client.is_none() => return control::answer(self.clone(), request.method(), request.uri()),
             _ => return now(answer::method_not_allowed()),
         };
@@ -156,7 +166,7 @@ impl Service {
         }
         let service = self.clone();
         match route {
-            Route::Home => now(info::home(self, request.headers())),
+            Route::Home => now(info::home(self, request.headers(), peer)),
             Route::CacheInfo => now(info::cache_info(self)),
             Route::NarInfo(hash) => {
                 let version = request.version();

@@ -26,7 +26,8 @@ pub(super) fn at_hand(
 ) -> Option<Answer> {
     match service.parts.substitute.at_hand(hash, on_miss)? {
         Decision::Ready(ready) => Some(served(service, &ready, reader)),
-        Decision::Missing(reason) => Some(answer::missing(reason)),
+        Decision::Missing(unknown @ Missing::Unknown) => Some(answer::unknown_path(unknown)),
+        Decision::Missing(reason) => Some(answer::missing_path(reason)),
         // Nobody is made to wait from memory.
         Decision::Wait(_) => None,
     }
@@ -43,7 +44,7 @@ pub(super) async fn get(
     // In a box, so that nothing of it is kept while the client waits.
     match Box::pin(substitute.ask(hash, on_miss)).await {
         Decision::Ready(ready) => served(service, &ready, reader),
-        Decision::Missing(reason) => answer::missing(reason),
+        Decision::Missing(reason) => answer::missing_path(reason),
         // So that nothing of it is kept while it is not known whether the client waits.
         Decision::Wait(ticket) => Box::pin(wait(service, hash, ticket, version)).await,
     }
@@ -69,9 +70,9 @@ async fn wait(service: &Service, hash: StorePathHash, mut ticket: Ticket, versio
     match ended {
         Ok(Some(Ok(()))) => match parts.substitute.after_build(hash).await {
             Ok(ready) => served(service, &ready, None),
-            Err(reason) => answer::missing(reason),
+            Err(reason) => answer::missing_path(reason),
         },
-        Ok(Some(Err(failure))) => answer::missing(Missing::Failed(failure)),
+        Ok(Some(Err(failure))) => answer::missing_path(Missing::Failed(failure)),
         // Still building, or the server stops: in both cases what follows says so by what it does.
         Err(_) | Ok(None) => {
             let (id, outlook) = (ticket.id(), ticket.outlook());

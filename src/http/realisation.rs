@@ -9,6 +9,6 @@ use crate::upstream::Via;
 pub(super) async fn get(service: &Service, id: &DrvOutput, via: &Via) -> Answer {
     match service.parts.substitute.realisation(id, via).await {
         Ok(realisation) => answer::ready(answer::JSON, realisation.render()),
-        Err(reason) => answer::missing(reason),
+        Err(reason) => answer::missing_path(reason),
     }
 }

@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener};
 use tokio::sync::mpsc;
 
 use super::Service;
+use super::address::Peer;
 use super::client_stream::ClientStream;
 use super::drivers::Drivers;
 
@@ -97,8 +98,10 @@ async fn accept_all(door: &Door, service: &Service, open: &Open, drivers: &Drive
                 // Small answers must not wait for the acknowledgement of earlier ones.
                 let _ = stream.set_nodelay(true);
                 drivers.drive(stream, |stream, driven| {
-                    let stream = ClientStream::new(stream, service.parts.settings.write_timeout);
-                    connection(stream, Some(client.ip().to_canonical()), service, (open.clone(), driven))
+                    let settings = &service.parts.settings;
+                    let stream = ClientStream::new(stream, settings.write_timeout);
+                    let peer = Peer::new(client.ip(), &settings.trusted_proxies);
+                    connection(stream, Some(peer), service, (open.clone(), driven))
                 })
             }),
             // Admins are few.
@@ -120,7 +123,7 @@ async fn refused(error: &io::Error) {
 /// A connection, to be driven by a task; `held` is, for as long as it is open.
 fn connection<S>(
     stream: S,
-    client: Option<IpAddr>,
+    peer: Option<Peer>,
     service: &Service,
     held: impl Send + 'static,
 ) -> impl Future<Output = ()> + Send + 'static
@@ -128,13 +131,13 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let (answering, stop) = (service.clone(), service.clone());
-    let answer = service_fn(move |request| answering.answer(request, client));
+    let answer = service_fn(move |request| answering.answer(request, peer));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_TIMEOUT)
         .max_buf_size(WAITING_BYTES_MAX)
         // Clients that leave are noticed by their stream; hyper would take a half-closed one for gone at once.
-        .half_close(client.is_some())
+        .half_close(peer.is_some())
         .serve_connection(TokioIo::new(stream), answer);
     // In boxes: what awaits something keeps room for it twice, and there may be very many of these.
     let connection = Box::pin(until_stopped(Box::pin(connection), stop));
