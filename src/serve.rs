@@ -23,6 +23,7 @@ use crate::compare::Comparer;
 use crate::http::{Door, Parts, PublicUrl, Service};
 use crate::index::{self, Index};
 use crate::keep::{Keeper, Reserve};
+use crate::key::Keys;
 use crate::nar_store::NarStore;
 use crate::packer::Packer;
 use crate::roots::Roots;
@@ -51,6 +52,8 @@ pub struct Settings {
     pub state_dir: PathBuf,
     /// The name of a key that is made.
     pub key_name: KeyName,
+    /// Files of the signing keys; none for those in the state directory.
+    pub signing_keys: Vec<PathBuf>,
     /// Where Nix is.
     pub nix: nix::Environment,
     /// The daemon of the background lane.
@@ -136,6 +139,8 @@ pub struct Server {
     keeper: Keeper,
     comparer: Comparer,
     refresher: Refresher,
+    /// Adds the signatures of new keys to what is served; `None` where nothing lacks one.
+    resigner: Option<Resigner>,
     stop: watch::Sender<bool>,
     /// Held for as long as the server lives.
     _lock: File,
@@ -144,6 +149,33 @@ pub struct Server {
     pub url: PublicUrl,
     /// What clients trust.
     pub public_key: String,
+}
+
+/// Adds signatures of new keys to every served path, and notes that in the state directory.
+struct Resigner {
+    adopter: Adopter,
+    state_dir: PathBuf,
+}
+
+impl Resigner {
+    async fn run(self) {
+        match self.adopter.resign().await {
+            Ok(paths) => {
+                tracing::info!(paths, "every served path has a signature by each signing key");
+                if let Err(error) = key::Record::finish(&self.state_dir, &self.adopter.keys) {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "signatures are looked through again at the next start"
+                    );
+                }
+            }
+            // Answers are complete without it; the next start tries again.
+            Err(error) => tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "signatures of new keys could not be stored in the index"
+            ),
+        }
+    }
 }
 
 impl Server {
@@ -165,8 +197,11 @@ impl Server {
         // On a full disk the index could not even be opened.
         let reserve = Reserve::of(&state_dir);
         state(&state_dir, |_| reserve.release_if_needed())?;
-        let key = key::read_or_create(&state_dir, settings.key_name, index_file.exists())?;
-        let public_key = key.public_key().to_string();
+        let has_index = index_file.exists();
+        let keys = Keys::open(&state_dir, &settings.signing_keys, settings.key_name, has_index)?;
+        let resign = key::Record::begin(&state_dir, &keys, !has_index)?;
+        let public_keys: Vec<String> = keys.public().map(|key| key.to_string()).collect();
+        let public_key = public_keys.first().cloned().unwrap_or_default();
         let index = Index::open(&index_file)?.remembering(settings.narinfo_memory_bytes);
         let store_dir = settings.nix.store_dir.clone();
         let nars = state(&state_dir.join("nar"), |dir| NarStore::open(dir, settings.nar_store))?;
@@ -211,7 +246,7 @@ impl Server {
             index: index.clone(),
             roots,
             packer: packer.clone(),
-            key: Arc::new(key),
+            keys: Arc::new(keys),
             store_dir: store_dir.clone(),
             local: local.clone(),
             upstreams: upstreams.clone(),
@@ -259,6 +294,8 @@ impl Server {
         let address = listener.local_addr().map_err(not_listening)?;
         let public_url = settings.http.public_url.clone();
         let url = public_url.unwrap_or_else(|| PublicUrl::of_listener(address, &host_name()));
+        let resigner =
+            resign.then(|| Resigner { adopter: substitute.adopter.clone(), state_dir: state_dir.clone() });
         let (stop, stopping) = watch::channel(false);
         let parts = Parts {
             substitute,
@@ -273,8 +310,8 @@ impl Server {
             pool,
             detected,
             store_dir,
-            public_key: public_key.clone(),
             url: url.clone(),
+            public_keys,
             settings: settings.http,
         };
 
@@ -292,6 +329,7 @@ impl Server {
             keeper,
             comparer,
             refresher,
+            resigner,
             stop,
             _lock: lock,
             control,
@@ -320,6 +358,7 @@ impl Server {
         });
         let comparing = tokio::spawn(self.comparer.run());
         let mut refresher = tokio::spawn(self.refresher.run());
+        let resigning = self.resigner.map(|resigner| tokio::spawn(resigner.run()));
         let serving = http::serve(self.doors, self.service);
         let stopping = async {
             until.await;
@@ -343,6 +382,7 @@ impl Server {
         knowing.abort();
         comparing.abort();
         refresher.abort();
+        resigning.inspect(tokio::task::JoinHandle::abort);
         match timeout(WRITE_USES_FOR, self.index.write_uses(SystemTime::now())).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {

@@ -297,7 +297,10 @@ impl Substitute {
     }
 
     async fn realised(&self, id: &DrvOutput) -> Result<Option<Realisation>, Missing> {
-        self.index.realisation(id.clone()).await.map_err(|e| trouble(&e, "the index cannot be read"))
+        let realisation = self.index.realisation(id.clone()).await;
+        let mut realisation = realisation.map_err(|e| trouble(&e, "the index cannot be read"))?;
+        realisation.iter_mut().for_each(|realisation| self.adopter.keys.complete_realisation(realisation));
+        Ok(realisation)
     }
 
     /// What the local store or another cache says, if the path can be served, which then is.
@@ -327,7 +330,7 @@ impl Substitute {
     }
 
     async fn served(&self, hash: StorePathHash) -> Result<Option<Arc<Ready>>, Missing> {
-        let render = |hit: &Hit| hit.narinfo().render(&self.adopter.store_dir).into();
+        let render = |hit: &Hit| self.adopter.narinfo(hit).into();
         let ready = self.index.find_ready(hash, render).await;
         let ready = ready.map_err(|e| trouble(&e, "the index cannot be read"))?;
         // Whoever is told of a path will ask for its contents: they are not to go meanwhile.

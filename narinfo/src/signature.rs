@@ -78,6 +78,12 @@ impl SecretKey {
         Zeroizing::new(format!("{}:{}", self.name, encoded.as_str()))
     }
 
+    /// Name of the key, which its signatures carry.
+    #[must_use]
+    pub fn name(&self) -> &KeyName {
+        &self.name
+    }
+
     /// What clients verify with.
     #[must_use]
     pub fn public_key(&self) -> PublicKey {

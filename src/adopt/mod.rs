@@ -2,15 +2,17 @@
 //! whole closure, in one transaction. Must never publish a path whose closure cannot be served.
 
 mod local;
+mod resign;
 mod upstream;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use narinfo::{Realisation, SecretKey, Signature, StoreDir, StorePath, StorePathHash, fingerprint};
+use narinfo::{Realisation, StoreDir, StorePath, StorePathHash, fingerprint};
 use tokio::sync::OnceCell;
 
-use crate::index::{self, Index, PathRow};
+use crate::index::{self, Hit, Index, PathRow};
+use crate::key::Keys;
 use crate::nix::{DaemonError, LocalStore, LocalStoreError, Pool};
 use crate::packer::Packer;
 use crate::roots::{self, Roots};
@@ -63,8 +65,8 @@ pub struct Adopter {
     pub roots: Roots,
     /// What packs them.
     pub packer: Packer,
-    /// What signs them.
-    pub key: Arc<SecretKey>,
+    /// Keys that sign them.
+    pub keys: Arc<Keys>,
     /// The store they are in.
     pub store_dir: StoreDir,
     /// What Nix has on this machine.
@@ -86,18 +88,26 @@ impl Adopter {
     /// When the index fails; nothing is published then.
     pub async fn publish_realisations(&self, mut realisations: Vec<Realisation>) -> Result<bool, Error> {
         for realisation in &mut realisations {
-            realisation.sign(&self.key);
+            self.keys.sign_realisation(realisation);
         }
         Ok(self.index.publish_realisations(realisations).await?)
     }
 
-    /// Our signature on what the row says, beside those it has.
+    /// Narinfo of a served path, signed by every key, also by those that came after the path was published.
+    #[must_use]
+    pub fn narinfo(&self, hit: &Hit) -> String {
+        let mut narinfo = hit.narinfo();
+        self.keys.complete(&mut narinfo.signatures, || self.fingerprint(&hit.row));
+        narinfo.render(&self.store_dir)
+    }
+
+    /// Adds a signature by each of our keys to those that the row has.
     fn sign(&self, row: &mut PathRow) {
-        let fingerprint =
-            fingerprint(&self.store_dir, &row.path, &row.nar_hash, row.nar_size, &row.references);
-        let ours: Signature = self.key.sign(&fingerprint);
-        if !row.signatures.contains(&ours) {
-            row.signatures.push(ours);
-        }
+        let fingerprint = self.fingerprint(row);
+        self.keys.sign(&mut row.signatures, &fingerprint);
+    }
+
+    fn fingerprint(&self, row: &PathRow) -> String {
+        fingerprint(&self.store_dir, &row.path, &row.nar_hash, row.nar_size, &row.references)
     }
 }

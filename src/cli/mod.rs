@@ -3,6 +3,7 @@
 
 mod control;
 mod keep;
+mod key;
 mod try_out;
 
 use std::path::{Path, PathBuf};
@@ -16,7 +17,6 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::catalogue::SetName;
 use crate::config::Written;
-use crate::key;
 use crate::serve::{self, Server};
 
 /// Threads for all that waits for others most of the time. What takes a core has threads of its own, and so have the connections
@@ -35,9 +35,9 @@ pub struct Cli {
 enum Command {
     /// Answer the binary-cache protocol, building what is missing.
     Serve(Box<Serve>),
-    /// About the signing key.
+    /// Show, make, exchange and retire signing keys.
     #[command(subcommand)]
-    Key(Key),
+    Key(key::Key),
     /// Say whether a settings file would let the server start.
     CheckConfig {
         /// The settings file (TOML).
@@ -73,12 +73,6 @@ struct Serve {
     written: Written,
 }
 
-#[derive(Debug, Subcommand)]
-enum Key {
-    /// Print the public key: what goes into a client's trusted-public-keys.
-    Show(StateDir),
-}
-
 #[derive(Args, Debug)]
 struct StateDir {
     /// The server's state directory [default: $STATE_DIRECTORY, else ~/.local/state/ondine]
@@ -103,9 +97,7 @@ impl Cli {
                 log_to_stderr();
                 serve.run()?;
             }
-            Command::Key(Key::Show(state_dir)) => {
-                println!("{}", key::read(&state_dir.path()?)?.public_key());
-            }
+            Command::Key(key) => key.run()?,
             Command::CheckConfig { file } => check_config(&file)?,
             Command::Status(state_dir) => print!("{}", control::get(&state_dir.path()?, "/api/v1/status")?),
             Command::Refresh { name, state_dir } => return refresh(name.as_deref(), &state_dir.path()?),
@@ -153,8 +145,10 @@ fn banner(server: &Server) -> String {
 /// Everything that a start would check, short of starting.
 fn check_config(file: &Path) -> anyhow::Result<()> {
     let settings = Written::read(file)?.resolve()?;
-    match key::read(&settings.state_dir) {
-        Err(key::Error::Read { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {}
+    match crate::key::Keys::read(&settings.state_dir, &settings.signing_keys) {
+        // The first start makes it.
+        Err(crate::key::Error::Read { source, .. })
+            if source.kind() == std::io::ErrorKind::NotFound && settings.signing_keys.is_empty() => {}
         other => drop(other?),
     }
     println!("{}: ok", file.display());

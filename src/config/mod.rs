@@ -37,6 +37,10 @@ pub struct Written {
     #[arg(long, env = "ONDINE_KEY_NAME", value_name = "NAME")]
     #[serde(alias = "key_name")]
     key_name: Option<String>,
+    /// Files of the signing keys, the first of which clients are told to trust, instead of those in the state directory [default: none]
+    #[arg(long, env = "ONDINE_SIGNING_KEY", value_name = "FILE", value_delimiter = ',')]
+    #[serde(alias = "signing_key")]
+    signing_key: Option<Vec<PathBuf>>,
     /// Sources of derivations that may be built: "store", "catalogue"; empty to serve only [default: both]
     #[arg(long, env = "ONDINE_BUILD_FROM", value_name = "SOURCE", value_delimiter = ',', num_args = 0..)]
     #[serde(alias = "build_from")]
@@ -284,6 +288,7 @@ impl Written {
             listen: self.listen.or(other.listen),
             state_dir: self.state_dir.or(other.state_dir),
             key_name: self.key_name.or(other.key_name),
+            signing_key: self.signing_key.or(other.signing_key),
             build_from: self.build_from.or(other.build_from),
             upstream: self.upstream.or(other.upstream),
             catalogue: self.catalogue.or(other.catalogue),

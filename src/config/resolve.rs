@@ -110,6 +110,7 @@ impl Written {
             listen,
             state_dir,
             key_name,
+            signing_keys: self.signing_key.unwrap_or_default(),
             nix,
             background,
             daemon: nix::Options {

@@ -18,7 +18,9 @@ const METRICS_END: &str = "# EOF\n";
 struct Status {
     version: &'static str,
     store_dir: String,
-    public_key: String,
+    /// The first of `public_keys`.
+    public_key: Option<String>,
+    public_keys: Vec<String>,
     cache: Option<Counts>,
     queue: QueueView,
 }
@@ -28,7 +30,8 @@ pub(super) async fn status(service: &Service) -> Answer {
     json(&Status {
         version: env!("CARGO_PKG_VERSION"),
         store_dir: parts.store_dir.to_string(),
-        public_key: parts.public_key.clone(),
+        public_key: parts.public_keys.first().cloned(),
+        public_keys: parts.public_keys.clone(),
         cache: parts.index.counts().await.ok(),
         queue: parts.builds.view(),
     })

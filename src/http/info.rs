@@ -32,7 +32,7 @@ pub(super) fn home(service: &Service, headers: &HeaderMap, peer: Option<Peer>) -
              /api/v1/queue            who waits for what, and /api/v1/builds/<number> for one\n\
              /api/v1/catalogue        the package sets, and /api/v1/catalogue/<set>/<attribute> for one\n\
              /metrics                 for Prometheus\n",
-            parts.public_key
+            parts.public_keys.first().map_or("", String::as_str)
         ),
     )
 }

@@ -94,10 +94,10 @@ pub struct Parts {
     pub detected: Detected,
     /// The store that is served.
     pub store_dir: StoreDir,
-    /// The public key, for people.
-    pub public_key: String,
     /// The address that clients are told who have named none.
     pub url: PublicUrl,
+    /// Public keys of all that signs, the one that clients are told to trust first.
+    pub public_keys: Vec<String>,
     /// How the cache presents itself.
     pub settings: Settings,
 }

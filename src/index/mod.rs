@@ -22,6 +22,7 @@ mod realisation;
 mod rows;
 #[cfg(test)]
 mod samples;
+mod signatures;
 mod stored;
 mod upstream;
 mod uses;

@@ -1,0 +1,189 @@
+//! The signing keys of a cache: the first is what clients are told to trust, and all of them sign.
+//! Must never make a key beside paths that another one signed, and never print a secret.
+
+mod files;
+mod record;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use narinfo::{KeyName, PublicKey, Realisation, SecretKey, Signature};
+
+pub use files::{create, retire, rotate};
+pub use record::Record;
+
+/// Signing keys of one cache at most: each narinfo carries a signature by each of them.
+const KEYS_MAX: usize = 8;
+
+/// Why there is no usable key.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The key file cannot be read.
+    #[error("cannot read the signing key {}", file.display())]
+    Read {
+        /// The key file.
+        file: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// A file beside the keys, or a key file, cannot be written.
+    #[error("cannot write {}", file.display())]
+    Write {
+        /// The file.
+        file: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The key file holds something else.
+    #[error("{} holds no signing key (name:base64 is expected): restore it from a copy, or make one with nix-store --generate-binary-cache-key", file.display())]
+    Malformed {
+        /// The key file.
+        file: PathBuf,
+        /// The first fault in it.
+        source: narinfo::SignatureError,
+    },
+    /// The index is there, its key is not.
+    #[error("the signing key {} is missing, though this cache has signed paths with it: restore it from a copy; to start over with a new key, remove the index too", file.display())]
+    Lost {
+        /// The key file.
+        file: PathBuf,
+    },
+    /// A key that signed served paths is not among the keys any more.
+    #[error(
+        "the key {name} has signed what this cache serves, and no signing key has that name now: clients that trust {name} could fetch only a part. Restore its file from a copy, or run `ondine key retire {name}` if nobody trusts it any more"
+    )]
+    Missing {
+        /// The key's name.
+        name: KeyName,
+    },
+    /// A key that signed served paths was exchanged for another one of the same name.
+    #[error(
+        "another key named {name} has signed what this cache serves: clients know keys by name, and would refuse what is signed from now on. Restore the earlier key from a copy, or give the new one another name (`ondine key rotate` makes one)"
+    )]
+    Replaced {
+        /// The name of both.
+        name: KeyName,
+    },
+    /// Two keys of one name.
+    #[error("two signing keys are named {name}: clients know keys by name, so each needs its own")]
+    Twice {
+        /// The name of both.
+        name: KeyName,
+    },
+    /// Too many keys.
+    #[error(
+        "there are {0} signing keys, {KEYS_MAX} at most: retire those that nobody trusts any more (`ondine key retire NAME`)"
+    )]
+    TooMany(usize),
+    /// The name of a new key is in use.
+    #[error("there is a key named {name} already: give the new one another name")]
+    Exists {
+        /// The name.
+        name: KeyName,
+    },
+    /// The first key is not retired.
+    #[error("{name} is the key that clients are told to trust: make another one the first (`ondine key rotate`), and retire {name} once clients know that. Where the setting signing-key names other files, move {} away first", file.display())]
+    First {
+        /// The name.
+        name: KeyName,
+        /// Its file.
+        file: PathBuf,
+    },
+    /// No key has this name.
+    #[error("no key is named {name}; there are: {}", known.join(", "))]
+    Unknown {
+        /// The name.
+        name: KeyName,
+        /// The names of all keys, and of those that have signed.
+        known: Vec<String>,
+    },
+    /// The record of keys holds something else.
+    #[error("{} does not say which keys have signed what is served: restore it from a copy, or remove it to have everything looked through again", file.display())]
+    Record {
+        /// The record.
+        file: PathBuf,
+        /// The parser's error.
+        source: serde_json::Error,
+    },
+}
+
+/// The keys that sign: one at least, each of another name, the first of which clients are told to trust.
+#[derive(Debug)]
+pub struct Keys(Vec<SecretKey>);
+
+impl Keys {
+    /// Reads the keys that `named` lists or, where that is empty, those of the state directory; a state directory without an
+    /// index gets a first key called `name`.
+    ///
+    /// # Errors
+    /// When a key is missing, unreadable, malformed or has the name of another.
+    pub fn open(state_dir: &Path, named: &[PathBuf], name: KeyName, has_index: bool) -> Result<Self, Error> {
+        if named.is_empty() {
+            files::first_or_create(state_dir, name, has_index)?;
+        }
+        Self::read(state_dir, named)
+    }
+
+    /// Reads the same keys, and makes none.
+    ///
+    /// # Errors
+    /// As [`Keys::open`].
+    pub fn read(state_dir: &Path, named: &[PathBuf]) -> Result<Self, Error> {
+        let files = if named.is_empty() { files::of(state_dir)? } else { named.to_vec() };
+        let mut keys: Vec<SecretKey> = Vec::new();
+        for file in files {
+            let key = files::read(&file)?;
+            let public = key.public_key();
+            match keys.iter().map(SecretKey::public_key).find(|other| other.name() == public.name()) {
+                None => keys.push(key),
+                // A rotation that was cut short leaves one key in two files.
+                Some(other) if other == public => {}
+                Some(_) => return Err(Error::Twice { name: public.name().clone() }),
+            }
+        }
+        if keys.len() > KEYS_MAX {
+            return Err(Error::TooMany(keys.len()));
+        }
+        Ok(Self(keys))
+    }
+
+    /// Public keys, the one that clients are told to trust first.
+    pub fn public(&self) -> impl Iterator<Item = PublicKey> {
+        self.0.iter().map(SecretKey::public_key)
+    }
+
+    /// Adds a signature of `fingerprint()` by each key whose name none of `signatures` has. True when one was added.
+    pub fn complete(&self, signatures: &mut Vec<Signature>, fingerprint: impl FnOnce() -> String) -> bool {
+        let lacks = |key: &&SecretKey| !signatures.iter().any(|signature| signature.name() == key.name());
+        let missing: Vec<&SecretKey> = self.0.iter().filter(lacks).collect();
+        if missing.is_empty() {
+            return false;
+        }
+        let fingerprint = fingerprint();
+        signatures.extend(missing.into_iter().map(|key| key.sign(&fingerprint)));
+        true
+    }
+
+    /// Signatures of `fingerprint` by every key are among `signatures`, whoever made those that are there.
+    pub fn sign(&self, signatures: &mut Vec<Signature>, fingerprint: &str) {
+        for ours in self.0.iter().map(|key| key.sign(fingerprint)) {
+            if !signatures.contains(&ours) {
+                signatures.push(ours);
+            }
+        }
+    }
+
+    /// Signs a realisation with each key whose name none of its signatures has.
+    pub fn complete_realisation(&self, realisation: &mut Realisation) {
+        for key in &self.0 {
+            if !realisation.signatures().iter().any(|signature| signature.name() == key.name()) {
+                realisation.sign(key);
+            }
+        }
+    }
+
+    /// Signs a realisation with every key.
+    pub fn sign_realisation(&self, realisation: &mut Realisation) {
+        self.0.iter().for_each(|key| realisation.sign(key));
+    }
+}
