@@ -10,6 +10,7 @@ pub mod serve;
 pub mod doctor;
 
 pub mod http;
+pub mod retry;
 pub mod substitute;
 
 pub mod build;

@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::adopt::{Adopter, Asking};
-use crate::build::{Builder, Builds, Logs, Worker};
+use crate::build::{Builder, Builds, Failures, Logs, Worker};
 use crate::catalogue::{Catalogue, Names, Refresher, Tools};
 use crate::compare::Comparer;
 use crate::http::{Door, Parts, PublicUrl, Service};
@@ -26,6 +26,7 @@ use crate::keep::{Keeper, Reserve};
 use crate::key::Keys;
 use crate::nar_store::NarStore;
 use crate::packer::Packer;
+use crate::retry::Retry;
 use crate::roots::Roots;
 use crate::substitute::Substitute;
 use crate::upstream::Upstreams;
@@ -237,8 +238,8 @@ impl Server {
         let local = nix::LocalStore::new(settings.nix, pool.clone());
         let upstreams = Upstreams::new(settings.upstream, &store_dir, upstream::Name::of(&public_key))?;
         let names = upstreams.names().map(|(name, redirect)| (name.to_owned(), redirect)).collect();
-        // What was refused may be possible now: it may be another machine, or have other settings.
-        tokio::try_join!(index.forget_refusals(), index.keep_sets(sets), index.keep_upstreams(names))?;
+        let failures = Failures::new(index.clone(), settings.build);
+        tokio::try_join!(failures.apply_settings(), index.keep_sets(sets), index.keep_upstreams(names))?;
         let packer = Packer::new(index.clone(), nars, roots.clone(), upstreams.clone(), store_dir.clone());
         let keeper = Keeper::new(index.clone(), packer.clone(), store_dir.clone(), reserve, settings.keep);
         let adopter = Adopter {
@@ -270,6 +271,7 @@ impl Server {
             background,
             adopter: adopter.clone(),
             index: index.clone(),
+            failures: failures.clone(),
             bumps: catalogue.bumps(),
             capabilities: detected.clone(),
             settings: settings.build,
@@ -287,7 +289,14 @@ impl Server {
             local: local.clone(),
             adopter,
             builds: builds.clone(),
+            failures: failures.clone(),
             settings: settings.substitute,
+        };
+        let retry = Retry {
+            index: index.clone(),
+            local: local.clone(),
+            failures: failures.clone(),
+            builds: builds.clone(),
         };
         let not_listening = |source| Error::Listen { address: settings.listen, source };
         let listener = http::listen(settings.listen).map_err(not_listening)?;
@@ -301,6 +310,8 @@ impl Server {
             substitute,
             packer: packer.clone(),
             keeper: keeper.clone(),
+            failures,
+            retry,
             logs,
             builds,
             names: Names::new(catalogue.clone(), tools),

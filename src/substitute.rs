@@ -9,9 +9,9 @@ use std::time::SystemTime;
 use narinfo::{DrvOutput, Realisation, StorePath, StorePathHash};
 
 use crate::adopt::{self, Adopter, Elsewhere};
-use crate::build::{Builds, Ticket};
+use crate::build::{Builds, Failures, Ticket};
 use crate::index::{Failure, FailureClass, Hit, Index, Maker, Ready};
-use crate::nix::LocalStore;
+use crate::nix::{LocalStore, read_derivation};
 use crate::upstream::Via;
 
 /// Realisations that one may need in all.
@@ -137,15 +137,12 @@ fn failure_text(failure: &Failure) -> String {
     let left = failure.expires_at.duration_since(SystemTime::now()).unwrap_or_default();
     let left = humantime::format_duration(std::time::Duration::from_secs(left.as_secs()));
     let Failure { drv, cause, reason, .. } = failure;
-    let class = match failure.class {
-        FailureClass::Permanent => "permanent",
-        FailureClass::Passing => "passing",
-        FailureClass::Refused => {
-            return format!(
-                "refused: {drv} cannot be built here\nreason: {reason}\nlooked at again: on request, in {left}"
-            );
-        }
-    };
+    let class = failure.class.as_str();
+    if failure.class == FailureClass::Refused {
+        return format!(
+            "refused: {drv} cannot be built here\nreason: {reason}\nlooked at again: on request, in {left}"
+        );
+    }
     format!(
         "failed ({class}): {drv}\ncause: {cause}\nreason: {reason}\nlog: /log/{cause}\ntried again: on request, in {left}"
     )
@@ -170,6 +167,8 @@ pub struct Substitute {
     pub adopter: Adopter,
     /// The queue.
     pub builds: Builds,
+    /// Failures that are remembered.
+    pub failures: Failures,
     /// What may be built.
     pub settings: Settings,
 }
@@ -406,8 +405,28 @@ impl Substitute {
     }
 
     async fn failure(&self, drv: &StorePath) -> Result<Option<Failure>, Missing> {
-        let failure = self.index.failure(drv.clone(), SystemTime::now()).await;
-        failure.map_err(|e| trouble(&e, "the index cannot be read"))
+        let unreadable = |error| trouble(&error, "the index cannot be read");
+        let Some(failure) = self.failures.of(drv).await.map_err(unreadable)? else { return Ok(None) };
+        if failure.class != FailureClass::Refused && self.is_built(&failure.cause).await {
+            // By hand, since nothing is built here that is remembered to fail.
+            self.failures.forget(&failure.cause).await.map_err(unreadable)?;
+            return Ok(None);
+        }
+        Ok(Some(failure))
+    }
+
+    /// Whether all outputs of a derivation are in the Nix store; false where that cannot be told.
+    async fn is_built(&self, drv: &StorePath) -> bool {
+        let (store_dir, of) = (self.adopter.store_dir.clone(), drv.clone());
+        let read = tokio::task::spawn_blocking(move || read_derivation(&store_dir, &of)).await;
+        let Ok(Ok(derivation)) = read else { return false };
+        for path in derivation.outputs.into_values() {
+            let Some(path) = path else { return false };
+            if !matches!(self.local.valid_path(path.hash()).await, Ok(Some(_))) {
+                return false;
+            }
+        }
+        true
     }
 }
 

@@ -66,7 +66,7 @@ fn all_of(drv: &StorePath) -> BuildTarget {
 /// The lines that a builder printed.
 fn lines_of(events: &[BuildEvent], of: &StorePath) -> Vec<String> {
     let line = |event: &BuildEvent| match event {
-        BuildEvent::LogLine { drv, line } if drv.as_ref() == Some(of) => Some(line.clone()),
+        BuildEvent::LogLine { drv, line, .. } if drv.as_ref() == Some(of) => Some(line.clone()),
         _ => None,
     };
     events.iter().filter_map(line).collect()

@@ -2,19 +2,24 @@
 //! bound. Its outputs are held when this returns them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use narinfo::StorePath;
 
 use super::log::LogWriter;
-use super::verdict::Verdict;
+use super::verdict::{Evidence, Verdict, told_to_stop};
 use super::{Builds, Logs, Settings};
-use crate::nix::{BuildEvent, BuildStatus, BuildTarget, Connections, Daemon, DaemonError, PooledDaemon};
+use crate::nix::{
+    BuildEvent, BuildResult, BuildStatus, BuildTarget, Connections, Daemon, DaemonError, PooledDaemon,
+};
 use crate::roots::Roots;
 use crate::upstream::Upstreams;
 
 /// How often a build is begun at most: one may lose its daemon because that restarts, or because of what it does.
 const ATTEMPTS_MAX: u32 = 10;
+/// The same for a build whose builder is told to end: it may have told itself.
+const TOLD_TO_STOP_MAX: u32 = 3;
 
 /// What has the daemon build; clones share it.
 #[derive(Clone)]
@@ -55,6 +60,8 @@ pub(super) enum NotBuilt {
 enum Stop {
     /// The daemon failed.
     Daemon(DaemonError),
+    /// The builder was told to end, as if the daemon's service were stopped with all that is in it.
+    ToldToEnd(Verdict),
     /// The build did, or it was stopped.
     NotBuilt(NotBuilt),
 }
@@ -80,12 +87,16 @@ impl Builder {
         let lost = |stop: &Stop| match stop {
             // A build that brings the daemon down does so each time.
             Stop::Daemon(error) if log.attempts() < ATTEMPTS_MAX => error.lost(),
+            Stop::ToldToEnd(_) if log.attempts() < TOLD_TO_STOP_MAX => {
+                Some("the builder was told to stop (signal 15)".to_owned())
+            }
             _ => None,
         };
         let built = self.builds.patiently(drv, || self.attempt(drv, &log), lost).await;
         log.finish(built.as_ref().err().map(Stop::last_line).as_deref());
         let built = built.map_err(|stop| match stop {
             Stop::Daemon(error) => NotBuilt::Failed(Verdict::of_error(&error)),
+            Stop::ToldToEnd(verdict) => NotBuilt::Failed(verdict),
             Stop::NotBuilt(why) => why,
         });
         let seconds = begun.elapsed().as_secs();
@@ -134,25 +145,27 @@ impl Builder {
     ) -> Result<(PooledDaemon, bool), Stop> {
         log.attempt();
         let heard = Heard::now();
+        let daemon_error = Mutex::new(String::new());
         let target = BuildTarget::All { drv: drv.clone() };
         let building = daemon.build(&target, |event| {
             heard.something();
             match event {
-                BuildEvent::LogLine { line, .. } => log.line(&line),
+                BuildEvent::LogLine { line, dropped, .. } => log.line(&line, dropped),
                 BuildEvent::Message { text } => {
                     tracing::debug!(%drv, message = %text.trim_end(), "the daemon says");
+                    if text.contains("error:") {
+                        *daemon_error.lock().unwrap_or_else(PoisonError::into_inner) = text;
+                    }
                 }
                 _ => {}
             }
         });
         let ended = tokio::select! {
-            built = building => match built {
-                Ok(result) => match Verdict::of(&result) {
-                    Some(verdict) => Err(verdict.into()),
-                    None => Ok(result.status == BuildStatus::Built),
-                },
-                Err(error) => Err(error.into()),
-            },
+            built = building => {
+                let daemon_error = daemon_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let log_end = log.last();
+                judge(built, Evidence { daemon_error: &daemon_error, log_end: &log_end }, log)
+            }
             verdict = self.over_a_bound(&heard) => Err(Stop::from(verdict)),
             reason = log.over_its_bound() => Err(Stop::from(Verdict::permanent(reason))),
             () = self.builds.overdue(drv) => Err(Stop::NotBuilt(NotBuilt::Stopped)),
@@ -194,9 +207,35 @@ impl Stop {
     fn last_line(&self) -> String {
         match self {
             Self::Daemon(error) => Verdict::of_error(error).reason,
-            Self::NotBuilt(NotBuilt::Failed(verdict)) => verdict.reason.clone(),
+            Self::ToldToEnd(verdict) | Self::NotBuilt(NotBuilt::Failed(verdict)) => verdict.reason.clone(),
             Self::NotBuilt(NotBuilt::Stopped) => "stopped: others go first; it is built later".to_owned(),
         }
+    }
+}
+
+/// Whether the daemon had anything to do, or why there are no outputs.
+fn judge(
+    built: Result<BuildResult, DaemonError>,
+    evidence: Evidence<'_>,
+    log: &LogWriter,
+) -> Result<bool, Stop> {
+    let over = match &built {
+        Ok(result) if result.status == BuildStatus::LogLimitExceeded => log.over_by_daemon(&result.message),
+        // Whatever came of it in the moment in which it was to be stopped.
+        Ok(result) if result.status.is_success() => None,
+        _ => log.is_over(),
+    };
+    if let Some(reason) = over {
+        return Err(Verdict::permanent(reason).into());
+    }
+    match built {
+        Ok(result) => match Verdict::of(&result, evidence) {
+            Some(verdict) if told_to_stop(&result) => Err(Stop::ToldToEnd(verdict)),
+            Some(verdict) => Err(verdict.into()),
+            None => Ok(result.status == BuildStatus::Built),
+        },
+        Err(error) if error.is_connection_lost() => Err(error.into()),
+        Err(error) => Err(Verdict::of_build_error(&error, evidence).into()),
     }
 }
 

@@ -5,6 +5,7 @@ mod admission;
 mod builder;
 pub mod estimate;
 pub mod eta;
+mod failures;
 mod foresight;
 mod idle;
 mod log;
@@ -16,6 +17,8 @@ pub mod queue;
 mod record;
 mod retry;
 mod verdict;
+#[cfg(test)]
+mod verdict_tests;
 mod view;
 mod waiting;
 mod worker;
@@ -31,6 +34,7 @@ use tokio::sync::{Notify, watch};
 
 use crate::index::{self, DurationRow, Failure, Index};
 pub use builder::Builder;
+pub use failures::Failures;
 use foresight::Foresight;
 use idle::Idle;
 pub use log::{Logs, Settings as LogSettings};

@@ -2,7 +2,6 @@
 //! fails, and what failed is remembered.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use narinfo::StorePath;
 
@@ -10,25 +9,18 @@ use super::builder::known_outputs;
 use super::queue::RequestId;
 use super::verdict::Verdict;
 use super::{Ending, RequestState, Worker};
-use crate::index::{Failure, FailureClass};
-
-/// What did not succeed, and what it means.
-#[derive(Clone)]
-pub(super) struct Failed {
-    pub(super) cause: StorePath,
-    pub(super) verdict: Verdict,
-}
+use crate::index::Failure;
 
 /// What is to be done once a build has ended.
 pub(super) enum After {
     /// A request is complete; with what it wanted.
     Deliver(RequestId, StorePath),
-    /// A request cannot be completed; with what it wanted.
-    Fail(RequestId, StorePath, Failed),
+    /// A request cannot be completed; with what it wanted, and the failure of the cause.
+    Fail(RequestId, StorePath, Failure),
     /// Nobody has asked for it yet, and it is there; with its outputs, which are held.
     Serve(StorePath, Vec<StorePath>),
     /// Nobody has asked for it yet, and nobody need wait for it.
-    Remember(Failed),
+    Remember(Failure),
 }
 
 impl Worker {
@@ -43,9 +35,9 @@ impl Worker {
                 }
                 outputs.iter().for_each(|output| self.builder.roots.release(output));
             }
-            After::Remember(failed) => {
-                let drv = failed.cause.clone();
-                self.remember(&drv, failed).await;
+            After::Remember(failure) => {
+                let drv = failure.drv.clone();
+                self.failures.record(&drv, failure).await;
             }
         }
     }
@@ -55,19 +47,13 @@ impl Worker {
         match self.publish(&drv).await {
             Ok(()) => {
                 tracing::info!(%drv, "delivered");
-                self.forget_failure(drv).await;
+                self.failures.built(&drv).await;
                 self.end(id, Ok(()));
             }
             Err(verdict) => {
-                self.fail(id, &drv, Failed { cause: drv.clone(), verdict }).await;
+                let failure = self.failures.note(&drv, verdict);
+                self.fail(id, &drv, failure).await;
             }
-        }
-    }
-
-    /// A failure that was remembered is no longer true; that it stays a little longer harms nobody.
-    pub(super) async fn forget_failure(&self, drv: StorePath) {
-        if let Ok(Some(_)) = self.index.failure(drv.clone(), SystemTime::now()).await {
-            let _ = self.index.forget_failure(drv).await;
         }
     }
 
@@ -81,8 +67,8 @@ impl Worker {
         })
     }
 
-    pub(super) async fn fail(&self, id: RequestId, drv: &StorePath, failed: Failed) {
-        let failure = self.remember(drv, failed).await;
+    pub(super) async fn fail(&self, id: RequestId, drv: &StorePath, cause: Failure) {
+        let failure = self.failures.record(drv, cause).await;
         self.end(id, Err(Arc::new(failure)));
     }
 
@@ -105,31 +91,5 @@ impl Worker {
         if let Some(waiting) = waiting {
             waiting.ending.send_replace(Some(ending));
         }
-    }
-
-    /// Remembers the failure, for the derivation that failed as for the one that needed it.
-    async fn remember(&self, drv: &StorePath, failed: Failed) -> Failure {
-        let Failed { cause, verdict } = failed;
-        let memory = match verdict.class {
-            FailureClass::Permanent => self.settings.remember_permanent,
-            FailureClass::Passing | FailureClass::Refused => self.settings.remember_passing,
-        };
-        let now = SystemTime::now();
-        let failure = Failure {
-            drv: drv.clone(),
-            class: verdict.class,
-            cause: cause.clone(),
-            reason: verdict.reason,
-            failed_at: now,
-            expires_at: now + memory,
-        };
-        let mut remembered = self.index.remember_failure(failure.clone()).await;
-        if remembered.is_ok() && cause != *drv {
-            remembered = self.index.remember_failure(Failure { drv: cause, ..failure.clone() }).await;
-        }
-        if let Err(error) = remembered {
-            tracing::error!(%drv, error = &error as &dyn std::error::Error, "the failure is not remembered");
-        }
-        failure
     }
 }

@@ -1,8 +1,12 @@
-//! What a failed build means: is the build itself wrong, or was it the machine.
-//! Decides how long a failure is remembered, nothing else.
+//! The table of failures: from the evidence of a failed build (the daemon's status and words, the builder's exit, the end
+//! of its log) to a class, and from that to how long the failure is remembered. The first row that matches wins.
+//! A builder writes what it likes into its log, so the log counts by where a word stands: see [`trouble_at_the_end`].
 
+use std::time::Duration;
+
+use super::Settings;
 use crate::causes::causes;
-use crate::index::FailureClass;
+use crate::index::FailureClass::{self, Passing, Permanent};
 use crate::nix::{BuildResult, BuildStatus, DaemonError};
 
 /// A failed build, before it is remembered.
@@ -10,106 +14,290 @@ use crate::nix::{BuildResult, BuildStatus, DaemonError};
 pub(super) struct Verdict {
     /// Whether trying again is of use, and when.
     pub(super) class: FailureClass,
-    /// What went wrong, in the daemon's words or ours, free of escape codes.
+    /// The reason in the daemon's words or ours, free of escape codes.
     pub(super) reason: String,
 }
 
+/// Observations of a failed build.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Evidence<'a> {
+    /// The latest error that the daemon reported beside its result, such as that of a dependency.
+    pub(super) daemon_error: &'a str,
+    /// The last lines of the builder, the very last one last.
+    pub(super) log_end: &'a [String],
+}
+
+/// One kind of evidence.
+#[derive(Debug)]
+enum Sign {
+    /// The daemon's status.
+    Status(&'static [BuildStatus]),
+    /// Words of the daemon itself, not of the log that it quotes.
+    Said(&'static [&'static str]),
+    /// The builder was ended by one of these signals, or by exit code 128 + n, which is how a shell tells of its child's.
+    Signal(&'static [u32]),
+    /// The log ends in trouble of the machine.
+    LogEnd,
+    /// All else.
+    Any,
+}
+
+/// The table. Messages are those of Nix 2.8, 2.26 and 2.34.
+const TABLE: &[(Sign, FailureClass)] = &[
+    (Sign::Status(&[BuildStatus::TimedOut]), Passing),
+    (Sign::Status(&[BuildStatus::LogLimitExceeded, BuildStatus::NotDeterministic]), Permanent),
+    // Output checks. Nix 2.8 and 2.26 report some of them as an error of the daemon, without a status.
+    (
+        Sign::Said(&[
+            "cycle detected",
+            "not allowed to refer",
+            "illegal reference",
+            "illegal path reference",
+            "output check for",
+            "must not reference store paths",
+            "hash mismatch in fixed-output derivation",
+            "should be a non-executable regular file",
+            "suspicious ownership or permission",
+            "has an unsupported type",
+        ]),
+        Permanent,
+    ),
+    // HUP, INT, QUIT, KILL and TERM come from outside: the out-of-memory killer, a service that stops, an operator.
+    (Sign::Signal(&[1, 2, 3, 9, 15]), Passing),
+    (
+        Sign::Said(&[
+            "No space left on device",
+            "Disk quota exceeded",
+            "database or disk is full",
+            "Cannot allocate memory",
+            "Resource temporarily unavailable",
+            "Too many open files",
+            "Input/output error",
+        ]),
+        Passing,
+    ),
+    // Another machine, or another setting, may have them.
+    (
+        Sign::Said(&[
+            "platform mismatch",
+            "missing system features",
+            "but I am a",
+            "required system or feature",
+        ]),
+        Passing,
+    ),
+    (Sign::LogEnd, Passing),
+    (
+        Sign::Status(&[
+            BuildStatus::PermanentFailure,
+            BuildStatus::InputRejected,
+            BuildStatus::OutputRejected,
+        ]),
+        Permanent,
+    ),
+    // Nix's transient failure is that of a download (fixed-output derivations) or a full disk; a failed dependency is one
+    // that was collected meanwhile, and is built for itself by the next request; an error is the daemon's own.
+    (Sign::Any, Passing),
+];
+
+/// Words of programs that ran out of memory, room or processes, in lower case.
+const TROUBLE: &[&str] = &[
+    "killed signal terminated program",
+    "terminated with signal 9",
+    "terminated with signal 15",
+    "internal compiler error: killed",
+    "signal: 9",
+    "signal: 15",
+    "sigkill",
+    "sigterm",
+    "cannot allocate memory",
+    "virtual memory exhausted",
+    "out of memory",
+    "memory exhausted",
+    "std::bad_alloc",
+    "outofmemoryerror",
+    "no space left on device",
+    "disk quota exceeded",
+    "resource temporarily unavailable",
+    "too many open files in system",
+    "input/output error",
+    "stale file handle",
+];
+
+/// Beginnings of lines by which programs report that one below them has failed.
+const REPORTS: &[&str] = &[
+    "make:",
+    "make[",
+    "gmake:",
+    "gmake[",
+    "ninja:",
+    "compilation terminated",
+    "collect2:",
+    "clang: error:",
+    "clang: note:",
+    "clang++: error:",
+    "please submit a full bug report",
+    "see <",
+    "error: could not compile",
+    "error: build failed",
+    "error: command ",
+    "error: linking with",
+    "warning: build failed, waiting",
+    "caused by:",
+    "tar: exiting with failure",
+    "tar: error is not recoverable",
+    "for full logs",
+];
+
+/// Endings of such lines, and of what `dd` counts.
+const REPORT_ENDS: &[&str] = &[" records in", " records out", "b/s", "core dumped"];
+
+/// The line of `make` after which only other jobs come to their end.
+const OTHER_JOBS: &str = "waiting for unfinished jobs";
+
+/// The signal by which services are stopped.
+const SIGTERM: u32 = 15;
+
+/// Lines at the end of a log that are looked at.
+pub(super) const LOG_END_LINES: usize = 40;
 /// Characters of a reason that are kept; a longer one is cut, since the log has it all.
 const REASON_CHARS_MAX: usize = 4000;
-/// How Nix says that a builder was killed from outside: the kernel's out-of-memory killer, most often.
-const KILLED: &str = "failed due to signal 9";
-/// How a full disk shows in a message.
-const DISK_FULL: &str = "No space left on device";
 
 impl Verdict {
     /// The verdict on a result, or `None` when the outputs are there.
-    pub(super) fn of(result: &BuildResult) -> Option<Self> {
-        let reason = clean(&result.message);
-        let machine = reason.contains(KILLED) || reason.contains(DISK_FULL);
-        let permanent = match result.status {
-            BuildStatus::Built
-            | BuildStatus::Substituted
-            | BuildStatus::AlreadyValid
-            | BuildStatus::ResolvesToAlreadyValid => return None,
-            BuildStatus::PermanentFailure
-            | BuildStatus::InputRejected
-            | BuildStatus::OutputRejected
-            | BuildStatus::NotDeterministic
-            | BuildStatus::LogLimitExceeded
-            | BuildStatus::DependencyFailed => !machine,
-            _ => false,
-        };
+    pub(super) fn of(result: &BuildResult, evidence: Evidence<'_>) -> Option<Self> {
+        if result.status.is_success() {
+            return None;
+        }
+        let mut reason = clean(&result.message);
+        let daemon_error = clean(evidence.daemon_error);
+        if result.status == BuildStatus::DependencyFailed && !daemon_error.is_empty() {
+            reason = format!("{reason}\n{}", daemon_error.trim_end());
+        }
+        let class = classify(Some(result.status), &reason, evidence.log_end);
         let reason =
             if reason.is_empty() { format!("the daemon reported {:?}", result.status) } else { reason };
-        let class = if permanent { FailureClass::Permanent } else { FailureClass::Passing };
         Some(Self { class, reason })
     }
 
-    /// The verdict when the daemon did not answer with a result. An error it reported may come from the derivation,
-    /// but also from its own state, so it is never held for long.
+    /// The verdict when the daemon ended a build with an error instead of a result.
+    pub(super) fn of_build_error(error: &DaemonError, evidence: Evidence<'_>) -> Self {
+        let reason = in_words(error);
+        let class = match error {
+            DaemonError::Nix(_) => classify(None, &reason, evidence.log_end),
+            _ => Passing,
+        };
+        Self { class, reason }
+    }
+
+    /// The verdict on a daemon that failed before or after a build: never the derivation's fault.
     pub(super) fn of_error(error: &DaemonError) -> Self {
-        let reason = causes(error).map(|error| clean(&error.to_string())).collect::<Vec<_>>().join(": ");
-        Self { class: FailureClass::Passing, reason }
+        Self { class: Passing, reason: in_words(error) }
     }
 
-    /// A failure for good that is ours to explain.
+    /// A permanent failure that is ours to explain.
     pub(super) fn permanent(reason: String) -> Self {
-        Self { class: FailureClass::Permanent, reason }
+        Self { class: Permanent, reason }
     }
 
-    /// A passing failure that is ours to explain.
+    /// A transient failure that is ours to explain.
     pub(super) fn passing(reason: impl Into<String>) -> Self {
-        Self { class: FailureClass::Passing, reason: reason.into() }
+        Self { class: Passing, reason: reason.into() }
     }
 
-    /// Nothing is tried, for this reason.
+    /// A refusal: nothing is tried, for this reason.
     pub(super) fn refused(reason: String) -> Self {
         Self { class: FailureClass::Refused, reason }
     }
 }
 
-fn clean(message: &str) -> String {
-    anstream::adapter::strip_str(message).to_string().chars().take(REASON_CHARS_MAX).collect()
+/// The time for which a failure of this class is remembered.
+pub(super) fn lifetime(class: FailureClass, settings: &Settings) -> Duration {
+    match class {
+        Permanent => settings.remember_permanent,
+        Passing | FailureClass::Refused => settings.remember_passing,
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// True of a builder that was told to end, as systemd tells all of a service that stops: the daemon may be back at once.
+pub(super) fn told_to_stop(result: &BuildResult) -> bool {
+    !result.status.is_success() && signal(&without_quoted_log(&clean(&result.message))) == Some(SIGTERM)
+}
 
-    fn result(status: BuildStatus, message: &str) -> BuildResult {
-        BuildResult { status, message: message.into(), ..BuildResult::default() }
-    }
+fn classify(status: Option<BuildStatus>, message: &str, log_end: &[String]) -> FailureClass {
+    let said = without_quoted_log(message);
+    let matches = |sign: &Sign| match sign {
+        Sign::Status(statuses) => status.is_some_and(|status| statuses.contains(&status)),
+        Sign::Said(words) => words.iter().any(|words| said.contains(words)),
+        Sign::Signal(signals) => signal(&said).is_some_and(|signal| signals.contains(&signal)),
+        Sign::LogEnd => trouble_at_the_end(log_end),
+        Sign::Any => true,
+    };
+    TABLE.iter().find(|(sign, _)| matches(sign)).map_or(Passing, |(_, class)| *class)
+}
 
-    #[test]
-    fn what_the_build_did_is_permanent_and_what_the_machine_did_passes() {
-        for (status, message, permanent) in [
-            (BuildStatus::PermanentFailure, "builder failed with exit code 1", true),
-            (BuildStatus::OutputRejected, "hash mismatch", true),
-            (BuildStatus::InputRejected, "bad", true),
-            (BuildStatus::PermanentFailure, "builder failed due to signal 9 (Killed)", false),
-            (BuildStatus::PermanentFailure, "write error: No space left on device", false),
-            (BuildStatus::TransientFailure, "disk full", false),
-            (BuildStatus::TimedOut, "timed out after 10 seconds", false),
-            (BuildStatus::MiscFailure, "?", false),
-        ] {
-            let verdict = Verdict::of(&result(status, message)).expect("a failure");
-            assert_eq!(verdict.class == FailureClass::Permanent, permanent, "{message}");
+/// The daemon's message without the lines of the log in it: those are the builder's words.
+fn without_quoted_log(message: &str) -> String {
+    let lines = message.lines().filter(|line| !line.trim_start().starts_with('>'));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The signal that ended the builder, or a child whose end its exit code reports.
+fn signal(said: &str) -> Option<u32> {
+    let number_after = |words: &str| {
+        let (_, rest) = said.split_once(words)?;
+        let digits = rest.split(|c: char| !c.is_ascii_digit()).next()?;
+        digits.parse::<u32>().ok()
+    };
+    let of_exit = |code: u32| code.checked_sub(128).filter(|signal| (1..=64).contains(signal));
+    number_after("failed due to signal ").or_else(|| number_after("failed with exit code ").and_then(of_exit))
+}
+
+/// True when the last thing that the log tells is that the machine was in trouble. Lines by which programs report the failure
+/// of one below them are passed over; before the first other line nothing counts, since a test suite may print the same
+/// words and go on to fail for reasons of its own.
+fn trouble_at_the_end(log_end: &[String]) -> bool {
+    let lines: Vec<String> = log_end
+        .iter()
+        .map(|line| clean(line).trim().to_lowercase())
+        .filter(|line| !line.is_empty())
+        .collect();
+    let reported_by_make = lines.last().is_some_and(|line| is_report(line));
+    let others = lines.iter().position(|line| line.contains(OTHER_JOBS)).filter(|_| reported_by_make);
+    for line in lines[..others.unwrap_or(lines.len())].iter().rev() {
+        if TROUBLE.iter().any(|words| line.contains(words)) || names_a_kill(line) {
+            return true;
+        }
+        if !is_report(line) {
+            return false;
         }
     }
+    false
+}
 
-    #[test]
-    fn a_valid_output_is_no_failure_however_it_came() {
-        for status in [BuildStatus::Built, BuildStatus::Substituted, BuildStatus::AlreadyValid] {
-            assert_eq!(Verdict::of(&result(status, "")), None);
-        }
-    }
+fn is_report(line: &str) -> bool {
+    REPORTS.iter().any(|start| line.starts_with(start)) || REPORT_ENDS.iter().any(|end| line.ends_with(end))
+}
 
-    #[test]
-    fn a_reason_has_no_escape_codes() {
-        let verdict = Verdict::of(&result(
-            BuildStatus::PermanentFailure,
-            "\u{1b}[31;1merror:\u{1b}[0m no\u{1b}]0;title\u{7}",
-        ));
-        assert_eq!(verdict.expect("a failure").reason, "error: no");
-    }
+/// How shells and make tell of a child that was killed: `Killed`, `line 3: 123 Killed   cc -c x.c`, `*** [x.o] Killed`,
+/// `*** [x.o] Error 137`.
+fn names_a_kill(line: &str) -> bool {
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let kill = |word: &str| matches!(word.trim_end_matches('.'), "killed" | "terminated" | "hangup");
+    let alone = words.len() == 1 || line.starts_with("terminated  ") || line.starts_with("killed  ");
+    words.first().is_some_and(|first| kill(first) && alone)
+        || words.windows(2).any(|pair| {
+            let number = |word: &str| !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+            kill(pair[1]) && (number(pair[0]) || pair[0].ends_with(']'))
+                || pair[0] == "error" && matches!(pair[1], "137" | "143")
+        })
+}
+
+/// The error and its causes in one sentence.
+fn in_words(error: &DaemonError) -> String {
+    causes(error).map(|error| clean(&error.to_string())).collect::<Vec<_>>().join(": ")
+}
+
+fn clean(message: &str) -> String {
+    anstream::adapter::strip_str(message).to_string().chars().take(REASON_CHARS_MAX).collect()
 }

@@ -2,21 +2,22 @@
 //! what nobody has asked for yet while nobody waits. A request always ends, whatever the daemon does.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use narinfo::StorePath;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::builder::{Builder, Built, NotBuilt};
+use super::failures::Failures;
 use super::metrics::{Ended, Prebuilt};
-use super::outcome::{After, Failed};
+use super::outcome::After;
 use super::plan::{self, Needs, Planned};
 use super::queue::RequestId;
 use super::verdict::Verdict;
 use super::{Builds, Held, RequestState, Settings, State};
 use crate::adopt::Adopter;
-use crate::index::{FailureClass, Index};
+use crate::index::{Failure, FailureClass, Index};
 use crate::nix::Detected;
 
 /// How often requests are looked at whose clients have left.
@@ -36,8 +37,10 @@ pub struct Worker {
     pub background: Option<Builder>,
     /// What makes outputs into served paths.
     pub adopter: Adopter,
-    /// Where failures are remembered.
+    /// Where the queue is recorded.
     pub index: Index,
+    /// Failures that are remembered.
+    pub failures: Failures,
     /// How many generations of package sets there were: each brings something new to pre-build.
     pub bumps: watch::Receiver<u64>,
     /// What the daemon can build; nothing is planned before that is known.
@@ -82,10 +85,10 @@ impl Worker {
     async fn plan(&self, id: RequestId, drv: StorePath) {
         let planned = match self.lacking(&drv).await {
             Ok(planned) => match self.remembered(&planned.needs).await {
-                Some(failed) => Err(failed),
+                Some(failure) => Err(failure),
                 None => Ok(planned),
             },
-            Err(verdict) => Err(Failed { cause: drv.clone(), verdict }),
+            Err(verdict) => Err(self.failures.note(&drv, verdict)),
         };
         match planned {
             Ok(planned) => {
@@ -94,11 +97,11 @@ impl Worker {
                     self.deliver(id, drv).await;
                 }
             }
-            Err(failed) => {
-                let reason = failed.verdict.reason.lines().next().unwrap_or_default();
+            Err(failure) => {
+                let reason = failure.reason.lines().next().unwrap_or_default();
                 tracing::info!(%drv, %reason, "not begun");
                 self.builds.0.lock().queue.remove(id);
-                self.fail(id, &drv, failed).await;
+                self.fail(id, &drv, failure).await;
             }
         }
         self.builds.0.work.notify_one();
@@ -142,14 +145,13 @@ impl Worker {
     }
 
     /// A failure that stands in the way of one of these: better said at once than after building the others.
-    pub(super) async fn remembered(&self, needs: &Needs) -> Option<Failed> {
+    pub(super) async fn remembered(&self, needs: &Needs) -> Option<Failure> {
         for drv in needs.keys() {
-            if let Ok(Some(failure)) = self.index.failure(drv.clone(), SystemTime::now()).await
+            if let Ok(Some(failure)) = self.failures.of(drv).await
                 // What was refused for its whole closure may be built as a part of this one.
                 && failure.class != FailureClass::Refused
             {
-                let verdict = Verdict { class: failure.class, reason: failure.reason };
-                return Some(Failed { cause: failure.cause, verdict });
+                return Some(failure);
             }
         }
         None
@@ -188,7 +190,7 @@ impl Worker {
             let Ok((drv, built)) = ended else { continue };
             if built.is_ok() {
                 let (worker, drv) = (self.clone(), drv.clone());
-                deliveries.spawn(async move { worker.forget_failure(drv).await });
+                deliveries.spawn(async move { worker.failures.built(&drv).await });
             }
             for after in self.ended_by(&drv, built, lane) {
                 deliveries.spawn(self.clone().follow(after));
@@ -265,12 +267,15 @@ impl Worker {
                     .extend(complete.into_iter().filter_map(wanted).map(|(id, drv)| After::Deliver(id, drv)));
             }
             Err(NotBuilt::Failed(verdict)) => {
-                let failed = Failed { cause: drv.clone(), verdict };
+                // Before it leaves the queue: whoever is planned from then on finds it remembered.
+                let failure = self.failures.note(drv, verdict);
                 let ended = state.queue.failed(drv, now);
                 state.forget_kinds();
-                let fail = |(id, drv)| After::Fail(id, drv, failed.clone());
+                let fail = |(id, drv)| After::Fail(id, drv, failure.clone());
                 after.extend(ended.into_iter().filter_map(wanted).map(fail));
-                after.extend(nobodys.iter().map(|_| After::Remember(failed.clone())));
+                if after.is_empty() {
+                    after.push(After::Remember(failure));
+                }
             }
             Err(NotBuilt::Stopped) => state.queue.stopped(drv, now),
         }

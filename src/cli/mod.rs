@@ -1,7 +1,9 @@
-//! The command line: `ondine serve`, `key show`, `check-config`, `status`, `refresh`, `pin`, `unpin`, `gc`, `fsck` and `try`.
+//! The command line: `ondine serve`, `key show`, `check-config`, `status`, `refresh`, `failures`, `retry`, `pin`, `unpin`, `gc`, `fsck`
+//! and `try`.
 //! Output meant for people and scripts goes to stdout, the log to stderr.
 
 mod control;
+mod failures;
 mod keep;
 mod key;
 mod try_out;
@@ -52,6 +54,10 @@ enum Command {
         #[command(flatten)]
         state_dir: StateDir,
     },
+    /// List what a running server remembers to have failed.
+    Failures(failures::Failures),
+    /// Have a running server forget a failure, with its cause and all that failed because of it, and build it anew.
+    Retry(failures::Retry),
     /// Hold a path and its closure in the NAR store of a running server however long nobody uses it, or list what is held.
     Pin(keep::Pin),
     /// Take a pin back.
@@ -101,6 +107,8 @@ impl Cli {
             Command::CheckConfig { file } => check_config(&file)?,
             Command::Status(state_dir) => print!("{}", control::get(&state_dir.path()?, "/api/v1/status")?),
             Command::Refresh { name, state_dir } => return refresh(name.as_deref(), &state_dir.path()?),
+            Command::Failures(failures) => return failures.run(),
+            Command::Retry(retry) => return retry.run(),
             Command::Pin(pin) => return pin.run(),
             Command::Unpin(unpin) => return unpin.run(),
             Command::Gc(gc) => return gc.run(),

@@ -106,6 +106,7 @@ impl Written {
         };
         let background = self.background_daemon.map(|socket| nix::Environment { socket, ..nix.clone() });
         let builders = self.builders.map(|machines| ("builders".to_owned(), machines));
+        let log_size = ("max-build-log-size".to_owned(), logs.daemon_bytes_max().to_string());
         Ok(Settings {
             listen,
             state_dir,
@@ -116,7 +117,7 @@ impl Written {
             daemon: nix::Options {
                 build_cores: self.build_cores.unwrap_or(0),
                 jobs,
-                extra: trusted_keys(&caches).into_iter().chain(builders).collect(),
+                extra: trusted_keys(&caches).into_iter().chain(builders).chain([log_size]).collect(),
                 ..nix::Options::default()
             },
             capabilities,

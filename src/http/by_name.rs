@@ -2,8 +2,6 @@
 //! build in silence, since its answer is known only then: where the NAR is, or why there is none. Decides nothing about
 //! what is built: the name leads to a hash, and all else is as for that.
 
-use std::time::SystemTime;
-
 use narinfo::{NarHash, StorePath};
 
 use super::Service;
@@ -131,7 +129,7 @@ async fn find<'a>(service: &Service, name: &'a Name) -> Result<(Named, Option<&'
 
 async fn view(service: &Service, named: Named) -> Result<AttributeView, index::Error> {
     let parts = &service.parts;
-    let failure = parts.index.failure(named.drv.clone(), SystemTime::now()).await?;
+    let failure = parts.failures.of(&named.drv).await?;
     let mut outputs = Vec::new();
     for (name, path) in named.outputs {
         outputs.push(output_view(service, name, path).await?);

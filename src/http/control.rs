@@ -3,9 +3,10 @@
 use hyper::{Method, Uri};
 use percent_encoding::percent_decode_str;
 
-use super::{Coming, Service, answer, catalogue, keeping, later, now};
+use super::{Coming, Service, answer, catalogue, failures, keeping, later, now};
 use crate::catalogue::SetName;
 use crate::keep::{Check, Pinned};
+use crate::retry::Failed;
 
 /// What is to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,13 @@ enum Command {
     },
     /// `POST /api/v1/fsck?verify&repair`
     Check(Check),
+    /// `POST /api/v1/failures/<what>/retry?forget-only`
+    Retry {
+        /// The failure.
+        what: Failed,
+        /// Whether the next request is to build it, and not this one.
+        forget_only: bool,
+    },
 }
 
 /// Does it, or answers that there is no such thing to do.
@@ -35,6 +43,9 @@ pub(super) fn answer(service: Service, method: &Method, uri: &Uri) -> Coming {
         Some(Command::Unpin(what)) => later(async move { keeping::unpin(&service, what).await }),
         Some(Command::Collect { max_bytes, dry_run }) => now(keeping::collect(&service, max_bytes, dry_run)),
         Some(Command::Check(check)) => now(keeping::check(&service, check)),
+        Some(Command::Retry { what, forget_only }) => {
+            later(async move { failures::retry(&service, what, forget_only).await })
+        }
         None => now(answer::method_not_allowed()),
     }
 }
@@ -55,6 +66,10 @@ impl Command {
             (&Method::POST, "catalogue", Some(name)) => SetName::new(name).map(Some).map(Self::Refresh),
             (&Method::POST, "pins", Some(name)) => Pinned::parse(name).map(Self::Pin),
             (&Method::DELETE, "pins", Some(name)) => Pinned::parse(name).map(Self::Unpin),
+            (&Method::POST, "failures", Some(name)) => {
+                let what = Failed::parse(name.strip_suffix("/retry")?)?;
+                Some(Self::Retry { what, forget_only: given("forget-only").is_some() })
+            }
             (&Method::POST, "gc", None) => {
                 let max_bytes = given("max-bytes").map(str::parse).transpose().ok()?;
                 Some(Self::Collect { max_bytes, dry_run: given("dry-run").is_some() })
@@ -88,6 +103,13 @@ mod tests {
                 Some(Command::Collect { max_bytes: Some(7), dry_run: true }),
             ),
             (&post, "/api/v1/fsck?repair", Some(Command::Check(Check { verify: false, repair: true }))),
+            (
+                &post,
+                "/api/v1/failures/set%2Fa%2Bb/retry?forget-only",
+                Some(Command::Retry { what: Failed::Name("set/a+b".to_owned()), forget_only: true }),
+            ),
+            (&post, "/api/v1/failures/a", None),
+            (&post, "/api/v1/failures//retry", None),
             (&post, "/api/v1/gc?max-bytes=all", None),
             (&post, "/api/v1/pins", None),
             (&post, "/api/v1/catalogue/no%20name", None),

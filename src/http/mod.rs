@@ -11,6 +11,7 @@ mod catalogue;
 mod client_stream;
 mod control;
 mod drivers;
+mod failures;
 mod info;
 mod keeping;
 mod log;
@@ -32,17 +33,19 @@ use ::narinfo::StoreDir;
 use hyper::{Request, header};
 use tokio::sync::watch;
 
-use crate::build::{Builds, Logs};
+use crate::build::{Builds, Failures, Logs};
 use crate::catalogue::{Catalogue, Names};
 use crate::index::Index;
 use crate::keep::Keeper;
 use crate::nix::{Detected, Pool};
 use crate::packer::Packer;
+use crate::retry::Retry;
 use crate::substitute::{OnMiss, Substitute};
 use crate::upstream::{Upstreams, Via};
 use address::Peer;
 pub use address::{PublicUrl, TrustedProxies};
 use answer::Answer;
+pub use failures::RememberedFailure;
 pub use keeping::PinView;
 pub use route::{Route, Target};
 pub use server::{Door, listen, serve};
@@ -76,6 +79,10 @@ pub struct Parts {
     pub packer: Packer,
     /// What is kept of them.
     pub keeper: Keeper,
+    /// Failures that are remembered.
+    pub failures: Failures,
+    /// The way out of them.
+    pub retry: Retry,
     /// Build logs.
     pub logs: Logs,
     /// The queue.
@@ -198,6 +205,7 @@ impl Service {
                 drop(request);
                 later(async move { by_name::download(&service, &name, on_miss).await })
             }
+            Route::Failures => later(async move { failures::list(&service).await }),
             Route::Pins => later(async move { keeping::pins(&service).await }),
             Route::Metrics => now(api::metrics(self)),
         }

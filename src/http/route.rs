@@ -46,6 +46,8 @@ pub enum Route {
     Attribute(Name),
     /// `/get/<set>/<attribute>[^<output>][?system=…][&compression=…]`
     Download(Name),
+    /// `/api/v1/failures`
+    Failures,
     /// `/api/v1/pins`
     Pins,
     /// `/metrics`
@@ -113,6 +115,7 @@ fn route(path: &str, query: Option<&str>) -> Option<Route> {
         "api/v1/status" => return Some(Route::Status),
         "api/v1/queue" => return Some(Route::Queue),
         "api/v1/catalogue" => return Some(Route::Sets),
+        "api/v1/failures" => return Some(Route::Failures),
         "api/v1/pins" => return Some(Route::Pins),
         "metrics" => return Some(Route::Metrics),
         _ => {}
@@ -226,6 +229,7 @@ mod tests {
             ("api/v1/builds/7".to_owned(), Route::Build(7)),
             (format!("api/v1/paths/{HASH}"), Route::Path(HASH.parse().expect("a hash"))),
             ("api/v1/catalogue".to_owned(), Route::Sets),
+            ("api/v1/failures".to_owned(), Route::Failures),
             ("api/v1/pins".to_owned(), Route::Pins),
             ("api/v1/catalogue/a-b".to_owned(), Route::Set(SetName::new("a-b").expect("a name"))),
             (String::new(), Route::Home),

@@ -1,12 +1,17 @@
 //! Builds that failed, and requests that were refused, for as long as that is remembered.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use narinfo::StorePath;
-use rusqlite::params;
+use rusqlite::{OptionalExtension, params};
 
-use super::rows::{class_number, failure_row, to_unix};
+use super::rows::{class_number, corrupt, failure_row, signed, to_unix};
 use super::{Error, Failure, FailureClass, Index};
+
+/// Failures that are listed at most.
+const LISTED_MAX: u32 = 1_000;
+/// Longer than anyone remembers, and short enough to be added to a date.
+const LIFETIME_SECONDS_MAX: i64 = 1 << 40;
 
 impl Index {
     /// The remembered failure of a derivation, unless its memory has ended by `now`.
@@ -52,14 +57,86 @@ impl Index {
             .await
     }
 
-    /// Forgets a failure: the derivation has been built after all.
+    /// The latest thousand failures whose memory has not ended by `now`, the latest first.
+    ///
+    /// # Errors
+    /// When SQLite fails or a row is damaged.
+    pub async fn failures(&self, now: SystemTime) -> Result<Vec<Failure>, Error> {
+        self.readers
+            .run(move |connection| {
+                let mut statement = connection.prepare_cached(
+                    "SELECT drv, class, cause, reason, failed_at, expires_at FROM failure \
+                     WHERE expires_at > ?1 ORDER BY failed_at DESC, drv LIMIT ?2",
+                )?;
+                let mut rows = statement.query(params![to_unix(now), LISTED_MAX])?;
+                let mut failures = Vec::new();
+                while let Some(row) = rows.next()? {
+                    failures.push(failure_row(row)?);
+                }
+                Ok(failures)
+            })
+            .await
+    }
+
+    /// Forgets the failure of a derivation with its cause, and all that failed because of either. Gives the derivations.
+    ///
+    /// # Errors
+    /// When SQLite fails or a row is damaged.
+    pub async fn forget_failure(&self, drv: StorePath) -> Result<Vec<StorePath>, Error> {
+        self.writer
+            .run(move |transaction| {
+                let drv = drv.to_string();
+                let cause: Option<String> = transaction
+                    .query_row("SELECT cause FROM failure WHERE drv = ?1", [&drv], |row| row.get(0))
+                    .optional()?;
+                let mut delete = transaction.prepare_cached(
+                    "DELETE FROM failure WHERE drv IN (?1, ?2) OR cause IN (?1, ?2) RETURNING drv",
+                )?;
+                let mut rows = delete.query(params![drv, cause])?;
+                let mut forgotten = Vec::new();
+                while let Some(row) = rows.next()? {
+                    let drv: String = row.get(0)?;
+                    forgotten.push(StorePath::parse(&drv).map_err(|e| corrupt(&drv, e))?);
+                }
+                Ok(forgotten)
+            })
+            .await
+    }
+
+    /// Ends the memory of a failure at `end` where it would be later.
     ///
     /// # Errors
     /// When SQLite fails.
-    pub async fn forget_failure(&self, drv: StorePath) -> Result<(), Error> {
+    pub async fn end_failure_by(&self, drv: StorePath, end: SystemTime) -> Result<(), Error> {
         self.writer
             .run(move |transaction| {
-                transaction.execute("DELETE FROM failure WHERE drv = ?1", [drv.to_string()])?;
+                transaction.execute(
+                    "UPDATE failure SET expires_at = ?2 WHERE drv = ?1 AND expires_at > ?2",
+                    params![drv.to_string(), to_unix(end)],
+                )?;
+                Ok(())
+            })
+            .await
+    }
+
+    /// Ends the memory of every failure of a class `lifetime` after its try, and `lifetime` from `now` at the latest, where it
+    /// would be later. Drops those whose memory has ended by `now`.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn shorten_failures(
+        &self,
+        class: FailureClass,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                transaction.execute(
+                    "UPDATE failure SET expires_at = min(expires_at, failed_at + ?2, ?3 + ?2) WHERE class = ?1",
+                    params![class_number(class), signed(lifetime.as_secs()).min(LIFETIME_SECONDS_MAX), to_unix(now)],
+                )?;
+                transaction.execute("DELETE FROM failure WHERE expires_at <= ?1", [to_unix(now)])?;
                 Ok(())
             })
             .await

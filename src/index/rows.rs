@@ -119,6 +119,18 @@ pub enum FailureClass {
     Refused,
 }
 
+impl FailureClass {
+    /// The word for it in answers.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Passing => "passing",
+            Self::Permanent => "permanent",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 /// Why something was not built, and until when nobody tries again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {

@@ -93,8 +93,10 @@ pub enum BuildEvent {
     LogLine {
         /// What it builds.
         drv: Option<StorePath>,
-        /// The line, without its end.
+        /// The line, without its end, or its beginning.
         line: String,
+        /// Bytes of a very long line that were dropped behind that.
+        dropped: u64,
     },
     /// The daemon itself has to say something.
     Message {
@@ -238,7 +240,7 @@ impl Daemon {
 
 async fn result(reply: &mut Reply<'_>, reports_cpu: bool) -> Result<BuildResult, DaemonError> {
     let status = BuildStatus::from_wire(reply.number().await?);
-    let message = reply.message("the message of a build").await?;
+    let (message, _) = reply.builders_words("the message of a build").await?;
     let times_built = reply.number().await?;
     let _not_deterministic = reply.flag().await?;
     let start_time = reply.number().await?;
@@ -293,9 +295,11 @@ impl Activities {
             }
             News::Result { id, kind, fields } => {
                 let drv = self.builds.get(&id).cloned();
-                let text = fields.into_iter().next().and_then(Field::into_text)?;
+                let field = fields.into_iter().next()?;
+                let dropped = field.dropped();
+                let text = field.into_text()?;
                 match kind {
-                    RESULT_BUILD_LOG_LINE => Some(BuildEvent::LogLine { drv, line: text }),
+                    RESULT_BUILD_LOG_LINE => Some(BuildEvent::LogLine { drv, line: text, dropped }),
                     RESULT_SET_PHASE => Some(BuildEvent::Phase { drv, phase: text }),
                     RESULT_HOOK_LOG_LINE => Some(BuildEvent::Message { text }),
                     _ => None,
@@ -342,7 +346,7 @@ mod tests {
         let (mut activities, drv) = (activities(), path("x.drv"));
         let started = BuildEvent::Started { drv: drv.clone(), machine: "ssh://big".into() };
         assert_eq!(activities.event(start(7, &drv)), Some(started));
-        let expect = |drv| Some(BuildEvent::LogLine { drv, line: "\u{1b}[1mx".into() });
+        let expect = |drv| Some(BuildEvent::LogLine { drv, line: "\u{1b}[1mx".into(), dropped: 0 });
         assert_eq!(activities.event(line(7)), expect(Some(drv)));
         assert_eq!(activities.event(line(8)), expect(None));
         assert_eq!(activities.event(News::Stopped { id: 7 }), None);

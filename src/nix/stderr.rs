@@ -23,14 +23,21 @@ const TRACES_MAX: u64 = 100_000;
 pub(super) enum Field {
     Number(u64),
     Text(String),
+    /// A text too long to be kept: its beginning, and how many bytes were dropped.
+    Cut(String, u64),
 }
 
 impl Field {
     pub(super) fn into_text(self) -> Option<String> {
         match self {
-            Self::Text(text) => Some(text),
+            Self::Text(text) | Self::Cut(text, _) => Some(text),
             Self::Number(_) => None,
         }
+    }
+
+    /// The bytes of a text that were dropped.
+    pub(super) fn dropped(&self) -> u64 {
+        if let Self::Cut(_, dropped) = self { *dropped } else { 0 }
     }
 }
 
@@ -83,7 +90,10 @@ async fn fields(wire: &mut Wire) -> Result<Vec<Field>, DaemonError> {
     for _ in 0..wire.count("a list of fields", FIELDS_MAX).await? {
         fields.push(match wire.number().await? {
             0 => Field::Number(wire.number().await?),
-            1 => Field::Text(wire.message("a field").await?),
+            1 => match wire.builders_words("a field").await? {
+                (text, 0) => Field::Text(text),
+                (text, dropped) => Field::Cut(text, dropped),
+            },
             other => return Err(DaemonError::Protocol(format!("{other} is no kind of field"))),
         });
     }

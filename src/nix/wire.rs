@@ -11,8 +11,13 @@ use tokio::time::{Instant, timeout_at};
 
 use super::error::DaemonError;
 
-/// Bytes of a message at most: an error, a line of a log, the text of an activity.
+/// Bytes of a message at most: an error, the text of an activity.
 pub(super) const MESSAGE_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Bytes of a builder's words that are kept at most; the rest is counted and dropped. A builder may write gigabytes without
+/// a line end, and the daemon passes them on as one line.
+pub(super) const KEPT_BYTES_MAX: u64 = 1024 * 1024;
+/// Bytes of a builder's words at most. The daemon holds all of them in memory.
+const ANNOUNCED_BYTES_MAX: u64 = 1 << 42;
 /// Bytes of everything else at most: a store path, a name, a signature.
 pub(super) const TEXT_BYTES_MAX: u64 = 64 * 1024;
 /// Items of a list at most. A large store has some 1 M paths.
@@ -99,13 +104,19 @@ impl Wire {
         if bytes.len() as u64 != length {
             return Err(DaemonError::Closed);
         }
+        self.padding(what, length).await?;
+        Ok(bytes)
+    }
+
+    async fn padding(&mut self, what: &'static str, length: u64) -> Result<(), DaemonError> {
         let mut padding = [0; WORD_BYTES];
-        let padding = &mut padding[..bytes.len().next_multiple_of(WORD_BYTES) - bytes.len()];
+        let over = (length % WORD_BYTES as u64) as usize;
+        let padding = &mut padding[..(WORD_BYTES - over) % WORD_BYTES];
         self.exactly(padding).await?;
         if padding.iter().any(|byte| *byte != 0) {
             return Err(DaemonError::Protocol(format!("{what} is padded with something else than zeros")));
         }
-        Ok(bytes)
+        Ok(())
     }
 
     /// A short string, which must be UTF-8.
@@ -118,6 +129,23 @@ impl Wire {
     pub(super) async fn message(&mut self, what: &'static str) -> Result<String, DaemonError> {
         let bytes = self.bytes(what, MESSAGE_BYTES_MAX).await?;
         Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
+    }
+
+    /// Words of a builder: its first [`KEPT_BYTES_MAX`] bytes as a text for people, and how many follow that were dropped.
+    pub(super) async fn builders_words(&mut self, what: &'static str) -> Result<(String, u64), DaemonError> {
+        let length = self.count(what, ANNOUNCED_BYTES_MAX).await?;
+        let (kept, patience) = (length.min(KEPT_BYTES_MAX), self.patience);
+        let mut bytes = Vec::new();
+        bounded(patience, (&mut self.stream).take(kept).read_to_end(&mut bytes)).await?;
+        let mut rest = (&mut self.stream).take(length - kept);
+        let dropped = bounded(patience, tokio::io::copy_buf(&mut rest, &mut tokio::io::sink())).await?;
+        if bytes.len() as u64 + dropped != length {
+            return Err(DaemonError::Closed);
+        }
+        self.padding(what, length).await?;
+        let text =
+            String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned());
+        Ok((text, dropped))
     }
 
     pub(super) async fn path(&mut self, dir: &StoreDir) -> Result<StorePath, DaemonError> {
@@ -261,6 +289,24 @@ mod tests {
         assert!(matches!(error, Err(DaemonError::Protocol(_))));
         let message = reading(sent.as_bytes(), async |wire| wire.message("it").await).await;
         assert_eq!(message.expect("a message"), "\u{fffd}");
+    }
+
+    #[tokio::test]
+    async fn of_words_without_end_the_beginning_is_kept_and_the_rest_is_counted() {
+        for (length, kept) in [(3, 3), (KEPT_BYTES_MAX, KEPT_BYTES_MAX), (KEPT_BYTES_MAX + 5, KEPT_BYTES_MAX)]
+        {
+            let sent = Request::default().text(&"x".repeat(length as usize)).number(7);
+            let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
+            let sending = tokio::spawn(async move { theirs.write_all(sent.as_bytes()).await });
+            let mut wire = Wire::new(ours);
+            let (text, dropped) = wire.builders_words("it").await.expect("read");
+            assert_eq!((text.len() as u64, dropped), (kept, length - kept));
+            assert_eq!(wire.number().await.expect("what follows"), 7);
+            sending.await.expect("no panic").expect("sent");
+        }
+        let sent = Request::default().number(1 << 20).number(0);
+        let error = reading(sent.as_bytes(), async |wire| wire.builders_words("it").await).await;
+        assert!(matches!(error, Err(DaemonError::Closed)));
     }
 
     #[tokio::test]

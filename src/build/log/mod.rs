@@ -31,6 +31,18 @@ pub struct Settings {
     pub logs_bytes_max: u64,
 }
 
+/// Bytes by which the daemon's limit is above ours: it drops what it has read and not passed on yet, up to a few pages.
+const DAEMON_SLACK_BYTES: u64 = 64 * 1024;
+
+impl Settings {
+    /// Nix's `max-build-log-size` for our builds: a daemon that trusts us counts within a line, too, which it holds in memory
+    /// to its end.
+    #[must_use]
+    pub fn daemon_bytes_max(&self) -> u64 {
+        self.log_bytes_max.saturating_add(DAEMON_SLACK_BYTES)
+    }
+}
+
 /// The directory of build logs; clones share what is being written.
 #[derive(Clone, Debug)]
 pub struct Logs(Arc<Shared>);
@@ -219,7 +231,7 @@ mod tests {
     fn the_oldest_logs_go_until_the_rest_fits_and_none_that_is_written() {
         let (folder, logs) = logs(100, 250);
         let running = logs.begin(&drv("running"));
-        running.line(&"x".repeat(99));
+        running.line(&"x".repeat(99), 0);
         let now = SystemTime::now();
         for (name, age) in [("newest", 1), ("oldest", 9), ("middle", 5)] {
             let file = File::create(logs.file_of(&drv(name))).expect("made");
@@ -253,7 +265,7 @@ mod tests {
             || ["before", "unseen", "unseen-2", "unseen-3"].map(|name| logs.file_of(&drv(name)).exists());
         let build = |name: &str| {
             let log = logs.begin(&drv(name));
-            log.line(&"x".repeat(99));
+            log.line(&"x".repeat(99), 0);
             drop(log);
             logs.make_room().expect("room");
         };

@@ -1,5 +1,6 @@
 //! The log of one build while it is written. Readers are told of every line once it is in the file, and get it from there.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
@@ -8,7 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::Logs;
+use crate::build::verdict::LOG_END_LINES;
 use crate::growing::Growth;
+
+/// Bytes of each of the last lines that are kept in memory; what counts of a line is said by then.
+const LAST_LINE_BYTES_MAX: usize = 1024;
 
 /// What stands between two attempts.
 const BEGUN_ANEW: &str = "[the Nix daemon went away; the build begins anew]";
@@ -33,12 +38,14 @@ struct Writing {
     attempts: u32,
     /// What the builder has written in this attempt.
     bytes: u64,
+    /// The last lines of this attempt, also where the file cannot be written.
+    last: VecDeque<String>,
 }
 
 impl LogWriter {
     /// Without a file it only counts.
     pub(super) fn new(logs: Logs, path: PathBuf, open: Option<Open>) -> Self {
-        let writing = Mutex::new(Writing { open, attempts: 0, bytes: 0 });
+        let writing = Mutex::new(Writing { open, attempts: 0, bytes: 0, last: VecDeque::new() });
         Self { logs, path, writing, over: watch::Sender::new(false) }
     }
 
@@ -50,6 +57,7 @@ impl LogWriter {
         }
         writing.attempts += 1;
         writing.bytes = 0;
+        writing.last.clear();
     }
 
     /// How often the builder was started.
@@ -57,16 +65,21 @@ impl LogWriter {
         self.lock().attempts
     }
 
-    /// Adds a line of the builder, or as much of it as there is room for.
-    pub(in crate::build) fn line(&self, line: &str) {
+    /// Adds a line of the builder, of which so many bytes were dropped, or as much of it as there is room for.
+    pub(in crate::build) fn line(&self, line: &str, dropped: u64) {
         if *self.over.borrow() {
             return;
         }
         let mut writing = self.lock();
-        let (bytes, room) = (line.len() as u64 + 1, self.bytes_max() - writing.bytes);
+        let bytes = (line.len() as u64).saturating_add(dropped).saturating_add(1);
+        let room = self.bytes_max() - writing.bytes;
+        writing.keep_last(line);
         if bytes <= room {
             writing.bytes += bytes;
-            writing.add(line);
+            match dropped {
+                0 => writing.add(line),
+                _ => writing.add(&format!("{line} [and {dropped} bytes more on this line]")),
+            }
             return;
         }
         let room = usize::try_from(room).unwrap_or(usize::MAX);
@@ -75,6 +88,16 @@ impl LogWriter {
             writing.add(fitting);
         }
         self.over.send_replace(true);
+    }
+
+    /// The reason why the build must stop, once it has written more than it may.
+    pub(in crate::build) fn is_over(&self) -> Option<String> {
+        self.over.borrow().then(|| self.over_text())
+    }
+
+    /// The last lines of the builder, of this attempt.
+    pub(in crate::build) fn last(&self) -> Vec<String> {
+        self.lock().last.iter().cloned().collect()
     }
 
     /// Resolves, with the reason why the build must stop, once it has written more than it may.
@@ -87,7 +110,7 @@ impl LogWriter {
     /// Ends the log with what there is to say, and then makes room for the next one. Within a tokio runtime.
     pub(in crate::build) fn finish(self, ending: Option<&str>) {
         let mut writing = self.lock();
-        let over = self.over.borrow().then(|| self.over_text());
+        let over = self.is_over();
         let ending = ending.filter(|ending| over.as_deref() != Some(ending));
         for line in over.as_deref().into_iter().chain(ending) {
             writing.add(line);
@@ -110,6 +133,12 @@ impl LogWriter {
         self.logs.0.settings.log_bytes_max
     }
 
+    /// The same where the daemon has counted: within a line, too. `None` when it has a lower limit of its own.
+    pub(in crate::build) fn over_by_daemon(&self, message: &str) -> Option<String> {
+        let limit = self.logs.0.settings.daemon_bytes_max();
+        self.is_over().or_else(|| message.contains(&limit.to_string()).then(|| self.over_text()))
+    }
+
     fn over_text(&self) -> String {
         format!("its log has more than {} bytes (setting max-log-bytes)", self.bytes_max())
     }
@@ -120,6 +149,15 @@ impl LogWriter {
 }
 
 impl Writing {
+    fn keep_last(&mut self, line: &str) {
+        if self.last.len() >= LOG_END_LINES {
+            self.last.pop_front();
+        }
+        self.last.push_back(
+            line[line.ceil_char_boundary(line.len().saturating_sub(LAST_LINE_BYTES_MAX))..].to_owned(),
+        );
+    }
+
     fn add(&mut self, line: &str) {
         let Some((file, growth)) = &self.open else { return };
         let text = format!("{line}\n");
@@ -169,12 +207,12 @@ mod tests {
         let (_folder, logs) = logs(1000, 1000);
         let log = logs.begin(&drv("a"));
         log.attempt();
-        log.line("before");
+        log.line("before", 0);
         let mut followed = logs.read(&drv("a")).expect("readable").expect("there");
         assert_eq!(followed.bytes, None);
         let mut next = async || followed.reader.next_chunk().await.expect("readable").expect("not the end");
         assert_eq!(next().await, "before\n");
-        log.line("\u{1b}[1mafter");
+        log.line("\u{1b}[1mafter", 0);
         assert_eq!(next().await, "\u{1b}[1mafter\n");
         let nothing = tokio::time::timeout(Duration::from_millis(20), next()).await;
         assert!(nothing.is_err(), "{nothing:?}");
@@ -189,7 +227,7 @@ mod tests {
     async fn a_log_that_is_abandoned_or_cannot_be_written_cuts_its_followers() {
         let (folder, logs) = logs(1000, 1000);
         let log = logs.begin(&drv("a"));
-        log.line("said");
+        log.line("said", 0);
         let mut followed = logs.read(&drv("a")).expect("readable").expect("there");
         drop(log);
         assert_eq!(rest(&mut followed.reader).await, ("said\n".into(), false));
@@ -199,9 +237,9 @@ mod tests {
         let growth = watch::channel(Growth::default());
         let mut followed = Reader::new(full.clone(), Place::following(growth.1));
         let log = LogWriter::new(logs, folder.path().join("full.log"), Some((full, growth.0)));
-        log.line("lost");
+        log.line("lost", 0);
         assert_eq!(rest(&mut followed).await, (String::new(), false));
-        log.line("lost, too");
+        log.line("lost, too", 0);
         log.finish(None);
     }
 
@@ -209,20 +247,20 @@ mod tests {
     async fn a_log_ends_at_its_bound_and_says_so_and_the_build_is_told_to_stop() {
         let (folder, logs) = logs(20, 1000);
         let log = logs.begin(&drv("a"));
-        log.line("123456789");
-        log.line("123456789");
+        log.line("123456789", 0);
+        log.line("123456789", 0);
         assert_eq!(is_over(&log).await, None, "as much as it may");
-        log.line("");
+        log.line("", 0);
         let reason = is_over(&log).await.expect("more than it may");
         assert_eq!(reason, "its log has more than 20 bytes (setting max-log-bytes)");
-        log.line("more");
+        log.line("more", 0);
         log.finish(Some(&reason));
         let read =
             |name: &str| fs::read_to_string(folder.path().join(format!("{}.log", drv(name)))).expect("a log");
         assert_eq!(read("a"), format!("123456789\n123456789\n{reason}\n"));
 
         let log = logs.begin(&drv("b"));
-        log.line("123456789012345678ünf");
+        log.line("123456789012345678ünf", 0);
         assert!(is_over(&log).await.is_some());
         log.finish(Some("killed"));
         assert_eq!(read("b"), format!("123456789012345678\n{reason}\nkilled\n"), "as much of it as fits");
@@ -235,7 +273,7 @@ mod tests {
         let mut followed = logs.read(&drv("a")).expect("readable").expect("there");
         for _ in 0..2 {
             log.attempt();
-            log.line("the whole of a log");
+            log.line("the whole of a log", 0);
         }
         assert_eq!(is_over(&log).await, None);
         log.finish(None);
@@ -247,11 +285,11 @@ mod tests {
     async fn a_new_log_takes_the_place_of_an_older_one_and_leaves_its_readers_alone() {
         let (_folder, logs) = logs(1000, 1000);
         let log = logs.begin(&drv("a"));
-        log.line("old");
+        log.line("old", 0);
         log.finish(None);
         let mut old = logs.read(&drv("a")).expect("readable").expect("there");
         let log = logs.begin(&drv("a"));
-        log.line("new");
+        log.line("new", 0);
         assert_eq!(rest(&mut old.reader).await, ("old\n".into(), true));
         assert_eq!(logs.last_lines(&drv("a"), 5).expect("readable"), ["new"]);
     }

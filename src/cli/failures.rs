@@ -1,0 +1,99 @@
+//! `ondine failures` and `retry`: what a running server remembers to have failed, and taking that back.
+
+use std::process::ExitCode;
+use std::time::{Duration, UNIX_EPOCH};
+
+use anyhow::Context;
+use clap::Args;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::{StateDir, control};
+use crate::http::RememberedFailure;
+
+/// Unix seconds of a moment in the year 9999.
+const YEAR_9999: u64 = 253_400_000_000;
+
+#[derive(Args, Debug)]
+pub(super) struct Failures {
+    #[command(flatten)]
+    state_dir: StateDir,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct Retry {
+    /// A derivation, a store path, the hash of either, a package's name, or an attribute of a package set
+    what: String,
+    /// Only forget it: the next request builds it
+    #[arg(long)]
+    forget_only: bool,
+    #[command(flatten)]
+    state_dir: StateDir,
+}
+
+impl Failures {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let failures = control::get(&self.state_dir.path()?, "/api/v1/failures")?;
+        let failures: Vec<RememberedFailure> =
+            serde_json::from_str(&failures).context("the server's list of failures cannot be read")?;
+        print!("{}", table(&failures));
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Retry {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let what = utf8_percent_encode(&self.what, NON_ALPHANUMERIC);
+        let forget_only = if self.forget_only { "?forget-only" } else { "" };
+        let path = format!("/api/v1/failures/{what}/retry{forget_only}");
+        control::follow(control::Do::Post, &self.state_dir.path()?, &path)
+    }
+}
+
+/// One line for each failure, and one for its reason.
+fn table(failures: &[RememberedFailure]) -> String {
+    if failures.is_empty() {
+        return "no failure is remembered\n".to_owned();
+    }
+    let mut table = format!("{:20}  {:20}  {:9}  DERIVATION\n", "SINCE", "UNTIL", "CLASS");
+    for failure in failures {
+        // The calendar of RFC 3339 ends with the year 9999.
+        let time = |unix: u64| {
+            humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(unix.min(YEAR_9999)))
+        };
+        let RememberedFailure { derivation, class, cause, reason, .. } = failure;
+        table += &format!("{}  {}  {class:9}  {derivation}\n", time(failure.since), time(failure.until));
+        if cause != derivation {
+            table += &format!("    cause: {cause}\n");
+        }
+        table += &format!("    {}\n", reason.lines().next().unwrap_or_default().escape_debug());
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_listed_with_their_times_class_cause_and_reason() {
+        let failure = |derivation: &str| RememberedFailure {
+            derivation: derivation.to_owned(),
+            class: "passing".to_owned(),
+            cause: "a.drv".to_owned(),
+            reason: "signal 9\nand more".to_owned(),
+            log: "/log/a.drv".to_owned(),
+            since: 86_400,
+            until: 86_700,
+        };
+        let expected = "\
+SINCE                 UNTIL                 CLASS      DERIVATION
+1970-01-02T00:00:00Z  1970-01-02T00:05:00Z  passing    a.drv
+    signal 9
+1970-01-02T00:00:00Z  1970-01-02T00:05:00Z  passing    b.drv
+    cause: a.drv
+    signal 9
+";
+        assert_eq!(table(&[failure("a.drv"), failure("b.drv")]), expected);
+        assert_eq!(table(&[]), "no failure is remembered\n");
+    }
+}
