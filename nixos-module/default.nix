@@ -68,7 +68,7 @@ in
             example = [
               {
                 url = "https://cache.nixos.org";
-                public-keys = [ "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAurkbJ16ZPMQFGspcDShjY=" ];
+                public-keys = [ "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=" ];
               }
             ];
             description = ''
