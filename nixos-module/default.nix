@@ -8,7 +8,23 @@ let
   format = pkgs.formats.toml { };
   stateDir = "/var/lib/ondine";
 
-  written = format.generate "ondine.toml" cfg.settings;
+  # Systemd hands files with secrets over, which the service's user need not be able to read, under these names.
+  secretName = n: "upstream-${toString n}";
+  netrcFile = cfg.settings.netrc-file or null;
+  settings = cfg.settings // {
+    upstream = lib.imap0 (
+      n: upstream: upstream // lib.optionalAttrs (upstream ? credentials-file) { credentials-file = secretName n; }
+    ) cfg.settings.upstream;
+  } // lib.optionalAttrs (netrcFile != null) { netrc-file = "netrc"; };
+  secrets = lib.concatLists (
+    lib.imap0 (
+      n: upstream: lib.optional (upstream ? credentials-file) "${secretName n}:${upstream.credentials-file}"
+    ) cfg.settings.upstream
+  ) ++ lib.optional (netrcFile != null) "netrc:${netrcFile}";
+  # What is in a setting stands in the Nix store, where everyone can read it.
+  isSecret = url: builtins.match ".*[@?].*" url != null;
+
+  written = format.generate "ondine.toml" settings;
   checked = pkgs.runCommand "ondine-checked.toml" { } ''
     STATE_DIRECTORY=${stateDir} ${cfg.package}/bin/ondine check-config ${written}
     cp ${written} "$out"
@@ -75,6 +91,11 @@ in
               Other caches, each with its `url` and `public-keys`. They become trusted substituters of the Nix daemon with
               these keys, so that builds may take their inputs from them, too; the daemon would ignore that otherwise,
               coming from a user without trust.
+
+              Credentials are not for `url`, which everyone can read in the Nix store: `credentials-file` names a file with
+              `USER:PASSWORD` or `Bearer TOKEN`, and `netrc-file`, beside `upstream`, a netrc file. systemd reads them
+              (LoadCredential). The Nix daemon needs them in a netrc file of its own
+              ({option}`nix.settings.netrc-file`) to take inputs of builds from there.
             '';
           };
         };
@@ -87,6 +108,10 @@ in
       {
         assertion = !(cfg.settings ? state-dir || cfg.settings ? state_dir);
         message = "services.ondine.settings: the state is in ${stateDir}; state-dir cannot be set here";
+      }
+      {
+        assertion = !(builtins.any (upstream: isSecret upstream.url) cfg.settings.upstream);
+        message = "services.ondine.settings.upstream: a url with credentials would be readable by everyone in the Nix store; use credentials-file";
       }
     ];
 
@@ -122,6 +147,7 @@ in
         Group = "ondine";
         StateDirectory = "ondine";
         StateDirectoryMode = "0750";
+        LoadCredential = secrets;
         UMask = "0077";
         Restart = "on-failure";
         RestartSec = 2;

@@ -179,6 +179,32 @@ fn upstreams_and_their_keys_are_made_known_to_the_nix_daemon() {
 }
 
 #[test]
+fn files_with_credentials_are_handed_over_by_systemd_and_no_secret_is_in_the_store() {
+    let key = "cache.example.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+    let upstream = json!([
+        { "url": "https://a.example.org", "public-keys": [key] },
+        { "url": "https://b.example.org", "public-keys": [key], "credentials-file": "/run/secrets/b" },
+    ]);
+    let machine = Machine::new();
+    let settings = json!({ "upstream": upstream, "netrc-file": "/run/secrets/netrc" });
+    let configuration = machine.evaluate(json!({ "enable": true, "settings": settings }));
+    assert_eq!(
+        service(&configuration)["serviceConfig"]["LoadCredential"],
+        json!(["upstream-1:/run/secrets/b", "netrc:/run/secrets/netrc"])
+    );
+    let (finished, checked) = machine.build_settings(&settings_of(&configuration));
+    finished.must_succeed();
+    let written = std::fs::read_to_string(checked).expect("the check leaves the settings file");
+    assert!(written.contains("credentials-file = \"upstream-1\""), "{written}");
+    assert!(written.contains("netrc-file = \"netrc\"") && !written.contains("/run/secrets"), "{written}");
+    for url in ["https://bob:secret@a.example.org", "https://a.example.org/?token=secret"] {
+        let service = json!({ "enable": true, "settings": { "upstream": [{ "url": url }] } });
+        let said = machine.try_evaluate(service).must_fail().stderr;
+        assert!(said.contains("use credentials-file"), "{said}");
+    }
+}
+
+#[test]
 fn another_state_directory_or_a_value_of_the_wrong_type_is_refused() {
     let machine = Machine::new();
     for (service, why) in [

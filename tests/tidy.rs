@@ -248,7 +248,7 @@ fn sql_stands_in_the_index_and_beside_the_database_of_nix() {
 
 #[test]
 fn http_stands_at_the_edges() {
-    only_in(rust_files("src"), &["hyper"], &["src/http/", "src/cli/control.rs"]);
+    only_in(rust_files("src"), &["hyper"], &["src/http/", "src/cli/control.rs", "src/upstream/proxies.rs"]);
 }
 
 #[test]

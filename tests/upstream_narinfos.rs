@@ -235,14 +235,43 @@ fn a_url_that_leads_out_of_the_upstream_is_refused() {
 }
 
 #[test]
-fn a_url_on_another_host_of_this_machine_is_not_asked() {
-    let world = World::new(1);
-    let trap = FileServer::new(world.good.cache.folder());
-    let (cache, path) = (&world.spoilt.cache, &world.paths[0]);
-    let nar = field(&cache.narinfo(path), "URL").to_owned();
-    cache.set(path, "URL", &format!("{}/{nar}", trap.url()));
-    world.assert_served(&world.behind(&[&world.spoilt, &world.good]), path, "the next upstream has it");
-    assert_eq!(trap.seen().len(), 0);
+fn a_url_on_another_port_or_address_of_this_machine_is_not_asked() {
+    for own in ["127.0.0.1", "localhost"] {
+        let world = World::new(2);
+        let trap = FileServer::new(world.good.cache.folder());
+        let port = trap.url().rsplit(':').next().expect("a port").to_owned();
+        for (path, other) in world.paths.iter().zip(["127.0.0.1", "localhost"]) {
+            let nar = field(&world.spoilt.cache.narinfo(path), "URL").to_owned();
+            world.spoilt.cache.set(path, "URL", &format!("http://{other}:{port}/{nar}"));
+        }
+        let url = world.spoilt.server.url().replace("127.0.0.1", own);
+        let spoilt = support::upstream::table(&url, &[&world.spoilt.cache.public_key()], "priority = 1");
+        let tables = [spoilt, world.good.table("priority = 2")];
+        let ondine = Ondine::start(&world.store, &["--config", &settings_file(&world.store, &tables)]);
+        for path in &world.paths {
+            world.assert_served(&ondine, path, "the next upstream has it");
+        }
+        assert!(!world.spoilt.server.seen().is_empty(), "{own}");
+        assert_eq!(trap.seen().len(), 0, "{own}: {:?}", trap.seen());
+    }
+}
+
+#[test]
+fn a_refusal_tells_a_wrong_key_from_an_unknown_one_and_from_none() {
+    let world = World::new(3);
+    let (cache, paths) = (&world.spoilt.cache, &world.paths);
+    cache.remove(&paths[0], "Sig");
+    cache.sign_as(&paths[1], &stranger("stranger-1"));
+    cache.sign_as(&paths[2], &stranger("upstream-1"));
+    let ondine = world.behind(&[&world.spoilt]);
+    for (path, said) in paths.iter().zip([
+        "it has no signature",
+        "no configured key has signed it: it is signed by stranger-1, public-keys has upstream-1",
+        "a signature under the name upstream-1, which does not verify with the configured key of that name",
+    ]) {
+        let answer = Http::new(&ondine.url()).get(&narinfo_address(path));
+        assert!(answer.status == 404 && answer.text().contains(said), "{said}: {}", answer.text());
+    }
 }
 
 #[test]

@@ -152,7 +152,12 @@ fn banner(server: &Server) -> String {
 
 /// Everything that a start would check, short of starting.
 fn check_config(file: &Path) -> anyhow::Result<()> {
-    let settings = Written::read(file)?.resolve()?;
+    let mut settings = Written::read(file)?.resolve()?;
+    match settings.upstream.read_credentials() {
+        // It is there when systemd starts the service.
+        Err(crate::upstream::CredentialsError::NoDirectory { .. }) => {}
+        other => other?,
+    }
     match crate::key::Keys::read(&settings.state_dir, &settings.signing_keys) {
         // The first start makes it.
         Err(crate::key::Error::Read { source, .. })

@@ -16,9 +16,11 @@ use std::time::Duration;
 
 use clap::{Args, Command};
 use serde::Deserialize;
+use serde::de::{self, DeserializeOwned};
 
 use crate::nix;
 use crate::substitute::Source;
+use crate::upstream::without_secrets;
 use catalogue::WrittenSet;
 use upstream::WrittenUpstream;
 
@@ -46,7 +48,13 @@ pub struct Written {
     #[serde(alias = "build_from")]
     build_from: Option<Vec<Source>>,
     /// Another cache, asked for what is not here: "URL PUBLIC-KEY…"; as a table [[upstream]] it takes more settings [default: none]
-    #[arg(long, env = "ONDINE_UPSTREAM", value_name = "URL KEY", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "ONDINE_UPSTREAM",
+        hide_env_values = true,
+        value_name = "URL KEY",
+        value_delimiter = ','
+    )]
     upstream: Option<Vec<WrittenUpstream>>,
     /// A package set, known before anyone asks: "NAME KIND:WHERE" (flake, expression or directory); as a table [[catalogue]] it takes more settings [default: none]
     #[arg(long, env = "ONDINE_CATALOGUE", value_name = "NAME SOURCE", value_delimiter = ',')]
@@ -59,6 +67,10 @@ pub struct Written {
     #[arg(long, env = "ONDINE_REMEMBER_MISSING", value_name = "DURATION", value_parser = duration)]
     #[serde(alias = "remember_missing", default, deserialize_with = "written_duration")]
     remember_missing: Option<Duration>,
+    /// Netrc file with logins for upstreams: an absolute path, or a name in $CREDENTIALS_DIRECTORY [default: Nix's, where it can be read]
+    #[arg(long, env = "ONDINE_NETRC_FILE", value_name = "FILE")]
+    #[serde(alias = "netrc_file")]
+    netrc_file: Option<PathBuf>,
     /// Cores that one build may use; 0 is all [default: 0]
     #[arg(long, env = "ONDINE_BUILD_CORES", value_name = "N")]
     #[serde(alias = "build_cores")]
@@ -268,8 +280,7 @@ impl Written {
     pub fn read(file: &Path) -> Result<Self, Error> {
         let text =
             fs::read_to_string(file).map_err(|source| Error::Read { file: file.to_owned(), source })?;
-        let toml_error = |source| Error::Toml { file: file.to_owned(), source: Box::new(source) };
-        let table: toml::Table = text.parse().map_err(toml_error)?;
+        let table: toml::Table = parsed(file, &text)?;
         let known = known_settings();
         for written in table.keys() {
             let key = written.replace('_', "-");
@@ -278,7 +289,7 @@ impl Written {
                 return Err(Error::Unknown { file: file.to_owned(), key: written.clone(), nearest });
             }
         }
-        toml::from_str(&text).map_err(toml_error)
+        parsed(file, &text)
     }
 
     /// These settings, and those of `other` where these say nothing.
@@ -294,6 +305,7 @@ impl Written {
             catalogue: self.catalogue.or(other.catalogue),
             upstream_budget: self.upstream_budget.or(other.upstream_budget),
             remember_missing: self.remember_missing.or(other.remember_missing),
+            netrc_file: self.netrc_file.or(other.netrc_file),
             build_cores: self.build_cores.or(other.build_cores),
             build_systems: self.build_systems.or(other.build_systems),
             build_features: self.build_features.or(other.build_features),
@@ -354,6 +366,15 @@ impl Written {
             .or_else(|| variable("HOME").map(|home| Path::new(&home).join(".local/state/ondine")))
             .ok_or(Error::NoStateDir)
     }
+}
+
+/// What is written in the text of a file. Errors show the line, without what is secret in it.
+fn parsed<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, Error> {
+    toml::from_str(text).map_err(|error| {
+        let shown = toml::from_str::<T>(&without_secrets(text)).err();
+        let source = shown.unwrap_or_else(|| de::Error::custom(without_secrets(error.message())));
+        Error::Toml { file: file.to_owned(), source: Box::new(source) }
+    })
 }
 
 /// The names of all settings, as flags have them.

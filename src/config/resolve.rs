@@ -11,7 +11,7 @@ use super::{Error, Written, catalogue, upstream};
 use crate::build::prebuild::allowance::{Allowance, Hours};
 use crate::serve::{Settings, host_name};
 use crate::substitute::Source;
-use crate::upstream::CacheSettings;
+use crate::upstream::{CacheSettings, NetrcFile};
 use crate::{build, http, keep, nar_store, nix, substitute};
 
 /// A month: what is spoilt on a disk is spoilt slowly, and reading wears, too.
@@ -96,6 +96,7 @@ impl Written {
         let budget = self.upstream_budget.unwrap_or(seconds(2));
         within("upstream-budget", budget, Duration::from_millis(100), seconds(60), "100ms to 60s")?;
         let remember_missing = self.remember_missing.unwrap_or(seconds(300));
+        let netrc = self.netrc_file.map_or_else(|| NetrcFile::OfNix(nix::netrc_file()), NetrcFile::Named);
         let jobs = self.max_jobs.unwrap_or(1);
         let set = |names: Option<Vec<String>>| names.map(|names| names.into_iter().collect());
         let capabilities = nix::CapabilitySettings {
@@ -121,7 +122,7 @@ impl Written {
                 ..nix::Options::default()
             },
             capabilities,
-            upstream: crate::upstream::Settings { caches, budget, remember_missing },
+            upstream: crate::upstream::Settings { caches, budget, remember_missing, netrc },
             narinfo_memory_bytes: self.narinfo_memory_bytes.unwrap_or(8 * 1024 * 1024),
             catalogue,
             substitute: substitute::Settings { build_from },

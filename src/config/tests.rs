@@ -13,7 +13,7 @@ fn every_setting_can_be_written_in_the_file_and_set_by_a_variable() {
     let command = Written::augment_args(Command::new("settings"));
     let written = read(
         "listen = '[::1]:0'\nstate-dir = '/s'\nkey-name = 'k-1'\nbuild-from = ['store']\n\
-         upstream-budget = '3s'\nremember-missing = '1m'\nbuild-cores = 2\n\
+         upstream-budget = '3s'\nremember-missing = '1m'\nnetrc-file = '/n'\nbuild-cores = 2\n\
          build-systems = ['a-linux']\nbuild-features = ['kvm']\nmax-derivations = 7\nlanes = 2\n\
          builders = '@/etc/nix/machines'\nmax-jobs = 0\novertake-budget = '5m'\novertake-share = 10\nbackground-daemon = '/b'\n\
          prebuild = '22:00-06:00'\nprebuild-seconds-per-day = 60\nmax-queued = 5\nabandon-after = '9s'\nmax-queued-per-client = 2\nmax-build-seconds = 60\nmax-silent-seconds = 30\n\
@@ -22,7 +22,7 @@ fn every_setting_can_be_written_in_the_file_and_set_by_a_variable() {
          max-nars-bytes = 9\nmin-free-bytes = 9\nscrub-every = '1d'\nkeep-used = '3m'\nzstd-level = 1\nzstd-threads = 3\nnar-memory-bytes = 1\nnar-plain-max-bytes = 2\ndrain = '5s'\nwrite-timeout = '7s'\n\
          public-url = 'https://c'\ntrusted-proxies = ['::1']\n\
          [[upstream]]\nurl = 'https://cache.example.org'\npublic-keys = ['k:AA==']\npriority = 4\nmode = 'redirect'\n\
-         connect-timeout = '1s'\nstall-timeout = '9s'\n\
+         connect-timeout = '1s'\nstall-timeout = '9s'\ncredentials-file = '/c'\nprivate-targets = true\n\
          [[catalogue]]\nname = 'pkgs'\nsource = {expression = '/p', attributes = ['a.b']}\nsystems = ['a-linux']\n\
          refresh = '1h'\nindex = 'lazy'\nallow = ['a*']\ndeny = ['b*']\nkeep = '1d'\nimport-from-derivation = true\n\
          nix-path = ['p=/p']\nallowed-uris = ['https://x']\ntimeout = '1m'\nattribute-timeout = '1s'\n\

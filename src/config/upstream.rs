@@ -1,6 +1,7 @@
 //! Upstreams as they are written: tables of the file, or the short form of a flag, become settings.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ use serde::Deserialize;
 use super::bounds::{check, within, wrong};
 use super::{Error, written_duration};
 use crate::serve::host_name;
-use crate::upstream::{CacheSettings, Mode};
+use crate::upstream::{CacheSettings, Credentials, Mode, without_secrets};
 
 /// The priority that Nix takes a cache to have that does not say.
 const PRIORITY_DEFAULT: u32 = 50;
@@ -28,6 +29,10 @@ pub(super) struct WrittenUpstream {
     connect_timeout: Option<Duration>,
     #[serde(alias = "stall_timeout", default, deserialize_with = "written_duration")]
     stall_timeout: Option<Duration>,
+    #[serde(alias = "credentials_file")]
+    credentials_file: Option<PathBuf>,
+    #[serde(alias = "private_targets")]
+    private_targets: Option<bool>,
 }
 
 /// `URL KEY KEY…`, as a flag has it.
@@ -44,24 +49,30 @@ impl FromStr for WrittenUpstream {
 /// The settings of one upstream of a server that listens there.
 pub(super) fn resolve(written: WrittenUpstream, listen: SocketAddr) -> Result<CacheSettings, Error> {
     let seconds = Duration::from_secs;
-    let url = written.url.parse::<reqwest::Url>();
     let fits = |url: &reqwest::Url| match url.scheme() {
-        "http" | "https" => url.has_host() && url.query().is_none() && url.fragment().is_none(),
-        "file" => url.to_file_path().is_ok(),
+        "http" | "https" => url.has_host() && url.fragment().is_none(),
+        "file" => url.to_file_path().is_ok() && url.query().is_none() && url.fragment().is_none(),
         _ => false,
     };
-    let Some(url) = url.ok().filter(fits) else {
+    let Some(mut url) = written.url.parse::<reqwest::Url>().ok().filter(fits) else {
         return Err(wrong(
             "upstream url",
-            &written.url,
-            "http://HOST…, https://HOST… or file:///PATH is needed, without a query",
+            without_secrets(&written.url),
+            "http://HOST…, https://HOST… or file:///PATH is needed",
         ));
     };
+    let credentials = Credentials::take_from(&mut url);
     check(
         "upstream url",
-        &written.url,
-        !is_own(&written.url, listen),
+        &url,
+        !is_own(url.as_str(), listen),
         "another cache than this server itself is needed",
+    )?;
+    check(
+        "upstream credentials-file",
+        written.credentials_file.as_deref().unwrap_or(Path::new("")).display(),
+        written.credentials_file.is_none() || (!credentials.has_login() && url.scheme() != "file"),
+        "it is for an http or https url that has no user or password itself",
     )?;
     let mode = written.mode.unwrap_or_default();
     let mut public_keys = Vec::new();
@@ -73,16 +84,15 @@ pub(super) fn resolve(written: WrittenUpstream, listen: SocketAddr) -> Result<Ca
     }
     check(
         "upstream url",
-        &written.url,
+        &url,
         mode == Mode::BuildOnly || !public_keys.is_empty(),
         "it needs public-keys: only what one of them has signed is served",
     )?;
-    let secret = !url.username().is_empty() || url.password().is_some();
     check(
         "upstream mode",
         "redirect",
-        mode != Mode::Redirect || (url.scheme() != "file" && !secret),
-        "clients can only be sent to http or https addresses without a password",
+        mode != Mode::Redirect || url.scheme() != "file",
+        "clients can only be sent to http or https addresses",
     )?;
     let connect_timeout = written.connect_timeout.unwrap_or(seconds(5));
     within(
@@ -101,7 +111,17 @@ pub(super) fn resolve(written: WrittenUpstream, listen: SocketAddr) -> Result<Ca
         "1s to 250s, since clients give up after 300 s of silence",
     )?;
     let priority = written.priority.unwrap_or(PRIORITY_DEFAULT);
-    Ok(CacheSettings { url, public_keys, priority, mode, connect_timeout, stall_timeout })
+    Ok(CacheSettings {
+        url,
+        credentials,
+        credentials_file: written.credentials_file,
+        public_keys,
+        priority,
+        mode,
+        connect_timeout,
+        stall_timeout,
+        private_targets: written.private_targets,
+    })
 }
 
 /// Whether an upstream's URL leads back to the address that we listen on, as far as its text tells.

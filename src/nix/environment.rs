@@ -40,6 +40,13 @@ pub struct Environment {
     pub socket: PathBuf,
 }
 
+/// Place of the netrc file that Nix reads unless its settings name another.
+#[must_use]
+pub fn netrc_file() -> PathBuf {
+    let folder = std::env::var_os("NIX_CONF_DIR").filter(|folder| !folder.is_empty());
+    folder.map_or_else(|| PathBuf::from("/etc/nix"), PathBuf::from).join("netrc")
+}
+
 impl Environment {
     /// Reads NIX_STORE_DIR, NIX_STATE_DIR and NIX_DAEMON_SOCKET_PATH, each with Nix's default. An empty variable counts as unset.
     ///

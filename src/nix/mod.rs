@@ -31,7 +31,7 @@ pub use connection::{Daemon, OPERATION_TIMEOUT};
 pub use database::{Database, DatabaseError, KnownOutput};
 pub use derivations::{DERIVATIONS_MAX, Derivations, read_derivation};
 pub use detect::{CapabilitySettings, Detected, Detector, own_system};
-pub use environment::{Environment, EnvironmentError};
+pub use environment::{Environment, EnvironmentError, netrc_file};
 pub use error::DaemonError;
 pub use handshake::{HANDSHAKE_TIMEOUT, Handshake};
 pub use local::{LocalStore, LocalStoreError};

@@ -1,16 +1,18 @@
 //! One other cache: asked for narinfos, realisations and files, left alone while it fails, and believed only what is signed.
 
+use std::collections::BTreeSet;
 use std::hash::Hash;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use narinfo::{NarHash, NarInfo, PublicKey, StoreDir};
-use reqwest::Url;
+use narinfo::{KeyName, NarHash, NarInfo, PublicKey, Signature, StoreDir};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::breaker::Breaker;
+use super::certificates::Authorities;
 use super::document::Document;
 use super::metrics::{Asked, Metrics};
+use super::settings::CacheSettings;
 use super::transport::{self, Opened, Rest, Transport};
 
 /// Narinfos and realisations that one upstream is asked for at the same time.
@@ -30,36 +32,6 @@ const BROKEN_FOR: Duration = Duration::from_secs(60);
 
 /// Where a cache of our kind builds nothing.
 const CACHED: &str = "/cached";
-
-/// What an upstream is for.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Mode {
-    /// What it has is fetched, kept and served.
-    #[default]
-    Cache,
-    /// What it has is served from there: clients are sent to it for the contents.
-    Redirect,
-    /// Only builds take inputs from it.
-    BuildOnly,
-}
-
-/// An upstream, as configured.
-#[derive(Clone, Debug)]
-pub struct CacheSettings {
-    /// Where it is: http, https or file.
-    pub url: Url,
-    /// The keys of which one must have signed what it says.
-    pub public_keys: Vec<PublicKey>,
-    /// Lower ones are preferred.
-    pub priority: u32,
-    /// What it is for.
-    pub mode: Mode,
-    /// How long a connection may take to come about.
-    pub connect_timeout: Duration,
-    /// How long nothing may come of a file before it is given up or resumed.
-    pub stall_timeout: Duration,
-}
 
 /// What an upstream says of what it was asked for.
 #[derive(Debug)]
@@ -97,8 +69,9 @@ impl Cache {
         store_dir: StoreDir,
         remember_missing: Duration,
         metrics: Arc<Metrics>,
+        authorities: &Authorities,
     ) -> Result<Self, transport::Error> {
-        let transport = Transport::new(&settings.url, settings.connect_timeout)?;
+        let transport = Transport::new(&settings, authorities)?;
         Ok(Self {
             name: settings.name(),
             settings,
@@ -114,7 +87,7 @@ impl Cache {
         })
     }
 
-    /// Its URL without what is secret in it.
+    /// Its URL.
     pub(super) fn name(&self) -> &str {
         &self.name
     }
@@ -129,7 +102,8 @@ impl Cache {
 
     /// Where the Nix daemon is to fetch from. It does not say for whom it asks, so a cache of our kind is asked where that
     /// builds nothing: two that have each other behind them would else wait for each other. Without a slash at its end,
-    /// the daemon finds it among those that it trusts in either form.
+    /// the daemon finds it among those that it trusts in either form. Without credentials, which the daemon would show in
+    /// logs of builds: it has a netrc file of its own.
     pub(super) fn address_for_builds(&self) -> String {
         let url = self.settings.url.as_str().trim_end_matches('/');
         let end = if self.transport.builds() && !url.ends_with(CACHED) { CACHED } else { "" };
@@ -219,9 +193,7 @@ impl Cache {
             return Err("it did not have the contents it promises a while ago".into());
         }
         if !document.is_trusted(&self.store_dir, &self.settings.public_keys) {
-            let names: Vec<String> = document.signatures().iter().map(|s| s.name().to_string()).collect();
-            let signed = if names.is_empty() { "nobody".to_owned() } else { names.join(", ") };
-            return Err(format!("no trusted key has signed it (signed by: {signed})"));
+            return Err(untrusted(document.signatures(), &self.settings.public_keys));
         }
         Ok(document)
     }
@@ -284,15 +256,27 @@ impl Cache {
     }
 }
 
-impl CacheSettings {
-    /// The URL without what is secret in it.
-    #[must_use]
-    pub fn name(&self) -> String {
-        let mut url = self.url.clone();
-        // Only URLs that cannot have either refuse.
-        let _ = url.set_password(None);
-        let _ = url.set_username("");
-        url.as_str().trim_end_matches('/').to_owned()
+/// The reason for which signatures of which none verifies are not enough.
+fn untrusted(signatures: &[Signature], keys: &[PublicKey]) -> String {
+    let names =
+        |names: BTreeSet<&KeyName>| names.into_iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let signed: BTreeSet<&KeyName> = signatures.iter().map(Signature::name).collect();
+    let configured: BTreeSet<&KeyName> = keys.iter().map(PublicKey::name).collect();
+    let alike: BTreeSet<&KeyName> = signed.intersection(&configured).copied().collect();
+    if signed.is_empty() {
+        "it has no signature".to_owned()
+    } else if alike.is_empty() {
+        format!(
+            "no configured key has signed it: it is signed by {}, public-keys has {}",
+            names(signed),
+            names(configured)
+        )
+    } else {
+        let alike = names(alike);
+        format!(
+            "it has a signature under the name {alike}, which does not verify with the configured key of that name: either \
+             public-keys has {alike} misspelt, or what is signed was changed"
+        )
     }
 }
 

@@ -3,9 +3,14 @@
 
 mod breaker;
 mod cache;
+mod certificates;
+mod credentials;
 mod document;
 mod guard;
 mod metrics;
+mod netrc;
+mod proxies;
+mod settings;
 mod transfer;
 mod transport;
 mod via;
@@ -17,10 +22,12 @@ use narinfo::{DrvOutput, NarHash, NarInfo, Realisation, StoreDir, StorePathHash}
 use tokio::task::JoinSet;
 
 use cache::{Cache, Said};
-pub use cache::{CacheSettings, Mode};
+use certificates::Authorities;
+pub use credentials::{Credentials, Error as CredentialsError, NetrcFile, without_secrets};
 use document::Document;
 use metrics::Metrics;
 pub use metrics::NarOutcome;
+pub use settings::{CacheSettings, Mode};
 pub use transfer::{Broken, Transfer};
 pub use transport::BUILDS_HEADER;
 pub use via::{Name, Via};
@@ -34,14 +41,52 @@ pub struct Settings {
     pub budget: Duration,
     /// How long one is remembered not to have a path.
     pub remember_missing: Duration,
+    /// Where logins are that no other setting has.
+    pub netrc: NetrcFile,
+}
+
+impl Settings {
+    /// Reads the files with credentials into the settings of the caches that they are for.
+    ///
+    /// # Errors
+    /// When one cannot be read, or has another form.
+    pub fn read_credentials(&mut self) -> Result<(), CredentialsError> {
+        if self.caches.is_empty() {
+            return Ok(());
+        }
+        let netrc = self.netrc.read()?;
+        for cache in &mut self.caches {
+            if let Some(file) = &cache.credentials_file {
+                cache.credentials.read(file)?;
+            }
+            cache.credentials.complete(&netrc, &cache.url);
+            if cache.mode == Mode::Redirect && !cache.credentials.is_empty() {
+                cache.mode = Mode::Cache;
+                tracing::warn!(
+                    upstream = cache.name(),
+                    "mode = \"redirect\" is not heeded: clients cannot be sent to an upstream that takes credentials, so what it \
+                     has is fetched and served from here"
+                );
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Why an upstream cannot be used.
 #[derive(Debug, thiserror::Error)]
-#[error("the upstream {name} cannot be used: {reason}")]
-pub struct Error {
-    name: String,
-    reason: String,
+pub enum Error {
+    /// One has an address that cannot be used.
+    #[error("the upstream {name} cannot be used: {reason}")]
+    Cache {
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Its credentials cannot be had.
+    #[error("an upstream's credentials cannot be read")]
+    Credentials(#[from] CredentialsError),
 }
 
 /// What upstreams say of a hash.
@@ -92,16 +137,18 @@ impl Upstreams {
     /// The upstreams of these settings; `own` is this cache itself.
     ///
     /// # Errors
-    /// When one has an address that cannot be used.
-    pub fn new(settings: Settings, store_dir: &StoreDir, own: Name) -> Result<Self, Error> {
+    /// When one has an address that cannot be used, or a file with credentials cannot be read.
+    pub fn new(mut settings: Settings, store_dir: &StoreDir, own: Name) -> Result<Self, Error> {
         // An error means that there is one already, which is as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let metrics = Arc::new(Metrics::new());
+        settings.read_credentials()?;
+        let (metrics, authorities) = (Arc::new(Metrics::new()), Authorities::load());
         let mut caches = Vec::new();
         for cache in settings.caches {
-            let name = cache.name();
-            let cache = Cache::new(cache, store_dir.clone(), settings.remember_missing, Arc::clone(&metrics));
-            caches.push(Arc::new(cache.map_err(|error| Error { name, reason: error.to_string() })?));
+            let (name, metrics) = (cache.name(), Arc::clone(&metrics));
+            let cache =
+                Cache::new(cache, store_dir.clone(), settings.remember_missing, metrics, &authorities);
+            caches.push(Arc::new(cache.map_err(|error| Error::Cache { name, reason: error.to_string() })?));
         }
         // A stable sort: equal ones stay in the order in which they were written.
         caches.sort_by_key(|cache: &Arc<Cache>| cache.settings().priority);

@@ -3,6 +3,7 @@
 
 use std::io::SeekFrom;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -10,13 +11,19 @@ use bytes::Bytes;
 use narinfo::Compression;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use reqwest::header::{
-    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, RANGE, VIA,
+    ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, LOCATION,
+    RANGE, VIA,
 };
-use reqwest::{Client, Response, Url};
+use reqwest::redirect::Policy;
+use reqwest::{Client, ClientBuilder, Response, Url};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
-use super::guard::{Guard, Refusal};
+use super::certificates::Authorities;
+use super::credentials::Credentials;
+use super::guard::{Guard, HOPS_MAX, Refusal};
+use super::proxies::Proxies;
+use super::settings::CacheSettings;
 use crate::causes::{causes, with_causes};
 use crate::decode;
 use crate::growing::CHUNK_BYTES;
@@ -33,11 +40,17 @@ pub(super) enum Error {
     #[error("it has no such file")]
     Absent,
     /// The answer is neither the file nor that there is none.
-    #[error("it answered with status {0}")]
-    Status(u16),
+    #[error("it answered with status {code}{}", hint(*.code))]
+    Status {
+        /// Its code.
+        code: u16,
+    },
     /// The address leads where we do not go.
     #[error("its address is refused: {0}")]
     Refused(#[from] Refusal),
+    /// An https address, and nothing to verify it by.
+    #[error("it cannot be verified: {0}")]
+    Unverifiable(String),
     /// The answer is not one that can be used.
     #[error("its answer is refused: {0}")]
     Answer(&'static str),
@@ -52,6 +65,15 @@ pub(super) enum Error {
     Folder(#[from] std::io::Error),
 }
 
+/// Advice that goes with a status.
+fn hint(status: u16) -> &'static str {
+    match status {
+        401 => ": it wants credentials, and gets none that it takes (credentials-file, netrc-file)",
+        407 => ": the proxy wants credentials (http_proxy=http://USER:PASSWORD@HOST:PORT)",
+        _ => "",
+    }
+}
+
 impl Error {
     /// Whether this is the file's fault: another try would end the same.
     pub(super) fn is_final(&self) -> bool {
@@ -61,10 +83,11 @@ impl Error {
 
 impl From<reqwest::Error> for Error {
     fn from(error: reqwest::Error) -> Self {
-        match causes(&error).find_map(|cause| cause.downcast_ref::<Refusal>()) {
-            Some(refusal) => Self::Refused(refusal.clone()),
-            // reqwest's own sentence seldom says what was wrong.
-            None => Self::Broken(with_causes(&error)),
+        let refusal = causes(&error).find_map(|cause| cause.downcast_ref::<Refusal>()).cloned();
+        match refusal {
+            Some(refusal) => Self::Refused(refusal),
+            // reqwest's own sentence seldom says what was wrong; its URL may have a secret query.
+            None => Self::Broken(with_causes(&error.without_url())),
         }
     }
 }
@@ -72,10 +95,28 @@ impl From<reqwest::Error> for Error {
 /// A way to a cache's files.
 #[derive(Debug)]
 pub(super) enum Transport {
-    /// Over HTTP, from this address on, which ends with a slash.
-    Http { client: Client, base: Url, guard: Guard, builds: AtomicBool },
+    /// Over HTTP.
+    Http(Box<Http>),
     /// In a folder of this machine.
     Folder(PathBuf),
+}
+
+/// A way over HTTP.
+#[derive(Debug)]
+pub(super) struct Http {
+    /// Where the cache is; ends with a slash.
+    base: Url,
+    credentials: Credentials,
+    guard: Guard,
+    /// Targets that an operator's proxy is asked for.
+    proxies: Proxies,
+    /// For the cache's own origin, wherever its name leads, and for what a proxy is asked for.
+    direct: Client,
+    /// For any other target: names are judged when they are looked up.
+    guarded: Client,
+    /// Reason for which no https address can be verified.
+    unverifiable: Option<String>,
+    builds: AtomicBool,
 }
 
 /// A part of a file that goes on from a byte, if it is still the same file.
@@ -106,36 +147,53 @@ enum Body {
 }
 
 impl Transport {
-    /// The way to `url`, which is http, https or file.
-    pub(super) fn new(url: &Url, connect_timeout: Duration) -> Result<Self, Error> {
+    /// The way to the cache of these settings, which is at an address of http, https or file.
+    pub(super) fn new(settings: &CacheSettings, authorities: &Authorities) -> Result<Self, Error> {
+        let url = &settings.url;
         if url.scheme() == "file" {
             return url.to_file_path().map(Self::Folder).map_err(|()| Error::Answer("no path in its URL"));
+        }
+        let unverifiable = authorities.lacking().map(str::to_owned);
+        if let ("https", Some(reason)) = (url.scheme(), &unverifiable) {
+            return Err(Error::Unverifiable(reason.clone()));
         }
         let mut base = url.clone();
         if !base.path().ends_with('/') {
             base.set_path(&format!("{}/", base.path()));
         }
-        let guard = Guard::new(base.clone());
-        let client = Client::builder()
-            .user_agent(concat!("ondine/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(connect_timeout)
-            .redirect(guard.redirects())
-            .dns_resolver(std::sync::Arc::new(guard.clone()))
-            .tcp_nodelay(true)
-            .build()?;
-        Ok(Self::Http { client, base, guard, builds: AtomicBool::new(false) })
+        let guard = Guard::new(base.clone(), settings.private_targets);
+        let client = |with: fn(ClientBuilder, &Guard) -> ClientBuilder| {
+            let common = Client::builder()
+                .user_agent(concat!("ondine/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(settings.connect_timeout)
+                .tls_certs_only(authorities.certificates())
+                // Each hop is judged, and gets the credentials only where they belong.
+                .redirect(Policy::none())
+                .tcp_nodelay(true);
+            with(common, &guard).build()
+        };
+        Ok(Self::Http(Box::new(Http {
+            direct: client(|common, _| common)?,
+            guarded: client(|common, guard| common.no_proxy().dns_resolver(Arc::new(guard.clone())))?,
+            base,
+            credentials: settings.credentials.clone(),
+            guard,
+            proxies: Proxies::from_env(),
+            unverifiable,
+            builds: AtomicBool::new(false),
+        })))
     }
 
     /// Whether its last answer was one of a cache of our kind, which builds what it is asked for.
     pub(super) fn builds(&self) -> bool {
-        matches!(self, Self::Http { builds, .. } if builds.load(Ordering::Relaxed))
+        matches!(self, Self::Http(http) if http.builds.load(Ordering::Relaxed))
     }
 
-    /// The address of the file at `url`; none in a folder.
+    /// The address of the file at `url` for whoever asks; none in a folder, and none where it takes credentials.
     pub(super) fn address(&self, url: &str) -> Option<Url> {
         match self {
-            Self::Http { base, .. } => base.join(url).ok(),
-            Self::Folder(_) => None,
+            Self::Http(http) if http.credentials.is_empty() => http.base.join(url).ok(),
+            Self::Http(_) | Self::Folder(_) => None,
         }
     }
 
@@ -149,7 +207,7 @@ impl Transport {
         let mut headers = HeaderMap::new();
         headers.extend(HeaderValue::from_str(via).map(|via| (VIA, via)));
         let opened = match self {
-            Self::Http { .. } => {
+            Self::Http(_) => {
                 let url = utf8_percent_encode(name, NOT_IN_NAMES).to_string();
                 self.request(&url, 0, headers).await
             }
@@ -184,17 +242,9 @@ impl Transport {
         self.request(url, rest.map_or(0, |rest| rest.from), headers).await
     }
 
-    async fn request(&self, url: &str, from: u64, mut headers: HeaderMap) -> Result<Opened, Error> {
+    async fn request(&self, url: &str, from: u64, headers: HeaderMap) -> Result<Opened, Error> {
         match self {
-            Self::Http { client, base, guard, builds } => {
-                let url = base.join(url).map_err(|_| Error::Answer("an address in it is no URL"))?;
-                guard.check(&url)?;
-                // A file that comes as it is can be resumed.
-                headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-                let answer = client.get(url).headers(headers).send().await?;
-                builds.store(answer.headers().contains_key(BUILDS_HEADER), Ordering::Relaxed);
-                opened(answer)
-            }
+            Self::Http(http) => http.request(url, headers).await,
             Self::Folder(folder) => {
                 // In a folder there are no absolute addresses, and no queries.
                 let name = url.split(['?', '#']).next().unwrap_or_default();
@@ -205,6 +255,43 @@ impl Transport {
             }
         }
     }
+}
+
+impl Http {
+    /// The answer to a request for `url`, which is absolute or one from the cache on, behind all redirects.
+    async fn request(&self, url: &str, mut headers: HeaderMap) -> Result<Opened, Error> {
+        let mut url = self.base.join(url).map_err(|_| Error::Answer("an address in it is no URL"))?;
+        // A file that comes as it is can be resumed.
+        headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        for _ in 0..=HOPS_MAX {
+            let answer = self.ask(url.clone(), headers.clone()).await?;
+            let Some(next) = redirect(&answer) else {
+                self.builds.store(answer.headers().contains_key(BUILDS_HEADER), Ordering::Relaxed);
+                return opened(answer);
+            };
+            url = url.join(next).map_err(|_| Error::Answer("it redirects to what is no URL"))?;
+        }
+        Err(Refusal::Hops.into())
+    }
+
+    async fn ask(&self, url: Url, headers: HeaderMap) -> Result<Response, Error> {
+        self.guard.check(&url).await?;
+        if let ("https", Some(reason)) = (url.scheme(), &self.unverifiable) {
+            return Err(Error::Unverifiable(reason.clone()));
+        }
+        if self.guard.is_own(&url) {
+            let request = self.direct.get(self.credentials.extend(url)).headers(headers);
+            return Ok(self.credentials.authorize(request).send().await?);
+        }
+        let client = if self.proxies.relay(&url) { &self.direct } else { &self.guarded };
+        Ok(client.get(url).headers(headers).send().await?)
+    }
+}
+
+/// The address that an answer sends to (RFC 9110, 15.4).
+fn redirect(answer: &Response) -> Option<&str> {
+    let sends = matches!(answer.status().as_u16(), 301 | 302 | 303 | 307 | 308);
+    answer.headers().get(LOCATION).filter(|_| sends)?.to_str().ok()
 }
 
 async fn open_file(path: &Path, from: u64) -> Result<Opened, Error> {
@@ -232,7 +319,7 @@ fn opened(answer: Response) -> Result<Opened, Error> {
             .ok_or(Error::Answer("its Content-Range is none"))?,
         // Object stores say 403 for what they do not have to whom may not list.
         403 | 404 | 410 => return Err(Error::Absent),
-        other => return Err(Error::Status(other)),
+        code => return Err(Error::Status { code }),
     };
     Ok(Opened { body: Body::Http(answer), from, length, etag, encoding })
 }

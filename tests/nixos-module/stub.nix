@@ -56,7 +56,10 @@ let
       };
     };
     toInt = text: fromJSON text;
-    inherit (builtins) concatMap;
+    inherit (builtins) concatLists concatMap;
+    imap0 = f: list: builtins.genList (n: f n (elemAt list n)) (length list);
+    optional = condition: value: if condition then [ value ] else [ ];
+    optionalAttrs = condition: value: if condition then value else { };
     removeSuffix = suffix: text:
       let bytes = stringLength text - stringLength suffix;
       in if bytes >= 0 && substring bytes (-1) text == suffix then substring 0 bytes text else text;

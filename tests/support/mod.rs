@@ -33,4 +33,4 @@ pub use process::{Background, Finished, wait_until};
 pub use release::Release;
 pub use small_disk::SmallDisk;
 pub use store::{Daemon, Instantiated, NixStore, text};
-pub use upstream::{BinaryCache, Compression, Fault, FileServer, Sample, Upstream, Valve};
+pub use upstream::{BinaryCache, Compression, Fault, FileServer, Sample, TlsServer, Upstream, Valve};

@@ -7,6 +7,7 @@ pub mod fault;
 pub mod log;
 pub mod sample;
 pub mod server;
+pub mod tls;
 
 use std::path::Path;
 
@@ -15,6 +16,7 @@ pub use fault::{Fault, Valve};
 pub use log::Seen;
 pub use sample::Sample;
 pub use server::FileServer;
+pub use tls::TlsServer;
 
 use super::http::Http;
 use super::ondine::Ondine;

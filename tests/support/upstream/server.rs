@@ -32,9 +32,13 @@ struct Shared {
 struct State {
     stopped: bool,
     rules: Vec<Rule>,
+    door: Option<Door>,
     seen: Vec<Seen>,
     connections: Vec<TcpStream>,
 }
+
+/// Lets a request in, or has it answered with 401.
+type Door = Box<dyn Fn(&Seen) -> bool + Send>;
 
 /// Which answers are spoilt, how, and how many of them still are.
 struct Rule {
@@ -72,6 +76,11 @@ impl FileServer {
     /// Takes every fault back; answers under way keep theirs.
     pub fn mend(&self) {
         self.shared.state().rules.clear();
+    }
+
+    /// Answers 401 to every request that `door` does not let in.
+    pub fn guard(&self, door: impl Fn(&Seen) -> bool + Send + 'static) {
+        self.shared.state().door = Some(Box::new(door));
     }
 
     /// All requests so far, in the order they came.
@@ -128,7 +137,11 @@ impl Shared {
         let mut state = self.state();
         let seen = Seen::new(head);
         let target = seen.target().to_owned();
+        let is_let_in = state.door.as_ref().is_none_or(|door| door(&seen));
         state.seen.push(seen);
+        if !is_let_in {
+            return (state.seen.len() - 1, Some(Fault::Status(401)));
+        }
         let rule = state.rules.iter_mut().find(|rule| rule.times > 0 && target.contains(&rule.pattern));
         let fault = rule.map(|rule| {
             rule.times -= 1;
@@ -323,7 +336,10 @@ fn last_byte(seen: &Seen) -> Option<usize> {
 
 /// What the folder has at an address, and its ETag; nothing outside of it.
 fn file(folder: &Path, target: &str) -> Option<(Vec<u8>, String)> {
-    let name = target.strip_prefix('/')?;
+    // As a proxy it is asked for whole addresses.
+    let path =
+        target.split_once("://").map_or(target, |(_, rest)| &rest[rest.find('/').unwrap_or(rest.len())..]);
+    let name = path.strip_prefix('/')?.split('?').next()?;
     if name.split('/').any(|part| part == "..") {
         return None;
     }
