@@ -186,8 +186,11 @@ in
         RestrictSUIDSGID = true;
         SystemCallArchitectures = "native";
         SystemCallErrorNumber = "EPERM";
-        # It asks which pages of a stored file are in memory.
-        SystemCallFilter = [ "@system-service mincore" "~@privileged @resources" ];
+        # It asks which pages of a stored file are in memory, and isolates evaluators.
+        SystemCallFilter = [
+          "@system-service mincore landlock_create_ruleset landlock_add_rule landlock_restrict_self seccomp"
+          "~@privileged @resources"
+        ];
       };
     };
   };

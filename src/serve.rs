@@ -226,6 +226,7 @@ impl Server {
             detected: detected.clone(),
         };
         let sets = settings.catalogue.sets.iter().map(|set| set.name.to_string()).collect();
+        let isolation = settings.catalogue.isolation;
         let catalogue = Catalogue::new(settings.catalogue);
         let tools = Tools {
             index: index.clone(),
@@ -233,6 +234,8 @@ impl Server {
             roots: state(&state_dir.join("catalogue"), |dir| Roots::open(dir, store_dir.clone()))?,
             nix: settings.nix.clone(),
             home: state_dir.join("evaluator"),
+            hidden: [state_dir.clone()].into_iter().chain(settings.signing_keys).collect(),
+            isolation,
         };
         let refresher = Refresher { catalogue: catalogue.clone(), tools: tools.clone() };
         let local = nix::LocalStore::new(settings.nix, pool.clone());

@@ -362,6 +362,9 @@ impl Substitute {
             Err(adopt::Error::Damaged(_)) => Err(Missing::Unavailable(
                 "a store path in its closure is damaged on the server (nix-store --verify --check-contents --repair)",
             )),
+            Err(adopt::Error::Secret(_)) => Err(Missing::Unavailable(
+                "a store path in its closure has the signing key of this cache in it, and is never served",
+            )),
             Err(error) => Err(trouble(&error, "the path is in the Nix store but could not be adopted")),
         }
     }

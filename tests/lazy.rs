@@ -130,10 +130,11 @@ fn a_flake_and_a_folder_may_be_lazy_and_a_source_in_trouble_is_nobodys_error() {
     let flake = store.folder().join("flake");
     std::fs::create_dir_all(&flake).expect("a folder");
     let system = store.nix(&["eval", "--impure", "--raw", "--expr", "builtins.currentSystem"]);
+    let pure = |name: &str| file(name).replace("builtins.currentSystem", &format!("{system:?}"));
     let outputs = format!(
         "{{ outputs = {{ self }}: {{ packages.{system}.p = {}; legacyPackages.{system}.l = {}; }}; }}",
-        file("p"),
-        file("l")
+        pure("p"),
+        pure("l")
     );
     std::fs::write(flake.join("flake.nix"), outputs).expect("written");
     let folder = store.folder().join("folder");

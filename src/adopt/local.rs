@@ -28,6 +28,7 @@ impl Adopter {
     async fn adopt_held(&self, daemon: &mut Daemon, paths: &[StorePath]) -> Result<(), Error> {
         for _ in 0..TRIES_MAX {
             let new = self.new_in_closure(daemon, paths).await?;
+            self.must_hold_no_key(&new).await?;
             let held: Vec<&StorePath> = new.values().map(|info| &info.path).collect();
             self.roots.hold(daemon, held).await?;
             if self.index.publish(new.values().map(|info| self.row(info)).collect()).await? {

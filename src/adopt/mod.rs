@@ -3,6 +3,7 @@
 
 mod local;
 mod resign;
+mod secret;
 mod upstream;
 
 use std::collections::HashMap;
@@ -34,6 +35,11 @@ pub enum Error {
     /// Its contents are not those that Nix registered.
     #[error("{0} is damaged in the Nix store: run nix-store --verify --check-contents --repair")]
     Damaged(StorePath),
+    /// It would tell everybody the signing key.
+    #[error(
+        "{0} has the signing key of this cache in it, which must stay secret: delete it from the Nix store"
+    )]
+    Secret(StorePath),
     /// Its closure is absurdly large.
     #[error("the closure has more than {CLOSURE_PATHS_MAX} store paths")]
     TooLarge,

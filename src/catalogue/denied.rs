@@ -8,6 +8,7 @@ use super::Tools;
 use super::attribute::AttributePath;
 use super::error::RefreshError;
 use super::settings::{Pattern, SetSettings, Verdict};
+use super::setup::Setup;
 use super::source::{self, Target};
 use super::walk::{Task, Walk};
 
@@ -41,12 +42,10 @@ pub(super) async fn has(
     if targets.is_empty() {
         return Ok(false);
     }
-    let whole = source::prepare(&set.origin, &set.evaluation).map_err(RefreshError::Source)?;
-    let source = &whole.of_targets(&targets, TARGETS_MAX);
-    let variables = &*source::variables(&tools.nix, &tools.home);
+    let setup = Setup::new(tools, set).await?;
+    let source = &setup.source.of_targets(&targets, TARGETS_MAX);
     let deadline = Instant::now() + set.evaluation.attribute_time_max;
-    let mut walk =
-        Walk::new(Task { set, system, source, store_dir: &tools.nix.store_dir, variables, deadline });
+    let mut walk = Walk::new(Task { source, ..setup.task(tools, set, system, deadline) });
     while let Some(attribute) = walk.next().await? {
         if attribute.outcome.is_ok_and(|found| found.drv == *drv) {
             return Ok(true);

@@ -1,15 +1,22 @@
 //! One evaluator as a child process that cannot do harm: in a process group of its own which ends with us, with limits on its
-//! time, memory and output. Understands nothing of what it says, but which of its lines are for us.
+//! time, memory and output, in a sandbox. Understands nothing of what it says, but which of its lines are for us.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::io;
+use std::panic::resume_unwind;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group, setpriority_process};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
+
+use super::gateway::{Gateway, Reach};
+use super::message;
+use super::sandbox::{Sandbox, SandboxError};
 
 /// Bytes of one line at most; the rest of a longer one is left out.
 const LINE_BYTES_MAX: usize = 1024 * 1024;
@@ -53,6 +60,39 @@ pub(super) struct Bounds {
     pub(super) memory_bytes_max: u64,
 }
 
+/// What an evaluator is kept to by the kernel.
+#[derive(Clone, Debug)]
+pub(super) struct Enclosure {
+    /// What it may open.
+    pub(super) sandbox: Sandbox,
+    /// Where it may connect to.
+    pub(super) reach: Reach,
+}
+
+/// One run of a program.
+#[derive(Debug)]
+pub(super) struct Invocation<'a> {
+    pub(super) program: Program,
+    pub(super) arguments: &'a [String],
+    pub(super) variables: &'a [(String, OsString)],
+    /// What begins the lines on stderr that are for us.
+    pub(super) mark: String,
+    pub(super) bounds: Bounds,
+    /// `None` where the settings want no isolation.
+    pub(super) enclosure: Option<&'a Enclosure>,
+}
+
+/// Why an evaluator cannot be run. The text is for who runs the server.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// It cannot be isolated.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+    /// The system starts nothing.
+    #[error("the evaluator cannot be run: {0}")]
+    System(#[from] io::Error),
+}
+
 /// What comes next of an evaluator.
 #[derive(Debug)]
 pub(super) enum Step {
@@ -92,6 +132,8 @@ pub(super) struct Evaluator {
     tail: Tail,
     other_bytes: u64,
     bounds: Bounds,
+    /// Its way to the network, where it is in a sandbox.
+    gateway: Option<Gateway>,
     /// As long as it is open, somebody watches.
     _watching: Option<ChildStdin>,
 }
@@ -110,17 +152,13 @@ impl Drop for Group {
 }
 
 impl Evaluator {
-    /// Starts a program, whose lines on stderr that begin with `mark` are for us.
+    /// Starts a program. Blocks for moments.
     ///
     /// # Errors
-    /// When there is no shell.
-    pub(super) fn start(
-        program: Program,
-        arguments: &[String],
-        variables: &[(String, std::ffi::OsString)],
-        mark: String,
-        bounds: Bounds,
-    ) -> io::Result<Self> {
+    /// When it cannot be isolated, or there is no shell.
+    pub(super) fn start(invocation: Invocation<'_>) -> Result<Self, StartError> {
+        let Invocation { program, arguments, variables, mark, bounds, enclosure } = invocation;
+        let gateway = enclosure.map(|enclosure| Gateway::open(&enclosure.reach)).transpose()?;
         let seconds = bounds.deadline.duration_since(Instant::now()) + CPU_GRACE;
         let mut command = Command::new("/bin/sh");
         command
@@ -131,13 +169,17 @@ impl Evaluator {
             .args(arguments)
             .env_clear()
             .envs(variables.iter().map(|(name, value)| (name, value)))
+            .envs(gateway.iter().flat_map(Gateway::variables))
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(if program.prints { Stdio::piped() } else { Stdio::null() })
             .stderr(Stdio::piped())
             .process_group(0)
             .kill_on_drop(true);
-        let mut child = command.spawn()?;
+        let mut child = match enclosure {
+            Some(enclosure) => spawn_within(&enclosure.sandbox, &mut command)?,
+            None => command.spawn()?,
+        };
         let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         // Without it the evaluator is only less polite.
         let _ = id.map(|id| setpriority_process(Some(id), NICENESS));
@@ -152,6 +194,7 @@ impl Evaluator {
             tail: Tail::default(),
             other_bytes: 0,
             bounds,
+            gateway,
         })
     }
 
@@ -209,8 +252,25 @@ impl Evaluator {
         Ok(self.said.next().await?.map(|(line, bytes)| Line::Said(line, bytes)))
     }
 
+    /// An error of Nix as it is told, with what the sandbox has to do with it.
+    pub(super) fn explained(&self, error: &str) -> String {
+        let mut told = message::plain(error);
+        let Some(gateway) = &self.gateway else { return told };
+        let refused = gateway.refused();
+        if !refused.is_empty() {
+            let hosts = refused.join(", ");
+            told =
+                format!("{told}\n(the evaluator may not connect to {hosts}: allowed-uris does not name it)");
+        }
+        if told.contains("Permission denied") {
+            told +=
+                "\n(evaluators can read the source, what nix-path names and the Nix store, and nothing else)";
+        }
+        told
+    }
+
     fn ended(&self, status: ExitStatus) -> Ending {
-        let said = self.tail.text();
+        let said = self.explained(&self.tail.text());
         match status.code() {
             Some(0) => Ending::Well,
             Some(1..=125) if !starved(&said) => Ending::Failed(said),
@@ -218,6 +278,19 @@ impl Evaluator {
             _ => Ending::Died(format!("{said}\n({status})")),
         }
     }
+}
+
+/// Starts a program from a thread that is in the sandbox, as it is then itself. The thread ends with that.
+fn spawn_within(sandbox: &Sandbox, command: &mut Command) -> Result<Child, StartError> {
+    let runtime = Handle::current();
+    std::thread::scope(|scope| {
+        let spawned = scope.spawn(|| {
+            let _within = runtime.enter();
+            sandbox.enter()?;
+            Ok(command.spawn()?)
+        });
+        spawned.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
 }
 
 /// Whether an error is for want of memory: what evaluators say then, and C++ does.
@@ -297,8 +370,8 @@ impl Tail {
 
     /// From the first line that tells of an error, where there is one.
     fn text(&self) -> String {
-        let from = self.lines.iter().position(|line| line.starts_with("error:")).unwrap_or(0);
-        let lines = self.lines.iter().skip(from).map(String::as_str);
-        anstream::adapter::strip_str(&lines.collect::<Vec<_>>().join("\n")).to_string()
+        let is_error = |line: &String| anstream::adapter::strip_str(line).to_string().starts_with("error:");
+        let from = self.lines.iter().position(is_error).unwrap_or(0);
+        self.lines.iter().skip(from).map(String::as_str).collect::<Vec<_>>().join("\n")
     }
 }

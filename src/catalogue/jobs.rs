@@ -167,6 +167,7 @@ impl<'a> Jobs<'a> {
             }
             (None, None) => return Err(nonsense("neither a derivation nor an error")),
             (Some(error), _) => {
+                let error = self.running.as_ref().map_or(error.clone(), |running| running.explained(&error));
                 trouble_in(&error)?;
                 if self.task.is_whole(&place) {
                     return Err(JobsError::Failed(shortened(error)));

@@ -16,8 +16,9 @@ use super::error::RefreshError;
 use super::evaluate::Step;
 use super::holder;
 use super::settings::{SetName, SetSettings, Verdict};
-use super::source::{self, Place, Prepared, Run};
-use super::walk::{self, Task};
+use super::setup::Setup;
+use super::source::{self, Place, Run};
+use super::walk;
 use super::{Catalogue, Tools};
 use crate::causes::with_causes;
 use crate::index::{AttributeName, AttributeRow, Attributed, OutputRow};
@@ -193,24 +194,26 @@ impl Lazy {
         wanted: &Wanted,
         daemon: &mut PooledDaemon,
     ) -> Result<Option<Looked>, RefreshError> {
-        let Tools { nix, home, .. } = &self.0.tools;
+        let Tools { nix, .. } = &self.0.tools;
         let (path, system) = (&wanted.path, &wanted.name.system);
         let mut links = source::links(&set.origin).map_err(RefreshError::Source)?.into_iter();
         if let Some((_, target)) = links.find(|(attribute, _)| attribute == path) {
             let outcome = source::linked(&nix.store_dir, &target, daemon).await?;
             return Ok(Some(Looked { path: path.clone(), is_whole: false, outcome }));
         }
-        let source = source::prepare(&set.origin, &set.evaluation).map_err(RefreshError::Source)?;
-        std::fs::create_dir_all(home).map_err(RefreshError::Source)?;
-        for place in source.places(path.names()) {
-            let looked = self.look_at(set, system, &source, place, daemon).await?;
+        let setup = Setup::new(&self.0.tools, set).await?;
+        if let Some(pinned) = &setup.pinned {
+            daemon.add_temp_root(pinned).await?;
+        }
+        for place in setup.source.places(path.names()) {
+            let looked = self.look_at(set, system, &setup, place, daemon).await?;
             if looked.is_some() {
                 return Ok(looked);
             }
         }
         if *path == AttributePath::of_the_whole() {
-            for place in source.places(&[]) {
-                let looked = self.look_at(set, system, &source, place, daemon).await?;
+            for place in setup.source.places(&[]) {
+                let looked = self.look_at(set, system, &setup, place, daemon).await?;
                 if looked.as_ref().is_some_and(|looked| looked.outcome.is_ok()) {
                     return Ok(looked);
                 }
@@ -223,15 +226,13 @@ impl Lazy {
         &self,
         set: &SetSettings,
         system: &str,
-        source: &Prepared,
+        setup: &Setup,
         place: Place,
         daemon: &mut PooledDaemon,
     ) -> Result<Option<Looked>, RefreshError> {
-        let Tools { nix, home, .. } = &self.0.tools;
+        let Tools { nix, .. } = &self.0.tools;
         let limit = set.evaluation.attribute_time_max;
-        let variables = source::variables(nix, home);
-        let deadline = Instant::now() + limit;
-        let task = Task { set, system, source, store_dir: &nix.store_dir, variables: &variables, deadline };
+        let task = setup.task(&self.0.tools, set, system, Instant::now() + limit);
         let looked = |place: &Place, outcome| {
             Some(Looked { path: task.path(place), is_whole: task.is_whole(place), outcome })
         };

@@ -1,6 +1,6 @@
 //! Package sets that are known by name and by hash before anyone asks: evaluated in the background by the Nix of this machine,
-//! generation by generation. Reading order: attribute, settings, source, evaluate, walk, jobs, gather, holder, graph, closure, refresh,
-//! denied, lazy, names.
+//! generation by generation. Reading order: attribute, settings, source, sandbox, gateway, message, evaluate, walk,
+//! jobs, setup, gather, holder, graph, closure, refresh, denied, lazy, names.
 //! Builds nothing, and no request for a hash ever waits for an evaluation.
 
 mod attribute;
@@ -8,15 +8,19 @@ mod closure;
 mod denied;
 mod error;
 mod evaluate;
+mod gateway;
 mod gather;
 mod graph;
 mod holder;
 mod jobs;
 mod lazy;
+mod message;
 mod metrics;
 mod names;
 mod refresh;
+mod sandbox;
 mod settings;
+mod setup;
 mod source;
 mod walk;
 
@@ -35,6 +39,7 @@ pub use closure::bring_in;
 pub use error::RefreshError;
 pub use names::{Named, Names, NoSuchName};
 pub use refresh::Refresher;
+pub use sandbox::Isolation;
 pub use settings::{Evaluation, Indexing, Origin, Pattern, SetName, SetSettings, Settings};
 
 /// The package sets, as those who ask see them; clones share it.
@@ -65,6 +70,10 @@ pub struct Tools {
     pub nix: Environment,
     /// Home of evaluators, for what they keep.
     pub home: PathBuf,
+    /// The state directory, of which evaluators see nothing but their home, and secrets elsewhere.
+    pub hidden: Vec<PathBuf>,
+    /// Whether they must be isolated.
+    pub isolation: Isolation,
 }
 
 /// A set, and how its refresh is.

@@ -15,6 +15,7 @@ use super::holder;
 use super::jobs::{self, Jobs};
 use super::metrics::Refreshed;
 use super::settings::{Indexing, SetSettings};
+use super::setup::Setup;
 use super::source;
 use super::walk::{Attribute, Task, Walk};
 use super::{Catalogue, Set, State, Tools};
@@ -164,9 +165,9 @@ impl Refresher {
 
     /// Makes a generation of a lazy set, of which nothing is evaluated yet: its source may have changed.
     async fn make_empty(&self, set: &Set) -> Result<Made, RefreshError> {
-        let SetSettings { name, origin, evaluation, .. } = &set.settings;
+        let name = &set.settings.name;
         // A source that is not there is no new generation.
-        source::prepare(origin, evaluation).map_err(RefreshError::Source)?;
+        Setup::new(&self.tools, &set.settings).await?;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let mut daemon = self.tools.pool.get().await?;
         // Each generation has a holder of its own.
@@ -201,21 +202,21 @@ impl Refresher {
             None => tracing::info!(set = %settings.name, "evaluating with nix-instantiate"),
         }
         let links = source::links(&settings.origin).map_err(RefreshError::Source)?;
-        let source = source::prepare(&settings.origin, &settings.evaluation).map_err(RefreshError::Source)?;
-        std::fs::create_dir_all(&self.tools.home).map_err(RefreshError::Source)?;
-        let variables = source::variables(&self.tools.nix, &self.tools.home);
+        let setup = Setup::new(&self.tools, settings).await?;
+        if let Some(pinned) = &setup.pinned {
+            gathered.daemon.add_temp_root(pinned).await?;
+        }
         let store_dir = &self.tools.nix.store_dir;
         for system in &settings.systems {
             gathered.show(system);
-            let task =
-                Task { set: settings, system, source: &source, store_dir, variables: &variables, deadline };
-            let mut left = vec![source.clone()];
+            let task = setup.task(&self.tools, settings, system, deadline);
+            let mut left = vec![setup.source.clone()];
             if let Some(workers) = workers {
                 let mut jobs = Jobs::new(task, workers);
                 while let Some(attribute) = jobs.next().await? {
                     gathered.take(attribute, system).await?;
                 }
-                left = jobs.left().map(|place| source.within(place.clone())).collect();
+                left = jobs.left().map(|place| setup.source.within(place.clone())).collect();
             }
             for source in &left {
                 let mut walk = Walk::new(Task { source, ..task });

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::attribute::AttributePath;
+use super::sandbox::Isolation;
 
 /// The form of what is on record of a generation. Another one has all sets evaluated anew.
 const FORM: u32 = 2;
@@ -14,6 +15,8 @@ const FORM: u32 = 2;
 pub struct Settings {
     /// Each with a name of its own.
     pub sets: Vec<SetSettings>,
+    /// Whether their evaluators must be isolated.
+    pub isolation: Isolation,
 }
 
 /// One package set.

@@ -1,14 +1,16 @@
 //! What an evaluator is told to do, for each kind of source: the arguments of `nix-instantiate`, of which all releases have
 //! the same, and `nix-eval-jobs` too. It evaluates an expression that walks the attributes and tells of them.
 
-use std::ffi::OsString;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use narinfo::{StoreDir, StorePath};
+use percent_encoding::percent_decode_str;
 
 use super::attribute::{AttributePath, Found, Outcome, in_quotes};
+use super::gateway::Reach;
 use super::settings::{Evaluation, Origin};
-use crate::nix::{Daemon, DaemonError, Environment};
+use crate::nix::{Daemon, DaemonError};
 
 /// What `nix-eval-jobs` must not be able to read: only an evaluation that is not restricted sees it.
 const OUTSIDE: &str = "/bin/sh";
@@ -16,19 +18,6 @@ const OUTSIDE: &str = "/bin/sh";
 const WALK: &str = include_str!("walk.nix");
 /// Files of Nix in a folder.
 const DEFAULT_NIX: &str = "default.nix";
-/// Variables of this process that evaluators see, beside those that say where the store is.
-const VARIABLES: [&str; 9] = [
-    "PATH",
-    "NIX_STORE_DIR",
-    "NIX_STATE_DIR",
-    "NIX_LOG_DIR",
-    "NIX_LOCALSTATE_DIR",
-    "NIX_CONF_DIR",
-    "NIX_DATA_DIR",
-    "NIX_SSL_CERT_FILE",
-    "SSL_CERT_FILE",
-];
-
 /// An attribute: the root from which it is reached, and the names from there.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
 pub(super) struct Place {
@@ -72,8 +61,16 @@ pub(super) struct Prepared {
     roots: String,
     /// What the names of each root's attributes begin with.
     pub(super) prefixes: Vec<Vec<String>>,
-    /// Arguments that come before the expression.
-    options: Vec<String>,
+    /// Settings of Nix, and what `<…>` finds.
+    settings: Vec<(&'static str, String)>,
+    search_path: Vec<String>,
+    /// The flake, as the settings have it or pinned.
+    pub(super) flake: Option<String>,
+    /// Folders and files that it is read from, and those of them that are copied or listed as a whole.
+    pub(super) reads: BTreeSet<PathBuf>,
+    pub(super) reads_whole: BTreeSet<PathBuf>,
+    /// Where it may fetch from.
+    pub(super) reach: Reach,
     /// The attribute that is walked with all below it; `None` is all.
     within: Option<Place>,
 }
@@ -83,22 +80,26 @@ pub(super) struct Prepared {
 /// # Errors
 /// When something is not there.
 pub(super) fn prepare(origin: &Origin, evaluation: &Evaluation) -> std::io::Result<Prepared> {
-    let mut options = options(evaluation)?;
-    let mut allow = |path: &Path| {
-        options.extend(["-I".to_owned(), format!("ondine-source={}", path.display())]);
-    };
-    let (roots, prefixes) = match origin {
+    let mut prepared = Prepared::new(evaluation)?;
+    match origin {
         Origin::Flake(reference) => {
-            options.extend(["--extra-experimental-features".to_owned(), "flakes".to_owned()]);
-            let flake = format!("(builtins.getFlake {})", in_quotes(reference));
-            let roots =
-                ["packages", "legacyPackages"].map(|output| format!("(flake.{output}.${{system}} or {{ }})"));
-            (format!("let flake = {flake}; in [ {} ]", roots.join(" ")), vec![Vec::new(); roots.len()])
+            prepared.set("extra-experimental-features", "flakes");
+            prepared.reach.add(reference);
+            if let Some(path) = local_flake(reference) {
+                prepared.reads.extend(git_folders(&path));
+                prepared.reads.insert(path.clone());
+                prepared.reads_whole.insert(path);
+            }
+            let outputs = ["packages", "legacyPackages"];
+            let roots = outputs.map(|output| format!("(flake.{output}.${{system}} or {{ }})"));
+            prepared.prefixes = vec![Vec::new(); roots.len()];
+            prepared.roots = format!("[ {} ]", roots.join(" "));
+            prepared.flake = Some(reference.clone());
         }
         Origin::Expression { file, attributes } => {
             let file = file.canonicalize()?;
             // The folder, since a file reads those beside it.
-            allow(if file.is_dir() { &file } else { file.parent().unwrap_or(&file) });
+            prepared.read(if file.is_dir() { &file } else { file.parent().unwrap_or(&file) });
             let top = format!("call (import {})", in_quotes(&utf8(&file)?));
             let root = |path: &Vec<String>| {
                 let names: Vec<String> = path.iter().map(|name| format!(".{}", in_quotes(name))).collect();
@@ -107,7 +108,8 @@ pub(super) fn prepare(origin: &Origin, evaluation: &Evaluation) -> std::io::Resu
             let named = attributes.iter().map(|path| path.names().to_vec());
             let prefixes = if attributes.is_empty() { vec![Vec::new()] } else { named.collect() };
             let roots: Vec<String> = prefixes.iter().map(root).collect();
-            (format!("let top = {top}; in [ {} ]", roots.join(" ")), prefixes)
+            prepared.roots = format!("let top = {top}; in [ {} ]", roots.join(" "));
+            prepared.prefixes = prefixes;
         }
         Origin::Directory(directory) if directory.join(DEFAULT_NIX).exists() => {
             let whole = Origin::Expression { file: directory.clone(), attributes: Vec::new() };
@@ -115,11 +117,45 @@ pub(super) fn prepare(origin: &Origin, evaluation: &Evaluation) -> std::io::Resu
         }
         Origin::Directory(directory) => {
             let directory = directory.canonicalize()?;
-            allow(&directory);
-            (folder(&utf8(&directory)?), vec![Vec::new()])
+            prepared.read(&directory);
+            prepared.roots = folder(&utf8(&directory)?);
+            prepared.prefixes = vec![Vec::new()];
+            prepared.reads_whole.insert(directory);
         }
+    }
+    Ok(prepared)
+}
+
+/// The folder or file of a flake on this machine. Nix takes the whole of a Git repository where a path is in one.
+fn local_flake(reference: &str) -> Option<PathBuf> {
+    let (kind, path) = match reference.split_once(':') {
+        Some((kind, path)) => (kind, path),
+        None => ("", reference),
     };
-    Ok(Prepared { roots, prefixes, options, within: None })
+    let path = path.split(['?', '#']).next()?;
+    let path = percent_decode_str(path).decode_utf8().ok()?;
+    let is_local = match kind {
+        "" => path.starts_with('/'),
+        "path" => true,
+        kind => kind == "file" || kind.ends_with("+file"),
+    };
+    // Evaluators run in the root folder.
+    let path = is_local.then(|| Path::new("/").join(path.trim_start_matches("//")))?;
+    let repository = path.ancestors().find(|folder| kind.is_empty() && folder.join(".git").exists());
+    Some(repository.map(Path::to_owned).unwrap_or(path))
+}
+
+/// Where Git has what a work tree of a repository elsewhere is taken from.
+fn git_folders(tree: &Path) -> Vec<PathBuf> {
+    let link = std::fs::read_to_string(tree.join(".git")).ok();
+    let folder =
+        link.as_deref().and_then(|link| link.strip_prefix("gitdir:")).map(|path| tree.join(path.trim()));
+    // Of a further work tree it is REPOSITORY/.git/worktrees/NAME.
+    let whole = |folder: &PathBuf| {
+        let is_further = folder.parent().is_some_and(|parent| parent.ends_with("worktrees"));
+        folder.ancestors().nth(if is_further { 2 } else { 0 }).map(Path::to_owned)
+    };
+    folder.as_ref().and_then(whole).into_iter().collect()
 }
 
 /// The links to derivations in a folder, each with the name of its attribute and what it leads to. Blocks for moments.
@@ -177,30 +213,66 @@ in [ (builtins.listToAttrs (builtins.concatLists (map attribute (builtins.attrNa
     )
 }
 
-fn options(evaluation: &Evaluation) -> std::io::Result<Vec<String>> {
-    let import = evaluation.import_from_derivation.to_string();
-    let uris = evaluation.allowed_uris.join(" ");
-    let mut options = vec!["--log-format".to_owned(), "raw".to_owned()];
-    for (name, value) in [
-        ("restrict-eval", "true"),
-        ("allow-import-from-derivation", &import),
-        ("allowed-uris", &uris),
-        ("allow-unsafe-native-code-during-evaluation", "false"),
-    ] {
-        options.extend(["--option".to_owned(), name.to_owned(), value.to_owned()]);
-    }
-    for entry in &evaluation.nix_path {
-        let (name, path) = entry.split_once('=').map_or((None, &**entry), |(name, path)| (Some(name), path));
-        // Nix wants to be told of what a symlink leads to. What is no path is left as it is.
-        let path =
-            if path.starts_with('/') { utf8(&PathBuf::from(path).canonicalize()?)? } else { path.to_owned() };
-        let entry = name.map_or(path.clone(), |name| format!("{name}={path}"));
-        options.extend(["-I".to_owned(), entry]);
-    }
-    Ok(options)
-}
-
 impl Prepared {
+    /// A source of which nothing is known but what it may do.
+    fn new(evaluation: &Evaluation) -> std::io::Result<Self> {
+        let mut prepared = Self {
+            roots: String::new(),
+            prefixes: Vec::new(),
+            settings: Vec::new(),
+            search_path: Vec::new(),
+            flake: None,
+            reads: BTreeSet::new(),
+            reads_whole: BTreeSet::new(),
+            reach: Reach::default(),
+            within: None,
+        };
+        let import = evaluation.import_from_derivation.to_string();
+        let uris = evaluation.allowed_uris.join(" ");
+        for (name, value) in [
+            ("restrict-eval", "true"),
+            ("allow-import-from-derivation", &import),
+            ("allowed-uris", &uris),
+            ("allow-unsafe-native-code-during-evaluation", "false"),
+        ] {
+            prepared.set(name, value);
+        }
+        evaluation.allowed_uris.iter().for_each(|uri| prepared.reach.add(uri));
+        for entry in &evaluation.nix_path {
+            let (name, path) =
+                entry.split_once('=').map_or((None, &**entry), |(name, path)| (Some(name), path));
+            // Nix wants to be told of what a symlink leads to. What is no path is left as it is.
+            let path = if path.starts_with('/') {
+                let path = PathBuf::from(path).canonicalize()?;
+                prepared.reads.insert(path.clone());
+                utf8(&path)?
+            } else {
+                prepared.reach.add(path);
+                path.to_owned()
+            };
+            let entry = name.map_or(path.clone(), |name| format!("{name}={path}"));
+            prepared.search_path.push(entry);
+        }
+        Ok(prepared)
+    }
+
+    /// Has Nix evaluate with this setting, whatever its configuration says.
+    pub(super) fn set(&mut self, name: &'static str, value: &str) {
+        self.settings.push((name, value.to_owned()));
+    }
+
+    /// Those settings as arguments.
+    pub(super) fn settings(&self) -> impl Iterator<Item = String> {
+        let each = self.settings.iter();
+        each.flat_map(|(name, value)| ["--option".to_owned(), (*name).to_owned(), value.clone()])
+    }
+
+    /// Lets the evaluator read a folder or file.
+    fn read(&mut self, path: &Path) {
+        self.search_path.push(format!("ondine-source={}", path.display()));
+        self.reads.insert(path.to_owned());
+    }
+
     /// Of which only that attribute is walked, with all below it.
     pub(super) fn within(&self, place: Place) -> Self {
         Self { within: Some(place), ..self.clone() }
@@ -215,7 +287,9 @@ impl Prepared {
 
     /// The arguments of a run for a system, which marks what it tells with `token`.
     pub(super) fn arguments(&self, system: &str, token: &str, run: &Run) -> Vec<String> {
-        let mut arguments = self.options.clone();
+        let mut arguments = ["--log-format", "raw"].map(str::to_owned).to_vec();
+        arguments.extend(self.settings());
+        arguments.extend(self.search_path.iter().flat_map(|entry| ["-I".to_owned(), entry.clone()]));
         let [mut resume, mut explain, mut only, mut jobs] = ["null"; 4].map(str::to_owned);
         match run {
             Run::Walk => {}
@@ -234,10 +308,13 @@ impl Prepared {
         }
         let within = self.within.as_ref().map_or("null".to_owned(), |at| place(at, ""));
         let system = in_quotes(system);
+        let flake = self.flake.as_ref();
+        let flake = flake.map(|flake| format!("let flake = builtins.getFlake {}; in ", in_quotes(flake)));
         let expression = format!(
             "({WALK}) {{ token = {token}; system = {system}; resume = {resume}; explain = {explain}; \
              only = {only}; within = {within}; jobs = {jobs}; \
-             getRoots = {{ call }}: let system = {system}; in {roots}; }}",
+             getRoots = {{ call }}: let system = {system}; in {flake}{roots}; }}",
+            flake = flake.unwrap_or_default(),
             token = in_quotes(token),
             roots = self.roots
         );
@@ -310,7 +387,7 @@ in [ (builtins.listToAttrs (builtins.concatMap of [ {wanted} ])) ]"#,
             roots = self.roots,
             wanted = wanted.join(" ")
         );
-        Self { roots, prefixes: vec![Vec::new()], options: self.options.clone(), within: None }
+        Self { roots, prefixes: vec![Vec::new()], within: None, ..self.clone() }
     }
 }
 
@@ -322,19 +399,6 @@ fn expression(pattern: &str) -> String {
         c => c.to_string(),
     };
     pattern.chars().map(character).collect()
-}
-
-/// The environment of an evaluator whose home is there.
-pub(super) fn variables(nix: &Environment, home: &Path) -> Vec<(String, OsString)> {
-    let ours = VARIABLES.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
-    let set = [
-        ("NIX_REMOTE", OsString::from("daemon")),
-        ("NIX_DAEMON_SOCKET_PATH", nix.socket.clone().into()),
-        ("HOME", home.into()),
-        ("XDG_CACHE_HOME", home.join("cache").into()),
-        ("LC_ALL", "C.UTF-8".into()),
-    ];
-    ours.chain(set).map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 fn place(place: &Place, more: &str) -> String {

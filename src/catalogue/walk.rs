@@ -9,7 +9,7 @@ use narinfo::{StoreDir, StorePath};
 use tokio::time::Instant;
 
 use super::attribute::{AttributePath, Found, Outcome};
-use super::evaluate::{Bounds, Ending, Evaluator, Program, Step};
+use super::evaluate::{Bounds, Enclosure, Ending, Evaluator, Invocation, Program, StartError, Step};
 use super::settings::SetSettings;
 use super::source::{Place, Prepared, Run};
 
@@ -55,7 +55,10 @@ pub enum WalkError {
     /// What it said makes no sense.
     #[error("the evaluation said what makes no sense: {0}")]
     Nonsense(String),
-    /// It could not be run.
+    /// It could not be started.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// It could not be listened to.
     #[error("the evaluator cannot be run: {0}")]
     System(#[from] std::io::Error),
 }
@@ -80,6 +83,8 @@ pub(super) struct Task<'a> {
     pub(super) store_dir: &'a StoreDir,
     /// The environment of evaluators.
     pub(super) variables: &'a [(String, OsString)],
+    /// What they are kept to.
+    pub(super) enclosure: Option<&'a Enclosure>,
     /// When all of it has to be done.
     pub(super) deadline: Instant,
 }
@@ -129,7 +134,7 @@ pub(super) fn event(json: &str) -> Result<Event, WalkError> {
 impl Task<'_> {
     /// Starts a run of `nix-instantiate` within the bounds of its set.
     pub(super) fn start(&self, run: &Run) -> Result<Evaluator, WalkError> {
-        Ok(self.start_with(NIX_INSTANTIATE, run, self.set.evaluation.memory_bytes_max)?)
+        self.start_with(NIX_INSTANTIATE, run, self.set.evaluation.memory_bytes_max)
     }
 
     /// The same of any program, with so many bytes of address space for each of its processes.
@@ -138,7 +143,7 @@ impl Task<'_> {
         program: Program,
         run: &Run,
         memory_bytes_max: u64,
-    ) -> std::io::Result<Evaluator> {
+    ) -> Result<Evaluator, WalkError> {
         let token = format!("ondine-{:016x}", RandomState::new().build_hasher().finish());
         let silence_max = self.set.evaluation.attribute_time_max;
         let bounds = Bounds { deadline: self.deadline, silence_max, memory_bytes_max };
@@ -147,7 +152,8 @@ impl Task<'_> {
         let heap_bytes = (memory_bytes_max / HEAP_SHARE).min(HEAP_BYTES_MAX);
         let heap = ("GC_INITIAL_HEAP_SIZE".to_owned(), heap_bytes.to_string().into());
         let variables: Vec<_> = self.variables.iter().cloned().chain([heap]).collect();
-        Evaluator::start(program, &arguments, &variables, mark, bounds)
+        let (arguments, variables, enclosure) = (&*arguments, &*variables, self.enclosure);
+        Ok(Evaluator::start(Invocation { program, arguments, variables, mark, bounds, enclosure })?)
     }
 
     /// The attribute at a place, as people know it, and what became of it.

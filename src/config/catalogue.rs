@@ -94,7 +94,7 @@ pub(super) fn resolve(written: Vec<WrittenSet>, own_system: String) -> Result<Se
         check("catalogue name", &set.name, fresh, "each package set needs a name of its own")?;
         sets.push(set);
     }
-    Ok(Settings { sets })
+    Ok(Settings { sets, ..Settings::default() })
 }
 
 fn resolve_one(written: WrittenSet, own_system: &str) -> Result<SetSettings, Error> {

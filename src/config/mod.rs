@@ -18,6 +18,7 @@ use clap::{Args, Command};
 use serde::Deserialize;
 use serde::de::{self, DeserializeOwned};
 
+use crate::catalogue::Isolation;
 use crate::nix;
 use crate::substitute::Source;
 use crate::upstream::without_secrets;
@@ -59,6 +60,10 @@ pub struct Written {
     /// A package set, known before anyone asks: "NAME KIND:WHERE" (flake, expression or directory); as a table [[catalogue]] it takes more settings [default: none]
     #[arg(long, env = "ONDINE_CATALOGUE", value_name = "NAME SOURCE", value_delimiter = ',')]
     catalogue: Option<Vec<WrittenSet>>,
+    /// Whether evaluators of package sets must be isolated by the kernel: "required", or "none" where all sets are trusted [default: required]
+    #[arg(long, env = "ONDINE_EVALUATOR_ISOLATION", value_name = "ISOLATION")]
+    #[serde(alias = "evaluator_isolation")]
+    evaluator_isolation: Option<Isolation>,
     /// How long upstreams may take to say whether they have a path, up to 60s [default: 2s]
     #[arg(long, env = "ONDINE_UPSTREAM_BUDGET", value_name = "DURATION", value_parser = duration)]
     #[serde(alias = "upstream_budget", default, deserialize_with = "written_duration")]
@@ -303,6 +308,7 @@ impl Written {
             build_from: self.build_from.or(other.build_from),
             upstream: self.upstream.or(other.upstream),
             catalogue: self.catalogue.or(other.catalogue),
+            evaluator_isolation: self.evaluator_isolation.or(other.evaluator_isolation),
             upstream_budget: self.upstream_budget.or(other.upstream_budget),
             remember_missing: self.remember_missing.or(other.remember_missing),
             netrc_file: self.netrc_file.or(other.netrc_file),

@@ -92,7 +92,8 @@ impl Written {
         let written = self.upstream.unwrap_or_default();
         let caches = written.into_iter().map(|written| upstream::resolve(written, listen));
         let caches = caches.collect::<Result<Vec<_>, _>>()?;
-        let catalogue = catalogue::resolve(self.catalogue.unwrap_or_default(), nix::own_system())?;
+        let mut catalogue = catalogue::resolve(self.catalogue.unwrap_or_default(), nix::own_system())?;
+        catalogue.isolation = self.evaluator_isolation.unwrap_or_default();
         let budget = self.upstream_budget.unwrap_or(seconds(2));
         within("upstream-budget", budget, Duration::from_millis(100), seconds(60), "100ms to 60s")?;
         let remember_missing = self.remember_missing.unwrap_or(seconds(300));

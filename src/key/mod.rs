@@ -5,6 +5,7 @@ mod files;
 mod record;
 
 use std::io;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
 use narinfo::{KeyName, PublicKey, Realisation, SecretKey, Signature};
@@ -150,6 +151,11 @@ impl Keys {
     /// Public keys, the one that clients are told to trust first.
     pub fn public(&self) -> impl Iterator<Item = PublicKey> {
         self.0.iter().map(SecretKey::public_key)
+    }
+
+    /// The keys as their files have them.
+    pub fn texts(&self) -> Vec<impl Deref<Target = String>> {
+        self.0.iter().map(SecretKey::to_secret_string).collect()
     }
 
     /// Adds a signature of `fingerprint()` by each key whose name none of `signatures` has. True when one was added.

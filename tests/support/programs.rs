@@ -2,7 +2,7 @@
 //! of the store's release, and what a test puts there.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::release::Release;
 use super::store::{NixStore, write};
@@ -10,23 +10,27 @@ use super::store::{NixStore, write};
 /// Does what nix-eval-jobs does, by means of nix-instantiate.
 pub const EVAL_JOBS: &str = include_str!("nix-eval-jobs.sh");
 
-/// A PATH that begins with that folder. Its `nix-instantiate` is that of the store's release.
+/// A PATH that begins with that folder. Its `nix` and its `nix-instantiate` are those of the store's release.
 #[track_caller]
 pub fn path(store: &NixStore) -> String {
-    if *store.release() != Release::Host {
-        install(store, "nix-instantiate", &within_release(store, "nix-instantiate"));
+    let host = std::env::var("PATH").expect("a PATH");
+    let path = format!("{}:{host}", folder(store).display());
+    let Release::Chroot { root, .. } = store.release() else { return path };
+    for name in ["nix", "nix-instantiate"] {
+        install(store, name, &of_release(root, &format!("usr/bin/{name}")));
     }
-    format!("{}:{}", folder(store).display(), std::env::var("PATH").expect("a PATH"))
+    // Evaluators may read the libraries beside programs on the PATH, and nothing else of a chroot.
+    format!("{path}:{}", root.join("usr/bin").display())
 }
 
 /// Puts `nix-eval-jobs` into the folder: that of the store's release, where it has one.
 #[track_caller]
 pub fn install_eval_jobs(store: &NixStore) {
-    let is_there = match store.release() {
-        Release::Host => false,
-        Release::Chroot { root, .. } => root.join("usr/local/bin/nix-eval-jobs").exists(),
+    let real = "usr/local/bin/nix-eval-jobs";
+    let real = match store.release() {
+        Release::Chroot { root, .. } if root.join(real).exists() => Some(of_release(root, real)),
+        _ => None,
     };
-    let real = is_there.then(|| within_release(store, "nix-eval-jobs"));
     install(store, "nix-eval-jobs", real.as_deref().unwrap_or(EVAL_JOBS));
 }
 
@@ -52,10 +56,11 @@ fn folder(store: &NixStore) -> PathBuf {
     store.folder().join("programs")
 }
 
-fn within_release(store: &NixStore, name: &str) -> String {
-    let command = store.command_through_daemon(name, &[]);
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let quoted = words.map(|word| format!("'{}'", word.to_string_lossy().replace('\'', "'\\''")));
-    let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-    format!("PATH={path} exec {} \"$@\"\n", quoted.collect::<Vec<_>>().join(" "))
+/// Runs a program of a chroot where it is, with the libraries of that: the sandbox of evaluators lets nobody mount anything.
+fn of_release(root: &Path, program: &str) -> String {
+    let root = root.display();
+    format!(
+        "exec {root}/lib*/ld-linux-*.so.* --library-path \"$(echo {root}/usr/lib/*-linux-gnu)\" \\\n    \
+         --argv0 \"${{0##*/}}\" {root}/{program} \"$@\"\n"
+    )
 }
