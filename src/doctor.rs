@@ -1,4 +1,4 @@
-//! What about this machine may let builds starve the server: looked at once at the start, and said in the log, one line for each.
+//! What about this machine may let builds starve the server: looked at once at the start, and said in the log, in one line.
 //! Says nothing where it cannot see, and never stops a start.
 
 use std::fs;
@@ -18,12 +18,16 @@ pub struct Bounds {
     pub builds: u64,
 }
 
-/// Warns of what may let builds starve the server.
-pub async fn warn(pool: Pool, bounds: Bounds) {
+/// Tells what may let builds starve the server, where something is built, in one line; and has the daemon asked, which warns where it
+/// does not answer.
+pub async fn tell(pool: Pool, bounds: Option<Bounds>) {
+    let neighbour = neighbour(&pool).await;
+    let Some(bounds) = bounds else { return };
     let cores = available_parallelism().map_or(1, |cores| cores.get() as u64);
-    let warnings = [all_cores(bounds, cores), neighbour(&pool).await];
-    for warning in warnings.into_iter().flatten() {
-        tracing::warn!("{warning}");
+    let advice: Vec<String> = [all_cores(bounds, cores), neighbour].into_iter().flatten().collect();
+    if !advice.is_empty() {
+        // No warning: it is so on most machines, and nothing is wrong with it where builds are small.
+        tracing::info!("builds may slow answers down ({SECTION}): {}", advice.join("; "));
     }
 }
 
@@ -91,7 +95,7 @@ fn all_cores(bounds: Bounds, cores: u64) -> Option<String> {
     let who = if builds == 1 { "one build".to_owned() } else { format!("{builds} builds at a time") };
     Some(format!(
         "{who} may use all {cores} cores (build-cores = {build_cores}), and answers wait for them: \
-         {advice}, or give the Nix daemon less weight ({SECTION})"
+         {advice}, or give the Nix daemon less weight"
     ))
 }
 
@@ -118,7 +122,7 @@ fn shared(ours: &str, theirs: &str) -> Option<String> {
     let group = group_of(ours, what.first()?)?;
     Some(format!(
         "the Nix daemon is in this server's own control group ({group}), so its builds can take all {} from it: \
-         run the daemon as a service of its own ({SECTION})",
+         run the daemon as a service of its own",
         what.join(" and ")
     ))
 }

@@ -26,6 +26,17 @@ pub enum Error {
     Daemon(#[from] DaemonError),
 }
 
+impl Error {
+    /// How the Nix daemon was lost, where that is why.
+    #[must_use]
+    pub fn lost(&self) -> Option<String> {
+        match self {
+            Self::Daemon(error) => error.lost(),
+            Self::Link { .. } => None,
+        }
+    }
+}
+
 /// The directory of our roots.
 #[derive(Clone, Debug)]
 pub struct Roots {

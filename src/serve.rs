@@ -276,17 +276,19 @@ impl Server {
             index: index.clone(),
             failures: failures.clone(),
             bumps: catalogue.bumps(),
+            requested: state(&state_dir.join("requested"), |dir| Roots::open(dir, store_dir.clone()))?,
             capabilities: detected.clone(),
             settings: settings.build,
         };
         let comparer = Comparer { index: index.clone(), upstreams: upstreams.clone() };
-        if !settings.substitute.build_from.is_empty() {
+        let builds_here = (!settings.substitute.build_from.is_empty()).then_some(bounds);
+        tokio::spawn({
             let pool = pool.clone();
-            tokio::spawn(async move {
+            async move {
                 sleep(ASK_NIX_AFTER).await;
-                doctor::warn(pool, bounds).await;
-            });
-        }
+                doctor::tell(pool, builds_here).await;
+            }
+        });
         let substitute = Substitute {
             index: index.clone(),
             local: local.clone(),

@@ -1,18 +1,28 @@
 //! The decision: what happens when a hash is asked for. Read [`Substitute::ask`] from top to bottom.
 //! Knows no HTTP; whatever goes wrong becomes a reason, never an error.
 
+mod missing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, Instant};
 
 use narinfo::{DrvOutput, Realisation, StorePath, StorePathHash};
 
 use crate::adopt::{self, Adopter, Elsewhere};
 use crate::build::{Builds, Failures, Ticket};
 use crate::index::{Failure, FailureClass, Hit, Index, Maker, Ready};
-use crate::nix::{LocalStore, read_derivation};
+use crate::nix::{LocalStore, LocalStoreError, read_derivation};
 use crate::upstream::Via;
+pub use missing::Missing;
+
+/// The first pause between two attempts while the Nix daemon is lost; each is twice as long as the one before.
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+/// The longest pause: a daemon that is back is noticed within it.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How long who asks for a realisation is kept waiting for the daemon: clients give up after 300 s without a byte.
+const SILENCE_MAX: Duration = Duration::from_secs(240);
 
 /// Realisations that one may need in all.
 const REALISATIONS_MAX: usize = 10_000;
@@ -32,6 +42,8 @@ pub enum Source {
 pub struct Settings {
     /// The sources whose derivations are built on demand; none means serve only.
     pub build_from: Vec<Source>,
+    /// How long a lost Nix daemon is waited for, from when it was lost.
+    pub transient_retry: Duration,
 }
 
 /// What a miss may cost.
@@ -53,99 +65,6 @@ pub enum Answer {
     Wait(Ticket),
     /// It is not to be had.
     Missing(Missing),
-}
-
-/// Why a path is not to be had. The text is for the person who asked.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum Missing {
-    /// Nobody knows the hash.
-    #[error(
-        "unknown: neither this cache nor its Nix store has a path or a derivation with this hash; put the derivation into the server's store and ask again"
-    )]
-    Unknown,
-    /// Nobody knows the hash, but not every cache behind this one could tell.
-    #[error("unknown: neither this cache nor its Nix store has a path or a derivation with this hash; of the caches behind it:\n{}", .0.join("\n"))]
-    Unsure(Arc<[String]>),
-    /// It could be built, but that was not asked for.
-    #[error("not built yet: {0} makes it; ask with GET outside /cached/ to have it built")]
-    NotBuilt(StorePath),
-    /// It could be built, but this server builds nothing.
-    #[error("not built: {0} makes it, but this server only serves (its setting build-from is empty)")]
-    ServeOnly(StorePath),
-    /// It could be built, but is in none of the sources that are built from.
-    #[error(
-        "not built: {0} makes it, which is in no package set, and this server builds nothing else (setting build-from)"
-    )]
-    NotInCatalogue(StorePath),
-    /// It is in the store only where package sets alone may not be built.
-    #[error(
-        "not built: {0} makes it, which only a package set has, and this server does not build those (setting build-from)"
-    )]
-    OnlyInCatalogue(StorePath),
-    /// A package set says no.
-    #[error("refused: {drv} makes it, which the package set {set} denies")]
-    Denied {
-        /// What makes it.
-        drv: StorePath,
-        /// The set that denies it.
-        set: String,
-    },
-    /// It was tried.
-    #[error("{}", failure_text(.0))]
-    Failed(Arc<Failure>),
-    /// Too many wait.
-    #[error("refused: {0}")]
-    Refused(String),
-    /// Nobody has a realisation of this output; what the caches behind this one said of it.
-    #[error("unknown: neither this cache nor its Nix store has a realisation of {id}; {}", unrealised(.id, .reasons))]
-    Unrealised {
-        /// The output.
-        id: DrvOutput,
-        /// What they said.
-        reasons: Vec<String>,
-    },
-    /// There is one, but not all that it leads to.
-    #[error("not served: {id} is {path}, but {reason}")]
-    Incomplete {
-        /// The output.
-        id: DrvOutput,
-        /// Its path.
-        path: StorePath,
-        /// What is missing.
-        reason: String,
-    },
-    /// The server cannot tell at the moment.
-    #[error("unavailable: {0}; the server's log has the details")]
-    Unavailable(&'static str),
-}
-
-fn unrealised(id: &DrvOutput, reasons: &[String]) -> String {
-    let mut text = match id.drv() {
-        None => "build the derivation on the server, and ask again".to_owned(),
-        Some(_) => "by the path of a derivation only those are found here that need no other derivation (resolved ones) and \
-                    are in the store where they were built"
-            .to_owned(),
-    };
-    if !reasons.is_empty() {
-        text.push_str("; of the caches behind it:\n");
-        text.push_str(&reasons.join("\n"));
-    }
-    text
-}
-
-fn failure_text(failure: &Failure) -> String {
-    let left = failure.expires_at.duration_since(SystemTime::now()).unwrap_or_default();
-    let left = humantime::format_duration(std::time::Duration::from_secs(left.as_secs()));
-    let Failure { drv, cause, reason, .. } = failure;
-    let class = failure.class.as_str();
-    if failure.class == FailureClass::Refused {
-        return format!(
-            "refused: {drv} cannot be built here\nreason: {reason}\nlooked at again: on request, in {left}"
-        );
-    }
-    format!(
-        "failed ({class}): {drv}\ncause: {cause}\nreason: {reason}\nlog: /log/{cause}\ntried again: on request, in {left}"
-    )
 }
 
 /// A derivation that gives what was asked for.
@@ -183,11 +102,43 @@ impl Substitute {
     }
 
     /// What becomes of `hash`: at hand, served, in the local store, in another cache, being built, failed before, or to be built; else
-    /// a reason.
+    /// a reason. Waits for a lost Nix daemon where only that can tell.
     pub async fn ask(&self, hash: StorePathHash, on_miss: OnMiss) -> Answer {
-        let answer = self.decide(hash, on_miss.clone()).await.unwrap_or_else(Answer::Missing);
+        let patience = match on_miss {
+            OnMiss::Relayed(_) => Duration::ZERO,
+            OnMiss::Build(_) | OnMiss::Report => self.settings.transient_retry,
+        };
+        let answer = self.patiently(patience, || self.decide(hash, on_miss.clone())).await;
+        let answer = answer.unwrap_or_else(Answer::Missing);
         self.note_demand(&answer, &on_miss);
         answer
+    }
+
+    /// Asks again for as long as the Nix daemon has been away for less than that.
+    async fn patiently<T, F: Future<Output = Result<T, Missing>>>(
+        &self,
+        patience: Duration,
+        ask: impl Fn() -> F,
+    ) -> Result<T, Missing> {
+        let (begun, mut pause) = (Instant::now(), PAUSE_MIN);
+        loop {
+            let answer = ask().await;
+            let away = self.local.outage().map_or(Duration::ZERO, |(away, _)| away).max(begun.elapsed());
+            if !matches!(answer, Err(Missing::NoDaemon(_))) || away + pause > patience {
+                return answer;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    /// What a client waits for whose question is not answered yet, in one line.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        match self.local.outage() {
+            Some((away, reason)) => format!("waiting for the Nix daemon for {} s: {reason}", away.as_secs()),
+            None => "looking for it".to_owned(),
+        }
     }
 
     /// What a client asks for may be wanted again once it has changed.
@@ -206,12 +157,13 @@ impl Substitute {
         if let Some(ready) = self.served(hash).await? {
             return Ok(Answer::Ready(ready));
         }
-        if let Some(path) =
-            self.local.valid_path(hash).await.map_err(|e| trouble(&e, "the Nix store cannot be asked"))?
-            && let Some(ready) = Box::pin(self.adopt(&path)).await?
-        {
-            return Ok(Answer::Ready(ready));
-        }
+        // What another cache has, or is known already, needs no daemon.
+        let no_daemon = match Box::pin(self.in_local_store(hash)).await {
+            Ok(Some(ready)) => return Ok(Answer::Ready(ready)),
+            Ok(None) => None,
+            Err(reason @ Missing::NoDaemon(_)) => Some(reason),
+            Err(reason) => return Err(reason),
+        };
         let via = if let OnMiss::Relayed(via) = &on_miss { via.clone() } else { Via::default() };
         let elsewhere = match Box::pin(self.adopter.adopt_from_upstream(hash, &via)).await {
             Elsewhere::Published => match self.served(hash).await? {
@@ -222,6 +174,7 @@ impl Substitute {
             Elsewhere::Trouble => {
                 ["what was found could not be taken; the server's log has the details".into()].into()
             }
+            Elsewhere::NoDaemon(reason) => return Err(Missing::NoDaemon(reason.to_string())),
         };
         let drv = match Box::pin(self.derivation_for(hash)).await? {
             Some(Known { drv, no: None }) => drv,
@@ -231,6 +184,7 @@ impl Substitute {
                     .await?
                     .map_or(no, |failure| Missing::Failed(Arc::new(failure))));
             }
+            None if no_daemon.is_some() => return Err(no_daemon.unwrap_or(Missing::Unknown)),
             None if elsewhere.is_empty() => return Err(Missing::Unknown),
             None => return Err(Missing::Unsure(elsewhere)),
         };
@@ -239,7 +193,7 @@ impl Substitute {
         {
             return Err(Missing::Failed(Arc::new(failure)));
         }
-        let OnMiss::Build(client) = on_miss else { return Err(Missing::NotBuilt(drv)) };
+        let OnMiss::Build(client) = on_miss else { return Err(no_daemon.unwrap_or(Missing::NotBuilt(drv))) };
         let ticket = self.builds.ask(&drv, client).await;
         ticket.map(Answer::Wait).map_err(|full| Missing::Refused(full.to_string()))
     }
@@ -263,6 +217,12 @@ impl Substitute {
     /// # Errors
     /// When nobody knows, or what it leads to is not to be had.
     pub async fn realisation(&self, id: &DrvOutput, via: &Via) -> Result<Realisation, Missing> {
+        let patience =
+            if via.is_empty() { self.settings.transient_retry.min(SILENCE_MAX) } else { Duration::ZERO };
+        self.patiently(patience, || self.whole_realisation(id, via)).await
+    }
+
+    async fn whole_realisation(&self, id: &DrvOutput, via: &Via) -> Result<Realisation, Missing> {
         if let Some(realisation) = self.realised(id).await? {
             return Ok(realisation);
         }
@@ -304,14 +264,16 @@ impl Substitute {
 
     /// What the local store or another cache says, if the path can be served, which then is.
     async fn find_realisation(&self, id: &DrvOutput, via: &Via) -> Result<Realisation, Missing> {
-        let local = self.local.realisation(id).await;
-        if let Some(realisation) = local.map_err(|e| trouble(&e, "the Nix store cannot be asked"))?
-            && self.serve(&realisation, via).await.is_ok()
-        {
-            return Ok(realisation);
+        let mut no_daemon = None;
+        match self.local.realisation(id).await.map_err(|error| local_trouble(&error)) {
+            Ok(Some(realisation)) if self.serve(&realisation, via).await.is_ok() => return Ok(realisation),
+            Ok(_) => {}
+            Err(reason @ Missing::NoDaemon(_)) => no_daemon = Some(reason),
+            Err(reason) => return Err(reason),
         }
         match self.adopter.upstreams.find_realisation(id, via).await {
             Ok(realisation) => self.serve(&realisation, via).await.map(|()| realisation),
+            Err(_) if let Some(reason) = no_daemon => Err(reason),
             Err(reasons) => Err(Missing::Unrealised { id: id.clone(), reasons }),
         }
     }
@@ -354,6 +316,14 @@ impl Substitute {
         nowhere.then_some(Answer::Missing(Missing::Unknown))
     }
 
+    /// What the local Nix store has, which is served from then on.
+    async fn in_local_store(&self, hash: StorePathHash) -> Result<Option<Arc<Ready>>, Missing> {
+        match self.local.valid_path(hash).await.map_err(|error| local_trouble(&error))? {
+            Some(path) => self.adopt(&path).await,
+            None => Ok(None),
+        }
+    }
+
     /// `None` when the path was collected in this very moment: then it is as if it had not been there.
     async fn adopt(&self, path: &StorePath) -> Result<Option<Arc<Ready>>, Missing> {
         match self.adopter.adopt(std::slice::from_ref(path)).await {
@@ -365,15 +335,17 @@ impl Substitute {
             Err(adopt::Error::Secret(_)) => Err(Missing::Unavailable(
                 "a store path in its closure has the signing key of this cache in it, and is never served",
             )),
-            Err(error) => Err(trouble(&error, "the path is in the Nix store but could not be adopted")),
+            Err(error) => Err(match error.lost() {
+                Some(reason) => Missing::NoDaemon(reason),
+                None => trouble(&error, "the path is in the Nix store but could not be adopted"),
+            }),
         }
     }
 
     /// The derivation to build for `hash`, or one that may not be built and why. Several may give the same output: one that is on
     /// its way already, else one that has not failed, else the first; those of current package sets come first.
     async fn derivation_for(&self, hash: StorePathHash) -> Result<Option<Known>, Missing> {
-        let stored =
-            self.local.derivers_of(hash).await.map_err(|e| trouble(&e, "the Nix store cannot be asked"))?;
+        let stored = self.local.derivers_of(hash).await.map_err(|error| local_trouble(&error))?;
         let listed = self.index.makers(hash).await.map_err(|e| trouble(&e, "the index cannot be read"))?;
         let listed_drvs: Vec<StorePath> = listed.iter().map(|maker| maker.drv.clone()).collect();
         let makers = listed
@@ -436,6 +408,14 @@ impl Substitute {
 fn incomplete(realisation: &Realisation, reason: String) -> Missing {
     let (id, path) = (realisation.id().clone(), realisation.path().clone());
     Missing::Incomplete { id, path, reason }
+}
+
+fn local_trouble(error: &LocalStoreError) -> Missing {
+    match error.lost() {
+        // Logged by whoever tried to connect.
+        Some(reason) => Missing::NoDaemon(reason),
+        None => trouble(error, "the Nix store cannot be asked"),
+    }
 }
 
 /// Logged once, here; the client gets the stable reason.

@@ -180,19 +180,20 @@ fn without_nix_at_hand_its_defaults_are_taken() {
 }
 
 #[test]
-fn a_start_says_once_what_may_let_builds_starve_the_server() {
+fn a_start_says_in_one_line_what_may_let_builds_starve_the_server_and_warns_of_nothing() {
     for (arguments, all_cores) in [(&[][..], true), (&["--build-cores", "1"], false)] {
         let cache = Cache::new(arguments);
+        cache.http.wait_until_ready();
         let lines = |words: &str| cache.ondine.log().lines().filter(|line| line.contains(words)).count();
         // The daemon of a test runs beside the server.
         wait_until("it is said", Duration::from_secs(30), || lines("own control group") > 0);
         let several = std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1);
-        assert_eq!(
-            (lines("own control group"), lines("build-cores")),
-            (1, usize::from(all_cores && several))
-        );
+        assert_eq!((lines("slow answers down"), lines("own control group")), (1, 1));
+        assert_eq!(lines("build-cores"), usize::from(all_cores && several));
+        assert!(!cache.ondine.log().contains("WARN"), "{}", cache.ondine.log());
     }
     let serving = Cache::new(&["--build-from"]);
     serving.http.wait_until_ready();
+    assert!(!serving.ondine.log().contains("slow answers down"), "{}", serving.ondine.log());
     assert!(!serving.ondine.log().contains("WARN"), "{}", serving.ondine.log());
 }

@@ -15,6 +15,9 @@ impl Adopter {
     /// # Errors
     /// When one of them is not valid, or the daemon, the index or the file system fails; nothing is published then.
     pub async fn adopt(&self, paths: &[StorePath]) -> Result<(), Error> {
+        if paths.is_empty() {
+            return Ok(());
+        }
         let mut daemon = self.pool.get().await?;
         for path in paths {
             daemon.add_temp_root(path).await?;

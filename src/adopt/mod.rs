@@ -60,6 +60,19 @@ pub enum Error {
     Roots(#[from] roots::Error),
 }
 
+impl Error {
+    /// How the Nix daemon was lost, where that is why.
+    #[must_use]
+    pub fn lost(&self) -> Option<String> {
+        match self {
+            Self::Daemon(error) => error.lost(),
+            Self::Roots(error) => error.lost(),
+            Self::Local(error) => error.lost(),
+            _ => None,
+        }
+    }
+}
+
 /// Adopts paths; clones share what it needs.
 #[derive(Clone)]
 pub struct Adopter {

@@ -21,6 +21,8 @@ pub enum Elsewhere {
     Nowhere(Arc<[String]>),
     /// It could not be published; that was logged.
     Trouble,
+    /// A part of its closure is in the Nix store alone, and the daemon does not answer; how it does not.
+    NoDaemon(Arc<str>),
 }
 
 /// A closure as far as upstreams have it.
@@ -54,6 +56,7 @@ impl Adopter {
     async fn search(&self, hash: StorePathHash, via: &Via) -> Elsewhere {
         match self.try_search(hash, via).await {
             Ok(elsewhere) => elsewhere,
+            Err(error) if let Some(reason) = error.lost() => Elsewhere::NoDaemon(reason.into()),
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::error!(%hash, error, "another cache has the path, but it could not be adopted");

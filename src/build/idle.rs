@@ -276,7 +276,7 @@ impl Worker {
                 match plan::plan(&mut daemon, &drv, max, &capabilities).await {
                     Ok(planned) => planned,
                     Err(plan::Error::Daemon(error)) => return Err(error.into()),
-                    Err(plan::Error::Impossible(_)) => continue,
+                    Err(plan::Error::Impossible(_) | plan::Error::Collected) => continue,
                 };
             if needs.is_empty() || self.remembered(&needs).await.is_some() {
                 continue;

@@ -7,6 +7,7 @@ pub mod estimate;
 pub mod eta;
 mod failures;
 mod foresight;
+mod hold;
 mod idle;
 mod log;
 mod metrics;
@@ -36,6 +37,7 @@ use crate::index::{self, DurationRow, Failure, Index};
 pub use builder::Builder;
 pub use failures::Failures;
 use foresight::Foresight;
+use hold::Holding;
 use idle::Idle;
 pub use log::{Logs, Settings as LogSettings};
 use metrics::{Asked, Ended, Metrics};
@@ -103,8 +105,12 @@ struct Shared {
     settings: Settings,
     metrics: Metrics,
     state: Mutex<State>,
-    /// A request was added.
+    /// A request may be planned.
     asked: Notify,
+    /// There is a derivation to hold, or one to let go.
+    to_hold: Notify,
+    /// How far the derivations of requests are held.
+    holding: watch::Sender<Holding>,
     /// There may be something to build.
     work: Notify,
     /// There is something to record.
@@ -121,7 +127,11 @@ struct Shared {
 
 struct State {
     queue: Queue<StorePath>,
-    /// Requests that nobody has planned yet, oldest first.
+    /// Requests whose derivation is not held yet, oldest first.
+    unheld: VecDeque<RequestId>,
+    /// Derivations of requests that have ended.
+    let_go: Vec<StorePath>,
+    /// Requests that are held and that nobody has planned yet, oldest first.
     unplanned: VecDeque<RequestId>,
     waiting: Everyone,
     /// What the worker builds, since when.
@@ -163,6 +173,8 @@ impl Builds {
         let (durations, (waiting, last_id)) = tokio::try_join!(index.durations(), index.requests())?;
         let state = State {
             queue: Queue::new(settings.policy),
+            unheld: VecDeque::new(),
+            let_go: Vec::new(),
             unplanned: VecDeque::new(),
             waiting: Everyone::default(),
             running: BTreeMap::new(),
@@ -181,6 +193,8 @@ impl Builds {
             metrics: Metrics::new(),
             state: Mutex::new(state),
             asked: Notify::new(),
+            to_hold: Notify::new(),
+            holding: watch::channel(Holding::default()).0,
             work: Notify::new(),
             changed: Notify::new(),
             noted: Notify::new(),
@@ -192,7 +206,8 @@ impl Builds {
         Ok(builds)
     }
 
-    /// Joins the request for this derivation, or makes it. Returns once it would survive the end of the server.
+    /// Joins the request for this derivation, or makes it. Returns once it would survive the end of the server, and its derivation
+    /// a garbage collection; where the daemon does not answer, the ticket says that it is waited for.
     ///
     /// # Errors
     /// When too many wait already.
@@ -207,6 +222,7 @@ impl Builds {
         let Entered { ticket, change, .. } = entered?;
         // An error means that the worker is gone: then nobody waits much longer.
         let _ = self.0.recorded.subscribe().wait_for(|recorded| *recorded >= change).await;
+        let _ = self.0.holding.subscribe().wait_for(|holding| holding.has(ticket.id)).await;
         Ok(ticket)
     }
 
@@ -224,7 +240,7 @@ impl Builds {
         let (id, new) = state.queue.ask(drv);
         if new {
             state.asked += 1;
-            state.unplanned.push_back(id);
+            state.unheld.push_back(id);
         }
         let change = state.asked;
         let waiting = state.waiting.join(id, || Waiting {
@@ -234,12 +250,13 @@ impl Builds {
             told: None,
             begun: false,
             asked_by: client,
+            returns: 0,
         });
         let ticket = Ticket { shared: Arc::clone(&self.0), id, ending: waiting.ending.subscribe() };
         drop(state);
         if new {
             self.0.changed.notify_one();
-            self.0.asked.notify_one();
+            self.0.to_hold.notify_one();
         }
         Ok(Entered { ticket, change, new })
     }
@@ -311,6 +328,7 @@ impl State {
         }
         metrics.request_ended(how, waiting.asked_at.elapsed().unwrap_or_default());
         self.remember(id, &waiting, past);
+        self.let_go.push(waiting.drv.clone());
         Some(waiting)
     }
 }

@@ -2,6 +2,7 @@
 //! fails, and what failed is remembered.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use narinfo::StorePath;
 
@@ -9,7 +10,11 @@ use super::builder::known_outputs;
 use super::queue::RequestId;
 use super::verdict::Verdict;
 use super::{Ending, RequestState, Worker};
-use crate::index::Failure;
+use crate::adopt;
+use crate::index::{Failure, FailureClass};
+
+/// How often a request may be complete and then not: its outputs are collected each time.
+const RETURNS_MAX: u32 = 5;
 
 /// What is to be done once a build has ended.
 pub(super) enum After {
@@ -50,21 +55,63 @@ impl Worker {
                 self.failures.built(&drv).await;
                 self.end(id, Ok(()));
             }
-            Err(verdict) => {
+            // It was never there, or was collected in this moment.
+            Err(adopt::Error::NotValid(path)) if self.put_back(id, &drv) => {
+                tracing::info!(%drv, %path, "not valid in the Nix store; planned again");
+            }
+            Err(error) => {
+                tracing::error!(%drv, error = &error as &dyn std::error::Error, "built, but not published");
+                let verdict = match &error {
+                    adopt::Error::Daemon(error) => Verdict::of_error(error),
+                    error => Verdict::passing(format!("it was built, but could not be published: {error}")),
+                };
                 let failure = self.failures.note(&drv, verdict);
                 self.fail(id, &drv, failure).await;
             }
         }
     }
 
-    async fn publish(&self, drv: &StorePath) -> Result<(), Verdict> {
-        let outputs =
-            async { known_outputs(&mut *self.builder.connections.pool.get().await?, drv).await }.await;
-        let outputs = outputs.map_err(|error| Verdict::of_error(&error))?;
-        self.adopter.adopt(&outputs).await.map_err(|error| {
-            tracing::error!(%drv, error = &error as &dyn std::error::Error, "built, but not published");
-            Verdict::passing(format!("it was built, but could not be published: {error}"))
-        })
+    /// Has a request planned again, unless that was done too often. Its clients go on waiting.
+    fn put_back(&self, id: RequestId, drv: &StorePath) -> bool {
+        let mut state = self.builds.0.lock();
+        let Some(waiting) = state.waiting.get_mut(id) else { return false };
+        waiting.returns += 1;
+        let clients = waiting.ending.receiver_count();
+        if waiting.returns > RETURNS_MAX || !state.queue.put_back(id, drv, clients) {
+            return false;
+        }
+        state.unplanned.push_back(id);
+        drop(state);
+        self.builds.0.asked.notify_one();
+        true
+    }
+
+    /// Ends a request that cannot go on for a reason which is no failure: nothing is remembered.
+    pub(super) fn give_up(&self, id: RequestId, drv: &StorePath, reason: String) {
+        tracing::info!(%drv, %reason, "given up");
+        let now = SystemTime::now();
+        let failure = Failure {
+            drv: drv.clone(),
+            class: FailureClass::Passing,
+            cause: drv.clone(),
+            reason,
+            failed_at: now,
+            expires_at: now,
+        };
+        self.end(id, Err(Arc::new(failure)));
+    }
+
+    /// Has the outputs served, if they are valid. Waits for a lost daemon.
+    async fn publish(&self, drv: &StorePath) -> Result<(), adopt::Error> {
+        let attempt = || async {
+            let outputs = {
+                let mut daemon = self.builder.connections.pool.get().await?;
+                self.builds.note_daemon();
+                known_outputs(&mut daemon, drv).await?
+            };
+            self.adopter.adopt(&outputs).await
+        };
+        self.builds.patiently(drv, attempt, adopt::Error::lost).await
     }
 
     pub(super) async fn fail(&self, id: RequestId, drv: &StorePath, cause: Failure) {
@@ -88,6 +135,7 @@ impl Worker {
             state.forget(id, past, &self.builds.0.metrics)
         };
         self.builds.0.changed.notify_one();
+        self.builds.0.to_hold.notify_one();
         if let Some(waiting) = waiting {
             waiting.ending.send_replace(Some(ending));
         }

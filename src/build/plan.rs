@@ -1,5 +1,5 @@
 //! What a request lacks: the derivations of its closure that have no outputs yet, each with its inputs among them; or why it
-//! is not even begun. Builds nothing itself.
+//! is not even begun. Builds nothing itself, and takes nothing for there that is not valid in the Nix store.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use narinfo::{StoreDir, StorePath};
 
 use super::admission;
+use super::builder::known_outputs;
 use super::verdict::Verdict;
 use crate::nix::{BuildTarget, Capabilities, Daemon, DaemonError, Lack, read_derivation};
 
@@ -27,6 +28,8 @@ pub(super) enum Error {
     Daemon(DaemonError),
     /// It cannot be built as things stand.
     Impossible(Verdict),
+    /// The derivation is not in the Nix store (any more).
+    Collected,
 }
 
 impl From<DaemonError> for Error {
@@ -44,8 +47,7 @@ pub(super) async fn plan(
     capabilities: &Arc<Capabilities>,
 ) -> Result<Planned, Error> {
     if !daemon.is_valid_path(drv).await? {
-        let reason = format!("the derivation {drv} is not in the Nix store any more (garbage-collected?)");
-        return Err(Error::Impossible(Verdict::passing(reason)));
+        return Err(Error::Collected);
     }
     let missing = daemon.query_missing(&[BuildTarget::All { drv: drv.clone() }]).await?;
     if let Some(unknown) = missing.unknown.first() {
@@ -71,9 +73,24 @@ pub(super) async fn plan(
         let inputs = info.map(|info| info.references).unwrap_or_default();
         needs.insert(drv, inputs);
     }
+    // The daemon would fetch what it is asked for, as far as it knows. Whether it can is seen when it does: what it cannot fetch, it
+    // builds. A system or a feature that is lacking here is no reason against fetching.
+    if !needs.contains_key(drv) && !has_outputs(daemon, drv).await? {
+        needs.insert(drv.clone(), BTreeSet::new());
+    }
     let planned: BTreeSet<StorePath> = needs.keys().cloned().collect();
     needs.values_mut().for_each(|inputs| inputs.retain(|input| planned.contains(input)));
     Ok(Planned { needs, systems })
+}
+
+/// Whether every output of a derivation is valid, as far as their paths are known.
+async fn has_outputs(daemon: &mut Daemon, drv: &StorePath) -> Result<bool, DaemonError> {
+    for output in known_outputs(daemon, drv).await? {
+        if !daemon.is_valid_path(&output).await? {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// What the files of derivations say.

@@ -34,7 +34,7 @@ impl Builds {
                 },
                 now,
             );
-            state.unplanned.push_back(id);
+            state.unheld.push_back(id);
             let ending = watch::channel(None).0;
             state.waiting.join(id, || Waiting {
                 drv,
@@ -43,6 +43,7 @@ impl Builds {
                 begun: row.started,
                 asked_at: row.asked_at,
                 asked_by: row.asked_by,
+                returns: 0,
             });
         }
     }

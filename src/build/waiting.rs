@@ -22,6 +22,8 @@ pub(super) struct Waiting {
     /// Whether a build was started for it.
     pub(super) begun: bool,
     pub(super) asked_by: Option<IpAddr>,
+    /// How often it was complete and then was not.
+    pub(super) returns: u32,
 }
 
 /// The requests that have not ended: in the queue, or being delivered.
@@ -94,6 +96,7 @@ mod tests {
             told: None,
             begun: false,
             asked_by,
+            returns: 0,
         };
         for (id, client) in [(1, Some(one)), (2, Some(one)), (2, Some(other)), (3, Some(other)), (4, None)] {
             everyone.join(RequestId(id), || waiting(client));

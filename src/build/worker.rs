@@ -19,6 +19,7 @@ use super::{Builds, Held, RequestState, Settings, State};
 use crate::adopt::Adopter;
 use crate::index::{Failure, FailureClass, Index};
 use crate::nix::Detected;
+use crate::roots::Roots;
 
 /// How often requests are looked at whose clients have left.
 const LOOK_FOR_ABANDONED_EVERY: Duration = Duration::from_secs(1);
@@ -37,6 +38,8 @@ pub struct Worker {
     pub background: Option<Builder>,
     /// What makes outputs into served paths.
     pub adopter: Adopter,
+    /// What holds the derivations of requests.
+    pub requested: Roots,
     /// Where the queue is recorded.
     pub index: Index,
     /// Failures that are remembered.
@@ -63,7 +66,14 @@ impl Worker {
     pub async fn run(self) {
         self.builds.keep_held(&self.builder.roots);
         let recording = self.builds.record_all(&self.index);
-        tokio::join!(self.plan_all(), self.build_all(), self.drop_abandoned(), self.foresee(), recording);
+        tokio::join!(
+            self.hold_all(),
+            self.plan_all(),
+            self.build_all(),
+            self.drop_abandoned(),
+            self.foresee(),
+            recording
+        );
     }
 
     /// Plans requests in the order of their arrival.
@@ -88,7 +98,9 @@ impl Worker {
                 Some(failure) => Err(failure),
                 None => Ok(planned),
             },
-            Err(verdict) => Err(self.failures.note(&drv, verdict)),
+            Err(plan::Error::Collected) => return self.leave_out(id, &drv),
+            Err(plan::Error::Impossible(verdict)) => Err(self.failures.note(&drv, verdict)),
+            Err(plan::Error::Daemon(error)) => Err(self.failures.note(&drv, Verdict::of_error(&error))),
         };
         match planned {
             Ok(planned) => {
@@ -126,7 +138,7 @@ impl Worker {
         complete
     }
 
-    async fn lacking(&self, drv: &StorePath) -> Result<Planned, Verdict> {
+    async fn lacking(&self, drv: &StorePath) -> Result<Planned, plan::Error> {
         let capabilities = self.capabilities.known().await;
         let attempt = || async {
             self.builder.heed_upstreams().await;
@@ -136,12 +148,9 @@ impl Worker {
         };
         let lost = |error: &plan::Error| match error {
             plan::Error::Daemon(error) => error.lost(),
-            plan::Error::Impossible(_) => None,
+            plan::Error::Impossible(_) | plan::Error::Collected => None,
         };
-        self.builds.patiently(drv, attempt, lost).await.map_err(|error| match error {
-            plan::Error::Daemon(error) => Verdict::of_error(&error),
-            plan::Error::Impossible(verdict) => verdict,
-        })
+        self.builds.patiently(drv, attempt, lost).await
     }
 
     /// A failure that stands in the way of one of these: better said at once than after building the others.
@@ -306,6 +315,7 @@ impl Worker {
             state.forget_kinds();
             drop(state);
             self.builds.0.changed.notify_one();
+            self.builds.0.to_hold.notify_one();
             self.builds.0.work.notify_one();
         }
     }

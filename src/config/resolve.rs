@@ -126,7 +126,7 @@ impl Written {
             upstream: crate::upstream::Settings { caches, budget, remember_missing, netrc },
             narinfo_memory_bytes: self.narinfo_memory_bytes.unwrap_or(8 * 1024 * 1024),
             catalogue,
-            substitute: substitute::Settings { build_from },
+            substitute: substitute::Settings { build_from, transient_retry: build.transient_retry },
             build,
             logs,
             nar_store: nar_store::Settings {

@@ -25,7 +25,8 @@ pub(super) async fn have(service: &Service, nar: NarHash, on_miss: OnMiss) -> Re
     })?;
     let hash = former.ok_or(UNKNOWN)?;
     // In a box, so that nothing of it is kept while the client waits.
-    let ready = match Box::pin(parts.substitute.ask(hash, on_miss)).await {
+    let asked = tokio::time::timeout(WAIT, Box::pin(parts.substitute.ask(hash, on_miss))).await;
+    let ready = match asked.map_err(|_| format!("not here at the moment: {}", parts.substitute.describe()))? {
         Decision::Ready(ready) => ready,
         Decision::Missing(reason) => return Err(reason.to_string()),
         Decision::Wait(mut ticket) => {

@@ -67,6 +67,11 @@ pub fn waiting(body: Body, request: u64, outlook: Option<&Outlook>) -> Answer {
     answer
 }
 
+/// 200 for a client that is kept waiting before it is decided what for.
+pub fn undecided(body: Body) -> Answer {
+    streamed(NARINFO, body)
+}
+
 /// 200 with a body that is sent over time and has so many bytes.
 pub fn measured(media_type: HeaderValue, bytes: u64, body: Body) -> Answer {
     let mut answer = answer(StatusCode::OK, media_type, body);

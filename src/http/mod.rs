@@ -176,12 +176,11 @@ impl Service {
             Route::Home => now(info::home(self, request.headers(), peer)),
             Route::CacheInfo => now(info::cache_info(self)),
             Route::NarInfo(hash) => {
-                let version = request.version();
+                let (reader, version) = (reader(client, method), request.version());
                 // Very many may wait, and the head of a request is a part of the connection's buffer.
                 drop(request);
-                later(
-                    async move { narinfo::get(&service, hash, on_miss, reader(client, method), version).await },
-                )
+                let asked = narinfo::Asked { hash, on_miss, method, reader, version };
+                later(async move { narinfo::get(&service, asked).await })
             }
             Route::Nar(hash, compression) => later(async move {
                 let asked = nar::Asked { hash, compression, method, on_miss };

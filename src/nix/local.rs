@@ -25,6 +25,14 @@ const RETRY_AFTER: Duration = Duration::from_secs(5);
 #[error("neither Nix's database nor the daemon can be asked")]
 pub struct LocalStoreError(#[from] DaemonError);
 
+impl LocalStoreError {
+    /// How the daemon was lost, where that is why.
+    #[must_use]
+    pub fn lost(&self) -> Option<String> {
+        self.0.lost()
+    }
+}
+
 /// Looks things up in the local Nix store; clones share what it needs.
 #[derive(Clone, Debug)]
 pub struct LocalStore {
@@ -80,6 +88,12 @@ impl LocalStore {
             }
             self.known.outdated().await;
         }
+    }
+
+    /// Since when the daemon takes no connection, and how it does not.
+    #[must_use]
+    pub fn outage(&self) -> Option<(Duration, String)> {
+        self.pool.outage()
     }
 
     /// The valid path with this hash.

@@ -3,7 +3,7 @@
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -19,6 +19,9 @@ pub const IDLE_MAX: usize = 4;
 /// How long to wait for one to be returned when all are in use.
 const TURN_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// When nobody has tried to connect for so long, nobody knows whether the daemon was away all the time.
+const OUTAGE_AGE_MAX: Duration = Duration::from_secs(60);
+
 /// Hands out connections that have the same options; clones share them.
 #[derive(Clone, Debug)]
 pub struct Pool(Arc<Shared>);
@@ -31,6 +34,18 @@ struct Shared {
     /// The one that was used last is at the end, and used next. Never locked across an await.
     idle: Mutex<Vec<Daemon>>,
     turns: Arc<Semaphore>,
+    /// Locked for a moment only.
+    outage: Mutex<Option<Outage>>,
+}
+
+/// The daemon takes no connection.
+#[derive(Debug)]
+struct Outage {
+    since: Instant,
+    /// When that was last seen.
+    seen: Instant,
+    /// How, as it was first seen.
+    reason: String,
 }
 
 impl Pool {
@@ -43,6 +58,7 @@ impl Pool {
             options: Mutex::new((0, options)),
             idle: Mutex::default(),
             turns,
+            outage: Mutex::default(),
         }))
     }
 
@@ -98,7 +114,20 @@ impl Pool {
         }
     }
 
+    /// For how long the daemon has taken no connection, as far as anybody tried, and how it does not.
+    #[must_use]
+    pub fn outage(&self) -> Option<(Duration, String)> {
+        let outage = self.0.outage();
+        outage.as_ref().map(|outage| (outage.since.elapsed(), outage.reason.clone()))
+    }
+
     async fn open(&self, turn: OwnedSemaphorePermit) -> Result<PooledDaemon, DaemonError> {
+        let opened = self.try_open(turn).await;
+        self.0.note(opened.as_ref().err());
+        opened
+    }
+
+    async fn try_open(&self, turn: OwnedSemaphorePermit) -> Result<PooledDaemon, DaemonError> {
         let mut daemon = Daemon::connect(&self.0.environment).await?;
         let (edition, options) = self.0.options().clone();
         daemon.edition = edition;
@@ -110,6 +139,33 @@ impl Pool {
 impl Shared {
     fn options(&self) -> MutexGuard<'_, (u64, Options)> {
         self.options.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn outage(&self) -> MutexGuard<'_, Option<Outage>> {
+        self.outage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Somebody has tried to connect.
+    fn note(&self, error: Option<&DaemonError>) {
+        let mut outage = self.outage();
+        let now = Instant::now();
+        match (error.and_then(DaemonError::lost), outage.as_mut()) {
+            (None, None) => {}
+            (None, Some(Outage { since, .. })) => {
+                if error.is_none() {
+                    tracing::info!(seconds = since.elapsed().as_secs(), "the Nix daemon answers again");
+                }
+                *outage = None;
+            }
+            (Some(_), Some(outage)) if outage.seen.elapsed() < OUTAGE_AGE_MAX => outage.seen = now,
+            (Some(reason), _) => {
+                tracing::warn!(
+                    %reason,
+                    "the Nix daemon does not answer; builds wait for it, and what is served already is still served"
+                );
+                *outage = Some(Outage { since: now, seen: now, reason });
+            }
+        }
     }
 
     fn edition(&self) -> u64 {

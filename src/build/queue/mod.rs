@@ -155,6 +155,18 @@ impl<D: Clone + Ord> Queue<D> {
         request.abandoned_at = Some(now);
     }
 
+    /// Puts a request back that has left the queue as complete and is not after all, for so many clients: it has to be planned
+    /// again. Whether it could: nobody may have asked for the same meanwhile.
+    pub fn put_back(&mut self, id: RequestId, wanted: &D, clients: usize) -> bool {
+        if self.by_wanted.contains_key(wanted) || self.requests.contains_key(&id) {
+            return false;
+        }
+        self.insert(id, wanted.clone(), Account::default());
+        let request = self.requests.get_mut(&id).expect("it was just inserted");
+        (request.clients, request.started) = (clients, true);
+        true
+    }
+
     /// No new request gets this number or a smaller one.
     pub fn skip_to(&mut self, id: RequestId) {
         self.last_id = self.last_id.max(id.0);

@@ -426,3 +426,20 @@ fn only_what_changed_is_saved_again() {
     queue.built(&2, NOW);
     assert_eq!(changed(&mut queue), [(ids[0], None)]);
 }
+
+#[test]
+fn a_request_that_was_complete_and_is_not_has_its_place_and_its_clients_again() {
+    let mut queue = Queue::default();
+    let [first, second] = ["first", "second"].map(|wanted| queue.ask(&wanted).0);
+    assert!(queue.plan(first, BTreeMap::new(), Duration::ZERO), "it lacks nothing");
+    assert!(queue.put_back(first, &"first", 2));
+    assert!(!queue.put_back(first, &"first", 2), "it is there");
+    assert_eq!(queue.requests().collect::<Vec<_>>(), [first, second]);
+    assert_eq!(queue.clients(first), 2);
+    assert_eq!(queue.ask(&"first"), (first, false));
+    assert!(!queue.plan(first, BTreeMap::from([("first", BTreeSet::new())]), Duration::ZERO));
+    queue.remove(first);
+    let again = queue.ask(&"first").0;
+    assert!(!queue.put_back(first, &"first", 2), "somebody asked for it anew");
+    assert!(again > second);
+}
