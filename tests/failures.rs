@@ -296,10 +296,10 @@ fn one_line_without_end_is_stopped_for_what_it_is_and_takes_no_memory() {
             let name = format!("{}, trusted: {trusted}", release.name());
             let users = if trusted { "root" } else { "nobody-at-all" };
             let store = NixStore::with_settings(release.clone(), &[("trusted-users", users)]);
-            let cache = Cache::of(store, &["--max-log-bytes", "1000000"], &[]);
+            let cache = Cache::of(store, &["--max-log-bytes", "1000000", "--hold", "240s"], &[]);
             let gate = cache.store.gate();
             // A daemon that does not trust us passes nothing on before the line ends.
-            let bytes = if trusted { 600_000_000 } else { 100_000_000 };
+            let bytes = if trusted { 600_000_000 } else { 20_000_000 };
             let script = format!("head -c {bytes} /dev/zero | tr '\\0' x\n{}exit 1", gate.note("written"));
             let endless = cache.store.instantiate(&Derivation::new("endless", &script));
             let before = cache.ondine.rss_bytes();

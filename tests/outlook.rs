@@ -75,6 +75,45 @@ fn once_a_package_was_built_its_next_version_has_an_estimate_also_after_a_restar
 }
 
 #[test]
+fn the_time_left_of_a_first_build_is_unknown_while_nothing_was_ever_built_and_grows_with_it_then() {
+    let cache = Cache::new(&["--hold", "0s", "--keep-alive", "1s"]);
+    let gate = cache.store.gate();
+    let first = cache.gated("first-1.0", &gate);
+    let mut answer = cache.http.open(&narinfo_address(first.out()), &[]);
+    gate.wait_for_starts(1);
+    let mut lines = std::iter::from_fn(|| answer.next_piece().ok());
+    let told = lines.find_map(|line| {
+        let line = String::from_utf8(line).expect("text");
+        line.contains("0 of 1 built").then_some(line)
+    });
+    let told = told.expect("a line about the work");
+    assert!(told.contains("1 unknown; time left unknown") && !told.contains("ready in"), "{told}");
+    assert_eq!(json(&cache, "/api/v1/queue")["requests"][0]["eta_seconds"], Value::Null);
+    gate.open();
+    assert_eq!(answer.read_to_end().1, Ending::Complete);
+    // Shorter than the next one is.
+    for name in ["a-1.0", "b-1.0", "c-1.0"] {
+        let built = sleeper(&cache, name, "0.1");
+        assert_narinfo(&cache.ask(built.out()), built.out());
+    }
+    gate.close();
+    let next = cache.gated("next-1.0", &gate);
+    let mut answer = cache.http.open(&narinfo_address(next.out()), &[]);
+    gate.wait_for_starts(2);
+    let latest_after = |seconds: u64| {
+        wait_until("it has run for so long", SOON, || {
+            json(&cache, "/api/v1/queue")["running"][0]["seconds"].as_u64().is_some_and(|s| s >= seconds)
+        });
+        let queue = json(&cache, "/api/v1/queue");
+        queue["requests"][0]["eta_seconds"][1].as_u64().unwrap_or_else(|| panic!("no time in {queue}"))
+    };
+    assert!(latest_after(4) >= 4, "it has run for longer than all others, and is said to end at once");
+    assert!(latest_after(12) >= 12);
+    gate.open();
+    assert_eq!(answer.read_to_end().1, Ending::Complete);
+}
+
+#[test]
 fn a_request_can_be_asked_about_by_its_number_while_it_waits_and_after_its_end() {
     let cache = Cache::new(&["--hold", "0s"]);
     let gate = cache.store.gate();

@@ -1,5 +1,5 @@
-//! How long builds take, learned from those that were seen: a log-normal guess for each kind of work, sums of several, and
-//! what is left of one that runs. Pure: it is told what happened. A guess decides who may go first, never whether an
+//! How long builds take, learned from those that were seen: a log-normal guess for each kind of work, one for kinds that
+//! were never built, sums of several, and what is left of one that runs. Pure: it is told what happened. A guess decides who may go first, never whether an
 //! older request is delivered in time.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -21,6 +21,15 @@ const SPREAD_AT_FIRST: f64 = 0.7;
 const SPREAD_MIN: f64 = 0.05;
 /// How many builds the average of everything counts for, beside those of the same kind.
 const PRIOR_WEIGHT: f64 = 0.1;
+/// Before the first builds of a few kinds were seen, so many are taken to be as different from each other as
+/// [`FIRST_SPREAD`] says: the smallest and the largest packages of a set differ by a factor of a thousand.
+const FIRST_WEIGHT: f64 = 3.0;
+/// The standard deviation of the logarithm of what first builds take, before any was seen.
+const FIRST_SPREAD: f64 = 1.5;
+/// Standard deviations from the median to the 90th percentile of a normal distribution.
+const Z_90: f64 = 1.282;
+/// The spread of a guess at most: its 10th and 90th percentiles are a factor of a million apart.
+const SPREAD_MAX: f64 = 5.4;
 /// The shortest time that is told from nothing, in seconds.
 const SECONDS_MIN: f64 = 0.001;
 /// Standard deviations from the median to the 95th percentile of a normal distribution.
@@ -96,6 +105,8 @@ pub struct Sum {
     variance: f64,
     /// Builds that are not in the sum because nothing is known of them.
     pub unknown: usize,
+    /// Of those, the ones that run already: their number, and the mean and variance of what is left of them.
+    begun: (usize, f64, f64),
 }
 
 impl Sum {
@@ -110,12 +121,37 @@ impl Sum {
         self.variance += mean * mean * ((spread * spread).exp() - 1.0);
     }
 
+    /// Adds one build that is unknown and runs already; `left` is judged by all others, if there are any.
+    pub fn add_begun(&mut self, left: Option<Estimate>) {
+        self.unknown += 1;
+        let Some(left) = left else { return };
+        let mut one = Self::default();
+        one.add(Some(left));
+        let (count, mean, variance) = &mut self.begun;
+        (*count, *mean, *variance) = (*count + 1, *mean + one.mean, *variance + one.variance);
+    }
+
+    /// The same with what is unknown taken for an average first build. `None` where there is nothing to judge by.
+    #[must_use]
+    pub fn with_unknown(mut self, first: Option<Estimate>) -> Option<Self> {
+        let (begun, mean, variance) = std::mem::take(&mut self.begun);
+        let fresh = std::mem::take(&mut self.unknown) - begun;
+        (self.mean, self.variance) = (self.mean + mean, self.variance + variance);
+        if fresh > 0 {
+            let first = first?;
+            (0..fresh).for_each(|_| self.add(Some(first)));
+        }
+        Some(self)
+    }
+
     /// The same work done by several at once, as if it could always be shared out evenly.
     #[must_use]
     pub fn shared_by(&self, workers: usize) -> Self {
         let workers = workers as f64;
-        let Self { mean, variance, unknown } = *self;
-        Self { mean: mean / workers, variance: variance / (workers * workers), unknown }
+        let Self { mean, variance, unknown, begun: (count, left, uncertain) } = *self;
+        let squared = workers * workers;
+        let begun = (count, left / workers, uncertain / squared);
+        Self { mean: mean / workers, variance: variance / squared, unknown, begun }
     }
 
     /// The median of what is known, in seconds, and the standard deviation of its logarithm: the log-normal distribution
@@ -225,6 +261,32 @@ impl Durations {
     pub fn of_unknown(&self) -> Option<Estimate> {
         let (n, mean, squares) = self.first;
         (n > 0.0).then(|| Estimate { median: mean.exp(), spread: (squares / n).sqrt().max(SPREAD_AT_FIRST) })
+    }
+
+    /// What is left of a build of a kind that was never built, which has run for so long; `None` until one was seen. Its 10th and
+    /// 90th percentiles are those of all first builds that take longer than that. The tail is that of a log-logistic
+    /// distribution: the longer it has run, the longer it is expected to go on. Of one that runs the lower end is the 5th: a
+    /// short build is looked at near its end as often as a long one, though there are fewer such moments.
+    #[must_use]
+    pub fn of_first(&self, elapsed: Duration) -> Option<Estimate> {
+        let (n, mean, squares) = self.first;
+        if n < 1.0 {
+            return None;
+        }
+        let weight = FIRST_WEIGHT + n;
+        let variance = (FIRST_WEIGHT * FIRST_SPREAD * FIRST_SPREAD + squares) / weight;
+        // Neither the mean nor the spread of a few is that of all: Student's distribution, nearly.
+        let spread = (variance * (1.0 + 1.0 / n)).sqrt() * (1.0 + 0.85 / (weight - 1.0));
+        let (median, elapsed) = (mean.exp(), elapsed.as_secs_f64());
+        // Its scale gives it the 90th percentile of the normal one.
+        let scale = Z_90 * spread / 9f64.ln();
+        let longer = |part: f64| {
+            let rest = part / (1.0 + (elapsed / median).powf(1.0 / scale));
+            (median * ((1.0 - rest) / rest).powf(scale) - elapsed).max(SECONDS_MIN)
+        };
+        let (low, high) = (longer(if elapsed > 0.0 { 0.95 } else { 0.9 }), longer(0.1));
+        let spread = ((high / low).ln() / (2.0 * Z_90)).clamp(SPREAD_MIN, SPREAD_MAX);
+        Some(Estimate { median: (low * high).sqrt(), spread })
     }
 
     fn median_log(&self, seen: &Seen) -> Option<f64> {

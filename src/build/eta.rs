@@ -23,19 +23,17 @@ const LEFT_OUT: f64 = 0.1;
 pub struct Expected {
     median: f64,
     spread: f64,
+    /// Whether anything of it was never built: guesses at that are wrong in ways of their own.
+    first: bool,
 }
 
 impl Expected {
-    /// After this work; what is unknown of it is taken for an average build. `None` when there is nothing to judge by.
+    /// After this work; what is unknown of it is taken for a first build. `None` when there is nothing to judge by.
     #[must_use]
-    pub fn after(mut work: Sum, durations: &Durations) -> Option<Self> {
-        let unknown = std::mem::take(&mut work.unknown);
-        if unknown > 0 {
-            let average = durations.of_unknown()?;
-            (0..unknown).for_each(|_| work.add(Some(average)));
-        }
-        let (median, spread) = work.log_normal();
-        (median > 0.0).then_some(Self { median, spread: spread.max(SPREAD_MIN) })
+    pub fn after(work: Sum, durations: &Durations) -> Option<Self> {
+        let first = work.unknown > 0;
+        let (median, spread) = work.with_unknown(durations.of_first(Duration::ZERO))?.log_normal();
+        (median > 0.0).then_some(Self { median, spread: spread.max(SPREAD_MIN), first })
     }
 }
 
@@ -49,18 +47,24 @@ pub struct Told {
     pub latest: Duration,
 }
 
-/// How expectations came out.
-#[derive(Clone, Debug)]
+/// How expectations came out: those of work that is known, and those that counted first builds.
+#[derive(Clone, Debug, Default)]
 pub struct Etas {
+    known: Errors,
+    first: Errors,
+}
+
+#[derive(Clone, Debug)]
+struct Errors {
     /// How many standard deviations later than expected requests were delivered, the latest last.
-    errors: VecDeque<f64>,
+    latest: VecDeque<f64>,
     /// The errors between which eight of ten are.
     ends: (f64, f64),
 }
 
-impl Default for Etas {
+impl Default for Errors {
     fn default() -> Self {
-        Self { errors: VecDeque::new(), ends: (-Z_90, Z_90) }
+        Self { latest: VecDeque::new(), ends: (-Z_90, Z_90) }
     }
 }
 
@@ -68,27 +72,33 @@ impl Etas {
     /// A request was delivered so long after this was told.
     pub fn finished(&mut self, told: Told, actual: Duration) {
         let expected = told.expected;
-        if self.errors.len() >= FINISHED_MAX {
-            self.errors.pop_front();
-        }
-        let late = (actual.as_secs_f64().max(0.001) / expected.median).ln() / expected.spread;
-        self.errors.push_back(late);
-        self.ends = self.quantiles();
+        let errors = if expected.first { &mut self.first } else { &mut self.known };
+        errors.add((actual.as_secs_f64().max(0.001) / expected.median).ln() / expected.spread);
     }
 
     /// The time within which eight of ten requests are delivered that are expected thus.
     #[must_use]
     pub fn tell(&self, expected: Expected) -> Told {
-        let (low, high) = self.ends;
+        let (low, high) = if expected.first { self.first.ends } else { self.known.ends };
         let at = |z: f64| duration(expected.median * (z * expected.spread).exp());
         Told { expected, earliest: at(low), latest: at(high) }
     }
+}
+
+impl Errors {
+    fn add(&mut self, late: f64) {
+        if self.latest.len() >= FINISHED_MAX {
+            self.latest.pop_front();
+        }
+        self.latest.push_back(late);
+        self.ends = self.quantiles();
+    }
 
     fn quantiles(&self) -> (f64, f64) {
-        if self.errors.len() < FINISHED_MIN {
+        if self.latest.len() < FINISHED_MIN {
             return (-Z_90, Z_90);
         }
-        let mut sorted: Vec<f64> = self.errors.iter().copied().collect();
+        let mut sorted: Vec<f64> = self.latest.iter().copied().collect();
         sorted.sort_by(f64::total_cmp);
         // One more than there are, as the next one is among them: that is what makes it hold.
         let rank = |part: f64| ((sorted.len() + 1) as f64 * part) as usize;
@@ -103,7 +113,7 @@ mod tests {
 
     #[test]
     fn the_interval_learns_from_how_wrong_it_was() {
-        let (mut etas, expected) = (Etas::default(), Expected { median: 100.0, spread: 0.1 });
+        let (mut etas, expected) = (Etas::default(), Expected { median: 100.0, spread: 0.1, first: false });
         let first = etas.tell(expected);
         let hundred = Duration::from_secs(100);
         assert!(first.earliest < hundred && hundred < first.latest && first.latest.as_secs() < 120);
@@ -121,7 +131,7 @@ mod tests {
 
     #[test]
     fn what_is_long_past_counts_no_more() {
-        let (mut etas, expected) = (Etas::default(), Expected { median: 100.0, spread: 0.1 });
+        let (mut etas, expected) = (Etas::default(), Expected { median: 100.0, spread: 0.1, first: false });
         for seconds in [1000, 100] {
             (0..FINISHED_MAX).for_each(|_| etas.finished(etas.tell(expected), Duration::from_secs(seconds)));
             let Told { earliest, latest, .. } = etas.tell(expected);
@@ -130,11 +140,11 @@ mod tests {
                 (seconds as f64, seconds as f64)
             );
         }
-        assert_eq!(etas.errors.len(), FINISHED_MAX, "the memory is bounded");
+        assert_eq!(etas.known.latest.len(), FINISHED_MAX, "the memory is bounded");
     }
 
     #[test]
-    fn what_is_unknown_counts_as_an_average_build() {
+    fn what_is_unknown_counts_as_a_first_build() {
         let mut durations = Durations::default();
         let mut work = Sum::default();
         work.add(None);

@@ -59,6 +59,14 @@ impl Foresight {
         Some(running_for.map_or(estimate, |elapsed| estimate.after(elapsed)))
     }
 
+    /// Adds a build of the queue to the work ahead, or what is left of one that has run for a while.
+    pub(super) fn add_to(&self, ahead: &mut Sum, drv: &StorePath, running_for: Option<Duration>) {
+        match (self.estimate(drv, running_for), running_for) {
+            (None, Some(elapsed)) => ahead.add_begun(self.durations.of_first(elapsed)),
+            (estimate, _) => ahead.add(estimate),
+        }
+    }
+
     /// How long a derivation takes that is not in the queue: as others of its kind, else as any build.
     pub(super) fn guess_at(&self, drv: &StorePath, system: &str, cores: u64) -> Option<Estimate> {
         self.durations.estimate(&kind(drv, system, cores)).or_else(|| self.durations.of_unknown())

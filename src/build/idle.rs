@@ -45,6 +45,8 @@ struct Run {
     drv: StorePath,
     /// In local time.
     since: Duration,
+    /// The same moment of a clock that does not step.
+    begun: Instant,
 }
 
 /// A pre-build that has ended and was nobody's to its end.
@@ -104,10 +106,10 @@ impl Idle {
 
     /// What ran is not nobody's any longer. Gives how long it was.
     fn account(&mut self) -> Duration {
-        let Some(Run { since, .. }) = self.running.take() else { return Duration::ZERO };
-        let now = local_now();
-        self.allowance.spend(since, now);
-        now.saturating_sub(since)
+        let Some(Run { since, begun, .. }) = self.running.take() else { return Duration::ZERO };
+        let took = begun.elapsed();
+        self.allowance.spend(since, since + took);
+        took
     }
 }
 
@@ -149,7 +151,7 @@ impl State {
         if let Some(system) = idle.systems.get(&drv) {
             self.foresight.expect(drv.clone(), system, cores);
         }
-        idle.running = Some(Run { drv: drv.clone(), since: local });
+        idle.running = Some(Run { drv: drv.clone(), since: local, begun: Instant::now() });
         self.running.insert(drv.clone(), Instant::now());
         Some(drv)
     }

@@ -212,8 +212,10 @@ impl Ticket {
                 if let Some(unknown @ 1..) = unknown {
                     line += &format!(", {unknown} unknown");
                 }
-                if let Some((earliest, latest)) = eta_seconds {
-                    line += &format!("; ready in {earliest} to {latest} s");
+                match eta_seconds {
+                    Some((earliest, latest)) => line += &format!("; ready in {earliest} to {latest} s"),
+                    None if lacked.is_some() => line += "; time left unknown",
+                    None => {}
                 }
                 line
             }
@@ -231,6 +233,11 @@ impl Ticket {
     }
 }
 
+/// Whole seconds that are not over before the duration is.
+fn up_to_seconds(duration: Duration) -> u64 {
+    duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
+}
+
 impl Board {
     fn is_old(&self) -> bool {
         self.at.elapsed() >= OUTLOOK_AGE_MAX.max(self.took * OUTLOOK_WORTH)
@@ -244,7 +251,7 @@ impl State {
         let after_each = self.queue.requests().map(|id| {
             for drv in self.queue.owned_by(id) {
                 let running_for = self.running.get(drv).map(|since| since.elapsed());
-                ahead.add(self.foresight.estimate(drv, running_for));
+                self.foresight.add_to(&mut ahead, drv, running_for);
             }
             (id, ahead.shared_by(lanes.get()))
         });
@@ -306,7 +313,7 @@ impl State {
                 lacked,
                 known_seconds: ahead.map(|ahead| ahead.known().as_secs()),
                 unknown: ahead.map(|ahead| ahead.unknown),
-                eta_seconds: told.map(|told| (told.earliest.as_secs(), told.latest.as_secs())),
+                eta_seconds: told.map(|told| (told.earliest.as_secs(), up_to_seconds(told.latest))),
             };
             (id, outlook)
         });

@@ -77,6 +77,26 @@ async fn only_differences_are_written_and_what_went_answers_until_it_expires() {
 }
 
 #[tokio::test]
+async fn a_generation_that_was_replaced_by_a_clock_ahead_of_this_one_expires_in_its_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let index = opened(&folder).await;
+    bump(&index, "one", vec![output('a', "a", false)]).await;
+    bump(&index, "one", vec![output('b', "b", false)]).await;
+    let ahead = async || {
+        let sql = "UPDATE catalogue_generation SET replaced_at = replaced_at + 86400 WHERE replaced_at > 0";
+        index.writer.run(move |transaction| Ok(transaction.execute(sql, [])?)).await.expect("set ahead")
+    };
+    let expire = async |seconds| {
+        let keep = Duration::from_secs(seconds);
+        index.expire_generations("one".into(), keep).await.expect("expired");
+        index.set("one".into()).await.expect("read").generations.len()
+    };
+    assert_eq!(ahead().await, 1);
+    assert_eq!(expire(3600).await, 2, "an hour from now on");
+    assert_eq!(expire(0).await, 1);
+}
+
+#[tokio::test]
 async fn a_set_that_allows_wins_over_one_that_denies_and_now_wins_over_then() {
     let folder = tempfile::tempdir().expect("a folder");
     let index = opened(&folder).await;

@@ -215,15 +215,21 @@ impl Index {
             .await
     }
 
-    /// Forgets the generations of a set that were replaced longer than `keep` ago.
+    /// Forgets the generations of a set that were replaced longer than `keep` ago. One that was replaced by a clock ahead of this
+    /// one counts as replaced now.
     ///
     /// # Errors
     /// When SQLite fails.
     pub async fn expire_generations(&self, set: String, keep: Duration) -> Result<(), Error> {
-        let before = SystemTime::now().checked_sub(keep).map_or(0, to_unix);
+        let now = SystemTime::now();
+        let (before, now) = (now.checked_sub(keep).map_or(0, to_unix), to_unix(now));
         self.writer
             .run(move |transaction| {
                 let set = set_id(transaction, &set)?;
+                transaction.execute(
+                    "UPDATE catalogue_generation SET replaced_at = ?2 WHERE set_id = ?1 AND replaced_at > ?2",
+                    [set, now],
+                )?;
                 let sql = "SELECT id FROM catalogue_generation WHERE set_id = ?1 AND replaced_at <= ?2";
                 let mut statement = transaction.prepare_cached(sql)?;
                 let expired = statement.query_map([set, before], |row| row.get::<_, i64>(0))?;

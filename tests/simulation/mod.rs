@@ -40,6 +40,8 @@ pub struct Fate {
     pub lost: f64,
     /// When it was said to be delivered, after its arrival.
     pub eta: Option<(f64, f64)>,
+    /// Whether something was ahead of it that was never built.
+    pub first: bool,
 }
 
 impl Fate {
@@ -332,11 +334,13 @@ impl<'a> World<'a> {
         let owners = needs.keys().map(|drv| self.queue.needed_by(drv).next().expect("somebody needs it"));
         let owner = owners.max().expect("it lacks something");
         let horizon = self.horizon[&owner];
-        let expected = self.rules.etas.then(|| self.expected(owner)).flatten();
+        let work = self.rules.etas.then(|| self.work_ahead(owner));
+        let expected = work.and_then(|work| Expected::after(work, &self.durations));
         let told = expected.map(|expected| self.etas.tell(expected));
         let fate = &mut self.fates[request];
         (fate.due, fate.backlog, fate.lost) = (now.max(horizon.end), horizon.backlog, horizon.lost);
         let millis = |time: Duration| time.as_millis() as f64;
+        fate.first = work.is_some_and(|work| work.unknown > 0);
         fate.eta = told.map(|told| (millis(told.earliest), millis(told.latest)));
         self.waiting.entry(id).or_default().push((request, told));
         self.start();
@@ -351,20 +355,22 @@ impl<'a> World<'a> {
         self.queue.lacking().map(left).sum()
     }
 
-    /// When everything is expected to be built that is owned by `owner` or an older request.
-    fn expected(&self, owner: RequestId) -> Option<Expected> {
+    /// Everything that is owned by `owner` or an older request.
+    fn work_ahead(&self, owner: RequestId) -> Sum {
         let mut work = Sum::default();
         for id in self.queue.requests().take_while(|id| *id <= owner) {
             for drv in self.queue.owned_by(id) {
                 let estimate = self.durations.estimate(&self.kinds[drv.1 as usize]);
                 let running = self.running.iter().find(|running| running.drv == *drv);
-                work.add(match running {
-                    Some(running) => estimate.map(|e| e.after(time(self.now - running.started))),
-                    None => estimate,
-                });
+                let elapsed = running.map(|running| time(self.now - running.started));
+                match (estimate, elapsed) {
+                    (None, Some(elapsed)) => work.add_begun(self.durations.of_first(elapsed)),
+                    (estimate, Some(elapsed)) => work.add(estimate.map(|e| e.after(elapsed))),
+                    (estimate, None) => work.add(estimate),
+                }
             }
         }
-        Expected::after(work, &self.durations)
+        work
     }
 
     /// The server ends in this moment and starts again: what runs is lost, the queue is as it was saved, which is all
