@@ -123,8 +123,10 @@ async fn generation(index: &Index, dir: &StoreDir, numbers: std::ops::Range<usiz
         index.add_attributes(drvs.iter().enumerate().map(row).collect()).await.expect("added");
     }
     let holder = drvs[0].clone();
-    let count =
-        bring_in(index, dir, drvs.into_iter().collect(), BTreeSet::new(), |_| {}).await.expect("read");
+    let count = bring_in(index, dir, drvs.into_iter().collect(), BTreeSet::new(), |_| {})
+        .await
+        .expect("read")
+        .derivations;
     let reading = begun.elapsed();
     let size =
         GenerationSize { attributes: ATTRIBUTES as u64, derivations: count, ..GenerationSize::default() };

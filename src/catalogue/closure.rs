@@ -6,29 +6,31 @@ use narinfo::{StoreDir, StorePath};
 use tokio::sync::mpsc;
 
 use super::error::RefreshError;
-use super::graph;
+use super::graph::{self, Closure};
 use crate::index::{Index, OutputRow};
 
 /// Pieces of a closure that may wait for the index.
 const PIECES_QUEUED_MAX: usize = 2;
 
-/// What the derivations in the closure of `allowed` give, and those in `denied` themselves.
+/// What the derivations in the closure of `allowed` give, and those in `denied` themselves; or why one of these cannot be read.
 ///
 /// # Errors
-/// When a derivation cannot be read, or there are too many.
+/// When the derivation itself cannot be read, or there are too many.
 pub(super) async fn read(
     store_dir: &StoreDir,
     allowed: BTreeSet<StorePath>,
     denied: BTreeSet<StorePath>,
-) -> Result<Vec<OutputRow>, RefreshError> {
+) -> Result<Result<Vec<OutputRow>, String>, RefreshError> {
     let store_dir = store_dir.clone();
     let reading = tokio::task::spawn_blocking(move || {
         let mut all = Vec::new();
-        graph::read(&store_dir, allowed, denied, |rows, _| {
+        let wanted: BTreeSet<StorePath> = allowed.union(&denied).cloned().collect();
+        let closure = graph::read(&store_dir, allowed, denied, |rows, _| {
             all.extend(rows);
             true
         })?;
-        Ok(all)
+        let unreadable = closure.unreadable.into_iter().find(|(drv, _)| wanted.contains(drv));
+        Ok(unreadable.map_or(Ok(all), |(_, reason)| Err(reason)))
     });
     match reading.await {
         Ok(read) => read,
@@ -37,17 +39,17 @@ pub(super) async fn read(
 }
 
 /// Brings what the derivations in the closure of `allowed` give into the generation that was started, and what those in `denied`
-/// give themselves. Gives the number of derivations in the closure; `progress` is told it as it rises.
+/// give themselves; `progress` is told the number of derivations as it rises.
 ///
 /// # Errors
-/// When a derivation cannot be read, there are too many, or SQLite fails.
+/// When there are too many, or SQLite fails.
 pub async fn bring_in(
     index: &Index,
     store_dir: &StoreDir,
     allowed: BTreeSet<StorePath>,
     denied: BTreeSet<StorePath>,
     progress: impl Fn(u64),
-) -> Result<u64, RefreshError> {
+) -> Result<Closure, RefreshError> {
     let (sender, mut pieces) = mpsc::channel(PIECES_QUEUED_MAX);
     let store_dir = store_dir.clone();
     let reading = tokio::task::spawn_blocking(move || {

@@ -2,8 +2,12 @@
 
 use std::io;
 
+use narinfo::StorePath;
+
+use super::evaluate::StartError;
 use super::graph::GraphError;
 use super::jobs::JobsError;
+use super::trouble::{self, Class};
 use super::walk::WalkError;
 use crate::index;
 use crate::nix::DaemonError;
@@ -40,6 +44,9 @@ pub enum RefreshError {
     /// It has too much.
     #[error("it has more than {ATTRIBUTES_MAX} attributes")]
     TooMany,
+    /// Derivations that were evaluated a moment ago are not there.
+    #[error("{0}, which was evaluated a moment ago, is not in the Nix store any more")]
+    Gone(StorePath),
     /// The closure cannot be read.
     #[error("the derivations cannot be read")]
     Graph(#[from] GraphError),
@@ -66,6 +73,19 @@ impl From<JobsError> for RefreshError {
 impl RefreshError {
     /// Whether it may be that Nix has collected a derivation before it was held.
     pub(super) fn may_be_collected(&self) -> bool {
-        matches!(self, Self::Daemon(DaemonError::Nix(_)) | Self::Graph(GraphError::Unreadable { .. }))
+        matches!(self, Self::Daemon(DaemonError::Nix(_)) | Self::Gone(_))
+    }
+
+    /// Whether the same may succeed in a while though the source does not change.
+    pub(super) fn may_pass(&self) -> bool {
+        match self {
+            Self::Walk(WalkError::Failed(error)) | Self::NothingEvaluates { error, .. } => {
+                trouble::class(error) == Class::Transient
+            }
+            Self::Walk(WalkError::Start(error)) => matches!(error, StartError::System(_)),
+            Self::Walk(WalkError::System(_)) | Self::Jobs(_) => true,
+            Self::Source(_) | Self::Gone(_) | Self::Daemon(_) | Self::Roots(_) | Self::Index(_) => true,
+            Self::Walk(_) | Self::Graph(_) | Self::Empty | Self::TooMany => false,
+        }
     }
 }

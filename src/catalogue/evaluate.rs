@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout_at};
 use super::gateway::{Gateway, Reach};
 use super::message;
 use super::sandbox::{Sandbox, SandboxError};
+use super::trouble;
 
 /// Bytes of one line at most; the rest of a longer one is left out.
 const LINE_BYTES_MAX: usize = 1024 * 1024;
@@ -262,6 +263,10 @@ impl Evaluator {
             told =
                 format!("{told}\n(the evaluator may not connect to {hosts}: allowed-uris does not name it)");
         }
+        let unreached = gateway.unreached();
+        if !unreached.is_empty() {
+            told = format!("{told}\n(it could not connect to {})", unreached.join(", "));
+        }
         if told.contains("Permission denied") {
             told +=
                 "\n(evaluators can read the source, what nix-path names and the Nix store, and nothing else)";
@@ -273,7 +278,7 @@ impl Evaluator {
         let said = self.explained(&self.tail.text());
         match status.code() {
             Some(0) => Ending::Well,
-            Some(1..=125) if !starved(&said) => Ending::Failed(said),
+            Some(1..=125) if !trouble::is_of_memory(&said) => Ending::Failed(said),
             _ if said.is_empty() => Ending::Died(status.to_string()),
             _ => Ending::Died(format!("{said}\n({status})")),
         }
@@ -291,14 +296,6 @@ fn spawn_within(sandbox: &Sandbox, command: &mut Command) -> Result<Child, Start
         });
         spawned.join().unwrap_or_else(|panic| resume_unwind(panic))
     })
-}
-
-/// Whether an error is for want of memory: what evaluators say then, and C++ does.
-pub(super) fn starved(error: &str) -> bool {
-    let signs =
-        ["out of memory", "bad_alloc", "cannot allocate memory", "failed to expand heap", "too many heap"];
-    let low = error.to_lowercase();
-    signs.iter().any(|sign| low.contains(sign))
 }
 
 /// A line of an evaluator.

@@ -15,8 +15,8 @@ use tokio::time::timeout;
 
 /// Connections of one evaluator at a time; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 64;
-/// Refused hosts that are remembered.
-const REFUSED_MAX: usize = 8;
+/// Refused hosts that are remembered, and unreached ones.
+const NOTES_MAX: usize = 8;
 /// How long the evaluator may take to say where to.
 const GREETING_MAX: Duration = Duration::from_secs(10);
 /// How long a connection may take to be made.
@@ -121,7 +121,16 @@ impl Reach {
 pub(super) struct Gateway {
     folder: tempfile::TempDir,
     task: AbortHandle,
-    refused: Arc<Mutex<BTreeSet<String>>>,
+    notes: Arc<Mutex<Notes>>,
+}
+
+/// What did not come to be, each with its host and port.
+#[derive(Debug, Default)]
+struct Notes {
+    /// What is not allowed.
+    refused: BTreeSet<String>,
+    /// What did not answer, and why.
+    unreached: BTreeSet<String>,
 }
 
 impl Drop for Gateway {
@@ -139,9 +148,9 @@ impl Gateway {
         // Not in the state directory: the path of a socket must be short.
         let folder = tempfile::Builder::new().prefix("ondine").tempdir()?;
         let listener = UnixListener::bind(folder.path().join("socks"))?;
-        let refused = Arc::<Mutex<BTreeSet<String>>>::default();
-        let task = tokio::spawn(accept(listener, reach.clone(), refused.clone())).abort_handle();
-        Ok(Self { folder, task, refused })
+        let notes = Arc::<Mutex<Notes>>::default();
+        let task = tokio::spawn(accept(listener, reach.clone(), notes.clone())).abort_handle();
+        Ok(Self { folder, task, notes })
     }
 
     /// The variables that have libcurl, and so Nix and Git, take this way.
@@ -156,11 +165,16 @@ impl Gateway {
 
     /// Hosts with their ports that were wanted and are not allowed.
     pub(super) fn refused(&self) -> Vec<String> {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).refused.iter().cloned().collect()
+    }
+
+    /// Those that are allowed and could not be reached, and why.
+    pub(super) fn unreached(&self) -> Vec<String> {
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner).unreached.iter().cloned().collect()
     }
 }
 
-async fn accept(listener: UnixListener, reach: Reach, refused: Arc<Mutex<BTreeSet<String>>>) {
+async fn accept(listener: UnixListener, reach: Reach, notes: Arc<Mutex<Notes>>) {
     let reach = Arc::new(reach);
     let mut connections = JoinSet::new();
     loop {
@@ -173,33 +187,37 @@ async fn accept(listener: UnixListener, reach: Reach, refused: Arc<Mutex<BTreeSe
         };
         while connections.try_join_next().is_some() {}
         // Its end is seen by the evaluator, which says why it fails.
-        connections.spawn(serve(stream, reach.clone(), refused.clone()));
+        connections.spawn(serve(stream, reach.clone(), notes.clone()));
     }
 }
 
-async fn serve(
-    mut client: UnixStream,
-    reach: Arc<Reach>,
-    refused: Arc<Mutex<BTreeSet<String>>>,
-) -> io::Result<()> {
+async fn serve(mut client: UnixStream, reach: Arc<Reach>, notes: Arc<Mutex<Notes>>) -> io::Result<()> {
     let (host, port) = timeout(GREETING_MAX, greeting(&mut client)).await??;
     if !reach.allows(&host, port) {
-        remember(&refused, format!("{host}:{port}"));
+        remember(&notes, |notes| &mut notes.refused, format!("{host}:{port}"));
         return answer(&mut client, NOT_ALLOWED).await;
     }
-    match timeout(CONNECT_MAX, TcpStream::connect((host.as_str(), port))).await {
-        Ok(Ok(mut server)) => {
+    let connected = match timeout(CONNECT_MAX, TcpStream::connect((host.as_str(), port))).await {
+        Ok(connected) => connected,
+        Err(elapsed) => Err(elapsed.into()),
+    };
+    match connected {
+        Ok(mut server) => {
             answer(&mut client, GRANTED).await?;
             copy_bidirectional(&mut client, &mut server).await.map(drop)
         }
-        _ => answer(&mut client, UNREACHABLE).await,
+        Err(error) => {
+            remember(&notes, |notes| &mut notes.unreached, format!("{host}:{port}: {error}"));
+            answer(&mut client, UNREACHABLE).await
+        }
     }
 }
 
-fn remember(refused: &Mutex<BTreeSet<String>>, host: String) {
-    let mut refused = refused.lock().unwrap_or_else(PoisonError::into_inner);
-    if refused.len() < REFUSED_MAX {
-        refused.insert(host);
+fn remember(notes: &Mutex<Notes>, among: fn(&mut Notes) -> &mut BTreeSet<String>, host: String) {
+    let mut notes = notes.lock().unwrap_or_else(PoisonError::into_inner);
+    let hosts = among(&mut notes);
+    if hosts.len() < NOTES_MAX {
+        hosts.insert(host);
     }
 }
 

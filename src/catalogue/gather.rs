@@ -6,9 +6,10 @@ use std::collections::{BTreeSet, HashMap};
 use narinfo::StorePath;
 use sha2::{Digest, Sha256};
 
-use super::attribute::AttributePath;
+use super::attribute::{AttributePath, Found, Outcome};
 use super::error::{ATTRIBUTES_MAX, RefreshError};
 use super::settings::{Origin, Verdict};
+use super::trouble::{self, Class};
 use super::walk::Attribute;
 use super::{Set, State};
 use crate::index::{AttributeRow, GenerationSize, Index};
@@ -16,6 +17,8 @@ use crate::nix::PooledDaemon;
 
 /// Attributes that are brought in at a time.
 const ROWS_CHUNK: usize = 1_000;
+/// Paths that the daemon is asked of at a time.
+const VALID_CHUNK: usize = 10_000;
 
 /// What an evaluation has brought so far. Its derivations are held as long as the connection lives.
 pub(super) struct Gathered<'a> {
@@ -38,6 +41,43 @@ pub(super) struct Gathered<'a> {
     /// One for each attribute, of all that makes one generation differ from another.
     digests: Vec<[u8; 32]>,
     pub(super) first_error: Option<(String, String)>,
+    /// Attributes that could not be evaluated for what may pass, of the system at hand.
+    troubled: Vec<(AttributePath, usize, String)>,
+    /// What may pass and why, for all systems.
+    pub(super) trouble: Trouble,
+}
+
+/// Attributes whose evaluation failed for what may pass.
+#[derive(Debug, Default)]
+pub(super) struct Trouble {
+    /// Those that are as the generation before had them.
+    kept: u64,
+    /// Those that there is nothing of.
+    lacking: u64,
+    /// One of them with its error.
+    first: Option<(String, String)>,
+}
+
+impl Trouble {
+    /// What is to be told of them, where there are any.
+    pub(super) fn told(&self) -> Option<String> {
+        let (attribute, error) = self.first.as_ref()?;
+        let Self { kept, lacking, .. } = self;
+        Some(format!(
+            "{kept} attributes could not be evaluated for the time being and are as they were, {lacking} more have failed; \
+             it is tried again soon; the first, {attribute}: {error}"
+        ))
+    }
+}
+
+/// What is told of an attribute whose derivation does not exist.
+pub(super) fn not_there(drv: &StorePath) -> String {
+    format!("its derivation {drv} is not in the Nix store")
+}
+
+/// What is told of an attribute whose derivation makes no sense.
+pub(super) fn unreadable(drv: &StorePath, reason: &str) -> String {
+    format!("its derivation {drv} cannot be read: {reason}")
 }
 
 impl<'a> Gathered<'a> {
@@ -58,15 +98,65 @@ impl<'a> Gathered<'a> {
             size: GenerationSize::default(),
             digests: Vec::new(),
             first_error: None,
+            troubled: Vec::new(),
+            trouble: Trouble::default(),
         }
     }
 
     pub(super) async fn take(&mut self, told: Attribute, system: &str) -> Result<(), RefreshError> {
         if self.system != system {
+            self.settle_trouble().await?;
             system.clone_into(&mut self.system);
             self.ranks.clear();
         }
         let Attribute { attribute, rank, outcome } = told;
+        match outcome {
+            Err(error) if trouble::class(&error) != Class::Final => {
+                self.troubled.push((attribute, rank, error));
+                Ok(())
+            }
+            outcome => self.put(attribute, rank, outcome).await,
+        }
+    }
+
+    /// Has what could not be evaluated for what may pass be as in the generation before, where that was made with the same settings
+    /// and has it.
+    async fn settle_trouble(&mut self) -> Result<(), RefreshError> {
+        let troubled = std::mem::take(&mut self.troubled);
+        if troubled.is_empty() {
+            return Ok(());
+        }
+        let (name, made_by) = (self.set.settings.name.to_string(), self.set.settings.made_by());
+        let current = self.index.set(name.clone()).await?.generations.into_iter().next();
+        let is_alike = current.is_some_and(|current| current.made_by == made_by);
+        for (attribute, rank, error) in troubled {
+            let (text, system) = (attribute.to_string(), self.system.clone());
+            let before = self.index.attribute(name.clone(), text.clone(), system).await?;
+            let outcome = match before.filter(|_| is_alike).and_then(|before| before.row) {
+                Some(AttributeRow { outcome: Ok(drv), output, .. }) => {
+                    let name = drv.name().trim_end_matches(".drv").to_owned();
+                    Ok(Found { drv, name, output })
+                }
+                _ => Err(error.clone()),
+            };
+            // What is at its limits by itself would be so again, unless it was not before.
+            if outcome.is_ok() || trouble::class(&error) == Class::Transient {
+                let count = if outcome.is_ok() { &mut self.trouble.kept } else { &mut self.trouble.lacking };
+                *count += 1;
+                self.trouble.first.get_or_insert((text, error));
+            }
+            self.put(attribute, rank, outcome).await?;
+        }
+        Ok(())
+    }
+
+    async fn put(
+        &mut self,
+        attribute: AttributePath,
+        rank: usize,
+        outcome: Outcome,
+    ) -> Result<(), RefreshError> {
+        let system = self.system.clone();
         let (outcome, output, verdict) = match outcome {
             Ok(found) => {
                 let verdict = self.set.settings.verdict(&attribute, &found.names());
@@ -84,10 +174,10 @@ impl<'a> Gathered<'a> {
         let all = format!("{text:?} {rank} {system:?} {verdict:?} {output:?} {outcome_text:?}");
         self.digests.push(Sha256::digest(all).into());
         if self.is_best(attribute, rank) {
-            let (system, denied) = (system.to_owned(), verdict != Verdict::Allowed);
+            let (system, denied) = (system.clone(), verdict != Verdict::Allowed);
             self.rows.push(AttributeRow { attribute: text, system, outcome, output, denied });
         }
-        self.show(system);
+        self.show(&system);
         if self.size.attributes + self.size.errors > ATTRIBUTES_MAX {
             return Err(RefreshError::TooMany);
         }
@@ -127,7 +217,9 @@ impl<'a> Gathered<'a> {
 
     /// Brings in what is left, and has each derivation be denied or allowed under all of its names alike.
     pub(super) async fn finish(mut self) -> Result<Self, RefreshError> {
+        self.settle_trouble().await?;
         self.index.add_attributes(std::mem::take(&mut self.rows)).await?;
+        self.leave_out_what_is_not_there().await?;
         let of_both: Vec<StorePath> = self.allowed.intersection(&self.denied).cloned().collect();
         let also_allowed = self.allowed.intersection(&self.forbidden).cloned().collect::<Vec<_>>();
         for drv in also_allowed {
@@ -138,6 +230,25 @@ impl<'a> Gathered<'a> {
         let sized = self.index.settle_attributes(denied, allowed).await?;
         self.size = GenerationSize { derivations: self.size.derivations, ..sized };
         Ok(self)
+    }
+
+    /// Has attributes fail whose derivation does not exist: a source may name any.
+    async fn leave_out_what_is_not_there(&mut self) -> Result<(), RefreshError> {
+        let all: Vec<StorePath> = self.allowed.union(&self.denied).cloned().collect();
+        for chunk in all.chunks(VALID_CHUNK) {
+            let valid = self.daemon.query_valid_paths(chunk).await?;
+            let gone: Vec<&StorePath> = chunk.iter().filter(|drv| !valid.contains(drv)).collect();
+            for drv in &gone {
+                self.allowed.remove(drv);
+                self.denied.remove(drv);
+            }
+            let failures: Vec<_> = gone.into_iter().map(|drv| (drv.clone(), not_there(drv))).collect();
+            if let Some((drv, error)) = failures.first() {
+                self.first_error.get_or_insert_with(|| (drv.to_string(), error.clone()));
+                self.index.fail_attributes(failures).await?;
+            }
+        }
+        Ok(())
     }
 
     /// What makes this generation differ from another, in hexadecimal digits; not the order in which attributes came.

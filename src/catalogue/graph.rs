@@ -1,5 +1,5 @@
 //! The closure of a set's derivations, read from their .drv files: what each of them gives.
-//! Streams what it finds; holds the names of the derivations and nothing else of them.
+//! One that cannot be read is told of and left out. Streams what it finds; holds the names of the derivations and nothing else of them.
 
 use std::collections::HashSet;
 
@@ -10,20 +10,14 @@ use crate::nix::read_derivation;
 
 /// Outputs that are handed on at a time.
 pub(super) const ROWS_CHUNK: usize = 4_000;
+/// Derivations that cannot be read and are remembered.
+const UNREADABLE_MAX: usize = 1_000;
 /// Derivations of one set at most.
 const DERIVATIONS_MAX: usize = 2_000_000;
 
 /// Why a closure cannot be read. The text is for who runs the server.
 #[derive(Debug, thiserror::Error)]
 pub enum GraphError {
-    /// A file is missing or malformed.
-    #[error("{drv} cannot be read: {reason}")]
-    Unreadable {
-        /// The derivation.
-        drv: StorePath,
-        /// Why.
-        reason: String,
-    },
     /// There are too many.
     #[error("the set has more than {DERIVATIONS_MAX} derivations")]
     TooMany,
@@ -32,18 +26,28 @@ pub enum GraphError {
     GivenUp,
 }
 
+/// What was read.
+#[derive(Debug, Default)]
+pub struct Closure {
+    /// Derivations in it.
+    pub derivations: u64,
+    /// Those whose file is missing or malformed, and why: they give nothing, and spoil nothing else. A thousand at most.
+    pub unreadable: Vec<(StorePath, String)>,
+}
+
 /// Reads the closure of the derivations in `allowed`, and of those in `denied` that are not in it, only themselves. Gives
 /// the outputs to `sink`, some thousands at a time, with the number of derivations read so far; `sink` returns false when it
-/// wants no more. Gives the number of derivations in the closure. Blocks.
+/// wants no more. Blocks.
 ///
 /// # Errors
-/// When a file cannot be read.
+/// When there are too many, or `sink` wants no more.
 pub(super) fn read(
     store_dir: &StoreDir,
     allowed: impl IntoIterator<Item = StorePath>,
     denied: impl IntoIterator<Item = StorePath>,
     mut sink: impl FnMut(Vec<OutputRow>, u64) -> bool,
-) -> Result<u64, GraphError> {
+) -> Result<Closure, GraphError> {
+    let mut closure = Closure::default();
     let mut seen: HashSet<StorePath> = HashSet::new();
     let mut open: Vec<StorePath> = Vec::new();
     for drv in allowed {
@@ -52,10 +56,9 @@ pub(super) fn read(
         }
     }
     let mut rows = Vec::with_capacity(ROWS_CHUNK);
-    let mut count = 0;
     while let Some(drv) = open.pop() {
-        let derivation = read_one(store_dir, &drv)?;
-        count += 1;
+        let Some(derivation) = closure.read(store_dir, &drv) else { continue };
+        closure.derivations += 1;
         for input in derivation.input_derivations {
             if !seen.contains(&input) {
                 seen.insert(input.clone());
@@ -66,24 +69,34 @@ pub(super) fn read(
             return Err(GraphError::TooMany);
         }
         add(&mut rows, &drv, derivation.outputs.into_values(), false);
-        if rows.len() >= ROWS_CHUNK && !sink(std::mem::take(&mut rows), count) {
+        if rows.len() >= ROWS_CHUNK && !sink(std::mem::take(&mut rows), closure.derivations) {
             return Err(GraphError::GivenUp);
         }
     }
     for drv in denied {
         if seen.insert(drv.clone()) {
-            let derivation = read_one(store_dir, &drv)?;
+            let Some(derivation) = closure.read(store_dir, &drv) else { continue };
             add(&mut rows, &drv, derivation.outputs.into_values(), true);
-            if rows.len() >= ROWS_CHUNK && !sink(std::mem::take(&mut rows), count) {
+            if rows.len() >= ROWS_CHUNK && !sink(std::mem::take(&mut rows), closure.derivations) {
                 return Err(GraphError::GivenUp);
             }
         }
     }
-    if sink(rows, count) { Ok(count) } else { Err(GraphError::GivenUp) }
+    if sink(rows, closure.derivations) { Ok(closure) } else { Err(GraphError::GivenUp) }
 }
 
-fn read_one(store_dir: &StoreDir, drv: &StorePath) -> Result<narinfo::Derivation, GraphError> {
-    read_derivation(store_dir, drv).map_err(|reason| GraphError::Unreadable { drv: drv.clone(), reason })
+impl Closure {
+    fn read(&mut self, store_dir: &StoreDir, drv: &StorePath) -> Option<narinfo::Derivation> {
+        match read_derivation(store_dir, drv) {
+            Ok(derivation) => Some(derivation),
+            Err(reason) => {
+                if self.unreadable.len() < UNREADABLE_MAX {
+                    self.unreadable.push((drv.clone(), reason));
+                }
+                None
+            }
+        }
+    }
 }
 
 fn add(

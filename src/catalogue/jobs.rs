@@ -11,9 +11,10 @@ use std::thread::available_parallelism;
 use percent_encoding::percent_decode_str;
 
 use super::attribute::Outcome;
-use super::evaluate::{Ending, Evaluator, Program, Step, starved};
+use super::evaluate::{Ending, Evaluator, Program, Step};
 use super::settings::SetSettings;
 use super::source::{Place, Run};
+use super::trouble;
 use super::walk::{Attribute, Task, WalkError, derivation, shortened, trouble_in};
 
 const NIX_EVAL_JOBS: Program = Program { name: "nix-eval-jobs", prints: true };
@@ -173,7 +174,7 @@ impl<'a> Jobs<'a> {
                     return Err(JobsError::Failed(shortened(error)));
                 }
                 self.count(&place, -1);
-                if starved(&error) {
+                if trouble::is_of_memory(&error) {
                     // With all the memory it may well do.
                     self.leave(vec![place])?;
                     return Ok(None);

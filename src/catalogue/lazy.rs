@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use moka::sync::Cache;
 use narinfo::StorePath;
@@ -14,10 +15,12 @@ use super::closure;
 use super::denied;
 use super::error::RefreshError;
 use super::evaluate::Step;
+use super::gather::{not_there, unreadable};
 use super::holder;
 use super::settings::{SetName, SetSettings, Verdict};
 use super::setup::Setup;
 use super::source::{self, Place, Run};
+use super::trouble::{self, Class};
 use super::walk;
 use super::{Catalogue, Tools};
 use crate::causes::with_causes;
@@ -28,6 +31,8 @@ use crate::nix::PooledDaemon;
 const WAITING_MAX: usize = 64;
 /// Names that are remembered in memory: those of nothing, and those that are not recorded.
 const REMEMBERED_MAX: u64 = 10_000;
+/// Pauses before an evaluation is tried again that failed for what may pass: those who ask wait.
+const RETRY_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
 /// Names of one generation that are recorded without bringing a new derivation: a set may have any number of them.
 const NAMES_MAX: u64 = 20_000;
 /// How often an attribute is evaluated whose generation is replaced meanwhile.
@@ -136,7 +141,16 @@ impl Lazy {
     }
 
     async fn fly(self, wanted: Wanted, sender: watch::Sender<Option<Landed>>) {
-        let landed = self.evaluate(&wanted).await.unwrap_or_else(|error| {
+        let mut landed = self.evaluate(&wanted).await;
+        for pause in RETRY_PAUSES {
+            if !landed.as_ref().is_err_and(RefreshError::may_pass) {
+                break;
+            }
+            // Others have their turn meanwhile.
+            tokio::time::sleep(pause).await;
+            landed = self.evaluate(&wanted).await;
+        }
+        let landed = landed.unwrap_or_else(|error| {
             let AttributeName { set, attribute, .. } = &wanted.name;
             tracing::warn!(%set, %attribute, error = with_causes(&error), "not evaluated");
             Landed::Failed
@@ -167,7 +181,12 @@ impl Lazy {
             let name = AttributeName { attribute: looked.path.to_string(), ..wanted.name.clone() };
             let is_before = looked.path != wanted.path;
             let is_whole = looked.is_whole;
-            let row = self.row(set, &name, looked).await?;
+            if let Err(error) = &looked.outcome
+                && trouble::class(error) == Class::Transient
+            {
+                return Err(walk::WalkError::Failed(error.clone()).into());
+            }
+            let (row, outputs) = self.row(set, &name, looked, &mut daemon).await?;
             let attributed = Attributed { generation, row: Some(row.clone()) };
             if is_whole {
                 return Ok(Landed::Known(attributed));
@@ -175,11 +194,48 @@ impl Lazy {
             if is_before {
                 blocked.insert((generation, name.clone()), row.clone());
             }
-            if self.record(set, &name, generation, row, &mut daemon).await? {
+            if self.record(set, &name, generation, (row, outputs), &mut daemon).await? {
                 return Ok(Landed::Known(attributed));
             }
         }
         Ok(Landed::Failed)
+    }
+
+    /// The words of an attribute that throws, evaluated alone; as they are found they are kept, as long as the generation is.
+    /// `None` where the set is not known, or the index or the evaluation is in trouble.
+    pub(super) async fn words(
+        &self,
+        set: &SetName,
+        name: AttributeName,
+        path: &AttributePath,
+    ) -> Option<String> {
+        let Shared { catalogue, tools, turn, .. } = &*self.0;
+        // It is never closed.
+        let _turn = turn.acquire().await;
+        let settings = catalogue.settings_of(set.as_str())?;
+        let found = self.on_record(&name).await.ok().flatten()?;
+        let error = found.row?.outcome.err()?;
+        if error != walk::THROWN {
+            // Someone else has asked in the meantime.
+            return Some(error);
+        }
+        let mut daemon = tools.pool.get().await.ok()?;
+        let wanted = Wanted { path: path.clone(), name: name.clone() };
+        let words = match self.look_for(settings, &wanted, &mut daemon).await {
+            Ok(Some(Looked { outcome: Err(error), .. })) => walk::shortened(error),
+            Ok(_) => "it threw an error when the set was evaluated, and does so no more: refresh the set"
+                .to_owned(),
+            Err(error) => {
+                tracing::warn!(%set, attribute = name.attribute, error = with_causes(&error), "not explained");
+                return None;
+            }
+        };
+        if trouble::class(&words) == Class::Final
+            && let Err(error) = tools.index.explain_attribute(found.generation, name, words.clone()).await
+        {
+            tracing::error!(error = &error as &dyn std::error::Error, "an explanation is not on record");
+        }
+        Some(words)
     }
 
     async fn on_record(&self, name: &AttributeName) -> Result<Option<Attributed>, RefreshError> {
@@ -264,23 +320,35 @@ impl Lazy {
         }
     }
 
-    /// What is to be told of an attribute, and recorded.
+    /// What is to be told of an attribute, and recorded, with what it and all that it needs give.
     async fn row(
         &self,
         set: &SetSettings,
         name: &AttributeName,
         looked: Looked,
-    ) -> Result<AttributeRow, RefreshError> {
+        daemon: &mut PooledDaemon,
+    ) -> Result<(AttributeRow, Vec<OutputRow>), RefreshError> {
         let (attribute, system) = (name.attribute.clone(), name.system.clone());
-        let (outcome, output, denied) = match looked.outcome {
-            Ok(found) => {
-                let denied = set.verdict(&looked.path, &found.names()) != Verdict::Allowed
-                    || denied::has(&self.0.tools, set, &system, &looked.path, &found.drv).await?;
-                (Ok(found.drv), found.output, denied)
-            }
-            Err(error) => (Err(error), None, false),
+        let failed = |error| {
+            let (attribute, system) = (name.attribute.clone(), name.system.clone());
+            (AttributeRow { attribute, system, outcome: Err(error), output: None, denied: false }, Vec::new())
         };
-        Ok(AttributeRow { attribute, system, outcome, output, denied })
+        let found = match looked.outcome {
+            Ok(found) => found,
+            Err(error) => return Ok(failed(error)),
+        };
+        if !daemon.is_valid_path(&found.drv).await? {
+            return Ok(failed(not_there(&found.drv)));
+        }
+        let denied = set.verdict(&looked.path, &found.names()) != Verdict::Allowed
+            || denied::has(&self.0.tools, set, &system, &looked.path, &found.drv).await?;
+        match outputs(&self.0.tools, found.drv.clone(), denied).await? {
+            Ok(outputs) => {
+                let (outcome, output) = (Ok(found.drv), found.output);
+                Ok((AttributeRow { attribute, system, outcome, output, denied }, outputs))
+            }
+            Err(reason) => Ok(failed(unreadable(&found.drv, &reason))),
+        }
     }
 
     /// False when the generation is not the current one any more.
@@ -289,14 +357,10 @@ impl Lazy {
         set: &SetSettings,
         name: &AttributeName,
         generation: u64,
-        row: AttributeRow,
+        (row, outputs): (AttributeRow, Vec<OutputRow>),
         daemon: &mut PooledDaemon,
     ) -> Result<bool, RefreshError> {
         let Shared { catalogue, tools, remembered, .. } = &*self.0;
-        let outputs = match &row.outcome {
-            Ok(drv) => outputs(tools, drv.clone(), row.denied).await?,
-            Err(_) => Vec::new(),
-        };
         // So that nobody lets go of what is not on record yet.
         let _holding = catalogue.0.holding.lock().await;
         let known = tools.index.set(name.set.clone()).await?;
@@ -346,7 +410,11 @@ struct Looked {
 }
 
 /// What a derivation and all that it needs give; only itself where it is denied.
-async fn outputs(tools: &Tools, drv: StorePath, denied: bool) -> Result<Vec<OutputRow>, RefreshError> {
+async fn outputs(
+    tools: &Tools,
+    drv: StorePath,
+    denied: bool,
+) -> Result<Result<Vec<OutputRow>, String>, RefreshError> {
     let (alone, none) = (BTreeSet::from([drv]), BTreeSet::new());
     let (allowed, denied) = if denied { (none, alone) } else { (alone, none) };
     closure::read(&tools.nix.store_dir, allowed, denied).await

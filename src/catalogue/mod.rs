@@ -1,5 +1,5 @@
 //! Package sets that are known by name and by hash before anyone asks: evaluated in the background by the Nix of this machine,
-//! generation by generation. Reading order: attribute, settings, source, sandbox, gateway, message, evaluate, walk,
+//! generation by generation. Reading order: attribute, settings, source, sandbox, gateway, message, trouble, evaluate, walk,
 //! jobs, setup, gather, holder, graph, closure, refresh, denied, lazy, names.
 //! Builds nothing, and no request for a hash ever waits for an evaluation.
 
@@ -22,6 +22,7 @@ mod sandbox;
 mod settings;
 mod setup;
 mod source;
+mod trouble;
 mod walk;
 
 use std::fmt;

@@ -8,8 +8,9 @@ use narinfo::{StoreDir, StorePath};
 use super::attribute::AttributePath;
 use super::lazy::{Landed, Lazy};
 use super::settings::{Indexing, SetName, SetSettings, Verdict};
+use super::walk::THROWN;
 use super::{Catalogue, Tools};
-use crate::index::{self, AttributeRow, Attributed, Index};
+use crate::index::{self, AttributeName, AttributeRow, Attributed, Index};
 use crate::nix::read_derivation;
 
 /// The output that is meant where neither the name nor the evaluation says which.
@@ -150,12 +151,27 @@ impl Names {
         };
         let drv = match row.outcome {
             Ok(drv) => drv,
+            Err(error) if error == THROWN => {
+                let error = self.words(&set, &row.attribute, &system).await.unwrap_or(error);
+                return Err(NoSuchName::Broken { set, attribute: row.attribute, system, error });
+            }
             Err(error) => return Err(NoSuchName::Broken { set, attribute: row.attribute, system, error }),
         };
         let denied = row.denied || settings.verdict(attribute, &[]) == Verdict::Denied;
         let outputs = self.outputs(&drv, denied).await?;
         let own_output = own_output(row.output.as_deref(), &outputs);
         Ok(Named { set, generation, attribute: attribute.clone(), system, drv, denied, own_output, outputs })
+    }
+
+    /// The words of an attribute that throws.
+    async fn words(&self, set: &SetName, attribute: &str, system: &str) -> Option<String> {
+        let path = AttributePath::parse(attribute)?;
+        let name = AttributeName {
+            set: set.to_string(),
+            attribute: attribute.to_owned(),
+            system: system.to_owned(),
+        };
+        self.lazy.words(set, name, &path).await
     }
 
     async fn look_up(

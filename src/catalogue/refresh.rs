@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use narinfo::StorePath;
@@ -10,20 +11,22 @@ use tokio::time::{Instant, sleep_until};
 
 use super::closure;
 use super::error::RefreshError;
-use super::gather::Gathered;
+use super::gather::{self, Gathered};
 use super::holder;
 use super::jobs::{self, Jobs};
 use super::metrics::Refreshed;
 use super::settings::{Indexing, SetSettings};
-use super::setup::Setup;
+use super::setup::{self, Setup};
 use super::source;
 use super::walk::{Attribute, Task, Walk};
 use super::{Catalogue, Set, State, Tools};
 use crate::causes::with_causes;
 use crate::index::{GenerationSize, NewGeneration, Swapped};
 
-/// How long after a failure a set is tried again, unless it is due before.
+/// How long after a failure a set is tried again at the latest, unless it is due before.
 const RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
+/// How long after what may pass it is tried again; twice as long after each time that it has not.
+const RETRY_FIRST: Duration = Duration::from_secs(5);
 /// How often it is looked for generations that have expired.
 const TIDY_INTERVAL: Duration = Duration::from_secs(3600);
 /// What refreshes the sets of a catalogue.
@@ -38,9 +41,12 @@ impl Refresher {
     /// Refreshes what is due and what is wanted. Never ends.
     pub async fn run(self) {
         let mut due = Vec::new();
+        let mut retries = vec![0; self.catalogue.0.sets.len()];
         for set in &self.catalogue.0.sets {
             due.push(self.first_due(&set.settings).await);
         }
+        // Of evaluators that were killed with the server before.
+        let _ = std::fs::remove_dir_all(self.tools.home.join(setup::TEMPORARY));
         let mut tidy_at = Instant::now();
         loop {
             let now = Instant::now();
@@ -52,8 +58,16 @@ impl Refresher {
             let next = (0..due.len())
                 .find(|number| wanted(*number) || due[*number].is_some_and(|at: Instant| at <= now));
             if let Some(number) = next {
-                due[number] =
-                    self.refresh(&self.catalogue.0.sets[number]).await.map(|after| Instant::now() + after);
+                let set = &self.catalogue.0.sets[number];
+                let how = self.refresh(set).await;
+                retries[number] = if how == How::Well { 0 } else { retries[number] + 1 };
+                let every = set.settings.refresh;
+                let after = match how {
+                    How::Well => every,
+                    How::MayPass => Some(retry_after(retries[number]).min(every.unwrap_or(RETRY_AFTER))),
+                    How::Failed => every.map(|every| every.min(RETRY_AFTER)),
+                };
+                due[number] = after.map(|after| Instant::now() + after);
                 continue;
             }
             let until = due.iter().flatten().copied().min().map_or(tidy_at, |at| at.min(tidy_at));
@@ -88,40 +102,54 @@ impl Refresher {
         Some(now + after.saturating_sub(since))
     }
 
-    /// Gives after what time it is due again, if ever.
-    async fn refresh(&self, set: &Set) -> Option<Duration> {
+    async fn refresh(&self, set: &Set) -> How {
         let name = &set.settings.name;
         let asked = set.progress.borrow().asked;
         tracing::info!(set = %name, "refreshing");
         let begun = Instant::now();
-        let mut outcome = self.make(set).await;
+        let mut outcome = self.make(set, Missing::IsAnError).await;
         if outcome.as_ref().is_err_and(RefreshError::may_be_collected) {
-            outcome = self.make(set).await;
+            outcome = self.make(set, Missing::IsTold).await;
         }
-        let how = outcome.as_ref().map_or(Refreshed::Failed, |made| made.how());
-        self.catalogue.0.metrics.refreshed(name, how, begun.elapsed());
+        let refreshed = outcome.as_ref().map_or(Refreshed::Failed, Made::how);
+        self.catalogue.0.metrics.refreshed(name, refreshed, begun.elapsed());
+        let how = match &outcome {
+            Ok(Made { trouble: None, .. }) => How::Well,
+            Ok(_) => How::MayPass,
+            Err(error) if error.may_pass() => How::MayPass,
+            Err(_) if self.has_nothing(set).await => How::MayPass,
+            Err(_) => How::Failed,
+        };
+        let trouble = outcome.as_ref().ok().and_then(|made| made.trouble.clone());
         let outcome = outcome.map(|made| made.to_string()).map_err(|error| with_causes(&error));
         match &outcome {
             Ok(done) => tracing::info!(set = %name, "refreshed: {done}"),
             Err(error) => {
                 tracing::warn!(set = %name, error, "not refreshed, what was known goes on being served");
-                let recorded = self.tools.index.record_refresh(name.to_string(), Some(error.clone())).await;
-                if let Err(error) = recorded {
-                    tracing::error!(
-                        error = &error as &dyn std::error::Error,
-                        "a failed refresh is not on record"
-                    );
-                }
+            }
+        }
+        if let Some(failure) = trouble.or_else(|| outcome.as_ref().err().cloned()) {
+            let recorded = self.tools.index.record_refresh(name.to_string(), Some(failure)).await;
+            if let Err(error) = recorded {
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "a failed refresh is not on record"
+                );
             }
         }
         self.tidy().await;
-        let failed = outcome.is_err();
         set.over(asked, outcome);
-        set.settings.refresh.map(|every| if failed { every.min(RETRY_AFTER) } else { every })
+        how
+    }
+
+    /// Whether there is no generation of a set yet.
+    async fn has_nothing(&self, set: &Set) -> bool {
+        let row = self.tools.index.set(set.settings.name.to_string()).await;
+        row.is_ok_and(|row| row.generations.is_empty())
     }
 
     /// Makes a generation and puts it in the place of the one before.
-    async fn make(&self, set: &Set) -> Result<Made, RefreshError> {
+    async fn make(&self, set: &Set, missing: Missing) -> Result<Made, RefreshError> {
         self.tools.index.start_generation().await?;
         let settings = &set.settings;
         if settings.indexing == Indexing::Lazy {
@@ -138,7 +166,11 @@ impl Refresher {
             gathered => gathered?,
         };
         let digest = gathered.digest();
-        let Gathered { mut daemon, allowed, denied, mut size, first_error, .. } = gathered;
+        let Gathered { mut daemon, allowed, denied, mut size, first_error, trouble, .. } = gathered;
+        let trouble = trouble.told();
+        if let Some(trouble) = &trouble {
+            tracing::warn!(set = %settings.name, trouble, "evaluated in part");
+        }
         if size.attributes == 0 {
             return Err(first_error.map_or(RefreshError::Empty, |(attribute, error)| {
                 RefreshError::NothingEvaluates { count: size.errors, attribute, error }
@@ -153,14 +185,42 @@ impl Refresher {
             .is_some_and(|current| current.holder == holder && current.made_by == made_by)
         {
             self.tools.index.record_refresh(settings.name.to_string(), None).await?;
-            return Ok(Made { size, swapped: None });
+            return Ok(Made { size, swapped: None, trouble });
         }
         set.show(State::Reading { derivations: 0 });
         let progress = |derivations| set.show(State::Reading { derivations });
-        size.derivations =
-            closure::bring_in(&self.tools.index, &self.tools.nix.store_dir, allowed, denied, progress)
-                .await?;
-        self.swap(set, holder, size).await
+        let store_dir = &self.tools.nix.store_dir;
+        let closure = closure::bring_in(&self.tools.index, store_dir, allowed, denied, progress).await?;
+        size.derivations = closure.derivations;
+        self.leave_out(set, closure.unreadable, &mut size, missing).await?;
+        Ok(Made { trouble, ..self.swap(set, holder, size).await? })
+    }
+
+    /// Has attributes fail whose derivations cannot be read.
+    async fn leave_out(
+        &self,
+        set: &Set,
+        unreadable: Vec<(StorePath, String)>,
+        size: &mut GenerationSize,
+        missing: Missing,
+    ) -> Result<(), RefreshError> {
+        let store_dir = &self.tools.nix.store_dir;
+        let is_gone = |drv: &StorePath| !Path::new(&drv.in_dir(store_dir)).exists();
+        let mut failures = Vec::new();
+        for (drv, reason) in unreadable {
+            if missing == Missing::IsAnError && is_gone(&drv) {
+                return Err(RefreshError::Gone(drv));
+            }
+            tracing::warn!(set = %set.settings.name, %drv, reason, "left out: the derivation cannot be read");
+            let error = gather::unreadable(&drv, &reason);
+            failures.push((drv, error));
+        }
+        if !failures.is_empty() {
+            let failed = self.tools.index.fail_attributes(failures).await?;
+            size.attributes = size.attributes.saturating_sub(failed);
+            size.errors += failed;
+        }
+        Ok(())
     }
 
     /// Makes a generation of a lazy set, of which nothing is evaluated yet: its source may have changed.
@@ -185,7 +245,7 @@ impl Refresher {
         let swapped = self.tools.index.swap_generation(new).await?;
         self.catalogue.0.metrics.current(&settings.name, swapped.generation, size, SystemTime::now());
         self.catalogue.0.bumps.send_modify(|bumps| *bumps += 1);
-        Ok(Made { size, swapped: Some(swapped) })
+        Ok(Made { size, swapped: Some(swapped), trouble: None })
     }
 
     /// Evaluates all attributes: with so many workers of nix-eval-jobs, or with nix-instantiate.
@@ -262,9 +322,36 @@ impl Refresher {
     }
 }
 
+/// How a refresh has ended.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum How {
+    /// All is as the source has it.
+    Well,
+    /// Something has failed that may do in a while, or there is nothing yet.
+    MayPass,
+    /// It fails until the source changes.
+    Failed,
+}
+
+/// What becomes of a refresh when the file of a derivation is not there that Nix says is valid.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// It may have been collected: all is evaluated anew.
+    IsAnError,
+    /// It is told of its attributes.
+    IsTold,
+}
+
+/// How long to wait after so many tries that have failed one after the other.
+fn retry_after(tries: u32) -> Duration {
+    RETRY_FIRST.saturating_mul(2_u32.saturating_pow(tries.saturating_sub(1))).min(RETRY_AFTER)
+}
+
 /// What a refresh has brought.
 struct Made {
     size: GenerationSize,
+    /// What could not be evaluated for what may pass.
+    trouble: Option<String>,
     /// `None` where nothing has changed.
     swapped: Option<Swapped>,
 }

@@ -38,6 +38,9 @@ const CREDENTIALS: &str = "netrc";
 /// Experimental features of which only flakes have need: with them an expression can read paths that restrict-eval bars.
 const FEATURES_OF_FLAKES: [&str; 2] = ["flakes", "fetch-tree"];
 
+/// The folder of temporary files in the home of evaluators.
+pub(super) const TEMPORARY: &str = "tmp";
+
 /// A set that is ready to be evaluated.
 pub(super) struct Setup {
     /// Where it comes from.
@@ -76,7 +79,7 @@ impl Setup {
     /// When something is not there, the evaluator cannot be isolated, or Nix cannot make out the flake.
     pub(super) async fn new(tools: &Tools, set: &SetSettings) -> Result<Self, RefreshError> {
         let home = &tools.home;
-        let temporary = home.join("tmp");
+        let temporary = home.join(TEMPORARY);
         std::fs::create_dir_all(&temporary).map_err(RefreshError::Source)?;
         let source = source::prepare(&set.origin, &set.evaluation).map_err(RefreshError::Source)?;
         let ours = VARIABLES.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));

@@ -12,6 +12,7 @@ use super::attribute::{AttributePath, Found, Outcome};
 use super::evaluate::{Bounds, Enclosure, Ending, Evaluator, Invocation, Program, StartError, Step};
 use super::settings::SetSettings;
 use super::source::{Place, Prepared, Run};
+use super::trouble;
 
 /// What every Nix has.
 const NIX_INSTANTIATE: Program = Program { name: "nix-instantiate", prints: false };
@@ -23,17 +24,8 @@ const HEAP_BYTES_MAX: u64 = 384 * 1024 * 1024;
 const EXPLAINED_MAX: usize = 50;
 /// Bytes of an error at most.
 const ERROR_BYTES_MAX: usize = 2_000;
-/// What is told of an attribute that throws, where its own words are not known.
-const THROWN: &str = "it throws an error, or an assertion of it fails";
-/// What evaluators say when the machine, or its daemon, is in trouble.
-const TROUBLE: [&str; 5] = [
-    "cannot connect to socket",
-    "daemon disconnected",
-    "cannot open connection to remote store",
-    "No space left on device",
-    "nix-instantiate: not found",
-];
-
+/// What is told of an attribute that throws until someone asks for its own words.
+pub(super) const THROWN: &str = "it throws an error, or an assertion of it fails; its own words are looked for when it is asked for by name";
 /// Why a set cannot be evaluated. The text is for who runs the server.
 #[derive(Debug, thiserror::Error)]
 pub enum WalkError {
@@ -194,8 +186,7 @@ pub(super) fn trouble(ending: &Ending) -> Result<(), WalkError> {
 
 /// The same for the error of an attribute.
 pub(super) fn trouble_in(error: &str) -> Result<(), WalkError> {
-    let is_trouble = TROUBLE.iter().any(|sign| error.contains(sign));
-    if is_trouble { Err(WalkError::Failed(shortened(error.to_owned()))) } else { Ok(()) }
+    if trouble::is_of_machine(error) { Err(WalkError::Failed(shortened(error.to_owned()))) } else { Ok(()) }
 }
 
 /// What is to be told of an attribute that ended an evaluation.

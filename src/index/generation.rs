@@ -9,6 +9,7 @@ use narinfo::StorePath;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::catalogue::{AttributeRow, GenerationSize, OutputRow};
+use super::demand::AttributeName;
 use super::rows::{signed, to_unix, unsigned};
 use super::{Error, Index};
 
@@ -142,6 +143,51 @@ impl Index {
                     let (attributes, denied, errors) = (number(row, 0)?, number(row, 1)?, number(row, 2)?);
                     Ok(GenerationSize { attributes, denied, errors, derivations: 0 })
                 })?)
+            })
+            .await
+    }
+
+    /// Has the attributes with these derivations fail instead, in the generation that was started, each for its reason. Gives how
+    /// many that are.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn fail_attributes(&self, failures: Vec<(StorePath, String)>) -> Result<u64, Error> {
+        self.writer
+            .run(move |transaction| {
+                let mut fail = transaction.prepare_cached(
+                    "UPDATE catalogue_new_attribute SET drv = NULL, output = NULL, denied = 0, error = ?2 \
+                     WHERE drv = ?1",
+                )?;
+                let mut count = 0;
+                for (drv, reason) in &failures {
+                    count += fail.execute(params![drv.to_string(), reason])? as u64;
+                }
+                Ok(count)
+            })
+            .await
+    }
+
+    /// Puts the words of an attribute that failed into the place of what is told of it, in a generation that is still the
+    /// current one of its set.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn explain_attribute(
+        &self,
+        generation: u64,
+        name: AttributeName,
+        error: String,
+    ) -> Result<(), Error> {
+        self.writer
+            .run(move |transaction| {
+                transaction.execute(
+                    "UPDATE catalogue_attribute SET error = ?4 WHERE drv IS NULL AND attribute = ?2 \
+                     AND system = ?3 AND set_id = \
+                     (SELECT set_id FROM catalogue_generation WHERE id = ?1 AND replaced_at IS NULL)",
+                    params![signed(generation), name.attribute, name.system, error],
+                )?;
+                Ok(())
             })
             .await
     }

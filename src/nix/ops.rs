@@ -24,6 +24,7 @@ const SET_OPTIONS: u64 = 19;
 const QUERY_ALL_VALID_PATHS: u64 = 23;
 const QUERY_PATH_INFO: u64 = 26;
 const QUERY_PATH_FROM_HASH_PART: u64 = 29;
+const QUERY_VALID_PATHS: u64 = 31;
 const QUERY_VALID_DERIVERS: u64 = 33;
 const QUERY_MISSING: u64 = 40;
 const QUERY_DERIVATION_OUTPUT_MAP: u64 = 41;
@@ -233,6 +234,22 @@ impl Daemon {
         let dir = reply.store_dir();
         let paths = reply.paths(&dir).await?;
         reply.done(paths)
+    }
+
+    /// Those of the paths that are in the store; nothing is substituted.
+    ///
+    /// # Errors
+    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    pub async fn query_valid_paths(
+        &mut self,
+        paths: impl IntoIterator<Item = &StorePath>,
+    ) -> Result<BTreeSet<StorePath>, DaemonError> {
+        let paths: Vec<String> = paths.into_iter().map(|path| path.in_dir(&self.store_dir)).collect();
+        let request = Request::default().number(QUERY_VALID_PATHS).texts(&paths).number(0);
+        let mut reply = self.ask("asking which paths are valid", request).await?;
+        let dir = reply.store_dir();
+        let valid = reply.paths(&dir).await?;
+        reply.done(valid)
     }
 
     /// The valid derivations of which `path` is an output, whether or not it was built.
