@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::index::{self, Comparison, Index, PathRow};
-use crate::upstream::{Found, Lookup, Upstreams, Via};
+use crate::upstream::{Asker, Found, Lookup, Upstreams};
 
 /// The rest between two rounds.
 const REST: Duration = Duration::from_secs(3600);
@@ -38,9 +38,9 @@ impl Comparer {
 
     async fn round(&self) -> Result<(), index::Error> {
         for row in self.index.uncompared(PATHS_MAX).await? {
-            let comparison = match self.upstreams.find(row.path.hash(), &Via::default()).await {
-                Lookup::Found(found) => Some(self.compared(&row, *found)),
-                Lookup::Missing(_) => None,
+            let comparison = match self.upstreams.find(row.path.hash(), &Asker::default()).await {
+                Lookup::Found(found) if found.signed => Some(self.compared(&row, *found)),
+                Lookup::Found(_) | Lookup::Missing(_) | Lookup::Troubled(_) => None,
             };
             self.index.note_comparison(row.path.hash(), comparison).await?;
             tokio::time::sleep(PAUSE).await;

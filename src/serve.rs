@@ -65,6 +65,8 @@ pub struct Settings {
     pub capabilities: nix::CapabilitySettings,
     /// The caches behind this one.
     pub upstream: upstream::Settings,
+    /// Bytes that a NAR may have to be fetched; `None` goes by what is free.
+    pub nar_bytes_max: Option<u64>,
     /// Bytes of narinfos that are kept in memory.
     pub narinfo_memory_bytes: u64,
     /// Package sets.
@@ -243,7 +245,14 @@ impl Server {
         let names = upstreams.names().map(|(name, redirect)| (name.to_owned(), redirect)).collect();
         let failures = Failures::new(index.clone(), settings.build);
         tokio::try_join!(failures.apply_settings(), index.keep_sets(sets), index.keep_upstreams(names))?;
-        let packer = Packer::new(index.clone(), nars, roots.clone(), upstreams.clone(), store_dir.clone());
+        let packer = Packer::new(
+            index.clone(),
+            nars,
+            roots.clone(),
+            upstreams.clone(),
+            store_dir.clone(),
+            settings.nar_bytes_max,
+        );
         let keeper = Keeper::new(index.clone(), packer.clone(), store_dir.clone(), reserve, settings.keep);
         let adopter = Adopter {
             pool: pool.clone(),
@@ -328,6 +337,7 @@ impl Server {
             store_dir,
             url: url.clone(),
             public_keys,
+            given_up: http::GivenUp::default(),
             settings: settings.http,
         };
 

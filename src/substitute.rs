@@ -14,7 +14,7 @@ use crate::adopt::{self, Adopter, Elsewhere};
 use crate::build::{Builds, Failures, Ticket};
 use crate::index::{Failure, FailureClass, Hit, Index, Maker, Ready};
 use crate::nix::{LocalStore, LocalStoreError, read_derivation};
-use crate::upstream::Via;
+use crate::upstream::Asker;
 pub use missing::Missing;
 
 /// The first pause between two attempts while the Nix daemon is lost; each is twice as long as the one before.
@@ -51,10 +51,29 @@ pub struct Settings {
 pub enum OnMiss {
     /// A build, for a client with this address; `None` for who may administer.
     Build(Option<IpAddr>),
-    /// No build: only what is there, or in another cache, is of interest.
-    Report,
-    /// No build either: another cache of our kind asks, and the request has come this way.
-    Relayed(Via),
+    /// No build: only what is there, or in another cache, is of interest to a client with this address.
+    Report(Option<IpAddr>),
+    /// No build either: another cache of our kind asks.
+    Relayed(Asker),
+}
+
+impl OnMiss {
+    /// The same for what may not be built.
+    #[must_use]
+    pub fn without_building(self) -> Self {
+        match self {
+            Self::Build(client) => Self::Report(client),
+            other => other,
+        }
+    }
+
+    /// For whom other caches are asked.
+    fn asker(&self) -> Asker {
+        match self {
+            Self::Build(client) | Self::Report(client) => Asker { client: *client, ..Asker::default() },
+            Self::Relayed(asker) => asker.clone(),
+        }
+    }
 }
 
 /// What becomes of a hash.
@@ -65,6 +84,13 @@ pub enum Answer {
     Wait(Ticket),
     /// It is not to be had.
     Missing(Missing),
+    /// It is not to be had, and what stands in the way may pass: another look in a while may find it.
+    Troubled {
+        /// What is to be said where nobody looks again.
+        missing: Missing,
+        /// What stands in the way.
+        trouble: Arc<[String]>,
+    },
 }
 
 /// A derivation that gives what was asked for.
@@ -106,9 +132,9 @@ impl Substitute {
     pub async fn ask(&self, hash: StorePathHash, on_miss: OnMiss) -> Answer {
         let patience = match on_miss {
             OnMiss::Relayed(_) => Duration::ZERO,
-            OnMiss::Build(_) | OnMiss::Report => self.settings.transient_retry,
+            OnMiss::Build(_) | OnMiss::Report(_) => self.settings.transient_retry,
         };
-        let answer = self.patiently(patience, || self.decide(hash, on_miss.clone())).await;
+        let answer = self.patiently(patience, || self.decide(hash, &on_miss)).await;
         let answer = answer.unwrap_or_else(Answer::Missing);
         self.note_demand(&answer, &on_miss);
         answer
@@ -134,10 +160,10 @@ impl Substitute {
 
     /// What a client waits for whose question is not answered yet, in one line.
     #[must_use]
-    pub fn describe(&self) -> String {
+    pub fn describe(&self, hash: StorePathHash) -> String {
         match self.local.outage() {
             Some((away, reason)) => format!("waiting for the Nix daemon for {} s: {reason}", away.as_secs()),
-            None => "looking for it".to_owned(),
+            None => self.adopter.search_stage(hash).unwrap_or_else(|| "looking for it".to_owned()),
         }
     }
 
@@ -150,10 +176,25 @@ impl Substitute {
         }
     }
 
-    async fn decide(&self, hash: StorePathHash, on_miss: OnMiss) -> Result<Answer, Missing> {
+    async fn decide(&self, hash: StorePathHash, on_miss: &OnMiss) -> Result<Answer, Missing> {
         if let Some(answer) = self.settled(hash) {
             return Ok(answer);
         }
+        let mut trouble = Arc::from([]);
+        match self.look(hash, on_miss, &mut trouble).await {
+            Err(missing @ Missing::NoDaemon(_)) => Err(missing),
+            Err(missing) if !trouble.is_empty() => Ok(Answer::Troubled { missing, trouble }),
+            looked => looked,
+        }
+    }
+
+    /// Looks everywhere; what kept other caches from telling, which may pass, goes into `troubled`.
+    async fn look(
+        &self,
+        hash: StorePathHash,
+        on_miss: &OnMiss,
+        troubled: &mut Arc<[String]>,
+    ) -> Result<Answer, Missing> {
         if let Some(ready) = self.served(hash).await? {
             return Ok(Answer::Ready(ready));
         }
@@ -164,15 +205,15 @@ impl Substitute {
             Err(reason @ Missing::NoDaemon(_)) => Some(reason),
             Err(reason) => return Err(reason),
         };
-        let via = if let OnMiss::Relayed(via) = &on_miss { via.clone() } else { Via::default() };
-        let elsewhere = match Box::pin(self.adopter.adopt_from_upstream(hash, &via)).await {
+        let elsewhere = match Box::pin(self.adopter.adopt_from_upstream(hash, &on_miss.asker())).await {
             Elsewhere::Published => match self.served(hash).await? {
                 Some(ready) => return Ok(Answer::Ready(ready)),
                 None => [].into(),
             },
             Elsewhere::Nowhere(reasons) => reasons,
-            Elsewhere::Trouble => {
-                ["what was found could not be taken; the server's log has the details".into()].into()
+            Elsewhere::Troubled(reasons) => {
+                *troubled = Arc::clone(&reasons);
+                reasons
             }
             Elsewhere::NoDaemon(reason) => return Err(Missing::NoDaemon(reason.to_string())),
         };
@@ -194,7 +235,7 @@ impl Substitute {
             return Err(Missing::Failed(Arc::new(failure)));
         }
         let OnMiss::Build(client) = on_miss else { return Err(no_daemon.unwrap_or(Missing::NotBuilt(drv))) };
-        let ticket = self.builds.ask(&drv, client).await;
+        let ticket = self.builds.ask(&drv, *client).await;
         ticket.map(Answer::Wait).map_err(|full| Missing::Refused(full.to_string()))
     }
 
@@ -212,17 +253,20 @@ impl Substitute {
     }
 
     /// What an output of a content-addressed derivation is, as the index, the local store or another cache has it, with
-    /// all that it leads to; else a reason. Builds nothing. The request has come this way.
+    /// all that it leads to; else a reason. Builds nothing.
     ///
     /// # Errors
     /// When nobody knows, or what it leads to is not to be had.
-    pub async fn realisation(&self, id: &DrvOutput, via: &Via) -> Result<Realisation, Missing> {
-        let patience =
-            if via.is_empty() { self.settings.transient_retry.min(SILENCE_MAX) } else { Duration::ZERO };
-        self.patiently(patience, || self.whole_realisation(id, via)).await
+    pub async fn realisation(&self, id: &DrvOutput, asker: &Asker) -> Result<Realisation, Missing> {
+        let patience = if asker.via.is_empty() {
+            self.settings.transient_retry.min(SILENCE_MAX)
+        } else {
+            Duration::ZERO
+        };
+        self.patiently(patience, || self.whole_realisation(id, asker)).await
     }
 
-    async fn whole_realisation(&self, id: &DrvOutput, via: &Via) -> Result<Realisation, Missing> {
+    async fn whole_realisation(&self, id: &DrvOutput, asker: &Asker) -> Result<Realisation, Missing> {
         if let Some(realisation) = self.realised(id).await? {
             return Ok(realisation);
         }
@@ -231,7 +275,7 @@ impl Substitute {
         while let Some(next) = wanted.pop_first() {
             let realisation = match self.realised(&next).await? {
                 Some(realisation) => realisation,
-                None => self.find_realisation(&next, via).await?,
+                None => self.find_realisation(&next, asker).await?,
             };
             wanted.extend(realisation.dependencies().keys().filter(|id| !found.contains_key(*id)).cloned());
             found.insert(next.clone(), realisation);
@@ -263,29 +307,31 @@ impl Substitute {
     }
 
     /// What the local store or another cache says, if the path can be served, which then is.
-    async fn find_realisation(&self, id: &DrvOutput, via: &Via) -> Result<Realisation, Missing> {
+    async fn find_realisation(&self, id: &DrvOutput, asker: &Asker) -> Result<Realisation, Missing> {
         let mut no_daemon = None;
         match self.local.realisation(id).await.map_err(|error| local_trouble(&error)) {
-            Ok(Some(realisation)) if self.serve(&realisation, via).await.is_ok() => return Ok(realisation),
+            Ok(Some(realisation)) if self.serve(&realisation, asker).await.is_ok() => return Ok(realisation),
             Ok(_) => {}
             Err(reason @ Missing::NoDaemon(_)) => no_daemon = Some(reason),
             Err(reason) => return Err(reason),
         }
-        match self.adopter.upstreams.find_realisation(id, via).await {
-            Ok(realisation) => self.serve(&realisation, via).await.map(|()| realisation),
+        match self.adopter.upstreams.find_realisation(id, asker).await {
+            Ok(realisation) => self.serve(&realisation, asker).await.map(|()| realisation),
             Err(_) if let Some(reason) = no_daemon => Err(reason),
-            Err(reasons) => Err(Missing::Unrealised { id: id.clone(), reasons }),
+            Err(nothing) => Err(Missing::Unrealised { id: id.clone(), reasons: nothing.reasons }),
         }
     }
 
     /// Has the path that a realisation names served.
-    async fn serve(&self, realisation: &Realisation, via: &Via) -> Result<(), Missing> {
+    async fn serve(&self, realisation: &Realisation, asker: &Asker) -> Result<(), Missing> {
         let path = realisation.path();
         // In a box, since it is large.
-        match Box::pin(self.ask(path.hash(), OnMiss::Relayed(via.clone()))).await {
+        match Box::pin(self.ask(path.hash(), OnMiss::Relayed(asker.clone()))).await {
             Answer::Ready(ready) if ready.path == *path => Ok(()),
             Answer::Ready(ready) => Err(incomplete(realisation, format!("that hash is {} here", ready.path))),
-            Answer::Missing(reason) => Err(incomplete(realisation, reason.to_string())),
+            Answer::Missing(reason) | Answer::Troubled { missing: reason, .. } => {
+                Err(incomplete(realisation, reason.to_string()))
+            }
             Answer::Wait(_) => Err(incomplete(realisation, "it is not built yet".into())),
         }
     }

@@ -152,7 +152,9 @@ impl World {
         let tables: Vec<_> = numbered
             .map(|(number, upstream)| upstream.table(&format!("{HASTE}priority = {number}")))
             .collect();
-        Ondine::start(&self.store, &["--config", &settings_file(&self.store, &tables)])
+        let settings = settings_file(&self.store, &tables);
+        // What does not pass need not be waited out.
+        Ondine::start(&self.store, &["--config", &settings, "--transient-retry", "1s"])
     }
 
     /// The promise about a spoilt NAR: where nobody else has it, it reaches nobody whole and is not kept; where another

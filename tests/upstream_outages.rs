@@ -55,7 +55,9 @@ fn dead_upstreams_cost_a_moment_a_few_times_then_nothing_and_builds_go_on() {
     let build = |name: &str| store.instantiate(&Derivation::new(name, &format!("echo {name} > \"$out\"")));
     let built = [build("first"), build("second"), build("third")];
     let dead = table(&format!("http://{}", dropping.address), &[&silent.cache.public_key()], "");
-    let cache = Cache::behind(store, &[refusing.table(""), silent.table(""), failing.table(""), dead], &[]);
+    let tables = [refusing.table(""), silent.table(""), failing.table(""), dead];
+    // What is waited out else is told at once.
+    let cache = Cache::behind(store, &tables, &["--transient-retry", "0s"]);
     refusing.server.stop();
     silent.server.fault("", Fault::Silence);
     failing.server.fault("", Fault::Status(503));

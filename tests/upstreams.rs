@@ -383,7 +383,7 @@ fn that_an_upstream_lacks_a_path_is_remembered_for_so_long_and_no_longer() {
 #[test]
 fn what_an_upstream_that_was_down_has_is_found_once_it_is_back() {
     let Behind { cache, mut upstream, sample } =
-        Behind::new(&text_file("there", "text"), "", &["--build-from"]);
+        Behind::new(&text_file("there", "text"), "", &["--build-from", "--transient-retry", "0s"]);
     let address = narinfo_address(&sample.path);
     upstream.server.stop();
     for _ in 0..5 {

@@ -15,7 +15,7 @@ mod signature;
 mod store_path;
 
 pub use cache_info::{CacheInfo, CacheInfoError};
-pub use content_address::{ContentAddress, ContentAddressError};
+pub use content_address::{Addressed, ContentAddress, ContentAddressError};
 pub use derivation::Derivation;
 pub use hash::{HashError, NarHash};
 pub use info::{Compression, NARINFO_BYTES_MAX, NarInfo, ParseError, fingerprint};

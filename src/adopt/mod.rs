@@ -10,7 +10,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use narinfo::{Realisation, StoreDir, StorePath, StorePathHash, fingerprint};
-use tokio::sync::OnceCell;
 
 use crate::index::{self, Hit, Index, PathRow};
 use crate::key::Keys;
@@ -18,7 +17,7 @@ use crate::nix::{DaemonError, LocalStore, LocalStoreError, Pool};
 use crate::packer::Packer;
 use crate::roots::{self, Roots};
 use crate::upstream::Upstreams;
-pub use upstream::Elsewhere;
+pub use upstream::{Elsewhere, Search};
 
 /// Store paths in one closure at most; the largest NixOS systems have some 30,000.
 const CLOSURE_PATHS_MAX: usize = 1_000_000;
@@ -97,7 +96,7 @@ pub struct Adopter {
 }
 
 /// The searches in other caches that are under way.
-pub type Asking = Arc<Mutex<HashMap<StorePathHash, Arc<OnceCell<Elsewhere>>>>>;
+pub type Asking = Arc<Mutex<HashMap<StorePathHash, Arc<Search>>>>;
 
 impl Adopter {
     /// Publishes realisations that Nix has or that were verified, with our signature beside those they have: all or none.

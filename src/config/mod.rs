@@ -188,6 +188,10 @@ pub struct Written {
     #[arg(long, env = "ONDINE_SCRUB_EVERY", value_name = "DURATION", value_parser = duration)]
     #[serde(alias = "scrub_every", default, deserialize_with = "written_duration")]
     scrub_every: Option<Duration>,
+    /// Bytes that a NAR may have to be fetched from an upstream [default: half of what is free on the disk]
+    #[arg(long, env = "ONDINE_MAX_NAR_BYTES", value_name = "BYTES")]
+    #[serde(alias = "max_nar_bytes")]
+    max_nar_bytes: Option<u64>,
     /// How long after its last use nothing is evicted, whatever the limit [default: 10m]
     #[arg(long, env = "ONDINE_KEEP_USED", value_name = "DURATION", value_parser = duration)]
     #[serde(alias = "keep_used", default, deserialize_with = "written_duration")]
@@ -341,6 +345,7 @@ impl Written {
             max_nars_bytes: self.max_nars_bytes.or(other.max_nars_bytes),
             min_free_bytes: self.min_free_bytes.or(other.min_free_bytes),
             scrub_every: self.scrub_every.or(other.scrub_every),
+            max_nar_bytes: self.max_nar_bytes.or(other.max_nar_bytes),
             keep_used: self.keep_used.or(other.keep_used),
             narinfo_memory_bytes: self.narinfo_memory_bytes.or(other.narinfo_memory_bytes),
             zstd_level: self.zstd_level.or(other.zstd_level),

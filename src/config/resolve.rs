@@ -123,7 +123,14 @@ impl Written {
                 ..nix::Options::default()
             },
             capabilities,
-            upstream: crate::upstream::Settings { caches, budget, remember_missing, netrc },
+            upstream: crate::upstream::Settings {
+                caches,
+                budget,
+                remember_missing,
+                netrc,
+                transient_retry: build.transient_retry,
+            },
+            nar_bytes_max: self.max_nar_bytes,
             narinfo_memory_bytes: self.narinfo_memory_bytes.unwrap_or(8 * 1024 * 1024),
             catalogue,
             substitute: substitute::Settings { build_from, transient_retry: build.transient_retry },
@@ -139,6 +146,7 @@ impl Written {
             http: http::Settings {
                 hold,
                 keep_alive,
+                transient_retry: build.transient_retry,
                 priority: self.priority.unwrap_or(50),
                 want_mass_query: self.want_mass_query.unwrap_or(false),
                 drain,

@@ -1,12 +1,13 @@
 //! A NAR that no served path has any more, asked for by a client that remembers a narinfo: they do for a month. Its path is had
 //! again as if it had been asked for, and the client waits in silence, since nothing can be said in a NAR.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use narinfo::NarHash;
 
 use super::Service;
-use crate::substitute::{Answer as Decision, Missing, OnMiss};
+use super::pursuit::{End, Pursuit};
+use crate::substitute::OnMiss;
 
 /// How long a client is kept waiting: it gives up after 300 s without a byte.
 const WAIT: Duration = Duration::from_secs(240);
@@ -16,31 +17,25 @@ const UNKNOWN: &str = "unknown: no path that this cache serves has this NAR";
 const OTHER: &str = "unknown: the path that had this NAR has other contents by now; ask for its narinfo anew \
                      (nix --option narinfo-cache-positive-ttl 0)";
 
-/// Has the path of a NAR served again; else a reason.
-pub(super) async fn have(service: &Service, nar: NarHash, on_miss: OnMiss) -> Result<(), String> {
+/// Has the path of a NAR served again for a client that waits since then; else a reason.
+pub(super) async fn have(
+    service: &Service,
+    nar: NarHash,
+    on_miss: OnMiss,
+    since: Instant,
+) -> Result<(), String> {
     let parts = &service.parts;
     let former = parts.index.former_path(nar).await.map_err(|error| {
         tracing::error!(%nar, error = &error as &dyn std::error::Error, "what a NAR was of cannot be looked up");
         "the index cannot be read; the server's log has the details".to_owned()
     })?;
     let hash = former.ok_or(UNKNOWN)?;
-    // In a box, so that nothing of it is kept while the client waits.
-    let asked = tokio::time::timeout(WAIT, Box::pin(parts.substitute.ask(hash, on_miss))).await;
-    let ready = match asked.map_err(|_| format!("not here at the moment: {}", parts.substitute.describe()))? {
-        Decision::Ready(ready) => ready,
-        Decision::Missing(reason) => return Err(reason.to_string()),
-        Decision::Wait(mut ticket) => {
-            let ended = tokio::select! {
-                ended = tokio::time::timeout(WAIT, ticket.ended()) => ended.ok().flatten(),
-                () = service.stopping() => None,
-            };
-            match ended {
-                Some(Ok(())) => parts.substitute.after_build(hash).await.map_err(|e| e.to_string())?,
-                Some(Err(failure)) => return Err(Missing::Failed(failure).to_string()),
-                None => {
-                    return Err(format!("not here at the moment: {hash} is built again; ask for it later"));
-                }
-            }
+    let mut pursuit = Pursuit::new(service, hash, on_miss);
+    let ready = match tokio::time::timeout(WAIT.saturating_sub(since.elapsed()), pursuit.ended()).await {
+        Ok(End::Ready(ready)) => ready,
+        Ok(End::Missing(reason)) => return Err(reason.to_string()),
+        Ok(End::Stopped) | Err(_) => {
+            return Err(format!("not here at the moment: {}; ask for it later", pursuit.describe()));
         }
     };
     if ready.nar_hash == nar { Ok(()) } else { Err(OTHER.to_owned()) }

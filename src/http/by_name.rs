@@ -7,10 +7,11 @@ use narinfo::{NarHash, StorePath};
 use super::Service;
 use super::answer::{self, Answer};
 use super::api::json;
+use super::pursuit::{End, Pursuit};
 use super::route::Name;
 use crate::catalogue::{Named, NoSuchName, Selection};
 use crate::index::{self, AttributeName, Failure};
-use crate::substitute::{Answer as Decision, Missing, OnMiss};
+use crate::substitute::{Missing, OnMiss};
 
 /// What an attribute is.
 #[derive(serde::Serialize)]
@@ -81,29 +82,18 @@ pub(super) async fn download(service: &Service, name: &Name, on_miss: OnMiss) ->
     if named.denied && named.outputs.is_empty() {
         return answer::missing(denied);
     }
-    let on_miss = if named.denied { OnMiss::Report } else { on_miss };
+    let on_miss = if named.denied { on_miss.without_building() } else { on_miss };
     let path = match named.output(output) {
         Ok(path) => path,
         Err(reason) => return answer::missing(reason),
     };
-    let substitute = &service.parts.substitute;
-    let mut ticket = match Box::pin(substitute.ask(path.hash(), on_miss)).await {
-        Decision::Ready(ready) => return leads_to(ready.nar_hash, name),
-        Decision::Missing(Missing::NotBuilt(_)) if named.denied => return answer::missing(denied),
-        Decision::Missing(reason) => return answer::missing_path(reason),
-        Decision::Wait(ticket) => ticket,
-    };
-    let ended = tokio::select! {
-        ended = ticket.ended() => ended,
-        () = service.stopping() => None,
-    };
-    match ended {
-        Some(Ok(())) => match substitute.after_build(path.hash()).await {
-            Ok(ready) => leads_to(ready.nar_hash, name),
-            Err(reason) => answer::missing_path(reason),
-        },
-        Some(Err(failure)) => answer::missing_path(Missing::Failed(failure)),
-        None => answer::not_ready("the server stops while this is built; ask again, it keeps its place"),
+    match Pursuit::new(service, path.hash(), on_miss).ended().await {
+        End::Ready(ready) => leads_to(ready.nar_hash, name),
+        End::Missing(Missing::NotBuilt(_)) if named.denied => answer::missing(denied),
+        End::Missing(reason) => answer::missing_path(reason),
+        End::Stopped => {
+            answer::not_ready("the server stops while this is built; ask again, it keeps its place")
+        }
     }
 }
 

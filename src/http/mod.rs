@@ -18,6 +18,7 @@ mod log;
 mod nar;
 mod narinfo;
 mod pipe;
+mod pursuit;
 mod realisation;
 mod route;
 mod server;
@@ -41,12 +42,13 @@ use crate::nix::{Detected, Pool};
 use crate::packer::Packer;
 use crate::retry::Retry;
 use crate::substitute::{OnMiss, Substitute};
-use crate::upstream::{Upstreams, Via};
+use crate::upstream::{Asker, Upstreams, Via};
 use address::Peer;
 pub use address::{PublicUrl, TrustedProxies};
 use answer::Answer;
 pub use failures::RememberedFailure;
 pub use keeping::PinView;
+pub use pursuit::GivenUp;
 pub use route::{Route, Target};
 pub use server::{Door, listen, serve};
 
@@ -55,6 +57,8 @@ pub use server::{Door, listen, serve};
 pub struct Settings {
     /// How long a narinfo answer is held before lines about the wait are sent.
     pub hold: Duration,
+    /// How long trouble that may pass is waited out, from when it was met.
+    pub transient_retry: Duration,
     /// The time between two such lines; clients give up after 300 s of silence by default.
     pub keep_alive: Duration,
     /// The cache's priority: clients ask lower ones first, cache.nixos.org has 40.
@@ -105,6 +109,8 @@ pub struct Parts {
     pub url: PublicUrl,
     /// Public keys of all that signs, the one that clients are told to trust first.
     pub public_keys: Vec<String>,
+    /// What was looked for in vain for as long as trouble may last.
+    pub given_up: GivenUp,
     /// How the cache presents itself.
     pub settings: Settings,
 }
@@ -187,8 +193,8 @@ impl Service {
                 nar::get(&service, asked, client, request.headers()).await
             }),
             Route::Realisation(id) => {
-                let via = via(&request);
-                later(async move { realisation::get(&service, &id, &via).await })
+                let asker = Asker { via: via(&request), client };
+                later(async move { realisation::get(&service, &id, &asker).await })
             }
             Route::Log(drv) => now(log::get(self, &drv)),
             Route::Health => now(info::health()),
@@ -224,9 +230,9 @@ fn via<B>(request: &Request<B>) -> Via {
 /// What a miss may cost.
 fn on_miss(via: Via, method: Method, cached: bool, client: Option<IpAddr>) -> OnMiss {
     match method {
-        _ if !via.is_empty() => OnMiss::Relayed(via),
+        _ if !via.is_empty() => OnMiss::Relayed(Asker { via, client }),
         Method::Get if !cached => OnMiss::Build(client),
-        _ => OnMiss::Report,
+        _ => OnMiss::Report(client),
     }
 }
 

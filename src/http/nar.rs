@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http_range_header::parse_range_header;
@@ -70,18 +71,33 @@ fn form(compression: Compression) -> Option<Form> {
 }
 
 async fn answer(service: &Service, asked: Asked, headers: &HeaderMap) -> Result<Answer, packer::Error> {
-    let (packer, Asked { hash, compression, method, on_miss }) = (&service.parts.packer, asked);
-    let form = form(compression);
-    let mut served = match packer.find(hash, form).await? {
-        Some(served) => served,
-        None => {
-            if let Err(reason) = again::have(service, hash, on_miss).await {
-                return Ok(answer::missing(reason));
-            }
-            let Some(served) = packer.find(hash, form).await? else { return Ok(answer::missing(LOST)) };
-            served
+    let (begun, packer, hash) = (Instant::now(), &service.parts.packer, asked.hash);
+    let form = form(asked.compression);
+    if let Some(served) = packer.find(hash, form).await? {
+        match give(packer, served, &asked, headers).await {
+            // Nobody gives what was promised: its path is had from elsewhere.
+            Err(packer::Error::NotToBeHad(_)) if packer.find(hash, None).await?.is_none() => {}
+            given => return given,
         }
-    };
+    }
+    if let Err(reason) = again::have(service, hash, asked.on_miss.clone(), begun).await {
+        return Ok(answer::missing(reason));
+    }
+    match packer.find(hash, form).await? {
+        Some(served) => give(packer, served, &asked, headers).await,
+        None => Ok(answer::missing(LOST)),
+    }
+}
+
+/// The answer where a served path has it.
+async fn give(
+    packer: &Packer,
+    mut served: Served,
+    asked: &Asked,
+    headers: &HeaderMap,
+) -> Result<Answer, packer::Error> {
+    let &Asked { hash, compression, method, .. } = asked;
+    let form = form(compression);
     if let (Some(form), Some(small)) = (form, served.small.take()) {
         return Ok(whole(&small, form, headers));
     }

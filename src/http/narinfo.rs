@@ -2,7 +2,6 @@
 //! Once a 200 has begun, failure is said by cutting the body, never by ending it: a complete answer is always a narinfo.
 
 use std::net::IpAddr;
-use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use hyper::Version;
@@ -10,8 +9,8 @@ use narinfo::StorePathHash;
 
 use super::answer::{self, Answer};
 use super::pipe::{Cut, Pipe, written};
+use super::pursuit::{End, Pursuit};
 use super::{Method, Service};
-use crate::build::Ticket;
 use crate::index::Ready;
 use crate::substitute::{Answer as Decision, Missing, OnMiss};
 
@@ -21,6 +20,8 @@ const WAIT_LINE_BYTES_MIN: usize = 64;
 /// How long nothing is sent in any case before it is decided what a client waits for: most often that takes a moment, and then it
 /// hears of its place in the queue from the start.
 const DECIDED_WITHIN: Duration = Duration::from_secs(5);
+/// Characters of a line about the wait at most: some of it is what others said.
+const WAIT_LINE_CHARS_MAX: usize = 1000;
 
 /// The answer, if it can be given from memory.
 pub(super) fn at_hand(
@@ -34,7 +35,7 @@ pub(super) fn at_hand(
         Decision::Missing(unknown @ Missing::Unknown) => Some(answer::unknown_path(unknown)),
         Decision::Missing(reason) => Some(answer::missing_path(reason)),
         // Nobody is made to wait from memory.
-        Decision::Wait(_) => None,
+        Decision::Wait(_) | Decision::Troubled { .. } => None,
     }
 }
 
@@ -47,31 +48,33 @@ pub(super) struct Asked {
     pub(super) version: Version,
 }
 
+/// Holds the answer for a while, so that it keeps its true status; then sends lines about the wait.
 pub(super) async fn get(service: &Service, asked: Asked) -> Answer {
     let Asked { hash, on_miss, method, reader, version } = asked;
     let begun = Instant::now();
     // HTTP/1.0 has no chunks: there a cut cannot be told from an end, so all of the wait is silent.
     let hold = if version == Version::HTTP_10 { Duration::MAX } else { service.parts.settings.hold };
-    // In a box, so that nothing of it is kept while the client waits.
-    let mut asking = Box::pin({
-        let service = service.clone();
-        async move { service.parts.substitute.ask(hash, on_miss).await }
-    });
-    match tokio::time::timeout(hold.max(DECIDED_WITHIN), &mut asking).await {
-        Ok(Decision::Ready(ready)) => served(service, &ready, reader),
-        Ok(Decision::Missing(reason)) => answer::missing_path(reason),
-        Ok(Decision::Wait(ticket)) => {
-            // So that nothing of it is kept while it is not known whether the client waits.
-            drop(asking);
-            Box::pin(wait(service, hash, ticket, hold.saturating_sub(begun.elapsed()))).await
-        }
-        Err(_) if method == Method::Head => {
-            answer::missing_path(format_args!("not known yet: {}", service.parts.substitute.describe()))
-        }
+    let mut pursuit = Pursuit::new(service, hash, on_miss);
+    let end = match tokio::time::timeout(hold, pursuit.ended()).await {
+        Ok(end) => Some(end),
         Err(_) => {
-            let undecided = Undecided { hash, asking, service: service.clone() };
-            answer::undecided(written(|pipe| undecided.run(pipe)))
+            let left = DECIDED_WITHIN.saturating_sub(begun.elapsed());
+            tokio::time::timeout(left, pursuit.decided()).await.ok().flatten()
         }
+    };
+    match end {
+        Some(End::Ready(ready)) => served(service, &ready, reader),
+        Some(End::Missing(reason)) => answer::missing_path(reason),
+        // No body could say that it goes on, or it would only go on to a cut.
+        None | Some(End::Stopped) if method == Method::Head || pursuit.is_mere_trouble() => {
+            let stage = pursuit.describe();
+            answer::missing_path(format_args!("not known yet: {stage}; GET outside /cached/ waits longer"))
+        }
+        // Still under way, or the server stops: in both cases what follows says so by what it does.
+        None | Some(End::Stopped) => match pursuit.ticket().map(|ticket| (ticket.id(), ticket.outlook())) {
+            Some((id, outlook)) => answer::waiting(written(|pipe| wait(pursuit, pipe)), id, outlook.as_ref()),
+            None => answer::undecided(written(|pipe| wait(pursuit, pipe))),
+        },
     }
 }
 
@@ -83,92 +86,29 @@ fn served(service: &Service, ready: &Ready, reader: Option<IpAddr>) -> Answer {
     answer::ready(answer::NARINFO, ready.narinfo.clone())
 }
 
-/// Holds the answer for a while, so that it keeps its true status; then sends lines about the wait.
-async fn wait(service: &Service, hash: StorePathHash, mut ticket: Ticket, hold: Duration) -> Answer {
-    let parts = &service.parts;
-    let ended = tokio::select! {
-        ended = tokio::time::timeout(hold, ticket.ended()) => ended,
-        () = service.stopping() => Ok(None),
+/// Sends a line now and then until there is an end, then the narinfo. Whatever else happens cuts the body.
+async fn wait(mut pursuit: Pursuit, mut pipe: Pipe) -> Result<(), Cut> {
+    let mut ticks = tokio::time::interval(pursuit.keep_alive());
+    let ready = loop {
+        tokio::select! {
+            end = pursuit.ended() => match end {
+                End::Ready(ready) => break ready,
+                End::Missing(_) | End::Stopped => return Err(Cut),
+            },
+            _ = ticks.tick() => pipe.send(wait_line(&pursuit.describe())).await,
+        }
     };
-    match ended {
-        Ok(Some(Ok(()))) => match parts.substitute.after_build(hash).await {
-            Ok(ready) => served(service, &ready, None),
-            Err(reason) => answer::missing_path(reason),
-        },
-        Ok(Some(Err(failure))) => answer::missing_path(Missing::Failed(failure)),
-        // Still building, or the server stops: in both cases what follows says so by what it does.
-        Err(_) | Ok(None) => {
-            let (id, outlook) = (ticket.id(), ticket.outlook());
-            let waiting = Waiting { hash, ticket, service: service.clone() };
-            answer::waiting(written(|pipe| waiting.run(pipe)), id, outlook.as_ref())
-        }
-    }
-}
-
-/// A client that is kept waiting while nobody knows whether anything is built for it.
-struct Undecided<F> {
-    hash: StorePathHash,
-    asking: Pin<Box<F>>,
-    service: Service,
-}
-
-impl<F: Future<Output = Decision>> Undecided<F> {
-    /// Sends a line now and then until that is decided, then the narinfo, or more lines. Whatever else happens cuts the body.
-    async fn run(mut self, mut pipe: Pipe) -> Result<(), Cut> {
-        let parts = &self.service.parts;
-        let mut ticks = tokio::time::interval(parts.settings.keep_alive);
-        let decision = loop {
-            tokio::select! {
-                decision = &mut self.asking => break decision,
-                () = self.service.stopping() => return Err(Cut),
-                _ = ticks.tick() => pipe.send(wait_line(&parts.substitute.describe())).await,
-            }
-        };
-        match decision {
-            Decision::Ready(ready) => {
-                pipe.send(ready.narinfo.clone()).await;
-                Ok(())
-            }
-            Decision::Missing(_) => Err(Cut),
-            Decision::Wait(ticket) => {
-                Waiting { hash: self.hash, ticket, service: self.service }.run(pipe).await
-            }
-        }
-    }
-}
-
-/// A client that is kept waiting.
-struct Waiting {
-    hash: StorePathHash,
-    ticket: Ticket,
-    service: Service,
-}
-
-impl Waiting {
-    /// Sends a line now and then until the build has ended, then the narinfo. Whatever else happens cuts the body.
-    async fn run(mut self, mut pipe: Pipe) -> Result<(), Cut> {
-        let parts = &self.service.parts;
-        let mut ticks = tokio::time::interval(parts.settings.keep_alive);
-        loop {
-            tokio::select! {
-                ending = self.ticket.ended() => match ending {
-                    Some(Ok(())) => break,
-                    _ => return Err(Cut),
-                },
-                () = self.service.stopping() => return Err(Cut),
-                _ = ticks.tick() => pipe.send(wait_line(&self.ticket.describe())).await,
-            }
-        }
-        // In a box, so that no room is kept for it while the client waits.
-        let ready = Box::pin(parts.substitute.after_build(self.hash)).await.map_err(|_| Cut)?;
-        pipe.send(ready.narinfo.clone()).await;
-        Ok(())
-    }
+    pipe.send(ready.narinfo.clone()).await;
+    Ok(())
 }
 
 /// A narinfo field that clients ignore.
 fn wait_line(state: &str) -> String {
-    let state: String = state.chars().map(|c| if (' '..='~').contains(&c) { c } else { '?' }).collect();
+    let state: String = state
+        .chars()
+        .take(WAIT_LINE_CHARS_MAX)
+        .map(|c| if (' '..='~').contains(&c) { c } else { '?' })
+        .collect();
     let mut line = format!("X-Ondine-Wait: {state}");
     while line.len() < WAIT_LINE_BYTES_MIN - 1 {
         line.push('.');

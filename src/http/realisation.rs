@@ -4,10 +4,10 @@ use narinfo::DrvOutput;
 
 use super::Service;
 use super::answer::{self, Answer};
-use crate::upstream::Via;
+use crate::upstream::Asker;
 
-pub(super) async fn get(service: &Service, id: &DrvOutput, via: &Via) -> Answer {
-    match service.parts.substitute.realisation(id, via).await {
+pub(super) async fn get(service: &Service, id: &DrvOutput, asker: &Asker) -> Answer {
+    match service.parts.substitute.realisation(id, asker).await {
         Ok(realisation) => answer::ready(answer::JSON, realisation.render()),
         Err(reason) => answer::missing_path(reason),
     }

@@ -1,14 +1,14 @@
-//! A NAR on its way into a file: made on one thread, hashed on a second and used on a third, since each of these takes a
-//! core. Nothing that comes of it may be kept unless this says that it is the NAR which was promised. Bounded in memory, and
-//! stopped where a NAR is longer than promised.
+//! A NAR on its way into a file: made on one thread, hashed and parsed on a second and used on a third, since each of these
+//! takes a core. Nothing that comes of it may be kept unless this says that it is the NAR which was promised. Bounded in
+//! memory, and stopped where a NAR is longer than promised or none.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Builder, ScopedJoinHandle};
 
-use narinfo::NarHash;
+use narinfo::{Addressed, NarHash, nar};
 use sha2::{Digest, Sha256};
 
 use crate::growing::CHUNK_BYTES;
@@ -31,6 +31,12 @@ pub enum Error {
     /// The file in the NAR store cannot be read or decompressed.
     #[error("its file cannot be read or decompressed")]
     Stored(#[source] io::Error),
+    /// The contents are no NAR that a client could unpack, or not those that the path is named by.
+    #[error("the contents are refused")]
+    Malformed(#[source] nar::Error),
+    /// Nobody followed the draft any more.
+    #[error("nobody waits for it any more")]
+    Abandoned,
     /// The contents are not those that were promised.
     #[error("the contents have hash {found} and {found_bytes} bytes, {} and {} were promised", expected.hash, expected.bytes)]
     Mismatch {
@@ -55,6 +61,16 @@ pub struct Expected {
     pub bytes: u64,
 }
 
+/// Origin of a NAR, which decides whether its structure is checked.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Origin<'a> {
+    /// Made here of a file tree, hence well-formed.
+    Tree,
+    /// Sent by somebody, or read from a file that somebody sent; with the contents that its path is named by, if they are to
+    /// be proven.
+    Sent(Option<&'a Addressed>),
+}
+
 /// Has `make` write a plain NAR, whose bytes go to `take`, chunk by chunk. All but the last have [`CHUNK_BYTES`], and those
 /// that `make` flushes: a NAR whose sender is slow. Blocking.
 ///
@@ -63,6 +79,7 @@ pub struct Expected {
 /// said of it; one that broke off says why.
 pub(super) fn checked(
     expected: Expected,
+    origin: Origin<'_>,
     make: impl FnOnce(&mut Chunks) -> Result<(), Error> + Send,
     mut take: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<(), Error> {
@@ -78,24 +95,75 @@ pub(super) fn checked(
         })?;
         let hashed = used.clone();
         let hasher = Builder::new().name("nar-hasher".into()).spawn_scoped(scope, move || {
-            let mut hasher = Sha256::new();
-            for chunk in hashing {
-                hasher.update(&*chunk);
-                reuse(chunk, &hashed);
-            }
-            NarHash::from_bytes(hasher.finalize().into())
+            Hashing { chunks: hashing, used: hashed, hasher: Sha256::new(), chunk: None, at: 0 }.run(origin)
         })?;
         let taken = take_all(taking, &used, &mut take);
-        let ((found_bytes, made), found) = (ended(maker), ended(hasher));
+        let ((found_bytes, made), (found, parsed)) = (ended(maker), ended(hasher));
         if found_bytes <= expected.bytes {
             taken?;
-            made?;
+            match (made, parsed) {
+                // The maker was stopped for what it made.
+                (Ok(()) | Err(Error::Write(_)), Err(refused)) => return Err(Error::Malformed(refused)),
+                (made, _) => made?,
+            }
         }
         if (found, found_bytes) == (expected.hash, expected.bytes) {
             return Ok(());
         }
         Err(Error::Mismatch { expected, found, found_bytes })
     })
+}
+
+/// The chunks in a row, each hashed before it is read.
+struct Hashing {
+    chunks: Receiver<Arc<Vec<u8>>>,
+    used: Sender<Vec<u8>>,
+    hasher: Sha256,
+    chunk: Option<Arc<Vec<u8>>>,
+    /// Bytes of the chunk that were read.
+    at: usize,
+}
+
+impl Hashing {
+    /// Hashes all of them, unless they turn out not to be a NAR before their end: then whoever makes them is stopped.
+    fn run(mut self, origin: Origin<'_>) -> (NarHash, Result<(), nar::Error>) {
+        let parsed = match origin {
+            Origin::Tree => Ok(()),
+            Origin::Sent(None) => nar::check(&mut self).map(drop),
+            Origin::Sent(Some(addressed)) => nar::check_addressed(&mut self, addressed).map(drop),
+        };
+        if parsed.is_ok() {
+            while self.next() {}
+        }
+        (NarHash::from_bytes(self.hasher.finalize().into()), parsed)
+    }
+
+    /// Goes on to the next chunk, if there is one.
+    fn next(&mut self) -> bool {
+        if let Some(chunk) = self.chunk.take() {
+            reuse(chunk, &self.used);
+        }
+        self.chunk = self.chunks.recv().ok();
+        self.at = 0;
+        self.chunk.as_ref().inspect(|chunk| self.hasher.update(chunk.as_slice())).is_some()
+    }
+}
+
+impl Read for Hashing {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let rest = self.chunk.as_ref().map_or(&[][..], |chunk| &chunk[self.at..]);
+            if !rest.is_empty() {
+                let read = rest.len().min(buffer.len());
+                buffer[..read].copy_from_slice(&rest[..read]);
+                self.at += read;
+                return Ok(read);
+            }
+            if !self.next() {
+                return Ok(0);
+            }
+        }
+    }
 }
 
 /// Stops at the first error, and with it whoever makes the chunks.
@@ -186,7 +254,7 @@ mod tests {
                 sizes.push(chunk.len());
                 Ok(())
             };
-            checked(expected(&bytes), pieces(&bytes, size), take).expect("as promised");
+            checked(expected(&bytes), Origin::Tree, pieces(&bytes, size), take).expect("as promised");
             assert!(taken == bytes, "pieces of {size}");
             assert_eq!(sizes, [CHUNK_BYTES, CHUNK_BYTES, CHUNK_BYTES, 5], "pieces of {size}");
         }
@@ -198,7 +266,8 @@ mod tests {
         let mut other = bytes.clone();
         other[CHUNK_BYTES] = 2;
         for wrong in [&other[..], &[&bytes[..], &[1]].concat(), &bytes[1..], &[]] {
-            let error = checked(expected(&bytes), pieces(wrong, 1000), |_| Ok(())).expect_err("not promised");
+            let error = checked(expected(&bytes), Origin::Tree, pieces(wrong, 1000), |_| Ok(()))
+                .expect_err("not promised");
             assert!(matches!(error, Error::Mismatch { .. }), "{} bytes: {error:?}", wrong.len());
         }
     }
@@ -207,13 +276,62 @@ mod tests {
     fn who_makes_it_and_who_takes_it_each_end_it_with_their_own_error() {
         let bytes = vec![1; 20 * CHUNK_BYTES];
         let full = |_: &[u8]| Err(io::ErrorKind::StorageFull.into());
-        let error = checked(expected(&bytes), pieces(&bytes, 1000), full).expect_err("nowhere to put it");
+        let error = checked(expected(&bytes), Origin::Tree, pieces(&bytes, 1000), full)
+            .expect_err("nowhere to put it");
         assert!(matches!(&error, Error::Write(why) if why.kind() == io::ErrorKind::StorageFull), "{error:?}");
         let broken = |chunks: &mut Chunks| {
             chunks.write_all(&bytes[..1000])?;
             Err(Error::Sent(io::ErrorKind::BrokenPipe.into()))
         };
-        let error = checked(expected(&bytes), broken, |_| Ok(())).expect_err("it broke off");
+        let error = checked(expected(&bytes), Origin::Tree, broken, |_| Ok(())).expect_err("it broke off");
         assert!(matches!(error, Error::Sent(_)), "{error:?}");
+    }
+
+    /// The NAR of a file with these contents.
+    fn nar_of(contents: &[u8]) -> Vec<u8> {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("file"), contents).expect("written");
+        let mut nar = Vec::new();
+        nar::dump(&folder.path().join("file"), &mut nar).expect("a NAR");
+        nar
+    }
+
+    #[test]
+    fn what_was_sent_is_refused_where_it_is_no_nar_however_well_it_is_promised() {
+        let good = nar_of(&vec![7; 2 * CHUNK_BYTES]);
+        let sent = Origin::Sent(None);
+        checked(expected(&good), sent, pieces(&good, 1000), |_| Ok(())).expect("a NAR");
+        let trailing = [&good[..], &[0; 8]].concat();
+        let page = b"<html>Please log in</html>".repeat(100_000);
+        for wrong in [&trailing[..], &good[8..], &good[..good.len() - 8], &page, &[]] {
+            let error = checked(expected(wrong), sent, pieces(wrong, 1000), |_| Ok(())).expect_err("no NAR");
+            assert!(matches!(error, Error::Malformed(_)), "{} bytes: {error:?}", wrong.len());
+        }
+    }
+
+    #[test]
+    fn what_is_no_nar_is_left_at_once() {
+        let mut made = 0;
+        let endless = |chunks: &mut Chunks| loop {
+            chunks.write_all(&[0; 1000])?;
+            made += 1000;
+        };
+        let promised = Expected { hash: NarHash::from_bytes([0; 32]), bytes: 1 << 60 };
+        let error = checked(promised, Origin::Sent(None), endless, |_| Ok(())).expect_err("no NAR");
+        assert!(matches!(error, Error::Malformed(_)) && made < 20 * CHUNK_BYTES, "{made} bytes: {error:?}");
+    }
+
+    #[test]
+    fn contents_that_a_path_is_not_named_by_are_refused() {
+        let nar = nar_of(b"contents");
+        let addressed = |hash: NarHash| {
+            let path = "0123456789abcdfghijklmnpqrsvwxyz-p".parse().expect("a path");
+            Addressed::new(format!("fixed:{hash}").parse().expect("an address"), &path, &Default::default())
+        };
+        for (contents, right) in [(&b"contents"[..], true), (b"others", false)] {
+            let addressed = addressed(expected(contents).hash);
+            let origin = Origin::Sent(Some(&addressed));
+            assert_eq!(checked(expected(&nar), origin, pieces(&nar, 7), |_| Ok(())).is_ok(), right);
+        }
     }
 }

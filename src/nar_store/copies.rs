@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use narinfo::{Compression, NarHash};
 
-use super::checked::{Chunks, Error, Expected, checked};
+use super::checked::{Chunks, Error, Expected, Origin, checked};
 use super::draft::{Draft, Growing};
 use super::pack::{copy, dump};
 use super::{Nar, Stored, opened};
@@ -238,9 +238,10 @@ fn write(draft: &Draft, nar: Expected, source: Source) -> Result<(), Error> {
     let make = |chunks: &mut Chunks| match source {
         Source::Packed(stored) => {
             let mut plain = decode::plain(Compression::Zstd, &*stored.file).map_err(Error::Sent)?;
-            copy(&mut plain, chunks)
+            copy(&mut plain, chunks, |_| Ok(()))
         }
         Source::Tree(path) => dump(&path, chunks),
     };
-    checked(nar, make, |chunk| (&*draft).write_all(chunk))
+    // A stored file was checked when it came.
+    checked(nar, Origin::Tree, make, |chunk| (&*draft).write_all(chunk))
 }

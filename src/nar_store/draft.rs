@@ -2,12 +2,13 @@
 //! at its end whether it is right. Must never have its final name before that.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Seek, Write};
 use std::path::Path;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::Stored;
 use crate::growing::{Growth, abandoned};
 use crate::room::Room;
 
@@ -49,6 +50,39 @@ impl Draft {
     #[must_use]
     pub fn is_begun(&self) -> bool {
         self.growth.borrow().bytes > 0
+    }
+
+    /// Whether anybody follows it but the list of what is under way.
+    pub(crate) fn is_followed(&self) -> bool {
+        self.growth.receiver_count() > 1
+    }
+
+    /// One more reading side.
+    ///
+    /// # Errors
+    /// When the file cannot be opened once more.
+    pub fn follow(&self) -> io::Result<Growing> {
+        let file = Arc::new(self.file.reopen()?);
+        Ok(Growing { file, growth: self.growth.subscribe(), trusted: 0, kept: self.kept.subscribe() })
+    }
+
+    /// Its file, to be told apart from others; of no bytes yet.
+    ///
+    /// # Errors
+    /// When it cannot be opened once more.
+    pub fn as_stored(&self) -> io::Result<Stored> {
+        Ok(Stored { file: Arc::new(self.file.reopen()?), bytes: 0 })
+    }
+
+    /// Begins anew. Nobody may have read any of it.
+    ///
+    /// # Errors
+    /// When the file cannot be cut.
+    pub fn rewind(&self) -> io::Result<()> {
+        self.file.as_file().set_len(0)?;
+        self.file.as_file().rewind()?;
+        self.growth.send_modify(|growth| growth.bytes = 0);
+        Ok(())
     }
 
     /// Ends it without a file; its readers hear why.

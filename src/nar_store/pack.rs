@@ -7,11 +7,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use narinfo::{Compression, NarHash};
+use narinfo::{Addressed, Compression, NarHash};
 use sha2::{Digest, Sha256};
 use zstd::zstd_safe::CParameter;
 
-use super::checked::{Chunks, Error, Expected, checked};
+use super::checked::{Chunks, Error, Expected, Origin, checked};
 use super::draft::Draft;
 use super::{NarStore, Settings, Stored};
 use crate::decode;
@@ -29,6 +29,12 @@ const PARALLEL_ZSTD_LEVEL_MAX: i32 = 9;
 /// a rule, and a client waits for it.
 const RECEIVED_ZSTD_LEVEL: i32 = 1;
 
+/// How long a NAR goes on being received that nobody follows: a client whose connection broke comes back in a moment.
+const UNFOLLOWED_MAX: Duration = Duration::from_secs(10);
+/// Bytes left, and part of the whole, at which a NAR is received to its end all the same.
+const NEARLY_DONE_BYTES: u64 = 8 * 1024 * 1024;
+const NEARLY_DONE_PART: u64 = 8;
+
 /// What was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Packed {
@@ -44,27 +50,42 @@ impl NarStore {
     /// # Errors
     /// When the tree cannot be read or is not the one expected, or the file cannot be written.
     pub fn pack(&self, draft: &Draft, source: &Path, expected: Expected) -> Result<Packed, Error> {
-        compress(draft, self.settings, expected, |chunks| dump(source, chunks))
+        compress(draft, self.settings, expected, Origin::Tree, |chunks| dump(source, chunks))
     }
 
     /// Writes the NAR that comes as `input` into `draft`: as it comes where that is zstd, else compressed anew. Blocking.
     ///
     /// # Errors
-    /// When the input fails, is damaged or is not the NAR expected, or the file cannot be written.
+    /// When the input fails, is damaged or is not the NAR expected, when nobody follows the draft any more and much is left,
+    /// or when the file cannot be written.
     pub fn receive(
         &self,
         draft: &Draft,
         input: impl Read + Send,
         compression: Compression,
         expected: Expected,
+        addressed: Option<&Addressed>,
     ) -> Result<Packed, Error> {
+        let origin = Origin::Sent(addressed);
         if compression == Compression::Zstd {
-            return receive_zstd(draft, input, expected);
+            return receive_zstd(draft, input, expected, origin);
         }
         let mut plain = decode::plain(compression, input).map_err(Error::Sent)?;
         let zstd_level = self.settings.zstd_level.min(RECEIVED_ZSTD_LEVEL);
         let settings = Settings { zstd_level, ..self.settings };
-        compress(draft, settings, expected, |chunks| copy(&mut plain, chunks))
+        let mut attended = Attended::new(draft, expected);
+        compress(draft, settings, expected, origin, |chunks| {
+            copy(&mut plain, chunks, |bytes| attended.came(bytes))
+        })
+    }
+
+    /// Bytes that are free where the NARs are.
+    ///
+    /// # Errors
+    /// When the system does not tell.
+    pub fn free_bytes(&self) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(&self.dir)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
     }
 
     /// Makes a draft that was written and verified durable and gives it its final name. Its readers, who follow it, have all
@@ -101,6 +122,7 @@ fn compress(
     draft: &Draft,
     settings: Settings,
     expected: Expected,
+    origin: Origin<'_>,
     make: impl FnOnce(&mut Chunks) -> Result<(), Error> + Send,
 ) -> Result<Packed, Error> {
     let Settings { zstd_level, zstd_threads, .. } = settings;
@@ -113,7 +135,7 @@ fn compress(
     encoder.include_contentsize(true)?;
     // What does not compress is stored as it is: without this, damage in it would be decompressed without an error.
     encoder.include_checksum(true)?;
-    checked(expected, make, |chunk| {
+    checked(expected, origin, make, |chunk| {
         encoder.write_all(chunk)?;
         // Its maker waits for more, and so do the readers.
         if chunk.len() < CHUNK_BYTES { encoder.flush() } else { Ok(()) }
@@ -122,27 +144,39 @@ fn compress(
 }
 
 /// The file is the bytes as they come; what they decompress to is checked beside.
-fn receive_zstd(draft: &Draft, input: impl Read + Send, expected: Expected) -> Result<Packed, Error> {
+fn receive_zstd(
+    draft: &Draft,
+    input: impl Read + Send,
+    expected: Expected,
+    origin: Origin<'_>,
+) -> Result<Packed, Error> {
+    let mut attended = Attended::new(draft, expected);
     let (mut file, mut not_written) = (Measured::new(draft), None);
     let through = Through { input, file: &mut file, not_written: &mut not_written };
     let make = |chunks: &mut Chunks| {
-        copy(&mut decode::plain(Compression::Zstd, through).map_err(Error::Sent)?, chunks)
+        let mut plain = decode::plain(Compression::Zstd, through).map_err(Error::Sent)?;
+        copy(&mut plain, chunks, |bytes| attended.came(bytes))
     };
-    let received = checked(expected, make, |_| Ok(()));
+    let received = checked(expected, origin, make, |_| Ok(()));
     match not_written {
         Some(error) => Err(Error::Write(error)),
         None => received.and_then(|()| Ok(file.packed()?)),
     }
 }
 
-/// Copies until the input ends or either side fails.
-pub(super) fn copy(input: &mut dyn Read, chunks: &mut Chunks) -> Result<(), Error> {
+/// Copies until the input ends, either side fails, or `came`, which is told of the bytes of each piece, has enough.
+pub(super) fn copy(
+    input: &mut dyn Read,
+    chunks: &mut Chunks,
+    mut came: impl FnMut(u64) -> Result<(), Error>,
+) -> Result<(), Error> {
     let (mut buffer, mut flushed) = (vec![0; CHUNK_BYTES], Instant::now());
     loop {
         match input.read(&mut buffer) {
             Ok(0) => return Ok(()),
             Ok(read) => {
                 chunks.write_all(&buffer[..read])?;
+                came(read as u64)?;
                 if flushed.elapsed() >= FLUSH_AFTER {
                     flushed = Instant::now();
                     chunks.flush()?;
@@ -151,6 +185,33 @@ pub(super) fn copy(input: &mut dyn Read, chunks: &mut Chunks) -> Result<(), Erro
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(Error::Sent(error)),
         }
+    }
+}
+
+/// Watches whether anybody follows a draft that is being received.
+struct Attended<'d> {
+    draft: &'d Draft,
+    bytes_left: u64,
+    /// Bytes left from which on it does not matter.
+    nearly_done: u64,
+    left_at: Option<Instant>,
+}
+
+impl<'d> Attended<'d> {
+    fn new(draft: &'d Draft, expected: Expected) -> Self {
+        let nearly_done = NEARLY_DONE_BYTES.max(expected.bytes / NEARLY_DONE_PART);
+        Self { draft, bytes_left: expected.bytes, nearly_done, left_at: None }
+    }
+
+    /// So many bytes have come.
+    fn came(&mut self, bytes: u64) -> Result<(), Error> {
+        self.bytes_left = self.bytes_left.saturating_sub(bytes);
+        if self.bytes_left <= self.nearly_done || self.draft.is_followed() {
+            self.left_at = None;
+            return Ok(());
+        }
+        let left_at = *self.left_at.get_or_insert_with(Instant::now);
+        if left_at.elapsed() < UNFOLLOWED_MAX { Ok(()) } else { Err(Error::Abandoned) }
     }
 }
 
@@ -177,9 +238,9 @@ impl Stored {
         };
         let plain = &mut input;
         let make = |chunks: &mut Chunks| {
-            copy(&mut decode::plain(Compression::Zstd, plain).map_err(Error::Sent)?, chunks)
+            copy(&mut decode::plain(Compression::Zstd, plain).map_err(Error::Sent)?, chunks, |_| Ok(()))
         };
-        checked(expected, make, |_| Ok(())).map_err(|error| match error {
+        checked(expected, Origin::Sent(None), make, |_| Ok(())).map_err(|error| match error {
             Error::Sent(error) | Error::Write(error) => Error::Stored(error),
             other => other,
         })?;

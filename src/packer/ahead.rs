@@ -15,7 +15,7 @@ const EXPECTED_MAX: usize = 10_000;
 /// Clients whose expected requests are known, at most.
 const CLIENTS_MAX: usize = 256;
 /// So long after its last request nothing more is expected of a client.
-const EXPECTED_FOR: Duration = Duration::from_secs(120);
+pub(super) const EXPECTED_FOR: Duration = Duration::from_secs(120);
 
 /// What clients are expected to ask for.
 #[derive(Debug, Default)]

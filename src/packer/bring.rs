@@ -10,6 +10,15 @@ use super::Inner;
 use crate::index::{self, NarRow, PathRow, UpstreamNar};
 use crate::nar_store::{Draft, Expected, NarStore, PackError, Packed};
 
+/// Whether a file that is right is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kept {
+    /// It was begun as the only one.
+    Always,
+    /// Unless there is one already, or one on its way: a file never changes under its final name.
+    IfMissing,
+}
+
 /// How far what packs gives way to what answers, in steps of nice(2).
 const NICE: i32 = 10;
 
@@ -18,7 +27,7 @@ impl Inner {
     pub(super) async fn bring(self: &Arc<Self>, draft: Draft, row: PathRow) {
         let (path, nar) = (row.path.clone(), row.nar_hash);
         let brought = match self.upstreams_with(nar).await {
-            Ok(upstreams) if upstreams.is_empty() => self.pack(draft, row).await,
+            Ok(upstreams) if upstreams.is_empty() => self.pack_or(draft, row, None).await,
             Ok(upstreams) => self.fetch(draft, row, upstreams).await,
             Err(error) => {
                 tracing::error!(%path, error = &error as &dyn std::error::Error, "not packed");
@@ -43,18 +52,29 @@ impl Inner {
         Ok(found)
     }
 
-    async fn pack(self: &Arc<Self>, draft: Draft, row: PathRow) -> Option<Packed> {
+    /// Packs it from the Nix store; where it is not there either, its readers hear the reason why it is not to be had else.
+    pub(super) async fn pack_or(
+        self: &Arc<Self>,
+        draft: Draft,
+        row: PathRow,
+        reason: Option<String>,
+    ) -> Option<Packed> {
         let _slot = self.slots.acquire().await.ok()?;
         let PathRow { path, nar_hash: hash, nar_size: bytes, .. } = row;
         let source = std::path::PathBuf::from(path.in_dir(&self.store_dir));
         let expected = Expected { hash, bytes };
-        let (left, packed) =
-            self.write(draft, hash, move |nars, draft| nars.pack(draft, &source, expected)).await;
+        let pack = move |nars: &NarStore, draft: &Draft| nars.pack(draft, &source, expected);
+        let (left, packed) = self.write(draft, hash, Kept::Always, pack).await;
         let error = match packed {
             Ok(packed) => return Some(packed),
             Err(error) => error,
         };
         match &error {
+            PackError::Vanished if reason.is_some() => {
+                // Not to be promised any longer: the next request for its narinfo looks anew.
+                tracing::warn!(%path, reason, "is not served any more: no upstream gives its contents");
+                self.forget(&path, hash).await;
+            }
             PackError::Vanished | PackError::Mismatch { .. } => {
                 if matches!(error, PackError::Mismatch { .. }) {
                     let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
@@ -67,7 +87,7 @@ impl Inner {
         }
         // Last: whoever hears of it and asks again at once must find what is true now.
         if let Some(draft) = left {
-            draft.abandon(&error.to_string());
+            draft.abandon(&reason.unwrap_or_else(|| error.to_string()));
         }
         None
     }
@@ -78,6 +98,7 @@ impl Inner {
         self: &Arc<Self>,
         draft: Draft,
         nar: NarHash,
+        kept: Kept,
         work: impl FnOnce(&NarStore, &Draft) -> Result<Packed, PackError> + Send + 'static,
     ) -> (Option<Draft>, Result<Packed, PackError>) {
         let inner = Arc::clone(self);
@@ -89,6 +110,16 @@ impl Inner {
             }
             // Nobody waits for it where the server stops.
             let (left, written) = match work(&inner.nars, &draft) {
+                Ok(packed) if kept == Kept::IfMissing => {
+                    let kept = if inner.claim(nar, &draft) {
+                        let kept = inner.nars.keep(draft, nar);
+                        inner.unclaim(nar);
+                        kept
+                    } else {
+                        Ok(())
+                    };
+                    (None, kept.map(|()| packed).map_err(PackError::Write))
+                }
                 Ok(packed) => (None, inner.nars.keep(draft, nar).map(|()| packed).map_err(PackError::Write)),
                 Err(error) => (Some(draft), Err(error)),
             };

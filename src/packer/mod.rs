@@ -5,6 +5,7 @@
 mod ahead;
 mod bring;
 mod fetch;
+mod prove;
 mod upkeep;
 
 use std::collections::HashMap;
@@ -15,13 +16,16 @@ use std::time::{Duration, Instant};
 
 use narinfo::{Compression, NarHash, StoreDir};
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::timeout;
 
 use crate::index::{self, Index, NarRow, PathRow};
 use crate::nar_store::{Expected, Form, Growing, Nar, NarStore, Packed, Small, Source};
 use crate::roots::Roots;
 use crate::upstream::Upstreams;
-use ahead::Ahead;
+use ahead::{Ahead, EXPECTED_FOR};
 pub use fetch::upstream_nar;
+pub use prove::NotProven;
+use prove::Proofs;
 pub use upkeep::{Fault, Flaw, Look};
 
 /// How long the background packer rests after the NAR store could not be written.
@@ -92,6 +96,10 @@ struct Inner {
     store_dir: StoreDir,
     /// What is being packed now: equal requests follow the same file.
     under_way: Mutex<HashMap<NarHash, Growing>>,
+    /// Contents that are being proven.
+    proofs: Proofs,
+    /// Bytes of a NAR that is fetched, at most; `None` goes by what is free.
+    nar_bytes_max: Option<u64>,
     /// How many of those a client waits for.
     awaited: AtomicUsize,
     /// NARs that a store path turned out not to have, though Nix registered them, and when.
@@ -116,6 +124,7 @@ impl Packer {
         roots: Roots,
         upstreams: Upstreams,
         store_dir: StoreDir,
+        nar_bytes_max: Option<u64>,
     ) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self(Arc::new(Inner {
@@ -125,6 +134,8 @@ impl Packer {
             upstreams,
             store_dir,
             under_way: Mutex::default(),
+            proofs: Proofs::default(),
+            nar_bytes_max,
             awaited: AtomicUsize::new(0),
             damaged: Mutex::default(),
             ahead: Mutex::default(),
@@ -262,8 +273,11 @@ impl Packer {
             let packer = self.clone();
             tokio::spawn(async move {
                 // Whatever goes wrong is said to the client that asks for it.
-                if let Ok(Some(row)) = packer.0.index.path_with_nar(next).await {
-                    let _ = packer.start(row, For::Client);
+                if let Ok(Some(row)) = packer.0.index.path_with_nar(next).await
+                    && let Ok(Nar::Growing(mut growing)) = packer.start(row, For::Client)
+                {
+                    // Followed until the client may have come for it.
+                    let _ = timeout(EXPECTED_FOR, growing.finished()).await;
                 }
             });
         }

@@ -48,6 +48,13 @@ impl Breaker {
         }
     }
 
+    /// It has asked to be left alone until then.
+    pub(super) fn rest_until(&self, until: Instant) {
+        let mut state = self.lock();
+        let rest = state.rest.get_or_insert(Rest { until, length: REST_MIN, tried: false });
+        rest.until = rest.until.max(until);
+    }
+
     /// There was an answer. Whether it had been resting.
     pub(super) fn answered(&self, now: Instant) -> bool {
         let before =

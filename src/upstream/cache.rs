@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::hash::Hash;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use narinfo::{KeyName, NarHash, NarInfo, PublicKey, Signature, StoreDir};
@@ -14,6 +14,7 @@ use super::document::Document;
 use super::metrics::{Asked, Metrics};
 use super::settings::CacheSettings;
 use super::transport::{self, Opened, Rest, Transport};
+use super::turns::{Share, Turns};
 
 /// Narinfos and realisations that one upstream is asked for at the same time.
 const ASKED_AT_ONCE_MAX: usize = 32;
@@ -26,6 +27,9 @@ const REMEMBERED_MAX: u64 = 100_000;
 const INFO_BYTES_MAX: usize = 64 * 1024;
 /// How long an upstream is not believed about a NAR that it turned out not to have; by then it may have been repaired.
 const DISTRUSTED_FOR: Duration = Duration::from_secs(300);
+
+/// The pause before a question is asked again that was not answered; each further one is twice as long.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
 
 /// How long an upstream is the last to be tried for a NAR that broke off on its way.
 const BROKEN_FOR: Duration = Duration::from_secs(60);
@@ -40,8 +44,10 @@ pub(super) enum Said<T> {
     Found(Box<T>),
     /// It has not.
     Missing,
-    /// Nothing that can be used, and why.
-    Nothing(String),
+    /// Something that cannot be used, and why.
+    Refused(String),
+    /// Nothing, which may pass, and why.
+    Failed(String),
 }
 
 /// An upstream.
@@ -52,13 +58,17 @@ pub(super) struct Cache {
     store_dir: StoreDir,
     transport: Transport,
     breaker: Breaker,
+    /// Why it did not answer when it did not.
+    last_failure: Mutex<String>,
     /// Files that it had not.
     missing: moka::sync::Cache<String, ()>,
     /// NARs that it promised and had not.
     distrusted: moka::sync::Cache<NarHash, ()>,
     /// NARs that did not come, or not whole.
     broken: moka::sync::Cache<NarHash, ()>,
-    asking: Semaphore,
+    /// NARs that came wrong over several connections.
+    resumed_wrongly: moka::sync::Cache<NarHash, ()>,
+    asking: Turns,
     transfers: Arc<Semaphore>,
     metrics: Arc<Metrics>,
 }
@@ -78,10 +88,12 @@ impl Cache {
             store_dir,
             transport,
             breaker: Breaker::default(),
+            last_failure: Mutex::default(),
             missing: remembering(remember_missing),
             distrusted: remembering(DISTRUSTED_FOR),
             broken: remembering(BROKEN_FOR),
-            asking: Semaphore::new(ASKED_AT_ONCE_MAX),
+            resumed_wrongly: remembering(DISTRUSTED_FOR),
+            asking: Turns::new(ASKED_AT_ONCE_MAX),
             transfers: Arc::new(Semaphore::new(TRANSFERS_MAX)),
             metrics,
         })
@@ -98,6 +110,16 @@ impl Cache {
 
     pub(super) fn rests(&self) -> bool {
         self.breaker.rests()
+    }
+
+    /// Whether it has not answered when it was asked last.
+    pub(super) fn is_failing(&self) -> bool {
+        self.breaker.answered_lately(Instant::now()) == Some(false)
+    }
+
+    /// Whether one of its keys has signed what is said of a path.
+    pub(super) fn has_signed(&self, info: &NarInfo) -> bool {
+        info.is_signed(&self.store_dir, &self.settings.public_keys)
     }
 
     /// Where the Nix daemon is to fetch from. It does not say for whom it asks, so a cache of our kind is asked where that
@@ -137,9 +159,15 @@ impl Cache {
         outcome
     }
 
-    /// What it says of `key`, within `budget`; `via` goes with the request.
-    pub(super) async fn ask<T: Document>(&self, key: &T::Key, budget: Duration, via: &str) -> Said<T> {
-        let (what, said) = self.say(key, budget, via).await;
+    /// What it says of `key`, within `budget`, once it is the turn of whoever asks; `via` goes with the request.
+    pub(super) async fn ask<T: Document>(
+        &self,
+        key: &T::Key,
+        budget: Duration,
+        via: &str,
+        share: Share,
+    ) -> Said<T> {
+        let (what, said) = self.say(key, budget, via, share).await;
         self.metrics.asked(&self.name, T::KIND, what);
         said
     }
@@ -154,18 +182,25 @@ impl Cache {
         self.metrics.asked(&self.name, NarInfo::KIND, Asked::Remembered);
     }
 
-    async fn say<T: Document>(&self, key: &T::Key, budget: Duration, via: &str) -> (Asked, Said<T>) {
+    async fn say<T: Document>(
+        &self,
+        key: &T::Key,
+        budget: Duration,
+        via: &str,
+        share: Share,
+    ) -> (Asked, Said<T>) {
         let file = T::file(key);
         if self.remembers_missing(&file) {
             return (Asked::Remembered, Said::Missing);
         }
         // Whoever waits for a turn has not asked yet: the budget is the upstream's.
-        let Ok(_turn) = self.asking.acquire().await else { return (Asked::Missing, Said::Missing) };
+        let _turn = self.asking.turn(share).await;
         if !self.breaker.may_ask(Instant::now()) {
-            let reason = "it has not answered lately and is not asked for a while";
-            return (Asked::Rested, self.nothing(reason));
+            let why = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            return (Asked::Rested, Said::Failed(self.named(&format!("{why}; it is not asked for a while"))));
         }
-        match self.within(budget, self.transport.read(&file, T::BYTES_MAX, via)).await {
+        let read = || self.transport.read(&file, T::BYTES_MAX, via);
+        match self.within(budget, tried_again(read, Instant::now() + budget)).await {
             Ok(None) => {
                 self.missing.insert(file, ());
                 (Asked::Missing, Said::Missing)
@@ -175,14 +210,14 @@ impl Cache {
                 Err(reason) => {
                     tracing::warn!(upstream = self.name, %key, reason, "a {} is refused", T::KIND);
                     let reason = format!("its {} is refused: {reason}", T::KIND);
-                    (Asked::Refused, self.nothing(&reason))
+                    (Asked::Refused, Said::Refused(self.named(&reason)))
                 }
             },
             Err(error) if error.is_final() => {
                 tracing::warn!(upstream = self.name, %key, %error, "a {} is refused", T::KIND);
-                (Asked::Refused, self.nothing(&error.to_string()))
+                (Asked::Refused, Said::Refused(self.named(&error.to_string())))
             }
-            Err(error) => (Asked::Failed, self.nothing(&error.to_string())),
+            Err(error) => (Asked::Failed, Said::Failed(self.named(&error.to_string()))),
         }
     }
 
@@ -198,13 +233,22 @@ impl Cache {
         Ok(document)
     }
 
-    fn nothing<T>(&self, reason: &str) -> Said<T> {
-        Said::Nothing(format!("{}: {reason}", self.name))
+    fn named(&self, reason: &str) -> String {
+        format!("{}: {reason}", self.name)
     }
 
     /// Opens one of its files; `at` an absolute address or one from the cache on.
     pub(super) async fn open(&self, at: &str, rest: Option<Rest<'_>>) -> Result<Opened, transport::Error> {
-        self.within(self.settings.stall_timeout, self.transport.open(at, rest)).await
+        let stall = self.settings.stall_timeout;
+        let opened = tokio::time::timeout(stall, self.transport.open(at, rest)).await;
+        let opened = opened.unwrap_or(Err(transport::Error::Stalled(stall)));
+        match &opened {
+            // Trouble with one file: all the others may be there.
+            Err(transport::Error::Status { .. }) => {}
+            Err(error) if !error.is_final() => self.failed(error),
+            _ => self.answered(),
+        }
+        opened
     }
 
     /// A turn to fetch a NAR, once there are not too many under way.
@@ -236,6 +280,15 @@ impl Cache {
         self.broken.contains_key(&nar)
     }
 
+    /// A NAR came wrong over several connections.
+    pub(super) fn note_resumed_wrongly(&self, nar: NarHash) {
+        self.resumed_wrongly.insert(nar, ());
+    }
+
+    pub(super) fn resumes_wrongly(&self, nar: NarHash) -> bool {
+        self.resumed_wrongly.contains_key(&nar)
+    }
+
     pub(super) fn came(&self, bytes: u64) {
         self.metrics.came(&self.name, bytes);
     }
@@ -249,9 +302,14 @@ impl Cache {
     }
 
     fn failed(&self, error: &transport::Error) {
-        match self.breaker.failed(Instant::now()) {
+        let now = Instant::now();
+        *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = error.to_string();
+        match self.breaker.failed(now) {
             Some(rest) => tracing::warn!(upstream = self.name, %error, ?rest, "is not asked for a while"),
             None => tracing::info!(upstream = self.name, %error, "did not answer"),
+        }
+        if let Some(after) = error.retry_after() {
+            self.breaker.rest_until(now + after);
         }
     }
 }
@@ -277,6 +335,27 @@ fn untrusted(signatures: &[Signature], keys: &[PublicKey]) -> String {
             "it has a signature under the name {alike}, which does not verify with the configured key of that name: either \
              public-keys has {alike} misspelt, or what is signed was changed"
         )
+    }
+}
+
+/// Asks until there is an answer that stands, with longer and longer pauses, or until another attempt would be too late.
+async fn tried_again<T, F: Future<Output = Result<T, transport::Error>>>(
+    mut ask: impl FnMut() -> F,
+    deadline: Instant,
+) -> Result<T, transport::Error> {
+    let mut pause = PAUSE_MIN;
+    loop {
+        let error = match ask().await {
+            Err(error) if !error.is_final() => error,
+            answer => return answer,
+        };
+        let wait = error.retry_after().unwrap_or(pause);
+        // As long as that there should be left for the answer.
+        if Instant::now() + 2 * wait > deadline {
+            return Err(error);
+        }
+        tokio::time::sleep(wait).await;
+        pause *= 2;
     }
 }
 

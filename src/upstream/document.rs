@@ -24,7 +24,7 @@ pub(super) trait Document: Sized + Debug + Send + 'static {
     /// What it says, if it is about `key` and well-formed.
     fn parse(store_dir: &StoreDir, key: &Self::Key, bytes: &[u8]) -> Result<Self, String>;
 
-    /// Whether one of `keys` has signed it, or it proves itself.
+    /// Whether one of `keys` has signed it, or it is of a path that its contents may prove once they are here.
     fn is_trusted(&self, store_dir: &StoreDir, keys: &[PublicKey]) -> bool;
 
     /// Its signatures, not verified.
@@ -67,7 +67,7 @@ impl Document for NarInfo {
     }
 
     fn is_trusted(&self, store_dir: &StoreDir, keys: &[PublicKey]) -> bool {
-        self.is_trusted(store_dir, keys)
+        self.is_signed(store_dir, keys) || self.names_contents(store_dir)
     }
 
     fn signatures(&self) -> &[Signature] {

@@ -39,6 +39,8 @@ pub enum NarOutcome {
     Refused,
     /// It did not come, or not whole.
     Failed,
+    /// It did not come for so long that its path is not served from there any more.
+    GivenUp,
 }
 
 /// The counters of all upstreams.
@@ -71,7 +73,8 @@ impl Metrics {
         );
         registry.register(
             "nars",
-            "NARs that were to be fetched from an upstream: kept, missing, refused (another than promised), or failed",
+            "NARs that were to be fetched from an upstream: kept, missing, refused (another than promised), failed, or given-up \
+             (failed for so long that the path is not served from there any more)",
             Family::clone(&nars),
         );
         let bytes = Family::default();
@@ -118,6 +121,7 @@ impl Metrics {
             NarOutcome::Missing => "missing",
             NarOutcome::Refused => "refused",
             NarOutcome::Failed => "failed",
+            NarOutcome::GivenUp => "given-up",
         };
         self.nars.get_or_create(&labels(upstream, outcome)).inc();
     }

@@ -13,8 +13,10 @@ mod proxies;
 mod settings;
 mod transfer;
 mod transport;
+mod turns;
 mod via;
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,9 +30,14 @@ use document::Document;
 use metrics::Metrics;
 pub use metrics::NarOutcome;
 pub use settings::{CacheSettings, Mode};
+use transfer::Source;
 pub use transfer::{Broken, Transfer};
 pub use transport::BUILDS_HEADER;
+use turns::Share;
 pub use via::{Name, Via};
+
+/// How long a NAR is asked for again at most, so that of the 300 s of silence that clients bear enough is left for a build.
+const NAR_PATIENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Which other caches there are, and how they are asked.
 #[derive(Clone, Debug)]
@@ -41,6 +48,8 @@ pub struct Settings {
     pub budget: Duration,
     /// How long one is remembered not to have a path.
     pub remember_missing: Duration,
+    /// How long what may pass is tried again before it is final.
+    pub transient_retry: Duration,
     /// Where logins are that no other setting has.
     pub netrc: NetrcFile,
 }
@@ -73,6 +82,21 @@ impl Settings {
     }
 }
 
+/// For whom upstreams are asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Asker {
+    /// The caches of our kind that the request has come through.
+    pub via: Via,
+    /// The address of the client; `None` for ourselves.
+    pub client: Option<IpAddr>,
+}
+
+impl Asker {
+    fn share(&self) -> Share {
+        Share::of(self.client)
+    }
+}
+
 /// Why an upstream cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -94,8 +118,19 @@ pub enum Error {
 pub enum Lookup {
     /// One has it.
     Found(Box<Found>),
-    /// None has it, as far as they could be asked; what they said else.
+    /// None has it, or none has one that can be used; what they said else.
     Missing(Vec<String>),
+    /// None is known to have it, but not all could tell: another look in a while may find it. What they said.
+    Troubled(Vec<String>),
+}
+
+/// No answer that can be used.
+#[derive(Debug, Default)]
+pub struct Nothing {
+    /// What the upstreams said, beside that they have it not.
+    pub reasons: Vec<String>,
+    /// Whether one of them could not tell, which may pass.
+    pub troubled: bool,
 }
 
 /// A narinfo that is trusted, and where it is from.
@@ -107,6 +142,8 @@ pub struct Found {
     pub upstream: String,
     /// Whether clients are to fetch from there.
     pub redirect: bool,
+    /// Whether a trusted key has signed it. Else the path is named by its contents: they must prove the rest.
+    pub signed: bool,
 }
 
 /// Why a file does not come.
@@ -128,6 +165,7 @@ pub struct Upstreams {
     /// Those that only builds take inputs from.
     for_builds: Arc<[Arc<Cache>]>,
     budget: Duration,
+    transient_retry: Duration,
     /// What we are called on the way of a request.
     own: Name,
     metrics: Arc<Metrics>,
@@ -158,6 +196,7 @@ impl Upstreams {
             caches: caches.into(),
             for_builds: for_builds.into(),
             budget: settings.budget,
+            transient_retry: settings.transient_retry,
             own,
             metrics,
         })
@@ -202,23 +241,22 @@ impl Upstreams {
         answering.into_iter().map(|(_, url)| url).collect()
     }
 
-    /// What the best of those that have `hash` says. All are asked at once, for a request that came this way.
-    pub async fn find(&self, hash: StorePathHash, via: &Via) -> Lookup {
-        self.find_in(hash, via, &[]).await
+    /// What the best of those that have `hash` says. All are asked at once.
+    pub async fn find(&self, hash: StorePathHash, asker: &Asker) -> Lookup {
+        self.find_beside(hash, &[], asker).await
     }
 
-    /// The same of others than these, for ourselves.
-    pub async fn find_beside(&self, hash: StorePathHash, known: &[String]) -> Lookup {
-        self.find_in(hash, &Via::default(), known).await
-    }
-
-    async fn find_in(&self, hash: StorePathHash, via: &Via, but: &[String]) -> Lookup {
-        match self.ask::<NarInfo>(hash, via, but).await {
+    /// The same of others than these.
+    pub async fn find_beside(&self, hash: StorePathHash, known: &[String], asker: &Asker) -> Lookup {
+        match self.ask::<NarInfo>(hash, asker, known).await {
             Ok((info, cache)) => {
                 let redirect = cache.settings().mode == Mode::Redirect;
-                Lookup::Found(Box::new(Found { info, upstream: cache.name().to_owned(), redirect }))
+                let signed = cache.has_signed(&info);
+                let upstream = cache.name().to_owned();
+                Lookup::Found(Box::new(Found { info, upstream, redirect, signed }))
             }
-            Err(reasons) => Lookup::Missing(reasons),
+            Err(Nothing { reasons, troubled: true }) => Lookup::Troubled(reasons),
+            Err(Nothing { reasons, troubled: false }) => Lookup::Missing(reasons),
         }
     }
 
@@ -226,21 +264,21 @@ impl Upstreams {
     ///
     /// # Errors
     /// When none has one, as far as they could be asked; with what they said else.
-    pub async fn find_realisation(&self, id: &DrvOutput, via: &Via) -> Result<Realisation, Vec<String>> {
-        self.ask(id.clone(), via, &[]).await.map(|(realisation, _)| realisation)
+    pub async fn find_realisation(&self, id: &DrvOutput, asker: &Asker) -> Result<Realisation, Nothing> {
+        self.ask(id.clone(), asker, &[]).await.map(|(realisation, _)| realisation)
     }
 
     /// Asks all but some.
     async fn ask<T: Document>(
         &self,
         key: T::Key,
-        via: &Via,
+        asker: &Asker,
         but: &[String],
-    ) -> Result<(T, &Cache), Vec<String>> {
-        if via.ends_at(&self.own) {
-            return Err(Vec::new());
+    ) -> Result<(T, &Cache), Nothing> {
+        if asker.via.ends_at(&self.own) {
+            return Err(Nothing::default());
         }
-        let via: Arc<str> = via.and(&self.own).to_string().into();
+        let (via, share): (Arc<str>, _) = (asker.via.and(&self.own).to_string().into(), asker.share());
         let mut asking = JoinSet::new();
         let mut said: Vec<Option<Said<T>>> = self.caches.iter().map(|_| None).collect();
         for (rank, cache) in self.caches.iter().enumerate() {
@@ -250,41 +288,75 @@ impl Upstreams {
             }
             let (cache, key) = (Arc::clone(cache), key.clone());
             let (budget, via) = (self.budget, Arc::clone(&via));
-            asking.spawn(async move { (rank, cache.ask::<T>(&key, budget, &via).await) });
+            asking.spawn(async move { (rank, cache.ask::<T>(&key, budget, &via, share).await) });
         }
         while let Some(answer) = asking.join_next().await {
             let Ok((rank, answer)) = answer else { continue };
             said[rank] = Some(answer);
             // It is settled once the best of all that may have it is known to.
-            let best = said.iter_mut().find(|said| !matches!(said, Some(Said::Missing | Said::Nothing(_))));
+            let best = said
+                .iter_mut()
+                .find(|said| !matches!(said, Some(Said::Missing | Said::Refused(_) | Said::Failed(_))));
             if let Some(Some(Said::Found(_))) = best {
                 break;
             }
         }
-        let mut reasons = Vec::new();
+        let mut nothing = Nothing::default();
         for (cache, said) in self.caches.iter().zip(said) {
             match said {
                 Some(Said::Found(document)) => return Ok((*document, cache)),
-                Some(Said::Nothing(reason)) => reasons.push(reason),
+                Some(Said::Refused(reason)) => nothing.reasons.push(reason),
+                Some(Said::Failed(reason)) => {
+                    nothing.reasons.push(reason);
+                    nothing.troubled = true;
+                }
                 Some(Said::Missing) | None => {}
             }
         }
-        Err(reasons)
+        Err(nothing)
     }
 
-    /// Begins to fetch the file that a narinfo of `upstream` has at `url`; at most `bytes_max` come of it.
+    /// How long a NAR that was promised is asked for again: a client waits for it in silence, and not for ever.
+    #[must_use]
+    pub fn nar_patience(&self) -> Duration {
+        self.transient_retry.min(NAR_PATIENCE_MAX)
+    }
+
+    /// Begins to fetch the file of a NAR that an upstream has; at most `bytes_max` come of it.
     ///
     /// # Errors
     /// When it cannot be opened.
-    pub async fn fetch(&self, upstream: &str, url: &str, bytes_max: u64) -> Result<Transfer, FetchError> {
+    pub async fn fetch(
+        &self,
+        upstream: &str,
+        nar: NarHash,
+        url: &str,
+        bytes_max: u64,
+    ) -> Result<Transfer, FetchError> {
         let Some(cache) = self.cache(upstream) else {
-            return Err(FetchError::Gone(format!("{upstream} is no upstream any more")));
+            return Err(FetchError::Gone("it is no upstream any more".into()));
         };
         let turn = cache.turn().await;
         match cache.open(url, None).await {
-            Ok(opened) => Ok(Transfer::start(Arc::clone(cache), url.to_owned(), opened, bytes_max, turn)),
-            Err(error) if error.is_final() => Err(FetchError::Gone(format!("{upstream}: {error}"))),
-            Err(error) => Err(FetchError::NotNow(format!("{upstream}: {error}"))),
+            Ok(opened) => {
+                let source = Source {
+                    cache: Arc::clone(cache),
+                    url: url.to_owned(),
+                    bytes_max,
+                    patience: self.nar_patience(),
+                    whole: cache.resumes_wrongly(nar),
+                };
+                Ok(Transfer::start(source, opened, turn))
+            }
+            Err(error) if error.is_final() => Err(FetchError::Gone(error.to_string())),
+            Err(error) => Err(FetchError::NotNow(error.to_string())),
+        }
+    }
+
+    /// What came of a NAR over several connections was wrong: next time it is to come over one.
+    pub fn resumed_wrongly(&self, upstream: &str, nar: NarHash) {
+        if let Some(cache) = self.cache(upstream) {
+            cache.note_resumed_wrongly(nar);
         }
     }
 
@@ -301,6 +373,9 @@ impl Upstreams {
         let Some(cache) = self.cache(upstream) else { return };
         match what {
             NarOutcome::Missing | NarOutcome::Refused => cache.distrust(nar),
+            // Where it gives nothing at all, its narinfos say nothing either.
+            NarOutcome::GivenUp if cache.is_failing() => {}
+            NarOutcome::GivenUp => cache.distrust(nar),
             NarOutcome::Failed => cache.note_broken(nar),
             NarOutcome::Kept => {}
         }

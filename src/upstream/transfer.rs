@@ -2,6 +2,7 @@
 //! blocking reader. Bounded in bytes, and in how slowly they may come; what they are worth is for the reader to find out.
 
 use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ const BREAKS_MAX: u32 = 4;
 const PROGRESS_BYTES: u64 = 4 * 1024 * 1024;
 /// The pause after the first break; each further one is twice as long.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How often it doubles.
+const PAUSE_DOUBLINGS_MAX: u32 = 5;
 
 /// The bytes of a file, for a thread that may wait for them. Dropping it ends the transfer.
 #[derive(Debug)]
@@ -37,34 +40,40 @@ pub struct Transfer {
 
 /// Why a transfer broke off, if it did: then what was read is not to blame.
 #[derive(Clone, Debug, Default)]
-pub struct Broken(Arc<OnceLock<String>>);
+pub struct Broken(Arc<Breaks>);
+
+#[derive(Debug, Default)]
+struct Breaks {
+    reason: OnceLock<String>,
+    resumed: AtomicBool,
+}
 
 impl Broken {
     /// The reason.
     #[must_use]
     pub fn reason(&self) -> Option<&str> {
-        self.0.get().map(String::as_str)
+        self.0.reason.get().map(String::as_str)
+    }
+
+    /// Whether parts of it came over different connections: where they do not fit, nobody knows whose fault it is.
+    #[must_use]
+    pub fn was_resumed(&self) -> bool {
+        self.0.resumed.load(Ordering::Relaxed)
     }
 }
 
 impl Transfer {
-    /// Starts reading `opened`, a file of `cache` at `url`; no more than `bytes_max`. The turn ends with it.
-    pub(super) fn start(
-        cache: Arc<Cache>,
-        url: String,
-        opened: Opened,
-        bytes_max: u64,
-        turn: Option<OwnedSemaphorePermit>,
-    ) -> Self {
+    /// Starts reading `opened`, a file of this source. The turn ends with it.
+    pub(super) fn start(source: Source, opened: Opened, turn: Option<OwnedSemaphorePermit>) -> Self {
         let (sender, pieces) = mpsc::channel(PIECES_WAITING_MAX);
         let (encoding, broken) = (opened.encoding, Broken::default());
-        let etag = opened.etag.clone();
-        let source = Source { cache, url, opened: Some(opened), etag, at: 0, bytes_max };
+        let (etag, length) = (opened.etag.clone(), opened.length);
         let why = broken.clone();
+        let pump = Pump { source, opened: Some(opened), etag, length, at: 0, why: why.clone() };
         tokio::spawn(async move {
             let _turn = turn;
-            if let Err(error) = source.pump(sender).await {
-                let _ = why.0.set(error.to_string());
+            if let Err(error) = pump.run(sender).await {
+                let _ = why.0.reason.set(error.to_string());
             }
         });
         Self { pieces, piece: Bytes::new(), encoding, broken }
@@ -97,34 +106,52 @@ impl Read for Transfer {
     }
 }
 
+/// What is transferred, and within which bounds.
+pub(super) struct Source {
+    pub(super) cache: Arc<Cache>,
+    pub(super) url: String,
+    pub(super) bytes_max: u64,
+    /// How long it is resumed in vain at most, once something has come.
+    pub(super) patience: Duration,
+    /// Whether it is read from its beginning after each break.
+    pub(super) whole: bool,
+}
+
 /// The reading end of a transfer.
-struct Source {
-    cache: Arc<Cache>,
-    url: String,
+struct Pump {
+    source: Source,
     /// `None` once the connection broke.
     opened: Option<Opened>,
     etag: Option<HeaderValue>,
+    /// Bytes of all of it, as the first answer had it.
+    length: Option<u64>,
     /// Bytes that have been passed on.
     at: u64,
-    bytes_max: u64,
+    why: Broken,
 }
 
-impl Source {
+impl Pump {
     /// Passes all of the file on, over several connections where need be.
-    async fn pump(mut self, sender: mpsc::Sender<Bytes>) -> Result<(), Error> {
-        let (mut breaks, mut since) = (0, 0);
+    async fn run(mut self, sender: mpsc::Sender<Bytes>) -> Result<(), Error> {
+        let (mut breaks, mut since, mut since_when) = (0, 0, Instant::now());
         loop {
             let Err(error) = self.pass_on(&sender).await else { return Ok(()) };
             if self.at - since >= PROGRESS_BYTES {
-                (breaks, since) = (0, self.at);
+                (breaks, since, since_when) = (0, self.at, Instant::now());
             }
             breaks += 1;
-            if error.is_final() || breaks >= BREAKS_MAX {
+            // Before anything has come there may be another upstream.
+            let patient = self.at > 0 && since_when.elapsed() < self.source.patience;
+            let unresumable = matches!(error, Error::Status { code: 416, .. }) && !self.source.whole;
+            if (error.is_final() && !unresumable) || (breaks >= BREAKS_MAX && !patient) {
                 return Err(error);
             }
-            let upstream = self.cache.name();
-            tracing::info!(%upstream, url = self.url, at = self.at, %error, "a transfer broke off and is resumed");
-            tokio::time::sleep(PAUSE * 2_u32.pow(breaks - 1)).await;
+            self.source.whole |= unresumable;
+            let (upstream, url) = (self.source.cache.name(), &self.source.url);
+            tracing::info!(%upstream, url, at = self.at, %error, "a transfer broke off and is resumed");
+            let pause =
+                error.retry_after().unwrap_or(PAUSE * 2_u32.pow((breaks - 1).min(PAUSE_DOUBLINGS_MAX)));
+            tokio::time::sleep(pause).await;
             self.opened = None;
         }
     }
@@ -134,8 +161,8 @@ impl Source {
             Some(opened) => opened,
             None => self.reopen().await?,
         };
-        let mut skip = self.at.checked_sub(opened.from).ok_or(Error::Answer("it goes on at another byte"))?;
-        let stall = self.cache.stall_timeout();
+        let mut skip = self.at.checked_sub(opened.from).ok_or(Error::Answer("it begins at another byte"))?;
+        let stall = self.source.cache.stall_timeout();
         let (mut window_end, mut came) = (Instant::now() + stall, 0);
         loop {
             let mut piece = match timeout_at(window_end, opened.next_chunk()).await {
@@ -153,11 +180,11 @@ impl Source {
             let skipped = skip.min(piece.len() as u64);
             skip -= skipped;
             piece.advance(usize::try_from(skipped).unwrap_or(usize::MAX));
-            if self.at + piece.len() as u64 > self.bytes_max {
+            if self.at + piece.len() as u64 > self.source.bytes_max {
                 return Err(Error::Answer("it is longer than such a NAR can be"));
             }
             self.at += piece.len() as u64;
-            self.cache.came(piece.len() as u64);
+            self.source.cache.came(piece.len() as u64);
             let waited = Instant::now();
             // A reader that is gone has seen enough.
             if !piece.is_empty() && sender.send(piece).await.is_err() {
@@ -173,12 +200,24 @@ impl Source {
     }
 
     /// The file from where it broke off; from its beginning where the upstream can do no better.
-    async fn reopen(&self) -> Result<Opened, Error> {
-        let opened =
-            self.cache.open(&self.url, Some(Rest { from: self.at, etag: self.etag.as_ref() })).await?;
-        if self.etag.is_some() && opened.etag != self.etag {
-            return Err(Error::Answer("the file changed while it was read"));
+    async fn reopen(&mut self) -> Result<Opened, Error> {
+        loop {
+            let resumed = self.at > 0 && !self.source.whole;
+            let rest = resumed.then_some(Rest { from: self.at, etag: self.etag.as_ref() });
+            let opened = self.source.cache.open(&self.source.url, rest).await?;
+            if self.etag.is_some() && opened.etag != self.etag {
+                return Err(Error::Answer("the file changed while it was read"));
+            }
+            let another = |length| self.length.is_some_and(|first| first != length);
+            if resumed && (opened.from > self.at || opened.length.is_some_and(another)) {
+                // Not the part that was asked for, or a part that is said to be the whole.
+                self.source.whole = true;
+                continue;
+            }
+            if resumed {
+                self.why.0.resumed.store(true, Ordering::Relaxed);
+            }
+            return Ok(opened);
         }
-        Ok(opened)
     }
 }

@@ -12,7 +12,7 @@ use narinfo::Compression;
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use reqwest::header::{
     ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_RANGE, ETAG, HeaderMap, HeaderValue, IF_RANGE, LOCATION,
-    RANGE, VIA,
+    RANGE, RETRY_AFTER, VIA,
 };
 use reqwest::redirect::Policy;
 use reqwest::{Client, ClientBuilder, Response, Url};
@@ -30,6 +30,8 @@ use crate::growing::CHUNK_BYTES;
 
 /// What means something else in a URL than in the name of a file.
 const NOT_IN_NAMES: &AsciiSet = &CONTROLS.add(b'?').add(b'#').add(b'%');
+/// The longest time that an upstream is left alone because it says so.
+const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
 /// The header by which every answer of a cache of our kind tells that it builds what it is missing.
 pub const BUILDS_HEADER: &str = "x-ondine";
 
@@ -44,6 +46,8 @@ pub(super) enum Error {
     Status {
         /// Its code.
         code: u16,
+        /// How long it wants to be left alone.
+        retry_after: Option<Duration>,
     },
     /// The address leads where we do not go.
     #[error("its address is refused: {0}")]
@@ -75,9 +79,22 @@ fn hint(status: u16) -> &'static str {
 }
 
 impl Error {
-    /// Whether this is the file's fault: another try would end the same.
+    /// Whether this is the file's fault, or ours: another try would end the same. Of the statuses from 400 to 499 a few are
+    /// about the moment (RFC 9110, 15.5.9; RFC 8470, 5.2; RFC 6585, 4).
     pub(super) fn is_final(&self) -> bool {
-        matches!(self, Self::Absent | Self::Refused(_) | Self::Answer(_))
+        match self {
+            Self::Absent | Self::Refused(_) | Self::Unverifiable(_) | Self::Answer(_) => true,
+            Self::Status { code, .. } => (400..500).contains(code) && !matches!(code, 408 | 425 | 429),
+            Self::Stalled(_) | Self::Broken(_) | Self::Folder(_) => false,
+        }
+    }
+
+    /// How long the upstream wants to be left alone.
+    pub(super) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
     }
 }
 
@@ -313,15 +330,26 @@ fn opened(answer: Response) -> Result<Opened, Error> {
     let encoding = encoding.ok_or(Error::Answer("its Content-Encoding is unknown"))?;
     // A weak tag does not name the very bytes (RFC 9110, 13.1.5).
     let etag = headers.get(ETAG).filter(|etag| etag.as_bytes().starts_with(b"\"")).cloned();
-    let (from, length) = match status {
-        200 => (0, answer.content_length()),
-        206 => range(text(CONTENT_RANGE).unwrap_or_default())
-            .ok_or(Error::Answer("its Content-Range is none"))?,
+    let (from, length) = match (status, text(CONTENT_RANGE)) {
+        (200, None) => (0, answer.content_length()),
+        // Some servers send a part and call it the whole.
+        (200 | 206, Some(part)) => range(part).ok_or(Error::Answer("its Content-Range is none"))?,
+        (206, None) => return Err(Error::Answer("it sent a part and does not say which")),
         // Object stores say 403 for what they do not have to whom may not list.
-        403 | 404 | 410 => return Err(Error::Absent),
-        code => return Err(Error::Status { code }),
+        (403 | 404 | 410, _) => return Err(Error::Absent),
+        (code, _) => return Err(Error::Status { code, retry_after: retry_after(headers) }),
     };
     Ok(Opened { body: Body::Http(answer), from, length, etag, encoding })
+}
+
+/// The time in a Retry-After header, which is a number of seconds or a date (RFC 9110, 10.2.3).
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    let after = text.parse().map(Duration::from_secs).ok().or_else(|| {
+        let until = jiff::fmt::rfc2822::parse(text).ok()?.timestamp();
+        until.duration_since(jiff::Timestamp::now()).try_into().ok()
+    })?;
+    Some(after.min(RETRY_AFTER_MAX))
 }
 
 /// The first byte and the length in `bytes FIRST-LAST/LENGTH` (RFC 9110, 14.4).
@@ -340,6 +368,35 @@ impl Opened {
                 let read = file.take(CHUNK_BYTES as u64).read_to_end(&mut chunk).await?;
                 Ok((read > 0).then(|| chunk.into()))
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_is_read_in_seconds_or_as_a_date_and_bounded() {
+        let of = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(RETRY_AFTER, text.parse().expect("a value"));
+            retry_after(&headers)
+        };
+        assert_eq!(of("7"), Some(Duration::from_secs(7)));
+        assert_eq!(of("100000"), Some(RETRY_AFTER_MAX));
+        assert_eq!(of("Fri, 01 Jan 2100 00:00:00 GMT"), Some(RETRY_AFTER_MAX));
+        for none in ["", "-1", "soon", "Sun, 06 Nov 1994 08:49:37 GMT"] {
+            assert_eq!(of(none), None, "{none}");
+        }
+    }
+
+    #[test]
+    fn statuses_that_may_pass_are_told_from_those_that_stand() {
+        for (code, is_final) in
+            [(400, true), (401, true), (408, false), (425, false), (429, false), (500, false), (503, false)]
+        {
+            assert_eq!(Error::Status { code, retry_after: None }.is_final(), is_final, "{code}");
         }
     }
 }

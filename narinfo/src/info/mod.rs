@@ -146,20 +146,21 @@ impl NarInfo {
         text
     }
 
-    /// Whether one of `keys` has signed it, or its content address proves it. Only then is it to be believed.
+    /// Whether one of `keys` has signed it: then all that it says of the path is to be believed.
     #[must_use]
-    pub fn is_trusted(&self, store_dir: &StoreDir, keys: &[PublicKey]) -> bool {
+    pub fn is_signed(&self, store_dir: &StoreDir, keys: &[PublicKey]) -> bool {
         let fingerprint = self.fingerprint(store_dir);
-        let signed = self
-            .signatures
-            .iter()
-            .any(|signature| keys.iter().any(|key| key.verify(signature, &fingerprint)));
-        let proven = || {
-            self.ca
-                .as_ref()
-                .is_some_and(|ca| ca.proves(store_dir, &self.store_path, &self.nar_hash, &self.references))
-        };
-        signed || proven()
+        let signed = |signature| keys.iter().any(|key| key.verify(signature, &fingerprint));
+        self.signatures.iter().any(signed)
+    }
+
+    /// Whether the path has its name from its contents: then they may be proven without a signature, once they are here. Until
+    /// then nothing is to be believed but the path and its references.
+    #[must_use]
+    pub fn names_contents(&self, store_dir: &StoreDir) -> bool {
+        let names =
+            |ca: &ContentAddress| ca.names(store_dir, &self.store_path, &self.nar_hash, &self.references);
+        self.ca.as_ref().is_some_and(names)
     }
 
     /// What its signatures sign.

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use nix_archive::nar::{Error as ArchiveError, Event};
 
+use crate::content_address::{Addressed, Of, Recomputed};
 use count::Counted;
 
 /// Directories within directories at most.
@@ -72,16 +73,47 @@ pub struct Summary {
 /// # Errors
 /// When `input` fails, or is anything else.
 pub fn check(input: &mut dyn Read) -> Result<Summary, Error> {
+    read(input, |_| Ok(()))
+}
+
+/// The same of a NAR that must have these contents, too.
+///
+/// # Errors
+/// When `input` fails, is no NAR, or has other contents.
+pub fn check_addressed(input: &mut dyn Read, addressed: &Addressed) -> Result<Summary, Error> {
+    let other = || Error::Refused("its contents are not those that its path is named by".into());
+    let mut recomputed = addressed.recompute().ok_or_else(other)?;
+    // A file alone, which is not executable, or the NAR whatever is in it.
+    let mut fits = recomputed.of == Of::Nar;
+    let summary = match recomputed.of {
+        Of::Nar => read(&mut Tee { input, recomputed: &mut recomputed }, |_| Ok(()))?,
+        Of::File => read(input, |event| match event {
+            Event::Regular { name: None, executable: false, contents } => {
+                fits = true;
+                std::io::copy(contents, &mut Hashed(&mut recomputed)).map(drop).map_err(ArchiveError::Io)
+            }
+            _ => Ok(()),
+        })?,
+    };
+    if fits && recomputed.fits() { Ok(summary) } else { Err(other()) }
+}
+
+/// Reads a whole NAR, shows every part of it to `see`, and refuses it unless it is exactly one.
+fn read(
+    input: &mut dyn Read,
+    mut see: impl FnMut(&mut NarEvent<'_, BufReader<Counted<&mut dyn Read>>>) -> Result<(), ArchiveError>,
+) -> Result<Summary, Error> {
     let mut summary = Summary::default();
     let mut refusal = None;
     let mut input = BufReader::new(Counted::new(input));
-    let decoded = nix_archive::nar::decode_events_reader(&mut input, |event| {
+    let decoded = nix_archive::nar::decode_events_reader(&mut input, |mut event| {
         count(&mut summary, &event);
         within_limits(&event).map_err(|reason| {
             refusal = Some(reason);
             // The visitor can only stop with an error of the archive crate; which one does not matter.
             ArchiveError::UnexpectedEof
-        })
+        })?;
+        see(&mut event)
     });
     if let Some(reason) = refusal {
         return Err(Error::Refused(reason));
@@ -90,6 +122,34 @@ pub fn check(input: &mut dyn Read) -> Result<Summary, Error> {
     // The decoder has seen the end of the input, so nothing that was counted is left over.
     summary.bytes = input.get_ref().bytes();
     Ok(summary)
+}
+
+/// Hashes what is read through it.
+struct Tee<'a> {
+    input: &'a mut dyn Read,
+    recomputed: &'a mut Recomputed,
+}
+
+impl Read for Tee<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.input.read(buffer)?;
+        self.recomputed.update(&buffer[..read]);
+        Ok(read)
+    }
+}
+
+/// Hashes what is written to it.
+struct Hashed<'a>(&'a mut Recomputed);
+
+impl Write for Hashed<'_> {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.0.update(data);
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 type NarEvent<'a, R> = nix_archive::nar::ReadEvent<'a, R>;

@@ -9,6 +9,8 @@ use std::time::Duration;
 pub enum Fault {
     /// This status and a short text.
     Status(u16),
+    /// The same, with so many seconds in a Retry-After.
+    RetryAfter(u16, u64),
     /// The connection is closed before anything is sent.
     CloseEarly,
     /// Nothing is ever sent, and the connection stays open.
@@ -31,6 +33,12 @@ pub enum Fault {
     Endless,
     /// The whole body, though a part was asked for.
     NoRange,
+    /// The part that was asked for, with its Content-Range, but as if it were the whole (status 200).
+    PartCalledWhole,
+    /// The part that was asked for, in chunks, and not a word of that.
+    PartUnsaid,
+    /// Of a part that was asked for, the right number of bytes, one of which is wrong.
+    PartSpoilt,
     /// Another body.
     Instead(Arc<Vec<u8>>),
     /// A redirect to this address.

@@ -210,6 +210,9 @@ impl Answer<'_> {
                 return Ok(false);
             }
             Some(Fault::Status(status)) => return self.refuse(*status, ""),
+            Some(Fault::RetryAfter(status, seconds)) => {
+                return self.refuse(*status, &format!("Retry-After: {seconds}\r\n"));
+            }
             Some(Fault::Redirect(to)) => return self.refuse(302, &format!("Location: {to}\r\n")),
             Some(Fault::Late(delay)) => std::thread::sleep(*delay),
             Some(Fault::Held(valve)) => valve.pass(),
@@ -224,16 +227,22 @@ impl Answer<'_> {
             return self.refuse(416, &format!("Content-Range: bytes */{whole}\r\n"));
         }
         let end = if ranged { last_byte(&seen).map_or(whole, |last| whole.min(last + 1)) } else { whole };
-        let status = if ranged { "206 Partial Content" } else { "200 OK" };
+        let unsaid = matches!(fault, Some(Fault::PartUnsaid));
+        let whole_said = unsaid || matches!(fault, Some(Fault::PartCalledWhole));
+        let status = if ranged && !whole_said { "206 Partial Content" } else { "200 OK" };
         let mut head = format!("HTTP/1.1 {status}\r\nETag: {tag}\r\nAccept-Ranges: bytes\r\n");
-        if ranged {
+        if ranged && !unsaid {
             head.push_str(&format!("Content-Range: bytes {start}-{}/{whole}\r\n", end - 1));
         }
         if seen.method() == "HEAD" {
             head.push_str(&format!("Content-Length: {}\r\n\r\n", end - start));
             return self.raw(head.as_bytes()).map(|()| true);
         }
-        self.body(fault, head, &body[start..end])
+        let mut part = body[start..end].to_vec();
+        if let (Some(Fault::PartSpoilt), true, Some(byte)) = (&fault, ranged, part.first_mut()) {
+            *byte ^= 0x55;
+        }
+        self.body(fault, head, &part)
     }
 
     /// A status without a file.
@@ -253,7 +262,9 @@ impl Answer<'_> {
         let cut = |at: &usize| &body[..body.len().min(*at)];
         let chunked = "Transfer-Encoding: chunked\r\n";
         match &fault {
-            Some(Fault::ChunksCut(_) | Fault::ChunksEnd(_) | Fault::Endless) => head.push_str(chunked),
+            Some(Fault::ChunksCut(_) | Fault::ChunksEnd(_) | Fault::Endless | Fault::PartUnsaid) => {
+                head.push_str(chunked);
+            }
             Some(Fault::CloseEnds(_)) => head.push_str("Connection: close\r\n"),
             Some(Fault::ShortLength(at)) => head.push_str(&format!("Content-Length: {}\r\n", cut(at).len())),
             _ => head.push_str(&format!("Content-Length: {}\r\n", body.len())),
@@ -279,6 +290,10 @@ impl Answer<'_> {
             }
             Some(Fault::ChunksEnd(at)) => {
                 self.chunks(cut(at))?;
+                self.raw(b"0\r\n\r\n")?;
+            }
+            Some(Fault::PartUnsaid) => {
+                self.chunks(body)?;
                 self.raw(b"0\r\n\r\n")?;
             }
             Some(Fault::ShortLength(at)) => self.plain(cut(at))?,
