@@ -1,0 +1,15 @@
+//! Expectations that Nix's own functional tests have of a binary cache, in our words, held against this server for a client of
+//! every release: <https://github.com/NixOS/nix/tree/master/tests/functional>, the scripts that each part names.
+//!
+//! Left out: listings and the index of debug information (`.ls`, `debuginfo/`), uploads, and caches in a folder or behind a
+//! name with a plus sign, which concern the client alone.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod binary_cache;
+mod ca_substitute;
+mod multiple_outputs;
+mod nar_access;
+mod scene;
+mod signing;
