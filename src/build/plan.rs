@@ -50,18 +50,17 @@ pub(super) async fn plan(
         return Err(Error::Collected);
     }
     let missing = daemon.query_missing(&[BuildTarget::All { drv: drv.clone() }]).await?;
-    if let Some(unknown) = missing.unknown.first() {
-        let reason =
-            format!("{unknown} is needed, is not in the Nix store, and no known derivation makes it");
-        return Err(Error::Impossible(Verdict::passing(reason)));
-    }
     let count = missing.will_build.len();
     if let Some(refusal) = admission::too_many(count, derivations_max) {
         return Err(Error::Impossible(refusal));
     }
     let (store_dir, capabilities) = (daemon.store_dir().clone(), Arc::clone(capabilities));
-    let reading = tokio::task::spawn_blocking(move || read(&store_dir, missing.will_build, &capabilities));
-    let Read { mut needs, systems, lacks, unread } = match reading.await {
+    let unknown = missing.unknown;
+    let reading = tokio::task::spawn_blocking({
+        let unknown = unknown.clone();
+        move || read(&store_dir, missing.will_build, &unknown, &capabilities)
+    });
+    let Read { mut needs, systems, lacks, unread, mut absent } = match reading.await {
         Ok(read) => read,
         Err(error) => return Err(DaemonError::Protocol(format!("reading .drv files failed: {error}")).into()),
     };
@@ -71,7 +70,13 @@ pub(super) async fn plan(
     for drv in unread {
         let info = daemon.query_path_info(&drv).await?;
         let inputs = info.map(|info| info.references).unwrap_or_default();
+        absent = absent.or_else(|| inputs.intersection(&unknown).next().cloned());
         needs.insert(drv, inputs);
+    }
+    // Not all that is unknown: the daemon counts what its substituters lack of a closure that they have in part, and builds that.
+    if let Some(absent) = absent {
+        let reason = format!("{absent} is needed, is not in the Nix store, and no known derivation makes it");
+        return Err(Error::Impossible(Verdict::passing(reason)));
     }
     // The daemon would fetch what it is asked for, as far as it knows. Whether it can is seen when it does: what it cannot fetch, it
     // builds. A system or a feature that is lacking here is no reason against fetching.
@@ -101,14 +106,23 @@ struct Read {
     lacks: Vec<(StorePath, Lack)>,
     /// Those that cannot be read: the daemon knows what they need, and will say what it cannot build.
     unread: Vec<StorePath>,
+    /// An input of one of them that nobody has.
+    absent: Option<StorePath>,
 }
 
-fn read(store_dir: &StoreDir, drvs: BTreeSet<StorePath>, capabilities: &Capabilities) -> Read {
+fn read(
+    store_dir: &StoreDir,
+    drvs: BTreeSet<StorePath>,
+    unknown: &BTreeSet<StorePath>,
+    capabilities: &Capabilities,
+) -> Read {
     let mut read = Read::default();
     for drv in drvs {
         match read_derivation(store_dir, &drv) {
             Ok(derivation) => {
                 read.lacks.extend(capabilities.lack(&derivation).map(|lack| (drv.clone(), lack)));
+                let mut inputs = derivation.input_sources.iter().chain(&derivation.input_derivations);
+                read.absent = read.absent.or_else(|| inputs.find(|input| unknown.contains(*input)).cloned());
                 read.systems.insert(drv.clone(), derivation.system);
                 read.needs.insert(drv, derivation.input_derivations);
             }
