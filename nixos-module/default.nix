@@ -26,7 +26,7 @@ let
 
   written = format.generate "ondine.toml" settings;
   checked = pkgs.runCommand "ondine-checked.toml" { } ''
-    STATE_DIRECTORY=${stateDir} ${cfg.package}/bin/ondine check-config ${written}
+    STATE_DIRECTORY=${stateDir} ${cfg.package}/bin/ondine check-config --settings-only ${written}
     cp ${written} "$out"
   '';
 

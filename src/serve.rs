@@ -1,18 +1,17 @@
 //! The server's life: open the parts, wire them together, run, drain.
 //! The only place that knows every part; holds no logic of any of them.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io;
+mod preflight;
+mod steps;
+
+use std::fs::{self, File};
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::panic::resume_unwind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use narinfo::KeyName;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
@@ -21,7 +20,7 @@ use crate::build::{Builder, Builds, Failures, Logs, Worker};
 use crate::catalogue::{Catalogue, Names, Refresher, Tools};
 use crate::compare::Comparer;
 use crate::http::{Door, Parts, PublicUrl, Service};
-use crate::index::{self, Index};
+use crate::index::Index;
 use crate::keep::{Keeper, Reserve};
 use crate::key::Keys;
 use crate::nar_store::NarStore;
@@ -32,8 +31,9 @@ use crate::substitute::Substitute;
 use crate::upstream::Upstreams;
 use crate::{build, catalogue, doctor, http, keep, key, nar_store, nix, substitute, upstream};
 
-/// The control socket's name in the state directory.
-pub const CONTROL_SOCKET: &str = "control.sock";
+pub use preflight::check;
+pub use steps::{CONTROL_SOCKET, Error};
+use steps::{INDEX_FILE, control_socket, listen, lock, make_state_dir, pools, state};
 
 /// When Nix is asked what nobody waits for: it takes a core for a while, and the first clients come first.
 const ASK_NIX_AFTER: Duration = Duration::from_millis(100);
@@ -51,8 +51,8 @@ pub struct Settings {
     pub listen: SocketAddr,
     /// Where everything is kept.
     pub state_dir: PathBuf,
-    /// The name of a key that is made.
-    pub key_name: KeyName,
+    /// The name of the signing key.
+    pub key_name: key::WantedName,
     /// Files of the signing keys; none for those in the state directory.
     pub signing_keys: Vec<PathBuf>,
     /// Where Nix is.
@@ -83,51 +83,6 @@ pub struct Settings {
     pub keep: keep::Settings,
     /// How the cache presents itself.
     pub http: http::Settings,
-}
-
-/// Why the server does not start.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A part of the state cannot be opened.
-    #[error("cannot use {}", path.display())]
-    State {
-        /// The file or directory.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// Another server uses the state directory.
-    #[error("another server runs with the state directory {}: stop it, or give this one another --state-dir", .0.display())]
-    Locked(PathBuf),
-    /// The key cannot be used.
-    #[error(transparent)]
-    Key(#[from] key::Error),
-    /// The index cannot be used.
-    #[error(transparent)]
-    Index(#[from] index::Error),
-    /// An upstream cannot be used.
-    #[error(transparent)]
-    Upstream(#[from] upstream::Error),
-    /// The background lane cannot be had.
-    #[error(transparent)]
-    Background(#[from] doctor::BackgroundError),
-    /// The address cannot be listened on.
-    #[error("cannot listen on {address}: is another server there? --listen takes another address")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// A part that must run for ever does not.
-    #[error("{0} has stopped because of a bug; see the message above, and start the server again")]
-    Stopped(&'static str),
-    /// The system gives no threads.
-    #[error("cannot start the threads that serve")]
-    Threads(#[source] io::Error),
-    /// The signals cannot be watched.
-    #[error("cannot watch for signals")]
-    Signals(#[source] io::Error),
 }
 
 /// A server that is ready: everything is open, nothing is answered yet.
@@ -188,6 +143,7 @@ impl Server {
     /// When the state, the key, the index or the address cannot be used.
     pub async fn open(settings: Settings) -> Result<Self, Error> {
         raise_descriptor_limit();
+        preflight::folders(&settings.state_dir)?;
         let state_dir = make_state_dir(&settings.state_dir)?;
         let lock = lock(&state_dir)?;
         let control = state_dir.join(CONTROL_SOCKET);
@@ -196,12 +152,15 @@ impl Server {
             let control = control.clone();
             move || state(&control, control_socket)
         });
-        let index_file = state_dir.join("index.sqlite");
+        let index_file = state_dir.join(INDEX_FILE);
         // On a full disk the index could not even be opened.
         let reserve = Reserve::of(&state_dir);
         state(&state_dir, |_| reserve.release_if_needed())?;
         let has_index = index_file.exists();
-        let keys = Keys::open(&state_dir, &settings.signing_keys, settings.key_name, has_index)?;
+        let keys = Keys::open(&state_dir, &settings.signing_keys, &settings.key_name, has_index)?;
+        if let Some(warning) = keys.unheeded(&settings.key_name) {
+            tracing::warn!("{warning}");
+        }
         let resign = key::Record::begin(&state_dir, &keys, !has_index)?;
         let public_keys: Vec<String> = keys.public().map(|key| key.to_string()).collect();
         let public_key = public_keys.first().cloned().unwrap_or_default();
@@ -215,8 +174,7 @@ impl Server {
             build_cores: settings.daemon.build_cores,
             builds: settings.daemon.jobs.saturating_mul(settings.build.lanes.get() as u64),
         };
-        let pool = nix::Pool::new(settings.nix.clone(), settings.daemon.clone());
-        let background = settings.background.map(|nix| nix::Pool::new(nix, settings.daemon));
+        let (pool, background) = pools(&settings);
         if let Some(background) = &background {
             doctor::background(&pool, background).await?;
         }
@@ -312,9 +270,7 @@ impl Server {
             failures: failures.clone(),
             builds: builds.clone(),
         };
-        let not_listening = |source| Error::Listen { address: settings.listen, source };
-        let listener = http::listen(settings.listen).map_err(not_listening)?;
-        let address = listener.local_addr().map_err(not_listening)?;
+        let (listener, address) = listen(settings.listen)?;
         let public_url = settings.http.public_url.clone();
         let url = public_url.unwrap_or_else(|| PublicUrl::of_listener(address, &host_name()));
         let resigner =
@@ -455,37 +411,4 @@ pub fn told_to_end() -> Result<impl Future<Output = ()>, Error> {
             _ = interrupt.recv() => {}
         }
     })
-}
-
-/// Absolute, since the Nix daemon follows symlinks into it; for our eyes only, since the key is in it.
-fn make_state_dir(dir: &Path) -> Result<PathBuf, Error> {
-    state(dir, |dir| {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        dir.canonicalize()
-    })
-}
-
-fn lock(state_dir: &Path) -> Result<File, Error> {
-    let path = state_dir.join("lock");
-    let file = state(&path, |path| OpenOptions::new().write(true).create(true).truncate(false).open(path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(Error::Locked(state_dir.to_owned())),
-        Err(fs::TryLockError::Error(source)) => Err(Error::State { path, source }),
-    }
-}
-
-/// The lock is ours, so a socket that is there is a dead server's.
-fn control_socket(path: &Path) -> io::Result<UnixListener> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
-    Ok(listener)
-}
-
-fn state<T>(path: &Path, open: impl FnOnce(&Path) -> io::Result<T>) -> Result<T, Error> {
-    open(path).map_err(|source| Error::State { path: path.to_owned(), source })
 }

@@ -232,7 +232,7 @@ fn messages_about_settings_show_no_secret() {
     // Systemd gives it when the service starts.
     let named = format!("[[upstream]]\nurl = \"https://h\"\n{keys}\ncredentials-file = \"upstream-0\"\n");
     write(&file, &format!("state-dir = \"{}\"\n{named}", text(&state)));
-    run(command(&["check-config", text(&file)])).must_succeed();
+    run(command(&["check-config", "--listen", "127.0.0.1:0", text(&file)])).must_succeed();
     let mut serve = command(&["serve", "--listen", "127.0.0.1:0", "--config", text(&file)]);
     serve.env("NIX_DAEMON_SOCKET_PATH", "/nonexistent/socket");
     let refused = run(serve).must_fail().stderr;

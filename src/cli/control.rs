@@ -1,5 +1,6 @@
 //! Talks to a running server over its control socket, in the same HTTP as everyone else.
 
+use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -62,13 +63,24 @@ pub(super) fn follow(what: Do, state_dir: &Path, path: &str) -> anyhow::Result<E
 
 async fn ask(state_dir: &Path, method: Method, path: &str) -> anyhow::Result<Response<Incoming>> {
     let socket = state_dir.join(CONTROL_SOCKET);
-    let stream = UnixStream::connect(&socket).await.with_context(|| {
-        format!("no server answers at {}; is it running, with this state directory?", socket.display())
+    let stream = UnixStream::connect(&socket).await.map_err(|error| {
+        let advice = unreachable_advice(&error);
+        anyhow::Error::new(error).context(format!("{}: {advice}", socket.display()))
     })?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
     Ok(sender.send_request(request.body(Empty::<Bytes>::new())?).await?)
+}
+
+/// The way out for someone who cannot reach the server.
+fn unreachable_advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "this user may not use the server's control socket: run the command as the user that runs the server, or as root"
+        }
+        _ => "no server answers here; is it running, with this state directory (--state-dir)?",
+    }
 }
 
 async fn whole(response: Response<Incoming>) -> anyhow::Result<String> {

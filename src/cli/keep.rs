@@ -9,6 +9,7 @@ use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{StateDir, control};
+use crate::config::bytes;
 use crate::http::PinView;
 
 #[derive(Args, Debug)]
@@ -34,7 +35,7 @@ pub(super) struct Gc {
     #[arg(long)]
     dry_run: bool,
     /// Bytes of NARs that may stay [default: the server's max-nars-bytes]
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
     max_bytes: Option<u64>,
     #[command(flatten)]
     state_dir: StateDir,

@@ -18,7 +18,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::catalogue::SetName;
-use crate::config::Written;
+use crate::config::{self, Written};
 use crate::serve::{self, Server};
 
 /// Threads for all that waits for others most of the time. What takes a core has threads of its own, and so have the connections
@@ -41,10 +41,7 @@ enum Command {
     #[command(subcommand)]
     Key(key::Key),
     /// Say whether a settings file would let the server start.
-    CheckConfig {
-        /// The settings file (TOML).
-        file: PathBuf,
-    },
+    CheckConfig(Box<CheckConfig>),
     /// Show the queue and the cache of a running server.
     Status(StateDir),
     /// Have a running server refresh a package set, or all of them, and show how it goes.
@@ -80,6 +77,18 @@ struct Serve {
 }
 
 #[derive(Args, Debug)]
+struct CheckConfig {
+    /// The settings file (TOML).
+    file: PathBuf,
+    /// Look at the settings alone, not at this machine: for a file that is used on another one.
+    #[arg(long)]
+    settings_only: bool,
+    /// As the server is given them.
+    #[command(flatten)]
+    written: Written,
+}
+
+#[derive(Args, Debug)]
 struct StateDir {
     /// The server's state directory [default: $STATE_DIRECTORY, else ~/.local/state/ondine]
     #[arg(long, env = "ONDINE_STATE_DIR", value_name = "DIR")]
@@ -104,7 +113,7 @@ impl Cli {
                 serve.run()?;
             }
             Command::Key(key) => key.run()?,
-            Command::CheckConfig { file } => check_config(&file)?,
+            Command::CheckConfig(check) => check.run()?,
             Command::Status(state_dir) => print!("{}", control::get(&state_dir.path()?, "/api/v1/status")?),
             Command::Refresh { name, state_dir } => return refresh(name.as_deref(), &state_dir.path()?),
             Command::Failures(failures) => return failures.run(),
@@ -121,8 +130,13 @@ impl Cli {
 
 impl Serve {
     fn run(self) -> anyhow::Result<()> {
-        let file = self.config.map(|file| Written::read(&file)).transpose()?.unwrap_or_default();
-        let settings = self.written.or(file).resolve()?;
+        for warning in unknown_variables() {
+            tracing::warn!("{warning}");
+        }
+        let settings = match &self.config {
+            Some(file) => resolve(self.written, file)?,
+            None => self.written.resolve()?,
+        };
         runtime()?.block_on(async {
             let until = serve::told_to_end()?;
             let server = Server::open(settings).await?;
@@ -150,22 +164,31 @@ fn banner(server: &Server) -> String {
     )
 }
 
-/// Everything that a start would check, short of starting.
-fn check_config(file: &Path) -> anyhow::Result<()> {
-    let mut settings = Written::read(file)?.resolve()?;
-    match settings.upstream.read_credentials() {
-        // It is there when systemd starts the service.
-        Err(crate::upstream::CredentialsError::NoDirectory { .. }) => {}
-        other => other?,
+impl CheckConfig {
+    fn run(self) -> anyhow::Result<()> {
+        let settings = resolve(self.written, &self.file)?;
+        let mut warnings: Vec<_> = unknown_variables().collect();
+        if !self.settings_only {
+            warnings.extend(runtime()?.block_on(serve::check(settings))?);
+        }
+        for warning in warnings {
+            eprintln!("warning: {warning}");
+        }
+        println!("{}: ok", self.file.display());
+        Ok(())
     }
-    match crate::key::Keys::read(&settings.state_dir, &settings.signing_keys) {
-        // The first start makes it.
-        Err(crate::key::Error::Read { source, .. })
-            if source.kind() == std::io::ErrorKind::NotFound && settings.signing_keys.is_empty() => {}
-        other => drop(other?),
-    }
-    println!("{}: ok", file.display());
-    Ok(())
+}
+
+/// The settings of flags, variables and a file.
+fn resolve(written: Written, file: &Path) -> anyhow::Result<serve::Settings> {
+    let in_file = Written::read(file)?;
+    Ok(written.or(in_file.clone()).resolve().map_err(|error| error.in_file(file, in_file))?)
+}
+
+fn unknown_variables() -> impl Iterator<Item = String> {
+    config::unknown_variables().into_iter().map(|(name, nearest)| {
+        format!("the variable {name} is no setting and is ignored; did you mean {nearest}?")
+    })
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::Error;
 use super::bounds::{check, within, within_numbers, wrong};
-use super::{Error, duration, written_duration};
+use super::values::{duration, written_bytes, written_duration};
 use crate::catalogue::{
     AttributePath, Evaluation, Indexing, Origin, Pattern, SetName, SetSettings, Settings,
 };
@@ -23,7 +24,7 @@ const MEMORY_DEFAULT: u64 = 4 * 1024 * 1024 * 1024;
 
 /// One set, none of it checked beyond its type.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, expecting = "a table with name and source")]
 pub(super) struct WrittenSet {
     name: String,
     source: WrittenSource,
@@ -44,14 +45,14 @@ pub(super) struct WrittenSet {
     timeout: Option<Duration>,
     #[serde(alias = "attribute_timeout", default, deserialize_with = "written_duration")]
     attribute_timeout: Option<Duration>,
-    #[serde(alias = "max_memory_bytes")]
+    #[serde(alias = "max_memory_bytes", default, deserialize_with = "written_bytes")]
     max_memory_bytes: Option<u64>,
 }
 
 /// Where a set comes from: one of the three.
 #[derive(Clone, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-struct WrittenSource {
+#[serde(rename_all = "kebab-case", deny_unknown_fields, expecting = "a table such as { flake = \"…\" }")]
+pub(super) struct WrittenSource {
     flake: Option<String>,
     expression: Option<PathBuf>,
     attributes: Option<Vec<String>>,

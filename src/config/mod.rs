@@ -3,34 +3,38 @@
 
 mod bounds;
 mod catalogue;
+mod file;
 mod resolve;
 #[cfg(test)]
 mod tests;
 mod upstream;
+mod values;
 
-use std::fs;
 use std::net::SocketAddr;
-use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Command};
 use serde::Deserialize;
-use serde::de::{self, DeserializeOwned};
 
 use crate::catalogue::Isolation;
 use crate::nix;
 use crate::substitute::Source;
-use crate::upstream::without_secrets;
 use catalogue::WrittenSet;
 use upstream::WrittenUpstream;
+pub(crate) use values::bytes;
+use values::{
+    address, duration, seconds, written_address, written_bytes, written_duration, written_number,
+    written_seconds,
+};
 
 /// Every setting as it is written: all optional, none checked beyond its type.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Written {
     /// Address and port to listen on; port 0 takes a free one [default: 127.0.0.1:8080]
-    #[arg(long, env = "ONDINE_LISTEN", value_name = "ADDR:PORT")]
+    #[arg(long, env = "ONDINE_LISTEN", value_name = "ADDR:PORT", value_parser = address)]
+    #[serde(default, deserialize_with = "written_address")]
     listen: Option<SocketAddr>,
     /// Where the index, the NARs, the logs and the signing key are [default: $STATE_DIRECTORY, else ~/.local/state/ondine]
     #[arg(long, env = "ONDINE_STATE_DIR", value_name = "DIR")]
@@ -78,7 +82,7 @@ pub struct Written {
     netrc_file: Option<PathBuf>,
     /// Cores that one build may use; 0 is all [default: 0]
     #[arg(long, env = "ONDINE_BUILD_CORES", value_name = "N")]
-    #[serde(alias = "build_cores")]
+    #[serde(alias = "build_cores", default, deserialize_with = "written_number")]
     build_cores: Option<u64>,
     /// Systems that the daemon can build for, instead of those it is found to have [default: detected]
     #[arg(long, env = "ONDINE_BUILD_SYSTEMS", value_name = "SYSTEM", value_delimiter = ',', num_args = 0..)]
@@ -90,13 +94,14 @@ pub struct Written {
     build_features: Option<Vec<String>>,
     /// Builds at a time, 1 to 32; more than 1 is for a daemon with remote builders [default: 1]
     #[arg(long, env = "ONDINE_LANES", value_name = "N")]
-    lanes: Option<NonZeroUsize>,
+    #[serde(default, deserialize_with = "written_number")]
+    lanes: Option<usize>,
     /// Remote machines that builds may run on, as Nix's setting of this name; the daemon must trust this user
     #[arg(long, env = "ONDINE_BUILDERS", value_name = "MACHINES")]
     builders: Option<String>,
     /// Builds that the daemon may run on this machine for each lane; 0 leaves them all to remote builders [default: 1]
     #[arg(long, env = "ONDINE_MAX_JOBS", value_name = "N")]
-    #[serde(alias = "max_jobs")]
+    #[serde(alias = "max_jobs", default, deserialize_with = "written_number")]
     max_jobs: Option<u64>,
     /// How much later a request may be delivered because shorter ones go first; only with one lane [default: 0s]
     #[arg(long, env = "ONDINE_OVERTAKE_BUDGET", value_name = "DURATION", value_parser = duration)]
@@ -104,11 +109,11 @@ pub struct Written {
     overtake_budget: Option<Duration>,
     /// How much is added to that budget, in percent of the work a request must wait for anyway, 0 to 100 [default: 0]
     #[arg(long, env = "ONDINE_OVERTAKE_SHARE", value_name = "PERCENT")]
-    #[serde(alias = "overtake_share")]
+    #[serde(alias = "overtake_share", default, deserialize_with = "written_number")]
     overtake_share: Option<u32>,
     /// Derivations that may have to be built for one request, which is refused else [default: 500]
     #[arg(long, env = "ONDINE_MAX_DERIVATIONS", value_name = "N")]
-    #[serde(alias = "max_derivations")]
+    #[serde(alias = "max_derivations", default, deserialize_with = "written_number")]
     max_derivations: Option<usize>,
     /// Socket of a second Nix daemon of the same store, in a service with less CPUWeight: it builds short requests meanwhile [default: none]
     #[arg(long, env = "ONDINE_BACKGROUND_DAEMON", value_name = "PATH")]
@@ -118,32 +123,32 @@ pub struct Written {
     #[arg(long, env = "ONDINE_PREBUILD", value_name = "HOURS")]
     prebuild: Option<String>,
     /// Seconds a day that may be pre-built [default: 7200]
-    #[arg(long, env = "ONDINE_PREBUILD_SECONDS_PER_DAY", value_name = "SECONDS")]
-    #[serde(alias = "prebuild_seconds_per_day")]
+    #[arg(long, env = "ONDINE_PREBUILD_SECONDS_PER_DAY", value_name = "SECONDS", value_parser = seconds)]
+    #[serde(alias = "prebuild_seconds_per_day", default, deserialize_with = "written_seconds")]
     prebuild_seconds_per_day: Option<u64>,
     /// Requests that may wait for builds; one more is refused [default: 10000]
     #[arg(long, env = "ONDINE_MAX_QUEUED", value_name = "N")]
-    #[serde(alias = "max_queued")]
+    #[serde(alias = "max_queued", default, deserialize_with = "written_number")]
     max_queued: Option<usize>,
     /// Requests of one address, or of one IPv6 network (/64), that may wait for builds [default: 1000]
     #[arg(long, env = "ONDINE_MAX_QUEUED_PER_CLIENT", value_name = "N")]
-    #[serde(alias = "max_queued_per_client")]
+    #[serde(alias = "max_queued_per_client", default, deserialize_with = "written_number")]
     max_queued_per_client: Option<usize>,
     /// Seconds that one build may take; 0 is no limit [default: 36000]
-    #[arg(long, env = "ONDINE_MAX_BUILD_SECONDS", value_name = "SECONDS")]
-    #[serde(alias = "max_build_seconds")]
+    #[arg(long, env = "ONDINE_MAX_BUILD_SECONDS", value_name = "SECONDS", value_parser = seconds)]
+    #[serde(alias = "max_build_seconds", default, deserialize_with = "written_seconds")]
     max_build_seconds: Option<u64>,
     /// Seconds that a build may say nothing; 0 is no limit [default: 7200]
-    #[arg(long, env = "ONDINE_MAX_SILENT_SECONDS", value_name = "SECONDS")]
-    #[serde(alias = "max_silent_seconds")]
+    #[arg(long, env = "ONDINE_MAX_SILENT_SECONDS", value_name = "SECONDS", value_parser = seconds)]
+    #[serde(alias = "max_silent_seconds", default, deserialize_with = "written_seconds")]
     max_silent_seconds: Option<u64>,
     /// Bytes that one build may write to its log, 1024 or more; one that writes more is stopped [default: 67108864]
-    #[arg(long, env = "ONDINE_MAX_LOG_BYTES", value_name = "BYTES")]
-    #[serde(alias = "max_log_bytes")]
+    #[arg(long, env = "ONDINE_MAX_LOG_BYTES", value_name = "BYTES", value_parser = bytes)]
+    #[serde(alias = "max_log_bytes", default, deserialize_with = "written_bytes")]
     max_log_bytes: Option<u64>,
     /// Bytes of all logs together; the oldest are deleted when a build ends [default: 1073741824]
-    #[arg(long, env = "ONDINE_MAX_LOGS_BYTES", value_name = "BYTES")]
-    #[serde(alias = "max_logs_bytes")]
+    #[arg(long, env = "ONDINE_MAX_LOGS_BYTES", value_name = "BYTES", value_parser = bytes)]
+    #[serde(alias = "max_logs_bytes", default, deserialize_with = "written_bytes")]
     max_logs_bytes: Option<u64>,
     /// How long a request of which nothing is built keeps its place after its last client has left [default: 60s]
     #[arg(long, env = "ONDINE_ABANDON_AFTER", value_name = "DURATION", value_parser = duration)]
@@ -171,18 +176,19 @@ pub struct Written {
     transient_retry: Option<Duration>,
     /// Priority among a client's caches, lower is asked first; cache.nixos.org has 40 [default: 50]
     #[arg(long, env = "ONDINE_PRIORITY", value_name = "N")]
+    #[serde(default, deserialize_with = "written_number")]
     priority: Option<u32>,
     /// Let clients ask in bulk whether paths exist: each unknown one may start a build [default: false]
     #[arg(long, env = "ONDINE_WANT_MASS_QUERY", value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
     #[serde(alias = "want_mass_query")]
     want_mass_query: Option<bool>,
     /// Bytes of all stored NARs together; those used longest ago are evicted, and had anew when asked for; 0 is no limit [default: 0]
-    #[arg(long, env = "ONDINE_MAX_NARS_BYTES", value_name = "BYTES")]
-    #[serde(alias = "max_nars_bytes")]
+    #[arg(long, env = "ONDINE_MAX_NARS_BYTES", value_name = "BYTES", value_parser = bytes)]
+    #[serde(alias = "max_nars_bytes", default, deserialize_with = "written_bytes")]
     max_nars_bytes: Option<u64>,
     /// Bytes that stay free on the disk of the NARs, for which those used longest ago are evicted; 0 is none [default: without max-nars-bytes a twentieth of the disk, at most 4294967296, else 0]
-    #[arg(long, env = "ONDINE_MIN_FREE_BYTES", value_name = "BYTES")]
-    #[serde(alias = "min_free_bytes")]
+    #[arg(long, env = "ONDINE_MIN_FREE_BYTES", value_name = "BYTES", value_parser = bytes)]
+    #[serde(alias = "min_free_bytes", default, deserialize_with = "written_bytes")]
     min_free_bytes: Option<u64>,
     /// Time in which each stored NAR is read and verified once in the background, 1s or more; 0s is never [default: 30d]
     #[arg(long, env = "ONDINE_SCRUB_EVERY", value_name = "DURATION", value_parser = duration)]
@@ -197,24 +203,24 @@ pub struct Written {
     #[serde(alias = "keep_used", default, deserialize_with = "written_duration")]
     keep_used: Option<Duration>,
     /// Bytes of narinfos that are kept in memory, ready to be sent; 0 is none [default: 8388608]
-    #[arg(long, env = "ONDINE_NARINFO_MEMORY_BYTES", value_name = "BYTES")]
-    #[serde(alias = "narinfo_memory_bytes")]
+    #[arg(long, env = "ONDINE_NARINFO_MEMORY_BYTES", value_name = "BYTES", value_parser = bytes)]
+    #[serde(alias = "narinfo_memory_bytes", default, deserialize_with = "written_bytes")]
     narinfo_memory_bytes: Option<u64>,
     /// zstd level of stored NARs, 1 (fast) to 19 (small) [default: 1]
     #[arg(long, env = "ONDINE_ZSTD_LEVEL", value_name = "LEVEL")]
-    #[serde(alias = "zstd_level")]
+    #[serde(alias = "zstd_level", default, deserialize_with = "written_number")]
     zstd_level: Option<i32>,
     /// Threads that compress one NAR, 1 to 64; 1 for levels above 9 [default: one for each core, at most 4]
     #[arg(long, env = "ONDINE_ZSTD_THREADS", value_name = "NUMBER")]
-    #[serde(alias = "zstd_threads")]
+    #[serde(alias = "zstd_threads", default, deserialize_with = "written_number")]
     zstd_threads: Option<u32>,
     /// Bytes of memory for small NARs that are asked for often; 0 is none [default: 16777216]
-    #[arg(long, env = "ONDINE_NAR_MEMORY_BYTES", value_name = "BYTES")]
-    #[serde(alias = "nar_memory_bytes")]
+    #[arg(long, env = "ONDINE_NAR_MEMORY_BYTES", value_name = "BYTES", value_parser = bytes)]
+    #[serde(alias = "nar_memory_bytes", default, deserialize_with = "written_bytes")]
     nar_memory_bytes: Option<u64>,
     /// Bytes on disk for plain copies of NARs that are asked for without compression; 0 is none [default: 4294967296]
-    #[arg(long, env = "ONDINE_NAR_PLAIN_MAX_BYTES", value_name = "BYTES")]
-    #[serde(alias = "nar_plain_max_bytes")]
+    #[arg(long, env = "ONDINE_NAR_PLAIN_MAX_BYTES", value_name = "BYTES", value_parser = bytes)]
+    #[serde(alias = "nar_plain_max_bytes", default, deserialize_with = "written_bytes")]
     nar_plain_max_bytes: Option<u64>,
     /// Address of this cache as clients write it, such as https://cache.example.org [default: that of listen]
     #[arg(long, env = "ONDINE_PUBLIC_URL", value_name = "URL")]
@@ -254,14 +260,38 @@ pub enum Error {
         source: Box<toml::de::Error>,
     },
     /// A key that is no setting.
-    #[error("{}: there is no setting \"{key}\"; did you mean \"{nearest}\"?", file.display())]
+    #[error("{}:{line}: there is no setting \"{key}\"{place}; did you mean \"{nearest}\"?", file.display())]
     Unknown {
         /// The settings file.
         file: PathBuf,
+        /// Where in it.
+        line: usize,
         /// The key.
         key: String,
+        /// The table that it is in.
+        place: &'static str,
         /// The setting with the nearest name.
         nearest: String,
+    },
+    /// A list of tables is written as one table.
+    #[error("{}:{line}: there may be several, so write [[{name}]] with two brackets each", file.display())]
+    SingleTable {
+        /// The settings file.
+        file: PathBuf,
+        /// Where in it.
+        line: usize,
+        /// The list.
+        name: &'static str,
+    },
+    /// A value out of bounds that stands in the file.
+    #[error("{}:{line}: {error}", file.display())]
+    At {
+        /// The settings file.
+        file: PathBuf,
+        /// Where in it.
+        line: usize,
+        /// Which value, and what it may be.
+        error: Box<Error>,
     },
     /// A value out of bounds.
     #[error("{setting} = {value}: {expected}")]
@@ -282,25 +312,6 @@ pub enum Error {
 }
 
 impl Written {
-    /// Reads a settings file. Dashes and underscores in names are the same.
-    ///
-    /// # Errors
-    /// When it cannot be read, is no TOML, names an unknown setting or has a value of the wrong type.
-    pub fn read(file: &Path) -> Result<Self, Error> {
-        let text =
-            fs::read_to_string(file).map_err(|source| Error::Read { file: file.to_owned(), source })?;
-        let table: toml::Table = parsed(file, &text)?;
-        let known = known_settings();
-        for written in table.keys() {
-            let key = written.replace('_', "-");
-            if !known.contains(&key) {
-                let nearest = nearest(&key, &known);
-                return Err(Error::Unknown { file: file.to_owned(), key: written.clone(), nearest });
-            }
-        }
-        parsed(file, &text)
-    }
-
     /// These settings, and those of `other` where these say nothing.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
@@ -379,15 +390,6 @@ impl Written {
     }
 }
 
-/// What is written in the text of a file. Errors show the line, without what is secret in it.
-fn parsed<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, Error> {
-    toml::from_str(text).map_err(|error| {
-        let shown = toml::from_str::<T>(&without_secrets(text)).err();
-        let source = shown.unwrap_or_else(|| de::Error::custom(without_secrets(error.message())));
-        Error::Toml { file: file.to_owned(), source: Box::new(source) }
-    })
-}
-
 /// The names of all settings, as flags have them.
 fn known_settings() -> Vec<String> {
     let command = Written::augment_args(Command::new("settings"));
@@ -400,13 +402,14 @@ fn nearest(key: &str, known: &[String]) -> String {
     nearest.cloned().unwrap_or_default()
 }
 
-fn duration(text: &str) -> Result<Duration, humantime::DurationError> {
-    humantime::parse_duration(text)
-}
-
-fn written_duration<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    let example =
-        |error| serde::de::Error::custom(format_args!("{error}; write a duration like \"20s\" or \"24h\""));
-    duration(&text).map(Some).map_err(example)
+/// Variables that look like settings and are none, each with the nearest that is one. They are told, not refused: systems
+/// such as Kubernetes set variables that begin with the name of a service.
+#[must_use]
+pub fn unknown_variables() -> Vec<(String, String)> {
+    let variable = |name: &String| format!("ONDINE_{}", name.replace('-', "_").to_uppercase());
+    let mut known: Vec<String> = known_settings().iter().map(variable).collect();
+    known.extend(["ONDINE_CONFIG", "ONDINE_LOG"].map(str::to_owned));
+    let written = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    let unknown = written.filter(|name| name.starts_with("ONDINE_") && !known.contains(name));
+    unknown.map(|name| (name.clone(), nearest(&name, &known))).collect()
 }

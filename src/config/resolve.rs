@@ -12,7 +12,7 @@ use crate::build::prebuild::allowance::{Allowance, Hours};
 use crate::serve::{Settings, host_name};
 use crate::substitute::Source;
 use crate::upstream::{CacheSettings, NetrcFile};
-use crate::{build, http, keep, nar_store, nix, substitute};
+use crate::{build, http, keep, key, nar_store, nix, substitute};
 
 /// A month: what is spoilt on a disk is spoilt slowly, and reading wears, too.
 const SCRUB_SECONDS_DEFAULT: u64 = 30 * 24 * 3600;
@@ -29,10 +29,12 @@ impl Written {
         let nix = nix::Environment::from_env()?;
         let build = self.build()?;
         let logs = self.logs()?;
-        let key_name = self.key_name.unwrap_or_else(|| format!("{}-1", host_name()));
-        let key_name = key_name
+        let given = self.key_name.is_some();
+        let name = self.key_name.unwrap_or_else(|| format!("{}-1", host_name()));
+        let name = name
             .parse::<KeyName>()
-            .map_err(|_| wrong("key-name", key_name, "a name has no colon and no white space"))?;
+            .map_err(|_| wrong("key-name", name, "a name has no colon and no white space"))?;
+        let key_name = key::WantedName { name, given };
         let seconds = Duration::from_secs;
         let (hold, keep_alive) = (self.hold.unwrap_or(seconds(20)), self.keep_alive.unwrap_or(seconds(10)));
         // Clients give up after 300 s without a byte.
@@ -159,8 +161,9 @@ impl Written {
 
     /// The order of builds and their bounds.
     fn build(&self) -> Result<build::Settings, Error> {
-        let lanes = self.lanes.unwrap_or(NonZeroUsize::MIN);
-        within_numbers("lanes", i64::try_from(lanes.get()).unwrap_or(i64::MAX), 1, 32, "1 to 32")?;
+        let lanes = self.lanes.unwrap_or(1);
+        within_numbers("lanes", i64::try_from(lanes).unwrap_or(i64::MAX), 1, 32, "1 to 32")?;
+        let lanes = NonZeroUsize::new(lanes).unwrap_or(NonZeroUsize::MIN);
         let share_percent = self.overtake_share.unwrap_or(0);
         within_numbers("overtake-share", share_percent.into(), 0, 100, "0 to 100")?;
         let budget = self.overtake_budget.unwrap_or_default();

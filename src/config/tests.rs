@@ -1,5 +1,7 @@
 //! What may be written, and where it is refused.
 
+use std::fs;
+
 use super::*;
 
 fn read(text: &str) -> Result<Written, Error> {
@@ -57,6 +59,19 @@ fn a_wrong_value_is_an_error_that_says_where() {
     let text = std::error::Error::source(&error).expect("a cause").to_string();
     assert!(text.contains("line 2") && text.contains("20s"), "{text}");
     assert!(matches!(read("= 3"), Err(Error::Toml { .. })));
+}
+
+#[test]
+fn a_value_of_the_wrong_type_is_told_in_words_that_need_no_source_code() {
+    for setting in known_settings() {
+        for value in ["true", "'x'", "-1", "1.5", "[[]]", "{ a = 1 }"] {
+            let Err(error) = read(&format!("{setting} = {value}")) else { continue };
+            let text = format!("{error}: {:?}", std::error::Error::source(&error).map(ToString::to_string));
+            for words in ["u64", "u32", "i32", "usize", "struct", "enum", "Written"] {
+                assert!(!text.contains(words), "{setting} = {value}: {words:?} in {text}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -8,8 +8,9 @@ use std::time::Duration;
 use narinfo::PublicKey;
 use serde::Deserialize;
 
+use super::Error;
 use super::bounds::{check, within, wrong};
-use super::{Error, written_duration};
+use super::values::{written_duration, written_number};
 use crate::serve::host_name;
 use crate::upstream::{CacheSettings, Credentials, Mode, without_secrets};
 
@@ -18,11 +19,12 @@ const PRIORITY_DEFAULT: u32 = 50;
 
 /// One upstream, none of it checked beyond its type.
 #[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, expecting = "a table with url and public-keys")]
 pub(super) struct WrittenUpstream {
     url: String,
     #[serde(default, alias = "public_keys")]
     public_keys: Vec<String>,
+    #[serde(default, deserialize_with = "written_number")]
     priority: Option<u32>,
     mode: Option<Mode>,
     #[serde(alias = "connect_timeout", default, deserialize_with = "written_duration")]

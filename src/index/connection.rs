@@ -211,11 +211,7 @@ fn prepare(connection: &mut Connection, file: &Path) -> Result<(), Error> {
     // Else deletions on a full disk would want temporary files.
     connection.pragma_update(None, "temp_store", "memory").map_err(open_error)?;
     connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES_MAX).map_err(open_error)?;
-    let version: i64 =
-        connection.pragma_query_value(None, "user_version", |row| row.get(0)).map_err(open_error)?;
-    if version > SCHEMA_VERSION {
-        return Err(Error::Newer { file: file.to_owned(), found: version, known: SCHEMA_VERSION });
-    }
+    let version = known_version(connection, file)?;
     let steps = match usize::try_from(version) {
         Ok(done @ 1..) => &MIGRATIONS[done - 1..],
         _ => &[include_str!("schema.sql")][..],
@@ -237,6 +233,22 @@ fn prepare(connection: &mut Connection, file: &Path) -> Result<(), Error> {
         transaction.commit()?;
     }
     Ok(())
+}
+
+/// The version of the schema, which must be one that this program knows.
+fn known_version(connection: &Connection, file: &Path) -> Result<i64, Error> {
+    let version = connection.pragma_query_value(None, "user_version", |row| row.get(0));
+    let version: i64 = version.map_err(|source| Error::open(file, source))?;
+    if version > SCHEMA_VERSION {
+        return Err(Error::Newer { file: file.to_owned(), found: version, known: SCHEMA_VERSION });
+    }
+    Ok(version)
+}
+
+/// Looks whether the file could be opened as an index, and changes nothing.
+pub(super) fn check(file: &Path) -> Result<(), Error> {
+    let connection = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY);
+    known_version(&connection.map_err(|source| Error::open(file, source))?, file).map(drop)
 }
 
 /// They are made anew after the migrations, and have no data of their own.

@@ -125,6 +125,14 @@ pub struct Index {
 }
 
 impl Index {
+    /// Looks whether a file could be opened, without changing anything.
+    ///
+    /// # Errors
+    /// When it is no index, or one of a newer version.
+    pub fn check_file(file: &Path) -> Result<(), Error> {
+        connection::check(file)
+    }
+
     /// Opens the database file, making it when it is not there. Remembers nothing: see [`Index::remembering`].
     ///
     /// # Errors

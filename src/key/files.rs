@@ -48,15 +48,20 @@ pub(super) fn of(state_dir: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok([vec![state_dir.join(FIRST)], further].concat())
 }
 
-/// Makes the first key where the state directory is new.
-pub(super) fn first_or_create(state_dir: &Path, name: KeyName, has_index: bool) -> Result<(), Error> {
+/// True where the state directory is new: the first key is to be made.
+pub(super) fn lacks_first(state_dir: &Path, has_index: bool) -> Result<bool, Error> {
     let file = state_dir.join(FIRST);
     match fs::symlink_metadata(&file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound && has_index => Err(Error::Lost { file }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => write(&file, &SecretKey::generate(name)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
         // Reading it says what is wrong with it.
-        _ => Ok(()),
+        _ => Ok(false),
     }
+}
+
+/// Makes the first key.
+pub(super) fn create_first(state_dir: &Path, name: KeyName) -> Result<(), Error> {
+    write(&state_dir.join(FIRST), &SecretKey::generate(name))
 }
 
 /// Makes a further key, which signs beside the others from the next start on.

@@ -108,21 +108,65 @@ pub enum Error {
     },
 }
 
+/// The name of the key that a first start makes.
+#[derive(Clone, Debug)]
+pub struct WantedName {
+    /// The name.
+    pub name: KeyName,
+    /// Somebody has given it: a key of another name is not what they expect.
+    pub given: bool,
+}
+
 /// The keys that sign: one at least, each of another name, the first of which clients are told to trust.
 #[derive(Debug)]
 pub struct Keys(Vec<SecretKey>);
 
 impl Keys {
     /// Reads the keys that `named` lists or, where that is empty, those of the state directory; a state directory without an
-    /// index gets a first key called `name`.
+    /// index gets a first key with the wanted name.
     ///
     /// # Errors
     /// When a key is missing, unreadable, malformed or has the name of another.
-    pub fn open(state_dir: &Path, named: &[PathBuf], name: KeyName, has_index: bool) -> Result<Self, Error> {
-        if named.is_empty() {
-            files::first_or_create(state_dir, name, has_index)?;
+    pub fn open(
+        state_dir: &Path,
+        named: &[PathBuf],
+        wanted: &WantedName,
+        has_index: bool,
+    ) -> Result<Self, Error> {
+        if named.is_empty() && files::lacks_first(state_dir, has_index)? {
+            files::create_first(state_dir, wanted.name.clone())?;
         }
         Self::read(state_dir, named)
+    }
+
+    /// Reads the keys that [`Keys::open`] and [`Record::begin`] would accept; `None` where the first is still to be made.
+    /// Makes and changes nothing.
+    ///
+    /// # Errors
+    /// As those.
+    pub fn check(state_dir: &Path, named: &[PathBuf], has_index: bool) -> Result<Option<Self>, Error> {
+        if named.is_empty() && files::lacks_first(state_dir, has_index)? {
+            return Ok(None);
+        }
+        let keys = Self::read(state_dir, named)?;
+        if has_index {
+            Record::read(state_dir)?.check(&keys)?;
+        }
+        Ok(Some(keys))
+    }
+
+    /// Tells that a name was asked for that no key has, since keys exist already.
+    #[must_use]
+    pub fn unheeded(&self, wanted: &WantedName) -> Option<String> {
+        let unheeded = wanted.given && self.public().all(|key| *key.name() != wanted.name);
+        let first = self.public().next().filter(|_| unheeded)?;
+        Some(format!(
+            "the setting key-name = {} has no effect: it names the key that a first start makes, and the signing key is {} \
+             already; `ondine key rotate {}` makes a key of that name",
+            wanted.name,
+            first.name(),
+            wanted.name
+        ))
     }
 
     /// Reads the same keys, and makes none.

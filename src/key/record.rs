@@ -75,14 +75,7 @@ impl Record {
     /// When a key that signed before is not among them, or cannot be noted.
     pub fn begin(state_dir: &Path, keys: &Keys, fresh: bool) -> Result<bool, Error> {
         let mut record = if fresh { Self::default() } else { Self::read(state_dir)? };
-        for Signer { key, .. } in &record.0 {
-            let name = key.name().clone();
-            match keys.public().find(|other| *other.name() == name) {
-                None => return Err(Error::Missing { name }),
-                Some(other) if other != *key => return Err(Error::Replaced { name }),
-                Some(_) => {}
-            }
-        }
+        record.check(keys)?;
         let known = record.0.len();
         for key in keys.public() {
             if !record.0.iter().any(|signer| signer.key == key) {
@@ -93,6 +86,22 @@ impl Record {
             record.write(state_dir)?;
         }
         Ok(record.0.iter().any(|signer| !signer.complete))
+    }
+
+    /// Looks whether all keys that have signed are among `keys`.
+    ///
+    /// # Errors
+    /// When one is missing, or is another one of its name.
+    pub fn check(&self, keys: &Keys) -> Result<(), Error> {
+        for Signer { key, .. } in &self.0 {
+            let name = key.name().clone();
+            match keys.public().find(|other| *other.name() == name) {
+                None => return Err(Error::Missing { name }),
+                Some(other) if other != *key => return Err(Error::Replaced { name }),
+                Some(_) => {}
+            }
+        }
+        Ok(())
     }
 
     /// Notes that everything that is served has a signature by each of `keys`. A key that was retired meanwhile stays so.

@@ -1,0 +1,109 @@
+//! Reasons for which a start would be refused, found without a start: `ondine check-config`. Each step is the start's own, save
+//! those that make files, which are only looked at. Must never make or change anything.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::net::{SocketAddr, UnixStream};
+use std::path::Path;
+
+use rustix::fs::{Access, access};
+
+use super::Settings;
+use super::steps::{CONTROL_SOCKET, Error, INDEX_FILE, LOCK_FILE, listen, pools, state};
+use crate::catalogue::{Origin, SetSettings};
+use crate::doctor;
+use crate::index::Index;
+use crate::key::Keys;
+use crate::upstream::{CredentialsError, Name, Upstreams};
+
+/// Folders of a state directory that a server writes to.
+const FOLDERS: [&str; 6] = ["nar", "log", "gcroots", "catalogue", "building", "evaluator"];
+
+/// Looks whether a server with these settings would start on this machine, and gives what it would only warn of. Must be called
+/// within a tokio runtime.
+///
+/// # Errors
+/// With the reason for which it would not.
+pub async fn check(settings: Settings) -> Result<Vec<String>, Error> {
+    let mut warnings = Vec::new();
+    let dir = &settings.state_dir;
+    folders(dir)?;
+    state(&dir.join(CONTROL_SOCKET), |path| SocketAddr::from_pathname(path).map(drop))?;
+    let index = dir.join(INDEX_FILE);
+    let keys = Keys::check(dir, &settings.signing_keys, index.exists())?;
+    warnings.extend(keys.and_then(|keys| keys.unheeded(&settings.key_name)));
+    if index.exists() {
+        state(&index, |file| Ok(access(file, Access::READ_OK | Access::WRITE_OK)?))?;
+        Index::check_file(&index)?;
+    }
+    let (main, background) = pools(&settings);
+    if let Some(background) = &background {
+        doctor::background(&main, background).await?;
+    }
+    if let Err(error) = UnixStream::connect(&settings.nix.socket) {
+        warnings.push(format!(
+            "no Nix daemon answers at {} ({error}): what needs it waits until one does",
+            settings.nix.socket.display()
+        ));
+    }
+    warnings.extend(settings.catalogue.sets.iter().filter_map(unreadable));
+    let mut upstreams = settings.upstream;
+    match upstreams.read_credentials() {
+        // It is there when systemd starts the service.
+        Err(error @ CredentialsError::NoDirectory { .. }) => warnings.push(error.to_string()),
+        _ => Upstreams::new(upstreams, &settings.nix.store_dir, Name::of("check-config")).map(drop)?,
+    }
+    if runs(&settings.state_dir)? {
+        warnings.push(format!(
+            "a server runs with the state directory {}, so {} was not tried",
+            settings.state_dir.display(),
+            settings.listen
+        ));
+    } else {
+        listen(settings.listen)?;
+    }
+    Ok(warnings)
+}
+
+/// Looks whether the folders of a state directory can be used, or made.
+pub(super) fn folders(state_dir: &Path) -> Result<(), Error> {
+    writable(state_dir)?;
+    FOLDERS
+        .iter()
+        .map(|name| state_dir.join(name))
+        .filter(|dir| dir.exists())
+        .try_for_each(|dir| writable(&dir))
+}
+
+/// The folder, or the one that it would be made in, can be written to.
+fn writable(dir: &Path) -> Result<(), Error> {
+    state(dir, |dir| {
+        let there = dir.ancestors().find(|dir| dir.symlink_metadata().is_ok()).unwrap_or(dir);
+        if !fs::metadata(there)?.is_dir() {
+            return Err(io::ErrorKind::NotADirectory.into());
+        }
+        Ok(access(there, Access::WRITE_OK | Access::EXEC_OK)?)
+    })
+}
+
+/// A server holds the lock of the state directory.
+fn runs(dir: &Path) -> Result<bool, Error> {
+    state(&dir.join(LOCK_FILE), |path| match File::open(path).map(|file| file.try_lock()) {
+        Ok(Ok(())) => Ok(false),
+        Ok(Err(fs::TryLockError::WouldBlock)) => Ok(true),
+        Ok(Err(fs::TryLockError::Error(error))) => Err(error),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    })
+}
+
+/// A package set whose source cannot be read: a server starts, and its refreshes fail.
+fn unreadable(set: &SetSettings) -> Option<String> {
+    let path = match &set.origin {
+        Origin::Flake(_) => return None,
+        Origin::Expression { file, .. } => file,
+        Origin::Directory(dir) => dir,
+    };
+    let error = access(path, Access::READ_OK).err()?;
+    Some(format!("the source of the package set {} cannot be read: {}: {error}", set.name, path.display()))
+}

@@ -1,0 +1,146 @@
+//! The steps of a start that touch the machine, each with the error that tells why it cannot be done and what to do.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use tokio::net::{TcpListener, UnixListener};
+
+use super::Settings;
+use crate::{doctor, http, index, key, nix, upstream};
+
+/// The control socket's name in the state directory.
+pub const CONTROL_SOCKET: &str = "control.sock";
+/// The index's name there.
+pub(super) const INDEX_FILE: &str = "index.sqlite";
+/// The name there of what a running server holds locked.
+pub(super) const LOCK_FILE: &str = "lock";
+/// Ports below are for those who may administer the network.
+const UNPRIVILEGED_PORTS_FROM: u16 = 1024;
+
+/// Why the server does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A part of the state cannot be opened.
+    #[error("cannot use {}", path.display())]
+    State {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Another server uses the state directory.
+    #[error("another server runs with the state directory {}: stop it, or give this one another --state-dir", .0.display())]
+    Locked(PathBuf),
+    /// The key cannot be used.
+    #[error(transparent)]
+    Key(#[from] key::Error),
+    /// The index cannot be used.
+    #[error(transparent)]
+    Index(#[from] index::Error),
+    /// An upstream cannot be used.
+    #[error(transparent)]
+    Upstream(#[from] upstream::Error),
+    /// The background lane cannot be had.
+    #[error(transparent)]
+    Background(#[from] doctor::BackgroundError),
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {}", listen_advice(*.address, .source))]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A part that must run for ever does not.
+    #[error("{0} has stopped because of a bug; see the message above, and start the server again")]
+    Stopped(&'static str),
+    /// The system gives no threads.
+    #[error("cannot start the threads that serve")]
+    Threads(#[source] io::Error),
+    /// The signals cannot be watched.
+    #[error("cannot watch for signals")]
+    Signals(#[source] io::Error),
+}
+
+/// The Nix daemon, and that of the background lane.
+pub(super) fn pools(settings: &Settings) -> (nix::Pool, Option<nix::Pool>) {
+    let pool = |nix: &nix::Environment| nix::Pool::new(nix.clone(), settings.daemon.clone());
+    (pool(&settings.nix), settings.background.as_ref().map(pool))
+}
+
+/// Listens, and gives the address with its true port.
+pub(super) fn listen(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let listening = || {
+        let listener = http::listen(address)?;
+        let bound = listener.local_addr()?;
+        Ok((listener, bound))
+    };
+    listening().map_err(|source| Error::Listen { address, source })
+}
+
+fn listen_advice(address: SocketAddr, error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "another program listens there; --listen takes another address",
+        io::ErrorKind::AddrNotAvailable => {
+            "this machine has no such address; 0.0.0.0 or [::] are all that it has"
+        }
+        io::ErrorKind::PermissionDenied if address.port() < UNPRIVILEGED_PORTS_FROM => {
+            "ports below 1024 are not for every user; take another one, have systemd give the right \
+             (AmbientCapabilities=CAP_NET_BIND_SERVICE), or put a reverse proxy before it"
+        }
+        _ => "--listen takes another address",
+    }
+}
+
+/// Absolute, since the Nix daemon follows symlinks into it; for our eyes only, since the key is in it.
+pub(super) fn make_state_dir(dir: &Path) -> Result<PathBuf, Error> {
+    state(dir, |dir| {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        dir.canonicalize()
+    })
+}
+
+pub(super) fn lock(state_dir: &Path) -> Result<File, Error> {
+    let path = state_dir.join(LOCK_FILE);
+    let file = state(&path, |path| OpenOptions::new().write(true).create(true).truncate(false).open(path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(Error::Locked(state_dir.to_owned())),
+        Err(fs::TryLockError::Error(source)) => Err(Error::State { path, source }),
+    }
+}
+
+/// The lock is ours, so a socket that is there is a dead server's.
+pub(super) fn control_socket(path: &Path) -> io::Result<UnixListener> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+pub(super) fn state<T>(path: &Path, open: impl FnOnce(&Path) -> io::Result<T>) -> Result<T, Error> {
+    open(path).map_err(|source| Error::State { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_listened_on_is_told_with_the_way_out_of_just_that() {
+        let advice = |address: &str, kind: io::ErrorKind| {
+            let address = address.parse().expect("an address");
+            Error::Listen { address, source: kind.into() }.to_string()
+        };
+        let low = advice("0.0.0.0:80", io::ErrorKind::PermissionDenied);
+        assert!(low.contains("CAP_NET_BIND_SERVICE") && !low.contains("another program"), "{low}");
+        assert!(!advice("0.0.0.0:8080", io::ErrorKind::PermissionDenied).contains("CAP_NET"));
+        assert!(advice("0.0.0.0:80", io::ErrorKind::AddrInUse).contains("another program listens there"));
+    }
+}

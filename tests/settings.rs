@@ -1,0 +1,227 @@
+//! Settings that are wrong: told with file and line, in words that need no source code, by `check-config` as by the start.
+
+mod support;
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use support::process::run;
+use support::{Cache, NixStore, Ondine, Release, text};
+
+/// The built program without any capability: to it, permissions count although root runs the tests.
+fn ondine(store: &NixStore, arguments: &[&str]) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--inh-caps=-all", "--bounding-set=-all", env!("CARGO_BIN_EXE_ondine")]).args(arguments);
+    command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+    command.envs(store.variables());
+    command
+}
+
+fn last_line(text: &str) -> &str {
+    text.lines().last().unwrap_or_default()
+}
+
+/// What is wrong with a state directory or with the machine: lines of the settings, what is done before, the words of the refusal.
+type Fault<'a> = (&'a str, &'a dyn Fn(&Path), &'a str);
+
+#[test]
+fn what_a_start_is_refused_for_check_config_is_too_with_the_same_words() {
+    let store = NixStore::new(Release::Host);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let busy = format!("listen = '{}'", taken.local_addr().expect("an address"));
+    let folder = |state: &Path, name: &str| std::fs::create_dir_all(state.join(name)).expect("made");
+    let file = |state: &Path, name: &str, content: &str| {
+        folder(state, "");
+        std::fs::write(state.join(name), content).expect("written");
+    };
+    let index = |state: &Path, version: i64| {
+        folder(state, "");
+        let index = rusqlite::Connection::open(state.join("index.sqlite")).expect("a database");
+        index.pragma_update(None, "user_version", version).expect("set");
+    };
+    let key = narinfo::SecretKey::generate("other-1".parse().expect("a name")).to_secret_string();
+    let faults: [Fault; 10] = [
+        ("", &|state| std::fs::write(state, "a file").expect("written"), "cannot use "),
+        (
+            "",
+            &|state| {
+                folder(state, "");
+                std::fs::set_permissions(state, Permissions::from_mode(0o555)).expect("set");
+            },
+            "Permission denied",
+        ),
+        ("", &|state| file(state, "nar", "a file"), "/nar: "),
+        ("", &|state| file(state, "signing-key", "no key"), "holds no signing key"),
+        ("", &|state| index(state, 0), "is missing, though this cache has signed paths with it"),
+        (
+            "",
+            &|state| {
+                file(state, "signing-key", &key);
+                index(state, 1_000);
+            },
+            "has schema 1000",
+        ),
+        (
+            "",
+            &|state| {
+                file(state, "signing-key", &key);
+                file(state, "index.sqlite", &"no database ".repeat(100));
+            },
+            "cannot open the index",
+        ),
+        (&busy, &|_| {}, "another program listens there"),
+        ("listen = '192.0.2.1:8080'", &|_| {}, "this machine has no such address"),
+        ("background-daemon = '/nonexistent/socket'", &|_| {}, "both Nix daemons must answer"),
+    ];
+    for (number, (settings, prepare, words)) in faults.iter().enumerate() {
+        let file = store.folder().join(format!("{number}.toml"));
+        let listen = if settings.starts_with("listen") { "" } else { "listen = '127.0.0.1:0'" };
+        let said = ["check-config", "serve"].map(|command| {
+            let state = store.folder().join(format!("{number}-{command}"));
+            prepare(&state);
+            let written = format!("state-dir = '{}'\n{listen}\n{settings}\n", state.display());
+            std::fs::write(&file, written).expect("written");
+            let config = if command == "serve" { &["--config", text(&file)][..] } else { &[text(&file)] };
+            let refused = run(ondine(&store, &[&[command], config].concat())).must_fail().stderr;
+            assert!(refused.contains(words), "{command} with {settings:?}: no {words:?} in {refused}");
+            last_line(&refused).replace(text(&state), "STATE")
+        });
+        assert_eq!(said[0], said[1], "{settings:?}");
+        assert!(said[0].starts_with("ondine: "), "{}", said[0]);
+    }
+}
+
+#[test]
+fn check_config_makes_nothing_and_warns_of_what_a_server_would_go_on_without() {
+    let store = NixStore::new(Release::Host);
+    let (file, state) = (store.folder().join("ondine.toml"), store.folder().join("state"));
+    let set = "[[catalogue]]\nname = 'pkgs'\nsource = { directory = '/nonexistent/packages' }\n";
+    let listen = "listen = '127.0.0.1:0'";
+    std::fs::write(&file, format!("{listen}\nstate-dir = '{}'\n{set}", state.display())).expect("written");
+    let mut check = ondine(&store, &["check-config", text(&file)]);
+    check.env("ONDINE_PRIORTY", "7");
+    let checked = run(check).must_succeed();
+    for warning in [
+        "warning: no Nix daemon answers at ",
+        "warning: the source of the package set pkgs cannot be read: /nonexistent/packages",
+        "warning: the variable ONDINE_PRIORTY is no setting and is ignored; did you mean ONDINE_PRIORITY?",
+    ] {
+        assert!(checked.stderr.contains(warning), "no {warning:?} in {}", checked.stderr);
+    }
+    assert!(!state.exists(), "check-config has made the state directory");
+    // Where the file is used on another machine, nothing of this one counts.
+    let elsewhere = "listen = '192.0.2.1:80'\nstate-dir = '/proc/1/state'\n";
+    std::fs::write(&file, elsewhere).expect("written");
+    let checked = run(ondine(&store, &["check-config", "--settings-only", text(&file)])).must_succeed();
+    assert_eq!((checked.stderr.as_str(), last_line(&checked.text()).ends_with(": ok")), ("", true));
+}
+
+#[test]
+fn check_config_beside_a_running_server_says_ok_and_that_its_address_was_not_tried() {
+    let cache = Cache::new(&[]);
+    let file = cache.store.folder().join("ondine.toml");
+    let settings = format!(
+        "listen = '{}'\nstate-dir = '{}'\n",
+        cache.ondine.address(),
+        cache.ondine.state_dir().display()
+    );
+    std::fs::write(&file, settings).expect("written");
+    let checked = run(ondine(&cache.store, &["check-config", text(&file)])).must_succeed();
+    assert!(checked.stderr.contains("a server runs with the state directory"), "{}", checked.stderr);
+    let named =
+        run(ondine(&cache.store, &["check-config", text(&file), "--key-name", "mine-1"])).must_succeed();
+    let key = cache.ondine.public_key().split(':').next().expect("a name");
+    for words in ["key-name = mine-1 has no effect", key, "ondine key rotate mine-1"] {
+        assert!(named.stderr.contains(words), "no {words:?} in {}", named.stderr);
+    }
+    assert_eq!(cache.http.get("/healthz").status, 200);
+}
+
+#[test]
+fn a_misspelt_variable_is_told_by_the_server_too() {
+    let store = NixStore::new(Release::Host);
+    let ondine = Ondine::start_with(&store, &["--build-from"], &[("ONDINE_PRIORTY", "7")]);
+    assert!(ondine.log().contains("did you mean ONDINE_PRIORITY?"), "{}", ondine.log());
+}
+
+#[test]
+fn a_wrong_setting_is_told_with_its_line_and_without_the_words_of_the_program() {
+    let store = NixStore::new(Release::Host);
+    let file = store.folder().join("ondine.toml");
+    for (settings, expected) in [
+        ("max-nars-bytes = 'much'", &["line 2", "512MiB"][..]),
+        ("max-nars-bytes = true", &["line 2", "a number of bytes"]),
+        ("max-queued = -1", &["line 2", "-1 is out of bounds"]),
+        ("lanes = 'two'", &["line 2", "a whole number"]),
+        ("hold = 5", &["line 2", "a duration", "20s"]),
+        ("listen = 8080", &["line 2", "127.0.0.1:8080"]),
+        ("listen = 'nowhere'", &["line 2", "127.0.0.1:8080"]),
+        ("max-build-seconds = 'soon'", &["line 2", "10h"]),
+        ("drain = '2h'", &[".toml:2: drain = 2h: 0s to 1h"]),
+        ("prioritty = 1", &[".toml:2: ", "\"prioritty\"", "did you mean \"priority\"?"]),
+        ("[upstream]\nurl = 'https://x'", &[".toml:2: ", "[[upstream]]"]),
+        ("upstream = [5]", &["line 2", "a table with url and public-keys"]),
+        (
+            "[[upstream]]\nurl = 'https://x'\npublic-key = ['k']",
+            &[":4: ", "in [[upstream]]", "\"public-keys\""],
+        ),
+        ("[[upstream]]\nurl = 'https://x'\npublic-keys = ['k']", &[":4: ", "NAME:BASE64"]),
+        ("[[upstream]]\npublic-keys = ['k']", &["line 2", "`url`"]),
+        ("[[upstream]]\nurl = 'ftp://x'\n", &[":3: ", "ftp://x"]),
+        ("[[catalogue]]\nname = 'a'\nsorce = {}", &[":4: ", "in [[catalogue]]", "\"source\""]),
+        ("[[catalogue]]\nname = 'a'\nsource = { flak = 'x' }", &[":4: ", "\"flake\""]),
+        ("[[catalogue]]\nname = 'a'\nsource = 'x'", &["line 4", "a table such as"]),
+        ("[[catalogue]]\nname = 'a b'\nsource = { flake = 'x' }", &[":3: ", "a b"]),
+        (
+            "[[catalogue]]\nname = 'a'\nsource = { flake = 'x' }\nmax-memory-bytes = '1MiB'",
+            &[":5: ", "268435456"],
+        ),
+    ] {
+        std::fs::write(&file, format!("state-dir = '/s'\n{settings}\n")).expect("written");
+        let refused =
+            run(ondine(&store, &["check-config", "--settings-only", text(&file)])).must_fail().stderr;
+        for words in expected {
+            assert!(refused.contains(words), "{settings}: no {words:?} in {refused}");
+        }
+        for words in ["u64", "u32", "i32", "usize", "struct", "enum ", "Written", "Some("] {
+            assert!(!refused.contains(words), "{settings}: {words:?} in {refused}");
+        }
+    }
+}
+
+#[test]
+fn bytes_and_seconds_are_written_as_people_write_them_everywhere() {
+    let store = NixStore::new(Release::Host);
+    let file = store.folder().join("ondine.toml");
+    let settings = "state-dir = '/s'\nmax-nars-bytes = '100G'\nmin-free-bytes = '5 GiB'\nmax-log-bytes = '1MiB'\n\
+                    max-logs-bytes = '1GiB'\nmax-build-seconds = '10h'\nprebuild-seconds-per-day = '2h'\n";
+    std::fs::write(&file, settings).expect("written");
+    let check = |more: &[&str]| {
+        let arguments = [&["check-config", "--settings-only", text(&file)], more].concat();
+        run(ondine(&store, &arguments))
+    };
+    check(&[]).must_succeed();
+    check(&["--max-nars-bytes", "512MiB", "--max-silent-seconds", "30m"]).must_succeed();
+    let refused = check(&["--max-logs-bytes", "512KiB"]).must_fail().stderr;
+    // A flag is to blame, not the file.
+    assert!(refused.contains("max-logs-bytes = 524288: at least") && !refused.contains(".toml"), "{refused}");
+    let refused = check(&["--max-nars-bytes", "much"]).must_fail().stderr;
+    assert!(refused.contains("--max-nars-bytes") && refused.contains("512MiB"), "{refused}");
+}
+
+#[test]
+fn who_may_not_use_the_control_socket_is_told_so() {
+    let cache = Cache::new(&[]);
+    let state = cache.ondine.state_dir();
+    let status = || run(ondine(&cache.store, &["status", "--state-dir", text(&state)]));
+    status().must_succeed();
+    std::fs::set_permissions(state.join("control.sock"), Permissions::from_mode(0o000)).expect("set");
+    let refused = status().must_fail().stderr;
+    assert!(
+        refused.contains("may not use the server's control socket") && refused.contains("as root"),
+        "{refused}"
+    );
+    assert!(!refused.contains("is it running"), "{refused}");
+}
