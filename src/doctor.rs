@@ -4,7 +4,7 @@
 use std::fs;
 use std::thread::available_parallelism;
 
-use crate::nix::{DaemonError, Pool};
+use crate::nix::{DaemonError, Pool, Trust};
 
 /// Where the README says what to do.
 const SECTION: &str = "the README, \"Keep the server alive while it builds\"";
@@ -21,10 +21,11 @@ pub struct Bounds {
 /// Tells what may let builds starve the server, where something is built, in one line; and has the daemon asked, which warns where it
 /// does not answer.
 pub async fn tell(pool: Pool, bounds: Option<Bounds>) {
-    let neighbour = neighbour(&pool).await;
+    let (neighbour, long_lines) = (neighbour(&pool).await, long_lines(&pool).await);
     let Some(bounds) = bounds else { return };
     let cores = available_parallelism().map_or(1, |cores| cores.get() as u64);
-    let advice: Vec<String> = [all_cores(bounds, cores), neighbour].into_iter().flatten().collect();
+    let advice: Vec<String> =
+        [all_cores(bounds, cores), neighbour, long_lines].into_iter().flatten().collect();
     if !advice.is_empty() {
         // No warning: it is so on most machines, and nothing is wrong with it where builds are small.
         tracing::info!("builds may slow answers down ({SECTION}): {}", advice.join("; "));
@@ -103,6 +104,17 @@ fn all_cores(bounds: Bounds, cores: u64) -> Option<String> {
 async fn neighbour(pool: &Pool) -> Option<String> {
     let daemon = groups_of(pool).await.ok()??;
     shared(&fs::read_to_string("/proc/self/cgroup").ok()?, &daemon)
+}
+
+/// Whether a builder's line without end is bounded by nobody: the daemon holds it in memory, and heeds a limit of ours only where it
+/// trusts us.
+async fn long_lines(pool: &Pool) -> Option<String> {
+    let untrusted = pool.get().await.ok()?.trust() == Trust::NotTrusted;
+    untrusted.then(|| {
+        "the Nix daemon does not trust this user, so it holds a builder's line in memory however long that is: \
+         set max-build-log-size in its nix.conf"
+            .to_owned()
+    })
 }
 
 /// The /proc/<pid>/cgroup of a daemon; `None` where it cannot be seen.

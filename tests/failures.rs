@@ -310,6 +310,9 @@ fn one_line_without_end_is_stopped_for_what_it_is_and_takes_no_memory() {
             assert_missing(&asked.answer(), &["failed (permanent)", base_name(&endless.drv), reason]);
             let taken = cache.ondine.peak_rss_bytes().saturating_sub(before);
             assert!(taken < 32 << 20, "{name}: the server took {taken} bytes");
+            let told = cache.ondine.log().contains("set max-build-log-size in its nix.conf");
+            // Nix 2.8 does not say whom it trusts.
+            assert!(release == Release::Host || told != trusted, "{name}: {}", cache.ondine.log());
             if trusted {
                 assert_eq!(gate.starts(), [""; 0], "{name}: it was not stopped");
                 assert!(worker < 128 << 20, "{name}: the daemon took {worker} bytes");

@@ -7,10 +7,11 @@ use narinfo::{NarHash, StorePath};
 use super::Service;
 use super::answer::{self, Answer};
 use super::api::json;
+use super::failures::RememberedFailure;
 use super::pursuit::{End, Pursuit};
 use super::route::Name;
 use crate::catalogue::{Named, NoSuchName, Selection};
-use crate::index::{self, AttributeName, Failure};
+use crate::index::{self, AttributeName};
 use crate::substitute::{Missing, OnMiss};
 
 /// What an attribute is.
@@ -27,20 +28,12 @@ struct AttributeView {
     /// Whether the set denies it.
     denied: bool,
     /// Why its build failed, as long as that is remembered.
-    failure: Option<FailureView>,
+    failure: Option<RememberedFailure>,
     /// Whether someone waits for its build now.
     queued: bool,
     /// How often it was asked for in the last four weeks; null where nothing is pre-built.
     asked: Option<u32>,
     outputs: Vec<OutputView>,
-}
-
-#[derive(serde::Serialize)]
-struct FailureView {
-    /// Base name of the derivation whose build failed.
-    cause: String,
-    reason: String,
-    log: String,
 }
 
 #[derive(serde::Serialize)]
@@ -136,7 +129,7 @@ async fn view(service: &Service, named: Named) -> Result<AttributeView, index::E
         derivation: named.drv.to_string(),
         output: named.own_output,
         denied: named.denied,
-        failure: failure.map(FailureView::from),
+        failure: failure.map(RememberedFailure::from),
         outputs,
     })
 }
@@ -159,11 +152,4 @@ async fn output_view(
         narinfo: hash.map(|hash| format!("/{hash}.narinfo")),
         nar: hit.map(|hit| format!("/nar/{}.nar.zst", hit.row.nar_hash.to_nixbase32())),
     })
-}
-
-impl From<Failure> for FailureView {
-    fn from(failure: Failure) -> Self {
-        let log = format!("/log/{}", failure.cause);
-        Self { cause: failure.cause.to_string(), reason: failure.reason, log }
-    }
 }
