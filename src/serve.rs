@@ -198,6 +198,7 @@ impl Server {
             isolation,
         };
         let refresher = Refresher { catalogue: catalogue.clone(), tools: tools.clone() };
+        let daemon_logs = nix::DaemonLogs::new(settings.nix.log_dir.clone(), settings.logs.log_bytes_max);
         let local = nix::LocalStore::new(settings.nix, pool.clone());
         let upstreams = Upstreams::new(settings.upstream, &store_dir, upstream::Name::of(&public_key))?;
         let names = upstreams.names().map(|(name, redirect)| (name.to_owned(), redirect)).collect();
@@ -283,6 +284,7 @@ impl Server {
             failures,
             retry,
             logs,
+            daemon_logs,
             builds,
             names: Names::new(catalogue.clone(), tools),
             catalogue,
@@ -326,6 +328,7 @@ impl Server {
     /// When a part that must run for ever has stopped: a bug, after which only a restart helps.
     pub async fn run(self, until: impl Future<Output = ()>) -> Result<(), Error> {
         let (detector, worker) = (self.detector, self.worker);
+        let adopter = worker.adopter.clone();
         let detecting = async {
             sleep(ASK_NIX_AFTER).await;
             detector.run().await;
@@ -336,7 +339,9 @@ impl Server {
         let mut keeper = tokio::spawn(self.keeper.run());
         let (index, local) = (self.index.clone(), self.local);
         let knowing = tokio::spawn(async move {
-            tokio::join!(index.look_through(), index.keep_known(), index.keep_log_short(), local.keep_known())
+            let index =
+                async { tokio::join!(index.look_through(), index.keep_known(), index.keep_log_short()) };
+            tokio::join!(index, local.keep_known(), adopter.keep_signatures())
         });
         let comparing = tokio::spawn(self.comparer.run());
         let mut refresher = tokio::spawn(self.refresher.run());

@@ -299,6 +299,20 @@ impl Substitute {
         self.realised(id).await?.ok_or(Missing::Unavailable("the path was lost in this moment"))
     }
 
+    /// The derivations that make a path, as far as they are known: the one that made what is served first.
+    ///
+    /// # Errors
+    /// When the index or the Nix store cannot be asked.
+    pub async fn makers_of(&self, path: &StorePath) -> Result<Vec<StorePath>, Missing> {
+        let hash = path.hash();
+        let served = self.index.find(hash).await.map_err(|e| trouble(&e, "the index cannot be read"))?;
+        let mut makers: Vec<StorePath> = served.and_then(|hit| hit.row.deriver).into_iter().collect();
+        let listed = self.index.makers(hash).await.map_err(|e| trouble(&e, "the index cannot be read"))?;
+        makers.extend(listed.into_iter().map(|maker| maker.drv));
+        makers.extend(self.local.derivers_of(hash).await.map_err(|error| local_trouble(&error))?);
+        Ok(makers)
+    }
+
     async fn realised(&self, id: &DrvOutput) -> Result<Option<Realisation>, Missing> {
         let realisation = self.index.realisation(id.clone()).await;
         let mut realisation = realisation.map_err(|e| trouble(&e, "the index cannot be read"))?;

@@ -30,7 +30,8 @@ impl Nix {
         // Two first connections at once may fail, because both make the store.
         store.nix_store(&["--init"]);
         let store_dir = StoreDir::new(text(&store.store_dir())).expect("a store directory");
-        let environment = Environment { store_dir, state_dir: store.state_dir(), socket: store.socket() };
+        let (state_dir, log_dir) = (store.state_dir(), store.folder().join("log"));
+        let environment = Environment { store_dir, state_dir, log_dir, socket: store.socket() };
         Self { daemon: store.daemon(), store, environment }
     }
 

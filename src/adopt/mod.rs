@@ -4,6 +4,7 @@
 mod local;
 mod resign;
 mod secret;
+mod signatures;
 mod upstream;
 
 use std::collections::HashMap;

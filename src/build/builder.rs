@@ -13,7 +13,7 @@ use super::{Builds, Logs, Settings};
 use crate::nix::{
     BuildEvent, BuildResult, BuildStatus, BuildTarget, Connections, Daemon, DaemonError, PooledDaemon,
 };
-use crate::roots::Roots;
+use crate::roots::{self, Roots};
 use crate::upstream::Upstreams;
 
 /// How often a build is begun at most: one may lose its daemon because that restarts, or because of what it does.
@@ -127,9 +127,13 @@ impl Builder {
         }
         let (mut daemon, worked) = self.watched(daemon, drv, log).await?;
         let outputs = known_outputs(&mut daemon, drv).await?;
-        self.roots.hold(&mut daemon, &outputs).await.map_err(|error| {
-            tracing::error!(%drv, error = &error as &dyn std::error::Error, "built, but not held");
-            Verdict::passing("it was built, but could not be kept; the server's log has the details")
+        self.roots.hold(&mut daemon, &outputs).await.map_err(|error| match error {
+            roots::Error::Daemon(error) if error.is_connection_lost() => Stop::Daemon(error),
+            error => {
+                tracing::error!(%drv, error = &error as &dyn std::error::Error, "built, but not held");
+                let reason = "it was built, but could not be kept; the server's log has the details";
+                Stop::from(Verdict::passing(reason))
+            }
         })?;
         self.connections.keep(daemon);
         Ok(Built { outputs, worked })

@@ -39,7 +39,7 @@ pub use failures::Failures;
 use foresight::Foresight;
 use hold::Holding;
 use idle::Idle;
-pub use log::{Logs, Settings as LogSettings};
+pub use log::{Log, Logs, Settings as LogSettings};
 use metrics::{Asked, Ended, Metrics};
 use prebuild::allowance::Allowance;
 pub use queue::{Overtaking, Policy};

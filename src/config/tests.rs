@@ -14,7 +14,7 @@ fn read(text: &str) -> Result<Written, Error> {
 fn every_setting_can_be_written_in_the_file_and_set_by_a_variable() {
     let command = Written::augment_args(Command::new("settings"));
     let written = read(
-        "listen = '[::1]:0'\nstate-dir = '/s'\nkey-name = 'k-1'\nbuild-from = ['store']\n\
+        "listen = '[::1]:0'\nstate-dir = '/s'\nkey-name = 'k-1'\nsigning-key = ['/k']\nevaluator-isolation = 'required'\nbuild-from = ['store']\n\
          upstream-budget = '3s'\nremember-missing = '1m'\nnetrc-file = '/n'\nbuild-cores = 2\n\
          build-systems = ['a-linux']\nbuild-features = ['kvm']\nmax-derivations = 7\nlanes = 2\n\
          builders = '@/etc/nix/machines'\nmax-jobs = 0\novertake-budget = '5m'\novertake-share = 10\nbackground-daemon = '/b'\n\

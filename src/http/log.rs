@@ -1,5 +1,6 @@
-//! `/log/…`: the log of a build as the builder wrote it, escape codes included: `nix log` shows their colours.
-//! The log of a build that runs is followed to its end; a body is complete only when the log is.
+//! `/log/…`: the log of a build as the builder wrote it, escape codes included: `nix log` shows their colours. Ours, else the Nix
+//! daemon's own; of a derivation, or of what makes an output. That of a build of ours that runs is followed to its end; a body is
+//! complete only when the log is.
 
 use std::io;
 
@@ -9,23 +10,54 @@ use narinfo::StorePath;
 use super::Service;
 use super::answer::{self, Answer};
 use super::pipe::{Cut, Pieces, written};
-use crate::growing::Reader;
+use crate::build::Log;
+use crate::growing::{Reader, reading};
+use crate::nix::DaemonLog;
 
-pub(super) fn get(service: &Service, drv: &StorePath) -> Answer {
-    let log = match service.parts.logs.read(drv) {
-        Ok(Some(log)) => log,
-        Ok(None) => {
-            return answer::missing(format_args!(
-                "no log: {drv} was not built by this server, or so long ago that its log was deleted"
-            ));
-        }
-        Err(error) => {
-            tracing::error!(%drv, %error, "a log cannot be read");
-            return answer::missing(
-                "this log cannot be read at the moment; the server's log has the details",
-            );
+/// A log that was found.
+enum Found {
+    Ours(Log),
+    Daemons(DaemonLog),
+}
+
+pub(super) async fn get(service: &Service, path: StorePath) -> Answer {
+    let drvs = if path.is_derivation() {
+        vec![path.clone()]
+    } else {
+        match service.parts.substitute.makers_of(&path).await {
+            Ok(drvs) if drvs.is_empty() => {
+                return answer::missing(format_args!("no log: it is not known what makes {path}"));
+            }
+            Ok(drvs) => drvs,
+            Err(reason) => return answer::missing(reason),
         }
     };
+    let parts = std::sync::Arc::clone(&service.parts);
+    let found = reading(move || {
+        for drv in drvs {
+            if let Some(log) = parts.logs.read(&drv)? {
+                return Ok(Some(Found::Ours(log)));
+            }
+            if let Some(log) = parts.daemon_logs.open(&drv)? {
+                return Ok(Some(Found::Daemons(log)));
+            }
+        }
+        Ok(None)
+    });
+    match found.await {
+        Ok(Some(Found::Ours(log))) => ours(service, log),
+        Ok(Some(Found::Daemons(log))) => answer::streamed(answer::TEXT, written(|pipe| pipe.send_all(log))),
+        Ok(None) => answer::missing(format_args!(
+            "no log: {path} was not built by this machine's Nix, or so long ago that its log was deleted"
+        )),
+        Err(error) => {
+            tracing::error!(%path, %error, "cannot read a build log; check its file and its permissions");
+            answer::missing("this log cannot be read at the moment; the server's log has the details")
+        }
+    }
+}
+
+fn ours(service: &Service, log: Log) -> Answer {
     let (service, bytes) = (service.clone(), log.bytes);
     let body = written(|pipe| async move {
         tokio::select! {
@@ -41,6 +73,12 @@ pub(super) fn get(service: &Service, drv: &StorePath) -> Answer {
 }
 
 impl Pieces for Reader {
+    async fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
+        self.next_chunk().await
+    }
+}
+
+impl Pieces for DaemonLog {
     async fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
         self.next_chunk().await
     }

@@ -38,7 +38,7 @@ use crate::build::{Builds, Failures, Logs};
 use crate::catalogue::{Catalogue, Names};
 use crate::index::Index;
 use crate::keep::Keeper;
-use crate::nix::{Detected, Pool};
+use crate::nix::{DaemonLogs, Detected, Pool};
 use crate::packer::Packer;
 use crate::retry::Retry;
 use crate::substitute::{OnMiss, Substitute};
@@ -87,8 +87,10 @@ pub struct Parts {
     pub failures: Failures,
     /// The way out of them.
     pub retry: Retry,
-    /// Build logs.
+    /// Logs of our builds.
     pub logs: Logs,
+    /// Logs of all builds that the Nix daemon did.
+    pub daemon_logs: DaemonLogs,
     /// The queue.
     pub builds: Builds,
     /// Package sets.
@@ -196,7 +198,7 @@ impl Service {
                 let asker = Asker { via: via(&request), client };
                 later(async move { realisation::get(&service, &id, &asker).await })
             }
-            Route::Log(drv) => now(log::get(self, &drv)),
+            Route::Log(path) => later(async move { log::get(&service, path).await }),
             Route::Health => now(info::health()),
             Route::Ready => later(async move { info::ready(&service).await }),
             Route::Status => later(async move { api::status(&service).await }),

@@ -24,7 +24,7 @@ pub enum Route {
     Nar(NarHash, Compression),
     /// `/realisations/<id>.doi`, or from Nix 2.35 on `/build-trace-v2/<derivation>/<output>.doi`
     Realisation(DrvOutput),
-    /// `/log/<derivation>`
+    /// `/log/<derivation>`, or an output of one
     Log(StorePath),
     /// `/healthz`: the process lives.
     Health,
@@ -145,8 +145,7 @@ fn route(path: &str, query: Option<&str>) -> Option<Route> {
     if let Some(hash) = path.strip_prefix("api/v1/paths/") {
         return hash.parse().ok().map(Route::Path);
     }
-    let drv = StorePath::parse(path.strip_prefix("log/")?).ok()?;
-    drv.is_derivation().then_some(Route::Log(drv))
+    StorePath::parse(path.strip_prefix("log/")?).ok().map(Route::Log)
 }
 
 /// Ours, and the forms that clients remember from other servers: harmonia's is ours with a query, nix-serve's has
@@ -337,7 +336,7 @@ mod tests {
                 assert_eq!(parse(&path), None, "{path}");
             }
         }
-        assert_eq!(parse(&format!("/log/{HASH}-no-derivation")), None);
+        assert_eq!(parse(&format!("/log/{HASH}")), None);
         assert_eq!(parse("/cached/cached/nix-cache-info"), None);
     }
 }

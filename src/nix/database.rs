@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use narinfo::{StoreDir, StorePath, StorePathHash};
 use rusqlite::config::DbConfig;
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use super::environment::Environment;
 use super::version::Counted;
@@ -26,6 +26,7 @@ const HASH_CHARS: usize = 32;
 pub(super) const DERIVERS: &str =
     "SELECT o.path, d.path, o.id FROM DerivationOutputs o JOIN ValidPaths d ON d.id = o.drv
     WHERE o.path >= ?1 || '-' AND o.path < ?1 || '.' ORDER BY o.path, d.id LIMIT ?2";
+const SIGNATURES: &str = "SELECT hash, sigs FROM ValidPaths WHERE path = ?1 AND sigs <> ''";
 /// What came after a row of ValidPaths, whose numbers are never used twice. The outputs of a derivation come with its row; and
 /// what a content-addressed one gave later is valid then, too.
 const PATHS_SINCE: &str = "SELECT path FROM ValidPaths WHERE id > ?1 UNION ALL \
@@ -155,6 +156,22 @@ impl Database {
             rows.next()?.map(|row| row.get::<_, String>(0)).transpose()
         })?;
         path.map(|path| self.parse(path)).transpose()
+    }
+
+    /// What is registered of those of `paths` that are valid and have signatures: the hash of the NAR, and the signatures.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn signatures(&self, paths: &[StorePath]) -> Result<Vec<(StorePath, String, String)>, DatabaseError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(SIGNATURES)?;
+            let mut found = Vec::new();
+            for path in paths {
+                let row = |row: &rusqlite::Row<'_>| Ok((path.clone(), row.get(0)?, row.get(1)?));
+                found.extend(statement.query_row([path.in_dir(&self.store_dir)], row).optional()?);
+            }
+            Ok(found)
+        })
     }
 
     /// Tells the hash of every path that is valid, or that a derivation in the store gives, and that came after a row: 0 is

@@ -20,7 +20,8 @@ const SCHEMA: &str = "
 
 fn environment(state_dir: &Path) -> Environment {
     let socket = state_dir.join("socket");
-    Environment { store_dir: StoreDir::default(), state_dir: state_dir.to_owned(), socket }
+    let (state_dir, log_dir) = (state_dir.to_owned(), state_dir.join("log"));
+    Environment { store_dir: StoreDir::default(), state_dir, log_dir, socket }
 }
 
 fn made(state_dir: &Path, rows: &str) -> Environment {

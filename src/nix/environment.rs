@@ -36,6 +36,8 @@ pub struct Environment {
     pub store_dir: StoreDir,
     /// Nix's state directory, which has the database.
     pub state_dir: PathBuf,
+    /// Nix's log directory, which has the logs of builds.
+    pub log_dir: PathBuf,
     /// The daemon's socket.
     pub socket: PathBuf,
 }
@@ -48,7 +50,7 @@ pub fn netrc_file() -> PathBuf {
 }
 
 impl Environment {
-    /// Reads NIX_STORE_DIR, NIX_STATE_DIR and NIX_DAEMON_SOCKET_PATH, each with Nix's default. An empty variable counts as unset.
+    /// Reads NIX_STORE_DIR, NIX_STATE_DIR, NIX_LOG_DIR and NIX_DAEMON_SOCKET_PATH, each with Nix's default. An empty variable counts as unset.
     ///
     /// # Errors
     /// When one of them is not an absolute path.
@@ -75,7 +77,8 @@ impl Environment {
         };
         let state_dir = absolute("NIX_STATE_DIR", PathBuf::from("/nix/var/nix"))?;
         let socket = absolute("NIX_DAEMON_SOCKET_PATH", state_dir.join("daemon-socket/socket"))?;
-        Ok(Self { store_dir, state_dir, socket })
+        let log_dir = absolute("NIX_LOG_DIR", PathBuf::from("/nix/var/log/nix"))?;
+        Ok(Self { store_dir, state_dir, log_dir, socket })
     }
 
     /// Nix's database.
@@ -118,7 +121,7 @@ mod tests {
 
     #[test]
     fn relative_paths_are_refused_by_name() {
-        for variable in ["NIX_STORE_DIR", "NIX_STATE_DIR", "NIX_DAEMON_SOCKET_PATH"] {
+        for variable in ["NIX_STORE_DIR", "NIX_STATE_DIR", "NIX_LOG_DIR", "NIX_DAEMON_SOCKET_PATH"] {
             let error = from(&[(variable, "nix/x")]).expect_err("relative");
             assert!(error.to_string().contains(variable), "{error}");
         }

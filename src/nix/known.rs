@@ -53,6 +53,11 @@ impl Known {
         }
     }
 
+    /// The version that the database has now, where that can be told.
+    pub(super) fn version(&self) -> Option<Version> {
+        self.read().watches.version()
+    }
+
     /// Reads what is new since `mark`, or everything where that is of another database. `None` when it cannot be told of which
     /// version that is. Blocking.
     pub(super) fn learn(&self, database: &Database, mark: Mark) -> Result<Option<Mark>, DatabaseError> {

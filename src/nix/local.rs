@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use narinfo::{DrvOutput, Realisation, StorePath, StorePathHash};
+use narinfo::{DrvOutput, NarHash, Realisation, Signature, StorePath, StorePathHash};
 use tokio::sync::Semaphore;
 
 use super::database::{Database, DatabaseError};
@@ -15,6 +15,7 @@ use super::error::DaemonError;
 use super::known::{Known, Mark};
 use super::pool::Pool;
 use super::realisations::Realisations;
+use super::version::Version;
 
 /// The rest after the database could not be read for what is kept in memory.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -31,6 +32,21 @@ impl LocalStoreError {
     pub fn lost(&self) -> Option<String> {
         self.0.lost()
     }
+}
+
+/// A version of Nix's database: as long as it is the same, nothing has been committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DatabaseVersion(Version);
+
+/// Signatures of a valid path.
+#[derive(Clone, Debug)]
+pub struct Signed {
+    /// The path.
+    pub path: StorePath,
+    /// The hash of its NAR, which they sign.
+    pub nar_hash: NarHash,
+    /// Its signatures, without malformed ones.
+    pub signatures: Vec<Signature>,
 }
 
 /// Looks things up in the local Nix store; clones share what it needs.
@@ -121,6 +137,24 @@ impl LocalStore {
             }
         };
         Ok(known.into_iter().map(|output| output.drv).collect())
+    }
+
+    /// The version of Nix's database, where that can be read. Takes a moment.
+    #[must_use]
+    pub fn version(&self) -> Option<DatabaseVersion> {
+        self.known.version().map(DatabaseVersion)
+    }
+
+    /// The signatures of those of `paths` that are valid and have some; nothing where Nix's database cannot be read.
+    pub async fn signatures(&self, paths: Vec<StorePath>) -> Option<Vec<Signed>> {
+        let paths: Arc<[StorePath]> = paths.into();
+        let read = self.scanned.ask(&self.pool, move |database| database.signatures(&paths)).await.ok()?;
+        let signed = read.into_iter().filter_map(|(path, nar_hash, signatures)| {
+            let nar_hash = nar_hash.parse().ok()?;
+            let signatures = signatures.split_whitespace().filter_map(|text| text.parse().ok()).collect();
+            Some(Signed { path, nar_hash, signatures })
+        });
+        Some(signed.collect())
     }
 
     /// What the store knows of an output of a content-addressed derivation, whether or not its path is still there.

@@ -1,6 +1,7 @@
 //! Nix on this machine: a small client for its daemon, a reader of its database, and the look-ups that use whichever works.
 //! Knows nothing of the cache: it takes paths and targets and gives what Nix says. Reading order: environment, handshake, connection, ops,
-//! build, pool; then database, version, known, derivations, realisations, local; then capabilities, machines, detect.
+//! build, pool; then database, version, known, derivations, realisations, local; then logs; then capabilities, machines,
+//! detect.
 
 mod build;
 mod build_hook;
@@ -16,6 +17,7 @@ mod error;
 mod handshake;
 mod known;
 mod local;
+mod logs;
 mod machines;
 mod ops;
 mod pool;
@@ -34,7 +36,8 @@ pub use detect::{CapabilitySettings, Detected, Detector, own_system};
 pub use environment::{Environment, EnvironmentError, netrc_file};
 pub use error::DaemonError;
 pub use handshake::{HANDSHAKE_TIMEOUT, Handshake};
-pub use local::{LocalStore, LocalStoreError};
+pub use local::{DatabaseVersion, LocalStore, LocalStoreError, Signed};
+pub use logs::{DaemonLog, DaemonLogs};
 pub use ops::{Missing, Options, PathInfo};
 pub use pool::{CONNECTIONS_MAX, Connections, IDLE_MAX, Pool, PooledDaemon};
 pub use protocol::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion, Trust};

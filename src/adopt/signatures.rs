@@ -1,0 +1,68 @@
+//! Signatures that the Nix store gains later, as by `nix store sign`, on paths that are served: looked for whenever Nix's database has
+//! been changed, in small parts with long pauses. Never asks the daemon, and nobody waits for it.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use tokio::time::sleep;
+
+use super::{Adopter, Error};
+use crate::nix::Signed;
+
+/// How often it is looked whether Nix's database has been changed.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How many times as long as a part took is rested after it: builds change the database all the time.
+const REST: u32 = 20;
+
+impl Adopter {
+    /// Adds new signatures of the Nix store to those of served paths, for as long as the server runs.
+    pub async fn keep_signatures(&self) {
+        let mut seen = None;
+        loop {
+            sleep(LOOK_EVERY).await;
+            let version = self.local.version();
+            if version.is_none() || version == seen {
+                continue;
+            }
+            match self.gather_signatures().await {
+                Ok(None) => {}
+                Ok(Some(added)) => {
+                    seen = version;
+                    if added > 0 {
+                        tracing::info!(paths = added, "added signatures that the Nix store has gained");
+                    }
+                }
+                // Look-ups tell of a database that cannot be read.
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::debug!(error, "cannot look for new signatures");
+                }
+            }
+        }
+    }
+
+    /// Looks through all served paths once. Gives the number of those that got signatures; nothing where Nix's database cannot be read.
+    async fn gather_signatures(&self) -> Result<Option<usize>, Error> {
+        let (mut after, mut added) = (None, 0);
+        loop {
+            let begun = Instant::now();
+            let rows = self.index.paths_after(after).await?;
+            let Some(last) = rows.last() else { return Ok(Some(added)) };
+            after = Some(last.path.hash());
+            let there = rows.iter().filter(|row| !self.local.surely_lacks(row.path.hash()));
+            let paths = there.map(|row| row.path.clone()).collect();
+            let Some(signed) = self.local.signatures(paths).await else { return Ok(None) };
+            let rows: HashMap<_, _> = rows.iter().map(|row| (&row.path, row)).collect();
+            let is_new = |signed: &Signed| {
+                rows.get(&signed.path)
+                    .is_some_and(|row| signed.signatures.iter().any(|new| !row.signatures.contains(new)))
+            };
+            let new = signed.into_iter().filter(is_new);
+            let new: Vec<_> = new.map(|new| (new.path.hash(), new.nar_hash, new.signatures)).collect();
+            if !new.is_empty() {
+                added += self.index.add_signatures(new).await?;
+            }
+            sleep(begun.elapsed() * REST).await;
+        }
+    }
+}

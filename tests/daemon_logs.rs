@@ -1,0 +1,77 @@
+//! The promise about logs that are not ours: what the Nix daemon built without us has its log here, too, whatever form Nix gave it, and
+//! an output leads to the log of what makes it. Real daemons of every release.
+
+mod support;
+
+use std::path::Path;
+
+use support::addresses::{base_name, log_address};
+use support::cache::assert_missing;
+use support::{Cache, Derivation, Instantiated, NixStore, Release, text};
+
+/// A derivation that says a word.
+fn talking(store: &NixStore, word: &str) -> Instantiated {
+    let script = format!("echo {word}\necho {word} > \"$out\"");
+    store.instantiate(&Derivation::new(word, &script))
+}
+
+/// The whole text of a log.
+#[track_caller]
+fn log(cache: &Cache, of: &Path) -> String {
+    let answer = cache.http.get(&log_address(of));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(answer.header("content-type"), Some("text/plain; charset=utf-8"));
+    answer.text()
+}
+
+#[test]
+fn what_a_daemon_of_every_release_built_without_us_has_its_log_in_the_form_that_nix_gave_it() {
+    for release in Release::all() {
+        for compressed in ["true", "false"] {
+            let store = NixStore::with_settings(release.clone(), &[("compress-build-log", compressed)]);
+            let built = talking(&store, "before");
+            store.realise(&built.drv);
+            let cache = Cache::of(store, &[], &[]);
+            assert_eq!(log(&cache, &built.drv), "before\n", "{} {compressed}", release.name());
+            assert_eq!(log(&cache, built.out()), "before\n", "{} {compressed}", release.name());
+            assert_eq!(cache.http.head(&log_address(&built.drv)).status, 200);
+            let client = cache.client(&[]);
+            let shown = client.run("nix", &["log", "--store", &cache.ondine.url(), text(&built.drv)]);
+            assert_eq!(shown.must_succeed().text(), "before");
+        }
+    }
+}
+
+#[test]
+fn an_output_has_the_log_of_what_makes_it_whoever_built_it_and_ours_comes_first() {
+    let cache = Cache::new(&[]);
+    let ours = talking(&cache.store, "ours");
+    cache.narinfo(ours.out());
+    assert_eq!(log(&cache, ours.out()), "ours\n");
+    let log_dir = cache.store.folder().join("log/drvs").join(&base_name(&ours.drv)[..2]);
+    std::fs::remove_dir_all(&log_dir).expect("the daemon has a log, too");
+    assert_eq!(log(&cache, ours.out()), "ours\n");
+    let client = cache.client(&[]);
+    let shown = client.run("nix", &["log", "--store", &cache.ondine.url(), text(ours.out())]);
+    assert_eq!(shown.must_succeed().text(), "ours");
+    // Its derivation is gone, and it is still served.
+    cache.store.gc();
+    assert_eq!(log(&cache, ours.out()), "ours\n");
+}
+
+#[test]
+fn what_has_no_log_says_why() {
+    let cache = Cache::new(&[]);
+    let never = talking(&cache.store, "never");
+    for of in [&*never.drv, never.out()] {
+        assert_missing(&cache.http.get(&log_address(of)), &["no log", base_name(of)]);
+    }
+    let file = cache.store.folder().join("source");
+    support::store::write(&file, "a source\n");
+    let source = cache.store.nix_store(&["--add", text(&file)]);
+    let answer = cache.http.get(&log_address(Path::new(&source)));
+    assert_missing(&answer, &["no log", "it is not known what makes"]);
+    for path in ["/log/..", "/log/%2e%2e%2fetc%2fpasswd", "/log/drvs/00/x.drv", "/log/"] {
+        assert_eq!(cache.http.get(path).status, 404, "{path}");
+    }
+}
