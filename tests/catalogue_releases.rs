@@ -88,3 +88,55 @@ fn every_release_evaluates_a_flake_whole_and_lazily() {
         assert!(look_up("g").contains("no g"), "{}: {}", store.release().name(), look_up("g"));
     }
 }
+
+#[test]
+fn every_release_evaluates_flakes_of_git_repositories() {
+    for release in Release::all() {
+        let store = NixStore::new(release);
+        let _daemon = store.daemon();
+        let system = store.nix(&["eval", "--impure", "--raw", "--expr", "builtins.currentSystem"]);
+        let repository = store.folder().join("repository");
+        std::fs::create_dir_all(repository.join("sub")).expect("a folder");
+        let flake = |name: &str| {
+            let nix = derivations::text_file("x", "x").to_nix();
+            let nix = nix.replace("builtins.currentSystem", &format!("{system:?}"));
+            let nix =
+                nix.replace("name = \"x\"", &format!("name = \"{name}-${{self.shortRev or \"dirty\"}}\""));
+            format!("{{ outputs = {{ self }}: {{ packages.{system}.f = {nix}; }}; }}")
+        };
+        std::fs::write(repository.join("flake.nix"), flake("top")).expect("written");
+        std::fs::write(repository.join("sub/flake.nix"), flake("sub")).expect("written");
+        let git = |arguments: &[&str]| {
+            let mut command = std::process::Command::new("git");
+            command.arg("-C").arg(&repository).args(["-c", "user.name=x", "-c", "user.email=x@example.org"]);
+            support::process::run({
+                command.args(arguments);
+                command
+            })
+            .must_succeed()
+            .text()
+        };
+        git(&["init", "--quiet"]);
+        git(&["add", "."]);
+        git(&["commit", "--quiet", "-m", "x"]);
+        let revision = git(&["rev-parse", "HEAD"]);
+        let place = repository.display();
+        let sets = [
+            format!("url flake:git+file://{place}"),
+            format!("sub flake:{place}/sub"),
+            format!("dir flake:git+file://{place}?dir=sub"),
+        ];
+        let path = programs::path(&store);
+        let ondine = Ondine::start_with(&store, &["--catalogue", &sets.join(",")], &[("PATH", &path)]);
+        let name = store.release().name();
+        refresh(&ondine).must_succeed();
+        let look_up = |set: &str| Http::new(&ondine.url()).get(&format!("/api/v1/catalogue/{set}/f")).text();
+        for (set, own) in [("url", "top"), ("sub", "sub"), ("dir", "sub")] {
+            let wanted = format!("-{own}-{}.drv", &revision[..7]);
+            assert!(look_up(set).contains(&wanted), "{name} {set}: {}", look_up(set));
+        }
+        std::fs::write(repository.join("flake.nix"), flake("changed")).expect("written");
+        refresh(&ondine).must_succeed();
+        assert!(look_up("url").contains("-changed-dirty.drv"), "{name}: {}", look_up("url"));
+    }
+}

@@ -31,6 +31,8 @@ use crate::nix::PooledDaemon;
 const WAITING_MAX: usize = 64;
 /// Names that are remembered in memory: those of nothing, and those that are not recorded.
 const REMEMBERED_MAX: u64 = 10_000;
+/// How long it is told that an evaluator was killed before another one tries.
+const STARVED_FOR: Duration = Duration::from_secs(5 * 60);
 /// Pauses before an evaluation is tried again that failed for what may pass: those who ask wait.
 const RETRY_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
 /// Names of one generation that are recorded without bringing a new derivation: a set may have any number of them.
@@ -51,6 +53,8 @@ struct Shared {
     flights: Mutex<BTreeMap<AttributeName, watch::Receiver<Option<Landed>>>>,
     /// What a generation turned out to have under names that are not on record; `None` is nothing.
     remembered: Cache<(u64, AttributeName), Option<AttributeRow>>,
+    /// What an evaluator was killed at, or had too little memory for, a while ago.
+    starved: Cache<(u64, AttributeName), AttributeRow>,
     /// What cannot be evaluated, nor anything below it.
     blocked: Cache<(u64, AttributeName), AttributeRow>,
 }
@@ -91,6 +95,7 @@ impl Lazy {
             turn: Semaphore::new(1),
             flights: Mutex::default(),
             remembered: Cache::new(REMEMBERED_MAX),
+            starved: Cache::builder().max_capacity(REMEMBERED_MAX).time_to_live(STARVED_FOR).build(),
             blocked: Cache::new(REMEMBERED_MAX),
         }))
     }
@@ -134,9 +139,11 @@ impl Lazy {
 
     /// What memory says of it, or of what is on the way to it.
     fn recall(&self, wanted: &Wanted, generation: u64) -> Option<Option<AttributeRow>> {
-        let Shared { remembered, blocked, .. } = &*self.0;
+        let Shared { remembered, starved, blocked, .. } = &*self.0;
+        let name = (generation, wanted.name.clone());
         remembered
-            .get(&(generation, wanted.name.clone()))
+            .get(&name)
+            .or_else(|| starved.get(&name).map(Some))
             .or_else(|| wanted.before().find_map(|name| blocked.get(&(generation, name))).map(Some))
     }
 
@@ -160,7 +167,7 @@ impl Lazy {
     }
 
     async fn evaluate(&self, wanted: &Wanted) -> Result<Landed, RefreshError> {
-        let Shared { catalogue, tools, turn, remembered, blocked, .. } = &*self.0;
+        let Shared { catalogue, tools, turn, remembered, starved, blocked, .. } = &*self.0;
         // It is never closed.
         let _turn = turn.acquire().await;
         let Some(set) = catalogue.settings_of(&wanted.name.set) else { return Ok(Landed::Failed) };
@@ -186,9 +193,15 @@ impl Lazy {
             {
                 return Err(walk::WalkError::Failed(error.clone()).into());
             }
+            let is_starved = looked.outcome.as_ref().is_err_and(|error| trouble::is_killed(error));
             let (row, outputs) = self.row(set, &name, looked, &mut daemon).await?;
             let attributed = Attributed { generation, row: Some(row.clone()) };
             if is_whole {
+                return Ok(Landed::Known(attributed));
+            }
+            if is_starved {
+                // The machine may have more of it in a while.
+                starved.insert((generation, wanted.name.clone()), row);
                 return Ok(Landed::Known(attributed));
             }
             if is_before {

@@ -11,6 +11,7 @@ use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreated, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
 };
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
@@ -161,6 +162,7 @@ impl Sandbox {
         if status.ruleset == RulesetStatus::NotEnforced {
             return Err(SandboxError::Seccomp("Landlock is not enforced".to_owned()));
         }
+        drop_privileges().map_err(|error| SandboxError::Seccomp(error.to_string()))?;
         bar_sockets()
     }
 }
@@ -213,6 +215,19 @@ fn canonical(path: &Path) -> Result<PathBuf, SandboxError> {
     path.canonicalize().map_err(|source| SandboxError::System { path: path.to_owned(), source })
 }
 
+/// Leaves root nothing but the right to read whatever files the sandbox allows. With more, `/proc` would show the environment of other
+/// processes, which Landlock does not bar then. New privileges cannot be had in the sandbox, by no program.
+fn drop_privileges() -> io::Result<()> {
+    let kept = CapabilitySet::DAC_READ_SEARCH | CapabilitySet::DAC_OVERRIDE;
+    let has = capabilities(None)?;
+    if (has.permitted | has.inheritable).difference(kept).is_empty() {
+        return Ok(());
+    }
+    let left = has.permitted & kept;
+    let sets = CapabilitySets { effective: left, permitted: left, inheritable: CapabilitySet::empty() };
+    Ok(set_capabilities(None, sets)?)
+}
+
 /// From now on this thread, and all that it starts, can make no socket that leads off this machine.
 fn bar_sockets() -> Result<(), SandboxError> {
     let failed = |error: &dyn std::fmt::Display| SandboxError::Seccomp(error.to_string());
@@ -231,4 +246,65 @@ fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
     let refuse = SeccompAction::Errno(libc::EACCES.unsigned_abs());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, std::env::consts::ARCH.try_into()?)?;
     filter.try_into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpStream, UdpSocket};
+    use std::os::unix::net::UnixStream;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn a_thread_in_the_sandbox_and_its_children_open_what_it_allows_and_reach_nobody() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let state = folder.path().join("within/state");
+        let home = state.join("home");
+        fs::create_dir_all(&home).expect("made");
+        for (path, text) in [("within/state/key", "secret"), ("within/beside", "b"), ("file", "f")] {
+            fs::write(folder.path().join(path), text).expect("written");
+        }
+        let others = tempfile::tempdir().expect("a folder");
+        fs::write(others.path().join("file"), "others").expect("written");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let mut sandbox = Sandbox::new(&[state.clone(), state.join("key")]);
+        sandbox.sources.insert(folder.path().to_owned());
+        sandbox.writable.insert(home.clone());
+
+        let entered = std::thread::spawn(move || {
+            sandbox.enter().expect("this kernel can do it");
+            let read = |path: &Path| fs::read_to_string(path);
+            for path in ["file", "within/beside"] {
+                read(&folder.path().join(path)).expect("it is of the source");
+            }
+            fs::write(home.join("file"), "x").expect("it is the home");
+            let refused = |error: io::Error| assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+            refused(read(&state.join("key")).expect_err("it is hidden"));
+            refused(fs::read_dir(&state).expect_err("it is hidden"));
+            refused(fs::write(state.join("key"), "x").expect_err("it is hidden"));
+            refused(read(&others.path().join("file")).expect_err("it belongs to others"));
+            refused(fs::write(folder.path().join("file"), "x").expect_err("it is only read"));
+            refused(TcpStream::connect(address).expect_err("it is on the network"));
+            refused(UdpSocket::bind("127.0.0.1:0").expect_err("it is on the network"));
+            UnixStream::pair().expect("it is local");
+            let child = |words: &str| Command::new("/bin/sh").args(["-c", words]).output().expect("run");
+            assert!(child(&format!("cat {}", home.join("file").display())).status.success());
+            let parent = std::process::id();
+            for secret in [
+                state.join("key").display().to_string(),
+                format!("/proc/{parent}/environ"),
+                format!("/proc/{parent}/root{}", state.join("key").display()),
+                format!("/proc/{parent}/cwd/Cargo.toml"),
+            ] {
+                let read = child(&format!("cat {secret}"));
+                assert!(!read.status.success() && read.stdout.is_empty(), "{secret}");
+            }
+            let error =
+                Sandbox { sources: [home.clone()].into(), ..sandbox }.enter().expect_err("it is hidden");
+            assert!(matches!(error, SandboxError::Inside(_)), "{error}");
+        });
+        entered.join().expect("all is as it must be");
+    }
 }

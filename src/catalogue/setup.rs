@@ -126,8 +126,11 @@ impl Setup {
         let printed = self.ask_nix(&arguments, "nix-command flakes", set).await?;
         let told = serde_json::from_str(&printed.concat());
         let metadata: Metadata = told.map_err(|error| WalkError::Nonsense(error.to_string()))?;
-        let unpinned = || WalkError::Nonsense(format!("{} cannot be pinned", metadata.url));
-        self.source.flake = Some(metadata.pinned().ok_or_else(unpinned)?);
+        let Some(pinned) = metadata.pinned() else {
+            tracing::warn!(set = %set.name, "not evaluated purely: it is below a work tree with changes; commit them");
+            return Ok(());
+        };
+        self.source.flake = Some(pinned);
         self.source.set("pure-eval", "true");
         let path = metadata.path.to_str();
         self.pinned = path.and_then(|path| StorePath::parse_in(&tools.nix.store_dir, path).ok());
@@ -137,8 +140,16 @@ impl Setup {
     /// Leaves an expression all experimental features but those of flakes.
     async fn without_flakes(&mut self, set: &SetSettings) -> Result<(), WalkError> {
         // The newer name is unknown to Nix before 2.20, and the older one is deprecated.
-        let printed = match self.ask_nix(&["show-config"], "nix-command", set).await {
-            Err(WalkError::Failed(_)) => self.ask_nix(&["config", "show"], "nix-command", set).await?,
+        let mut printed = self.ask_nix(&["show-config"], "nix-command", set).await;
+        if let Err(WalkError::Failed(_)) = printed {
+            printed = self.ask_nix(&["config", "show"], "nix-command", set).await;
+        }
+        let printed = match printed {
+            // Without what is enabled, it gets none.
+            Err(WalkError::Failed(error)) => {
+                tracing::warn!(set = %set.name, error, "evaluated without experimental features");
+                Vec::new()
+            }
             printed => printed?,
         };
         let features = printed.iter().find_map(|line| line.strip_prefix("experimental-features = "));
@@ -195,7 +206,7 @@ impl Setup {
 
 impl Metadata {
     /// A reference that Nix evaluates purely. A revision names itself; what has none is taken from the store, where it is the same
-    /// whatever becomes of the folder.
+    /// whatever becomes of the folder. `None` where Nix has no such reference, which is for a folder below a work tree with changes.
     fn pinned(&self) -> Option<String> {
         let Locked { rev, nar_hash, last_modified, dir } = &self.locked;
         if rev.is_some() {
@@ -206,10 +217,7 @@ impl Metadata {
         if let Some(seconds) = last_modified {
             pinned += &format!("&lastModified={seconds}");
         }
-        if let Some(dir) = dir {
-            pinned += &format!("&dir={}", encoded(dir));
-        }
-        Some(pinned)
+        dir.as_ref().is_none_or(String::is_empty).then_some(pinned)
     }
 }
 

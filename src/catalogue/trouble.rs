@@ -28,7 +28,9 @@ const MEMORY: [&str; 5] =
     ["out of memory", "bad_alloc", "cannot allocate memory", "failed to expand heap", "too many heap"];
 /// Signs of an evaluator that was stopped, by us or by others.
 const STOPPED: [&str; 4] =
-    ["the evaluator died of it", "(attribute-timeout)", "signal: 9", "evaluation worker got killed"];
+    ["the evaluator died of it", TIMED_OUT, "signal: 9", "evaluation worker got killed"];
+/// What is told of an attribute that took too long.
+const TIMED_OUT: &str = "(attribute-timeout)";
 /// What libcurl, Git and Nix say of a network, or of a server, that does not do its part.
 const NETWORK: [&str; 25] = [
     "it could not connect to",
@@ -74,6 +76,11 @@ pub(super) fn class(error: &str) -> Class {
 pub(super) fn is_of_machine(error: &str) -> bool {
     let low = error.to_lowercase();
     MACHINE.iter().any(|sign| low.contains(sign))
+}
+
+/// Whether an evaluator was killed, or had too little memory.
+pub(super) fn is_killed(error: &str) -> bool {
+    class(error) == Class::Starved && !error.contains(TIMED_OUT)
 }
 
 /// Whether an error is for want of memory.
