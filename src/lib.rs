@@ -31,6 +31,7 @@ pub mod upstream;
 pub mod causes;
 pub mod client;
 pub mod decode;
+pub mod escape;
 pub mod filter;
 pub mod growing;
 pub mod room;

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use narinfo::{StorePath, StorePathHash};
 
 use crate::build::{Builds, Failures};
+use crate::catalogue::AttributePath;
 use crate::index::{self, Index};
 use crate::nix::{LocalStore, LocalStoreError};
 
@@ -111,12 +112,16 @@ impl Retry {
                 listed.filter(|drv| drv.hash() == *hash).chain(makers).chain(stored).collect()
             }
             Failed::Name(name) => {
-                let (set, attribute) =
-                    name.split_once('/').map_or((None, &**name), |(set, a)| (Some(set), a));
-                let rows = self.index.attributes(attribute.to_owned()).await?.into_iter();
-                let rows = rows.filter(|(of, _)| set.is_none_or(|set| set == of));
-                let attributes = rows.filter_map(|(_, row)| row.outcome.ok());
-                listed.filter(|drv| has_name(drv, name)).chain(attributes).collect()
+                let mut named: BTreeSet<StorePath> = listed.filter(|drv| has_name(drv, name)).collect();
+                // A slash stands behind the set, or is a part of the attribute.
+                let with_set = name.split_once('/').map(|(set, attribute)| (Some(set), attribute));
+                for (set, attribute) in with_set.into_iter().chain([(None, &**name)]) {
+                    let Some(path) = AttributePath::parse(attribute) else { continue };
+                    let rows = self.index.attributes(path.to_string()).await?.into_iter();
+                    let rows = rows.filter(|(of, _)| set.is_none_or(|set| set == of));
+                    named.extend(rows.filter_map(|(_, row)| row.outcome.ok()));
+                }
+                named
             }
         })
     }

@@ -212,7 +212,7 @@ impl Server {
             store_dir.clone(),
             settings.nar_bytes_max,
         );
-        let keeper = Keeper::new(index.clone(), packer.clone(), store_dir.clone(), reserve, settings.keep);
+        let keeper = Keeper::new(index.clone(), packer.clone(), reserve, settings.keep);
         let adopter = Adopter {
             pool: pool.clone(),
             index: index.clone(),

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use narinfo::StorePath;
 
 use super::log::LogWriter;
-use super::verdict::{Evidence, Verdict, told_to_stop};
+use super::verdict::{Evidence, Verdict, logged, told_to_stop};
 use super::{Builds, Logs, Settings};
 use crate::nix::{
     BuildEvent, BuildResult, BuildStatus, BuildTarget, Connections, Daemon, DaemonError, PooledDaemon,
@@ -104,7 +104,7 @@ impl Builder {
             Ok(_) => tracing::info!(%drv, seconds, "built"),
             Err(NotBuilt::Stopped) => tracing::info!(%drv, seconds, "stopped: others go first"),
             Err(NotBuilt::Failed(verdict)) => {
-                let reason = verdict.reason.lines().next().unwrap_or_default();
+                let reason = logged(&verdict.reason);
                 tracing::warn!(%drv, seconds, %reason, "not built");
             }
         }

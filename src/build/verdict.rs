@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::Settings;
 use crate::causes::causes;
+use crate::escape::in_one_line;
 use crate::index::FailureClass::{self, Passing, Permanent};
 use crate::nix::{BuildResult, BuildStatus, DaemonError};
 
@@ -162,6 +163,8 @@ const SIGTERM: u32 = 15;
 pub(super) const LOG_END_LINES: usize = 40;
 /// Characters of a reason that are kept; a longer one is cut, since the log has it all.
 const REASON_CHARS_MAX: usize = 4000;
+/// Characters of a reason in the server's log.
+const LOGGED_CHARS_MAX: usize = 1000;
 
 impl Verdict {
     /// The verdict on a result, or `None` when the outputs are there.
@@ -209,6 +212,11 @@ impl Verdict {
     pub(super) fn refused(reason: String) -> Self {
         Self { class: FailureClass::Refused, reason }
     }
+}
+
+/// A reason as a line of the server's log has it: whole sentences, which the daemon breaks wherever it likes.
+pub(super) fn logged(reason: &str) -> String {
+    in_one_line(reason, LOGGED_CHARS_MAX)
 }
 
 /// The time for which a failure of this class is remembered.
@@ -299,5 +307,10 @@ fn in_words(error: &DaemonError) -> String {
 }
 
 fn clean(message: &str) -> String {
-    anstream::adapter::strip_str(message).to_string().chars().take(REASON_CHARS_MAX).collect()
+    let mut text = anstream::adapter::strip_str(message).to_string();
+    if let Some((end, _)) = text.char_indices().nth(REASON_CHARS_MAX) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }

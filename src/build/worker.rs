@@ -14,7 +14,7 @@ use super::metrics::{Ended, Prebuilt};
 use super::outcome::After;
 use super::plan::{self, Needs, Planned};
 use super::queue::RequestId;
-use super::verdict::Verdict;
+use super::verdict::{Verdict, logged};
 use super::{Builds, Held, RequestState, Settings, State};
 use crate::adopt::Adopter;
 use crate::index::{Failure, FailureClass, Index};
@@ -110,7 +110,7 @@ impl Worker {
                 }
             }
             Err(failure) => {
-                let reason = failure.reason.lines().next().unwrap_or_default();
+                let reason = logged(&failure.reason);
                 tracing::info!(%drv, %reason, "not begun");
                 self.builds.0.lock().queue.remove(id);
                 self.fail(id, &drv, failure).await;

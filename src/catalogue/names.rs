@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 
 use narinfo::{StoreDir, StorePath};
 
-use super::attribute::AttributePath;
+use super::attribute::{AttributePath, Selection};
 use super::lazy::{Landed, Lazy};
 use super::settings::{Indexing, SetName, SetSettings, Verdict};
 use super::walk::THROWN;
 use super::{Catalogue, Tools};
+use crate::escape::Line;
 use crate::index::{self, AttributeName, AttributeRow, Attributed, Index};
 use crate::nix::read_derivation;
 
@@ -54,7 +55,7 @@ pub enum NoSuchName {
     #[error("there is no package set {0}; /api/v1/catalogue lists them")]
     Set(SetName),
     /// The set is not evaluated for this system.
-    #[error("the package set {set} is evaluated for {}, not for {system}", .systems.join(", "))]
+    #[error("the package set {set} is evaluated for {}, not for {}", .systems.join(", "), Line(.system))]
     System {
         /// The set.
         set: SetName,
@@ -91,7 +92,7 @@ pub enum NoSuchName {
         error: String,
     },
     /// There is no such output.
-    #[error("unknown: {drv} has no output {output}, but {}", .outputs.join(", "))]
+    #[error("unknown: {drv} has no output {}, but {}", Line(.output), .outputs.join(", "))]
     Output {
         /// The derivation.
         drv: StorePath,
@@ -109,6 +110,17 @@ pub enum NoSuchName {
     /// The server cannot tell at the moment.
     #[error("unavailable: {0}; the server's log has the details")]
     Unavailable(&'static str),
+    /// The index does not do its part.
+    #[error("unavailable: the index cannot be read; the server's log has the details")]
+    Index,
+}
+
+impl NoSuchName {
+    /// Whether the name may stand for something all the same, which cannot be told now.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Busy | Self::Unavailable(_) | Self::Index)
+    }
 }
 
 impl Names {
@@ -132,7 +144,7 @@ impl Names {
     ) -> Result<Named, NoSuchName> {
         let settings =
             self.catalogue.settings_of(set.as_str()).ok_or_else(|| NoSuchName::Set(set.clone()))?;
-        let system = system_of(settings, system)?;
+        let system = settings.system(system)?;
         let mut found = self.look_up(set, attribute, system).await?;
         if found.row.is_none() {
             found = match settings.indexing {
@@ -172,6 +184,27 @@ impl Names {
             system: system.to_owned(),
         };
         self.lazy.words(set, name, &path).await
+    }
+
+    /// The same of what someone has written, with the output that is named there.
+    ///
+    /// # Errors
+    /// When there is no such attribute, or it cannot be told.
+    pub async fn select<'a>(
+        &self,
+        set: &SetName,
+        selection: &'a Selection,
+        system: Option<&str>,
+    ) -> Result<(Named, Option<&'a str>), NoSuchName> {
+        let Selection { path, output, otherwise } = selection;
+        match (self.find(set, path, system).await, otherwise) {
+            (Ok(named), _) => Ok((named, output.as_deref())),
+            (Err(reason @ NoSuchName::Attribute { .. }), Some(path)) => {
+                let found = self.find(set, path, system).await;
+                found.map(|named| (named, None)).map_err(|_| reason)
+            }
+            (Err(reason), _) => Err(reason),
+        }
     }
 
     async fn look_up(
@@ -246,6 +279,21 @@ impl Named {
     }
 }
 
+impl SetSettings {
+    /// A system that the set is evaluated for: this one, or else the first.
+    ///
+    /// # Errors
+    /// When it is not evaluated for this one.
+    pub fn system(&self, wanted: Option<&str>) -> Result<&str, NoSuchName> {
+        let found = self.systems.iter().find(|system| wanted.is_none_or(|wanted| *system == wanted));
+        found.map(String::as_str).ok_or_else(|| NoSuchName::System {
+            set: self.name.clone(),
+            system: wanted.unwrap_or_default().to_owned(),
+            systems: self.systems.clone(),
+        })
+    }
+}
+
 /// The name of the output that an attribute is, by what its evaluation said of it.
 fn own_output(told: Option<&str>, outputs: &BTreeMap<String, Option<StorePath>>) -> Option<String> {
     let path = told.and_then(|told| told.rsplit_once('/')).map(|(_, base)| base);
@@ -260,19 +308,9 @@ fn own_output(told: Option<&str>, outputs: &BTreeMap<String, Option<StorePath>>)
     by_name.or_else(by_path).or_else(|| default().map(|(name, _)| name.clone()))
 }
 
-fn system_of<'a>(set: &'a SetSettings, wanted: Option<&str>) -> Result<&'a str, NoSuchName> {
-    let mut systems = set.systems.iter();
-    let found = systems.find(|system| wanted.is_none_or(|wanted| *system == wanted));
-    found.map(String::as_str).ok_or_else(|| NoSuchName::System {
-        set: set.name.clone(),
-        system: wanted.unwrap_or_default().to_owned(),
-        systems: set.systems.clone(),
-    })
-}
-
 fn unreadable(error: &index::Error) -> NoSuchName {
     tracing::error!(error = error as &dyn std::error::Error, "a name cannot be looked up");
-    NoSuchName::Unavailable("the index cannot be read")
+    NoSuchName::Index
 }
 
 #[cfg(test)]

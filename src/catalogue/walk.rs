@@ -306,6 +306,9 @@ impl<'a> Walk<'a> {
 
 /// An error as it is kept.
 pub(super) fn shortened(mut text: String) -> String {
-    text.truncate(text.floor_char_boundary(ERROR_BYTES_MAX));
+    if text.len() > ERROR_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(ERROR_BYTES_MAX));
+        text.push('…');
+    }
     text
 }

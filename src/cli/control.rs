@@ -13,6 +13,7 @@ use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
+use crate::escape::Lines;
 use crate::serve::CONTROL_SOCKET;
 
 /// Bytes of an answer at most.
@@ -21,6 +22,19 @@ const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// The body of `GET path` from the server of `state_dir`.
 pub(super) fn get(state_dir: &Path, path: &str) -> anyhow::Result<String> {
     super::runtime()?.block_on(async { whole(ask(state_dir, Method::GET, path).await?).await })
+}
+
+/// Prints the body of `GET path`. Fails, after it is printed, when it tells of an error.
+pub(super) fn show(state_dir: &Path, path: &str) -> anyhow::Result<ExitCode> {
+    let told = super::runtime()?.block_on(async { told(ask(state_dir, Method::GET, path).await?).await })?;
+    match told {
+        Ok(text) => print!("{text}"),
+        Err(text) => {
+            print!("{text}");
+            bail!("{}", reason(&text));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// How something is done.
@@ -84,12 +98,24 @@ fn unreachable_advice(error: &io::Error) -> &'static str {
 }
 
 async fn whole(response: Response<Incoming>) -> anyhow::Result<String> {
-    let status = response.status();
+    told(response).await?.map_err(|text| anyhow::anyhow!("{}", reason(&text)))
+}
+
+/// The body, as an error where it tells of one.
+async fn told(response: Response<Incoming>) -> anyhow::Result<Result<String, String>> {
+    let is_error = !response.status().is_success();
     let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
     let body = body.map_err(|error| anyhow::anyhow!(error)).context("the answer could not be read")?;
     let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
-    if !status.is_success() {
-        bail!("the server answered {status}: {}", text.trim_end());
+    Ok(if is_error { Err(text) } else { Ok(text) })
+}
+
+/// What an answer that tells of an error says of it.
+fn reason(text: &str) -> String {
+    #[derive(serde::Deserialize)]
+    struct Told {
+        error: String,
     }
-    Ok(text)
+    let told = serde_json::from_str(text).map(|Told { error }| error);
+    Lines(told.unwrap_or_else(|_| text.trim_end().to_owned())).to_string()
 }

@@ -8,8 +8,11 @@ use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{StateDir, control};
+use crate::escape::{Line, in_one_line};
 use crate::http::RememberedFailure;
 
+/// Characters of a reason that are shown.
+const REASON_CHARS_MAX: usize = 500;
 /// Unix seconds of a moment in the year 9999.
 const YEAR_9999: u64 = 253_400_000_000;
 
@@ -65,7 +68,7 @@ fn table(failures: &[RememberedFailure]) -> String {
         if cause != derivation {
             table += &format!("    cause: {cause}\n");
         }
-        table += &format!("    {}\n", reason.lines().next().unwrap_or_default().escape_debug());
+        table += &format!("    {}\n", Line(in_one_line(reason, REASON_CHARS_MAX)));
     }
     table
 }
@@ -88,10 +91,10 @@ mod tests {
         let expected = "\
 SINCE                 UNTIL                 CLASS      DERIVATION
 1970-01-02T00:00:00Z  1970-01-02T00:05:00Z  passing    a.drv
-    signal 9
+    signal 9 and more
 1970-01-02T00:00:00Z  1970-01-02T00:05:00Z  passing    b.drv
     cause: a.drv
-    signal 9
+    signal 9 and more
 ";
         assert_eq!(table(&[failure("a.drv"), failure("b.drv")]), expected);
         assert_eq!(table(&[]), "no failure is remembered\n");

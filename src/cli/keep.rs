@@ -10,12 +10,13 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{StateDir, control};
 use crate::config::bytes;
+use crate::escape::Line;
 use crate::http::PinView;
 
 #[derive(Args, Debug)]
 pub(super) struct Pin {
-    /// A store path, its hash, or an attribute of a package set, of which the current outputs are pinned [default: list all pins;
-    /// /api/v1/pins has them as JSON]
+    /// A store path, its hash, or an attribute of a package set (`hello`, or `SET/hello` where several sets have it), of which the
+    /// current outputs are pinned [default: list all pins; /api/v1/pins has them as JSON]
     what: Option<String>,
     #[command(flatten)]
     state_dir: StateDir,
@@ -74,10 +75,11 @@ fn table(pins: &[PinView]) -> String {
     if pins.is_empty() {
         return "nothing is pinned\n".to_owned();
     }
-    let width = pins.iter().map(|pin| pin.name.chars().count()).max().unwrap_or_default();
+    let width = pins.iter().map(|pin| Line(&pin.name).to_string().chars().count()).max().unwrap_or_default();
     let mut table = format!("{:20}  {:width$}  HOLDS\n", "PINNED AT", "NAME");
     for PinView { name, hash, path, pinned_at } in pins {
         let at = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(*pinned_at));
+        let name = Line(name).to_string();
         let holds = match path {
             Some(path) => path.clone(),
             None => format!("{hash}, not served yet"),

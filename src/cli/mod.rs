@@ -1,11 +1,13 @@
-//! The command line: `ondine serve`, `key show`, `check-config`, `status`, `refresh`, `failures`, `retry`, `pin`, `unpin`, `gc`, `fsck`
-//! and `try`.
+//! The command line: `ondine serve`, `key show`, `check-config`, `status`, `refresh`, `attributes`, `failures`, `retry`, `pin`, `unpin`,
+//! `gc`, `fsck` and `try`.
 //! Output meant for people and scripts goes to stdout, the log to stderr.
 
+mod attributes;
 mod control;
 mod failures;
 mod keep;
 mod key;
+mod log;
 mod try_out;
 
 use std::path::{Path, PathBuf};
@@ -13,9 +15,6 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
-use tracing_subscriber::filter::{LevelFilter, Targets};
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::catalogue::SetName;
 use crate::config::{self, Written};
@@ -55,6 +54,8 @@ enum Command {
     Failures(failures::Failures),
     /// Have a running server forget a failure, with its cause and all that failed because of it, and build it anew.
     Retry(failures::Retry),
+    /// List the attributes of a package set of a running server, or those that are like a pattern.
+    Attributes(attributes::Attributes),
     /// Hold a path and its closure in the NAR store of a running server however long nobody uses it, or list what is held.
     Pin(keep::Pin),
     /// Take a pin back.
@@ -109,15 +110,16 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Serve(serve) => {
-                log_to_stderr();
+                log::to_stderr();
                 serve.run()?;
             }
             Command::Key(key) => key.run()?,
             Command::CheckConfig(check) => check.run()?,
-            Command::Status(state_dir) => print!("{}", control::get(&state_dir.path()?, "/api/v1/status")?),
+            Command::Status(state_dir) => return control::show(&state_dir.path()?, "/api/v1/status"),
             Command::Refresh { name, state_dir } => return refresh(name.as_deref(), &state_dir.path()?),
             Command::Failures(failures) => return failures.run(),
             Command::Retry(retry) => return retry.run(),
+            Command::Attributes(attributes) => return attributes.run(),
             Command::Pin(pin) => return pin.run(),
             Command::Unpin(unpin) => return unpin.run(),
             Command::Gc(gc) => return gc.run(),
@@ -194,17 +196,4 @@ fn unknown_variables() -> impl Iterator<Item = String> {
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     runtime.worker_threads(THREADS).enable_all().build().context("cannot start the runtime")
-}
-
-/// ONDINE_LOG sets what is logged, in the syntax of [`Targets`]: levels, each alone or for a part of the program.
-fn log_to_stderr() {
-    let wanted = std::env::var("ONDINE_LOG").ok().and_then(|wanted| wanted.parse::<Targets>().ok());
-    let wanted = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
-    tracing_subscriber::fmt()
-        .with_max_level(LevelFilter::TRACE)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_writer(std::io::stderr)
-        .finish()
-        .with(wanted)
-        .init();
 }

@@ -9,6 +9,7 @@ use hyper::{Response, StatusCode};
 
 use super::body::Body;
 use crate::build::Outlook;
+use crate::escape::{self, Lines};
 use crate::upstream::BUILDS_HEADER;
 
 /// An answer.
@@ -101,13 +102,44 @@ pub fn unknown_path(reason: impl std::fmt::Display) -> Answer {
 }
 
 /// 405: these resources are read-only.
-pub fn method_not_allowed() -> Answer {
-    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
+pub fn method_not_allowed(for_program: bool) -> Answer {
+    let (status, reason) = (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
+    let mut answer = if for_program { error(status, reason) } else { text(status, reason) };
     answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
     answer
 }
 
-/// 503: for a health check, or a download by name when the server stops; never for what a Nix client asks.
+/// 200 with JSON.
+pub fn json(value: &impl serde::Serialize) -> Answer {
+    of_json(StatusCode::OK, value)
+}
+
+/// 404 with the reason, for a program.
+pub fn no_such(reason: impl std::fmt::Display) -> Answer {
+    error(StatusCode::NOT_FOUND, reason)
+}
+
+/// 400 with the reason, for a program.
+pub fn bad_request(reason: impl std::fmt::Display) -> Answer {
+    error(StatusCode::BAD_REQUEST, reason)
+}
+
+/// 500 with the reason, for a program: something is wrong with the server.
+pub fn failed(reason: impl std::fmt::Display) -> Answer {
+    error(StatusCode::INTERNAL_SERVER_ERROR, reason)
+}
+
+/// 500 with what can be told all the same, the reason in its field `error`.
+pub fn partly(value: &impl serde::Serialize) -> Answer {
+    of_json(StatusCode::INTERNAL_SERVER_ERROR, value)
+}
+
+/// 503 with the reason, for a program: it may pass.
+pub fn unavailable(reason: impl std::fmt::Display) -> Answer {
+    error(StatusCode::SERVICE_UNAVAILABLE, reason)
+}
+
+/// 503: for a health check, or a download by name when the server cannot tell; never for what a Nix client asks.
 pub fn not_ready(reason: impl std::fmt::Display) -> Answer {
     text(StatusCode::SERVICE_UNAVAILABLE, reason)
 }
@@ -187,7 +219,21 @@ pub fn full(body: impl Into<Bytes>) -> Body {
 }
 
 fn text(status: StatusCode, text: impl std::fmt::Display) -> Answer {
-    answer(status, TEXT, full(format!("{text}\n")))
+    answer(status, TEXT, full(format!("{}\n", Lines(text))))
+}
+
+fn error(status: StatusCode, reason: impl std::fmt::Display) -> Answer {
+    #[derive(serde::Serialize)]
+    struct Error {
+        error: String,
+    }
+    of_json(status, &Error { error: reason.to_string() })
+}
+
+fn of_json(status: StatusCode, value: &impl serde::Serialize) -> Answer {
+    // Strings, numbers and nothing else: there is nothing in it that JSON could refuse.
+    let text = serde_json::to_string_pretty(value).unwrap_or_default();
+    answer(status, JSON, full(escape::json(text) + "\n"))
 }
 
 fn answer(status: StatusCode, media_type: HeaderValue, body: Body) -> Answer {

@@ -3,10 +3,12 @@
 use narinfo::{StorePath, StorePathHash};
 
 use super::Service;
-use super::answer::{self, Answer};
+use super::answer::{self, Answer, json};
 use crate::build::{QueueView, RequestState, RequestView};
-use crate::index::{self, Counts, Index};
+use crate::index::{self, Counts, Index, Unfit};
 
+/// Said when the index does not answer.
+const UNREADABLE: &str = "the index cannot be read; the server's log says why, and /readyz what to do";
 /// Lines of a log that are told.
 const LOG_LINES: usize = 20;
 
@@ -21,20 +23,41 @@ struct Status {
     /// The first of `public_keys`.
     public_key: Option<String>,
     public_keys: Vec<String>,
+    /// Null where the index cannot tell.
     cache: Option<Counts>,
     queue: QueueView,
+    /// What is wrong with the index.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
 }
 
 pub(super) async fn status(service: &Service) -> Answer {
     let parts = &service.parts;
-    json(&Status {
+    let counts = parts.index.counts().await.inspect_err(|error| {
+        tracing::error!(error = error as &dyn std::error::Error, "the index cannot be read");
+    });
+    let unfit = parts.index.check().await.err().filter(|unfit| !matches!(unfit, Unfit::Unchecked));
+    // What cannot be written can be read all the same.
+    let is_failing =
+        counts.is_err() || unfit.as_ref().is_some_and(|unfit| !matches!(unfit, Unfit::NotWritable(_)));
+    let error =
+        unfit.map(|unfit| unfit.to_string()).or_else(|| counts.is_err().then(|| UNREADABLE.to_owned()));
+    let status = Status {
         version: env!("CARGO_PKG_VERSION"),
         store_dir: parts.store_dir.to_string(),
         public_key: parts.public_keys.first().cloned(),
         public_keys: parts.public_keys.clone(),
-        cache: parts.index.counts().await.ok(),
+        error,
+        cache: counts.ok(),
         queue: parts.builds.view(),
-    })
+    };
+    if is_failing { answer::partly(&status) } else { json(&status) }
+}
+
+/// The index does not do its part, which is logged once, here.
+pub(super) fn index_failed(error: &index::Error, what: &'static str) -> Answer {
+    tracing::error!(error = error as &dyn std::error::Error, "{what}");
+    answer::failed(format_args!("{what}: {UNREADABLE}"))
 }
 
 pub(super) fn queue(service: &Service) -> Answer {
@@ -52,7 +75,7 @@ struct Build {
 
 pub(super) async fn build(service: &Service, id: u64) -> Answer {
     let Some(request) = service.parts.builds.request(id) else {
-        return answer::missing(format_args!(
+        return answer::no_such(format_args!(
             "no request has the number {id}, or it ended long ago; /api/v1/queue lists those that wait"
         ));
     };
@@ -104,11 +127,8 @@ struct Compared {
 pub(super) async fn path(service: &Service, hash: StorePathHash) -> Answer {
     match known_path(&service.parts.index, hash).await {
         Ok(Some(path)) => json(&path),
-        Ok(None) => answer::missing("this path is not served; whether it can be had, its narinfo tells"),
-        Err(error) => {
-            tracing::error!(%hash, error = &error as &dyn std::error::Error, "a path cannot be told of");
-            answer::missing("the index cannot be read; the server's log has the details")
-        }
+        Ok(None) => answer::no_such("this path is not served; whether it can be had, its narinfo tells"),
+        Err(error) => index_failed(&error, "a path cannot be told of"),
     }
 }
 
@@ -140,10 +160,4 @@ pub(super) fn metrics(service: &Service) -> Answer {
     service.parts.catalogue.write_metrics(&mut text);
     service.parts.keeper.write_metrics(&mut text);
     answer::ready(answer::OPENMETRICS, text + METRICS_END)
-}
-
-pub(super) fn json(value: &impl serde::Serialize) -> Answer {
-    // Strings, numbers and nothing else: there is nothing in it that JSON could refuse.
-    let text = serde_json::to_string_pretty(value).unwrap_or_default();
-    answer::ready(answer::JSON, text + "\n")
 }

@@ -5,12 +5,12 @@
 use narinfo::{NarHash, StorePath};
 
 use super::Service;
-use super::answer::{self, Answer};
-use super::api::json;
+use super::answer::{self, Answer, json};
+use super::api::index_failed;
 use super::failures::RememberedFailure;
 use super::pursuit::{End, Pursuit};
 use super::route::Name;
-use crate::catalogue::{Named, NoSuchName, Selection};
+use crate::catalogue::{Named, NoSuchName};
 use crate::index::{self, AttributeName};
 use crate::substitute::{Missing, OnMiss};
 
@@ -54,14 +54,27 @@ struct OutputView {
 pub(super) async fn describe(service: &Service, name: &Name) -> Answer {
     let told = async {
         let (named, _) = find(service, name).await?;
-        view(service, named).await.map_err(|error| {
-            tracing::error!(error = &error as &dyn std::error::Error, "an attribute cannot be told of");
-            NoSuchName::Unavailable("the index cannot be read")
-        })
+        let told = view(service, named).await;
+        Ok(told
+            .map_or_else(|error| index_failed(&error, "an attribute cannot be told of"), |view| json(&view)))
     };
-    match told.await {
-        Ok(view) => json(&view),
-        Err(reason) => answer::missing(reason),
+    told.await.unwrap_or_else(|reason: NoSuchName| match reason {
+        NoSuchName::Index => answer::failed(reason),
+        _ if reason.may_pass() => answer::unavailable(reason),
+        _ => answer::no_such(reason),
+    })
+}
+
+/// Why there is no download: 404 only where that is so.
+fn refused(reason: NoSuchName) -> Answer {
+    if reason.may_pass() { answer::not_ready(reason) } else { answer::missing(reason) }
+}
+
+fn not_had(reason: Missing) -> Answer {
+    if matches!(reason, Missing::Unavailable(_)) {
+        answer::not_ready(reason)
+    } else {
+        answer::missing_path(reason)
     }
 }
 
@@ -69,7 +82,7 @@ pub(super) async fn describe(service: &Service, name: &Name) -> Answer {
 pub(super) async fn download(service: &Service, name: &Name, on_miss: OnMiss) -> Answer {
     let (named, output) = match find(service, name).await {
         Ok(found) => found,
-        Err(reason) => return answer::missing(reason),
+        Err(reason) => return refused(reason),
     };
     let denied = Missing::Denied { drv: named.drv.clone(), set: named.set.to_string() };
     if named.denied && named.outputs.is_empty() {
@@ -78,12 +91,12 @@ pub(super) async fn download(service: &Service, name: &Name, on_miss: OnMiss) ->
     let on_miss = if named.denied { on_miss.without_building() } else { on_miss };
     let path = match named.output(output) {
         Ok(path) => path,
-        Err(reason) => return answer::missing(reason),
+        Err(reason) => return refused(reason),
     };
     match Pursuit::new(service, path.hash(), on_miss).ended().await {
         End::Ready(ready) => leads_to(ready.nar_hash, name),
         End::Missing(Missing::NotBuilt(_)) if named.denied => answer::missing(denied),
-        End::Missing(reason) => answer::missing_path(reason),
+        End::Missing(reason) => not_had(reason),
         End::Stopped => {
             answer::not_ready("the server stops while this is built; ask again, it keeps its place")
         }
@@ -99,15 +112,7 @@ fn leads_to(nar: NarHash, name: &Name) -> Answer {
 
 /// What a name stands for, and the output that was named.
 async fn find<'a>(service: &Service, name: &'a Name) -> Result<(Named, Option<&'a str>), NoSuchName> {
-    let Name { set, selection: Selection { path, output, otherwise }, system, .. } = name;
-    let find = async |path| service.parts.names.find(set, path, system.as_deref()).await;
-    match (find(path).await, otherwise) {
-        (Ok(named), _) => Ok((named, output.as_deref())),
-        (Err(reason @ NoSuchName::Attribute { .. }), Some(path)) => {
-            find(path).await.map(|named| (named, None)).map_err(|_| reason)
-        }
-        (Err(reason), _) => Err(reason),
-    }
+    service.parts.names.select(&name.set, &name.selection, name.system.as_deref()).await
 }
 
 async fn view(service: &Service, named: Named) -> Result<AttributeView, index::Error> {

@@ -4,12 +4,14 @@
 use std::time::{Duration, SystemTime};
 
 use super::Service;
-use super::answer::{self, Answer};
-use super::api::json;
+use super::answer::{self, Answer, json};
+use super::api::index_failed;
 use super::pipe::{Cut, Pipe, written};
 use crate::catalogue::{Following, Indexing, News, SetName, SetSettings};
 use crate::index::{self, AttributeRow, Generation, GenerationSize};
 
+/// Said when the index cannot tell of package sets.
+const UNTOLD: &str = "package sets cannot be told of";
 /// Errors of one set that are told.
 const ERRORS_TOLD_MAX: u32 = 1_000;
 /// The time between two lines of one refresh.
@@ -68,7 +70,7 @@ pub(super) async fn all(service: &Service) -> Answer {
     for (settings, state) in service.parts.catalogue.sets() {
         match view(service, settings, state.to_string()).await {
             Ok(view) => views.push(view),
-            Err(error) => return unreadable(&error),
+            Err(error) => return index_failed(&error, UNTOLD),
         }
     }
     json(&views)
@@ -85,7 +87,7 @@ pub(super) async fn one(service: &Service, name: &SetName) -> Answer {
     };
     match told.await {
         Ok(detailed) => json(&detailed),
-        Err(error) => unreadable(&error),
+        Err(error) => index_failed(&error, UNTOLD),
     }
 }
 
@@ -106,7 +108,7 @@ pub(super) fn refresh(service: &Service, name: Option<SetName>) -> Answer {
         }
         None => match name {
             Some(name) => unknown(&name),
-            None => answer::missing("there is no package set"),
+            None => answer::no_such("there is no package set"),
         },
     }
 }
@@ -120,15 +122,15 @@ async fn tell(mut pipe: Pipe, following: Vec<Following>) -> Result<(), Cut> {
         loop {
             match set.news() {
                 News::Over(Ok(done)) => {
-                    pipe.send(format!("done: {}: {done}\n", set.set)).await;
+                    pipe.send_line(format!("done: {}: {done}", set.set)).await;
                     break;
                 }
                 News::Over(Err(error)) => {
-                    pipe.send(format!("failed: {}: {}\n", set.set, error.replace('\n', "\n  "))).await;
+                    pipe.send_line(format!("failed: {}: {}", set.set, error.replace('\n', "\n  "))).await;
                     break;
                 }
                 News::Under(state) if before.as_ref() != Some(&state) => {
-                    pipe.send(format!("{}: {state}\n", set.set)).await;
+                    pipe.send_line(format!("{}: {state}", set.set)).await;
                     before = Some(state);
                     // The end is told at once.
                     let _ = tokio::time::timeout(LINE_INTERVAL, set.over()).await;
@@ -184,10 +186,5 @@ fn unix(time: SystemTime) -> u64 {
 }
 
 fn unknown(name: &SetName) -> Answer {
-    answer::missing(format_args!("there is no package set {name}; /api/v1/catalogue lists them"))
-}
-
-fn unreadable(error: &index::Error) -> Answer {
-    tracing::error!(error = error as &dyn std::error::Error, "package sets cannot be told of");
-    answer::missing("the index cannot be read; the server's log has the details")
+    answer::no_such(format_args!("there is no package set {name}; /api/v1/catalogue lists them"))
 }

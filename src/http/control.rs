@@ -3,7 +3,7 @@
 use hyper::{Method, Uri};
 use percent_encoding::percent_decode_str;
 
-use super::{Coming, Service, answer, catalogue, failures, keeping, later, now};
+use super::{Coming, Service, answer, catalogue, failures, keeping, later, now, pins};
 use crate::catalogue::SetName;
 use crate::keep::{Check, Pinned};
 use crate::retry::Failed;
@@ -39,14 +39,14 @@ enum Command {
 pub(super) fn answer(service: Service, method: &Method, uri: &Uri) -> Coming {
     match Command::parse(method, uri) {
         Some(Command::Refresh(name)) => now(catalogue::refresh(&service, name)),
-        Some(Command::Pin(what)) => later(async move { keeping::pin(&service, what).await }),
-        Some(Command::Unpin(what)) => later(async move { keeping::unpin(&service, what).await }),
+        Some(Command::Pin(what)) => later(async move { pins::pin(&service, what).await }),
+        Some(Command::Unpin(what)) => later(async move { pins::unpin(&service, what).await }),
         Some(Command::Collect { max_bytes, dry_run }) => now(keeping::collect(&service, max_bytes, dry_run)),
         Some(Command::Check(check)) => now(keeping::check(&service, check)),
         Some(Command::Retry { what, forget_only }) => {
             later(async move { failures::retry(&service, what, forget_only).await })
         }
-        None => now(answer::method_not_allowed()),
+        None => now(answer::method_not_allowed(true)),
     }
 }
 

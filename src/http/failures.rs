@@ -4,8 +4,8 @@ use std::fmt::Write;
 use std::time::SystemTime;
 
 use super::Service;
-use super::answer::{self, Answer};
-use super::api::json;
+use super::answer::{self, Answer, json};
+use crate::escape::Lines;
 use crate::index::Failure;
 use crate::retry::{Failed, Retried, RetryError};
 
@@ -54,8 +54,8 @@ pub(super) async fn list(service: &Service) -> Answer {
 /// Each failure that is forgotten, and each request that is made, in a line.
 pub(super) async fn retry(service: &Service, what: Failed, forget_only: bool) -> Answer {
     match service.parts.retry.retry(what, forget_only).await {
-        Ok(done) => answer::ready(answer::TEXT, lines(&done)),
-        Err(reason @ RetryError::NotRemembered(_)) => answer::missing(reason),
+        Ok(done) => answer::ready(answer::TEXT, Lines(lines(&done)).to_string()),
+        Err(reason @ RetryError::NotRemembered(_)) => answer::no_such(reason),
         Err(error) => unavailable(&error, "the failure cannot be forgotten"),
     }
 }
@@ -78,5 +78,5 @@ fn lines(done: &[Retried]) -> String {
 
 fn unavailable(error: &(dyn std::error::Error + 'static), what: &'static str) -> Answer {
     tracing::error!(error, "{what}");
-    answer::missing(format_args!("{what}; the server's log has the details"))
+    answer::failed(format_args!("{what}; the server's log has the details"))
 }

@@ -14,9 +14,11 @@ mod drivers;
 mod failures;
 mod info;
 mod keeping;
+mod listing;
 mod log;
 mod nar;
 mod narinfo;
+mod pins;
 mod pipe;
 mod pursuit;
 mod realisation;
@@ -47,7 +49,8 @@ use address::Peer;
 pub use address::{PublicUrl, TrustedProxies};
 use answer::Answer;
 pub use failures::RememberedFailure;
-pub use keeping::PinView;
+pub use listing::{AttributeLine, Listing};
+pub use pins::PinView;
 pub use pursuit::GivenUp;
 pub use route::{Route, Target};
 pub use server::{Door, listen, serve};
@@ -161,13 +164,17 @@ impl Service {
             hyper::Method::GET => Method::Get,
             hyper::Method::HEAD => Method::Head,
             _ if client.is_none() => return control::answer(self.clone(), request.method(), request.uri()),
-            _ => return now(answer::method_not_allowed()),
+            _ => return now(answer::method_not_allowed(route::is_for_programs(request.uri().path()))),
         };
         let Some(Target { route, cached }) = Target::parse(request.uri().path(), request.uri().query())
         else {
-            return now(answer::missing(
-                "nothing has this address; a narinfo is at /<32 characters>.narinfo",
-            ));
+            let path = request.uri().path();
+            let hint = route::hint(path);
+            return now(if route::is_for_programs(path) {
+                answer::no_such(hint)
+            } else {
+                answer::missing(hint)
+            });
         };
         let on_miss = on_miss(via(&request), method, cached, client);
         // Nearly all requests end here.
@@ -207,13 +214,16 @@ impl Service {
             Route::Path(hash) => later(async move { api::path(&service, hash).await }),
             Route::Sets => later(async move { catalogue::all(&service).await }),
             Route::Set(name) => later(async move { catalogue::one(&service, &name).await }),
+            Route::Attributes(set, wanted) => {
+                later(async move { listing::get(&service, &set, wanted).await })
+            }
             Route::Attribute(name) => later(async move { by_name::describe(&service, &name).await }),
             Route::Download(name) => {
                 drop(request);
                 later(async move { by_name::download(&service, &name, on_miss).await })
             }
             Route::Failures => later(async move { failures::list(&service).await }),
-            Route::Pins => later(async move { keeping::pins(&service).await }),
+            Route::Pins => later(async move { pins::all(&service).await }),
             Route::Metrics => now(api::metrics(self)),
         }
     }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use hyper::body::Frame;
 
 use super::body::Body;
+use crate::escape::Lines;
 
 /// The writing end: room for one piece.
 pub(super) struct Pipe(Arc<Mutex<Option<Bytes>>>);
@@ -56,6 +57,11 @@ impl Pipe {
             None => Poll::Ready(()),
         })
         .await;
+    }
+
+    /// Gives text for a person, and ends the line.
+    pub(super) async fn send_line(&mut self, text: String) {
+        self.send(format!("{}\n", Lines(text))).await;
     }
 
     /// Gives all pieces of `source`; an error cuts the body.

@@ -5,9 +5,14 @@ use narinfo::{Compression, DrvOutput, NarHash, StorePath, StorePathHash};
 use percent_encoding::percent_decode_str;
 
 use crate::catalogue::{Selection, SetName};
+use crate::escape::Line;
 
 /// Bytes of a path at most; a store path's base name has at most 244.
 const PATH_BYTES_MAX: usize = 1024;
+/// Attributes of one page, unless another number is asked for.
+const LISTED_DEFAULT: u32 = 100;
+/// The most that may be asked for.
+const LISTED_MAX: u32 = 1000;
 /// The prefix of the same cache without building.
 const CACHED: &str = "cached/";
 
@@ -42,6 +47,8 @@ pub enum Route {
     Sets,
     /// `/api/v1/catalogue/<name>`
     Set(SetName),
+    /// `/api/v1/catalogue/<set>/[?q=…][&system=…][&after=…][&limit=…]`, or what is wrong with what stands behind the question mark
+    Attributes(SetName, Result<Wanted, String>),
     /// `/api/v1/catalogue/<set>/<attribute>[?system=…]`
     Attribute(Name),
     /// `/get/<set>/<attribute>[^<output>][?system=…][&compression=…]`
@@ -52,6 +59,19 @@ pub enum Route {
     Pins,
     /// `/metrics`
     Metrics,
+}
+
+/// Which attributes of a package set are listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// What they are like.
+    pub like: Option<String>,
+    /// The system that they are for, where one is named.
+    pub system: Option<String>,
+    /// The one after which the list begins.
+    pub after: String,
+    /// How many at most.
+    pub max: u32,
 }
 
 /// An attribute of a package set, as an address has it.
@@ -122,9 +142,10 @@ fn route(path: &str, query: Option<&str>) -> Option<Route> {
     }
     // Before all that is known by its ending, which an attribute may have, too.
     if let Some(name) = path.strip_prefix("api/v1/catalogue/") {
-        return match name.contains('/') {
-            true => Name::parse(name, query).map(Route::Attribute),
-            false => SetName::new(name).map(Route::Set),
+        return match name.split_once('/') {
+            Some((set, "")) => SetName::new(set).map(|set| Route::Attributes(set, Wanted::parse(query))),
+            Some(_) => Name::parse(name, query).map(Route::Attribute),
+            None => SetName::new(name).map(Route::Set),
         };
     }
     if let Some(name) = path.strip_prefix("get/") {
@@ -163,6 +184,67 @@ fn nar(file: &str) -> Option<Route> {
     NarHash::from_nixbase32(hash).ok().map(|hash| Route::Nar(hash, compression))
 }
 
+/// Whether errors at this address are read by programs.
+pub fn is_for_programs(path: &str) -> bool {
+    plain(path).split('/').next() == Some("api")
+}
+
+/// What to say of an address that nothing has.
+pub fn hint(path: &str) -> &'static str {
+    let path = plain(path);
+    let below = |folder| path.starts_with(folder);
+    if path.ends_with(".narinfo") {
+        "nothing has this address: a narinfo is at /<hash>.narinfo, where the hash is the first 32 characters of a store path's \
+         name, digits and lower-case letters without e, o, t and u"
+    } else if below("nar/") {
+        "nothing has this address: a NAR is at /nar/<NarHash>.nar.zst or .nar, where its narinfo says, with 52 characters of \
+         NarHash"
+    } else if below("get/") {
+        "nothing has this address: contents are at /get/<set>/<attribute>, with ^<output>, ?system=<system> and \
+         &compression=zstd where they are wanted; an attribute is written as Nix writes it, percent-encoded"
+    } else if below("log/") {
+        "nothing has this address: a log is at /log/<hash>-<name>.drv, the name of a derivation"
+    } else if below("realisations/") || below("build-trace-v2/") {
+        "nothing has this address: a realisation is at /realisations/sha256:<hash>!<output>.doi"
+    } else if is_for_programs(path) {
+        "nothing has this address: there are /api/v1/status, /queue, /builds/<number>, /paths/<hash>, /catalogue, \
+         /catalogue/<set>, /catalogue/<set>/ (its attributes), /catalogue/<set>/<attribute>, /failures and /pins, all below /api/v1"
+    } else {
+        "nothing has this address: / tells what there is"
+    }
+}
+
+fn plain(path: &str) -> &str {
+    let path = path.strip_prefix('/').unwrap_or(path);
+    path.strip_prefix(CACHED).unwrap_or(path)
+}
+
+/// What stands behind a question mark, by name.
+fn options(query: Option<&str>) -> impl Iterator<Item = (&str, Option<String>)> {
+    let pairs = query.into_iter().flat_map(|query| query.split('&')).filter_map(|one| one.split_once('='));
+    pairs.map(|(key, value)| (key, percent_decode_str(value).decode_utf8().ok().map(Into::into)))
+}
+
+impl Wanted {
+    fn parse(query: Option<&str>) -> Result<Self, String> {
+        let mut wanted = Self { like: None, system: None, after: String::new(), max: LISTED_DEFAULT };
+        for (key, value) in options(query) {
+            let value: String = value.ok_or_else(|| format!("{} is no UTF-8", Line(key)))?;
+            match key {
+                "q" => wanted.like = Some(value).filter(|like| !like.is_empty()),
+                "system" => wanted.system = Some(value),
+                "after" => wanted.after = value,
+                "limit" => {
+                    let max = value.parse().ok().filter(|max| (1..=LISTED_MAX).contains(max));
+                    wanted.max = max.ok_or_else(|| format!("limit is a number from 1 to {LISTED_MAX}"))?;
+                }
+                _ => return Err(format!("there is no {}, but q, system, after and limit", Line(key))),
+            }
+        }
+        Ok(wanted)
+    }
+}
+
 impl Name {
     /// Parses `<set>/<attribute>[^<output>]` and the query behind it.
     fn parse(path: &str, query: Option<&str>) -> Option<Self> {
@@ -174,12 +256,10 @@ impl Name {
             compression: Compression::None,
             depth: 0,
         };
-        for (key, value) in
-            query.into_iter().flat_map(|query| query.split('&')).filter_map(|one| one.split_once('='))
-        {
-            let value = percent_decode_str(value).decode_utf8().ok()?;
+        for (key, value) in options(query) {
+            let value: String = value?;
             match key {
-                "system" => name.system = Some(value.into_owned()),
+                "system" => name.system = Some(value),
                 "compression" if value == "none" => name.compression = Compression::None,
                 "compression" if value == "zstd" => name.compression = Compression::Zstd,
                 _ => return None,
@@ -305,6 +385,43 @@ mod tests {
         ] {
             assert_eq!(Target::parse(&format!("/get/{path}"), query), None, "{path} {query:?}");
         }
+    }
+
+    #[test]
+    fn a_list_of_attributes_is_looked_through_and_goes_page_by_page() {
+        let parse = |query| match Target::parse("/api/v1/catalogue/pkgs/", query)?.route {
+            Route::Attributes(_, wanted) => Some(wanted),
+            _ => None,
+        };
+        let wanted = |like: Option<&str>, system: Option<&str>, after: &str, max| Wanted {
+            like: like.map(str::to_owned),
+            system: system.map(str::to_owned),
+            after: after.to_owned(),
+            max,
+        };
+        assert_eq!(parse(None), Some(Ok(wanted(None, None, "", 100))));
+        assert_eq!(parse(Some("q=")), Some(Ok(wanted(None, None, "", 100))));
+        let all = "q=py%2a&system=a-linux&after=%22a+b%22&limit=1000";
+        assert_eq!(parse(Some(all)), Some(Ok(wanted(Some("py*"), Some("a-linux"), "\"a+b\"", 1000))));
+        for query in ["limit=0", "limit=1001", "limit=x", "page=2", "q=%ff"] {
+            assert!(matches!(parse(Some(query)), Some(Err(_))), "{query}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_nothing_has_is_told_of_what_it_is_like() {
+        for (path, word) in [
+            ("/0123.narinfo", "/<hash>.narinfo"),
+            ("/cached/nar/x", "/nar/<NarHash>.nar.zst"),
+            ("/get/x", "/get/<set>/<attribute>"),
+            ("/log/x", "/log/<hash>-<name>.drv"),
+            ("/api/v2/status", "/api/v1/status"),
+            ("/favicon.ico", "/ tells what there is"),
+        ] {
+            assert!(hint(path).contains(word), "{path}: {}", hint(path));
+            assert!(word.ends_with("narinfo") || !hint(path).contains("a narinfo is at"), "{path}");
+        }
+        assert!(is_for_programs("/cached/api/x") && !is_for_programs("/get/api/x"));
     }
 
     #[test]

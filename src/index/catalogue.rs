@@ -34,6 +34,20 @@ pub struct Attributed {
     pub row: Option<AttributeRow>,
 }
 
+/// Which attributes of a set are listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Search {
+    /// What the attribute, with its quotes or without, or the name of its derivation is like: in all of it where there is a `*`, which
+    /// stands for anything, and else in a part of it. Upper and lower case are alike.
+    pub like: Option<String>,
+    /// The attribute after which the list begins; the empty one is before all others.
+    pub after: String,
+    /// The system that they are evaluated for.
+    pub system: String,
+    /// How many at most.
+    pub max: u32,
+}
+
 /// A derivation that gives an output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OutputRow {
@@ -127,6 +141,40 @@ impl Index {
                 let known = row.get::<_, Option<String>>(0)?.is_some();
                 let row_of_it = known.then(|| attribute_row(row)).transpose()?;
                 Ok(Some(Attributed { generation: unsigned(row.get(6)?), row: row_of_it }))
+            })
+            .await
+    }
+
+    /// Attributes of the current generation of a set, in the order of their names, with the generation's number; `None` where there
+    /// is none.
+    ///
+    /// # Errors
+    /// When SQLite fails or a row is damaged.
+    pub async fn listed(
+        &self,
+        set: String,
+        search: Search,
+    ) -> Result<Option<(u64, Vec<AttributeRow>)>, Error> {
+        self.readers
+            .run(move |connection| {
+                let sql = "SELECT s.id, g.id FROM catalogue_set s JOIN catalogue_generation g \
+                           ON g.set_id = s.id AND g.replaced_at IS NULL WHERE s.name = ?1";
+                let current = connection.query_row(sql, [set], |row| Ok((row.get(0)?, row.get(1)?)));
+                let Some((set, generation)): Option<(i64, i64)> = current.optional()? else { return Ok(None) };
+                let mut statement = connection.prepare_cached(
+                    "SELECT attribute, system, drv, error, denied, output FROM catalogue_attribute \
+                     WHERE set_id = ?1 AND attribute > ?2 AND system = ?3 \
+                     AND (?4 IS NULL OR attribute LIKE ?4 ESCAPE '\\' OR replace(attribute, '\"', '') LIKE ?4 ESCAPE '\\' \
+                          OR substr(drv, 34, length(drv) - 37) LIKE ?4 ESCAPE '\\') \
+                     ORDER BY attribute LIMIT ?5",
+                )?;
+                let Search { like, after, system, max } = search;
+                let mut rows = statement.query(params![set, after, system, like.map(|like| pattern(&like)), max])?;
+                let mut found = Vec::new();
+                while let Some(row) = rows.next()? {
+                    found.push(attribute_row(row)?);
+                }
+                Ok(Some((unsigned(generation), found)))
             })
             .await
     }
@@ -265,6 +313,17 @@ fn makers(connection: &Connection, hash: StorePathHash) -> Result<Vec<Maker>, Er
         }
     }
     Ok(found)
+}
+
+/// As SQL has it.
+fn pattern(like: &str) -> String {
+    let character = |c| match c {
+        '*' => "%".to_owned(),
+        '%' | '_' | '\\' => format!("\\{c}"),
+        c => c.to_string(),
+    };
+    let pattern: String = like.chars().map(character).collect();
+    if like.contains('*') { pattern } else { format!("%{pattern}%") }
 }
 
 fn store_path(name: &str) -> Result<StorePath, Error> {

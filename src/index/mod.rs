@@ -37,7 +37,7 @@ use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use crate::filter::Filter;
 use at_hand::paths_of;
-pub use catalogue::{AttributeRow, Attributed, Generation, GenerationSize, Maker, OutputRow, SetRow};
+pub use catalogue::{AttributeRow, Attributed, Generation, GenerationSize, Maker, OutputRow, Search, SetRow};
 use condition::Condition;
 pub use condition::Unfit;
 use connection::{Readers, Writer};

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use narinfo::StoreDir;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::index::{self, Index};
@@ -25,7 +24,7 @@ use crate::packer::{self, Packer};
 pub use check::Check;
 pub use eviction::{Eviction, Gone};
 use metrics::Metrics;
-pub use pins::{PinError, Pinned, Pinning};
+pub use pins::{Pinned, Pinning};
 pub use policy::{Bounds, MinFree};
 pub use reserve::Reserve;
 
@@ -74,7 +73,6 @@ pub struct Keeper(Arc<Inner>);
 struct Inner {
     index: Index,
     packer: Packer,
-    store_dir: StoreDir,
     settings: Settings,
     metrics: Metrics,
     reserve: Reserve,
@@ -87,16 +85,10 @@ struct Inner {
 impl Keeper {
     /// Puts the parts together; nothing runs yet.
     #[must_use]
-    pub fn new(
-        index: Index,
-        packer: Packer,
-        store_dir: StoreDir,
-        reserve: Reserve,
-        settings: Settings,
-    ) -> Self {
+    pub fn new(index: Index, packer: Packer, reserve: Reserve, settings: Settings) -> Self {
         let metrics = Metrics::new(settings.max_bytes);
         let (full, held_back) = Default::default();
-        Self(Arc::new(Inner { index, packer, store_dir, settings, metrics, reserve, full, held_back }))
+        Self(Arc::new(Inner { index, packer, settings, metrics, reserve, full, held_back }))
     }
 
     /// Writes uses down and keeps the NAR store within its limit, for as long as the server runs.

@@ -1,17 +1,16 @@
-//! Pins: what is named is found out once, when it is pinned, and stands until it is unpinned.
+//! Pins: what is named is found out once, by who pins it, and stands until it is unpinned.
 
 use narinfo::{StorePath, StorePathHash};
 
 use super::Keeper;
 use crate::index::{self, PinRow};
-use crate::nix::read_derivation;
 
 /// What is to be pinned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pinned {
     /// The path with this hash; and as it was written.
     Path(StorePathHash, String),
-    /// The outputs of the derivation that an attribute of package sets has now.
+    /// The outputs of the derivation that an attribute of a package set has now: `<set>/<attribute>`, or the attribute alone.
     Attribute(String),
 }
 
@@ -28,27 +27,6 @@ pub struct Pinning {
     pub served: bool,
 }
 
-/// Why something was not pinned.
-#[derive(Debug, thiserror::Error)]
-pub enum PinError {
-    /// No package set has it.
-    #[error(
-        "there is no attribute {0} with a derivation in any package set; /api/v1/catalogue lists the sets"
-    )]
-    NoAttribute(String),
-    /// Its outputs are not known.
-    #[error("the outputs of {drv} cannot be told: {reason}")]
-    NoOutputs {
-        /// The derivation.
-        drv: StorePath,
-        /// Why.
-        reason: String,
-    },
-    /// The index failed.
-    #[error("the index cannot be read or written")]
-    Index(#[from] index::Error),
-}
-
 impl Pinned {
     /// A store path, its base name, its hash, or else the name of an attribute; `None` for nothing at all.
     #[must_use]
@@ -63,19 +41,12 @@ impl Pinned {
 }
 
 impl Keeper {
-    /// Holds what is named, and all that it refers to, from now on or from when it is served.
+    /// Holds these paths under a name, and all that they refer to, from now on or from when they are served.
     ///
     /// # Errors
-    /// When there is no such thing, or the index fails.
-    pub async fn pin(&self, what: Pinned) -> Result<Vec<Pinning>, PinError> {
+    /// When the index fails.
+    pub async fn pin(&self, name: String, mut pinnings: Vec<Pinning>) -> Result<Vec<Pinning>, index::Error> {
         let index = &self.0.index;
-        let (name, mut pinnings) = match what {
-            Pinned::Path(hash, name) => {
-                let path = StorePath::parse(&name).ok();
-                (name, vec![Pinning { of: None, hash, path, served: false }])
-            }
-            Pinned::Attribute(name) => (name.clone(), self.outputs_of(name).await?),
-        };
         index.pin(name, pinnings.iter().map(|pinning| pinning.hash).collect()).await?;
         for pinning in &mut pinnings {
             if let Some(hit) = index.find(pinning.hash).await? {
@@ -86,35 +57,11 @@ impl Keeper {
         Ok(pinnings)
     }
 
-    async fn outputs_of(&self, attribute: String) -> Result<Vec<Pinning>, PinError> {
-        let mut pinnings = Vec::new();
-        for (set, row) in self.0.index.attributes(attribute.clone()).await? {
-            let Ok(drv) = row.outcome else { continue };
-            let (store_dir, of) = (self.0.store_dir.clone(), drv.clone());
-            let read = tokio::task::spawn_blocking(move || read_derivation(&store_dir, &of)).await;
-            let derivation = read
-                .unwrap_or_else(|error| Err(error.to_string()))
-                .map_err(|reason| PinError::NoOutputs { drv, reason })?;
-            pinnings.extend(derivation.outputs.into_values().flatten().map(|path| Pinning {
-                of: Some((set.clone(), row.system.clone())),
-                hash: path.hash(),
-                path: Some(path),
-                served: false,
-            }));
-        }
-        if pinnings.is_empty() { Err(PinError::NoAttribute(attribute)) } else { Ok(pinnings) }
-    }
-
-    /// Takes back the pins of a path, or those that were made under the name of an attribute, whatever that is by now. How
-    /// many there were.
+    /// Takes back the pins of a path, or those that were made under a name, whatever that is by now. How many there were.
     ///
     /// # Errors
     /// When the index fails.
-    pub async fn unpin(&self, what: Pinned) -> Result<usize, PinError> {
-        let (name, hash) = match what {
-            Pinned::Path(hash, name) => (name, Some(hash)),
-            Pinned::Attribute(name) => (name, None),
-        };
+    pub async fn unpin(&self, name: String, hash: Option<StorePathHash>) -> Result<usize, index::Error> {
         let removed = self.0.index.unpin(name, hash).await?;
         self.0.metrics.pins(self.0.index.pin_count().await?);
         Ok(removed)

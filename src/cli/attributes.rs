@@ -1,0 +1,76 @@
+//! `ondine attributes`: what a package set has, asked of a running server page by page.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args;
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+
+use super::{StateDir, control};
+use crate::escape::{Line, in_one_line};
+use crate::http::{AttributeLine, Listing};
+
+/// Attributes that are asked for at a time.
+const PAGE: u32 = 1000;
+/// Characters of an error that are shown.
+const ERROR_CHARS_MAX: usize = 200;
+
+#[derive(Args, Debug)]
+pub(super) struct Attributes {
+    /// The package set
+    set: String,
+    /// A part of the attribute, or of the name of its derivation; with a `*`, which stands for anything, all of it
+    pattern: Option<String>,
+    /// One of the systems that the set is evaluated for [default: the first]
+    #[arg(long)]
+    system: Option<String>,
+    #[command(flatten)]
+    state_dir: StateDir,
+}
+
+impl Attributes {
+    /// Fails when there is no such attribute.
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let Self { set, pattern, system, state_dir } = self;
+        let state_dir = state_dir.path()?;
+        let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
+        let mut address = format!("/api/v1/catalogue/{}/?limit={PAGE}", encoded(&set));
+        for (name, value) in [("q", &pattern), ("system", &system)] {
+            address.extend(value.iter().map(|value| format!("&{name}={}", encoded(value))));
+        }
+        let (mut after, mut count) = (String::new(), 0);
+        let mut out = io::stdout().lock();
+        loop {
+            let page = control::get(&state_dir, &format!("{address}&after={}", encoded(&after)))?;
+            let page: Listing = serde_json::from_str(&page).context("the server's list cannot be read")?;
+            count += page.attributes.len();
+            for attribute in &page.attributes {
+                writeln!(out, "{}", line(attribute))?;
+            }
+            match page.next {
+                Some(next) => after = next,
+                None => {
+                    if !page.complete {
+                        eprintln!("{set} is lazy: only what was asked for by name is listed");
+                    }
+                    break;
+                }
+            }
+        }
+        Ok(if count > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
+
+/// The attribute, a tab, the name of its derivation, and what is the matter with it.
+fn line(attribute: &AttributeLine) -> String {
+    let AttributeLine { attribute, name, denied, error, .. } = attribute;
+    let what = match (name, error) {
+        (Some(name), _) => name.clone(),
+        (None, error) => {
+            let error = error.as_deref().unwrap_or_default();
+            format!("cannot be evaluated: {}", in_one_line(error, ERROR_CHARS_MAX))
+        }
+    };
+    format!("{}\t{}{}", Line(attribute), Line(what), if *denied { " (denied)" } else { "" })
+}

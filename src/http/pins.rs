@@ -1,0 +1,199 @@
+//! Pins: as JSON, and made and taken back through the control socket. What a name stands for is found out when it is pinned, as for
+//! any request by name; one that may stand for several things is refused with the choices.
+
+use std::collections::BTreeSet;
+use std::time::SystemTime;
+
+use narinfo::StorePath;
+
+use super::Service;
+use super::answer::{self, Answer, json};
+use super::api::index_failed;
+use crate::catalogue::{NoSuchName, Selection, SetName, SetSettings};
+use crate::escape::{Line, Lines};
+use crate::index::PinRow;
+use crate::keep::{Pinned, Pinning};
+
+/// A pin, in the list at `GET /api/v1/pins`.
+#[derive(Debug, serde::Deserialize, serde::Serialize)]
+pub struct PinView {
+    /// What was named: an attribute, or the path.
+    pub name: String,
+    /// The hash of the path.
+    pub hash: String,
+    /// The path; null while it is not served.
+    pub path: Option<String>,
+    /// Unix seconds.
+    pub pinned_at: u64,
+}
+
+/// An attribute that is named with its set, or without.
+struct Named {
+    set: Option<SetName>,
+    selection: Selection,
+}
+
+impl From<PinRow> for PinView {
+    fn from(row: PinRow) -> Self {
+        let pinned_at = row.pinned_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let path = row.path.map(|path| path.to_string());
+        Self { name: row.name, hash: row.hash.to_string(), path, pinned_at }
+    }
+}
+
+impl Named {
+    /// `<set>/<attribute>` where there is such a set; else all of it is the attribute.
+    fn parse(text: &str, is_set: impl Fn(&SetName) -> bool) -> Option<Self> {
+        let with_set =
+            text.split_once('/').and_then(|(set, rest)| Some((SetName::new(set).filter(is_set)?, rest)));
+        let (set, rest) = with_set.map_or((None, text), |(set, rest)| (Some(set), rest));
+        Some(Self { set, selection: Selection::parse(rest)? })
+    }
+
+    /// In the one spelling.
+    fn written(&self) -> String {
+        let attribute = self.attribute();
+        self.set.as_ref().map_or(attribute.clone(), |set| format!("{set}/{attribute}"))
+    }
+
+    fn attribute(&self) -> String {
+        let Selection { path, output, .. } = &self.selection;
+        output.as_ref().map_or(path.to_string(), |output| format!("{path}^{output}"))
+    }
+}
+
+pub(super) async fn all(service: &Service) -> Answer {
+    match service.parts.keeper.pins().await {
+        Ok(pins) => json(&pins.into_iter().map(PinView::from).collect::<Vec<_>>()),
+        Err(error) => index_failed(&error, "the pins cannot be told of"),
+    }
+}
+
+pub(super) async fn pin(service: &Service, what: Pinned) -> Answer {
+    let found = match what {
+        Pinned::Path(hash, name) => {
+            let path = StorePath::parse(&name).ok();
+            Ok((name, vec![Pinning { of: None, hash, path, served: false }]))
+        }
+        Pinned::Attribute(text) => attribute(service, &text).await,
+    };
+    let (name, pinnings) = match found {
+        Ok(found) => found,
+        Err(refused) => return refused,
+    };
+    match service.parts.keeper.pin(name, pinnings).await {
+        Ok(pinnings) => {
+            let lines: String = pinnings.iter().map(|pinning| format!("pinned: {pinning}\n")).collect();
+            answer::ready(answer::TEXT, Lines(lines).to_string())
+        }
+        Err(error) => index_failed(&error, "the pins cannot be changed"),
+    }
+}
+
+/// What an attribute stands for in the one set that has it, and the name of the pin.
+async fn attribute(service: &Service, text: &str) -> Result<(String, Vec<Pinning>), Answer> {
+    let sets: Vec<SetSettings> = service.parts.catalogue.sets().map(|(set, _)| set.clone()).collect();
+    let is_set = |name: &SetName| sets.iter().any(|set| set.name == *name);
+    let nothing = || {
+        answer::no_such(format_args!(
+            "there is no attribute {} with a derivation in any package set; `ondine attributes SET` lists those of one",
+            Line(text)
+        ))
+    };
+    let named = Named::parse(text, is_set).ok_or_else(nothing)?;
+    let (mut found, mut reasons) = (Vec::new(), Vec::new());
+    for set in sets.iter().filter(|set| named.set.as_ref().is_none_or(|name| set.name == *name)) {
+        match outputs(service, set, &named.selection).await {
+            Ok(pinnings) => found.push((&set.name, pinnings)),
+            Err(reason) => reasons.push(reason),
+        }
+    }
+    if found.len() > 1 {
+        let choices: Vec<String> =
+            found.iter().map(|(set, _)| format!("{set}/{}", named.attribute())).collect();
+        return Err(ambiguous(text, &choices));
+    }
+    if let Some((_, pinnings)) = found.pop() {
+        return Ok((named.written(), pinnings));
+    }
+    // One that says more than that there is no such name.
+    let reason = reasons.into_iter().find(|reason| !matches!(reason, NoSuchName::Attribute { .. }));
+    Err(match reason {
+        Some(reason) if reason.may_pass() => answer::unavailable(reason),
+        Some(reason) => answer::no_such(reason),
+        None => nothing(),
+    })
+}
+
+/// The outputs that an attribute of a set has for each of its systems: all, or the one that is named.
+async fn outputs(
+    service: &Service,
+    set: &SetSettings,
+    selection: &Selection,
+) -> Result<Vec<Pinning>, NoSuchName> {
+    let (mut pinnings, mut refused) = (Vec::new(), None);
+    for system in &set.systems {
+        let found = service.parts.names.select(&set.name, selection, Some(system)).await;
+        let paths = found.and_then(|(named, output)| match output {
+            Some(output) => Ok(vec![named.output(Some(output))?.clone()]),
+            None if named.outputs.values().all(Option::is_none) => {
+                named.output(None).map(|path| vec![path.clone()])
+            }
+            None => Ok(named.outputs.into_values().flatten().collect()),
+        });
+        match paths {
+            Ok(paths) => pinnings.extend(paths.into_iter().map(|path| Pinning {
+                of: Some((set.name.to_string(), system.clone())),
+                hash: path.hash(),
+                path: Some(path),
+                served: false,
+            })),
+            Err(reason) => refused = Some(reason),
+        }
+    }
+    match refused {
+        Some(reason) if pinnings.is_empty() => Err(reason),
+        _ => Ok(pinnings),
+    }
+}
+
+pub(super) async fn unpin(service: &Service, what: Pinned) -> Answer {
+    let (name, hash) = match what {
+        Pinned::Path(hash, name) => (name, Some(hash)),
+        Pinned::Attribute(text) => match name_of_pin(service, text).await {
+            Ok(name) => (name, None),
+            Err(refused) => return refused,
+        },
+    };
+    match service.parts.keeper.unpin(name, hash).await {
+        Ok(0) => answer::no_such("there is no such pin; `ondine pin` lists all"),
+        Ok(count) => answer::ready(answer::TEXT, format!("unpinned: {count}\n")),
+        Err(error) => index_failed(&error, "the pins cannot be changed"),
+    }
+}
+
+/// The name under which something was pinned that is named with its set, or without, or in another spelling.
+async fn name_of_pin(service: &Service, text: String) -> Result<String, Answer> {
+    let pins = service.parts.keeper.pins().await;
+    let pins = pins.map_err(|error| index_failed(&error, "the pins cannot be told of"))?;
+    let names: BTreeSet<String> = pins.into_iter().map(|pin| pin.name).collect();
+    // Also of a set that is not configured any more.
+    let parse = |name: &str| Named::parse(name, |_| true);
+    let Some(wanted) = parse(&text).filter(|_| !names.contains(&text)) else { return Ok(text) };
+    let is_same = |name: &&String| {
+        parse(name).is_some_and(|named| {
+            named.attribute() == wanted.attribute()
+                && (named.set.is_none() || wanted.set.is_none() || named.set == wanted.set)
+        })
+    };
+    let same: Vec<String> = names.iter().filter(is_same).cloned().collect();
+    match &same[..] {
+        [] => Ok(text),
+        [one] => Ok(one.clone()),
+        choices => Err(ambiguous(&text, choices)),
+    }
+}
+
+fn ambiguous(text: &str, choices: &[String]) -> Answer {
+    answer::no_such(format_args!("{} may be each of these; say which: {}", Line(text), choices.join(", ")))
+}
