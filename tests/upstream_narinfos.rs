@@ -217,7 +217,7 @@ fn a_url_that_leads_out_of_the_upstream_is_refused() {
         "../nar/file".to_owned(),
         "nar/../../nar/file".to_owned(),
         "nar/../../../../../../etc/passwd".to_owned(),
-        "/etc/passwd".to_owned(),
+        "/../etc/passwd".to_owned(),
         format!("//{host}/nar/file"),
         format!("http:\\\\{host}\\nar/file"),
         "file:///etc/passwd".to_owned(),
@@ -276,13 +276,13 @@ fn a_refusal_tells_a_wrong_key_from_an_unknown_one_and_from_none() {
 
 #[test]
 fn sizes_that_are_none_and_fields_that_are_there_twice_are_refused() {
-    let mut world = World::new(25);
+    let mut world = World::new(24);
     for value in
         ["0", "-1", "+180", "18446744073709551616", "0x80", "1e3", "99999999999999999999999", "", "180 "]
     {
         world.spoil_value("NarSize", value);
     }
-    for value in ["0", "-1", "18446744073709551616"] {
+    for value in ["-1", "18446744073709551616"] {
         world.spoil_value("FileSize", value);
     }
     for twice in ["StorePath", "URL", "Compression", "NarHash", "NarSize", "References"] {

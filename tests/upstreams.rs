@@ -336,8 +336,10 @@ fn a_redirecting_upstream_is_named_to_the_client_and_its_files_pass_by() {
     sample.collect(&store);
     let cache = Cache::behind(store, &[upstream.table("mode = \"redirect\"")], &[]);
 
-    for (path, ending) in
-        sample.closure.iter().zip(["nar.xz", "nar.zst", "nar", "nar.bz2", "nar.gz", "nar.br"])
+    for (path, ending) in sample
+        .closure
+        .iter()
+        .zip(["nar.xz", "nar.zst", "nar", "nar.bz2", "nar.gz", "nar.br", "nar.lz4", "nar.lzma", "nar.lzip"])
     {
         let (narinfo, theirs) = (cache.narinfo(path), upstream.cache.narinfo(path));
         for same in ["StorePath", "Compression", "NarHash", "NarSize", "References"] {

@@ -67,7 +67,10 @@ impl NarStore {
         addressed: Option<&Addressed>,
     ) -> Result<Packed, Error> {
         let origin = Origin::Sent(addressed);
-        if compression == Compression::Zstd {
+        let (window, input) = decode::window_of(input).map_err(Error::Sent)?;
+        // With a larger window it is compressed anew, or each of its readers would need as much memory.
+        let is_kept = window.is_some_and(|bytes| bytes <= decode::STORED_WINDOW_BYTES_MAX);
+        if compression == Compression::Zstd && is_kept {
             return receive_zstd(draft, input, expected, origin);
         }
         let mut plain = decode::plain(compression, input).map_err(Error::Sent)?;

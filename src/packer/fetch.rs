@@ -233,7 +233,7 @@ impl Inner {
         let (compression, encoding, broken) = (nar.compression, transfer.encoding, transfer.broken());
         let keep = if addressed.is_some() { Kept::IfMissing } else { Kept::Always };
         let receive = move |nars: &NarStore, draft: &Draft| {
-            let input = decode::plain(encoding, transfer).map_err(PackError::Sent)?;
+            let input = decode::encoded(encoding, transfer).map_err(PackError::Sent)?;
             nars.receive(draft, input, compression, expected, addressed.as_ref())
         };
         let (draft, packed) = self.write(draft, expected.hash, keep, receive).await;

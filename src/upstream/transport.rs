@@ -268,7 +268,8 @@ impl Transport {
                 if name.contains("://") {
                     return Err(Error::Answer("an address in it leads out of its folder"));
                 }
-                open_file(&folder.join(name), from).await
+                // As Nix does, which puts both together as text.
+                open_file(&folder.join(name.trim_start_matches('/')), from).await
             }
         }
     }

@@ -28,16 +28,25 @@ pub enum Compression {
     Gzip,
     /// Brotli.
     Br,
+    /// lz4 frames.
+    Lz4,
+    /// lzma, the format before xz.
+    Lzma,
+    /// lzip.
+    Lzip,
 }
 
 impl Compression {
-    const ALL: [(&'static str, Self); 6] = [
+    const ALL: [(&'static str, Self); 9] = [
         ("none", Self::None),
         ("xz", Self::Xz),
         ("zstd", Self::Zstd),
         ("bzip2", Self::Bzip2),
         ("gzip", Self::Gzip),
         ("br", Self::Br),
+        ("lz4", Self::Lz4),
+        ("lzma", Self::Lzma),
+        ("lzip", Self::Lzip),
     ];
 }
 
@@ -58,6 +67,9 @@ impl Compression {
             Self::Bzip2 => ".bz2",
             Self::Gzip => ".gz",
             Self::Br => ".br",
+            Self::Lz4 => ".lz4",
+            Self::Lzma => ".lzma",
+            Self::Lzip => ".lzip",
         }
     }
 

@@ -1,17 +1,20 @@
 //! Reading a narinfo: every field checked, nothing guessed.
-//! Stricter than Nix where Nix is careless: duplicate fields, odd sizes and URLs that leave the cache are refused.
+//! Stricter than Nix where Nix is careless: duplicate fields, odd sizes and URLs that leave the cache are refused. What Nix is
+//! known to take from caches that are in use, such as a file's size of 0, is taken as Nix does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use super::{Compression, NarInfo};
 use crate::content_address::ContentAddressError;
-use crate::hash::HashError;
+use crate::hash::{HashError, NarHash};
 use crate::signature::{Signature, SignatureError};
 use crate::store_path::{StoreDir, StorePath, StorePathError};
 
 /// Bytes of a narinfo at most.
 pub const NARINFO_BYTES_MAX: usize = 1024 * 1024;
+/// Deriver that older servers write where none is known.
+const UNKNOWN_DERIVER: &str = "unknown-deriver";
 /// Characters of a value that a message shows.
 const EXCERPT_CHARS: usize = 120;
 
@@ -75,18 +78,8 @@ pub enum ParseError {
 }
 
 /// The fields that there can be only one of.
-const SINGLE: [&str; 10] = [
-    "StorePath",
-    "URL",
-    "Compression",
-    "FileHash",
-    "FileSize",
-    "NarHash",
-    "NarSize",
-    "References",
-    "Deriver",
-    "CA",
-];
+const SINGLE: [&str; 9] =
+    ["StorePath", "URL", "Compression", "FileHash", "FileSize", "NarHash", "NarSize", "References", "CA"];
 
 pub(super) fn parse(store_dir: &StoreDir, bytes: &[u8]) -> Result<NarInfo, ParseError> {
     let (fields, signatures) = fields(bytes)?;
@@ -99,18 +92,20 @@ pub(super) fn parse(store_dir: &StoreDir, bytes: &[u8]) -> Result<NarInfo, Parse
         .split_ascii_whitespace()
         .map(|reference| StorePath::parse(reference).map_err(path_error("References")))
         .collect::<Result<_, _>>()?;
-    // Older servers write this for "not known".
-    let deriver = get("Deriver").filter(|deriver| !deriver.is_empty() && *deriver != "unknown-deriver");
     Ok(NarInfo {
         store_path,
         url: url(need("URL")?)?.to_owned(),
         compression: compression(get("Compression"))?,
-        file_hash: get("FileHash").map(|value| hash("FileHash", value)).transpose()?,
-        file_size: get("FileSize").map(|value| size("FileSize", value)).transpose()?,
+        // Of the file nothing is verified: its hash may be of any kind, and a size of 0 is none.
+        file_hash: get("FileHash").map(file_hash).transpose()?.flatten(),
+        file_size: get("FileSize")
+            .filter(|size| *size != "0")
+            .map(|value| size("FileSize", value))
+            .transpose()?,
         nar_hash: hash("NarHash", need("NarHash")?)?,
         nar_size: size("NarSize", need("NarSize")?)?,
         references,
-        deriver: deriver.map(StorePath::parse).transpose().map_err(path_error("Deriver"))?,
+        deriver: get("Deriver").map(StorePath::parse).transpose().map_err(path_error("Deriver"))?,
         ca: get("CA").filter(|ca| !ca.is_empty()).map(FromStr::from_str).transpose()?,
         signatures,
     })
@@ -128,7 +123,7 @@ fn fields(bytes: &[u8]) -> Result<(Fields<'_>, Vec<Signature>), ParseError> {
         return Err(ParseError::NotText);
     }
     let text = text.strip_suffix('\n').ok_or(ParseError::Cut)?;
-    let (mut fields, mut signatures) = (BTreeMap::new(), Vec::new());
+    let (mut fields, mut signatures, mut malformed) = (BTreeMap::new(), Vec::new(), None);
     for line in text.split('\n') {
         let (name, value) = line.split_once(':').ok_or_else(|| ParseError::Line(excerpt(line)))?;
         // A value begins with one space; a line that ends at its colon has an empty value.
@@ -138,14 +133,28 @@ fn fields(bytes: &[u8]) -> Result<(Fields<'_>, Vec<Signature>), ParseError> {
             None => return Err(ParseError::Line(excerpt(line))),
         };
         if name == "Sig" {
-            signatures.push(value.parse()?);
+            // One without a value is none.
+            match value.parse() {
+                Ok(signature) => signatures.push(signature),
+                Err(error) if !value.is_empty() => malformed = Some(error),
+                Err(_) => {}
+            }
+        } else if name == "Deriver" {
+            // Of several the last one that says something counts.
+            if !value.is_empty() && value != UNKNOWN_DERIVER {
+                fields.insert("Deriver", value);
+            }
         } else if let Some(single) = SINGLE.into_iter().find(|single| *single == name)
             && fields.insert(single, value).is_some()
         {
             return Err(ParseError::Duplicate(single));
         }
     }
-    Ok((fields, signatures))
+    // Beside one that can be verified it is passed over, and not passed on.
+    match malformed {
+        Some(error) if signatures.is_empty() => Err(ParseError::Signature(error)),
+        _ => Ok((fields, signatures)),
+    }
 }
 
 fn compression(value: Option<&str>) -> Result<Compression, ParseError> {
@@ -166,7 +175,13 @@ fn hash<T: FromStr<Err = HashError>>(field: &'static str, value: &str) -> Result
     value.parse().map_err(|source| ParseError::Hash { field, source })
 }
 
-/// A relative URL must stay below the cache, however it is resolved or decoded; an absolute one must be http or https.
+/// The hash of a file, if it is a SHA-256.
+fn file_hash(value: &str) -> Result<Option<NarHash>, ParseError> {
+    if crate::hash::is_of_another_kind(value) { Ok(None) } else { hash("FileHash", value).map(Some) }
+}
+
+/// A relative URL must not climb out of the cache, however it is resolved or decoded; an absolute one must be http or https. One
+/// that begins with a slash is on the cache's own host.
 fn url(value: &str) -> Result<&str, ParseError> {
     let error = || ParseError::Url(excerpt(value));
     let absolute = ["http://", "https://"].iter().find_map(|scheme| value.strip_prefix(scheme));
@@ -189,10 +204,12 @@ fn url(value: &str) -> Result<&str, ParseError> {
     };
     // Dots and slashes steer a path alone; control characters (%00 to %1f, %7f) have no place in a query either.
     let hidden = encoded(before_query, &["%2e", "%2f", "%5c", "%25"]) || encoded(value, &["%0", "%1", "%7f"]);
-    let leaves = before_query.split('/').any(|part| part == "." || part == "..");
-    // A scheme, or a host without one: both would lead away from the cache.
-    let elsewhere = absolute.is_none() && (before_query.starts_with('/') || before_query.contains(':'));
-    if before_query.is_empty() || !value.chars().all(plain) || hidden || leaves || elsewhere {
+    let leaves = before_query.split('/').any(|part| part == "..");
+    // A scheme (RFC 3986, 4.2), or a host without one: both would lead away from the cache.
+    let first = before_query.split('/').next().unwrap_or_default();
+    let elsewhere = absolute.is_none() && (before_query.starts_with("//") || first.contains(':'));
+    let names_nothing = before_query.split('/').all(|part| part.is_empty() || part == ".");
+    if names_nothing || !value.chars().all(plain) || hidden || leaves || elsewhere {
         return Err(error());
     }
     Ok(value)

@@ -25,17 +25,26 @@ pub enum Compression {
     Gzip,
     /// Brotli.
     Br,
+    /// lz4.
+    Lz4,
+    /// lzma.
+    Lzma,
+    /// lzip.
+    Lzip,
 }
 
 impl Compression {
     /// Each of them.
-    pub const ALL: [Compression; 6] = [
+    pub const ALL: [Compression; 9] = [
         Compression::Xz,
         Compression::Zstd,
         Compression::None,
         Compression::Bzip2,
         Compression::Gzip,
         Compression::Br,
+        Compression::Lz4,
+        Compression::Lzma,
+        Compression::Lzip,
     ];
 
     /// As in a narinfo and in a store's URL.
