@@ -14,7 +14,7 @@ use crate::adopt::{self, Adopter, Elsewhere};
 use crate::build::{Builds, Failures, Ticket};
 use crate::index::{Failure, FailureClass, Hit, Index, Maker, Ready};
 use crate::nix::{LocalStore, LocalStoreError, read_derivation};
-use crate::upstream::Asker;
+use crate::upstream::{Asker, Nothing};
 pub use missing::Missing;
 
 /// The first pause between two attempts while the Nix daemon is lost; each is twice as long as the one before.
@@ -140,7 +140,7 @@ impl Substitute {
         answer
     }
 
-    /// Asks again for as long as the Nix daemon has been away for less than that.
+    /// Asks again for as long as the Nix daemon has been away, or other caches could not tell, for less than that.
     async fn patiently<T, F: Future<Output = Result<T, Missing>>>(
         &self,
         patience: Duration,
@@ -150,7 +150,9 @@ impl Substitute {
         loop {
             let answer = ask().await;
             let away = self.local.outage().map_or(Duration::ZERO, |(away, _)| away).max(begun.elapsed());
-            if !matches!(answer, Err(Missing::NoDaemon(_))) || away + pause > patience {
+            let may_pass =
+                matches!(answer, Err(Missing::NoDaemon(_) | Missing::Unrealised { troubled: true, .. }));
+            if !may_pass || away + pause > patience {
                 return answer;
             }
             tokio::time::sleep(pause).await;
@@ -332,7 +334,9 @@ impl Substitute {
         match self.adopter.upstreams.find_realisation(id, asker).await {
             Ok(realisation) => self.serve(&realisation, asker).await.map(|()| realisation),
             Err(_) if let Some(reason) = no_daemon => Err(reason),
-            Err(nothing) => Err(Missing::Unrealised { id: id.clone(), reasons: nothing.reasons }),
+            Err(Nothing { reasons, troubled }) => {
+                Err(Missing::Unrealised { id: id.clone(), reasons, troubled })
+            }
         }
     }
 

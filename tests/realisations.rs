@@ -9,7 +9,8 @@ use narinfo::{DrvOutput, PublicKey, Realisation, SecretKey, StoreDir, StorePath}
 use ondine::nix::{HANDSHAKE_TIMEOUT, Handshake};
 use support::addresses::{base_name, narinfo_address};
 use support::{
-    BinaryCache, Client, Compression, Derivation, Http, NixStore, Ondine, Release, Upstream, nar_digest, text,
+    BinaryCache, Client, Compression, Derivation, Fault, Http, NixStore, Ondine, Release, Upstream,
+    nar_digest, text,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -229,6 +230,15 @@ fn what_another_cache_has_signed_is_passed_through_with_all_that_it_needs() {
 }
 
 #[test]
+fn another_cache_that_fails_for_a_moment_is_asked_again() {
+    let elsewhere = Elsewhere::start();
+    // More often than one question is repeated at once.
+    elsewhere.upstream.server.fault_times("/realisations/", 6, Fault::Status(503));
+    believed(&elsewhere.ondine, &elsewhere.file("second"));
+    assert!(elsewhere.counted("failed") >= 1);
+}
+
+#[test]
 fn what_no_key_of_that_cache_has_signed_is_refused_and_counted() {
     let elsewhere = Elsewhere::start();
     let (file, other) = (elsewhere.file("second"), elsewhere.file("first"));
@@ -247,10 +257,10 @@ fn what_no_key_of_that_cache_has_signed_is_refused_and_counted() {
     let without_dependencies =
         good.replacen(&good[..good.find(",\"id\"").expect("an id")], "{\"dependentRealisations\":{}", 1);
     let cases = [
-        ("signed by: nobody", bare.clone()),
-        ("signed by: upstream-1", signed_by_a_stranger),
-        ("signed by: upstream-1", another_path),
-        ("signed by: upstream-1", without_dependencies),
+        ("it has no signature", bare.clone()),
+        ("under the name upstream-1", signed_by_a_stranger),
+        ("under the name upstream-1", another_path),
+        ("under the name upstream-1", without_dependencies),
         ("the realisation is of sha256:", elsewhere.read(&other)),
         ("malformed", good.replace("outPath", "outpath")),
     ];
@@ -432,10 +442,10 @@ fn by_the_path_of_a_derivation_another_cache_is_believed_when_it_has_signed() {
     let path = StorePath::parse(base_name(&elsewhere.chain.0)).expect("a store path");
     let mut realisation = Realisation::new(id, path);
     elsewhere.write(&file, &realisation.render());
-    assert!(refused(&elsewhere.ondine, &file).contains("signed by: nobody"));
+    assert!(refused(&elsewhere.ondine, &file).contains("it has no signature"));
     realisation.sign(&new_key("upstream-1"));
     elsewhere.write(&file, &realisation.render());
-    assert!(refused(&elsewhere.ondine, &file).contains("signed by: upstream-1"));
+    assert!(refused(&elsewhere.ondine, &file).contains("under the name upstream-1"));
     assert_eq!(elsewhere.counted("refused"), 2);
 
     let key = std::fs::read_to_string(elsewhere.upstream.cache.key_file()).expect("the key");
@@ -446,5 +456,5 @@ fn by_the_path_of_a_derivation_another_cache_is_believed_when_it_has_signed() {
     // The same words of another derivation.
     let moved = file.replace("-some", "-other");
     elsewhere.write(&moved, &realisation.render());
-    assert!(refused(&elsewhere.ondine, &moved).contains("no trusted key has signed it"));
+    assert!(refused(&elsewhere.ondine, &moved).contains("under the name upstream-1"));
 }

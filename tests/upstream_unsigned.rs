@@ -202,7 +202,7 @@ fn a_nar_hash_or_references_that_no_address_proves_are_not_believed() {
         stored_nars(&ondine).len() <= 1
     });
     let (alone, _ondine) = with(&store, &[forgetful.table("")]);
-    assert_missing(&alone.get(&narinfo_address(above)), &["no trusted key has signed it"]);
+    assert_missing(&alone.get(&narinfo_address(above)), &["it has no signature"]);
     let tables = [liar.table("priority = 1"), forgetful.table("priority = 2"), honest.table("priority = 3")];
     let (both, _ondine) = with(&store, &tables);
     for path in [flat, recursive, above, &paths[1]] {
@@ -243,7 +243,7 @@ fn whoever_asks_for_what_is_being_verified_is_told_so_and_shares_one_fetch() {
 // How much is fetched.
 
 #[test]
-fn a_nar_larger_than_the_setting_is_not_fetched_and_the_answer_says_so() {
+fn a_nar_larger_than_the_setting_is_not_fetched_but_built_where_that_can_be() {
     let store = NixStore::new(Release::Host);
     let script = format!("head -c {BYTES} /dev/zero > \"$out\"; :");
     let sample = Sample::new(&store, &Derivation::new("sample", &script));
@@ -253,6 +253,15 @@ fn a_nar_larger_than_the_setting_is_not_fetched_and_the_answer_says_so() {
     let cache = Cache::behind(store, &[upstream.table("")], &["--max-nar-bytes", &limit]);
     assert_missing(&cache.ask(&sample.path), &["max-nar-bytes", &limit]);
     assert!(upstream.server.seen_of("/nar/").is_empty());
+
+    // What can be built is built.
+    let store = NixStore::new(Release::Host);
+    let sample = Sample::new(&store, &Derivation::new("sample", &script));
+    let upstream = Upstream::of(sample.copied(&store, Compression::Xz));
+    sample.collect(&store);
+    let cache = Cache::behind(store, &[upstream.table("")], &["--max-nar-bytes", &limit]);
+    assert_missing(&cache.http.get(&format!("/cached{}", narinfo_address(&sample.path))), &["not built yet"]);
+    sample.assert_served_by(&cache.ondine);
 }
 
 #[test]

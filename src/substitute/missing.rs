@@ -55,6 +55,8 @@ pub enum Missing {
         id: DrvOutput,
         /// What they said.
         reasons: Vec<String>,
+        /// Whether one of them could not tell, which may pass.
+        troubled: bool,
     },
     /// There is one, but not all that it leads to.
     #[error("not served: {id} is {path}, but {reason}")]

@@ -21,6 +21,8 @@ pub(super) struct Breaker(Mutex<State>);
 #[derive(Debug, Default)]
 struct State {
     failures: u32,
+    /// The first of them.
+    since: Option<Instant>,
     rest: Option<Rest>,
     /// The latest answer, or failure to answer: when, and whether it was one.
     latest: Option<(Instant, bool)>,
@@ -76,6 +78,7 @@ impl Breaker {
     pub(super) fn failed(&self, now: Instant) -> Option<Duration> {
         let mut state = self.lock();
         state.failures = state.failures.saturating_add(1);
+        state.since.get_or_insert(now);
         state.latest = Some((now, false));
         let length = match &state.rest {
             None if state.failures < FAILURES_MAX => return None,
@@ -86,6 +89,11 @@ impl Breaker {
         };
         state.rest = Some(Rest { until: now + length, length, tried: false });
         Some(length)
+    }
+
+    /// How long it has not answered whenever it was asked.
+    pub(super) fn failing_for(&self, now: Instant) -> Duration {
+        self.lock().since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
     /// Whether it has failed too often and not answered since.
@@ -157,6 +165,17 @@ mod tests {
         assert_eq!(breaker.answered_lately(now), Some(false));
         let breaker = resting(now);
         assert_eq!(breaker.answered_lately(now + REST_MIN - SECOND), Some(false));
+    }
+
+    #[test]
+    fn how_long_it_has_failed_counts_from_its_last_answer() {
+        let (breaker, now) = (Breaker::default(), Instant::now());
+        assert_eq!(breaker.failing_for(now), Duration::ZERO);
+        breaker.failed(now);
+        breaker.failed(now + SECOND);
+        assert_eq!(breaker.failing_for(now + 3 * SECOND), 3 * SECOND);
+        breaker.answered(now + 4 * SECOND);
+        assert_eq!(breaker.failing_for(now + 5 * SECOND), Duration::ZERO);
     }
 
     #[test]

@@ -31,6 +31,9 @@ const DISTRUSTED_FOR: Duration = Duration::from_secs(300);
 /// The pause before a question is asked again that was not answered; each further one is twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 
+/// How long an upstream has failed until that counts as absence: nobody is kept waiting for a cache that is switched off.
+const DOWN_AFTER: Duration = Duration::from_secs(3600);
+
 /// How long an upstream is the last to be tried for a NAR that broke off on its way.
 const BROKEN_FOR: Duration = Duration::from_secs(60);
 
@@ -197,7 +200,7 @@ impl Cache {
         let _turn = self.asking.turn(share).await;
         if !self.breaker.may_ask(Instant::now()) {
             let why = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            return (Asked::Rested, Said::Failed(self.named(&format!("{why}; it is not asked for a while"))));
+            return (Asked::Rested, self.trouble(&format!("{why}; it is not asked for a while")));
         }
         let read = || self.transport.read(&file, T::BYTES_MAX, via);
         match self.within(budget, tried_again(read, Instant::now() + budget)).await {
@@ -217,7 +220,7 @@ impl Cache {
                 tracing::warn!(upstream = self.name, %key, %error, "a {} is refused", T::KIND);
                 (Asked::Refused, Said::Refused(self.named(&error.to_string())))
             }
-            Err(error) => (Asked::Failed, Said::Failed(self.named(&error.to_string()))),
+            Err(error) => (Asked::Failed, self.trouble(&error.to_string())),
         }
     }
 
@@ -231,6 +234,16 @@ impl Cache {
             return Err(untrusted(document.signatures(), &self.settings.public_keys));
         }
         Ok(document)
+    }
+
+    /// No answer, which may pass; not so where there has been none for very long.
+    fn trouble<T>(&self, reason: &str) -> Said<T> {
+        let reason = self.named(reason);
+        if self.breaker.failing_for(Instant::now()) < DOWN_AFTER {
+            Said::Failed(reason)
+        } else {
+            Said::Refused(reason)
+        }
     }
 
     fn named(&self, reason: &str) -> String {
