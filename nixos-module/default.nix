@@ -146,7 +146,7 @@ in
         User = "ondine";
         Group = "ondine";
         StateDirectory = "ondine";
-        StateDirectoryMode = "0750";
+        StateDirectoryMode = "0700";
         LoadCredential = secrets;
         UMask = "0077";
         Restart = "on-failure";

@@ -8,6 +8,7 @@ pub mod config;
 pub mod serve;
 
 pub mod doctor;
+pub mod state_dir;
 
 pub mod http;
 pub mod retry;
@@ -20,6 +21,7 @@ pub mod adopt;
 pub mod compare;
 pub mod keep;
 pub mod packer;
+pub mod recover;
 pub mod roots;
 
 pub mod index;

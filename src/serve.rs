@@ -7,10 +7,11 @@ mod steps;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::panic::resume_unwind;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use narinfo::StoreDir;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
@@ -20,20 +21,24 @@ use crate::build::{Builder, Builds, Failures, Logs, Worker};
 use crate::catalogue::{Catalogue, Names, Refresher, Tools};
 use crate::compare::Comparer;
 use crate::http::{Door, Parts, PublicUrl, Service};
-use crate::index::Index;
+use crate::index::{Index, has_ledger};
 use crate::keep::{Keeper, Reserve};
 use crate::key::Keys;
 use crate::nar_store::NarStore;
 use crate::packer::Packer;
+use crate::recover::Recovery;
 use crate::retry::Retry;
 use crate::roots::Roots;
+use crate::state_dir::{INDEX, LEDGER, NARS, using};
 use crate::substitute::Substitute;
 use crate::upstream::Upstreams;
-use crate::{build, catalogue, doctor, http, keep, key, nar_store, nix, substitute, upstream};
+use crate::{
+    build, catalogue, doctor, http, keep, key, nar_store, nix, recover, state_dir, substitute, upstream,
+};
 
 pub use preflight::check;
 pub use steps::{CONTROL_SOCKET, Error};
-use steps::{INDEX_FILE, control_socket, listen, lock, make_state_dir, pools, state};
+use steps::{control_socket, listen, pools};
 
 /// When Nix is asked what nobody waits for: it takes a core for a while, and the first clients come first.
 const ASK_NIX_AFTER: Duration = Duration::from_millis(100);
@@ -144,31 +149,42 @@ impl Server {
     pub async fn open(settings: Settings) -> Result<Self, Error> {
         raise_descriptor_limit();
         preflight::folders(&settings.state_dir)?;
-        let state_dir = make_state_dir(&settings.state_dir)?;
-        let lock = lock(&state_dir)?;
+        let state_dir = state_dir::open(&settings.state_dir)?;
+        let lock = state_dir::lock(&state_dir)?;
         let control = state_dir.join(CONTROL_SOCKET);
         // Making a file takes its time; all else is opened meanwhile.
         let control_door = tokio::task::spawn_blocking({
             let control = control.clone();
-            move || state(&control, control_socket)
+            move || using(&control, control_socket)
         });
-        let index_file = state_dir.join(INDEX_FILE);
+        let index_file = state_dir.join(INDEX);
         // On a full disk the index could not even be opened.
         let reserve = Reserve::of(&state_dir);
-        state(&state_dir, |_| reserve.release_if_needed())?;
-        let has_index = index_file.exists();
-        let keys = Keys::open(&state_dir, &settings.signing_keys, &settings.key_name, has_index)?;
+        using(&state_dir, |_| reserve.release_if_needed())?;
+        let (nar_dir, ledger) = (state_dir.join(NARS), state_dir.join(LEDGER));
+        let is_old = index_file.exists() || has_ledger(&ledger);
+        let keys = Keys::open(&state_dir, &settings.signing_keys, &settings.key_name, is_old)?;
         if let Some(warning) = keys.unheeded(&settings.key_name) {
             tracing::warn!("{warning}");
         }
-        let resign = key::Record::begin(&state_dir, &keys, !has_index)?;
+        let resign = key::Record::begin(&state_dir, &keys, !is_old)?;
         let public_keys: Vec<String> = keys.public().map(|key| key.to_string()).collect();
         let public_key = public_keys.first().cloned().unwrap_or_default();
-        let index = Index::open(&index_file)?.remembering(settings.narinfo_memory_bytes);
         let store_dir = settings.nix.store_dir.clone();
-        let nars = state(&state_dir.join("nar"), |dir| NarStore::open(dir, settings.nar_store))?;
-        let logs = state(&state_dir.join("log"), |dir| Logs::open(dir, settings.logs))?;
-        let roots = state(&state_dir.join("gcroots"), |dir| Roots::open(dir, store_dir.clone()))?;
+        let nars = using(&nar_dir, |dir| NarStore::open(dir, settings.nar_store))?;
+        let recovery = Recovery {
+            state_dir: state_dir.clone(),
+            index: index_file.clone(),
+            ledger: ledger.clone(),
+            nars: nar_dir.clone(),
+            store_dir: store_dir.clone(),
+            keys: keys.public().collect(),
+        };
+        recovery.run_if_needed().await?;
+        let index = Index::open(&index_file)?.remembering(settings.narinfo_memory_bytes);
+        let index = index.with_ledger(&ledger).await?;
+        let logs = using(&state_dir.join("log"), |dir| Logs::open(dir, settings.logs))?;
+        let roots = using(&state_dir.join("gcroots"), |dir| Roots::open(dir, store_dir.clone()))?;
 
         let bounds = doctor::Bounds {
             build_cores: settings.daemon.build_cores,
@@ -191,7 +207,7 @@ impl Server {
         let tools = Tools {
             index: index.clone(),
             pool: pool.clone(),
-            roots: state(&state_dir.join("catalogue"), |dir| Roots::open(dir, store_dir.clone()))?,
+            roots: using(&state_dir.join("catalogue"), |dir| Roots::open(dir, store_dir.clone()))?,
             nix: settings.nix.clone(),
             home: state_dir.join("evaluator"),
             hidden: [state_dir.clone()].into_iter().chain(settings.signing_keys).collect(),
@@ -225,7 +241,7 @@ impl Server {
             asking: Asking::default(),
         };
         let builds = Builds::open(settings.build, &index).await?;
-        let building = state(&state_dir.join("building"), |dir| Roots::open(dir, store_dir.clone()))?;
+        let building = using(&state_dir.join("building"), |dir| Roots::open(dir, store_dir.clone()))?;
         let builder = Builder {
             connections: nix::Connections::new(pool.clone()),
             upstreams: upstreams.clone(),
@@ -244,7 +260,7 @@ impl Server {
             index: index.clone(),
             failures: failures.clone(),
             bumps: catalogue.bumps(),
-            requested: state(&state_dir.join("requested"), |dir| Roots::open(dir, store_dir.clone()))?,
+            requested: using(&state_dir.join("requested"), |dir| Roots::open(dir, store_dir.clone()))?,
             capabilities: detected.clone(),
             settings: settings.build,
         };
@@ -339,8 +355,14 @@ impl Server {
         let mut keeper = tokio::spawn(self.keeper.run());
         let (index, local) = (self.index.clone(), self.local);
         let knowing = tokio::spawn(async move {
-            let index =
-                async { tokio::join!(index.look_through(), index.keep_known(), index.keep_log_short()) };
+            let index = async {
+                tokio::join!(
+                    index.watch_for_damage(),
+                    index.keep_known(),
+                    index.keep_log_short(),
+                    index.keep_ledger_short()
+                )
+            };
             tokio::join!(index, local.keep_known(), adopter.keep_signatures())
         });
         let comparing = tokio::spawn(self.comparer.run());
@@ -391,6 +413,18 @@ impl Server {
 #[must_use]
 pub fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Makes the index of a state directory anew from what is recorded beside its NARs; what was there is moved aside.
+///
+/// # Errors
+/// When a server runs there, the key cannot be read, or nothing is recorded.
+pub async fn recover(dir: &Path, store_dir: StoreDir) -> Result<recover::Outcome, Error> {
+    let state_dir = state_dir::open(dir)?;
+    let _lock = state_dir::lock(&state_dir)?;
+    let keys = key::Record::read(&state_dir)?.keys().cloned().collect();
+    let [index, ledger, nars] = [INDEX, LEDGER, NARS].map(|name| state_dir.join(name));
+    Ok(Recovery { state_dir, index, ledger, nars, store_dir, keys }.run().await?)
 }
 
 /// Each client that waits is an open file: as many as the system lets us have, not as many as a shell asks for.

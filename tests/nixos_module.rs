@@ -108,7 +108,7 @@ fn the_unit_runs_ondine_with_its_settings_and_its_state_directory() {
     let nix = json!(["/nix/store/the-nix-of-this-machine"]);
     assert_eq!(service(&configuration)["path"], nix, "what it asks what can be built");
     assert_eq!(unit["StateDirectory"], "ondine");
-    assert_eq!(unit["StateDirectoryMode"], "0750");
+    assert_eq!(unit["StateDirectoryMode"], "0700");
     assert_eq!(unit["Restart"], "on-failure");
     assert_eq!(service(&configuration)["wantedBy"], json!(["multi-user.target"]));
     assert_eq!(configuration["users"]["users"]["ondine"]["isSystemUser"], true);

@@ -343,3 +343,19 @@ fn an_unknown_field_and_a_second_signature_do_no_harm() {
     });
     world.assert_served(&world.behind(&[&world.spoilt]), path, "more than we know");
 }
+
+#[test]
+fn a_reference_to_a_served_hash_under_another_name_is_refused() {
+    let mut world = World::new(2);
+    let other = format!("{}-another-name", &support::addresses::base_name(&world.below)[..32]);
+    world.spoil_value("References", &other);
+    let ondine = world.behind(&[&world.spoilt]);
+    let http = Http::new(&ondine.url());
+    // What it refers to is served, by its own name.
+    assert_eq!(http.get(&narinfo_address(&world.below)).status, 200);
+    let refused = http.get(&narinfo_address(&world.paths[0]));
+    assert_eq!(refused.status, 404);
+    let served = support::addresses::base_name(&world.below);
+    assert!(refused.text().contains(&other) && refused.text().contains(served), "{}", refused.text());
+    assert_eq!(http.get(&narinfo_address(&world.paths[1])).status, 200);
+}

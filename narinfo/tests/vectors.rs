@@ -92,6 +92,7 @@ fn kind(error: &ParseError) -> &'static str {
         ParseError::StorePath { .. } => "path",
         ParseError::Hash { .. } => "hash",
         ParseError::Signature(_) => "signature",
+        ParseError::TooManySignatures => "signatures",
         ParseError::ContentAddress(_) => "ca",
     }
 }
@@ -136,6 +137,22 @@ fn one_mebibyte_is_the_limit() {
     assert!(parse(&bytes).is_ok());
     bytes.insert(0, b'X');
     assert_eq!(parse(&bytes), Err(ParseError::TooLarge((1 << 20) + 1)));
+}
+
+#[test]
+fn more_signatures_than_anybody_makes_are_refused() {
+    let signed = vector("several-signatures");
+    let line = String::from_utf8_lossy(&signed);
+    let line = line.lines().find(|line| line.starts_with("Sig: ")).expect("a signature").to_owned();
+    let mut bytes = vector("least");
+    for _ in 0..narinfo::SIGNATURES_MAX {
+        bytes.extend(line.bytes().chain([b'\n']));
+    }
+    assert_eq!(parse(&bytes).expect("not too many").signatures.len(), narinfo::SIGNATURES_MAX);
+    for _ in 0..9_000 - narinfo::SIGNATURES_MAX {
+        bytes.extend(line.bytes().chain([b'\n']));
+    }
+    assert_eq!(parse(&bytes), Err(ParseError::TooManySignatures));
 }
 
 #[test]

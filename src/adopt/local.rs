@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use narinfo::{StorePath, StorePathHash};
 
-use super::{Adopter, CLOSURE_PATHS_MAX, Error, TRIES_MAX};
+use super::{Adopter, CLOSURE_PATHS_MAX, Error, TRIES_MAX, adopted_under_another_name};
 use crate::index::PathRow;
 use crate::nix::{Daemon, PathInfo};
 
@@ -59,7 +59,10 @@ impl Adopter {
         while !level.is_empty() {
             let served = self.index.served(level.iter().map(StorePath::hash).collect()).await?;
             let mut next = BTreeSet::new();
-            for path in level.into_iter().filter(|path| !served.contains(&path.hash())) {
+            if let Some((path, served)) = adopted_under_another_name(&level, &served) {
+                return Err(Error::OtherName { path, served });
+            }
+            for path in level.into_iter().filter(|path| !served.contains_key(&path.hash())) {
                 let info =
                     daemon.query_path_info(&path).await?.ok_or_else(|| Error::NotValid(path.clone()))?;
                 if self.packer.is_damaged(info.nar_hash) {

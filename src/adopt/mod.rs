@@ -7,7 +7,7 @@ mod secret;
 mod signatures;
 mod upstream;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
 use narinfo::{Realisation, StoreDir, StorePath, StorePathHash, fingerprint};
@@ -40,6 +40,14 @@ pub enum Error {
         "{0} has the signing key of this cache in it, which must stay secret: delete it from the Nix store"
     )]
     Secret(StorePath),
+    /// It, or something that it refers to, has a hash that is served under another name.
+    #[error("{path} is in the closure, and its hash is that of {served} here")]
+    OtherName {
+        /// What is referred to.
+        path: StorePath,
+        /// What is served.
+        served: StorePath,
+    },
     /// Its closure is absurdly large.
     #[error("the closure has more than {CLOSURE_PATHS_MAX} store paths")]
     TooLarge,
@@ -98,6 +106,15 @@ pub struct Adopter {
 
 /// The searches in other caches that are under way.
 pub type Asking = Arc<Mutex<HashMap<StorePathHash, Arc<Search>>>>;
+
+/// Of `paths`, one whose hash another path has that is served.
+fn adopted_under_another_name(
+    paths: &BTreeSet<StorePath>,
+    served: &BTreeMap<StorePathHash, StorePath>,
+) -> Option<(StorePath, StorePath)> {
+    let other = |path: &StorePath| served.get(&path.hash()).filter(|served| *served != path).cloned();
+    paths.iter().find_map(|path| Some((path.clone(), other(path)?)))
+}
 
 impl Adopter {
     /// Publishes realisations that Nix has or that were verified, with our signature beside those they have: all or none.

@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError};
 use narinfo::{NarHash, StorePath, StorePathHash};
 use tokio::task::JoinSet;
 
-use super::{Adopter, Asking, CLOSURE_PATHS_MAX, Error, TRIES_MAX};
+use super::{Adopter, Asking, CLOSURE_PATHS_MAX, Error, TRIES_MAX, adopted_under_another_name};
 use crate::index::{PathRow, UpstreamNar};
 use crate::packer::{NotProven, Packer, upstream_nar};
 use crate::upstream::{Asker, Found, Lookup, Upstreams};
@@ -161,7 +161,11 @@ impl Adopter {
         loop {
             level.retain(|path| seen.insert(path.clone()));
             let served = self.index.served(level.iter().map(StorePath::hash).collect()).await?;
-            level.retain(|path| !served.contains(&path.hash()));
+            if let Some((path, served)) = adopted_under_another_name(&level, &served) {
+                let reason = Error::OtherName { path, served }.to_string();
+                return Ok(Err(Elsewhere::Nowhere([reason].into())));
+            }
+            level.retain(|path| !served.contains_key(&path.hash()));
             if level.is_empty() {
                 return Ok(Ok(closure));
             }

@@ -1,5 +1,5 @@
 //! The command line: `ondine serve`, `key show`, `check-config`, `status`, `refresh`, `attributes`, `failures`, `retry`, `pin`, `unpin`,
-//! `gc`, `fsck` and `try`.
+//! `gc`, `fsck`, `recover` and `try`.
 //! Output meant for people and scripts goes to stdout, the log to stderr.
 
 mod attributes;
@@ -18,6 +18,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::catalogue::SetName;
 use crate::config::{self, Written};
+use crate::nix;
 use crate::serve::{self, Server};
 
 /// Threads for all that waits for others most of the time. What takes a core has threads of its own, and so have the connections
@@ -64,6 +65,8 @@ enum Command {
     Gc(keep::Gc),
     /// Have a running server check its NARs against its files; fails when something is wrong and not repaired.
     Fsck(keep::Fsck),
+    /// Make a lost or damaged index anew from what is recorded beside the NARs; no server may run meanwhile.
+    Recover(StateDir),
     /// See it work: a throw-away store, a server, a derivation nobody has built, and a stock client that gets it.
     Try(try_out::Try),
 }
@@ -124,6 +127,12 @@ impl Cli {
             Command::Unpin(unpin) => return unpin.run(),
             Command::Gc(gc) => return gc.run(),
             Command::Fsck(fsck) => return fsck.run(),
+            Command::Recover(state_dir) => {
+                log::to_stderr();
+                let store_dir = nix::Environment::from_env()?.store_dir;
+                let state_dir = state_dir.path()?;
+                println!("{}", runtime()?.block_on(serve::recover(&state_dir, store_dir))?);
+            }
             Command::Try(try_out) => try_out.run()?,
         }
         Ok(ExitCode::SUCCESS)
@@ -139,6 +148,8 @@ impl Serve {
             Some(file) => resolve(self.written, file)?,
             None => self.written.resolve()?,
         };
+        // What is made from here on is nobody else's.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
         runtime()?.block_on(async {
             let until = serve::told_to_end()?;
             let server = Server::open(settings).await?;

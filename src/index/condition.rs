@@ -9,11 +9,14 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::{Error, Index};
+use crate::causes::with_causes;
 use crate::room::Room;
 use crate::trouble::Trouble;
 
 /// How far the look at all pages gives way to everything else, in steps of nice(2).
 const NICE: i32 = 19;
+/// How often.
+const LOOK_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// How long after the start a health check waits for that look; of a million paths it takes some seconds.
 const LOOK_WAIT_MAX: Duration = Duration::from_secs(5);
 /// The time between two writes that only show whether the index can be written.
@@ -28,7 +31,9 @@ pub enum Unfit {
     #[error("the index is being checked after the start")]
     Unchecked,
     /// SQLite, or a row, says so.
-    #[error("the index is damaged ({0}): stop the server, move the file away, and start it again")]
+    #[error(
+        "the index is damaged ({0}): stop the server and run `ondine recover`, which makes it anew from what is recorded beside the NARs"
+    )]
     Damaged(String),
     /// It cannot be read.
     #[error("the index cannot be read ({0})")]
@@ -72,10 +77,7 @@ impl Condition {
         {
             if self.0.damage.get().is_none() {
                 let error = error as &dyn std::error::Error;
-                tracing::error!(
-                    error,
-                    "the index is damaged: stop the server, move the file away, and start it again"
-                );
+                tracing::error!(error, "the index is damaged: stop the server and run `ondine recover`");
             }
             self.0.damage.note(error);
         }
@@ -115,14 +117,37 @@ impl Condition {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&self.0.file, flags)
             .map_err(|source| Error::open(&self.0.file, source))?;
-        let found: String = connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0))?;
-        if found == "ok" { Ok(()) } else { Err(Error::Pages(found)) }
+        let found: Result<String, Error> =
+            connection.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(Error::Sql);
+        match found {
+            Ok(found) if found == "ok" => Ok(()),
+            Ok(found) => Err(Error::Pages(found)),
+            Err(error) if is_damage(&error) => Err(Error::Pages(with_causes(&error))),
+            Err(error) => Err(error),
+        }
     }
 }
 
 impl Index {
-    /// Looks for damage in all of the file, once, as far down in rank as a thread can be.
-    pub async fn look_through(&self) {
+    /// Looks for damage in all of the file after the start and once a day, for as long as the server runs.
+    pub async fn watch_for_damage(&self) {
+        loop {
+            let outcome = self.look_through().await;
+            self.condition.0.looked_through.store(true, Ordering::Relaxed);
+            if let Err(error) = outcome
+                && !is_damage(&error)
+            {
+                tracing::warn!(error = &error as &dyn std::error::Error, "the index was not looked through");
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Looks for damage in all of the file, as far down in rank as a thread can be.
+    ///
+    /// # Errors
+    /// With the damage, or when the file cannot be read.
+    pub async fn look_through(&self) -> Result<(), Error> {
         let condition = self.condition.clone();
         let (done, looked) = tokio::sync::oneshot::channel();
         let begun = std::thread::Builder::new().name("index-checker".into()).spawn(move || {
@@ -130,21 +155,11 @@ impl Index {
             let _ = rustix::process::nice(NICE);
             let outcome = condition.look_through();
             condition.note_read(&outcome);
-            condition.0.looked_through.store(true, Ordering::Relaxed);
             let _ = done.send(outcome);
         });
-        let outcome = match begun {
+        match begun {
             Ok(_) => looked.await.unwrap_or(Err(Error::ReaderGone)),
             Err(error) => Err(Error::Thread(error)),
-        };
-        if let Err(error) = outcome
-            && !is_damage(&error)
-        {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "the index was not checked after the start"
-            );
-            self.condition.0.looked_through.store(true, Ordering::Relaxed);
         }
     }
 

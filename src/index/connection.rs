@@ -12,6 +12,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::Error;
 use super::condition::Condition;
+use super::ledger::LedgerHandle;
 
 /// How long a reader waits for a lock that only a checkpoint or a migration holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -45,6 +46,7 @@ pub(super) struct Writer {
     /// Whether the log may have something that is not written back.
     written: Arc<AtomicBool>,
     condition: Condition,
+    ledger: LedgerHandle,
 }
 
 impl Writer {
@@ -62,7 +64,12 @@ impl Writer {
             })
             .map_err(Error::Thread)?;
         // Whoever wrote last may have been stopped before it was written back.
-        Ok(Self { jobs: sender, written: Arc::new(AtomicBool::new(true)), condition })
+        Ok(Self {
+            jobs: sender,
+            written: Arc::new(AtomicBool::new(true)),
+            condition,
+            ledger: LedgerHandle::default(),
+        })
     }
 
     /// Writes back what the log has, in a pause of those who write, again and again; looks for one so often.
@@ -105,13 +112,26 @@ impl Writer {
         then: impl FnOnce(T) -> U + Send + 'static,
     ) -> Result<U, Error> {
         self.written.store(true, Ordering::Relaxed);
-        let condition = self.condition.clone();
+        let (condition, ledger) = (self.condition.clone(), self.ledger.clone());
         let job = move |connection: &mut Connection| {
-            let outcome = in_transaction(connection, work);
+            let outcome = in_transaction(connection, &ledger, work);
             condition.note_write(&outcome);
             outcome.map(then)
         };
         self.do_job(job).await
+    }
+
+    /// Runs `work` between two transactions.
+    pub(super) async fn on_connection<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.do_job(|connection| work(connection)).await
+    }
+
+    /// What it writes beside the database, too.
+    pub(super) fn ledger(&self) -> &LedgerHandle {
+        &self.ledger
     }
 
     async fn do_job<T: Send + 'static>(
@@ -130,10 +150,12 @@ impl Writer {
 
 fn in_transaction<T>(
     connection: &mut Connection,
+    ledger: &LedgerHandle,
     work: impl FnOnce(&Transaction<'_>) -> Result<T, Error>,
 ) -> Result<T, Error> {
     let transaction = connection.transaction()?;
     let value = work(&transaction)?;
+    ledger.write(&transaction)?;
     transaction.commit()?;
     Ok(value)
 }

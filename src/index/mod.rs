@@ -12,6 +12,7 @@ mod demand;
 mod failure;
 mod generation;
 mod holdings;
+mod ledger;
 mod memory;
 #[cfg(test)]
 mod memory_tests;
@@ -19,6 +20,8 @@ mod nar;
 mod pin;
 mod queue;
 mod realisation;
+mod record;
+mod recovery;
 mod rows;
 #[cfg(test)]
 mod samples;
@@ -27,7 +30,7 @@ mod stored;
 mod upstream;
 mod uses;
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -44,11 +47,14 @@ use connection::{Readers, Writer};
 pub use demand::{AttributeName, DemandRow};
 pub use generation::{NewGeneration, Swapped};
 pub use holdings::{Choice, Holding, Lost, Place};
+pub use ledger::{has_ledger, read_ledger};
 use memory::Memory;
 pub use memory::Ready;
 use nar::joined_nar_row;
 pub use pin::PinRow;
 pub use queue::{DurationRow, RequestRow};
+pub use record::{Record, Recorded};
+pub use recovery::Recovered;
 pub use rows::{Comparison, Counts, Failure, FailureClass, Hit, NarRow, PathRow, UpstreamNar};
 use rows::{PATH_COLUMNS, hash_text, join, path_row, signed, to_unix};
 pub use uses::Uses;
@@ -60,7 +66,7 @@ const LOOK_FOR_PAUSE_EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be opened or is no database.
-    #[error("cannot open the index {}; if it is damaged, move it away and restart: it is rebuilt as paths are asked for", file.display())]
+    #[error("cannot open the index {}; if it is damaged, run `ondine recover`, which makes it anew from what is recorded beside the NARs, or move it away and restart: it is rebuilt as paths are asked for", file.display())]
     Open {
         /// The database file.
         file: PathBuf,
@@ -86,7 +92,7 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A page of the file is not what it must be.
-    #[error("the index is damaged: {0}")]
+    #[error("the index is damaged: stop the server and run `ondine recover` ({0})")]
     Pages(String),
     /// What is recorded beside the NARs could not be written.
     #[error("cannot write down beside the NARs what is served")]
@@ -174,18 +180,25 @@ impl Index {
             .await
     }
 
-    /// Those of `hashes` that are served.
+    /// Those of `hashes` that are served, each with the path that has it.
     ///
     /// # Errors
-    /// When SQLite fails.
-    pub async fn served(&self, hashes: Vec<StorePathHash>) -> Result<BTreeSet<StorePathHash>, Error> {
+    /// When SQLite fails or a row is damaged.
+    pub async fn served(
+        &self,
+        hashes: Vec<StorePathHash>,
+    ) -> Result<BTreeMap<StorePathHash, StorePath>, Error> {
         self.readers
             .run(move |connection| {
-                let mut statement = connection.prepare_cached("SELECT 1 FROM path WHERE hash = ?1")?;
-                let mut found = BTreeSet::new();
+                let mut statement = connection.prepare_cached("SELECT name FROM path WHERE hash = ?1")?;
+                let mut found = BTreeMap::new();
                 for hash in hashes {
-                    if statement.exists([hash.as_str()])? {
-                        found.insert(hash);
+                    let name: Option<String> =
+                        statement.query_row([hash.as_str()], |row| row.get(0)).optional()?;
+                    if let Some(name) = name {
+                        let base = format!("{hash}-{name}");
+                        let path = StorePath::parse(&base).map_err(|error| rows::corrupt(&base, error))?;
+                        found.insert(hash, path);
                     }
                 }
                 Ok(found)
@@ -261,20 +274,18 @@ impl Index {
     }
 }
 
-/// Whether all that the rows refer to is served, or among them.
+/// Whether all that the rows refer to is served, or among them, each by its own name: a client asks for a hash, and refuses what
+/// comes under another name.
 fn serves_references<'a>(
     connection: &Connection,
     rows: impl Iterator<Item = &'a PathRow> + Clone,
 ) -> Result<bool, Error> {
-    let own: HashSet<StorePathHash> = rows.clone().map(|row| row.path.hash()).collect();
-    let mut served = connection.prepare_cached("SELECT 1 FROM path WHERE hash = ?1")?;
-    let others: HashSet<StorePathHash> = rows
-        .flat_map(|row| &row.references)
-        .map(StorePath::hash)
-        .filter(|hash| !own.contains(hash))
-        .collect();
-    for hash in others {
-        if !served.exists([hash.as_str()])? {
+    let own: HashSet<&StorePath> = rows.clone().map(|row| &row.path).collect();
+    let mut served = connection.prepare_cached("SELECT 1 FROM path WHERE hash = ?1 AND name = ?2")?;
+    let others: HashSet<&StorePath> =
+        rows.flat_map(|row| &row.references).filter(|path| !own.contains(path)).collect();
+    for path in others {
+        if !served.exists([path.hash().as_str(), path.name()])? {
             return Ok(false);
         }
     }

@@ -31,19 +31,8 @@ impl Index {
                 return Ok((changed, false));
             }
             insert_paths(transaction, &known, rows.iter().map(|(path, _)| path))?;
-            let mut insert = transaction.prepare_cached(&format!(
-                "INSERT OR REPLACE INTO upstream_nar ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"
-            ))?;
             for (_, nar) in &rows {
-                insert.execute(params![
-                    nar.nar_hash.as_bytes(),
-                    nar.upstream,
-                    nar.url,
-                    nar.compression.to_string(),
-                    nar.file_hash.as_ref().map(NarHash::as_bytes),
-                    nar.file_size.map(signed),
-                    nar.redirect,
-                ])?;
+                insert(transaction, nar)?;
                 changed.extend(paths_of(transaction, nar.nar_hash)?);
             }
             Ok((changed, true))
@@ -56,18 +45,7 @@ impl Index {
     /// # Errors
     /// When SQLite fails or a row is damaged.
     pub async fn upstreams_with(&self, nar: NarHash) -> Result<Vec<UpstreamNar>, Error> {
-        self.readers
-            .run(move |connection| {
-                let sql = format!("SELECT {COLUMNS} FROM upstream_nar WHERE nar_hash = ?1");
-                let mut statement = connection.prepare_cached(&sql)?;
-                let mut rows = statement.query([nar.as_bytes()])?;
-                let mut found = Vec::new();
-                while let Some(row) = rows.next()? {
-                    found.push(upstream_nar(row)?);
-                }
-                Ok(found)
-            })
-            .await
+        self.readers.run(move |connection| with_nar(connection, nar)).await
     }
 
     /// An upstream turned out not to have this NAR.
@@ -115,6 +93,35 @@ impl Index {
         };
         self.writer.run_then(keep, move |()| memory.forget_all()).await
     }
+}
+
+/// Every upstream that has this NAR.
+pub(super) fn with_nar(connection: &Connection, nar: NarHash) -> Result<Vec<UpstreamNar>, Error> {
+    let sql = format!("SELECT {COLUMNS} FROM upstream_nar WHERE nar_hash = ?1");
+    let mut statement = connection.prepare_cached(&sql)?;
+    let mut rows = statement.query([nar.as_bytes()])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(upstream_nar(row)?);
+    }
+    Ok(found)
+}
+
+/// Writes down where an upstream has the NAR of a served path.
+pub(super) fn insert(transaction: &Transaction<'_>, nar: &UpstreamNar) -> Result<(), Error> {
+    let mut insert = transaction.prepare_cached(&format!(
+        "INSERT OR REPLACE INTO upstream_nar ({COLUMNS}) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)"
+    ))?;
+    insert.execute(params![
+        nar.nar_hash.as_bytes(),
+        nar.upstream,
+        nar.url,
+        nar.compression.to_string(),
+        nar.file_hash.as_ref().map(NarHash::as_bytes),
+        nar.file_size.map(signed),
+        nar.redirect,
+    ])?;
+    Ok(())
 }
 
 /// The upstream that clients are sent to for this NAR.

@@ -70,6 +70,8 @@ impl Run {
 
     async fn all(&mut self) -> Result<String, End> {
         let index = self.keeper.0.index.clone();
+        // What a damaged index says of the rest is worth nothing.
+        index.look_through().await?;
         let (mut nars, mut bytes, mut after) = (0, 0, None);
         loop {
             let rows = index.nars(after).await?;

@@ -120,7 +120,7 @@ impl Served {
     async fn served(&self) -> BTreeSet<usize> {
         let hashes = (0..self.paths.len()).map(|number| path(number).hash()).collect();
         let served = self.index.served(hashes).await.expect("read");
-        (0..self.paths.len()).filter(|number| served.contains(&path(*number).hash())).collect()
+        (0..self.paths.len()).filter(|number| served.contains_key(&path(*number).hash())).collect()
     }
 
     /// These and all that they refer to.

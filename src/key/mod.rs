@@ -44,7 +44,7 @@ pub enum Error {
         source: narinfo::SignatureError,
     },
     /// The index is there, its key is not.
-    #[error("the signing key {} is missing, though this cache has signed paths with it: restore it from a copy; to start over with a new key, remove the index too", file.display())]
+    #[error("the signing key {} is missing, though this cache has signed paths with it: restore it from a copy; to start over with a new key, remove the index and the NARs, too", file.display())]
     Lost {
         /// The key file.
         file: PathBuf,

@@ -116,6 +116,11 @@ impl Record {
         record.write(state_dir)
     }
 
+    /// All keys in it.
+    pub fn keys(&self) -> impl Iterator<Item = &PublicKey> {
+        self.0.iter().map(|signer| &signer.key)
+    }
+
     /// Names of all keys in it.
     pub fn names(&self) -> impl Iterator<Item = &KeyName> {
         self.0.iter().map(|signer| signer.key.name())

@@ -30,6 +30,7 @@ pub use mapped::{Place, place_of};
 pub use memory::{Epoch, Small};
 use memory::{Memory, SMALL_BYTES_MAX};
 pub use pack::Packed;
+pub use shelf::{file_bytes, has_files};
 pub use stream::NarStream;
 
 /// Bytes of the file that shows whether files can be written again: a block of most file systems.
@@ -238,10 +239,8 @@ impl NarStore {
         self.dir.join("tmp")
     }
 
-    /// Two characters of the hash make the folder, so that no folder grows without end.
     fn file_of(&self, nar: NarHash) -> PathBuf {
-        let name = nar.to_nixbase32();
-        self.dir.join(&name[..shelf::FOLDER_CHARS]).join(format!("{name}{}", shelf::FILE_ENDING))
+        shelf::file_in(&self.dir, nar)
     }
 }
 

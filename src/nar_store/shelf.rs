@@ -4,6 +4,7 @@
 use std::fs::{self, DirEntry};
 use std::io;
 use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use narinfo::NarHash;
@@ -52,6 +53,31 @@ impl NarStore {
         self.forget(nar);
         Ok(removed)
     }
+}
+
+/// Bytes of the file of a NAR in the folder of a NAR store, if there is one. Blocking.
+///
+/// # Errors
+/// When the system does not tell.
+pub fn file_bytes(dir: &Path, nar: NarHash) -> io::Result<Option<u64>> {
+    match fs::metadata(file_in(dir, nar)) {
+        Ok(file) => Ok(Some(file.len())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether there is a folder of files of NARs in the folder of a NAR store. Blocking.
+#[must_use]
+pub fn has_files(dir: &Path) -> bool {
+    let folders = fs::read_dir(dir).into_iter().flatten().flatten();
+    folders.into_iter().any(|folder| folder.file_name().len() == FOLDER_CHARS)
+}
+
+/// Where the file of a NAR is. Two characters of the hash make the folder, so that no folder grows without end.
+pub(super) fn file_in(dir: &Path, nar: NarHash) -> PathBuf {
+    let name = nar.to_nixbase32();
+    dir.join(&name[..FOLDER_CHARS]).join(format!("{name}{FILE_ENDING}"))
 }
 
 impl NarStore {

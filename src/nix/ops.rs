@@ -7,8 +7,8 @@ use std::path::Path;
 use std::str::FromStr;
 
 use narinfo::{
-    ContentAddress, DrvOutput, NarHash, REALISATION_BYTES_MAX, Realisation, Signature, StorePath,
-    StorePathHash,
+    ContentAddress, DrvOutput, NarHash, REALISATION_BYTES_MAX, Realisation, SIGNATURES_MAX, Signature,
+    StorePath, StorePathHash,
 };
 
 use super::build::BuildTarget;
@@ -82,7 +82,7 @@ pub struct PathInfo {
     pub references: BTreeSet<StorePath>,
     /// Whether it was built on this machine.
     pub ultimate: bool,
-    /// Its signatures, without malformed ones.
+    /// Its signatures, without malformed ones, the first few where there are very many.
     pub signatures: Vec<Signature>,
     /// Its content address, where it has one.
     pub ca: Option<ContentAddress>,
@@ -342,7 +342,10 @@ async fn path_info(reply: &mut Reply<'_>, path: &StorePath) -> Result<PathInfo, 
     let ultimate = reply.flag().await?;
     let mut signatures = Vec::new();
     for _ in 0..reply.count("a list of signatures", LIST_ITEMS_MAX).await? {
-        signatures.extend(lenient(path, &reply.text("a signature").await?));
+        let signature = reply.text("a signature").await?;
+        if signatures.len() < SIGNATURES_MAX {
+            signatures.extend(lenient(path, &signature));
+        }
     }
     let ca = reply.text("a content address").await?;
     let ca = if ca.is_empty() { None } else { lenient(path, &ca) };

@@ -9,15 +9,16 @@ use std::path::Path;
 use rustix::fs::{Access, access};
 
 use super::Settings;
-use super::steps::{CONTROL_SOCKET, Error, INDEX_FILE, LOCK_FILE, listen, pools, state};
+use super::steps::{CONTROL_SOCKET, Error, listen, pools};
 use crate::catalogue::{Origin, SetSettings};
 use crate::doctor;
-use crate::index::Index;
+use crate::index::{Index, has_ledger};
 use crate::key::Keys;
+use crate::state_dir::{self, INDEX, LEDGER, LOCK, using};
 use crate::upstream::{CredentialsError, Name, Upstreams};
 
 /// Folders of a state directory that a server writes to.
-const FOLDERS: [&str; 6] = ["nar", "log", "gcroots", "catalogue", "building", "evaluator"];
+const FOLDERS: [&str; 7] = ["nar", "ledger", "log", "gcroots", "catalogue", "building", "evaluator"];
 
 /// Looks whether a server with these settings would start on this machine, and gives what it would only warn of. Must be called
 /// within a tokio runtime.
@@ -28,12 +29,13 @@ pub async fn check(settings: Settings) -> Result<Vec<String>, Error> {
     let mut warnings = Vec::new();
     let dir = &settings.state_dir;
     folders(dir)?;
-    state(&dir.join(CONTROL_SOCKET), |path| SocketAddr::from_pathname(path).map(drop))?;
-    let index = dir.join(INDEX_FILE);
-    let keys = Keys::check(dir, &settings.signing_keys, index.exists())?;
+    state_dir::check(dir)?;
+    using(&dir.join(CONTROL_SOCKET), |path| SocketAddr::from_pathname(path).map(drop))?;
+    let index = dir.join(INDEX);
+    let keys = Keys::check(dir, &settings.signing_keys, index.exists() || has_ledger(&dir.join(LEDGER)))?;
     warnings.extend(keys.and_then(|keys| keys.unheeded(&settings.key_name)));
     if index.exists() {
-        state(&index, |file| Ok(access(file, Access::READ_OK | Access::WRITE_OK)?))?;
+        using(&index, |file| Ok(access(file, Access::READ_OK | Access::WRITE_OK)?))?;
         Index::check_file(&index)?;
     }
     let (main, background) = pools(&settings);
@@ -77,24 +79,26 @@ pub(super) fn folders(state_dir: &Path) -> Result<(), Error> {
 
 /// The folder, or the one that it would be made in, can be written to.
 fn writable(dir: &Path) -> Result<(), Error> {
-    state(dir, |dir| {
+    let looked = using(dir, |dir| {
         let there = dir.ancestors().find(|dir| dir.symlink_metadata().is_ok()).unwrap_or(dir);
         if !fs::metadata(there)?.is_dir() {
             return Err(io::ErrorKind::NotADirectory.into());
         }
         Ok(access(there, Access::WRITE_OK | Access::EXEC_OK)?)
-    })
+    });
+    Ok(looked?)
 }
 
 /// A server holds the lock of the state directory.
 fn runs(dir: &Path) -> Result<bool, Error> {
-    state(&dir.join(LOCK_FILE), |path| match File::open(path).map(|file| file.try_lock()) {
+    let running = using(&dir.join(LOCK), |path| match File::open(path).map(|file| file.try_lock()) {
         Ok(Ok(())) => Ok(false),
         Ok(Err(fs::TryLockError::WouldBlock)) => Ok(true),
         Ok(Err(fs::TryLockError::Error(error))) => Err(error),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
-    })
+    });
+    Ok(running?)
 }
 
 /// A package set whose source cannot be read: a server starts, and its refreshes fail.

@@ -1,45 +1,36 @@
 //! The steps of a start that touch the machine, each with the error that tells why it cannot be done and what to do.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::fs::{self, Permissions};
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use tokio::net::{TcpListener, UnixListener};
 
 use super::Settings;
-use crate::{doctor, http, index, key, nix, upstream};
+use crate::{doctor, http, index, key, nix, recover, state_dir, upstream};
 
 /// The control socket's name in the state directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
-/// The index's name there.
-pub(super) const INDEX_FILE: &str = "index.sqlite";
-/// The name there of what a running server holds locked.
-pub(super) const LOCK_FILE: &str = "lock";
 /// Ports below are for those who may administer the network.
 const UNPRIVILEGED_PORTS_FROM: u16 = 1024;
 
 /// Why the server does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A part of the state cannot be opened.
-    #[error("cannot use {}", path.display())]
-    State {
-        /// The file or directory.
-        path: PathBuf,
-        /// What the system said.
-        source: io::Error,
-    },
-    /// Another server uses the state directory.
-    #[error("another server runs with the state directory {}: stop it, or give this one another --state-dir", .0.display())]
-    Locked(PathBuf),
+    /// The state directory, or a part of it, cannot be used.
+    #[error(transparent)]
+    State(#[from] state_dir::Error),
     /// The key cannot be used.
     #[error(transparent)]
     Key(#[from] key::Error),
     /// The index cannot be used.
     #[error(transparent)]
     Index(#[from] index::Error),
+    /// A lost index cannot be made anew.
+    #[error("no index was made anew")]
+    Recover(#[from] recover::Error),
     /// An upstream cannot be used.
     #[error(transparent)]
     Upstream(#[from] upstream::Error),
@@ -95,24 +86,6 @@ fn listen_advice(address: SocketAddr, error: &io::Error) -> &'static str {
     }
 }
 
-/// Absolute, since the Nix daemon follows symlinks into it; for our eyes only, since the key is in it.
-pub(super) fn make_state_dir(dir: &Path) -> Result<PathBuf, Error> {
-    state(dir, |dir| {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        dir.canonicalize()
-    })
-}
-
-pub(super) fn lock(state_dir: &Path) -> Result<File, Error> {
-    let path = state_dir.join(LOCK_FILE);
-    let file = state(&path, |path| OpenOptions::new().write(true).create(true).truncate(false).open(path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(fs::TryLockError::WouldBlock) => Err(Error::Locked(state_dir.to_owned())),
-        Err(fs::TryLockError::Error(source)) => Err(Error::State { path, source }),
-    }
-}
-
 /// The lock is ours, so a socket that is there is a dead server's.
 pub(super) fn control_socket(path: &Path) -> io::Result<UnixListener> {
     match fs::remove_file(path) {
@@ -122,10 +95,6 @@ pub(super) fn control_socket(path: &Path) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, Permissions::from_mode(0o600))?;
     Ok(listener)
-}
-
-pub(super) fn state<T>(path: &Path, open: impl FnOnce(&Path) -> io::Result<T>) -> Result<T, Error> {
-    open(path).map_err(|source| Error::State { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

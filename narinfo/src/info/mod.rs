@@ -6,7 +6,7 @@ mod parse;
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
 
-pub use parse::{NARINFO_BYTES_MAX, ParseError};
+pub use parse::{NARINFO_BYTES_MAX, ParseError, SIGNATURES_MAX};
 
 use crate::content_address::ContentAddress;
 use crate::hash::NarHash;

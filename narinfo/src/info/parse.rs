@@ -15,6 +15,8 @@ use crate::store_path::{StoreDir, StorePath, StorePathError};
 pub const NARINFO_BYTES_MAX: usize = 1024 * 1024;
 /// Deriver that older servers write where none is known.
 const UNKNOWN_DERIVER: &str = "unknown-deriver";
+/// Signatures of a path at most: each is kept, passed on, and verified by whoever trusts its key.
+pub const SIGNATURES_MAX: usize = 64;
 /// Characters of a value that a message shows.
 const EXCERPT_CHARS: usize = 120;
 
@@ -69,6 +71,9 @@ pub enum ParseError {
         /// What is wrong with it.
         source: HashError,
     },
+    /// More signatures than anybody makes.
+    #[error("the narinfo has more than {SIGNATURES_MAX} signatures")]
+    TooManySignatures,
     /// A malformed signature.
     #[error("a signature of the narinfo is malformed")]
     Signature(#[from] SignatureError),
@@ -133,6 +138,9 @@ fn fields(bytes: &[u8]) -> Result<(Fields<'_>, Vec<Signature>), ParseError> {
             None => return Err(ParseError::Line(excerpt(line))),
         };
         if name == "Sig" {
+            if signatures.len() == SIGNATURES_MAX {
+                return Err(ParseError::TooManySignatures);
+            }
             // One without a value is none.
             match value.parse() {
                 Ok(signature) => signatures.push(signature),

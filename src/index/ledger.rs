@@ -1,0 +1,301 @@
+//! The ledger: a second record, beside the NARs, of what is served, from which the index can be made anew. Lines are added
+//! before the transaction that they belong to is committed, and never changed; now and then the index is written out as a
+//! whole, and what came before goes. Nothing is read from it but for a recovery.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use narinfo::{DrvOutput, Realisation};
+use rusqlite::{Connection, Row, Transaction};
+
+use super::nar::joined_nar_row;
+use super::record::{Record, Recorded};
+use super::rows::{PATH_COLUMNS, path_row};
+use super::{Error, Index, upstream};
+
+/// The files in its folder, in the order in which they are read: the index as it once was, what was added until it was last
+/// begun to be written out, and what was added since.
+const FILES: [&str; 3] = ["base", "before", "added"];
+/// Bytes that are added at least before the index is written out anew; then as many as it takes.
+const ADDED_BYTES_MIN: u64 = 16 * 1024 * 1024;
+/// Bytes of a line at most: a path that refers to a hundred thousand others.
+const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+/// How often it is looked whether that is due, and the rest after it went wrong.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// What a transaction changes of what can be served goes into temporary tables of the connection that writes.
+const NOTES: &str = "
+CREATE TEMP TABLE noted_path (hash TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TEMP TABLE noted_realisation (file TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TEMP TRIGGER packed_path_noted AFTER INSERT ON main.path
+WHEN EXISTS (SELECT 1 FROM main.nar WHERE nar_hash = NEW.nar_hash) BEGIN
+    INSERT OR IGNORE INTO noted_path VALUES (NEW.hash);
+END;
+CREATE TEMP TRIGGER nar_noted AFTER INSERT ON main.nar BEGIN
+    INSERT OR IGNORE INTO noted_path SELECT hash FROM main.path WHERE nar_hash = NEW.nar_hash;
+END;
+CREATE TEMP TRIGGER nar_change_noted AFTER UPDATE ON main.nar BEGIN
+    INSERT OR IGNORE INTO noted_path SELECT hash FROM main.path WHERE nar_hash = NEW.nar_hash;
+END;
+CREATE TEMP TRIGGER upstream_nar_noted AFTER INSERT ON main.upstream_nar BEGIN
+    INSERT OR IGNORE INTO noted_path SELECT hash FROM main.path WHERE nar_hash = NEW.nar_hash;
+END;
+CREATE TEMP TRIGGER signatures_noted AFTER UPDATE OF sigs ON main.path
+WHEN EXISTS (SELECT 1 FROM main.nar WHERE nar_hash = NEW.nar_hash)
+    OR EXISTS (SELECT 1 FROM main.upstream_nar WHERE nar_hash = NEW.nar_hash)
+BEGIN
+    INSERT OR IGNORE INTO noted_path VALUES (NEW.hash);
+END;
+CREATE TEMP TRIGGER realisation_noted AFTER INSERT ON main.realisation BEGIN
+    INSERT OR IGNORE INTO noted_realisation VALUES (NEW.file);
+END;
+";
+
+/// The way to the ledger of an index, if it has one; clones share it.
+#[derive(Clone, Default)]
+pub(super) struct LedgerHandle(Arc<Mutex<Option<Ledger>>>);
+
+/// An open ledger.
+struct Ledger {
+    dir: PathBuf,
+    file: File,
+    bytes: u64,
+}
+
+impl LedgerHandle {
+    /// Writes down what a transaction has changed, before it is committed. Durable where a stored file is concerned: what only
+    /// an upstream has can be found there again.
+    pub(super) fn write(&self, transaction: &Transaction<'_>) -> Result<(), Error> {
+        let mut ledger = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(ledger) = &mut *ledger else { return Ok(()) };
+        let (mut lines, mut durable) = (String::new(), false);
+        {
+            let mut statement = transaction.prepare_cached(&format!(
+                "SELECT {PATH_COLUMNS}, n.nar_hash, n.file_hash, n.file_size FROM temp.noted_path t \
+                 JOIN path p ON p.hash = t.hash LEFT JOIN nar n ON n.nar_hash = p.nar_hash"
+            ))?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                let recorded = recorded(transaction, row)?;
+                durable |= recorded.packed.is_some();
+                lines.push_str(&Record::Path(Box::new(recorded)).render());
+            }
+            let mut statement = transaction.prepare_cached(
+                "SELECT r.file, r.body FROM temp.noted_realisation t JOIN realisation r ON r.file = t.file",
+            )?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                lines.extend(realisation(row)?.map(|realisation| Record::Realisation(realisation).render()));
+            }
+        }
+        if lines.is_empty() {
+            return Ok(());
+        }
+        transaction.prepare_cached("DELETE FROM temp.noted_path")?.execute([])?;
+        transaction.prepare_cached("DELETE FROM temp.noted_realisation")?.execute([])?;
+        ledger.append(lines.as_bytes(), durable).map_err(Error::Ledger)
+    }
+
+    fn open(&self, dir: &Path) -> io::Result<()> {
+        let ledger = Ledger::open(dir)?;
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(ledger);
+        Ok(())
+    }
+
+    fn folder(&self) -> Option<PathBuf> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|ledger| ledger.dir.clone())
+    }
+
+    /// Whether the index is to be written out.
+    fn is_due(&self) -> bool {
+        let ledger = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        ledger.as_ref().is_some_and(Ledger::is_due)
+    }
+
+    /// What is added from now on goes into a file of its own. To be called between two transactions.
+    fn turn_over(&self) -> io::Result<()> {
+        let mut ledger = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(open) = &mut *ledger else { return Ok(()) };
+        let [_, old, added] = FILES.map(|name| open.dir.join(name));
+        // Where one is left, the last time was interrupted: what is in it is in the index, too.
+        if !old.exists() {
+            match fs::rename(&added, &old) {
+                // Somebody has removed it: all that it said is about to be written out.
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => *open = Ledger::open(&open.dir)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Ledger {
+    fn open(dir: &Path) -> io::Result<Self> {
+        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        let path = dir.join(FILES[2]);
+        let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
+        let bytes = file.metadata()?.len();
+        let mut ledger = Self { dir: dir.to_owned(), file: file.try_clone()?, bytes };
+        if bytes > 0 {
+            // A run that was killed may have left a part of a line: the next one begins on its own.
+            file.write_all(b"\n")?;
+            ledger.bytes += 1;
+        }
+        File::open(dir)?.sync_all()?;
+        Ok(ledger)
+    }
+
+    fn append(&mut self, lines: &[u8], durable: bool) -> io::Result<()> {
+        let written = self.file.write_all(lines).and_then(|()| match durable {
+            true => self.file.sync_data(),
+            false => Ok(()),
+        });
+        match written {
+            Ok(()) => self.bytes += lines.len() as u64,
+            // The part of a line would spoil the next one.
+            Err(_) => self.file.set_len(self.bytes)?,
+        }
+        written
+    }
+
+    fn is_due(&self) -> bool {
+        let [base, old, _] = FILES.map(|name| self.dir.join(name));
+        match base.metadata() {
+            Ok(base) => old.exists() || self.bytes > base.len().max(ADDED_BYTES_MIN),
+            Err(_) => true,
+        }
+    }
+}
+
+impl Index {
+    /// The same index, which writes down in the folder `dir` what it would take to make it anew.
+    ///
+    /// # Errors
+    /// When the files there cannot be opened.
+    pub async fn with_ledger(self, dir: &Path) -> Result<Self, Error> {
+        self.writer.on_connection(|connection| Ok(connection.execute_batch(NOTES)?)).await?;
+        self.writer.ledger().open(dir).map_err(Error::Ledger)?;
+        Ok(self)
+    }
+
+    /// Keeps the ledger from growing without end, for as long as the server runs.
+    pub async fn keep_ledger_short(&self) {
+        loop {
+            let written = if self.writer.ledger().is_due() { self.write_out().await } else { Ok(()) };
+            let rest = if written.is_ok() { LOOK_EVERY } else { RETRY_AFTER };
+            if let Err(error) = written {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "the ledger beside the NARs grows: the index cannot be written out");
+            }
+            tokio::time::sleep(rest).await;
+        }
+    }
+
+    /// Writes all that it has into a new ledger, and removes what the old one has.
+    pub(super) async fn write_out(&self) -> Result<(), Error> {
+        let ledger = self.writer.ledger().clone();
+        let Some(dir) = ledger.folder() else { return Ok(()) };
+        // Whatever was added before is committed by now, and seen by who reads below.
+        self.writer.on_connection(move |_| ledger.turn_over().map_err(Error::Ledger)).await?;
+        self.readers.run(move |connection| write_all(connection, &dir)).await
+    }
+}
+
+/// Whether a ledger in this folder says anything.
+#[must_use]
+pub fn has_ledger(dir: &Path) -> bool {
+    FILES.iter().any(|name| dir.join(name).metadata().is_ok_and(|file| file.len() > 0))
+}
+
+/// Tells each record of the ledger in `dir`, in the order in which they were written. Gives the number of lines that are
+/// spoilt. Blocking.
+///
+/// # Errors
+/// When a file cannot be read, or with what `tell` says.
+pub fn read_ledger<E: From<io::Error>>(
+    dir: &Path,
+    mut tell: impl FnMut(Record) -> Result<(), E>,
+) -> Result<u64, E> {
+    let mut spoilt = 0;
+    for name in FILES {
+        let file = match File::open(dir.join(name)) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let (mut file, mut line) = (BufReader::new(file), Vec::new());
+        loop {
+            line.clear();
+            if file.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
+                break;
+            }
+            let line = line.strip_suffix(b"\n").unwrap_or(&line);
+            match Record::parse(line) {
+                Some(record) => tell(record)?,
+                None => spoilt += u64::from(!line.is_empty()),
+            }
+        }
+    }
+    Ok(spoilt)
+}
+
+fn write_all(connection: &Connection, dir: &Path) -> Result<(), Error> {
+    let [base, old, _] = FILES.map(|name| dir.join(name));
+    let draft = dir.join("base.new");
+    let created = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&draft);
+    let mut out = BufWriter::new(created.map_err(Error::Ledger)?);
+    let mut write = |record: Record| out.write_all(record.render().as_bytes()).map_err(Error::Ledger);
+    // One transaction, so that all is of the same moment.
+    let transaction = connection.unchecked_transaction()?;
+    {
+        let mut statement = transaction.prepare(&format!(
+            "SELECT {PATH_COLUMNS}, n.nar_hash, n.file_hash, n.file_size \
+             FROM path p LEFT JOIN nar n ON n.nar_hash = p.nar_hash"
+        ))?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            let recorded = recorded(&transaction, row)?;
+            if recorded.packed.is_some() || !recorded.upstreams.is_empty() {
+                write(Record::Path(Box::new(recorded)))?;
+            }
+        }
+        let mut statement = transaction.prepare("SELECT file, body FROM realisation")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            if let Some(realisation) = realisation(row)? {
+                write(Record::Realisation(realisation))?;
+            }
+        }
+    }
+    drop(transaction);
+    connection.execute_batch("PRAGMA shrink_memory")?;
+    let kept = out.into_inner().map_err(io::IntoInnerError::into_error).and_then(|file| {
+        file.sync_all()?;
+        fs::rename(&draft, &base)?;
+        File::open(dir)?.sync_all()?;
+        match fs::remove_file(&old) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    });
+    kept.map_err(Error::Ledger)
+}
+
+/// A path, its file, and who else has its contents.
+fn recorded(connection: &Connection, row: &Row<'_>) -> Result<Recorded, Error> {
+    let path = path_row(row)?;
+    let upstreams = upstream::with_nar(connection, path.nar_hash)?;
+    Ok(Recorded { packed: joined_nar_row(row)?, upstreams, path })
+}
+
+/// `None` for one that this version cannot read.
+fn realisation(row: &Row<'_>) -> Result<Option<Realisation>, Error> {
+    let (file, body): (String, String) = (row.get(0)?, row.get(1)?);
+    let id = DrvOutput::from_file(&file).ok();
+    Ok(id.and_then(|id| Realisation::parse(&id, body.as_bytes()).ok()))
+}

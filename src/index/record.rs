@@ -1,0 +1,209 @@
+//! One line of the ledger: all that a served path, or a realisation, needs to be served again. A line whose checksum does not
+//! fit is no line: what a disk has spoilt is never taken for data.
+
+use narinfo::{Compression, DrvOutput, NarHash, Realisation, StorePath};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::{NarRow, PathRow, UpstreamNar};
+
+/// Characters of the checksum at the start of a line, in hexadecimal.
+const CHECKSUM_CHARS: usize = 16;
+
+/// What a line says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// A path is served.
+    Path(Box<Recorded>),
+    /// An output of a content-addressed derivation is a served path.
+    Realisation(Realisation),
+}
+
+/// A served path and where its contents are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    /// The path.
+    pub path: PathRow,
+    /// Its file, where it is packed.
+    pub packed: Option<NarRow>,
+    /// The upstreams that have its contents.
+    pub upstreams: Vec<UpstreamNar>,
+}
+
+/// The record as it is written. Names are short: there are very many lines.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+enum Line {
+    Path(PathLine),
+    Realisation { id: String, body: String },
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PathLine {
+    path: String,
+    nar_hash: String,
+    nar_size: u64,
+    refs: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    deriver: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    ca: Option<String>,
+    sigs: Vec<String>,
+    built: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    file: Option<FileLine>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    upstreams: Vec<UpstreamLine>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct FileLine {
+    hash: String,
+    size: u64,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct UpstreamLine {
+    upstream: String,
+    url: String,
+    compression: String,
+    file_hash: Option<String>,
+    file_size: Option<u64>,
+    redirect: bool,
+}
+
+impl Record {
+    /// The line, with its end.
+    pub(super) fn render(&self) -> String {
+        let line = match self {
+            Self::Path(recorded) => Line::Path(recorded.line()),
+            Self::Realisation(realisation) => {
+                Line::Realisation { id: realisation.id().file(), body: realisation.render() }
+            }
+        };
+        // Strings, numbers and nothing else: there is nothing in it that JSON could refuse.
+        let text = serde_json::to_string(&line).unwrap_or_default();
+        format!("{} {text}\n", checksum(&text))
+    }
+
+    /// What a line without its end says; `None` where it is none, or not as it was written.
+    pub(super) fn parse(line: &[u8]) -> Option<Self> {
+        let (sum, text) = std::str::from_utf8(line).ok()?.split_at_checked(CHECKSUM_CHARS)?;
+        let text = text.strip_prefix(' ')?;
+        if checksum(text) != sum {
+            return None;
+        }
+        Some(match serde_json::from_str(text).ok()? {
+            Line::Path(line) => Self::Path(Box::new(line.recorded()?)),
+            Line::Realisation { id, body } => {
+                let id = DrvOutput::from_file(&id).ok()?;
+                Self::Realisation(Realisation::parse(&id, body.as_bytes()).ok()?)
+            }
+        })
+    }
+}
+
+fn checksum(text: &str) -> String {
+    let digest = Sha256::digest(text);
+    digest.iter().take(CHECKSUM_CHARS / 2).map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Recorded {
+    fn line(&self) -> PathLine {
+        let Self { path, packed, upstreams } = self;
+        PathLine {
+            path: path.path.to_string(),
+            nar_hash: path.nar_hash.to_nixbase32(),
+            nar_size: path.nar_size,
+            refs: super::join(&path.references, " "),
+            deriver: path.deriver.as_ref().map(ToString::to_string),
+            ca: path.ca.as_ref().map(ToString::to_string),
+            sigs: path.signatures.iter().map(ToString::to_string).collect(),
+            built: path.built,
+            file: packed.map(|nar| FileLine { hash: nar.file_hash.to_nixbase32(), size: nar.file_size }),
+            upstreams: upstreams
+                .iter()
+                .map(|nar| UpstreamLine {
+                    upstream: nar.upstream.clone(),
+                    url: nar.url.clone(),
+                    compression: nar.compression.to_string(),
+                    file_hash: nar.file_hash.map(|hash| hash.to_nixbase32()),
+                    file_size: nar.file_size,
+                    redirect: nar.redirect,
+                })
+                .collect(),
+        }
+    }
+}
+
+impl PathLine {
+    fn recorded(self) -> Option<Recorded> {
+        let nar_hash = NarHash::from_nixbase32(&self.nar_hash).ok()?;
+        let optional =
+            |text: Option<String>| text.map(|text| NarHash::from_nixbase32(&text)).transpose().ok();
+        let packed = match self.file {
+            Some(FileLine { hash, size }) => {
+                let file_hash = NarHash::from_nixbase32(&hash).ok()?;
+                Some(NarRow { nar_hash, file_hash, file_size: size })
+            }
+            None => None,
+        };
+        let upstreams = self.upstreams.into_iter().map(|line| {
+            Some(UpstreamNar {
+                nar_hash,
+                upstream: line.upstream,
+                url: line.url,
+                compression: Compression::from_name(&line.compression)?,
+                file_hash: optional(line.file_hash)?,
+                file_size: line.file_size,
+                redirect: line.redirect,
+            })
+        });
+        Some(Recorded {
+            packed,
+            upstreams: upstreams.collect::<Option<_>>()?,
+            path: PathRow {
+                path: StorePath::parse(&self.path).ok()?,
+                nar_hash,
+                nar_size: self.nar_size,
+                references: self
+                    .refs
+                    .split_ascii_whitespace()
+                    .map(StorePath::parse)
+                    .collect::<Result<_, _>>()
+                    .ok()?,
+                deriver: self.deriver.map(|drv| StorePath::parse(&drv)).transpose().ok()?,
+                ca: self.ca.map(|ca| ca.parse()).transpose().ok()?,
+                signatures: self.sigs.iter().map(|sig| sig.parse()).collect::<Result<_, _>>().ok()?,
+                built: self.built,
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::samples::{nar, row, upstream_nar};
+
+    #[test]
+    fn a_line_says_what_was_written_and_nothing_once_a_bit_of_it_is_another() {
+        let packed = NarRow { nar_hash: nar(2), file_hash: nar(9), file_size: 7 };
+        let all = Recorded { path: row(2, &[1, 2]), packed: Some(packed), upstreams: vec![upstream_nar(2)] };
+        let least = Recorded { path: row(1, &[]), packed: None, upstreams: Vec::new() };
+        for recorded in [all, least] {
+            let record = Record::Path(Box::new(recorded));
+            let line = record.render();
+            let bytes = line.strip_suffix('\n').expect("a line").as_bytes();
+            assert_eq!(Record::parse(bytes).as_ref(), Some(&record));
+            for at in 0..bytes.len() {
+                let mut spoilt = bytes.to_vec();
+                spoilt[at] ^= 1;
+                assert_eq!(Record::parse(&spoilt), None, "{at} of {line}");
+            }
+            assert_eq!(Record::parse(&bytes[..bytes.len() - 1]), None);
+        }
+    }
+}

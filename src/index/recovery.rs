@@ -1,0 +1,233 @@
+//! Rows as a ledger gives them back, into an index that is not served from yet. The latest record of a path counts.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use narinfo::{StorePath, StorePathHash};
+use rusqlite::{Connection, OpenFlags, params};
+
+use super::record::Recorded;
+use super::rows::{signed, to_unix};
+use super::{Error, Index, insert_paths, upstream};
+
+/// What a record comes to.
+#[derive(Clone, Debug)]
+pub enum Recovered {
+    /// The path can be served.
+    Served(Box<Recorded>),
+    /// Its contents are not to be had any more.
+    Gone(StorePathHash),
+}
+
+impl Index {
+    /// Takes over what records came to, in their order. References may be missing until
+    /// [`Index::forget_incomplete`] is done.
+    ///
+    /// # Errors
+    /// When SQLite fails; nothing is taken over then.
+    pub async fn recover(&self, batch: Vec<Recovered>) -> Result<(), Error> {
+        let known = Arc::clone(&self.known);
+        self.writer
+            .run(move |transaction| {
+                for recovered in &batch {
+                    let hash = match recovered {
+                        Recovered::Served(recorded) => recorded.path.path.hash(),
+                        Recovered::Gone(hash) => *hash,
+                    };
+                    transaction.prepare_cached("DELETE FROM path WHERE hash = ?1")?.execute([hash.as_str()])?;
+                    let Recovered::Served(recorded) = recovered else { continue };
+                    let Recorded { path, packed, upstreams } = &**recorded;
+                    insert_paths(transaction, &known, [path])?;
+                    if let Some(nar) = packed {
+                        let now = to_unix(std::time::SystemTime::now());
+                        transaction
+                            .prepare_cached(
+                                "INSERT INTO nar (nar_hash, file_hash, file_size, packed_at) VALUES (?1, ?2, ?3, ?4) \
+                                 ON CONFLICT (nar_hash) DO UPDATE SET file_hash = excluded.file_hash, \
+                                 file_size = excluded.file_size",
+                            )?
+                            .execute(params![
+                                nar.nar_hash.as_bytes(),
+                                nar.file_hash.as_bytes(),
+                                signed(nar.file_size),
+                                now
+                            ])?;
+                    }
+                    for nar in upstreams {
+                        upstream::insert(transaction, nar)?;
+                    }
+                }
+                Ok(())
+            })
+            .await
+    }
+
+    /// Stops serving what refers to something that is not served, and what refers to that. How many paths that were.
+    ///
+    /// # Errors
+    /// When SQLite fails.
+    pub async fn forget_incomplete(&self) -> Result<u64, Error> {
+        let mut forgotten = 0;
+        loop {
+            let incomplete = self.readers.run(incomplete).await?;
+            if incomplete.is_empty() {
+                return Ok(forgotten);
+            }
+            forgotten += incomplete.len() as u64;
+            let delete = move |transaction: &rusqlite::Transaction<'_>| {
+                let mut delete = transaction.prepare("DELETE FROM path WHERE hash = ?1")?;
+                for hash in &incomplete {
+                    delete.execute([hash])?;
+                }
+                Ok(())
+            };
+            self.writer.run(delete).await?;
+        }
+    }
+
+    /// Takes over the pins of another index as far as it can be read. How many those are.
+    ///
+    /// # Errors
+    /// When SQLite fails to write them.
+    pub async fn salvage_pins(&self, damaged: &Path) -> Result<usize, Error> {
+        let pins = readable_pins(damaged);
+        let count = pins.len();
+        let insert = move |transaction: &rusqlite::Transaction<'_>| {
+            let mut insert = transaction.prepare(
+                "INSERT INTO pin (hash, name, pinned_at) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
+            )?;
+            for pin in &pins {
+                insert.execute(params![pin.0, pin.1, pin.2])?;
+            }
+            Ok(())
+        };
+        self.writer.run(insert).await?;
+        Ok(count)
+    }
+}
+
+/// The hashes of paths that refer to what is not served.
+fn incomplete(connection: &Connection) -> Result<Vec<String>, Error> {
+    let mut statement = connection.prepare("SELECT hash, refs FROM path")?;
+    let mut served = connection.prepare("SELECT 1 FROM path WHERE hash = ?1 AND name = ?2")?;
+    let (mut rows, mut found) = (statement.query([])?, Vec::new());
+    while let Some(row) = rows.next()? {
+        let (hash, refs): (String, String) = (row.get(0)?, row.get(1)?);
+        for reference in refs.split_ascii_whitespace().filter_map(|base| StorePath::parse(base).ok()) {
+            if !served.exists([reference.hash().as_str(), reference.name()])? {
+                found.push(hash);
+                break;
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Up to the first one that cannot be read.
+fn readable_pins(damaged: &Path) -> Vec<(String, String, i64)> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let read = || -> rusqlite::Result<Vec<_>> {
+        let connection = Connection::open_with_flags(damaged, flags)?;
+        let mut statement = connection.prepare("SELECT hash, name, pinned_at FROM pin")?;
+        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        Ok(rows.map_while(Result::ok).collect())
+    };
+    read().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::index::samples::{nar, path, row, upstream_nar};
+    use crate::index::{NarRow, Record, has_ledger, read_ledger};
+
+    fn packed(digit: u8) -> NarRow {
+        NarRow { nar_hash: nar(digit), file_hash: nar(9), file_size: 1 }
+    }
+
+    /// All that a ledger says, in its order.
+    fn records(dir: &Path) -> Vec<Recorded> {
+        let mut found = Vec::new();
+        let tell = |record| {
+            if let Record::Path(recorded) = record {
+                found.push(*recorded);
+            }
+            Ok::<_, std::io::Error>(())
+        };
+        read_ledger(dir, tell).expect("read");
+        found
+    }
+
+    #[tokio::test]
+    async fn what_can_be_served_is_in_the_ledger_however_it_came_to_be() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dir = folder.path();
+        let index = Index::open(&dir.join("index")).expect("opened");
+        let dir = &dir.join("ledger");
+        let index = index.with_ledger(dir).await.expect("a ledger");
+        assert!(!has_ledger(dir));
+        // Not packed yet: Nix has it still.
+        index.publish(vec![row(1, &[])]).await.expect("published");
+        assert!(records(dir).is_empty());
+        index.record_packed(packed(1)).await.expect("recorded");
+        let expected = Recorded { path: row(1, &[]), packed: Some(packed(1)), upstreams: Vec::new() };
+        assert_eq!(records(dir), [expected]);
+        // Another path with contents that are packed already, and one that an upstream has.
+        let twin = super::super::PathRow { path: path(2), ..row(1, &[]) };
+        index.publish(vec![twin.clone()]).await.expect("published");
+        index.publish_from_upstream(vec![(row(3, &[1]), upstream_nar(3))]).await.expect("published");
+        let all = records(dir);
+        assert_eq!(all[1].path, twin);
+        assert_eq!(all[2], Recorded { path: row(3, &[1]), packed: None, upstreams: vec![upstream_nar(3)] });
+        assert_eq!(all.len(), 3);
+
+        // Written out, it says no less, and what comes later is added.
+        index.write_out().await.expect("written out");
+        index.record_packed(packed(3)).await.expect("recorded");
+        let mut again = records(dir);
+        assert_eq!(again.pop().expect("the last").packed, Some(packed(3)));
+        again.sort_by_key(|recorded| recorded.path.path.to_string());
+        assert_eq!(again, all);
+        drop(index);
+        assert!(has_ledger(dir));
+
+        // A spoilt line is passed over, and so is one that was cut off by the end of a run.
+        let base = dir.join("base");
+        let mut bytes = std::fs::read(&base).expect("read");
+        bytes[100] ^= 1;
+        bytes.truncate(bytes.len() - 10);
+        std::fs::write(&base, bytes).expect("written");
+        let mut left = 0;
+        let count = |_| {
+            left += 1;
+            Ok::<_, std::io::Error>(())
+        };
+        assert_eq!((read_ledger(dir, count).expect("read"), left), (2, 2));
+    }
+
+    #[tokio::test]
+    async fn the_latest_record_counts_and_closures_are_whole() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let index = Index::open(&folder.path().join("index")).expect("opened");
+        let served =
+            |path, packed| Recovered::Served(Box::new(Recorded { path, packed, upstreams: Vec::new() }));
+        let other = super::super::PathRow { nar_hash: nar(7), ..row(1, &[]) };
+        let batch = vec![
+            served(other, Some(packed(7))),
+            served(row(3, &[2]), Some(packed(3))),
+            served(row(4, &[1]), Some(packed(4))),
+            served(row(1, &[]), Some(packed(1))),
+            served(row(2, &[]), Some(packed(2))),
+            Recovered::Gone(path(2).hash()),
+            served(row(5, &[3]), Some(packed(5))),
+        ];
+        index.recover(batch).await.expect("taken over");
+        assert_eq!(index.forget_incomplete().await.expect("forgotten"), 2);
+        let hit = index.find(path(1).hash()).await.expect("read").expect("served");
+        assert_eq!((hit.row, hit.packed), (row(1, &[]), Some(packed(1))));
+        let all = (1..=5).map(|digit| path(digit).hash()).collect();
+        let served = index.served(all).await.expect("read");
+        assert_eq!(served.into_values().collect::<Vec<_>>(), [path(1), path(4)]);
+        assert!(index.is_counted_well().await.expect("read"));
+    }
+}

@@ -1,0 +1,231 @@
+//! The recovery of a lost or damaged index from the ledger beside the NARs: what was signed here, has its file (or an upstream),
+//! and refers to nothing that has not. An index that is there is moved aside, never removed.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use narinfo::{PublicKey, Realisation, StoreDir, StorePathHash, fingerprint};
+use tokio::sync::mpsc;
+
+use crate::index::{self, Index, Record, Recorded, Recovered, has_ledger, read_ledger};
+use crate::nar_store::{file_bytes, has_files};
+
+/// Records that one transaction takes over.
+const BATCH: usize = 1_000;
+/// Batches that wait to be taken over.
+const BATCHES_WAITING_MAX: usize = 4;
+/// There as long as the index is not complete.
+const MARKER: &str = "index.recovering";
+/// What an index that was there becomes.
+const ASIDE: &str = "index.damaged.sqlite";
+/// The files of an index have one name with these endings.
+const ENDINGS: [&str; 3] = ["", "-wal", "-shm"];
+
+/// Why nothing was recovered.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no ledger.
+    #[error(
+        "nothing is recorded in {}: move the index away and start the server, and what is asked for comes again, with the files that are there",
+        .0.display()
+    )]
+    NoLedger(PathBuf),
+    /// A file cannot be read, moved or written.
+    #[error("cannot read the ledger beside the NARs, or move the index aside")]
+    Files(#[from] io::Error),
+    /// The new index cannot be written.
+    #[error("cannot write the new index")]
+    Index(#[from] index::Error),
+}
+
+/// Where everything is, and what vouches for it.
+#[derive(Clone, Debug)]
+pub struct Recovery {
+    /// The state directory.
+    pub state_dir: PathBuf,
+    /// The file of the index in it.
+    pub index: PathBuf,
+    /// The folder of the ledger.
+    pub ledger: PathBuf,
+    /// The folder of the NARs.
+    pub nars: PathBuf,
+    /// The store that is served.
+    pub store_dir: StoreDir,
+    /// The keys of this cache, one of which has signed what is recorded.
+    pub keys: Vec<PublicKey>,
+}
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outcome {
+    /// Paths that are served again.
+    pub paths: u64,
+    /// Stored NARs that they have.
+    pub nars: u64,
+    /// Realisations that are served again.
+    pub realisations: u64,
+    /// Pins that could still be read.
+    pub pins: usize,
+    /// Paths that refer to something that is not served.
+    pub incomplete: u64,
+    /// Records that are not signed by the key of this cache.
+    pub unsigned: u64,
+    /// Lines that are spoilt.
+    pub spoilt: u64,
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { paths, nars, realisations, pins, incomplete, unsigned, spoilt } = self;
+        write!(f, "recovered: {paths} paths with {nars} NARs, {realisations} realisations, {pins} pins")?;
+        write!(
+            f,
+            "\nleft out: {incomplete} paths that refer to what is lost, {unsigned} records that no key of this cache has signed, "
+        )?;
+        write!(f, "{spoilt} spoilt lines; what is left out comes again when it is asked for")
+    }
+}
+
+/// What is read of the ledger.
+#[derive(Debug, Default)]
+struct Batch {
+    recovered: Vec<Recovered>,
+    realisations: Vec<Realisation>,
+}
+
+impl Recovery {
+    /// Whether the index is lost, or was being recovered when that was interrupted, and can be made anew.
+    fn is_needed(&self) -> bool {
+        let incomplete = self.state_dir.join(MARKER).exists();
+        (incomplete || !self.index.exists()) && has_ledger(&self.ledger)
+    }
+
+    /// Makes the index anew where it is needed, and says so; or says that it cannot be.
+    ///
+    /// # Errors
+    /// As [`Recovery::run`].
+    pub async fn run_if_needed(&self) -> Result<(), Error> {
+        if self.is_needed() {
+            tracing::warn!("the index is lost: it is made anew from what is recorded beside the NARs");
+            tracing::warn!("{}", self.run().await?);
+        } else if !self.index.exists() && has_files(&self.nars) {
+            tracing::warn!(
+                "the index is lost, and nothing beside the NARs says of which paths they are: each is used again once its \
+                 path is asked for, and `ondine gc` removes the others"
+            );
+        }
+        Ok(())
+    }
+
+    /// Makes the index anew. Nobody else may use the state directory meanwhile.
+    ///
+    /// # Errors
+    /// When there is no ledger, or it cannot be read, or the index not be written: the next try begins anew.
+    pub async fn run(&self) -> Result<Outcome, Error> {
+        if !has_ledger(&self.ledger) {
+            return Err(Error::NoLedger(self.ledger.clone()));
+        }
+        self.move_aside()?;
+        let index = Index::open(&self.index)?;
+        let (sender, mut batches) = mpsc::channel(BATCHES_WAITING_MAX);
+        let reader = self.clone();
+        let reading = tokio::task::spawn_blocking(move || reader.read(&sender));
+        let mut realisations = Vec::new();
+        while let Some(batch) = batches.recv().await {
+            index.recover(batch.recovered).await?;
+            realisations.extend(batch.realisations);
+        }
+        let mut outcome = reading.await.map_err(io::Error::other)??;
+        outcome.incomplete = index.forget_incomplete().await?;
+        for realisation in realisations {
+            outcome.realisations += u64::from(index.publish_realisations(vec![realisation]).await?);
+        }
+        outcome.pins = index.salvage_pins(&self.state_dir.join(ASIDE)).await?;
+        let counts = index.counts().await?;
+        (outcome.paths, outcome.nars) = (counts.paths, counts.nars);
+        index.close().await?;
+        fs::remove_file(self.state_dir.join(MARKER))?;
+        File::open(&self.state_dir)?.sync_all()?;
+        Ok(outcome)
+    }
+
+    /// Makes way for a new index. One that was left incomplete goes.
+    fn move_aside(&self) -> io::Result<()> {
+        let marker = self.state_dir.join(MARKER);
+        let incomplete = marker.exists();
+        if !incomplete {
+            for ending in ENDINGS {
+                let (from, to) =
+                    (with_ending(&self.index, ending), self.state_dir.join(format!("{ASIDE}{ending}")));
+                // Of an earlier one nothing may be taken for a part of this one.
+                ignore_missing(fs::remove_file(&to))?;
+                ignore_missing(fs::rename(from, to))?;
+            }
+            File::create(&marker)?.sync_all()?;
+        }
+        for ending in ENDINGS {
+            ignore_missing(fs::remove_file(with_ending(&self.index, ending)))?;
+        }
+        File::open(&self.state_dir)?.sync_all()
+    }
+
+    /// Reads the ledger, and holds each record against the key and the files.
+    fn read(&self, batches: &mpsc::Sender<Batch>) -> io::Result<Outcome> {
+        let (mut outcome, mut batch, mut read) = (Outcome::default(), Batch::default(), 0_u64);
+        let send = |batch: &mut Batch| {
+            let full = std::mem::take(batch);
+            batches.blocking_send(full).map_err(|_| io::Error::other("the index is not written any more"))
+        };
+        let spoilt = read_ledger(&self.ledger, |record| {
+            match record {
+                Record::Path(recorded) if self.vouches_for(&recorded) => {
+                    batch.recovered.push(self.found(recorded)?);
+                }
+                Record::Realisation(realisation) if realisation.is_trusted(&self.keys) => {
+                    batch.realisations.push(realisation);
+                }
+                _ => outcome.unsigned += 1,
+            }
+            read += 1;
+            if read.is_multiple_of(100 * BATCH as u64) {
+                tracing::info!(records = read, "the index is being made anew");
+            }
+            if batch.recovered.len() >= BATCH { send(&mut batch) } else { Ok(()) }
+        })?;
+        send(&mut batch)?;
+        Ok(Outcome { spoilt, ..outcome })
+    }
+
+    fn vouches_for(&self, recorded: &Recorded) -> bool {
+        let row = &recorded.path;
+        let signed = fingerprint(&self.store_dir, &row.path, &row.nar_hash, row.nar_size, &row.references);
+        let is_ours = |signature| self.keys.iter().any(|key| key.verify(signature, &signed));
+        row.signatures.iter().any(is_ours)
+    }
+
+    /// What is left of a path: its file, if that has its size, or an upstream.
+    fn found(&self, mut recorded: Box<Recorded>) -> io::Result<Recovered> {
+        let hash: StorePathHash = recorded.path.path.hash();
+        if let Some(nar) = recorded.packed
+            && file_bytes(&self.nars, nar.nar_hash)? != Some(nar.file_size)
+        {
+            recorded.packed = None;
+        }
+        let is_lost = recorded.packed.is_none() && recorded.upstreams.is_empty();
+        Ok(if is_lost { Recovered::Gone(hash) } else { Recovered::Served(recorded) })
+    }
+}
+
+fn with_ending(file: &Path, ending: &str) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+fn ignore_missing(outcome: io::Result<()>) -> io::Result<()> {
+    match outcome {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
