@@ -225,6 +225,7 @@ impl Server {
             nars,
             roots.clone(),
             upstreams.clone(),
+            pool.clone(),
             store_dir.clone(),
             settings.nar_bytes_max,
         );

@@ -393,9 +393,9 @@ impl Substitute {
         match self.adopter.adopt(std::slice::from_ref(path)).await {
             Ok(()) => self.served(path.hash()).await,
             Err(adopt::Error::NotValid(_)) => Ok(None),
-            Err(adopt::Error::Damaged(_)) => Err(Missing::Unavailable(
-                "a store path in its closure is damaged on the server (nix-store --verify --check-contents --repair)",
-            )),
+            Err(error @ (adopt::Error::Unservable { .. } | adopt::Error::OtherName { .. })) => {
+                Err(Missing::Unservable(error.to_string()))
+            }
             Err(adopt::Error::Secret(_)) => Err(Missing::Unavailable(
                 "a store path in its closure has the signing key of this cache in it, and is never served",
             )),

@@ -31,6 +31,7 @@ impl Adopter {
     async fn adopt_held(&self, daemon: &mut Daemon, paths: &[StorePath]) -> Result<(), Error> {
         for _ in 0..TRIES_MAX {
             let new = self.new_in_closure(daemon, paths).await?;
+            self.must_fit_into_nars(&new).await?;
             self.must_hold_no_key(&new).await?;
             let held: Vec<&StorePath> = new.values().map(|info| &info.path).collect();
             self.roots.hold(daemon, held).await?;
@@ -65,8 +66,8 @@ impl Adopter {
             for path in level.into_iter().filter(|path| !served.contains_key(&path.hash())) {
                 let info =
                     daemon.query_path_info(&path).await?.ok_or_else(|| Error::NotValid(path.clone()))?;
-                if self.packer.is_damaged(info.nar_hash) {
-                    return Err(Error::Damaged(path));
+                if let Some(reason) = self.packer.why_unservable(info.nar_hash) {
+                    return Err(Error::Unservable { path, reason });
                 }
                 next.extend(info.references.iter().cloned());
                 new.insert(path.hash(), info);

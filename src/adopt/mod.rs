@@ -1,6 +1,7 @@
 //! Adoption: a path that is valid in the local Nix store, or that another cache has, becomes one we serve, signed, with its
 //! whole closure, in one transaction. Must never publish a path whose closure cannot be served.
 
+mod depth;
 mod local;
 mod resign;
 mod secret;
@@ -32,9 +33,14 @@ pub enum Error {
     /// It is not in the Nix store, or not any more.
     #[error("{0} is not valid in the Nix store")]
     NotValid(StorePath),
-    /// Its contents are not those that Nix registered.
-    #[error("{0} is damaged in the Nix store: run nix-store --verify --check-contents --repair")]
-    Damaged(StorePath),
+    /// Its contents are not those that Nix registered, or no NAR can be made of them that clients would take.
+    #[error("{path} cannot be served: {reason}")]
+    Unservable {
+        /// The path.
+        path: StorePath,
+        /// Why.
+        reason: String,
+    },
     /// It would tell everybody the signing key.
     #[error(
         "{0} has the signing key of this cache in it, which must stay secret: delete it from the Nix store"

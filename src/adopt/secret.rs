@@ -30,8 +30,23 @@ impl Adopter {
             match found.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
                 Ok(false) => {}
                 Ok(true) => return Err(Error::Secret(info.path.clone())),
-                // What cannot be read is not packed either, which says why.
-                Err(error) => tracing::debug!(path = %info.path, %error, "cannot be looked through"),
+                // The daemon sends it then: see packer/bring.rs.
+                Err(error) => {
+                    tracing::debug!(path = %info.path, %error, "looked through as the daemon sends it");
+                    let (nar, _) = self.pool.nar(&info.path, info.nar_size).await?;
+                    let keys = self.keys.clone();
+                    let found = tokio::task::spawn_blocking(move || {
+                        let texts = keys.texts();
+                        file_holds(nar, &finders(&texts), &mut vec![0; CHUNK_BYTES])
+                    });
+                    if found
+                        .await
+                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
+                        .unwrap_or(false)
+                    {
+                        return Err(Error::Secret(info.path.clone()));
+                    }
+                }
             }
         }
         Ok(())
@@ -40,8 +55,7 @@ impl Adopter {
 
 /// Whether a file, or one below a folder, holds one of the keys, under whatever name. Blocks.
 fn holds(path: &Path, keys: &[impl Deref<Target = String>]) -> io::Result<bool> {
-    let secrets = keys.iter().map(|text| text.rsplit(':').next().unwrap_or(text).trim_end_matches('='));
-    let finders: Vec<Finder<'_>> = secrets.map(Finder::new).collect();
+    let finders = finders(keys);
     let mut open = vec![path.to_owned()];
     let mut buffer = vec![0; CHUNK_BYTES];
     while let Some(path) = open.pop() {
@@ -55,6 +69,12 @@ fn holds(path: &Path, keys: &[impl Deref<Target = String>]) -> io::Result<bool> 
         }
     }
     Ok(false)
+}
+
+/// Looks for each key by what is secret of it.
+fn finders(keys: &[impl Deref<Target = String>]) -> Vec<Finder<'_>> {
+    let secrets = keys.iter().map(|text| text.rsplit(':').next().unwrap_or(text).trim_end_matches('='));
+    secrets.map(Finder::new).collect()
 }
 
 /// The end of what was read goes to the start of the buffer, so that nothing is missed where two reads meet.

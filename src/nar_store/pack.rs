@@ -53,6 +53,21 @@ impl NarStore {
         compress(draft, self.settings, expected, Origin::Tree, |chunks| dump(source, chunks))
     }
 
+    /// Writes the plain NAR that comes as `input` into `draft`, as [`NarStore::pack`] does. Blocking.
+    ///
+    /// # Errors
+    /// When the input fails or is not the NAR expected, or the file cannot be written.
+    pub fn pack_sent(
+        &self,
+        draft: &Draft,
+        mut input: impl Read + Send,
+        expected: Expected,
+    ) -> Result<Packed, Error> {
+        compress(draft, self.settings, expected, Origin::Sent(None), |chunks| {
+            copy(&mut input, chunks, |_| Ok(()))
+        })
+    }
+
     /// Writes the NAR that comes as `input` into `draft`: as it comes where that is zstd, else compressed anew. Blocking.
     ///
     /// # Errors

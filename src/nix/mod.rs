@@ -1,6 +1,6 @@
 //! Nix on this machine: a small client for its daemon, a reader of its database, and the look-ups that use whichever works.
 //! Knows nothing of the cache: it takes paths and targets and gives what Nix says. Reading order: environment, handshake, connection, ops,
-//! build, pool; then database, version, known, derivations, realisations, local; then logs; then capabilities, machines,
+//! build, pool, nar; then database, version, known, derivations, realisations, local; then logs; then capabilities, machines,
 //! detect.
 
 mod build;
@@ -19,6 +19,7 @@ mod known;
 mod local;
 mod logs;
 mod machines;
+mod nar;
 mod ops;
 mod pool;
 mod protocol;
@@ -38,6 +39,7 @@ pub use error::DaemonError;
 pub use handshake::{HANDSHAKE_TIMEOUT, Handshake};
 pub use local::{DatabaseVersion, LocalStore, LocalStoreError, Signed};
 pub use logs::{DaemonLog, DaemonLogs};
+pub use nar::NarReader;
 pub use ops::{Missing, Options, PathInfo};
 pub use pool::{CONNECTIONS_MAX, Connections, IDLE_MAX, Pool, PooledDaemon};
 pub use protocol::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion, Trust};

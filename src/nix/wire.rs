@@ -108,6 +108,15 @@ impl Wire {
         Ok(bytes)
     }
 
+    /// The next bytes, as they come, with no length before them: at least one, at most so many.
+    pub(super) async fn some_bytes(&mut self, most: u64) -> Result<Vec<u8>, DaemonError> {
+        let patience = self.patience;
+        let mut bytes = Vec::new();
+        let mut limited = (&mut self.stream).take(most);
+        bounded(patience, limited.read_buf(&mut bytes)).await?;
+        if bytes.is_empty() { Err(DaemonError::Closed) } else { Ok(bytes) }
+    }
+
     async fn padding(&mut self, what: &'static str, length: u64) -> Result<(), DaemonError> {
         let mut padding = [0; WORD_BYTES];
         let over = (length % WORD_BYTES as u64) as usize;

@@ -9,6 +9,7 @@ use narinfo::{NarHash, StorePath};
 use super::Inner;
 use crate::index::{self, NarRow, PathRow, UpstreamNar};
 use crate::nar_store::{Draft, Expected, NarStore, PackError, Packed};
+use crate::nix::DaemonError;
 
 /// Whether a file that is right is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,32 +65,79 @@ impl Inner {
         let source = std::path::PathBuf::from(path.in_dir(&self.store_dir));
         let expected = Expected { hash, bytes };
         let pack = move |nars: &NarStore, draft: &Draft| nars.pack(draft, &source, expected);
-        let (left, packed) = self.write(draft, hash, Kept::Always, pack).await;
+        let (mut left, mut packed) = self.write(draft, hash, Kept::Always, pack).await;
+        let mut is_final = true;
+        if let Err(PackError::Vanished | PackError::Dump(_)) = packed
+            && let Some(unread) = left.take_if(|draft| !draft.is_begun())
+        {
+            (left, packed, is_final) = self.pack_from_daemon(unread, &path, expected).await;
+        }
         let error = match packed {
             Ok(packed) => return Some(packed),
             Err(error) => error,
         };
-        match &error {
-            PackError::Vanished if reason.is_some() => {
+        let unservable = match &error {
+            PackError::Vanished => None,
+            PackError::Mismatch { .. } => Some(
+                "it is damaged in the Nix store: run nix-store --verify --check-contents --repair".into(),
+            ),
+            PackError::Dump(narinfo::nar::Error::Refused(reason)) => {
+                Some(format!("no NAR can be made of it: {reason}"))
+            }
+            PackError::Malformed(reason) => Some(format!("no NAR can be made of it: {reason}")),
+            PackError::Sent(_) => Some("neither its files nor the Nix daemon can be read for it".into()),
+            _ => {
+                is_final = false;
+                None
+            }
+        };
+        if is_final {
+            match (unservable, &reason) {
                 // Not to be promised any longer: the next request for its narinfo looks anew.
-                tracing::warn!(%path, reason, "is not served any more: no upstream gives its contents");
-                self.forget(&path, hash).await;
-            }
-            PackError::Vanished | PackError::Mismatch { .. } => {
-                if matches!(error, PackError::Mismatch { .. }) {
-                    let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
-                    damaged.insert(hash, Instant::now());
+                (None, Some(reason)) => {
+                    tracing::warn!(%path, reason, "is not served any more: no upstream gives its contents");
                 }
-                tracing::error!(%path, error = &error as &dyn std::error::Error, "cannot be served any more");
-                self.forget(&path, hash).await;
+                (unservable, _) => {
+                    if let Some(reason) = unservable {
+                        let mut known = self.unservable.lock().unwrap_or_else(PoisonError::into_inner);
+                        known.insert(hash, (Instant::now(), reason));
+                    }
+                    tracing::error!(%path, error = &error as &dyn std::error::Error, "cannot be served any more");
+                }
             }
-            error => tracing::warn!(%path, error = error as &dyn std::error::Error, "not packed"),
+            self.forget(&path, hash).await;
+        } else {
+            tracing::warn!(%path, error = &error as &dyn std::error::Error, "not packed");
         }
         // Last: whoever hears of it and asks again at once must find what is true now.
         if let Some(draft) = left {
             draft.abandon(&reason.unwrap_or_else(|| error.to_string()));
         }
         None
+    }
+
+    /// Has the daemon send what cannot be read from here: its store may be elsewhere on the disk, or on another one. Whether what
+    /// came of it is final.
+    async fn pack_from_daemon(
+        self: &Arc<Self>,
+        draft: Draft,
+        path: &StorePath,
+        expected: Expected,
+    ) -> (Option<Draft>, Result<Packed, PackError>, bool) {
+        let (nar, mut failure) = match self.pool.nar(path, expected.bytes).await {
+            Ok(sent) => sent,
+            Err(DaemonError::Nix(_)) => return (Some(draft), Err(PackError::Vanished), true),
+            Err(error) => return (Some(draft), Err(PackError::Sent(std::io::Error::other(error))), false),
+        };
+        let (left, packed) = self
+            .write(draft, expected.hash, Kept::Always, move |nars, draft| {
+                nars.pack_sent(draft, nar, expected)
+            })
+            .await;
+        let lost = failure.try_recv().is_ok_and(|error| error.is_connection_lost());
+        // One that sends nothing of a valid path cannot read it; one that stops on the way may be stopping.
+        let is_final = !lost || left.as_ref().is_some_and(|draft| !draft.is_begun());
+        (left, packed, is_final)
     }
 
     /// Has `work` write `draft` on a thread that may wait, and keeps it when that went well. A draft that went wrong comes

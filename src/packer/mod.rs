@@ -20,6 +20,7 @@ use tokio::time::timeout;
 
 use crate::index::{self, Index, NarRow, PathRow};
 use crate::nar_store::{Expected, Form, Growing, Nar, NarStore, Packed, Small, Source};
+use crate::nix::Pool;
 use crate::roots::Roots;
 use crate::upstream::Upstreams;
 use ahead::{Ahead, EXPECTED_FOR};
@@ -36,8 +37,8 @@ const BREATH: Duration = Duration::from_millis(200);
 /// GC roots are held meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const GIVE_WAY_MAX: Duration = Duration::from_secs(60);
-/// How long a store path with the wrong contents is not adopted again; by then it may have been repaired.
-const DAMAGED_FOR: Duration = Duration::from_secs(300);
+/// How long a store path that could not be packed is not adopted again; by then it may have been repaired.
+const UNSERVABLE_FOR: Duration = Duration::from_secs(300);
 
 /// Why a NAR cannot be given.
 #[derive(Debug, thiserror::Error)]
@@ -93,6 +94,7 @@ struct Inner {
     nars: NarStore,
     roots: Roots,
     upstreams: Upstreams,
+    pool: Pool,
     store_dir: StoreDir,
     /// What is being packed now: equal requests follow the same file.
     under_way: Mutex<HashMap<NarHash, Growing>>,
@@ -102,8 +104,8 @@ struct Inner {
     nar_bytes_max: Option<u64>,
     /// How many of those a client waits for.
     awaited: AtomicUsize,
-    /// NARs that a store path turned out not to have, though Nix registered them, and when.
-    damaged: Mutex<HashMap<NarHash, Instant>>,
+    /// NARs that a store path turned out not to have, though Nix registered them, or that cannot be made; when, and why.
+    unservable: Mutex<HashMap<NarHash, (Instant, String)>>,
     /// What clients will ask for next.
     ahead: Mutex<Ahead>,
     /// Packing takes a core each: as many at once as there are cores.
@@ -123,6 +125,7 @@ impl Packer {
         nars: NarStore,
         roots: Roots,
         upstreams: Upstreams,
+        pool: Pool,
         store_dir: StoreDir,
         nar_bytes_max: Option<u64>,
     ) -> Self {
@@ -132,12 +135,13 @@ impl Packer {
             nars,
             roots,
             upstreams,
+            pool,
             store_dir,
             under_way: Mutex::default(),
             proofs: Proofs::default(),
             nar_bytes_max,
             awaited: AtomicUsize::new(0),
-            damaged: Mutex::default(),
+            unservable: Mutex::default(),
             ahead: Mutex::default(),
             slots: Semaphore::new(cores),
             settling: tokio::sync::Mutex::default(),
@@ -245,7 +249,11 @@ impl Packer {
         {
             return Ok(None);
         }
-        let tree = Source::Tree(served.row.path.in_dir(&self.0.store_dir).into());
+        let tree = std::path::PathBuf::from(served.row.path.in_dir(&self.0.store_dir));
+        if tree.symlink_metadata().is_err() {
+            return Ok(None);
+        }
+        let tree = Source::Tree(tree);
         let mut copy = self.copy(served, tree).await?;
         if let Some(Nar::Growing(growing)) = &mut copy
             && growing.begun().await.is_err()
@@ -287,12 +295,12 @@ impl Packer {
         self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether packing has lately shown that the store does not have the contents which Nix registered as this NAR.
+    /// The reason why this NAR cannot be had of the Nix store, where packing has lately shown one.
     #[must_use]
-    pub fn is_damaged(&self, nar: NarHash) -> bool {
-        let mut damaged = self.0.damaged.lock().unwrap_or_else(PoisonError::into_inner);
-        damaged.retain(|_, since| since.elapsed() < DAMAGED_FOR);
-        damaged.contains_key(&nar)
+    pub fn why_unservable(&self, nar: NarHash) -> Option<String> {
+        let mut unservable = self.0.unservable.lock().unwrap_or_else(PoisonError::into_inner);
+        unservable.retain(|_, (since, _)| since.elapsed() < UNSERVABLE_FOR);
+        unservable.get(&nar).map(|(_, reason)| reason.clone())
     }
 
     /// Resolves once something was packed since this resolved last.

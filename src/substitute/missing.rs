@@ -73,6 +73,9 @@ pub enum Missing {
         "unavailable: the Nix daemon is needed for this and does not answer ({0}); ask again once it runs"
     )]
     NoDaemon(String),
+    /// A path of its closure is in the Nix store, and no client would take it.
+    #[error("not served: {0}")]
+    Unservable(String),
     /// The server cannot tell at the moment.
     #[error("unavailable: {0}; the server's log has the details")]
     Unavailable(&'static str),

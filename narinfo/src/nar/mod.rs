@@ -16,6 +16,10 @@ use count::Counted;
 
 /// Directories within directories at most.
 pub const DEPTH_MAX: usize = 64;
+/// Directories within directories, the outermost one counted, that every Nix unpacks: 2.34 refuses one more.
+pub const DIRECTORIES_MAX: usize = 63;
+/// Bytes of the least NAR that has more.
+pub const TOO_DEEP_BYTES_MIN: u64 = 10_680;
 /// Bytes of a file name at most.
 pub const NAME_BYTES_MAX: usize = 255;
 /// Bytes of a symlink's target at most.
@@ -51,6 +55,14 @@ pub fn dump(path: &Path, out: &mut dyn Write) -> Result<u64, Error> {
     let mut out = Counted::new(out);
     tree::encode(path, &mut out)?;
     Ok(out.bytes())
+}
+
+/// Whether the file tree at `path` has more than [`DIRECTORIES_MAX`] directories within each other. Reads directories alone.
+///
+/// # Errors
+/// When the tree cannot be read.
+pub fn is_too_deep(path: &Path) -> io::Result<bool> {
+    tree::is_too_deep(path)
 }
 
 /// What a NAR holds.

@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix_archive::nar::Encoder;
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, openat, statat};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, openat, statat};
+use rustix::io::Errno;
 
 use super::ahead::{Ahead, Batch, CHANGED, Entry, Folder, Found, Leaf, failed};
-use super::{DEPTH_MAX, Error};
+use super::{DEPTH_MAX, DIRECTORIES_MAX, Error};
 
 /// Bytes of a large file that are read at a time.
 const READ_BYTES: usize = 256 * 1024;
@@ -104,6 +105,45 @@ impl Walk<'_, '_, '_> {
         self.writing.encoder.finish()?;
         Ok(())
     }
+}
+
+/// Whether folders are within each other more often than every Nix takes.
+pub(super) fn is_too_deep(path: &Path) -> io::Result<bool> {
+    match open_folder(CWD, path) {
+        Ok(folder) => is_deeper(&folder, DIRECTORIES_MAX - 1),
+        // A file, or a symlink.
+        Err(Errno::NOTDIR | Errno::LOOP) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether there are more than so many folders within each other below `folder`.
+fn is_deeper(folder: &OwnedFd, most: usize) -> io::Result<bool> {
+    for entry in Dir::read_from(folder.as_fd())? {
+        let entry = entry?;
+        let name = entry.file_name();
+        let may_be_folder = matches!(entry.file_type(), FileType::Directory | FileType::Unknown);
+        if !may_be_folder || matches!(name.to_bytes(), b"." | b"..") {
+            continue;
+        }
+        let stat = statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
+            continue;
+        }
+        if most == 0 {
+            return Ok(true);
+        }
+        // Its own name and its dot: where a file system counts those of folders within it, there are none.
+        if stat.st_nlink != 2 && is_deeper(&open_folder(folder, name)?, most - 1)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+fn open_folder(within: impl AsFd, name: impl rustix::path::Arg) -> Result<OwnedFd, Errno> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::DIRECTORY;
+    openat(within, name, flags, Mode::empty())
 }
 
 /// The names in a folder and what they are, in the order of a NAR.

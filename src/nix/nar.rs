@@ -1,0 +1,113 @@
+//! The NAR of a path from the daemon itself: for stores whose files are not where their names say, or not to be read from here.
+//! What comes is not verified; who reads it knows what it must be.
+
+use std::io::{self, Read};
+
+use bytes::{Buf, Bytes};
+use narinfo::StorePath;
+use tokio::sync::{mpsc, oneshot};
+
+use super::connection::{Daemon, OPERATION_TIMEOUT};
+use super::error::DaemonError;
+use super::pool::Pool;
+use super::wire::{Patience, Request};
+
+const NAR_FROM_PATH: u64 = 38;
+/// Bytes that are passed on at a time.
+const CHUNK_BYTES: u64 = 256 * 1024;
+/// Chunks that wait to be read.
+const CHUNKS_WAITING_MAX: usize = 4;
+/// What is done, for the error of one that takes too long.
+const DOING: &str = "sending a NAR";
+
+/// A NAR on its way from the daemon. Reading blocks.
+#[derive(Debug)]
+pub struct NarReader {
+    chunks: mpsc::Receiver<Bytes>,
+    chunk: Bytes,
+    ended: oneshot::Receiver<Result<(), DaemonError>>,
+    failed: Option<oneshot::Sender<DaemonError>>,
+}
+
+impl Read for NarReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.chunk.is_empty() {
+            match self.chunks.blocking_recv() {
+                Some(chunk) => self.chunk = chunk,
+                None => return self.end().map(|()| 0),
+            }
+        }
+        let read = buffer.len().min(self.chunk.len());
+        self.chunk.copy_to_slice(&mut buffer[..read]);
+        Ok(read)
+    }
+}
+
+impl NarReader {
+    /// Whether it came to its end; tells who asked why it did not.
+    fn end(&mut self) -> io::Result<()> {
+        match self.ended.try_recv() {
+            Ok(Err(error)) => {
+                let text = error.to_string();
+                if let Some(failed) = self.failed.take() {
+                    let _ = failed.send(error);
+                }
+                Err(io::Error::other(text))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Pool {
+    /// Begins to send the NAR of a valid path, which must have so many bytes; what else comes is left. The second is given an
+    /// error that is met on the way.
+    ///
+    /// # Errors
+    /// When the daemon is lost, or has not the path.
+    pub async fn nar(
+        &self,
+        path: &StorePath,
+        bytes: u64,
+    ) -> Result<(NarReader, oneshot::Receiver<DaemonError>), DaemonError> {
+        let mut daemon = self.get_fresh().await?;
+        if !daemon.is_valid_path(path).await? {
+            return Err(DaemonError::Nix(format!("path {path} is not valid")));
+        }
+        let (sender, chunks) = mpsc::channel(CHUNKS_WAITING_MAX);
+        let (end, ended) = oneshot::channel();
+        let (failed, failure) = oneshot::channel();
+        let path = path.clone();
+        tokio::spawn(async move {
+            let outcome = daemon.send_nar(&path, bytes, &sender).await;
+            // Something may be left in it.
+            daemon.discard();
+            let _ = end.send(outcome);
+        });
+        Ok((NarReader { chunks, chunk: Bytes::new(), ended, failed: Some(failed) }, failure))
+    }
+}
+
+impl Daemon {
+    async fn send_nar(
+        &mut self,
+        path: &StorePath,
+        bytes: u64,
+        chunks: &mpsc::Sender<Bytes>,
+    ) -> Result<(), DaemonError> {
+        let request = Request::default().number(NAR_FROM_PATH).text(&path.in_dir(&self.store_dir));
+        let mut reply = self.ask(DOING, request).await?;
+        let mut left = bytes;
+        while left > 0 {
+            // However long all of it takes: it goes on.
+            reply.set_patience(Some(Patience::new(DOING, OPERATION_TIMEOUT)));
+            let chunk = reply.some_bytes(left.min(CHUNK_BYTES)).await?;
+            left -= chunk.len() as u64;
+            // Whoever reads it has had enough.
+            if chunks.send(chunk.into()).await.is_err() {
+                break;
+            }
+        }
+        reply.done(())
+    }
+}
