@@ -23,7 +23,7 @@ fn every_setting_can_be_written_in_the_file_and_set_by_a_variable() {
          remember-permanent = '1h'\nremember-passing = '1m'\ntransient-retry = '2m'\npriority = 30\nwant-mass-query = true\nnarinfo-memory-bytes = 9\n\
          max-nars-bytes = 9\nmin-free-bytes = 9\nscrub-every = '1d'\nkeep-used = '3m'\nzstd-level = 1\nzstd-threads = 3\nnar-memory-bytes = 1\nnar-plain-max-bytes = 2\ndrain = '5s'\nwrite-timeout = '7s'\n\
          public-url = 'https://c'\ntrusted-proxies = ['::1']\n\
-         max-nar-bytes = 8\nsigning-key = ['/k']\nevaluator-isolation = 'required'\n\
+         max-nar-bytes = 8\n\
          [[upstream]]\nurl = 'https://cache.example.org'\npublic-keys = ['k:AA==']\npriority = 4\nmode = 'redirect'\n\
          connect-timeout = '1s'\nstall-timeout = '9s'\ncredentials-file = '/c'\nprivate-targets = true\n\
          [[catalogue]]\nname = 'pkgs'\nsource = {expression = '/p', attributes = ['a.b']}\nsystems = ['a-linux']\n\
