@@ -60,7 +60,7 @@ fn folder(store: &NixStore) -> PathBuf {
 fn of_release(root: &Path, program: &str) -> String {
     let root = root.display();
     format!(
-        "exec {root}/lib*/ld-linux-*.so.* --library-path \"$(echo {root}/usr/lib/*-linux-gnu)\" \\\n    \
+        "exec \"$(ls -d {root}/usr/lib64/ld-linux-*.so.* {root}/usr/lib/ld-linux-*.so.* 2>/dev/null | head -n 1)\" --library-path \"$(echo {root}/usr/lib/*-linux-gnu)\" \\\n    \
          --argv0 \"${{0##*/}}\" {root}/{program} \"$@\"\n"
     )
 }
