@@ -8,6 +8,7 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
 use super::body::Body;
+use super::traffic::Outcome;
 use crate::build::Outlook;
 use crate::escape::{self, Lines};
 use crate::upstream::BUILDS_HEADER;
@@ -206,6 +207,32 @@ pub fn without_body(answer: Answer) -> Answer {
         set_number(&mut parts.headers, header::CONTENT_LENGTH, length);
     }
     Response::from_parts(parts, empty())
+}
+
+/// How a request came out that is answered so: as was noted, else by its status.
+pub fn outcome(answer: &Answer) -> Outcome {
+    if let Some(noted) = answer.extensions().get::<Outcome>() {
+        return *noted;
+    }
+    match answer.status() {
+        StatusCode::OK | StatusCode::PARTIAL_CONTENT => Outcome::Hit,
+        StatusCode::NOT_FOUND => Outcome::Miss,
+        StatusCode::NOT_MODIFIED => Outcome::NotModified,
+        StatusCode::FOUND => Outcome::Redirect,
+        status if status.is_server_error() => Outcome::Unavailable,
+        _ => Outcome::Refused,
+    }
+}
+
+/// The answer, with how it came out where its status does not tell.
+pub fn noted(mut answer: Answer, outcome: Outcome) -> Answer {
+    answer.extensions_mut().insert(outcome);
+    answer
+}
+
+/// Bytes that its header promises.
+pub fn length(answer: &Answer) -> Option<u64> {
+    answer.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// An empty body.

@@ -159,5 +159,6 @@ pub(super) fn metrics(service: &Service) -> Answer {
     service.parts.upstreams.write_metrics(&mut text);
     service.parts.catalogue.write_metrics(&mut text);
     service.parts.keeper.write_metrics(&mut text);
+    service.traffic.write_metrics(&mut text);
     answer::ready(answer::OPENMETRICS, text + METRICS_END)
 }

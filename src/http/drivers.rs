@@ -23,7 +23,14 @@ struct Driver {
 
 /// Held by a connection for as long as it is open.
 pub(super) struct Driven {
+    /// The number of its thread.
+    pub(super) thread: usize,
     _by: Arc<()>,
+}
+
+/// Threads of connections that there are.
+pub(super) fn threads() -> usize {
+    std::thread::available_parallelism().map_or(1, NonZero::get)
 }
 
 impl Drivers {
@@ -32,8 +39,7 @@ impl Drivers {
     /// # Errors
     /// When the system gives none.
     pub(super) fn start() -> io::Result<Self> {
-        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-        (0..cores).map(|_| Driver::start()).collect::<io::Result<_>>().map(Self)
+        (0..threads()).map(|_| Driver::start()).collect::<io::Result<_>>().map(Self)
     }
 
     /// Has the thread that has the fewest connections drive `stream` as `connection` says.
@@ -48,12 +54,13 @@ impl Drivers {
     where
         C: Future<Output = ()> + Send + 'static,
     {
-        let fewest = self.0.iter().min_by_key(|driver| Arc::strong_count(&driver.connections));
-        let driver = fewest.ok_or(io::ErrorKind::NotConnected)?;
+        let drivers = self.0.iter().enumerate();
+        let fewest = drivers.min_by_key(|(_, driver)| Arc::strong_count(&driver.connections));
+        let (thread, driver) = fewest.ok_or(io::ErrorKind::NotConnected)?;
         let stream = stream.into_std()?;
         // It is watched by the runtime that is entered.
         let _entered = driver.runtime.enter();
-        let driven = Driven { _by: Arc::clone(&driver.connections) };
+        let driven = Driven { thread, _by: Arc::clone(&driver.connections) };
         driver.runtime.spawn(connection(TcpStream::from_std(stream)?, driven));
         Ok(())
     }

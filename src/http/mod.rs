@@ -24,6 +24,7 @@ mod pursuit;
 mod realisation;
 mod route;
 mod server;
+mod traffic;
 
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -54,6 +55,7 @@ pub use pins::PinView;
 pub use pursuit::GivenUp;
 pub use route::{Route, Target};
 pub use server::{Door, listen, serve};
+use traffic::{Kind, Line, Tally, Traffic};
 
 /// How the cache presents itself.
 #[derive(Clone, Debug)]
@@ -124,6 +126,7 @@ pub struct Parts {
 #[derive(Clone)]
 pub struct Service {
     parts: Arc<Parts>,
+    traffic: Arc<Traffic>,
     stopping: watch::Receiver<bool>,
 }
 
@@ -138,7 +141,7 @@ impl Service {
     /// A service that ends its waits when `stopping` turns true.
     #[must_use]
     pub fn new(parts: Parts, stopping: watch::Receiver<bool>) -> Self {
-        Self { parts: Arc::new(parts), stopping }
+        Self { parts: Arc::new(parts), traffic: Arc::new(Traffic::new(drivers::threads())), stopping }
     }
 
     /// Resolves when the server stops.
@@ -152,30 +155,62 @@ impl Service {
         self.stopping.has_changed().unwrap_or(true)
     }
 
-    /// The answer to come. Who comes from nowhere comes through the control socket.
-    fn answer<B: Send + 'static>(&self, request: Request<B>, peer: Option<Peer>) -> Answering {
-        Answering { head: request.method() == hyper::Method::HEAD, coming: self.route(request, peer) }
-    }
-
-    fn route<B: Send + 'static>(&self, request: Request<B>, peer: Option<Peer>) -> Coming {
+    /// The answer to come, on a thread of this number. Who comes from nowhere comes through the control socket.
+    fn answer<B: Send + 'static>(&self, request: Request<B>, peer: Option<Peer>, thread: usize) -> Answering {
         let proxies = &self.parts.settings.trusted_proxies;
         let client = peer.map(|peer| peer.client(request.headers(), proxies));
+        let (head, line) = (request.method() == hyper::Method::HEAD, Line::of(&request, client));
+        let (kind, coming) = self.target(request, peer, client);
+        let at_once = match &coming {
+            Coming::Now(Some(answer)) if line.is_none() => {
+                answer.body().ready_bytes().map(|bytes| (answer, bytes))
+            }
+            _ => None,
+        };
+        let tally = match at_once {
+            Some((answer, bytes)) => {
+                let bytes = if head { 0 } else { bytes };
+                self.traffic.count(thread, kind, answer::outcome(answer), bytes);
+                None
+            }
+            None => Some(Tally::new(&self.traffic, thread, kind, line)),
+        };
+        Answering { head, tally, coming }
+    }
+
+    fn target<B: Send + 'static>(
+        &self,
+        request: Request<B>,
+        peer: Option<Peer>,
+        client: Option<IpAddr>,
+    ) -> (Kind, Coming) {
         let method = match *request.method() {
             hyper::Method::GET => Method::Get,
             hyper::Method::HEAD => Method::Head,
-            _ if client.is_none() => return control::answer(self.clone(), request.method(), request.uri()),
-            _ => return now(answer::method_not_allowed(route::is_for_programs(request.uri().path()))),
+            _ if client.is_none() => {
+                return (Kind::Change, control::answer(self.clone(), request.method(), request.uri()));
+            }
+            _ => {
+                return (
+                    Kind::Unknown,
+                    now(answer::method_not_allowed(route::is_for_programs(request.uri().path()))),
+                );
+            }
         };
-        let Some(Target { route, cached }) = Target::parse(request.uri().path(), request.uri().query())
-        else {
-            let path = request.uri().path();
-            let hint = route::hint(path);
-            return now(if route::is_for_programs(path) {
-                answer::no_such(hint)
-            } else {
-                answer::missing(hint)
-            });
-        };
+        match Target::parse(request.uri().path(), request.uri().query()) {
+            Some(target) => (kind(&target.route), self.route(request, target, method, peer, client)),
+            None => (Kind::Unknown, now(no_such(request.uri().path()))),
+        }
+    }
+
+    fn route<B: Send + 'static>(
+        &self,
+        request: Request<B>,
+        Target { route, cached }: Target,
+        method: Method,
+        peer: Option<Peer>,
+        client: Option<IpAddr>,
+    ) -> Coming {
         let on_miss = on_miss(via(&request), method, cached, client);
         // Nearly all requests end here.
         let at_hand = match route {
@@ -229,6 +264,26 @@ impl Service {
     }
 }
 
+/// 404 of an address that nothing has.
+fn no_such(path: &str) -> Answer {
+    let hint = route::hint(path);
+    if route::is_for_programs(path) { answer::no_such(hint) } else { answer::missing(hint) }
+}
+
+/// What of the metrics a route counts as.
+fn kind(route: &Route) -> Kind {
+    match route {
+        Route::NarInfo(_) => Kind::NarInfo,
+        Route::Nar(..) => Kind::Nar,
+        Route::Realisation(_) => Kind::Realisation,
+        Route::Log(_) => Kind::Log,
+        Route::Download(_) => Kind::Download,
+        Route::Home | Route::CacheInfo => Kind::Page,
+        Route::Health | Route::Ready | Route::Metrics => Kind::Monitoring,
+        _ => Kind::Api,
+    }
+}
+
 /// Who reads the narinfo that is asked for, and may go on to its contents.
 fn reader(client: Option<IpAddr>, method: Method) -> Option<IpAddr> {
     client.filter(|_| method == Method::Get)
@@ -267,6 +322,8 @@ fn later(answer: impl Future<Output = Answer> + Send + 'static) -> Coming {
 struct Answering {
     /// Whether the body is not wanted.
     head: bool,
+    /// What counts the answer, where that is not done yet.
+    tally: Option<Box<Tally>>,
     coming: Coming,
 }
 
@@ -274,10 +331,18 @@ impl Future for Answering {
     type Output = Result<Answer, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let answer = match &mut self.coming {
+        let mut answer = match &mut self.coming {
             Coming::Now(answer) => answer.take().expect("a future that has ended is not polled again"),
             Coming::Later(answer) => ready!(answer.as_mut().poll(context)),
         };
+        if let Some(mut tally) = self.tally.take() {
+            tally.begun(answer.status().as_u16(), answer::outcome(&answer), answer::length(&answer));
+            if self.head {
+                tally.ended();
+            } else {
+                answer.body_mut().count(tally);
+            }
+        }
         Poll::Ready(Ok(if self.head { answer::without_body(answer) } else { answer }))
     }
 }

@@ -10,8 +10,9 @@ use narinfo::StorePathHash;
 use super::answer::{self, Answer};
 use super::pipe::{Cut, Pipe, written};
 use super::pursuit::{End, Pursuit};
+use super::traffic::Outcome;
 use super::{Method, Service};
-use crate::index::Ready;
+use crate::index::{FailureClass, Ready};
 use crate::substitute::{Answer as Decision, Missing, OnMiss};
 
 /// Bytes of a line about the wait at least: less than one a second counts as stalled, and some proxies hold back crumbs.
@@ -33,7 +34,7 @@ pub(super) fn at_hand(
     match service.parts.substitute.at_hand(hash, on_miss)? {
         Decision::Ready(ready) => Some(served(service, &ready, reader)),
         Decision::Missing(unknown @ Missing::Unknown) => Some(answer::unknown_path(unknown)),
-        Decision::Missing(reason) => Some(answer::missing_path(reason)),
+        Decision::Missing(reason) => Some(missing(&reason)),
         // Nobody is made to wait from memory.
         Decision::Wait(_) | Decision::Troubled { .. } => None,
     }
@@ -62,9 +63,11 @@ pub(super) async fn get(service: &Service, asked: Asked) -> Answer {
             tokio::time::timeout(left, pursuit.decided()).await.ok().flatten()
         }
     };
+    let queued = pursuit.ticket().is_some();
     match end {
+        Some(End::Ready(ready)) if queued => answer::noted(served(service, &ready, reader), Outcome::Built),
         Some(End::Ready(ready)) => served(service, &ready, reader),
-        Some(End::Missing(reason)) => answer::missing_path(reason),
+        Some(End::Missing(reason)) => missing(&reason),
         // No body could say that it goes on, or it would only go on to a cut.
         None | Some(End::Stopped) if method == Method::Head || pursuit.is_mere_trouble() => {
             let stage = pursuit.describe();
@@ -72,7 +75,10 @@ pub(super) async fn get(service: &Service, asked: Asked) -> Answer {
         }
         // Still under way, or the server stops: in both cases what follows says so by what it does.
         None | Some(End::Stopped) => match pursuit.ticket().map(|ticket| (ticket.id(), ticket.outlook())) {
-            Some((id, outlook)) => answer::waiting(written(|pipe| wait(pursuit, pipe)), id, outlook.as_ref()),
+            Some((id, outlook)) => {
+                let answer = answer::waiting(written(|pipe| wait(pursuit, pipe)), id, outlook.as_ref());
+                answer::noted(answer, Outcome::Built)
+            }
             None => answer::undecided(written(|pipe| wait(pursuit, pipe))),
         },
     }
@@ -84,6 +90,16 @@ fn served(service: &Service, ready: &Ready, reader: Option<IpAddr>) -> Answer {
         service.parts.packer.told(reader, ready.nar_hash);
     }
     answer::ready(answer::NARINFO, ready.narinfo.clone())
+}
+
+/// 404, counted as what the reason is.
+fn missing(reason: &Missing) -> Answer {
+    let outcome = match reason {
+        Missing::Failed(failure) if failure.class != FailureClass::Refused => Outcome::Failed,
+        Missing::Failed(_) | Missing::Refused(_) | Missing::Denied { .. } => Outcome::Refused,
+        _ => Outcome::Miss,
+    };
+    answer::noted(answer::missing_path(reason), outcome)
 }
 
 /// Sends a line now and then until there is an end, then the narinfo. Whatever else happens cuts the body.

@@ -80,7 +80,12 @@ pub async fn serve(doors: Vec<Door>, service: Service) -> io::Result<()> {
         });
     }
     drop(open);
+    let summaries = tokio::spawn({
+        let traffic = Arc::clone(&service.traffic);
+        async move { traffic.log_summaries().await }
+    });
     accepting.join_all().await;
+    summaries.abort();
     let drain = service.parts.settings.drain;
     if tokio::time::timeout(drain, all_ended.recv()).await.is_err() {
         tracing::warn!(?drain, "connections were still open and are cut");
@@ -101,7 +106,7 @@ async fn accept_all(door: &Door, service: &Service, open: &Open, drivers: &Drive
                     let settings = &service.parts.settings;
                     let stream = ClientStream::new(stream, settings.write_timeout);
                     let peer = Peer::new(client.ip(), &settings.trusted_proxies);
-                    connection(stream, Some(peer), service, (open.clone(), driven))
+                    connection(stream, Some((peer, driven.thread)), service, (open.clone(), driven))
                 })
             }),
             // Admins are few.
@@ -120,10 +125,10 @@ async fn refused(error: &io::Error) {
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-/// A connection, to be driven by a task; `held` is, for as long as it is open.
+/// A connection, to be driven by a task, of a peer on the network and a thread of this number; `held` is, for as long as it is open.
 fn connection<S>(
     stream: S,
-    peer: Option<Peer>,
+    peer: Option<(Peer, usize)>,
     service: &Service,
     held: impl Send + 'static,
 ) -> impl Future<Output = ()> + Send + 'static
@@ -131,7 +136,9 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let (answering, stop) = (service.clone(), service.clone());
-    let answer = service_fn(move |request| answering.answer(request, peer));
+    // Those of the control socket are counted with nobody's.
+    let (peer, thread) = peer.map_or((None, usize::MAX), |(peer, thread)| (Some(peer), thread));
+    let answer = service_fn(move |request| answering.answer(request, peer, thread));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_TIMEOUT)

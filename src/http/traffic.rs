@@ -1,0 +1,348 @@
+//! Requests and their answers, counted and logged. Each thread of connections has counters of its own, which are summed up when
+//! somebody asks: an answer from memory, which is nearly every one, costs two additions and no look at a clock.
+
+use std::fmt::Write;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use hyper::{Method, Request};
+
+/// Upper bounds of the times that are told apart, in seconds; a last one has no bound. Answers from memory are in the first.
+const SECONDS: [f64; 9] = [0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, f64::INFINITY];
+/// Time between two lines about what was answered.
+const SUMMARY_EVERY: Duration = Duration::from_secs(60);
+/// Target of the access log, as ONDINE_LOG names it (`ondine::access=debug`).
+const ACCESS: &str = "ondine::access";
+
+/// What is asked for, as metrics name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    NarInfo,
+    Nar,
+    Realisation,
+    Log,
+    Download,
+    Page,
+    Api,
+    Monitoring,
+    /// Something is changed, over the control socket.
+    Change,
+    Unknown,
+}
+
+const KINDS: [(Kind, &str); 10] = [
+    (Kind::NarInfo, "narinfo"),
+    (Kind::Nar, "nar"),
+    (Kind::Realisation, "realisation"),
+    (Kind::Log, "log"),
+    (Kind::Download, "get"),
+    (Kind::Page, "page"),
+    (Kind::Api, "api"),
+    (Kind::Monitoring, "monitoring"),
+    (Kind::Change, "change"),
+    (Kind::Unknown, "unknown"),
+];
+
+/// How a request came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// It is there.
+    Hit,
+    /// It was waited for, and is there.
+    Built,
+    /// It is not to be had.
+    Miss,
+    /// Its build failed, now or before.
+    Failed,
+    /// It is not allowed, or too much.
+    Refused,
+    /// It is elsewhere.
+    Redirect,
+    /// The client has it.
+    NotModified,
+    /// Not at the moment.
+    Unavailable,
+    /// The client left, or the answer could not be completed.
+    Cut,
+}
+
+const OUTCOMES: [(Outcome, &str); 9] = [
+    (Outcome::Hit, "hit"),
+    (Outcome::Built, "built"),
+    (Outcome::Miss, "miss"),
+    (Outcome::Failed, "failed"),
+    (Outcome::Refused, "refused"),
+    (Outcome::Redirect, "redirect"),
+    (Outcome::NotModified, "not_modified"),
+    (Outcome::Unavailable, "unavailable"),
+    (Outcome::Cut, "cut"),
+];
+
+/// Counters of one kind of request.
+#[derive(Debug, Default)]
+struct Counters {
+    outcomes: [AtomicU64; OUTCOMES.len()],
+    bytes: AtomicU64,
+    /// Of those that were not answered from memory.
+    seconds: [AtomicU64; SECONDS.len()],
+    nanoseconds: AtomicU64,
+}
+
+/// Counters of one thread, apart from those of others so that no core waits for another one's cache.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Shard([Counters; KINDS.len()]);
+
+/// Everything that was asked and answered.
+#[derive(Debug)]
+pub(super) struct Traffic(Box<[Shard]>);
+
+/// Sums of one kind of request.
+#[derive(Clone, Copy, Debug, Default)]
+struct Sums {
+    outcomes: [u64; OUTCOMES.len()],
+    bytes: u64,
+    seconds: [u64; SECONDS.len()],
+    nanoseconds: u64,
+}
+
+impl Traffic {
+    /// Counters for so many threads, and for what comes on no thread of connections.
+    pub(super) fn new(threads: usize) -> Self {
+        Self((0..=threads).map(|_| Shard::default()).collect())
+    }
+
+    fn counters(&self, shard: usize, kind: Kind) -> &Counters {
+        &self.0[shard.min(self.0.len() - 1)].0[kind as usize]
+    }
+
+    /// Counts an answer that was there at once.
+    pub(super) fn count(&self, shard: usize, kind: Kind, outcome: Outcome, bytes: u64) {
+        let counters = self.counters(shard, kind);
+        counters.outcomes[outcome as usize].fetch_add(1, Ordering::Relaxed);
+        counters.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn sums(&self, kind: Kind) -> Sums {
+        let mut sums = Sums::default();
+        for Shard(kinds) in &self.0 {
+            let Counters { outcomes, bytes, seconds, nanoseconds } = &kinds[kind as usize];
+            let add = |sum: &mut u64, counter: &AtomicU64| *sum += counter.load(Ordering::Relaxed);
+            sums.outcomes.iter_mut().zip(outcomes).for_each(|(sum, counter)| add(sum, counter));
+            sums.seconds.iter_mut().zip(seconds).for_each(|(sum, counter)| add(sum, counter));
+            add(&mut sums.bytes, bytes);
+            add(&mut sums.nanoseconds, nanoseconds);
+        }
+        sums
+    }
+
+    /// Adds what was counted to the metrics.
+    pub(super) fn write_metrics(&self, text: &mut String) {
+        let sums = KINDS.map(|(kind, name)| (name, self.sums(kind)));
+        // Writing to a string does not fail.
+        let mut line = |arguments: std::fmt::Arguments<'_>| {
+            let _ = writeln!(text, "{arguments}");
+        };
+        line(format_args!("# HELP ondine_http_requests Requests by what was asked for and how it came out."));
+        line(format_args!("# TYPE ondine_http_requests counter"));
+        for (route, sums) in &sums {
+            for ((_, outcome), count) in OUTCOMES.iter().zip(sums.outcomes).filter(|(_, count)| *count > 0) {
+                line(format_args!(
+                    "ondine_http_requests_total{{route=\"{route}\",outcome=\"{outcome}\"}} {count}"
+                ));
+            }
+        }
+        line(format_args!("# HELP ondine_http_response_bytes Bytes of bodies that were given to clients."));
+        line(format_args!("# TYPE ondine_http_response_bytes counter"));
+        line(format_args!("# UNIT ondine_http_response_bytes bytes"));
+        for (route, sums) in &sums {
+            line(format_args!("ondine_http_response_bytes_total{{route=\"{route}\"}} {}", sums.bytes));
+        }
+        line(format_args!(
+            "# HELP ondine_http_request_seconds Time from a request to the end of its answer; 0 from memory."
+        ));
+        line(format_args!("# TYPE ondine_http_request_seconds histogram"));
+        line(format_args!("# UNIT ondine_http_request_seconds seconds"));
+        for (route, sums) in &sums {
+            let (all, timed): (u64, u64) = (sums.outcomes.iter().sum(), sums.seconds.iter().sum());
+            let mut below = all.saturating_sub(timed);
+            for (bound, count) in SECONDS.iter().zip(sums.seconds) {
+                below += count;
+                let bound = if bound.is_finite() { format!("{bound:?}") } else { "+Inf".to_owned() };
+                line(format_args!(
+                    "ondine_http_request_seconds_bucket{{route=\"{route}\",le=\"{bound}\"}} {below}"
+                ));
+            }
+            let seconds = Duration::from_nanos(sums.nanoseconds).as_secs_f64();
+            line(format_args!("ondine_http_request_seconds_sum{{route=\"{route}\"}} {seconds}"));
+            line(format_args!("ondine_http_request_seconds_count{{route=\"{route}\"}} {below}"));
+        }
+    }
+
+    /// Logs once a minute what was asked of this cache meanwhile, if anything was.
+    pub(super) async fn log_summaries(&self) {
+        let counted = || [Kind::NarInfo, Kind::Nar, Kind::Download].map(|kind| self.sums(kind));
+        let mut before = counted();
+        loop {
+            tokio::time::sleep(SUMMARY_EVERY).await;
+            let now = counted();
+            let since = |kind: usize, outcome: Outcome| {
+                now[kind].outcomes[outcome as usize] - before[kind].outcomes[outcome as usize]
+            };
+            let both = |outcome| since(0, outcome) + since(2, outcome);
+            let bytes: u64 = now.iter().zip(&before).map(|(now, before)| now.bytes - before.bytes).sum();
+            let all = |sums: &[Sums]| sums.iter().flat_map(|sums| sums.outcomes).sum::<u64>();
+            if all(&now) > all(&before) {
+                tracing::info!(
+                    hits = both(Outcome::Hit),
+                    misses = both(Outcome::Miss),
+                    built = both(Outcome::Built),
+                    failed = both(Outcome::Failed),
+                    refused = both(Outcome::Refused),
+                    left = both(Outcome::Cut),
+                    nars = since(1, Outcome::Hit),
+                    bytes,
+                    "answered in the last minute"
+                );
+            }
+            before = now;
+        }
+    }
+}
+
+/// A request that is being answered: counted, and logged, when its answer has ended or the client has left.
+#[derive(Debug)]
+pub(super) struct Tally {
+    traffic: Arc<Traffic>,
+    shard: usize,
+    kind: Kind,
+    began: Instant,
+    line: Option<Box<Line>>,
+    status: u16,
+    /// What it comes out as if all of it is given.
+    outcome: Outcome,
+    /// Bytes of the body, where they are known.
+    length: Option<u64>,
+    bytes: u64,
+    complete: bool,
+}
+
+impl Tally {
+    pub(super) fn new(
+        traffic: &Arc<Traffic>,
+        shard: usize,
+        kind: Kind,
+        line: Option<Box<Line>>,
+    ) -> Box<Self> {
+        Box::new(Self {
+            traffic: Arc::clone(traffic),
+            shard,
+            kind,
+            began: Instant::now(),
+            line,
+            status: 0,
+            outcome: Outcome::Cut,
+            length: None,
+            bytes: 0,
+            complete: false,
+        })
+    }
+
+    /// Notes how the answer begins.
+    pub(super) fn begun(&mut self, status: u16, outcome: Outcome, length: Option<u64>) {
+        (self.status, self.outcome, self.length) = (status, outcome, length);
+    }
+
+    /// Notes that bytes of the body were given.
+    pub(super) fn gave(&mut self, bytes: usize) {
+        self.bytes += bytes as u64;
+    }
+
+    /// Notes that all of the body was given.
+    pub(super) fn ended(mut self) {
+        self.complete = true;
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        let took = self.began.elapsed();
+        // Nobody asks a body of known length for its end.
+        let outcome =
+            if self.complete || self.length == Some(self.bytes) { self.outcome } else { Outcome::Cut };
+        let counters = self.traffic.counters(self.shard, self.kind);
+        let bucket = SECONDS.iter().position(|bound| took.as_secs_f64() <= *bound).unwrap_or(0);
+        let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
+        counters.seconds[bucket].fetch_add(1, Ordering::Relaxed);
+        counters.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
+        self.traffic.count(self.shard, self.kind, outcome, self.bytes);
+        if let Some(line) = &self.line {
+            line.log(self.status, outcome, self.bytes, took);
+        }
+    }
+}
+
+/// A line of the access log.
+#[derive(Debug)]
+pub(super) struct Line {
+    method: Method,
+    path: String,
+    client: Option<IpAddr>,
+}
+
+impl Line {
+    /// The request, if an access log is written. Queries stay out of it: they may hold secrets.
+    pub(super) fn of<B>(request: &Request<B>, client: Option<IpAddr>) -> Option<Box<Self>> {
+        let wanted = tracing::enabled!(target: ACCESS, tracing::Level::DEBUG);
+        let line =
+            || Self { method: request.method().clone(), path: request.uri().path().to_owned(), client };
+        wanted.then(|| Box::new(line()))
+    }
+
+    fn log(&self, status: u16, outcome: Outcome, bytes: u64, took: Duration) {
+        let Self { method, path, client } = self;
+        let client = client.map_or_else(|| "control socket".to_owned(), |client| client.to_string());
+        let outcome = OUTCOMES[outcome as usize].1;
+        let milliseconds = took.as_millis();
+        tracing::debug!(target: ACCESS, %method, ?path, status, outcome, bytes, milliseconds, client, "request");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_stands_under_its_own_name() {
+        assert!(KINDS.iter().enumerate().all(|(number, (kind, _))| *kind as usize == number));
+        assert!(OUTCOMES.iter().enumerate().all(|(number, (outcome, _))| *outcome as usize == number));
+    }
+
+    #[test]
+    fn the_counters_of_all_threads_are_summed_up_and_answers_from_memory_took_no_time() {
+        let traffic = Arc::new(Traffic::new(2));
+        for shard in 0..3 {
+            traffic.count(shard, Kind::NarInfo, Outcome::Hit, 10);
+        }
+        let mut tally = Tally::new(&traffic, 1, Kind::NarInfo, None);
+        tally.begun(404, Outcome::Miss, None);
+        tally.gave(5);
+        tally.ended();
+        drop(Tally::new(&traffic, 0, Kind::NarInfo, None));
+        let mut text = String::new();
+        traffic.write_metrics(&mut text);
+        for line in [
+            "ondine_http_requests_total{route=\"narinfo\",outcome=\"hit\"} 3",
+            "ondine_http_requests_total{route=\"narinfo\",outcome=\"miss\"} 1",
+            "ondine_http_requests_total{route=\"narinfo\",outcome=\"cut\"} 1",
+            "ondine_http_response_bytes_total{route=\"narinfo\"} 35",
+            "ondine_http_request_seconds_bucket{route=\"narinfo\",le=\"0.001\"} 5",
+            "ondine_http_request_seconds_bucket{route=\"narinfo\",le=\"+Inf\"} 5",
+            "ondine_http_request_seconds_count{route=\"narinfo\"} 5",
+        ] {
+            assert!(text.lines().any(|other| other == line), "no {line:?} in {text}");
+        }
+    }
+}
