@@ -55,7 +55,8 @@ pub(super) async fn get(service: &Service, asked: Asked) -> Answer {
     let begun = Instant::now();
     // HTTP/1.0 has no chunks: there a cut cannot be told from an end, so all of the wait is silent.
     let hold = if version == Version::HTTP_10 { Duration::MAX } else { service.parts.settings.hold };
-    let mut pursuit = Pursuit::new(service, hash, on_miss);
+    // In a box, since a future keeps room for what it is given and for what it makes of that: very many may wait.
+    let mut pursuit = Box::new(Pursuit::new(service, hash, on_miss));
     let end = match tokio::time::timeout(hold, pursuit.ended()).await {
         Ok(end) => Some(end),
         Err(_) => {
@@ -103,7 +104,7 @@ fn missing(reason: &Missing) -> Answer {
 }
 
 /// Sends a line now and then until there is an end, then the narinfo. Whatever else happens cuts the body.
-async fn wait(mut pursuit: Pursuit, mut pipe: Pipe) -> Result<(), Cut> {
+async fn wait(mut pursuit: Box<Pursuit>, mut pipe: Pipe) -> Result<(), Cut> {
     let mut ticks = tokio::time::interval(pursuit.keep_alive());
     let ready = loop {
         tokio::select! {

@@ -99,12 +99,12 @@ impl Pursuit {
 
     /// Brings one stage to its end, which may be that of all.
     async fn go_on(&mut self) -> Option<End> {
-        let service = self.service.clone();
+        let service = &self.service;
         match &mut self.stage {
             Stage::Looking(look) => {
                 let answer = tokio::select! {
                     answer = look => answer,
-                    () = stopped(&service) => return Some(End::Stopped),
+                    () = stopped(service) => return Some(End::Stopped),
                 };
                 match answer {
                     Answer::Ready(ready) => return Some(End::Ready(ready)),
@@ -125,7 +125,7 @@ impl Pursuit {
                     () = service.stopping() => None,
                 };
                 return Some(match ended {
-                    Some(Ok(())) => match after_build(service, self.hash).await {
+                    Some(Ok(())) => match after_build(service.clone(), self.hash).await {
                         Ok(ready) => End::Ready(ready),
                         Err(missing) => End::Missing(missing),
                     },
