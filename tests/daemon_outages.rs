@@ -35,6 +35,13 @@ fn seconds_away(line: &str) -> Option<u64> {
     line.split_once("waiting for the Nix daemon for ")?.1.split(' ').next()?.parse().ok()
 }
 
+/// What the queue says that all wait for.
+fn stalled(cache: &Cache) -> Option<String> {
+    let queue = cache.http.get("/api/v1/queue").text();
+    let queue: serde_json::Value = serde_json::from_str(&queue).expect("JSON");
+    queue["stalled"].as_str().map(str::to_owned)
+}
+
 /// The rest of an answer is the narinfo of a path.
 #[track_caller]
 fn assert_ends_in_narinfo(cache: &Cache, mut answer: Streaming, path: &Path) {
@@ -74,9 +81,10 @@ fn a_build_that_is_asked_for_while_the_daemon_is_away_waits_for_its_return() {
         cache.daemon.stop();
         let mut answer = cache.http.open(&narinfo_address(slow.out()), &[]);
         wait_for_line(&mut answer, |line| seconds_away(line).is_some());
+        assert!(stalled(&cache).is_some_and(|stalled| stalled.contains("cannot connect to the Nix daemon")));
         cache.daemon.restart();
         assert_ends_in_narinfo(&cache, answer, slow.out());
-        assert_eq!(gate.starts(), ["slow"]);
+        assert_eq!((gate.starts(), stalled(&cache)), (vec!["slow".to_owned()], None));
     }
 }
 

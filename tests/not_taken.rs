@@ -50,6 +50,27 @@ fn a_path_that_is_not_taken_from_the_upstream_that_has_it_is_built_and_served_wi
 }
 
 #[test]
+fn it_is_built_by_a_daemon_that_does_not_trust_this_server_too() {
+    for release in Release::all() {
+        for knows_key in [true, false] {
+            let store = NixStore::new(release.clone());
+            let gate = store.gate();
+            let sample = Sample::new(&store, &noted(&gate, "wanted"));
+            let upstream = Upstream::of(sample.copied(&store, Compression::Xz));
+            sample.collect(&store);
+            let key = if knows_key { upstream.cache.public_key() } else { STRANGER.to_owned() };
+            let url = upstream.server.url();
+            store.configure(&format!(
+                "trusted-users = nobody\ntrusted-substituters = {url}\ntrusted-public-keys = {key}\n"
+            ));
+            let cache = Cache::behind(store, &[upstream.table("mode = \"build-only\"")], &[]);
+            assert_narinfo(&cache.ask(&sample.path), &sample.path);
+            sample.assert_served_by(&cache.ondine);
+        }
+    }
+}
+
+#[test]
 fn it_is_built_where_the_upstream_says_that_it_has_it_and_does_not_give_it() {
     for release in Release::all() {
         let store = NixStore::new(release.clone());

@@ -34,6 +34,8 @@ pub struct QueueView {
     pub total: usize,
     /// The oldest of them, in order.
     pub requests: Vec<RequestView>,
+    /// Why none of them goes on; null while they do.
+    pub stalled: Option<String>,
 }
 
 /// A build that runs.
@@ -156,7 +158,7 @@ impl Builds {
         state.draw_board(self.0.settings.lanes);
         let views = ids.into_iter().map(|id| state.request_view(id, state.on_board(id)));
         let requests = views.flatten().collect();
-        QueueView { running, total: state.queue.len(), requests }
+        QueueView { running, total: state.queue.len(), requests, stalled: state.stalled() }
     }
 
     /// One request: one that waits, or one of the last thousand that have ended.
