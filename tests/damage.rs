@@ -269,5 +269,7 @@ fn a_command_without_a_server_says_so() {
     let mut fsck = std::process::Command::new(env!("CARGO_BIN_EXE_ondine"));
     fsck.args(["fsck", "--state-dir", "/nonexistent"]);
     let refused = process::run(fsck).must_fail();
-    assert!(refused.stderr.contains("no server answers at /nonexistent/control.sock"), "{refused}");
+    for words in ["/nonexistent/control.sock", "no server answers"] {
+        assert!(refused.stderr.contains(words), "{refused}");
+    }
 }

@@ -21,8 +21,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(24 * 3600);
 const LOOK_WAIT_MAX: Duration = Duration::from_secs(5);
 /// The time between two writes that only show whether the index can be written.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// With fewer bytes free on its file system, whether it can be written is tried before that is said.
-const DOUBTFUL_BYTES: u64 = 1024 * 1024;
+/// With fewer bytes free on its file system, a small write may go well where the next larger one does not.
+const WRITABLE_BYTES_MIN: u64 = 1024 * 1024;
 
 /// Why the index is not to be relied on. The text is for whoever runs the server.
 #[derive(Debug, thiserror::Error)]
@@ -107,9 +107,10 @@ impl Condition {
         due
     }
 
-    fn is_short_of_room(&self) -> bool {
-        let room = self.0.file.parent().map(Room::of);
-        matches!(room, Some(Ok(room)) if room.free_bytes < DOUBTFUL_BYTES)
+    /// Bytes that are left on its file system, where those are too few.
+    fn short_of_room(&self) -> Option<u64> {
+        let room = Room::of(self.0.file.parent()?).ok()?;
+        (room.free_bytes < WRITABLE_BYTES_MIN).then_some(room.free_bytes)
     }
 
     /// Reads all pages and looks for damage. Blocking.
@@ -177,8 +178,10 @@ impl Index {
         }
         let read = |connection: &Connection| Ok(connection.execute_batch("SELECT 1 FROM path LIMIT 1")?);
         self.readers.run(read).await.map_err(|error| Unfit::Unreadable(error.to_string()))?;
-        let in_doubt = writes.get().is_some() || self.condition.is_short_of_room();
-        if in_doubt && self.condition.is_time_to_probe() {
+        if let Some(bytes) = self.condition.short_of_room() {
+            return Err(Unfit::NotWritable(format!("the disk is full: {bytes} bytes are left")));
+        }
+        if writes.get().is_some() && self.condition.is_time_to_probe() {
             // The same values: no trigger and no reader sees it.
             let write = self.writer.run(|transaction| {
                 transaction.execute("UPDATE stored SET nars = nars", [])?;
