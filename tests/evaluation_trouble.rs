@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use support::addresses::base_name;
-use support::package_set::{api, must_be_had, refresh, small, wait_for_generation};
+use support::package_set::{EATS, api, must_be_had, refresh, small, wait_for_generation};
 use support::{Http, NixStore, Ondine, PackageSet, Release, programs, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(90);
@@ -85,6 +85,28 @@ fn an_attribute_that_fails_for_what_passes_stays_as_it_was_and_is_tried_again_so
     wait_until("it is evaluated again", SOON, || look_up(&ondine, "pkgs/new").contains("-new-1.drv"));
     wait_until("all is well", SOON, || api(&ondine)["failure"].is_null());
     assert_eq!(api(&ondine)["errors"].as_array().expect("a list").len(), 0);
+}
+
+#[test]
+fn what_runs_out_of_memory_stays_as_it_was_and_words_of_a_source_are_no_trouble_of_the_machine() {
+    let store = NixStore::new(Release::Host);
+    let _daemon = store.daemon();
+    let mut set = PackageSet::new([small("a"), small("f"), small("w")]);
+    let ondine = set.serve(&store, "", "max-memory-bytes = 268435456");
+    wait_for_generation(&ondine);
+    set.attributes = [
+        small("b"),
+        ("f".to_owned(), EATS.to_owned()),
+        ("w".to_owned(), "abort \"cannot connect to socket: No space left on device\"".to_owned()),
+    ]
+    .into();
+    set.write();
+    let refreshed = refresh(&ondine).must_succeed();
+    assert!(refreshed.text().contains("as they were") && refreshed.text().contains("memory"), "{refreshed}");
+    assert!(look_up(&ondine, "pkgs/f").contains("-f.drv"), "{}", look_up(&ondine, "pkgs/f"));
+    assert!(look_up(&ondine, "pkgs/b").contains("-b.drv"));
+    assert!(look_up(&ondine, "pkgs/w").contains("No space left"));
+    assert!(look_up(&ondine, "pkgs/a").contains("no a"));
 }
 
 #[test]

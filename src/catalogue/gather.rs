@@ -62,10 +62,11 @@ impl Trouble {
     /// What is to be told of them, where there are any.
     pub(super) fn told(&self) -> Option<String> {
         let (attribute, error) = self.first.as_ref()?;
+        let error = error.lines().next().unwrap_or_default();
         let Self { kept, lacking, .. } = self;
         Some(format!(
-            "{kept} attributes could not be evaluated for the time being and are as they were, {lacking} more have failed; \
-             it is tried again soon; the first, {attribute}: {error}"
+            "{kept} attributes could not be evaluated for the time being and are as they were, {lacking} more have failed so; \
+             all is evaluated again soon; the first, {attribute}: {error}"
         ))
     }
 }

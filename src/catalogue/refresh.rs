@@ -367,10 +367,17 @@ impl fmt::Display for Made {
         let GenerationSize { attributes, denied, errors, .. } = self.size;
         let size = format!("{attributes} attributes ({denied} denied), {errors} errors");
         match self.swapped {
-            None => write!(formatter, "nothing changed: {size}"),
+            None => write!(formatter, "nothing changed: {size}")?,
             Some(Swapped { generation, added, removed }) => {
-                write!(formatter, "generation {generation}: {size}; {added} outputs added, {removed} removed")
+                write!(
+                    formatter,
+                    "generation {generation}: {size}; {added} outputs added, {removed} removed"
+                )?;
             }
+        }
+        match &self.trouble {
+            Some(trouble) => write!(formatter, "; {trouble}"),
+            None => Ok(()),
         }
     }
 }

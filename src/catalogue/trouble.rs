@@ -20,9 +20,15 @@ const MACHINE: [&str; 5] = [
     "no space left on device",
     "nix-instantiate: not found",
 ];
+/// What comes before the words of a source that gives up.
+const ABORTED: &str = "evaluation aborted with the following error message";
 /// A rule says no, which no other try changes.
-const REFUSED: [&str; 3] =
-    ["the evaluator may not connect to", "is forbidden in restricted mode", "is not allowed to refer to"];
+const REFUSED: [&str; 4] = [
+    ABORTED,
+    "the evaluator may not connect to",
+    "is forbidden in restricted mode",
+    "is not allowed to refer to",
+];
 /// Signs of memory that was lacking: what evaluators say then, and C++ does.
 const MEMORY: [&str; 5] =
     ["out of memory", "bad_alloc", "cannot allocate memory", "failed to expand heap", "too many heap"];
@@ -75,7 +81,8 @@ pub(super) fn class(error: &str) -> Class {
 /// Whether the machine, or its daemon, is in trouble, which is not to be blamed on an attribute.
 pub(super) fn is_of_machine(error: &str) -> bool {
     let low = error.to_lowercase();
-    MACHINE.iter().any(|sign| low.contains(sign))
+    // The words of a source may be any.
+    !low.contains(ABORTED) && MACHINE.iter().any(|sign| low.contains(sign))
 }
 
 /// Whether an evaluator was killed, or had too little memory.
@@ -103,6 +110,10 @@ mod tests {
                 Class::Final,
                 "error: unable to download 'http://a/x': Can't complete SOCKS5 connection\n\
                  (the evaluator may not connect to a:80: allowed-uris does not name it)",
+            ),
+            (
+                Class::Final,
+                "error: evaluation aborted with the following error message: 'daemon disconnected, out of memory'",
             ),
             (Class::Transient, "error: unable to download 'http://a/x': HTTP error 503"),
             (Class::Transient, "error: unable to download 'http://a/x': Couldn't resolve host name (6)"),
