@@ -56,7 +56,8 @@ fn what_a_proxy_is_not_for_is_asked_straight_and_targets_are_judged_with_a_proxy
         let http = support::Http::new(&ondine.url());
         let narinfo = http.get(&support::addresses::narinfo_address(&sample.path)).text();
         let answer = http.get(&format!("/{}", support::addresses::field(&narinfo, "URL")));
-        assert!(answer.text().contains("leads to this machine"), "{target}: {}", answer.text());
+        assert_eq!(answer.status, 404, "{target}: {}", answer.text());
+        assert!(ondine.log().contains("leads to this machine"), "{target}: {}", ondine.log());
     }
     assert_eq!(proxy.seen().len(), 0, "{:?}", proxy.seen());
 }

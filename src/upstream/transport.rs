@@ -98,11 +98,22 @@ impl Error {
     }
 }
 
+/// Whether an error is that of a certificate which does not verify: waiting changes nothing about it.
+fn is_bad_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+    // One I/O error is wrapped in another.
+    match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        Some(within) => is_bad_certificate(within),
+        None => matches!(error.downcast_ref(), Some(rustls::Error::InvalidCertificate(_))),
+    }
+}
+
 impl From<reqwest::Error> for Error {
     fn from(error: reqwest::Error) -> Self {
         let refusal = causes(&error).find_map(|cause| cause.downcast_ref::<Refusal>()).cloned();
+        let is_unverified = causes(&error).any(is_bad_certificate);
         match refusal {
             Some(refusal) => Self::Refused(refusal),
+            None if is_unverified => Self::Unverifiable(with_causes(&error.without_url())),
             // reqwest's own sentence seldom says what was wrong; its URL may have a secret query.
             None => Self::Broken(with_causes(&error.without_url())),
         }
