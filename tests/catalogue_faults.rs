@@ -31,7 +31,7 @@ fn an_attribute_that_loops_or_eats_memory_or_prints_garbage_is_listed_and_spoils
         ("prints".to_owned(), PRINTS.to_owned()),
         small("z"),
     ]);
-    let limits = "attribute-timeout = '4s'\nmax-memory-bytes = 536870912";
+    let limits = "attribute-timeout = '15s'\nmax-memory-bytes = 536870912";
     let ondine = set.serve(&store, "build-from = ['catalogue']", limits);
     wait_for_generation(&ondine);
     let told = api(&ondine);
