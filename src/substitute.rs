@@ -182,24 +182,25 @@ impl Substitute {
         if let Some(answer) = self.settled(hash) {
             return Ok(answer);
         }
+        if let Some(ready) = Box::pin(self.served(hash)).await? {
+            return Ok(Answer::Ready(ready));
+        }
+        // In a box, since very many may be at the question before.
         let mut trouble = Arc::from([]);
-        match self.look(hash, on_miss, &mut trouble).await {
+        match Box::pin(self.look(hash, on_miss, &mut trouble)).await {
             Err(missing @ Missing::NoDaemon(_)) => Err(missing),
             Err(missing) if !trouble.is_empty() => Ok(Answer::Troubled { missing, trouble }),
             looked => looked,
         }
     }
 
-    /// Looks everywhere; what kept other caches from telling, which may pass, goes into `troubled`.
+    /// Looks beyond the index; what kept other caches from telling, which may pass, goes into `troubled`.
     async fn look(
         &self,
         hash: StorePathHash,
         on_miss: &OnMiss,
         troubled: &mut Arc<[String]>,
     ) -> Result<Answer, Missing> {
-        if let Some(ready) = self.served(hash).await? {
-            return Ok(Answer::Ready(ready));
-        }
         // What another cache has, or is known already, needs no daemon.
         let no_daemon = match Box::pin(self.in_local_store(hash)).await {
             Ok(Some(ready)) => return Ok(Answer::Ready(ready)),
@@ -208,7 +209,7 @@ impl Substitute {
             Err(reason) => return Err(reason),
         };
         let elsewhere = match Box::pin(self.adopter.adopt_from_upstream(hash, &on_miss.asker())).await {
-            Elsewhere::Published => match self.served(hash).await? {
+            Elsewhere::Published => match Box::pin(self.served(hash)).await? {
                 Some(ready) => return Ok(Answer::Ready(ready)),
                 None => [].into(),
             },
@@ -232,12 +233,12 @@ impl Substitute {
             None => return Err(Missing::Unsure(elsewhere)),
         };
         if !self.builds.contains(&drv)
-            && let Some(failure) = self.failure(&drv).await?
+            && let Some(failure) = Box::pin(self.failure(&drv)).await?
         {
             return Err(Missing::Failed(Arc::new(failure)));
         }
         let OnMiss::Build(client) = on_miss else { return Err(no_daemon.unwrap_or(Missing::NotBuilt(drv))) };
-        let ticket = self.builds.ask(&drv, *client).await;
+        let ticket = Box::pin(self.builds.ask(&drv, *client)).await;
         ticket.map(Answer::Wait).map_err(|full| Missing::Refused(full.to_string()))
     }
 
