@@ -280,6 +280,7 @@ impl Server {
             adopter,
             builds: builds.clone(),
             failures: failures.clone(),
+            joined: substitute::Joined::default(),
             settings: settings.substitute,
         };
         let retry = Retry {

@@ -27,6 +27,11 @@ const SILENCE_MAX: Duration = Duration::from_secs(240);
 /// Realisations that one may need in all.
 const REALISATIONS_MAX: usize = 10_000;
 
+/// Age of a decision to build at which the next who asks for the same hash has it made anew.
+const JOINED_FOR: Duration = Duration::from_secs(1);
+/// Hashes of which such a decision is kept at most.
+const JOINED_MAX: u64 = 10_000;
+
 /// Where derivations may come from to be built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -93,6 +98,16 @@ pub enum Answer {
     },
 }
 
+/// What was decided to be built a moment ago, by hash: a crowd that asks for one path at once is not looked for one by one.
+#[derive(Clone, Debug)]
+pub struct Joined(moka::sync::Cache<StorePathHash, StorePath>);
+
+impl Default for Joined {
+    fn default() -> Self {
+        Self(moka::sync::Cache::builder().max_capacity(JOINED_MAX).time_to_live(JOINED_FOR).build())
+    }
+}
+
 /// A derivation that gives what was asked for.
 #[derive(Clone)]
 struct Known {
@@ -114,6 +129,8 @@ pub struct Substitute {
     pub builds: Builds,
     /// Failures that are remembered.
     pub failures: Failures,
+    /// What was decided a moment ago.
+    pub joined: Joined,
     /// What may be built.
     pub settings: Settings,
 }
@@ -182,6 +199,11 @@ impl Substitute {
         if let Some(answer) = self.settled(hash) {
             return Ok(answer);
         }
+        if let (OnMiss::Build(client), Some(drv)) = (on_miss, self.joined.0.get(&hash))
+            && self.builds.contains(&drv)
+        {
+            return Ok(self.join(&drv, *client).await);
+        }
         if let Some(ready) = Box::pin(self.served(hash)).await? {
             return Ok(Answer::Ready(ready));
         }
@@ -238,8 +260,16 @@ impl Substitute {
             return Err(Missing::Failed(Arc::new(failure)));
         }
         let OnMiss::Build(client) = on_miss else { return Err(no_daemon.unwrap_or(Missing::NotBuilt(drv))) };
-        let ticket = Box::pin(self.builds.ask(&drv, *client)).await;
-        ticket.map(Answer::Wait).map_err(|full| Missing::Refused(full.to_string()))
+        self.joined.0.insert(hash, drv.clone());
+        Ok(self.join(&drv, *client).await)
+    }
+
+    /// Joins the build of a derivation, or has it queued.
+    async fn join(&self, drv: &StorePath, client: Option<IpAddr>) -> Answer {
+        match Box::pin(self.builds.ask(drv, client)).await {
+            Ok(ticket) => Answer::Wait(ticket),
+            Err(full) => Answer::Missing(Missing::Refused(full.to_string())),
+        }
     }
 
     /// What the index says of `hash`, once a build has ended.

@@ -52,18 +52,12 @@ pub(super) struct Asked {
 /// Holds the answer for a while, so that it keeps its true status; then sends lines about the wait.
 pub(super) async fn get(service: &Service, asked: Asked) -> Answer {
     let Asked { hash, on_miss, method, reader, version } = asked;
-    let begun = Instant::now();
     // HTTP/1.0 has no chunks: there a cut cannot be told from an end, so all of the wait is silent.
     let hold = if version == Version::HTTP_10 { Duration::MAX } else { service.parts.settings.hold };
     // In a box, since a future keeps room for what it is given and for what it makes of that: very many may wait.
     let mut pursuit = Box::new(Pursuit::new(service, hash, on_miss));
-    let end = match tokio::time::timeout(hold, pursuit.ended()).await {
-        Ok(end) => Some(end),
-        Err(_) => {
-            let left = DECIDED_WITHIN.saturating_sub(begun.elapsed());
-            tokio::time::timeout(left, pursuit.decided()).await.ok().flatten()
-        }
-    };
+    // In a box, too: the body of the answer takes its place in memory.
+    let end = Box::pin(within(hold, &mut pursuit)).await;
     let queued = pursuit.ticket().is_some();
     match end {
         Some(End::Ready(ready)) if queued => answer::noted(served(service, &ready, reader), Outcome::Built),
@@ -83,6 +77,16 @@ pub(super) async fn get(service: &Service, asked: Asked) -> Answer {
             None => answer::undecided(written(|pipe| wait(pursuit, pipe))),
         },
     }
+}
+
+/// The end, if it comes while nothing is sent.
+async fn within(hold: Duration, pursuit: &mut Pursuit) -> Option<End> {
+    let begun = Instant::now();
+    if let Ok(end) = tokio::time::timeout(hold, pursuit.ended()).await {
+        return Some(end);
+    }
+    let left = DECIDED_WITHIN.saturating_sub(begun.elapsed());
+    tokio::time::timeout(left, pursuit.decided()).await.ok().flatten()
 }
 
 /// Every narinfo that was not waited for goes out here, from memory or not.
