@@ -2,31 +2,25 @@
 //! Knows no HTTP; whatever goes wrong becomes a reason, never an error.
 
 mod missing;
+mod realisation;
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use narinfo::{DrvOutput, Realisation, StorePath, StorePathHash};
+use narinfo::{StorePath, StorePathHash};
 
 use crate::adopt::{self, Adopter, Elsewhere};
 use crate::build::{Builds, Failures, Ticket};
 use crate::index::{Failure, FailureClass, Hit, Index, Maker, Ready};
 use crate::nix::{LocalStore, LocalStoreError, read_derivation};
-use crate::upstream::{Asker, Nothing};
+use crate::upstream::Asker;
 pub use missing::Missing;
 
 /// The first pause between two attempts while the Nix daemon is lost; each is twice as long as the one before.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// The longest pause: a daemon that is back is noticed within it.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// How long who asks for a realisation is kept waiting for the daemon: clients give up after 300 s without a byte.
-const SILENCE_MAX: Duration = Duration::from_secs(240);
-
-/// Realisations that one may need in all.
-const REALISATIONS_MAX: usize = 10_000;
-
 /// Age of a decision to build at which the next who asks for the same hash has it made anew.
 const JOINED_FOR: Duration = Duration::from_secs(1);
 /// Hashes of which such a decision is kept at most.
@@ -285,53 +279,6 @@ impl Substitute {
         ready.ok_or(Missing::Unavailable("the build ended without this output"))
     }
 
-    /// What an output of a content-addressed derivation is, as the index, the local store or another cache has it, with
-    /// all that it leads to; else a reason. Builds nothing.
-    ///
-    /// # Errors
-    /// When nobody knows, or what it leads to is not to be had.
-    pub async fn realisation(&self, id: &DrvOutput, asker: &Asker) -> Result<Realisation, Missing> {
-        let patience = if asker.via.is_empty() {
-            self.settings.transient_retry.min(SILENCE_MAX)
-        } else {
-            Duration::ZERO
-        };
-        self.patiently(patience, || self.whole_realisation(id, asker)).await
-    }
-
-    async fn whole_realisation(&self, id: &DrvOutput, asker: &Asker) -> Result<Realisation, Missing> {
-        if let Some(realisation) = self.realised(id).await? {
-            return Ok(realisation);
-        }
-        // Clients ask for those that it needs, too: it is of use with all of them.
-        let (mut found, mut wanted) = (BTreeMap::new(), BTreeSet::from([id.clone()]));
-        while let Some(next) = wanted.pop_first() {
-            let realisation = match self.realised(&next).await? {
-                Some(realisation) => realisation,
-                None => self.find_realisation(&next, asker).await?,
-            };
-            wanted.extend(realisation.dependencies().keys().filter(|id| !found.contains_key(*id)).cloned());
-            found.insert(next.clone(), realisation);
-            wanted.remove(&next);
-            if found.len() > REALISATIONS_MAX {
-                let reason = format!("it needs more than {REALISATIONS_MAX} realisations");
-                return Err(incomplete(&found[id], reason));
-            }
-        }
-        for realisation in found.values() {
-            for (other, path) in realisation.dependencies() {
-                if found[other].path() != path {
-                    let reason =
-                        format!("it needs {other} to be {path}, which is {} here", found[other].path());
-                    return Err(incomplete(realisation, reason));
-                }
-            }
-        }
-        let published = self.adopter.publish_realisations(found.into_values().collect()).await;
-        published.map_err(|error| trouble(&error, "the realisation could not be taken"))?;
-        self.realised(id).await?.ok_or(Missing::Unavailable("the path was lost in this moment"))
-    }
-
     /// The derivations that make a path, as far as they are known: the one that made what is served first.
     ///
     /// # Errors
@@ -344,45 +291,6 @@ impl Substitute {
         makers.extend(listed.into_iter().map(|maker| maker.drv));
         makers.extend(self.local.derivers_of(hash).await.map_err(|error| local_trouble(&error))?);
         Ok(makers)
-    }
-
-    async fn realised(&self, id: &DrvOutput) -> Result<Option<Realisation>, Missing> {
-        let realisation = self.index.realisation(id.clone()).await;
-        let mut realisation = realisation.map_err(|e| trouble(&e, "the index cannot be read"))?;
-        realisation.iter_mut().for_each(|realisation| self.adopter.keys.complete_realisation(realisation));
-        Ok(realisation)
-    }
-
-    /// What the local store or another cache says, if the path can be served, which then is.
-    async fn find_realisation(&self, id: &DrvOutput, asker: &Asker) -> Result<Realisation, Missing> {
-        let mut no_daemon = None;
-        match self.local.realisation(id).await.map_err(|error| local_trouble(&error)) {
-            Ok(Some(realisation)) if self.serve(&realisation, asker).await.is_ok() => return Ok(realisation),
-            Ok(_) => {}
-            Err(reason @ Missing::NoDaemon(_)) => no_daemon = Some(reason),
-            Err(reason) => return Err(reason),
-        }
-        match self.adopter.upstreams.find_realisation(id, asker).await {
-            Ok(realisation) => self.serve(&realisation, asker).await.map(|()| realisation),
-            Err(_) if let Some(reason) = no_daemon => Err(reason),
-            Err(Nothing { reasons, troubled }) => {
-                Err(Missing::Unrealised { id: id.clone(), reasons, troubled })
-            }
-        }
-    }
-
-    /// Has the path that a realisation names served.
-    async fn serve(&self, realisation: &Realisation, asker: &Asker) -> Result<(), Missing> {
-        let path = realisation.path();
-        // In a box, since it is large.
-        match Box::pin(self.ask(path.hash(), OnMiss::Relayed(asker.clone()))).await {
-            Answer::Ready(ready) if ready.path == *path => Ok(()),
-            Answer::Ready(ready) => Err(incomplete(realisation, format!("that hash is {} here", ready.path))),
-            Answer::Missing(reason) | Answer::Troubled { missing: reason, .. } => {
-                Err(incomplete(realisation, reason.to_string()))
-            }
-            Answer::Wait(_) => Err(incomplete(realisation, "it is not built yet".into())),
-        }
     }
 
     async fn served(&self, hash: StorePathHash) -> Result<Option<Arc<Ready>>, Missing> {
@@ -498,11 +406,6 @@ impl Substitute {
         }
         true
     }
-}
-
-fn incomplete(realisation: &Realisation, reason: String) -> Missing {
-    let (id, path) = (realisation.id().clone(), realisation.path().clone());
-    Missing::Incomplete { id, path, reason }
 }
 
 fn local_trouble(error: &LocalStoreError) -> Missing {

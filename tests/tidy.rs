@@ -285,3 +285,32 @@ fn every_dependency_has_its_reason() {
         assert!(count > 3, "{manifest}: no dependencies were found, which cannot be");
     }
 }
+
+#[test]
+fn every_test_that_the_table_of_faults_names_exists() {
+    let table = fs::read_to_string(root().join("tests/README.md")).expect("the table");
+    let named: Vec<(&str, &str)> = table
+        .lines()
+        .filter_map(|line| line.strip_suffix("` |")?.rsplit('`').next()?.split_once("::"))
+        .collect();
+    assert!(named.len() > 40, "only {} rows were found", named.len());
+    for (file, name) in named {
+        let path = root().join(format!("tests/{file}.rs"));
+        let text = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert!(text.contains(&format!("#[test]\nfn {name}()")), "{file} has no test called {name}");
+    }
+}
+
+#[test]
+fn every_file_that_the_readme_names_exists() {
+    let readme = fs::read_to_string(root().join("README.md")).expect("the README");
+    let named = readme.split('`').skip(1).step_by(2).filter(|code| {
+        let folders = ["src/", "narinfo/", "tests/", "nixos-module/", "benches/"];
+        folders.iter().any(|folder| code.starts_with(folder)) && !code.contains([' ', '*'])
+    });
+    let named: BTreeSet<&str> = named.collect();
+    assert!(named.len() > 40, "only {} were found", named.len());
+    for name in named {
+        assert!(root().join(name).exists(), "README.md names {name}, which is not there");
+    }
+}

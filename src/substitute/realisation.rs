@@ -1,0 +1,108 @@
+//! Realisations: which path an output of a content-addressed derivation is. One is given only with all that it leads to served.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use narinfo::{DrvOutput, Realisation};
+
+use super::{Answer, Missing, OnMiss, Substitute, local_trouble, trouble};
+use crate::upstream::{Asker, Nothing};
+
+/// Longest wait for the daemon of a client that asks for a realisation: clients give up after 300 s without a byte.
+const SILENCE_MAX: Duration = Duration::from_secs(240);
+
+/// Realisations that one may need in all.
+const REALISATIONS_MAX: usize = 10_000;
+
+impl Substitute {
+    /// The realisation of an output of a content-addressed derivation, as the index, the local store or another cache has it,
+    /// with all that it leads to; else a reason. Builds nothing.
+    ///
+    /// # Errors
+    /// When nobody knows, or what it leads to is not to be had.
+    pub async fn realisation(&self, id: &DrvOutput, asker: &Asker) -> Result<Realisation, Missing> {
+        let patience = if asker.via.is_empty() {
+            self.settings.transient_retry.min(SILENCE_MAX)
+        } else {
+            Duration::ZERO
+        };
+        self.patiently(patience, || self.whole_realisation(id, asker)).await
+    }
+
+    async fn whole_realisation(&self, id: &DrvOutput, asker: &Asker) -> Result<Realisation, Missing> {
+        if let Some(realisation) = self.realised(id).await? {
+            return Ok(realisation);
+        }
+        // Clients ask for those that it needs, too: it is of use with all of them.
+        let (mut found, mut wanted) = (BTreeMap::new(), BTreeSet::from([id.clone()]));
+        while let Some(next) = wanted.pop_first() {
+            let realisation = match self.realised(&next).await? {
+                Some(realisation) => realisation,
+                None => self.find_realisation(&next, asker).await?,
+            };
+            wanted.extend(realisation.dependencies().keys().filter(|id| !found.contains_key(*id)).cloned());
+            found.insert(next.clone(), realisation);
+            wanted.remove(&next);
+            if found.len() > REALISATIONS_MAX {
+                let reason = format!("it needs more than {REALISATIONS_MAX} realisations");
+                return Err(incomplete(&found[id], reason));
+            }
+        }
+        for realisation in found.values() {
+            for (other, path) in realisation.dependencies() {
+                if found[other].path() != path {
+                    let reason =
+                        format!("it needs {other} to be {path}, which is {} here", found[other].path());
+                    return Err(incomplete(realisation, reason));
+                }
+            }
+        }
+        let published = self.adopter.publish_realisations(found.into_values().collect()).await;
+        published.map_err(|error| trouble(&error, "the realisation could not be taken"))?;
+        self.realised(id).await?.ok_or(Missing::Unavailable("the path was lost in this moment"))
+    }
+
+    async fn realised(&self, id: &DrvOutput) -> Result<Option<Realisation>, Missing> {
+        let realisation = self.index.realisation(id.clone()).await;
+        let mut realisation = realisation.map_err(|e| trouble(&e, "the index cannot be read"))?;
+        realisation.iter_mut().for_each(|realisation| self.adopter.keys.complete_realisation(realisation));
+        Ok(realisation)
+    }
+
+    /// Realisation that the local store or another cache has, if the path can be served, which then is.
+    async fn find_realisation(&self, id: &DrvOutput, asker: &Asker) -> Result<Realisation, Missing> {
+        let mut no_daemon = None;
+        match self.local.realisation(id).await.map_err(|error| local_trouble(&error)) {
+            Ok(Some(realisation)) if self.serve(&realisation, asker).await.is_ok() => return Ok(realisation),
+            Ok(_) => {}
+            Err(reason @ Missing::NoDaemon(_)) => no_daemon = Some(reason),
+            Err(reason) => return Err(reason),
+        }
+        match self.adopter.upstreams.find_realisation(id, asker).await {
+            Ok(realisation) => self.serve(&realisation, asker).await.map(|()| realisation),
+            Err(_) if let Some(reason) = no_daemon => Err(reason),
+            Err(Nothing { reasons, troubled }) => {
+                Err(Missing::Unrealised { id: id.clone(), reasons, troubled })
+            }
+        }
+    }
+
+    /// Serves the path that a realisation names from now on.
+    async fn serve(&self, realisation: &Realisation, asker: &Asker) -> Result<(), Missing> {
+        let path = realisation.path();
+        // In a box, since it is large.
+        match Box::pin(self.ask(path.hash(), OnMiss::Relayed(asker.clone()))).await {
+            Answer::Ready(ready) if ready.path == *path => Ok(()),
+            Answer::Ready(ready) => Err(incomplete(realisation, format!("that hash is {} here", ready.path))),
+            Answer::Missing(reason) | Answer::Troubled { missing: reason, .. } => {
+                Err(incomplete(realisation, reason.to_string()))
+            }
+            Answer::Wait(_) => Err(incomplete(realisation, "it is not built yet".into())),
+        }
+    }
+}
+
+fn incomplete(realisation: &Realisation, reason: String) -> Missing {
+    let (id, path) = (realisation.id().clone(), realisation.path().clone());
+    Missing::Incomplete { id, path, reason }
+}
