@@ -195,8 +195,8 @@ pub struct Written {
     #[serde(alias = "scrub_every", default, deserialize_with = "written_duration")]
     scrub_every: Option<Duration>,
     /// Bytes that a NAR may have to be fetched from an upstream [default: half of what is free on the disk]
-    #[arg(long, env = "ONDINE_MAX_NAR_BYTES", value_name = "BYTES")]
-    #[serde(alias = "max_nar_bytes")]
+    #[arg(long, env = "ONDINE_MAX_NAR_BYTES", value_name = "BYTES", value_parser = bytes)]
+    #[serde(alias = "max_nar_bytes", default, deserialize_with = "written_bytes")]
     max_nar_bytes: Option<u64>,
     /// How long after its last use nothing is evicted, whatever the limit [default: 10m]
     #[arg(long, env = "ONDINE_KEEP_USED", value_name = "DURATION", value_parser = duration)]

@@ -52,7 +52,9 @@ pub fn plain<'a>(
         Compression::Br => {
             Reserved::boxed(BROTLI_BYTES, || brotli_decompressor::Decompressor::new(input, INPUT_BYTES))
         }
-        Compression::Lz4 => Reserved::boxed(LZ4_BYTES, || Lz4Frames(FrameDecoder::new(buffered(input)))),
+        Compression::Lz4 => {
+            Reserved::boxed(LZ4_BYTES, || Lz4Frames(Some(FrameDecoder::new(buffered(input)))))
+        }
     })
 }
 
@@ -96,18 +98,20 @@ impl<D: Read> Read for Reserved<D> {
     }
 }
 
-/// lz4 frames, one behind the other.
-struct Lz4Frames<R: Read>(FrameDecoder<R>);
+/// lz4 frames, one behind the other, each with a decoder of its own: one decoder takes no second frame with blocks of another size.
+struct Lz4Frames<R: Read>(Option<FrameDecoder<R>>);
 
 impl<R: BufRead> Read for Lz4Frames<R> {
     fn read(&mut self, output: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let read = self.0.read(output)?;
+        while let Some(decoder) = &mut self.0 {
+            let read = decoder.read(output)?;
             // A frame that ends is told like an end of all.
-            if read > 0 || output.is_empty() || self.0.get_mut().fill_buf()?.is_empty() {
+            if read > 0 || output.is_empty() || decoder.get_mut().fill_buf()?.is_empty() {
                 return Ok(read);
             }
+            self.0 = self.0.take().map(|decoder| FrameDecoder::new(decoder.into_inner()));
         }
+        Ok(0)
     }
 }
 
