@@ -109,6 +109,15 @@ impl Attacked {
         folder
     }
 
+    /// Whatever the store has under this name is a link.
+    #[track_caller]
+    fn assert_copied_as_link(&self, name: &str) {
+        for entry in std::fs::read_dir(self.store.store_dir()).expect("a store") {
+            let path = entry.expect("a readable store").path();
+            assert!(!text(&path).ends_with(name) || path.is_symlink(), "{} is no link", path.display());
+        }
+    }
+
     #[track_caller]
     fn assert_unharmed(&self, what: &str, told: &str, state: &Path) {
         let key = std::fs::read_to_string(state.join("signing-key")).expect("a key");
@@ -186,19 +195,27 @@ fn evaluators_have_nothing_of_the_state_directory_and_no_network_in_any_kind_of_
         refresh(&ondine);
         for set in ["plain", "flake", "files"] {
             let told = set_of(&ondine, set);
-            assert_eq!(told["generations"][0]["attributes"], 1, "{name} {set}: {told:#}");
             let errors = told["errors"].as_array().expect("a list");
+            let mut evaluated = 1;
             for attribute in attributes.keys().filter(|attribute| *attribute != "good") {
                 let error = errors.iter().find(|error| error["attribute"] == **attribute);
+                let lazy = look_up(&ondine, &format!("lazy-{set}"), attribute);
+                if attribute == "link-copied" {
+                    // Nix 2.26 copies the link itself at times, which tells the words of its target and nothing that is there.
+                    evaluated += usize::from(error.is_none());
+                    attacked.assert_copied_as_link("link-to-state");
+                    attacked.assert_unharmed(&format!("{name} {set} {attribute}"), &lazy, &state);
+                    continue;
+                }
                 let error =
                     error.unwrap_or_else(|| panic!("{name} {set}: {attribute} is not told: {told:#}"));
-                let lazy = look_up(&ondine, &format!("lazy-{set}"), attribute);
                 assert!(lazy.contains("cannot be evaluated"), "{name} lazy {set} {attribute}: {lazy}");
                 for error in [error["error"].as_str().expect("a text"), &lazy] {
                     assert!(!error.contains("it throws an error"), "{name} {set} {attribute}: {error}");
                     attacked.assert_unharmed(&format!("{name} {set} {attribute}"), error, &state);
                 }
             }
+            assert_eq!(told["generations"][0]["attributes"], evaluated, "{name} {set}: {told:#}");
             attacked.assert_unharmed(&format!("{name} {set}"), &told.to_string(), &state);
             let lazy = look_up(&ondine, &format!("lazy-{set}"), "good");
             assert!(lazy.contains("-good.drv"), "{name} lazy {set}: {lazy}");
