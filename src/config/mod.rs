@@ -222,7 +222,7 @@ pub struct Written {
     #[arg(long, env = "ONDINE_NAR_PLAIN_MAX_BYTES", value_name = "BYTES", value_parser = bytes)]
     #[serde(alias = "nar_plain_max_bytes", default, deserialize_with = "written_bytes")]
     nar_plain_max_bytes: Option<u64>,
-    /// Address of this cache as clients write it, such as https://cache.example.org [default: that of listen]
+    /// Address of this cache as clients write it, with its scheme, http or https [default: that of listen]
     #[arg(long, env = "ONDINE_PUBLIC_URL", value_name = "URL")]
     #[serde(alias = "public_url")]
     public_url: Option<String>,
