@@ -97,15 +97,6 @@ impl NarStore {
         })
     }
 
-    /// Bytes that are free where the NARs are.
-    ///
-    /// # Errors
-    /// When the system does not tell.
-    pub fn free_bytes(&self) -> io::Result<u64> {
-        let stat = rustix::fs::statvfs(&self.dir)?;
-        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-    }
-
     /// Makes a draft that was written and verified durable and gives it its final name. Its readers, who follow it, have all
     /// that they asked for before that. Blocking.
     ///

@@ -264,7 +264,7 @@ impl Inner {
 
     /// Bytes that a NAR may have to be fetched: those of the setting, else half of what is free.
     pub(super) fn nar_bytes_max(&self) -> u64 {
-        self.nar_bytes_max.unwrap_or_else(|| self.nars.free_bytes().map_or(u64::MAX, |free| free / 2))
+        self.nar_bytes_max.unwrap_or_else(|| self.nars.room().map_or(u64::MAX, |room| room.free_bytes / 2))
     }
 
     async fn forget_upstream(&self, nar: NarHash, upstream: &str) {
