@@ -127,11 +127,9 @@ impl Failures {
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroUsize;
     use std::time::Duration;
 
     use super::*;
-    use crate::build::Policy;
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -139,17 +137,7 @@ mod tests {
         Settings {
             remember_permanent: Duration::from_secs(permanent),
             remember_passing: Duration::from_secs(passing),
-            lanes: NonZeroUsize::MIN,
-            policy: Policy::Strict,
-            derivations_max: 500,
-            abandon_after: Duration::from_secs(60),
-            queued_max: usize::MAX,
-            queued_per_client_max: usize::MAX,
-            cores: 0,
-            build_max: None,
-            silent_max: None,
-            prebuild: None,
-            transient_retry: Duration::ZERO,
+            ..Settings::strict()
         }
     }
 

@@ -81,6 +81,28 @@ pub struct Settings {
     pub prebuild: Option<Allowance>,
 }
 
+#[cfg(test)]
+impl Settings {
+    /// Strict order on one lane, without bounds on builds; no failure is remembered, and no daemon waited for.
+    fn strict() -> Self {
+        Self {
+            remember_permanent: Duration::ZERO,
+            remember_passing: Duration::ZERO,
+            transient_retry: Duration::ZERO,
+            lanes: NonZeroUsize::MIN,
+            policy: Policy::Strict,
+            derivations_max: 500,
+            abandon_after: Duration::from_secs(60),
+            queued_max: usize::MAX,
+            queued_per_client_max: usize::MAX,
+            cores: 0,
+            build_max: None,
+            silent_max: None,
+            prebuild: None,
+        }
+    }
+}
+
 /// How a request ended.
 pub type Ending = Result<(), Arc<Failure>>;
 

@@ -367,27 +367,12 @@ mod tests {
     use narinfo::StorePath;
 
     use super::*;
-    use crate::build::{Policy, Settings};
+    use crate::build::Settings;
     use crate::index::Index;
 
     async fn builds(folder: &tempfile::TempDir) -> Builds {
         let index = Index::open(&folder.path().join("index")).expect("opened");
-        let settings = Settings {
-            remember_permanent: Duration::ZERO,
-            remember_passing: Duration::ZERO,
-            transient_retry: Duration::ZERO,
-            lanes: NonZeroUsize::MIN,
-            policy: Policy::Strict,
-            derivations_max: 500,
-            abandon_after: Duration::from_secs(60),
-            queued_max: usize::MAX,
-            queued_per_client_max: usize::MAX,
-            cores: 0,
-            build_max: None,
-            silent_max: None,
-            prebuild: None,
-        };
-        Builds::open(settings, &index).await.expect("opened")
+        Builds::open(Settings::strict(), &index).await.expect("opened")
     }
 
     fn drv(number: u64) -> StorePath {
