@@ -46,16 +46,6 @@ fn build(store: &NixStore, derivation: &Derivation) -> (PathBuf, Vec<PathBuf>) {
     (drv, paths)
 }
 
-/// The client makes the derivation itself, as every user does, and wants its outputs. Gives what it got.
-fn realise(client: &Client, derivation: &Derivation, from: &Ondine) -> Vec<PathBuf> {
-    let drv = client.run("nix-instantiate", &["--expr", &derivation.to_nix()]).must_succeed().text();
-    let drv = drv.split('!').next().unwrap_or_default().trim();
-    let (url, key) = (from.url(), from.public_key());
-    let options = ["--option", "substituters", &url, "--option", "trusted-public-keys", key];
-    let got = client.run("nix-store", &[&["--realise", drv], &options[..]].concat()).must_succeed();
-    got.text().lines().map(PathBuf::from).collect()
-}
-
 /// A client that knows of content-addressed derivations.
 fn client(release: &Release, store: &NixStore) -> Client {
     Client::with_settings(release.clone(), &store.store_dir(), &[FEATURES])
@@ -67,7 +57,7 @@ fn round_trip(client_release: &Release, daemon_release: &Release) {
     let _daemon = store.daemon();
     let (_, built) = build(&store, &chain());
     let ondine = Ondine::start(&store, &[]);
-    let got = realise(&client(client_release, &store), &chain(), &ondine);
+    let got = client(client_release, &store).realise(&ondine.substituter(), &chain());
     assert_eq!(got, built, "client {}, daemon {}", client_release.version(), daemon_release.version());
     println!("client {}, daemon {}: ok", client_release.version(), daemon_release.version());
 }
@@ -215,7 +205,7 @@ fn what_another_cache_has_signed_is_passed_through_with_all_that_it_needs() {
     let (path, digest) = &elsewhere.chain;
     for release in Release::all() {
         let client = client(&release, &elsewhere.store);
-        assert_eq!(realise(&client, &chain(), &elsewhere.ondine), std::slice::from_ref(path));
+        assert_eq!(client.realise(&elsewhere.ondine.substituter(), &chain()), std::slice::from_ref(path));
         assert_eq!(&client.nar_digest(path), digest, "client {}", release.version());
     }
     let asked = elsewhere.upstream.server.seen_of("/realisations/");

@@ -223,11 +223,7 @@ fn an_output_whose_sibling_is_in_no_cache_keeps_no_client_in_a_circle() {
         let table = table(&holed.file_url(), &[&holed.public_key()], "");
         let cache = Cache::behind(store, &[table], &[]);
         let client = super::support::Client::new(release.clone(), &cache.store.store_dir());
-        let drv = client.run("nix-instantiate", &["--expr", &derivation.to_nix()]).must_succeed().text();
-        let (url, key) = (cache.ondine.url(), cache.ondine.public_key().to_owned());
-        let drv = drv.split('!').next().unwrap_or_default();
-        let options = ["--option", "substituters", &url, "--option", "trusted-public-keys", &key];
-        client.run("nix-store", &[&["--realise", drv], &options[..]].concat()).must_succeed();
+        client.realise(&cache.ondine.substituter(), &derivation);
         sample.assert_held_by(&client);
     }
 }

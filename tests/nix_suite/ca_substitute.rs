@@ -37,15 +37,6 @@ fn build(store: &NixStore, derivation: &Derivation) -> Vec<PathBuf> {
     store.realise(&drv).must_succeed().text().lines().map(PathBuf::from).collect()
 }
 
-fn realise(client: &Client, derivation: &Derivation, from: &Ondine) -> Vec<PathBuf> {
-    let drv = client.run("nix-instantiate", &["--expr", &derivation.to_nix()]).must_succeed().text();
-    let drv = drv.split('!').next().unwrap_or_default().trim();
-    let (url, key) = (from.url(), from.public_key());
-    let options = ["--option", "substituters", &url, "--option", "trusted-public-keys", key];
-    let got = client.run("nix-store", &[&["--realise", drv], &options[..]].concat()).must_succeed();
-    got.text().lines().map(PathBuf::from).collect()
-}
-
 #[test]
 fn a_chain_is_had_by_a_client_that_may_not_build_and_again_by_one_that_remembers() {
     for release in Release::all() {
@@ -59,7 +50,7 @@ fn a_chain_is_had_by_a_client_that_may_not_build_and_again_by_one_that_remembers
         // The second time with an empty store and the answers that it remembers.
         for _ in 0..2 {
             for (derivation, expected) in [transitive(), dependent(), root()].iter().zip(built.iter().rev()) {
-                assert_eq!(&realise(&client, derivation, &ondine), expected, "{release:?}");
+                assert_eq!(&client.realise(&ondine.substituter(), derivation), expected, "{release:?}");
             }
             client.empty();
         }
