@@ -31,7 +31,7 @@ impl FromStr for ContentAddress {
 }
 
 impl ContentAddress {
-    /// Whether a path has its name from this address and these references. Then no signature is needed, but for nothing else:
+    /// True when a path has its name from this address and these references. Then no signature is needed, but for nothing else:
     /// the size of the contents is not fixed, their NAR hash only where the address is that hash, and the contents are proven
     /// only by themselves (see [`Addressed`]). Always false for git trees, which cannot be recomputed here.
     #[must_use]
@@ -98,7 +98,7 @@ impl Addressed {
     }
 }
 
-/// What an address is the hash of.
+/// Contents that an address is the hash of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Of {
     /// The whole NAR.
@@ -124,7 +124,7 @@ impl Recomputed {
         }
     }
 
-    /// Whether the bytes were those of the address.
+    /// True when the bytes were those of the address.
     pub(crate) fn fits(mut self) -> bool {
         if let Some(modulo) = self.modulo {
             modulo.end(&mut self.hasher);

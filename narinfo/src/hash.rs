@@ -93,7 +93,7 @@ impl NarHash {
     }
 }
 
-/// Whether the text is a hash of an algorithm that Nix knows and that is not SHA-256, in any spelling.
+/// True when the text is a hash of an algorithm that Nix knows and that is not SHA-256, in any spelling.
 pub(crate) fn is_of_another_kind(text: &str) -> bool {
     OTHERS.into_iter().any(|(name, bytes)| {
         let Some(rest) = text.strip_prefix(name) else { return false };

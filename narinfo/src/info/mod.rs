@@ -158,7 +158,7 @@ impl NarInfo {
         text
     }
 
-    /// Whether one of `keys` has signed it: then all that it says of the path is to be believed.
+    /// True when one of `keys` has signed it: then all that it says of the path is to be believed.
     #[must_use]
     pub fn is_signed(&self, store_dir: &StoreDir, keys: &[PublicKey]) -> bool {
         let fingerprint = self.fingerprint(store_dir);
@@ -166,7 +166,7 @@ impl NarInfo {
         self.signatures.iter().any(signed)
     }
 
-    /// Whether the path has its name from its contents: then they may be proven without a signature, once they are here. Until
+    /// True when the path has its name from its contents: then they may be proven without a signature, once they are here. Until
     /// then nothing is to be believed but the path and its references.
     #[must_use]
     pub fn names_contents(&self, store_dir: &StoreDir) -> bool {

@@ -57,7 +57,7 @@ pub fn dump(path: &Path, out: &mut dyn Write) -> Result<u64, Error> {
     Ok(out.bytes())
 }
 
-/// Whether the file tree at `path` has more than [`DIRECTORIES_MAX`] directories within each other. Reads directories alone.
+/// True when the file tree at `path` has more than [`DIRECTORIES_MAX`] directories within each other. Reads directories alone.
 ///
 /// # Errors
 /// When the tree cannot be read.
