@@ -35,6 +35,6 @@ pub mod client;
 pub mod decode;
 pub mod escape;
 pub mod filter;
-pub mod growing;
 pub mod room;
+pub mod tail_file;
 pub mod trouble;

@@ -68,7 +68,8 @@ fn a_value_of_the_wrong_type_is_told_in_words_that_need_no_source_code() {
             let Err(error) = read(&format!("{setting} = {value}")) else { continue };
             let text = format!("{error}: {:?}", std::error::Error::source(&error).map(ToString::to_string));
             // The name of the temporary file is random: it may spell one of the words.
-            let text = text.split_whitespace().filter(|word| !word.contains("/.tmp")).collect::<Vec<_>>().join(" ");
+            let text =
+                text.split_whitespace().filter(|word| !word.contains("/.tmp")).collect::<Vec<_>>().join(" ");
             for words in ["u64", "u32", "i32", "usize", "struct", "enum", "Written"] {
                 assert!(!text.contains(words), "{setting} = {value}: {words:?} in {text}");
             }

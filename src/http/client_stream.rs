@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::nar_store::{Place, place_of};
+use crate::nar_store::{FileRange, range_of};
 
 /// Bytes below which they are not looked for in a file: those are heads of answers, and small bodies.
 const FROM_FILE_MIN: usize = 32 * 1024;
@@ -51,8 +51,8 @@ struct Ahead {
     closed: Option<Pin<Box<Sleep>>>,
 }
 
-fn in_file(bytes: &[u8]) -> Option<Place> {
-    if bytes.len() < FROM_FILE_MIN { None } else { place_of(bytes) }
+fn in_file(bytes: &[u8]) -> Option<FileRange> {
+    if bytes.len() < FROM_FILE_MIN { None } else { range_of(bytes) }
 }
 
 impl ClientStream {
@@ -60,8 +60,8 @@ impl ClientStream {
         Self { stream, write_timeout, reading: false, stalled: false, stall_timer: None, ahead: None }
     }
 
-    fn poll_send(&self, context: &mut Context<'_>, place: &Place) -> Poll<io::Result<usize>> {
-        let Place { file, part } = place;
+    fn poll_send(&self, context: &mut Context<'_>, range: &FileRange) -> Poll<io::Result<usize>> {
+        let FileRange { file, part } = range;
         let bytes = usize::try_from(part.end - part.start).unwrap_or(usize::MAX);
         loop {
             ready!(self.stream.poll_write_ready(context))?;
@@ -141,7 +141,7 @@ impl AsyncWrite for ClientStream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let sent = match in_file(bytes) {
-            Some(place) => self.poll_send(context, &place),
+            Some(range) => self.poll_send(context, &range),
             None => Pin::new(&mut self.stream).poll_write(context, bytes),
         };
         self.sent(context, sent)
@@ -154,7 +154,7 @@ impl AsyncWrite for ClientStream {
     ) -> Poll<io::Result<usize>> {
         let first = all.iter().enumerate().find_map(|(at, bytes)| Some((at, in_file(bytes)?)));
         let sent = match first {
-            Some((0, place)) => self.poll_send(context, &place),
+            Some((0, range)) => self.poll_send(context, &range),
             Some((before, _)) => Pin::new(&mut self.stream).poll_write_vectored(context, &all[..before]),
             None => Pin::new(&mut self.stream).poll_write_vectored(context, all),
         };

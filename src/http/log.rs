@@ -11,8 +11,8 @@ use super::Service;
 use super::answer::{self, Answer};
 use super::pipe::{Cut, Pieces, written};
 use crate::build::Log;
-use crate::growing::{Reader, reading};
 use crate::nix::DaemonLog;
+use crate::tail_file::{TailReader, reading};
 
 /// A log that was found.
 enum Found {
@@ -72,7 +72,7 @@ fn ours(service: &Service, log: Log) -> Answer {
     }
 }
 
-impl Pieces for Reader {
+impl Pieces for TailReader {
     async fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
         self.next_chunk().await
     }

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::Stored;
-use crate::growing::{Growth, abandoned};
 use crate::room::Room;
+use crate::tail_file::{WriteProgress, abandoned};
 
 /// Bytes after which it is looked again whether there is room for more.
 const LOOK_EVERY_BYTES: u64 = 4 * 1024 * 1024;
@@ -19,7 +19,7 @@ const LOOK_EVERY_BYTES: u64 = 4 * 1024 * 1024;
 #[derive(Clone, Debug)]
 pub struct Growing {
     pub(super) file: Arc<File>,
-    pub(super) growth: watch::Receiver<Growth>,
+    pub(super) progress: watch::Receiver<WriteProgress>,
     /// Bytes at its beginning that are known to be right before it ends.
     pub(super) trusted: u64,
     kept: watch::Receiver<bool>,
@@ -29,7 +29,7 @@ pub struct Growing {
 #[derive(Debug)]
 pub struct Draft {
     file: tempfile::NamedTempFile,
-    growth: watch::Sender<Growth>,
+    progress: watch::Sender<WriteProgress>,
     /// Whether it has its final name.
     kept: watch::Sender<bool>,
 }
@@ -40,21 +40,21 @@ impl Draft {
     pub(super) fn begin(folder: &Path, trusted: u64) -> io::Result<(Self, Growing)> {
         Room::of(folder)?.check()?;
         let file = tempfile::Builder::new().prefix("nar-").tempfile_in(folder)?;
-        let (growth, following) = watch::channel(Growth::default());
+        let (progress, following) = watch::channel(WriteProgress::default());
         let (kept, waiting) = watch::channel(false);
-        let reading = Growing { file: Arc::new(file.reopen()?), growth: following, trusted, kept: waiting };
-        Ok((Self { file, growth, kept }, reading))
+        let reading = Growing { file: Arc::new(file.reopen()?), progress: following, trusted, kept: waiting };
+        Ok((Self { file, progress, kept }, reading))
     }
 
     /// Whether readers may have seen some of it: then its bytes stand, right or wrong.
     #[must_use]
     pub fn is_begun(&self) -> bool {
-        self.growth.borrow().bytes > 0
+        self.progress.borrow().bytes > 0
     }
 
     /// Whether anybody follows it but the list of what is under way.
     pub(crate) fn is_followed(&self) -> bool {
-        self.growth.receiver_count() > 1
+        self.progress.receiver_count() > 1
     }
 
     /// One more reading side.
@@ -63,7 +63,7 @@ impl Draft {
     /// When the file cannot be opened once more.
     pub fn follow(&self) -> io::Result<Growing> {
         let file = Arc::new(self.file.reopen()?);
-        Ok(Growing { file, growth: self.growth.subscribe(), trusted: 0, kept: self.kept.subscribe() })
+        Ok(Growing { file, progress: self.progress.subscribe(), trusted: 0, kept: self.kept.subscribe() })
     }
 
     /// Its file, to be told apart from others; of no bytes yet.
@@ -81,18 +81,18 @@ impl Draft {
     pub fn rewind(&self) -> io::Result<()> {
         self.file.as_file().set_len(0)?;
         self.file.as_file().rewind()?;
-        self.growth.send_modify(|growth| growth.bytes = 0);
+        self.progress.send_modify(|progress| progress.bytes = 0);
         Ok(())
     }
 
     /// Ends it without a file; its readers hear why.
     pub fn abandon(self, reason: &str) {
-        self.growth.send_modify(|g| g.end = Some(Err(reason.to_owned())));
+        self.progress.send_modify(|g| g.end = Some(Err(reason.to_owned())));
     }
 
     /// Tells the readers that it is complete and right: they need not wait until it is kept.
     pub(super) fn is_right(&self) {
-        self.growth.send_modify(|g| g.end = Some(Ok(())));
+        self.progress.send_modify(|g| g.end = Some(Ok(())));
     }
 
     /// Waits until all that was written is durable.
@@ -120,12 +120,12 @@ impl Kept {
 /// Writes to the file, and tells the readers how far it has grown.
 impl Write for &Draft {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        let before = self.growth.borrow().bytes;
+        let before = self.progress.borrow().bytes;
         if before / LOOK_EVERY_BYTES != (before + data.len() as u64) / LOOK_EVERY_BYTES {
             Room::of_file(self.file.as_file())?.check()?;
         }
         let written = self.file.as_file().write(data)?;
-        self.growth.send_modify(|g| g.bytes += written as u64);
+        self.progress.send_modify(|g| g.bytes += written as u64);
         Ok(written)
     }
 
@@ -140,9 +140,9 @@ impl Growing {
     /// # Errors
     /// When nothing was written and nothing will be.
     pub async fn begun(&mut self) -> io::Result<()> {
-        let growth =
-            self.growth.wait_for(|g| g.bytes > 0 || g.end.is_some()).await.map_err(|_| abandoned())?;
-        match (growth.bytes, &growth.end) {
+        let progress =
+            self.progress.wait_for(|g| g.bytes > 0 || g.end.is_some()).await.map_err(|_| abandoned())?;
+        match (progress.bytes, &progress.end) {
             (0, Some(Err(reason))) => Err(io::Error::other(reason.clone())),
             _ => Ok(()),
         }
@@ -157,6 +157,6 @@ impl Growing {
             return Ok(());
         }
         // The writer is gone without it.
-        Err(self.growth.borrow().end.clone().and_then(Result::err).map_or_else(abandoned, io::Error::other))
+        Err(self.progress.borrow().end.clone().and_then(Result::err).map_or_else(abandoned, io::Error::other))
     }
 }

@@ -13,14 +13,14 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bytes::Bytes;
 use memmap2::{Advice, Mmap, MmapOptions};
 
-use crate::growing::read_at;
+use crate::tail_file::read_at;
 
 /// Where each window is that is there now, by the address of its first byte.
-static WINDOWS: RwLock<BTreeMap<usize, Place>> = RwLock::new(BTreeMap::new());
+static WINDOWS: RwLock<BTreeMap<usize, FileRange>> = RwLock::new(BTreeMap::new());
 
 /// Where bytes are in a file.
 #[derive(Clone, Debug)]
-pub struct Place {
+pub struct FileRange {
     /// The file.
     pub file: Arc<File>,
     /// Those bytes of it.
@@ -48,21 +48,21 @@ pub(super) fn window_in_memory(file: &Arc<File>, part: &Range<u64>) -> Option<By
 
 /// Where these bytes are, if they are (some) of a window.
 #[must_use]
-pub fn place_of(bytes: &[u8]) -> Option<Place> {
+pub fn range_of(bytes: &[u8]) -> Option<FileRange> {
     let at = bytes.as_ptr().addr();
     let windows = WINDOWS.read().unwrap_or_else(PoisonError::into_inner);
-    let (first, Place { file, part }) = windows.range(..=at).next_back()?;
+    let (first, FileRange { file, part }) = windows.range(..=at).next_back()?;
     let start = part.start + (at - first) as u64;
     let end = start + bytes.len() as u64;
     // The window that these bytes are of is there for as long as they are.
-    (end <= part.end).then(|| Place { file: Arc::clone(file), part: start..end })
+    (end <= part.end).then(|| FileRange { file: Arc::clone(file), part: start..end })
 }
 
 /// A mapping that is known by its address.
 struct Window(Mmap);
 
 impl Window {
-    fn new(mapping: Mmap, place: Place) -> Self {
+    fn new(mapping: Mmap, place: FileRange) -> Self {
         let mut windows = WINDOWS.write().unwrap_or_else(PoisonError::into_inner);
         windows.insert(mapping.as_ptr().addr(), place);
         Self(mapping)
@@ -103,7 +103,7 @@ fn mapping(file: &File, part: &Range<u64>) -> io::Result<Mmap> {
 }
 
 fn registered(mapping: Mmap, file: &Arc<File>, part: &Range<u64>) -> Bytes {
-    Bytes::from_owner(Window::new(mapping, Place { file: Arc::clone(file), part: part.clone() }))
+    Bytes::from_owner(Window::new(mapping, FileRange { file: Arc::clone(file), part: part.clone() }))
 }
 
 /// Whether sending it waits for no disk. Much cheaper than to have all its pages mapped, which nobody needs who sends from the
@@ -197,13 +197,13 @@ mod tests {
         let file = file(&[7; 100_000]);
         let window = window(&file, 10..90_000).expect("a window");
         for part in [0..89_990, 0..1, 50..51, 89_989..89_990] {
-            let place = place_of(&window[part.clone()]).expect("it is of a window");
+            let place = range_of(&window[part.clone()]).expect("it is of a window");
             assert!(Arc::ptr_eq(&place.file, &file));
             assert_eq!(place.part, part.start as u64 + 10..part.end as u64 + 10);
         }
         let kept = window.slice(100..200);
         drop(window);
-        assert!(place_of(&kept).is_some() && place_of(&[7; 100]).is_none());
+        assert!(range_of(&kept).is_some() && range_of(&[7; 100]).is_none());
         let address = kept.as_ptr().addr() - 100;
         drop(kept);
         assert!(!WINDOWS.read().expect("locked").contains_key(&address));

@@ -2,14 +2,14 @@
 //! is made of them to be given faster. Knows files and nothing else: no index, no Nix, no HTTP. A file under its final name is
 //! always complete and verified, and never changes.
 
-mod checked;
-mod copies;
 mod draft;
 mod mapped;
-mod memory;
 mod pack;
+mod plain_cache;
 mod shelf;
+mod small_cache;
 mod stream;
+mod verify;
 
 use std::fs::{self, File};
 use std::io;
@@ -19,19 +19,19 @@ use std::sync::Arc;
 use narinfo::{Compression, NarHash};
 
 use crate::decode;
-use crate::growing::read_at;
 use crate::room::Room;
+use crate::tail_file::read_at;
 use crate::trouble::Trouble;
-pub use checked::{Error as PackError, Expected};
-use copies::Copies;
-pub use copies::Source;
 pub use draft::{Draft, Growing};
-pub use mapped::{Place, place_of};
-pub use memory::{Epoch, Small};
-use memory::{Memory, SMALL_BYTES_MAX};
+pub use mapped::{FileRange, range_of};
 pub use pack::Packed;
+use plain_cache::PlainCache;
+pub use plain_cache::Source;
 pub use shelf::{file_bytes, has_files};
+pub use small_cache::{Epoch, Small};
+use small_cache::{SMALL_BYTES_MAX, SmallCache};
 pub use stream::NarStream;
+pub use verify::{Error as PackError, Expected};
 
 /// Bytes of the file that shows whether files can be written again: a block of most file systems.
 const PROBE_BYTES: usize = 4096;
@@ -74,8 +74,8 @@ pub enum Form {
 pub struct NarStore {
     dir: PathBuf,
     settings: Settings,
-    copies: Copies,
-    memory: Arc<Memory>,
+    copies: PlainCache,
+    memory: Arc<SmallCache>,
     /// Why the last file could not be written.
     trouble: Trouble,
 }
@@ -111,8 +111,8 @@ impl NarStore {
     /// When the directory cannot be made or read.
     pub fn open(dir: &Path, settings: Settings) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
-        let copies = Copies::open(&dir.join("plain"), settings.plain_bytes_max)?;
-        let memory = Arc::new(Memory::new(settings.memory_bytes_max));
+        let copies = PlainCache::open(&dir.join("plain"), settings.plain_bytes_max)?;
+        let memory = Arc::new(SmallCache::new(settings.memory_bytes_max));
         let store = Self { dir: dir.to_owned(), settings, copies, memory, trouble: Trouble::default() };
         fs::create_dir_all(store.drafts())?;
         for entry in fs::read_dir(store.drafts())? {

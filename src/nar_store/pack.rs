@@ -11,11 +11,11 @@ use narinfo::{Addressed, Compression, NarHash};
 use sha2::{Digest, Sha256};
 use zstd::zstd_safe::CParameter;
 
-use super::checked::{Chunks, Error, Expected, Origin, checked};
 use super::draft::Draft;
+use super::verify::{Chunks, Error, Expected, Origin, checked};
 use super::{NarStore, Settings, Stored};
 use crate::decode;
-use crate::growing::CHUNK_BYTES;
+use crate::tail_file::CHUNK_BYTES;
 
 /// What has come goes out at least so often while a NAR is received, so that readers follow a slow sender.
 const FLUSH_AFTER: Duration = Duration::from_millis(250);

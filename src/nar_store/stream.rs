@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes};
 use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
 use super::{Nar, mapped};
-use crate::growing::{CHUNK_BYTES, Place, Reading, Turn, abandoned, read_at, reading};
+use crate::tail_file::{CHUNK_BYTES, ReadPermit, Reading, TailCursor, abandoned, read_at, reading};
 
 /// Bytes of a file that are sent at a time. A client has two of these, however slow it is: pages of the file, which the kernel
 /// may take back, and which are no memory of this program's unless they had to be read from the disk.
@@ -29,13 +29,13 @@ impl NarStream {
     /// A part of the file of `nar`; of one that grows, to the end where the part has none.
     #[must_use]
     pub fn as_it_is(nar: Nar, part: Range<u64>) -> Self {
-        let (file, place) = match nar {
-            Nar::Stored(stored) => (stored.file, Place::part(part)),
+        let (file, cursor) = match nar {
+            Nar::Stored(stored) => (stored.file, TailCursor::part(part)),
             Nar::Growing(growing) => {
-                (growing.file, Place::following_part(growing.growth, part, growing.trusted))
+                (growing.file, TailCursor::following_part(growing.progress, part, growing.trusted))
             }
         };
-        Self::AsItIs(Windows { file, place, ahead: None })
+        Self::AsItIs(Windows { file, cursor, ahead: None })
     }
 
     /// A part of the plain NAR in the zstd file of `nar`.
@@ -43,14 +43,14 @@ impl NarStream {
     /// # Errors
     /// When no decoder can be made.
     pub fn decoded(nar: Nar, part: Range<u64>) -> io::Result<Self> {
-        let (file, place, follows) = match nar {
-            Nar::Stored(stored) => (stored.file, Place::part(0..stored.bytes), false),
-            Nar::Growing(growing) => (growing.file, Place::following(growing.growth), true),
+        let (file, cursor, follows) = match nar {
+            Nar::Stored(stored) => (stored.file, TailCursor::part(0..stored.bytes), false),
+            Nar::Growing(growing) => (growing.file, TailCursor::following(growing.progress), true),
         };
         let decoding =
             Decoding { file, decoder: Decoder::new()?, input: Vec::new(), used: 0, is_full: false };
         Ok(Self::Decoded(Box::new(Decoded {
-            place,
+            cursor,
             follows,
             decoding: Some(Box::new(decoding)),
             skip: part.start,
@@ -75,7 +75,7 @@ impl NarStream {
 #[derive(Debug)]
 pub struct Windows {
     file: Arc<File>,
-    place: Place,
+    cursor: TailCursor,
     /// The window that is prepared while the one before it is sent, where that had to be read.
     ahead: Option<Reading<Bytes>>,
 }
@@ -85,7 +85,7 @@ impl Windows {
         let window = match self.ahead.take() {
             Some(ahead) => ahead.await.map_err(io::Error::other)??,
             None => {
-                let Some(next) = self.place.next(WINDOW_BYTES).await? else { return Ok(None) };
+                let Some(next) = self.cursor.next(WINDOW_BYTES).await? else { return Ok(None) };
                 if let Some(window) = mapped::window_in_memory(&self.file, &next) {
                     return Ok(Some(window));
                 }
@@ -94,8 +94,8 @@ impl Windows {
         };
         // The disk is at work on the next one while this one is sent. Where all turns are taken, it is prepared when it is
         // asked for.
-        if let Some(turn) = Turn::free()
-            && let Some(next) = self.place.next_now(WINDOW_BYTES)
+        if let Some(turn) = ReadPermit::free()
+            && let Some(next) = self.cursor.next_now(WINDOW_BYTES)
         {
             self.ahead = Some(turn.read(self.window(next)));
         }
@@ -111,7 +111,7 @@ impl Windows {
 /// A plain NAR, decompressed as it is read.
 #[derive(Debug)]
 pub struct Decoded {
-    place: Place,
+    cursor: TailCursor,
     /// Whether it is known only at the end of the file that this is the right one.
     follows: bool,
     /// Away only while a blocking thread decodes.
@@ -139,7 +139,7 @@ impl Decoded {
         while self.left > 0 || self.follows {
             let mut decoding = self.decoding.take().ok_or_else(abandoned)?;
             let next = if decoding.needs_input() {
-                match self.place.next(CHUNK_BYTES as u64).await? {
+                match self.cursor.next(CHUNK_BYTES as u64).await? {
                     None if self.left == 0 => break,
                     None => return Err(io::ErrorKind::UnexpectedEof.into()),
                     next => next,

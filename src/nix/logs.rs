@@ -10,7 +10,7 @@ use bytes::Bytes;
 use narinfo::{Compression, StorePath};
 
 use crate::decode;
-use crate::growing::reading;
+use crate::tail_file::reading;
 
 /// The folder of logs in the log directory (Nix's src/libstore/local-fs-store.cc).
 const FOLDER: &str = "drvs";

@@ -7,10 +7,10 @@ use narinfo::NarHash;
 
 use super::{Error, Inner, Nar, Packer};
 use crate::causes::with_causes;
-use crate::growing::reading;
 use crate::index::{self, NarRow};
 use crate::nar_store::{Expected, PackError, Packed, Stored};
 use crate::room::Room;
+use crate::tail_file::reading;
 
 /// Bytes a second at most that are read only to see whether they are right still.
 const SCRUB_BYTES_PER_SECOND: u64 = 16 * 1024 * 1024;

@@ -26,7 +26,7 @@ use super::proxies::Proxies;
 use super::settings::CacheSettings;
 use crate::causes::{causes, with_causes};
 use crate::decode;
-use crate::growing::CHUNK_BYTES;
+use crate::tail_file::CHUNK_BYTES;
 
 /// What means something else in a URL than in the name of a file.
 const NOT_IN_NAMES: &AsciiSet = &CONTROLS.add(b'?').add(b'#').add(b'%');

@@ -15,7 +15,7 @@ use std::time::SystemTime;
 use narinfo::StorePath;
 use tokio::sync::watch;
 
-use crate::growing::{Growth, Place, Reader};
+use crate::tail_file::{TailCursor, TailReader, WriteProgress};
 pub(super) use writer::LogWriter;
 
 /// The end of the name of every log.
@@ -64,14 +64,14 @@ const UNKNOWN: u64 = u64::MAX;
 #[derive(Debug)]
 struct Running {
     file: Arc<File>,
-    growth: watch::Receiver<Growth>,
+    progress: watch::Receiver<WriteProgress>,
 }
 
 /// A log to read.
 #[derive(Debug)]
 pub struct Log {
     /// Its bytes. Those of a log that is being written end when the build does, and fail when it can go no further.
-    pub reader: Reader,
+    pub reader: TailReader,
     /// How many there are; `None` while it is being written.
     pub bytes: Option<u64>,
 }
@@ -95,9 +95,9 @@ impl Logs {
         let path = self.file_of(drv);
         // Held until the file is open: a build may begin, and put a new file in its place.
         let running = self.0.running();
-        if let Some(Running { file, growth }) = running.get(&path) {
+        if let Some(Running { file, progress }) = running.get(&path) {
             return Ok(Some(Log {
-                reader: Reader::new(file.clone(), Place::following(growth.clone())),
+                reader: TailReader::new(file.clone(), TailCursor::following(progress.clone())),
                 bytes: None,
             }));
         }
@@ -105,7 +105,7 @@ impl Logs {
             Ok(file) => {
                 let bytes = file.metadata()?.len();
                 Ok(Some(Log {
-                    reader: Reader::new(Arc::new(file), Place::part(0..bytes)),
+                    reader: TailReader::new(Arc::new(file), TailCursor::part(0..bytes)),
                     bytes: Some(bytes),
                 }))
             }
@@ -136,12 +136,12 @@ impl Logs {
         let file = file.map(Arc::new).map_err(|error| {
             tracing::warn!(%drv, %error, "the build goes on without a log");
         });
-        let growth = watch::channel(Growth::default());
+        let progress = watch::channel(WriteProgress::default());
         if let Ok(file) = &file {
-            running.insert(path.clone(), Running { file: file.clone(), growth: growth.1 });
+            running.insert(path.clone(), Running { file: file.clone(), progress: progress.1 });
         }
         drop(running);
-        LogWriter::new(self.clone(), path, file.ok().map(|file| (file, growth.0)))
+        LogWriter::new(self.clone(), path, file.ok().map(|file| (file, progress.0)))
     }
 
     fn file_of(&self, drv: &StorePath) -> PathBuf {

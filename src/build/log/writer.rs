@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::Logs;
 use crate::build::verdict::LOG_END_LINES;
-use crate::growing::Growth;
+use crate::tail_file::WriteProgress;
 
 /// Bytes of each of the last lines that are kept in memory; what counts of a line is said by then.
 const LAST_LINE_BYTES_MAX: usize = 1024;
@@ -29,7 +29,7 @@ pub(in crate::build) struct LogWriter {
 }
 
 /// The file, and who is told that it grows.
-type Open = (Arc<File>, watch::Sender<Growth>);
+type Open = (Arc<File>, watch::Sender<WriteProgress>);
 
 #[derive(Debug)]
 struct Writing {
@@ -115,8 +115,8 @@ impl LogWriter {
         for line in over.as_deref().into_iter().chain(ending) {
             writing.add(line);
         }
-        if let Some((_, growth)) = &writing.open {
-            growth.send_modify(|growth| growth.end = Some(Ok(())));
+        if let Some((_, progress)) = &writing.open {
+            progress.send_modify(|progress| progress.end = Some(Ok(())));
         }
         drop(writing);
         let logs = self.logs.clone();
@@ -159,10 +159,10 @@ impl Writing {
     }
 
     fn add(&mut self, line: &str) {
-        let Some((file, growth)) = &self.open else { return };
+        let Some((file, progress)) = &self.open else { return };
         let text = format!("{line}\n");
         match (&**file).write_all(text.as_bytes()) {
-            Ok(()) => growth.send_modify(|growth| growth.bytes += text.len() as u64),
+            Ok(()) => progress.send_modify(|progress| progress.bytes += text.len() as u64),
             // A log is a help, not a result: a full disk ends the log, not the build. Who follows it is cut.
             Err(error) => {
                 tracing::warn!(%error, "the build goes on, and its log does not");
@@ -185,10 +185,10 @@ mod tests {
 
     use super::super::tests::{drv, logs};
     use super::*;
-    use crate::growing::{Place, Reader};
+    use crate::tail_file::{TailCursor, TailReader};
 
     /// All that is left to read, and whether it ended well.
-    async fn rest(reader: &mut Reader) -> (String, bool) {
+    async fn rest(reader: &mut TailReader) -> (String, bool) {
         let mut text = Vec::new();
         loop {
             match reader.next_chunk().await {
@@ -234,9 +234,9 @@ mod tests {
         assert_eq!(logs.read(&drv("a")).expect("readable").expect("there").bytes, Some(5));
 
         let full = Arc::new(File::options().write(true).open("/dev/full").expect("a disk that is full"));
-        let growth = watch::channel(Growth::default());
-        let mut followed = Reader::new(full.clone(), Place::following(growth.1));
-        let log = LogWriter::new(logs, folder.path().join("full.log"), Some((full, growth.0)));
+        let progress = watch::channel(WriteProgress::default());
+        let mut followed = TailReader::new(full.clone(), TailCursor::following(progress.1));
+        let log = LogWriter::new(logs, folder.path().join("full.log"), Some((full, progress.0)));
         log.line("lost", 0);
         assert_eq!(rest(&mut followed).await, (String::new(), false));
         log.line("lost, too", 0);

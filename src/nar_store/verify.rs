@@ -11,7 +11,7 @@ use std::thread::{Builder, ScopedJoinHandle};
 use narinfo::{Addressed, NarHash, nar};
 use sha2::{Digest, Sha256};
 
-use crate::growing::CHUNK_BYTES;
+use crate::tail_file::CHUNK_BYTES;
 
 /// Chunks that wait for each of the two threads that use them.
 const CHUNKS_WAITING_MAX: usize = 2;

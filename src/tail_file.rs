@@ -1,5 +1,8 @@
-//! Files that are read while they are written: a reader gets what is there, waits for more, and learns at the end whether
-//! the file is what it was to be. Takes no memory for a reader that is slow, and never reads on an async thread.
+//! Files that are read while they are written (`tail -f` with a verdict): a reader gets the bytes that are there, waits
+//! for more, and learns at the end whether the file is right. Written by hand because a broadcast of chunks holds memory for
+//! its slowest reader: here a reader is a position, and all readers together hold [`READS_MAX`] chunks (8 MiB), be they ten
+//! or ten thousand. Replaced a loop each for NARs and for logs. Does not apply to files that are overwritten or cut
+//! short. Must never read on an async thread.
 
 use std::fs::File;
 use std::io;
@@ -13,72 +16,72 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 /// Bytes read, written or sent at a time.
 pub const CHUNK_BYTES: usize = 256 * 1024;
 
-/// Reads under way at the same time. When a file grows, all who follow it want their next bytes at once: more reads than
-/// this make nobody faster, and each takes a thread and the room for a chunk.
+/// Concurrent reads, at most. All followers of a file want their next bytes in the same moment: more reads than
+/// this make nobody faster, and each takes a thread and a buffer of one chunk.
 const READS_MAX: usize = 32;
 static READS: Semaphore = Semaphore::const_new(READS_MAX);
 
-/// How far a file has grown.
+/// Extent of a file that is being written, and its verdict.
 #[derive(Clone, Debug, Default)]
-pub struct Growth {
+pub struct WriteProgress {
     /// Bytes that can be read.
     pub bytes: u64,
-    /// Nothing more comes, and whether the file is what it was to be.
+    /// The verdict, once the file is complete: `Err` has the reason why it is not what was promised.
     pub end: Option<Result<(), String>>,
 }
 
-impl Growth {
-    /// How far one may read who wants no more than `end` bytes, and before the end no more than `early`.
+impl WriteProgress {
+    /// Bytes that may be read by a reader of the first `end` bytes, of which `early` come before the verdict.
     fn readable(&self, end: u64, early: u64) -> u64 {
         let is_right = matches!(self.end, Some(Ok(())));
         self.bytes.min(end).min(if is_right { u64::MAX } else { early })
     }
 }
 
-/// Where a reader is in a file, and how far it goes.
+/// Position of a reader in a file, and the end of what it wants.
 #[derive(Debug)]
-pub struct Place {
+pub struct TailCursor {
     offset: u64,
-    /// One past the last byte that is wanted; the largest number where that is the end of a file which still grows.
+    /// One past the last byte that is wanted; `u64::MAX` is the end of a file which still grows.
     end: u64,
-    /// How far it goes before it is known that the file is right.
+    /// Bytes that may be read before the verdict.
     early: u64,
     /// `None` for a file that is complete.
-    growth: Option<watch::Receiver<Growth>>,
+    progress: Option<watch::Receiver<WriteProgress>>,
 }
 
-impl Place {
+impl TailCursor {
     /// The bytes of `part`, which must be there.
     #[must_use]
     pub fn part(part: Range<u64>) -> Self {
-        Self { offset: part.start, end: part.end, early: part.end, growth: None }
+        Self { offset: part.start, end: part.end, early: part.end, progress: None }
     }
 
-    /// All of a file that may still grow, however long it will be.
+    /// The whole of a file that may still grow.
     #[must_use]
-    pub fn following(growth: watch::Receiver<Growth>) -> Self {
-        Self::following_part(growth, 0..u64::MAX, 0)
+    pub fn following(progress: watch::Receiver<WriteProgress>) -> Self {
+        Self::following_part(progress, 0..u64::MAX, 0)
     }
 
-    /// The bytes of `part` of a file that may still grow. The last one comes only when it is known that the file is what it was
-    /// to be, since who has counted them all may take them for right; but for one within the first `trusted` bytes of the file.
+    /// The bytes of `part` of a file that may still grow. The last one is held back until the verdict, because a
+    /// client that has counted all bytes takes them for right; not so within the first `trusted` bytes of the file.
     #[must_use]
-    pub fn following_part(growth: watch::Receiver<Growth>, part: Range<u64>, trusted: u64) -> Self {
+    pub fn following_part(progress: watch::Receiver<WriteProgress>, part: Range<u64>, trusted: u64) -> Self {
         let early = trusted.max(part.end.saturating_sub(1));
-        Self { offset: part.start, end: part.end, early, growth: Some(growth) }
+        Self { offset: part.start, end: part.end, early, progress: Some(progress) }
     }
 
-    /// Where the next bytes are, once there are some, at most so many; `None` at the end.
+    /// Range of the next bytes, at most `bytes_max`, once there are some; `None` at the end.
     ///
     /// # Errors
-    /// When the file did not become what it was to be, or was abandoned by its writer.
+    /// When the file turned out wrong, or its writer went away without a verdict.
     pub async fn next(&mut self, bytes_max: u64) -> io::Result<Option<Range<u64>>> {
-        let Some(growth) = &mut self.growth else { return Ok(self.take(self.end, bytes_max)) };
+        let Some(progress) = &mut self.progress else { return Ok(self.take(self.end, bytes_max)) };
         let (offset, end, early) = (self.offset, self.end, self.early);
         if offset >= end && early >= end {
             return Ok(None);
         }
-        let now = growth
+        let now = progress
             .wait_for(|now| now.end.is_some() || now.readable(end, early) > offset)
             .await
             .map_err(|_| abandoned())?
@@ -90,10 +93,12 @@ impl Place {
         }
     }
 
-    /// The same of bytes that are there already.
+    /// Range of the next bytes, if they are there already.
     pub fn next_now(&mut self, bytes_max: u64) -> Option<Range<u64>> {
-        let readable =
-            self.growth.as_ref().map_or(self.end, |growth| growth.borrow().readable(self.end, self.early));
+        let readable = self
+            .progress
+            .as_ref()
+            .map_or(self.end, |progress| progress.borrow().readable(self.end, self.early));
         self.take(readable, bytes_max)
     }
 
@@ -104,26 +109,26 @@ impl Place {
     }
 }
 
-/// Reads a file, chunk by chunk.
+/// Reader of a file, chunk by chunk.
 #[derive(Debug)]
-pub struct Reader {
+pub struct TailReader {
     file: Arc<File>,
-    place: Place,
+    cursor: TailCursor,
 }
 
-impl Reader {
-    /// The bytes of `file` at `place`.
+impl TailReader {
+    /// Reads the bytes of `file` at `cursor`.
     #[must_use]
-    pub fn new(file: Arc<File>, place: Place) -> Self {
-        Self { file, place }
+    pub fn new(file: Arc<File>, cursor: TailCursor) -> Self {
+        Self { file, cursor }
     }
 
     /// The next bytes, once there are some; `None` at the end.
     ///
     /// # Errors
-    /// When the file cannot be read, did not become what it was to be, or was abandoned by its writer.
+    /// When the file cannot be read, turned out wrong, or its writer went away without a verdict.
     pub async fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
-        let Some(next) = self.place.next(CHUNK_BYTES as u64).await? else { return Ok(None) };
+        let Some(next) = self.cursor.next(CHUNK_BYTES as u64).await? else { return Ok(None) };
         let file = Arc::clone(&self.file);
         let read = reading(move || {
             let mut buffer = Vec::new();
@@ -134,18 +139,18 @@ impl Reader {
     }
 }
 
-/// Puts the bytes of `part`, which must be there, in place of what is in `buffer`.
+/// Puts the bytes of `part`, which must be there, in cursor of what is in `buffer`.
 ///
 /// # Errors
 /// When the file cannot be read, or ends before them.
 pub fn read_at(file: &File, part: Range<u64>, buffer: &mut Vec<u8>) -> io::Result<()> {
     let bytes = usize::try_from(part.end - part.start).map_err(io::Error::other)?;
-    // What is in it is written over: only what it has never had need be cleared.
+    // Old contents are overwritten: only bytes beyond the old length need be cleared.
     buffer.resize(bytes, 0);
     file.read_exact_at(buffer, part.start)
 }
 
-/// What a reader hears when the writer went away without a word.
+/// Error of a reader whose writer went away without a verdict.
 #[must_use]
 pub fn abandoned() -> io::Error {
     io::Error::other("it was abandoned before its end")
@@ -154,31 +159,31 @@ pub fn abandoned() -> io::Error {
 /// A read under way.
 pub type Reading<T> = tokio::task::JoinHandle<io::Result<T>>;
 
-/// The right to read now, until the read has ended.
-pub struct Turn {
+/// One of [`READS_MAX`] permits to read, held until the read has ended.
+pub struct ReadPermit {
     _permit: SemaphorePermit<'static>,
 }
 
-impl Turn {
-    /// A turn that nobody has to wait for, if there is one.
+impl ReadPermit {
+    /// A free permit, if there is one.
     #[must_use]
     pub fn free() -> Option<Self> {
         READS.try_acquire().ok().map(|permit| Self { _permit: permit })
     }
 
-    /// Has a thread that may wait do `work` on files. The turn ends with it, also where nobody waits for that any more.
+    /// Runs `work` on files on a blocking thread. The permit ends with it, even if nobody waits for the result.
     pub fn read<T: Send + 'static>(
         self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,
     ) -> Reading<T> {
         tokio::task::spawn_blocking(move || {
-            let _turn = self;
+            let _permit = self;
             work()
         })
     }
 }
 
-/// Work on files, on a thread that may wait for them, once it is its turn.
+/// Runs `work` on files on a blocking thread, once a permit is free.
 ///
 /// # Errors
 /// That of the work.
@@ -186,8 +191,8 @@ pub async fn reading<T: Send + 'static>(
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     // The semaphore is never closed.
-    let turn = Turn { _permit: READS.acquire().await.map_err(io::Error::other)? };
-    turn.read(work).await.map_err(io::Error::other)?
+    let permit = ReadPermit { _permit: READS.acquire().await.map_err(io::Error::other)? };
+    permit.read(work).await.map_err(io::Error::other)?
 }
 
 #[cfg(test)]
@@ -196,20 +201,20 @@ mod tests {
 
     #[tokio::test]
     async fn the_last_wanted_byte_of_a_growing_file_comes_when_it_is_known_to_be_right() {
-        let (growth, following) = watch::channel(Growth { bytes: 80, end: None });
-        let mut whole = Place::following_part(following.clone(), 0..100, 0);
-        let mut slice = Place::following_part(following.clone(), 10..20, 0);
-        let mut trusted = Place::following_part(following.clone(), 10..20, 99);
-        let mut open = Place::following(following);
+        let (progress, following) = watch::channel(WriteProgress { bytes: 80, end: None });
+        let mut whole = TailCursor::following_part(following.clone(), 0..100, 0);
+        let mut slice = TailCursor::following_part(following.clone(), 10..20, 0);
+        let mut trusted = TailCursor::following_part(following.clone(), 10..20, 99);
+        let mut open = TailCursor::following(following);
         assert_eq!(whole.next(50).await.expect("bytes"), Some(0..50));
         assert_eq!((whole.next_now(50), whole.next_now(50)), (Some(50..80), None));
         assert_eq!((slice.next_now(50), slice.next_now(50)), (Some(10..19), None));
         assert_eq!(trusted.next(50).await.expect("bytes"), Some(10..20));
         assert_eq!(trusted.next(50).await.expect("the end, before that of the file"), None);
         assert_eq!(open.next(u64::MAX).await.expect("bytes"), Some(0..80));
-        growth.send_modify(|now| now.bytes = 100);
+        progress.send_modify(|now| now.bytes = 100);
         assert_eq!((whole.next_now(50), slice.next_now(50)), (Some(80..99), None));
-        growth.send_modify(|now| now.end = Some(Ok(())));
+        progress.send_modify(|now| now.end = Some(Ok(())));
         assert_eq!(whole.next(50).await.expect("bytes"), Some(99..100));
         assert_eq!(slice.next(50).await.expect("bytes"), Some(19..20));
         assert_eq!(open.next(50).await.expect("bytes"), Some(80..100));
@@ -221,11 +226,11 @@ mod tests {
     #[tokio::test]
     async fn a_file_that_is_wrong_too_short_or_abandoned_never_looks_whole() {
         for (end, bytes) in [(Some(Err("wrong".to_owned())), 100), (Some(Ok(())), 99), (None, 100)] {
-            let (growth, following) = watch::channel(Growth { bytes, end });
-            drop(growth);
-            let mut place = Place::following_part(following, 0..100, 0);
-            assert_eq!(place.next(1000).await.expect("bytes"), Some(0..99));
-            place.next(1000).await.expect_err("its last byte was held back");
+            let (progress, following) = watch::channel(WriteProgress { bytes, end });
+            drop(progress);
+            let mut cursor = TailCursor::following_part(following, 0..100, 0);
+            assert_eq!(cursor.next(1000).await.expect("bytes"), Some(0..99));
+            cursor.next(1000).await.expect_err("its last byte was held back");
         }
     }
 }

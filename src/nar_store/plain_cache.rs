@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use narinfo::{Compression, NarHash};
 
-use super::checked::{Chunks, Error, Expected, Origin, checked};
 use super::draft::{Draft, Growing};
 use super::pack::{copy, dump};
+use super::verify::{Chunks, Error, Expected, Origin, checked};
 use super::{Nar, Stored, opened};
 use crate::decode;
 
-/// Copies that are made at the same time; each takes two cores.
+/// PlainCache that are made at the same time; each takes two cores.
 const UNDER_WAY_MAX: usize = 8;
 /// How long none is begun after one could not be written: most often the disk is full.
 const REST: Duration = Duration::from_secs(60);
@@ -33,7 +33,7 @@ pub enum Source {
 
 /// The folder of copies; clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct Copies(Arc<Shared>);
+pub(super) struct PlainCache(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -67,7 +67,7 @@ impl Entry {
     }
 }
 
-impl Copies {
+impl PlainCache {
     /// Uses `dir`, and removes what an earlier run left there: soon, since large files take their time.
     pub(super) fn open(dir: &Path, bytes_max: u64) -> io::Result<Self> {
         let gone = dir.with_extension("gone");

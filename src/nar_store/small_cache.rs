@@ -31,7 +31,7 @@ pub struct Small {
 pub struct Epoch(u64);
 
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(super) struct SmallCache {
     nars: Cache<(NarHash, Form), Small, Weight>,
     epoch: Mutex<u64>,
 }
@@ -45,7 +45,7 @@ impl Weighter<(NarHash, Form), Small> for Weight {
     }
 }
 
-impl Memory {
+impl SmallCache {
     pub(super) fn new(bytes_max: u64) -> Self {
         let entries = usize::try_from(bytes_max / USUAL_BYTES).unwrap_or(usize::MAX);
         Self { nars: Cache::with_weighter(entries, bytes_max, Weight), epoch: Mutex::new(0) }
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn what_is_forgotten_is_gone_also_for_who_found_it_just_before() {
-        let memory = Memory::new(1 << 20);
+        let memory = SmallCache::new(1 << 20);
         let found = memory.epoch();
         memory.keep(found, NAR, Form::Zstd, small(10));
         assert!(memory.get(NAR, Form::Zstd).is_some() && memory.get(NAR, Form::Plain).is_none());
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn it_takes_no_more_than_it_may() {
-        let memory = Memory::new(100_000);
+        let memory = SmallCache::new(100_000);
         for number in 0..1000_u16 {
             let mut hash = [0; 32];
             hash[..2].copy_from_slice(&number.to_be_bytes());
