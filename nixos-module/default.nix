@@ -73,7 +73,7 @@ in
             default = "127.0.0.1:8080";
             description = "Address and port to listen on.";
           };
-          drain = lib.mkOption {
+          drain-timeout = lib.mkOption {
             type = lib.types.str;
             default = "30s";
             description = "How long open answers are given to end when the service stops.";
@@ -152,7 +152,7 @@ in
         Restart = "on-failure";
         RestartSec = 2;
         # systemd adds the parts of a time span up: always longer than the server's own limit.
-        TimeoutStopSec = "${cfg.settings.drain} 30s";
+        TimeoutStopSec = "${cfg.settings.drain-timeout} 30s";
         # Clients keep connections open; each stored NAR under way takes one more.
         LimitNOFILE = 65536;
 

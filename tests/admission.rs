@@ -91,12 +91,12 @@ fn a_feature_that_nobody_offers_is_refused_and_every_derivation_that_needs_it_is
 
 #[test]
 fn too_many_derivations_are_refused_and_what_is_built_already_does_not_count() {
-    let mut cache = Cache::new(&["--max-derivations", "5"]);
+    let mut cache = Cache::new(&["--max-derivations-per-request", "5"]);
     let gate = cache.store.gate();
     let long = chain("link", 6, |number| gate.note(&format!("link-{number}")));
     let short = chain("link", 5, |number| gate.note(&format!("link-{number}")));
     let [long, short] = [long, short].map(|derivation| cache.store.instantiate(&derivation));
-    let words = ["6 derivations would be built, more than max-derivations = 5"];
+    let words = ["6 derivations would be built, more than max-derivations-per-request = 5"];
     refused(&cache, &long.drv, long.out(), &words);
     assert!(gate.starts().is_empty());
     assert_narinfo(&cache.ask(short.out()), short.out());
@@ -111,7 +111,7 @@ fn too_many_derivations_are_refused_and_what_is_built_already_does_not_count() {
 
 #[test]
 fn a_refusal_is_looked_at_again_after_its_time() {
-    let cache = Cache::new(&["--max-derivations", "1", "--remember-passing", "1s"]);
+    let cache = Cache::new(&["--max-derivations-per-request", "1", "--transient-failure-ttl", "1s"]);
     let pair = cache.store.instantiate(&chain("link", 2, |_| String::new()));
     let first = cache.store.instantiate(&chain("link", 1, |_| String::new()));
     refused(&cache, &pair.drv, pair.out(), &["2 derivations would be built"]);

@@ -36,8 +36,7 @@ fn one_request_more_than_may_wait_is_refused_with_the_reason_and_joining_is_not(
 
 #[test]
 fn a_build_that_takes_too_long_or_says_nothing_is_stopped_and_the_next_one_runs() {
-    for (setting, said) in [("--max-build-seconds", "took longer"), ("--max-silent-seconds", "said nothing")]
-    {
+    for (setting, said) in [("--max-build-time", "took longer"), ("--max-silent-time", "said nothing")] {
         let cache = Cache::new(&[setting, "2"]);
         let gate = cache.store.gate();
         let marker = format!("marker-{}", cache.ondine.id());
@@ -65,7 +64,7 @@ fn a_build_that_takes_too_long_or_says_nothing_is_stopped_and_the_next_one_runs(
 }
 
 fn talk(setting: &str) -> &'static str {
-    if setting == "--max-build-seconds" { "echo still here;" } else { "" }
+    if setting == "--max-build-time" { "echo still here;" } else { "" }
 }
 
 #[test]

@@ -202,7 +202,7 @@ fn with_package_sets_alone_nothing_else_in_the_store_is_built() {
 #[test]
 fn a_generation_answers_as_long_as_it_is_kept_and_is_then_let_go() {
     let mut set = PackageSet::new(packages(0..2, "1"));
-    let (store, _daemon, ondine) = served(&set, CATALOGUE_ONLY, "keep = '0s'");
+    let (store, _daemon, ondine) = served(&set, CATALOGUE_ONLY, "retain = '0s'");
     let (old_drv, old) = set.paths(&store, "p000");
     let (same_drv, same) = set.paths(&store, "p001");
     set.attributes.extend(packages(0..1, "2"));

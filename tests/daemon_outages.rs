@@ -56,7 +56,7 @@ fn assert_ends_in_narinfo(cache: &Cache, mut answer: Streaming, path: &Path) {
 
 #[test]
 fn a_build_outlives_a_daemon_that_is_away_for_longer_than_three_attempts_take_and_its_client_is_told() {
-    let mut cache = Cache::new(&["--hold", "0s", "--keep-alive", "1s"]);
+    let mut cache = Cache::new(&["--hold", "0s", "--keep-alive-interval", "1s"]);
     let gate = cache.store.gate();
     let slow = cache.gated("slow", &gate);
     let mut answer = cache.http.open(&narinfo_address(slow.out()), &[]);
@@ -74,7 +74,8 @@ fn a_build_outlives_a_daemon_that_is_away_for_longer_than_three_attempts_take_an
 #[test]
 fn a_build_that_is_asked_for_while_the_daemon_is_away_waits_for_its_return() {
     for release in Release::all() {
-        let mut cache = Cache::of(NixStore::new(release), &["--hold", "0s", "--keep-alive", "1s"], &[]);
+        let mut cache =
+            Cache::of(NixStore::new(release), &["--hold", "0s", "--keep-alive-interval", "1s"], &[]);
         let gate = cache.store.gate();
         let slow = cache.gated("slow", &gate);
         gate.open();
@@ -92,7 +93,7 @@ fn a_build_that_is_asked_for_while_the_daemon_is_away_waits_for_its_return() {
 fn a_server_that_starts_before_its_daemon_says_so_and_builds_once_that_is_there() {
     let store = NixStore::new(Release::Host);
     let wanted = store.instantiate(&text_file("wanted", "wanted"));
-    let mut cache = Cache::of(store, &["--hold", "0s", "--keep-alive", "1s"], &[]);
+    let mut cache = Cache::of(store, &["--hold", "0s", "--keep-alive-interval", "1s"], &[]);
     cache.daemon.stop();
     cache.ondine.crash_and_restart();
     wait_until("it is said", SOON, || cache.ondine.log().contains("the Nix daemon does not answer"));
@@ -146,7 +147,7 @@ fn what_an_upstream_has_is_served_while_the_daemon_is_away() {
 fn what_only_the_store_has_is_waited_for_with_its_client_told_and_without_building_too() {
     let store = NixStore::new(Release::Host);
     let [path, another] = [source(&store), store.instantiate(&text_file("x", "x")).drv];
-    let arguments = ["--hold", "0s", "--keep-alive", "1s"];
+    let arguments = ["--hold", "0s", "--keep-alive-interval", "1s"];
     let mut cache = Cache::of(store, &arguments, &[]);
     cache.http.wait_until_ready();
     cache.daemon.stop();
@@ -167,7 +168,7 @@ fn what_only_the_store_has_is_waited_for_with_its_client_told_and_without_buildi
 fn a_client_that_was_cut_because_the_daemon_stayed_away_hears_why_at_once() {
     let store = NixStore::new(Release::Host);
     let path = source(&store);
-    let arguments = ["--hold", "0s", "--keep-alive", "1s", "--transient-retry", "8s"];
+    let arguments = ["--hold", "0s", "--keep-alive-interval", "1s", "--transient-retry", "8s"];
     let mut cache = Cache::of(store, &arguments, &[]);
     cache.http.wait_until_ready();
     cache.daemon.stop();

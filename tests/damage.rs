@@ -232,7 +232,7 @@ fn a_flipped_bit_of_what_nobody_else_has_is_not_promised_any_more() {
 
 #[test]
 fn damage_is_found_before_anybody_asks_and_put_right() {
-    let stored = Stored::with(&["--scrub-every", "1s"], &[100_000, 200_000, 300_000]);
+    let stored = Stored::with(&["--scrub-interval", "1s"], &[100_000, 200_000, 300_000]);
     let path = stored.paths[1].out();
     wait_until("some were looked at", SOON, || metric(&stored, "ondine_scrubbed_bytes_total") > 600_000);
     assert!(metric(&stored, "ondine_scrubbed_nars_total") >= 3);

@@ -61,7 +61,7 @@ fn collect(cache: &Cache, paths: &[&Path]) {
     });
 }
 
-/// What was used until now is not in use any more, for a server with `--keep-used 0s`.
+/// What was used until now is not in use any more, for a server with `--eviction-grace 0s`.
 fn end_all_uses(cache: &Cache) {
     // Puts them on record, to the second; one more second, and they are over.
     gc(&cache.ondine, &["--dry-run"]);
@@ -99,7 +99,7 @@ fn fetch(http: &Http, narinfo: &str) -> Result<(), String> {
 
 #[test]
 fn what_was_used_longest_ago_goes_with_its_file_and_is_built_again_when_it_is_asked_for() {
-    let cache = Cache::new(&["--keep-used", "0s"]);
+    let cache = Cache::new(&["--eviction-grace", "0s"]);
     let gate = cache.store.gate();
     let noted = |name: &str| Derivation::new(name, &format!("{}echo {name} > \"$out\"", gate.note(name)));
     let base = noted("base");
@@ -156,7 +156,7 @@ fn what_an_upstream_has_is_served_without_a_file_and_fetched_again() {
     let sample = Sample::new(&store, &chain("row", 3, |_| String::new()));
     let upstream = Upstream::of(sample.copied(&store, Compression::Xz));
     sample.collect_with_derivation(&store);
-    let cache = Cache::behind(store, &[upstream.table("")], &["--keep-used", "0s"]);
+    let cache = Cache::behind(store, &[upstream.table("")], &["--eviction-grace", "0s"]);
     let client = cache.client(&[]);
     client.fetch(&cache.ondine.substituter(), &sample.paths()).must_succeed();
     wait_until("all is stored", SOON, || {
@@ -174,7 +174,7 @@ fn what_an_upstream_has_is_served_without_a_file_and_fetched_again() {
 
 #[test]
 fn a_client_of_every_release_that_remembers_a_narinfo_gets_what_was_evicted_since() {
-    let cache = Cache::new(&["--keep-used", "0s"]);
+    let cache = Cache::new(&["--eviction-grace", "0s"]);
     let clients: Vec<(Client, Instantiated)> = Release::all()
         .into_iter()
         .map(|release| {
@@ -209,7 +209,7 @@ fn a_client_of_every_release_that_remembers_a_narinfo_gets_what_was_evicted_sinc
 
 #[test]
 fn what_was_used_lately_stays_above_the_limit_and_that_is_said_once() {
-    let cache = Cache::new(&["--max-nars-bytes", "1000"]);
+    let cache = Cache::new(&["--max-nar-store-bytes", "1000"]);
     let [one, two] = [4096, 8192].map(|bytes| kept(&cache.store, &noise("some", bytes)));
     for path in [&one, &two] {
         assert_narinfo(&cache.ask(path.out()), path.out());
@@ -236,7 +236,7 @@ fn a_pin_holds_a_closure_by_path_or_by_attribute_even_before_it_is_there() {
         format!("{{ recurseForDerivations = true; listed = {}; }}", listed.to_nix()),
     )]);
     let daemon = store.daemon();
-    let ondine = set.serve(&store, "keep-used = '0s'", "");
+    let ondine = set.serve(&store, "eviction-grace = '0s'", "");
     let mut cache = Cache { http: Http::new(&ondine.url()), ondine, daemon, store };
     package_set::wait_for_generation(&cache.ondine);
     let [base, listed] = [&base, &listed].map(|derivation| cache.store.instantiate(derivation));
@@ -298,7 +298,7 @@ const KEEP_USED: (&str, Duration) = ("1s", Duration::from_secs(1));
 #[test]
 fn under_load_with_little_room_every_promise_is_kept_while_nix_collects() {
     let limit = (ROOM * PATH_BYTES).to_string();
-    let cache = Cache::new(&["--max-nars-bytes", &limit, "--keep-used", KEEP_USED.0]);
+    let cache = Cache::new(&["--max-nar-store-bytes", &limit, "--eviction-grace", KEEP_USED.0]);
     let noise = |number| noise(&format!("noise-{number}"), PATH_BYTES + 4 * number);
     let paths: Vec<Instantiated> = (0..PATHS).map(|number| kept(&cache.store, &noise(number))).collect();
     let (url, done, fetches) = (cache.ondine.url(), AtomicBool::new(false), AtomicU64::new(0));

@@ -131,7 +131,7 @@ fn download(gate: &support::Gate, there: &Path) -> Derivation {
 
 #[test]
 fn a_download_that_failed_is_tried_once_more_when_its_time_is_over_whoever_keeps_coming() {
-    let cache = Cache::new(&["--remember-passing", "6s"]);
+    let cache = Cache::new(&["--transient-failure-ttl", "6s"]);
     let gate = cache.store.gate();
     let there = cache.store.folder().join("there");
     let download = download(&gate, &there);
@@ -260,7 +260,7 @@ fn what_is_built_by_hand_is_served_and_so_is_what_failed_because_of_it() {
 fn a_restart_with_shorter_settings_forgets_what_they_no_longer_remember() {
     let store = NixStore::new(Release::Host);
     let file = store.folder().join("ondine.toml");
-    std::fs::write(&file, "remember-permanent = \"24h\"\n").expect("the folder can be written to");
+    std::fs::write(&file, "permanent-failure-ttl = \"24h\"\n").expect("the folder can be written to");
     let config = text(&file).to_owned();
     let mut cache = Cache::of(store, &["--config", &config], &[]);
     let gate = cache.store.gate();
@@ -270,7 +270,7 @@ fn a_restart_with_shorter_settings_forgets_what_they_no_longer_remember() {
     cache.ondine.crash_and_restart();
     assert_missing(&cache.ask(top.out()), &["failed (permanent)"]);
     cache.ondine.kill9();
-    std::fs::write(&file, "remember-permanent = \"0s\"\n").expect("the folder can be written to");
+    std::fs::write(&file, "permanent-failure-ttl = \"0s\"\n").expect("the folder can be written to");
     cache.ondine.start_again();
     assert_narinfo(&cache.ask(top.out()), top.out());
 }
@@ -296,7 +296,7 @@ fn one_line_without_end_is_stopped_for_what_it_is_and_takes_no_memory() {
             let name = format!("{}, trusted: {trusted}", release.name());
             let users = if trusted { "root" } else { "nobody-at-all" };
             let store = NixStore::with_settings(release.clone(), &[("trusted-users", users)]);
-            let cache = Cache::of(store, &["--max-log-bytes", "1000000", "--hold", "240s"], &[]);
+            let cache = Cache::of(store, &["--max-build-log-bytes", "1000000", "--hold", "240s"], &[]);
             let gate = cache.store.gate();
             // A daemon that does not trust us passes nothing on before the line ends.
             let bytes = if trusted { 600_000_000 } else { 20_000_000 };
@@ -306,7 +306,7 @@ fn one_line_without_end_is_stopped_for_what_it_is_and_takes_no_memory() {
             let asked = cache.ask_in_background(endless.out());
             cache.wait_for_queue(&["endless"]);
             let worker = largest_worker(&cache, || cache.queued().is_empty());
-            let reason = "its log has more than 1000000 bytes (setting max-log-bytes)";
+            let reason = "its log has more than 1000000 bytes (setting max-build-log-bytes)";
             assert_missing(&asked.answer(), &["failed (permanent)", base_name(&endless.drv), reason]);
             let taken = cache.ondine.peak_rss_bytes().saturating_sub(before);
             assert!(taken < 32 << 20, "{name}: the server took {taken} bytes");

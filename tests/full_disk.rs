@@ -40,7 +40,7 @@ fn assert_whole(cache: &Cache, narinfo: &str) {
     assert_eq!(plain.len().to_string(), field(narinfo, "NarSize"));
 }
 
-/// What `ondine gc --max-bytes 0` prints, once nothing counts as used any more, for a server with `--keep-used 0s`.
+/// What `ondine gc --max-bytes 0` prints, once nothing counts as used any more, for a server with `--eviction-grace 0s`.
 #[track_caller]
 fn gc(cache: &Cache) -> String {
     let run = |arguments: &[&str]| {
@@ -70,7 +70,7 @@ fn drafts(cache: &Cache) -> usize {
 
 #[test]
 fn a_full_disk_is_told_serves_what_it_has_and_is_emptied_by_gc() {
-    let cache = Cache::on_disks(&["--min-free-bytes", "0", "--keep-used", "0s"], &[("", "size=64m")]);
+    let cache = Cache::on_disks(&["--min-free-bytes", "0", "--eviction-grace", "0s"], &[("", "size=64m")]);
     let stored = packed(&cache, 3 * MIB);
     let told = cache.narinfo(stored.out());
     wait_until_ready(&cache);
@@ -124,7 +124,8 @@ fn a_server_starts_on_a_full_disk_and_heals_by_itself() {
 #[test]
 fn without_a_limit_a_part_of_the_disk_stays_free_and_plain_copies_go_first() {
     let min_free = (34 * MIB).to_string();
-    let cache = Cache::on_disks(&["--min-free-bytes", &min_free, "--keep-used", "0s"], &[("", "size=64m")]);
+    let cache =
+        Cache::on_disks(&["--min-free-bytes", &min_free, "--eviction-grace", "0s"], &[("", "size=64m")]);
     let first = packed(&cache, 8 * MIB);
     let plain = format!("/{}", field(&cache.narinfo(first.out()), "URL").trim_end_matches(".zst"));
     assert_eq!(cache.http.get(&plain).status, 200);
@@ -148,8 +149,10 @@ fn without_a_limit_a_part_of_the_disk_stays_free_and_plain_copies_go_first() {
 
 #[test]
 fn a_disk_without_inodes_is_told_and_emptied_by_gc() {
-    let cache =
-        Cache::on_disks(&["--min-free-bytes", "0", "--keep-used", "0s"], &[("", "size=64m,nr_inodes=400")]);
+    let cache = Cache::on_disks(
+        &["--min-free-bytes", "0", "--eviction-grace", "0s"],
+        &[("", "size=64m,nr_inodes=400")],
+    );
     let stored: Vec<Instantiated> = (1..=20).map(|number| packed(&cache, 4096 * number)).collect();
     let told = cache.narinfo(stored[0].out());
     wait_until_ready(&cache);
@@ -166,7 +169,7 @@ fn a_disk_without_inodes_is_told_and_emptied_by_gc() {
 
 #[test]
 fn an_index_that_cannot_be_written_is_told_and_heals() {
-    let cache = Cache::on_disks(&["--keep-used", "0s"], &[("", "size=16m"), ("nar", "size=256m")]);
+    let cache = Cache::on_disks(&["--eviction-grace", "0s"], &[("", "size=16m"), ("nar", "size=256m")]);
     let stored = packed(&cache, 3 * MIB);
     let told = cache.narinfo(stored.out());
     wait_until_ready(&cache);

@@ -27,7 +27,7 @@ fn ask(cache: &Cache, path: &std::path::Path, version: &str, after: &[u8]) -> Tc
 #[test]
 fn a_client_that_leaves_gives_up_its_place_whatever_it_sent_after_its_request() {
     for hold in ["20s", "0s"] {
-        let cache = Cache::new(&["--hold", hold, "--keep-alive", "120s", "--abandon-after", "1s"]);
+        let cache = Cache::new(&["--hold", hold, "--keep-alive-interval", "120s", "--abandon-after", "1s"]);
         let gate = cache.store.gate();
         let running = cache.gated("running", &gate);
         let _waits = cache.ask_in_background(running.out());
@@ -68,7 +68,7 @@ fn a_client_that_leaves_gives_up_its_place_whatever_it_sent_after_its_request() 
 
 #[test]
 fn a_client_that_sent_more_and_waits_is_answered_and_then_gets_what_it_asked_for_next() {
-    let cache = Cache::new(&["--hold", "0s", "--keep-alive", "1s"]);
+    let cache = Cache::new(&["--hold", "0s", "--keep-alive-interval", "1s"]);
     let gate = cache.store.gate();
     let slow = cache.gated("slow", &gate);
     let mut stream = ask(&cache, slow.out(), "1.1", b"GET /nix-cache-info HTTP/1.1\r\n");
@@ -107,7 +107,7 @@ fn a_client_that_closes_its_sending_side_still_gets_what_needs_no_build() {
 #[test]
 fn clients_that_never_read_are_cut_and_their_descriptors_are_free() {
     const CLIENTS: usize = 300;
-    let cache = Cache::new(&["--write-timeout", "2s", "--hold", "0s", "--keep-alive", "1s"]);
+    let cache = Cache::new(&["--write-timeout", "2s", "--hold", "0s", "--keep-alive-interval", "1s"]);
     let large = cache.store.instantiate(&noise("large", 24 << 20));
     let url = field(&cache.narinfo(large.out()), "URL").to_owned();
     let plain = url.replace(".nar.zst", ".nar");

@@ -14,7 +14,7 @@ const SOON: Duration = Duration::from_secs(60);
 
 #[test]
 fn a_client_of_every_release_waits_behind_ten_builds_and_shows_nothing_wrong() {
-    let cache = Cache::new(&["--hold", "1s", "--keep-alive", "1s"]);
+    let cache = Cache::new(&["--hold", "1s", "--keep-alive-interval", "1s"]);
     let names: Vec<String> = (1..=11).map(|n| format!("n{n}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let gates: Vec<_> = names.iter().map(|_| cache.store.gate()).collect();
@@ -64,7 +64,7 @@ fn a_client_of_every_release_waits_behind_ten_builds_and_shows_nothing_wrong() {
 
 #[test]
 fn when_the_owners_client_is_killed_its_build_goes_on_and_those_behind_lose_nothing() {
-    let cache = Cache::new(&["--hold", "1s", "--keep-alive", "1s", "--abandon-after", "2s"]);
+    let cache = Cache::new(&["--hold", "1s", "--keep-alive-interval", "1s", "--abandon-after", "2s"]);
     let (running, order) = (cache.store.gate(), cache.store.gate());
     let [owned, left, joined, behind] = ["owned", "left", "joined", "behind"].map(|name| {
         let script = format!("{}{}echo {name} > $out", order.note(name), running.script(name));

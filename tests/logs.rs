@@ -183,14 +183,14 @@ fn escape_codes_are_kept_in_the_log_and_removed_from_its_last_lines() {
 
 #[test]
 fn a_build_that_writes_without_end_is_stopped_and_the_next_one_runs() {
-    let cache = Cache::new(&["--max-log-bytes", "100000"]);
+    let cache = Cache::new(&["--max-build-log-bytes", "100000"]);
     let marker = format!("marker-{}", cache.ondine.id());
     let flood = cache.store.instantiate(&Derivation::new("flood", &format!("yes {marker}")));
     let next = cache.store.instantiate(&Derivation::new("next", "echo next > \"$out\""));
     let asked = cache.ask_in_background(flood.out());
     cache.wait_for_queue(&["flood"]);
     let after = cache.ask_in_background(next.out());
-    let reason = "its log has more than 100000 bytes (setting max-log-bytes)";
+    let reason = "its log has more than 100000 bytes (setting max-build-log-bytes)";
     assert_missing(&asked.answer(), &["failed (permanent)", base_name(&flood.drv), reason]);
     assert_narinfo(&after.answer(), next.out());
     wait_until("no process of the build is left", SOON, || !runs(&marker));
@@ -205,7 +205,7 @@ fn a_build_that_writes_without_end_is_stopped_and_the_next_one_runs() {
 
 #[test]
 fn the_oldest_logs_go_when_all_together_are_too_long() {
-    let cache = Cache::new(&["--max-log-bytes", "4096", "--max-logs-bytes", "9000"]);
+    let cache = Cache::new(&["--max-build-log-bytes", "4096", "--max-total-log-bytes", "9000"]);
     let script = |name: &str| format!("echo {}\necho {name} > \"$out\"", "x".repeat(3999));
     let built = ["first", "second", "third"].map(|name| {
         let built = cache.store.instantiate(&Derivation::new(name, &script(name)));

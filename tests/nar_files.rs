@@ -120,7 +120,7 @@ fn a_file_that_goes_while_it_is_sent_arrives_whole_and_one_that_shrinks_is_cut()
 
 #[test]
 fn plain_copies_are_bounded_go_by_their_last_use_and_do_not_outlive_the_server() {
-    let mut cache = Cache::new(&["--nar-plain-max-bytes", "700000"]);
+    let mut cache = Cache::new(&["--plain-nar-cache-bytes", "700000"]);
     let built: Vec<Instantiated> = [260_000, 270_000, 280_000, 900_000, 1_000]
         .iter()
         .map(|bytes| cache.store.instantiate(&noise(&format!("noise-{bytes}"), *bytes)))

@@ -141,7 +141,10 @@ fn the_check_can_be_turned_off_and_the_settings_are_the_same() {
     let service = json!({ "enable": true, "checkConfig": false, "settings": { "hold": "5s" } });
     let written =
         std::fs::read_to_string(settings_of(&machine.evaluate(service))).expect("the settings are a file");
-    assert_eq!(written, "drain = \"30s\"\nhold = \"5s\"\nlisten = \"127.0.0.1:8080\"\nupstream = []\n");
+    assert_eq!(
+        written,
+        "drain-timeout = \"30s\"\nhold = \"5s\"\nlisten = \"127.0.0.1:8080\"\nupstream = []\n"
+    );
 }
 
 #[test]
@@ -225,7 +228,7 @@ fn another_state_directory_or_a_value_of_the_wrong_type_is_refused() {
 fn stopping_is_given_more_time_than_the_server_takes_to_drain() {
     let machine = Machine::new();
     for (drain, seconds) in [("30s", 60), ("2m", 150), ("1h", 3630)] {
-        let service_config = json!({ "enable": true, "settings": { "drain": drain } });
+        let service_config = json!({ "enable": true, "settings": { "drain-timeout": drain } });
         let configuration = machine.evaluate(service_config);
         let limit = service(&configuration)["serviceConfig"]["TimeoutStopSec"]
             .as_str()

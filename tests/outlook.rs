@@ -30,7 +30,7 @@ fn sleeper(cache: &Cache, name: &str, seconds: &str) -> Instantiated {
 
 #[test]
 fn once_a_package_was_built_its_next_version_has_an_estimate_also_after_a_restart() {
-    let mut cache = Cache::new(&["--hold", "0s", "--keep-alive", "1s"]);
+    let mut cache = Cache::new(&["--hold", "0s", "--keep-alive-interval", "1s"]);
     let gate = cache.store.gate();
     assert_narinfo(
         &cache.ask(sleeper(&cache, "known-1.0", "3").out()),
@@ -76,7 +76,7 @@ fn once_a_package_was_built_its_next_version_has_an_estimate_also_after_a_restar
 
 #[test]
 fn the_time_left_of_a_first_build_is_unknown_while_nothing_was_ever_built_and_grows_with_it_then() {
-    let cache = Cache::new(&["--hold", "0s", "--keep-alive", "1s"]);
+    let cache = Cache::new(&["--hold", "0s", "--keep-alive-interval", "1s"]);
     let gate = cache.store.gate();
     let first = cache.gated("first-1.0", &gate);
     let mut answer = cache.http.open(&narinfo_address(first.out()), &[]);

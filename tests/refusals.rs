@@ -100,7 +100,7 @@ fn a_client_that_has_the_derivation_builds_it_itself_when_the_server_fails() {
 
 #[test]
 fn a_passing_failure_is_tried_again_after_its_time_and_a_permanent_one_is_not() {
-    let cache = Cache::new(&["--remember-passing", "3s"]);
+    let cache = Cache::new(&["--transient-failure-ttl", "3s"]);
     let (killed_gate, wrong_gate) = (cache.store.gate(), cache.store.gate());
     let killed = cache.failing("killed", &killed_gate, "kill -9 $$");
     let wrong = cache.failing("wrong", &wrong_gate, "exit 3");

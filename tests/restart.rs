@@ -104,7 +104,7 @@ fn what_was_built_for_a_request_is_not_collected_while_the_server_is_down() {
 
 #[test]
 fn a_server_that_is_told_to_stop_keeps_its_queue_too() {
-    let mut cache = Cache::new(&["--drain", "1s"]);
+    let mut cache = Cache::new(&["--drain-timeout", "1s"]);
     let (gate, [_, second], _clients) = two_in_line(&cache);
     assert!(cache.ondine.sigterm().success());
     cache.ondine.start_again();

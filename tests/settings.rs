@@ -151,15 +151,15 @@ fn a_wrong_setting_is_told_with_its_line_and_without_the_words_of_the_program() 
     let store = NixStore::new(Release::Host);
     let file = store.folder().join("ondine.toml");
     for (settings, expected) in [
-        ("max-nars-bytes = 'much'", &["line 2", "512MiB"][..]),
-        ("max-nars-bytes = true", &["line 2", "a number of bytes"]),
+        ("max-nar-store-bytes = 'much'", &["line 2", "512MiB"][..]),
+        ("max-nar-store-bytes = true", &["line 2", "a number of bytes"]),
         ("max-queued = -1", &["line 2", "-1 is out of bounds"]),
         ("lanes = 'two'", &["line 2", "a whole number"]),
         ("hold = 5", &["line 2", "a duration", "20s"]),
         ("listen = 8080", &["line 2", "127.0.0.1:8080"]),
         ("listen = 'nowhere'", &["line 2", "127.0.0.1:8080"]),
-        ("max-build-seconds = 'soon'", &["line 2", "10h"]),
-        ("drain = '2h'", &[".toml:2: drain = 2h: 0s to 1h"]),
+        ("max-build-time = 'soon'", &["line 2", "10h"]),
+        ("drain-timeout = '2h'", &[".toml:2: drain-timeout = 2h: 0s to 1h"]),
         ("prioritty = 1", &[".toml:2: ", "\"prioritty\"", "did you mean \"priority\"?"]),
         ("[upstream]\nurl = 'https://x'", &[".toml:2: ", "[[upstream]]"]),
         ("upstream = [5]", &["line 2", "a table with url and public-keys"]),
@@ -195,20 +195,23 @@ fn a_wrong_setting_is_told_with_its_line_and_without_the_words_of_the_program() 
 fn bytes_and_seconds_are_written_as_people_write_them_everywhere() {
     let store = NixStore::new(Release::Host);
     let file = store.folder().join("ondine.toml");
-    let settings = "state-dir = '/s'\nmax-nars-bytes = '100G'\nmin-free-bytes = '5 GiB'\nmax-log-bytes = '1MiB'\n\
-                    max-logs-bytes = '1GiB'\nmax-build-seconds = '10h'\nprebuild-seconds-per-day = '2h'\n";
+    let settings = "state-dir = '/s'\nmax-nar-store-bytes = '100G'\nmin-free-bytes = '5 GiB'\nmax-build-log-bytes = '1MiB'\n\
+                    max-total-log-bytes = '1GiB'\nmax-build-time = '10h'\nprebuild-time-per-day = '2h'\n";
     std::fs::write(&file, settings).expect("written");
     let check = |more: &[&str]| {
         let arguments = [&["check-config", "--settings-only", text(&file)], more].concat();
         run(ondine(&store, &arguments))
     };
     check(&[]).must_succeed();
-    check(&["--max-nars-bytes", "512MiB", "--max-silent-seconds", "30m"]).must_succeed();
-    let refused = check(&["--max-logs-bytes", "512KiB"]).must_fail().stderr;
+    check(&["--max-nar-store-bytes", "512MiB", "--max-silent-time", "30m"]).must_succeed();
+    let refused = check(&["--max-total-log-bytes", "512KiB"]).must_fail().stderr;
     // A flag is to blame, not the file.
-    assert!(refused.contains("max-logs-bytes = 524288: at least") && !refused.contains(".toml"), "{refused}");
-    let refused = check(&["--max-nars-bytes", "much"]).must_fail().stderr;
-    assert!(refused.contains("--max-nars-bytes") && refused.contains("512MiB"), "{refused}");
+    assert!(
+        refused.contains("max-total-log-bytes = 524288: at least") && !refused.contains(".toml"),
+        "{refused}"
+    );
+    let refused = check(&["--max-nar-store-bytes", "much"]).must_fail().stderr;
+    assert!(refused.contains("--max-nar-store-bytes") && refused.contains("512MiB"), "{refused}");
 }
 
 #[test]

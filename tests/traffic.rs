@@ -26,7 +26,7 @@ fn requests(cache: &Cache, route: &str, outcome: &str) -> f64 {
 
 #[test]
 fn requests_are_counted_by_route_and_outcome_with_their_bytes_and_times() {
-    let cache = Cache::new(&["--hold", "1s", "--keep-alive", "1s"]);
+    let cache = Cache::new(&["--hold", "1s", "--keep-alive-interval", "1s"]);
     let gate = cache.store.gate();
     let slow = cache.gated("slow", &gate);
     let waiting = cache.ask_in_background(slow.out());

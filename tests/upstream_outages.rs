@@ -101,7 +101,7 @@ fn an_upstream_that_flips_does_not_take_back_what_was_fetched() {
         ["kept", "passed", "late"].map(|name| Sample::new(&store, &text_file(name, name)));
     let upstream = Upstream::new(&store, &[&kept.path, &passed.path, &late.path]);
     kept.collect_with_derivation(&store);
-    let cache = Cache::behind(store, &[upstream.table("")], &["--remember-missing", "1s"]);
+    let cache = Cache::behind(store, &[upstream.table("")], &["--negative-ttl", "1s"]);
     kept.assert_served_by(&cache.ondine);
     let narinfo = cache.narinfo(&passed.path);
     let nar = format!("/{}", field(&narinfo, "URL"));

@@ -74,7 +74,7 @@ fn who_waits_for_the_narinfos_of_a_closure_is_told_how_far_that_is() {
     let sample = Sample::of(&store, drv, last.into());
     let upstream = Upstream::of(sample.copied(&store, Compression::Zstd));
     sample.collect(&store);
-    let arguments = ["--hold", "1s", "--keep-alive", "1s", "--build-from"];
+    let arguments = ["--hold", "1s", "--keep-alive-interval", "1s", "--build-from"];
     let cache = Cache::behind(store, &[upstream.table("")], &arguments);
     upstream.server.fault(".narinfo", Fault::Late(Duration::from_secs(1)));
     // One refers to the next: they are looked up one after the other.

@@ -85,7 +85,7 @@ fn one_transient_failure_of_an_upstream_is_never_a_404() {
 #[test]
 fn what_passes_within_the_budget_costs_neither_a_head_nor_a_cached_answer() {
     let Behind { cache, upstreams, sample } =
-        &Behind::new(&text_file("sample", "text"), 1, false, &["--upstream-budget", "10s"]);
+        &Behind::new(&text_file("sample", "text"), 1, false, &["--upstream-lookup-timeout", "10s"]);
     let address = narinfo_address(&sample.path);
     upstreams[0].server.fault_times(".narinfo", 2, Fault::Status(503));
     assert_eq!(cache.http.head(&address).status, 200);
@@ -95,7 +95,7 @@ fn what_passes_within_the_budget_costs_neither_a_head_nor_a_cached_answer() {
 #[test]
 fn an_upstream_that_restarts_is_waited_for_and_the_wait_is_told() {
     let Behind { cache, mut upstreams, sample } =
-        Behind::new(&text_file("sample", "text"), 1, false, &["--hold", "0s", "--keep-alive", "1s"]);
+        Behind::new(&text_file("sample", "text"), 1, false, &["--hold", "0s", "--keep-alive-interval", "1s"]);
     upstreams[0].server.stop();
     let mut asked = cache.http.open(&narinfo_address(&sample.path), &[]);
     let mut lines = String::new();
@@ -140,7 +140,7 @@ fn trouble_that_lasts_is_final_after_the_setting_and_sooner_for_whoever_is_not_h
 
 #[test]
 fn a_client_that_was_cut_off_after_the_setting_hears_why_at_once() {
-    let arguments = ["--transient-retry", "3s", "--hold", "0s", "--keep-alive", "1s"];
+    let arguments = ["--transient-retry", "3s", "--hold", "0s", "--keep-alive-interval", "1s"];
     let Behind { cache, mut upstreams, sample } =
         Behind::new(&text_file("sample", "text"), 1, false, &arguments);
     upstreams[0].server.stop();

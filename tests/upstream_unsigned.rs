@@ -221,7 +221,7 @@ fn whoever_asks_for_what_is_being_verified_is_told_so_and_shares_one_fetch() {
     let path = &paths[1];
     let valve = Valve::new();
     honest.server.fault("/nar/", Fault::Held(valve.clone()));
-    let cache = Cache::behind(store, &[honest.table("")], &["--hold", "0s", "--keep-alive", "1s"]);
+    let cache = Cache::behind(store, &[honest.table("")], &["--hold", "0s", "--keep-alive-interval", "1s"]);
     let mut first = cache.http.open(&narinfo_address(path), &[]);
     let mut lines = String::new();
     while !lines.contains("not signed") {
@@ -250,8 +250,8 @@ fn a_nar_larger_than_the_setting_is_not_fetched_but_built_where_that_can_be() {
     let upstream = Upstream::of(sample.copied(&store, Compression::Xz));
     sample.collect_with_derivation(&store);
     let limit = BYTES.to_string();
-    let cache = Cache::behind(store, &[upstream.table("")], &["--max-nar-bytes", &limit]);
-    assert_missing(&cache.ask(&sample.path), &["max-nar-bytes", &limit]);
+    let cache = Cache::behind(store, &[upstream.table("")], &["--max-upstream-nar-bytes", &limit]);
+    assert_missing(&cache.ask(&sample.path), &["max-upstream-nar-bytes", &limit]);
     assert!(upstream.server.seen_of("/nar/").is_empty());
 
     // What can be built is built.
@@ -259,7 +259,7 @@ fn a_nar_larger_than_the_setting_is_not_fetched_but_built_where_that_can_be() {
     let sample = Sample::new(&store, &Derivation::new("sample", &script));
     let upstream = Upstream::of(sample.copied(&store, Compression::Xz));
     sample.collect(&store);
-    let cache = Cache::behind(store, &[upstream.table("")], &["--max-nar-bytes", &limit]);
+    let cache = Cache::behind(store, &[upstream.table("")], &["--max-upstream-nar-bytes", &limit]);
     assert_missing(&cache.http.get(&format!("/cached{}", narinfo_address(&sample.path))), &["not built yet"]);
     sample.assert_served_by(&cache.ondine);
 }

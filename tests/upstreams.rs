@@ -362,7 +362,7 @@ fn a_redirecting_upstream_is_named_to_the_client_and_its_files_pass_by() {
 #[test]
 fn that_an_upstream_lacks_a_path_is_remembered_for_so_long_and_no_longer() {
     let Behind { cache, upstream, sample } =
-        Behind::new(&text_file("late", "text"), "", &["--remember-missing", "3s", "--build-from"]);
+        Behind::new(&text_file("late", "text"), "", &["--negative-ttl", "3s", "--build-from"]);
     let address = narinfo_address(&sample.path);
     let narinfo = upstream.cache.narinfo_file(&sample.path);
     let hidden = narinfo.with_extension("hidden");

@@ -58,7 +58,7 @@ fn nothing_is_sent_while_the_answer_is_held() {
 
 #[test]
 fn after_the_hold_lines_about_the_wait_come_until_the_narinfo_does() {
-    let cache = Cache::new(&["--hold", "1s", "--keep-alive", "1s"]);
+    let cache = Cache::new(&["--hold", "1s", "--keep-alive-interval", "1s"]);
     let gate = cache.store.gate();
     let slow = cache.gated("slow", &gate);
     let asked = Instant::now();
@@ -137,7 +137,7 @@ fn an_http_1_0_client_hears_nothing_until_the_true_status() {
 
 #[test]
 fn twenty_clients_at_once_have_one_build_and_get_the_same_narinfo() {
-    let cache = Cache::new(&["--hold", "1s", "--keep-alive", "1s"]);
+    let cache = Cache::new(&["--hold", "1s", "--keep-alive-interval", "1s"]);
     let gate = cache.store.gate();
     let wanted = cache.gated("wanted", &gate);
     let clients: Vec<Client> = (0..20).map(|_| cache.client(&[])).collect();
@@ -287,7 +287,7 @@ fn a_running_build_is_finished_though_its_client_has_left() {
 
 #[test]
 fn a_build_whose_daemon_is_killed_is_tried_again_and_delivered() {
-    let mut cache = Cache::new(&["--hold", "1s", "--keep-alive", "1s"]);
+    let mut cache = Cache::new(&["--hold", "1s", "--keep-alive-interval", "1s"]);
     let gate = cache.store.gate();
     let slow = cache.gated("slow", &gate);
     let client = cache.client(&[]);
@@ -304,7 +304,7 @@ fn a_build_whose_daemon_is_killed_is_tried_again_and_delivered() {
 
 #[test]
 fn without_a_daemon_a_request_ends_with_a_reason_and_the_next_works_once_it_is_back() {
-    let mut cache = Cache::new(&["--remember-passing", "1s", "--transient-retry", "1s"]);
+    let mut cache = Cache::new(&["--transient-failure-ttl", "1s", "--transient-retry", "1s"]);
     let gate = cache.store.gate();
     let [slow, never_asked] = ["slow", "never-asked"].map(|name| cache.gated(name, &gate));
     let served = cache.store.instantiate(&Derivation::new("served", "echo served > \"$out\""));

@@ -103,7 +103,7 @@ impl Bench<'_> {
 
     fn beside_evicting(&mut self) {
         let state = Folder::new();
-        let (server, running, http) = fresh(self.data, &state, &["--keep-used", "0s"]);
+        let (server, running, http) = fresh(self.data, &state, &["--eviction-grace", "0s"]);
         adopt_small(self.data, &http);
         let staying = &self.data.small[..STAYING];
         let command = |arguments: &[&str]| {

@@ -301,7 +301,7 @@ async fn find(upstreams: &Upstreams, packer: &Packer, hash: StorePathHash, asker
             return Lookup::Found(found);
         };
         too_large.push(format!(
-            "{}: {} has {} bytes, and no more than {max} are fetched (setting max-nar-bytes)",
+            "{}: {} has {} bytes, and no more than {max} are fetched (setting max-upstream-nar-bytes)",
             found.upstream, found.info.store_path, found.info.nar_size
         ));
         passed_over.push(found.upstream);

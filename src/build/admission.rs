@@ -15,8 +15,8 @@ const LACK_CHARS_MAX: usize = 400;
 pub(super) fn too_many(count: usize, max: usize) -> Option<Verdict> {
     (count > max).then(|| {
         Verdict::refused(format!(
-            "{} derivations would be built, more than max-derivations = {}\n\
-             what to do: ask for parts of its closure first, let the server take inputs from a cache (upstream), or raise max-derivations",
+            "{} derivations would be built, more than max-derivations-per-request = {}\n\
+             what to do: ask for parts of its closure first, let the server take inputs from a cache (upstream), or raise max-derivations-per-request",
             grouped(count),
             grouped(max)
         ))
@@ -85,7 +85,8 @@ mod tests {
     fn as_many_as_are_allowed_are_no_reason() {
         assert_eq!(too_many(500, 500), None);
         let verdict = too_many(1234, 500).expect("a refusal");
-        let expected = "1,234 derivations would be built, more than max-derivations = 500\nwhat to do: ";
+        let expected =
+            "1,234 derivations would be built, more than max-derivations-per-request = 500\nwhat to do: ";
         assert!(verdict.reason.starts_with(expected), "{}", verdict.reason);
         assert_eq!(verdict.class, FailureClass::Refused);
     }

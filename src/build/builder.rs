@@ -198,8 +198,8 @@ impl Builder {
             }
         };
         let (what, setting, max) = tokio::select! {
-            () = too_long => ("took longer than", "max-build-seconds", self.settings.build_max),
-            () = too_silent => ("said nothing for", "max-silent-seconds", self.settings.silent_max),
+            () = too_long => ("took longer than", "max-build-time", self.settings.build_max),
+            () = too_silent => ("said nothing for", "max-silent-time", self.settings.silent_max),
         };
         let seconds = max.unwrap_or_default().as_secs();
         Verdict::passing(format!("timed out: it {what} {seconds} seconds (setting {setting})"))

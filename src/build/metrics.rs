@@ -145,7 +145,7 @@ impl Metrics {
         let prebuilt_today = Gauge::default();
         registry.register_with_unit(
             "prebuilt_today",
-            "How long was pre-built since midnight, of what prebuild-seconds-per-day allows",
+            "How long was pre-built since midnight, of what prebuild-time-per-day allows",
             Unit::Seconds,
             prebuilt_today.clone(),
         );

@@ -35,7 +35,7 @@ pub(super) struct Gc {
     /// Only show what would go
     #[arg(long)]
     dry_run: bool,
-    /// Bytes of NARs that may stay [default: the server's max-nars-bytes]
+    /// Bytes of NARs that may stay [default: the server's max-nar-store-bytes]
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     max_bytes: Option<u64>,
     #[command(flatten)]

@@ -34,7 +34,7 @@ pub(super) struct WrittenSet {
     allow: Option<Vec<String>>,
     deny: Option<Vec<String>>,
     #[serde(default, deserialize_with = "written_duration")]
-    keep: Option<Duration>,
+    retain: Option<Duration>,
     #[serde(alias = "import_from_derivation")]
     import_from_derivation: Option<bool>,
     #[serde(alias = "nix_path")]
@@ -113,8 +113,8 @@ fn resolve_one(written: WrittenSet, own_system: &str) -> Result<SetSettings, Err
             Some(every)
         }
     };
-    let keep = written.keep.unwrap_or(14 * DAY);
-    within("catalogue keep", keep, Duration::ZERO, 3650 * DAY, "0s to 3650d")?;
+    let keep = written.retain.unwrap_or(14 * DAY);
+    within("catalogue retain", keep, Duration::ZERO, 3650 * DAY, "0s to 3650d")?;
     let time_max = written.timeout.unwrap_or(seconds(3600));
     within("catalogue timeout", time_max, seconds(1), 2 * DAY, "1s to 2d")?;
     let attribute_time_max = written.attribute_timeout.unwrap_or(seconds(300)).min(time_max);

@@ -69,13 +69,13 @@ pub struct Written {
     #[serde(alias = "evaluator_isolation")]
     evaluator_isolation: Option<Isolation>,
     /// How long upstreams may take to say whether they have a path, up to 60s [default: 2s]
-    #[arg(long, env = "ONDINE_UPSTREAM_BUDGET", value_name = "DURATION", value_parser = duration)]
-    #[serde(alias = "upstream_budget", default, deserialize_with = "written_duration")]
-    upstream_budget: Option<Duration>,
+    #[arg(long, env = "ONDINE_UPSTREAM_LOOKUP_TIMEOUT", value_name = "DURATION", value_parser = duration)]
+    #[serde(alias = "upstream_lookup_timeout", default, deserialize_with = "written_duration")]
+    upstream_lookup_timeout: Option<Duration>,
     /// How long an upstream is remembered not to have a path [default: 5m]
-    #[arg(long, env = "ONDINE_REMEMBER_MISSING", value_name = "DURATION", value_parser = duration)]
-    #[serde(alias = "remember_missing", default, deserialize_with = "written_duration")]
-    remember_missing: Option<Duration>,
+    #[arg(long, env = "ONDINE_NEGATIVE_TTL", value_name = "DURATION", value_parser = duration)]
+    #[serde(alias = "negative_ttl", default, deserialize_with = "written_duration")]
+    negative_ttl: Option<Duration>,
     /// Netrc file with logins for upstreams: an absolute path, or a name in $CREDENTIALS_DIRECTORY [default: Nix's, where it can be read]
     #[arg(long, env = "ONDINE_NETRC_FILE", value_name = "FILE")]
     #[serde(alias = "netrc_file")]
@@ -112,9 +112,9 @@ pub struct Written {
     #[serde(alias = "overtake_share", default, deserialize_with = "written_number")]
     overtake_share: Option<u32>,
     /// Derivations that may have to be built for one request, which is refused else [default: 500]
-    #[arg(long, env = "ONDINE_MAX_DERIVATIONS", value_name = "N")]
-    #[serde(alias = "max_derivations", default, deserialize_with = "written_number")]
-    max_derivations: Option<usize>,
+    #[arg(long, env = "ONDINE_MAX_DERIVATIONS_PER_REQUEST", value_name = "N")]
+    #[serde(alias = "max_derivations_per_request", default, deserialize_with = "written_number")]
+    max_derivations_per_request: Option<usize>,
     /// Socket of a second Nix daemon of the same store, in a service with less CPUWeight: it builds short requests meanwhile [default: none]
     #[arg(long, env = "ONDINE_BACKGROUND_DAEMON", value_name = "PATH")]
     #[serde(alias = "background_daemon")]
@@ -123,9 +123,9 @@ pub struct Written {
     #[arg(long, env = "ONDINE_PREBUILD", value_name = "HOURS")]
     prebuild: Option<String>,
     /// Seconds a day that may be pre-built [default: 7200]
-    #[arg(long, env = "ONDINE_PREBUILD_SECONDS_PER_DAY", value_name = "SECONDS", value_parser = seconds)]
-    #[serde(alias = "prebuild_seconds_per_day", default, deserialize_with = "written_seconds")]
-    prebuild_seconds_per_day: Option<u64>,
+    #[arg(long, env = "ONDINE_PREBUILD_TIME_PER_DAY", value_name = "SECONDS", value_parser = seconds)]
+    #[serde(alias = "prebuild_time_per_day", default, deserialize_with = "written_seconds")]
+    prebuild_time_per_day: Option<u64>,
     /// Requests that may wait for builds; one more is refused [default: 10000]
     #[arg(long, env = "ONDINE_MAX_QUEUED", value_name = "N")]
     #[serde(alias = "max_queued", default, deserialize_with = "written_number")]
@@ -135,21 +135,21 @@ pub struct Written {
     #[serde(alias = "max_queued_per_client", default, deserialize_with = "written_number")]
     max_queued_per_client: Option<usize>,
     /// Seconds that one build may take; 0 is no limit [default: 36000]
-    #[arg(long, env = "ONDINE_MAX_BUILD_SECONDS", value_name = "SECONDS", value_parser = seconds)]
-    #[serde(alias = "max_build_seconds", default, deserialize_with = "written_seconds")]
-    max_build_seconds: Option<u64>,
+    #[arg(long, env = "ONDINE_MAX_BUILD_TIME", value_name = "SECONDS", value_parser = seconds)]
+    #[serde(alias = "max_build_time", default, deserialize_with = "written_seconds")]
+    max_build_time: Option<u64>,
     /// Seconds that a build may say nothing; 0 is no limit [default: 7200]
-    #[arg(long, env = "ONDINE_MAX_SILENT_SECONDS", value_name = "SECONDS", value_parser = seconds)]
-    #[serde(alias = "max_silent_seconds", default, deserialize_with = "written_seconds")]
-    max_silent_seconds: Option<u64>,
+    #[arg(long, env = "ONDINE_MAX_SILENT_TIME", value_name = "SECONDS", value_parser = seconds)]
+    #[serde(alias = "max_silent_time", default, deserialize_with = "written_seconds")]
+    max_silent_time: Option<u64>,
     /// Bytes that one build may write to its log, 1024 or more; one that writes more is stopped [default: 67108864]
-    #[arg(long, env = "ONDINE_MAX_LOG_BYTES", value_name = "BYTES", value_parser = bytes)]
-    #[serde(alias = "max_log_bytes", default, deserialize_with = "written_bytes")]
-    max_log_bytes: Option<u64>,
+    #[arg(long, env = "ONDINE_MAX_BUILD_LOG_BYTES", value_name = "BYTES", value_parser = bytes)]
+    #[serde(alias = "max_build_log_bytes", default, deserialize_with = "written_bytes")]
+    max_build_log_bytes: Option<u64>,
     /// Bytes of all logs together; the oldest are deleted when a build ends [default: 1073741824]
-    #[arg(long, env = "ONDINE_MAX_LOGS_BYTES", value_name = "BYTES", value_parser = bytes)]
-    #[serde(alias = "max_logs_bytes", default, deserialize_with = "written_bytes")]
-    max_logs_bytes: Option<u64>,
+    #[arg(long, env = "ONDINE_MAX_TOTAL_LOG_BYTES", value_name = "BYTES", value_parser = bytes)]
+    #[serde(alias = "max_total_log_bytes", default, deserialize_with = "written_bytes")]
+    max_total_log_bytes: Option<u64>,
     /// How long a request of which nothing is built keeps its place after its last client has left [default: 60s]
     #[arg(long, env = "ONDINE_ABANDON_AFTER", value_name = "DURATION", value_parser = duration)]
     #[serde(alias = "abandon_after", default, deserialize_with = "written_duration")]
@@ -159,17 +159,17 @@ pub struct Written {
     #[serde(default, deserialize_with = "written_duration")]
     hold: Option<Duration>,
     /// Time between two lines about the wait, 1s to 120s [default: 10s]
-    #[arg(long, env = "ONDINE_KEEP_ALIVE", value_name = "DURATION", value_parser = duration)]
-    #[serde(alias = "keep_alive", default, deserialize_with = "written_duration")]
-    keep_alive: Option<Duration>,
+    #[arg(long, env = "ONDINE_KEEP_ALIVE_INTERVAL", value_name = "DURATION", value_parser = duration)]
+    #[serde(alias = "keep_alive_interval", default, deserialize_with = "written_duration")]
+    keep_alive_interval: Option<Duration>,
     /// How long the failure of a build that is itself wrong is remembered [default: 24h]
-    #[arg(long, env = "ONDINE_REMEMBER_PERMANENT", value_name = "DURATION", value_parser = duration)]
-    #[serde(alias = "remember_permanent", default, deserialize_with = "written_duration")]
-    remember_permanent: Option<Duration>,
+    #[arg(long, env = "ONDINE_PERMANENT_FAILURE_TTL", value_name = "DURATION", value_parser = duration)]
+    #[serde(alias = "permanent_failure_ttl", default, deserialize_with = "written_duration")]
+    permanent_failure_ttl: Option<Duration>,
     /// How long a failure of the machine, or a refusal, is remembered [default: 5m]
-    #[arg(long, env = "ONDINE_REMEMBER_PASSING", value_name = "DURATION", value_parser = duration)]
-    #[serde(alias = "remember_passing", default, deserialize_with = "written_duration")]
-    remember_passing: Option<Duration>,
+    #[arg(long, env = "ONDINE_TRANSIENT_FAILURE_TTL", value_name = "DURATION", value_parser = duration)]
+    #[serde(alias = "transient_failure_ttl", default, deserialize_with = "written_duration")]
+    transient_failure_ttl: Option<Duration>,
     /// How long trouble that may pass, such as a Nix daemon that restarts, is waited out while clients are held, up to 24h [default: 10m]
     #[arg(long, env = "ONDINE_TRANSIENT_RETRY", value_name = "DURATION", value_parser = duration)]
     #[serde(alias = "transient_retry", default, deserialize_with = "written_duration")]
@@ -183,25 +183,25 @@ pub struct Written {
     #[serde(alias = "want_mass_query")]
     want_mass_query: Option<bool>,
     /// Bytes of all stored NARs together; those used longest ago are evicted, and had anew when asked for; 0 is no limit [default: 0]
-    #[arg(long, env = "ONDINE_MAX_NARS_BYTES", value_name = "BYTES", value_parser = bytes)]
-    #[serde(alias = "max_nars_bytes", default, deserialize_with = "written_bytes")]
-    max_nars_bytes: Option<u64>,
-    /// Bytes that stay free on the disk of the NARs, for which those used longest ago are evicted; 0 is none [default: without max-nars-bytes a twentieth of the disk, at most 4294967296, else 0]
+    #[arg(long, env = "ONDINE_MAX_NAR_STORE_BYTES", value_name = "BYTES", value_parser = bytes)]
+    #[serde(alias = "max_nar_store_bytes", default, deserialize_with = "written_bytes")]
+    max_nar_store_bytes: Option<u64>,
+    /// Bytes that stay free on the disk of the NARs, for which those used longest ago are evicted; 0 is none [default: without max-nar-store-bytes a twentieth of the disk, at most 4294967296, else 0]
     #[arg(long, env = "ONDINE_MIN_FREE_BYTES", value_name = "BYTES", value_parser = bytes)]
     #[serde(alias = "min_free_bytes", default, deserialize_with = "written_bytes")]
     min_free_bytes: Option<u64>,
     /// Time in which each stored NAR is read and verified once in the background, 1s or more; 0s is never [default: 30d]
-    #[arg(long, env = "ONDINE_SCRUB_EVERY", value_name = "DURATION", value_parser = duration)]
-    #[serde(alias = "scrub_every", default, deserialize_with = "written_duration")]
-    scrub_every: Option<Duration>,
+    #[arg(long, env = "ONDINE_SCRUB_INTERVAL", value_name = "DURATION", value_parser = duration)]
+    #[serde(alias = "scrub_interval", default, deserialize_with = "written_duration")]
+    scrub_interval: Option<Duration>,
     /// Bytes that a NAR may have to be fetched from an upstream [default: half of what is free on the disk]
-    #[arg(long, env = "ONDINE_MAX_NAR_BYTES", value_name = "BYTES", value_parser = bytes)]
-    #[serde(alias = "max_nar_bytes", default, deserialize_with = "written_bytes")]
-    max_nar_bytes: Option<u64>,
+    #[arg(long, env = "ONDINE_MAX_UPSTREAM_NAR_BYTES", value_name = "BYTES", value_parser = bytes)]
+    #[serde(alias = "max_upstream_nar_bytes", default, deserialize_with = "written_bytes")]
+    max_upstream_nar_bytes: Option<u64>,
     /// How long after its last use nothing is evicted, whatever the limit [default: 10m]
-    #[arg(long, env = "ONDINE_KEEP_USED", value_name = "DURATION", value_parser = duration)]
-    #[serde(alias = "keep_used", default, deserialize_with = "written_duration")]
-    keep_used: Option<Duration>,
+    #[arg(long, env = "ONDINE_EVICTION_GRACE", value_name = "DURATION", value_parser = duration)]
+    #[serde(alias = "eviction_grace", default, deserialize_with = "written_duration")]
+    eviction_grace: Option<Duration>,
     /// Bytes of narinfos that are kept in memory, ready to be sent; 0 is none [default: 8388608]
     #[arg(long, env = "ONDINE_NARINFO_MEMORY_BYTES", value_name = "BYTES", value_parser = bytes)]
     #[serde(alias = "narinfo_memory_bytes", default, deserialize_with = "written_bytes")]
@@ -219,9 +219,9 @@ pub struct Written {
     #[serde(alias = "nar_memory_bytes", default, deserialize_with = "written_bytes")]
     nar_memory_bytes: Option<u64>,
     /// Bytes on disk for plain copies of NARs that are asked for without compression; 0 is none [default: 4294967296]
-    #[arg(long, env = "ONDINE_NAR_PLAIN_MAX_BYTES", value_name = "BYTES", value_parser = bytes)]
-    #[serde(alias = "nar_plain_max_bytes", default, deserialize_with = "written_bytes")]
-    nar_plain_max_bytes: Option<u64>,
+    #[arg(long, env = "ONDINE_PLAIN_NAR_CACHE_BYTES", value_name = "BYTES", value_parser = bytes)]
+    #[serde(alias = "plain_nar_cache_bytes", default, deserialize_with = "written_bytes")]
+    plain_nar_cache_bytes: Option<u64>,
     /// Address of this cache as clients write it, with its scheme, http or https [default: that of listen]
     #[arg(long, env = "ONDINE_PUBLIC_URL", value_name = "URL")]
     #[serde(alias = "public_url")]
@@ -235,9 +235,9 @@ pub struct Written {
     #[serde(alias = "write_timeout", default, deserialize_with = "written_duration")]
     write_timeout: Option<Duration>,
     /// How long open answers are given to end when the server stops, up to 1h [default: 30s]
-    #[arg(long, env = "ONDINE_DRAIN", value_name = "DURATION", value_parser = duration)]
+    #[arg(long, env = "ONDINE_DRAIN_TIMEOUT", value_name = "DURATION", value_parser = duration)]
     #[serde(default, deserialize_with = "written_duration")]
-    drain: Option<Duration>,
+    drain_timeout: Option<Duration>,
 }
 
 /// Why the settings cannot be used.
@@ -324,8 +324,8 @@ impl Written {
             upstream: self.upstream.or(other.upstream),
             catalogue: self.catalogue.or(other.catalogue),
             evaluator_isolation: self.evaluator_isolation.or(other.evaluator_isolation),
-            upstream_budget: self.upstream_budget.or(other.upstream_budget),
-            remember_missing: self.remember_missing.or(other.remember_missing),
+            upstream_lookup_timeout: self.upstream_lookup_timeout.or(other.upstream_lookup_timeout),
+            negative_ttl: self.negative_ttl.or(other.negative_ttl),
             netrc_file: self.netrc_file.or(other.netrc_file),
             build_cores: self.build_cores.or(other.build_cores),
             build_systems: self.build_systems.or(other.build_systems),
@@ -335,38 +335,40 @@ impl Written {
             max_jobs: self.max_jobs.or(other.max_jobs),
             overtake_budget: self.overtake_budget.or(other.overtake_budget),
             overtake_share: self.overtake_share.or(other.overtake_share),
-            max_derivations: self.max_derivations.or(other.max_derivations),
+            max_derivations_per_request: self
+                .max_derivations_per_request
+                .or(other.max_derivations_per_request),
             background_daemon: self.background_daemon.or(other.background_daemon),
             prebuild: self.prebuild.or(other.prebuild),
-            prebuild_seconds_per_day: self.prebuild_seconds_per_day.or(other.prebuild_seconds_per_day),
+            prebuild_time_per_day: self.prebuild_time_per_day.or(other.prebuild_time_per_day),
             max_queued: self.max_queued.or(other.max_queued),
             max_queued_per_client: self.max_queued_per_client.or(other.max_queued_per_client),
-            max_build_seconds: self.max_build_seconds.or(other.max_build_seconds),
-            max_silent_seconds: self.max_silent_seconds.or(other.max_silent_seconds),
-            max_log_bytes: self.max_log_bytes.or(other.max_log_bytes),
-            max_logs_bytes: self.max_logs_bytes.or(other.max_logs_bytes),
+            max_build_time: self.max_build_time.or(other.max_build_time),
+            max_silent_time: self.max_silent_time.or(other.max_silent_time),
+            max_build_log_bytes: self.max_build_log_bytes.or(other.max_build_log_bytes),
+            max_total_log_bytes: self.max_total_log_bytes.or(other.max_total_log_bytes),
             abandon_after: self.abandon_after.or(other.abandon_after),
             hold: self.hold.or(other.hold),
-            keep_alive: self.keep_alive.or(other.keep_alive),
-            remember_permanent: self.remember_permanent.or(other.remember_permanent),
-            remember_passing: self.remember_passing.or(other.remember_passing),
+            keep_alive_interval: self.keep_alive_interval.or(other.keep_alive_interval),
+            permanent_failure_ttl: self.permanent_failure_ttl.or(other.permanent_failure_ttl),
+            transient_failure_ttl: self.transient_failure_ttl.or(other.transient_failure_ttl),
             transient_retry: self.transient_retry.or(other.transient_retry),
             priority: self.priority.or(other.priority),
             want_mass_query: self.want_mass_query.or(other.want_mass_query),
-            max_nars_bytes: self.max_nars_bytes.or(other.max_nars_bytes),
+            max_nar_store_bytes: self.max_nar_store_bytes.or(other.max_nar_store_bytes),
             min_free_bytes: self.min_free_bytes.or(other.min_free_bytes),
-            scrub_every: self.scrub_every.or(other.scrub_every),
-            max_nar_bytes: self.max_nar_bytes.or(other.max_nar_bytes),
-            keep_used: self.keep_used.or(other.keep_used),
+            scrub_interval: self.scrub_interval.or(other.scrub_interval),
+            max_upstream_nar_bytes: self.max_upstream_nar_bytes.or(other.max_upstream_nar_bytes),
+            eviction_grace: self.eviction_grace.or(other.eviction_grace),
             narinfo_memory_bytes: self.narinfo_memory_bytes.or(other.narinfo_memory_bytes),
             zstd_level: self.zstd_level.or(other.zstd_level),
             zstd_threads: self.zstd_threads.or(other.zstd_threads),
             nar_memory_bytes: self.nar_memory_bytes.or(other.nar_memory_bytes),
-            nar_plain_max_bytes: self.nar_plain_max_bytes.or(other.nar_plain_max_bytes),
+            plain_nar_cache_bytes: self.plain_nar_cache_bytes.or(other.plain_nar_cache_bytes),
             public_url: self.public_url.or(other.public_url),
             trusted_proxies: self.trusted_proxies.or(other.trusted_proxies),
             write_timeout: self.write_timeout.or(other.write_timeout),
-            drain: self.drain.or(other.drain),
+            drain_timeout: self.drain_timeout.or(other.drain_timeout),
         }
     }
 

@@ -36,7 +36,8 @@ impl Written {
             .map_err(|_| wrong("key-name", name, "a name has no colon and no white space"))?;
         let key_name = key::WantedName { name, given };
         let seconds = Duration::from_secs;
-        let (hold, keep_alive) = (self.hold.unwrap_or(seconds(20)), self.keep_alive.unwrap_or(seconds(10)));
+        let (hold, keep_alive) =
+            (self.hold.unwrap_or(seconds(20)), self.keep_alive_interval.unwrap_or(seconds(10)));
         // Clients give up after 300 s without a byte.
         within(
             "hold",
@@ -45,9 +46,9 @@ impl Written {
             seconds(250),
             "0s to 250s, since clients give up after 300 s of silence",
         )?;
-        within("keep-alive", keep_alive, seconds(1), seconds(120), "1s to 120s")?;
-        let drain = self.drain.unwrap_or(seconds(30));
-        within("drain", drain, seconds(0), seconds(3600), "0s to 1h")?;
+        within("keep-alive-interval", keep_alive, seconds(1), seconds(120), "1s to 120s")?;
+        let drain = self.drain_timeout.unwrap_or(seconds(30));
+        within("drain-timeout", drain, seconds(0), seconds(3600), "0s to 1h")?;
         let write_timeout = self.write_timeout.unwrap_or(seconds(60));
         within("write-timeout", write_timeout, seconds(1), seconds(3600), "1s to 1h")?;
         let public_url = self.public_url.map(|url| {
@@ -71,18 +72,18 @@ impl Written {
         within_numbers("zstd-level", zstd_level.into(), 1, 19, "1 to 19")?;
         let zstd_threads = self.zstd_threads.unwrap_or_else(nar_store::Settings::usual_threads);
         within_numbers("zstd-threads", zstd_threads.into(), 1, 64, "1 to 64")?;
-        let keep_used = self.keep_used.unwrap_or(seconds(600));
-        within("keep-used", keep_used, seconds(0), seconds(7 * 24 * 3600), "0s to 7d")?;
-        let max_bytes = self.max_nars_bytes.filter(|bytes| *bytes > 0);
+        let keep_used = self.eviction_grace.unwrap_or(seconds(600));
+        within("eviction-grace", keep_used, seconds(0), seconds(7 * 24 * 3600), "0s to 7d")?;
+        let max_bytes = self.max_nar_store_bytes.filter(|bytes| *bytes > 0);
         let min_free = match self.min_free_bytes {
             Some(bytes) => keep::MinFree::Bytes(bytes),
             // Who has said how much may be stored does not mean the disk.
             None if max_bytes.is_some() => keep::MinFree::Bytes(0),
             None => keep::MinFree::Usual,
         };
-        let scrub_every = self.scrub_every.unwrap_or(seconds(SCRUB_SECONDS_DEFAULT));
+        let scrub_every = self.scrub_interval.unwrap_or(seconds(SCRUB_SECONDS_DEFAULT));
         check(
-            "scrub-every",
+            "scrub-interval",
             humantime::format_duration(scrub_every),
             scrub_every.is_zero() || scrub_every >= seconds(1),
             "1s or more, or 0s for never",
@@ -96,9 +97,9 @@ impl Written {
         let caches = caches.collect::<Result<Vec<_>, _>>()?;
         let mut catalogue = catalogue::resolve(self.catalogue.unwrap_or_default(), nix::own_system())?;
         catalogue.isolation = self.evaluator_isolation.unwrap_or_default();
-        let budget = self.upstream_budget.unwrap_or(seconds(2));
-        within("upstream-budget", budget, Duration::from_millis(100), seconds(60), "100ms to 60s")?;
-        let remember_missing = self.remember_missing.unwrap_or(seconds(300));
+        let budget = self.upstream_lookup_timeout.unwrap_or(seconds(2));
+        within("upstream-lookup-timeout", budget, Duration::from_millis(100), seconds(60), "100ms to 60s")?;
+        let remember_missing = self.negative_ttl.unwrap_or(seconds(300));
         let netrc = self.netrc_file.map_or_else(|| NetrcFile::OfNix(nix::netrc_file()), NetrcFile::Named);
         let jobs = self.max_jobs.unwrap_or(1);
         let set = |names: Option<Vec<String>>| names.map(|names| names.into_iter().collect());
@@ -132,7 +133,7 @@ impl Written {
                 netrc,
                 transient_retry: build.transient_retry,
             },
-            nar_bytes_max: self.max_nar_bytes,
+            nar_bytes_max: self.max_upstream_nar_bytes,
             narinfo_memory_bytes: self.narinfo_memory_bytes.unwrap_or(8 * 1024 * 1024),
             catalogue,
             substitute: substitute::Settings { build_from, transient_retry: build.transient_retry },
@@ -142,7 +143,7 @@ impl Written {
                 zstd_level,
                 zstd_threads,
                 memory_bytes_max: self.nar_memory_bytes.unwrap_or(16 * 1024 * 1024),
-                plain_bytes_max: self.nar_plain_max_bytes.unwrap_or(4 * 1024 * 1024 * 1024),
+                plain_bytes_max: self.plain_nar_cache_bytes.unwrap_or(4 * 1024 * 1024 * 1024),
             },
             keep,
             http: http::Settings {
@@ -186,9 +187,9 @@ impl Written {
                 ));
             }
         };
-        let derivations_max = self.max_derivations.unwrap_or(500);
+        let derivations_max = self.max_derivations_per_request.unwrap_or(500);
         check(
-            "max-derivations",
+            "max-derivations-per-request",
             derivations_max,
             derivations_max > 0,
             "1 or more; to build nothing, leave build-from empty",
@@ -213,11 +214,11 @@ impl Written {
             Duration::from_secs(24 * 3600),
             "0s to 24h",
         )?;
-        let per_day = Duration::from_secs(self.prebuild_seconds_per_day.unwrap_or(PREBUILD_SECONDS_DEFAULT));
+        let per_day = Duration::from_secs(self.prebuild_time_per_day.unwrap_or(PREBUILD_SECONDS_DEFAULT));
         let limit = |seconds: u64| (seconds > 0).then(|| Duration::from_secs(seconds));
         Ok(build::Settings {
-            remember_permanent: self.remember_permanent.unwrap_or(Duration::from_secs(24 * 3600)),
-            remember_passing: self.remember_passing.unwrap_or(Duration::from_secs(300)),
+            remember_permanent: self.permanent_failure_ttl.unwrap_or(Duration::from_secs(24 * 3600)),
+            remember_passing: self.transient_failure_ttl.unwrap_or(Duration::from_secs(300)),
             transient_retry,
             lanes,
             cores: self.build_cores.unwrap_or(0),
@@ -226,20 +227,26 @@ impl Written {
             abandon_after: self.abandon_after.unwrap_or(Duration::from_secs(60)),
             queued_max: self.max_queued.unwrap_or(10_000),
             queued_per_client_max: self.max_queued_per_client.unwrap_or(1_000),
-            build_max: limit(self.max_build_seconds.unwrap_or(36_000)),
-            silent_max: limit(self.max_silent_seconds.unwrap_or(7_200)),
+            build_max: limit(self.max_build_time.unwrap_or(36_000)),
+            silent_max: limit(self.max_silent_time.unwrap_or(7_200)),
             prebuild: hours.map(|hours| Allowance::new(hours, per_day)),
         })
     }
 
     /// What is kept of logs. All of them must hold one that is as long as may be, or it would go as soon as it ends.
     fn logs(&self) -> Result<build::LogSettings, Error> {
-        let log_bytes_max = self.max_log_bytes.unwrap_or(64 * 1024 * 1024);
-        let logs_bytes_max = self.max_logs_bytes.unwrap_or(1024 * 1024 * 1024);
+        let log_bytes_max = self.max_build_log_bytes.unwrap_or(64 * 1024 * 1024);
+        let logs_bytes_max = self.max_total_log_bytes.unwrap_or(1024 * 1024 * 1024);
         let number = |bytes: u64| i64::try_from(bytes).unwrap_or(i64::MAX);
         let (one, all) = (number(log_bytes_max), number(logs_bytes_max));
-        within_numbers("max-log-bytes", one, 1024, i64::MAX, "1024 bytes or more; there is no \"no limit\"")?;
-        within_numbers("max-logs-bytes", all, one, i64::MAX, "at least as many as max-log-bytes")?;
+        within_numbers(
+            "max-build-log-bytes",
+            one,
+            1024,
+            i64::MAX,
+            "1024 bytes or more; there is no \"no limit\"",
+        )?;
+        within_numbers("max-total-log-bytes", all, one, i64::MAX, "at least as many as max-build-log-bytes")?;
         Ok(build::LogSettings { log_bytes_max, logs_bytes_max })
     }
 }

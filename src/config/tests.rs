@@ -15,19 +15,19 @@ fn every_setting_can_be_written_in_the_file_and_set_by_a_variable() {
     let command = Written::augment_args(Command::new("settings"));
     let written = read(
         "listen = '[::1]:0'\nstate-dir = '/s'\nkey-name = 'k-1'\nsigning-key = ['/k']\nevaluator-isolation = 'required'\nbuild-from = ['store']\n\
-         upstream-budget = '3s'\nremember-missing = '1m'\nnetrc-file = '/n'\nbuild-cores = 2\n\
-         build-systems = ['a-linux']\nbuild-features = ['kvm']\nmax-derivations = 7\nlanes = 2\n\
+         upstream-lookup-timeout = '3s'\nnegative-ttl = '1m'\nnetrc-file = '/n'\nbuild-cores = 2\n\
+         build-systems = ['a-linux']\nbuild-features = ['kvm']\nmax-derivations-per-request = 7\nlanes = 2\n\
          builders = '@/etc/nix/machines'\nmax-jobs = 0\novertake-budget = '5m'\novertake-share = 10\nbackground-daemon = '/b'\n\
-         prebuild = '22:00-06:00'\nprebuild-seconds-per-day = 60\nmax-queued = 5\nabandon-after = '9s'\nmax-queued-per-client = 2\nmax-build-seconds = 60\nmax-silent-seconds = 30\n\
-         max-log-bytes = 4096\nmax-logs-bytes = 8192\nhold = '1s'\nkeep-alive = '2s'\n\
-         remember-permanent = '1h'\nremember-passing = '1m'\ntransient-retry = '2m'\npriority = 30\nwant-mass-query = true\nnarinfo-memory-bytes = 9\n\
-         max-nars-bytes = 9\nmin-free-bytes = 9\nscrub-every = '1d'\nkeep-used = '3m'\nzstd-level = 1\nzstd-threads = 3\nnar-memory-bytes = 1\nnar-plain-max-bytes = 2\ndrain = '5s'\nwrite-timeout = '7s'\n\
+         prebuild = '22:00-06:00'\nprebuild-time-per-day = 60\nmax-queued = 5\nabandon-after = '9s'\nmax-queued-per-client = 2\nmax-build-time = 60\nmax-silent-time = 30\n\
+         max-build-log-bytes = 4096\nmax-total-log-bytes = 8192\nhold = '1s'\nkeep-alive-interval = '2s'\n\
+         permanent-failure-ttl = '1h'\ntransient-failure-ttl = '1m'\ntransient-retry = '2m'\npriority = 30\nwant-mass-query = true\nnarinfo-memory-bytes = 9\n\
+         max-nar-store-bytes = 9\nmin-free-bytes = 9\nscrub-interval = '1d'\neviction-grace = '3m'\nzstd-level = 1\nzstd-threads = 3\nnar-memory-bytes = 1\nplain-nar-cache-bytes = 2\ndrain-timeout = '5s'\nwrite-timeout = '7s'\n\
          public-url = 'https://c'\ntrusted-proxies = ['::1']\n\
-         max-nar-bytes = 8\n\
+         max-upstream-nar-bytes = 8\n\
          [[upstream]]\nurl = 'https://cache.example.org'\npublic-keys = ['k:AA==']\npriority = 4\nmode = 'redirect'\n\
          connect-timeout = '1s'\nstall-timeout = '9s'\ncredentials-file = '/c'\nprivate-targets = true\n\
          [[catalogue]]\nname = 'pkgs'\nsource = {expression = '/p', attributes = ['a.b']}\nsystems = ['a-linux']\n\
-         refresh = '1h'\nindex = 'lazy'\nallow = ['a*']\ndeny = ['b*']\nkeep = '1d'\nimport-from-derivation = true\n\
+         refresh = '1h'\nindex = 'lazy'\nallow = ['a*']\ndeny = ['b*']\nretain = '1d'\nimport-from-derivation = true\n\
          nix-path = ['p=/p']\nallowed-uris = ['https://x']\ntimeout = '1m'\nattribute-timeout = '1s'\n\
          max-memory-bytes = 1073741824\n",
     )
@@ -81,14 +81,14 @@ fn a_value_of_the_wrong_type_is_told_in_words_that_need_no_source_code() {
 fn a_value_out_of_bounds_is_refused() {
     for text in [
         "hold = '251s'",
-        "keep-alive = '0s'",
+        "keep-alive-interval = '0s'",
         "zstd-level = 20",
         "zstd-threads = 0",
-        "keep-used = '8d'",
+        "eviction-grace = '8d'",
         "transient-retry = '25h'",
-        "scrub-every = '500ms'",
+        "scrub-interval = '500ms'",
         "key-name = 'a:b'",
-        "drain = '2h'",
+        "drain-timeout = '2h'",
         "write-timeout = '0s'",
         "public-url = 'cache.example.org'",
         "public-url = 'https://user:secret@cache.example.org'",
@@ -96,11 +96,11 @@ fn a_value_out_of_bounds_is_refused() {
         "lanes = 33",
         "prebuild = 'nights'",
         "prebuild = 'always'\nbuild-from = []",
-        "max-derivations = 0",
+        "max-derivations-per-request = 0",
         "overtake-share = 101",
-        "max-log-bytes = 0",
-        "max-log-bytes = 1023",
-        "max-log-bytes = 5000\nmax-logs-bytes = 4999",
+        "max-build-log-bytes = 0",
+        "max-build-log-bytes = 1023",
+        "max-build-log-bytes = 5000\nmax-total-log-bytes = 4999",
         "overtake-budget = '8d'",
         "overtake-budget = '5m'\nlanes = 2",
         "background-daemon = '/b'\nlanes = 2",

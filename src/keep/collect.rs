@@ -69,12 +69,15 @@ impl Keeper {
         self.tend_reserve().await;
         match max_bytes {
             None if self.0.settings.min_free == MinFree::Bytes(0) => {
-                say(lines, "there is no limit: set max-nars-bytes, or give --max-bytes".to_owned()).await;
+                say(lines, "there is no limit: set max-nar-store-bytes, or give --max-bytes".to_owned())
+                    .await;
             }
-            None => say(lines, "nothing has to go: there is room, and no max-nars-bytes".to_owned()).await,
+            None => {
+                say(lines, "nothing has to go: there is room, and no max-nar-store-bytes".to_owned()).await
+            }
             Some(max_bytes) if kept > max_bytes => {
                 let above = format!(
-                    "above the limit of {}: what stays is held by pins, was used lately (keep-used), is not packed yet, \
+                    "above the limit of {}: what stays is held by pins, was used lately (eviction-grace), is not packed yet, \
                      or belongs to the closure of such",
                     Size(max_bytes)
                 );

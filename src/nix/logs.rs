@@ -97,7 +97,7 @@ impl DaemonLog {
             let max = self.bytes_max;
             return Ok(more.then(|| {
                 format!(
-                    "\n[the rest is left out: the log has more than {max} bytes (setting max-log-bytes)]\n"
+                    "\n[the rest is left out: the log has more than {max} bytes (setting max-build-log-bytes)]\n"
                 )
                 .into()
             }));

@@ -41,7 +41,7 @@ pub struct Seen {
 /// A crowd of so many waits for one build behind a gate, past the hold. Each gets the whole narinfo, or the test fails.
 #[track_caller]
 pub fn waits_for_one_build(size: usize) -> Seen {
-    let cache = Cache::new(&["--hold", "1s", "--keep-alive", "5s"]);
+    let cache = Cache::new(&["--hold", "1s", "--keep-alive-interval", "5s"]);
     let gate = cache.store.gate();
     let wanted = cache.gated("wanted", &gate);
     let idle_bytes = cache.ondine.rss_bytes();

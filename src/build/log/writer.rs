@@ -140,7 +140,7 @@ impl LogWriter {
     }
 
     fn over_text(&self) -> String {
-        format!("its log has more than {} bytes (setting max-log-bytes)", self.bytes_max())
+        format!("its log has more than {} bytes (setting max-build-log-bytes)", self.bytes_max())
     }
 
     fn lock(&self) -> MutexGuard<'_, Writing> {
@@ -252,7 +252,7 @@ mod tests {
         assert_eq!(is_over(&log).await, None, "as much as it may");
         log.line("", 0);
         let reason = is_over(&log).await.expect("more than it may");
-        assert_eq!(reason, "its log has more than 20 bytes (setting max-log-bytes)");
+        assert_eq!(reason, "its log has more than 20 bytes (setting max-build-log-bytes)");
         log.line("more", 0);
         log.finish(Some(&reason));
         let read =
