@@ -6,8 +6,8 @@ use std::thread::available_parallelism;
 
 use crate::nix::{DaemonError, Pool, Trust};
 
-/// Where the README says what to do.
-const SECTION: &str = "the README, \"Keep the server alive while it builds\"";
+/// The section of the documentation that explains the remedies.
+const SECTION: &str = "docs/operations.md, \"Keep the server responsive\"";
 
 /// How builds are bounded.
 #[derive(Clone, Copy, Debug)]

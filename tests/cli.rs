@@ -279,9 +279,9 @@ fn try_without_nix_says_what_to_install() {
 }
 
 #[test]
-fn the_readme_lists_every_setting_with_its_default() {
-    let readme =
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).expect("the README");
+fn the_settings_page_lists_every_setting_with_its_default() {
+    let page =
+        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/settings.md")).expect("the page");
     let help = run(ondine(&["serve", "--help"])).must_succeed().text();
     let mut settings = 0;
     let mut name = None;
@@ -292,10 +292,10 @@ fn the_readme_lists_every_setting_with_its_default() {
         if let (Some(setting), Some((about, default))) = (&name, line.split_once("[default: ")) {
             let default = default.split(']').next().expect("a closing bracket");
             let row = format!("| `{setting}` | {default} | {} |", about.trim());
-            assert!(readme.contains(&row), "the README lacks this row of the table of settings:\n{row}");
+            assert!(page.contains(&row), "docs/settings.md lacks this row:\n{row}");
             settings += 1;
         }
     }
-    let rows = readme.lines().filter(|line| line.starts_with("| `") && line.contains("` | ")).count();
+    let rows = page.lines().filter(|line| line.starts_with("| `") && line.contains("` | ")).count();
     assert!(settings > 10 && rows >= settings, "{settings} settings in the help");
 }
