@@ -117,7 +117,7 @@ impl Recorded {
             path: path.path.to_string(),
             nar_hash: path.nar_hash.to_nixbase32(),
             nar_size: path.nar_size,
-            refs: super::join(&path.references, " "),
+            refs: path.references.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
             deriver: path.deriver.as_ref().map(ToString::to_string),
             ca: path.ca.as_ref().map(ToString::to_string),
             sigs: path.signatures.iter().map(ToString::to_string).collect(),

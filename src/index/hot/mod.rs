@@ -1,17 +1,22 @@
 //! What the index can say without SQLite: narinfos that it remembers, and hashes that it has not. Both are kept true by every
 //! write, on the writer's thread.
 
+mod narinfos;
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use narinfo::{NarHash, StorePathHash};
+use narinfo::StorePathHash;
 use rusqlite::{Connection, Transaction};
 
-use super::memory::Memory;
-use super::rows::unsigned;
-use super::uses::Noted;
-use super::{Error, Hit, Index, Ready};
+use super::sqlite::rows::unsigned;
+use super::sqlite::uses::Noted;
+use super::{Error, Hit, Index};
+pub(super) use narinfos::Memory;
+pub use narinfos::Ready;
 
 /// How long to rest when the index could not be read.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -116,15 +121,4 @@ impl Index {
         };
         self.writer.run_then(work, then).await
     }
-}
-
-/// The served paths with this NAR: what is changed by a write that concerns it.
-pub(super) fn paths_of(transaction: &Transaction<'_>, nar: NarHash) -> Result<Vec<StorePathHash>, Error> {
-    let mut statement = transaction.prepare_cached("SELECT hash FROM path WHERE nar_hash = ?1")?;
-    let mut rows = statement.query([nar.as_bytes()])?;
-    let mut found = Vec::new();
-    while let Some(row) = rows.next()? {
-        found.extend(row.get_ref(0)?.as_str().ok().and_then(|hash| hash.parse::<StorePathHash>().ok()));
-    }
-    Ok(found)
 }

@@ -8,7 +8,7 @@ use narinfo::{NarHash, StorePath, StorePathHash};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use super::uses::Noted;
+use crate::index::sqlite::uses::Noted;
 
 /// What an entry takes beside its texts, roughly.
 const ENTRY_BYTES: u64 = 256;
@@ -29,15 +29,15 @@ pub struct Ready {
     /// The narinfo.
     pub narinfo: Bytes,
     /// Whether its use is noted.
-    pub(super) noted: Noted,
+    pub(in crate::index) noted: Noted,
 }
 
 /// How many writes had changed a narinfo when a reader began.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Moment(u64);
+pub(in crate::index) struct Moment(u64);
 
 /// The narinfos, within a number of bytes.
-pub(super) struct Memory {
+pub(in crate::index) struct Memory {
     ready: Cache<StorePathHash, Arc<Ready>, Weight>,
     /// Locked to change what is in there, never to look.
     moment: Mutex<Moment>,
@@ -55,22 +55,22 @@ impl Weighter<StorePathHash, Arc<Ready>> for Weight {
 
 impl Memory {
     /// Room for so many bytes; 0 remembers nothing.
-    pub(super) fn new(bytes_max: u64) -> Self {
+    pub(in crate::index) fn new(bytes_max: u64) -> Self {
         let entries = usize::try_from(bytes_max / USUAL_BYTES).unwrap_or(usize::MAX);
         Self { ready: Cache::with_weighter(entries, bytes_max, Weight), moment: Mutex::new(Moment(0)) }
     }
 
-    pub(super) fn get(&self, hash: StorePathHash) -> Option<Arc<Ready>> {
+    pub(in crate::index) fn get(&self, hash: StorePathHash) -> Option<Arc<Ready>> {
         self.ready.get(&hash)
     }
 
     /// To be taken before the index is read.
-    pub(super) fn moment(&self) -> Moment {
+    pub(in crate::index) fn moment(&self) -> Moment {
         *self.moment.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Puts in what was read since `read_at`, unless something has been changed meanwhile.
-    pub(super) fn put(&self, read_at: Moment, ready: &Arc<Ready>) {
+    pub(in crate::index) fn put(&self, read_at: Moment, ready: &Arc<Ready>) {
         let moment = self.moment.lock().unwrap_or_else(PoisonError::into_inner);
         if *moment == read_at {
             self.ready.insert(ready.path.hash(), Arc::clone(ready));
@@ -78,7 +78,7 @@ impl Memory {
     }
 
     /// Takes out what a write has changed. To be called once that is committed, and before anyone is told.
-    pub(super) fn forget(&self, changed: &[StorePathHash]) {
+    pub(in crate::index) fn forget(&self, changed: &[StorePathHash]) {
         let mut moment = self.moment.lock().unwrap_or_else(PoisonError::into_inner);
         moment.0 += 1;
         for hash in changed {
@@ -87,7 +87,7 @@ impl Memory {
     }
 
     /// Takes out everything, in the same way.
-    pub(super) fn forget_all(&self) {
+    pub(in crate::index) fn forget_all(&self) {
         let mut moment = self.moment.lock().unwrap_or_else(PoisonError::into_inner);
         moment.0 += 1;
         self.ready.clear();

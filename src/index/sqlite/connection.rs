@@ -41,7 +41,7 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
 /// The way to the writer thread; the thread ends when the last handle is dropped.
 #[derive(Clone)]
-pub(super) struct Writer {
+pub(in crate::index) struct Writer {
     jobs: mpsc::Sender<Job>,
     /// Whether the log may have something that is not written back.
     written: Arc<AtomicBool>,
@@ -51,7 +51,7 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Opens (or makes) the database and starts the thread that writes to it.
-    pub(super) fn open(file: &Path, condition: Condition) -> Result<Self, Error> {
+    pub(in crate::index) fn open(file: &Path, condition: Condition) -> Result<Self, Error> {
         let mut connection = Connection::open(file).map_err(|source| Error::open(file, source))?;
         prepare(&mut connection, file)?;
         let (sender, mut jobs) = mpsc::channel::<Job>(WRITES_QUEUED_MAX);
@@ -73,7 +73,7 @@ impl Writer {
     }
 
     /// Writes back what the log has, in a pause of those who write, again and again; looks for one so often.
-    pub(super) async fn write_back_in_pauses(&self, every: Duration) {
+    pub(in crate::index) async fn write_back_in_pauses(&self, every: Duration) {
         loop {
             tokio::time::sleep(every).await;
             let pause = self.jobs.capacity() == WRITES_QUEUED_MAX;
@@ -91,14 +91,14 @@ impl Writer {
     }
 
     /// Writes back all of the log, and empties it: the next start would read it first.
-    pub(super) async fn empty_log(&self) -> Result<(), Error> {
+    pub(in crate::index) async fn empty_log(&self) -> Result<(), Error> {
         let empty =
             |connection: &mut Connection| Ok(connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?);
         self.do_job(empty).await
     }
 
     /// Runs `work` in one transaction; it is durable when this returns `Ok`.
-    pub(super) async fn run<T: Send + 'static>(
+    pub(in crate::index) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
@@ -106,7 +106,7 @@ impl Writer {
     }
 
     /// The same, and `then` with what came of it: before the next transaction, whether or not anybody still waits.
-    pub(super) async fn run_then<T, U: Send + 'static>(
+    pub(in crate::index) async fn run_then<T, U: Send + 'static>(
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, Error> + Send + 'static,
         then: impl FnOnce(T) -> U + Send + 'static,
@@ -122,7 +122,7 @@ impl Writer {
     }
 
     /// Runs `work` between two transactions.
-    pub(super) async fn on_connection<T: Send + 'static>(
+    pub(in crate::index) async fn on_connection<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
@@ -161,7 +161,7 @@ fn in_transaction<T>(
 }
 
 /// Reading connections, opened as they are needed.
-pub(super) struct Readers {
+pub(in crate::index) struct Readers {
     file: PathBuf,
     idle: Mutex<Vec<Connection>>,
     turns: Arc<Semaphore>,
@@ -169,12 +169,12 @@ pub(super) struct Readers {
 }
 
 impl Readers {
-    pub(super) fn new(file: &Path, condition: Condition) -> Arc<Self> {
+    pub(in crate::index) fn new(file: &Path, condition: Condition) -> Arc<Self> {
         let turns = Arc::new(Semaphore::new(READERS_MAX));
         Arc::new(Self { file: file.to_owned(), idle: Mutex::new(Vec::new()), turns, condition })
     }
 
-    pub(super) async fn run<T: Send + 'static>(
+    pub(in crate::index) async fn run<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
@@ -182,7 +182,7 @@ impl Readers {
     }
 
     /// The same, and `then` on the thread that did it, which may wait; nobody waits for the connection meanwhile.
-    pub(super) async fn run_then<T, U: Send + 'static>(
+    pub(in crate::index) async fn run_then<T, U: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
         then: impl FnOnce(T) -> U + Send + 'static,
@@ -268,7 +268,7 @@ fn known_version(connection: &Connection, file: &Path) -> Result<i64, Error> {
 }
 
 /// Looks whether the file could be opened as an index, and changes nothing.
-pub(super) fn check(file: &Path) -> Result<(), Error> {
+pub(in crate::index) fn check(file: &Path) -> Result<(), Error> {
     let connection = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY);
     known_version(&connection.map_err(|source| Error::open(file, source))?, file).map(drop)
 }

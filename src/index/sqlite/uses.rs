@@ -41,7 +41,11 @@ impl Uses {
 
     /// Writes down what was noted, as much of it as one transaction is to do. Whether that was all. What was not written, or
     /// could not be, is noted still.
-    pub(super) fn write(&self, transaction: &Transaction<'_>, need: &mut Need) -> Result<bool, Error> {
+    pub(in crate::index) fn write(
+        &self,
+        transaction: &Transaction<'_>,
+        need: &mut Need,
+    ) -> Result<bool, Error> {
         let mut noted: Vec<NarHash> = {
             let mut noted = self.noted();
             self.0.epoch.fetch_add(1, Ordering::AcqRel);
@@ -79,17 +83,17 @@ fn write_first(transaction: &Transaction<'_>, noted: &[NarHash], need: &mut Need
 
 /// How much one transaction has looked at.
 #[derive(Debug, Default)]
-pub(super) struct Looks(u32);
+pub(in crate::index) struct Looks(u32);
 
 impl Looks {
-    pub(super) fn left(&self) -> bool {
+    pub(in crate::index) fn left(&self) -> bool {
         self.0 < LOOKS_MAX
     }
 }
 
 /// Paths are needed, and with each all that it refers to. Goes on in the next transaction where one would be too long.
 #[derive(Debug)]
-pub(super) struct Need {
+pub(in crate::index) struct Need {
     /// When, in Unix microseconds. What a path refers to stands a microsecond after it, at least.
     at: i64,
     /// What stands here or after stays where it is. With each path that is written this goes back by one, so that nothing is
@@ -107,13 +111,13 @@ struct Visit {
 }
 
 impl Need {
-    pub(super) fn at(time: SystemTime) -> Self {
+    pub(in crate::index) fn at(time: SystemTime) -> Self {
         let at = to_micros(time);
         Self { at, from: at.saturating_sub(micros(SLACK)) }
     }
 
     /// From when it came on, or a moment later: not before what is served by then and refers to it.
-    pub(super) fn since(came_at: SystemTime) -> Self {
+    pub(in crate::index) fn since(came_at: SystemTime) -> Self {
         Self::at(came_at + SLACK)
     }
 
@@ -135,7 +139,7 @@ impl Need {
     }
 
     /// The path with this hash is needed. False when there is more to look at than this transaction may; the next one goes on.
-    pub(super) fn of_path(
+    pub(in crate::index) fn of_path(
         &mut self,
         transaction: &Transaction<'_>,
         hash: String,
@@ -191,7 +195,7 @@ impl Need {
 }
 
 /// Unix microseconds; a clock before 1970 counts as 1970.
-pub(super) fn to_micros(time: SystemTime) -> i64 {
+pub(in crate::index) fn to_micros(time: SystemTime) -> i64 {
     micros(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
 }
 
@@ -201,7 +205,7 @@ fn micros(duration: Duration) -> i64 {
 
 /// In which epoch the use of something was noted last.
 #[derive(Debug)]
-pub(super) struct Noted(AtomicU32);
+pub(in crate::index) struct Noted(AtomicU32);
 
 impl Default for Noted {
     fn default() -> Self {

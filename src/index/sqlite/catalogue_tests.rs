@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use narinfo::{StorePath, StorePathHash};
 
-use super::{AttributeRow, Index, Maker, NewGeneration, OutputRow, Swapped};
+use crate::index::{AttributeRow, Index, Maker, NewGeneration, OutputRow, Swapped};
 
 const LETTERS: [char; 4] = ['a', 'b', 'c', 'd'];
 
@@ -41,7 +41,7 @@ async fn bump(index: &Index, set: &str, outputs: Vec<OutputRow>) -> Swapped {
         set: set.into(),
         made_by: String::new(),
         holder: drv("holder"),
-        size: super::GenerationSize::default(),
+        size: crate::index::GenerationSize::default(),
     };
     index.swap_generation(new).await.expect("swapped")
 }

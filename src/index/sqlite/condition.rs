@@ -47,7 +47,7 @@ pub enum Unfit {
 
 /// The state; clones share it.
 #[derive(Clone)]
-pub(super) struct Condition(Arc<Shared>);
+pub(in crate::index) struct Condition(Arc<Shared>);
 
 struct Shared {
     file: PathBuf,
@@ -59,7 +59,7 @@ struct Shared {
 }
 
 impl Condition {
-    pub(super) fn new(file: &Path) -> Self {
+    pub(in crate::index) fn new(file: &Path) -> Self {
         Self(Arc::new(Shared {
             file: file.to_owned(),
             damage: Trouble::default(),
@@ -71,7 +71,7 @@ impl Condition {
     }
 
     /// Takes note of what came of a look at the index.
-    pub(super) fn note_read<T>(&self, outcome: &Result<T, Error>) {
+    pub(in crate::index) fn note_read<T>(&self, outcome: &Result<T, Error>) {
         if let Err(error) = outcome
             && is_damage(error)
         {
@@ -84,7 +84,7 @@ impl Condition {
     }
 
     /// Takes note of what came of a write.
-    pub(super) fn note_write<T>(&self, outcome: &Result<T, Error>) {
+    pub(in crate::index) fn note_write<T>(&self, outcome: &Result<T, Error>) {
         self.note_read(outcome);
         match outcome {
             Ok(_) => {

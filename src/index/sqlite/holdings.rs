@@ -312,7 +312,7 @@ mod tests {
         let rows = (0..width * layers).map(|number| {
             let above = (number / width).checked_sub(1);
             let references = above.into_iter().flat_map(|layer| layer * width..(layer + 1) * width).map(path);
-            super::super::PathRow { path: path(number), references: references.collect(), ..row(1, &[]) }
+            crate::index::PathRow { path: path(number), references: references.collect(), ..row(1, &[]) }
         });
         assert!(index.publish(rows.collect()).await.expect("published"));
         // Each layer refers to all of the one below: more to look at than one transaction may.

@@ -173,7 +173,7 @@ mod tests {
         let expected = Recorded { path: row(1, &[]), packed: Some(packed(1)), upstreams: Vec::new() };
         assert_eq!(records(dir), [expected]);
         // Another path with contents that are packed already, and one that an upstream has.
-        let twin = super::super::PathRow { path: path(2), ..row(1, &[]) };
+        let twin = crate::index::PathRow { path: path(2), ..row(1, &[]) };
         index.publish(vec![twin.clone()]).await.expect("published");
         index.publish_from_upstream(vec![(row(3, &[1]), upstream_nar(3))]).await.expect("published");
         let all = records(dir);
@@ -211,7 +211,7 @@ mod tests {
         let index = Index::open(&folder.path().join("index")).expect("opened");
         let served =
             |path, packed| Recovered::Served(Box::new(Recorded { path, packed, upstreams: Vec::new() }));
-        let other = super::super::PathRow { nar_hash: nar(7), ..row(1, &[]) };
+        let other = crate::index::PathRow { nar_hash: nar(7), ..row(1, &[]) };
         let batch = vec![
             served(other, Some(packed(7))),
             served(row(3, &[2]), Some(packed(3))),

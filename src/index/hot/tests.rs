@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use narinfo::{Compression, NarHash, StoreDir, StorePath, StorePathHash};
 
-use super::{Hit, Index, NarRow, OutputRow, PathRow, UpstreamNar};
+use crate::index::{Hit, Index, NarRow, OutputRow, PathRow, UpstreamNar};
 
 /// NARs that are written about; each is that of two paths.
 const NARS: u8 = 4;
