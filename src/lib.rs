@@ -1,13 +1,13 @@
 //! Ondine: a Nix binary cache that builds what it is missing.
 //!
-//! The modules in reading order, which is the order of a request: each may use those further down, never the other way.
-//! The formats (store paths, narinfos, NARs, signatures) are in the crate `narinfo`.
+//! The modules in reading order, which is the order of a request: each may use those further down, never the
+//! other way. The formats (store paths, narinfos, NARs, signatures) are in the crate `narinfo`.
 
 pub mod cli;
 pub mod config;
 pub mod serve;
 
-pub mod doctor;
+pub mod isolation;
 pub mod state_dir;
 
 pub mod http;

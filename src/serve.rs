@@ -33,7 +33,7 @@ use crate::state_dir::{INDEX, LEDGER, NARS, using};
 use crate::substitute::Substitute;
 use crate::upstream::Upstreams;
 use crate::{
-    build, catalogue, doctor, http, keep, key, nar_store, nix, recover, state_dir, substitute, upstream,
+    build, catalogue, http, isolation, keep, key, nar_store, nix, recover, state_dir, substitute, upstream,
 };
 
 pub use preflight::check;
@@ -186,13 +186,13 @@ impl Server {
         let logs = using(&state_dir.join("log"), |dir| Logs::open(dir, settings.logs))?;
         let roots = using(&state_dir.join("gcroots"), |dir| Roots::open(dir, store_dir.clone()))?;
 
-        let bounds = doctor::Bounds {
+        let bounds = isolation::BuildLimits {
             build_cores: settings.daemon.build_cores,
             builds: settings.daemon.jobs.saturating_mul(settings.build.lanes.get() as u64),
         };
         let (pool, background) = pools(&settings);
         if let Some(background) = &background {
-            doctor::background(&pool, background).await?;
+            isolation::check_background(&pool, background).await?;
         }
         let detected = nix::Detected::default();
         let detector = nix::Detector {
@@ -271,7 +271,7 @@ impl Server {
             let pool = pool.clone();
             async move {
                 sleep(ASK_NIX_AFTER).await;
-                doctor::tell(pool, builds_here).await;
+                isolation::report(pool, builds_here).await;
             }
         });
         let substitute = Substitute {

@@ -5,15 +5,15 @@ use crate::store_path::{StoreDir, StorePathError};
 
 /// Bytes of such a file at most.
 const CACHE_INFO_BYTES_MAX: usize = 64 * 1024;
-/// What Nix takes the priority of an HTTP cache to be that does not say.
+/// Nix's default priority of an HTTP cache.
 const PRIORITY_DEFAULT: u32 = 50;
 
-/// What a cache says of itself.
+/// A cache's description of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CacheInfo {
     /// The store that its paths are of; clients with another one drop the cache.
     pub store_dir: StoreDir,
-    /// Whether clients may ask for many paths at once just to know whether they exist.
+    /// Clients may ask for many paths at once just to learn of their existence.
     pub want_mass_query: bool,
     /// Lower ones are asked first; cache.nixos.org has 40.
     pub priority: u32,

@@ -31,9 +31,10 @@ impl FromStr for ContentAddress {
 }
 
 impl ContentAddress {
-    /// True when a path has its name from this address and these references. Then no signature is needed, but for nothing else:
-    /// the size of the contents is not fixed, their NAR hash only where the address is that hash, and the contents are proven
-    /// only by themselves (see [`Addressed`]). Always false for git trees, which cannot be recomputed here.
+    /// True when a path has its name from this address and these references. Then no signature is needed, but
+    /// for nothing else: the size of the contents is not fixed, their NAR hash only where the address is that
+    /// hash, and the contents are proven only by themselves (see [`Addressed`]). Always false for git trees,
+    /// which cannot be recomputed here.
     #[must_use]
     pub fn names(
         &self,
@@ -133,8 +134,8 @@ impl Recomputed {
     }
 }
 
-/// Hashes a path that refers to itself: its own hash counts as zeros wherever it stands, and where it stands is hashed behind all
-/// else, as `HashModuloSink` of Nix does.
+/// Hashes a path that refers to itself: its own hash counts as zeros wherever it stands, and where it stands
+/// is hashed behind all else, as `HashModuloSink` of Nix does.
 struct Modulo {
     own: Vec<u8>,
     /// The end of what came, which may be the start of the own hash.

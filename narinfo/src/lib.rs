@@ -1,7 +1,8 @@
-//! The formats of Nix binary caches: store paths, hashes, signatures, narinfos, realisations, NARs, derivations.
+//! The formats of Nix binary caches: store paths, hashes, signatures, narinfos, realisations, NARs,
+//! derivations.
 //!
-//! Standard `Read` and `Write` only: no async, no HTTP, no SQL. No type of a crate underneath shows, so that any module
-//! can be replaced. Everything parses strictly at its edge, into types that cannot be wrong.
+//! Standard `Read` and `Write` only: no async, no HTTP, no SQL. No type of a crate underneath shows, so that
+//! any module can be replaced. Everything parses strictly at its edge, into types that cannot be wrong.
 
 mod cache_info;
 mod content_address;

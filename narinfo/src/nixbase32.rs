@@ -37,7 +37,8 @@ pub(crate) fn encode(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// The bytes that `text` spells; `None` when it has another length, a foreign character, or bits beyond the last byte.
+/// The bytes that `text` spells; `None` when it has another length, a foreign character, or bits beyond the
+/// last byte.
 pub(crate) fn decode<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
     if text.len() != length(N) {
         return None;

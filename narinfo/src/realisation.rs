@@ -1,6 +1,7 @@
-//! Realisations: which path an output of a content-addressed derivation was found to have, and the fingerprint that their
-//! signatures sign. Two formats: by the hash of the derivation (Nix up to 2.34) and by its path (from 2.35 on).
-//! Kept as checked values; a realisation proves nothing until one of its signatures does.
+//! Realisations: the path that an output of a content-addressed derivation was found to have, and the
+//! fingerprint of their signatures. Two formats: by the hash of the derivation (Nix up to 2.34) and by its
+//! path (from 2.35 on). Kept as checked values; a realisation proves nothing until one of its signatures
+//! does.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,7 +19,7 @@ pub const REALISATION_BYTES_MAX: usize = 1024 * 1024;
 const BY_HASH: &str = "realisations/";
 /// Where a cache has those by path.
 const BY_PATH: &str = "build-trace-v2/";
-/// How all of these files end.
+/// Ending of the names of these files.
 const ENDING: &str = ".doi";
 /// A hash part, to have the name after it checked as that of a store path is.
 const ANY_HASH: &str = "00000000000000000000000000000000";
@@ -38,13 +39,13 @@ pub enum RealisationError {
     /// The hash in such a name.
     #[error("the hash of the derivation is refused")]
     Hash(#[from] HashError),
-    /// It is one, but of something else.
+    /// A realisation, but of something else.
     #[error("the realisation is of {0}")]
     Another(String),
-    /// It names a path that is none.
+    /// A malformed store path.
     #[error("a path in the realisation is refused")]
     Path(#[from] StorePathError),
-    /// It has a signature that is none.
+    /// A malformed signature.
     #[error("a signature of the realisation is refused")]
     Signature(#[from] SignatureError),
 }
@@ -90,7 +91,7 @@ pub struct DrvOutput {
     output: OutputName,
 }
 
-/// What names the derivation.
+/// The name of the derivation.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 enum Drv {
     /// Its hash without the paths of its outputs, which is alike for all that build the same.
@@ -100,11 +101,11 @@ enum Drv {
 }
 
 impl DrvOutput {
-    /// Parses the address that a client asks a cache for, without the slash before it: `realisations/<id>.doi` or
-    /// `build-trace-v2/<derivation>/<output>.doi`.
+    /// Parses the address that a client asks a cache for, without the slash before it:
+    /// `realisations/<id>.doi` or `build-trace-v2/<derivation>/<output>.doi`.
     ///
     /// # Errors
-    /// When it is anything else.
+    /// For any other address.
     pub fn from_file(file: &str) -> Result<Self, RealisationError> {
         let error = || RealisationError::id(file);
         let name = file.strip_suffix(ENDING).ok_or_else(error)?;
@@ -173,7 +174,7 @@ impl fmt::Debug for DrvOutput {
     }
 }
 
-/// What somebody says that an output is.
+/// A claim about an output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Realisation {
     id: DrvOutput,
@@ -237,13 +238,13 @@ impl Realisation {
         }
     }
 
-    /// What it is of.
+    /// The output.
     #[must_use]
     pub fn id(&self) -> &DrvOutput {
         &self.id
     }
 
-    /// What the output is.
+    /// The path of the output.
     #[must_use]
     pub fn path(&self) -> &StorePath {
         &self.path
@@ -261,8 +262,8 @@ impl Realisation {
         &self.signatures
     }
 
-    /// What its signatures sign: the file without them (upstream's `Realisation::fingerprint`), in the second format
-    /// with the name of the output.
+    /// The signed text: the file without its signatures (upstream's `Realisation::fingerprint`), in the
+    /// second format with the name of the output.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         self.fingerprint_with(&self.dependencies)
@@ -278,7 +279,8 @@ impl Realisation {
         }
     }
 
-    /// Adds the signatures of `key`: two where it has dependencies, since Nix 2.34 leaves those out of what it verifies.
+    /// Adds the signatures of `key`: two where it has dependencies, since Nix 2.34 leaves those out of what
+    /// it verifies.
     pub fn sign(&mut self, key: &SecretKey) {
         for fingerprint in [self.fingerprint(), self.fingerprint_with(&BTreeMap::new())] {
             let signature = key.sign(&fingerprint);
@@ -288,7 +290,7 @@ impl Realisation {
         }
     }
 
-    /// Whether one of `keys` has signed all of it.
+    /// True if one of `keys` has signed all of it.
     #[must_use]
     pub fn is_trusted(&self, keys: &[PublicKey]) -> bool {
         let fingerprint = self.fingerprint();
@@ -311,7 +313,8 @@ impl Realisation {
     }
 }
 
-/// The file of the first format. Signatures sign the bytes, so here and below the fields stand in the order of their names.
+/// The file of the first format. Signatures sign the bytes, so here and below the fields stand in the order
+/// of their names.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct ByHash {
@@ -332,7 +335,7 @@ struct ByPath {
     signatures: Option<Vec<WrittenSignature>>,
 }
 
-/// What is signed in the second format.
+/// The signed value of the second format.
 #[derive(Serialize)]
 struct Entry {
     key: Key,

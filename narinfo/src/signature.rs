@@ -21,10 +21,10 @@ pub enum SignatureError {
     /// There is no colon between name and key.
     #[error("a key or signature is written name:base64")]
     NoColon,
-    /// What follows the colon is no base64, or has another length.
+    /// No base64 after the colon, or of another length.
     #[error("after the name there must be {bytes} bytes in base64")]
     Bytes {
-        /// How many there should be.
+        /// The expected number.
         bytes: usize,
     },
     /// The bytes are no key on the curve.
@@ -84,7 +84,7 @@ impl SecretKey {
         &self.name
     }
 
-    /// What clients verify with.
+    /// The key that clients verify with.
     #[must_use]
     pub fn public_key(&self) -> PublicKey {
         PublicKey { name: self.name.clone(), key: self.key.verifying_key() }
@@ -129,7 +129,7 @@ impl PublicKey {
         &self.name
     }
 
-    /// Whether `signature` is of this key (by name and by its bytes) and of this fingerprint.
+    /// True if `signature` is of this key (by name and by its bytes) and of this fingerprint.
     #[must_use]
     pub fn verify(&self, signature: &Signature, fingerprint: &str) -> bool {
         let bytes = ed25519_dalek::Signature::from_bytes(&signature.bytes);

@@ -1,5 +1,6 @@
 //! Store directories, store paths and the hash part of a store path, as in
-//! <https://nix.dev/manual/nix/latest/store/store-path>. Strict: what parses can be printed into a path or a URL unseen.
+//! <https://nix.dev/manual/nix/latest/store/store-path>. Strict: what parses can be printed into a path or a
+//! URL unseen.
 
 use std::fmt;
 use std::str::FromStr;
@@ -147,13 +148,13 @@ impl StorePath {
         self.hash
     }
 
-    /// What follows the hash part.
+    /// The name after the hash part.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether it is a derivation by its name.
+    /// True if it is a derivation by its name.
     #[must_use]
     pub fn is_derivation(&self) -> bool {
         self.name.ends_with(".drv")

@@ -1,5 +1,5 @@
-//! Attribute paths, in the one spelling that every set, address and command has for them: Nix's own. A name that is no identifier
-//! is quoted when it is written; it may be read bare wherever that is unambiguous.
+//! Attribute paths, in the one spelling that every set, address and command has for them: Nix's own. A name
+//! that is no identifier is quoted when it is written; it may be read bare wherever that is unambiguous.
 
 use std::fmt;
 
@@ -18,13 +18,13 @@ pub(super) struct Found {
     pub(super) drv: StorePath,
     /// Its name, which need not be that of the file.
     pub(super) name: String,
-    /// The output that the attribute itself is: its name, or its path where evaluation gives no name; `None` where that gives
-    /// neither.
+    /// The output that the attribute itself is: its name, or its path where evaluation gives no name; `None`
+    /// where that gives neither.
     pub(super) output: Option<String>,
 }
 
 impl Found {
-    /// What it is called, by its attribute and by itself.
+    /// The names of the attribute and of its derivation.
     pub(super) fn names(&self) -> [&str; 2] {
         [&self.name, self.drv.name().trim_end_matches(".drv")]
     }
@@ -57,7 +57,8 @@ impl AttributePath {
         Self(vec!["default".to_owned()])
     }
 
-    /// The path that is written so: names with dots between them, each quoted, or bare where it has neither a dot nor a quote.
+    /// The path that is written so: names with dots between them, each quoted, or bare where it has neither a
+    /// dot nor a quote.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (path, rest) = read(text, &['.'])?;
@@ -70,7 +71,8 @@ impl AttributePath {
         &self.0
     }
 
-    /// The names with dots between them and nothing quoted: what a pattern may be written for, and no spelling to be read.
+    /// The names with dots between them and nothing quoted: what a pattern may be written for, and no
+    /// spelling to be read.
     #[must_use]
     pub fn bare(&self) -> String {
         self.0.join(".")
@@ -85,7 +87,7 @@ impl AttributePath {
 }
 
 impl Selection {
-    /// What is written so: an attribute path, and perhaps `^` and an output.
+    /// Parses an attribute path, perhaps with `^` and an output.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (path, rest) = read(text, &['.', '^'])?;

@@ -1,4 +1,5 @@
-//! The closure of a set's derivations, read on a thread of its own: as a whole, or some pieces ahead of the index.
+//! The closure of a set's derivations, read on a thread of its own: as a whole, or some pieces ahead of the
+//! index.
 
 use std::collections::BTreeSet;
 
@@ -12,10 +13,11 @@ use crate::index::{Index, OutputRow};
 /// Pieces of a closure that may wait for the index.
 const PIECES_QUEUED_MAX: usize = 2;
 
-/// What the derivations in the closure of `allowed` give, and those in `denied` themselves; or why one of these cannot be read.
+/// Outputs of the derivations in the closure of `allowed`, and of those in `denied` themselves; or the reason
+/// why one cannot be read.
 ///
 /// # Errors
-/// When the derivation itself cannot be read, or there are too many.
+/// If the derivation itself cannot be read, or there are too many.
 pub(super) async fn read(
     store_dir: &StoreDir,
     allowed: BTreeSet<StorePath>,
@@ -38,11 +40,11 @@ pub(super) async fn read(
     }
 }
 
-/// Brings what the derivations in the closure of `allowed` give into the generation that was started, and what those in `denied`
-/// give themselves; `progress` is told the number of derivations as it rises.
+/// Brings what the derivations in the closure of `allowed` give into the generation that was started, and
+/// what those in `denied` give themselves; `progress` is told the number of derivations as it rises.
 ///
 /// # Errors
-/// When there are too many, or SQLite fails.
+/// If there are too many, or SQLite fails.
 pub async fn bring_in(
     index: &Index,
     store_dir: &StoreDir,

@@ -1,5 +1,5 @@
-//! Whether a lazy set denies a derivation under another name than the one that it was reached by. Nobody has walked such a set:
-//! what its patterns stand for is evaluated, as far as they say where to look.
+//! Denial of a derivation of a lazy set under a name other than the requested one. Such a set was never
+//! walked: the attributes of its patterns are evaluated, as far as the patterns name them.
 
 use narinfo::StorePath;
 use tokio::time::Instant;
@@ -15,11 +15,11 @@ use super::walk::{Task, Walk};
 /// Attributes that are evaluated for one pattern; where it stands for more, it denies by name alone.
 const TARGETS_MAX: usize = 200;
 
-/// Whether one of the attributes that a set denies is this derivation, which was reached by `path`. The `*` of a pattern may stand
-/// for dots, too, and so for more than is evaluated: it is held against the ends of the path that have a dot.
+/// True if one of the attributes that a set denies is this derivation, which was reached by `path`. The `*`
+/// of a pattern may stand for dots, too, and so for more than is evaluated: it is held against the ends of
+/// the path that have a dot.
 ///
-/// # Errors
-/// When the set cannot be evaluated.
+/// If the set cannot be evaluated. When the set cannot be evaluated.
 pub(super) async fn has(
     tools: &Tools,
     set: &SetSettings,

@@ -19,29 +19,29 @@ pub(super) const ATTRIBUTES_MAX: u64 = 2_000_000;
 /// Why there is no new generation. The text, with its sources, is for who runs the server.
 #[derive(Debug, thiserror::Error)]
 pub enum RefreshError {
-    /// It cannot be evaluated.
+    /// The set cannot be evaluated.
     #[error(transparent)]
     Walk(#[from] WalkError),
-    /// It cannot be evaluated with nix-eval-jobs; a walk may do better.
+    /// The set cannot be evaluated with nix-eval-jobs; a walk may succeed.
     #[error(transparent)]
     Jobs(JobsError),
     /// The source is not there.
     #[error("the source cannot be read")]
     Source(#[source] io::Error),
-    /// It has nothing.
+    /// The set is empty.
     #[error("no attribute gives a derivation")]
     Empty,
-    /// It has nothing but errors.
+    /// The set has nothing but errors.
     #[error("none of its {count} attributes can be evaluated; the first, {attribute}: {error}")]
     NothingEvaluates {
-        /// How many there are.
+        /// Number of the errors.
         count: u64,
         /// One of them.
         attribute: String,
         /// Its error.
         error: String,
     },
-    /// It has too much.
+    /// The set exceeds a limit.
     #[error("it has more than {ATTRIBUTES_MAX} attributes")]
     TooMany,
     /// Derivations that were evaluated a moment ago are not there.
@@ -71,12 +71,12 @@ impl From<JobsError> for RefreshError {
 }
 
 impl RefreshError {
-    /// Whether it may be that Nix has collected a derivation before it was held.
+    /// True if Nix may have collected a derivation before it was protected.
     pub(super) fn may_be_collected(&self) -> bool {
         matches!(self, Self::Daemon(DaemonError::Nix(_)) | Self::Gone(_))
     }
 
-    /// Whether the same may succeed in a while though the source does not change.
+    /// True if the same may succeed later though the source does not change.
     pub(super) fn may_pass(&self) -> bool {
         match self {
             Self::Walk(WalkError::Failed(error)) | Self::NothingEvaluates { error, .. } => {

@@ -1,5 +1,6 @@
-//! One evaluator as a child process that cannot do harm: in a process group of its own which ends with us, with limits on its
-//! time, memory and output, in a sandbox. Understands nothing of what it says, but which of its lines are for us.
+//! One evaluator as a child process that cannot do harm: in a process group of its own which ends with us,
+//! with limits on its time, memory and output, in a sandbox. Understands nothing of what it says, but which
+//! of its lines are for us.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -25,13 +26,13 @@ const LINE_BYTES_MAX: usize = 1024 * 1024;
 const OTHER_BYTES_MAX: u64 = 32 * 1024 * 1024;
 /// Bytes of the last lines that are kept for a report.
 const TAIL_BYTES_MAX: usize = 8 * 1024;
-/// What is added to the time that all may take, for the limit that holds when nobody watches any more.
+/// Added to the total time limit, for the limit that holds after the server is gone.
 const CPU_GRACE: Duration = Duration::from_secs(60);
-/// How much an evaluator yields to everything else.
+/// Niceness of an evaluator.
 const NICENESS: i32 = 10;
 
-/// Sets the limits (KiB, seconds of processor time) and becomes the program. Beside it runs something that ends the group when
-/// its standard input does, which is when we are gone, however suddenly.
+/// Sets the limits (KiB, seconds of processor time) and becomes the program. Beside it runs something that
+/// ends the group when its standard input does, which is when we are gone, however suddenly.
 const BOUNDED: &str = r#"
 ulimit -v "$1"
 ulimit -t "$2"
@@ -46,25 +47,25 @@ exec "$@" </dev/null 3<&-
 pub(super) struct Program {
     /// As it is found on the PATH.
     pub(super) name: &'static str,
-    /// Whether its standard output is for us, too.
+    /// Its standard output carries lines for us, too.
     pub(super) prints: bool,
 }
 
-/// What an evaluator may cost.
+/// Limits of an evaluator.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    /// When it has to be done.
+    /// The moment of its time-out.
     pub(super) deadline: Instant,
-    /// How long it may take from one line for us to the next.
+    /// Time limit from one line for us to the next.
     pub(super) silence_max: Duration,
     /// Bytes of address space of each of its processes.
     pub(super) memory_bytes_max: u64,
 }
 
-/// What an evaluator is kept to by the kernel.
+/// The kernel's limits of an evaluator.
 #[derive(Clone, Debug)]
 pub(super) struct Enclosure {
-    /// What it may open.
+    /// The files it may open.
     pub(super) sandbox: Sandbox,
     /// Where it may connect to.
     pub(super) reach: Reach,
@@ -76,7 +77,7 @@ pub(super) struct Invocation<'a> {
     pub(super) program: Program,
     pub(super) arguments: &'a [String],
     pub(super) variables: &'a [(String, OsString)],
-    /// What begins the lines on stderr that are for us.
+    /// Prefix of the lines on stderr that are for us.
     pub(super) mark: String,
     pub(super) bounds: Bounds,
     /// `None` where the settings want no isolation.
@@ -86,7 +87,7 @@ pub(super) struct Invocation<'a> {
 /// Why an evaluator cannot be run. The text is for who runs the server.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// It cannot be isolated.
+    /// The evaluator cannot be isolated.
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
     /// The system starts nothing.
@@ -94,16 +95,16 @@ pub enum StartError {
     System(#[from] io::Error),
 }
 
-/// What comes next of an evaluator.
+/// The next event of an evaluator.
 #[derive(Debug)]
 pub(super) enum Step {
     /// A line for us, without what marks it.
     Told(String),
-    /// It is over.
+    /// The end.
     Ended(Ending),
 }
 
-/// How an evaluator ended.
+/// The end of an evaluator.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Ending {
     /// With success.
@@ -112,11 +113,11 @@ pub(super) enum Ending {
     Failed(String),
     /// For want of something, or killed by somebody: its last words.
     Died(String),
-    /// It was stopped: nothing came for too long.
+    /// Stopped: no line for us within the limit.
     Silent,
-    /// It was stopped: it said too much that is not for us.
+    /// Stopped: too much output that is not for us.
     Garrulous,
-    /// It was stopped: all its time was over.
+    /// Stopped: its time is over.
     Late,
 }
 
@@ -128,7 +129,7 @@ pub(super) struct Evaluator {
     child: Child,
     said: Lines<BufReader<ChildStderr>>,
     printed: Option<Lines<BufReader<ChildStdout>>>,
-    /// What begins those that it says to us.
+    /// Prefix of the lines that are for us.
     mark: String,
     tail: Tail,
     other_bytes: u64,
@@ -199,10 +200,10 @@ impl Evaluator {
         })
     }
 
-    /// What comes next.
+    /// Waits for the next event.
     ///
     /// # Errors
-    /// When the system fails.
+    /// If the system fails.
     pub(super) async fn step(&mut self) -> io::Result<Step> {
         let silent = Instant::now() + self.bounds.silence_max;
         let until = silent.min(self.bounds.deadline);

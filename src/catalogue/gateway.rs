@@ -1,6 +1,7 @@
-//! The only way from an evaluator to the network: a SOCKS 5 server (RFC 1928) on a local socket, which connects to the hosts that
-//! the settings name and remembers which others were wanted. The evaluator itself can make none but local sockets. An HTTP proxy
-//! would not do: libcurl reaches it over TCP alone, but takes a SOCKS server on a local socket since 7.84.
+//! The only way from an evaluator to the network: a SOCKS 5 server (RFC 1928) on a local socket, which
+//! connects to the hosts that the settings name and remembers which others were wanted. The evaluator itself
+//! can make none but local sockets. An HTTP proxy would not do: libcurl reaches it over TCP alone, but takes
+//! a SOCKS server on a local socket since 7.84.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -17,9 +18,9 @@ use tokio::time::timeout;
 const CONNECTIONS_MAX: usize = 64;
 /// Refused hosts that are remembered, and unreached ones.
 const NOTES_MAX: usize = 8;
-/// How long the evaluator may take to say where to.
+/// Time limit for the evaluator to name its target.
 const GREETING_MAX: Duration = Duration::from_secs(10);
-/// How long a connection may take to be made.
+/// Time limit of a connection.
 const CONNECT_MAX: Duration = Duration::from_secs(30);
 
 /// The version of SOCKS.
@@ -65,8 +66,8 @@ pub(super) struct Reach {
 }
 
 impl Reach {
-    /// Adds the hosts of an address, or of a prefix of one, as `allowed-uris`, `nix-path` and flake references have them. What is
-    /// not on the network adds nothing.
+    /// Adds the hosts of an address, or of a prefix of one, as `allowed-uris`, `nix-path` and flake
+    /// references have them. What is not on the network adds nothing.
     pub(super) fn add(&mut self, address: &str) {
         let Some((scheme, rest)) = address.split_once(':') else {
             return if !address.is_empty() && !address.starts_with(['/', '.']) {
@@ -124,12 +125,12 @@ pub(super) struct Gateway {
     notes: Arc<Mutex<Notes>>,
 }
 
-/// What did not come to be, each with its host and port.
+/// Failed connections, each with its host and port.
 #[derive(Debug, Default)]
 struct Notes {
-    /// What is not allowed.
+    /// Targets that are not allowed.
     refused: BTreeSet<String>,
-    /// What did not answer, and why.
+    /// Targets that did not answer, and why.
     unreached: BTreeSet<String>,
 }
 

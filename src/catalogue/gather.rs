@@ -1,5 +1,5 @@
-//! What an evaluation has brought so far: attributes go to the index, some at a time, and their derivations are held until the
-//! generation is complete.
+//! The attributes that an evaluation has found so far: they go to the index, some at a time, and their
+//! derivations are protected until the generation is complete.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -20,22 +20,22 @@ const ROWS_CHUNK: usize = 1_000;
 /// Paths that the daemon is asked of at a time.
 const VALID_CHUNK: usize = 10_000;
 
-/// What an evaluation has brought so far. Its derivations are held as long as the connection lives.
+/// The attributes found so far. Their derivations are protected as long as the connection lives.
 pub(super) struct Gathered<'a> {
     set: &'a Set,
     index: Index,
     pub(super) daemon: PooledDaemon,
     rows: Vec<AttributeRow>,
-    /// Whether one path may be told of more than once.
+    /// One path may come more than once.
     overlaps: bool,
     /// The best rank of each path, of the system at hand.
     ranks: HashMap<AttributePath, usize>,
     system: String,
-    /// What may be built by one of its names.
+    /// Derivations that one of their names allows.
     pub(super) allowed: BTreeSet<StorePath>,
-    /// What may not be built, by one of its names.
+    /// Derivations that one of their names does not allow.
     pub(super) denied: BTreeSet<StorePath>,
-    /// What is denied by one of its names, and so by all.
+    /// Derivations that one of their names denies, and so all of them.
     forbidden: BTreeSet<StorePath>,
     pub(super) size: GenerationSize,
     /// One for each attribute, of all that makes one generation differ from another.
@@ -43,7 +43,7 @@ pub(super) struct Gathered<'a> {
     pub(super) first_error: Option<(String, String)>,
     /// Attributes that could not be evaluated for what may pass, of the system at hand.
     troubled: Vec<(AttributePath, usize, String)>,
-    /// What may pass and why, for all systems.
+    /// Transient errors of all systems.
     pub(super) trouble: Trouble,
 }
 
@@ -59,7 +59,7 @@ pub(super) struct Trouble {
 }
 
 impl Trouble {
-    /// What is to be told of them, where there are any.
+    /// A summary of the errors, if there are any.
     pub(super) fn told(&self) -> Option<String> {
         let (attribute, error) = self.first.as_ref()?;
         let error = error.lines().next().unwrap_or_default();
@@ -71,12 +71,12 @@ impl Trouble {
     }
 }
 
-/// What is told of an attribute whose derivation does not exist.
+/// The error of an attribute whose derivation does not exist.
 pub(super) fn not_there(drv: &StorePath) -> String {
     format!("its derivation {drv} is not in the Nix store")
 }
 
-/// What is told of an attribute whose derivation makes no sense.
+/// The error of an attribute whose derivation is malformed.
 pub(super) fn unreadable(drv: &StorePath, reason: &str) -> String {
     format!("its derivation {drv} cannot be read: {reason}")
 }
@@ -120,8 +120,8 @@ impl<'a> Gathered<'a> {
         }
     }
 
-    /// Has what could not be evaluated for what may pass be as in the generation before, where that was made with the same settings
-    /// and has it.
+    /// Has what could not be evaluated for what may pass be as in the generation before, where that was made
+    /// with the same settings and has it.
     async fn settle_trouble(&mut self) -> Result<(), RefreshError> {
         let troubled = std::mem::take(&mut self.troubled);
         if troubled.is_empty() {
@@ -201,7 +201,7 @@ impl<'a> Gathered<'a> {
         Ok(())
     }
 
-    /// Whether nothing better was told of this path: what comes later takes the place of what came before.
+    /// True if no better result came for this path: a later one replaces an earlier one.
     fn is_best(&mut self, attribute: AttributePath, rank: usize) -> bool {
         if !self.overlaps {
             return true;
@@ -252,7 +252,7 @@ impl<'a> Gathered<'a> {
         Ok(())
     }
 
-    /// What makes this generation differ from another, in hexadecimal digits; not the order in which attributes came.
+    /// A digest of the generation's content, in hexadecimal digits, independent of the order of attributes.
     pub(super) fn digest(&mut self) -> String {
         self.digests.sort_unstable();
         let digest = Sha256::digest(self.digests.as_flattened());

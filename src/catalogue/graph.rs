@@ -1,5 +1,5 @@
-//! The closure of a set's derivations, read from their .drv files: what each of them gives.
-//! One that cannot be read is told of and left out. Streams what it finds; holds the names of the derivations and nothing else of them.
+//! The closure of a set's derivations, read from their .drv files: the outputs of each.
+//! An unreadable one is reported and left out. Streams its results; keeps only the names of the derivations.
 
 use std::collections::HashSet;
 
@@ -26,21 +26,22 @@ pub enum GraphError {
     GivenUp,
 }
 
-/// What was read.
+/// The result of a read.
 #[derive(Debug, Default)]
 pub struct Closure {
     /// Derivations in it.
     pub derivations: u64,
-    /// Those whose file is missing or malformed, and why: they give nothing, and spoil nothing else. A thousand at most.
+    /// Those whose file is missing or malformed, and why: they give nothing, and spoil nothing else. A
+    /// thousand at most.
     pub unreadable: Vec<(StorePath, String)>,
 }
 
-/// Reads the closure of the derivations in `allowed`, and of those in `denied` that are not in it, only themselves. Gives
-/// the outputs to `sink`, some thousands at a time, with the number of derivations read so far; `sink` returns false when it
-/// wants no more. Blocks.
+/// Reads the closure of the derivations in `allowed`, and of those in `denied` that are not in it, only
+/// themselves. Gives the outputs to `sink`, some thousands at a time, with the number of derivations read so
+/// far; `sink` returns false when it wants no more. Blocks.
 ///
 /// # Errors
-/// When there are too many, or `sink` wants no more.
+/// If there are too many, or `sink` wants no more.
 pub(super) fn read(
     store_dir: &StoreDir,
     allowed: impl IntoIterator<Item = StorePath>,

@@ -1,6 +1,8 @@
-//! All attributes of a set for one system with [nix-eval-jobs](https://github.com/nix-community/nix-eval-jobs), several at a time.
-//! It ends with the first attribute that brings a worker down: that one, and all that were under way, are left to a walk, and it
-//! is run again without them. Whatever else goes wrong is an error, for which all of the set may be left to a walk.
+//! All attributes of a set for one system with
+//! [nix-eval-jobs](https://github.com/nix-community/nix-eval-jobs), several at a time. It ends with the first
+//! attribute that brings a worker down: that one, and all that were under way, are left to a walk, and it is
+//! run again without them. Whatever else goes wrong is an error, for which all of the set may be left to a
+//! walk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
@@ -20,7 +22,7 @@ use super::walk::{Attribute, Task, WalkError, derivation, shortened, trouble_in}
 const NIX_EVAL_JOBS: Program = Program { name: "nix-eval-jobs", prints: true };
 /// Bytes of memory for which there is one worker: those of a large set need as much.
 const WORKER_MEMORY_BYTES: u64 = 2 * 1024 * 1024 * 1024;
-/// How often it is run for one system.
+/// Runs for one system.
 const RUNS_MAX: usize = 4;
 /// Attributes that are left to walks of their own.
 const LEFT_MAX: usize = 64;
@@ -28,16 +30,16 @@ const LEFT_MAX: usize = 64;
 /// Why a set cannot be evaluated with nix-eval-jobs. The text is for who runs the server.
 #[derive(Debug, thiserror::Error)]
 pub enum JobsError {
-    /// It ended at no attribute.
+    /// The run ended at no attribute.
     #[error("nix-eval-jobs failed: {0}")]
     Failed(String),
     /// Too many attributes bring it down, or need more memory than a worker has.
     #[error("too many attributes are too much for nix-eval-jobs (max-memory-bytes, attribute-timeout): {0}")]
     TooMuch(String),
-    /// What it printed makes no sense.
+    /// Its output is malformed.
     #[error("nix-eval-jobs printed what makes no sense: {0}")]
     Nonsense(String),
-    /// It could not be run.
+    /// The program could not be run.
     #[error("nix-eval-jobs cannot be run")]
     System(#[from] std::io::Error),
     /// A walk would do no better.
@@ -51,17 +53,18 @@ pub(super) struct Jobs<'a> {
     workers: u64,
     running: Option<Evaluator>,
     runs: usize,
-    /// What was found, or has failed.
+    /// Finished attributes, failed ones included.
     known: BTreeSet<Place>,
-    /// What is left to a walk.
+    /// Attributes left to a walk.
     left: BTreeSet<Place>,
-    /// Whether this run has come to an attribute.
+    /// This run has reached an attribute.
     has_begun: bool,
-    /// How often each was begun without being done: once by each worker, and below zero where one of its two outputs is ahead.
+    /// Begun and unfinished evaluations of each attribute: one for each worker, and below zero where one of
+    /// its two outputs is ahead.
     under_way: BTreeMap<Place, i64>,
 }
 
-/// What it tells: on its standard error, by our expression, or on its standard output.
+/// An event: on its standard error, from our expression, or on its standard output.
 #[derive(serde::Deserialize)]
 #[serde(untagged)]
 enum Told {
@@ -81,7 +84,8 @@ enum Told {
     },
 }
 
-/// How many workers evaluate a set, each with its part of the memory; `None` where nix-eval-jobs is not to be had.
+/// Number of workers that evaluate a set, each with its part of the memory; `None` where nix-eval-jobs is not
+/// to be had.
 pub(super) fn workers(set: &SetSettings) -> Option<u64> {
     let is_program = |path: &Path| {
         path.metadata().is_ok_and(|file| file.is_file() && file.permissions().mode() & 0o111 != 0)
@@ -127,7 +131,7 @@ impl<'a> Jobs<'a> {
         }
     }
 
-    /// What is left to a walk, with all below it.
+    /// Attributes left to a walk, with all below them.
     pub(super) fn left(&self) -> impl Iterator<Item = &Place> {
         self.left.difference(&self.known)
     }
@@ -200,7 +204,7 @@ impl<'a> Jobs<'a> {
         (!self.left.contains(&place) && self.known.insert(place)).then_some(attribute)
     }
 
-    /// Whether it has come to all attributes but those that are left.
+    /// True if it has reached all attributes but those that are left.
     fn ended(&mut self, ending: Ending) -> Result<bool, JobsError> {
         self.running = None;
         let is_well = ending == Ending::Well && self.has_begun;
@@ -241,7 +245,8 @@ fn last_error(text: &str) -> &str {
     text.rfind("\nerror:").map_or(text, |at| &text[at + 1..])
 }
 
-/// The place that the names of our expression lead to: each begins with `_`, and has some characters as `%` and two digits.
+/// The place that the names of our expression lead to: each begins with `_`, and has some characters as `%`
+/// and two digits.
 fn place(attr_path: &[String]) -> Option<Place> {
     let decoded = |name: &String| {
         let name = percent_decode_str(name.strip_prefix('_')?).decode_utf8().ok()?;

@@ -1,5 +1,6 @@
-//! Attributes of lazy sets: each is evaluated when it is first asked for by its name, one at a time and once for all who ask, and
-//! what came of it is kept as long as the generation is. The machine's troubles are nobody's error, and are not kept.
+//! Attributes of lazy sets: each is evaluated when it is first asked for by its name, one at a time and once
+//! for all who ask, and what came of it is kept as long as the generation is. The machine's troubles are
+//! nobody's error, and are not kept.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,13 +32,14 @@ use crate::nix::PooledDaemon;
 const WAITING_MAX: usize = 64;
 /// Names that are remembered in memory: those of nothing, and those that are not recorded.
 const REMEMBERED_MAX: u64 = 10_000;
-/// How long it is told that an evaluator was killed before another one tries.
+/// Time for which a killed evaluator counts as the answer before another one tries.
 const STARVED_FOR: Duration = Duration::from_secs(5 * 60);
 /// Pauses before an evaluation is tried again that failed for what may pass: those who ask wait.
 const RETRY_PAUSES: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(4)];
-/// Names of one generation that are recorded without bringing a new derivation: a set may have any number of them.
+/// Names of one generation that are recorded without bringing a new derivation: a set may have any number of
+/// them.
 const NAMES_MAX: u64 = 20_000;
-/// How often an attribute is evaluated whose generation is replaced meanwhile.
+/// Evaluations of an attribute whose generation is replaced at the same time.
 const ATTEMPTS_MAX: usize = 3;
 
 /// Evaluates attributes; clones share it.
@@ -51,20 +53,20 @@ struct Shared {
     turn: Semaphore,
     /// Those that are evaluated, or will be.
     flights: Mutex<BTreeMap<AttributeName, watch::Receiver<Option<Landed>>>>,
-    /// What a generation turned out to have under names that are not on record; `None` is nothing.
+    /// Results of a generation for names that are not on record; `None` is nothing.
     remembered: Cache<(u64, AttributeName), Option<AttributeRow>>,
-    /// What an evaluator was killed at, or had too little memory for, a while ago.
+    /// Attributes at which an evaluator was killed or ran out of memory a while ago.
     starved: Cache<(u64, AttributeName), AttributeRow>,
-    /// What cannot be evaluated, nor anything below it.
+    /// Attributes that cannot be evaluated, nor anything below them.
     blocked: Cache<(u64, AttributeName), AttributeRow>,
 }
 
-/// What came of an evaluation.
+/// The result of an evaluation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Landed {
     /// The attribute, or its error, or that there is none.
     Known(Attributed),
-    /// It could not be found out.
+    /// No result.
     Failed,
     /// Too many wait.
     Busy,
@@ -100,8 +102,8 @@ impl Lazy {
         }))
     }
 
-    /// Evaluates an attribute of the current generation, which is this one, or joins those who have it evaluated. It goes on
-    /// when the last of them leaves.
+    /// Evaluates an attribute of the current generation, which is this one, or joins those who have it
+    /// evaluated. It goes on when the last of them leaves.
     pub(super) async fn evaluated(
         &self,
         set: &SetName,
@@ -137,7 +139,7 @@ impl Lazy {
         }
     }
 
-    /// What memory says of it, or of what is on the way to it.
+    /// The result in memory for the attribute, or for one on the way to it.
     fn recall(&self, wanted: &Wanted, generation: u64) -> Option<Option<AttributeRow>> {
         let Shared { remembered, starved, blocked, .. } = &*self.0;
         let name = (generation, wanted.name.clone());
@@ -214,8 +216,8 @@ impl Lazy {
         Ok(Landed::Failed)
     }
 
-    /// The words of an attribute that throws, evaluated alone; as they are found they are kept, as long as the generation is.
-    /// `None` where the set is not known, or the index or the evaluation is in trouble.
+    /// The words of an attribute that throws, evaluated alone; as they are found they are kept, as long as
+    /// the generation is. `None` where the set is not known, or the index or the evaluation is in trouble.
     pub(super) async fn words(
         &self,
         set: &SetName,
@@ -256,7 +258,8 @@ impl Lazy {
         Ok(self.0.tools.index.attribute(set, attribute, system).await?)
     }
 
-    /// The attribute, or `None` where there is none of this name. Its derivation is held as long as the connection lives.
+    /// The attribute, or `None` where there is none of this name. Its derivation is held as long as the
+    /// connection lives.
     async fn look_for(
         &self,
         set: &SetSettings,
@@ -333,7 +336,7 @@ impl Lazy {
         }
     }
 
-    /// What is to be told of an attribute, and recorded, with what it and all that it needs give.
+    /// The row of an attribute, which is recorded with the outputs of its closure.
     async fn row(
         &self,
         set: &SetSettings,
@@ -413,16 +416,16 @@ impl Lazy {
     }
 }
 
-/// What an evaluation came to.
+/// The result of an evaluation.
 struct Looked {
-    /// What was asked for, or what cannot be evaluated on the way to it.
+    /// The requested attribute, or the one on the way to it that cannot be evaluated.
     path: AttributePath,
-    /// Whether it is all of the source that cannot be evaluated.
+    /// All of the source cannot be evaluated.
     is_whole: bool,
     outcome: Outcome,
 }
 
-/// What a derivation and all that it needs give; only itself where it is denied.
+/// Outputs of a derivation and its closure; only its own if it is denied.
 async fn outputs(
     tools: &Tools,
     drv: StorePath,

@@ -1,16 +1,16 @@
-//! Errors of evaluators as they are told: the message first, then where it arose in the source. Nix 2.20 and later begin with the
-//! way there, most of which leads through our own expression.
+//! Errors of evaluators as they are shown: the message first, then its place in the source. Nix 2.20 and
+//! later begin with the way there, most of which leads through our own expression.
 
 /// Where our own expression is, which comes as an argument.
 const OWN: [&str; 3] = ["«string»", "(string)", "«none»"];
-/// How far Nix indents all but the first line.
+/// Nix's indentation of all but the first line.
 const INDENT: &str = "       ";
-/// What begins a frame of the trace.
+/// Start of a frame of the trace.
 const FRAME: &str = "… ";
-/// What begins the message.
+/// Start of the message.
 const ERROR: &str = "error:";
 
-/// The message, and then the frames of the trace that are in the source. What is no error of Nix stays as it is.
+/// The message, and then the frames of the trace that are in the source. Other text is unchanged.
 pub(super) fn plain(text: &str) -> String {
     let text = anstream::adapter::strip_str(text).to_string();
     if !text.starts_with(ERROR) {

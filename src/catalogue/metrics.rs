@@ -1,4 +1,4 @@
-//! How package sets stand, in numbers for Prometheus: noted by who refreshes them, read where they are asked for.
+//! Metrics of package sets for Prometheus: written by refreshes, read on request.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -30,14 +30,14 @@ impl MetricConstructor<Histogram> for Times {
     }
 }
 
-/// How a refresh ended.
+/// The result of a refresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refreshed {
     /// There is a new generation.
     Changed,
     /// The current one is as good.
     Unchanged,
-    /// It failed.
+    /// An error.
     Failed,
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Metrics {
     sizes: [Family<Set, Gauge>; 4],
     age: Family<Set, Seconds>,
     refreshes: Family<Outcome, Histogram, Times>,
-    /// When each set was last known to be up to date.
+    /// The moment when each set was last known to be current.
     fresh_at: Mutex<BTreeMap<String, SystemTime>>,
 }
 

@@ -1,7 +1,7 @@
-//! Package sets that are known by name and by hash before anyone asks: evaluated in the background by the Nix of this machine,
-//! generation by generation. Reading order: attribute, settings, source, sandbox, gateway, message, trouble, evaluate, walk,
-//! jobs, setup, gather, holder, graph, closure, refresh, denied, lazy, names.
-//! Builds nothing, and no request for a hash ever waits for an evaluation.
+//! Package sets that are known by name and by hash before anyone asks: evaluated in the background by the Nix
+//! of this machine, generation by generation. Reading order: attribute, settings, source, sandbox, gateway,
+//! message, trouble, evaluate, walk, jobs, setup, gather, holder, graph, closure, refresh, denied, lazy,
+//! names. Builds nothing, and no request for a hash ever waits for an evaluation.
 
 mod attribute;
 mod closure;
@@ -51,14 +51,14 @@ struct Shared {
     sets: Vec<Set>,
     /// A refresh is wanted.
     wanted: Notify,
-    /// How many generations have taken the place of another one since the start.
+    /// Number of generations that have replaced another one since the start.
     bumps: watch::Sender<u64>,
     metrics: Metrics,
     /// Held by who changes what generations hold in the Nix store.
     holding: tokio::sync::Mutex<()>,
 }
 
-/// What evaluations work with; clones share it.
+/// Resources of evaluations; clones share them.
 #[derive(Clone)]
 pub struct Tools {
     /// Where generations are on record.
@@ -73,7 +73,7 @@ pub struct Tools {
     pub home: PathBuf,
     /// The state directory, of which evaluators see nothing but their home, and secrets elsewhere.
     pub hidden: Vec<PathBuf>,
-    /// Whether they must be isolated.
+    /// Requirement of isolation.
     pub isolation: Isolation,
 }
 
@@ -83,20 +83,20 @@ struct Set {
     progress: watch::Sender<Progress>,
 }
 
-/// How the refresh of a set is.
+/// Progress of the refresh of a set.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
-    /// What is done now.
+    /// The current step.
     pub state: State,
-    /// How many refreshes were asked for.
+    /// Number of requested refreshes.
     asked: u64,
-    /// How many of those have ended.
+    /// Number of those that have ended.
     ended: u64,
-    /// How the latest one ended.
+    /// Result of the latest one.
     outcome: Option<Result<String, String>>,
 }
 
-/// What is done for a set now.
+/// The current step of a set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum State {
     /// Nothing.
@@ -144,12 +144,12 @@ pub struct Following {
     progress: watch::Receiver<Progress>,
 }
 
-/// What there is to tell of a refresh.
+/// Progress of a refresh.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum News {
-    /// It goes on.
+    /// The refresh has reached this step.
     Under(State),
-    /// It is over: what it brought, or why it failed.
+    /// The refresh has ended: its result, or its error.
     Over(Result<String, String>),
 }
 
@@ -173,23 +173,24 @@ impl Catalogue {
         self.0.sets.iter().map(|set| (&set.settings, set.progress.borrow().state.clone()))
     }
 
-    /// What is set of a set.
+    /// The settings of a set.
     fn settings_of(&self, name: &str) -> Option<&SetSettings> {
         self.0.sets.iter().map(|set| &set.settings).find(|settings| settings.name.as_str() == name)
     }
 
-    /// How the sets stand in the OpenMetrics text format, without its end.
+    /// Metrics of the sets in the OpenMetrics text format, without its end.
     pub fn write_metrics(&self, out: &mut String) {
         self.0.metrics.write(out);
     }
 
-    /// How many new generations there were since the start.
+    /// Number of new generations since the start.
     #[must_use]
     pub fn bumps(&self) -> watch::Receiver<u64> {
         self.0.bumps.subscribe()
     }
 
-    /// Asks for a refresh of the set of this name, or of all sets: one that begins from now on. `None` when there is no such set.
+    /// Asks for a refresh of the set of this name, or of all sets: one that begins from now on. `None` when
+    /// there is no such set.
     #[must_use]
     pub fn refresh(&self, name: Option<&str>) -> Option<Vec<Following>> {
         let meant =
@@ -233,7 +234,7 @@ impl Set {
 }
 
 impl Following {
-    /// What there is to tell now.
+    /// The progress now.
     pub fn news(&mut self) -> News {
         let progress = self.progress.borrow_and_update();
         match &progress.outcome {

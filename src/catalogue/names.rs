@@ -1,5 +1,5 @@
-//! What a name stands for: an attribute of a package set, as its current generation has it. Builds nothing, and does not know
-//! what is served.
+//! Resolution of names: an attribute of a package set, as its current generation has it. Builds nothing, and
+//! does not know what is served.
 
 use std::collections::BTreeMap;
 
@@ -26,7 +26,7 @@ pub struct Names {
     lazy: Lazy,
 }
 
-/// What a name stands for.
+/// The result of a resolution.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named {
     /// The set.
@@ -39,12 +39,12 @@ pub struct Named {
     pub system: String,
     /// Its derivation.
     pub drv: StorePath,
-    /// Whether the set denies it.
+    /// The set denies it.
     pub denied: bool,
     /// The output that the attribute itself is; `None` where there is none at all.
     pub own_output: Option<String>,
-    /// The outputs by name; the path is `None` where it is known only after the build. None at all when it is denied and the
-    /// Nix store has the derivation no more, since nothing holds it there.
+    /// The outputs by name; the path is `None` where it is known only after the build. None at all when it is
+    /// denied and the Nix store has the derivation no more, since nothing holds it there.
     pub outputs: BTreeMap<String, Option<StorePath>>,
 }
 
@@ -59,9 +59,9 @@ pub enum NoSuchName {
     System {
         /// The set.
         set: SetName,
-        /// What was asked for.
+        /// The requested system.
         system: String,
-        /// What there is.
+        /// The existing ones.
         systems: Vec<String>,
     },
     /// There is no generation yet.
@@ -74,7 +74,7 @@ pub enum NoSuchName {
     Attribute {
         /// The set.
         set: SetName,
-        /// What was asked for.
+        /// The requested attribute.
         attribute: String,
         /// For this system.
         system: String,
@@ -84,11 +84,11 @@ pub enum NoSuchName {
     Broken {
         /// The set.
         set: SetName,
-        /// What was asked for.
+        /// The requested attribute.
         attribute: String,
         /// For this system.
         system: String,
-        /// What the evaluator said.
+        /// The evaluator's error.
         error: String,
     },
     /// There is no such output.
@@ -96,9 +96,9 @@ pub enum NoSuchName {
     Output {
         /// The derivation.
         drv: StorePath,
-        /// What was asked for.
+        /// The requested output.
         output: String,
-        /// What there is.
+        /// The existing ones.
         outputs: Vec<String>,
     },
     /// The path of the output cannot be known.
@@ -116,7 +116,7 @@ pub enum NoSuchName {
 }
 
 impl NoSuchName {
-    /// Whether the name may stand for something all the same, which cannot be told now.
+    /// True if the name may exist all the same, and the failure is transient.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         matches!(self, Self::Busy | Self::Unavailable(_) | Self::Index)
@@ -131,11 +131,11 @@ impl Names {
         Self { lazy: Lazy::new(catalogue.clone(), tools), catalogue, index, store_dir }
     }
 
-    /// What an attribute of a set is for a system; without one, for the first of those that the set is evaluated for. Waits
+    /// Resolves an attribute of a set for a system; without one, for the first of the set's systems. Waits
     /// for its evaluation where the set is lazy and it was not asked for before.
     ///
     /// # Errors
-    /// When there is no such thing, or it cannot be told.
+    /// If there is no such attribute, or the resolution fails.
     pub async fn find(
         &self,
         set: &SetName,
@@ -217,8 +217,9 @@ impl Names {
         found.map_err(|error| unreadable(&error))?.ok_or_else(|| NoSuchName::NoGeneration(set.clone()))
     }
 
-    /// What an attribute that no walk comes to is as an output of another one, as `multi.dev` is of `multi`: a derivation has
-    /// its outputs for attributes, and these have all of them again. Else as it was found.
+    /// Resolves an attribute that no walk reaches as an output of another one, as `multi.dev` is of `multi`:
+    /// a derivation has its outputs for attributes, and these have all of them again. Otherwise the result is
+    /// unchanged.
     async fn output_of(
         &self,
         set: &SetName,

@@ -1,5 +1,6 @@
-//! Brings sets up to date, one at a time: when they are due, and when somebody wants it. A generation is complete, held in the
-//! Nix store and on record before it takes the place of the one before; whatever fails leaves that one as it is.
+//! Brings sets up to date, one at a time: when they are due, and when somebody wants it. A generation is
+//! complete, held in the Nix store and on record before it takes the place of the one before; whatever fails
+//! leaves that one as it is.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -23,17 +24,17 @@ use super::{Catalogue, Set, State, Tools};
 use crate::causes::with_causes;
 use crate::index::{GenerationSize, NewGeneration, Swapped};
 
-/// How long after a failure a set is tried again at the latest, unless it is due before.
+/// Longest delay after a failure until a set is refreshed again, unless it is due before.
 const RETRY_AFTER: Duration = Duration::from_secs(15 * 60);
-/// How long after what may pass it is tried again; twice as long after each time that it has not.
+/// Delay after a first transient failure; it doubles after each further one.
 const RETRY_FIRST: Duration = Duration::from_secs(5);
-/// How often it is looked for generations that have expired.
+/// Interval of the removal of expired generations.
 const TIDY_INTERVAL: Duration = Duration::from_secs(3600);
-/// What refreshes the sets of a catalogue.
+/// Refreshes the sets of a catalogue.
 pub struct Refresher {
     /// The sets.
     pub catalogue: Catalogue,
-    /// What they are evaluated with.
+    /// Resources of evaluations.
     pub tools: Tools,
 }
 
@@ -142,7 +143,7 @@ impl Refresher {
         how
     }
 
-    /// Whether there is no generation of a set yet.
+    /// True if a set has no generation yet.
     async fn has_nothing(&self, set: &Set) -> bool {
         let row = self.tools.index.set(set.settings.name.to_string()).await;
         row.is_ok_and(|row| row.generations.is_empty())
@@ -322,35 +323,35 @@ impl Refresher {
     }
 }
 
-/// How a refresh has ended.
+/// The end of a refresh.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum How {
     /// All is as the source has it.
     Well,
     /// Something has failed that may do in a while, or there is nothing yet.
     MayPass,
-    /// It fails until the source changes.
+    /// Failed until the source changes.
     Failed,
 }
 
-/// What becomes of a refresh when the file of a derivation is not there that Nix says is valid.
+/// Policy for the .drv file of a valid derivation that is not there.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Missing {
-    /// It may have been collected: all is evaluated anew.
+    /// The derivation may have been collected: everything is evaluated again.
     IsAnError,
-    /// It is told of its attributes.
+    /// The error of its attributes.
     IsTold,
 }
 
-/// How long to wait after so many tries that have failed one after the other.
+/// Delay after so many failed attempts in a row.
 fn retry_after(tries: u32) -> Duration {
     RETRY_FIRST.saturating_mul(2_u32.saturating_pow(tries.saturating_sub(1))).min(RETRY_AFTER)
 }
 
-/// What a refresh has brought.
+/// The result of a refresh.
 struct Made {
     size: GenerationSize,
-    /// What could not be evaluated for what may pass.
+    /// Transient errors.
     trouble: Option<String>,
     /// `None` where nothing has changed.
     swapped: Option<Swapped>,

@@ -1,6 +1,7 @@
-//! The sandbox of evaluators: Landlock says which files they may open, a seccomp filter leaves them no sockets but local ones.
-//! Both hold for a thread and all that it starts, cannot be taken back, and need no privileges. Nix's own restrictions come on top:
-//! they do not cover `getFlake` and `fetchTree` in every release.
+//! The sandbox of evaluators: Landlock says which files they may open, a seccomp filter leaves them no
+//! sockets but local ones. Both hold for a thread and all that it starts, cannot be taken back, and need no
+//! privileges. Nix's own restrictions come on top: they do not cover `getFlake` and `fetchTree` in every
+//! release.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -30,7 +31,7 @@ const PROGRAMS: [&str; 11] = [
     "/etc/pki",
     "/var/lib/ca-certificates",
 ];
-/// What programs read of the system beside that.
+/// Other files of the system that programs read.
 const DATA: [&str; 13] = [
     "/etc/ld.so.cache",
     "/etc/ld.so.preload",
@@ -51,12 +52,12 @@ const DATA: [&str; 13] = [
 const SINKS: [&str; 3] = ["/dev/null", "/dev/zero", "/dev/full"];
 /// The newest version of Landlock whose restrictions are used where the kernel has them.
 const NEWEST: ABI = ABI::V6;
-/// What is done where the kernel cannot isolate.
+/// The advice where the kernel cannot isolate.
 const REMEDY: &str = "evaluators could read the signing key and reach the network; use a kernel of 5.13 or later with Landlock \
                       (\"landlock\" in its lsm= parameter, CONFIG_SECURITY_LANDLOCK, no container profile that bars it), or set \
                       evaluator-isolation = \"none\" where all package sets are trusted";
 
-/// Whether evaluators must be isolated.
+/// Requirement of isolated evaluators.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Isolation {
@@ -83,9 +84,9 @@ pub enum SandboxError {
         hidden.display()
     )]
     Within {
-        /// What is to be read as a whole.
+        /// The readable folder.
         source_dir: PathBuf,
-        /// What nobody may read.
+        /// The unreadable folder.
         hidden: PathBuf,
     },
     /// The source is in the state directory.
@@ -96,12 +97,12 @@ pub enum SandboxError {
     System {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// What an evaluator may open.
+/// Files and hosts that an evaluator may open.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sandbox {
     /// Folders and files that the settings name; all must be there.
@@ -126,8 +127,8 @@ impl Sandbox {
     /// Puts the current thread, and all that it will start, into the sandbox for good. Blocks for moments.
     ///
     /// # Errors
-    /// When the kernel cannot do it, or the source and the state directory are in one another. The thread may then be restricted
-    /// in part.
+    /// If the kernel cannot do it, or the source and the state directory are in one another. The thread may
+    /// then be restricted in part.
     pub(super) fn enter(&self) -> Result<(), SandboxError> {
         let mut ruleset = ruleset().map_err(SandboxError::Landlock)?;
         let read = AccessFs::from_read(NEWEST);
@@ -167,7 +168,8 @@ impl Sandbox {
     }
 }
 
-/// An empty set of rules: what the first Landlock can restrict must be, all else is where the kernel can do it.
+/// An empty set of rules: what the first Landlock can restrict must be, all else is where the kernel can do
+/// it.
 fn ruleset() -> Result<RulesetCreated, RulesetError> {
     let needed = AccessFs::from_all(ABI::V1);
     let ruleset = Ruleset::default()
@@ -215,8 +217,9 @@ fn canonical(path: &Path) -> Result<PathBuf, SandboxError> {
     path.canonicalize().map_err(|source| SandboxError::System { path: path.to_owned(), source })
 }
 
-/// Leaves root nothing but the right to read whatever files the sandbox allows. With more, `/proc` would show the environment of other
-/// processes, which Landlock does not bar then. New privileges cannot be had in the sandbox, by no program.
+/// Leaves root nothing but the right to read whatever files the sandbox allows. With more, `/proc` would show
+/// the environment of other processes, which Landlock does not bar then. New privileges cannot be had in the
+/// sandbox, by no program.
 fn drop_privileges() -> io::Result<()> {
     let kept = CapabilitySet::DAC_READ_SEARCH | CapabilitySet::DAC_OVERRIDE;
     let has = capabilities(None)?;

@@ -1,4 +1,4 @@
-//! What package sets there are, where they come from, and what their evaluation may cost.
+//! Settings of package sets: their sources, and the limits of their evaluation.
 //! Patterns and names are checked when they are made.
 
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ const FORM: u32 = 2;
 pub struct Settings {
     /// Each with a name of its own.
     pub sets: Vec<SetSettings>,
-    /// Whether their evaluators must be isolated.
+    /// Requirement of isolated evaluators.
     pub isolation: Isolation,
 }
 
@@ -28,21 +28,21 @@ pub struct SetSettings {
     pub origin: Origin,
     /// The systems that it is evaluated for, at least one.
     pub systems: Vec<String>,
-    /// When its attributes are evaluated.
+    /// Time of the evaluation of its attributes.
     pub indexing: Indexing,
-    /// How old it may become; `None` when it is refreshed on demand only.
+    /// Age at which it is refreshed; `None` for refreshes on demand only.
     pub refresh: Option<Duration>,
     /// Attributes and names of what may be built.
     pub allow: Vec<Pattern>,
     /// Attributes and names of what may not be built all the same.
     pub deny: Vec<Pattern>,
-    /// How long a generation answers after the next one took its place.
+    /// Time for which a replaced generation still answers.
     pub keep: Duration,
-    /// What its evaluation may do.
+    /// Rights and limits of its evaluation.
     pub evaluation: Evaluation,
 }
 
-/// When the attributes of a set are evaluated.
+/// Time of the evaluation of a set's attributes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Indexing {
@@ -69,18 +69,18 @@ pub enum Origin {
     Directory(PathBuf),
 }
 
-/// What an evaluation may do, and cost.
+/// Rights and limits of an evaluation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Evaluation {
-    /// Whether it may build something to go on.
+    /// Builds are allowed during evaluation.
     pub import_from_derivation: bool,
     /// Where else it may read, as NIX_PATH has it.
     pub nix_path: Vec<String>,
-    /// What it may fetch: prefixes of addresses.
+    /// Prefixes of addresses that it may fetch.
     pub allowed_uris: Vec<String>,
-    /// How long all of it may take.
+    /// Time limit of a refresh.
     pub time_max: Duration,
-    /// How long one attribute may take.
+    /// Time limit of one attribute.
     pub attribute_time_max: Duration,
     /// Bytes of address space at most.
     pub memory_bytes_max: u64,
@@ -111,14 +111,14 @@ impl std::fmt::Display for SetName {
     }
 }
 
-/// What the patterns of a set say of a derivation by one of its names.
+/// The verdict of a set's patterns on a derivation by one of its names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may be built, unless another of its names is denied.
+    /// Allowed, unless another of its names is denied.
     Allowed,
-    /// It may be built only where another of its names is allowed.
+    /// Allowed only if another of its names is.
     NotAllowed,
-    /// It may not be built, whatever else it is called.
+    /// Denied under all names.
     Denied,
 }
 
@@ -139,7 +139,7 @@ impl Pattern {
         &self.0
     }
 
-    /// Whether all of `text` is like this.
+    /// True if all of `text` matches.
     #[must_use]
     pub fn matches(&self, text: &str) -> bool {
         let mut parts = self.0.split('*');
@@ -157,7 +157,7 @@ impl Pattern {
 }
 
 impl SetSettings {
-    /// Whether a derivation of these names may be built for the sake of this attribute.
+    /// The verdict on a derivation of these names for this attribute.
     #[must_use]
     pub fn verdict(&self, attribute: &AttributePath, names: &[&str]) -> Verdict {
         // A pattern is written for either spelling.
@@ -173,7 +173,7 @@ impl SetSettings {
         }
     }
 
-    /// All that a generation depends on, besides what it comes from. Another text makes another generation.
+    /// The settings that a generation depends on, besides its source. Another text makes another generation.
     #[must_use]
     pub fn made_by(&self) -> String {
         let Evaluation { import_from_derivation, nix_path, allowed_uris, .. } = &self.evaluation;

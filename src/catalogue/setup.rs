@@ -1,5 +1,5 @@
-//! All that evaluations of a set need before they begin: the source, found, and pinned where it is a flake; the environment of
-//! evaluators and their sandbox. Asks `nix` for what only Nix knows: the pin of a flake, its experimental features.
+//! Preparation of evaluations: locates the source, pins a flake, and makes the environment of evaluators and
+//! their sandbox. Asks `nix` for what only Nix knows: the pin of a flake, its experimental features.
 
 use std::collections::BTreeSet;
 use std::ffi::OsString;
@@ -31,11 +31,12 @@ const VARIABLES: [&str; 9] = [
     "NIX_SSL_CERT_FILE",
     "SSL_CERT_FILE",
 ];
-/// What Nix reads of its configuration.
+/// Files of Nix's configuration that it reads.
 const CONFIGURATION: [&str; 3] = ["nix.conf", "nix.custom.conf", "registry.json"];
-/// What it reads there when it fetches.
+/// A file there that Nix reads when it fetches.
 const CREDENTIALS: &str = "netrc";
-/// Experimental features of which only flakes have need: with them an expression can read paths that restrict-eval bars.
+/// Experimental features of which only flakes have need: with them an expression can read paths that
+/// restrict-eval bars.
 const FEATURES_OF_FLAKES: [&str; 2] = ["flakes", "fetch-tree"];
 
 /// The folder of temporary files in the home of evaluators.
@@ -49,11 +50,11 @@ pub(super) struct Setup {
     variables: Vec<(String, OsString)>,
     /// `None` where the settings want no isolation.
     enclosure: Option<Enclosure>,
-    /// What it is pinned to in the store, to be held while it is evaluated.
+    /// The pinned path in the store, to be protected during the evaluation.
     pub(super) pinned: Option<StorePath>,
 }
 
-/// What `nix flake metadata` tells.
+/// The output of `nix flake metadata`.
 #[derive(serde::Deserialize)]
 struct Metadata {
     /// The reference with what pins it.
@@ -101,7 +102,7 @@ impl Setup {
         Ok(setup)
     }
 
-    /// What is evaluated, for a system and until a moment.
+    /// A task for a system and until a moment.
     pub(super) fn task<'a>(
         &'a self,
         tools: &'a Tools,
@@ -205,8 +206,9 @@ impl Setup {
 }
 
 impl Metadata {
-    /// A reference that Nix evaluates purely. A revision names itself; what has none is taken from the store, where it is the same
-    /// whatever becomes of the folder. `None` where Nix has no such reference, which is for a folder below a work tree with changes.
+    /// A reference that Nix evaluates purely. A revision names itself; what has none is taken from the store,
+    /// where it is the same whatever becomes of the folder. `None` where Nix has no such reference, which is
+    /// for a folder below a work tree with changes.
     fn pinned(&self) -> Option<String> {
         let Locked { rev, nar_hash, last_modified, dir } = &self.locked;
         if rev.is_some() {
@@ -221,7 +223,7 @@ impl Metadata {
     }
 }
 
-/// What evaluators of this source are kept to.
+/// The kernel's limits of evaluators of this source.
 fn enclosure(tools: &Tools, source: &Prepared) -> Enclosure {
     let mut sandbox = Sandbox::new(&tools.hidden);
     sandbox.sources.clone_from(&source.reads);

@@ -1,5 +1,6 @@
-//! What an evaluator is told to do, for each kind of source: the arguments of `nix-instantiate`, of which all releases have
-//! the same, and `nix-eval-jobs` too. It evaluates an expression that walks the attributes and tells of them.
+//! Command lines of evaluators for each kind of source: the arguments of `nix-instantiate`, which are the
+//! same in all releases, and of `nix-eval-jobs`. The evaluated expression walks the attributes and reports
+//! them.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -12,7 +13,7 @@ use super::gateway::Reach;
 use super::settings::{Evaluation, Origin};
 use crate::nix::{Daemon, DaemonError};
 
-/// What `nix-eval-jobs` must not be able to read: only an evaluation that is not restricted sees it.
+/// A file that `nix-eval-jobs` must not be able to read: only an unrestricted evaluation sees it.
 const OUTSIDE: &str = "/bin/sh";
 /// The expression that walks.
 const WALK: &str = include_str!("walk.nix");
@@ -27,7 +28,7 @@ pub(super) struct Place {
     pub(super) path: Vec<String>,
 }
 
-/// What a run is for.
+/// The purpose of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Run {
     /// All attributes.
@@ -36,7 +37,7 @@ pub(super) enum Run {
     Resume {
         /// From where.
         from: Place,
-        /// Whether that one is walked.
+        /// That one is walked, too.
         again: bool,
     },
     /// Only to see the error of that one.
@@ -45,7 +46,7 @@ pub(super) enum Run {
     Only(Place),
     /// All attributes, by `nix-eval-jobs`.
     Jobs {
-        /// How many evaluate at a time.
+        /// Number of parallel evaluators.
         workers: u64,
         /// Bytes of memory with which a worker gives way to a fresh one.
         memory_bytes: u64,
@@ -59,7 +60,7 @@ pub(super) enum Run {
 pub(super) struct Prepared {
     /// A function that gives the roots as a list, in Nix.
     roots: String,
-    /// What the names of each root's attributes begin with.
+    /// Prefixes of the attributes of each root.
     pub(super) prefixes: Vec<Vec<String>>,
     /// Settings of Nix, and what `<…>` finds.
     settings: Vec<(&'static str, String)>,
@@ -126,7 +127,8 @@ pub(super) fn prepare(origin: &Origin, evaluation: &Evaluation) -> std::io::Resu
     Ok(prepared)
 }
 
-/// The folder or file of a flake on this machine. Nix takes the whole of a Git repository where a path is in one.
+/// The folder or file of a flake on this machine. Nix takes the whole of a Git repository where a path is in
+/// one.
 fn local_flake(reference: &str) -> Option<PathBuf> {
     let (kind, path) = match reference.split_once(':') {
         Some((kind, path)) => (kind, path),
@@ -158,10 +160,11 @@ fn git_folders(tree: &Path) -> Vec<PathBuf> {
     folder.as_ref().and_then(whole).into_iter().collect()
 }
 
-/// The links to derivations in a folder, each with the name of its attribute and what it leads to. Blocks for moments.
+/// The links to derivations in a folder, each with the name of its attribute and what it leads to. Blocks for
+/// moments.
 ///
 /// # Errors
-/// When the folder cannot be read.
+/// If the folder cannot be read.
 pub(super) fn links(origin: &Origin) -> std::io::Result<Vec<(AttributePath, PathBuf)>> {
     let Origin::Directory(directory) = origin else { return Ok(Vec::new()) };
     let mut links = Vec::new();
@@ -329,7 +332,7 @@ impl Prepared {
 pub(super) struct Target {
     /// The names that lead to where they are.
     prefix: Vec<String>,
-    /// What their own names are like, in which `*` stands for anything.
+    /// Pattern of their own names, in which `*` matches anything.
     last: String,
 }
 
@@ -346,8 +349,8 @@ impl Target {
 }
 
 impl Prepared {
-    /// Of which only these attributes are walked, each at a path of one name, and nothing below them; none of those of a target
-    /// that are more than `max`.
+    /// Of which only these attributes are walked, each at a path of one name, and nothing below them; none of
+    /// those of a target that are more than `max`.
     pub(super) fn of_targets(&self, targets: &[Target], max: usize) -> Self {
         let mut wanted = Vec::new();
         for (root, prefix) in self.prefixes.iter().enumerate() {

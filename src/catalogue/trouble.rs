@@ -1,12 +1,12 @@
-//! Classes of evaluation errors, by what evaluators say of them: an error of the source stands until the source changes, one of the
-//! machine or the network may be gone in a moment. In doubt it is the source's.
+//! Classes of evaluation errors, by what evaluators say of them: an error of the source stands until the
+//! source changes, one of the machine or the network may be gone in a moment. In doubt it is the source's.
 
 /// Whose an error is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Class {
     /// The source's: the same evaluation fails again.
     Final,
-    /// It took more memory or time than there was, which may be its own fault or that of others on the machine.
+    /// More memory or time than available, by its own fault or that of others on the machine.
     Starved,
     /// The network's, a server's, the daemon's: it may well pass.
     Transient,
@@ -20,7 +20,7 @@ const MACHINE: [&str; 5] = [
     "no space left on device",
     "nix-instantiate: not found",
 ];
-/// What comes before the words of a source that gives up.
+/// Text before the words of a source that aborts.
 const ABORTED: &str = "evaluation aborted with the following error message";
 /// A rule says no, which no other try changes.
 const REFUSED: [&str; 4] = [
@@ -35,9 +35,9 @@ const MEMORY: [&str; 5] =
 /// Signs of an evaluator that was stopped, by us or by others.
 const STOPPED: [&str; 4] =
     ["the evaluator died of it", TIMED_OUT, "signal: 9", "evaluation worker got killed"];
-/// What is told of an attribute that took too long.
+/// The error of an attribute that took too long.
 const TIMED_OUT: &str = "(attribute-timeout)";
-/// What libcurl, Git and Nix say of a network, or of a server, that does not do its part.
+/// Words of libcurl, Git and Nix about a network or a server that fails.
 const NETWORK: [&str; 25] = [
     "it could not connect to",
     "resolve host",
@@ -78,19 +78,19 @@ pub(super) fn class(error: &str) -> Class {
     }
 }
 
-/// Whether the machine, or its daemon, is in trouble, which is not to be blamed on an attribute.
+/// True if the machine or its daemon has failed, which is not to be blamed on an attribute.
 pub(super) fn is_of_machine(error: &str) -> bool {
     let low = error.to_lowercase();
     // The words of a source may be any.
     !low.contains(ABORTED) && MACHINE.iter().any(|sign| low.contains(sign))
 }
 
-/// Whether an evaluator was killed, or had too little memory.
+/// True if an evaluator was killed, or had too little memory.
 pub(super) fn is_killed(error: &str) -> bool {
     class(error) == Class::Starved && !error.contains(TIMED_OUT)
 }
 
-/// Whether an error is for want of memory.
+/// True if an error is for want of memory.
 pub(super) fn is_of_memory(error: &str) -> bool {
     let low = error.to_lowercase();
     MEMORY.iter().any(|sign| low.contains(sign))

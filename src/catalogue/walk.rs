@@ -1,5 +1,6 @@
-//! All attributes of a set for one system, one after the other, whatever some of them do: an evaluator that an attribute brings
-//! down is started again behind it. An attribute that cannot be evaluated comes with its error.
+//! Evaluates all attributes of a set for one system, one after the other, and survives each: an evaluator
+//! that an attribute crashes is started again behind it. An attribute that cannot be evaluated comes with its
+//! error.
 
 use std::collections::VecDeque;
 use std::ffi::OsString;
@@ -14,17 +15,17 @@ use super::settings::SetSettings;
 use super::source::{Place, Prepared, Run};
 use super::trouble;
 
-/// What every Nix has.
+/// The evaluator that every Nix has.
 const NIX_INSTANTIATE: Program = Program { name: "nix-instantiate", prints: false };
-/// The part of its memory that an evaluator begins with, and the bytes that this is at most. By itself Nix takes that many wherever
-/// the machine has them, and lacks them later where it may have little more.
+/// The part of its memory that an evaluator begins with, and the bytes that this is at most. By itself Nix
+/// takes that many wherever the machine has them, and lacks them later where it may have little more.
 const HEAP_SHARE: u64 = 8;
 const HEAP_BYTES_MAX: u64 = 384 * 1024 * 1024;
 /// Errors whose text is looked for with a run of their own; of more it is only told that there is one.
 const EXPLAINED_MAX: usize = 50;
 /// Bytes of an error at most.
 const ERROR_BYTES_MAX: usize = 2_000;
-/// What is told of an attribute that throws until someone asks for its own words.
+/// The error of an attribute that throws, until someone requests its own words.
 pub(super) const THROWN: &str = "it throws an error, or an assertion of it fails; its own words are looked for when it is asked for by name";
 /// Why a set cannot be evaluated. The text is for who runs the server.
 #[derive(Debug, thiserror::Error)]
@@ -44,13 +45,13 @@ pub enum WalkError {
     /// Printed too much before the first attribute.
     #[error("the evaluation was stopped: it printed more than 32 MiB")]
     Garrulous,
-    /// What it said makes no sense.
+    /// Malformed output.
     #[error("the evaluation said what makes no sense: {0}")]
     Nonsense(String),
-    /// It could not be started.
+    /// The evaluator could not be started.
     #[error(transparent)]
     Start(#[from] StartError),
-    /// It could not be listened to.
+    /// Its output could not be read.
     #[error("the evaluator cannot be run: {0}")]
     System(#[from] std::io::Error),
 }
@@ -62,11 +63,11 @@ pub(super) struct Attribute {
     pub(super) attribute: AttributePath,
     /// Where it comes from: of several with one path the lowest counts, and the links of a folder are 0.
     pub(super) rank: usize,
-    /// What it is.
+    /// The result.
     pub(super) outcome: Outcome,
 }
 
-/// What is evaluated, and with what.
+/// A system's evaluation and its resources.
 #[derive(Clone, Copy)]
 pub(super) struct Task<'a> {
     pub(super) set: &'a SetSettings,
@@ -75,9 +76,9 @@ pub(super) struct Task<'a> {
     pub(super) store_dir: &'a StoreDir,
     /// The environment of evaluators.
     pub(super) variables: &'a [(String, OsString)],
-    /// What they are kept to.
+    /// The kernel's limits.
     pub(super) enclosure: Option<&'a Enclosure>,
-    /// When all of it has to be done.
+    /// The moment of the time-out.
     pub(super) deadline: Instant,
 }
 
@@ -86,7 +87,7 @@ pub(super) struct Walk<'a> {
     task: Task<'a>,
     running: Option<Running>,
     next: Option<Run>,
-    /// What threw, and has not been explained.
+    /// Throwing attributes that are not explained yet.
     thrown: VecDeque<Place>,
     explained: usize,
 }
@@ -98,11 +99,11 @@ struct Running {
     /// Attributes that it began.
     begun: u64,
     at: Option<Place>,
-    /// Whether all is told of the one where it is.
+    /// The current attribute has its result.
     settled: bool,
 }
 
-/// What an evaluator tells.
+/// An event of an evaluator.
 #[derive(serde::Deserialize)]
 pub(super) struct Event {
     root: usize,
@@ -159,7 +160,7 @@ impl Task<'_> {
         AttributePath::new(names).unwrap_or_else(AttributePath::of_the_whole)
     }
 
-    /// Whether a place is where all of the source begins: an error there is not to be blamed on an attribute.
+    /// True if a place is the root of the source: an error there is not to be blamed on an attribute.
     pub(super) fn is_whole(&self, place: &Place) -> bool {
         place.path.is_empty() && self.prefix(place).is_empty()
     }
@@ -169,7 +170,7 @@ impl Task<'_> {
     }
 }
 
-/// What an evaluator has found, where it is a derivation.
+/// The result of an evaluator for a derivation.
 pub(super) fn derivation(store_dir: &StoreDir, drv: String, name: String, output: Option<String>) -> Outcome {
     let parsed = StorePath::parse_in(store_dir, &drv).ok().filter(StorePath::is_derivation);
     let parsed = parsed.ok_or_else(|| format!("its drvPath is no derivation: {drv:?}"));
@@ -189,7 +190,7 @@ pub(super) fn trouble_in(error: &str) -> Result<(), WalkError> {
     if trouble::is_of_machine(error) { Err(WalkError::Failed(shortened(error.to_owned()))) } else { Ok(()) }
 }
 
-/// What is to be told of an attribute that ended an evaluation.
+/// The error of an attribute that ended an evaluation.
 pub(super) fn blame(ending: Ending, limit: std::time::Duration) -> String {
     shortened(match ending {
         Ending::Silent | Ending::Late => {
@@ -278,7 +279,8 @@ impl<'a> Walk<'a> {
             _ => {}
         }
         let limit = self.task.set.evaluation.attribute_time_max;
-        // Neither is to be blamed on an attribute: a machine in trouble, and what comes where a whole set begins.
+        // Neither is to be blamed on an attribute: a machine in trouble, and what comes where a whole set
+        // begins.
         trouble(&ending)?;
         let Some(place) = running.at.filter(|place| running.settled || !self.task.is_whole(place)) else {
             return Err(match ending {

@@ -33,7 +33,7 @@ const ACTIVITIES_MAX: usize = 10_000;
 /// Results of one request at most. We ask for one target.
 const RESULTS_MAX: u64 = 1_000;
 
-/// What to build.
+/// A target of a build.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum BuildTarget {
     /// Every output of a derivation.
@@ -71,27 +71,27 @@ impl BuildTarget {
     }
 }
 
-/// Something that happened during a build. Texts are as the daemon sent them, with their escape codes; bytes that
-/// are not UTF-8 are U+FFFD.
+/// Something that happened during a build. Texts are as the daemon sent them, with their escape codes; bytes
+/// that are not UTF-8 are U+FFFD.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BuildEvent {
     /// A builder was started.
     Started {
-        /// What it builds.
+        /// The derivation.
         drv: StorePath,
         /// The remote machine, or empty when it is this one.
         machine: String,
     },
     /// A builder entered a phase.
     Phase {
-        /// What it builds.
+        /// The derivation.
         drv: Option<StorePath>,
         /// The name of the phase.
         phase: String,
     },
     /// A builder printed a line.
     LogLine {
-        /// What it builds.
+        /// The derivation.
         drv: Option<StorePath>,
         /// The line, without its end, or its beginning.
         line: String,
@@ -100,44 +100,44 @@ pub enum BuildEvent {
     },
     /// The daemon itself has to say something.
     Message {
-        /// What it says, of one or more lines.
+        /// One or more lines of the log.
         text: String,
     },
 }
 
-/// How a build ended.
+/// The end of a build.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum BuildStatus {
-    /// It was built.
+    /// Built now.
     Built,
-    /// It was fetched from a substituter.
+    /// Fetched from a substituter.
     Substituted,
-    /// It was there.
+    /// Valid before.
     AlreadyValid,
     /// The builder failed.
     PermanentFailure,
     /// The derivation cannot be built as it is.
     InputRejected,
-    /// What was built is not what it should be.
+    /// The output differs from what it must be.
     OutputRejected,
     /// The machine failed, a full disk for one.
     TransientFailure,
     /// An old way to say that it failed before.
     CachedFailure,
-    /// It took too long, or was silent for too long.
+    /// The build, or its silence, exceeded a time limit.
     TimedOut,
     /// Anything else.
     #[default]
     MiscFailure,
     /// A derivation that it needs failed.
     DependencyFailed,
-    /// It printed too much.
+    /// The log exceeded its limit.
     LogLimitExceeded,
     /// Two builds gave different outputs.
     NotDeterministic,
-    /// It is, resolved, another derivation whose outputs are there.
+    /// Resolved, the derivation is another one whose outputs are valid.
     ResolvesToAlreadyValid,
-    /// It cannot be built here and no substituter has it.
+    /// Neither a machine can build it nor a substituter has it.
     NoSubstituters,
     /// A status that Nix got later.
     Unknown(u64),
@@ -165,25 +165,25 @@ impl BuildStatus {
         }
     }
 
-    /// Whether the outputs are there.
+    /// True if the outputs are valid.
     #[must_use]
     pub fn is_success(self) -> bool {
         matches!(self, Self::Built | Self::Substituted | Self::AlreadyValid | Self::ResolvesToAlreadyValid)
     }
 }
 
-/// What came of a build.
+/// The result of a build.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BuildResult {
-    /// How it ended.
+    /// The end.
     pub status: BuildStatus,
     /// Why it failed, with the escape codes of Nix; empty when it did not.
     pub message: String,
-    /// How often it was built just now; 0 also when the daemon does not tell (Nix 2.34 does not).
+    /// Number of builds just now; 0 also when the daemon does not say (Nix 2.34).
     pub times_built: u64,
-    /// When the builder was started, in seconds since 1970; 0 when none was or the daemon does not tell.
+    /// Start of the builder, in seconds since 1970; 0 when there was none or the daemon does not say.
     pub start_time: u64,
-    /// When it ended, in seconds since 1970; 0 when none was started or the daemon does not tell.
+    /// End of the builder, in seconds since 1970; 0 when there was none or the daemon does not say.
     pub stop_time: u64,
     /// Processor time of the builder, where the daemon measures it (from protocol 1.37, and with cgroups).
     pub cpu_user: Option<Duration>,
@@ -194,11 +194,11 @@ pub struct BuildResult {
 }
 
 impl Daemon {
-    /// Has one target built, with all that it needs, and waits for as long as that takes: bound it by the options of
+    /// Builds one target with all its inputs and waits for as long as that takes: limit it by the options of
     /// the connection. The outputs are held by a temporary root until the connection ends.
     ///
-    /// Dropping this future makes the connection unusable, but the daemon goes on building until the `Daemon` is
-    /// dropped too.
+    /// Dropping this future makes the connection unusable, but the daemon goes on building until the `Daemon`
+    /// is dropped too.
     ///
     /// # Errors
     /// [`DaemonError::Nix`] when the daemon did not get to a result; a build that failed is a result.
@@ -269,7 +269,7 @@ async fn cpu_time(reply: &mut Reply<'_>) -> Result<Option<Duration>, DaemonError
     }
 }
 
-/// The name is what follows the `!` of an id like `sha256:…!out`; the path is in a JSON object, as a base name.
+/// The name follows the `!` of an id like `sha256:…!out`; the path is in a JSON object, as a base name.
 fn output(id: &str, realisation: &str) -> Option<(String, StorePath)> {
     let (_, name) = id.split_once('!')?;
     let realisation: serde_json::Value = serde_json::from_str(realisation).ok()?;

@@ -1,5 +1,6 @@
-//! A build hook for daemons without remote builders. Nix starts its own for each of our builds, to hear every time that no
-//! other machine can build it, and that takes longer than a short build does. Daemons that do not trust us keep their own.
+//! A build hook for daemons without remote builders. Nix starts its own hook for each build, only to hear
+//! that no other machine can build it, which takes longer than a short build. Daemons that do not trust us
+//! keep their own hook.
 
 use std::fs;
 use std::io;
@@ -13,10 +14,11 @@ echo '# decline-permanently' >&2
 while read -r ignored; do :; done
 ";
 
-/// Writes the hook into `dir`, an absolute path. Gives the setting that names it, for [`Options::extra`](super::Options).
+/// Writes the hook into `dir`, an absolute path. Gives the setting that names it, for
+/// [`Options::extra`](super::Options).
 ///
 /// # Errors
-/// When it cannot be written.
+/// If the file cannot be written.
 pub fn without_remote_builders(dir: &Path) -> io::Result<(String, String)> {
     let file = dir.join("build-hook");
     // Nix splits the setting at white space.

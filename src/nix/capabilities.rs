@@ -1,6 +1,6 @@
-//! What the Nix daemon can build, and what a derivation needs that is not there. The rules are Nix's own: the daemon's machine
-//! or one of its remote builders must have the system and every feature. Lenient in doubt: what is wrongly let through fails
-//! in the daemon as it would have without this. Asks nobody and reads nothing.
+//! Capabilities of the Nix daemon, and the requirements of a derivation that it lacks. The rules are Nix's
+//! own: the daemon's machine or one remote builder must have the system and every feature. Lenient in doubt:
+//! a derivation that passes wrongly fails in the daemon, as it would without this check. No I/O.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -21,16 +21,16 @@ pub struct Machine {
     pub mandatory: BTreeSet<String>,
 }
 
-/// What can be built.
+/// Systems and features that can be built.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Capabilities {
     /// Nobody knows: then nothing is said to be lacking.
     Unknown,
-    /// What one of these machines can build.
+    /// Capabilities of each of these machines.
     Machines(Vec<Machine>),
 }
 
-/// What a derivation needs that no machine has. Its text names what there is instead.
+/// A requirement of a derivation that no machine meets. Its text names the existing ones instead.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Lack {
     /// A system.
@@ -51,7 +51,7 @@ pub enum Lack {
     Mandatory {
         /// The system it is for.
         system: String,
-        /// What one of them insists on.
+        /// Features that a derivation must require to be built there.
         required: BTreeSet<String>,
     },
 }
@@ -67,13 +67,13 @@ impl Machine {
 }
 
 impl Capabilities {
-    /// Whether the daemon's own machine is known to be the only one.
+    /// True if the daemon's own machine is known to be the only one.
     #[must_use]
     pub fn has_one_machine(&self) -> bool {
         matches!(self, Self::Machines(machines) if machines.len() == 1)
     }
 
-    /// What `derivation` needs and nobody here has; `None` when it can be built.
+    /// The requirement of `derivation` that nobody here meets; `None` if it can be built.
     #[must_use]
     pub fn lack(&self, derivation: &Derivation) -> Option<Lack> {
         let Self::Machines(machines) = self else { return None };
@@ -103,7 +103,7 @@ impl Capabilities {
         Some(Lack::Mandatory { system: derivation.system.clone(), required: insists })
     }
 
-    /// The same with what an admin says in place of what was found: these systems, these features, on all machines.
+    /// The same with an admin's overrides: these systems, these features, on all machines.
     #[must_use]
     pub fn with(self, systems: Option<BTreeSet<String>>, features: Option<BTreeSet<String>>) -> Self {
         if systems.is_none() && features.is_none() {
@@ -194,7 +194,7 @@ mod tests {
         }
     }
 
-    /// What is lacking, in words; nothing when it can be built.
+    /// The missing requirement as text; empty if there is none.
     fn lack(machines: &[Machine], system: &str, features: &str) -> String {
         let lack = Capabilities::Machines(machines.to_vec()).lack(&derivation(system, features));
         lack.map(|lack| lack.to_string()).unwrap_or_default()

@@ -1,5 +1,6 @@
-//! One connection to the Nix daemon: send a request, follow what the daemon tells, read the reply.
-//! A connection on which an operation was abandoned half-way marks itself unusable, so that no reply is taken for another one.
+//! One connection to the Nix daemon: send a request, follow the daemon's messages, read the reply. A
+//! connection on which an operation was aborted half-way marks itself unusable, so that no reply is taken for
+//! another.
 
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
@@ -11,14 +12,15 @@ use super::protocol::{ProtocolVersion, Trust};
 use super::stderr::{self, News};
 use super::wire::{Patience, Request, Wire};
 
-/// How long an operation other than a build may take. Some wait for a garbage collection or ask substituters.
+/// Time limit of an operation other than a build. Some wait for a garbage collection or ask substituters.
 pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// One connection to a Nix daemon, through which one operation at a time is done.
 ///
-/// Temporary roots ([`Daemon::add_temp_root`], and the outputs of builds) live as long as the connection: dropping
-/// this lets go of them. Dropping the future of an operation leaves the connection open but not [`usable`](Self::usable):
-/// only dropping the `Daemon` too makes the real daemon stop, within a second, what it was doing.
+/// Temporary roots ([`Daemon::add_temp_root`], and the outputs of builds) live as long as the connection:
+/// dropping this releases them. Dropping the future of an operation leaves the connection open but not
+/// [`usable`](Self::usable): only dropping the `Daemon` too makes the real daemon stop its work, within a
+/// second.
 #[derive(Debug)]
 pub struct Daemon {
     pub(super) wire: Wire,
@@ -26,7 +28,8 @@ pub struct Daemon {
     version: ProtocolVersion,
     nix_version: String,
     trust: Trust,
-    /// Whether it can be asked for realisations by the hash of the derivation; one that cannot loses track when it is.
+    /// The daemon answers questions for realisations by the hash of the derivation; others lose track of the
+    /// protocol.
     pub(super) realisations_by_hash: bool,
     /// Set before the first byte of a request and cleared after the last one of its reply.
     in_operation: bool,
@@ -69,7 +72,7 @@ impl Daemon {
         &self.nix_version
     }
 
-    /// Whether the daemon trusts us.
+    /// The daemon's trust in this user.
     #[must_use]
     pub fn trust(&self) -> Trust {
         self.trust
@@ -87,19 +90,20 @@ impl Daemon {
         self.wire.peer()
     }
 
-    /// Whether another operation can be done: no earlier one was abandoned or broke the connection.
+    /// True if another operation is possible: no earlier one was aborted or broke the connection.
     #[must_use]
     pub fn usable(&self) -> bool {
         !self.in_operation
     }
 
-    /// Whether this connection holds store paths against garbage collection.
+    /// True if this connection protects store paths from garbage collection.
     #[must_use]
     pub fn has_temp_roots(&self) -> bool {
         self.has_temp_roots
     }
 
-    /// Whether the other side still seems to be there. Never waits; a daemon that dies later is noticed in use.
+    /// True if the other side still seems to be there. Never waits; a daemon that dies later is noticed in
+    /// use.
     pub(super) fn seems_alive(&mut self) -> bool {
         self.usable() && self.wire.is_quiet()
     }
@@ -142,7 +146,8 @@ impl Daemon {
     }
 }
 
-/// A reply that is being read. Unless it is read to its end and [`done`](Self::done), the connection is unusable.
+/// A reply that is being read. Unless it is read to its end and [`done`](Self::done), the connection is
+/// unusable.
 #[derive(Debug)]
 pub(super) struct Reply<'a> {
     daemon: &'a mut Daemon,

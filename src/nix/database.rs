@@ -14,7 +14,7 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 use super::environment::Environment;
 use super::version::Counted;
 
-/// How long to wait for a lock that Nix holds.
+/// Time limit for a lock that Nix holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Derivations of one output at most that are told of.
 const DERIVERS_MAX: i64 = 1_000;
@@ -27,8 +27,8 @@ pub(super) const DERIVERS: &str =
     "SELECT o.path, d.path, o.id FROM DerivationOutputs o JOIN ValidPaths d ON d.id = o.drv
     WHERE o.path >= ?1 || '-' AND o.path < ?1 || '.' ORDER BY o.path, d.id LIMIT ?2";
 const SIGNATURES: &str = "SELECT hash, sigs FROM ValidPaths WHERE path = ?1 AND sigs <> ''";
-/// What came after a row of ValidPaths, whose numbers are never used twice. The outputs of a derivation come with its row; and
-/// what a content-addressed one gave later is valid then, too.
+/// Paths after a row of ValidPaths, whose numbers are never reused. The outputs of a derivation come with its
+/// row; the later outputs of a content-addressed one are valid then, too.
 const PATHS_SINCE: &str = "SELECT path FROM ValidPaths WHERE id > ?1 UNION ALL \
     SELECT path FROM DerivationOutputs WHERE drv > ?1";
 /// The last row, and how many of both there are after one.
@@ -48,31 +48,31 @@ pub enum DatabaseError {
     Missing {
         /// Where it should be.
         file: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// It is there and cannot be opened.
+    /// The database exists and cannot be opened.
     #[error("cannot open Nix's database {}; this user needs read access to it and to its -wal and -shm files", file.display())]
     Open {
         /// Where it is.
         file: PathBuf,
-        /// What SQLite said.
+        /// SQLite's error.
         source: rusqlite::Error,
     },
-    /// It cannot be read.
+    /// The database cannot be read.
     #[error("cannot read Nix's database {}; if it stays so, `nix-store --verify` may help", file.display())]
     Read {
         /// Where it is.
         file: PathBuf,
-        /// What SQLite said.
+        /// SQLite's error.
         source: rusqlite::Error,
     },
-    /// It has a path that is none.
+    /// The database has a malformed path.
     #[error("Nix's database has a malformed path {text:?}: {reason}")]
     Malformed {
         /// The path.
         text: String,
-        /// What is wrong with it.
+        /// The defect.
         reason: String,
     },
 }
@@ -117,19 +117,20 @@ impl Database {
         Ok(database)
     }
 
-    /// The database of `environment`, opened when it is first read. Nix removes the files of the write-ahead log when
-    /// nobody uses the store, and we may not make them: then reading fails until a connection to the daemon is open.
+    /// The database of `environment`, opened when it is first read. Nix removes the files of the write-ahead
+    /// log when nobody uses the store, and we may not make them: then reading fails until a connection to the
+    /// daemon is open.
     #[must_use]
     pub fn lazy(environment: &Environment) -> Self {
         let file = environment.database();
         Self { file, store_dir: environment.store_dir.clone(), open: Mutex::new(None) }
     }
 
-    /// The outputs with this hash that some derivation in the store gives: normally one path, which several derivations
-    /// may give. Up to a thousand, those of the oldest derivations first.
+    /// The outputs with this hash that some derivation in the store gives: normally one path, which several
+    /// derivations may give. Up to a thousand, those of the oldest derivations first.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// If the database cannot be read.
     pub fn derivers_of(&self, hash: StorePathHash) -> Result<Vec<KnownOutput>, DatabaseError> {
         let rows = self.read(|connection| {
             let mut statement = connection.prepare_cached(DERIVERS)?;
@@ -158,10 +159,10 @@ impl Database {
         path.map(|path| self.parse(path)).transpose()
     }
 
-    /// What is registered of those of `paths` that are valid and have signatures: the hash of the NAR, and the signatures.
+    /// Registered NAR hash and signatures of those of `paths` that are valid and signed.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// If the database cannot be read.
     pub fn signatures(&self, paths: &[StorePath]) -> Result<Vec<(StorePath, String, String)>, DatabaseError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(SIGNATURES)?;
@@ -174,11 +175,12 @@ impl Database {
         })
     }
 
-    /// Tells the hash of every path that is valid, or that a derivation in the store gives, and that came after a row: 0 is
-    /// before all, else what this returned before. `begin` hears first how many there are.
+    /// Passes on the hash of every path that is valid, or is an output of a derivation in the store, and is
+    /// newer than a row: 0 is before all, otherwise the value that this returned last. `begin` receives their
+    /// number first.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// If the database cannot be read.
     pub fn hashes_since(
         &self,
         row: i64,

@@ -1,4 +1,5 @@
-//! Tests of the reading of Nix's database, of its version, and of what is kept of it in memory, on databases made here.
+//! Tests of the reading of Nix's database, of its version, and of what is kept of it in memory, on databases
+//! made here.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

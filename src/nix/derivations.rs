@@ -1,5 +1,6 @@
-//! Which derivation gives a path, learnt from the daemon and the .drv files: the way of machines where Nix's database cannot be read.
-//! Slower than the database and blind to new derivations for some seconds. Holds a bounded number of derivations in memory.
+//! The derivation of a path, learnt from the daemon and the .drv files: for machines where Nix's database
+//! cannot be read. Slower than the database and blind to new derivations for some seconds. Keeps a bounded
+//! number of derivations in memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -17,12 +18,13 @@ use super::error::DaemonError;
 
 /// Derivations that are kept in mind at most, some 300 bytes for each of their outputs.
 pub const DERIVATIONS_MAX: usize = 1_000_000;
-/// How old the list of all paths may be before it is fetched again.
+/// Age at which the list of all paths is fetched again.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(5);
 /// Bytes of a .drv file at most.
 const DERIVATION_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
-/// The outputs of all derivations in the store, as far as they are known before they are built. Clones share them.
+/// The outputs of all derivations in the store, as far as they are known before they are built. Clones share
+/// them.
 #[derive(Clone, Debug, Default)]
 pub struct Derivations(Arc<Shared>);
 
@@ -41,11 +43,11 @@ struct Known {
 }
 
 impl Derivations {
-    /// The outputs with this hash that some derivation in the store of `daemon` gives. Asks the daemon for all its
-    /// paths, at most every five seconds, when the hash is not known.
+    /// The outputs with this hash that some derivation in the store of `daemon` gives. Asks the daemon for
+    /// all its paths, at most every five seconds, when the hash is not known.
     ///
     /// # Errors
-    /// When the daemon fails. A .drv file that cannot be read is left out, with a warning.
+    /// If the daemon fails. An unreadable .drv file is left out, with a warning.
     pub async fn derivers_of(
         &self,
         daemon: &mut Daemon,

@@ -1,6 +1,6 @@
-//! Finding out what the Nix daemon can build: from Nix's settings as `nix` tells them, else from this machine and Nix's defaults.
-//! We may see less than the daemon does, so what cannot be seen is taken for there. Builds nothing, and lets nobody wait but
-//! those who want to build.
+//! Detects what the Nix daemon can build: from Nix's settings as `nix` shows them, otherwise from this
+//! machine and Nix's defaults. We may see less than the daemon, so an unknown capability is taken for
+//! present. Builds nothing, and delays only requests for builds.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -18,20 +18,21 @@ use super::capabilities::{Capabilities, Machine};
 use super::machines::machines;
 use super::pool::Pool;
 
-/// How long `nix` may take to tell its settings.
+/// Time limit for `nix` to show its settings.
 const NIX_TIMEOUT: Duration = Duration::from_secs(10);
 /// Bytes of a file of remote builders at most.
 const MACHINES_BYTES_MAX: u64 = 1024 * 1024;
 /// The feature of machines that can run others.
 const KVM: &str = "kvm";
-/// What a Linux kernel shows where it has KVM, also to those who may not open /dev/kvm, as the daemon may.
+/// A file that a Linux kernel shows if it has KVM, also to users who may not open /dev/kvm, as the daemon
+/// may.
 const KVM_IN_KERNEL: &str = "/sys/class/misc/kvm";
 /// The features that Nix gives every Linux machine.
 const DEFAULT_FEATURES: [&str; 4] = ["benchmark", "big-parallel", "nixos-test", "uid-range"];
 /// Where Nix looks for remote builders by default.
 const DEFAULT_BUILDERS: &str = "@/etc/nix/machines";
 
-/// What an admin says of what can be built.
+/// An admin's overrides.
 #[derive(Clone, Debug, Default)]
 pub struct CapabilitySettings {
     /// These systems instead of those that are found.
@@ -40,11 +41,11 @@ pub struct CapabilitySettings {
     pub features: Option<BTreeSet<String>>,
     /// The remote builders that the daemon is told of by us.
     pub builders: Option<String>,
-    /// Whether the daemon may build on its own machine.
+    /// The daemon may build on its own machine.
     pub local: bool,
 }
 
-/// What Nix's settings say.
+/// Nix's settings.
 #[derive(Debug, PartialEq, Eq)]
 struct Found {
     system: String,
@@ -53,7 +54,7 @@ struct Found {
     builders: String,
 }
 
-/// What the daemon can build, once that is known; clones share it.
+/// Capabilities of the daemon, once detected; clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Detected(Arc<SetOnce<Arc<Capabilities>>>);
 
@@ -63,7 +64,7 @@ impl Detected {
         Arc::clone(self.0.wait().await)
     }
 
-    /// Whether it is known.
+    /// True after the detection.
     #[must_use]
     pub fn is_known(&self) -> bool {
         self.0.initialized()
@@ -72,7 +73,7 @@ impl Detected {
 
 /// Finds it out while the server answers already.
 pub struct Detector {
-    /// What an admin says.
+    /// An admin's overrides.
     pub settings: CapabilitySettings,
     /// The connections to daemons that are told where there are no remote builders.
     pub pools: Vec<Pool>,
@@ -85,7 +86,8 @@ pub struct Detector {
 impl Detector {
     /// Finds it out once. A `nix` that hangs is given up after ten seconds.
     pub async fn run(self) {
-        // Who builds on no machine but the daemon's own needs no hook; without local builds there must be others.
+        // Who builds on no machine but the daemon's own needs no hook; without local builds there must be
+        // others.
         let local = self.settings.local;
         let capabilities = detect(self.settings).await;
         if capabilities.has_one_machine() && local {
@@ -101,7 +103,7 @@ impl Detector {
     }
 }
 
-/// What the daemon can build, as far as can be seen from here. Says in the log what was taken.
+/// Detects the daemon's capabilities, as far as they are visible from here, and logs the result.
 async fn detect(settings: CapabilitySettings) -> Capabilities {
     let CapabilitySettings { systems, features, builders, local } = settings;
     let found = if systems.is_some() && features.is_some() {
@@ -122,7 +124,7 @@ async fn detect(settings: CapabilitySettings) -> Capabilities {
     capabilities
 }
 
-/// What `nix` prints of its settings: the old command, then the one that newer releases want instead.
+/// The settings that `nix` prints: the old command, then the one that newer releases want instead.
 async fn ask_nix() -> Option<Value> {
     for words in [&["show-config"][..], &["config", "show"]] {
         let mut command = tokio::process::Command::new("nix");
@@ -148,7 +150,8 @@ async fn ask_nix() -> Option<Value> {
     None
 }
 
-/// What a program says. It is started where nobody waits for an answer: that takes as long as dozens of those.
+/// Output of a program, which is started where nobody waits for an answer: a start takes as long as dozens of
+/// those.
 async fn output(mut command: tokio::process::Command) -> io::Result<Output> {
     let started = tokio::task::spawn_blocking(move || command.spawn()).await;
     started.map_err(io::Error::other)??.wait_with_output().await
@@ -181,7 +184,7 @@ fn names(value: &Value) -> BTreeSet<String> {
     }
 }
 
-/// What Nix takes when it has no settings.
+/// Nix's defaults.
 /// The system of this machine in Nix's words, unless its settings say another one.
 #[must_use]
 pub fn own_system() -> String {
@@ -205,8 +208,8 @@ fn defaults(kvm: bool) -> Found {
 }
 
 impl Found {
-    /// The machines of these settings and of `ours`, the remote builders that we tell the daemon of. Unknown when they
-    /// are written where we cannot read.
+    /// The machines of these settings and of `ours`, the remote builders that we tell the daemon of. Unknown
+    /// when they are written where we cannot read.
     fn machines(self, ours: Option<&str>, local: bool) -> Capabilities {
         // An empty setting of ours is heeded always, another one only where the daemon trusts us.
         let builders = match ours {

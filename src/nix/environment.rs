@@ -16,7 +16,7 @@ pub enum EnvironmentError {
     StoreDir {
         /// Its value.
         value: OsString,
-        /// What is wrong with it.
+        /// The defect.
         reason: String,
     },
     /// Another variable has a relative path.
@@ -50,10 +50,11 @@ pub fn netrc_file() -> PathBuf {
 }
 
 impl Environment {
-    /// Reads NIX_STORE_DIR, NIX_STATE_DIR, NIX_LOG_DIR and NIX_DAEMON_SOCKET_PATH, each with Nix's default. An empty variable counts as unset.
+    /// Reads NIX_STORE_DIR, NIX_STATE_DIR, NIX_LOG_DIR and NIX_DAEMON_SOCKET_PATH, each with Nix's default.
+    /// An empty variable counts as unset.
     ///
     /// # Errors
-    /// When one of them is not an absolute path.
+    /// If one of them is not an absolute path.
     pub fn from_env() -> Result<Self, EnvironmentError> {
         Self::from_variables(std::env::var_os)
     }

@@ -1,4 +1,4 @@
-//! What can go wrong between us and the Nix daemon. Each text says what was seen, what is needed and what to do.
+//! Errors between us and the Nix daemon. Each text says what was seen, what is needed and what to do.
 //! A source is chained, never repeated in the text.
 
 use std::io;
@@ -16,11 +16,11 @@ pub enum DaemonError {
     Connect {
         /// The socket that was tried.
         socket: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// It hung up before the handshake was complete, as Nix does with users whom it does not allow and when it cannot
-    /// open its store.
+    /// The daemon closed the connection during the handshake, as Nix does with users whom it does not allow
+    /// and when it cannot open its store.
     #[error(
         "the Nix daemon closed the connection during the handshake; see its log, and check that allowed-users in its nix.conf has this user"
     )]
@@ -33,29 +33,30 @@ pub enum DaemonError {
         /// The bytes, made printable.
         seen: String,
     },
-    /// It speaks a protocol that we do not.
+    /// The daemon's protocol is not supported.
     #[error(
         "the Nix daemon speaks protocol {seen}, but {OLDEST_PROTOCOL} to {NEWEST_PROTOCOL} is needed; install Nix 2.8 or newer on the machine of the daemon"
     )]
     Version {
-        /// What it announced.
+        /// The announced version.
         seen: ProtocolVersion,
     },
-    /// It did not answer.
+    /// The daemon did not answer.
     #[error("the Nix daemon did not answer within {} s while {doing}; see its log", limit.as_secs_f32())]
     TimedOut {
-        /// What we waited for.
+        /// The operation.
         doing: &'static str,
-        /// How long we waited.
+        /// The time limit.
         limit: Duration,
     },
-    /// It hung up: it was stopped, or it failed.
+    /// The daemon closed the connection: it was stopped, or it failed.
     #[error("the Nix daemon closed the connection; see its log")]
     Closed,
     /// The socket failed.
     #[error("the connection to the Nix daemon failed")]
     Io(#[source] io::Error),
-    /// An earlier operation on this connection was abandoned or failed half-way, so an answer to it may still arrive.
+    /// An earlier operation on this connection was abandoned or failed half-way, so an answer to it may still
+    /// arrive.
     #[error(
         "this connection to the Nix daemon was given up in the middle of an operation; a new one is needed"
     )]
@@ -63,38 +64,39 @@ pub enum DaemonError {
     /// All connections are in use and none was returned in time.
     #[error("all {limit} connections to the Nix daemon are in use")]
     Exhausted {
-        /// How many there may be.
+        /// The limit.
         limit: usize,
     },
-    /// It announced something larger than we are willing to read.
+    /// The daemon announced something larger than the limit.
     #[error(
         "the Nix daemon announced {what} of size {size}, at most {limit} is accepted; it may speak another protocol"
     )]
     TooLarge {
-        /// What it was.
+        /// The announced thing.
         what: &'static str,
         /// The announced size, in bytes or items.
         size: u64,
         /// The most that we accept.
         limit: u64,
     },
-    /// It sent something that the protocol does not allow here.
+    /// The daemon sent something that the protocol does not allow here.
     #[error("the Nix daemon broke the protocol: {0}")]
     Protocol(String),
-    /// It reported an error of its own; the text is Nix's, with its escape codes. The connection stays usable.
+    /// The daemon reported an error of its own; the text is Nix's, with its escape codes. The connection
+    /// stays usable.
     #[error("{0}")]
     Nix(String),
 }
 
 impl DaemonError {
-    /// What was lost and how, in one line, where the connection is to blame.
+    /// The lost connection and its reason, in one line, where the connection is to blame.
     #[must_use]
     pub fn lost(&self) -> Option<String> {
         self.is_connection_lost().then(|| with_causes(self))
     }
 
-    /// Whether the connection is to blame: the same operation may succeed on a new connection, at once or when
-    /// the daemon is up again.
+    /// True if the connection is to blame: the same operation may succeed on a new connection, at once or
+    /// when the daemon is up again.
     #[must_use]
     pub fn is_connection_lost(&self) -> bool {
         match self {

@@ -1,5 +1,5 @@
-//! The beginning of every connection: who is there, which protocol, does it trust us. A typestate: what can be done next is all that compiles.
-//! Announces no protocol feature, because none is decoded here.
+//! The start of a connection: magic numbers, protocol version, trust. A typestate: only the next legal step
+//! compiles. Announces no protocol feature, because none is decoded here.
 
 use std::io;
 use std::path::Path;
@@ -15,15 +15,15 @@ use super::protocol::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion, Trust};
 use super::stderr;
 use super::wire::{LIST_ITEMS_MAX, Patience, Request, Wire};
 
-/// How long the handshake may take.
+/// Time limit of the handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long until it is tried again to get into a full queue of the daemon's socket.
+/// Delay before the next attempt to enter a full queue of the daemon's socket.
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(5);
 
-/// What a client says first.
+/// First word of a client.
 const CLIENT_MAGIC: u64 = 0x6e69_7863;
-/// What a daemon answers.
+/// First word of a daemon.
 const DAEMON_MAGIC: u64 = 0x6478_696f;
 /// From here on a daemon tells whether it trusts us.
 const TRUST_SINCE: ProtocolVersion = ProtocolVersion { major: 1, minor: 35 };
@@ -36,7 +36,7 @@ impl Daemon {
     /// Connects to the daemon of `environment`, within [`HANDSHAKE_TIMEOUT`].
     ///
     /// # Errors
-    /// When nothing listens there, or what does is no Nix daemon, too old, does not allow us or does not answer.
+    /// If nothing listens there, or the listener is no Nix daemon, is too old, refuses us or does not answer.
     pub async fn connect(environment: &Environment) -> Result<Self, DaemonError> {
         Handshake::connect(environment, HANDSHAKE_TIMEOUT).await?.perform().await
     }
@@ -101,8 +101,8 @@ impl Handshake {
     }
 }
 
-/// Waits for a place in the queue of those whom the daemon has not accepted yet: where Nix itself listens there are but
-/// five, and a client asks for more paths than that at once.
+/// Waits for a place in the queue of those whom the daemon has not accepted yet: where Nix itself listens
+/// there are but five, and a client asks for more paths than that at once.
 async fn connected(socket: &Path) -> io::Result<UnixStream> {
     loop {
         match UnixStream::connect(socket).await {

@@ -1,5 +1,5 @@
-//! What the local Nix store could have, in memory: the hashes of all valid paths and of all outputs of derivations, as of the
-//! version of Nix's database that it still has. Must never say that the store lacks what came a moment ago.
+//! Hashes that the local Nix store may have, in memory: all valid paths and all outputs of derivations, as of
+//! the current version of Nix's database. Must never report a path that came a moment ago as absent.
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -21,11 +21,11 @@ pub(super) struct Known {
 #[derive(Debug, Default)]
 struct Watched {
     watches: Watches,
-    /// What the hashes are complete for; nothing as long as nobody knows.
+    /// Version for which the hashes are complete; `None` while unknown.
     learned: Option<Version>,
 }
 
-/// How far it was read.
+/// Position up to which the database was read.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Mark {
     row: i64,
@@ -34,8 +34,8 @@ pub(super) struct Mark {
 }
 
 impl Known {
-    /// Whether there is neither a valid path nor a derivation for it. False in doubt, as when the database has been changed
-    /// since it was read.
+    /// True if there is neither a valid path nor a derivation for it. False in doubt, as when the database
+    /// has changed since it was read.
     pub(super) fn surely_lacks(&self, hash: StorePathHash) -> bool {
         // The version first: what is committed between the two need not be known.
         let current = self.read().is_current();
@@ -58,8 +58,8 @@ impl Known {
         self.read().watches.version()
     }
 
-    /// Reads what is new since `mark`, or everything where that is of another database. `None` when it cannot be told of which
-    /// version that is. Blocking.
+    /// Reads new rows since `mark`, or everything if that is of another database. `None` if the version is
+    /// unknown while it is read. Blocking.
     pub(super) fn learn(&self, database: &Database, mark: Mark) -> Result<Option<Mark>, DatabaseError> {
         let counted = database.counted_in()?;
         let version = {

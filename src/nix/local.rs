@@ -1,5 +1,6 @@
-//! What the local Nix store has and could have, by hash: from Nix's database where that can be read, else from the daemon; and
-//! what it surely lacks, from memory. Builds nothing and holds nothing: a path that was found may be collected before it is used.
+//! Lookups in the local Nix store by hash: in Nix's database where that can be read, otherwise through the
+//! daemon; and definite absence, from memory. Builds nothing and protects nothing: a found path may be
+//! collected before it is used.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,14 +21,14 @@ use super::version::Version;
 /// The rest after the database could not be read for what is kept in memory.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 
-/// Why the local store could not be asked: the database cannot be read (which was logged), and neither does the
-/// daemon answer.
+/// The local store could not be asked: the database cannot be read (which was logged), and the
+/// daemon does not answer.
 #[derive(Debug, thiserror::Error)]
 #[error("neither Nix's database nor the daemon can be asked")]
 pub struct LocalStoreError(#[from] DaemonError);
 
 impl LocalStoreError {
-    /// How the daemon was lost, where that is why.
+    /// The loss of the daemon, if that is the reason.
     #[must_use]
     pub fn lost(&self) -> Option<String> {
         self.0.lost()
@@ -54,7 +55,7 @@ pub struct Signed {
 pub struct LocalStore {
     pool: Pool,
     database: Reader,
-    /// What is in memory is read through a connection of its own: all of a large store takes a while.
+    /// A separate connection for the in-memory hashes: reading all of a large store takes a while.
     scanned: Reader,
     known: Arc<Known>,
     derivations: Derivations,
@@ -67,7 +68,7 @@ pub struct LocalStore {
 #[derive(Clone, Debug)]
 struct Reader {
     database: Arc<Database>,
-    /// It takes one call at a time: whoever else wants to read waits without a thread.
+    /// One read at a time: others wait without a thread.
     turn: Arc<Semaphore>,
 }
 
@@ -81,8 +82,8 @@ impl LocalStore {
         Self { pool, database, scanned, known, derivations, realisations, without_database }
     }
 
-    /// Whether the store has neither a path with this hash nor a derivation that gives one. False in doubt: then it has to be
-    /// asked. Takes a moment, and never waits for SQLite.
+    /// True if the store has neither a path with this hash nor a derivation that gives one. False in doubt:
+    /// then it has to be asked. Takes a moment, and never waits for SQLite.
     #[must_use]
     pub fn surely_lacks(&self, hash: StorePathHash) -> bool {
         self.known.surely_lacks(hash)
@@ -145,7 +146,8 @@ impl LocalStore {
         self.known.version().map(DatabaseVersion)
     }
 
-    /// The signatures of those of `paths` that are valid and have some; nothing where Nix's database cannot be read.
+    /// The signatures of those of `paths` that are valid and have some; nothing where Nix's database cannot
+    /// be read.
     pub async fn signatures(&self, paths: Vec<StorePath>) -> Option<Vec<Signed>> {
         let paths: Arc<[StorePath]> = paths.into();
         let read = self.scanned.ask(&self.pool, move |database| database.signatures(&paths)).await.ok()?;
@@ -157,15 +159,15 @@ impl LocalStore {
         Some(signed.collect())
     }
 
-    /// What the store knows of an output of a content-addressed derivation, whether or not its path is still there.
+    /// The store's realisation of an output of a content-addressed derivation, even if its path is gone.
     ///
     /// # Errors
-    /// When the daemon does not answer.
+    /// If the daemon does not answer.
     pub async fn realisation(&self, id: &DrvOutput) -> Result<Option<Realisation>, LocalStoreError> {
         Ok(self.realisations.find(id).await?)
     }
 
-    /// What the database says, or `None` when it cannot be read.
+    /// The database's answer, or `None` if it cannot be read.
     async fn ask_database<T: Send + 'static>(
         &self,
         read: impl Fn(&Database) -> Result<T, DatabaseError> + Clone + Send + 'static,
@@ -201,8 +203,8 @@ impl Reader {
             // In a box: this is rare and large, and those who ask are many.
             Err(error @ (DatabaseError::Open { .. } | DatabaseError::Read { .. })) => {
                 Box::pin(async {
-                    // Nix removes the files of the write-ahead log with its last connection, and only it may make them
-                    // again. Once we have read them, they stay for as long as we run.
+                    // Nix removes the files of the write-ahead log with its last connection, and only it may
+                    // make them again. Once we have read them, they stay for as long as we run.
                     match pool.get().await {
                         Ok(_connection) => self.blocking(read).await,
                         Err(_) => Err(error),
@@ -219,7 +221,8 @@ impl Reader {
         read: impl FnOnce(&Database) -> Result<T, DatabaseError> + Send + 'static,
     ) -> Result<T, DatabaseError> {
         let database = self.database.clone();
-        // The semaphore is never closed; the turn ends with the work, also where nobody waits for it any more.
+        // The semaphore is never closed; the turn ends with the work, also where nobody waits for it any
+        // more.
         let turn = Arc::clone(&self.turn).acquire_owned().await;
         let reading = tokio::task::spawn_blocking(move || {
             let _turn = turn;

@@ -1,5 +1,5 @@
-//! Logs that the Nix daemon keeps of all its builds, whoever asked for them: plain or compressed, in its own log directory.
-//! Only regular files that lie there are read, decompressed on the way and within a bound.
+//! Logs that the Nix daemon keeps of all its builds: plain or compressed, in its own log directory.
+//! Only regular files there are read, decompressed on the way and within a bound.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Read};

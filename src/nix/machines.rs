@@ -8,16 +8,16 @@ use std::path::Path;
 
 use super::capabilities::Machine;
 
-/// How deep files may name files.
+/// Depth of files that name files.
 const DEPTH_MAX: u32 = 8;
 /// Machines at most: a file that names itself twice would double them at each depth.
 const MACHINES_MAX: usize = 10_000;
 
-/// The machines of `builders`, without those that do no builds. `read` reads a file that is named there. One without a
-/// system has `default_system`; a file that does not exist names nobody, as Nix has it.
+/// The machines of `builders`, without those that do no builds. `read` reads a file that is named there. One
+/// without a system has `default_system`; a file that does not exist names nobody, as Nix has it.
 ///
 /// # Errors
-/// When a file cannot be read, files name files without end, or there are very many machines.
+/// If a file cannot be read, files name files without end, or there are very many machines.
 pub(super) fn machines(
     builders: &str,
     default_system: &str,
@@ -77,7 +77,7 @@ fn machine(entry: &str, default_system: &str) -> Option<Machine> {
 mod tests {
     use super::*;
 
-    /// What the machines are, in words; `/more`, `/loop` and `/secret` are files.
+    /// The machines as text; `/more`, `/loop` and `/secret` are files.
     fn parse(builders: &str) -> io::Result<Vec<String>> {
         let read = |file: &Path| match file.to_str() {
             Some("/more") => Ok("# ours\nssh://d d-linux # the last\n\n@/none\n".to_owned()),

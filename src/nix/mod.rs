@@ -1,7 +1,7 @@
-//! Nix on this machine: a small client for its daemon, a reader of its database, and the look-ups that use whichever works.
-//! Knows nothing of the cache: it takes paths and targets and gives what Nix says. Reading order: environment, handshake, connection, ops,
-//! build, pool, nar; then database, version, known, derivations, realisations, local; then logs; then capabilities, machines,
-//! detect.
+//! Nix on this machine: a small client for its daemon, a reader of its database, and the lookups that use
+//! whichever works. Knows nothing of the cache: paths and targets in, Nix's answers out. Reading order:
+//! environment, handshake, connection, ops, build, pool, nar; then database, version, known, derivations,
+//! realisations, local; then logs; then capabilities, machines, detect.
 
 mod build;
 mod build_hook;

@@ -1,5 +1,5 @@
-//! The NAR of a path from the daemon itself: for stores whose files are not where their names say, or not to be read from here.
-//! What comes is not verified; who reads it knows what it must be.
+//! The NAR of a path from the daemon itself: for stores whose files are elsewhere or unreadable from here.
+//! Its bytes are not verified; the reader knows the expected hash.
 
 use std::io::{self, Read};
 
@@ -17,7 +17,7 @@ const NAR_FROM_PATH: u64 = 38;
 const CHUNK_BYTES: u64 = 256 * 1024;
 /// Chunks that wait to be read.
 const CHUNKS_WAITING_MAX: usize = 4;
-/// What is done, for the error of one that takes too long.
+/// Name of the operation in a time-out error.
 const DOING: &str = "sending a NAR";
 
 /// A NAR on its way from the daemon. Reading blocks.
@@ -44,7 +44,7 @@ impl Read for NarReader {
 }
 
 impl NarReader {
-    /// Whether it came to its end; tells who asked why it did not.
+    /// Succeeds if the NAR came to its end; otherwise gives the reason.
     fn end(&mut self) -> io::Result<()> {
         match self.ended.try_recv() {
             Ok(Err(error)) => {
@@ -60,11 +60,11 @@ impl NarReader {
 }
 
 impl Pool {
-    /// Begins to send the NAR of a valid path, which must have so many bytes; what else comes is left. The second is given an
-    /// error that is met on the way.
+    /// Starts to send the NAR of a valid path, which must have so many bytes; further bytes are left. The
+    /// second value receives an error on the way.
     ///
     /// # Errors
-    /// When the daemon is lost, or has not the path.
+    /// If the daemon is lost or lacks the path.
     pub async fn nar(
         &self,
         path: &StorePath,

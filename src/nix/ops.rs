@@ -1,5 +1,5 @@
-//! The daemon's operations that answer at once. Each is one request and one reply; the numbers are those of Nix's worker protocol.
-//! Builds are in `build.rs`.
+//! The daemon's operations that answer at once: one request and one reply each, numbered as in Nix's worker
+//! protocol. Builds are in `build.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
@@ -37,18 +37,18 @@ const VERBOSITY_VOMIT: u64 = 7;
 /// Nix reads its numbers of seconds and of cores into this many bits.
 const SETTING_MAX: u64 = u32::MAX as u64;
 
-/// What a connection tells the daemon about how to build.
+/// Options of builds on one connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Seconds without a line of log after which a builder is stopped; 0 means never.
     pub max_silent_seconds: u64,
     /// Builds at a time on this machine for each connection; 0 leaves them to remote builders.
     pub jobs: u64,
-    /// What builders see as NIX_BUILD_CORES; 0 means all.
+    /// NIX_BUILD_CORES of builders; 0 means all.
     pub build_cores: u64,
     /// The caches that the daemon may fetch from, separated by spaces. They must not lead back to ourselves.
     pub substituters: String,
-    /// Whether to go on with what does not depend on a failed derivation.
+    /// Continues with derivations that do not depend on a failed one.
     pub keep_going: bool,
     /// More settings of Nix by name, such as `timeout`. A daemon that does not trust us ignores most of them.
     pub extra: Vec<(String, String)>,
@@ -67,30 +67,30 @@ impl Default for Options {
     }
 }
 
-/// What Nix knows of a valid path.
+/// Nix's record of a valid path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathInfo {
     /// The path itself.
     pub path: StorePath,
-    /// What it was built from, where Nix knows.
+    /// The derivation that gave it, if known.
     pub deriver: Option<StorePath>,
     /// The hash of its NAR.
     pub nar_hash: NarHash,
     /// The size of its NAR in bytes; 0 when Nix never measured it.
     pub nar_size: u64,
-    /// What it refers to, itself included where it does.
+    /// References, itself included where it has one.
     pub references: BTreeSet<StorePath>,
-    /// Whether it was built on this machine.
+    /// Built on this machine.
     pub ultimate: bool,
     /// Its signatures, without malformed ones, the first few where there are very many.
     pub signatures: Vec<Signature>,
     /// Its content address, where it has one.
     pub ca: Option<ContentAddress>,
-    /// When it became valid, in seconds since 1970.
+    /// Registration, in seconds since 1970.
     pub registration_time: u64,
 }
 
-/// What it takes to make targets valid.
+/// The work that makes targets valid.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Missing {
     /// Derivations that are built.
@@ -105,8 +105,8 @@ pub struct Missing {
     pub nar_size: u64,
 }
 
-/// An operation that the daemon refuses fails with [`DaemonError::Nix`] and leaves the connection usable; any other error
-/// does not.
+/// An operation that the daemon refuses fails with [`DaemonError::Nix`] and leaves the connection usable; any
+/// other error does not.
 impl Daemon {
     /// Sets how this connection builds.
     ///
@@ -136,10 +136,10 @@ impl Daemon {
         self.ask("setting options", request).await?.done(())
     }
 
-    /// Whether the path is in the store.
+    /// True if the path is in the store.
     ///
     /// # Errors
-    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    /// If the daemon refuses ([`DaemonError::Nix`]) or is lost.
     pub async fn is_valid_path(&mut self, path: &StorePath) -> Result<bool, DaemonError> {
         let request = self.about(IS_VALID_PATH, path);
         let mut reply = self.ask("asking whether a path is valid", request).await?;
@@ -159,10 +159,11 @@ impl Daemon {
         reply.done(())
     }
 
-    /// Makes the symlink at `link`, an absolute path, hold the store path that it points to, for as long as it does.
+    /// Protects the store path that the symlink at `link` (an absolute path) points to, for as long as it
+    /// does.
     ///
     /// # Errors
-    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    /// If the daemon refuses ([`DaemonError::Nix`]) or is lost.
     pub async fn add_indirect_root(&mut self, link: &Path) -> Result<(), DaemonError> {
         let request = Request::default().number(ADD_INDIRECT_ROOT).bytes(link.as_os_str().as_bytes());
         let mut reply = self.ask("adding a GC root", request).await?;
@@ -170,11 +171,11 @@ impl Daemon {
         reply.done(())
     }
 
-    /// Writes a text file to the store that refers to `references`, which must be valid: who holds the file, holds them.
-    /// This connection holds it.
+    /// Writes a text file that refers to `references`, which must be valid: a root of the file protects them.
+    /// This connection is a temporary root.
     ///
     /// # Errors
-    /// When the daemon refuses ([`DaemonError::Nix`], also when one of them is not valid) or is lost.
+    /// If the daemon refuses ([`DaemonError::Nix`], also if one of them is not valid) or is lost.
     pub async fn add_text(
         &mut self,
         name: &str,
@@ -198,10 +199,10 @@ impl Daemon {
         reply.done(path)
     }
 
-    /// What Nix knows of `path`, or `None` when it is not valid.
+    /// Nix's record of `path`, or `None` if it is not valid.
     ///
     /// # Errors
-    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    /// If the daemon refuses ([`DaemonError::Nix`]) or is lost.
     pub async fn query_path_info(&mut self, path: &StorePath) -> Result<Option<PathInfo>, DaemonError> {
         let request = self.about(QUERY_PATH_INFO, path);
         let mut reply = self.ask("asking about a path", request).await?;
@@ -286,11 +287,11 @@ impl Daemon {
         reply.done(outputs)
     }
 
-    /// The realisation of an output of a derivation that its hash names; `None` where there is none, and from a daemon
-    /// that keeps none of this kind.
+    /// The realisation of an output of a derivation that its hash names; `None` if there is none, and from a
+    /// daemon without this kind.
     ///
     /// # Errors
-    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost: older ones without the experimental feature
+    /// If the daemon refuses ([`DaemonError::Nix`]) or is lost: older ones without the experimental feature
     /// ca-derivations hang up.
     pub async fn query_realisation(&mut self, id: &DrvOutput) -> Result<Option<Realisation>, DaemonError> {
         if id.drv().is_some() || !self.realisations_by_hash {
@@ -308,10 +309,10 @@ impl Daemon {
         parsed.map_err(|error| DaemonError::Protocol(format!("what it has for {id}: {error}")))
     }
 
-    /// What building `targets` would build and fetch.
+    /// The builds and downloads that `targets` need.
     ///
     /// # Errors
-    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    /// If the daemon refuses ([`DaemonError::Nix`]) or is lost.
     pub async fn query_missing(&mut self, targets: &[BuildTarget]) -> Result<Missing, DaemonError> {
         let targets: Vec<String> = targets.iter().map(|target| target.to_wire(&self.store_dir)).collect();
         let request = Request::default().number(QUERY_MISSING).texts(&targets);
@@ -369,7 +370,7 @@ fn nar_hash(text: &str) -> Result<NarHash, DaemonError> {
     parsed.map_err(|error| DaemonError::Protocol(format!("{text:?} is no SHA-256: {error}")))
 }
 
-/// What we cannot read is left out: no path is unusable because of a signature that somebody added to it.
+/// Leaves out unreadable values: a signature that somebody added makes no path unusable.
 fn lenient<T: FromStr<Err: std::fmt::Display>>(path: &StorePath, text: &str) -> Option<T> {
     text.parse().map_err(|error| tracing::debug!(%path, %error, "left out: {text:?}")).ok()
 }

@@ -16,10 +16,10 @@ use super::ops::Options;
 pub const CONNECTIONS_MAX: usize = 64;
 /// Connections that are kept open at most while nobody uses them.
 pub const IDLE_MAX: usize = 4;
-/// How long to wait for one to be returned when all are in use.
+/// Time limit for a returned connection when all are in use.
 const TURN_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// When nobody has tried to connect for so long, nobody knows whether the daemon was away all the time.
+/// Without an attempt to connect for this long, nobody knows that the daemon was away all the time.
 const OUTAGE_AGE_MAX: Duration = Duration::from_secs(60);
 
 /// Hands out connections that have the same options; clones share them.
@@ -29,7 +29,7 @@ pub struct Pool(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     environment: Environment,
-    /// What a new connection is told; a change makes a new edition, and older connections are not used any more.
+    /// Options of new connections; a change makes a new edition, and connections of older ones are retired.
     options: Mutex<(u64, Options)>,
     /// The one that was used last is at the end, and used next. Never locked across an await.
     idle: Mutex<Vec<Daemon>>,
@@ -42,9 +42,9 @@ struct Shared {
 #[derive(Debug)]
 struct Outage {
     since: Instant,
-    /// When that was last seen.
+    /// Last sight of it.
     seen: Instant,
-    /// How, as it was first seen.
+    /// Reason of the first failure.
     reason: String,
 }
 
@@ -64,13 +64,13 @@ impl Pool {
 
     /// A connection that is idle and seems alive, or else a new one.
     ///
-    /// It comes back to the pool when it is dropped, unless it is unusable, holds temporary roots (they would hold
-    /// their paths for whoever uses the connection next) or was [`discarded`](PooledDaemon::discard). The daemon may
-    /// still die at any time; then operations fail with an error that
+    /// It comes back to the pool when it is dropped, unless it is unusable, holds temporary roots (they would
+    /// hold their paths for whoever uses the connection next) or was [`discarded`](PooledDaemon::discard).
+    /// The daemon may still die at any time; then operations fail with an error that
     /// [`is_connection_lost`](DaemonError::is_connection_lost).
     ///
     /// # Errors
-    /// When no connection can be made, or [`CONNECTIONS_MAX`] are in use for a minute.
+    /// If no connection can be made, or [`CONNECTIONS_MAX`] are in use for a minute.
     pub async fn get(&self) -> Result<PooledDaemon, DaemonError> {
         let turn = self.turn().await?;
         if let Some(daemon) = take_alive(&self.0.idle, self.0.edition(), |daemon| daemon).await {
@@ -89,8 +89,8 @@ impl Pool {
         self.open(turn).await
     }
 
-    /// From now on builds take their inputs from these caches. The daemon heeds what it is told with the first request of a
-    /// connection, so this is for new ones.
+    /// Sets the substituters of builds from now on. The daemon reads options with the first request of a
+    /// connection, so this applies to new ones.
     pub fn use_substituters(&self, urls: &str) {
         let mut options = self.0.options();
         if options.1.substituters != urls {
@@ -180,7 +180,8 @@ impl Shared {
     }
 }
 
-/// The one that was used last of those that still seem to be there and know this edition of the options; others are closed.
+/// The most recently used connection that seems alive and knows this edition of the options; others are
+/// closed.
 async fn take_alive<T>(
     idle: &Mutex<Vec<T>>,
     edition: u64,
@@ -197,8 +198,8 @@ async fn take_alive<T>(
     }
 }
 
-/// Connections to build through, kept with their temporary roots from one build to the next while there is one: to open
-/// one takes longer than a short build does. Clones share them.
+/// Connections for builds, kept with their temporary roots from one build to the next while there is one:
+/// opening one takes longer than a short build. Clones share them.
 #[derive(Clone)]
 pub struct Connections {
     /// Where new ones come from.

@@ -33,10 +33,10 @@ impl fmt::Display for ProtocolVersion {
     }
 }
 
-/// Whether the daemon lets us do more than build and add what verifies itself.
+/// The daemon's trust in this user: more than building and adding content-addressed paths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// It does not say: protocols before 1.35 cannot.
+    /// Not said: protocols before 1.35 cannot.
     Unknown,
     /// We may change restricted settings and add unsigned paths.
     Trusted,

@@ -1,5 +1,5 @@
-//! What the local Nix store knows of the outputs of content-addressed derivations. Whatever the daemon has no answer to is
-//! not known: realisations are an experimental feature, which most daemons have not.
+//! Realisations that the local Nix store knows of content-addressed derivations. A question that the daemon
+//! cannot answer counts as unknown: realisations are an experimental feature, which most daemons lack.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use super::derivations::read_derivation;
 use super::error::DaemonError;
 use super::pool::Pool;
 
-/// How long a daemon that hung up on such a question is not asked again.
+/// Pause after a daemon hung up on such a question.
 const REST: Duration = Duration::from_secs(600);
 
 /// Asks the daemon for realisations; clones share what is known of it.
@@ -24,14 +24,14 @@ pub(super) struct Realisations {
     warned: Arc<AtomicBool>,
 }
 
-/// What is known of the daemon.
+/// The daemon's behaviour so far.
 #[derive(Clone, Copy, Debug, Default)]
 enum Known {
     #[default]
     Nothing,
-    /// It has answered such a question.
+    /// Answered such a question.
     Answers,
-    /// It hung up on one then.
+    /// Hung up on one then.
     HungUp(Instant),
 }
 
@@ -40,10 +40,10 @@ impl Realisations {
         Self { pool, known: Arc::default(), warned: Arc::default() }
     }
 
-    /// What the store knows of an output, whether or not its path is still there.
+    /// The store's realisation of an output, even if its path is gone.
     ///
     /// # Errors
-    /// When the daemon is lost.
+    /// If the daemon is lost.
     pub(super) async fn find(&self, id: &DrvOutput) -> Result<Option<Realisation>, DaemonError> {
         let found = match id.drv() {
             Some(drv) => self.by_path(id, drv).await,
@@ -108,8 +108,8 @@ impl Realisations {
         }
     }
 
-    /// The daemon tells by the path of the derivation what its outputs are. Only a derivation without inputs that are
-    /// derivations names all that it is built from; of others the answer would depend on which builds those had.
+    /// Asks by the path of the derivation. Only a derivation without input derivations names all its inputs;
+    /// for others the answer would depend on the builds of those.
     async fn by_path(&self, id: &DrvOutput, drv: &StorePath) -> Result<Option<Realisation>, DaemonError> {
         let mut daemon = self.pool.get().await?;
         if !daemon.is_valid_path(drv).await? {

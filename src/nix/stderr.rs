@@ -1,5 +1,5 @@
-//! The frames that a daemon sends while it works: messages, activities, their results, and in the end success or an error.
-//! We never have data for the daemon and never want any from it in between, so frames that ask for either break the protocol.
+//! The frames that a daemon sends while it works: messages, activities, their results, and in the end success
+//! or an error. We never exchange data in between, so frames that ask for it break the protocol.
 
 use super::error::DaemonError;
 use super::wire::Wire;
@@ -50,10 +50,10 @@ pub(super) enum News {
     Result { id: u64, kind: u64, fields: Vec<Field> },
 }
 
-/// Reads frames until the daemon says that it is done.
+/// Reads frames up to the daemon's last.
 ///
 /// # Errors
-/// [`DaemonError::Nix`] when it ends with an error of its own, after which the connection is as good as before.
+/// [`DaemonError::Nix`] if it ends with an error of its own, which leaves the connection usable.
 pub(super) async fn until_last(wire: &mut Wire, mut on_news: impl FnMut(News)) -> Result<(), DaemonError> {
     loop {
         let news = match wire.number().await? {

@@ -1,5 +1,6 @@
-//! Whether Nix's database has been changed since it was read, without asking SQLite: from the places where its file format
-//! counts transactions (<https://www.sqlite.org/fileformat2.html>, <https://www.sqlite.org/walformat.html>). In doubt it has.
+//! Change detection for Nix's database without SQLite: reads the places where its file format counts
+//! transactions (<https://www.sqlite.org/fileformat2.html>, <https://www.sqlite.org/walformat.html>). In
+//! doubt it has changed.
 
 use std::fs::File;
 use std::io;
@@ -8,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Of the database's header: from the version that tells how it is written to the end of the counter of its changes.
+/// Of the database's header: from the file format version to the end of the change counter.
 const COUNTER_AT: u64 = 18;
 /// Bytes of that.
 const COUNTER_BYTES: usize = 10;
@@ -18,11 +19,11 @@ const WITH_LOG: u8 = 2;
 const LOG_HEADER_BYTES: usize = 48;
 /// Where in it is said that it is in use.
 const LOG_IN_USE: usize = 12;
-/// How often it is looked whether the file is still the one of its name: for each request that would take longer than all
-/// else. A store that is made anew is noticed by then.
+/// Interval of the check that the open file is still the one of its name, which takes longer than the rest of
+/// a request. A recreated store is noticed by then.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
-/// What the database was when it was looked at: as long as it is the same, nothing has been committed.
+/// State of the database: while it is equal, nothing has been committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Version {
     /// The file that tells. Where this is another one, so may everything be.
@@ -39,9 +40,9 @@ pub(super) enum Counted {
     Log(PathBuf),
 }
 
-/// The files that tell, the current one last. A process that closes a file loses the locks that it has on it through any other
-/// descriptor (fcntl(2)), those of SQLite among them, and then other processes take the log away: so what was opened stays
-/// open for as long as it is there.
+/// The open files, the current one last. A process that closes a file loses the locks that it has on it
+/// through any other descriptor (fcntl(2)), those of SQLite among them, and then other processes take the log
+/// away: so what was opened stays open for as long as it is there.
 #[derive(Debug, Default)]
 pub(super) struct Watches(Vec<Watch>);
 
@@ -51,7 +52,7 @@ struct Watch {
     file: File,
     id: (u64, u64),
     opened: Instant,
-    /// When it was last seen to be there: milliseconds since it was opened.
+    /// Last sight of the file, in milliseconds since it was opened.
     seen_at: AtomicU64,
 }
 
@@ -69,7 +70,7 @@ impl Watches {
         Ok(())
     }
 
-    /// What the database is now; nothing where that cannot be told, as while somebody commits.
+    /// State of the database now; `None` while somebody commits.
     pub(super) fn version(&self) -> Option<Version> {
         let watch = self.0.last()?;
         let mark = match watch.counted {
@@ -100,7 +101,7 @@ impl Watch {
         there
     }
 
-    /// Whether it is still the file of that name.
+    /// True if it is still the file of that name.
     fn is_there(&self) -> bool {
         let metadata = std::fs::metadata(self.counted.path());
         metadata.is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.id)

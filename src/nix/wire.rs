@@ -1,5 +1,6 @@
-//! The daemon's wire format: 64-bit little-endian numbers, strings padded with zeros to eight bytes, counted lists.
-//! Every length is checked against a named bound before it is believed, and no memory is set aside for what has not arrived.
+//! The daemon's wire format: 64-bit little-endian numbers, strings padded with zeros to eight bytes, counted
+//! lists. Every length is checked against a named bound first, and no memory is allocated for bytes that have
+//! not arrived.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use super::error::DaemonError;
 
 /// Bytes of a message at most: an error, the text of an activity.
 pub(super) const MESSAGE_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// Bytes of a builder's words that are kept at most; the rest is counted and dropped. A builder may write gigabytes without
+/// Bytes of a builder's line to keep; the rest is counted and dropped. A builder may write gigabytes without
 /// a line end, and the daemon passes them on as one line.
 pub(super) const KEPT_BYTES_MAX: u64 = 1024 * 1024;
 /// Bytes of a builder's words at most. The daemon holds all of them in memory.
@@ -27,7 +28,7 @@ const READ_BUFFER_BYTES: usize = 64 * 1024;
 /// Every string fills a multiple of this many bytes.
 const WORD_BYTES: usize = 8;
 
-/// How long the daemon may take, and what for; the text ends up in the error.
+/// Time limit for the daemon, and the operation for the error's text.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Patience {
     doing: &'static str,
@@ -63,7 +64,7 @@ impl Wire {
         self.patience = patience;
     }
 
-    /// Whether the other side has neither closed nor said anything unasked. Cheap, and never waits.
+    /// True if the other side has neither closed nor sent anything unasked. Cheap, and never waits.
     pub(super) fn is_quiet(&mut self) -> bool {
         let unread = self.stream.buffer().is_empty();
         let outcome = self.stream.get_mut().try_read(&mut [0]);
@@ -86,7 +87,7 @@ impl Wire {
         Ok(self.number().await? != 0)
     }
 
-    /// How many items follow. `what` names the list for the error.
+    /// Number of the items that follow. `what` names the list for the error.
     pub(super) async fn count(&mut self, what: &'static str, limit: u64) -> Result<u64, DaemonError> {
         let size = self.number().await?;
         if size > limit {
@@ -140,7 +141,8 @@ impl Wire {
         Ok(String::from_utf8(bytes).unwrap_or_else(|e| String::from_utf8_lossy(e.as_bytes()).into_owned()))
     }
 
-    /// Words of a builder: its first [`KEPT_BYTES_MAX`] bytes as a text for people, and how many follow that were dropped.
+    /// Words of a builder: its first [`KEPT_BYTES_MAX`] bytes as a text for people, and how many follow that
+    /// were dropped.
     pub(super) async fn builders_words(&mut self, what: &'static str) -> Result<(String, u64), DaemonError> {
         let length = self.count(what, ANNOUNCED_BYTES_MAX).await?;
         let (kept, patience) = (length.min(KEPT_BYTES_MAX), self.patience);
@@ -244,7 +246,7 @@ impl Request {
 mod tests {
     use super::*;
 
-    /// What `read` makes of `sent`, after which the other side hangs up.
+    /// The result of `read` on `sent`, after which the other side hangs up.
     async fn reading<T>(
         sent: &[u8],
         read: impl AsyncFnOnce(&mut Wire) -> Result<T, DaemonError>,

@@ -11,8 +11,8 @@ use rustix::fs::{Access, access};
 use super::Settings;
 use super::steps::{CONTROL_SOCKET, Error, listen, pools};
 use crate::catalogue::{Origin, SetSettings};
-use crate::doctor;
 use crate::index::{Index, has_ledger};
+use crate::isolation;
 use crate::key::Keys;
 use crate::state_dir::{self, INDEX, LEDGER, LOCK, using};
 use crate::upstream::{CredentialsError, Name, Upstreams};
@@ -40,7 +40,7 @@ pub async fn check(settings: Settings) -> Result<Vec<String>, Error> {
     }
     let (main, background) = pools(&settings);
     if let Some(background) = &background {
-        doctor::background(&main, background).await?;
+        isolation::check_background(&main, background).await?;
     }
     if let Err(error) = UnixStream::connect(&settings.nix.socket) {
         warnings.push(format!(

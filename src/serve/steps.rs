@@ -9,7 +9,7 @@ use std::path::Path;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::Settings;
-use crate::{doctor, http, index, key, nix, recover, state_dir, upstream};
+use crate::{http, index, isolation, key, nix, recover, state_dir, upstream};
 
 /// The control socket's name in the state directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
@@ -36,7 +36,7 @@ pub enum Error {
     Upstream(#[from] upstream::Error),
     /// The background lane cannot be had.
     #[error(transparent)]
-    Background(#[from] doctor::BackgroundError),
+    Background(#[from] isolation::BackgroundError),
     /// The address cannot be listened on.
     #[error("cannot listen on {address}: {}", listen_advice(*.address, .source))]
     Listen {

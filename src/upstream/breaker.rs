@@ -1,5 +1,5 @@
-//! A circuit breaker: who fails several times in a row is left alone for a while, longer each time, and then asked once.
-//! Takes the time from outside.
+//! A circuit breaker: a peer that fails several times in a row is left alone for a while, longer each time,
+//! and then asked once. Takes the time from outside.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -37,7 +37,8 @@ struct Rest {
 }
 
 impl Breaker {
-    /// Whether to ask now. When a rest is over one attempt is let through, and the next only after as long a time.
+    /// True if a request is allowed now. After a rest one attempt is let through, and the next only after as
+    /// long a time.
     pub(super) fn may_ask(&self, now: Instant) -> bool {
         match &mut self.lock().rest {
             None => true,
@@ -50,7 +51,7 @@ impl Breaker {
         }
     }
 
-    /// It has asked to be left alone until then.
+    /// Pauses until a moment that the peer has named.
     pub(super) fn rest_until(&self, until: Instant) {
         let mut state = self.lock();
         let rest = state.rest.get_or_insert(Rest { until, length: REST_MIN, tried: false });
@@ -64,7 +65,7 @@ impl Breaker {
         before.rest.is_some()
     }
 
-    /// Whether it answered, as of a moment ago; `None` when it was not asked for a while.
+    /// The last answer or failure, as of a moment ago; `None` without a recent request.
     pub(super) fn answered_lately(&self, now: Instant) -> Option<bool> {
         let state = self.lock();
         match (&state.rest, state.latest) {
@@ -91,12 +92,12 @@ impl Breaker {
         Some(length)
     }
 
-    /// How long it has not answered whenever it was asked.
+    /// Time for which every request has failed.
     pub(super) fn failing_for(&self, now: Instant) -> Duration {
         self.lock().since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
-    /// Whether it has failed too often and not answered since.
+    /// True after too many failures without an answer since.
     pub(super) fn rests(&self) -> bool {
         self.lock().rest.is_some()
     }

@@ -1,4 +1,5 @@
-//! One other cache: asked for narinfos, realisations and files, left alone while it fails, and believed only what is signed.
+//! One other cache: asked for narinfos, realisations and files, left alone while it fails, and trusted only
+//! for signed claims.
 
 use std::collections::BTreeSet;
 use std::hash::Hash;
@@ -25,27 +26,29 @@ const REMEMBERED_MAX: u64 = 100_000;
 
 /// Bytes of what a cache says of itself, at most.
 const INFO_BYTES_MAX: usize = 64 * 1024;
-/// How long an upstream is not believed about a NAR that it turned out not to have; by then it may have been repaired.
+/// Time for which a NAR is not taken from an upstream that turned out not to have it; by then it may have
+/// been repaired.
 const DISTRUSTED_FOR: Duration = Duration::from_secs(300);
 
 /// The pause before a question is asked again that was not answered; each further one is twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 
-/// How long an upstream has failed until that counts as absence: nobody is kept waiting for a cache that is switched off.
+/// Time of failure after which an upstream counts as lacking everything: no client waits for a cache that is
+/// switched off.
 const DOWN_AFTER: Duration = Duration::from_secs(3600);
 
-/// How long an upstream is the last to be tried for a NAR that broke off on its way.
+/// Time for which an upstream is the last to be tried for a NAR that broke off.
 const BROKEN_FOR: Duration = Duration::from_secs(60);
 
 /// Where a cache of our kind builds nothing.
 const CACHED: &str = "/cached";
 
-/// What an upstream says of what it was asked for.
+/// An upstream's answer.
 #[derive(Debug)]
 pub(super) enum Said<T> {
-    /// It has it.
+    /// Present.
     Found(Box<T>),
-    /// It has not.
+    /// Absent.
     Missing,
     /// Something that cannot be used, and why.
     Refused(String),
@@ -115,27 +118,27 @@ impl Cache {
         self.breaker.rests()
     }
 
-    /// Whether it has not answered when it was asked last.
+    /// True if it did not answer the last request.
     pub(super) fn is_failing(&self) -> bool {
         self.breaker.answered_lately(Instant::now()) == Some(false)
     }
 
-    /// Whether one of its keys has signed what is said of a path.
+    /// True if one of its keys has signed the narinfo.
     pub(super) fn has_signed(&self, info: &NarInfo) -> bool {
         info.is_signed(&self.store_dir, &self.settings.public_keys)
     }
 
-    /// Where the Nix daemon is to fetch from. It does not say for whom it asks, so a cache of our kind is asked where that
-    /// builds nothing: two that have each other behind them would else wait for each other. Without a slash at its end,
-    /// the daemon finds it among those that it trusts in either form. Without credentials, which the daemon would show in
-    /// logs of builds: it has a netrc file of its own.
+    /// The address for the Nix daemon. The daemon does not say for whom it asks, so an Ondine is asked at the
+    /// address that builds nothing: two that have each other behind them would otherwise wait for each other.
+    /// Without a slash at its end, the daemon finds it among those that it trusts in either form. Without
+    /// credentials, which the daemon would show in logs of builds: it has a netrc file of its own.
     pub(super) fn address_for_builds(&self) -> String {
         let url = self.settings.url.as_str().trim_end_matches('/');
         let end = if self.transport.builds() && !url.ends_with(CACHED) { CACHED } else { "" };
         format!("{url}{end}")
     }
 
-    /// Whether it answers: as of a moment ago, else it is asked what it is, within `budget`.
+    /// True if it answers: as of a moment ago, otherwise it is asked for its nix-cache-info, within `budget`.
     pub(super) async fn answers(&self, budget: Duration) -> bool {
         if let Some(answered) = self.breaker.answered_lately(Instant::now()) {
             return answered;
@@ -147,7 +150,7 @@ impl Cache {
         !matches!(self.within(budget, read).await, Err(error) if !error.is_final())
     }
 
-    /// What comes of a request within this time. Whether it was answered is noted, for the next one.
+    /// The result of a request within this time. Notes success or failure, for the next one.
     async fn within<T>(
         &self,
         time: Duration,
@@ -162,7 +165,7 @@ impl Cache {
         outcome
     }
 
-    /// What it says of `key`, within `budget`, once it is the turn of whoever asks; `via` goes with the request.
+    /// Its answer for `key`, within `budget`, once it is the client's turn; `via` goes with the request.
     pub(super) async fn ask<T: Document>(
         &self,
         key: &T::Key,
@@ -175,12 +178,12 @@ impl Cache {
         said
     }
 
-    /// Whether it is remembered not to have this file.
+    /// True if the negative cache has this file.
     pub(super) fn remembers_missing(&self, file: &str) -> bool {
         self.missing.contains_key(file)
     }
 
-    /// It need not be asked for a narinfo: that it has none is remembered.
+    /// Counts a request that the negative cache has answered.
     pub(super) fn note_remembered(&self) {
         self.metrics.asked(&self.name, NarInfo::KIND, Asked::Remembered);
     }
@@ -224,7 +227,7 @@ impl Cache {
         }
     }
 
-    /// What is in `bytes`, if it is about `key` and to be trusted.
+    /// The document in `bytes`, if it is about `key` and trusted.
     fn believed<T: Document>(&self, key: &T::Key, bytes: &[u8]) -> Result<T, String> {
         let document = T::parse(&self.store_dir, key, bytes)?;
         if document.nar().is_some_and(|nar| self.distrusted.contains_key(&nar)) {
@@ -279,12 +282,12 @@ impl Cache {
         self.settings.stall_timeout
     }
 
-    /// It has not the NAR that it promised.
+    /// Stops taking a NAR from it that it promised and lacks.
     pub(super) fn distrust(&self, nar: NarHash) {
         self.distrusted.insert(nar, ());
     }
 
-    /// It did not give the NAR, or not all of it.
+    /// Notes that a NAR did not come, or not all of it.
     pub(super) fn note_broken(&self, nar: NarHash) {
         self.broken.insert(nar, ());
     }
@@ -351,7 +354,8 @@ fn untrusted(signatures: &[Signature], keys: &[PublicKey]) -> String {
     }
 }
 
-/// Asks until there is an answer that stands, with longer and longer pauses, or until another attempt would be too late.
+/// Asks until there is an answer that stands, with longer and longer pauses, or until another attempt would
+/// be too late.
 async fn tried_again<T, F: Future<Output = Result<T, transport::Error>>>(
     mut ask: impl FnMut() -> F,
     deadline: Instant,

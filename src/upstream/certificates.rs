@@ -1,5 +1,5 @@
-//! Certificate authorities by which https upstreams are verified: a file that Nix's variable or OpenSSL's names, else those of
-//! the system. None at all is no error before something needs one.
+//! Certificate authorities by which https upstreams are verified: a file that Nix's variable or OpenSSL's
+//! names, else those of the system. None at all is no error before something needs one.
 
 use std::env;
 use std::path::Path;

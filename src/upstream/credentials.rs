@@ -1,5 +1,6 @@
-//! Credentials of other caches: from a URL, a file of their own or a netrc file, sent to the origin that they are for, and to no
-//! other. Must never show in a message, an answer or a log: neither `Debug` nor an error has any part of them.
+//! Credentials of other caches: from a URL, a file of their own or a netrc file, sent to the origin that they
+//! are for, and to no other. Must never show in a message, an answer or a log: neither `Debug` nor an error
+//! has any part of them.
 
 use std::fmt;
 use std::fs::File;
@@ -94,13 +95,13 @@ impl Credentials {
         Self { login, query }
     }
 
-    /// Whether there are none.
+    /// True without any credentials.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.login.is_none() && self.query.is_none()
     }
 
-    /// Whether a user, a password or a token is among them.
+    /// True if a user, a password or a token is among them.
     #[must_use]
     pub fn has_login(&self) -> bool {
         self.login.is_some()

@@ -1,4 +1,5 @@
-//! The small files in which a cache says what it has: where each is, how large it may be, and when it is believed.
+//! The small files in which a cache describes its content: their addresses, size limits and conditions of
+//! trust.
 
 use std::fmt::{self, Debug, Display};
 
@@ -9,11 +10,11 @@ use narinfo::{
 
 use crate::causes::with_causes;
 
-/// What files of one kind are about, and what they say.
+/// A kind of small file.
 pub(super) trait Document: Sized + Debug + Send + 'static {
-    /// What one is asked for by.
+    /// The key of a request.
     type Key: Clone + Display + Send + Sync + 'static;
-    /// What it is called.
+    /// The kind's name.
     const KIND: Kind;
     /// Bytes at most.
     const BYTES_MAX: usize;
@@ -21,10 +22,11 @@ pub(super) trait Document: Sized + Debug + Send + 'static {
     /// Where a cache has it, from its address on.
     fn file(key: &Self::Key) -> String;
 
-    /// What it says, if it is about `key` and well-formed.
+    /// Parses it, if it is about `key` and well-formed.
     fn parse(store_dir: &StoreDir, key: &Self::Key, bytes: &[u8]) -> Result<Self, String>;
 
-    /// Whether one of `keys` has signed it, or it is of a path that its contents may prove once they are here.
+    /// True if one of `keys` has signed it, or if it is of a path that its contents may prove once they are
+    /// here.
     fn is_trusted(&self, store_dir: &StoreDir, keys: &[PublicKey]) -> bool;
 
     /// Its signatures, not verified.
@@ -37,9 +39,9 @@ pub(super) trait Document: Sized + Debug + Send + 'static {
 /// The kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// What is said of a path.
+    /// Description of a path.
     Narinfo,
-    /// What is said of an output of a content-addressed derivation.
+    /// Description of an output of a content-addressed derivation.
     Realisation,
 }
 

@@ -1,5 +1,6 @@
-//! Targets of requests to upstreams: an address in a narinfo, a redirect or a DNS answer must not turn this server against
-//! its own machine or its hoster's metadata. Only the configured origin itself (scheme, host and port) may be anywhere.
+//! Targets of requests to upstreams: an address in a narinfo, a redirect or a DNS answer must not turn this
+//! server against its own machine or its hoster's metadata. Only the configured origin itself (scheme, host
+//! and port) may be anywhere.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -57,12 +58,13 @@ impl Guard {
         Self { base: Arc::new(base), private }
     }
 
-    /// Whether `url` has the scheme, host and port that an admin configured.
+    /// True if `url` has the scheme, host and port that an admin configured.
     pub(super) fn is_own(&self, url: &Url) -> bool {
         url.origin() == self.base.origin()
     }
 
-    /// Refuses `url` where its text tells that it must not be asked. Names are judged when they are looked up.
+    /// Refuses `url` where its text tells that it must not be asked. Names are judged when they are looked
+    /// up.
     pub(super) async fn check(&self, url: &Url) -> Result<(), Refusal> {
         let shown = || url.origin().ascii_serialization();
         if !matches!(url.scheme(), "http" | "https") {
@@ -148,7 +150,8 @@ fn reach_v4(ip: Ipv4Addr) -> Reach {
     match ip.octets() {
         // This host, loopback, link-local, protocol assignments, multicast, reserved and broadcast.
         [0 | 127, ..] | [169, 254, ..] | [192, 0, 0, _] | [224..=255, ..] => Reach::Near,
-        // Private networks, those between a carrier and its customers (VPNs, too), and benchmarks (some proxies' made-up addresses).
+        // Private networks, those between a carrier and its customers (VPNs, too), and benchmarks (some
+        // proxies' made-up addresses).
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..] | [198, 18 | 19, ..] => {
             Reach::Private
         }
@@ -168,7 +171,8 @@ fn reach_v6(ip: Ipv6Addr) -> Reach {
     }
 }
 
-/// The IPv4 address that an IPv6 address stands for: mapped, compatible (RFC 4291), NAT64 (RFC 6052, 8215), 6to4 (RFC 3056).
+/// The IPv4 address that an IPv6 address stands for: mapped, compatible (RFC 4291), NAT64 (RFC 6052, 8215),
+/// 6to4 (RFC 3056).
 fn embedded(ip: Ipv6Addr) -> Option<Ipv4Addr> {
     let pair = |high: u16, low: u16| {
         let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());

@@ -1,4 +1,4 @@
-//! What upstreams were asked and what they answered, in numbers for Prometheus.
+//! Metrics of requests to upstreams and of their answers, for Prometheus.
 
 use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
@@ -11,35 +11,35 @@ use super::document::Kind;
 type Upstream = [(&'static str, String); 1];
 type Outcome = [(&'static str, String); 2];
 
-/// What came of asking for a narinfo or a realisation.
+/// The result of a request for a narinfo or a realisation.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Asked {
-    /// It has it, and it is trusted.
+    /// Present and trusted.
     Found,
-    /// It does not have it.
+    /// Absent.
     Missing,
-    /// It had not, a while ago.
+    /// Absent according to the negative cache.
     Remembered,
-    /// It has one that is not to be trusted, or is malformed.
+    /// Present, but not trusted or malformed.
     Refused,
     /// No answer in time, or none that tells.
     Failed,
-    /// It was left alone, after it had failed several times.
+    /// Not asked, after several failures.
     Rested,
 }
 
-/// What came of fetching a NAR.
+/// The result of fetching a NAR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NarOutcome {
-    /// It came whole and is the one promised.
+    /// Complete and verified.
     Kept,
-    /// It is not there any more.
+    /// Absent.
     Missing,
-    /// It is not the one promised.
+    /// Complete, but not the promised one.
     Refused,
-    /// It did not come, or not whole.
+    /// Failed, or incomplete.
     Failed,
-    /// It did not come for so long that its path is not served from there any more.
+    /// Failed for so long that its path is not served from there any more.
     GivenUp,
 }
 

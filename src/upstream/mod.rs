@@ -1,5 +1,5 @@
-//! Other caches: asked all at once for what is not here, by priority, within a budget; and the files they have.
-//! Believes nothing that no trusted key has signed, and keeps nothing: that is for `adopt` and `packer`.
+//! Other caches: all are asked at once for a missing path, by priority, within a budget; and their files.
+//! Trusts nothing that no trusted key has signed, and stores nothing: that is for `adopt` and `packer`.
 
 mod breaker;
 mod cache;
@@ -36,7 +36,8 @@ pub use transport::BUILDS_HEADER;
 use turns::Share;
 pub use via::{Name, Via};
 
-/// How long a NAR is asked for again at most, so that of the 300 s of silence that clients bear enough is left for a build.
+/// Time limit of retries for a NAR, so that of the 300 s of silence that clients bear enough is left for a
+/// build.
 const NAR_PATIENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Which other caches there are, and how they are asked.
@@ -44,11 +45,11 @@ const NAR_PATIENCE_MAX: Duration = Duration::from_secs(60);
 pub struct Settings {
     /// The caches.
     pub caches: Vec<CacheSettings>,
-    /// How long they may take to say whether they have a path.
+    /// Time limit of a lookup.
     pub budget: Duration,
-    /// How long one is remembered not to have a path.
+    /// Time to live of the negative cache.
     pub remember_missing: Duration,
-    /// How long what may pass is tried again before it is final.
+    /// Time limit of retries after transient failures.
     pub transient_retry: Duration,
     /// Where logins are that no other setting has.
     pub netrc: NetrcFile,
@@ -105,7 +106,7 @@ pub enum Error {
     Cache {
         /// Its name.
         name: String,
-        /// What is wrong.
+        /// The defect.
         reason: String,
     },
     /// Its credentials cannot be had.
@@ -113,7 +114,7 @@ pub enum Error {
     Credentials(#[from] CredentialsError),
 }
 
-/// What upstreams say of a hash.
+/// The upstreams' answer for a hash.
 #[derive(Debug)]
 pub enum Lookup {
     /// One has it.
@@ -127,22 +128,22 @@ pub enum Lookup {
 /// No answer that can be used.
 #[derive(Debug, Default)]
 pub struct Nothing {
-    /// What the upstreams said, beside that they have it not.
+    /// The upstreams' errors and refusals.
     pub reasons: Vec<String>,
-    /// Whether one of them could not tell, which may pass.
+    /// One of them failed transiently.
     pub troubled: bool,
 }
 
 /// A narinfo that is trusted, and where it is from.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// What the upstream says.
+    /// The upstream's narinfo.
     pub info: NarInfo,
     /// The upstream's name.
     pub upstream: String,
-    /// Whether clients are to fetch from there.
+    /// Clients are to fetch from there.
     pub redirect: bool,
-    /// Whether a trusted key has signed it. Else the path is named by its contents: they must prove the rest.
+    /// A trusted key has signed it. Otherwise the path is named by its contents: they must prove the rest.
     pub signed: bool,
 }
 
@@ -152,7 +153,7 @@ pub enum FetchError {
     /// The upstream has it no more, or never will: it need not be asked again.
     #[error("{0}")]
     Gone(String),
-    /// It may come later.
+    /// Unavailable now; may come later.
     #[error("{0}")]
     NotNow(String),
 }
@@ -166,7 +167,7 @@ pub struct Upstreams {
     for_builds: Arc<[Arc<Cache>]>,
     budget: Duration,
     transient_retry: Duration,
-    /// What we are called on the way of a request.
+    /// Our name in the Via header.
     own: Name,
     metrics: Arc<Metrics>,
 }
@@ -202,13 +203,13 @@ impl Upstreams {
         })
     }
 
-    /// Whether nothing is served from any.
+    /// True if nothing is served from any.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.caches.is_empty()
     }
 
-    /// Whether all of them are remembered not to have `hash`.
+    /// True if the negative caches of all of them have `hash`.
     #[must_use]
     pub fn surely_lack(&self, hash: StorePathHash) -> bool {
         if self.is_empty() {
@@ -227,7 +228,8 @@ impl Upstreams {
         self.caches.iter().map(|cache| (cache.name(), cache.settings().mode == Mode::Redirect))
     }
 
-    /// The addresses of all that answer now, those for builds alone included: the daemon would wait long for others.
+    /// The addresses of all that answer now, those for builds alone included: the daemon would wait long for
+    /// others.
     pub async fn answering(&self) -> Vec<String> {
         let mut asking = JoinSet::new();
         for (rank, cache) in self.caches.iter().chain(&*self.for_builds).enumerate() {
@@ -241,7 +243,7 @@ impl Upstreams {
         answering.into_iter().map(|(_, url)| url).collect()
     }
 
-    /// What the best of those that have `hash` says. All are asked at once.
+    /// The narinfo of the best of those that have `hash`. All are asked at once.
     pub async fn find(&self, hash: StorePathHash, asker: &Asker) -> Lookup {
         self.find_beside(hash, &[], asker).await
     }
@@ -260,10 +262,10 @@ impl Upstreams {
         }
     }
 
-    /// What the best of those that have a realisation of `id` says, in the same way.
+    /// The realisation of `id` of the best of those that have one, in the same way.
     ///
     /// # Errors
-    /// When none has one, as far as they could be asked; with what they said else.
+    /// If none has one, as far as they could be asked; otherwise with their answers.
     pub async fn find_realisation(&self, id: &DrvOutput, asker: &Asker) -> Result<Realisation, Nothing> {
         self.ask(id.clone(), asker, &[]).await.map(|(realisation, _)| realisation)
     }
@@ -316,7 +318,7 @@ impl Upstreams {
         Err(nothing)
     }
 
-    /// How long a NAR that was promised is asked for again: a client waits for it in silence, and not for ever.
+    /// Time limit of retries for a NAR that was promised: a client waits for it in silence, and not for ever.
     #[must_use]
     pub fn nar_patience(&self) -> Duration {
         self.transient_retry.min(NAR_PATIENCE_MAX)
@@ -353,7 +355,7 @@ impl Upstreams {
         }
     }
 
-    /// What came of a NAR over several connections was wrong: next time it is to come over one.
+    /// Notes that a NAR that came over several connections was wrong: next time it is to come over one.
     pub fn resumed_wrongly(&self, upstream: &str, nar: NarHash) {
         if let Some(cache) = self.cache(upstream) {
             cache.note_resumed_wrongly(nar);
@@ -366,8 +368,8 @@ impl Upstreams {
         self.cache(upstream)?.address(url)
     }
 
-    /// Notes what came of fetching a NAR. An upstream that has not what it promised is not believed about it for a while;
-    /// one that could not give it is the last to be tried for a moment.
+    /// Notes the result of fetching a NAR. An upstream that lacks a NAR it promised is not asked for it for a
+    /// while; one that could not give it is the last to be tried for a moment.
     pub fn fetched(&self, upstream: &str, nar: NarHash, what: NarOutcome) {
         self.metrics.fetched(upstream, what);
         let Some(cache) = self.cache(upstream) else { return };
@@ -381,7 +383,7 @@ impl Upstreams {
         }
     }
 
-    /// Whether a NAR did not come from an upstream a moment ago, though it may be there.
+    /// True if a NAR broke off on its way from an upstream a moment ago, though it may be there.
     #[must_use]
     pub fn broke_off(&self, upstream: &str, nar: NarHash) -> bool {
         self.cache(upstream).is_some_and(|cache| cache.broke_off(nar))
@@ -398,7 +400,7 @@ impl Upstreams {
         self.caches.iter().position(|cache| cache.name() == upstream)
     }
 
-    /// What was asked and answered, in the OpenMetrics text format without its end.
+    /// Metrics in the OpenMetrics text format without its end.
     pub fn write_metrics(&self, out: &mut String) {
         self.metrics.write(
             self.caches.iter().chain(&*self.for_builds).map(|cache| (cache.name(), cache.rests())),

@@ -1,5 +1,5 @@
-//! Logins in a netrc file, as libcurl, and so Nix, reads them: the first `machine` of a host's name, else `default`.
-//! Must never show a word of the file: any of them may be a password.
+//! Logins in a netrc file, as libcurl, and so Nix, reads them: the first `machine` of a host's name, else
+//! `default`. Must never show a word of the file: any of them may be a password.
 
 use std::iter::Peekable;
 use std::str::Chars;

@@ -1,5 +1,5 @@
-//! The operator's proxies, as the environment names them: http_proxy, https_proxy, all_proxy and no_proxy. The HTTP client
-//! heeds them by itself, with the same matcher; this tells which requests it hands over.
+//! The operator's proxies, as the environment names them: http_proxy, https_proxy, all_proxy and no_proxy.
+//! The HTTP client heeds them by itself, with the same matcher; this tells which requests it hands over.
 
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::Url;
@@ -14,7 +14,7 @@ impl Proxies {
         Self(Matcher::from_env())
     }
 
-    /// Whether one of them is asked for `url`, and looks its name up.
+    /// True if one of them is asked for `url`, and looks its name up.
     pub(super) fn relay(&self, url: &Url) -> bool {
         let target = url.as_str().parse();
         target.is_ok_and(|target| self.0.intercept(&target).is_some())

@@ -8,14 +8,14 @@ use reqwest::Url;
 
 use super::credentials::Credentials;
 
-/// What an upstream is for.
+/// The use of an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// What it has is fetched, kept and served.
+    /// Its paths are fetched, stored and served.
     #[default]
     Cache,
-    /// What it has is served from there: clients are sent to it for the contents.
+    /// Clients are redirected to it for the NARs.
     Redirect,
     /// Only builds take inputs from it.
     BuildOnly,
@@ -26,7 +26,7 @@ pub enum Mode {
 pub struct CacheSettings {
     /// Where it is: http, https or file; without anything secret.
     pub url: Url,
-    /// What is sent with each request to its origin.
+    /// Credentials for its origin.
     pub credentials: Credentials,
     /// A file with more of that: an absolute path, or a name in systemd's directory of credentials.
     pub credentials_file: Option<PathBuf>,
@@ -34,13 +34,13 @@ pub struct CacheSettings {
     pub public_keys: Vec<PublicKey>,
     /// Lower ones are preferred.
     pub priority: u32,
-    /// What it is for.
+    /// Its use.
     pub mode: Mode,
-    /// How long a connection may take to come about.
+    /// Time limit of a connection.
     pub connect_timeout: Duration,
-    /// How long nothing may come of a file before it is given up or resumed.
+    /// Time without progress after which a download is resumed or fails.
     pub stall_timeout: Duration,
-    /// Whether it may lead into private networks; unset, only if it is in one itself.
+    /// Private networks are allowed targets; unset, only if it is in one itself.
     pub private_targets: Option<bool>,
 }
 

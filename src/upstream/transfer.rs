@@ -1,5 +1,6 @@
-//! A file on its way from an upstream: read by a task of its own, resumed where the connection breaks, and given to a
-//! blocking reader. Bounded in bytes, and in how slowly they may come; what they are worth is for the reader to find out.
+//! A file on its way from an upstream: read by a task of its own, resumed where the connection breaks, and
+//! given to a blocking reader. Bounded in bytes, and in how slowly they may come; what they are worth is for
+//! the reader to find out.
 
 use std::io::{self, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,7 +26,7 @@ const BREAKS_MAX: u32 = 4;
 const PROGRESS_BYTES: u64 = 4 * 1024 * 1024;
 /// The pause after the first break; each further one is twice as long.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How often it doubles.
+/// Number of times it doubles.
 const PAUSE_DOUBLINGS_MAX: u32 = 5;
 
 /// The bytes of a file, for a thread that may wait for them. Dropping it ends the transfer.
@@ -33,7 +34,7 @@ const PAUSE_DOUBLINGS_MAX: u32 = 5;
 pub struct Transfer {
     pieces: mpsc::Receiver<Bytes>,
     piece: Bytes,
-    /// What the bytes are wrapped in, beside the file's own compression.
+    /// Content encoding, beside the file's own compression.
     pub encoding: Compression,
     broken: Broken,
 }
@@ -55,7 +56,8 @@ impl Broken {
         self.0.reason.get().map(String::as_str)
     }
 
-    /// Whether parts of it came over different connections: where they do not fit, nobody knows whose fault it is.
+    /// True if parts of it came over different connections: where they do not fit, nobody knows whose fault
+    /// it is.
     #[must_use]
     pub fn was_resumed(&self) -> bool {
         self.0.resumed.load(Ordering::Relaxed)
@@ -106,14 +108,14 @@ impl Read for Transfer {
     }
 }
 
-/// What is transferred, and within which bounds.
+/// A transfer and its limits.
 pub(super) struct Source {
     pub(super) cache: Arc<Cache>,
     pub(super) url: String,
     pub(super) bytes_max: u64,
-    /// How long it is resumed in vain at most, once something has come.
+    /// Time limit of resumptions in vain, once something has come.
     pub(super) patience: Duration,
-    /// Whether it is read from its beginning after each break.
+    /// Restarts from the beginning after each break.
     pub(super) whole: bool,
 }
 

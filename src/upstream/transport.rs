@@ -1,5 +1,5 @@
-//! How the files of another cache are read: over HTTP, or from a folder. The only place that knows how an upstream says
-//! that it has no such file. Gives bytes as they come and trusts none of them.
+//! Reads the files of another cache: over HTTP, or from a folder. The only place that knows how an upstream
+//! says that it has no such file. Gives bytes as they come and trusts none of them.
 
 use std::io::SeekFrom;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ use crate::causes::{causes, with_causes};
 use crate::decode;
 use crate::tail_file::CHUNK_BYTES;
 
-/// What means something else in a URL than in the name of a file.
+/// Characters that mean something else in a URL than in the name of a file.
 const NOT_IN_NAMES: &AsciiSet = &CONTROLS.add(b'?').add(b'#').add(b'%');
 /// The longest time that an upstream is left alone because it says so.
 const RETRY_AFTER_MAX: Duration = Duration::from_secs(300);
@@ -46,7 +46,7 @@ pub(super) enum Error {
     Status {
         /// Its code.
         code: u16,
-        /// How long it wants to be left alone.
+        /// The pause that it asked for.
         retry_after: Option<Duration>,
     },
     /// The address leads where we do not go.
@@ -79,8 +79,8 @@ fn hint(status: u16) -> &'static str {
 }
 
 impl Error {
-    /// Whether this is the file's fault, or ours: another try would end the same. Of the statuses from 400 to 499 a few are
-    /// about the moment (RFC 9110, 15.5.9; RFC 8470, 5.2; RFC 6585, 4).
+    /// True if the file or we are at fault: another try would end the same. Of the statuses from 400 to 499 a
+    /// few are about the moment (RFC 9110, 15.5.9; RFC 8470, 5.2; RFC 6585, 4).
     pub(super) fn is_final(&self) -> bool {
         match self {
             Self::Absent | Self::Refused(_) | Self::Unverifiable(_) | Self::Answer(_) => true,
@@ -89,7 +89,7 @@ impl Error {
         }
     }
 
-    /// How long the upstream wants to be left alone.
+    /// The pause that the upstream asked for.
     pub(super) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
@@ -98,7 +98,7 @@ impl Error {
     }
 }
 
-/// Whether an error is that of a certificate which does not verify: waiting changes nothing about it.
+/// True if a certificate does not verify: waiting changes nothing about it.
 fn is_bad_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
     // One I/O error is wrapped in another.
     match error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
@@ -162,9 +162,9 @@ pub(super) struct Opened {
     pub(super) from: u64,
     /// Bytes of all of it, where that is said.
     pub(super) length: Option<u64>,
-    /// What names these very bytes, where it is said.
+    /// Its entity tag.
     pub(super) etag: Option<HeaderValue>,
-    /// What it is wrapped in on its way.
+    /// Its content encoding.
     pub(super) encoding: Compression,
 }
 
@@ -212,12 +212,13 @@ impl Transport {
         })))
     }
 
-    /// Whether its last answer was one of a cache of our kind, which builds what it is asked for.
+    /// True if its last answer was one of an Ondine, which builds requested paths.
     pub(super) fn builds(&self) -> bool {
         matches!(self, Self::Http(http) if http.builds.load(Ordering::Relaxed))
     }
 
-    /// The address of the file at `url` for whoever asks; none in a folder, and none where it takes credentials.
+    /// The address of the file at `url` for whoever asks; none in a folder, and none where it takes
+    /// credentials.
     pub(super) fn address(&self, url: &str) -> Option<Url> {
         match self {
             Self::Http(http) if http.credentials.is_empty() => http.base.join(url).ok(),

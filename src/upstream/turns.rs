@@ -1,6 +1,7 @@
-//! Turns to ask an upstream: so many at a time, and where more want one, each client's share in its turn. Written by hand: a
-//! semaphore is first come, first served, and one client that asks for thousands of paths had everyone else wait for all of
-//! them (31 s in a test with 2,000 paths and an upstream that takes 500 ms).
+//! Turns to ask an upstream: so many at a time, and where more want one, each client's share in its turn.
+//! Written by hand: a semaphore is first come, first served, and one client that asks for thousands of paths
+//! had everyone else wait for all of them (31 s in a test with 2,000 paths and an upstream that takes 500
+//! ms).
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -35,7 +36,7 @@ pub(super) struct Turns(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     free: usize,
-    /// Who waits, by share, the first of each at the front. No queue is empty.
+    /// Waiting requests by share, the oldest of each at the front. No queue is empty.
     waiting: HashMap<Share, VecDeque<oneshot::Sender<Turn>>>,
     /// The shares that wait, the next one at the front.
     order: VecDeque<Share>,
@@ -104,7 +105,7 @@ impl Turns {
 }
 
 impl State {
-    /// Who is next; its share goes to the end.
+    /// Removes the next one; its share goes to the end.
     fn next(&mut self) -> Option<oneshot::Sender<Turn>> {
         let share = self.order.pop_front()?;
         let queue = self.waiting.get_mut(&share)?;

@@ -1,11 +1,11 @@
-//! Which caches of our kind a request has come through (Via, RFC 9110, 7.6.3), so that it never goes in a circle and never
-//! starts a build on its way.
+//! Names of the Ondines that a request has come through (Via, RFC 9110, 7.6.3), so that it never goes in a
+//! circle and never starts a build on its way.
 
 use std::fmt;
 
 use sha2::{Digest, Sha256};
 
-/// What our names in a Via header begin with.
+/// Prefix of our names in a Via header.
 const PREFIX: &str = "ondine-";
 /// Characters of the hash in a name.
 const HASH_CHARS: usize = 16;
@@ -41,13 +41,13 @@ impl Via {
         Self(received_by.filter(ours).take(HOPS_MAX).map(|name| Name(name.to_owned())).collect())
     }
 
-    /// Whether it came from a client.
+    /// True for a request of a client.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether `name` must not pass it on: it did already, or too many have.
+    /// True if `name` must not pass it on: it did already, or too many have.
     pub(super) fn ends_at(&self, name: &Name) -> bool {
         self.0.contains(name) || self.0.len() >= HOPS_MAX
     }

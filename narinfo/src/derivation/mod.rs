@@ -1,5 +1,6 @@
-//! Derivations, as their .drv files say (ATerm, <https://nix.dev/manual/nix/latest/protocols/derivation-aterm>).
-//! Read only for what a cache needs: outputs, inputs, and where it can be built.
+//! Derivations, as their .drv files say (ATerm,
+//! <https://nix.dev/manual/nix/latest/protocols/derivation-aterm>). Read only for what a cache needs:
+//! outputs, inputs, and where it can be built.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,10 +20,10 @@ pub enum Error {
     /// The file's own name does not end in .drv.
     #[error("{0} is not the name of a derivation")]
     Name(StorePath),
-    /// It does not parse.
+    /// Malformed text.
     #[error("not a derivation: {0}")]
     Malformed(String),
-    /// It names something that is no store path.
+    /// A name that is no store path.
     #[error("the derivation names something that is no store path")]
     StorePath(#[from] StorePathError),
 }
@@ -33,7 +34,7 @@ impl From<nix_derivation::Error> for Error {
     }
 }
 
-/// What a cache needs to know of a derivation.
+/// The parts of a derivation that a cache needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Derivation {
     /// Its outputs by name; the path is `None` where it is known only after the build.
@@ -44,11 +45,11 @@ pub struct Derivation {
     pub input_sources: BTreeSet<StorePath>,
     /// The system that builds it, such as `x86_64-linux`.
     pub system: String,
-    /// Whether Nix itself builds it (a builder such as `builtin:fetchurl`), which it does for every system.
+    /// Built by Nix itself (a builder such as `builtin:fetchurl`), for every system.
     pub is_builtin: bool,
     /// Its name, which is that of the .drv file without the ending.
     pub name: String,
-    /// What its builder must offer, such as `kvm` (requiredSystemFeatures).
+    /// Features that its builder must offer, such as `kvm` (requiredSystemFeatures).
     pub required_features: BTreeSet<String>,
 }
 
@@ -62,8 +63,9 @@ impl Derivation {
             return Err(Error::TooLarge(bytes.len()));
         }
         let name = drv.name().strip_suffix(".drv").ok_or_else(|| Error::Name(drv.clone()))?;
-        // Nix puts any bytes into arguments, nix-derivation takes text alone. Nothing that is kept here can have other
-        // bytes than ASCII and be of use, and a replacement never touches an ASCII byte, so the structure stays.
+        // Nix puts any bytes into arguments, nix-derivation takes text alone. Nothing that is kept here can
+        // have other bytes than ASCII and be of use, and a replacement never touches an ASCII byte, so the
+        // structure stays.
         let text = String::from_utf8_lossy(bytes);
         let parsed = nix_derivation::Derivation::from_aterm_bytes_in(
             text.as_bytes(),

@@ -1,5 +1,6 @@
-//! A narinfo: what a binary cache says of one store path, and the fingerprint that its signatures sign.
-//! Parsing is ours, not a wrapped crate's: what is refused here (URLs, compressions, signatures) is most of the work.
+//! A narinfo: a binary cache's description of one store path, and the fingerprint that its signatures sign.
+//! Parsing is ours, not a wrapped crate's: what is refused here (URLs, compressions, signatures) is most of
+//! the work.
 
 mod parse;
 
@@ -13,7 +14,7 @@ use crate::hash::NarHash;
 use crate::signature::{PublicKey, Signature};
 use crate::store_path::{StoreDir, StorePath};
 
-/// How a NAR file is compressed.
+/// Compression of a NAR file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Compression {
     /// Not at all.
@@ -88,14 +89,14 @@ impl fmt::Display for Compression {
     }
 }
 
-/// What a cache says of one store path.
+/// A cache's description of one store path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NarInfo {
     /// The path.
     pub store_path: StorePath,
     /// Where its file is: relative to the cache, or absolute with http or https.
     pub url: String,
-    /// How the file is compressed.
+    /// Compression of the file.
     pub compression: Compression,
     /// SHA-256 of the file; for information, since clients never verify it.
     pub file_hash: Option<NarHash>,
@@ -124,8 +125,9 @@ impl NarInfo {
         parse::parse(store_dir, bytes)
     }
 
-    /// The text that clients of every version take. `Compression` and `References` are always there: absent, the first
-    /// means bzip2; and a value begins two characters after its colon, so an empty list still has its space.
+    /// The text that clients of every version take. `Compression` and `References` are always there: absent,
+    /// the first means bzip2; and a value begins two characters after its colon, so an empty list still has
+    /// its space.
     #[must_use]
     pub fn render(&self, store_dir: &StoreDir) -> String {
         let mut text = String::with_capacity(1024);
@@ -166,8 +168,8 @@ impl NarInfo {
         self.signatures.iter().any(signed)
     }
 
-    /// True when the path has its name from its contents: then they may be proven without a signature, once they are here. Until
-    /// then nothing is to be believed but the path and its references.
+    /// True when the path has its name from its contents: then they may be proven without a signature, once
+    /// they are here. Until then nothing is to be believed but the path and its references.
     #[must_use]
     pub fn names_contents(&self, store_dir: &StoreDir) -> bool {
         let names =
@@ -175,14 +177,14 @@ impl NarInfo {
         self.ca.as_ref().is_some_and(names)
     }
 
-    /// What its signatures sign.
+    /// The text that its signatures sign.
     #[must_use]
     pub fn fingerprint(&self, store_dir: &StoreDir) -> String {
         fingerprint(store_dir, &self.store_path, &self.nar_hash, self.nar_size, &self.references)
     }
 }
 
-/// What the signatures of a path sign: its name, its contents and the names of what it refers to
+/// The text that the signatures of a path sign: its name, its contents and the names of its references
 /// (<https://nix.dev/manual/nix/latest/protocols/nix-archive> and upstream's `ValidPathInfo::fingerprint`).
 #[must_use]
 pub fn fingerprint(

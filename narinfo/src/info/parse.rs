@@ -1,6 +1,6 @@
-//! Reading a narinfo: every field checked, nothing guessed.
-//! Stricter than Nix where Nix is careless: duplicate fields, odd sizes and URLs that leave the cache are refused. What Nix is
-//! known to take from caches that are in use, such as a file's size of 0, is taken as Nix does.
+//! Reading a narinfo: every field checked, nothing guessed. Stricter than Nix where Nix is careless:
+//! duplicate fields, odd sizes and URLs that leave the cache are refused. What Nix is known to take from
+//! caches that are in use, such as a file's size of 0, is taken as Nix does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -60,7 +60,7 @@ pub enum ParseError {
     StorePath {
         /// Which field.
         field: &'static str,
-        /// What is wrong with it.
+        /// The defect.
         source: StorePathError,
     },
     /// A field with a hash that is none.
@@ -68,7 +68,7 @@ pub enum ParseError {
     Hash {
         /// Which field.
         field: &'static str,
-        /// What is wrong with it.
+        /// The defect.
         source: HashError,
     },
     /// More signatures than anybody makes.
@@ -188,8 +188,8 @@ fn file_hash(value: &str) -> Result<Option<NarHash>, ParseError> {
     if crate::hash::is_of_another_kind(value) { Ok(None) } else { hash("FileHash", value).map(Some) }
 }
 
-/// A relative URL must not climb out of the cache, however it is resolved or decoded; an absolute one must be http or https. One
-/// that begins with a slash is on the cache's own host.
+/// A relative URL must not climb out of the cache, however it is resolved or decoded; an absolute one must be
+/// http or https. One that begins with a slash is on the cache's own host.
 fn url(value: &str) -> Result<&str, ParseError> {
     let error = || ParseError::Url(excerpt(value));
     let absolute = ["http://", "https://"].iter().find_map(|scheme| value.strip_prefix(scheme));
@@ -210,7 +210,8 @@ fn url(value: &str) -> Result<&str, ParseError> {
         let lower = text.to_ascii_lowercase();
         codes.iter().any(|code| lower.contains(code))
     };
-    // Dots and slashes steer a path alone; control characters (%00 to %1f, %7f) have no place in a query either.
+    // Dots and slashes steer a path alone; control characters (%00 to %1f, %7f) have no place in a query
+    // either.
     let hidden = encoded(before_query, &["%2e", "%2f", "%5c", "%25"]) || encoded(value, &["%0", "%1", "%7f"]);
     let leaves = before_query.split('/').any(|part| part == "..");
     // A scheme (RFC 3986, 4.2), or a host without one: both would lead away from the cache.

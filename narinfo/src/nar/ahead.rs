@@ -1,5 +1,6 @@
-//! Entries of a tree, read by several threads before they are written, since opening very many small files takes longer than
-//! everything else that is done with them. They come back in the order in which they were given, and few are on their way.
+//! Entries of a tree, read by several threads before they are written, since opening very many small files
+//! takes longer than everything else that is done with them. They come back in the order in which they were
+//! given, and few are on their way.
 
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString, OsStr};
@@ -23,7 +24,8 @@ const SMALL_BYTES_MAX: u64 = 32 * 1024;
 /// Files of a batch, and entries of any kind.
 const BATCH_FILES: usize = 32;
 const BATCH_ENTRIES: usize = 256;
-/// Batches that are read by whoever gives them: a tree that has no more is read before other threads have started.
+/// Batches that are read by whoever gives them: a tree that has no more is read before other threads have
+/// started.
 const ALONE_BATCHES: usize = 2;
 /// Batches that are given and not back at most: with the two limits above, this bounds the memory.
 const AHEAD_BATCHES_MAX: usize = 4;
@@ -43,7 +45,7 @@ pub(super) struct Folder {
     pub(super) path: PathBuf,
 }
 
-/// What stands next in a NAR.
+/// The next part of a NAR.
 pub(super) enum Entry {
     /// A folder begins; the root of a NAR has no name.
     FolderStart(Option<CString>),
@@ -58,15 +60,15 @@ pub(super) struct Leaf {
     pub(super) folder: Arc<Folder>,
     pub(super) name: CString,
     pub(super) kind: FileType,
-    /// What it is, once it was looked at.
+    /// The result of the look at it.
     pub(super) found: Option<Result<Found, Error>>,
 }
 
-/// What is written of a file or a symlink.
+/// The part of a file or a symlink.
 pub(super) enum Found {
     /// All of it is in the batch.
     Small { executable: bool, contents: Range<usize> },
-    /// It is to be read, and has so many bytes.
+    /// A file of so many bytes, still to be read.
     Large { executable: bool, file: OwnedFd, bytes: u64 },
     /// Its target.
     Symlink(CString),
@@ -106,10 +108,11 @@ impl<'scope, 'env> Ahead<'scope, 'env> {
         Self { scope, readers: Readers::NotYet(0), pending: VecDeque::new() }
     }
 
-    /// Has a batch read, and gives the next one that is to be written, if there must not be more on their way.
+    /// Has a batch read, and gives the next one that is to be written, if there must not be more on their
+    /// way.
     ///
     /// # Errors
-    /// When it was lost.
+    /// If it was lost.
     pub(super) fn give(&mut self, mut batch: Batch) -> Result<Option<Batch>, Error> {
         if let Readers::NotYet(alone) = &mut self.readers {
             *alone += 1;
@@ -194,7 +197,7 @@ impl Batch {
 }
 
 impl Folder {
-    /// It, or where paths begin.
+    /// The folder, or the current one where paths begin.
     pub(super) fn at(&self) -> BorrowedFd<'_> {
         self.opened.as_ref().map_or(CWD, AsFd::as_fd)
     }
@@ -230,7 +233,8 @@ impl Leaf {
         }
         let start = contents.len();
         let end = start + bytes as usize;
-        // One byte more than there should be: a file that is as long as it says comes in one call, and its end with it.
+        // One byte more than there should be: a file that is as long as it says comes in one call, and its
+        // end with it.
         contents.reserve(bytes as usize + 1);
         while contents.len() <= end {
             match rustix::io::read(&file, spare_capacity(contents)) {

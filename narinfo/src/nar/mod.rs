@@ -1,6 +1,6 @@
 //! NARs: the archive format that store paths are shipped and hashed in
-//! (<https://nix.dev/manual/nix/latest/protocols/nix-archive>). Written from a file tree, or read to be checked;
-//! never unpacked. Memory is bounded in both directions.
+//! (<https://nix.dev/manual/nix/latest/protocols/nix-archive>). Written from a file tree, or read to be
+//! checked; never unpacked. Memory is bounded in both directions.
 
 mod ahead;
 mod count;
@@ -31,7 +31,8 @@ pub enum Error {
     /// The file system, or the other end, failed.
     #[error("reading or writing failed")]
     Io(#[source] io::Error),
-    /// A file that is no file, directory or symlink, or that changed under our hands; or bytes that are no NAR.
+    /// A file that is no file, directory or symlink, or that changed under our hands; or bytes that are no
+    /// NAR.
     #[error("{0}")]
     Refused(String),
 }
@@ -49,23 +50,24 @@ impl From<ArchiveError> for Error {
 /// They come in small pieces: give it a writer that gathers them.
 ///
 /// # Errors
-/// When the tree cannot be read, has a file that no NAR can hold, or a file changes its size while it is read;
-/// and when `out` fails. What was written by then is no NAR.
+/// If the tree cannot be read, has a file that no NAR can hold, or a file changes its size while it is read;
+/// or if `out` fails. The bytes written by then are no NAR.
 pub fn dump(path: &Path, out: &mut dyn Write) -> Result<u64, Error> {
     let mut out = Counted::new(out);
     tree::encode(path, &mut out)?;
     Ok(out.bytes())
 }
 
-/// True when the file tree at `path` has more than [`DIRECTORIES_MAX`] directories within each other. Reads directories alone.
+/// True when the file tree at `path` has more than [`DIRECTORIES_MAX`] directories within each other. Reads
+/// directories alone.
 ///
 /// # Errors
-/// When the tree cannot be read.
+/// If the tree cannot be read.
 pub fn is_too_deep(path: &Path) -> io::Result<bool> {
     tree::is_too_deep(path)
 }
 
-/// What a NAR holds.
+/// Contents of a NAR.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Bytes of the whole NAR.
@@ -178,8 +180,8 @@ fn count<R>(summary: &mut Summary, event: &NarEvent<'_, R>) {
     }
 }
 
-/// What the archive crate lets pass and no file system holds. Order, duplicates, depth, padding and trailing bytes
-/// are its own checks.
+/// Limits of file systems that the archive crate does not check. Order, duplicates, depth, padding and
+/// trailing bytes are its own checks.
 fn within_limits<R>(event: &NarEvent<'_, R>) -> Result<(), String> {
     let (name, target) = match event {
         Event::DirectoryStart { name } | Event::DirectoryEnd { name } | Event::Regular { name, .. } => {

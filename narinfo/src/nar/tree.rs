@@ -1,5 +1,5 @@
-//! A file tree on its way into a NAR: every entry is opened below its folder and never through a symlink, so that nobody who
-//! moves things about meanwhile can lead out of the tree.
+//! A file tree on its way into a NAR: every entry is opened below its folder and never through a symlink, so
+//! that nobody who moves things about meanwhile can lead out of the tree.
 
 use std::ffi::CString;
 use std::io::{self, Write};
@@ -42,7 +42,7 @@ struct Walk<'out, 'scope, 'env> {
 }
 
 impl Walk<'_, '_, '_> {
-    /// What has this name in `folder`.
+    /// The entry of this name in `folder`.
     fn entry(&mut self, folder: &Arc<Folder>, name: CString, kind: FileType) -> Result<(), Error> {
         match kind {
             FileType::RegularFile | FileType::Symlink => {
@@ -107,7 +107,7 @@ impl Walk<'_, '_, '_> {
     }
 }
 
-/// Whether folders are within each other more often than every Nix takes.
+/// True if folders are nested deeper than every Nix accepts.
 pub(super) fn is_too_deep(path: &Path) -> io::Result<bool> {
     match open_folder(CWD, path) {
         Ok(folder) => is_deeper(&folder, DIRECTORIES_MAX - 1),
@@ -117,7 +117,7 @@ pub(super) fn is_too_deep(path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Whether there are more than so many folders within each other below `folder`.
+/// True if more than so many folders are nested below `folder`.
 fn is_deeper(folder: &OwnedFd, most: usize) -> io::Result<bool> {
     for entry in Dir::read_from(folder.as_fd())? {
         let entry = entry?;

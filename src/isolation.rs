@@ -1,5 +1,6 @@
-//! What about this machine may let builds starve the server: looked at once at the start, and said in the log, in one line.
-//! Says nothing where it cannot see, and never stops a start.
+//! Isolation of builds from the server: checks once at the start whether builds may starve it, and logs the
+//! result in one line. Silent where it cannot see, and never stops a start, but for a background lane that
+//! would be no slower.
 
 use std::fs;
 use std::thread::available_parallelism;
@@ -9,18 +10,18 @@ use crate::nix::{DaemonError, Pool, Trust};
 /// The section of the documentation that explains the remedies.
 const SECTION: &str = "docs/operations.md, \"Keep the server responsive\"";
 
-/// How builds are bounded.
+/// Limits of builds.
 #[derive(Clone, Copy, Debug)]
-pub struct Bounds {
+pub struct BuildLimits {
     /// Cores that one build may use; 0 is all.
     pub build_cores: u64,
     /// Builds at a time on this machine.
     pub builds: u64,
 }
 
-/// Tells what may let builds starve the server, where something is built, in one line; and has the daemon asked, which warns where it
-/// does not answer.
-pub async fn tell(pool: Pool, bounds: Option<Bounds>) {
+/// Logs the missing limits of builds in one line, where something is built; and asks the daemon, which warns
+/// if it does not answer.
+pub async fn report(pool: Pool, bounds: Option<BuildLimits>) {
     let (neighbour, long_lines) = (neighbour(&pool).await, long_lines(&pool).await);
     let Some(bounds) = bounds else { return };
     let cores = available_parallelism().map_or(1, |cores| cores.get() as u64);
@@ -38,17 +39,17 @@ pub enum BackgroundError {
     /// A daemon cannot be reached.
     #[error("background-daemon: both Nix daemons must answer before the server starts")]
     Daemon(#[from] DaemonError),
-    /// It would be as fast as the main lane, and slow that down by as much.
+    /// Both daemons share a control group: the lane would slow the main one down by as much as it gains.
     #[error(
         "background-daemon: its builds would have as much weight as all others, since both Nix daemons are in the control group {0}; run it as a service of its own with a CPUWeight below 100 ({SECTION})"
     )]
     SameGroup(String),
-    /// It would be as fast as the main lane.
+    /// Its weight is no less than the main lane's.
     #[error(
         "background-daemon: its control group {group} has the weight {weight}, no less than the other daemon's {main}; give its service a lower CPUWeight ({SECTION})"
     )]
     NoLess {
-        /// Its control group.
+        /// The second daemon's control group.
         group: String,
         /// The weight of that.
         weight: u64,
@@ -57,11 +58,12 @@ pub enum BackgroundError {
     },
 }
 
-/// Makes sure that builds of the second daemon have less weight than those of the first, as far as that can be seen.
+/// Makes sure that builds of the second daemon have less weight than those of the first, as far as that can
+/// be seen.
 ///
 /// # Errors
-/// When one of them does not answer, or the second has no less weight.
-pub async fn background(main: &Pool, background: &Pool) -> Result<(), BackgroundError> {
+/// If one of them does not answer, or the second has no less weight.
+pub async fn check_background(main: &Pool, background: &Pool) -> Result<(), BackgroundError> {
     let (main, background) = (groups_of(main).await?, groups_of(background).await?);
     let group = |groups: Option<String>| group_of(&groups?, "cpu").map(str::to_owned);
     let (Some(main), Some(group)) = (group(main), group(background)) else { return Ok(()) };
@@ -81,9 +83,9 @@ fn weight_of(group: &str) -> Option<u64> {
     files.iter().find_map(|file| fs::read_to_string(file).ok()?.trim().parse().ok())
 }
 
-/// Whether builds may take every core.
-fn all_cores(bounds: Bounds, cores: u64) -> Option<String> {
-    let Bounds { build_cores, builds } = bounds;
+/// Advice where builds may take every core.
+fn all_cores(bounds: BuildLimits, cores: u64) -> Option<String> {
+    let BuildLimits { build_cores, builds } = bounds;
     let used =
         if build_cores == 0 { cores.saturating_mul(builds) } else { build_cores.saturating_mul(builds) };
     if cores < 2 || used < cores {
@@ -100,14 +102,14 @@ fn all_cores(bounds: Bounds, cores: u64) -> Option<String> {
     ))
 }
 
-/// Whether the daemon, and so its builds, is in our control group.
+/// Advice where the daemon, and so its builds, is in our control group.
 async fn neighbour(pool: &Pool) -> Option<String> {
     let daemon = groups_of(pool).await.ok()??;
     shared(&fs::read_to_string("/proc/self/cgroup").ok()?, &daemon)
 }
 
-/// Whether a builder's line without end is bounded by nobody: the daemon holds it in memory, and heeds a limit of ours only where it
-/// trusts us.
+/// Advice where nobody limits a builder's line: the daemon holds it in memory, and accepts our limit only if
+/// it trusts us.
 async fn long_lines(pool: &Pool) -> Option<String> {
     let untrusted = pool.get().await.ok()?.trust() == Trust::NotTrusted;
     untrusted.then(|| {
@@ -139,8 +141,8 @@ fn shared(ours: &str, theirs: &str) -> Option<String> {
     ))
 }
 
-/// The group of a process that bounds this resource: version 1 has one for each controller, version 2 (whose line names no
-/// controller) one for all that version 1 does not have.
+/// The group of a process that bounds this resource: version 1 has one for each controller, version 2 (whose
+/// line names no controller) one for all that version 1 does not have.
 fn group_of<'a>(cgroup: &'a str, controller: &str) -> Option<&'a str> {
     let lines = || cgroup.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
     let of = |wanted: &dyn Fn(&str) -> bool| lines().find(|(names, _)| wanted(names)).map(|(_, group)| group);
@@ -165,7 +167,7 @@ mod tests {
             (0, 1, 1, None),
             (0, 0, 8, None),
         ] {
-            let warning = all_cores(Bounds { build_cores, builds }, cores);
+            let warning = all_cores(BuildLimits { build_cores, builds }, cores);
             assert_eq!(warning.is_some(), advice.is_some(), "{build_cores} {builds} {cores}: {warning:?}");
             let text = warning.unwrap_or_default();
             assert!(advice.is_none_or(|advice| text.contains(advice)) && !text.contains('\n'), "{text}");
