@@ -10,6 +10,7 @@ pub mod serve;
 pub mod isolation;
 pub mod state_dir;
 
+pub mod caller;
 pub mod http;
 pub mod retry;
 pub mod substitute;

@@ -329,7 +329,7 @@ fn only_the_control_socket_takes_a_refresh() {
     let (_store, _daemon, ondine) = served(&set, "", "");
     let request = b"POST /api/v1/catalogue/pkgs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     let (answer, _) = support::http::raw(ondine.address(), request, SOON);
-    assert!(answer.starts_with(b"HTTP/1.1 405"), "{}", String::from_utf8_lossy(&answer));
+    assert!(answer.starts_with(b"HTTP/1.1 403"), "{}", String::from_utf8_lossy(&answer));
     let mut unknown = ondine.command("refresh");
     unknown.args(["other", "--state-dir", support::text(&ondine.state_dir())]);
     let unknown = support::process::run(unknown).must_fail();

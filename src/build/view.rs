@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant, SystemTime};
 
-use serde::Serialize;
-
 use super::estimate::Sum;
 use super::idle::Idle;
 use super::metrics::Gauges;
@@ -26,7 +24,7 @@ const OUTLOOK_AGE_MAX: Duration = Duration::from_secs(1);
 const OUTLOOK_WORTH: u32 = 20;
 
 /// `GET /api/v1/queue`.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct QueueView {
     /// What is being built now.
     pub running: Vec<RunningView>,
@@ -39,7 +37,7 @@ pub struct QueueView {
 }
 
 /// A build that runs.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct RunningView {
     /// Base name of the derivation.
     pub derivation: String,
@@ -52,7 +50,7 @@ pub struct RunningView {
 }
 
 /// A request that waits.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct RequestView {
     /// Its number, which is never used again.
     pub id: u64,
@@ -63,16 +61,13 @@ pub struct RequestView {
     /// How many clients wait for it.
     pub clients: usize,
     /// Whether it waits or how it ended.
-    #[serde(flatten)]
     pub state: RequestState,
     /// How it stands in the queue; nothing once it has left it.
-    #[serde(flatten)]
     pub outlook: Option<Outlook>,
 }
 
 /// Where a request is in its life.
-#[derive(Clone, Debug, Serialize)]
-#[serde(tag = "state", rename_all = "lowercase")]
+#[derive(Clone, Debug)]
 pub enum RequestState {
     /// In the queue, nothing is being built for it now.
     Waiting,
@@ -114,7 +109,7 @@ impl From<&Failure> for RequestState {
 }
 
 /// How a request stands.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 pub struct Outlook {
     /// Its place, 1 being the oldest.
     pub position: usize,

@@ -9,7 +9,7 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::{StateDir, control};
 use crate::escape::{Line, in_one_line};
-use crate::http::{AttributeLine, Listing};
+use crate::http::{AttributeLine, AttributePage};
 
 /// Attributes that are asked for at a time.
 const PAGE: u32 = 1000;
@@ -43,7 +43,8 @@ impl Attributes {
         let mut out = io::stdout().lock();
         loop {
             let page = control::get(&state_dir, &format!("{address}&after={}", encoded(&after)))?;
-            let page: Listing = serde_json::from_str(&page).context("the server's list cannot be read")?;
+            let page: AttributePage =
+                serde_json::from_str(&page).context("the server's list cannot be read")?;
             count += page.attributes.len();
             for attribute in &page.attributes {
                 writeln!(out, "{}", line(attribute))?;

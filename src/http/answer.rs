@@ -10,6 +10,7 @@ use hyper::{Response, StatusCode};
 use super::body::Body;
 use super::traffic::Outcome;
 use crate::build::Outlook;
+use crate::caller::Refusal;
 use crate::escape::{self, Lines};
 use crate::upstream::BUILDS_HEADER;
 
@@ -102,11 +103,17 @@ pub fn unknown_path(reason: impl std::fmt::Display) -> Answer {
     answer(StatusCode::NOT_FOUND, TEXT, full(Bytes::from_static(body.as_bytes())))
 }
 
-/// 405: these resources are read-only.
-pub fn method_not_allowed(for_program: bool) -> Answer {
-    let (status, reason) = (StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered here");
+/// 403: the caller may not do this.
+pub fn refused(refusal: Refusal) -> Answer {
+    error(StatusCode::FORBIDDEN, refusal)
+}
+
+/// 405: the address has other methods.
+pub fn method_not_allowed(allowed: &str, for_program: bool) -> Answer {
+    let status = StatusCode::METHOD_NOT_ALLOWED;
+    let reason = format_args!("only {allowed} are answered here");
     let mut answer = if for_program { error(status, reason) } else { text(status, reason) };
-    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
+    set_text(answer.headers_mut(), header::ALLOW, allowed);
     answer
 }
 

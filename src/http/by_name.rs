@@ -2,56 +2,69 @@
 //! build in silence, since its answer is known only then: where the NAR is, or why there is none. Decides nothing about
 //! what is built: the name leads to a hash, and all else is as for that.
 
-use narinfo::{NarHash, StorePath};
+use narinfo::{Compression, NarHash, StorePath};
 
 use super::Service;
 use super::answer::{self, Answer, json};
 use super::api::index_failed;
-use super::failures::RememberedFailure;
+use super::api::types::{AttributeDetails, AttributeOutput, RememberedFailure};
+use super::call::{Call, parameters};
 use super::pursuit::{End, Pursuit};
-use super::route::Name;
-use crate::catalogue::{Named, NoSuchName};
+use super::response_future::ResponseFuture;
+use crate::catalogue::{Named, NoSuchName, Selection, SetName};
 use crate::index::{self, AttributeName};
 use crate::substitute::{Missing, OnMiss};
 
-/// What an attribute is.
-#[derive(serde::Serialize)]
-struct AttributeView {
-    set: String,
-    generation: u64,
-    attribute: String,
-    system: String,
-    /// Base name of its derivation.
-    derivation: String,
-    /// Name of the output that the attribute itself is.
-    output: Option<String>,
-    /// Whether the set denies it.
-    denied: bool,
-    /// Why its build failed, as long as that is remembered.
-    failure: Option<RememberedFailure>,
-    /// Whether someone waits for its build now.
-    queued: bool,
-    /// How often it was asked for in the last four weeks; null where nothing is pre-built.
-    asked: Option<u32>,
-    outputs: Vec<OutputView>,
+/// A package of a set, as an address names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct PackageAddress {
+    set: SetName,
+    /// The attribute, and the output of it that is named.
+    selection: Selection,
+    /// The system that is named.
+    system: Option<String>,
+    /// Form of the download: plain, or zstd.
+    compression: Compression,
 }
 
-#[derive(serde::Serialize)]
-struct OutputView {
-    name: String,
-    /// Base name of its store path; null where it is known only after the build.
-    path: Option<String>,
-    /// What a narinfo is asked for by.
-    hash: Option<String>,
-    served: bool,
-    /// Where its narinfo is, from when it was built.
-    narinfo: Option<String>,
-    /// Where its contents are; null until it is served.
-    nar: Option<String>,
+impl PackageAddress {
+    /// Parses `<set>` and `<attribute>[^<output>]`, and the query behind them.
+    fn parse([set, attribute]: [&str; 2], query: Option<&str>) -> Option<Self> {
+        let mut address = Self {
+            set: SetName::new(set)?,
+            selection: Selection::parse(attribute)?,
+            system: None,
+            compression: Compression::None,
+        };
+        for (key, value) in parameters(query) {
+            let value: String = value?;
+            match key {
+                "system" => address.system = Some(value),
+                "compression" if value == "none" => address.compression = Compression::None,
+                "compression" if value == "zstd" => address.compression = Compression::Zstd,
+                _ => return None,
+            }
+        }
+        Some(address)
+    }
 }
 
-/// What the attribute is, and what of it is there.
-pub(super) async fn describe(service: &Service, name: &Name) -> Answer {
+/// Describes an attribute, and what of it is served.
+pub(super) fn describe(call: Call<'_>) -> Option<ResponseFuture> {
+    let (service, address) = (call.service.clone(), PackageAddress::parse(call.arguments, call.query)?);
+    Some(ResponseFuture::pending(async move { description(&service, &address).await }))
+}
+
+/// Redirects to the NAR of an output, which is built first where need be.
+pub(super) fn download(call: Call<'_>) -> Option<ResponseFuture> {
+    let address = PackageAddress::parse(call.arguments, call.query)?;
+    let (service, on_miss) = (call.service.clone(), call.on_miss());
+    // Folders below the cache's own address: an attribute may have slashes.
+    let depth = call.raw_path.matches('/').count() - 1;
+    Some(ResponseFuture::pending(async move { nar_address(&service, &address, on_miss, depth).await }))
+}
+
+async fn description(service: &Service, name: &PackageAddress) -> Answer {
     let told = async {
         let (named, _) = find(service, name).await?;
         let told = view(service, named).await;
@@ -78,8 +91,7 @@ fn not_had(reason: Missing) -> Answer {
     }
 }
 
-/// Leads to the contents of an output, which is built first where need be.
-pub(super) async fn download(service: &Service, name: &Name, on_miss: OnMiss) -> Answer {
+async fn nar_address(service: &Service, name: &PackageAddress, on_miss: OnMiss, depth: usize) -> Answer {
     let (named, output) = match find(service, name).await {
         Ok(found) => found,
         Err(reason) => return refused(reason),
@@ -94,7 +106,7 @@ pub(super) async fn download(service: &Service, name: &Name, on_miss: OnMiss) ->
         Err(reason) => return refused(reason),
     };
     match Pursuit::new(service, path.hash(), on_miss).ended().await {
-        End::Ready(ready) => leads_to(ready.nar_hash, name),
+        End::Ready(ready) => leads_to(ready.nar_hash, name.compression, depth),
         End::Missing(Missing::NotBuilt(_)) if named.denied => answer::missing(denied),
         End::Missing(reason) => not_had(reason),
         End::Stopped => {
@@ -103,19 +115,21 @@ pub(super) async fn download(service: &Service, name: &Name, on_miss: OnMiss) ->
     }
 }
 
-fn leads_to(nar: NarHash, name: &Name) -> Answer {
-    let ending = name.compression.file_ending();
-    // From /get/<set>/<attribute>, whatever that is below of.
-    let up = "../".repeat(name.depth);
+/// The address is relative, since the cache may itself be in a folder of a proxy.
+fn leads_to(nar: NarHash, compression: Compression, depth: usize) -> Answer {
+    let (up, ending) = ("../".repeat(depth), compression.file_ending());
     answer::elsewhere(&format!("{up}nar/{}.nar{ending}", nar.to_nixbase32()))
 }
 
 /// What a name stands for, and the output that was named.
-async fn find<'a>(service: &Service, name: &'a Name) -> Result<(Named, Option<&'a str>), NoSuchName> {
+async fn find<'a>(
+    service: &Service,
+    name: &'a PackageAddress,
+) -> Result<(Named, Option<&'a str>), NoSuchName> {
     service.parts.names.select(&name.set, &name.selection, name.system.as_deref()).await
 }
 
-async fn view(service: &Service, named: Named) -> Result<AttributeView, index::Error> {
+async fn view(service: &Service, named: Named) -> Result<AttributeDetails, index::Error> {
     let parts = &service.parts;
     let failure = parts.failures.of(&named.drv).await?;
     let mut outputs = Vec::new();
@@ -124,7 +138,7 @@ async fn view(service: &Service, named: Named) -> Result<AttributeView, index::E
     }
     let (attribute, system) = (named.attribute.to_string(), named.system);
     let name = AttributeName { set: named.set.to_string(), attribute, system };
-    Ok(AttributeView {
+    Ok(AttributeDetails {
         asked: parts.builds.asked_lately(&name),
         set: name.set,
         generation: named.generation,
@@ -143,13 +157,13 @@ async fn output_view(
     service: &Service,
     name: String,
     path: Option<StorePath>,
-) -> Result<OutputView, index::Error> {
+) -> Result<AttributeOutput, index::Error> {
     let hash = path.as_ref().map(StorePath::hash);
     let hit = match hash {
         Some(hash) => service.parts.index.find(hash).await?,
         None => None,
     };
-    Ok(OutputView {
+    Ok(AttributeOutput {
         name,
         path: path.as_ref().map(ToString::to_string),
         hash: hash.map(|hash| hash.to_string()),
@@ -157,4 +171,55 @@ async fn output_view(
         narinfo: hash.map(|hash| format!("/{hash}.narinfo")),
         nar: hit.map(|hit| format!("/nar/{}.nar.zst", hit.row.nar_hash.to_nixbase32())),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::catalogue::AttributePath;
+
+    #[test]
+    fn a_name_may_have_an_output_a_system_and_a_compression_and_nothing_else() {
+        let name = |attribute: &str, output: Option<&str>, system: Option<&str>, compression| {
+            let otherwise = output.and_then(|output| AttributePath::parse(&format!("{attribute}^{output}")));
+            PackageAddress {
+                set: SetName::new("pkgs").expect("a name"),
+                selection: Selection {
+                    path: AttributePath::parse(attribute).expect("a path"),
+                    output: output.map(str::to_owned),
+                    otherwise,
+                },
+                system: system.map(str::to_owned),
+                compression,
+            }
+        };
+        let parse = |attribute, query| PackageAddress::parse(["pkgs", attribute], query);
+        for (path, query, expected) in [
+            ("hello", None, name("hello", None, None, Compression::None)),
+            ("a.narinfo", None, name("a.narinfo", None, None, Compression::None)),
+            ("a.doi", None, name("a.doi", None, None, Compression::None)),
+            ("a/b", None, name("\"a/b\"", None, None, Compression::None)),
+            ("007 +%", None, name("\"007 +%\"", None, None, Compression::None)),
+            ("a.b^dev", None, name("a.b", Some("dev"), None, Compression::None)),
+            (
+                "a.\"b.c\"^dev",
+                Some("system=a-linux&compression=zstd"),
+                name("a.\"b.c\"", Some("dev"), Some("a-linux"), Compression::Zstd),
+            ),
+        ] {
+            assert_eq!(parse(path, query), Some(expected), "{path} {query:?}");
+        }
+        for (path, query) in [
+            ("a..b", None),
+            ("\"a", None),
+            ("a\0", None),
+            ("^out", None),
+            ("a^", None),
+            ("a", Some("sistem=a-linux")),
+            ("a", Some("compression=xz")),
+        ] {
+            assert_eq!(parse(path, query), None, "{path} {query:?}");
+        }
+        assert_eq!(PackageAddress::parse(["p.k", "a"], None), None);
+    }
 }

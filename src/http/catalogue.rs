@@ -1,14 +1,18 @@
 //! The package sets as JSON, and the refresh that is asked for through the control socket: a text that grows, line by line,
 //! with what is done, until it is over.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::Service;
 use super::answer::{self, Answer, json};
 use super::api::index_failed;
+use super::api::types::{EvaluationFailure, PackageSet, PackageSetDetails, PackageSetGeneration};
+use super::api::unix_seconds;
+use super::call::Call;
 use super::pipe::{Cut, Pipe, written};
-use crate::catalogue::{Following, Indexing, News, SetName, SetSettings};
-use crate::index::{self, AttributeRow, Generation, GenerationSize};
+use super::response_future::ResponseFuture;
+use crate::catalogue::{Following, News, SetName, SetSettings};
+use crate::index;
 
 /// Said when the index cannot tell of package sets.
 const UNTOLD: &str = "package sets cannot be told of";
@@ -17,55 +21,26 @@ const ERRORS_TOLD_MAX: u32 = 1_000;
 /// The time between two lines of one refresh.
 const LINE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A set.
-#[derive(serde::Serialize)]
-struct SetView {
-    name: String,
-    source: String,
-    systems: Vec<String>,
-    /// When its attributes are evaluated.
-    index: Indexing,
-    /// Seconds from one refresh to the next; null where that is manual.
-    refresh_seconds: Option<u64>,
-    keep_seconds: u64,
-    /// What is done for it now.
-    state: String,
-    /// When a refresh ended last, in Unix seconds.
-    tried_at: Option<u64>,
-    /// Why that failed; null where it went well.
-    failure: Option<String>,
-    /// The current one first.
-    generations: Vec<GenerationView>,
+pub(super) fn all(call: Call<'_>) -> Option<ResponseFuture> {
+    let service = call.service.clone();
+    Some(ResponseFuture::pending(async move { list(&service).await }))
 }
 
-#[derive(serde::Serialize)]
-struct GenerationView {
-    id: u64,
-    current: bool,
-    /// Unix seconds.
-    made_at: u64,
-    replaced_at: Option<u64>,
-    #[serde(flatten)]
-    size: GenerationSize,
+pub(super) fn one(call: Call<'_>) -> Option<ResponseFuture> {
+    let (service, name) = (call.service.clone(), SetName::new(call.arguments[0])?);
+    Some(ResponseFuture::pending(async move { details(&service, &name).await }))
 }
 
-/// A set with its errors.
-#[derive(serde::Serialize)]
-struct Detailed {
-    #[serde(flatten)]
-    set: SetView,
-    /// The attributes that failed to evaluate, up to a thousand.
-    errors: Vec<AttributeView>,
+pub(super) fn refresh_all(call: Call<'_>) -> Option<ResponseFuture> {
+    Some(ResponseFuture::ready(refreshed(call.service, None)))
 }
 
-#[derive(serde::Serialize)]
-struct AttributeView {
-    attribute: String,
-    system: String,
-    error: String,
+pub(super) fn refresh(call: Call<'_>) -> Option<ResponseFuture> {
+    let name = SetName::new(call.arguments[0])?;
+    Some(ResponseFuture::ready(refreshed(call.service, Some(name))))
 }
 
-pub(super) async fn all(service: &Service) -> Answer {
+async fn list(service: &Service) -> Answer {
     let mut views = Vec::new();
     for (settings, state) in service.parts.catalogue.sets() {
         match view(service, settings, state.to_string()).await {
@@ -76,14 +51,14 @@ pub(super) async fn all(service: &Service) -> Answer {
     json(&views)
 }
 
-pub(super) async fn one(service: &Service, name: &SetName) -> Answer {
+async fn details(service: &Service, name: &SetName) -> Answer {
     let Some((settings, state)) = service.parts.catalogue.sets().find(|(set, _)| set.name == *name) else {
         return unknown(name);
     };
     let told = async {
         let set = view(service, settings, state.to_string()).await?;
         let failed = service.parts.index.failed_attributes(name.to_string(), ERRORS_TOLD_MAX).await?;
-        Ok(Detailed { set, errors: failed.into_iter().map(AttributeView::from).collect() })
+        Ok(PackageSetDetails { set, errors: failed.into_iter().map(EvaluationFailure::from).collect() })
     };
     match told.await {
         Ok(detailed) => json(&detailed),
@@ -92,7 +67,7 @@ pub(super) async fn one(service: &Service, name: &SetName) -> Answer {
 }
 
 /// Asks for a refresh of one set, or of all, and tells of it.
-pub(super) fn refresh(service: &Service, name: Option<SetName>) -> Answer {
+fn refreshed(service: &Service, name: Option<SetName>) -> Answer {
     match service.parts.catalogue.refresh(name.as_ref().map(SetName::as_str)) {
         Some(following) => {
             let service = service.clone();
@@ -146,43 +121,20 @@ async fn tell(mut pipe: Pipe, following: Vec<Following>) -> Result<(), Cut> {
     Ok(())
 }
 
-async fn view(service: &Service, settings: &SetSettings, state: String) -> Result<SetView, index::Error> {
+async fn view(service: &Service, settings: &SetSettings, state: String) -> Result<PackageSet, index::Error> {
     let row = service.parts.index.set(settings.name.to_string()).await?;
-    Ok(SetView {
+    Ok(PackageSet {
         name: settings.name.to_string(),
         source: settings.origin.to_string(),
         systems: settings.systems.clone(),
-        index: settings.indexing,
+        index: settings.indexing.into(),
         refresh_seconds: settings.refresh.map(|every| every.as_secs()),
         keep_seconds: settings.keep.as_secs(),
         state,
-        tried_at: row.tried_at.map(unix),
+        tried_at: row.tried_at.map(unix_seconds),
         failure: row.failure,
-        generations: row.generations.into_iter().map(GenerationView::from).collect(),
+        generations: row.generations.into_iter().map(PackageSetGeneration::from).collect(),
     })
-}
-
-impl From<Generation> for GenerationView {
-    fn from(generation: Generation) -> Self {
-        Self {
-            id: generation.id,
-            current: generation.replaced_at.is_none(),
-            made_at: unix(generation.made_at),
-            replaced_at: generation.replaced_at.map(unix),
-            size: generation.size,
-        }
-    }
-}
-
-impl From<AttributeRow> for AttributeView {
-    fn from(row: AttributeRow) -> Self {
-        let error = row.outcome.err().unwrap_or_default();
-        Self { attribute: row.attribute, system: row.system, error }
-    }
-}
-
-fn unix(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 
 fn unknown(name: &SetName) -> Answer {

@@ -1,58 +1,63 @@
 //! The small answers: what this cache is, and how it is.
 
-use hyper::HeaderMap;
 use narinfo::CacheInfo;
 
 use super::Service;
-use super::address::Peer;
 use super::answer::{self, Answer, REMEMBERED};
+use super::call::Call;
+use super::endpoint::{Endpoint, Verb};
+use super::response_future::ResponseFuture;
 
-/// How to use this cache, for the person who opens its address.
-pub(super) fn home(service: &Service, headers: &HeaderMap, peer: Option<Peer>) -> Answer {
-    let parts = &service.parts;
-    let asked = || peer.and_then(|peer| peer.asked_url(headers));
-    let url = parts.settings.public_url.clone().or_else(asked).unwrap_or_else(|| parts.url.clone());
-    answer::ready(
-        answer::TEXT,
-        format!(
-            "Ondine: a Nix binary cache that builds what it is missing.\n\n\
-             To use it, add to nix.conf:\n\n    \
-             extra-substituters = {url}\n    \
-             extra-trusted-public-keys = {}\n\n\
-             {REMEMBERED}\n\n\
-             /nix-cache-info          about this cache\n\
-             /<hash>.narinfo          a store path; built first where need be\n\
-             /nar/<NarHash>.nar.zst   its contents, or .nar without compression\n\
-             /get/<set>/<attribute>   the contents of a package, by name\n\
-             /log/<derivation>        the log of a build, while it runs, too\n\
-             /cached/...              the same, and nothing is built\n\
-             /healthz /readyz         for monitoring\n\
-             /api/v1/status           the cache and the queue, as JSON\n\
-             /api/v1/paths/<hash>     what is known of a path\n\
-             /api/v1/queue            who waits for what, and /api/v1/builds/<number> for one\n\
-             /api/v1/catalogue        the package sets, and /api/v1/catalogue/<set>/<attribute> for one\n\
-             /metrics                 for Prometheus\n",
-            parts.public_keys.first().map_or("", String::as_str)
-        ),
-    )
+/// Instructions for the person who opens the cache's address, and all endpoints.
+pub(super) fn home(call: Call<'_>) -> Option<ResponseFuture> {
+    let parts = &call.service.parts;
+    let url = parts.settings.public_url.clone().or_else(|| call.asked_url());
+    let url = url.unwrap_or_else(|| parts.url.clone());
+    let key = parts.public_keys.first().map_or("", String::as_str);
+    let text = format!(
+        "Ondine: a Nix binary cache that builds what it is missing.\n\n\
+         To use it, add to nix.conf:\n\n    \
+         extra-substituters = {url}\n    \
+         extra-trusted-public-keys = {key}\n\n\
+         {REMEMBERED}\n\n{}\n\
+         The same below /cached/, where nothing is built. POST and DELETE are for the command line on the server's machine.\n",
+        list(call.service.endpoints())
+    );
+    Some(ResponseFuture::ready(answer::ready(answer::TEXT, text)))
 }
 
-pub(super) fn cache_info(service: &Service) -> Answer {
-    let settings = &service.parts.settings;
-    let info = CacheInfo {
-        store_dir: service.parts.store_dir.clone(),
-        want_mass_query: settings.want_mass_query,
-        priority: settings.priority,
+/// One line for each endpoint.
+fn list(endpoints: &[Endpoint]) -> String {
+    let address = |endpoint: &Endpoint| match endpoint.verb {
+        Verb::Get => endpoint.pattern.as_str().to_owned(),
+        other => format!("{} {}", other.as_str(), endpoint.pattern.as_str()),
     };
-    answer::ready(answer::CACHE_INFO, info.render())
+    let width = endpoints.iter().map(|endpoint| address(endpoint).len()).max().unwrap_or_default();
+    let line = |endpoint: &Endpoint| format!("{:width$}  {}\n", address(endpoint), endpoint.summary);
+    endpoints.iter().map(line).collect()
 }
 
-pub(super) fn health() -> Answer {
-    answer::ready(answer::TEXT, "ok\n")
+pub(super) fn cache_info(call: Call<'_>) -> Option<ResponseFuture> {
+    let parts = &call.service.parts;
+    let info = CacheInfo {
+        store_dir: parts.store_dir.clone(),
+        want_mass_query: parts.settings.want_mass_query,
+        priority: parts.settings.priority,
+    };
+    Some(ResponseFuture::ready(answer::ready(answer::CACHE_INFO, info.render())))
 }
 
-/// Ready means: the index can be relied on, NARs can be stored, the Nix daemon answers, and it is known what that can build.
-pub(super) async fn ready(service: &Service) -> Answer {
+pub(super) fn health(_: Call<'_>) -> Option<ResponseFuture> {
+    Some(ResponseFuture::ready(answer::ready(answer::TEXT, "ok\n")))
+}
+
+/// Ready means: the index can be relied on, NARs can be stored, the Nix daemon answers, and its capabilities are known.
+pub(super) fn readiness(call: Call<'_>) -> Option<ResponseFuture> {
+    let service = call.service.clone();
+    Some(ResponseFuture::pending(async move { ready(&service).await }))
+}
+
+async fn ready(service: &Service) -> Answer {
     if let Err(unfit) = service.parts.index.check().await {
         tracing::debug!(reason = %unfit, "not ready");
         return answer::not_ready(unfit);

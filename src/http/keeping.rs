@@ -4,15 +4,26 @@ use tokio::sync::mpsc;
 
 use super::Service;
 use super::answer::{self, Answer};
+use super::call::{Call, is_given, parameters};
 use super::pipe::{Cut, written};
+use super::response_future::ResponseFuture;
 use crate::keep::Check;
 
-pub(super) fn collect(service: &Service, max_bytes: Option<u64>, dry_run: bool) -> Answer {
-    told(service, service.parts.keeper.collect(max_bytes, dry_run))
+pub(super) fn collect(call: Call<'_>) -> Option<ResponseFuture> {
+    let max_bytes = parameters(call.query).find(|(name, _)| *name == "max-bytes");
+    let max_bytes = max_bytes.map(|(_, value)| value.unwrap_or_default().parse()).transpose();
+    Some(ResponseFuture::ready(match max_bytes {
+        Ok(max_bytes) => {
+            let lines = call.service.parts.keeper.collect(max_bytes, is_given(call.query, "dry-run"));
+            told(call.service, lines)
+        }
+        Err(_) => answer::bad_request("max-bytes is a number"),
+    }))
 }
 
-pub(super) fn check(service: &Service, check: Check) -> Answer {
-    told(service, service.parts.keeper.check(check))
+pub(super) fn check(call: Call<'_>) -> Option<ResponseFuture> {
+    let check = Check { verify: is_given(call.query, "verify"), repair: is_given(call.query, "repair") };
+    Some(ResponseFuture::ready(told(call.service, call.service.parts.keeper.check(check))))
 }
 
 /// Each line as it comes.

@@ -3,45 +3,38 @@
 use super::Service;
 use super::answer::{self, Answer, json};
 use super::api::index_failed;
-use super::route::Wanted;
+use super::api::types::{AttributeLine, AttributePage};
+use super::call::{Call, parameters};
+use super::response_future::ResponseFuture;
 use crate::catalogue::{Indexing, NoSuchName, SetName};
-use crate::index::{AttributeRow, Search};
+use crate::escape::Line;
+use crate::index::Search;
 
-/// A page of attributes, at `GET /api/v1/catalogue/<set>/`.
-#[derive(Debug, serde::Deserialize, serde::Serialize)]
-pub struct Listing {
-    /// The set.
-    pub set: String,
-    /// The generation that has them, which is the current one.
-    pub generation: u64,
-    /// The system that they are evaluated for.
-    pub system: String,
-    /// Whether the set is evaluated as a whole; else it has only what was asked for by name.
-    pub complete: bool,
-    /// In the order of their names.
-    pub attributes: Vec<AttributeLine>,
-    /// What the next page begins `after`; null on the last one.
-    pub next: Option<String>,
+/// Attributes of one page, unless another number is asked for.
+const LISTED_DEFAULT: u32 = 100;
+/// The most that may be asked for.
+const LISTED_MAX: u32 = 1000;
+
+/// Which attributes of a package set are listed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wanted {
+    /// What they are like.
+    like: Option<String>,
+    /// The system that they are for, where one is named.
+    system: Option<String>,
+    /// The one after which the list begins.
+    after: String,
+    /// How many at most.
+    max: u32,
 }
 
-/// An attribute in a list.
-#[derive(Debug, serde::Deserialize, serde::Serialize)]
-pub struct AttributeLine {
-    /// Its path, as Nix writes it.
-    pub attribute: String,
-    /// The name of its derivation; null where it cannot be evaluated.
-    pub name: Option<String>,
-    /// Base name of its derivation.
-    pub derivation: Option<String>,
-    /// The output that it is, where evaluation says so.
-    pub output: Option<String>,
-    /// Whether the set denies it.
-    pub denied: bool,
-    /// Why it cannot be evaluated.
-    pub error: Option<String>,
+pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
+    let (set, wanted) = (SetName::new(call.arguments[0])?, Wanted::parse(call.query));
+    let service = call.service.clone();
+    Some(ResponseFuture::pending(async move { list(&service, &set, wanted).await }))
 }
 
-pub(super) async fn get(service: &Service, set: &SetName, wanted: Result<Wanted, String>) -> Answer {
+async fn list(service: &Service, set: &SetName, wanted: Result<Wanted, String>) -> Answer {
     let Wanted { like, system, after, max } = match wanted {
         Ok(wanted) => wanted,
         Err(reason) => return answer::bad_request(reason),
@@ -63,7 +56,7 @@ pub(super) async fn get(service: &Service, set: &SetName, wanted: Result<Wanted,
     };
     let has_more = rows.len() > max as usize;
     rows.truncate(max as usize);
-    json(&Listing {
+    json(&AttributePage {
         set: set.to_string(),
         generation,
         system,
@@ -73,18 +66,44 @@ pub(super) async fn get(service: &Service, set: &SetName, wanted: Result<Wanted,
     })
 }
 
-impl From<AttributeRow> for AttributeLine {
-    fn from(row: AttributeRow) -> Self {
-        let drv = row.outcome.as_ref().ok();
-        // Where evaluation has a path instead, its description has the name.
-        let output = row.output.filter(|output| !output.contains('/'));
-        Self {
-            attribute: row.attribute,
-            name: drv.map(|drv| drv.name().trim_end_matches(".drv").to_owned()),
-            derivation: drv.map(ToString::to_string),
-            output,
-            denied: row.denied,
-            error: row.outcome.err(),
+impl Wanted {
+    fn parse(query: Option<&str>) -> Result<Self, String> {
+        let mut wanted = Self { like: None, system: None, after: String::new(), max: LISTED_DEFAULT };
+        for (key, value) in parameters(query) {
+            let value: String = value.ok_or_else(|| format!("{} is no UTF-8", Line(key)))?;
+            match key {
+                "q" => wanted.like = Some(value).filter(|like| !like.is_empty()),
+                "system" => wanted.system = Some(value),
+                "after" => wanted.after = value,
+                "limit" => {
+                    let max = value.parse().ok().filter(|max| (1..=LISTED_MAX).contains(max));
+                    wanted.max = max.ok_or_else(|| format!("limit is a number from 1 to {LISTED_MAX}"))?;
+                }
+                _ => return Err(format!("there is no {}, but q, system, after and limit", Line(key))),
+            }
+        }
+        Ok(wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_attributes_is_looked_through_and_goes_page_by_page() {
+        let wanted = |like: Option<&str>, system: Option<&str>, after: &str, max| Wanted {
+            like: like.map(str::to_owned),
+            system: system.map(str::to_owned),
+            after: after.to_owned(),
+            max,
+        };
+        assert_eq!(Wanted::parse(None), Ok(wanted(None, None, "", 100)));
+        assert_eq!(Wanted::parse(Some("q=")), Ok(wanted(None, None, "", 100)));
+        let all = "q=py%2a&system=a-linux&after=%22a+b%22&limit=1000";
+        assert_eq!(Wanted::parse(Some(all)), Ok(wanted(Some("py*"), Some("a-linux"), "\"a+b\"", 1000)));
+        for query in ["limit=0", "limit=1001", "limit=x", "page=2", "q=%ff"] {
+            assert!(Wanted::parse(Some(query)).is_err(), "{query}");
         }
     }
 }

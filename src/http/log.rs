@@ -9,7 +9,9 @@ use narinfo::StorePath;
 
 use super::Service;
 use super::answer::{self, Answer};
+use super::call::Call;
 use super::pipe::{Cut, Pieces, written};
+use super::response_future::ResponseFuture;
 use crate::build::Log;
 use crate::nix::DaemonLog;
 use crate::tail_file::{TailReader, reading};
@@ -20,7 +22,13 @@ enum Found {
     Daemons(DaemonLog),
 }
 
-pub(super) async fn get(service: &Service, path: StorePath) -> Answer {
+pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
+    let path = StorePath::parse(call.arguments[0]).ok()?;
+    let service = call.service.clone();
+    Some(ResponseFuture::pending(async move { answer(&service, path).await }))
+}
+
+async fn answer(service: &Service, path: StorePath) -> Answer {
     let drvs = if path.is_derivation() {
         vec![path.clone()]
     } else {

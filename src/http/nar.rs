@@ -9,12 +9,14 @@ use bytes::Bytes;
 use http_range_header::parse_range_header;
 use hyper::HeaderMap;
 use hyper::header::{self, HeaderName};
-use narinfo::{Compression, NarHash};
+use narinfo::{Compression, NarHash, StorePathHash};
 
+use super::Service;
 use super::again;
 use super::answer::{self, Answer, Part};
+use super::call::Call;
 use super::pipe::{Pieces, written};
-use super::{Method, Service};
+use super::response_future::ResponseFuture;
 use crate::nar_store::{Form, Nar, NarStream, Small};
 use crate::packer::{self, Packer, Served};
 use crate::substitute::OnMiss;
@@ -23,24 +25,45 @@ use crate::substitute::OnMiss;
 const LOST: &str = "lost in this moment; ask again";
 
 /// What is asked for.
-pub(super) struct Asked {
-    pub(super) hash: NarHash,
-    pub(super) compression: Compression,
-    pub(super) method: Method,
-    /// What a NAR that is not served any more may cost.
-    pub(super) on_miss: OnMiss,
+struct Asked {
+    hash: NarHash,
+    compression: Compression,
+    head: bool,
+    reader: Option<IpAddr>,
+    /// The cost that a NAR may have which is not served any more.
+    on_miss: OnMiss,
 }
 
-pub(super) async fn get(
-    service: &Service,
-    asked: Asked,
-    client: Option<IpAddr>,
-    headers: &HeaderMap,
-) -> Answer {
-    if let (Some(client), Method::Get) = (client, asked.method) {
-        service.parts.packer.read_ahead(client, asked.hash);
+/// From memory, or from a file. Clients remember other forms of the address from other servers: harmonia's is ours with a query,
+/// nix-serve's has the store path's hash before the NAR's.
+pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
+    let [name, ending] = call.arguments;
+    let compression = match ending {
+        "" => Compression::None,
+        // With its dot.
+        _ => Compression::from_file_ending(&call.path[call.path.len() - ending.len() - 1..])?,
+    };
+    let nar_hash = match name.split_once('-') {
+        Some((path_hash, nar_hash)) => {
+            path_hash.parse::<StorePathHash>().ok()?;
+            nar_hash
+        }
+        None => name,
+    };
+    let hash = NarHash::from_nixbase32(nar_hash).ok()?;
+    if let Some(answer) = lookup_cached(call.service, hash, compression, &call.headers) {
+        return Some(ResponseFuture::ready(answer));
     }
-    answer(service, asked, headers).await.unwrap_or_else(|error| {
+    let asked = Asked { hash, compression, head: call.head, reader: call.reader(), on_miss: call.on_miss() };
+    let (service, headers) = (call.service.clone(), call.headers);
+    Some(ResponseFuture::pending(async move { answer(&service, asked, &headers).await }))
+}
+
+async fn answer(service: &Service, asked: Asked, headers: &HeaderMap) -> Answer {
+    if let Some(reader) = asked.reader {
+        service.parts.packer.read_ahead(reader, asked.hash);
+    }
+    find(service, asked, headers).await.unwrap_or_else(|error| {
         // A NAR that cannot be read is a miss to a client, which then goes on without it.
         if let packer::Error::NotToBeHad(reason) = &error {
             return answer::missing(format_args!("not to be had at the moment: {reason}"));
@@ -51,7 +74,7 @@ pub(super) async fn get(
 }
 
 /// The answer, if it can be given from memory.
-pub(super) fn at_hand(
+fn lookup_cached(
     service: &Service,
     hash: NarHash,
     compression: Compression,
@@ -70,7 +93,7 @@ fn form(compression: Compression) -> Option<Form> {
     }
 }
 
-async fn answer(service: &Service, asked: Asked, headers: &HeaderMap) -> Result<Answer, packer::Error> {
+async fn find(service: &Service, asked: Asked, headers: &HeaderMap) -> Result<Answer, packer::Error> {
     let (begun, packer, hash) = (Instant::now(), &service.parts.packer, asked.hash);
     let form = form(asked.compression);
     if let Some(served) = packer.find(hash, form).await? {
@@ -96,7 +119,7 @@ async fn give(
     asked: &Asked,
     headers: &HeaderMap,
 ) -> Result<Answer, packer::Error> {
-    let &Asked { hash, compression, method, .. } = asked;
+    let &Asked { hash, compression, head, .. } = asked;
     let form = form(compression);
     if let (Some(form), Some(small)) = (form, served.small.take()) {
         return Ok(whole(&small, form, headers));
@@ -111,7 +134,7 @@ async fn give(
     if let Some(etag) = etag.as_deref().filter(|etag| is_known(headers, etag)) {
         return Ok(answer::not_modified(etag));
     }
-    if method == Method::Head {
+    if head {
         let length = match form {
             Form::Plain => Some(served.nar_size()),
             Form::Zstd => served.packed.map(|nar| nar.file_size),

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant};
 use hyper::Version;
 use narinfo::StorePathHash;
 
+use super::Service;
 use super::answer::{self, Answer};
+use super::call::Call;
 use super::pipe::{Cut, Pipe, written};
 use super::pursuit::{End, Pursuit};
+use super::response_future::ResponseFuture;
 use super::traffic::Outcome;
-use super::{Method, Service};
 use crate::index::{FailureClass, Ready};
 use crate::substitute::{Answer as Decision, Missing, OnMiss};
 
@@ -24,8 +26,21 @@ const DECIDED_WITHIN: Duration = Duration::from_secs(5);
 /// Characters of a line about the wait at most: some of it is what others said.
 const WAIT_LINE_CHARS_MAX: usize = 1000;
 
+/// From memory, where nearly all requests end; else through the index, upstreams and the queue.
+pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
+    let hash = call.arguments[0].parse().ok()?;
+    let (on_miss, reader) = (call.on_miss(), call.reader());
+    if let Some(answer) = lookup_cached(call.service, hash, &on_miss, reader) {
+        return Some(ResponseFuture::ready(answer));
+    }
+    // Very many may wait, and the headers of a request are a part of the connection's buffer: they stay behind.
+    let asked = Asked { hash, on_miss, head: call.head, reader, version: call.version };
+    let service = call.service.clone();
+    Some(ResponseFuture::pending(async move { answer(&service, asked).await }))
+}
+
 /// The answer, if it can be given from memory.
-pub(super) fn at_hand(
+fn lookup_cached(
     service: &Service,
     hash: StorePathHash,
     on_miss: &OnMiss,
@@ -41,17 +56,17 @@ pub(super) fn at_hand(
 }
 
 /// What is asked for, and by whom.
-pub(super) struct Asked {
-    pub(super) hash: StorePathHash,
-    pub(super) on_miss: OnMiss,
-    pub(super) method: Method,
-    pub(super) reader: Option<IpAddr>,
-    pub(super) version: Version,
+struct Asked {
+    hash: StorePathHash,
+    on_miss: OnMiss,
+    head: bool,
+    reader: Option<IpAddr>,
+    version: Version,
 }
 
 /// Holds the answer for a while, so that it keeps its true status; then sends lines about the wait.
-pub(super) async fn get(service: &Service, asked: Asked) -> Answer {
-    let Asked { hash, on_miss, method, reader, version } = asked;
+async fn answer(service: &Service, asked: Asked) -> Answer {
+    let Asked { hash, on_miss, head, reader, version } = asked;
     // HTTP/1.0 has no chunks: there a cut cannot be told from an end, so all of the wait is silent.
     let hold = if version == Version::HTTP_10 { Duration::MAX } else { service.parts.settings.hold };
     // In a box, since a future keeps room for what it is given and for what it makes of that: very many may wait.
@@ -64,7 +79,7 @@ pub(super) async fn get(service: &Service, asked: Asked) -> Answer {
         Some(End::Ready(ready)) => served(service, &ready, reader),
         Some(End::Missing(reason)) => missing(&reason),
         // No body could say that it goes on, or it would only go on to a cut.
-        None | Some(End::Stopped) if method == Method::Head || pursuit.is_mere_trouble() => {
+        None | Some(End::Stopped) if head || pursuit.is_mere_trouble() => {
             let stage = pursuit.describe();
             answer::missing_path(format_args!("not known yet: {stage}; GET outside /cached/ waits longer"))
         }

@@ -2,43 +2,23 @@
 //! any request by name; one that may stand for several things is refused with the choices.
 
 use std::collections::BTreeSet;
-use std::time::SystemTime;
 
 use narinfo::StorePath;
 
 use super::Service;
 use super::answer::{self, Answer, json};
 use super::api::index_failed;
+use super::api::types::PinView;
+use super::call::Call;
+use super::response_future::ResponseFuture;
 use crate::catalogue::{NoSuchName, Selection, SetName, SetSettings};
 use crate::escape::{Line, Lines};
-use crate::index::PinRow;
 use crate::keep::{Pinned, Pinning};
-
-/// A pin, in the list at `GET /api/v1/pins`.
-#[derive(Debug, serde::Deserialize, serde::Serialize)]
-pub struct PinView {
-    /// What was named: an attribute, or the path.
-    pub name: String,
-    /// The hash of the path.
-    pub hash: String,
-    /// The path; null while it is not served.
-    pub path: Option<String>,
-    /// Unix seconds.
-    pub pinned_at: u64,
-}
 
 /// An attribute that is named with its set, or without.
 struct Named {
     set: Option<SetName>,
     selection: Selection,
-}
-
-impl From<PinRow> for PinView {
-    fn from(row: PinRow) -> Self {
-        let pinned_at = row.pinned_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let path = row.path.map(|path| path.to_string());
-        Self { name: row.name, hash: row.hash.to_string(), path, pinned_at }
-    }
 }
 
 impl Named {
@@ -62,14 +42,29 @@ impl Named {
     }
 }
 
-pub(super) async fn all(service: &Service) -> Answer {
+pub(super) fn list(call: Call<'_>) -> Option<ResponseFuture> {
+    let service = call.service.clone();
+    Some(ResponseFuture::pending(async move { all(&service).await }))
+}
+
+pub(super) fn pin(call: Call<'_>) -> Option<ResponseFuture> {
+    let (service, what) = (call.service.clone(), Pinned::parse(call.arguments[0])?);
+    Some(ResponseFuture::pending(async move { pinned(&service, what).await }))
+}
+
+pub(super) fn unpin(call: Call<'_>) -> Option<ResponseFuture> {
+    let (service, what) = (call.service.clone(), Pinned::parse(call.arguments[0])?);
+    Some(ResponseFuture::pending(async move { unpinned(&service, what).await }))
+}
+
+async fn all(service: &Service) -> Answer {
     match service.parts.keeper.pins().await {
         Ok(pins) => json(&pins.into_iter().map(PinView::from).collect::<Vec<_>>()),
         Err(error) => index_failed(&error, "the pins cannot be told of"),
     }
 }
 
-pub(super) async fn pin(service: &Service, what: Pinned) -> Answer {
+async fn pinned(service: &Service, what: Pinned) -> Answer {
     let found = match what {
         Pinned::Path(hash, name) => {
             let path = StorePath::parse(&name).ok();
@@ -157,7 +152,7 @@ async fn outputs(
     }
 }
 
-pub(super) async fn unpin(service: &Service, what: Pinned) -> Answer {
+async fn unpinned(service: &Service, what: Pinned) -> Answer {
     let (name, hash) = match what {
         Pinned::Path(hash, name) => (name, Some(hash)),
         Pinned::Attribute(text) => match name_of_pin(service, text).await {

@@ -2,13 +2,17 @@
 
 use narinfo::DrvOutput;
 
-use super::Service;
-use super::answer::{self, Answer};
-use crate::upstream::Asker;
+use super::answer;
+use super::call::Call;
+use super::response_future::ResponseFuture;
 
-pub(super) async fn get(service: &Service, id: &DrvOutput, asker: &Asker) -> Answer {
-    match service.parts.substitute.realisation(id, asker).await {
-        Ok(realisation) => answer::ready(answer::JSON, realisation.render()),
-        Err(reason) => answer::missing_path(reason),
-    }
+pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
+    let id = DrvOutput::from_file(call.path.trim_start_matches('/')).ok()?;
+    let (service, asker) = (call.service.clone(), call.caller.asker());
+    Some(ResponseFuture::pending(async move {
+        match service.parts.substitute.realisation(&id, &asker).await {
+            Ok(realisation) => answer::ready(answer::JSON, realisation.render()),
+            Err(reason) => answer::missing_path(reason),
+        }
+    }))
 }

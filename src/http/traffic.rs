@@ -16,9 +16,9 @@ const SUMMARY_EVERY: Duration = Duration::from_secs(60);
 /// Target of the access log, as ONDINE_LOG names it (`ondine::access=debug`).
 const ACCESS: &str = "ondine::access";
 
-/// What is asked for, as metrics name it.
+/// The value of the metrics' label `route`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum RouteLabel {
     NarInfo,
     Nar,
     Realisation,
@@ -32,17 +32,17 @@ pub(super) enum Kind {
     Unknown,
 }
 
-const KINDS: [(Kind, &str); 10] = [
-    (Kind::NarInfo, "narinfo"),
-    (Kind::Nar, "nar"),
-    (Kind::Realisation, "realisation"),
-    (Kind::Log, "log"),
-    (Kind::Download, "get"),
-    (Kind::Page, "page"),
-    (Kind::Api, "api"),
-    (Kind::Monitoring, "monitoring"),
-    (Kind::Change, "change"),
-    (Kind::Unknown, "unknown"),
+const LABELS: [(RouteLabel, &str); 10] = [
+    (RouteLabel::NarInfo, "narinfo"),
+    (RouteLabel::Nar, "nar"),
+    (RouteLabel::Realisation, "realisation"),
+    (RouteLabel::Log, "log"),
+    (RouteLabel::Download, "get"),
+    (RouteLabel::Page, "page"),
+    (RouteLabel::Api, "api"),
+    (RouteLabel::Monitoring, "monitoring"),
+    (RouteLabel::Change, "change"),
+    (RouteLabel::Unknown, "unknown"),
 ];
 
 /// How a request came out.
@@ -80,7 +80,7 @@ const OUTCOMES: [(Outcome, &str); 9] = [
     (Outcome::Cut, "cut"),
 ];
 
-/// Counters of one kind of request.
+/// Counters of the requests of one label.
 #[derive(Debug, Default)]
 struct Counters {
     outcomes: [AtomicU64; OUTCOMES.len()],
@@ -93,13 +93,13 @@ struct Counters {
 /// Counters of one thread, apart from those of others so that no core waits for another one's cache.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Shard([Counters; KINDS.len()]);
+struct Shard([Counters; LABELS.len()]);
 
 /// Everything that was asked and answered.
 #[derive(Debug)]
 pub(super) struct Traffic(Box<[Shard]>);
 
-/// Sums of one kind of request.
+/// Sums of the requests of one label.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sums {
     outcomes: [u64; OUTCOMES.len()],
@@ -114,21 +114,21 @@ impl Traffic {
         Self((0..=threads).map(|_| Shard::default()).collect())
     }
 
-    fn counters(&self, shard: usize, kind: Kind) -> &Counters {
-        &self.0[shard.min(self.0.len() - 1)].0[kind as usize]
+    fn counters(&self, shard: usize, label: RouteLabel) -> &Counters {
+        &self.0[shard.min(self.0.len() - 1)].0[label as usize]
     }
 
     /// Counts an answer that was there at once.
-    pub(super) fn count(&self, shard: usize, kind: Kind, outcome: Outcome, bytes: u64) {
-        let counters = self.counters(shard, kind);
+    pub(super) fn count(&self, shard: usize, label: RouteLabel, outcome: Outcome, bytes: u64) {
+        let counters = self.counters(shard, label);
         counters.outcomes[outcome as usize].fetch_add(1, Ordering::Relaxed);
         counters.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    fn sums(&self, kind: Kind) -> Sums {
+    fn sums(&self, label: RouteLabel) -> Sums {
         let mut sums = Sums::default();
-        for Shard(kinds) in &self.0 {
-            let Counters { outcomes, bytes, seconds, nanoseconds } = &kinds[kind as usize];
+        for Shard(labels) in &self.0 {
+            let Counters { outcomes, bytes, seconds, nanoseconds } = &labels[label as usize];
             let add = |sum: &mut u64, counter: &AtomicU64| *sum += counter.load(Ordering::Relaxed);
             sums.outcomes.iter_mut().zip(outcomes).for_each(|(sum, counter)| add(sum, counter));
             sums.seconds.iter_mut().zip(seconds).for_each(|(sum, counter)| add(sum, counter));
@@ -140,7 +140,7 @@ impl Traffic {
 
     /// Adds what was counted to the metrics.
     pub(super) fn write_metrics(&self, text: &mut String) {
-        let sums = KINDS.map(|(kind, name)| (name, self.sums(kind)));
+        let sums = LABELS.map(|(label, name)| (name, self.sums(label)));
         // Writing to a string does not fail.
         let mut line = |arguments: std::fmt::Arguments<'_>| {
             let _ = writeln!(text, "{arguments}");
@@ -183,13 +183,14 @@ impl Traffic {
 
     /// Logs once a minute what was asked of this cache meanwhile, if anything was.
     pub(super) async fn log_summaries(&self) {
-        let counted = || [Kind::NarInfo, Kind::Nar, Kind::Download].map(|kind| self.sums(kind));
+        let counted =
+            || [RouteLabel::NarInfo, RouteLabel::Nar, RouteLabel::Download].map(|label| self.sums(label));
         let mut before = counted();
         loop {
             tokio::time::sleep(SUMMARY_EVERY).await;
             let now = counted();
-            let since = |kind: usize, outcome: Outcome| {
-                now[kind].outcomes[outcome as usize] - before[kind].outcomes[outcome as usize]
+            let since = |label: usize, outcome: Outcome| {
+                now[label].outcomes[outcome as usize] - before[label].outcomes[outcome as usize]
             };
             let both = |outcome| since(0, outcome) + since(2, outcome);
             let bytes: u64 = now.iter().zip(&before).map(|(now, before)| now.bytes - before.bytes).sum();
@@ -217,7 +218,7 @@ impl Traffic {
 pub(super) struct Tally {
     traffic: Arc<Traffic>,
     shard: usize,
-    kind: Kind,
+    label: RouteLabel,
     began: Instant,
     line: Option<Box<Line>>,
     status: u16,
@@ -233,13 +234,13 @@ impl Tally {
     pub(super) fn new(
         traffic: &Arc<Traffic>,
         shard: usize,
-        kind: Kind,
+        label: RouteLabel,
         line: Option<Box<Line>>,
     ) -> Box<Self> {
         Box::new(Self {
             traffic: Arc::clone(traffic),
             shard,
-            kind,
+            label,
             began: Instant::now(),
             line,
             status: 0,
@@ -272,12 +273,12 @@ impl Drop for Tally {
         // Nobody asks a body of known length for its end.
         let outcome =
             if self.complete || self.length == Some(self.bytes) { self.outcome } else { Outcome::Cut };
-        let counters = self.traffic.counters(self.shard, self.kind);
+        let counters = self.traffic.counters(self.shard, self.label);
         let bucket = SECONDS.iter().position(|bound| took.as_secs_f64() <= *bound).unwrap_or(0);
         let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         counters.seconds[bucket].fetch_add(1, Ordering::Relaxed);
         counters.nanoseconds.fetch_add(nanoseconds, Ordering::Relaxed);
-        self.traffic.count(self.shard, self.kind, outcome, self.bytes);
+        self.traffic.count(self.shard, self.label, outcome, self.bytes);
         if let Some(line) = &self.line {
             line.log(self.status, outcome, self.bytes, took);
         }
@@ -316,7 +317,7 @@ mod tests {
 
     #[test]
     fn what_is_counted_stands_under_its_own_name() {
-        assert!(KINDS.iter().enumerate().all(|(number, (kind, _))| *kind as usize == number));
+        assert!(LABELS.iter().enumerate().all(|(number, (label, _))| *label as usize == number));
         assert!(OUTCOMES.iter().enumerate().all(|(number, (outcome, _))| *outcome as usize == number));
     }
 
@@ -324,13 +325,13 @@ mod tests {
     fn the_counters_of_all_threads_are_summed_up_and_answers_from_memory_took_no_time() {
         let traffic = Arc::new(Traffic::new(2));
         for shard in 0..3 {
-            traffic.count(shard, Kind::NarInfo, Outcome::Hit, 10);
+            traffic.count(shard, RouteLabel::NarInfo, Outcome::Hit, 10);
         }
-        let mut tally = Tally::new(&traffic, 1, Kind::NarInfo, None);
+        let mut tally = Tally::new(&traffic, 1, RouteLabel::NarInfo, None);
         tally.begun(404, Outcome::Miss, None);
         tally.gave(5);
         tally.ended();
-        drop(Tally::new(&traffic, 0, Kind::NarInfo, None));
+        drop(Tally::new(&traffic, 0, RouteLabel::NarInfo, None));
         let mut text = String::new();
         traffic.write_metrics(&mut text);
         for line in [

@@ -86,7 +86,7 @@ pub struct Generation {
 }
 
 /// How much there is in a generation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct GenerationSize {
     /// Attributes that gave a derivation.
     pub attributes: u64,

@@ -149,7 +149,7 @@ pub struct Failure {
 }
 
 /// How much the index holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Store paths that are served.
     pub paths: u64,

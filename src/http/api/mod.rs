@@ -2,10 +2,17 @@
 
 use narinfo::{StorePath, StorePathHash};
 
+mod convert;
+pub(super) mod types;
+
 use super::Service;
 use super::answer::{self, Answer, json};
-use crate::build::{QueueView, RequestState, RequestView};
-use crate::index::{self, Counts, Index, Unfit};
+use super::call::Call;
+use super::response_future::ResponseFuture;
+use crate::build::RequestState;
+use crate::index::{self, Index, Unfit};
+pub(super) use convert::unix_seconds;
+use types::{CacheCounts, PathComparison, PathDetails, QueueStatus, RequestDetails, ServerStatus};
 
 /// Said when the index does not answer.
 const UNREADABLE: &str = "the index cannot be read; the server's log says why, and /readyz what to do";
@@ -15,23 +22,36 @@ const LOG_LINES: usize = 20;
 /// What follows the last metric: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
 const METRICS_END: &str = "# EOF\n";
 
-/// `GET /api/v1/status`.
-#[derive(serde::Serialize)]
-struct Status {
-    version: &'static str,
-    store_dir: String,
-    /// The first of `public_keys`.
-    public_key: Option<String>,
-    public_keys: Vec<String>,
-    /// Null where the index cannot tell.
-    cache: Option<Counts>,
-    queue: QueueView,
-    /// What is wrong with the index.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
+pub(super) fn status(call: Call<'_>) -> Option<ResponseFuture> {
+    let service = call.service.clone();
+    Some(ResponseFuture::pending(async move { server_status(&service).await }))
 }
 
-pub(super) async fn status(service: &Service) -> Answer {
+pub(super) fn queue(call: Call<'_>) -> Option<ResponseFuture> {
+    Some(ResponseFuture::ready(json(&QueueStatus::from(call.service.parts.builds.view()))))
+}
+
+pub(super) fn build(call: Call<'_>) -> Option<ResponseFuture> {
+    let (service, id) = (call.service.clone(), call.arguments[0].parse().ok()?);
+    Some(ResponseFuture::pending(async move { request(&service, id).await }))
+}
+
+pub(super) fn path(call: Call<'_>) -> Option<ResponseFuture> {
+    let (service, hash) = (call.service.clone(), call.arguments[0].parse().ok()?);
+    Some(ResponseFuture::pending(async move { path_details(&service, hash).await }))
+}
+
+pub(super) fn metrics(call: Call<'_>) -> Option<ResponseFuture> {
+    let (parts, mut text) = (&call.service.parts, String::new());
+    parts.builds.write_metrics(&mut text);
+    parts.upstreams.write_metrics(&mut text);
+    parts.catalogue.write_metrics(&mut text);
+    parts.keeper.write_metrics(&mut text);
+    call.service.traffic.write_metrics(&mut text);
+    Some(ResponseFuture::ready(answer::ready(answer::OPENMETRICS, text + METRICS_END)))
+}
+
+async fn server_status(service: &Service) -> Answer {
     let parts = &service.parts;
     let counts = parts.index.counts().await.inspect_err(|error| {
         tracing::error!(error = error as &dyn std::error::Error, "the index cannot be read");
@@ -42,14 +62,14 @@ pub(super) async fn status(service: &Service) -> Answer {
         counts.is_err() || unfit.as_ref().is_some_and(|unfit| !matches!(unfit, Unfit::NotWritable(_)));
     let error =
         unfit.map(|unfit| unfit.to_string()).or_else(|| counts.is_err().then(|| UNREADABLE.to_owned()));
-    let status = Status {
+    let status = ServerStatus {
         version: env!("CARGO_PKG_VERSION"),
         store_dir: parts.store_dir.to_string(),
         public_key: parts.public_keys.first().cloned(),
         public_keys: parts.public_keys.clone(),
         error,
-        cache: counts.ok(),
-        queue: parts.builds.view(),
+        cache: counts.ok().map(CacheCounts::from),
+        queue: parts.builds.view().into(),
     };
     if is_failing { answer::partly(&status) } else { json(&status) }
 }
@@ -60,20 +80,7 @@ pub(super) fn index_failed(error: &index::Error, what: &'static str) -> Answer {
     answer::failed(format_args!("{what}: {UNREADABLE}"))
 }
 
-pub(super) fn queue(service: &Service) -> Answer {
-    json(&service.parts.builds.view())
-}
-
-/// `GET /api/v1/builds/<number>`.
-#[derive(serde::Serialize)]
-struct Build {
-    #[serde(flatten)]
-    request: RequestView,
-    /// The end of the log of what is being built for it, has failed, or was built.
-    log: Vec<String>,
-}
-
-pub(super) async fn build(service: &Service, id: u64) -> Answer {
+async fn request(service: &Service, id: u64) -> Answer {
     let Some(request) = service.parts.builds.request(id) else {
         return answer::no_such(format_args!(
             "no request has the number {id}, or it ended long ago; /api/v1/queue lists those that wait"
@@ -88,7 +95,7 @@ pub(super) async fn build(service: &Service, id: u64) -> Answer {
         Ok(drv) => last_lines(service, drv).await,
         Err(_) => Vec::new(),
     };
-    json(&Build { request, log })
+    json(&RequestDetails { request: request.into(), log })
 }
 
 /// A log that cannot be read has no lines.
@@ -98,33 +105,7 @@ async fn last_lines(service: &Service, drv: StorePath) -> Vec<String> {
     lines.ok().and_then(Result::ok).unwrap_or_default()
 }
 
-/// `GET /api/v1/paths/<hash>`.
-#[derive(serde::Serialize)]
-struct Path {
-    path: String,
-    nar_hash: String,
-    nar_size: u64,
-    references: Vec<String>,
-    deriver: Option<String>,
-    /// Whether it was built on this machine.
-    built_here: bool,
-    /// Bytes of the file that is kept; null while there is none.
-    file_size: Option<u64>,
-    /// The upstreams that have the contents.
-    upstreams: Vec<String>,
-    /// What an upstream has of a path that was built here; null as long as none is known to have it.
-    comparison: Option<Compared>,
-}
-
-#[derive(serde::Serialize)]
-struct Compared {
-    upstream: String,
-    nar_hash: String,
-    /// Whether that is what was built here.
-    same: bool,
-}
-
-pub(super) async fn path(service: &Service, hash: StorePathHash) -> Answer {
+async fn path_details(service: &Service, hash: StorePathHash) -> Answer {
     match known_path(&service.parts.index, hash).await {
         Ok(Some(path)) => json(&path),
         Ok(None) => answer::no_such("this path is not served; whether it can be had, its narinfo tells"),
@@ -132,11 +113,11 @@ pub(super) async fn path(service: &Service, hash: StorePathHash) -> Answer {
     }
 }
 
-async fn known_path(index: &Index, hash: StorePathHash) -> Result<Option<Path>, index::Error> {
+async fn known_path(index: &Index, hash: StorePathHash) -> Result<Option<PathDetails>, index::Error> {
     let Some(hit) = index.find(hash).await? else { return Ok(None) };
     let upstreams = index.upstreams_with(hit.row.nar_hash).await?;
     let comparison = index.comparison(hash).await?;
-    Ok(Some(Path {
+    Ok(Some(PathDetails {
         path: hit.row.path.to_string(),
         nar_hash: hit.row.nar_hash.to_string(),
         nar_size: hit.row.nar_size,
@@ -145,20 +126,6 @@ async fn known_path(index: &Index, hash: StorePathHash) -> Result<Option<Path>, 
         built_here: hit.row.built,
         file_size: hit.packed.map(|nar| nar.file_size),
         upstreams: upstreams.into_iter().map(|nar| nar.upstream).collect(),
-        comparison: comparison.map(|found| Compared {
-            upstream: found.upstream,
-            nar_hash: found.nar_hash.to_string(),
-            same: found.same,
-        }),
+        comparison: comparison.map(PathComparison::from),
     }))
-}
-
-pub(super) fn metrics(service: &Service) -> Answer {
-    let mut text = String::new();
-    service.parts.builds.write_metrics(&mut text);
-    service.parts.upstreams.write_metrics(&mut text);
-    service.parts.catalogue.write_metrics(&mut text);
-    service.parts.keeper.write_metrics(&mut text);
-    service.traffic.write_metrics(&mut text);
-    answer::ready(answer::OPENMETRICS, text + METRICS_END)
 }

@@ -1,0 +1,350 @@
+//! The JSON types of the HTTP API, all of them: bodies of requests and answers, with the descriptions that the OpenAPI document
+//! repeats. Rows of the index and views of the queue become these (`convert.rs`) and are never serialised themselves.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// An error, told with the status that fits it.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ErrorBody {
+    /// Text for a person: the reason, and the way out where there is one.
+    pub error: String,
+}
+
+/// The server, its cache and its queue.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ServerStatus {
+    pub version: &'static str,
+    pub store_dir: String,
+    /// The first of `public_keys`.
+    pub public_key: Option<String>,
+    pub public_keys: Vec<String>,
+    /// Null while the index cannot be read.
+    pub cache: Option<CacheCounts>,
+    pub queue: QueueStatus,
+    /// Trouble with the index.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+/// Contents of the cache in numbers.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct CacheCounts {
+    /// Store paths that are served.
+    pub paths: u64,
+    /// NARs on disk.
+    pub nars: u64,
+    /// Bytes of those files.
+    pub nar_bytes: u64,
+    /// Failures that are remembered.
+    pub failures: u64,
+    /// Own builds that an upstream has with the same contents.
+    pub reproduced: u64,
+    /// Own builds that an upstream has with other contents.
+    pub not_reproduced: u64,
+}
+
+/// The queue.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct QueueStatus {
+    /// Builds that run now.
+    pub running: Vec<RunningBuild>,
+    /// Requests that wait, in all.
+    pub total: usize,
+    /// The oldest thousand of them, in order.
+    pub requests: Vec<RequestStatus>,
+    /// The reason that none of them goes on; null while they do.
+    pub stalled: Option<String>,
+}
+
+/// A build that runs.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RunningBuild {
+    /// Base name of the derivation.
+    pub derivation: String,
+    /// Seconds since it was started.
+    pub seconds: u64,
+    /// Number of the request that it is built for.
+    pub request: Option<u64>,
+    /// True for a pre-build: nobody has asked for it, and it stops once someone waits for anything else.
+    pub prebuild: bool,
+}
+
+/// A request for a derivation.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RequestStatus {
+    /// Its number, which is never used again.
+    pub id: u64,
+    /// Base name of the derivation.
+    pub derivation: String,
+    /// Unix seconds of the first asking.
+    pub asked_at: u64,
+    /// Clients that wait for it.
+    pub clients: usize,
+    #[serde(flatten)]
+    pub phase: RequestPhase,
+    /// Its place in the queue; absent once it has left it.
+    #[serde(flatten)]
+    pub place: Option<RequestPlace>,
+}
+
+/// Phase of a request's life.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum RequestPhase {
+    /// In the queue; nothing is being built for it now.
+    Waiting,
+    /// In the queue, and something is being built for it.
+    Building {
+        /// Base name of the derivation that is being built.
+        building: String,
+    },
+    /// All is built; its outputs are being signed and published.
+    Delivering,
+    /// Its outputs were served.
+    Served,
+    /// A build failed.
+    Failed {
+        /// Base name of the derivation whose build failed.
+        cause: String,
+        /// The daemon's words.
+        reason: String,
+    },
+    /// Nothing was built for it, because this server cannot or may not.
+    Refused {
+        /// The obstacle.
+        reason: String,
+    },
+    /// Every client left before anything of it was built.
+    Dropped,
+}
+
+/// Place of a request in the queue, and a forecast of its delivery.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RequestPlace {
+    /// Its place, 1 being the oldest.
+    pub position: usize,
+    /// Requests in the queue.
+    pub of: usize,
+    /// Derivations built for it since it was planned; null until it is planned.
+    pub built: Option<usize>,
+    /// Derivations that it lacked when it was planned; null until then.
+    pub lacked: Option<usize>,
+    /// Seconds of known work ahead of its delivery; null until it is planned.
+    pub known_seconds: Option<u64>,
+    /// Derivations ahead of its delivery whose build time is unknown; null until it is planned.
+    pub unknown: Option<usize>,
+    /// Seconds from now between which it is delivered in eight cases of ten.
+    pub eta_seconds: Option<(u64, u64)>,
+}
+
+/// A request with the end of its log.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct RequestDetails {
+    #[serde(flatten)]
+    pub request: RequestStatus,
+    /// The last twenty lines of the log of the build that runs, failed or ended last.
+    pub log: Vec<String>,
+}
+
+/// A store path that is served.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PathDetails {
+    /// Base name of the path.
+    pub path: String,
+    pub nar_hash: String,
+    pub nar_size: u64,
+    /// Base names.
+    pub references: Vec<String>,
+    /// Base name of its derivation.
+    pub deriver: Option<String>,
+    /// True for a path that was built on this machine.
+    pub built_here: bool,
+    /// Bytes of its file in the NAR store; null while there is none.
+    pub file_size: Option<u64>,
+    /// Names of the upstreams that have the contents.
+    pub upstreams: Vec<String>,
+    /// An upstream's NAR beside the one that was built here; null as long as none is known to have it.
+    pub comparison: Option<PathComparison>,
+}
+
+/// An upstream's NAR of a path that was built here.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PathComparison {
+    /// Name of the upstream.
+    pub upstream: String,
+    pub nar_hash: String,
+    /// True where both hashes are equal.
+    pub same: bool,
+}
+
+/// A package set.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PackageSet {
+    pub name: String,
+    pub source: String,
+    pub systems: Vec<String>,
+    /// Time of evaluation of its attributes.
+    pub index: EvaluationTime,
+    /// Seconds from one refresh to the next; null where that is manual.
+    pub refresh_seconds: Option<u64>,
+    /// Seconds that a generation is kept after it was replaced.
+    pub keep_seconds: u64,
+    /// Text about the refresh that runs or is due.
+    pub state: String,
+    /// Unix seconds of the end of the last refresh.
+    pub tried_at: Option<u64>,
+    /// Reason that it failed; null where it succeeded.
+    pub failure: Option<String>,
+    /// The current one first.
+    pub generations: Vec<PackageSetGeneration>,
+}
+
+/// Time of evaluation of a set's attributes.
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum EvaluationTime {
+    /// All attributes in each generation.
+    Full,
+    /// Each attribute when it is first asked for by name.
+    Lazy,
+}
+
+/// A generation of a package set.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PackageSetGeneration {
+    pub id: u64,
+    pub current: bool,
+    /// Unix seconds.
+    pub made_at: u64,
+    /// Unix seconds; null for the current one.
+    pub replaced_at: Option<u64>,
+    /// Attributes that gave a derivation.
+    pub attributes: u64,
+    /// Attributes that may not be built.
+    pub denied: u64,
+    /// Attributes that failed to evaluate.
+    pub errors: u64,
+    /// Derivations in the closure of the attributes that may be built.
+    pub derivations: u64,
+}
+
+/// A package set with its errors.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct PackageSetDetails {
+    #[serde(flatten)]
+    pub set: PackageSet,
+    /// Attributes that failed to evaluate, a thousand at most.
+    pub errors: Vec<EvaluationFailure>,
+}
+
+/// An attribute that failed to evaluate.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct EvaluationFailure {
+    pub attribute: String,
+    pub system: String,
+    pub error: String,
+}
+
+/// A page of a package set's attributes.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+pub struct AttributePage {
+    /// Name of the set.
+    pub set: String,
+    /// Its current generation.
+    pub generation: u64,
+    /// System that the attributes are evaluated for.
+    pub system: String,
+    /// False for a lazy set: only attributes that were asked for by name are listed.
+    pub complete: bool,
+    /// In the order of their names.
+    pub attributes: Vec<AttributeLine>,
+    /// Value of `after` for the next page; null on the last one.
+    pub next: Option<String>,
+}
+
+/// An attribute in a list.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+pub struct AttributeLine {
+    /// Its path, as Nix writes it.
+    pub attribute: String,
+    /// Name of its derivation; null where it cannot be evaluated.
+    pub name: Option<String>,
+    /// Base name of its derivation.
+    pub derivation: Option<String>,
+    /// The output that it stands for, where evaluation names one.
+    pub output: Option<String>,
+    /// True where the set denies its build.
+    pub denied: bool,
+    /// Reason that it cannot be evaluated.
+    pub error: Option<String>,
+}
+
+/// An attribute of a package set.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct AttributeDetails {
+    pub set: String,
+    pub generation: u64,
+    pub attribute: String,
+    pub system: String,
+    /// Base name of its derivation.
+    pub derivation: String,
+    /// The output that the attribute stands for.
+    pub output: Option<String>,
+    /// True where the set denies its build.
+    pub denied: bool,
+    /// Failure of its build, as long as that is remembered.
+    pub failure: Option<RememberedFailure>,
+    /// True while someone waits for its build.
+    pub queued: bool,
+    /// Requests for it in the last four weeks; null where nothing is pre-built.
+    pub asked: Option<u32>,
+    pub outputs: Vec<AttributeOutput>,
+}
+
+/// An output of an attribute's derivation.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct AttributeOutput {
+    pub name: String,
+    /// Base name of its store path; null where it is known only after the build.
+    pub path: Option<String>,
+    /// The hash in the address of its narinfo.
+    pub hash: Option<String>,
+    pub served: bool,
+    /// Address of its narinfo.
+    pub narinfo: Option<String>,
+    /// Address of its NAR; null until it is served.
+    pub nar: Option<String>,
+}
+
+/// A failure that is remembered.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+pub struct RememberedFailure {
+    /// Base name of the derivation that is answered with it.
+    pub derivation: String,
+    /// `permanent`, `passing` or `refused`.
+    pub class: String,
+    /// Base name of the derivation whose build failed.
+    pub cause: String,
+    /// The daemon's words.
+    pub reason: String,
+    /// Address of the log of the cause.
+    pub log: String,
+    /// Unix seconds of the try.
+    pub since: u64,
+    /// Unix seconds from which the next request tries again.
+    pub until: u64,
+}
+
+/// A pin.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+pub struct PinView {
+    /// The name that was pinned: an attribute, or the path.
+    pub name: String,
+    /// Hash of the path.
+    pub hash: String,
+    /// Base name of the path; null while it is not served.
+    pub path: Option<String>,
+    /// Unix seconds.
+    pub pinned_at: u64,
+}

@@ -1,0 +1,67 @@
+//! A request as its handler is given it: matched, decoded, of a known caller who has the right to it.
+
+use std::net::IpAddr;
+
+use hyper::{HeaderMap, Version};
+use percent_encoding::percent_decode_str;
+
+use super::Service;
+use super::address::{Peer, PublicUrl};
+use super::pattern::PLACEHOLDERS_MAX;
+use crate::caller::{Action, Caller, may};
+use crate::substitute::OnMiss;
+
+/// A request for an endpoint.
+pub(super) struct Call<'r> {
+    pub(super) service: &'r Service,
+    pub(super) caller: Caller,
+    /// The other end of the connection; none on the control socket.
+    pub(super) peer: Option<Peer>,
+    /// Values of the pattern's placeholders, decoded.
+    pub(super) arguments: [&'r str; PLACEHOLDERS_MAX],
+    /// The decoded path, without `/cached`.
+    pub(super) path: &'r str,
+    /// The path as it was sent, without `/cached`.
+    pub(super) raw_path: &'r str,
+    pub(super) query: Option<&'r str>,
+    /// Asked for below `/cached/`: a miss is only reported.
+    pub(super) cached: bool,
+    /// The answer's body is not wanted.
+    pub(super) head: bool,
+    pub(super) version: Version,
+    pub(super) headers: HeaderMap,
+}
+
+impl Call<'_> {
+    /// The cost that a miss may have.
+    pub(super) fn on_miss(&self) -> OnMiss {
+        let builds = !self.head && !self.cached && may(&self.caller, Action::Build).is_ok();
+        match self.caller.address() {
+            _ if self.caller.is_relay() => OnMiss::Relayed(self.caller.asker()),
+            address if builds => OnMiss::Build(address),
+            address => OnMiss::Report(address),
+        }
+    }
+
+    /// The client that reads the answer, and may go on to what it leads to.
+    pub(super) fn reader(&self) -> Option<IpAddr> {
+        self.caller.address().filter(|_| !self.head)
+    }
+
+    /// The address under which the client has asked, as far as it is known.
+    pub(super) fn asked_url(&self) -> Option<PublicUrl> {
+        self.peer.and_then(|peer| peer.asked_url(&self.headers))
+    }
+}
+
+/// Pairs of a query, in their order, each value decoded; `None` for a value that is no UTF-8.
+pub(super) fn parameters(query: Option<&str>) -> impl Iterator<Item = (&str, Option<String>)> {
+    let pairs = query.into_iter().flat_map(|query| query.split('&')).filter_map(|one| one.split_once('='));
+    pairs.map(|(key, value)| (key, percent_decode_str(value).decode_utf8().ok().map(Into::into)))
+}
+
+/// True where a query has a word, with or without a value.
+pub(super) fn is_given(query: Option<&str>, word: &str) -> bool {
+    let words = query.into_iter().flat_map(|query| query.split('&'));
+    words.map(|pair| pair.split_once('=').map_or(pair, |(name, _)| name)).any(|name| name == word)
+}

@@ -1,0 +1,98 @@
+//! The columns of the table of endpoints (`endpoints.rs`).
+
+use hyper::Method;
+use schemars::{Schema, SchemaGenerator};
+
+use super::call::Call;
+use super::pattern::Pattern;
+use super::response_future::ResponseFuture;
+use super::traffic::RouteLabel;
+use crate::caller::Action;
+
+/// An endpoint.
+pub(super) struct Endpoint {
+    pub(super) verb: Verb,
+    pub(super) pattern: Pattern,
+    /// The right that a caller needs.
+    pub(super) action: Action,
+    /// Label of its requests in the metrics.
+    pub(super) label: RouteLabel,
+    pub(super) handler: Handler,
+    pub(super) answer: Content,
+    /// One line for a person.
+    pub(super) summary: &'static str,
+    /// Names and meanings of the parameters in the query.
+    pub(super) query: &'static [(&'static str, &'static str)],
+    /// A bare question mark in the address belongs to the path: older clients leave it unencoded.
+    pub(super) question_mark_is_path: bool,
+    /// Explanation of the pattern, for a client whose address has almost its form.
+    pub(super) form: Option<&'static str>,
+}
+
+/// The method of an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verb {
+    /// GET, and HEAD, whose answer is the same without its body.
+    Get,
+    Post,
+    Delete,
+}
+
+/// Makes the answer; `None` where the arguments have not the form that they must have, so that nothing has this address.
+pub(super) type Handler = fn(Call<'_>) -> Option<ResponseFuture>;
+
+/// The schema of a JSON type.
+pub(super) type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+
+/// The body of an answer.
+pub(super) enum Content {
+    /// Bytes or text of a media type.
+    Media(&'static str),
+    Json(SchemaOf),
+    /// Text that grows line by line while something is done; a line that opens with `failed:` tells of a failure.
+    Lines,
+    /// No body but the address where the contents are.
+    Redirect,
+}
+
+impl Endpoint {
+    pub(super) const fn new(verb: Verb, pattern: &'static str, action: Action, handler: Handler) -> Self {
+        Self {
+            verb,
+            pattern: Pattern::new(pattern),
+            action,
+            label: RouteLabel::Api,
+            handler,
+            answer: Content::Media("text/plain"),
+            summary: "",
+            query: &[],
+            question_mark_is_path: false,
+            form: None,
+        }
+    }
+
+    /// The same, whose pattern's last placeholder takes slashes, too.
+    pub(super) const fn taking_slashes(mut self) -> Self {
+        self.pattern = self.pattern.taking_slashes();
+        self
+    }
+}
+
+impl Verb {
+    pub(super) fn of(method: &Method) -> Option<Self> {
+        match *method {
+            Method::GET | Method::HEAD => Some(Self::Get),
+            Method::POST => Some(Self::Post),
+            Method::DELETE => Some(Self::Delete),
+            _ => None,
+        }
+    }
+
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Get => "GET",
+            Self::Post => "POST",
+            Self::Delete => "DELETE",
+        }
+    }
+}
