@@ -281,6 +281,7 @@ impl Server {
             builds: builds.clone(),
             failures: failures.clone(),
             joined: substitute::Joined::default(),
+            exhausted: substitute::Exhausted::default(),
             settings: settings.substitute,
         };
         let retry = Retry {
@@ -296,7 +297,7 @@ impl Server {
             resign.then(|| Resigner { adopter: substitute.adopter.clone(), state_dir: state_dir.clone() });
         let (stop, stopping) = watch::channel(false);
         let parts = Parts {
-            substitute,
+            substitute: Arc::new(substitute),
             packer: packer.clone(),
             keeper: keeper.clone(),
             failures,
@@ -313,7 +314,6 @@ impl Server {
             store_dir,
             url: url.clone(),
             public_keys,
-            given_up: http::GivenUp::default(),
             settings: settings.http,
         };
 

@@ -3,10 +3,11 @@
 
 mod missing;
 mod realisation;
+mod wait;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use narinfo::{StorePath, StorePathHash};
 
@@ -16,11 +17,9 @@ use crate::index::{Failure, FailureClass, Hit, Index, Maker, Ready};
 use crate::nix::{LocalStore, LocalStoreError, read_derivation};
 use crate::upstream::Asker;
 pub use missing::Missing;
+pub use wait::{End, Exhausted, Wait};
+use wait::{Trouble, Unanswered};
 
-/// The first pause between two attempts while the Nix daemon is lost; each is twice as long as the one before.
-const PAUSE_MIN: Duration = Duration::from_millis(250);
-/// The longest pause: a daemon that is back is noticed within it.
-const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// Age of a decision to build at which the next who asks for the same hash has it made anew.
 const JOINED_FOR: Duration = Duration::from_secs(1);
 /// Hashes of which such a decision is kept at most.
@@ -41,8 +40,10 @@ pub enum Source {
 pub struct Settings {
     /// The sources whose derivations are built on demand; none means serve only.
     pub build_from: Vec<Source>,
-    /// How long a lost Nix daemon is waited for, from when it was lost.
+    /// Time for which a lost Nix daemon, or upstreams in trouble, are waited for.
     pub transient_retry: Duration,
+    /// The same for who only asks what is there, of upstreams.
+    pub report_retry: Duration,
 }
 
 /// What a miss may cost.
@@ -83,13 +84,6 @@ pub enum Answer {
     Wait(Ticket),
     /// It is not to be had.
     Missing(Missing),
-    /// It is not to be had, and what stands in the way may pass: another look in a while may find it.
-    Troubled {
-        /// What is to be said where nobody looks again.
-        missing: Missing,
-        /// What stands in the way.
-        trouble: Arc<[String]>,
-    },
 }
 
 /// What was decided to be built a moment ago, by hash: a crowd that asks for one path at once is not looked for one by one.
@@ -110,8 +104,7 @@ struct Known {
     no: Option<Missing>,
 }
 
-/// Decides; clones share what it needs.
-#[derive(Clone)]
+/// The decision and all that it needs.
 pub struct Substitute {
     /// What is served.
     pub index: Index,
@@ -125,6 +118,8 @@ pub struct Substitute {
     pub failures: Failures,
     /// What was decided a moment ago.
     pub joined: Joined,
+    /// Hashes whose trouble was waited out in vain a moment ago.
+    pub exhausted: Exhausted,
     /// What may be built.
     pub settings: Settings,
 }
@@ -134,41 +129,10 @@ impl Substitute {
     #[must_use]
     pub fn at_hand(&self, hash: StorePathHash, on_miss: &OnMiss) -> Option<Answer> {
         let answer = self.settled(hash)?;
-        self.note_demand(&answer, on_miss);
-        Some(answer)
-    }
-
-    /// What becomes of `hash`: at hand, served, in the local store, in another cache, being built, failed before, or to be built; else
-    /// a reason. Waits for a lost Nix daemon where only that can tell.
-    pub async fn ask(&self, hash: StorePathHash, on_miss: OnMiss) -> Answer {
-        let patience = match on_miss {
-            OnMiss::Relayed(_) => Duration::ZERO,
-            OnMiss::Build(_) | OnMiss::Report(_) => self.settings.transient_retry,
-        };
-        let answer = self.patiently(patience, || self.decide(hash, &on_miss)).await;
-        let answer = answer.unwrap_or_else(Answer::Missing);
-        self.note_demand(&answer, &on_miss);
-        answer
-    }
-
-    /// Asks again for as long as the Nix daemon has been away, or other caches could not tell, for less than that.
-    async fn patiently<T, F: Future<Output = Result<T, Missing>>>(
-        &self,
-        patience: Duration,
-        ask: impl Fn() -> F,
-    ) -> Result<T, Missing> {
-        let (begun, mut pause) = (Instant::now(), PAUSE_MIN);
-        loop {
-            let answer = ask().await;
-            let away = self.local.outage().map_or(Duration::ZERO, |(away, _)| away).max(begun.elapsed());
-            let may_pass =
-                matches!(answer, Err(Missing::NoDaemon(_) | Missing::Unrealised { troubled: true, .. }));
-            if !may_pass || away + pause > patience {
-                return answer;
-            }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSE_MAX);
+        if let Answer::Ready(ready) = &answer {
+            self.note_demand(ready, on_miss);
         }
+        Some(answer)
     }
 
     /// What a client waits for whose question is not answered yet, in one line.
@@ -181,33 +145,34 @@ impl Substitute {
     }
 
     /// What a client asks for may be wanted again once it has changed.
-    fn note_demand(&self, answer: &Answer, on_miss: &OnMiss) {
-        if let (Answer::Ready(ready), OnMiss::Build(_)) = (answer, on_miss)
-            && let Some(deriver) = &ready.deriver
-        {
+    fn note_demand(&self, ready: &Ready, on_miss: &OnMiss) {
+        if let (Some(deriver), OnMiss::Build(_)) = (&ready.deriver, on_miss) {
             self.builds.note(deriver);
         }
     }
 
-    async fn decide(&self, hash: StorePathHash, on_miss: &OnMiss) -> Result<Answer, Missing> {
+    /// One attempt at `hash`: at hand, served, in the local store, in another cache, being built, failed before, or to be built;
+    /// else a reason. Waits for nothing.
+    async fn decide(&self, hash: StorePathHash, on_miss: &OnMiss) -> Result<Answer, Unanswered> {
         if let Some(answer) = self.settled(hash) {
             return Ok(answer);
         }
         if let (OnMiss::Build(client), Some(drv)) = (on_miss, self.joined.0.get(&hash))
             && self.builds.contains(&drv)
         {
-            return Ok(self.join(&drv, *client).await);
+            return Ok(self.join(&drv, *client).await?);
         }
         if let Some(ready) = Box::pin(self.served(hash)).await? {
             return Ok(Answer::Ready(ready));
         }
         // In a box, since very many may be at the question before.
         let mut trouble = Arc::from([]);
-        match Box::pin(self.look(hash, on_miss, &mut trouble)).await {
-            Err(missing @ Missing::NoDaemon(_)) => Err(missing),
-            Err(missing) if !trouble.is_empty() => Ok(Answer::Troubled { missing, trouble }),
-            looked => looked,
-        }
+        let looked = Box::pin(self.look(hash, on_miss, &mut trouble)).await;
+        looked.map_err(|missing| match missing {
+            missing @ Missing::NoDaemon(_) => missing.into(),
+            missing if trouble.is_empty() => missing.into(),
+            missing => Unanswered { missing, trouble: Some(Trouble::Upstreams(trouble)) },
+        })
     }
 
     /// Looks beyond the index; what kept other caches from telling, which may pass, goes into `troubled`.
@@ -255,15 +220,13 @@ impl Substitute {
         }
         let OnMiss::Build(client) = on_miss else { return Err(no_daemon.unwrap_or(Missing::NotBuilt(drv))) };
         self.joined.0.insert(hash, drv.clone());
-        Ok(self.join(&drv, *client).await)
+        self.join(&drv, *client).await
     }
 
     /// Joins the build of a derivation, or has it queued.
-    async fn join(&self, drv: &StorePath, client: Option<IpAddr>) -> Answer {
-        match Box::pin(self.builds.ask(drv, client)).await {
-            Ok(ticket) => Answer::Wait(ticket),
-            Err(full) => Answer::Missing(Missing::Refused(full.to_string())),
-        }
+    async fn join(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Answer, Missing> {
+        let ticket = Box::pin(self.builds.ask(drv, client)).await;
+        ticket.map(Answer::Wait).map_err(|full| Missing::Refused(full.to_string()))
     }
 
     /// What the index says of `hash`, once a build has ended.

@@ -136,7 +136,11 @@ impl Written {
             nar_bytes_max: self.max_upstream_nar_bytes,
             narinfo_memory_bytes: self.narinfo_memory_bytes.unwrap_or(8 * 1024 * 1024),
             catalogue,
-            substitute: substitute::Settings { build_from, transient_retry: build.transient_retry },
+            substitute: substitute::Settings {
+                build_from,
+                transient_retry: build.transient_retry,
+                report_retry: build.transient_retry.min(hold),
+            },
             build,
             logs,
             nar_store: nar_store::Settings {
@@ -149,7 +153,6 @@ impl Written {
             http: http::Settings {
                 hold,
                 keep_alive,
-                transient_retry: build.transient_retry,
                 priority: self.priority.unwrap_or(50),
                 want_mass_query: self.want_mass_query.unwrap_or(false),
                 drain,

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 use narinfo::NarHash;
 
 use super::Service;
-use super::pursuit::{End, Pursuit};
-use crate::substitute::OnMiss;
+use crate::substitute::{End, OnMiss};
 
 /// How long a client is kept waiting: it gives up after 300 s without a byte.
 const WAIT: Duration = Duration::from_secs(240);
@@ -30,12 +29,12 @@ pub(super) async fn have(
         "the index cannot be read; the server's log has the details".to_owned()
     })?;
     let hash = former.ok_or(UNKNOWN)?;
-    let mut pursuit = Pursuit::new(service, hash, on_miss);
-    let ready = match tokio::time::timeout(WAIT.saturating_sub(since.elapsed()), pursuit.ended()).await {
+    let mut waited = service.wait(hash, on_miss);
+    let ready = match tokio::time::timeout(WAIT.saturating_sub(since.elapsed()), waited.ended()).await {
         Ok(End::Ready(ready)) => ready,
         Ok(End::Missing(reason)) => return Err(reason.to_string()),
         Ok(End::Stopped) | Err(_) => {
-            return Err(format!("not here at the moment: {}; ask for it later", pursuit.describe()));
+            return Err(format!("not here at the moment: {}; ask for it later", waited.describe()));
         }
     };
     if ready.nar_hash == nar { Ok(()) } else { Err(OTHER.to_owned()) }

@@ -9,11 +9,10 @@ use super::answer::{self, Answer, json};
 use super::api::index_failed;
 use super::api::types::{AttributeDetails, AttributeOutput, RememberedFailure};
 use super::call::{Call, parameters};
-use super::pursuit::{End, Pursuit};
 use super::response_future::ResponseFuture;
 use crate::catalogue::{Named, NoSuchName, Selection, SetName};
 use crate::index::{self, AttributeName};
-use crate::substitute::{Missing, OnMiss};
+use crate::substitute::{End, Missing, OnMiss};
 
 /// A package of a set, as an address names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,7 +104,7 @@ async fn nar_address(service: &Service, name: &PackageAddress, on_miss: OnMiss, 
         Ok(path) => path,
         Err(reason) => return refused(reason),
     };
-    match Pursuit::new(service, path.hash(), on_miss).ended().await {
+    match service.wait(path.hash(), on_miss).ended().await {
         End::Ready(ready) => leads_to(ready.nar_hash, name.compression, depth),
         End::Missing(Missing::NotBuilt(_)) if named.denied => answer::missing(denied),
         End::Missing(reason) => not_had(reason),

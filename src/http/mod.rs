@@ -24,7 +24,6 @@ mod openapi;
 mod pattern;
 mod pins;
 mod pipe;
-mod pursuit;
 mod realisation;
 mod response_future;
 mod route;
@@ -34,7 +33,7 @@ mod traffic;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::narinfo::StoreDir;
+use ::narinfo::{StoreDir, StorePathHash};
 use hyper::body::Incoming;
 use hyper::{HeaderMap, Method, Request, header};
 use tokio::sync::watch;
@@ -47,7 +46,7 @@ use crate::keep::Keeper;
 use crate::nix::{DaemonLogs, Detected, Pool};
 use crate::packer::Packer;
 use crate::retry::Retry;
-use crate::substitute::Substitute;
+use crate::substitute::{OnMiss, Substitute, Wait};
 use crate::upstream::{Upstreams, Via};
 use address::Peer;
 pub use address::{PublicUrl, TrustedProxies};
@@ -57,7 +56,6 @@ use call::Call;
 use endpoint::Endpoint;
 use endpoints::ENDPOINTS;
 use pattern::is_for_programs;
-pub use pursuit::GivenUp;
 use response_future::ResponseFuture;
 use route::{Address, Match, without_cached};
 pub use server::{Door, listen, serve};
@@ -68,8 +66,6 @@ use traffic::{Line, RouteLabel, Traffic};
 pub struct Settings {
     /// How long a narinfo answer is held before lines about the wait are sent.
     pub hold: Duration,
-    /// How long trouble that may pass is waited out, from when it was met.
-    pub transient_retry: Duration,
     /// The time between two such lines; clients give up after 300 s of silence by default.
     pub keep_alive: Duration,
     /// The cache's priority: clients ask lower ones first, cache.nixos.org has 40.
@@ -89,7 +85,7 @@ pub struct Settings {
 /// What the routes need.
 pub struct Parts {
     /// The decision about a hash.
-    pub substitute: Substitute,
+    pub substitute: Arc<Substitute>,
     /// NARs.
     pub packer: Packer,
     /// What is kept of them.
@@ -122,8 +118,6 @@ pub struct Parts {
     pub url: PublicUrl,
     /// Public keys of all that signs, the one that clients are told to trust first.
     pub public_keys: Vec<String>,
-    /// What was looked for in vain for as long as trouble may last.
-    pub given_up: GivenUp,
     /// How the cache presents itself.
     pub settings: Settings,
 }
@@ -141,6 +135,11 @@ impl Service {
     #[must_use]
     pub fn new(parts: Parts, stopping: watch::Receiver<bool>) -> Self {
         Self { parts: Arc::new(parts), traffic: Arc::new(Traffic::new(drivers::threads())), stopping }
+    }
+
+    /// Begins to wait for what becomes of a hash.
+    fn wait(&self, hash: StorePathHash, on_miss: OnMiss) -> Wait {
+        self.parts.substitute.wait(hash, on_miss, self.stopping.clone())
     }
 
     /// Resolves when the server stops.

@@ -11,11 +11,10 @@ use super::Service;
 use super::answer::{self, Answer};
 use super::call::Call;
 use super::pipe::{Cut, Pipe, written};
-use super::pursuit::{End, Pursuit};
 use super::response_future::ResponseFuture;
 use super::traffic::Outcome;
 use crate::index::{FailureClass, Ready};
-use crate::substitute::{Answer as Decision, Missing, OnMiss};
+use crate::substitute::{Answer as Decision, End, Missing, OnMiss, Wait};
 
 /// Bytes of a line about the wait at least: less than one a second counts as stalled, and some proxies hold back crumbs.
 const WAIT_LINE_BYTES_MIN: usize = 64;
@@ -51,7 +50,7 @@ fn lookup_cached(
         Decision::Missing(unknown @ Missing::Unknown) => Some(answer::unknown_path(unknown)),
         Decision::Missing(reason) => Some(missing(&reason)),
         // Nobody is made to wait from memory.
-        Decision::Wait(_) | Decision::Troubled { .. } => None,
+        Decision::Wait(_) => None,
     }
 }
 
@@ -70,38 +69,40 @@ async fn answer(service: &Service, asked: Asked) -> Answer {
     // HTTP/1.0 has no chunks: there a cut cannot be told from an end, so all of the wait is silent.
     let hold = if version == Version::HTTP_10 { Duration::MAX } else { service.parts.settings.hold };
     // In a box, since a future keeps room for what it is given and for what it makes of that: very many may wait.
-    let mut pursuit = Box::new(Pursuit::new(service, hash, on_miss));
+    let mut waited = Box::new(service.wait(hash, on_miss));
     // In a box, too: the body of the answer takes its place in memory.
-    let end = Box::pin(within(hold, &mut pursuit)).await;
-    let queued = pursuit.ticket().is_some();
+    let end = Box::pin(within(hold, &mut waited)).await;
+    let queued = waited.ticket().is_some();
+    let keep_alive = service.parts.settings.keep_alive;
     match end {
         Some(End::Ready(ready)) if queued => answer::noted(served(service, &ready, reader), Outcome::Built),
         Some(End::Ready(ready)) => served(service, &ready, reader),
         Some(End::Missing(reason)) => missing(&reason),
         // No body could say that it goes on, or it would only go on to a cut.
-        None | Some(End::Stopped) if head || pursuit.is_mere_trouble() => {
-            let stage = pursuit.describe();
+        None | Some(End::Stopped) if head || waited.is_mere_trouble() => {
+            let stage = waited.describe();
             answer::missing_path(format_args!("not known yet: {stage}; GET outside /cached/ waits longer"))
         }
         // Still under way, or the server stops: in both cases what follows says so by what it does.
-        None | Some(End::Stopped) => match pursuit.ticket().map(|ticket| (ticket.id(), ticket.outlook())) {
+        None | Some(End::Stopped) => match waited.ticket().map(|ticket| (ticket.id(), ticket.outlook())) {
             Some((id, outlook)) => {
-                let answer = answer::waiting(written(|pipe| wait(pursuit, pipe)), id, outlook.as_ref());
+                let answer =
+                    answer::waiting(written(|pipe| wait(waited, keep_alive, pipe)), id, outlook.as_ref());
                 answer::noted(answer, Outcome::Built)
             }
-            None => answer::undecided(written(|pipe| wait(pursuit, pipe))),
+            None => answer::undecided(written(|pipe| wait(waited, keep_alive, pipe))),
         },
     }
 }
 
 /// The end, if it comes while nothing is sent.
-async fn within(hold: Duration, pursuit: &mut Pursuit) -> Option<End> {
+async fn within(hold: Duration, waited: &mut Wait) -> Option<End> {
     let begun = Instant::now();
-    if let Ok(end) = tokio::time::timeout(hold, pursuit.ended()).await {
+    if let Ok(end) = tokio::time::timeout(hold, waited.ended()).await {
         return Some(end);
     }
     let left = DECIDED_WITHIN.saturating_sub(begun.elapsed());
-    tokio::time::timeout(left, pursuit.decided()).await.ok().flatten()
+    tokio::time::timeout(left, waited.decided()).await.ok().flatten()
 }
 
 /// Every narinfo that was not waited for goes out here, from memory or not.
@@ -123,15 +124,15 @@ fn missing(reason: &Missing) -> Answer {
 }
 
 /// Sends a line now and then until there is an end, then the narinfo. Whatever else happens cuts the body.
-async fn wait(mut pursuit: Box<Pursuit>, mut pipe: Pipe) -> Result<(), Cut> {
-    let mut ticks = tokio::time::interval(pursuit.keep_alive());
+async fn wait(mut waited: Box<Wait>, keep_alive: Duration, mut pipe: Pipe) -> Result<(), Cut> {
+    let mut ticks = tokio::time::interval(keep_alive);
     let ready = loop {
         tokio::select! {
-            end = pursuit.ended() => match end {
+            end = waited.ended() => match end {
                 End::Ready(ready) => break ready,
                 End::Missing(_) | End::Stopped => return Err(Cut),
             },
-            _ = ticks.tick() => pipe.send(wait_line(&pursuit.describe())).await,
+            _ = ticks.tick() => pipe.send(wait_line(&waited.describe())).await,
         }
     };
     pipe.send(ready.narinfo.clone()).await;

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use narinfo::{DrvOutput, Realisation};
 
+use super::wait::Unanswered;
 use super::{Answer, Missing, OnMiss, Substitute, local_trouble, trouble};
 use crate::upstream::{Asker, Nothing};
 
@@ -26,10 +27,10 @@ impl Substitute {
         } else {
             Duration::ZERO
         };
-        self.patiently(patience, || self.whole_realisation(id, asker)).await
+        self.retried(patience, || Box::pin(self.whole_realisation(id, asker))).await
     }
 
-    async fn whole_realisation(&self, id: &DrvOutput, asker: &Asker) -> Result<Realisation, Missing> {
+    async fn whole_realisation(&self, id: &DrvOutput, asker: &Asker) -> Result<Realisation, Unanswered> {
         if let Some(realisation) = self.realised(id).await? {
             return Ok(realisation);
         }
@@ -45,7 +46,7 @@ impl Substitute {
             wanted.remove(&next);
             if found.len() > REALISATIONS_MAX {
                 let reason = format!("it needs more than {REALISATIONS_MAX} realisations");
-                return Err(incomplete(&found[id], reason));
+                return Err(incomplete(&found[id], reason).into());
             }
         }
         for realisation in found.values() {
@@ -53,13 +54,14 @@ impl Substitute {
                 if found[other].path() != path {
                     let reason =
                         format!("it needs {other} to be {path}, which is {} here", found[other].path());
-                    return Err(incomplete(realisation, reason));
+                    return Err(incomplete(realisation, reason).into());
                 }
             }
         }
         let published = self.adopter.publish_realisations(found.into_values().collect()).await;
         published.map_err(|error| trouble(&error, "the realisation could not be taken"))?;
-        self.realised(id).await?.ok_or(Missing::Unavailable("the path was lost in this moment"))
+        let realised = self.realised(id).await?;
+        realised.ok_or_else(|| Missing::Unavailable("the path was lost in this moment").into())
     }
 
     async fn realised(&self, id: &DrvOutput) -> Result<Option<Realisation>, Missing> {
@@ -91,13 +93,15 @@ impl Substitute {
     async fn serve(&self, realisation: &Realisation, asker: &Asker) -> Result<(), Missing> {
         let path = realisation.path();
         // In a box, since it is large.
-        match Box::pin(self.ask(path.hash(), OnMiss::Relayed(asker.clone()))).await {
-            Answer::Ready(ready) if ready.path == *path => Ok(()),
-            Answer::Ready(ready) => Err(incomplete(realisation, format!("that hash is {} here", ready.path))),
-            Answer::Missing(reason) | Answer::Troubled { missing: reason, .. } => {
-                Err(incomplete(realisation, reason.to_string()))
+        match Box::pin(self.decide(path.hash(), &OnMiss::Relayed(asker.clone()))).await {
+            Ok(Answer::Ready(ready)) if ready.path == *path => Ok(()),
+            Ok(Answer::Ready(ready)) => {
+                Err(incomplete(realisation, format!("that hash is {} here", ready.path)))
             }
-            Answer::Wait(_) => Err(incomplete(realisation, "it is not built yet".into())),
+            Ok(Answer::Missing(missing)) | Err(Unanswered { missing, .. }) => {
+                Err(incomplete(realisation, missing.to_string()))
+            }
+            Ok(Answer::Wait(_)) => Err(incomplete(realisation, "it is not built yet".into())),
         }
     }
 }

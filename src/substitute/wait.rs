@@ -1,0 +1,345 @@
+//! Wait of one request for a hash: attempts, pauses while transient trouble is in the way, and the build that is joined.
+//! The lines that a client reads meanwhile are for `http` to write.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use narinfo::StorePathHash;
+use tokio::sync::watch;
+use tokio::time::{Sleep, sleep};
+
+use super::{Answer, Missing, OnMiss, Substitute};
+use crate::build::Ticket;
+use crate::index::Ready;
+
+/// First pause between two attempts; each further one is twice as long.
+const PAUSE_MIN: Duration = Duration::from_millis(250);
+/// Longest pause: the end of an outage is noticed within it.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Time that an attempt is given after the server has begun to stop: most are over by then.
+const STOPPED_AFTER: Duration = Duration::from_secs(1);
+
+/// Memory of hashes that were looked for in vain for all of `transient-retry`, and its bound: clients that were cut off
+/// ask again within seconds, and are to hear the reason then.
+const EXHAUSTED_FOR: Duration = Duration::from_secs(30);
+const EXHAUSTED_MAX: u64 = 10_000;
+
+/// Hashes whose trouble has outlasted everyone's patience a moment ago.
+#[derive(Clone, Debug)]
+pub struct Exhausted(moka::sync::Cache<StorePathHash, ()>);
+
+impl Default for Exhausted {
+    fn default() -> Self {
+        let hashes = moka::sync::Cache::builder().max_capacity(EXHAUSTED_MAX).time_to_live(EXHAUSTED_FOR);
+        Self(hashes.build())
+    }
+}
+
+/// Transient trouble: a later attempt may find what this one did not.
+#[derive(Clone, Debug)]
+pub(super) enum Trouble {
+    /// The Nix daemon is lost, and only it could tell.
+    Daemon,
+    /// Upstreams could not tell, for these reasons.
+    Upstreams(Arc<[String]>),
+}
+
+/// Reason why an attempt has no answer, and the trouble that was in its way.
+#[derive(Debug)]
+pub(super) struct Unanswered {
+    pub(super) missing: Missing,
+    pub(super) trouble: Option<Trouble>,
+}
+
+impl From<Missing> for Unanswered {
+    fn from(missing: Missing) -> Self {
+        let trouble = match &missing {
+            Missing::NoDaemon(_) => Some(Trouble::Daemon),
+            Missing::Unrealised { reasons, troubled: true, .. } => {
+                Some(Trouble::Upstreams(reasons.clone().into()))
+            }
+            _ => None,
+        };
+        Self { missing, trouble }
+    }
+}
+
+/// One attempt. In a box, so that no room is kept for it between two attempts and while a build is waited for.
+pub(super) type Attempt<'a, T> = Pin<Box<dyn Future<Output = Result<T, Unanswered>> + Send + 'a>>;
+
+/// Attempts at one question until it is answered or its trouble has lasted too long.
+pub(super) struct Attempts<'a, T> {
+    stage: Stage<'a, T>,
+    /// Trouble of the last attempt, and since when there was any.
+    trouble: Option<(Trouble, Instant)>,
+    pause: Duration,
+}
+
+enum Stage<'a, T> {
+    Trying(Attempt<'a, T>),
+    Resting(Pin<Box<Sleep>>),
+}
+
+impl<'a, T> Attempts<'a, T> {
+    pub(super) fn new(first: Attempt<'a, T>) -> Self {
+        Self { stage: Stage::Trying(first), trouble: None, pause: PAUSE_MIN }
+    }
+
+    /// Brings one attempt, or the pause after it, to its end; gives the result of the last attempt. May be dropped and
+    /// called again. `left` says how much longer trouble may last that has lasted since then.
+    async fn step(
+        &mut self,
+        again: impl FnOnce() -> Attempt<'a, T>,
+        left: impl FnOnce(&Trouble, Option<Instant>) -> Duration,
+    ) -> Option<Result<T, Missing>> {
+        match &mut self.stage {
+            Stage::Resting(pause) => {
+                pause.await;
+                self.stage = Stage::Trying(again());
+                None
+            }
+            Stage::Trying(attempt) => match attempt.await {
+                Ok(answer) => Some(Ok(answer)),
+                Err(Unanswered { missing, trouble: None }) => Some(Err(missing)),
+                Err(Unanswered { missing, trouble: Some(trouble) }) => {
+                    let left = left(&trouble, self.trouble.as_ref().map(|(_, since)| *since));
+                    if left.is_zero() {
+                        return Some(Err(missing));
+                    }
+                    let since = self.trouble.take().map_or_else(Instant::now, |(_, since)| since);
+                    self.trouble = Some((trouble, since));
+                    self.stage = Stage::Resting(Box::pin(sleep(self.pause.min(left))));
+                    self.pause = (self.pause * 2).min(PAUSE_MAX);
+                    None
+                }
+            },
+        }
+    }
+
+    fn is_resting(&self) -> bool {
+        matches!(self.stage, Stage::Resting(_))
+    }
+}
+
+/// End of a wait.
+#[derive(Debug)]
+pub enum End {
+    /// The path is served.
+    Ready(Arc<Ready>),
+    /// The path is not to be had.
+    Missing(Missing),
+    /// The server stops.
+    Stopped,
+}
+
+/// A request for one hash on its way to an answer.
+pub struct Wait {
+    substitute: Arc<Substitute>,
+    hash: StorePathHash,
+    on_miss: OnMiss,
+    stopping: watch::Receiver<bool>,
+    phase: Phase,
+}
+
+/// Small, since very many may be built for.
+enum Phase {
+    Looking(Attempts<'static, Answer>),
+    Building(Ticket),
+}
+
+impl Substitute {
+    /// Begins to wait for `hash`: it is looked for until it is found or given up, and waited for while it is built.
+    #[must_use]
+    pub fn wait(
+        self: &Arc<Self>,
+        hash: StorePathHash,
+        on_miss: OnMiss,
+        stopping: watch::Receiver<bool>,
+    ) -> Wait {
+        let phase = Phase::Looking(Attempts::new(self.look_for(hash, &on_miss)));
+        Wait { substitute: Arc::clone(self), hash, on_miss, stopping, phase }
+    }
+
+    fn look_for(self: &Arc<Self>, hash: StorePathHash, on_miss: &OnMiss) -> Attempt<'static, Answer> {
+        let (substitute, on_miss) = (Arc::clone(self), on_miss.clone());
+        Box::pin(async move { substitute.decide(hash, &on_miss).await })
+    }
+
+    /// Makes attempts at a question that no build answers, until trouble has lasted for as long as `patience`.
+    pub(super) async fn retried<'a, T>(
+        &self,
+        patience: Duration,
+        attempt: impl Fn() -> Attempt<'a, T>,
+    ) -> Result<T, Missing> {
+        let mut attempts = Attempts::new(attempt());
+        let left = |trouble: &Trouble, since| patience.saturating_sub(self.lasted(trouble, since));
+        loop {
+            if let Some(result) = attempts.step(&attempt, left).await {
+                return result;
+            }
+        }
+    }
+
+    /// Time that is left for further attempts at a hash. Trouble that has just outlasted someone's patience gets none.
+    fn left(
+        &self,
+        hash: StorePathHash,
+        on_miss: &OnMiss,
+        trouble: &Trouble,
+        since: Option<Instant>,
+    ) -> Duration {
+        let of_upstreams = matches!(trouble, Trouble::Upstreams(_));
+        if of_upstreams && since.is_none() && self.exhausted.0.contains_key(&hash) {
+            return Duration::ZERO;
+        }
+        let left = self.patience(trouble, on_miss).saturating_sub(self.lasted(trouble, since));
+        if of_upstreams && left.is_zero() && matches!(on_miss, OnMiss::Build(_)) {
+            self.exhausted.0.insert(hash, ());
+        }
+        left
+    }
+
+    /// Time for which trouble has lasted that a request has met since then. A lost daemon may have been away before.
+    fn lasted(&self, trouble: &Trouble, since: Option<Instant>) -> Duration {
+        let met = since.map_or(Duration::ZERO, |since| since.elapsed());
+        match trouble {
+            Trouble::Daemon => self.local.outage().map_or(met, |(away, _)| away.max(met)),
+            Trouble::Upstreams(_) => met,
+        }
+    }
+
+    /// Time for which trouble may last, from its begin. Who only reports what is there is not kept waiting for long.
+    fn patience(&self, trouble: &Trouble, on_miss: &OnMiss) -> Duration {
+        match (trouble, on_miss) {
+            (_, OnMiss::Build(_)) | (Trouble::Daemon, OnMiss::Report(_)) => self.settings.transient_retry,
+            (Trouble::Upstreams(_), OnMiss::Report(_) | OnMiss::Relayed(_)) => self.settings.report_retry,
+            (Trouble::Daemon, OnMiss::Relayed(_)) => Duration::ZERO,
+        }
+    }
+}
+
+impl Wait {
+    /// Resolves with the end. May be dropped and called again at any time before.
+    pub async fn ended(&mut self) -> End {
+        loop {
+            if let Some(end) = self.step().await {
+                return end;
+            }
+        }
+    }
+
+    /// Resolves once a build is joined or an upstream is in trouble; with the end, if there is one by then.
+    pub async fn decided(&mut self) -> Option<End> {
+        while matches!(self.phase, Phase::Looking(_)) && self.upstream_trouble().is_none() {
+            let end = self.step().await;
+            if end.is_some() {
+                return end;
+            }
+        }
+        None
+    }
+
+    async fn step(&mut self) -> Option<End> {
+        let Self { substitute, hash, on_miss, stopping, phase } = self;
+        let result = match phase {
+            Phase::Looking(attempts) => {
+                let grace = if attempts.is_resting() { Duration::ZERO } else { STOPPED_AFTER };
+                let again = || substitute.look_for(*hash, on_miss);
+                let left = |trouble: &Trouble, since| substitute.left(*hash, on_miss, trouble, since);
+                tokio::select! {
+                    result = attempts.step(again, left) => result?,
+                    () = stopped(stopping, grace) => return Some(End::Stopped),
+                }
+            }
+            Phase::Building(ticket) => {
+                let ended = tokio::select! {
+                    ended = ticket.ended() => ended,
+                    () = stopped(stopping, Duration::ZERO) => None,
+                };
+                return Some(match ended {
+                    Some(Ok(())) => after_build(Arc::clone(substitute), *hash).await,
+                    Some(Err(failure)) => End::Missing(Missing::Failed(failure)),
+                    None => End::Stopped,
+                });
+            }
+        };
+        match result {
+            Ok(Answer::Ready(ready)) => {
+                substitute.note_demand(&ready, on_miss);
+                Some(End::Ready(ready))
+            }
+            Ok(Answer::Missing(missing)) | Err(missing) => Some(End::Missing(missing)),
+            Ok(Answer::Wait(ticket)) => {
+                self.phase = Phase::Building(ticket);
+                None
+            }
+        }
+    }
+
+    /// True where nothing but trouble of an upstream is waited out, and not for long.
+    #[must_use]
+    pub fn is_mere_trouble(&self) -> bool {
+        !matches!(self.on_miss, OnMiss::Build(_)) && self.upstream_trouble().is_some()
+    }
+
+    /// The build that is waited for.
+    #[must_use]
+    pub fn ticket(&self) -> Option<&Ticket> {
+        match &self.phase {
+            Phase::Building(ticket) => Some(ticket),
+            Phase::Looking(_) => None,
+        }
+    }
+
+    /// State of the wait in one line, for the person who waits. Some of it is text of others.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let attempts = match &self.phase {
+            Phase::Building(ticket) => return ticket.describe(),
+            Phase::Looking(attempts) => attempts,
+        };
+        let Some((trouble, reasons, since)) = self.upstream_trouble() else {
+            return self.substitute.describe(self.hash);
+        };
+        let stage = if attempts.is_resting() {
+            "waiting until that may have passed".to_owned()
+        } else {
+            self.substitute.describe(self.hash)
+        };
+        let patience = self.substitute.patience(trouble, &self.on_miss);
+        let left = patience.saturating_sub(since.elapsed()).as_secs();
+        let reasons = reasons.join("; ");
+        format!("trouble: {reasons}; tried again for {left} s more (transient-retry); {stage}")
+    }
+
+    fn upstream_trouble(&self) -> Option<(&Trouble, &[String], Instant)> {
+        match &self.phase {
+            Phase::Looking(Attempts { trouble: Some((trouble, since)), .. }) => match trouble {
+                Trouble::Upstreams(reasons) => Some((trouble, reasons, *since)),
+                Trouble::Daemon => None,
+            },
+            _ => None,
+        }
+    }
+}
+
+/// Resolves so long after the server has begun to stop.
+async fn stopped(stopping: &watch::Receiver<bool>, grace: Duration) {
+    // An error means that the server is gone, which is the same.
+    let _ = stopping.clone().wait_for(|stopping| *stopping).await;
+    sleep(grace).await;
+}
+
+/// In a box, so that no room is kept for it while the client waits.
+fn after_build(
+    substitute: Arc<Substitute>,
+    hash: StorePathHash,
+) -> Pin<Box<dyn Future<Output = End> + Send>> {
+    Box::pin(async move {
+        match substitute.after_build(hash).await {
+            Ok(ready) => End::Ready(ready),
+            Err(missing) => End::Missing(missing),
+        }
+    })
+}
