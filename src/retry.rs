@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use narinfo::{StorePath, StorePathHash};
 
-use crate::build::{Builds, Failures};
+use crate::build::{Failures, Scheduler};
 use crate::catalogue::AttributePath;
 use crate::index::{self, Index};
 use crate::nix::{LocalStore, LocalStoreError};
@@ -58,7 +58,7 @@ pub struct Retry {
     /// Failures that are remembered.
     pub failures: Failures,
     /// The queue.
-    pub builds: Builds,
+    pub builds: Scheduler,
 }
 
 impl Failed {
@@ -128,7 +128,7 @@ impl Retry {
 
     /// Asks as a client does that waits to the end.
     async fn build(&self, drv: &StorePath) -> Result<u64, String> {
-        let mut ticket = self.builds.ask(drv, None).await.map_err(|full| full.to_string())?;
+        let mut ticket = self.builds.join(drv, None).await.map_err(|full| full.to_string())?;
         let id = ticket.id();
         tokio::spawn(async move { ticket.ended().await });
         Ok(id)

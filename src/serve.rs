@@ -17,7 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use crate::adopt::{Adopter, Asking};
-use crate::build::{Builder, Builds, Failures, Logs, Worker};
+use crate::build::{Failures, LocalRunner, Logs, Scheduler, Worker};
 use crate::catalogue::{Catalogue, Names, Refresher, Tools};
 use crate::compare::Comparer;
 use crate::http::{Door, Parts, PublicUrl, Service};
@@ -241,22 +241,21 @@ impl Server {
             upstreams: upstreams.clone(),
             asking: Asking::default(),
         };
-        let builds = Builds::open(settings.build, &index).await?;
+        let builds = Scheduler::open(settings.build, &index).await?;
         let building = using(&state_dir.join("building"), |dir| Roots::open(dir, store_dir.clone()))?;
-        let builder = Builder {
+        let runner = LocalRunner {
             connections: nix::Connections::new(pool.clone()),
             upstreams: upstreams.clone(),
             roots: building,
-            logs: logs.clone(),
-            builds: builds.clone(),
             settings: settings.build,
         };
         let background =
-            background.map(|pool| Builder { connections: nix::Connections::new(pool), ..builder.clone() });
+            background.map(|pool| LocalRunner { connections: nix::Connections::new(pool), ..runner.clone() });
         let worker = Worker {
-            builds: builds.clone(),
-            builder,
+            scheduler: builds.clone(),
+            runner,
             background,
+            logs: logs.clone(),
             adopter: adopter.clone(),
             index: index.clone(),
             failures: failures.clone(),

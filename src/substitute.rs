@@ -12,7 +12,7 @@ use std::time::Duration;
 use narinfo::{StorePath, StorePathHash};
 
 use crate::adopt::{self, Adopter, Elsewhere};
-use crate::build::{Builds, Failures, Ticket};
+use crate::build::{Failures, Scheduler, Ticket};
 use crate::index::{Failure, FailureClass, Hit, Index, Maker, Ready};
 use crate::nix::{LocalStore, LocalStoreError, read_derivation};
 use crate::upstream::Asker;
@@ -113,7 +113,7 @@ pub struct Substitute {
     /// What makes a local path a served one.
     pub adopter: Adopter,
     /// The queue.
-    pub builds: Builds,
+    pub builds: Scheduler,
     /// Failures that are remembered.
     pub failures: Failures,
     /// What was decided a moment ago.
@@ -147,7 +147,7 @@ impl Substitute {
     /// What a client asks for may be wanted again once it has changed.
     fn note_demand(&self, ready: &Ready, on_miss: &OnMiss) {
         if let (Some(deriver), OnMiss::Build(_)) = (&ready.deriver, on_miss) {
-            self.builds.note(deriver);
+            self.builds.note_demand(deriver);
         }
     }
 
@@ -225,7 +225,7 @@ impl Substitute {
 
     /// Joins the build of a derivation, or has it queued.
     async fn join(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Answer, Missing> {
-        let ticket = Box::pin(self.builds.ask(drv, client)).await;
+        let ticket = Box::pin(self.builds.join(drv, client)).await;
         ticket.map(Answer::Wait).map_err(|full| Missing::Refused(full.to_string()))
     }
 

@@ -53,7 +53,7 @@ fn a_build_that_takes_too_long_or_says_nothing_is_stopped_and_the_next_one_runs(
         let drv = base_name(&endless.drv);
         assert_missing(
             &asked.answer(),
-            &["failed (passing)", drv, "timed out", said, setting.trim_matches('-')],
+            &["failed (transient)", drv, "timed out", said, setting.trim_matches('-')],
         );
         assert!(begun.elapsed() >= Duration::from_secs(2), "stopped after {:?}", begun.elapsed());
         assert_narinfo(&after.answer(), next.out());

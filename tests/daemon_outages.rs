@@ -110,7 +110,7 @@ fn a_daemon_that_does_not_come_back_in_time_is_a_passing_failure_with_its_reason
     let wanted = cache.store.instantiate(&text_file("wanted", "wanted"));
     cache.daemon.stop();
     let begun = Instant::now();
-    assert_missing(&cache.ask(wanted.out()), &["failed (passing)", "cannot connect to the Nix daemon"]);
+    assert_missing(&cache.ask(wanted.out()), &["failed (transient)", "cannot connect to the Nix daemon"]);
     assert!(begun.elapsed() < SOON / 2, "it took {:?}", begun.elapsed());
 }
 

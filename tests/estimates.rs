@@ -5,8 +5,8 @@ mod simulation;
 
 use std::time::Duration;
 
-use ondine::build::estimate::{Durations, Kind, Sum};
-use ondine::build::eta::{Etas, Expected, Told};
+use ondine::build::forecast::estimate::{Durations, Kind, Sum};
+use ondine::build::forecast::eta::{Etas, Expected, Forecast};
 use ondine::build::queue::Policy;
 use simulation::trace::random_trace;
 use simulation::{Fate, Rules, run};
@@ -41,14 +41,14 @@ fn what_is_told_holds_eight_times_of_ten_for_first_builds_as_for_others() {
 }
 
 /// When a build is expected to end that is alone and has run for so long.
-fn told_of(durations: &Durations, etas: &Etas, kind: &Kind, elapsed: Duration) -> Option<Told> {
+fn told_of(durations: &Durations, etas: &Etas, kind: &Kind, elapsed: Duration) -> Option<Forecast> {
     let mut work = Sum::default();
     match durations.estimate(kind) {
         Some(estimate) => work.add(Some(estimate.after(elapsed))),
         None if elapsed.is_zero() => work.add(None),
         None => work.add_begun(durations.of_first(elapsed)),
     }
-    Some(etas.tell(Expected::after(work, durations)?))
+    Some(etas.forecast(Expected::after(work, durations)?))
 }
 
 #[test]

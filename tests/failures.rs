@@ -65,21 +65,21 @@ fn every_release_reports_what_is_told_apart() {
             "exit code 1",
             plain("quotes", "echo 'write: No space left on device ... ok'; echo 'sum ... FAILED'; exit 1"),
         ),
-        ("passing", "signal 9", plain("kill", "kill -KILL $$")),
-        ("passing", "signal 15", plain("term", "kill -TERM $$")),
-        ("passing", "exit code 137", plain("child-kill", "bash -c 'kill -KILL $$'")),
-        ("passing", "exit code 143", plain("child-term", "bash -c 'kill -TERM $$'")),
+        ("transient", "signal 9", plain("kill", "kill -KILL $$")),
+        ("transient", "signal 15", plain("term", "kill -TERM $$")),
+        ("transient", "exit code 137", plain("child-kill", "bash -c 'kill -KILL $$'")),
+        ("transient", "exit code 143", plain("child-term", "bash -c 'kill -TERM $$'")),
         (
-            "passing",
+            "transient",
             "exit code 2",
             plain(
                 "gcc",
                 &format!("echo 'gcc: fatal error: Killed signal terminated program cc1'; {make}; exit 2"),
             ),
         ),
-        ("passing", "exit code 1", plain("memory", "echo 'fork: Cannot allocate memory' >&2; exit 1")),
-        ("passing", "exit code 1", plain("disk", "dd if=/dev/zero of=/dev/full bs=1 count=1 || exit 1")),
-        ("passing", "exit code 1", fixed(plain("download", "exit 1"))),
+        ("transient", "exit code 1", plain("memory", "echo 'fork: Cannot allocate memory' >&2; exit 1")),
+        ("transient", "exit code 1", plain("disk", "dd if=/dev/zero of=/dev/full bs=1 count=1 || exit 1")),
+        ("transient", "exit code 1", fixed(plain("download", "exit 1"))),
     ];
     for release in Release::all() {
         let name = release.name().to_owned();
@@ -141,7 +141,7 @@ fn a_download_that_failed_is_tried_once_more_when_its_time_is_over_whoever_keeps
         let derivation = Derivation::new(&format!("needs-{number}"), script).input("download", &download);
         cache.store.instantiate(&derivation)
     };
-    assert_missing(&cache.ask(dependant(0).out()), &["failed (passing)", base_name(&cause.drv)]);
+    assert_missing(&cache.ask(dependant(0).out()), &["failed (transient)", base_name(&cause.drv)]);
     let first = failure_of(&cache, &cause.drv).expect("remembered");
     std::fs::write(&there, "").expect("the folder can be written to");
     let begun = Instant::now();
@@ -153,7 +153,7 @@ fn a_download_that_failed_is_tried_once_more_when_its_time_is_over_whoever_keeps
         if answer.status == 200 {
             break wanted;
         }
-        assert_missing(&answer, &["failed (passing)", base_name(&cause.drv)]);
+        assert_missing(&answer, &["failed (transient)", base_name(&cause.drv)]);
         assert!(begun.elapsed() < SOON, "it is never tried again");
         for drv in [&cause.drv, &wanted.drv] {
             if let Some(failure) = failure_of(&cache, drv) {

@@ -147,7 +147,7 @@ fn a_restart_keeps_key_paths_and_failures() {
     let again = http.get(&narinfo_path(&failing));
     assert_eq!(again.status, 404);
     assert!(again.text().contains("failed (permanent)"), "{}", again.text());
-    assert_eq!(ondine.log().matches("not built").count(), 1, "built again");
+    assert_eq!(ondine.log().matches("build failed").count(), 1, "built again");
 }
 
 #[test]

@@ -105,15 +105,15 @@ fn a_passing_failure_is_tried_again_after_its_time_and_a_permanent_one_is_not() 
     let killed = cache.failing("killed", &killed_gate, "kill -9 $$");
     let wrong = cache.failing("wrong", &wrong_gate, "exit 3");
     assert_missing(&cache.ask(wrong.out()), &["failed (permanent)"]);
-    assert_missing(&cache.ask(killed.out()), &["failed (passing)", "signal 9"]);
+    assert_missing(&cache.ask(killed.out()), &["failed (transient)", "signal 9"]);
     let failed = Instant::now();
-    assert_missing(&cache.ask(killed.out()), &["failed (passing)", "signal 9"]);
+    assert_missing(&cache.ask(killed.out()), &["failed (transient)", "signal 9"]);
     assert!(
         failed.elapsed() > Duration::from_secs(3) || killed_gate.starts().len() == 1,
         "tried again at once"
     );
     std::thread::sleep(Duration::from_millis(3500));
-    assert_missing(&cache.ask(killed.out()), &["failed (passing)", "signal 9"]);
+    assert_missing(&cache.ask(killed.out()), &["failed (transient)", "signal 9"]);
     assert_missing(&cache.ask(wrong.out()), &["failed (permanent)"]);
     assert_eq!((killed_gate.starts().len(), wrong_gate.starts().len()), (2, 1));
 }

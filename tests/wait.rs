@@ -315,7 +315,7 @@ fn without_a_daemon_a_request_ends_with_a_reason_and_the_next_works_once_it_is_b
     let begun = Instant::now();
     assert_missing(
         &waiting.answer(),
-        &["failed (passing)", support::addresses::base_name(&slow.drv), "daemon"],
+        &["failed (transient)", support::addresses::base_name(&slow.drv), "daemon"],
     );
     assert!(begun.elapsed() < SOON, "it took {:?}", begun.elapsed());
 

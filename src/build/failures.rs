@@ -36,7 +36,7 @@ impl Failures {
     pub async fn apply_settings(&self) -> Result<(), index::Error> {
         self.index.forget_refusals().await?;
         let now = SystemTime::now();
-        for class in [FailureClass::Permanent, FailureClass::Passing] {
+        for class in [FailureClass::Permanent, FailureClass::Transient] {
             self.index.shorten_failures(class, lifetime(class, &self.settings), now).await?;
         }
         Ok(())
@@ -168,7 +168,8 @@ mod tests {
         let failures = Failures::new(index.clone(), settings(3600, 300));
         let now = SystemTime::now();
         // As if a day had been taken back after each.
-        for (number, class, lifetime) in [(1, FailureClass::Permanent, 3600), (2, FailureClass::Passing, 300)]
+        for (number, class, lifetime) in
+            [(1, FailureClass::Permanent, 3600), (2, FailureClass::Transient, 300)]
         {
             let failed = failure(number, class, now + DAY, Duration::from_secs(lifetime));
             index.remember_failure(failed).await.expect("remembered");
@@ -191,7 +192,7 @@ mod tests {
             failure(4, FailureClass::Permanent, now + DAY, DAY),
             failure(1, FailureClass::Permanent, ago(600), DAY),
             failure(2, FailureClass::Permanent, ago(7200), DAY),
-            failure(3, FailureClass::Passing, ago(100), Duration::from_secs(300)),
+            failure(3, FailureClass::Transient, ago(100), Duration::from_secs(300)),
             failure(5, FailureClass::Refused, ago(1), DAY),
         ] {
             index.remember_failure(failed).await.expect("remembered");
@@ -217,7 +218,7 @@ mod tests {
     async fn a_failure_is_remembered_from_its_try_on_and_what_needs_it_fails_until_the_same_moment() {
         let (_folder, index) = opened();
         let failures = Failures::new(index.clone(), settings(3600, 300));
-        let cause = failures.note(&drv(1), Verdict::passing("why"));
+        let cause = failures.note(&drv(1), Verdict::transient("why"));
         let before = failures.of(&drv(1)).await.expect("read");
         assert_eq!(before.as_ref(), Some(&cause), "it is not in the index yet");
         failures.record(&drv(1), cause.clone()).await;

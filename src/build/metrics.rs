@@ -1,4 +1,4 @@
-//! What the queue does, in numbers for Prometheus: counted where it happens, read where it is asked for.
+//! Metrics of the queue for Prometheus: counted where it happens, read where they are asked for.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// One label: how something came out.
+/// One label: the outcome.
 type Outcome = [(&'static str, &'static str); 1];
 
 /// Upper bounds of the times that are told apart, in seconds.
@@ -27,18 +27,18 @@ impl MetricConstructor<Histogram> for Times {
     }
 }
 
-/// How someone asked.
+/// Way in which a client joins the queue, or does not.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Asked {
-    /// For what nobody waited for.
+pub(super) enum Joined {
+    /// A new request.
     New,
-    /// For what others wait for already.
-    Joined,
-    /// For more than may wait.
+    /// A request that others wait for already.
+    Shared,
+    /// Rejected: too many wait.
     Refused,
 }
 
-/// How a request or a build ended.
+/// End of a request or a build.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Ended {
     /// Well.
@@ -49,7 +49,7 @@ pub(super) enum Ended {
     Early,
 }
 
-/// How a pre-build ended, as far as it was nobody's.
+/// End of a pre-build, as far as it was nobody's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Prebuilt {
     /// Well.
@@ -62,7 +62,7 @@ pub(super) enum Prebuilt {
     TakenOver,
 }
 
-/// How things stand when the metrics are read.
+/// State of the queue when the metrics are read.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Gauges {
     pub(super) requests: usize,
@@ -152,11 +152,11 @@ impl Metrics {
         Self { registry, asked, requests, starts, builds, prebuilds, now, oldest, prebuilt_today }
     }
 
-    pub(super) fn asked(&self, how: Asked) {
+    pub(super) fn joined(&self, how: Joined) {
         let outcome = match how {
-            Asked::New => "new",
-            Asked::Joined => "joined",
-            Asked::Refused => "refused",
+            Joined::New => "new",
+            Joined::Shared => "joined",
+            Joined::Refused => "refused",
         };
         self.asked.get_or_create(&[("outcome", outcome)]).inc();
     }
@@ -213,9 +213,9 @@ mod tests {
     #[test]
     fn every_metric_is_documented_and_counts() {
         let metrics = Metrics::new();
-        metrics.asked(Asked::New);
-        metrics.asked(Asked::Joined);
-        metrics.asked(Asked::Joined);
+        metrics.joined(Joined::New);
+        metrics.joined(Joined::Shared);
+        metrics.joined(Joined::Shared);
         metrics.first_build_after(Duration::from_secs(3));
         metrics.request_ended(Ended::Well, Duration::from_secs(61));
         metrics.build_ended(Ended::Failed, Duration::from_millis(1500));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use narinfo::{StoreDir, StorePath};
 
 use super::admission;
-use super::builder::known_outputs;
+use super::runner::known_outputs;
 use super::verdict::Verdict;
 use crate::nix::{BuildTarget, Capabilities, Daemon, DaemonError, Lack, read_derivation};
 
@@ -76,7 +76,7 @@ pub(super) async fn plan(
     // Not all that is unknown: the daemon counts what its substituters lack of a closure that they have in part, and builds that.
     if let Some(absent) = absent {
         let reason = format!("{absent} is needed, is not in the Nix store, and no known derivation makes it");
-        return Err(Error::Impossible(Verdict::passing(reason)));
+        return Err(Error::Impossible(Verdict::transient(reason)));
     }
     // The daemon would fetch what it is asked for, as far as it knows. Whether it can is seen when it does: what it cannot fetch, it
     // builds. A system or a feature that is lacking here is no reason against fetching.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::Settings;
 use crate::causes::causes;
 use crate::escape::in_one_line;
-use crate::index::FailureClass::{self, Passing, Permanent};
+use crate::index::FailureClass::{self, Permanent, Transient};
 use crate::nix::{BuildResult, BuildStatus, DaemonError};
 
 /// A failed build, before it is remembered.
@@ -45,7 +45,7 @@ enum Sign {
 
 /// The table. Messages are those of Nix 2.8, 2.26 and 2.34.
 const TABLE: &[(Sign, FailureClass)] = &[
-    (Sign::Status(&[BuildStatus::TimedOut]), Passing),
+    (Sign::Status(&[BuildStatus::TimedOut]), Transient),
     (Sign::Status(&[BuildStatus::LogLimitExceeded, BuildStatus::NotDeterministic]), Permanent),
     // Output checks. Nix 2.8 and 2.26 report some of them as an error of the daemon, without a status.
     (
@@ -64,7 +64,7 @@ const TABLE: &[(Sign, FailureClass)] = &[
         Permanent,
     ),
     // HUP, INT, QUIT, KILL and TERM come from outside: the out-of-memory killer, a service that stops, an operator.
-    (Sign::Signal(&[1, 2, 3, 9, 15]), Passing),
+    (Sign::Signal(&[1, 2, 3, 9, 15]), Transient),
     (
         Sign::Said(&[
             "No space left on device",
@@ -75,7 +75,7 @@ const TABLE: &[(Sign, FailureClass)] = &[
             "Too many open files",
             "Input/output error",
         ]),
-        Passing,
+        Transient,
     ),
     // Another machine, or another setting, may have them.
     (
@@ -85,9 +85,9 @@ const TABLE: &[(Sign, FailureClass)] = &[
             "but I am a",
             "required system or feature",
         ]),
-        Passing,
+        Transient,
     ),
-    (Sign::LogEnd, Passing),
+    (Sign::LogEnd, Transient),
     (
         Sign::Status(&[
             BuildStatus::PermanentFailure,
@@ -98,7 +98,7 @@ const TABLE: &[(Sign, FailureClass)] = &[
     ),
     // Nix's transient failure is that of a download (fixed-output derivations) or a full disk; a failed dependency is one
     // that was collected meanwhile, and is built for itself by the next request; an error is the daemon's own.
-    (Sign::Any, Passing),
+    (Sign::Any, Transient),
 ];
 
 /// Words of programs that ran out of memory, room or processes, in lower case.
@@ -188,14 +188,14 @@ impl Verdict {
         let reason = in_words(error);
         let class = match error {
             DaemonError::Nix(_) => classify(None, &reason, evidence.log_end),
-            _ => Passing,
+            _ => Transient,
         };
         Self { class, reason }
     }
 
     /// The verdict on a daemon that failed before or after a build: never the derivation's fault.
     pub(super) fn of_error(error: &DaemonError) -> Self {
-        Self { class: Passing, reason: in_words(error) }
+        Self { class: Transient, reason: in_words(error) }
     }
 
     /// A permanent failure that is ours to explain.
@@ -204,8 +204,8 @@ impl Verdict {
     }
 
     /// A transient failure that is ours to explain.
-    pub(super) fn passing(reason: impl Into<String>) -> Self {
-        Self { class: Passing, reason: reason.into() }
+    pub(super) fn transient(reason: impl Into<String>) -> Self {
+        Self { class: Transient, reason: reason.into() }
     }
 
     /// A refusal: nothing is tried, for this reason.
@@ -223,7 +223,7 @@ pub(super) fn logged(reason: &str) -> String {
 pub(super) fn lifetime(class: FailureClass, settings: &Settings) -> Duration {
     match class {
         Permanent => settings.remember_permanent,
-        Passing | FailureClass::Refused => settings.remember_passing,
+        Transient | FailureClass::Refused => settings.remember_passing,
     }
 }
 
@@ -241,7 +241,7 @@ fn classify(status: Option<BuildStatus>, message: &str, log_end: &[String]) -> F
         Sign::LogEnd => trouble_at_the_end(log_end),
         Sign::Any => true,
     };
-    TABLE.iter().find(|(sign, _)| matches(sign)).map_or(Passing, |(_, class)| *class)
+    TABLE.iter().find(|(sign, _)| matches(sign)).map_or(Transient, |(_, class)| *class)
 }
 
 /// The daemon's message without the lines of the log in it: those are the builder's words.

@@ -1,7 +1,7 @@
 //! A test for each row of the table of failures, with the messages that daemons of Nix 2.8, 2.26 and 2.34 sent.
 
 use super::verdict::{Evidence, Verdict};
-use crate::index::FailureClass::{self, Passing, Permanent};
+use crate::index::FailureClass::{self, Permanent, Transient};
 use crate::nix::{BuildResult, BuildStatus, DaemonError};
 
 /// Lines of a log.
@@ -38,9 +38,9 @@ fn a_time_out_passes_and_a_log_without_end_does_not() {
         (
             BuildStatus::TimedOut,
             "building of '/s/h-x.drv!*' from .drv file timed out after 1 seconds of silence",
-            Passing,
+            Transient,
         ),
-        (BuildStatus::TimedOut, "timed out after 1 seconds", Passing),
+        (BuildStatus::TimedOut, "timed out after 1 seconds", Transient),
         (
             BuildStatus::LogLimitExceeded,
             "building derivation '/s/h-x.drv' killed after writing more than 10000 bytes of log output",
@@ -70,17 +70,17 @@ fn output_checks_are_the_derivations_own_fault_as_result_and_as_error_whatever_t
         let error = DaemonError::Nix(message.to_owned());
         assert_eq!(Verdict::of_build_error(&error, Evidence::default()).class, Permanent, "{message}");
         // The same words of a daemon that is only asked something tell nothing of a build.
-        assert_eq!(Verdict::of_error(&error).class, Passing, "{message}");
+        assert_eq!(Verdict::of_error(&error).class, Transient, "{message}");
     }
 }
 
 #[test]
 fn a_builder_that_is_ended_from_outside_is_no_failure_of_its_own() {
     for (signal, name, class) in [
-        (9, "Killed", Passing),
-        (15, "Terminated", Passing),
-        (1, "Hangup", Passing),
-        (2, "Interrupt", Passing),
+        (9, "Killed", Transient),
+        (15, "Terminated", Transient),
+        (1, "Hangup", Transient),
+        (2, "Interrupt", Transient),
         (11, "Segmentation fault", Permanent),
         (6, "Aborted", Permanent),
         (4, "Illegal instruction", Permanent),
@@ -93,9 +93,9 @@ fn a_builder_that_is_ended_from_outside_is_no_failure_of_its_own() {
         }
     }
     for (code, class) in [
-        (137, Passing),
-        (143, Passing),
-        (130, Passing),
+        (137, Transient),
+        (143, Transient),
+        (130, Transient),
         (1, Permanent),
         (2, Permanent),
         (127, Permanent),
@@ -116,7 +116,7 @@ fn what_the_daemon_itself_ran_out_of_passes() {
         "unable to fork: Resource temporarily unavailable",
     ] {
         for status in [BuildStatus::PermanentFailure, BuildStatus::OutputRejected, BuildStatus::MiscFailure] {
-            assert_eq!(class_of(status, message, ""), Passing, "{message}");
+            assert_eq!(class_of(status, message, ""), Transient, "{message}");
         }
     }
 }
@@ -128,7 +128,7 @@ fn a_machine_that_is_missing_may_come() {
         "Cannot build '/s/h-x.drv'.\nReason: missing system features\nRequired features: {nope}",
         "a 'riscv64-none' with features {} is required to build '/s/h-x.drv', but I am a 'x86_64-linux' with features {kvm}",
     ] {
-        assert_eq!(class_of(BuildStatus::InputRejected, message, ""), Passing, "{message}");
+        assert_eq!(class_of(BuildStatus::InputRejected, message, ""), Transient, "{message}");
     }
 }
 
@@ -154,12 +154,12 @@ fn a_log_that_ends_in_trouble_of_the_machine_passes() {
         "tar: x: Cannot write: No space left on device\ntar: Exiting with failure status due to previous errors",
         "cc1: out of memory allocating 65536 bytes\nmake: *** [a.o] Error 1\nmake: *** Waiting for unfinished jobs....\n  CC b.o\n  CC c.o\nmake: *** [all] Error 2",
     ] {
-        assert_eq!(after_exit(2, log), Passing, "{log}");
+        assert_eq!(after_exit(2, log), Transient, "{log}");
     }
     // A script that goes on after its disk was full, and makes nothing.
     let message = "builder for '/s/h-x.drv' failed to produce output path for output 'out' at '/s/h-x'";
     let full = "cp: error writing '/s/h-x': No space left on device";
-    assert_eq!(class_of(BuildStatus::OutputRejected, message, full), Passing);
+    assert_eq!(class_of(BuildStatus::OutputRejected, message, full), Transient);
     assert_eq!(class_of(BuildStatus::OutputRejected, message, ""), Permanent);
 }
 
@@ -192,7 +192,7 @@ fn a_builder_cannot_claim_the_daemons_words() {
         let message = format!(
             "builder for '/s/h-x.drv' failed with exit code 137;\nlast 1 log lines:\n> cycle detected {words}"
         );
-        assert_eq!(class_of(BuildStatus::PermanentFailure, &message, ""), Passing, "{words}");
+        assert_eq!(class_of(BuildStatus::PermanentFailure, &message, ""), Transient, "{words}");
     }
 }
 
@@ -203,17 +203,21 @@ fn what_the_build_did_is_permanent_and_all_else_passes() {
         (BuildStatus::OutputRejected, "builder for '/s/h-x.drv' failed to produce output path", Permanent),
         (BuildStatus::InputRejected, "bad", Permanent),
         // A download.
-        (BuildStatus::TransientFailure, "builder for '/s/h-x.drv' failed with exit code 1", Passing),
-        (BuildStatus::DependencyFailed, "1 dependencies of derivation '/s/h-x.drv' failed to build", Passing),
-        (BuildStatus::NoSubstituters, "", Passing),
-        (BuildStatus::CachedFailure, "", Passing),
-        (BuildStatus::MiscFailure, "?", Passing),
-        (BuildStatus::Unknown(99), "?", Passing),
+        (BuildStatus::TransientFailure, "builder for '/s/h-x.drv' failed with exit code 1", Transient),
+        (
+            BuildStatus::DependencyFailed,
+            "1 dependencies of derivation '/s/h-x.drv' failed to build",
+            Transient,
+        ),
+        (BuildStatus::NoSubstituters, "", Transient),
+        (BuildStatus::CachedFailure, "", Transient),
+        (BuildStatus::MiscFailure, "?", Transient),
+        (BuildStatus::Unknown(99), "?", Transient),
     ] {
         assert_eq!(class_of(status, message, ""), class, "{status:?}");
     }
     for error in [DaemonError::Closed, DaemonError::Nix("interrupted by the user".into())] {
-        assert_eq!(Verdict::of_build_error(&error, Evidence::default()).class, Passing, "{error}");
+        assert_eq!(Verdict::of_build_error(&error, Evidence::default()).class, Transient, "{error}");
     }
 }
 

@@ -81,7 +81,7 @@ mod tests {
     fn failures_are_listed_with_their_times_class_cause_and_reason() {
         let failure = |derivation: &str| RememberedFailure {
             derivation: derivation.to_owned(),
-            class: "passing".to_owned(),
+            class: "transient".to_owned(),
             cause: "a.drv".to_owned(),
             reason: "signal 9\nand more".to_owned(),
             log: "/log/a.drv".to_owned(),
@@ -90,9 +90,9 @@ mod tests {
         };
         let expected = "\
 SINCE                 UNTIL                 CLASS      DERIVATION
-1970-01-02T00:00:00Z  1970-01-02T00:05:00Z  passing    a.drv
+1970-01-02T00:00:00Z  1970-01-02T00:05:00Z  transient  a.drv
     signal 9 and more
-1970-01-02T00:00:00Z  1970-01-02T00:05:00Z  passing    b.drv
+1970-01-02T00:00:00Z  1970-01-02T00:05:00Z  transient  b.drv
     cause: a.drv
     signal 9 and more
 ";

@@ -38,7 +38,7 @@ use hyper::body::Incoming;
 use hyper::{HeaderMap, Method, Request, header};
 use tokio::sync::watch;
 
-use crate::build::{Builds, Failures, Logs};
+use crate::build::{Failures, Logs, Scheduler};
 use crate::caller::{Caller, may};
 use crate::catalogue::{Catalogue, Names};
 use crate::index::Index;
@@ -99,7 +99,7 @@ pub struct Parts {
     /// Logs of all builds that the Nix daemon did.
     pub daemon_logs: DaemonLogs,
     /// The queue.
-    pub builds: Builds,
+    pub builds: Scheduler,
     /// Package sets.
     pub catalogue: Catalogue,
     /// What they have, by name.

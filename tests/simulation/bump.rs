@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use ondine::build::estimate::{Durations, Kind};
+use ondine::build::forecast::estimate::{Durations, Kind};
 use ondine::build::prebuild::Prebuild;
 use ondine::build::prebuild::demand::Demand;
 

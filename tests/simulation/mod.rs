@@ -19,8 +19,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use idle::{End, Idle};
-use ondine::build::estimate::{Durations, Kind, Sum};
-use ondine::build::eta::{Etas, Expected, Told};
+use ondine::build::forecast::estimate::{Durations, Kind, Sum};
+use ondine::build::forecast::eta::{Etas, Expected, Forecast};
 use ondine::build::queue::{Guess, Overtaking, Policy, Queue, RequestId, Saved};
 use random::Random;
 use trace::{Drv, Packages, Trace};
@@ -143,7 +143,7 @@ struct World<'a> {
     /// What is done while nobody waits.
     idle: Option<Idle>,
     /// Who waits for which request, and when they were told they would be served.
-    waiting: BTreeMap<RequestId, Vec<(usize, Option<Told>)>>,
+    waiting: BTreeMap<RequestId, Vec<(usize, Option<Forecast>)>>,
     /// Of each request that may own something.
     horizon: BTreeMap<RequestId, Horizon>,
     lost: f64,
@@ -336,7 +336,7 @@ impl<'a> World<'a> {
         let horizon = self.horizon[&owner];
         let work = self.rules.etas.then(|| self.work_ahead(owner));
         let expected = work.and_then(|work| Expected::after(work, &self.durations));
-        let told = expected.map(|expected| self.etas.tell(expected));
+        let told = expected.map(|expected| self.etas.forecast(expected));
         let fate = &mut self.fates[request];
         (fate.due, fate.backlog, fate.lost) = (now.max(horizon.end), horizon.backlog, horizon.lost);
         let millis = |time: Duration| time.as_millis() as f64;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ondine::build::estimate::Kind;
+use ondine::build::forecast::estimate::Kind;
 
 use super::random::Random;
 

@@ -24,7 +24,9 @@ pub(in crate::build) struct LogWriter {
     logs: Logs,
     path: PathBuf,
     writing: Mutex<Writing>,
-    /// Whether the build has written more than it may.
+    /// Number of starts of the builder.
+    starts: watch::Sender<u32>,
+    /// True once the build has written more than it may.
     over: watch::Sender<bool>,
 }
 
@@ -35,34 +37,39 @@ type Open = (Arc<File>, watch::Sender<WriteProgress>);
 struct Writing {
     /// `None` once the file cannot be written.
     open: Option<Open>,
-    attempts: u32,
-    /// What the builder has written in this attempt.
+    /// Bytes that the builder has written since its last start.
     bytes: u64,
-    /// The last lines of this attempt, also where the file cannot be written.
+    /// The last lines since then, also where the file cannot be written.
     last: VecDeque<String>,
 }
 
 impl LogWriter {
     /// Without a file it only counts.
     pub(super) fn new(logs: Logs, path: PathBuf, open: Option<Open>) -> Self {
-        let writing = Mutex::new(Writing { open, attempts: 0, bytes: 0, last: VecDeque::new() });
-        Self { logs, path, writing, over: watch::Sender::new(false) }
+        let writing = Mutex::new(Writing { open, bytes: 0, last: VecDeque::new() });
+        Self { logs, path, writing, starts: watch::Sender::new(0), over: watch::Sender::new(false) }
     }
 
-    /// The builder is started, or started anew: then what it writes is counted from zero.
-    pub(in crate::build) fn attempt(&self) {
+    /// Marks a start of the builder: its output is counted from zero.
+    pub(in crate::build) fn start(&self) {
         let mut writing = self.lock();
-        if writing.attempts > 0 {
+        if self.starts() > 0 {
             writing.add(BEGUN_ANEW);
         }
-        writing.attempts += 1;
         writing.bytes = 0;
         writing.last.clear();
+        drop(writing);
+        self.starts.send_modify(|starts| *starts += 1);
     }
 
-    /// How often the builder was started.
-    pub(in crate::build) fn attempts(&self) -> u32 {
-        self.lock().attempts
+    /// Number of starts of the builder.
+    pub(in crate::build) fn starts(&self) -> u32 {
+        *self.starts.borrow()
+    }
+
+    /// Changes with each further start of the builder.
+    pub(in crate::build) fn watch_starts(&self) -> watch::Receiver<u32> {
+        self.starts.subscribe()
     }
 
     /// Adds a line of the builder, of which so many bytes were dropped, or as much of it as there is room for.
@@ -95,7 +102,7 @@ impl LogWriter {
         self.over.borrow().then(|| self.over_text())
     }
 
-    /// The last lines of the builder, of this attempt.
+    /// The last lines of the builder since its last start.
     pub(in crate::build) fn last(&self) -> Vec<String> {
         self.lock().last.iter().cloned().collect()
     }
@@ -206,7 +213,7 @@ mod tests {
     async fn a_follower_gets_what_is_there_then_every_line_then_the_end() {
         let (_folder, logs) = logs(1000, 1000);
         let log = logs.begin(&drv("a"));
-        log.attempt();
+        log.start();
         log.line("before", 0);
         let mut followed = logs.read(&drv("a")).expect("readable").expect("there");
         assert_eq!(followed.bytes, None);
@@ -272,7 +279,7 @@ mod tests {
         let log = logs.begin(&drv("a"));
         let mut followed = logs.read(&drv("a")).expect("readable").expect("there");
         for _ in 0..2 {
-            log.attempt();
+            log.start();
             log.line("the whole of a log", 0);
         }
         assert_eq!(is_over(&log).await, None);

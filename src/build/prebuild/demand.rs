@@ -90,7 +90,7 @@ impl<K: Clone + Ord> Demand<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build::estimate::Kind;
+    use crate::build::forecast::estimate::Kind;
 
     fn kind(name: &str) -> Kind {
         Kind::new(name, "system", 0)

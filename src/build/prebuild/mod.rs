@@ -8,7 +8,7 @@ pub mod demand;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::estimate::Estimate;
+use super::forecast::estimate::Estimate;
 
 /// One day; time changes and leap seconds make no difference here.
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -209,7 +209,7 @@ fn look<D>(steps: &mut [Step<D>], wanted: usize, walk: u64) -> Left {
 
 #[cfg(test)]
 mod tests {
-    use super::super::estimate::{Durations, Kind};
+    use super::super::forecast::estimate::{Durations, Kind};
     use super::*;
 
     const FOREVER: Duration = Duration::MAX;

@@ -28,7 +28,7 @@ pub(super) fn status(call: Call<'_>) -> Option<ResponseFuture> {
 }
 
 pub(super) fn queue(call: Call<'_>) -> Option<ResponseFuture> {
-    Some(ResponseFuture::ready(json(&QueueStatus::from(call.service.parts.builds.view()))))
+    Some(ResponseFuture::ready(json(&QueueStatus::from(call.service.parts.builds.snapshot()))))
 }
 
 pub(super) fn build(call: Call<'_>) -> Option<ResponseFuture> {
@@ -69,7 +69,7 @@ async fn server_status(service: &Service) -> Answer {
         public_keys: parts.public_keys.clone(),
         error,
         cache: counts.ok().map(CacheCounts::from),
-        queue: parts.builds.view().into(),
+        queue: parts.builds.snapshot().into(),
     };
     if is_failing { answer::partly(&status) } else { json(&status) }
 }

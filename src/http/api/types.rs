@@ -322,7 +322,7 @@ pub struct AttributeOutput {
 pub struct RememberedFailure {
     /// Base name of the derivation that is answered with it.
     pub derivation: String,
-    /// `permanent`, `passing` or `refused`.
+    /// `permanent`, `transient` or `refused`.
     pub class: String,
     /// Base name of the derivation whose build failed.
     pub cause: String,

@@ -439,7 +439,7 @@ mod tests {
         }
         drop(before);
         let index = Index::open(&file).expect("migrated");
-        for (name, class) in names.into_iter().zip([FailureClass::Passing, FailureClass::Permanent]) {
+        for (name, class) in names.into_iter().zip([FailureClass::Transient, FailureClass::Permanent]) {
             let drv = narinfo::StorePath::parse(name).expect("a name");
             let failure = index.failure(drv, std::time::SystemTime::now()).await.expect("read");
             assert_eq!(failure.map(|failure| failure.class), Some(class), "{name}");

@@ -112,7 +112,7 @@ impl Hit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureClass {
     /// The machine was in trouble.
-    Passing,
+    Transient,
     /// The build itself is wrong.
     Permanent,
     /// Nothing was tried: this server cannot build it, or will not.
@@ -124,7 +124,7 @@ impl FailureClass {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::Passing => "passing",
+            Self::Transient => "transient",
             Self::Permanent => "permanent",
             Self::Refused => "refused",
         }
@@ -220,7 +220,7 @@ pub(super) fn failure_row(row: &Row<'_>) -> Result<Failure, Error> {
 /// The number of a class in the column of that name.
 pub(super) fn class_number(class: FailureClass) -> i64 {
     match class {
-        FailureClass::Passing => 0,
+        FailureClass::Transient => 0,
         FailureClass::Permanent => 1,
         FailureClass::Refused => 2,
     }
@@ -231,7 +231,7 @@ fn class(number: i64) -> FailureClass {
     match number {
         1 => FailureClass::Permanent,
         2 => FailureClass::Refused,
-        _ => FailureClass::Passing,
+        _ => FailureClass::Transient,
     }
 }
 

@@ -106,7 +106,7 @@ CREATE INDEX former_nar_by_age ON former_nar (gone_at);
 
 CREATE TABLE failure (
     drv        TEXT PRIMARY KEY NOT NULL, -- base name
-    class      INTEGER NOT NULL,          -- 0 passing, 1 permanent, 2 refused
+    class      INTEGER NOT NULL,          -- 0 transient, 1 permanent, 2 refused
     cause      TEXT NOT NULL,             -- base name of the derivation whose build failed
     reason     TEXT NOT NULL,
     failed_at  INTEGER NOT NULL,          -- Unix seconds

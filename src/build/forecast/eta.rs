@@ -1,5 +1,5 @@
-//! When a request will be delivered: an interval that holds eight times of ten, made of how wrong the last thousand were
-//! (conformal prediction). Pure, like the guesses it is made of.
+//! Delivery of a request: an interval that holds eight times of ten, made of the errors of the last thousand forecasts
+//! (conformal prediction). Pure, like the estimates it is made of.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,20 +15,20 @@ const FINISHED_MIN: usize = 30;
 const Z_90: f64 = 1.282;
 /// No interval is narrower than this (the standard deviation of a logarithm).
 const SPREAD_MIN: f64 = 0.05;
-/// The part of all requests that may be earlier than they were told, and the part that may be later.
+/// The part of all requests that may be earlier than their forecast, and the part that may be later.
 const LEFT_OUT: f64 = 0.1;
 
-/// When a request was expected: the median in seconds from then, and the standard deviation of its logarithm.
+/// Delivery that is expected from work alone: the median in seconds from then, and the standard deviation of its logarithm.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Expected {
     median: f64,
     spread: f64,
-    /// Whether anything of it was never built: guesses at that are wrong in ways of their own.
+    /// True when anything of it was never built: estimates of that are wrong in ways of their own.
     first: bool,
 }
 
 impl Expected {
-    /// After this work; what is unknown of it is taken for a first build. `None` when there is nothing to judge by.
+    /// Delivery after this work; what is unknown of it is taken for a first build. `None` when there is nothing to judge by.
     #[must_use]
     pub fn after(work: Sum, durations: &Durations) -> Option<Self> {
         let first = work.unknown > 0;
@@ -37,17 +37,17 @@ impl Expected {
     }
 }
 
-/// What someone was told.
+/// Interval in which a delivery is promised.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Told {
+pub struct Forecast {
     expected: Expected,
-    /// No sooner than this, counted from then.
+    /// Lower end, counted from the forecast.
     pub earliest: Duration,
-    /// No later than this.
+    /// Upper end.
     pub latest: Duration,
 }
 
-/// How expectations came out: those of work that is known, and those that counted first builds.
+/// Errors of past forecasts: of work that is known, and of work that counted first builds.
 #[derive(Clone, Debug, Default)]
 pub struct Etas {
     known: Errors,
@@ -56,7 +56,7 @@ pub struct Etas {
 
 #[derive(Clone, Debug)]
 struct Errors {
-    /// How many standard deviations later than expected requests were delivered, the latest last.
+    /// Standard deviations by which requests were later than expected, the latest last.
     latest: VecDeque<f64>,
     /// The errors between which eight of ten are.
     ends: (f64, f64),
@@ -69,19 +69,19 @@ impl Default for Errors {
 }
 
 impl Etas {
-    /// A request was delivered so long after this was told.
-    pub fn finished(&mut self, told: Told, actual: Duration) {
-        let expected = told.expected;
+    /// Learns from a request that was delivered so long after this forecast.
+    pub fn finished(&mut self, forecast: Forecast, actual: Duration) {
+        let expected = forecast.expected;
         let errors = if expected.first { &mut self.first } else { &mut self.known };
         errors.add((actual.as_secs_f64().max(0.001) / expected.median).ln() / expected.spread);
     }
 
-    /// The time within which eight of ten requests are delivered that are expected thus.
+    /// The interval in which eight of ten requests are delivered that are expected thus.
     #[must_use]
-    pub fn tell(&self, expected: Expected) -> Told {
+    pub fn forecast(&self, expected: Expected) -> Forecast {
         let (low, high) = if expected.first { self.first.ends } else { self.known.ends };
         let at = |z: f64| duration(expected.median * (z * expected.spread).exp());
-        Told { expected, earliest: at(low), latest: at(high) }
+        Forecast { expected, earliest: at(low), latest: at(high) }
     }
 }
 
@@ -109,20 +109,20 @@ impl Errors {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::build::estimate::Kind;
+    use crate::build::forecast::estimate::Kind;
 
     #[test]
     fn the_interval_learns_from_how_wrong_it_was() {
         let (mut etas, expected) = (Etas::default(), Expected { median: 100.0, spread: 0.1, first: false });
-        let first = etas.tell(expected);
+        let first = etas.forecast(expected);
         let hundred = Duration::from_secs(100);
         assert!(first.earliest < hundred && hundred < first.latest && first.latest.as_secs() < 120);
         // From 50 s to 349 s, in no order.
         for n in 0..3000u64 {
-            let told = etas.tell(expected);
-            etas.finished(told, Duration::from_secs(50 + n * 7 % 300));
+            let forecast = etas.forecast(expected);
+            etas.finished(forecast, Duration::from_secs(50 + n * 7 % 300));
         }
-        let Told { earliest, latest, .. } = etas.tell(expected);
+        let Forecast { earliest, latest, .. } = etas.forecast(expected);
         assert!(
             (70..90).contains(&earliest.as_secs()) && (310..330).contains(&latest.as_secs()),
             "{earliest:?} {latest:?}"
@@ -133,8 +133,9 @@ mod tests {
     fn what_is_long_past_counts_no_more() {
         let (mut etas, expected) = (Etas::default(), Expected { median: 100.0, spread: 0.1, first: false });
         for seconds in [1000, 100] {
-            (0..FINISHED_MAX).for_each(|_| etas.finished(etas.tell(expected), Duration::from_secs(seconds)));
-            let Told { earliest, latest, .. } = etas.tell(expected);
+            (0..FINISHED_MAX)
+                .for_each(|_| etas.finished(etas.forecast(expected), Duration::from_secs(seconds)));
+            let Forecast { earliest, latest, .. } = etas.forecast(expected);
             assert_eq!(
                 (earliest.as_secs_f64().round(), latest.as_secs_f64().round()),
                 (seconds as f64, seconds as f64)

@@ -1,11 +1,11 @@
-//! Waiting for a lost Nix daemon: what was under way is tried again, more and more rarely, until the daemon is back or has been away
-//! for too long. Those who wait are told why, in the meantime.
+//! Waiting for a lost runner: its attempts are made again, more and more rarely, until it is back or has been away for too
+//! long. The loss is an event of the queue, which tells those who wait; what was under way has not failed by it.
 
 use std::time::{Duration, Instant};
 
 use narinfo::StorePath;
 
-use super::{Builds, Shared, State};
+use super::{Scheduler, Shared, State};
 
 /// Attempts that are made in any case: the bound is one of time, and a build may have run for longer than that.
 const ATTEMPTS_MIN: u32 = 3;
@@ -14,22 +14,22 @@ const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// The longest pause: a daemon that is back is noticed within it.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// The daemon is lost, and something waits for it.
+/// The loss of the daemon, while something waits for it.
 pub(super) struct Outage {
     since: Instant,
-    /// What the latest attempt met with.
+    /// Reason of the latest attempt.
     reason: String,
-    /// How many wait for it.
+    /// Number of those who wait for its end.
     waiting: usize,
 }
 
-/// One of those who wait, as long as it exists.
-struct Waits<'a>(&'a Shared);
+/// One of those who wait for the end of an outage, as long as it exists.
+struct OutageGuard<'a>(&'a Shared);
 
-impl Builds {
-    /// Runs `attempt` until it succeeds, fails for good, or has lost the daemon for as long as `transient-retry` says. `lost` gives
-    /// the reason where an error is such a loss.
-    pub(super) async fn patiently<T, E, F: Future<Output = Result<T, E>>>(
+impl Scheduler {
+    /// Runs `attempt` until it succeeds, fails for good, or has lost the daemon for as long as `transient-retry` says.
+    /// `lost` gives the reason where an error is such a loss.
+    pub(in crate::build) async fn patiently<T, E, F: Future<Output = Result<T, E>>>(
         &self,
         drv: &StorePath,
         attempt: impl Fn() -> F,
@@ -37,7 +37,7 @@ impl Builds {
     ) -> Result<T, E> {
         let (mut attempts, mut pause) = (1, PAUSE_MIN);
         let mut lost_at = None;
-        let mut waits = None;
+        let mut guard = None;
         loop {
             let error = match attempt().await {
                 Ok(done) => return Ok(done),
@@ -49,21 +49,19 @@ impl Builds {
             if late && attempts >= ATTEMPTS_MIN {
                 return Err(error);
             }
-            if waits.is_none() {
+            if guard.is_none() {
                 tracing::warn!(%drv, %reason, "lost the Nix daemon; trying again until it is back");
             }
-            self.0.lock().note_outage(reason, waits.is_none());
-            waits.get_or_insert_with(|| Waits(&self.0));
+            self.0.lock().note_outage(reason, guard.is_none());
+            guard.get_or_insert_with(|| OutageGuard(&self.0));
             attempts += 1;
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
     }
-}
 
-impl Builds {
-    /// The daemon has taken a connection: nobody waits for it any more.
-    pub(super) fn note_daemon(&self) {
+    /// The daemon answers: nobody waits for it any more.
+    pub(in crate::build) fn daemon_answers(&self) {
         self.0.lock().outage = None;
     }
 }
@@ -86,7 +84,7 @@ impl State {
     }
 }
 
-impl Drop for Waits<'_> {
+impl Drop for OutageGuard<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         let over = state.outage.as_mut().is_none_or(|outage| {

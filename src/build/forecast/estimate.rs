@@ -1,11 +1,11 @@
-//! How long builds take, learned from those that were seen: a log-normal guess for each kind of work, one for kinds that
-//! were never built, sums of several, and what is left of one that runs. Pure: it is told what happened. A guess decides who may go first, never whether an
-//! older request is delivered in time.
+//! Durations of builds, learned from those that were seen: a log-normal estimate for each kind of work, one for kinds that
+//! were never built, sums of several, and what is left of one that runs. Pure: it is told what happened. An estimate decides
+//! who may go first, never whether an older request is delivered in time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::queue::Guess;
+use crate::build::queue::Guess;
 
 /// Builds of one kind that count.
 const LATEST: usize = 5;
@@ -19,7 +19,7 @@ const ERRORS_MIN: usize = 20;
 const SPREAD_AT_FIRST: f64 = 0.7;
 /// No guess is better than this.
 const SPREAD_MIN: f64 = 0.05;
-/// How many builds the average of everything counts for, beside those of the same kind.
+/// Number of builds that the average of everything counts for, beside those of the same kind.
 const PRIOR_WEIGHT: f64 = 0.1;
 /// Before the first builds of a few kinds were seen, so many are taken to be as different from each other as
 /// [`FIRST_SPREAD`] says: the smallest and the largest packages of a set differ by a factor of a thousand.
@@ -35,7 +35,7 @@ const SECONDS_MIN: f64 = 0.001;
 /// Standard deviations from the median to the 95th percentile of a normal distribution.
 const Z_95: f64 = 1.645;
 
-/// What kind of work a build is: builds of one kind take about as long.
+/// Kind of work that a build is: builds of one kind take about as long.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Kind(String);
 
@@ -77,17 +77,17 @@ pub struct Estimate {
 
 impl Estimate {
     /// The average of such builds, in seconds; the few that take much longer count.
-    pub(super) fn mean(self) -> f64 {
+    pub(in crate::build) fn mean(self) -> f64 {
         self.median * (self.spread * self.spread / 2.0).exp()
     }
 
     /// As durations.
-    pub(super) fn guess(self) -> Guess {
+    pub(in crate::build) fn guess(self) -> Guess {
         let Self { median, spread } = self;
         Guess { median: duration(median), p95: duration(median * (Z_95 * spread).exp()) }
     }
 
-    /// What is left of a build that has run for so long. Past its estimate that grows: it turned out to be a long one.
+    /// The rest of a build that has run for so long. Past its estimate that grows: it turned out to be a long one.
     #[must_use]
     pub fn after(self, elapsed: Duration) -> Self {
         let elapsed = elapsed.as_secs_f64();
@@ -171,7 +171,7 @@ impl Sum {
         duration(self.log_normal().0)
     }
 
-    /// How long all of it takes; `None` when something of it is unknown.
+    /// Duration of all of it; `None` when something of it is unknown.
     #[must_use]
     pub fn guess(&self) -> Option<Guess> {
         let (median, spread) = self.log_normal();
@@ -184,7 +184,7 @@ pub(super) fn duration(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
-/// What was seen of one kind.
+/// Builds that were seen of one kind.
 #[derive(Clone, Debug, Default)]
 struct Seen {
     /// Logarithms of seconds, the latest last.
@@ -196,7 +196,7 @@ struct Seen {
     learned_at: u64,
 }
 
-/// What was learned from all builds.
+/// Durations that were learned from all builds.
 #[derive(Clone, Debug, Default)]
 pub struct Durations {
     kinds: BTreeMap<Kind, Seen>,

@@ -1,0 +1,281 @@
+//! Scheduler: owner of the queue's state and of its notifications, behind verbs for clients, the worker and the views.
+//! No one else locks the queue. It does no I/O: what has to be recorded, held or built is given out for others to do.
+
+mod outage;
+mod prebuild;
+mod record;
+mod requests;
+mod runs;
+mod snapshot;
+mod waiters;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use narinfo::StorePath;
+use tokio::sync::{Notify, watch};
+
+use super::forecast::Forecaster;
+use super::metrics::{Ended, Joined, Metrics};
+use super::queue::{Queue, RequestId};
+use super::view::{RequestState, RequestView};
+use super::{Ending, Settings};
+use crate::index::{self, DurationRow, Index};
+use outage::Outage;
+pub(super) use prebuild::PrebuildPlan;
+use prebuild::PrebuildState;
+pub(super) use record::Changes;
+pub(super) use requests::RootChanges;
+use requests::RootProgress;
+pub(super) use runs::{Finished, FollowUp, Lane};
+use snapshot::QueueSnapshot;
+use waiters::{PendingRequest, Waiters};
+
+/// Why a request for something new is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueFull {
+    /// The bound on all requests is reached.
+    #[error("{0} builds wait already (setting max-queued); ask again when some are done")]
+    ForAll(usize),
+    /// The bound on the requests of one client is reached.
+    #[error(
+        "{0} builds wait for this client already (setting max-queued-per-client); ask again when some are done"
+    )]
+    ForClient(usize),
+}
+
+/// The queue of one server; clones share it.
+#[derive(Clone)]
+pub struct Scheduler(Arc<Shared>);
+
+struct Shared {
+    settings: Settings,
+    metrics: Metrics,
+    state: Mutex<State>,
+    /// A request may be planned.
+    plannable: Notify,
+    /// A derivation has to be held or released.
+    roots_due: Notify,
+    /// Progress of holding the derivations of requests.
+    root_progress: watch::Sender<RootProgress>,
+    /// Something may be ready to build.
+    work: Notify,
+    /// A change has to be recorded.
+    changed: Notify,
+    /// Demand has to be counted, or a pre-build has ended.
+    demand: Notify,
+    /// Number of requests that were planned: after each, what runs may have to stop.
+    planned: watch::Sender<u64>,
+    /// Number of requests that are on record.
+    recorded: watch::Sender<u64>,
+    /// The moment from which the times of the queue count.
+    epoch: Instant,
+}
+
+struct State {
+    queue: Queue<StorePath>,
+    /// Requests whose derivation is not held yet, oldest first.
+    unheld: VecDeque<RequestId>,
+    /// Derivations of requests that have ended.
+    released: Vec<StorePath>,
+    /// Requests that are held and not planned yet, oldest first.
+    unplanned: VecDeque<RequestId>,
+    waiters: Waiters,
+    /// Builds under way, with their start.
+    running: BTreeMap<StorePath, Instant>,
+    held: Vec<Held>,
+    /// `None` where nothing is pre-built.
+    prebuild: Option<PrebuildState>,
+    forecaster: Forecaster,
+    /// The loss of the daemon, while something waits for it.
+    outage: Option<Outage>,
+    /// Durations that were learned and are not recorded yet.
+    learned: Vec<DurationRow>,
+    snapshot: Option<QueueSnapshot>,
+    /// The latest requests that have ended, oldest first.
+    past: VecDeque<RequestView>,
+    /// Requests that ended and may still be on record.
+    ended: BTreeSet<u64>,
+    /// Number of requests that were made.
+    made: u64,
+}
+
+/// Outputs that must not be collected, for as long as these requests have not ended.
+struct Held {
+    outputs: Vec<StorePath>,
+    needed_by: BTreeSet<RequestId>,
+}
+
+impl Scheduler {
+    /// The queue as it was when the server ended.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub async fn open(settings: Settings, index: &Index) -> Result<Self, index::Error> {
+        let prebuild = match settings.prebuild {
+            Some(allowance) => Some(PrebuildState::open(allowance, index).await?),
+            None => None,
+        };
+        let (durations, (waiting, last_id)) = tokio::try_join!(index.durations(), index.requests())?;
+        let state = State {
+            queue: Queue::new(settings.policy),
+            unheld: VecDeque::new(),
+            released: Vec::new(),
+            unplanned: VecDeque::new(),
+            waiters: Waiters::default(),
+            running: BTreeMap::new(),
+            held: Vec::new(),
+            prebuild,
+            forecaster: Forecaster::new(durations),
+            outage: None,
+            learned: Vec::new(),
+            snapshot: None,
+            past: VecDeque::new(),
+            ended: BTreeSet::new(),
+            made: 0,
+        };
+        let scheduler = Self(Arc::new(Shared {
+            settings,
+            metrics: Metrics::new(),
+            state: Mutex::new(state),
+            plannable: Notify::new(),
+            roots_due: Notify::new(),
+            root_progress: watch::channel(RootProgress::default()).0,
+            work: Notify::new(),
+            changed: Notify::new(),
+            demand: Notify::new(),
+            planned: watch::channel(0).0,
+            recorded: watch::channel(0).0,
+            epoch: Instant::now(),
+        }));
+        scheduler.restore(waiting, last_id);
+        Ok(scheduler)
+    }
+
+    /// Joins the request for this derivation, or makes it. Returns once the request would survive the end of the server,
+    /// and its derivation a garbage collection; where the daemon does not answer, the ticket says so.
+    ///
+    /// # Errors
+    /// When too many wait already.
+    pub async fn join(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Ticket, QueueFull> {
+        self.note_demand(drv);
+        let entered = self.enter(drv, client);
+        self.0.metrics.joined(match &entered {
+            Ok(Entered { new: true, .. }) => Joined::New,
+            Ok(Entered { new: false, .. }) => Joined::Shared,
+            Err(_) => Joined::Refused,
+        });
+        let Entered { ticket, change, .. } = entered?;
+        // An error means that the worker is gone: then nobody waits much longer.
+        let _ = self.0.recorded.subscribe().wait_for(|recorded| *recorded >= change).await;
+        let _ = self.0.root_progress.subscribe().wait_for(|progress| progress.covers(ticket.id)).await;
+        Ok(ticket)
+    }
+
+    fn enter(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Entered, QueueFull> {
+        let mut state = self.0.lock();
+        if state.queue.request_for(drv).is_none() {
+            let Settings { queued_max, queued_per_client_max, .. } = self.0.settings;
+            if state.queue.len() >= queued_max {
+                return Err(QueueFull::ForAll(queued_max));
+            }
+            if client.is_some_and(|client| state.waiters.of_client(client) >= queued_per_client_max) {
+                return Err(QueueFull::ForClient(queued_per_client_max));
+            }
+        }
+        let (id, new) = state.queue.ask(drv);
+        if new {
+            state.made += 1;
+            state.unheld.push_back(id);
+        }
+        let change = state.made;
+        let request = state.waiters.join(id, || PendingRequest {
+            drv: drv.clone(),
+            ending: watch::channel(None).0,
+            asked_at: SystemTime::now(),
+            forecast: None,
+            started: false,
+            asked_by: client,
+            returns: 0,
+        });
+        let ticket = Ticket { shared: Arc::clone(&self.0), id, ending: request.ending.subscribe() };
+        drop(state);
+        if new {
+            self.0.changed.notify_one();
+            self.0.roots_due.notify_one();
+        }
+        Ok(Entered { ticket, change, new })
+    }
+
+    /// True while a request for this derivation waits or runs.
+    #[must_use]
+    pub fn contains(&self, drv: &StorePath) -> bool {
+        self.0.lock().queue.request_for(drv).is_some()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+}
+
+/// A ticket, and the number of requests that have to be on record before it is given out.
+struct Entered {
+    ticket: Ticket,
+    change: u64,
+    new: bool,
+}
+
+impl State {
+    /// Requests have left early: the kinds of derivations that only they needed are not expected any more.
+    fn forget_kinds(&mut self) {
+        let Self { queue, running, forecaster, .. } = self;
+        forecaster.retain(|drv| running.contains_key(drv) || queue.needed_by(drv).next().is_some());
+    }
+
+    /// A request has ended, or left the queue for good.
+    fn forget(&mut self, id: RequestId, past: RequestState, metrics: &Metrics) -> Option<PendingRequest> {
+        let request = self.waiters.leave(id)?;
+        self.ended.insert(id.0);
+        let how = match past {
+            RequestState::Served => Ended::Well,
+            RequestState::Dropped => Ended::Early,
+            _ => Ended::Failed,
+        };
+        if let (Some((forecast, at)), Ended::Well) = (request.forecast, how) {
+            self.forecaster.finished(forecast, at.elapsed());
+        }
+        metrics.request_ended(how, request.asked_at.elapsed().unwrap_or_default());
+        self.remember(id, &request, past);
+        self.released.push(request.drv.clone());
+        Some(request)
+    }
+}
+
+/// A place in the queue, held by one waiting client; dropping it leaves the queue.
+pub struct Ticket {
+    shared: Arc<Shared>,
+    id: RequestId,
+    ending: watch::Receiver<Option<Ending>>,
+}
+
+impl Ticket {
+    /// Waits until the request has ended; `None` when the server stops before. May be called again after it was cancelled.
+    pub async fn ended(&mut self) -> Option<Ending> {
+        self.ending.wait_for(Option::is_some).await.ok().and_then(|ending| ending.clone())
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let now = self.shared.now();
+        self.shared.lock().queue.leave(self.id, now);
+    }
+}

@@ -1,0 +1,159 @@
+//! Builds under way: the next derivation of each lane, when one has to stop, and what follows from its end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use narinfo::StorePath;
+
+use super::{Held, Scheduler, State};
+use crate::build::metrics::{Ended, Prebuilt};
+use crate::build::queue::RequestId;
+use crate::build::runner::Built;
+use crate::index::Failure;
+
+/// Place where something is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::build) enum Lane {
+    /// In the order of the queue.
+    Main,
+    /// Beside that, with less weight.
+    Background,
+}
+
+/// End of a build.
+#[derive(Debug)]
+pub(in crate::build) enum Finished {
+    /// The outputs are there.
+    Built(Built),
+    /// The build failed, and that is noted.
+    Failed(Failure),
+    /// The build was stopped by its [signal](Scheduler::stop_signal).
+    Stopped,
+}
+
+/// Consequence of the end of a build.
+#[derive(Debug)]
+pub(in crate::build) enum FollowUp {
+    /// A request is complete; with what it wanted.
+    Deliver(RequestId, StorePath),
+    /// A request cannot be completed; with what it wanted, and the failure of the cause.
+    Fail(RequestId, StorePath, Failure),
+    /// A pre-build is there that is itself expected to be asked for; with its outputs, which are held.
+    Serve(StorePath, Vec<StorePath>),
+    /// A pre-build failed; nobody need wait for it.
+    Remember(Failure),
+}
+
+impl Scheduler {
+    /// The next derivation to build in a lane; it counts as running from now on.
+    pub(in crate::build) fn next(&self, lane: Lane) -> Option<StorePath> {
+        let mut state = self.0.lock();
+        let State { queue, forecaster, .. } = &mut *state;
+        let guess = |drvs: &BTreeSet<StorePath>| forecaster.guess(drvs);
+        let next = match lane {
+            Lane::Main => queue.start(self.0.now(), guess)?,
+            Lane::Background => queue.start_in_background(self.0.now(), guess)?,
+        };
+        state.running.insert(next.clone(), Instant::now());
+        let owner = state.queue.needed_by(&next).next();
+        if let Some(request) = owner.and_then(|owner| state.waiters.get_mut(owner))
+            && !std::mem::replace(&mut request.started, true)
+        {
+            self.0.metrics.first_build_after(request.asked_at.elapsed().unwrap_or_default());
+        }
+        drop(state);
+        self.0.changed.notify_one();
+        Some(next)
+    }
+
+    /// Waits until something may be ready to build. For one caller.
+    pub(in crate::build) async fn work(&self) {
+        self.0.work.notified().await;
+    }
+
+    /// Something may be ready to build.
+    pub(in crate::build) fn wake(&self) {
+        self.0.work.notify_one();
+    }
+
+    /// Resolves when a running build has to stop: so that older requests are delivered in time, or because it is pre-built
+    /// and someone needs something else, or its time is over. Each request that is planned may change that.
+    pub(in crate::build) async fn stop_signal(&self, drv: &StorePath) {
+        let mut planned = self.0.planned.subscribe();
+        loop {
+            planned.borrow_and_update();
+            let stop_at = self.0.lock().queue.stop_at(drv);
+            let late = async {
+                match stop_at {
+                    None => std::future::pending().await,
+                    Some(at) => tokio::time::sleep(at.saturating_sub(self.0.now())).await,
+                }
+            };
+            tokio::select! {
+                () = late => return,
+                // The sender does not end before this does.
+                _ = planned.changed() => {}
+            }
+        }
+    }
+
+    /// A build has ended. Gives what follows for the requests that have ended by it, and for what nobody has asked for yet.
+    pub(in crate::build) fn finished(
+        &self,
+        drv: &StorePath,
+        finished: Finished,
+        lane: Lane,
+    ) -> Vec<FollowUp> {
+        let now = self.0.now();
+        let mut state = self.0.lock();
+        let since = state.running.remove(drv);
+        let (how, prebuilt) = match &finished {
+            Finished::Built(_) => (Ended::Well, Prebuilt::Built),
+            Finished::Failed(_) => (Ended::Failed, Prebuilt::Failed),
+            Finished::Stopped => (Ended::Early, Prebuilt::Stopped),
+        };
+        let took = since.map(|since| since.elapsed()).unwrap_or_default();
+        self.0.metrics.build_ended(how, took);
+        let (built, worked) = match &finished {
+            Finished::Built(built) => (true, built.worked),
+            Finished::Failed(_) | Finished::Stopped => (false, true),
+        };
+        // What the daemon had, or fetched, tells nothing about building it; nor does a slow lane.
+        if lane == Lane::Main && worked {
+            let learned = state.forecaster.learn(drv, took, built);
+            state.learned.extend(learned);
+        }
+        let needed_by: BTreeMap<RequestId, StorePath> =
+            state.queue.needed_by(drv).filter_map(|id| Some((id, state.queue.wanted(id)?.clone()))).collect();
+        let nobodys = state.end_prebuild(drv, prebuilt);
+        let mut follow_ups = Vec::new();
+        let wanted = |id: RequestId| Some((id, needed_by.get(&id)?.clone()));
+        match finished {
+            Finished::Built(Built { outputs, .. }) => {
+                match &nobodys {
+                    Some(done) if done.expected => follow_ups.push(FollowUp::Serve(drv.clone(), outputs)),
+                    Some(_) => state.hold_prebuilt(outputs),
+                    None => state.held.push(Held { outputs, needed_by: needed_by.keys().copied().collect() }),
+                }
+                let complete = state.queue.built(drv, now).into_iter().filter_map(wanted);
+                follow_ups.extend(complete.map(|(id, drv)| FollowUp::Deliver(id, drv)));
+            }
+            Finished::Failed(failure) => {
+                let ended = state.queue.failed(drv, now).into_iter().filter_map(wanted);
+                state.forget_kinds();
+                follow_ups.extend(ended.map(|(id, drv)| FollowUp::Fail(id, drv, failure.clone())));
+                if follow_ups.is_empty() {
+                    follow_ups.push(FollowUp::Remember(failure));
+                }
+            }
+            Finished::Stopped => state.queue.stopped(drv, now),
+        }
+        drop(state);
+        if let Some(done) = nobodys {
+            self.0.metrics.prebuild_ended(prebuilt, done.took);
+            self.0.demand.notify_one();
+        }
+        self.0.changed.notify_one();
+        follow_ups
+    }
+}

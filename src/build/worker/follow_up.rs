@@ -1,0 +1,98 @@
+//! Consequences of the end of a build: a request whose closure is complete is delivered at once, one that cannot be completed
+//! fails, and the failure is remembered.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use narinfo::StorePath;
+
+use super::Worker;
+use crate::adopt;
+use crate::build::Ending;
+use crate::build::queue::RequestId;
+use crate::build::runner::known_outputs;
+use crate::build::scheduler::FollowUp;
+use crate::build::verdict::Verdict;
+use crate::index::{Failure, FailureClass};
+
+impl Worker {
+    pub(super) async fn follow_up(self, follow_up: FollowUp) {
+        match follow_up {
+            FollowUp::Deliver(id, wanted) => self.deliver(id, wanted).await,
+            FollowUp::Fail(id, wanted, failed) => self.fail(id, &wanted, failed).await,
+            FollowUp::Serve(drv, outputs) => {
+                // Adopting holds them, too; what cannot be adopted is tried again when someone asks.
+                if self.publish(&drv).await.is_ok() {
+                    tracing::info!(%drv, "pre-built");
+                }
+                outputs.iter().for_each(|output| self.runner.roots.release(output));
+            }
+            FollowUp::Remember(failure) => {
+                let drv = failure.drv.clone();
+                self.failures.record(&drv, failure).await;
+            }
+        }
+    }
+
+    /// Makes the outputs of a complete request served, and tells those who wait.
+    pub(super) async fn deliver(&self, id: RequestId, drv: StorePath) {
+        match self.publish(&drv).await {
+            Ok(()) => {
+                tracing::info!(%drv, "delivered");
+                self.failures.built(&drv).await;
+                self.end(id, Ok(()));
+            }
+            // It was never there, or was collected in this moment.
+            Err(adopt::Error::NotValid(path)) if self.scheduler.put_back(id, &drv) => {
+                tracing::info!(%drv, %path, "output not valid in the Nix store; request planned again");
+            }
+            Err(error) => {
+                tracing::error!(%drv, error = &error as &dyn std::error::Error, "cannot publish what was built");
+                let verdict = match &error {
+                    adopt::Error::Daemon(error) => Verdict::of_error(error),
+                    error => Verdict::transient(format!("it was built, but could not be published: {error}")),
+                };
+                let failure = self.failures.note(&drv, verdict);
+                self.fail(id, &drv, failure).await;
+            }
+        }
+    }
+
+    /// Ends a request that cannot go on for a reason which is no failure: nothing is remembered.
+    pub(super) fn give_up(&self, id: RequestId, drv: &StorePath, reason: String) {
+        tracing::info!(%drv, %reason, "request given up");
+        let now = SystemTime::now();
+        let failure = Failure {
+            drv: drv.clone(),
+            class: FailureClass::Transient,
+            cause: drv.clone(),
+            reason,
+            failed_at: now,
+            expires_at: now,
+        };
+        self.end(id, Err(Arc::new(failure)));
+    }
+
+    /// Has the outputs served, if they are valid. Waits for a lost daemon.
+    async fn publish(&self, drv: &StorePath) -> Result<(), adopt::Error> {
+        let attempt = || async {
+            let outputs = {
+                let mut daemon = self.runner.connections.pool.get().await?;
+                self.scheduler.daemon_answers();
+                known_outputs(&mut daemon, drv).await?
+            };
+            self.adopter.adopt(&outputs).await
+        };
+        self.scheduler.patiently(drv, attempt, adopt::Error::lost).await
+    }
+
+    pub(super) async fn fail(&self, id: RequestId, drv: &StorePath, cause: Failure) {
+        let failure = self.failures.record(drv, cause).await;
+        self.end(id, Err(Arc::new(failure)));
+    }
+
+    fn end(&self, id: RequestId, ending: Ending) {
+        self.scheduler.release(id).iter().for_each(|output| self.runner.roots.release(output));
+        self.scheduler.ended(id, ending);
+    }
+}

@@ -1,0 +1,221 @@
+//! Worker: plans each request, has runners build one derivation after the other in the order of the scheduler, and what
+//! nobody has asked for yet while nobody waits. A request always ends, whatever the daemon does.
+
+mod follow_up;
+mod prebuilding;
+mod record;
+mod roots;
+mod run;
+
+use std::time::Duration;
+
+use narinfo::StorePath;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use super::failures::Failures;
+use super::plan::{self, Needs, Planned};
+use super::queue::RequestId;
+use super::runner::{LocalRunner, Runner};
+use super::scheduler::{Finished, Lane, Scheduler};
+use super::verdict::{Verdict, logged};
+use super::{Logs, Settings};
+use crate::adopt::Adopter;
+use crate::index::{Failure, FailureClass, Index};
+use crate::nix::Detected;
+use crate::roots::Roots;
+
+/// Interval at which requests whose clients have left are looked for.
+const LOOK_FOR_ABANDONED_EVERY: Duration = Duration::from_secs(1);
+
+/// Time for which connections are kept when there is nothing to build.
+const REST_AFTER: Duration = Duration::from_millis(200);
+
+/// The worker of one server, with all that it needs.
+#[derive(Clone)]
+pub struct Worker {
+    /// The queue.
+    pub scheduler: Scheduler,
+    /// The Nix daemon that builds, and that is asked while requests are planned and outputs published.
+    pub runner: LocalRunner,
+    /// A daemon of less weight beside that; only with [`Policy::Background`](super::Policy::Background).
+    pub background: Option<LocalRunner>,
+    /// Logs of builds.
+    pub logs: Logs,
+    /// Publisher of outputs.
+    pub adopter: Adopter,
+    /// GC roots of the derivations of requests.
+    pub requested: Roots,
+    /// Record of the queue.
+    pub index: Index,
+    /// Failures that are remembered.
+    pub failures: Failures,
+    /// Number of generations of package sets: each brings something new to pre-build.
+    pub bumps: watch::Receiver<u64>,
+    /// Capabilities of the daemon; nothing is planned before they are known.
+    pub capabilities: Detected,
+    /// Bounds and lifetimes.
+    pub settings: Settings,
+}
+
+impl Worker {
+    /// Works for as long as the server runs. Dropping this future ends the running builds.
+    pub async fn run(self) {
+        self.restore_held();
+        tokio::join!(
+            self.hold_derivations(),
+            self.plan_all(),
+            self.build_all(),
+            self.drop_abandoned(),
+            self.plan_prebuilds(),
+            self.record_all()
+        );
+    }
+
+    /// Plans requests in the order of their arrival.
+    async fn plan_all(&self) {
+        loop {
+            let (id, drv) = self.scheduler.next_unplanned().await;
+            self.plan(id, drv).await;
+        }
+    }
+
+    async fn plan(&self, id: RequestId, drv: StorePath) {
+        let planned = match self.lacking(&drv).await {
+            Ok(planned) => match self.remembered(&planned.needs).await {
+                Some(failure) => Err(failure),
+                None => Ok(planned),
+            },
+            Err(plan::Error::Collected) => return self.leave_out(id, &drv),
+            Err(plan::Error::Impossible(verdict)) => Err(self.failures.note(&drv, verdict)),
+            Err(plan::Error::Daemon(error)) => Err(self.failures.note(&drv, Verdict::of_error(&error))),
+        };
+        match planned {
+            Ok(planned) => {
+                tracing::info!(%drv, derivations = planned.needs.len(), "request planned");
+                if self.scheduler.planned(id, planned) {
+                    self.deliver(id, drv).await;
+                }
+            }
+            Err(failure) => {
+                let reason = logged(&failure.reason);
+                tracing::info!(%drv, %reason, "request rejected");
+                self.scheduler.withdraw(id);
+                self.fail(id, &drv, failure).await;
+            }
+        }
+    }
+
+    async fn lacking(&self, drv: &StorePath) -> Result<Planned, plan::Error> {
+        let capabilities = self.capabilities.known().await;
+        let attempt = || async {
+            self.runner.use_upstreams().await;
+            let mut daemon = self.runner.connections.pool.get().await?;
+            self.scheduler.daemon_answers();
+            plan::plan(&mut daemon, drv, self.settings.derivations_max, &capabilities).await
+        };
+        let lost = |error: &plan::Error| match error {
+            plan::Error::Daemon(error) => error.lost(),
+            plan::Error::Impossible(_) | plan::Error::Collected => None,
+        };
+        self.scheduler.patiently(drv, attempt, lost).await
+    }
+
+    /// A failure that stands in the way of one of these: better said at once than after building the others.
+    async fn remembered(&self, needs: &Needs) -> Option<Failure> {
+        for drv in needs.keys() {
+            if let Ok(Some(failure)) = self.failures.of(drv).await
+                // A derivation that was refused for its whole closure may be built as a part of this one.
+                && failure.class != FailureClass::Refused
+            {
+                return Some(failure);
+            }
+        }
+        None
+    }
+
+    /// Keeps the lanes full in the order of the queue; deliveries go on beside the builds.
+    async fn build_all(&self) {
+        let (mut lanes, mut background, mut deliveries) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
+        loop {
+            while deliveries.try_join_next().is_some() {}
+            while lanes.len() < self.settings.lanes.get()
+                && let Some(drv) = self.scheduler.next(Lane::Main)
+            {
+                lanes.spawn(self.build_apart(&self.runner, drv));
+            }
+            if let Some(runner) = &self.background
+                && background.is_empty()
+                && let Some(drv) = self.scheduler.next(Lane::Background)
+            {
+                background.spawn(self.build_apart(runner, drv));
+            }
+            if let Some(drv) = self.scheduler.next_prebuild() {
+                lanes.spawn(self.build_apart(&self.runner, drv));
+            }
+            let (lane, ended) = tokio::select! {
+                Some(ended) = lanes.join_next() => (Lane::Main, ended),
+                Some(ended) = background.join_next() => (Lane::Background, ended),
+                () = self.scheduler.work() => continue,
+                () = tokio::time::sleep(REST_AFTER), if lanes.is_empty() && background.is_empty() => {
+                    self.close_connections();
+                    self.scheduler.work().await;
+                    continue;
+                }
+            };
+            // A lane does not panic: what it builds is built apart.
+            let Ok((drv, built)) = ended else { continue };
+            let finished = match built {
+                Ok(built) => {
+                    let (failures, drv) = (self.failures.clone(), drv.clone());
+                    deliveries.spawn(async move { failures.built(&drv).await });
+                    Finished::Built(built)
+                }
+                // Before it leaves the queue: whoever is planned from then on finds it remembered.
+                Err(Some(verdict)) => Finished::Failed(self.failures.note(&drv, verdict)),
+                Err(None) => Finished::Stopped,
+            };
+            for follow_up in self.scheduler.finished(&drv, finished, lane) {
+                deliveries.spawn(self.clone().follow_up(follow_up));
+            }
+        }
+    }
+
+    /// Closes the connections that are kept from one build to the next: nothing is to be built for now.
+    fn close_connections(&self) {
+        self.runner.connections.close();
+        if let Some(background) = &self.background {
+            background.connections.close();
+        }
+    }
+
+    /// Builds in a task of its own, so that a bug in it ends this build and not the worker.
+    fn build_apart<R: Runner>(
+        &self,
+        runner: &R,
+        drv: StorePath,
+    ) -> impl Future<Output = (StorePath, run::Ended)> + Send + use<R> {
+        let (scheduler, runner, logs) = (self.scheduler.clone(), runner.clone(), self.logs.clone());
+        async move {
+            let mut task = JoinSet::new();
+            let wanted = drv.clone();
+            task.spawn(async move { run::run(&scheduler, &runner, &logs, &wanted).await });
+            let ended = match task.join_next().await {
+                Some(Ok(ended)) => ended,
+                _ => {
+                    tracing::error!(%drv, "the build was given up because of a bug in this server");
+                    Err(Some(Verdict::transient("a bug in this server; its log has the details")))
+                }
+            };
+            (drv, ended)
+        }
+    }
+
+    async fn drop_abandoned(&self) {
+        let mut ticks = tokio::time::interval(LOOK_FOR_ABANDONED_EVERY);
+        loop {
+            ticks.tick().await;
+            self.scheduler.drop_abandoned();
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! One build by a runner, from the first line of its log to the last: begun anew while the runner is lost.
+
+use std::pin::pin;
+use std::time::Instant;
+
+use narinfo::StorePath;
+
+use crate::build::Logs;
+use crate::build::log::LogWriter;
+use crate::build::runner::{Built, Loss, NotBuilt, Runner};
+use crate::build::scheduler::Scheduler;
+use crate::build::verdict::{Verdict, logged};
+
+/// A build that has ended and is not to be begun anew.
+pub(super) type Ended = Result<Built, Option<Verdict>>;
+
+/// Has a runner build one derivation. The error is `None` where the build was stopped.
+pub(super) async fn run(scheduler: &Scheduler, runner: &impl Runner, logs: &Logs, drv: &StorePath) -> Ended {
+    tracing::info!(%drv, "building");
+    let begun = Instant::now();
+    let log = logs.begin(drv);
+    let lost = |why: &NotBuilt| match why {
+        NotBuilt::Lost(loss) if log.starts() < loss.starts_max => Some(loss.reason.clone()),
+        _ => None,
+    };
+    let built = scheduler.patiently(drv, || attempt(scheduler, runner, &log, drv), lost).await;
+    log.finish(built.as_ref().err().map(NotBuilt::last_line).as_deref());
+    let seconds = begun.elapsed().as_secs();
+    built.inspect(|_| tracing::info!(%drv, seconds, "built")).map_err(|why| match why {
+        NotBuilt::Stopped => {
+            tracing::info!(%drv, seconds, "stopped: others go first");
+            None
+        }
+        NotBuilt::Failed(verdict) | NotBuilt::Lost(Loss { verdict, .. }) => {
+            let reason = logged(&verdict.reason);
+            tracing::warn!(%drv, seconds, %reason, "build failed");
+            Some(verdict)
+        }
+    })
+}
+
+async fn attempt(
+    scheduler: &Scheduler,
+    runner: &impl Runner,
+    log: &LogWriter,
+    drv: &StorePath,
+) -> Result<Built, NotBuilt> {
+    let mut starts = log.watch_starts();
+    let mut building = pin!(runner.build(drv, log, scheduler.stop_signal(drv)));
+    tokio::select! {
+        built = &mut building => return built,
+        // The log does not end before this does.
+        _ = starts.changed() => scheduler.daemon_answers(),
+    }
+    building.await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::build::{LogSettings, Settings};
+    use crate::index::Index;
+
+    /// A runner that is lost a number of times, and then builds or waits to be stopped.
+    #[derive(Clone)]
+    struct Fragile {
+        losses: u32,
+        starts_max: u32,
+        tried: Arc<AtomicU32>,
+        forever: bool,
+    }
+
+    impl Fragile {
+        fn lost(losses: u32, starts_max: u32) -> Self {
+            Self { losses, starts_max, tried: Arc::default(), forever: false }
+        }
+    }
+
+    impl Runner for Fragile {
+        async fn build(
+            &self,
+            _: &StorePath,
+            log: &LogWriter,
+            stop: impl Future<Output = ()> + Send,
+        ) -> Result<Built, NotBuilt> {
+            log.start();
+            log.line("a line", 0);
+            if self.tried.fetch_add(1, Ordering::Relaxed) < self.losses {
+                let verdict = Verdict::transient("it did not come back");
+                return Err(NotBuilt::Lost(Loss {
+                    reason: "gone".into(),
+                    starts_max: self.starts_max,
+                    verdict,
+                }));
+            }
+            if self.forever {
+                stop.await;
+                return Err(NotBuilt::Stopped);
+            }
+            Ok(Built { outputs: Vec::new(), worked: true })
+        }
+    }
+
+    struct Bench {
+        _folder: tempfile::TempDir,
+        scheduler: Scheduler,
+        logs: Logs,
+        drv: StorePath,
+    }
+
+    impl Bench {
+        async fn new(transient_retry: Duration) -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            let index = Index::open(&folder.path().join("index")).expect("opened");
+            let settings = Settings { transient_retry, ..Settings::strict() };
+            let scheduler = Scheduler::open(settings, &index).await.expect("opened");
+            let settings = LogSettings { log_bytes_max: 1000, logs_bytes_max: 1000 };
+            let logs = Logs::open(&folder.path().join("log"), settings).expect("a folder");
+            let drv = StorePath::parse(&format!("{}-p.drv", "a".repeat(32))).expect("a path");
+            Self { _folder: folder, scheduler, logs, drv }
+        }
+
+        async fn run(&self, runner: &Fragile) -> Ended {
+            run(&self.scheduler, runner, &self.logs, &self.drv).await
+        }
+    }
+
+    #[tokio::test]
+    async fn a_runner_that_is_lost_and_comes_back_is_no_failure_of_the_build() {
+        let bench = Bench::new(Duration::from_secs(60)).await;
+        let runner = Fragile::lost(2, 10);
+        assert!(bench.run(&runner).await.is_ok());
+        assert_eq!(runner.tried.load(Ordering::Relaxed), 3);
+        assert_eq!(bench.scheduler.snapshot().stalled, None, "nobody waits for it any more");
+    }
+
+    #[tokio::test]
+    async fn a_build_that_brings_its_runner_down_each_time_is_not_begun_for_ever() {
+        let bench = Bench::new(Duration::from_secs(60)).await;
+        let runner = Fragile::lost(u32::MAX, 2);
+        let verdict = bench.run(&runner).await.expect_err("it is lost").expect("it was not stopped");
+        assert_eq!(
+            (verdict.reason.as_str(), runner.tried.load(Ordering::Relaxed)),
+            ("it did not come back", 2)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_runner_stops_a_build_that_the_queue_takes_back() {
+        let bench = Bench::new(Duration::ZERO).await;
+        let runner = Fragile { forever: true, ..Fragile::lost(0, 1) };
+        bench.scheduler.start_prebuild_without_time(&bench.drv);
+        assert!(matches!(bench.run(&runner).await, Err(None)));
+    }
+}
