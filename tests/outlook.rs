@@ -201,6 +201,10 @@ fn with_a_budget_what_is_known_to_be_short_goes_first_and_is_stopped_when_it_is_
         asked.push(cache.ask_in_background(wanted.out()));
         cache.wait_for_queue(&names[..number + 2]);
     }
+    wait_until("it is known what all of them lack", SOON, || {
+        let queue = json(&cache, "/api/v1/queue");
+        (0..4).all(|n| queue["requests"][n]["lacked"] == 1)
+    });
     gate.open();
     for (asked, wanted) in asked.into_iter().zip([&first, &long, &liar, &short]) {
         assert_narinfo(&asked.answer(), wanted.out());
