@@ -12,7 +12,7 @@ use std::path::Path;
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use narinfo::{Compression, NarHash, NarInfo, SecretKey, StoreDir, StorePath, StorePathHash};
 use ondine::index::{Index, NarRow, PathRow};
-use ondine::nar_store::{Expected, NarStore, Settings};
+use ondine::nar_store::{NarDigest, NarStore, Settings};
 use sha2::{Digest, Sha256};
 
 use random::Random;
@@ -167,10 +167,10 @@ fn settings() -> Settings {
 }
 
 /// What packing checks.
-fn expected(tree: &Path) -> Expected {
+fn expected(tree: &Path) -> NarDigest {
     let mut nar = Vec::new();
     narinfo::nar::dump(tree, &mut nar).expect("dumped");
-    Expected { hash: NarHash::from_bytes(Sha256::digest(&nar).into()), bytes: nar.len() as u64 }
+    NarDigest { hash: NarHash::from_bytes(Sha256::digest(&nar).into()), bytes: nar.len() as u64 }
 }
 
 criterion_group!(benches, formats, look_ups, nars);

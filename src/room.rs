@@ -1,5 +1,5 @@
-//! Room on a file system: what is free on it, and the part of that which files of contents leave to the index. Asks the
-//! system each time, remembers nothing.
+//! Room on a file system: free bytes and inodes, and the part of them that NARs and logs leave to the index.
+//! Asks the system each time, and caches nothing.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -7,10 +7,10 @@ use std::path::Path;
 
 use rustix::fs::{StatVfs, StatVfsMountFlags, fstatvfs, statvfs};
 
-/// Bytes that NARs leave free on their file system at most, so that the index can still be written: the same as the pages
-/// of its log that are not written back yet.
+/// Bytes that NARs leave free on their file system, at most, so that the index can still be written: as many
+/// as its write-ahead log may hold.
 const SPARED_BYTES_MAX: u64 = 64 * 1024 * 1024;
-/// On a small file system it is this part of it, but no less than a few transactions take.
+/// Part of a small file system that is left free, but no less than a few transactions take.
 const SPARED_PART: u64 = 64;
 const SPARED_BYTES_MIN: u64 = 1024 * 1024;
 /// Inodes that NARs leave free.
@@ -32,7 +32,7 @@ impl Room {
     /// The file system of `dir`.
     ///
     /// # Errors
-    /// When the system does not tell.
+    /// When the system call fails.
     pub fn of(dir: &Path) -> io::Result<Self> {
         Ok(statvfs(dir)?.into())
     }
@@ -40,12 +40,12 @@ impl Room {
     /// The file system of an open file.
     ///
     /// # Errors
-    /// When the system does not tell.
+    /// When the system call fails.
     pub fn of_file(file: impl AsFd) -> io::Result<Self> {
         Ok(fstatvfs(file)?.into())
     }
 
-    /// A file system of so many bytes, for tests of what depends on it.
+    /// A file system of so many bytes, for tests.
     #[cfg(test)]
     pub(crate) fn new(total_bytes: u64, free_bytes: u64, inodes: Option<(u64, u64)>) -> Self {
         Self { total_bytes, free_bytes, inodes, read_only: false }
@@ -57,10 +57,10 @@ impl Room {
         (self.total_bytes / SPARED_PART).clamp(SPARED_BYTES_MIN, SPARED_BYTES_MAX)
     }
 
-    /// Refuses to have more stored where that would take what the index needs.
+    /// Checks that more can be stored without taking the room that the index needs.
     ///
     /// # Errors
-    /// With what is lacking, as the system's own error of a full disk.
+    /// With the reason, as the system's own error of a full or read-only disk.
     pub fn check(&self) -> io::Result<()> {
         if self.read_only {
             return Err(io::Error::new(io::ErrorKind::ReadOnlyFilesystem, "the file system is read-only"));

@@ -1,8 +1,8 @@
-//! Files that are read while they are written (`tail -f` with a verdict): a reader gets the bytes that are there, waits
-//! for more, and learns at the end whether the file is right. Written by hand because a broadcast of chunks holds memory for
-//! its slowest reader: here a reader is a position, and all readers together hold [`READS_MAX`] chunks (8 MiB), be they ten
-//! or ten thousand. Replaced a loop each for NARs and for logs. Does not apply to files that are overwritten or cut
-//! short. Must never read on an async thread.
+//! Files that are read while they are written (`tail -f` with a verdict): a reader gets the bytes that are
+//! there, waits for more, and learns at the end whether the file is right. Written by hand because a
+//! broadcast of chunks holds memory for its slowest reader: here a reader is a position, and all readers
+//! together hold [`READS_MAX`] chunks (8 MiB), be they ten or ten thousand. Replaced a loop each for NARs and
+//! for logs. Does not apply to files that are overwritten or cut short. Must never read on an async thread.
 
 use std::fs::File;
 use std::io;
@@ -16,8 +16,8 @@ use tokio::sync::{Semaphore, SemaphorePermit, watch};
 /// Bytes read, written or sent at a time.
 pub const CHUNK_BYTES: usize = 256 * 1024;
 
-/// Concurrent reads, at most. All followers of a file want their next bytes in the same moment: more reads than
-/// this make nobody faster, and each takes a thread and a buffer of one chunk.
+/// Concurrent reads, at most. All followers of a file want their next bytes in the same moment: more reads
+/// than this make nobody faster, and each takes a thread and a buffer of one chunk.
 const READS_MAX: usize = 32;
 static READS: Semaphore = Semaphore::const_new(READS_MAX);
 
@@ -63,8 +63,9 @@ impl TailCursor {
         Self::following_part(progress, 0..u64::MAX, 0)
     }
 
-    /// The bytes of `part` of a file that may still grow. The last one is held back until the verdict, because a
-    /// client that has counted all bytes takes them for right; not so within the first `trusted` bytes of the file.
+    /// The bytes of `part` of a file that may still grow. The last one is held back until the verdict,
+    /// because a client that has counted all bytes takes them for right; not so within the first `trusted`
+    /// bytes of the file.
     #[must_use]
     pub fn following_part(progress: watch::Receiver<WriteProgress>, part: Range<u64>, trusted: u64) -> Self {
         let early = trusted.max(part.end.saturating_sub(1));
@@ -171,7 +172,8 @@ impl ReadPermit {
         READS.try_acquire().ok().map(|permit| Self { _permit: permit })
     }
 
-    /// Runs `work` on files on a blocking thread. The permit ends with it, even if nobody waits for the result.
+    /// Runs `work` on files on a blocking thread. The permit ends with it, even if nobody waits for the
+    /// result.
     pub fn read<T: Send + 'static>(
         self,
         work: impl FnOnce() -> io::Result<T> + Send + 'static,

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep};
 use super::{Error, Keeper};
 use crate::causes::with_causes;
 use crate::index::NarRow;
-use crate::packer::{Flaw, Look};
+use crate::packer::{Corruption, Look};
 
 /// The rest between two files at most, and where there is nothing to do: the next one may be large.
 const REST_MAX: Duration = Duration::from_secs(3600);
@@ -70,7 +70,7 @@ impl Keeper {
     }
 
     /// Serves a damaged file no longer.
-    pub(super) async fn set_aside(&self, flaw: Flaw) -> Result<(), Error> {
+    pub(super) async fn set_aside(&self, flaw: Corruption) -> Result<(), Error> {
         self.0.packer.quarantine(flaw).await?;
         self.0.metrics.damaged();
         Ok(())

@@ -1,77 +1,63 @@
-//! A file on its way into the store: written once, from its beginning to its end, and read by any number meanwhile, who learn
-//! at its end whether it is right. Must never have its final name before that.
+//! A file on its way into storage: written once, from its beginning to its end, and read by any number
+//! meanwhile, who learn at its end whether it is right. Must never be committed before that.
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
-use std::path::Path;
 use std::sync::Arc;
 
+use narinfo::NarHash;
 use tokio::sync::watch;
 
-use super::Stored;
-use crate::room::Room;
+use super::blobs::{Blob, BlobFile, Commit, Upload};
 use crate::tail_file::{WriteProgress, abandoned};
 
-/// Bytes after which it is looked again whether there is room for more.
-const LOOK_EVERY_BYTES: u64 = 4 * 1024 * 1024;
+/// Bytes between two checks for room.
+const ROOM_CHECK_BYTES: u64 = 4 * 1024 * 1024;
 
-/// A file that is being written: readers follow it, and learn at its end whether it is right.
+/// Reading side of a draft: follows it, and learns at its end whether it is right.
 #[derive(Clone, Debug)]
 pub struct Growing {
     pub(super) file: Arc<File>,
     pub(super) progress: watch::Receiver<WriteProgress>,
     /// Bytes at its beginning that are known to be right before it ends.
     pub(super) trusted: u64,
-    kept: watch::Receiver<bool>,
+    committed: watch::Receiver<bool>,
 }
 
-/// A file that is not yet in the store; dropping it removes it.
+/// Writing side of a file that is not yet in storage; dropping it removes the file.
 #[derive(Debug)]
 pub struct Draft {
-    file: tempfile::NamedTempFile,
+    upload: Box<dyn Upload>,
+    file: Arc<File>,
     progress: watch::Sender<WriteProgress>,
-    /// Whether it has its final name.
-    kept: watch::Sender<bool>,
+    committed: watch::Sender<bool>,
 }
 
 impl Draft {
-    /// Begins a file in `folder`, and gives the reading side that follows it and may trust so many bytes. Refused where there
-    /// is no room but what the index needs.
-    pub(super) fn begin(folder: &Path, trusted: u64) -> io::Result<(Self, Growing)> {
-        Room::of(folder)?.check()?;
-        let file = tempfile::Builder::new().prefix("nar-").tempfile_in(folder)?;
+    /// Makes a draft of an upload, with a reading side that may trust the first `trusted` bytes.
+    pub(super) fn new(upload: Box<dyn Upload>, trusted: u64) -> (Self, Growing) {
         let (progress, following) = watch::channel(WriteProgress::default());
-        let (kept, waiting) = watch::channel(false);
-        let reading = Growing { file: Arc::new(file.reopen()?), progress: following, trusted, kept: waiting };
-        Ok((Self { file, progress, kept }, reading))
+        let (committed, waiting) = watch::channel(false);
+        let file = Arc::clone(upload.file());
+        let growing = Growing { file: Arc::clone(&file), progress: following, trusted, committed: waiting };
+        (Self { upload, file, progress, committed }, growing)
     }
 
-    /// Whether readers may have seen some of it: then its bytes stand, right or wrong.
+    /// True once readers may have seen some of it: then its bytes stand, right or wrong.
     #[must_use]
     pub fn is_begun(&self) -> bool {
         self.progress.borrow().bytes > 0
     }
 
-    /// Whether anybody follows it but the list of what is under way.
+    /// True if anybody follows it but the list of what is under way.
     pub(crate) fn is_followed(&self) -> bool {
         self.progress.receiver_count() > 1
     }
 
-    /// One more reading side.
-    ///
-    /// # Errors
-    /// When the file cannot be opened once more.
-    pub fn follow(&self) -> io::Result<Growing> {
-        let file = Arc::new(self.file.reopen()?);
-        Ok(Growing { file, progress: self.progress.subscribe(), trusted: 0, kept: self.kept.subscribe() })
-    }
-
-    /// Its file, to be told apart from others; of no bytes yet.
-    ///
-    /// # Errors
-    /// When it cannot be opened once more.
-    pub fn as_stored(&self) -> io::Result<Stored> {
-        Ok(Stored { file: Arc::new(self.file.reopen()?), bytes: 0 })
+    /// Its file as a blob of no bytes, for [`Blob::is`].
+    #[must_use]
+    pub fn as_blob(&self) -> Blob {
+        Blob::File(BlobFile { file: Arc::clone(&self.file), bytes: 0 })
     }
 
     /// Begins anew. Nobody may have read any of it.
@@ -79,41 +65,33 @@ impl Draft {
     /// # Errors
     /// When the file cannot be cut.
     pub fn rewind(&self) -> io::Result<()> {
-        self.file.as_file().set_len(0)?;
-        self.file.as_file().rewind()?;
+        self.file.set_len(0)?;
+        (&*self.file).rewind()?;
         self.progress.send_modify(|progress| progress.bytes = 0);
         Ok(())
     }
 
-    /// Ends it without a file; its readers hear why.
+    /// Ends it without a file, and gives its readers the reason.
     pub fn abandon(self, reason: &str) {
-        self.progress.send_modify(|g| g.end = Some(Err(reason.to_owned())));
+        self.progress.send_modify(|progress| progress.end = Some(Err(reason.to_owned())));
     }
 
-    /// Tells the readers that it is complete and right: they need not wait until it is kept.
+    /// Tells the readers that it is complete and right: they need not wait for the commit.
     pub(super) fn is_right(&self) {
-        self.progress.send_modify(|g| g.end = Some(Ok(())));
+        self.progress.send_modify(|progress| progress.end = Some(Ok(())));
     }
 
     /// Waits until all that was written is durable.
     pub(super) fn sync(&self) -> io::Result<()> {
-        self.file.as_file().sync_all()
+        self.file.sync_all()
     }
 
-    /// Gives it its final name.
-    pub(super) fn persist(self, target: &Path) -> io::Result<Kept> {
-        self.file.persist(target).map_err(|e| e.error)?;
-        Ok(Kept(self.kept))
-    }
-}
-
-/// Tells those who wait for it that a file is in the store.
-#[must_use]
-pub(super) struct Kept(watch::Sender<bool>);
-
-impl Kept {
-    pub(super) fn tell(self) {
-        self.0.send_replace(true);
+    /// Commits a draft that is complete and right.
+    pub(super) fn commit(self, key: NarHash) -> io::Result<Commit> {
+        let Self { upload, committed, .. } = self;
+        let commit = upload.commit(key)?;
+        committed.send_replace(true);
+        Ok(commit)
     }
 }
 
@@ -121,11 +99,11 @@ impl Kept {
 impl Write for &Draft {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         let before = self.progress.borrow().bytes;
-        if before / LOOK_EVERY_BYTES != (before + data.len() as u64) / LOOK_EVERY_BYTES {
-            Room::of_file(self.file.as_file())?.check()?;
+        if before / ROOM_CHECK_BYTES != (before + data.len() as u64) / ROOM_CHECK_BYTES {
+            self.upload.check_room()?;
         }
-        let written = self.file.as_file().write(data)?;
-        self.progress.send_modify(|g| g.bytes += written as u64);
+        let written = (&*self.file).write(data)?;
+        self.progress.send_modify(|progress| progress.bytes += written as u64);
         Ok(written)
     }
 
@@ -140,23 +118,30 @@ impl Growing {
     /// # Errors
     /// When nothing was written and nothing will be.
     pub async fn begun(&mut self) -> io::Result<()> {
-        let progress =
-            self.progress.wait_for(|g| g.bytes > 0 || g.end.is_some()).await.map_err(|_| abandoned())?;
+        let begun = |progress: &WriteProgress| progress.bytes > 0 || progress.end.is_some();
+        let progress = self.progress.wait_for(begun).await.map_err(|_| abandoned())?;
         match (progress.bytes, &progress.end) {
             (0, Some(Err(reason))) => Err(io::Error::other(reason.clone())),
             _ => Ok(()),
         }
     }
 
-    /// Waits until the file is complete, verified, and durable under its final name.
+    /// True once the file is in storage.
+    #[must_use]
+    pub fn is_committed(&self) -> bool {
+        *self.committed.borrow()
+    }
+
+    /// Waits until the file is complete, verified and committed.
     ///
     /// # Errors
     /// When it will not be.
     pub async fn finished(&mut self) -> io::Result<()> {
-        if self.kept.wait_for(|kept| *kept).await.is_ok() {
+        if self.committed.wait_for(|committed| *committed).await.is_ok() {
             return Ok(());
         }
         // The writer is gone without it.
-        Err(self.progress.borrow().end.clone().and_then(Result::err).map_or_else(abandoned, io::Error::other))
+        let end = self.progress.borrow().end.clone();
+        Err(end.and_then(Result::err).map_or_else(abandoned, io::Error::other))
     }
 }

@@ -1,6 +1,10 @@
-//! A part of a file as memory, without a copy: the one place with `unsafe`. Only for files whose bytes never change once they
-//! can be read, and only for bytes that nobody but the kernel reads: should someone else cut the file short meanwhile, the
-//! kernel fails the sending, where this program would be killed. Who sends such bytes may ask in which file they are.
+//! Mapped reads: a part of a file as memory, without a copy; the sender asks for its file range and sends
+//! that by sendfile(2). Replaced reads into buffers, which cost a copy into the heap and one out of it: a
+//! plain NAR of 539 MB leaves at 5.4 GB/s for 0.18 s of CPU a GB, where a cache that copies (harmonia)
+//! reaches 1.6 GB/s for 0.57 s. Pages of the file are no memory of this program. The only file with `unsafe`.
+//! Applies only to files that never change once their bytes can be read, and to bytes that the kernel alone
+//! reads: if somebody cuts the file short, sending fails, where a read by this program would kill it. Not for
+//! small NARs (`small_cache.rs`).
 #![allow(unsafe_code)]
 
 use std::collections::BTreeMap;
@@ -15,20 +19,20 @@ use memmap2::{Advice, Mmap, MmapOptions};
 
 use crate::tail_file::read_at;
 
-/// Where each window is that is there now, by the address of its first byte.
+/// File range of each window that exists, by the address of its first byte.
 static WINDOWS: RwLock<BTreeMap<usize, FileRange>> = RwLock::new(BTreeMap::new());
 
-/// Where bytes are in a file.
+/// Range of bytes in a file.
 #[derive(Clone, Debug)]
 pub struct FileRange {
     /// The file.
     pub file: Arc<File>,
-    /// Those bytes of it.
+    /// Offsets of the bytes in the file.
     pub part: Range<u64>,
 }
 
-/// The bytes of `part`, which must be there; they are in memory when this returns. Blocking. The pages are the file's own, and
-/// go with the last handle; where a file cannot be mapped, it is read.
+/// The bytes of `part`, which must be there; they are in memory when this returns. Blocking. The pages are
+/// the file's own, and go with the last handle; where a file cannot be mapped, it is read.
 ///
 /// # Errors
 /// When the file cannot be read, or ends before them.
@@ -40,13 +44,13 @@ pub(super) fn window(file: &Arc<File>, part: Range<u64>) -> io::Result<Bytes> {
     })
 }
 
-/// The same, if they are in memory already; `None` where it would have to be read. Waits for no disk.
+/// The same, if the bytes are in memory already; `None` if the disk would have to be read. Waits for no disk.
 pub(super) fn window_in_memory(file: &Arc<File>, part: &Range<u64>) -> Option<Bytes> {
     let mapping = mapping(file, part).ok().filter(|mapping| is_in_memory(mapping, file, part.start))?;
     Some(registered(mapping, file, part))
 }
 
-/// Where these bytes are, if they are (some) of a window.
+/// File range of these bytes, if they are in a window.
 #[must_use]
 pub fn range_of(bytes: &[u8]) -> Option<FileRange> {
     let at = bytes.as_ptr().addr();
@@ -54,17 +58,17 @@ pub fn range_of(bytes: &[u8]) -> Option<FileRange> {
     let (first, FileRange { file, part }) = windows.range(..=at).next_back()?;
     let start = part.start + (at - first) as u64;
     let end = start + bytes.len() as u64;
-    // The window that these bytes are of is there for as long as they are.
+    // The window lives for as long as these bytes.
     (end <= part.end).then(|| FileRange { file: Arc::clone(file), part: start..end })
 }
 
-/// A mapping that is known by its address.
+/// Mapping that is registered under its address.
 struct Window(Mmap);
 
 impl Window {
-    fn new(mapping: Mmap, place: FileRange) -> Self {
+    fn new(mapping: Mmap, range: FileRange) -> Self {
         let mut windows = WINDOWS.write().unwrap_or_else(PoisonError::into_inner);
-        windows.insert(mapping.as_ptr().addr(), place);
+        windows.insert(mapping.as_ptr().addr(), range);
         Self(mapping)
     }
 }
@@ -77,7 +81,7 @@ impl AsRef<[u8]> for Window {
 
 impl Drop for Window {
     fn drop(&mut self) {
-        // Before the address is anybody else's.
+        // Unregistered before the mapping goes and its address is used again.
         WINDOWS.write().unwrap_or_else(PoisonError::into_inner).remove(&self.0.as_ptr().addr());
     }
 }
@@ -85,7 +89,7 @@ impl Drop for Window {
 fn mapped(file: &Arc<File>, part: &Range<u64>) -> io::Result<Bytes> {
     let mapping = mapping(file, part)?;
     if !is_in_memory(&mapping, file, part.start) {
-        // Waits for the disk here, on a thread that may, and tells of pages that cannot be had.
+        // Waits for the disk here, on a blocking thread, and reports pages that cannot be read.
         mapping.advise(Advice::PopulateRead)?;
     }
     Ok(registered(mapping, file, part))
@@ -93,12 +97,13 @@ fn mapped(file: &Arc<File>, part: &Range<u64>) -> io::Result<Bytes> {
 
 fn mapping(file: &File, part: &Range<u64>) -> io::Result<Mmap> {
     let bytes = usize::try_from(part.end - part.start).map_err(io::Error::other)?;
-    // The rest of a file's last page can be read, and is no part of the file.
+    // The rest of a file's last page can be read, but is no part of the file.
     if file.metadata()?.len() < part.end {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
-    // SAFETY: the files of the NAR store only ever grow until they have their final name, and are only unlinked from then on:
-    // what has been written is not written again, so the bytes behind this slice never change.
+    // SAFETY: the files of the NAR store only ever grow until they have their final name, and are only
+    // unlinked from then on: what has been written is not written again, so the bytes behind this slice never
+    // change.
     unsafe { MmapOptions::new().offset(part.start).len(bytes).map(file) }
 }
 
@@ -106,10 +111,10 @@ fn registered(mapping: Mmap, file: &Arc<File>, part: &Range<u64>) -> Bytes {
     Bytes::from_owner(Window::new(mapping, FileRange { file: Arc::clone(file), part: part.clone() }))
 }
 
-/// Whether sending it waits for no disk. Much cheaper than to have all its pages mapped, which nobody needs who sends from the
-/// file.
+/// True if sending the window waits for no disk. Much cheaper than populating its page table, which
+/// sendfile(2) does not need.
 fn is_in_memory(mapping: &Mmap, file: &File, start: u64) -> bool {
-    // SAFETY: it takes and gives numbers.
+    // SAFETY: sysconf takes and returns numbers.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
     let before = mapping.as_ptr().addr() % page;
     let bytes = before + mapping.len();
@@ -118,8 +123,8 @@ fn is_in_memory(mapping: &Mmap, file: &File, start: u64) -> bool {
         .map_or_else(|| all_there(mapping, before, bytes, pages), |there| there == pages as u64)
 }
 
-/// How many pages of a part of a file are in memory, counted in whatever pieces they are kept, of which large ones are many pages
-/// (cachestat(2), Linux 6.5); `None` where the system does not tell.
+/// Number of pages of a part of a file that are in memory, counted by the pieces of the page cache, of which
+/// large ones are many pages (cachestat(2), Linux 6.5); `None` on older kernels.
 fn counted(file: &File, offset: u64, bytes: u64) -> Option<u64> {
     // The same on every architecture that Rust knows.
     const CACHESTAT: libc::c_long = 451;
@@ -131,7 +136,7 @@ fn counted(file: &File, offset: u64, bytes: u64) -> Option<u64> {
     (done == 0).then_some(told[0])
 }
 
-/// The same page by page.
+/// True if all pages are in memory, looked up page by page (mincore(2)).
 fn all_there(mapping: &Mmap, before: usize, bytes: usize, pages: usize) -> bool {
     let mut states = vec![0_u8; pages];
     let first = mapping.as_ptr().wrapping_sub(before).cast_mut().cast();
@@ -197,9 +202,9 @@ mod tests {
         let file = file(&[7; 100_000]);
         let window = window(&file, 10..90_000).expect("a window");
         for part in [0..89_990, 0..1, 50..51, 89_989..89_990] {
-            let place = range_of(&window[part.clone()]).expect("it is of a window");
-            assert!(Arc::ptr_eq(&place.file, &file));
-            assert_eq!(place.part, part.start as u64 + 10..part.end as u64 + 10);
+            let range = range_of(&window[part.clone()]).expect("it is of a window");
+            assert!(Arc::ptr_eq(&range.file, &file));
+            assert_eq!(range.part, part.start as u64 + 10..part.end as u64 + 10);
         }
         let kept = window.slice(100..200);
         drop(window);

@@ -1,66 +1,72 @@
-//! The NARs we serve: zstd files named by the hash of the plain NAR they hold, from a file tree or from another cache; and what
-//! is made of them to be given faster. Knows files and nothing else: no index, no Nix, no HTTP. A file under its final name is
-//! always complete and verified, and never changes.
+//! The NAR store: zstd files named by the hash of the plain NAR that they hold, made of a file tree or
+//! received, and the caches that serve them faster. Where the files are is the matter of `blobs`. Knows no
+//! index, no Nix, no HTTP. A committed file is complete and verified, and never changes.
 
+pub mod blobs;
 mod draft;
 mod mapped;
+mod measured;
 mod pack;
 mod plain_cache;
-mod shelf;
+mod receive;
 mod small_cache;
 mod stream;
 mod verify;
 
-use std::fs::{self, File};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::io::{self, Write};
+use std::path::Path;
 use std::sync::Arc;
 
 use narinfo::{Compression, NarHash};
+
+pub use blobs::{Blob, Commit, file_bytes, has_files};
+use blobs::{BlobFile, Blobs, LocalBlobs};
+pub use draft::{Draft, Growing};
+pub use mapped::{FileRange, range_of};
+pub use measured::Packed;
+pub use pack::Received;
+use plain_cache::PlainCache;
+pub use plain_cache::Source;
+pub use receive::file_bytes_max;
+pub use small_cache::{Epoch, Small};
+use small_cache::{SMALL_BYTES_MAX, SmallCache};
+pub use stream::NarStream;
+pub use verify::{Error as PackError, NarDigest, Promise};
 
 use crate::decode;
 use crate::room::Room;
 use crate::tail_file::read_at;
 use crate::trouble::Trouble;
-pub use draft::{Draft, Growing};
-pub use mapped::{FileRange, range_of};
-pub use pack::Packed;
-use plain_cache::PlainCache;
-pub use plain_cache::Source;
-pub use shelf::{file_bytes, has_files};
-pub use small_cache::{Epoch, Small};
-use small_cache::{SMALL_BYTES_MAX, SmallCache};
-pub use stream::NarStream;
-pub use verify::{Error as PackError, Expected};
 
 /// Bytes of the file that shows whether files can be written again: a block of most file systems.
 const PROBE_BYTES: usize = 4096;
 
-/// Threads that compress one NAR at most, where nobody says how many.
+/// Default for the threads that compress one NAR, at most.
 const USUAL_THREADS_MAX: usize = 4;
 
-/// How NARs are stored.
+/// Settings of the NAR store.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// The zstd level, 1 to 19: higher is smaller and slower.
     pub zstd_level: i32,
-    /// Threads that compress one NAR, 1 or more; for a high level it is one all the same.
+    /// Threads that compress one NAR, 1 or more; high levels use one all the same.
     pub zstd_threads: u32,
-    /// Bytes of small NARs that are kept in memory at most.
+    /// Bytes of small NARs that are cached in memory, at most.
     pub memory_bytes_max: u64,
-    /// Bytes of plain copies at most.
+    /// Bytes of the plain cache, at most.
     pub plain_bytes_max: u64,
 }
 
 impl Settings {
-    /// Threads where nobody says how many: each of them holds a few MiB, and another one wins less than the one before.
+    /// Default number of threads: each of them holds a few MiB, and another one gains less than the one
+    /// before.
     #[must_use]
     pub fn usual_threads() -> u32 {
         std::thread::available_parallelism().map_or(1, |cores| cores.get().min(USUAL_THREADS_MAX) as u32)
     }
 }
 
-/// How a NAR is given.
+/// Form in which a NAR is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Form {
     /// As it is stored.
@@ -69,70 +75,55 @@ pub enum Form {
     Plain,
 }
 
-/// The directory of packed NARs; clones share it.
+/// The store of packed NARs; clones share it.
 #[derive(Clone, Debug)]
 pub struct NarStore {
-    dir: PathBuf,
+    blobs: Arc<dyn Blobs>,
     settings: Settings,
-    copies: PlainCache,
-    memory: Arc<SmallCache>,
-    /// Why the last file could not be written.
+    plain: PlainCache,
+    small: Arc<SmallCache>,
+    /// The last failure to write, until a write works again.
     trouble: Trouble,
-}
-
-/// A complete file, open for reading.
-#[derive(Clone, Debug)]
-pub struct Stored {
-    file: Arc<File>,
-    bytes: u64,
-}
-
-impl Stored {
-    /// Bytes of the file.
-    #[must_use]
-    pub fn bytes(&self) -> u64 {
-        self.bytes
-    }
 }
 
 /// A NAR that can be sent now.
 #[derive(Clone, Debug)]
 pub enum Nar {
     /// Complete.
-    Stored(Stored),
+    Stored(Blob),
     /// Being written; follow it.
     Growing(Growing),
 }
 
 impl NarStore {
-    /// Opens the store in `dir`, making it when it is not there, and removes what an interrupted run left half-written.
+    /// Opens the store in the directory `dir`, creating it if needed.
     ///
     /// # Errors
-    /// When the directory cannot be made or read.
+    /// When the directory cannot be created or read.
     pub fn open(dir: &Path, settings: Settings) -> io::Result<Self> {
-        fs::create_dir_all(dir)?;
-        let copies = PlainCache::open(&dir.join("plain"), settings.plain_bytes_max)?;
-        let memory = Arc::new(SmallCache::new(settings.memory_bytes_max));
-        let store = Self { dir: dir.to_owned(), settings, copies, memory, trouble: Trouble::default() };
-        fs::create_dir_all(store.drafts())?;
-        for entry in fs::read_dir(store.drafts())? {
-            let entry = entry?;
-            if let Err(error) = shelf::sweep(&entry) {
-                tracing::warn!(%error, "cannot remove {}: remove it by hand", entry.path().display());
-            }
-        }
-        Ok(store)
+        Self::new(Arc::new(LocalBlobs::open(dir)?), &dir.join("plain"), settings)
     }
 
-    /// Room on the file system of the NARs.
+    /// Opens a store over `blobs`, with its plain cache in the directory `plain`.
     ///
     /// # Errors
-    /// When the system does not tell.
-    pub fn room(&self) -> io::Result<Room> {
-        Room::of(&self.dir)
+    /// When that directory cannot be created or read.
+    pub fn new(blobs: Arc<dyn Blobs>, plain: &Path, settings: Settings) -> io::Result<Self> {
+        let plain = PlainCache::open(plain, settings.plain_bytes_max)?;
+        let small = Arc::new(SmallCache::new(settings.memory_bytes_max));
+        Ok(Self { blobs, settings, plain, small, trouble: Trouble::default() })
     }
 
-    /// Whether NARs can be stored: there is room, and where the last one could not be written, another file can. Blocking.
+    /// Room of the storage. Blocking.
+    ///
+    /// # Errors
+    /// When the system call fails.
+    pub fn room(&self) -> io::Result<Room> {
+        self.blobs.room()
+    }
+
+    /// Checks that NARs can be stored: there is room, and after a failure to write, writing works again.
+    /// Blocking.
     ///
     /// # Errors
     /// With the reason why nothing can be stored.
@@ -141,14 +132,14 @@ impl NarStore {
         if self.trouble.get().is_none() {
             return Ok(());
         }
-        let (draft, _) = Draft::begin(&self.drafts(), 0)?;
-        io::Write::write_all(&mut &draft, &[0; PROBE_BYTES])?;
+        let (draft, _) = Draft::new(self.blobs.begin()?, 0);
+        (&draft).write_all(&[0; PROBE_BYTES])?;
         draft.sync()?;
         self.trouble.clear();
         Ok(())
     }
 
-    /// Tells whether a file could be written, for [`NarStore::check_writable`].
+    /// Notes the success or failure of a write, for [`NarStore::check_writable`].
     pub fn note_written<T>(&self, written: &Result<T, PackError>) {
         match written {
             Ok(_) => drop(self.trouble.clear()),
@@ -157,55 +148,66 @@ impl NarStore {
         }
     }
 
-    /// Removes all plain copies that nobody is just making: they are made anew when they are asked for. Blocking.
+    /// Empties the plain cache, but for copies that are just being made. Blocking.
     pub fn drop_copies(&self) {
-        self.copies.drop_all();
+        self.plain.drop_all();
     }
 
-    /// The file of a NAR, if it is there.
+    /// Opens the file of a NAR, if it is there. Blocking.
     ///
     /// # Errors
     /// When it is there and cannot be opened.
-    pub fn get(&self, nar: NarHash) -> io::Result<Option<Stored>> {
-        opened(&self.file_of(nar))
+    pub fn blob(&self, nar: NarHash) -> io::Result<Option<Blob>> {
+        self.blobs.open(nar)
     }
 
-    /// The plain copy of a NAR, complete or on its way; made of `source` where there is none. `None` where none can be made, or
-    /// where the NAR is so small that it is decompressed as fast. Blocking, within a tokio runtime.
+    /// The NARs behind `after`, in the order of their nixbase32 text, one page at a time. Blocking.
+    ///
+    /// # Errors
+    /// When the storage cannot be read.
+    pub fn list(&self, after: Option<NarHash>) -> io::Result<Vec<NarHash>> {
+        self.blobs.list(after)
+    }
+
+    /// The plain copy of a NAR, complete or on its way; made of `source` if there is none. `None` if none can
+    /// be made, or for a NAR so small that it is decompressed as fast. Blocking, within a tokio runtime.
     #[must_use]
-    pub fn plain(&self, nar: Expected, source: Source) -> Option<Nar> {
-        if nar.bytes <= SMALL_BYTES_MAX { None } else { self.copies.get(nar, source) }
+    pub fn plain(&self, nar: NarDigest, source: Source) -> Option<Nar> {
+        if nar.bytes <= SMALL_BYTES_MAX { None } else { self.plain.get(nar, source) }
     }
 
-    /// Whether a plain copy is just being made.
+    /// True while a plain copy is being made.
     #[must_use]
     pub fn is_copying(&self) -> bool {
-        self.copies.are_made()
+        self.plain.are_made()
     }
 
-    /// A small NAR that was asked for lately.
+    /// A small NAR that was asked for lately. Waits for nothing.
     #[must_use]
     pub fn in_memory(&self, nar: NarHash, form: Form) -> Option<Small> {
-        self.memory.get(nar, form)
+        self.small.get(nar, form)
     }
 
-    /// To be asked before the index is, and given to [`NarStore::small`].
+    /// Epoch of the cache of small NARs: taken before the index is read, and given to [`NarStore::small`].
     #[must_use]
     pub fn epoch(&self) -> Epoch {
-        self.memory.epoch()
+        self.small.epoch()
     }
 
-    /// All of a small NAR, which stays in memory for those who ask next; `None` for larger ones, and for one whose file is not
-    /// there, or not as `packed` has it. Blocking.
+    /// All of a small NAR, cached for those who ask next; `None` for larger ones, and for one whose file is
+    /// not there, or not as `packed` says. Blocking.
     #[must_use]
-    pub fn small(&self, nar: Expected, packed: Packed, form: Form, epoch: Epoch) -> Option<Small> {
+    pub fn small(&self, nar: NarDigest, packed: Packed, form: Form, epoch: Epoch) -> Option<Small> {
         let bytes = if form == Form::Zstd { packed.file_size } else { nar.bytes };
         if bytes > SMALL_BYTES_MAX {
             return None;
         }
-        let stored = self.get(nar.hash).ok()?.filter(|stored| stored.bytes == packed.file_size)?;
+        let Blob::File(BlobFile { file, bytes }) = self.blob(nar.hash).ok()??;
+        if bytes != packed.file_size {
+            return None;
+        }
         let mut bytes = Vec::new();
-        read_at(&stored.file, 0..stored.bytes, &mut bytes).ok()?;
+        read_at(&file, 0..packed.file_size, &mut bytes).ok()?;
         let hash = match form {
             Form::Zstd => packed.file_hash,
             Form::Plain => {
@@ -217,40 +219,49 @@ impl NarStore {
             }
         };
         let small = Small { bytes: bytes.into(), hash };
-        self.memory.keep(epoch, nar.hash, form, small.clone());
+        self.small.keep(epoch, nar.hash, form, small.clone());
         Some(small)
     }
 
-    /// Gives nothing of a NAR any more but its file, whose row has gone, or is not true.
+    /// Drops a NAR whose row has gone, or is not true, from the caches; its file stays. Blocking.
     pub fn forget(&self, nar: NarHash) {
-        self.memory.forget(nar);
-        self.copies.forget(nar);
+        self.small.forget(nar);
+        self.plain.forget(nar);
     }
 
-    /// Begins a file, and gives the reading side that follows it.
+    /// Removes the file of a NAR, and drops it from the caches; whoever reads it still gets all of it.
+    /// Returns true if there was one. Blocking.
     ///
     /// # Errors
-    /// When no temporary file can be made.
+    /// When it cannot be removed.
+    pub fn remove(&self, nar: NarHash) -> io::Result<bool> {
+        let removed = self.blobs.delete(nar)?;
+        self.forget(nar);
+        Ok(removed)
+    }
+
+    /// Moves the damaged file of a NAR out of the way, for whoever looks into the cause; it is not served any
+    /// more. Blocking.
+    ///
+    /// # Errors
+    /// When it can neither be moved nor removed.
+    pub fn quarantine(&self, nar: NarHash) -> io::Result<()> {
+        self.blobs.quarantine(nar)?;
+        self.forget(nar);
+        Ok(())
+    }
+
+    /// Removes all quarantined files but the newest `left`. Blocking.
+    pub fn empty_quarantine(&self, left: usize) {
+        self.blobs.empty_quarantine(left);
+    }
+
+    /// Begins a file, with a reading side that follows it. Blocking.
+    ///
+    /// # Errors
+    /// When nothing can be stored.
     pub fn draft(&self) -> io::Result<(Draft, Growing)> {
-        Draft::begin(&self.drafts(), 0).inspect_err(|error| self.trouble.note(error))
-    }
-
-    fn drafts(&self) -> PathBuf {
-        self.dir.join("tmp")
-    }
-
-    fn file_of(&self, nar: NarHash) -> PathBuf {
-        shelf::file_in(&self.dir, nar)
-    }
-}
-
-fn opened(path: &Path) -> io::Result<Option<Stored>> {
-    match File::open(path) {
-        Ok(file) => {
-            let bytes = file.metadata()?.len();
-            Ok(Some(Stored { file: Arc::new(file), bytes }))
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+        let upload = self.blobs.begin().inspect_err(|error| self.trouble.note(error))?;
+        Ok(Draft::new(upload, 0))
     }
 }

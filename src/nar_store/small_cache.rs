@@ -1,5 +1,5 @@
-//! Small NARs that were asked for lately, in memory: a request for one of them waits for no thread and no file. Bounded in
-//! bytes; what is forgotten is not given any more, also not by who found it just before.
+//! Cache of small NARs in memory: a request for one of them waits for no thread and no file. Bounded in
+//! bytes. A NAR that was forgotten is not served any more, not even by somebody who read it just before.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -10,11 +10,11 @@ use quick_cache::sync::Cache;
 
 use super::Form;
 
-/// Bytes of what is kept in memory at most, each.
+/// Bytes of one cached NAR, at most.
 pub(super) const SMALL_BYTES_MAX: u64 = 64 * 1024;
-/// What an entry takes beside its bytes, roughly.
+/// Memory of an entry beside its bytes, roughly.
 const ENTRY_BYTES: u64 = 256;
-/// Bytes of a usual entry: what the tables are laid out for.
+/// Bytes of a usual entry, for which the tables are laid out.
 const USUAL_BYTES: u64 = 4096;
 
 /// All of a small file.
@@ -26,7 +26,7 @@ pub struct Small {
     pub hash: NarHash,
 }
 
-/// How many times something was forgotten: what was found before the last time may be gone since.
+/// Count of the NARs that were forgotten: a NAR that was read before the last one may be gone since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Epoch(u64);
 
@@ -55,12 +55,12 @@ impl SmallCache {
         self.nars.get(&(nar, form))
     }
 
-    /// To be asked before the index is.
+    /// The current epoch, to be taken before the index is read.
     pub(super) fn epoch(&self) -> Epoch {
         Epoch(*self.epoch.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Keeps what was found in `epoch`, unless something was forgotten since.
+    /// Caches a NAR that was read in `epoch`, unless something was forgotten since.
     pub(super) fn keep(&self, epoch: Epoch, nar: NarHash, form: Form, small: Small) {
         let now = self.epoch.lock().unwrap_or_else(PoisonError::into_inner);
         if epoch == Epoch(*now) {

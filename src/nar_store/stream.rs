@@ -1,5 +1,6 @@
-//! A NAR's bytes for an answer, piece by piece: of a file as it is, or of the plain NAR in a zstd file, stored or still
-//! growing. Must never give the last bytes of a NAR before it was verified, and never read on an async thread.
+//! Bytes of a NAR for an answer, piece by piece: of a file as it is, or of the plain NAR in a zstd file,
+//! stored or still growing. Must never give the last bytes of a NAR before it was verified, and never read on
+//! an async thread.
 
 use std::fs::File;
 use std::io;
@@ -9,28 +10,30 @@ use std::sync::Arc;
 use bytes::{Buf, Bytes};
 use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
+use super::blobs::{Blob, BlobFile};
 use super::{Nar, mapped};
 use crate::tail_file::{CHUNK_BYTES, ReadPermit, Reading, TailCursor, abandoned, read_at, reading};
 
-/// Bytes of a file that are sent at a time. A client has two of these, however slow it is: pages of the file, which the kernel
-/// may take back, and which are no memory of this program's unless they had to be read from the disk.
+/// Bytes of a file that are sent at a time. A client holds two of these, however slow it is: pages of the
+/// file, which the kernel may take back, and which count as memory of this program only if they had to be
+/// read from the disk.
 const WINDOW_BYTES: u64 = 2 * 1024 * 1024;
 
-/// A NAR's bytes, in order.
+/// Stream of the bytes of a NAR.
 #[derive(Debug)]
 pub enum NarStream {
-    /// Those of the file.
+    /// Bytes of the file.
     AsItIs(Windows),
-    /// Decompressed on the way.
+    /// Bytes that are decompressed on the way.
     Decoded(Box<Decoded>),
 }
 
 impl NarStream {
-    /// A part of the file of `nar`; of one that grows, to the end where the part has none.
+    /// Streams a part of the file of `nar`; `u64::MAX` is the end of one that grows.
     #[must_use]
     pub fn as_it_is(nar: Nar, part: Range<u64>) -> Self {
         let (file, cursor) = match nar {
-            Nar::Stored(stored) => (stored.file, TailCursor::part(part)),
+            Nar::Stored(Blob::File(BlobFile { file, .. })) => (file, TailCursor::part(part)),
             Nar::Growing(growing) => {
                 (growing.file, TailCursor::following_part(growing.progress, part, growing.trusted))
             }
@@ -38,13 +41,13 @@ impl NarStream {
         Self::AsItIs(Windows { file, cursor, ahead: None })
     }
 
-    /// A part of the plain NAR in the zstd file of `nar`.
+    /// Streams a part of the plain NAR in the zstd file of `nar`.
     ///
     /// # Errors
     /// When no decoder can be made.
     pub fn decoded(nar: Nar, part: Range<u64>) -> io::Result<Self> {
         let (file, cursor, follows) = match nar {
-            Nar::Stored(stored) => (stored.file, TailCursor::part(0..stored.bytes), false),
+            Nar::Stored(Blob::File(BlobFile { file, bytes })) => (file, TailCursor::part(0..bytes), false),
             Nar::Growing(growing) => (growing.file, TailCursor::following(growing.progress), true),
         };
         let decoding =
@@ -62,7 +65,7 @@ impl NarStream {
     /// The next bytes; `None` at the end.
     ///
     /// # Errors
-    /// When the file cannot be read, is damaged, or turned out not to be what was promised.
+    /// When the file cannot be read, is damaged, or turned out wrong.
     pub async fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
         match self {
             Self::AsItIs(windows) => windows.next_piece().await,
@@ -76,7 +79,7 @@ impl NarStream {
 pub struct Windows {
     file: Arc<File>,
     cursor: TailCursor,
-    /// The window that is prepared while the one before it is sent, where that had to be read.
+    /// The next window, read from disk while the one before it is sent.
     ahead: Option<Reading<Bytes>>,
 }
 
@@ -92,12 +95,12 @@ impl Windows {
                 reading(self.window(next)).await?
             }
         };
-        // The disk is at work on the next one while this one is sent. Where all turns are taken, it is prepared when it is
+        // The disk reads the next one while this one is sent; without a free permit, it is read when it is
         // asked for.
-        if let Some(turn) = ReadPermit::free()
+        if let Some(permit) = ReadPermit::free()
             && let Some(next) = self.cursor.next_now(WINDOW_BYTES)
         {
-            self.ahead = Some(turn.read(self.window(next)));
+            self.ahead = Some(permit.read(self.window(next)));
         }
         Ok(Some(window))
     }
@@ -112,13 +115,13 @@ impl Windows {
 #[derive(Debug)]
 pub struct Decoded {
     cursor: TailCursor,
-    /// Whether it is known only at the end of the file that this is the right one.
+    /// True if only the end of the file tells that it is the right one.
     follows: bool,
-    /// Away only while a blocking thread decodes.
+    /// `None` only while a blocking thread decodes.
     decoding: Option<Box<Decoding>>,
     skip: u64,
     left: u64,
-    /// The piece that goes out once the one behind it, or the verified end, is known.
+    /// The last piece, held back until the next one, or the verified end, is known.
     held: Option<Bytes>,
 }
 
@@ -134,7 +137,7 @@ impl Decoded {
         }
     }
 
-    /// The next wanted bytes, or `None` once all were given and the file has ended well.
+    /// The next wanted bytes; `None` once all were given and the file has ended well.
     async fn decode_piece(&mut self) -> io::Result<Option<Bytes>> {
         while self.left > 0 || self.follows {
             let mut decoding = self.decoding.take().ok_or_else(abandoned)?;
@@ -167,14 +170,14 @@ impl Decoded {
     }
 }
 
-/// A zstd file on its way through a decoder.
+/// State of decoding a zstd file.
 struct Decoding {
     file: Arc<File>,
     decoder: Decoder<'static>,
     input: Vec<u8>,
-    /// Bytes of the input that the decoder has had.
+    /// Bytes of the input that were decoded.
     used: usize,
-    /// The last step filled its output: the decoder may hold more without new input.
+    /// True if the last step filled its output: the decoder may hold more without new input.
     is_full: bool,
 }
 
@@ -189,7 +192,8 @@ impl Decoding {
         self.used == self.input.len() && !self.is_full
     }
 
-    /// Reads `next`, if it is given, and decodes until a chunk of output is full or the input is used up. Blocking.
+    /// Reads `next`, if it is given, and decodes until a chunk of output is full or the input is used up.
+    /// Blocking.
     fn step(&mut self, next: Option<Range<u64>>) -> io::Result<Bytes> {
         if let Some(next) = next {
             read_at(&self.file, next, &mut self.input)?;

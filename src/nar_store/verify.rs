@@ -1,12 +1,13 @@
-//! A NAR on its way into a file: made on one thread, hashed and parsed on a second and used on a third, since each of these
-//! takes a core. Nothing that comes of it may be kept unless this says that it is the NAR which was promised. Bounded in
-//! memory, and stopped where a NAR is longer than promised or none.
+//! Verification of a NAR while it streams: made on one thread, hashed and parsed on a second, used on a
+//! third, since each of these takes a core. Bounded in memory, and stopped as soon as a NAR is longer than
+//! promised or malformed. Must be passed by everything that is kept.
 
 use std::io::{self, Read, Write};
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread::{Builder, ScopedJoinHandle};
+use std::time::{Duration, Instant};
 
 use narinfo::{Addressed, NarHash, nar};
 use sha2::{Digest, Sha256};
@@ -16,7 +17,11 @@ use crate::tail_file::CHUNK_BYTES;
 /// Chunks that wait for each of the two threads that use them.
 const CHUNKS_WAITING_MAX: usize = 2;
 
-/// Why a NAR was not kept.
+/// Time after which bytes that have come go out while a NAR is received, so that readers follow a slow
+/// sender.
+pub(super) const FLUSH_AFTER: Duration = Duration::from_millis(250);
+
+/// Reasons why a NAR was not kept.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The store path is not there any more.
@@ -25,7 +30,7 @@ pub enum Error {
     /// The tree could not be read, or changed while it was.
     #[error("cannot read the store path")]
     Dump(#[source] narinfo::nar::Error),
-    /// What was sent or stored cannot be decompressed, or ends early.
+    /// The input cannot be read or decompressed, or ends early.
     #[error("cannot read the NAR that was sent")]
     Sent(#[source] io::Error),
     /// The file in the NAR store cannot be read or decompressed.
@@ -38,27 +43,52 @@ pub enum Error {
     #[error("nobody waits for it any more")]
     Abandoned,
     /// The contents are not those that were promised.
-    #[error("the contents have hash {found} and {found_bytes} bytes, {} and {} were promised", expected.hash, expected.bytes)]
+    #[error("the contents have hash {found} and {found_bytes} bytes, {} and {} were promised", promised.hash, promised.bytes)]
     Mismatch {
-        /// What was promised.
-        expected: Expected,
-        /// What there is.
+        /// Promised hash and size.
+        promised: NarDigest,
+        /// Hash of the contents, as far as they were read.
         found: NarHash,
-        /// Bytes there are, or the first that are too many.
+        /// Bytes of the contents, or one more than promised.
         found_bytes: u64,
+    },
+    /// The NAR has more bytes than are allowed.
+    #[error("the NAR has more than {bytes_max} bytes, which is the limit")]
+    TooLarge {
+        /// The limit.
+        bytes_max: u64,
     },
     /// The file could not be written: most often a full disk.
     #[error("cannot write to the NAR store")]
     Write(#[from] io::Error),
 }
 
-/// What a NAR must be to be kept.
+/// Hash and size of a plain NAR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Expected {
+pub struct NarDigest {
     /// SHA-256 of the plain NAR.
     pub hash: NarHash,
-    /// Its bytes.
+    /// Bytes of the plain NAR.
     pub bytes: u64,
+}
+
+/// Condition under which a NAR is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promise {
+    /// Hash and size that somebody vouches for.
+    Exactly(NarDigest),
+    /// Bytes of the plain NAR, at most; nothing else is known.
+    AtMost(u64),
+}
+
+impl Promise {
+    /// Bytes of the plain NAR, at most.
+    #[must_use]
+    pub fn bytes_max(self) -> u64 {
+        match self {
+            Self::Exactly(NarDigest { bytes, .. }) | Self::AtMost(bytes) => bytes,
+        }
+    }
 }
 
 /// Origin of a NAR, which decides whether its structure is checked.
@@ -66,28 +96,29 @@ pub struct Expected {
 pub(super) enum Origin<'a> {
     /// Made here of a file tree, hence well-formed.
     Tree,
-    /// Sent by somebody, or read from a file that somebody sent; with the contents that its path is named by, if they are to
-    /// be proven.
+    /// Sent by somebody, or read from a file that somebody sent; with the contents that its path is named by,
+    /// if they are to be proven.
     Sent(Option<&'a Addressed>),
 }
 
-/// Has `make` write a plain NAR, whose bytes go to `take`, chunk by chunk. All but the last have [`CHUNK_BYTES`], and those
-/// that `make` flushes: a NAR whose sender is slow. Blocking.
+/// Runs `make`, which writes a plain NAR, and passes its bytes to `take`, chunk by chunk; measures the NAR.
+/// All but the last have [`CHUNK_BYTES`], and those that `make` flushes: a NAR whose sender is slow.
+/// Blocking.
 ///
 /// # Errors
-/// When either fails, or what was made is not what was promised. One that is too long was stopped for that, whatever else is
-/// said of it; one that broke off says why.
-pub(super) fn checked(
-    expected: Expected,
+/// When either fails, or what was made breaks the promise. One that is too long was stopped for that,
+/// whatever else is said of it; one that broke off says why.
+pub(super) fn verify(
+    promise: Promise,
     origin: Origin<'_>,
     make: impl FnOnce(&mut Chunks) -> Result<(), Error> + Send,
     mut take: impl FnMut(&[u8]) -> io::Result<()>,
-) -> Result<(), Error> {
+) -> Result<NarDigest, Error> {
+    let bytes_max = promise.bytes_max();
     let (to_hash, hashing) = sync_channel(CHUNKS_WAITING_MAX);
     let (to_take, taking) = sync_channel(CHUNKS_WAITING_MAX);
     let (used, reusable) = channel();
-    let mut chunks =
-        Chunks { chunk: Vec::new(), bytes: 0, bytes_max: expected.bytes, to_hash, to_take, reusable };
+    let mut chunks = Chunks { chunk: Vec::new(), bytes: 0, bytes_max, to_hash, to_take, reusable };
     std::thread::scope(|scope| {
         let maker = Builder::new().name("nar-maker".into()).spawn_scoped(scope, move || {
             let made = make(&mut chunks).and_then(|()| Ok(chunks.flush()?));
@@ -99,7 +130,7 @@ pub(super) fn checked(
         })?;
         let taken = take_all(taking, &used, &mut take);
         let ((found_bytes, made), (found, parsed)) = (ended(maker), ended(hasher));
-        if found_bytes <= expected.bytes {
+        if found_bytes <= bytes_max {
             taken?;
             match (made, parsed) {
                 // The maker was stopped for what it made.
@@ -107,14 +138,17 @@ pub(super) fn checked(
                 (made, _) => made?,
             }
         }
-        if (found, found_bytes) == (expected.hash, expected.bytes) {
-            return Ok(());
+        let measured = NarDigest { hash: found, bytes: found_bytes };
+        match promise {
+            Promise::Exactly(promised) if measured == promised => Ok(measured),
+            Promise::Exactly(promised) => Err(Error::Mismatch { promised, found, found_bytes }),
+            Promise::AtMost(_) if found_bytes <= bytes_max => Ok(measured),
+            Promise::AtMost(_) => Err(Error::TooLarge { bytes_max }),
         }
-        Err(Error::Mismatch { expected, found, found_bytes })
     })
 }
 
-/// The chunks in a row, each hashed before it is read.
+/// Reader of all chunks in a row, each hashed before it is read.
 struct Hashing {
     chunks: Receiver<Arc<Vec<u8>>>,
     used: Sender<Vec<u8>>,
@@ -125,7 +159,7 @@ struct Hashing {
 }
 
 impl Hashing {
-    /// Hashes all of them, unless they turn out not to be a NAR before their end: then whoever makes them is stopped.
+    /// Hashes all chunks, and stops early, and with it their maker, if they are no NAR.
     fn run(mut self, origin: Origin<'_>) -> (NarHash, Result<(), nar::Error>) {
         let parsed = match origin {
             Origin::Tree => Ok(()),
@@ -138,7 +172,7 @@ impl Hashing {
         (NarHash::from_bytes(self.hasher.finalize().into()), parsed)
     }
 
-    /// Goes on to the next chunk, if there is one.
+    /// Advances to the next chunk, if there is one.
     fn next(&mut self) -> bool {
         if let Some(chunk) = self.chunk.take() {
             reuse(chunk, &self.used);
@@ -166,7 +200,7 @@ impl Read for Hashing {
     }
 }
 
-/// Stops at the first error, and with it whoever makes the chunks.
+/// Passes all chunks to `take`; stops at the first error, and with it whoever makes the chunks.
 fn take_all(
     chunks: Receiver<Arc<Vec<u8>>>,
     used: &Sender<Vec<u8>>,
@@ -179,10 +213,10 @@ fn take_all(
     Ok(())
 }
 
-/// The last to have used a chunk gives it back, to be filled again.
+/// Gives a chunk back to be filled again, once its last user has it.
 fn reuse(chunk: Arc<Vec<u8>>, used: &Sender<Vec<u8>>) {
     if let Some(chunk) = Arc::into_inner(chunk) {
-        // At the end nobody needs it.
+        // An error is the end, when nobody needs it.
         let _ = used.send(chunk);
     }
 }
@@ -191,10 +225,10 @@ fn ended<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-/// Gathers what is written to it, counts it, and passes it on in chunks.
+/// Writer that counts bytes, and passes them on in chunks.
 pub(super) struct Chunks {
     chunk: Vec<u8>,
-    /// With the first that are too many.
+    /// Bytes written, with the first that are too many.
     bytes: u64,
     bytes_max: u64,
     to_hash: SyncSender<Arc<Vec<u8>>>,
@@ -220,7 +254,7 @@ impl Write for Chunks {
         Ok(fit)
     }
 
-    /// Passes on what there is.
+    /// Passes on the bytes so far.
     fn flush(&mut self) -> io::Result<()> {
         if self.chunk.is_empty() {
             return Ok(());
@@ -231,12 +265,41 @@ impl Write for Chunks {
     }
 }
 
+/// Copies until the input ends, either side fails, or `came`, which is told of the bytes of each piece, has
+/// enough.
+pub(super) fn copy(
+    input: &mut dyn Read,
+    chunks: &mut Chunks,
+    mut came: impl FnMut(u64) -> Result<(), Error>,
+) -> Result<(), Error> {
+    let (mut buffer, mut flushed) = (vec![0; CHUNK_BYTES], Instant::now());
+    loop {
+        match input.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(read) => {
+                chunks.write_all(&buffer[..read])?;
+                came(read as u64)?;
+                if flushed.elapsed() >= FLUSH_AFTER {
+                    flushed = Instant::now();
+                    chunks.flush()?;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(Error::Sent(error)),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn expected(bytes: &[u8]) -> Expected {
-        Expected { hash: NarHash::from_bytes(Sha256::digest(bytes).into()), bytes: bytes.len() as u64 }
+    fn digest(bytes: &[u8]) -> NarDigest {
+        NarDigest { hash: NarHash::from_bytes(Sha256::digest(bytes).into()), bytes: bytes.len() as u64 }
+    }
+
+    fn exactly(bytes: &[u8]) -> Promise {
+        Promise::Exactly(digest(bytes))
     }
 
     /// Writes `bytes` in pieces of such a size.
@@ -254,7 +317,7 @@ mod tests {
                 sizes.push(chunk.len());
                 Ok(())
             };
-            checked(expected(&bytes), Origin::Tree, pieces(&bytes, size), take).expect("as promised");
+            verify(exactly(&bytes), Origin::Tree, pieces(&bytes, size), take).expect("as promised");
             assert!(taken == bytes, "pieces of {size}");
             assert_eq!(sizes, [CHUNK_BYTES, CHUNK_BYTES, CHUNK_BYTES, 5], "pieces of {size}");
         }
@@ -266,7 +329,7 @@ mod tests {
         let mut other = bytes.clone();
         other[CHUNK_BYTES] = 2;
         for wrong in [&other[..], &[&bytes[..], &[1]].concat(), &bytes[1..], &[]] {
-            let error = checked(expected(&bytes), Origin::Tree, pieces(wrong, 1000), |_| Ok(()))
+            let error = verify(exactly(&bytes), Origin::Tree, pieces(wrong, 1000), |_| Ok(()))
                 .expect_err("not promised");
             assert!(matches!(error, Error::Mismatch { .. }), "{} bytes: {error:?}", wrong.len());
         }
@@ -276,14 +339,14 @@ mod tests {
     fn who_makes_it_and_who_takes_it_each_end_it_with_their_own_error() {
         let bytes = vec![1; 20 * CHUNK_BYTES];
         let full = |_: &[u8]| Err(io::ErrorKind::StorageFull.into());
-        let error = checked(expected(&bytes), Origin::Tree, pieces(&bytes, 1000), full)
-            .expect_err("nowhere to put it");
+        let error =
+            verify(exactly(&bytes), Origin::Tree, pieces(&bytes, 1000), full).expect_err("nowhere to put it");
         assert!(matches!(&error, Error::Write(why) if why.kind() == io::ErrorKind::StorageFull), "{error:?}");
         let broken = |chunks: &mut Chunks| {
             chunks.write_all(&bytes[..1000])?;
             Err(Error::Sent(io::ErrorKind::BrokenPipe.into()))
         };
-        let error = checked(expected(&bytes), Origin::Tree, broken, |_| Ok(())).expect_err("it broke off");
+        let error = verify(exactly(&bytes), Origin::Tree, broken, |_| Ok(())).expect_err("it broke off");
         assert!(matches!(error, Error::Sent(_)), "{error:?}");
     }
 
@@ -300,11 +363,11 @@ mod tests {
     fn what_was_sent_is_refused_where_it_is_no_nar_however_well_it_is_promised() {
         let good = nar_of(&vec![7; 2 * CHUNK_BYTES]);
         let sent = Origin::Sent(None);
-        checked(expected(&good), sent, pieces(&good, 1000), |_| Ok(())).expect("a NAR");
+        verify(exactly(&good), sent, pieces(&good, 1000), |_| Ok(())).expect("a NAR");
         let trailing = [&good[..], &[0; 8]].concat();
         let page = b"<html>Please log in</html>".repeat(100_000);
         for wrong in [&trailing[..], &good[8..], &good[..good.len() - 8], &page, &[]] {
-            let error = checked(expected(wrong), sent, pieces(wrong, 1000), |_| Ok(())).expect_err("no NAR");
+            let error = verify(exactly(wrong), sent, pieces(wrong, 1000), |_| Ok(())).expect_err("no NAR");
             assert!(matches!(error, Error::Malformed(_)), "{} bytes: {error:?}", wrong.len());
         }
     }
@@ -316,9 +379,25 @@ mod tests {
             chunks.write_all(&[0; 1000])?;
             made += 1000;
         };
-        let promised = Expected { hash: NarHash::from_bytes([0; 32]), bytes: 1 << 60 };
-        let error = checked(promised, Origin::Sent(None), endless, |_| Ok(())).expect_err("no NAR");
+        let promised = Promise::AtMost(1 << 60);
+        let error = verify(promised, Origin::Sent(None), endless, |_| Ok(())).expect_err("no NAR");
         assert!(matches!(error, Error::Malformed(_)) && made < 20 * CHUNK_BYTES, "{made} bytes: {error:?}");
+    }
+
+    #[test]
+    fn what_nobody_has_promised_is_measured_within_its_bound() {
+        let nar = nar_of(&vec![7; 2 * CHUNK_BYTES]);
+        let bytes = nar.len() as u64;
+        let measure = |bytes_max| {
+            verify(Promise::AtMost(bytes_max), Origin::Sent(None), pieces(&nar, 1000), |_| Ok(()))
+        };
+        for bytes_max in [bytes, u64::MAX] {
+            assert_eq!(measure(bytes_max).expect("it may have as many"), digest(&nar));
+        }
+        for bytes_max in [bytes - 1, 1000, 0] {
+            let error = measure(bytes_max).expect_err("it has more");
+            assert!(matches!(error, Error::TooLarge { .. }), "{bytes_max}: {error:?}");
+        }
     }
 
     #[test]
@@ -329,9 +408,9 @@ mod tests {
             Addressed::new(format!("fixed:{hash}").parse().expect("an address"), &path, &Default::default())
         };
         for (contents, right) in [(&b"contents"[..], true), (b"others", false)] {
-            let addressed = addressed(expected(contents).hash);
+            let addressed = addressed(digest(contents).hash);
             let origin = Origin::Sent(Some(&addressed));
-            assert_eq!(checked(expected(&nar), origin, pieces(&nar, 7), |_| Ok(())).is_ok(), right);
+            assert_eq!(verify(exactly(&nar), origin, pieces(&nar, 7), |_| Ok(())).is_ok(), right);
         }
     }
 }

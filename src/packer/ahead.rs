@@ -1,6 +1,6 @@
-//! Reading ahead: a client that fetches one path of a closure will ask for the others whose narinfos it has asked for. A few
-//! of those are fetched from upstreams meanwhile, never many, so that little is lost when the client goes away.
-//! Plain code; says what to fetch, and fetches nothing.
+//! Prefetching: a client that fetches one path of a closure will ask for the others whose narinfos it has. A
+//! few of those are fetched from upstreams meanwhile, never many, so that little is lost when the client goes
+//! away. Plain code: decides which NARs to fetch, and fetches nothing.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::IpAddr;
@@ -8,36 +8,37 @@ use std::time::{Duration, Instant};
 
 use narinfo::NarHash;
 
-/// NARs that are fetched for a client before it asks for them.
+/// NARs that are fetched for a client before it asks for them, at most.
 const AHEAD_MAX: usize = 8;
-/// NARs that a client is expected to ask for, at most; of more the oldest are not read ahead.
+/// NARs that a client is expected to ask for, at most; the oldest are dropped.
 const EXPECTED_MAX: usize = 10_000;
-/// Clients whose expected requests are known, at most.
+/// Clients whose requests are expected, at most.
 const CLIENTS_MAX: usize = 256;
-/// So long after its last request nothing more is expected of a client.
+/// Time after its last request for which more is expected of a client.
 pub(super) const EXPECTED_FOR: Duration = Duration::from_secs(120);
 
-/// What clients are expected to ask for.
+/// Expected requests, by client.
 #[derive(Debug, Default)]
-pub(super) struct Ahead(HashMap<IpAddr, Expected>);
+pub(super) struct Ahead(HashMap<IpAddr, ExpectedRequests>);
 
 #[derive(Debug)]
-struct Expected {
-    /// Narinfos it has asked for, the latest at the end: references come after what refers to them, and are fetched first.
+struct ExpectedRequests {
+    /// NARs whose narinfos it has, the latest at the end: references come after their referrers, and are
+    /// fetched first.
     nars: VecDeque<NarHash>,
-    /// Fetched for it, and not asked for yet.
+    /// NARs that were fetched for it, and not asked for yet.
     ahead: HashSet<NarHash>,
     asked_at: Instant,
 }
 
 impl Ahead {
-    /// A client was told of a NAR that is not here yet.
+    /// Notes that a client has the narinfo of a NAR that is not stored yet.
     pub(super) fn told(&mut self, client: IpAddr, nar: NarHash, now: Instant) {
         self.0.retain(|_, expected| now.saturating_duration_since(expected.asked_at) < EXPECTED_FOR);
         if self.0.len() >= CLIENTS_MAX && !self.0.contains_key(&client) {
             return;
         }
-        let fresh = || Expected { nars: VecDeque::new(), ahead: HashSet::new(), asked_at: now };
+        let fresh = || ExpectedRequests { nars: VecDeque::new(), ahead: HashSet::new(), asked_at: now };
         let expected = self.0.entry(client).or_insert_with(fresh);
         expected.asked_at = now;
         if expected.nars.len() >= EXPECTED_MAX {
@@ -46,7 +47,7 @@ impl Ahead {
         expected.nars.push_back(nar);
     }
 
-    /// A client asks for a NAR. What is to be fetched for it meanwhile.
+    /// Notes a request for a NAR, and returns the NARs to prefetch.
     pub(super) fn asks(&mut self, client: IpAddr, nar: NarHash, now: Instant) -> Vec<NarHash> {
         let Some(expected) = self.0.get_mut(&client) else { return Vec::new() };
         expected.asked_at = now;

@@ -1,26 +1,26 @@
-//! One NAR on its way into the store: packed from the Nix store or fetched, recorded, and its path let go; or, where it turns out to be
-//! nowhere, not promised any more.
+//! Bringing one NAR into the store: it is packed or fetched, recorded, and the GC roots of its paths are
+//! released. A NAR that nobody has is not served any more.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use narinfo::{NarHash, StorePath};
 
-use super::Inner;
+use super::leases::Lease;
+use super::{Error, Inner};
 use crate::index::{self, NarRow, PathRow, UpstreamNar};
-use crate::nar_store::{Draft, Expected, NarStore, PackError, Packed};
+use crate::nar_store::{Blob, Commit, Draft, NarDigest, NarStore, PackError, Packed, Received};
 use crate::nix::DaemonError;
+use crate::tail_file::reading;
 
-/// Whether a file that is right is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kept {
-    /// It was begun as the only one.
-    Always,
-    /// Unless there is one already, or one on its way: a file never changes under its final name.
-    IfMissing,
+/// A NAR that is verified and durable, and has no row yet.
+pub(super) struct Committed {
+    pub(super) received: Received,
+    pub(super) commit: Commit,
+    pub(super) lease: Lease,
 }
 
-/// How far what packs gives way to what answers, in steps of nice(2).
+/// Steps of nice(2) by which packing gives way to answers.
 const NICE: i32 = 10;
 
 impl Inner {
@@ -31,16 +31,30 @@ impl Inner {
             Ok(upstreams) if upstreams.is_empty() => self.pack_or(draft, row, None).await,
             Ok(upstreams) => self.fetch(draft, row, upstreams).await,
             Err(error) => {
-                tracing::error!(%path, error = &error as &dyn std::error::Error, "not packed");
+                tracing::error!(%path, error = &error as &dyn std::error::Error, "cannot pack a path");
                 draft.abandon("the index cannot be read");
                 None
             }
         };
-        let Some(Packed { file_hash, file_size }) = brought else { return };
+        let Some(Committed { received, commit, lease }) = brought else { return };
+        if commit == Commit::Lost {
+            // Another file of this NAR came first, with a hash of its own.
+            if let Ok(Some(blob)) = self.blob(nar).await
+                && self.record_found(nar, blob).await
+            {
+                lease.recorded();
+            }
+            return;
+        }
+        let Packed { file_hash, file_size } = received.packed;
         match self.record(NarRow { nar_hash: nar, file_hash, file_size }).await {
-            Ok(()) => self.let_go(&path, nar).await,
+            Ok(()) => {
+                lease.recorded();
+                self.release_roots(&path, nar).await;
+            }
             Err(error) => {
-                tracing::error!(%path, error = &error as &dyn std::error::Error, "packed, but not recorded");
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(%path, error, "cannot record a packed NAR: it is recorded on the next request");
             }
         }
     }
@@ -53,27 +67,28 @@ impl Inner {
         Ok(found)
     }
 
-    /// Packs it from the Nix store; where it is not there either, its readers hear the reason why it is not to be had else.
+    /// Packs a NAR from the Nix store. `reason` says why no upstream gave it, for readers of a NAR that is
+    /// not there, either.
     pub(super) async fn pack_or(
         self: &Arc<Self>,
         draft: Draft,
         row: PathRow,
         reason: Option<String>,
-    ) -> Option<Packed> {
+    ) -> Option<Committed> {
         let _slot = self.slots.acquire().await.ok()?;
         let PathRow { path, nar_hash: hash, nar_size: bytes, .. } = row;
         let source = std::path::PathBuf::from(path.in_dir(&self.store_dir));
-        let expected = Expected { hash, bytes };
-        let pack = move |nars: &NarStore, draft: &Draft| nars.pack(draft, &source, expected);
-        let (mut left, mut packed) = self.write(draft, hash, Kept::Always, pack).await;
+        let promised = NarDigest { hash, bytes };
+        let pack = move |nars: &NarStore, draft: &Draft| nars.pack(draft, &source, promised);
+        let (mut left, mut packed) = self.write(draft, pack).await;
         let mut is_final = true;
         if let Err(PackError::Vanished | PackError::Dump(_)) = packed
             && let Some(unread) = left.take_if(|draft| !draft.is_begun())
         {
-            (left, packed, is_final) = self.pack_from_daemon(unread, &path, expected).await;
+            (left, packed, is_final) = self.pack_from_daemon(unread, &path, promised).await;
         }
         let error = match packed {
-            Ok(packed) => return Some(packed),
+            Ok(committed) => return Some(committed),
             Err(error) => error,
         };
         let unservable = match &error {
@@ -85,7 +100,7 @@ impl Inner {
                 Some(format!("no NAR can be made of it: {reason}"))
             }
             PackError::Malformed(reason) => Some(format!("no NAR can be made of it: {reason}")),
-            PackError::Sent(_) => Some("neither its files nor the Nix daemon can be read for it".into()),
+            PackError::Sent(_) => Some("neither its files nor the Nix daemon can be read".into()),
             _ => {
                 is_final = false;
                 None
@@ -93,85 +108,79 @@ impl Inner {
         };
         if is_final {
             match (unservable, &reason) {
-                // Not to be promised any longer: the next request for its narinfo looks anew.
+                // Not promised any longer: the next request for its narinfo looks anew.
                 (None, Some(reason)) => {
-                    tracing::warn!(%path, reason, "is not served any more: no upstream gives its contents");
+                    tracing::warn!(%path, reason, "stopped serving a path: neither an upstream nor the Nix store has it");
                 }
                 (unservable, _) => {
                     if let Some(reason) = unservable {
                         let mut known = self.unservable.lock().unwrap_or_else(PoisonError::into_inner);
                         known.insert(hash, (Instant::now(), reason));
                     }
-                    tracing::error!(%path, error = &error as &dyn std::error::Error, "cannot be served any more");
+                    tracing::error!(
+                        %path,
+                        error = &error as &dyn std::error::Error,
+                        "stopped serving a path: it cannot be packed"
+                    );
                 }
             }
             self.forget(&path, hash).await;
         } else {
-            tracing::warn!(%path, error = &error as &dyn std::error::Error, "not packed");
+            tracing::warn!(%path, error = &error as &dyn std::error::Error, "cannot pack a path");
         }
-        // Last: whoever hears of it and asks again at once must find what is true now.
+        // Last, because a reader that asks again at once must find the new state.
         if let Some(draft) = left {
             draft.abandon(&reason.unwrap_or_else(|| error.to_string()));
         }
         None
     }
 
-    /// Has the daemon send what cannot be read from here: its store may be elsewhere on the disk, or on another one. Whether what
-    /// came of it is final.
+    /// Packs what the Nix daemon sends of a path that cannot be read from here: its store may be on another
+    /// disk. The flag is true if the result is final.
     async fn pack_from_daemon(
         self: &Arc<Self>,
         draft: Draft,
         path: &StorePath,
-        expected: Expected,
-    ) -> (Option<Draft>, Result<Packed, PackError>, bool) {
-        let (nar, mut failure) = match self.pool.nar(path, expected.bytes).await {
+        promised: NarDigest,
+    ) -> (Option<Draft>, Result<Committed, PackError>, bool) {
+        let (nar, mut failure) = match self.pool.nar(path, promised.bytes).await {
             Ok(sent) => sent,
             Err(DaemonError::Nix(_)) => return (Some(draft), Err(PackError::Vanished), true),
             Err(error) => return (Some(draft), Err(PackError::Sent(std::io::Error::other(error))), false),
         };
-        let (left, packed) = self
-            .write(draft, expected.hash, Kept::Always, move |nars, draft| {
-                nars.pack_sent(draft, nar, expected)
-            })
-            .await;
+        let (left, packed) = self.write(draft, move |nars, draft| nars.pack_sent(draft, nar, promised)).await;
         let lost = failure.try_recv().is_ok_and(|error| error.is_connection_lost());
-        // One that sends nothing of a valid path cannot read it; one that stops on the way may be stopping.
+        // A daemon that sends nothing of a valid path cannot read it; one that stops on the way may be
+        // shutting down.
         let is_final = !lost || left.as_ref().is_some_and(|draft| !draft.is_begun());
         (left, packed, is_final)
     }
 
-    /// Has `work` write `draft` on a thread that may wait, and keeps it when that went well. A draft that went wrong comes
-    /// back; its readers do not know yet.
+    /// Runs `work`, which writes `draft`, on a thread of its own, and commits the draft when that went well.
+    /// A draft that went wrong comes back; its readers do not know yet.
     pub(super) async fn write(
         self: &Arc<Self>,
         draft: Draft,
-        nar: NarHash,
-        kept: Kept,
-        work: impl FnOnce(&NarStore, &Draft) -> Result<Packed, PackError> + Send + 'static,
-    ) -> (Option<Draft>, Result<Packed, PackError>) {
+        work: impl FnOnce(&NarStore, &Draft) -> Result<Received, PackError> + Send + 'static,
+    ) -> (Option<Draft>, Result<Committed, PackError>) {
         let inner = Arc::clone(self);
         let (done, written) = tokio::sync::oneshot::channel();
-        // One of its own, which hands its rank down to those that it starts; a borrowed one could not get its own back.
+        // A fresh thread hands its rank down to those that it starts; a pooled one could not get its own
+        // back.
         let begun = std::thread::Builder::new().name("nar-packer".into()).spawn(move || {
             if let Err(error) = rustix::process::nice(NICE) {
-                tracing::debug!(%error, "packing does not give way to answers");
+                tracing::debug!(%error, "cannot lower the rank of a packing thread");
             }
-            // Nobody waits for it where the server stops.
             let (left, written) = match work(&inner.nars, &draft) {
-                Ok(packed) if kept == Kept::IfMissing => {
-                    let kept = if inner.claim(nar, &draft) {
-                        let kept = inner.nars.keep(draft, nar);
-                        inner.unclaim(nar);
-                        kept
-                    } else {
-                        Ok(())
-                    };
-                    (None, kept.map(|()| packed).map_err(PackError::Write))
+                Ok(received) => {
+                    let lease = inner.leases.take(received.nar.hash);
+                    let commit = inner.nars.commit(draft, received.nar.hash).map_err(PackError::Write);
+                    (None, commit.map(|commit| Committed { received, commit, lease }))
                 }
-                Ok(packed) => (None, inner.nars.keep(draft, nar).map(|()| packed).map_err(PackError::Write)),
                 Err(error) => (Some(draft), Err(error)),
             };
             inner.nars.note_written(&written);
+            // Nobody waits for it when the server stops.
             let _ = done.send((left, written));
         });
         let failed = |error| (None, Err(PackError::Write(error)));
@@ -181,27 +190,36 @@ impl Inner {
         }
     }
 
-    /// Stops serving what is nowhere any more.
+    /// Opens the file of a NAR on a blocking thread.
+    pub(super) async fn blob(self: &Arc<Self>, nar: NarHash) -> Result<Option<Blob>, Error> {
+        let inner = Arc::clone(self);
+        reading(move || inner.nars.blob(nar)).await.map_err(Error::Store)
+    }
+
+    /// Stops serving a NAR that nobody has.
     pub(super) async fn forget(&self, path: &StorePath, nar: NarHash) {
         match self.index.forget_paths(nar).await {
             Ok(()) => {
-                self.nars.forget(nar);
-                self.let_go(path, nar).await;
+                let nars = self.nars.clone();
+                // A panic is told of by the runtime; the caches are bounded anyway.
+                let _ = tokio::task::spawn_blocking(move || nars.forget(nar)).await;
+                self.release_roots(path, nar).await;
             }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
-                tracing::error!(%path, error, "it stays promised until the next request");
+                tracing::error!(%path, error, "cannot stop serving a path: the next request tries again");
             }
         }
     }
 
-    /// Removes the roots of every path that has this NAR: `path`, and those with equal contents.
-    pub(super) async fn let_go(&self, path: &StorePath, nar: NarHash) {
+    /// Removes the GC roots of every path that has this NAR: `path`, and those with equal contents.
+    pub(super) async fn release_roots(&self, path: &StorePath, nar: NarHash) {
         self.roots.release(path);
         match self.index.paths_with_nar(nar).await {
             Ok(paths) => paths.iter().for_each(|path| self.roots.release(path)),
             Err(error) => {
-                tracing::warn!(%path, error = &error as &dyn std::error::Error, "a GC root may stay until the next start");
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(%path, error, "cannot release all GC roots: they stay until the next start");
             }
         }
     }

@@ -1,6 +1,6 @@
-//! Fetching: a NAR that upstreams have, from the best that gives it, into the NAR store. Another one is tried only while no
-//! reader has seen any of it; one that gave something else, or nothing, is not believed about it again for a while. What may
-//! pass is tried again for a while; a promise that cannot be kept is taken back.
+//! Fetching a NAR from the best upstream that gives it. Another one is tried only while no reader has seen
+//! any byte; an upstream that sent other contents, or nothing, is not believed about them for a while.
+//! Transient failures are retried for a while; a NAR that nobody gives is not served any more.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,51 +10,51 @@ use narinfo::{Addressed, NarHash};
 use tokio::time::{Instant, sleep};
 
 use super::Inner;
-use super::bring::Kept;
+use super::bring::Committed;
 use crate::causes::with_causes;
 use crate::decode;
 use crate::index::{PathRow, UpstreamNar};
-use crate::nar_store::{Draft, Expected, NarStore, PackError, Packed};
+use crate::nar_store::{Draft, NarDigest, NarStore, PackError, Promise, file_bytes_max};
 use crate::upstream::{Asker, FetchError, Found, Lookup, NarOutcome};
 
-/// The pause before a NAR is asked for again that nobody could give; each further one is twice as long, up to the second.
+/// Pause before the first retry, doubled for each further one, and the longest pause.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// Why a NAR was not fetched from one upstream.
+/// Failure to fetch a NAR from one upstream.
 pub(super) struct NotFetched {
-    /// What was written of it, if anything could be.
+    /// The draft, unless it was lost.
     pub(super) draft: Option<Draft>,
     pub(super) reason: String,
     pub(super) fault: Fault,
 }
 
-/// Who is to blame for it.
+/// Party to blame for a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     /// The upstream.
     Upstream(NarOutcome),
-    /// Another connection, to which the file did not fit.
+    /// A resumed transfer whose parts did not fit.
     Resumed,
-    /// This machine: the file could not be written.
+    /// This machine, which could not write the file.
     Here,
-    /// Nobody waits for it any more.
+    /// Nobody: all who waited have left.
     Nobody,
 }
 
-/// Why nobody gave it.
+/// Failure of all upstreams to give a NAR.
 struct Nowhere {
     draft: Option<Draft>,
     reasons: Vec<String>,
-    /// Those that may give it later.
+    /// Upstreams that may give it later.
     troubled: Vec<String>,
-    /// Whether somebody was not asked.
+    /// True if some upstream was not asked.
     untried: bool,
-    /// No other attempt is to be made: the fault is here, or nobody waits.
+    /// True if no other attempt is to be made: the fault is here, or nobody waits.
     over: bool,
 }
 
-/// Where the contents of what was found are.
+/// Location of the contents of a path that was found.
 #[must_use]
 pub fn upstream_nar(found: &Found) -> UpstreamNar {
     let Found { info, upstream, redirect, .. } = found;
@@ -69,35 +69,32 @@ pub fn upstream_nar(found: &Found) -> UpstreamNar {
     }
 }
 
-/// Bytes that a NAR of so many may have in any compression: what cannot be compressed grows a little.
-fn file_bytes_max(nar_bytes: u64) -> u64 {
-    nar_bytes.saturating_add(nar_bytes / 8).saturating_add(1024 * 1024)
-}
-
 impl Inner {
-    /// Fetches the NAR of `row` from those that are known to have it, the best first, then from whoever else says so; again and
-    /// again, within a bound, where that may help. What is to be had nowhere is taken from the Nix store, or not served any more.
+    /// Fetches the NAR of `row` from the upstreams that are known to have it, the best first, then from
+    /// others that have it; retries transient failures within a bound. Packs the path if no upstream gives
+    /// it.
     pub(super) async fn fetch(
         self: &Arc<Self>,
         draft: Draft,
         row: PathRow,
         from: Vec<UpstreamNar>,
-    ) -> Option<Packed> {
+    ) -> Option<Committed> {
         let give_up_at = Instant::now() + self.upstreams.nar_patience();
         let (mut draft, mut from, mut pause) = (draft, from, PAUSE_MIN);
         loop {
             let Nowhere { draft: left, reasons, troubled, untried, over } =
                 match self.round(draft, &row, from).await {
-                    Ok(packed) => return Some(packed),
+                    Ok(committed) => return Some(committed),
                     Err(nowhere) => nowhere,
                 };
             let left = left?;
             if over || left.is_begun() {
                 if !over && troubled.is_empty() && !untried {
-                    // Not to be promised any longer: the next request for its narinfo looks anew.
+                    // Not promised any longer: the next request for its narinfo looks anew.
                     self.forget(&row.path, row.nar_hash).await;
                 }
-                // What readers have seen stands: whoever asks again begins with those that were not tried.
+                // Bytes that readers have seen stand: the next request begins with upstreams that were not
+                // tried.
                 left.abandon(&reasons.join("; "));
                 return None;
             }
@@ -118,7 +115,8 @@ impl Inner {
             from = match self.upstreams_with(row.nar_hash).await {
                 Ok(from) => from,
                 Err(error) => {
-                    tracing::error!(path = %row.path, error = &error as &dyn std::error::Error, "not fetched");
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(path = %row.path, error, "cannot fetch a NAR");
                     draft.abandon("the index cannot be read");
                     return None;
                 }
@@ -126,14 +124,14 @@ impl Inner {
         }
     }
 
-    /// Tries everyone once.
+    /// Tries each upstream once.
     async fn round(
         self: &Arc<Self>,
         draft: Draft,
         row: &PathRow,
         from: Vec<UpstreamNar>,
-    ) -> Result<Packed, Nowhere> {
-        let expected = Expected { hash: row.nar_hash, bytes: row.nar_size };
+    ) -> Result<Committed, Nowhere> {
+        let promised = NarDigest { hash: row.nar_hash, bytes: row.nar_size };
         let (mut untried, mut tried) = (VecDeque::from(from), Vec::new());
         let mut nowhere = Nowhere {
             draft: Some(draft),
@@ -148,8 +146,8 @@ impl Inner {
             && let Some(mut unread) = nowhere.draft.take()
         {
             let NotFetched { draft, reason, fault } = loop {
-                match self.fetch_from(unread, &nar, expected, None).await {
-                    Ok(packed) => return Ok(packed),
+                match self.fetch_from(unread, &nar, promised, None).await {
+                    Ok(committed) => return Ok(committed),
                     // Nobody is blamed before it has come over one connection.
                     Err(NotFetched { draft: Some(draft), fault: Fault::Resumed, .. })
                         if !draft.is_begun() =>
@@ -159,14 +157,14 @@ impl Inner {
                     Err(not_fetched) => break not_fetched,
                 }
             };
-            tracing::warn!(path = %row.path, reason, "a NAR was not fetched");
+            tracing::warn!(path = %row.path, reason, "cannot fetch a NAR");
             match fault {
                 Fault::Upstream(outcome) => {
-                    self.upstreams.fetched(&nar.upstream, expected.hash, outcome);
+                    self.upstreams.fetched(&nar.upstream, promised.hash, outcome);
                     if outcome == NarOutcome::Failed {
                         nowhere.troubled.push(nar.upstream.clone());
                     } else {
-                        self.forget_upstream(expected.hash, &nar.upstream).await;
+                        self.forget_upstream(promised.hash, &nar.upstream).await;
                     }
                 }
                 Fault::Resumed => nowhere.troubled.push(nar.upstream.clone()),
@@ -193,32 +191,33 @@ impl Inner {
         let known = tried.iter().chain(untried.iter().map(|nar| &nar.upstream)).cloned().collect::<Vec<_>>();
         match self.upstreams.find_beside(row.path.hash(), &known, &Asker::default()).await {
             Lookup::Found(found) if found.info.nar_hash == row.nar_hash => Some(upstream_nar(&found)),
-            // One that broke off a moment ago is better than none.
+            // An upstream that broke off a moment ago is better than none.
             _ => untried.pop_front(),
         }
     }
 
-    /// Fetches it from one upstream; with the contents that its path is named by, if they are to be proven.
+    /// Fetches a NAR from one upstream; with `addressed`, its contents must be those that the path is named
+    /// by.
     pub(super) async fn fetch_from(
         self: &Arc<Self>,
         draft: Draft,
         nar: &UpstreamNar,
-        expected: Expected,
+        promised: NarDigest,
         addressed: Option<Addressed>,
-    ) -> Result<Packed, NotFetched> {
+    ) -> Result<Committed, NotFetched> {
         let not_fetched = |draft, fault, why: &dyn std::fmt::Display| NotFetched {
             draft,
             fault,
             reason: format!("{}: {why}", nar.upstream),
         };
         let bytes_max = self.nar_bytes_max();
-        if expected.bytes > bytes_max {
-            let why = format!("it has {} bytes, and no more than {bytes_max} are fetched", expected.bytes);
+        if promised.bytes > bytes_max {
+            let why = format!("it has {} bytes, and no more than {bytes_max} are fetched", promised.bytes);
             return Err(not_fetched(Some(draft), Fault::Here, &why));
         }
         let transfer = match self
             .upstreams
-            .fetch(&nar.upstream, expected.hash, &nar.url, file_bytes_max(expected.bytes))
+            .fetch(&nar.upstream, promised.hash, &nar.url, file_bytes_max(promised.bytes))
             .await
         {
             Ok(transfer) => transfer,
@@ -231,26 +230,25 @@ impl Inner {
             }
         };
         let (compression, encoding, broken) = (nar.compression, transfer.encoding, transfer.broken());
-        let keep = if addressed.is_some() { Kept::IfMissing } else { Kept::Always };
         let receive = move |nars: &NarStore, draft: &Draft| {
             let input = decode::encoded(encoding, transfer).map_err(PackError::Sent)?;
-            nars.receive(draft, input, compression, expected, addressed.as_ref())
+            nars.receive(draft, input, compression, Promise::Exactly(promised), addressed.as_ref())
         };
-        let (draft, packed) = self.write(draft, expected.hash, keep, receive).await;
-        let error = match packed {
-            Ok(packed) => {
-                self.upstreams.fetched(&nar.upstream, expected.hash, NarOutcome::Kept);
-                return Ok(packed);
+        let (draft, written) = self.write(draft, receive).await;
+        let error = match written {
+            Ok(committed) => {
+                self.upstreams.fetched(&nar.upstream, promised.hash, NarOutcome::Kept);
+                return Ok(committed);
             }
             Err(error) => error,
         };
         let fault = match (&error, broken.reason()) {
             (PackError::Write(_), _) => Fault::Here,
             (PackError::Abandoned, _) => Fault::Nobody,
-            // Whoever sent wrong bytes is to blame for them; not for those that did not all come, or came in parts.
+            // The sender of wrong bytes is to blame; not for bytes that did not all come, or came in parts.
             (PackError::Mismatch { .. } | PackError::Malformed(_), _) | (PackError::Sent(_), None) => {
                 if broken.was_resumed() {
-                    self.upstreams.resumed_wrongly(&nar.upstream, expected.hash);
+                    self.upstreams.resumed_wrongly(&nar.upstream, promised.hash);
                     Fault::Resumed
                 } else {
                     Fault::Upstream(NarOutcome::Refused)
@@ -262,7 +260,7 @@ impl Inner {
         Err(not_fetched(draft, fault, &why))
     }
 
-    /// Bytes that a NAR may have to be fetched: those of the setting, else half of what is free.
+    /// Bytes of a NAR that may be fetched, at most: the setting, else half of the free room.
     pub(super) fn nar_bytes_max(&self) -> u64 {
         self.nar_bytes_max.unwrap_or_else(|| self.nars.room().map_or(u64::MAX, |room| room.free_bytes / 2))
     }
@@ -270,7 +268,7 @@ impl Inner {
     async fn forget_upstream(&self, nar: NarHash, upstream: &str) {
         if let Err(error) = self.index.forget_upstream_nar(nar, upstream.to_owned()).await {
             let error = &error as &dyn std::error::Error;
-            tracing::error!(%nar, upstream, error, "it stays promised until the next request");
+            tracing::error!(%nar, upstream, error, "cannot forget an upstream: the next request tries again");
         }
     }
 }

@@ -1,15 +1,21 @@
-//! Brings NARs into the NAR store, once for all who ask: what only the Nix store has is packed, in the background too; what
-//! an upstream has is fetched when it is asked for. A store path is let go (its GC root removed) only when its NAR is on
-//! disk and in the index.
+//! The packer brings NARs into the NAR store, once for all who ask: store paths are packed, also in the
+//! background; NARs of upstreams are fetched on request; pushed NARs are received. Removes the GC root of a
+//! store path only when its NAR is on disk and in the index.
 
 mod ahead;
 mod bring;
 mod fetch;
+mod leases;
 mod prove;
+mod receive;
+mod single_flight;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,28 +25,33 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 
 use crate::index::{self, Index, NarRow, PathRow};
-use crate::nar_store::{Expected, Form, Growing, Nar, NarStore, Packed, Small, Source};
+use crate::nar_store::{Blob, Form, Nar, NarDigest, NarStore, Packed, Small, Source};
 use crate::nix::Pool;
 use crate::roots::Roots;
+use crate::tail_file::reading;
 use crate::upstream::Upstreams;
 use ahead::{Ahead, EXPECTED_FOR};
 pub use fetch::upstream_nar;
+pub use leases::Lease;
+use leases::Leases;
 pub use prove::NotProven;
 use prove::Proofs;
-pub use upkeep::{Fault, Flaw, Look};
+pub use receive::{Limits, ReceiveError};
+use single_flight::{Joined, SingleFlight};
+pub use upkeep::{Corruption, Fault, Look};
 
-/// How long the background packer rests after the NAR store could not be written.
+/// Pause of background packing after the NAR store could not be written.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
-/// How long the background packer rests before it begins: who was just told of a path comes for its contents in a moment.
-const BREATH: Duration = Duration::from_millis(200);
-/// How often it looks whether clients still wait for others, and how long it gives way to them before each path at most, since
-/// GC roots are held meanwhile.
+/// Delay of background packing after a path was published: its client comes for the contents in a moment.
+const SETTLE_DELAY: Duration = Duration::from_millis(200);
+/// Interval between two looks whether clients still wait, and the longest time for which background packing
+/// gives way before each path: GC roots are held meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const GIVE_WAY_MAX: Duration = Duration::from_secs(60);
-/// How long a store path that could not be packed is not adopted again; by then it may have been repaired.
+/// Time for which a store path that could not be packed is not adopted again; it may be repaired by then.
 const UNSERVABLE_FOR: Duration = Duration::from_secs(300);
 
-/// Why a NAR cannot be given.
+/// Reasons why a NAR cannot be served.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The index failed.
@@ -49,19 +60,21 @@ pub enum Error {
     /// The NAR store failed.
     #[error("the NAR store cannot be read or written")]
     Store(#[source] std::io::Error),
-    /// It could neither be packed nor fetched.
-    #[error("it is not to be had: {0}")]
+    /// The NAR could neither be packed nor fetched.
+    #[error("the NAR can neither be packed nor fetched: {0}")]
     NotToBeHad(std::io::Error),
 }
 
-/// A NAR that a served path has.
+/// NAR of a served path.
 #[derive(Clone, Debug)]
 pub struct Served {
     row: PathRow,
-    /// Its file, once it is packed.
+    /// Row of its file, once it is packed.
     pub packed: Option<NarRow>,
-    /// All of it, where that is little.
+    /// All of it, if it is small.
     pub small: Option<Small>,
+    /// Its file, opened by the thread that read the row: no connection's thread waits for that.
+    blob: Option<Blob>,
 }
 
 impl Served {
@@ -71,18 +84,18 @@ impl Served {
         self.row.nar_size
     }
 
-    fn expected(&self) -> Expected {
-        Expected { hash: self.row.nar_hash, bytes: self.row.nar_size }
+    fn digest(&self) -> NarDigest {
+        NarDigest { hash: self.row.nar_hash, bytes: self.row.nar_size }
     }
 }
 
-/// Whom a NAR is brought for.
+/// Priority of bringing a NAR: background packing gives way to what clients wait for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum For {
-    /// A client that has asked for it, or will next.
+enum Priority {
+    /// A client has asked for it, or will next.
     Client,
-    /// Nobody yet.
-    Nobody,
+    /// Nobody waits yet.
+    Background,
 }
 
 /// The packer; clones share it.
@@ -96,24 +109,27 @@ struct Inner {
     upstreams: Upstreams,
     pool: Pool,
     store_dir: StoreDir,
-    /// What is being packed now: equal requests follow the same file.
-    under_way: Mutex<HashMap<NarHash, Growing>>,
+    /// NARs that are being packed or fetched: equal requests follow the same file.
+    under_way: SingleFlight<NarHash, Nar>,
     /// Contents that are being proven.
     proofs: Proofs,
-    /// Bytes of a NAR that is fetched, at most; `None` goes by what is free.
+    /// Files that may be there without a row.
+    leases: Leases,
+    /// Bytes of a NAR that is fetched, at most; `None` is half of the free room.
     nar_bytes_max: Option<u64>,
-    /// How many of those a client waits for.
+    /// Number of NARs under way that a client waits for.
     awaited: AtomicUsize,
-    /// NARs that a store path turned out not to have, though Nix registered them, or that cannot be made; when, and why.
+    /// NARs that a store path does not have, though Nix registered them, or that cannot be made: when that
+    /// was found, and why.
     unservable: Mutex<HashMap<NarHash, (Instant, String)>>,
-    /// What clients will ask for next.
+    /// Requests that clients will make next.
     ahead: Mutex<Ahead>,
-    /// Packing takes a core each: as many at once as there are cores.
+    /// Permits to pack, one for each core.
     slots: Semaphore,
-    /// Held while a file and its row are brought in step, so that neither goes while the other comes.
-    settling: tokio::sync::Mutex<()>,
+    /// Lock of everything that needs a file and its row to agree, so that neither goes while the other comes.
+    file_row_lock: tokio::sync::Mutex<()>,
     work: Notify,
-    /// Something was packed.
+    /// Notified when something was packed.
     stored: Notify,
 }
 
@@ -137,20 +153,21 @@ impl Packer {
             upstreams,
             pool,
             store_dir,
-            under_way: Mutex::default(),
+            under_way: SingleFlight::default(),
             proofs: Proofs::default(),
+            leases: Leases::default(),
             nar_bytes_max,
             awaited: AtomicUsize::new(0),
             unservable: Mutex::default(),
             ahead: Mutex::default(),
             slots: Semaphore::new(cores),
-            settling: tokio::sync::Mutex::default(),
+            file_row_lock: tokio::sync::Mutex::default(),
             work: Notify::new(),
             stored: Notify::new(),
         }))
     }
 
-    /// A small NAR that was asked for lately, without a look at anything else.
+    /// A small NAR from the cache in memory; looks at nothing else.
     #[must_use]
     pub fn in_memory(&self, nar: NarHash, form: Form) -> Option<Small> {
         let small = self.0.nars.in_memory(nar, form)?;
@@ -158,7 +175,8 @@ impl Packer {
         Some(small)
     }
 
-    /// The NAR with this hash, if a served path has it; packs nothing. With all its bytes in `form` where they are few.
+    /// The NAR with this hash, if a served path has it, with all its bytes in `form` if it is small. Packs
+    /// nothing.
     ///
     /// # Errors
     /// When the index fails.
@@ -166,9 +184,13 @@ impl Packer {
         let (nars, epoch) = (self.0.nars.clone(), self.0.nars.epoch());
         let look = move |found: Option<(PathRow, Option<NarRow>)>| {
             let (row, packed) = found?;
-            let mut served = Served { row, packed, small: None };
+            let mut served = Served { row, packed, small: None, blob: None };
             if let (Some(form), Some(NarRow { file_hash, file_size, .. })) = (form, packed) {
-                served.small = nars.small(served.expected(), Packed { file_hash, file_size }, form, epoch);
+                served.small = nars.small(served.digest(), Packed { file_hash, file_size }, form, epoch);
+                if served.small.is_none() {
+                    // An error is met again, and told, by whoever opens it for its bytes.
+                    served.blob = nars.blob(nar).ok().flatten();
+                }
             }
             Some(served)
         };
@@ -179,7 +201,8 @@ impl Packer {
         Ok(served)
     }
 
-    /// Where a client is to fetch the file of `served` that is compressed so, if not here.
+    /// Address of an upstream to which clients are redirected for the file of `served` in this compression;
+    /// `None` to serve it here.
     ///
     /// # Errors
     /// When the index fails.
@@ -189,13 +212,13 @@ impl Packer {
             return Ok(None);
         }
         let upstreams = self.0.upstreams_with(served.row.nar_hash).await?;
-        // What we can give ourselves is found elsewhere only where clients are sent there.
+        // A NAR that can be served here is redirected only if the upstream's settings say so.
         let nar = upstreams.into_iter().find(|nar| nar.compression == compression && (nar.redirect || !ours));
         Ok(nar.and_then(|nar| self.0.upstreams.address(&nar.upstream, &nar.url)))
     }
 
-    /// The bytes of a NAR in `form`, as soon as there are any, or in zstd, which is to be decoded on the way; packing or fetching
-    /// begins (or is joined) where it is not stored yet.
+    /// The bytes of a NAR, as soon as there are any, in `form`, or as zstd, which the caller decodes on the
+    /// way. Joins or begins packing or fetching if the NAR is not stored yet.
     ///
     /// # Errors
     /// When the index or the NAR store fails, or it can neither be packed nor fetched.
@@ -207,14 +230,17 @@ impl Packer {
         {
             return Ok((copy, form));
         }
-        let mut nar = self.start(served.row.clone(), For::Client)?;
+        let mut nar = match served.blob.take() {
+            Some(blob) => Nar::Stored(blob),
+            None => self.start(served.row.clone(), Priority::Client).await?,
+        };
         if let Some(packed) = served.packed
-            && let Some(flaw) = Flaw::at_sight(&nar, &packed)
+            && let Some(corruption) = Corruption::at_sight(&nar, &packed)
         {
-            tracing::warn!(nar = %hash, fault = %flaw.fault, "it is packed or fetched again");
-            self.repair(flaw).await?;
+            tracing::warn!(nar = %hash, fault = %corruption.fault, "packing or fetching a stored NAR again");
+            self.repair(corruption).await?;
             served.packed = None;
-            nar = self.start(served.row.clone(), For::Client)?;
+            nar = self.start(served.row.clone(), Priority::Client).await?;
         }
         if let (Nar::Stored(stored), None) = (&nar, served.packed) {
             // A run was interrupted between the file and its row, or the row is just being written.
@@ -227,7 +253,7 @@ impl Packer {
         {
             (nar, given) = (plain, form);
         }
-        // Only now it is known whether there will be any: an answer that has begun could but be cut.
+        // Waits for the first byte, because an answer that has begun can only be aborted.
         if let Nar::Growing(growing) = &mut nar
             && let Err(error) = growing.begun().await
         {
@@ -239,22 +265,19 @@ impl Packer {
         Ok((nar, given))
     }
 
-    /// The plain copy of what only the Nix store has, read from there: who asks for it does not wait until it is compressed, too.
-    /// `None` where it is packed, or with upstreams, or no copy can be made; packing tells why.
+    /// The plain copy of a NAR that only the Nix store has, read from there, so that the client does not wait
+    /// for compression. `None` if it is packed, if upstreams have it, or if no copy can be made; packing
+    /// reports why.
     async fn copy_of_tree(&self, served: &Served) -> Result<Option<Nar>, Error> {
         let hash = served.row.nar_hash;
         if served.packed.is_some()
-            || self.0.nars.get(hash).map_err(Error::Store)?.is_some()
+            || self.0.blob(hash).await?.is_some()
             || !self.0.upstreams_with(hash).await?.is_empty()
         {
             return Ok(None);
         }
-        let tree = std::path::PathBuf::from(served.row.path.in_dir(&self.0.store_dir));
-        if tree.symlink_metadata().is_err() {
-            return Ok(None);
-        }
-        let tree = Source::Tree(tree);
-        let mut copy = self.copy(served, tree).await?;
+        let tree = PathBuf::from(served.row.path.in_dir(&self.0.store_dir));
+        let mut copy = self.copy(served, Source::Tree(tree)).await?;
         if let Some(Nar::Growing(growing)) = &mut copy
             && growing.begun().await.is_err()
         {
@@ -265,24 +288,27 @@ impl Packer {
 
     /// A plain copy, complete or on its way, if one can be made of `source`.
     async fn copy(&self, served: &Served, source: Source) -> Result<Option<Nar>, Error> {
-        let (inner, expected) = (Arc::clone(&self.0), served.expected());
-        let copy = tokio::task::spawn_blocking(move || inner.nars.plain(expected, source));
+        let (inner, digest) = (Arc::clone(&self.0), served.digest());
+        let copy = tokio::task::spawn_blocking(move || match &source {
+            Source::Tree(tree) if tree.symlink_metadata().is_err() => None,
+            _ => inner.nars.plain(digest, source),
+        });
         copy.await.map_err(|error| Error::Store(std::io::Error::other(error)))
     }
 
-    /// A client was told of a NAR that is not here yet: it will ask for it.
+    /// Notes that a client has the narinfo of a NAR that is not stored yet: it will ask for the NAR.
     pub fn told(&self, client: IpAddr, nar: NarHash) {
         self.ahead().told(client, nar, Instant::now());
     }
 
-    /// A client asks for a NAR: some that it will ask for next are brought meanwhile.
+    /// Prefetches NARs that a client will ask for after this one.
     pub fn read_ahead(&self, client: IpAddr, nar: NarHash) {
         for next in self.ahead().asks(client, nar, Instant::now()) {
             let packer = self.clone();
             tokio::spawn(async move {
-                // Whatever goes wrong is said to the client that asks for it.
+                // Errors are reported to the client that asks for it.
                 if let Ok(Some(row)) = packer.0.index.path_with_nar(next).await
-                    && let Ok(Nar::Growing(mut growing)) = packer.start(row, For::Client)
+                    && let Ok(Nar::Growing(mut growing)) = packer.start(row, Priority::Client).await
                 {
                     // Followed until the client may have come for it.
                     let _ = timeout(EXPECTED_FOR, growing.finished()).await;
@@ -295,7 +321,7 @@ impl Packer {
         self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The reason why this NAR cannot be had of the Nix store, where packing has lately shown one.
+    /// The reason why this NAR cannot be packed from the Nix store, if that was found lately.
     #[must_use]
     pub fn why_unservable(&self, nar: NarHash) -> Option<String> {
         let mut unservable = self.0.unservable.lock().unwrap_or_else(PoisonError::into_inner);
@@ -308,32 +334,39 @@ impl Packer {
         self.0.stored.notified().await;
     }
 
-    /// Tells the background packer that there is something new to pack.
+    /// Wakes the background packer: there is something new to pack.
     pub fn wake(&self) {
         self.0.work.notify_one();
     }
 
-    /// Packs in the background, one path at a time, for as long as the server runs. Gives way to what clients wait for.
+    /// Packs in the background, one path at a time, for as long as the server runs. Gives way to requests of
+    /// clients.
     pub async fn run(self) {
-        if let Err(error) = self.release_what_is_packed().await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot check the GC roots");
+        if let Err(error) = self.restore_roots().await {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot restore GC roots: store paths may stay until the next start"
+            );
         }
         loop {
+            self.sweep().await;
             if self.pack_all().await {
-                self.0.work.notified().await;
-                tokio::time::sleep(BREATH).await;
+                tokio::select! {
+                    () = self.0.work.notified() => tokio::time::sleep(SETTLE_DELAY).await,
+                    () = self.0.leases.unrecorded() => {}
+                }
             } else {
                 tokio::time::sleep(RETRY_AFTER).await;
             }
         }
     }
 
-    /// Packs every unpacked path; false when some could not be written and must be tried again.
+    /// Packs every unpacked path. False if some could not be written and must be tried again.
     async fn pack_all(&self) -> bool {
         let rows = match self.0.index.unpacked().await {
             Ok(rows) => rows,
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "cannot list what is to be packed");
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot list unpacked paths");
                 return false;
             }
         };
@@ -341,13 +374,13 @@ impl Packer {
         for row in rows {
             let hash = row.nar_hash;
             self.give_way().await;
-            all &= match self.start(row, For::Nobody) {
+            all &= match self.start(row, Priority::Background).await {
                 Ok(Nar::Stored(stored)) => self.0.record_found(hash, stored).await,
                 Ok(Nar::Growing(mut growing)) => {
                     growing.finished().await.is_ok() || self.was_forgotten(hash).await
                 }
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot begin to pack");
+                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot begin to pack a path");
                     false
                 }
             };
@@ -355,48 +388,59 @@ impl Packer {
         all
     }
 
-    /// Waits until no NAR is made for a client, but not for ever.
+    /// Waits until no NAR is made for a client, [`GIVE_WAY_MAX`] at most.
     async fn give_way(&self) {
         let calm = async {
             while self.0.awaited.load(Ordering::Relaxed) > 0 || self.0.nars.is_copying() {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         };
-        // Long enough either way.
-        let _ = tokio::time::timeout(GIVE_WAY_MAX, calm).await;
+        // An error is the end of the time.
+        let _ = timeout(GIVE_WAY_MAX, calm).await;
     }
 
     async fn was_forgotten(&self, nar: NarHash) -> bool {
         matches!(self.0.index.path_with_nar(nar).await, Ok(None))
     }
 
-    /// Joins the packing under way, or begins it; gives the file where it is there already.
-    fn start(&self, row: PathRow, whom: For) -> Result<Nar, Error> {
-        let mut under_way = self.0.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        // Looked for under the lock: a packing leaves the map only after its file has its final name.
-        if let Some(stored) = self.0.nars.get(row.nar_hash).map_err(Error::Store)? {
-            return Ok(Nar::Stored(stored));
-        }
-        if let Some(growing) = under_way.get(&row.nar_hash) {
-            return Ok(Nar::Growing(growing.clone()));
-        }
-        let (draft, growing) = self.0.nars.draft().map_err(Error::Store)?;
-        under_way.insert(row.nar_hash, growing.clone());
-        let inner = Arc::clone(&self.0);
-        let awaited = usize::from(whom == For::Client);
-        inner.awaited.fetch_add(awaited, Ordering::Relaxed);
-        // A task of its own: it goes on when the client that began it leaves.
+    /// Joins the packing under way, or leads it; a file that is there already is opened. All files are opened
+    /// and made on blocking threads, outside of every lock.
+    async fn start(&self, row: PathRow, priority: Priority) -> Result<Nar, Error> {
+        let flight = match self.0.under_way.join(&row.nar_hash).await {
+            // Its row is yet to come; its length is known.
+            Joined::Follows(Nar::Growing(growing)) if growing.is_committed() => {
+                let blob = self.0.blob(row.nar_hash).await?;
+                return Ok(blob.map_or(Nar::Growing(growing), Nar::Stored));
+            }
+            Joined::Follows(nar) => return Ok(nar),
+            Joined::Leads(flight) => flight,
+        };
+        let (inner, nar) = (Arc::clone(&self.0), row.nar_hash);
+        // The leader looks for the file: a flight ends only after its commit.
+        let begun = reading(move || match inner.nars.blob(nar)? {
+            Some(blob) => Ok(Err(blob)),
+            None => inner.nars.draft().map(Ok),
+        });
+        let (draft, growing) = match begun.await.map_err(Error::Store)? {
+            Ok(begun) => begun,
+            Err(blob) => {
+                flight.publish(Nar::Stored(blob.clone()));
+                return Ok(Nar::Stored(blob));
+            }
+        };
+        flight.publish(Nar::Growing(growing.clone()));
+        let (inner, awaited) = (Arc::clone(&self.0), Awaited::new(&self.0, priority));
+        // A task of its own goes on when the client that began it leaves. Its guards go with it, however it
+        // ends.
         tokio::spawn(async move {
-            let nar = row.nar_hash;
+            let _guards = (awaited, flight);
             inner.bring(draft, row).await;
-            inner.awaited.fetch_sub(awaited, Ordering::Relaxed);
-            inner.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&nar);
         });
         Ok(Nar::Growing(growing))
     }
 
-    /// Removes roots that an interrupted run left behind: of paths that are packed, or not served at all.
-    async fn release_what_is_packed(&self) -> Result<(), Error> {
+    /// Removes roots that an interrupted run left behind: of paths that are packed, or not served.
+    async fn restore_roots(&self) -> Result<(), Error> {
         for path in self.0.roots.held().map_err(Error::Store)? {
             match self.0.index.find(path.hash()).await? {
                 Some(hit) if hit.packed.is_none() => {}
@@ -404,5 +448,26 @@ impl Packer {
             }
         }
         Ok(())
+    }
+}
+
+/// Guard of the count of NARs that a client waits for.
+struct Awaited(Option<Arc<Inner>>);
+
+impl Awaited {
+    fn new(inner: &Arc<Inner>, priority: Priority) -> Self {
+        let counted = (priority == Priority::Client).then(|| Arc::clone(inner));
+        if let Some(inner) = &counted {
+            inner.awaited.fetch_add(1, Ordering::Relaxed);
+        }
+        Self(counted)
+    }
+}
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        if let Some(inner) = &self.0 {
+            inner.awaited.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 }

@@ -1,53 +1,55 @@
-//! Proving: the contents of paths that are named by them and that nobody trusted has signed. They are fetched before anything
-//! is said of such a path: neither its size nor, for most kinds of address, its NAR hash is known before.
+//! Proving content-addressed paths that no trusted key has signed: their contents are fetched before such a
+//! path is published, because neither its size nor, for most kinds of address, its NAR hash is known before.
 //! Requests for the same path share one fetch, which ends soon after the last of them.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use narinfo::{Addressed, NarHash, StorePath};
 use tokio::sync::watch;
 
+use super::bring::Committed;
 use super::fetch::{Fault, NotFetched, upstream_nar};
+use super::single_flight::{Joined, SingleFlight};
 use super::{Error, Inner, Packer};
 use crate::index::NarRow;
-use crate::nar_store::{Draft, Expected, Growing, Packed, Stored};
+use crate::nar_store::{Blob, Commit, Draft, Growing, NarDigest, Packed};
+use crate::tail_file::reading;
 use crate::upstream::{Found, NarOutcome};
 
-/// Why contents are not proven.
+/// Reasons why contents are not proven.
 #[derive(Clone, Debug)]
 pub enum NotProven {
-    /// The upstream does not have what it says, and is not believed about it for a while.
+    /// The upstream sent other contents than it said, and is not believed about them for a while.
     Refused(String),
-    /// They did not come; they may, later.
+    /// The contents did not come; they may, later.
     Failed(String),
 }
 
-/// What an upstream says, as far as it is to be proven.
+/// Upstream, path, NAR hash and NAR size: a statement that is to be proven.
 type Claim = (String, StorePath, NarHash, u64);
 
 /// The proofs under way.
-pub(super) type Proofs = Mutex<HashMap<Claim, Proof>>;
+pub(super) type Proofs = SingleFlight<Claim, Proof>;
 
 /// A proof under way.
 #[derive(Clone)]
 pub(super) struct Proof {
-    /// Whoever has it follows.
+    /// Followed by all who hold the proof, so that the fetch goes on.
     _following: Growing,
     outcome: watch::Receiver<Option<Result<(), NotProven>>>,
 }
 
 impl Packer {
-    /// Whether a NAR of so many bytes is ever fetched; else how many are.
+    /// Checks that a NAR of so many bytes may be fetched.
     ///
     /// # Errors
-    /// When it has more.
+    /// With the limit, if it has more.
     pub fn fetches(&self, nar_bytes: u64) -> Result<(), u64> {
         let max = self.0.nar_bytes_max();
         if nar_bytes <= max { Ok(()) } else { Err(max) }
     }
 
-    /// Fetches the contents of what was found and keeps them, if they have the size and the hash that was said of them and are
+    /// Fetches the contents of a path and keeps them, if they have the size and hash of its narinfo and are
     /// those that the path is named by.
     ///
     /// # Errors
@@ -55,27 +57,30 @@ impl Packer {
     pub async fn prove(&self, found: &Found) -> Result<(), NotProven> {
         let info = &found.info;
         let claim = (found.upstream.clone(), info.store_path.clone(), info.nar_hash, info.nar_size);
-        let mut proof = self.proof(claim, found).map_err(|error| NotProven::Failed(error.to_string()))?;
+        let mut proof =
+            self.proof(claim, found).await.map_err(|error| NotProven::Failed(error.to_string()))?;
         match proof.outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone()) {
             Ok(Some(outcome)) => outcome,
             _ => Err(NotProven::Failed("it was abandoned".into())),
         }
     }
 
-    /// Joins the proof under way, or begins it.
-    fn proof(&self, claim: Claim, found: &Found) -> std::io::Result<Proof> {
-        let mut proofs = self.0.proofs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(proof) = proofs.get(&claim) {
-            return Ok(proof.clone());
-        }
-        let (draft, growing) = self.0.nars.draft()?;
+    /// Joins the proof under way, or leads it.
+    async fn proof(&self, claim: Claim, found: &Found) -> std::io::Result<Proof> {
+        let flight = match self.0.proofs.join(&claim).await {
+            Joined::Follows(proof) => return Ok(proof),
+            Joined::Leads(flight) => flight,
+        };
+        let inner = Arc::clone(&self.0);
+        let (draft, growing) = reading(move || inner.nars.draft()).await?;
         let (tell, outcome) = watch::channel(None);
         let proof = Proof { _following: growing, outcome };
-        proofs.insert(claim.clone(), proof.clone());
+        flight.publish(proof.clone());
         let (inner, found) = (Arc::clone(&self.0), found.clone());
         tokio::spawn(async move {
             let outcome = inner.prove(draft, &found).await;
-            inner.proofs.lock().unwrap_or_else(PoisonError::into_inner).remove(&claim);
+            // The next request begins anew, if it was not proven.
+            drop(flight);
             tell.send_replace(Some(outcome));
         });
         Ok(proof)
@@ -85,21 +90,21 @@ impl Packer {
 impl Inner {
     async fn prove(self: &Arc<Self>, mut draft: Draft, found: &Found) -> Result<(), NotProven> {
         let (info, nar) = (&found.info, upstream_nar(found));
-        let expected = Expected { hash: info.nar_hash, bytes: info.nar_size };
+        let promised = NarDigest { hash: info.nar_hash, bytes: info.nar_size };
         let refused = |reason: String| {
-            tracing::warn!(path = %info.store_path, reason, "what nobody has signed is not what it was said to be");
+            tracing::warn!(path = %info.store_path, reason, "rejected unsigned contents of an upstream");
             self.upstreams.fetched(&found.upstream, info.nar_hash, NarOutcome::Refused);
             Err(NotProven::Refused(reason))
         };
         let failed = |error: std::io::Error| NotProven::Failed(error.to_string());
         let Some(ca) = info.ca.clone() else { return refused("it has no content address".into()) };
         let addressed = Addressed::new(ca, &info.store_path, &info.references);
-        let written = draft.as_stored().map_err(failed)?;
+        let written = draft.as_blob();
         loop {
             let NotFetched { draft: left, reason, fault } =
-                match self.fetch_from(draft, &nar, expected, Some(addressed.clone())).await {
-                    Ok(packed) => {
-                        self.put_on_record(info.nar_hash, packed, &written).await;
+                match self.fetch_from(draft, &nar, promised, Some(addressed.clone())).await {
+                    Ok(committed) => {
+                        self.put_on_record(committed, &written).await;
                         return Ok(());
                     }
                     Err(not_fetched) => not_fetched,
@@ -116,34 +121,24 @@ impl Inner {
         }
     }
 
-    /// Records what was proven, if it is the file that was kept. Where this fails it is fetched again when it is asked for.
-    async fn put_on_record(&self, nar: NarHash, packed: Packed, written: &Stored) {
+    /// Records a proven NAR, if its file was kept. After a failure it is fetched again on request.
+    async fn put_on_record(self: &Arc<Self>, committed: Committed, written: &Blob) {
+        let Committed { received, commit, lease } = committed;
+        let (nar, Packed { file_hash, file_size }) = (received.nar.hash, received.packed);
         let recorded = async {
-            let _settling = self.settling.lock().await;
-            let in_place = self.nars.get(nar).map_err(Error::Store)?;
-            if in_place.is_some_and(|stored| stored.is(written).unwrap_or(false)) {
-                let Packed { file_hash, file_size } = packed;
+            let _lock = self.file_row_lock.lock().await;
+            if commit == Commit::Won && self.is_in_place(nar, Some(written)).await? {
                 self.index.record_packed(NarRow { nar_hash: nar, file_hash, file_size }).await?;
             }
             Ok::<_, Error>(())
         };
-        if let Err(error) = recorded.await {
-            tracing::warn!(%nar, error = &error as &dyn std::error::Error, "a NAR that was proven was not recorded");
+        match recorded.await {
+            // It has its row, or another file has.
+            Ok(()) => lease.recorded(),
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(%nar, error, "cannot record a proven NAR: it is fetched again on request");
+            }
         }
-    }
-
-    /// Whether a draft may get its final name: there is no file of this NAR, nor another one on its way. From here on this one
-    /// is.
-    pub(super) fn claim(&self, nar: NarHash, draft: &Draft) -> bool {
-        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_free = !under_way.contains_key(&nar) && matches!(self.nars.get(nar), Ok(None));
-        let Some(growing) = is_free.then(|| draft.follow().ok()).flatten() else { return false };
-        under_way.insert(nar, growing);
-        true
-    }
-
-    /// The end of a claim.
-    pub(super) fn unclaim(&self, nar: NarHash) {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&nar);
     }
 }

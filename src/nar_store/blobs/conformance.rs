@@ -1,0 +1,223 @@
+//! Promises that every [`Blobs`] keeps, each tried on all of them. A new one is added to the list at the end.
+
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::sync::Barrier;
+
+use narinfo::NarHash;
+
+use super::memory::MemoryBlobs;
+use super::{Blob, BlobFile, Blobs, Commit, LIST_PAGE_MAX, LocalBlobs, Upload};
+
+/// Uploads that commit the same key at the same time.
+const RACING: usize = 8;
+
+/// Blobs to try, and a count of what their uploads have left behind.
+struct Subject {
+    blobs: Box<dyn Blobs>,
+    leftovers: Box<dyn Fn() -> usize>,
+}
+
+fn key(number: u8) -> NarHash {
+    // The last byte makes the first characters of the text: three folders, each with several files.
+    let mut bytes = [number; 32];
+    bytes[31] = (number % 3) << 4;
+    NarHash::from_bytes(bytes)
+}
+
+impl Subject {
+    fn upload(&self, bytes: &[u8]) -> Box<dyn Upload> {
+        let upload = self.blobs.begin().expect("there is room");
+        (&**upload.file()).write_all(bytes).expect("written");
+        upload
+    }
+
+    fn put(&self, key: NarHash, bytes: &[u8]) {
+        assert_eq!(self.upload(bytes).commit(key).expect("committed"), Commit::Won);
+    }
+
+    fn get(&self, key: NarHash) -> Option<Vec<u8>> {
+        self.blobs.open(key).expect("opened").map(|blob| contents(&blob))
+    }
+}
+
+fn contents(blob: &Blob) -> Vec<u8> {
+    let Blob::File(BlobFile { file, bytes }) = blob;
+    let mut contents = vec![0; usize::try_from(*bytes).expect("few")];
+    file.read_exact_at(&mut contents, 0).expect("all of them are there");
+    contents
+}
+
+fn what_was_committed_is_opened_whole(subject: &Subject) {
+    let bytes: Vec<u8> = (0..300_000_u32).map(|n| (n % 251) as u8).collect();
+    for (number, bytes) in [&bytes[..], &bytes[..1], &[]].into_iter().enumerate() {
+        let key = key(number as u8);
+        assert_eq!(subject.get(key), None);
+        subject.put(key, bytes);
+        let blob = subject.blobs.open(key).expect("opened").expect("it is there");
+        assert_eq!((blob.bytes(), contents(&blob)), (bytes.len() as u64, bytes.to_vec()));
+    }
+}
+
+fn an_upload_is_read_while_it_is_written_and_not_opened_before_its_commit(subject: &Subject) {
+    let upload = subject.upload(b"one");
+    let mut read = [0; 3];
+    upload.file().read_exact_at(&mut read, 0).expect("it is there");
+    assert_eq!(&read, b"one");
+    assert_eq!((subject.get(key(1)), subject.blobs.list(None).expect("listed")), (None, Vec::new()));
+    (&**upload.file()).write_all(b" two").expect("written");
+    upload.check_room().expect("there is room");
+    assert_eq!(upload.commit(key(1)).expect("committed"), Commit::Won);
+    assert_eq!(subject.get(key(1)).as_deref(), Some(&b"one two"[..]));
+}
+
+fn an_upload_that_is_dropped_leaves_nothing(subject: &Subject) {
+    let upload = subject.upload(b"bytes");
+    assert_eq!((subject.leftovers)(), 1, "the count would show it");
+    drop(upload);
+    assert_eq!(((subject.leftovers)(), subject.blobs.list(None).expect("listed")), (0, Vec::new()));
+    subject.put(key(1), b"bytes");
+    assert_eq!((subject.leftovers)(), 0, "a commit leaves nothing, either");
+}
+
+fn of_concurrent_commits_of_a_key_one_wins_and_stays(subject: &Subject) {
+    let uploads: Vec<_> = (0..RACING).map(|number| subject.upload(&[number as u8; 1000])).collect();
+    let barrier = Barrier::new(RACING);
+    let commits: Vec<_> = std::thread::scope(|scope| {
+        let commit = |upload: Box<dyn Upload>| {
+            let barrier = &barrier;
+            scope.spawn(move || {
+                barrier.wait();
+                upload.commit(key(1)).expect("committed")
+            })
+        };
+        let threads: Vec<_> = uploads.into_iter().map(commit).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+    });
+    let winners: Vec<_> = (0..RACING).filter(|number| commits[*number] == Commit::Won).collect();
+    assert_eq!(winners.len(), 1, "{commits:?}");
+    let winner = vec![winners[0] as u8; 1000];
+    assert_eq!(subject.get(key(1)), Some(winner.clone()));
+    assert_eq!(subject.upload(b"late").commit(key(1)).expect("committed"), Commit::Lost);
+    assert_eq!((subject.get(key(1)), (subject.leftovers)()), (Some(winner), 0));
+}
+
+fn a_blob_is_told_from_one_that_takes_its_place(subject: &Subject) {
+    let open = || subject.blobs.open(key(1)).expect("opened").expect("it is there");
+    subject.put(key(1), b"first");
+    let first = open();
+    assert!(first.is(&open()).expect("both are there"));
+    assert!(subject.blobs.delete(key(1)).expect("deleted"));
+    subject.put(key(1), b"other");
+    assert!(!first.is(&open()).expect("both are there"));
+    assert_eq!(contents(&first), b"first", "who has it open has all of it");
+}
+
+fn deleting_says_whether_there_was_something(subject: &Subject) {
+    subject.put(key(1), b"one");
+    subject.put(key(2), b"two");
+    assert!(subject.blobs.delete(key(1)).expect("deleted"));
+    assert!(!subject.blobs.delete(key(1)).expect("there is nothing to delete"));
+    assert_eq!((subject.get(key(1)), subject.get(key(2)).is_some()), (None, true));
+    assert_eq!(subject.blobs.list(None).expect("listed"), [key(2)]);
+}
+
+fn keys_are_listed_in_order_page_by_page(subject: &Subject) {
+    let mut keys: Vec<_> = (0..3 * LIST_PAGE_MAX as u8 + 1).map(key).collect();
+    keys.iter().for_each(|key| subject.put(*key, b"bytes"));
+    keys.sort_by_key(|key| key.to_nixbase32());
+    let (mut listed, mut after) = (Vec::new(), None);
+    loop {
+        let page = subject.blobs.list(after).expect("listed");
+        listed.extend_from_slice(&page);
+        assert!(page.len() <= LIST_PAGE_MAX);
+        after = page.last().copied();
+        if page.len() < LIST_PAGE_MAX {
+            break;
+        }
+    }
+    assert_eq!(listed, keys);
+    // A key that is gone by now is a place in the order all the same.
+    assert!(subject.blobs.delete(keys[3]).expect("deleted"));
+    assert_eq!(subject.blobs.list(Some(keys[3])).expect("listed")[0], keys[4]);
+}
+
+fn a_blob_in_quarantine_is_neither_opened_nor_listed_and_its_key_is_free(subject: &Subject) {
+    subject.put(key(1), b"damaged");
+    subject.blobs.quarantine(key(1)).expect("moved or deleted");
+    assert_eq!((subject.get(key(1)), subject.blobs.list(None).expect("listed")), (None, Vec::new()));
+    subject.put(key(1), b"right");
+    subject.blobs.empty_quarantine(0);
+    assert_eq!(subject.get(key(1)).as_deref(), Some(&b"right"[..]));
+}
+
+/// Runs each promise on a fresh subject of each kind.
+macro_rules! on_all {
+    ($($promise:ident)*) => {
+        mod local {
+            $(#[test] fn $promise() {
+                let folder = tempfile::tempdir().expect("a folder");
+                let uploads = folder.path().join("tmp");
+                super::$promise(&super::Subject {
+                    blobs: Box::new(super::LocalBlobs::open(folder.path()).expect("opened")),
+                    leftovers: Box::new(move || std::fs::read_dir(&uploads).expect("a folder").count()),
+                });
+            })*
+        }
+        mod memory {
+            $(#[test] fn $promise() {
+                let blobs = super::MemoryBlobs::default();
+                super::$promise(&super::Subject {
+                    blobs: Box::new(blobs.clone()),
+                    leftovers: Box::new(move || blobs.uploads()),
+                });
+            })*
+        }
+    };
+}
+
+on_all! {
+    what_was_committed_is_opened_whole
+    an_upload_is_read_while_it_is_written_and_not_opened_before_its_commit
+    an_upload_that_is_dropped_leaves_nothing
+    of_concurrent_commits_of_a_key_one_wins_and_stays
+    a_blob_is_told_from_one_that_takes_its_place
+    deleting_says_whether_there_was_something
+    keys_are_listed_in_order_page_by_page
+    a_blob_in_quarantine_is_neither_opened_nor_listed_and_its_key_is_free
+}
+
+/// Shown where a test can fill the storage; tests/full_disk.rs does it to a directory.
+#[test]
+fn a_full_storage_refuses_more_and_keeps_what_it_has() {
+    let memory = MemoryBlobs::default();
+    let subject = Subject { blobs: Box::new(memory.clone()), leftovers: Box::new(|| 0) };
+    subject.put(key(1), b"bytes");
+    let begun = subject.upload(b"more");
+    memory.set_full(true);
+    for refused in [
+        subject.blobs.begin().map(drop),
+        begun.check_room(),
+        subject.blobs.room().and_then(|room| room.check()),
+    ] {
+        assert_eq!(refused.expect_err("it is full").kind(), std::io::ErrorKind::StorageFull);
+    }
+    assert_eq!(subject.get(key(1)).as_deref(), Some(&b"bytes"[..]));
+    memory.set_full(false);
+    subject.put(key(2), b"bytes");
+}
+
+#[test]
+fn a_directory_of_blobs_opens_again_without_uploads_that_an_interrupted_run_left() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let open = || LocalBlobs::open(folder.path()).expect("opened");
+    let subject = Subject { blobs: Box::new(open()), leftovers: Box::new(|| 0) };
+    subject.put(key(1), b"bytes");
+    std::mem::forget(subject.upload(b"half"));
+    let uploads = || std::fs::read_dir(folder.path().join("tmp")).expect("a folder").count();
+    assert_eq!(uploads(), 1);
+    let mut bytes = Vec::new();
+    let Blob::File(BlobFile { file, .. }) = open().open(key(1)).expect("opened").expect("it is there");
+    (&*file).read_to_end(&mut bytes).expect("read");
+    assert_eq!((&bytes[..], uploads()), (&b"bytes"[..], 0));
+}

@@ -1,0 +1,222 @@
+//! Blobs in a directory of this machine: `ab/<hash>.nar.zst`, where `ab` are the first characters of the
+//! hash. Written under a temporary name, fsynced, renamed without replacing. Looks only into its own folders,
+//! never into others beside them.
+
+use std::fs::{self, DirEntry, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use narinfo::NarHash;
+use tempfile::TempPath;
+
+use super::{Blob, BlobFile, Blobs, Commit, LIST_PAGE_MAX, Upload};
+use crate::room::Room;
+
+/// End of a file's name, after the hash.
+const FILE_ENDING: &str = ".nar.zst";
+/// Characters of the hash that name the folder of a file, so that no folder grows without bound.
+const FOLDER_CHARS: usize = 2;
+/// Folder of uploads.
+const UPLOADS: &str = "tmp";
+/// Folder of damaged files, which are not served, and the number of them that are kept; the oldest go first.
+const QUARANTINE: &str = "quarantine";
+const QUARANTINED_MAX: usize = 16;
+
+/// The directory.
+#[derive(Debug)]
+pub struct LocalBlobs {
+    dir: PathBuf,
+}
+
+impl LocalBlobs {
+    /// Opens the directory, creating it if needed, and removes the uploads that an interrupted run left.
+    ///
+    /// # Errors
+    /// When the directory cannot be created or read.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        let uploads = dir.join(UPLOADS);
+        fs::create_dir_all(&uploads)?;
+        for entry in fs::read_dir(&uploads)? {
+            let entry = entry?;
+            if let Err(error) = sweep(&entry) {
+                tracing::warn!(%error, "cannot remove {}: remove it by hand", entry.path().display());
+            }
+        }
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    fn path_of(&self, key: NarHash) -> PathBuf {
+        file_in(&self.dir, &key.to_nixbase32())
+    }
+}
+
+impl Blobs for LocalBlobs {
+    fn open(&self, key: NarHash) -> io::Result<Option<Blob>> {
+        open_file(&self.path_of(key))
+    }
+
+    fn begin(&self) -> io::Result<Box<dyn Upload>> {
+        let (file, path) = spool_in(&self.dir.join(UPLOADS))?;
+        Ok(Box::new(LocalUpload { file, path, dir: self.dir.clone() }))
+    }
+
+    fn delete(&self, key: NarHash) -> io::Result<bool> {
+        match fs::remove_file(self.path_of(key)) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn list(&self, after: Option<NarHash>) -> io::Result<Vec<NarHash>> {
+        let after = after.map(|key| key.to_nixbase32()).unwrap_or_default();
+        let mut page = Vec::new();
+        for folder in names_in(&self.dir)? {
+            // A folder before that of `after` has nothing behind it.
+            if folder.len() != FOLDER_CHARS || *folder < after[..FOLDER_CHARS.min(after.len())] {
+                continue;
+            }
+            let names = names_in(&self.dir.join(&folder))?;
+            let hashes = names.iter().filter_map(|name| name.strip_suffix(FILE_ENDING));
+            let keys = hashes.filter(|hash| **hash > *after);
+            page.extend(keys.filter_map(|hash| NarHash::from_nixbase32(hash).ok()));
+            if page.len() >= LIST_PAGE_MAX {
+                page.truncate(LIST_PAGE_MAX);
+                break;
+            }
+        }
+        Ok(page)
+    }
+
+    fn room(&self) -> io::Result<Room> {
+        Room::of(&self.dir)
+    }
+
+    fn quarantine(&self, key: NarHash) -> io::Result<()> {
+        let (folder, file) = (self.dir.join(QUARANTINE), self.path_of(key));
+        let aside = folder.join(file.file_name().unwrap_or_default());
+        if let Err(error) = fs::create_dir_all(&folder).and_then(|()| fs::rename(&file, &aside)) {
+            tracing::debug!(nar = %key, %error, "cannot move a damaged file to the quarantine: deleting it");
+            return self.delete(key).map(drop);
+        }
+        self.empty_quarantine(QUARANTINED_MAX);
+        Ok(())
+    }
+
+    fn empty_quarantine(&self, left: usize) {
+        let entries = fs::read_dir(self.dir.join(QUARANTINE)).into_iter().flatten().flatten();
+        let mut files: Vec<_> = entries.map(|entry| (moved_at(&entry), entry.path())).collect();
+        files.sort_unstable();
+        for (_, file) in files.iter().rev().skip(left) {
+            if let Err(error) = fs::remove_file(file) {
+                tracing::warn!(%error, "cannot remove {}: remove it by hand", file.display());
+            }
+        }
+    }
+}
+
+/// An upload; dropping its path removes the file.
+#[derive(Debug)]
+struct LocalUpload {
+    file: Arc<File>,
+    path: TempPath,
+    dir: PathBuf,
+}
+
+impl Upload for LocalUpload {
+    fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    fn check_room(&self) -> io::Result<()> {
+        Room::of_file(&self.file)?.check()
+    }
+
+    fn commit(self: Box<Self>, key: NarHash) -> io::Result<Commit> {
+        let Self { file, path, dir } = *self;
+        file.sync_all()?;
+        let target = file_in(&dir, &key.to_nixbase32());
+        let folder = target.parent().unwrap_or(&dir);
+        if !folder.is_dir() {
+            fs::create_dir_all(folder)?;
+            File::open(&dir)?.sync_all()?;
+        }
+        let commit = match path.persist_noclobber(&target) {
+            Ok(()) => Commit::Won,
+            Err(lost) if lost.error.kind() == io::ErrorKind::AlreadyExists => Commit::Lost,
+            Err(failed) => return Err(failed.error),
+        };
+        // Of a winner's name, too: it may have been there for a moment only.
+        File::open(folder)?.sync_all()?;
+        Ok(commit)
+    }
+}
+
+/// Opens a new file in `folder` under a temporary name. Refused when there is no room but what the index
+/// needs.
+pub(in crate::nar_store) fn spool_in(folder: &Path) -> io::Result<(Arc<File>, TempPath)> {
+    Room::of(folder)?.check()?;
+    let (file, path) = tempfile::Builder::new().prefix("nar-").tempfile_in(folder)?.into_parts();
+    Ok((Arc::new(file), path))
+}
+
+/// Removes an entry of a folder of temporary files, be it a file or a folder.
+fn sweep(entry: &DirEntry) -> io::Result<()> {
+    let path = entry.path();
+    if entry.file_type()?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
+}
+
+/// Bytes of the file of a NAR in the folder of a NAR store, if there is one. Blocking.
+///
+/// # Errors
+/// When the system call fails.
+pub fn file_bytes(dir: &Path, nar: NarHash) -> io::Result<Option<u64>> {
+    match fs::metadata(file_in(dir, &nar.to_nixbase32())) {
+        Ok(file) => Ok(Some(file.len())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// True if the folder of a NAR store has a folder of files of NARs. Blocking.
+#[must_use]
+pub fn has_files(dir: &Path) -> bool {
+    let folders = fs::read_dir(dir).into_iter().flatten().flatten();
+    folders.into_iter().any(|folder| folder.file_name().len() == FOLDER_CHARS)
+}
+
+/// Opens a file, if it is there.
+pub(in crate::nar_store) fn open_file(path: &Path) -> io::Result<Option<Blob>> {
+    match File::open(path) {
+        Ok(file) => {
+            let bytes = file.metadata()?.len();
+            Ok(Some(Blob::File(BlobFile { file: Arc::new(file), bytes })))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Path of the file of a NAR.
+fn file_in(dir: &Path, hash: &str) -> PathBuf {
+    dir.join(&hash[..FOLDER_CHARS]).join(format!("{hash}{FILE_ENDING}"))
+}
+
+/// Names in a folder, sorted.
+fn names_in(folder: &Path) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        names.extend(entry?.file_name().into_string());
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Time at which a file came into its folder.
+fn moved_at(entry: &DirEntry) -> SystemTime {
+    let changed = entry.metadata().map_or(0, |metadata| metadata.ctime().unsigned_abs());
+    SystemTime::UNIX_EPOCH + Duration::from_secs(changed)
+}

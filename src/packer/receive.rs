@@ -1,0 +1,66 @@
+//! Receiving: a NAR whose hash and size nobody has promised, as a push sends it. It is verified while it
+//! streams in, committed, and protected from eviction by a lease until its sender has given it a row.
+
+use std::io::Read;
+
+use narinfo::Compression;
+
+use super::bring::Committed;
+use super::{Lease, Packer};
+use crate::nar_store::{Blob, Commit, PackError, Promise, Received};
+use crate::tail_file::reading;
+
+/// Bounds of a NAR that is received.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of the plain NAR, at most.
+    pub nar_bytes_max: u64,
+}
+
+/// Reasons why a NAR was not received.
+#[derive(Debug, thiserror::Error)]
+pub enum ReceiveError {
+    /// The sender is to blame, or the storage is full; nothing is kept.
+    #[error("the NAR was not stored")]
+    Pack(#[from] PackError),
+    /// The storage failed.
+    #[error("the NAR store cannot be read or written")]
+    Store(#[source] std::io::Error),
+}
+
+impl Packer {
+    /// Stores the NAR that comes as `input`, whatever its hash turns out to be. The file has no row yet; it
+    /// stays for as long as the lease is held, and is swept afterwards unless it has a row by then. Equal
+    /// NARs share the file that came first.
+    ///
+    /// # Errors
+    /// When the input fails, is damaged, is no NAR or has too many bytes, or the file cannot be written.
+    pub async fn receive(
+        &self,
+        input: impl Read + Send + 'static,
+        compression: Compression,
+        limits: Limits,
+    ) -> Result<(Received, Lease), ReceiveError> {
+        let nars = self.0.nars.clone();
+        // Nobody follows it.
+        let (draft, _) = reading(move || nars.draft()).await.map_err(ReceiveError::Store)?;
+        let promise = Promise::AtMost(limits.nar_bytes_max);
+        let (_, committed) = self
+            .0
+            .write(draft, move |nars, draft| nars.receive(draft, input, compression, promise, None))
+            .await;
+        let Committed { mut received, commit, lease } = committed?;
+        if commit == Commit::Lost {
+            let (nars, nar) = (self.0.nars.clone(), received.nar);
+            // The row is to tell of the file that is there.
+            received.packed = tokio::task::spawn_blocking(move || {
+                let blob =
+                    nars.blob(nar.hash)?.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?;
+                Blob::verify(&blob, nar)
+            })
+            .await
+            .map_err(|panicked| ReceiveError::Store(std::io::Error::other(panicked)))??;
+        }
+        Ok((received, lease))
+    }
+}
