@@ -1,6 +1,6 @@
-# The NixOS module `services.ondine`: a binary cache that builds what it is missing, as a hardened service with a user of
-# its own. The settings are checked by the program itself while the system is built, so that one that does not start is
-# never switched to.
+# The NixOS module `services.ondine`: a binary cache that builds what it is missing, as a hardened service with its own
+# user. The program checks the settings while the system is built, so that a system whose server would not start is
+# never activated.
 { config, lib, pkgs, ... }:
 
 let
@@ -8,7 +8,7 @@ let
   format = pkgs.formats.toml { };
   stateDir = "/var/lib/ondine";
 
-  # Systemd hands files with secrets over, which the service's user need not be able to read, under these names.
+  # Names under which systemd passes files with secrets, which the service's user need not be able to read.
   secretName = n: "upstream-${toString n}";
   netrcFile = cfg.settings.netrc-file or null;
   settings = cfg.settings // {
@@ -21,7 +21,7 @@ let
       n: upstream: lib.optional (upstream ? credentials-file) "${secretName n}:${upstream.credentials-file}"
     ) cfg.settings.upstream
   ) ++ lib.optional (netrcFile != null) "netrc:${netrcFile}";
-  # What is in a setting stands in the Nix store, where everyone can read it.
+  # Settings are in the Nix store, where everyone can read them.
   isSecret = url: builtins.match ".*[@?].*" url != null;
 
   written = format.generate "ondine.toml" settings;
@@ -51,7 +51,7 @@ in
       type = lib.types.bool;
       default = true;
       description = ''
-        Whether to have `ondine check-config` look at the settings when the system is built. Turn it off where the
+        Whether to check the settings with `ondine check-config` when the system is built. Turn it off where the
         building machine cannot run the package.
       '';
     };
@@ -59,7 +59,7 @@ in
     settings = lib.mkOption {
       default = { };
       description = ''
-        Settings as `ondine serve --help` names them, written as TOML. The state is always in ${stateDir}.
+        Settings of the server, named as in `ondine serve --help`. The state is always in ${stateDir}.
       '';
       example = {
         listen = "[::]:8080";
@@ -76,7 +76,7 @@ in
           drain-timeout = lib.mkOption {
             type = lib.types.str;
             default = "30s";
-            description = "How long open answers are given to end when the service stops.";
+            description = "Time that open responses have to end when the service stops.";
           };
           upstream = lib.mkOption {
             type = lib.types.listOf format.type;
@@ -88,14 +88,13 @@ in
               }
             ];
             description = ''
-              Other caches, each with its `url` and `public-keys`. They become trusted substituters of the Nix daemon with
-              these keys, so that builds may take their inputs from them, too; the daemon would ignore that otherwise,
-              coming from a user without trust.
+              Other caches, each with its `url` and `public-keys`. The module makes them trusted substituters of the
+              Nix daemon, too, with these keys: the daemon takes inputs of builds only from substituters it trusts.
 
-              Credentials are not for `url`, which everyone can read in the Nix store: `credentials-file` names a file with
-              `USER:PASSWORD` or `Bearer TOKEN`, and `netrc-file`, beside `upstream`, a netrc file. systemd reads them
-              (LoadCredential). The Nix daemon needs them in a netrc file of its own
-              ({option}`nix.settings.netrc-file`) to take inputs of builds from there.
+              Credentials do not belong into `url`, which everyone can read in the Nix store. `credentials-file` names
+              a file with `USER:PASSWORD` or `Bearer TOKEN`; `netrc-file`, beside `upstream`, names a netrc file.
+              systemd reads both (LoadCredential). To take inputs of builds from there, the Nix daemon needs a netrc
+              file of its own ({option}`nix.settings.netrc-file`).
             '';
           };
         };
@@ -137,8 +136,8 @@ in
       wantedBy = [ "multi-user.target" ];
       wants = [ "nix-daemon.socket" ];
       after = [ "network.target" "nix-daemon.socket" ];
-      # It asks `nix` for which systems and with which features the daemon builds, and has `nix-instantiate` evaluate package sets,
-      # or `nix-eval-jobs` where that is added.
+      # `nix` detects the systems and features that the daemon builds for; `nix-instantiate`, or `nix-eval-jobs` where
+      # that is added, evaluates package sets.
       path = [ config.nix.package ];
 
       serviceConfig = {
@@ -151,12 +150,12 @@ in
         UMask = "0077";
         Restart = "on-failure";
         RestartSec = 2;
-        # systemd adds the parts of a time span up: always longer than the server's own limit.
+        # systemd adds up the parts of a time span: this is longer than the server's own limit.
         TimeoutStopSec = "${cfg.settings.drain-timeout} 30s";
         # Clients keep connections open; each stored NAR under way takes one more.
         LimitNOFILE = 65536;
 
-        # It needs the network, the daemon's socket, Nix's store and database to read, and its state directory.
+        # The server uses the network, the daemon's socket, Nix's store and database (read only), and its state directory.
         CapabilityBoundingSet = "";
         AmbientCapabilities = "";
         DevicePolicy = "closed";
@@ -186,7 +185,7 @@ in
         RestrictSUIDSGID = true;
         SystemCallArchitectures = "native";
         SystemCallErrorNumber = "EPERM";
-        # It asks which pages of a stored file are in memory, and isolates evaluators.
+        # mincore shows which pages of a stored file are in memory; landlock and seccomp isolate evaluators.
         SystemCallFilter = [
           "@system-service mincore landlock_create_ruleset landlock_add_rule landlock_restrict_self seccomp"
           "~@privileged @resources"

@@ -26,8 +26,7 @@ const JOINED_FOR: Duration = Duration::from_secs(1);
 const JOINED_MAX: u64 = 10_000;
 
 /// Where derivations may come from to be built.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
     /// Any derivation in the local Nix store, save those that a package set denies.
     Store,
@@ -36,7 +35,7 @@ pub enum Source {
 }
 
 /// What may be built.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// The sources whose derivations are built on demand; none means serve only.
     pub build_from: Vec<Source>,

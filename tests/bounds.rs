@@ -15,7 +15,7 @@ const SOON: Duration = Duration::from_secs(30);
 #[test]
 fn one_request_more_than_may_wait_is_refused_with_the_reason_and_joining_is_not() {
     for (setting, bound) in [("--max-queued", "max-queued"), ("--max-queued-per-client", "for this client")] {
-        let cache = Cache::new(&[setting, "2"]);
+        let cache = Cache::new(&[setting, "2s"]);
         let gate = cache.store.gate();
         let names = ["first", "second", "third"];
         let wanted = names.map(|name| cache.gated(name, &gate));
@@ -37,7 +37,7 @@ fn one_request_more_than_may_wait_is_refused_with_the_reason_and_joining_is_not(
 #[test]
 fn a_build_that_takes_too_long_or_says_nothing_is_stopped_and_the_next_one_runs() {
     for (setting, said) in [("--max-build-time", "took longer"), ("--max-silent-time", "said nothing")] {
-        let cache = Cache::new(&[setting, "2"]);
+        let cache = Cache::new(&[setting, "2s"]);
         let gate = cache.store.gate();
         let marker = format!("marker-{}", cache.ondine.id());
         // It talks all the time only where the other bound is the one to meet.

@@ -94,9 +94,9 @@ fn check_config_says_whether_the_server_would_start() {
     assert!(good.text().contains("ok"), "{}", good.text());
     for (settings, expected) in [
         ("prioritty = 1\n", "did you mean \"priority\"?"),
-        ("hold = \"1h\"\n", "hold = 1h"),
-        ("hold = 5\n", "line 2"),
-        ("listen = \"nowhere\"\n", "line 2"),
+        ("hold = \"1h\"\n", "hold = 1h: expected a duration"),
+        ("hold = 5\n", ".toml:2: "),
+        ("listen = \"nowhere\"\n", ".toml:2: "),
         ("build-from = [\"moon\"]\n", "moon"),
         ("listen\n", "line 2"),
     ] {
@@ -258,14 +258,14 @@ fn the_front_page_shows_the_address_that_was_asked_even_behind_a_trusted_proxy()
 }
 
 #[test]
-fn try_shows_the_whole_idea_and_leaves_nothing_behind() {
+fn try_runs_an_end_to_end_demo_and_leaves_nothing_behind() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut command = ondine(&["try", "--seconds", "3"]);
     command.env("TMPDIR", folder.path());
     let shown = run(command).must_succeed();
     assert!(!shown.stderr.contains("WARN"), "{}", shown.stderr);
     let shown = shown.text();
-    assert!(shown.contains("Built once, on the server, because somebody asked for it."), "{shown}");
+    assert!(shown.contains("Built once, on the server, because a client requested it."), "{shown}");
     assert!(shown.contains("/log/"), "{shown}");
     assert_eq!(std::fs::read_dir(folder.path()).expect("the folder").count(), 0, "something was left");
 }
@@ -279,23 +279,30 @@ fn try_without_nix_says_what_to_install() {
 }
 
 #[test]
-fn the_settings_page_lists_every_setting_with_its_default() {
-    let page =
-        std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/settings.md")).expect("the page");
+fn the_help_of_serve_has_the_settings_in_groups_with_default_and_variable() {
     let help = run(ondine(&["serve", "--help"])).must_succeed().text();
-    let mut settings = 0;
-    let mut name = None;
-    for line in help.lines().map(str::trim) {
-        if let Some(flag) = line.strip_prefix("--") {
-            name = flag.split([' ', '[']).next().map(str::to_owned);
-        }
-        if let (Some(setting), Some((about, default))) = (&name, line.split_once("[default: ")) {
-            let default = default.split(']').next().expect("a closing bracket");
-            let row = format!("| `{setting}` | {default} | {} |", about.trim());
-            assert!(page.contains(&row), "docs/settings.md lacks this row:\n{row}");
-            settings += 1;
-        }
+    let group =
+        |title: &str| help.find(&format!("\n{title}:\n")).unwrap_or_else(|| panic!("no {title} in {help}"));
+    let titles =
+        ["Network", "Serving", "Building", "Scheduling", "Upstreams", "Package sets", "Storage", "Retention"];
+    assert!(titles.map(group).is_sorted(), "{help}");
+    let hold = &help[help.find("--hold <DURATION>").expect("the setting")..];
+    let hold = hold.split("\n      --").next().expect("its text");
+    for words in ["Accepts a duration (20s, 5m, 24h) from 0s to 250s", "[default: 20s]", "[env: ONDINE_HOLD]"]
+    {
+        assert!(hold.contains(words), "no {words:?} in {hold}");
     }
-    let rows = page.lines().filter(|line| line.starts_with("| `") && line.contains("` | ")).count();
-    assert!(settings > 10 && rows >= settings, "{settings} settings in the help");
+    let brief = run(ondine(&["serve", "-h"])).must_succeed().text();
+    assert!(brief.lines().any(|line| line.trim().ends_with("[default: 20s] [env: ONDINE_HOLD]")), "{brief}");
+}
+
+#[test]
+fn an_unknown_package_set_is_reported_in_words_of_the_command_line() {
+    let (_store, _daemon, server) = a_server(&[]);
+    let state_dir = server.state_dir();
+    for command in [&["attributes", "pkgs"][..], &["refresh", "pkgs"]] {
+        let refused = run(ondine(&[command, &["--state-dir", text(&state_dir)]].concat())).must_fail().stderr;
+        assert!(refused.contains("there is no package set pkgs; the server has none"), "{refused}");
+        assert!(!refused.contains("/api/") && !refused.contains("404"), "{refused}");
+    }
 }

@@ -127,7 +127,7 @@ fn nothing_is_prebuilt_outside_its_hours_nor_beyond_its_seconds_also_after_a_res
     let hour = since.as_secs() / 3600 + HOURS_EAST;
     let settings = |from: u64, seconds: u32| {
         let hours = format!("{:02}:00-{:02}:00", (hour + from) % 24, (hour + from + 2) % 24);
-        format!("build-from = ['catalogue']\nprebuild = '{hours}'\nprebuild-time-per-day = {seconds}")
+        format!("build-from = ['catalogue']\nprebuild = '{hours}'\nprebuild-time-per-day = '{seconds}s'")
     };
     let file = set.settings(&settings(2, 3), "");
     let zone = format!("EAST-{HOURS_EAST}");

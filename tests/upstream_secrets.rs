@@ -203,7 +203,7 @@ fn messages_about_settings_show_no_secret() {
         (format!("[[upstream]]\nurl = \"http://bob:{SECRET}@127.0.0.1:8080\"\n{keys}\n"), "another cache"),
         (format!("upstream = [{{ url = \"{url}\", prio = 3 }}]\n"), "prio"),
         (format!("upstream = [{{ url = \"{url}\", {keys} }}\n"), "line 2"),
-        (format!("upstream = \"{url}\"\n"), "line 2"),
+        (format!("upstream = \"{url}\"\n"), ":2: upstream = "),
         (format!("[[upstream]]\nurl = \"{url}\"\n{keys}\ncredentials-file = \"/x\"\n"), "credentials-file"),
         (
             format!("[[upstream]]\nurl = \"https://h\"\n{keys}\ncredentials-file = \"{}\"\n", text(&secret)),

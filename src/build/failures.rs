@@ -137,7 +137,7 @@ mod tests {
         Settings {
             remember_permanent: Duration::from_secs(permanent),
             remember_passing: Duration::from_secs(passing),
-            ..Settings::strict()
+            ..Settings::default()
         }
     }
 

@@ -62,10 +62,9 @@ pub struct Settings {
     pub prebuild: Option<Allowance>,
 }
 
-#[cfg(test)]
-impl Settings {
-    /// Strict order on one lane, without bounds on builds; no failure is remembered, and no daemon waited for.
-    fn strict() -> Self {
+/// Strict order on one lane, without bounds on builds; no failure is remembered, and no daemon waited for.
+impl Default for Settings {
+    fn default() -> Self {
         Self {
             remember_permanent: Duration::ZERO,
             remember_passing: Duration::ZERO,

@@ -52,8 +52,13 @@ pub struct Named {
 #[derive(Debug, thiserror::Error)]
 pub enum NoSuchName {
     /// There is no such set.
-    #[error("there is no package set {0}; /api/v1/catalogue lists them")]
-    Set(SetName),
+    #[error("there is no package set {set}; the server has {}", if .sets.is_empty() { "none".to_owned() } else { .sets.join(", ") })]
+    Set {
+        /// The name.
+        set: SetName,
+        /// Names of the sets that there are.
+        sets: Vec<String>,
+    },
     /// The set is not evaluated for this system.
     #[error("the package set {set} is evaluated for {}, not for {}", .systems.join(", "), Line(.system))]
     System {
@@ -65,9 +70,7 @@ pub enum NoSuchName {
         systems: Vec<String>,
     },
     /// There is no generation yet.
-    #[error(
-        "the package set {0} was never evaluated with success; /api/v1/catalogue/{0} tells how that stands"
-    )]
+    #[error("the package set {0} was never evaluated successfully; `ondine refresh {0}` shows the reason")]
     NoGeneration(SetName),
     /// There is no such attribute.
     #[error("unknown: the package set {set} has no {attribute} for {system}")]
@@ -123,6 +126,15 @@ impl NoSuchName {
     }
 }
 
+impl Catalogue {
+    /// Error for a set that does not exist.
+    #[must_use]
+    pub fn no_such_set(&self, set: &SetName) -> NoSuchName {
+        let sets = self.sets().map(|(settings, _)| settings.name.to_string()).collect();
+        NoSuchName::Set { set: set.clone(), sets }
+    }
+}
+
 impl Names {
     /// Those of all sets.
     #[must_use]
@@ -142,8 +154,8 @@ impl Names {
         attribute: &AttributePath,
         system: Option<&str>,
     ) -> Result<Named, NoSuchName> {
-        let settings =
-            self.catalogue.settings_of(set.as_str()).ok_or_else(|| NoSuchName::Set(set.clone()))?;
+        let settings = self.catalogue.settings_of(set.as_str());
+        let settings = settings.ok_or_else(|| self.catalogue.no_such_set(set))?;
         let system = settings.system(system)?;
         let mut found = self.look_up(set, attribute, system).await?;
         if found.row.is_none() {

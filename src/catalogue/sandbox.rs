@@ -58,8 +58,7 @@ const REMEDY: &str = "evaluators could read the signing key and reach the networ
                       evaluator-isolation = \"none\" where all package sets are trusted";
 
 /// Requirement of isolated evaluators.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Isolation {
     /// Without isolation nothing is evaluated.
     #[default]

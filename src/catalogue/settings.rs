@@ -43,7 +43,7 @@ pub struct SetSettings {
 }
 
 /// Time of the evaluation of a set's attributes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Indexing {
     /// All of them for each generation, so that everything is known by hash.

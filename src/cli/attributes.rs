@@ -1,4 +1,4 @@
-//! `ondine attributes`: what a package set has, asked of a running server page by page.
+//! `ondine attributes`: the attributes of a package set, requested from a running server page by page.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -7,22 +7,23 @@ use anyhow::Context;
 use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::{StateDir, control};
+use super::StateDir;
+use super::control::{self, OTHER_VERSION};
 use crate::escape::{Line, in_one_line};
 use crate::http::{AttributeLine, AttributePage};
 
-/// Attributes that are asked for at a time.
+/// Attributes in one response.
 const PAGE: u32 = 1000;
-/// Characters of an error that are shown.
+/// Characters of an error, at most.
 const ERROR_CHARS_MAX: usize = 200;
 
 #[derive(Args, Debug)]
 pub(super) struct Attributes {
-    /// The package set
+    /// Name of the package set
     set: String,
-    /// A part of the attribute, or of the name of its derivation; with a `*`, which stands for anything, all of it
+    /// Part of the attribute or of the name of its derivation; a pattern with `*` must match all of it
     pattern: Option<String>,
-    /// One of the systems that the set is evaluated for [default: the first]
+    /// System that the set is evaluated for [default: its first]
     #[arg(long)]
     system: Option<String>,
     #[command(flatten)]
@@ -43,8 +44,7 @@ impl Attributes {
         let mut out = io::stdout().lock();
         loop {
             let page = control::get(&state_dir, &format!("{address}&after={}", encoded(&after)))?;
-            let page: AttributePage =
-                serde_json::from_str(&page).context("the server's list cannot be read")?;
+            let page: AttributePage = serde_json::from_str(&page).context(OTHER_VERSION)?;
             count += page.attributes.len();
             for attribute in &page.attributes {
                 writeln!(out, "{}", line(attribute))?;
@@ -53,7 +53,9 @@ impl Attributes {
                 Some(next) => after = next,
                 None => {
                     if !page.complete {
-                        eprintln!("{set} is lazy: only what was asked for by name is listed");
+                        eprintln!(
+                            "{set} has index = \"lazy\": only attributes that were requested by name are listed"
+                        );
                     }
                     break;
                 }
@@ -63,15 +65,15 @@ impl Attributes {
     }
 }
 
-/// The attribute, a tab, the name of its derivation, and what is the matter with it.
+/// The attribute, a tab, and the name of its derivation or its error.
 fn line(attribute: &AttributeLine) -> String {
     let AttributeLine { attribute, name, denied, error, .. } = attribute;
-    let what = match (name, error) {
+    let derivation = match (name, error) {
         (Some(name), _) => name.clone(),
         (None, error) => {
             let error = error.as_deref().unwrap_or_default();
             format!("cannot be evaluated: {}", in_one_line(error, ERROR_CHARS_MAX))
         }
     };
-    format!("{}\t{}{}", Line(attribute), Line(what), if *denied { " (denied)" } else { "" })
+    format!("{}\t{}{}", Line(attribute), Line(derivation), if *denied { " (denied)" } else { "" })
 }

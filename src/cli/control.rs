@@ -1,4 +1,4 @@
-//! Talks to a running server over its control socket, in the same HTTP as everyone else.
+//! Requests to a running server over its control socket, in the HTTP of its API.
 
 use std::io;
 use std::path::Path;
@@ -16,18 +16,28 @@ use tokio::net::UnixStream;
 use crate::escape::Lines;
 use crate::serve::CONTROL_SOCKET;
 
-/// Bytes of an answer at most.
-const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of a response, or of one line of it, at most.
+const RESPONSE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// The body of `GET path` from the server of `state_dir`.
+/// Error for a response in an unknown form.
+pub(super) const OTHER_VERSION: &str =
+    "the server's response cannot be parsed; run the command with the version of ondine that the server runs";
+
+/// Body of `GET path` from the server of `state_dir`.
+///
+/// # Errors
+/// When the server cannot be reached or reports an error.
 pub(super) fn get(state_dir: &Path, path: &str) -> anyhow::Result<String> {
     super::runtime()?.block_on(async { whole(ask(state_dir, Method::GET, path).await?).await })
 }
 
-/// Prints the body of `GET path`. Fails, after it is printed, when it tells of an error.
+/// Prints the body of `GET path`.
+///
+/// # Errors
+/// When the server cannot be reached, or reports an error in a body that was printed all the same.
 pub(super) fn show(state_dir: &Path, path: &str) -> anyhow::Result<ExitCode> {
-    let told = super::runtime()?.block_on(async { told(ask(state_dir, Method::GET, path).await?).await })?;
-    match told {
+    let body = super::runtime()?.block_on(async { body(ask(state_dir, Method::GET, path).await?).await })?;
+    match body {
         Ok(text) => print!("{text}"),
         Err(text) => {
             print!("{text}");
@@ -37,41 +47,44 @@ pub(super) fn show(state_dir: &Path, path: &str) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// How something is done.
+/// Method of a request that changes something.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Do {
+pub(super) enum Action {
     Post,
     Delete,
 }
 
-/// Has the server of `state_dir` do something, and prints each line about it as it comes. Fails when one says so; the server
-/// goes on whether or not somebody looks.
-pub(super) fn follow(what: Do, state_dir: &Path, path: &str) -> anyhow::Result<ExitCode> {
-    let method = match what {
-        Do::Post => Method::POST,
-        Do::Delete => Method::DELETE,
+/// Prints each line of the server's progress as it arrives. The exit code is a failure when a line reports
+/// one. The server goes on when the command is ended.
+///
+/// # Errors
+/// When the server cannot be reached or reports an error.
+pub(super) fn follow(action: Action, state_dir: &Path, path: &str) -> anyhow::Result<ExitCode> {
+    let method = match action {
+        Action::Post => Method::POST,
+        Action::Delete => Method::DELETE,
     };
     super::runtime()?.block_on(async {
         let mut response = ask(state_dir, method, path).await?;
         if !response.status().is_success() {
             return whole(response).await.map(|_| ExitCode::FAILURE);
         }
-        let (mut ended, mut line) = (ExitCode::SUCCESS, Vec::new());
+        let (mut exit_code, mut line) = (ExitCode::SUCCESS, Vec::new());
         while let Some(frame) = response.frame().await {
-            let frame = frame.context("the answer was cut: has the server stopped?")?;
+            let frame = frame.context("the connection was closed before the end: has the server stopped?")?;
             for byte in frame.data_ref().into_iter().flatten() {
                 if *byte == b'\n' {
                     if line.starts_with(b"failed:") {
-                        ended = ExitCode::FAILURE;
+                        exit_code = ExitCode::FAILURE;
                     }
                     println!("{}", String::from_utf8_lossy(&line));
                     line.clear();
-                } else if line.len() < ANSWER_BYTES_MAX {
+                } else if line.len() < RESPONSE_BYTES_MAX {
                     line.push(*byte);
                 }
             }
         }
-        Ok(ended)
+        Ok(exit_code)
     })
 }
 
@@ -87,35 +100,37 @@ async fn ask(state_dir: &Path, method: Method, path: &str) -> anyhow::Result<Res
     Ok(sender.send_request(request.body(Empty::<Bytes>::new())?).await?)
 }
 
-/// The way out for someone who cannot reach the server.
+/// Advice for someone who cannot reach the server.
 fn unreachable_advice(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::PermissionDenied => {
-            "this user may not use the server's control socket: run the command as the user that runs the server, or as root"
+            "this user may not use the server's control socket: run the command as the user that runs the \
+             server, or as root"
         }
         _ => "no server answers here; is it running, with this state directory (--state-dir)?",
     }
 }
 
 async fn whole(response: Response<Incoming>) -> anyhow::Result<String> {
-    told(response).await?.map_err(|text| anyhow::anyhow!("{}", reason(&text)))
+    body(response).await?.map_err(|text| anyhow::anyhow!("{}", reason(&text)))
 }
 
-/// The body, as an error where it tells of one.
-async fn told(response: Response<Incoming>) -> anyhow::Result<Result<String, String>> {
+/// The body, as `Err` where the server reports an error.
+async fn body(response: Response<Incoming>) -> anyhow::Result<Result<String, String>> {
     let is_error = !response.status().is_success();
-    let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;
-    let body = body.map_err(|error| anyhow::anyhow!(error)).context("the answer could not be read")?;
-    let text = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+    let collected = Limited::new(response.into_body(), RESPONSE_BYTES_MAX).collect().await;
+    let collected =
+        collected.map_err(|error| anyhow::anyhow!(error)).context("the response cannot be read")?;
+    let text = String::from_utf8_lossy(&collected.to_bytes()).into_owned();
     Ok(if is_error { Err(text) } else { Ok(text) })
 }
 
-/// What an answer that tells of an error says of it.
+/// The server's reason, from a body that reports an error.
 fn reason(text: &str) -> String {
     #[derive(serde::Deserialize)]
-    struct Told {
+    struct ErrorBody {
         error: String,
     }
-    let told = serde_json::from_str(text).map(|Told { error }| error);
-    Lines(told.unwrap_or_else(|_| text.trim_end().to_owned())).to_string()
+    let error = serde_json::from_str(text).map(|ErrorBody { error }| error);
+    Lines(error.unwrap_or_else(|_| text.trim_end().to_owned())).to_string()
 }

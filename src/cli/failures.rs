@@ -1,4 +1,4 @@
-//! `ondine failures` and `retry`: what a running server remembers to have failed, and taking that back.
+//! `ondine failures` and `retry`: failures that a running server remembers, and a new attempt.
 
 use std::process::ExitCode;
 use std::time::{Duration, UNIX_EPOCH};
@@ -7,11 +7,12 @@ use anyhow::Context;
 use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::{StateDir, control};
+use super::StateDir;
+use super::control::{self, Action, OTHER_VERSION};
 use crate::escape::{Line, in_one_line};
 use crate::http::RememberedFailure;
 
-/// Characters of a reason that are shown.
+/// Characters of a reason, at most.
 const REASON_CHARS_MAX: usize = 500;
 /// Unix seconds of a moment in the year 9999.
 const YEAR_9999: u64 = 253_400_000_000;
@@ -24,9 +25,9 @@ pub(super) struct Failures {
 
 #[derive(Args, Debug)]
 pub(super) struct Retry {
-    /// A derivation, a store path, the hash of either, a package's name, or an attribute of a package set
+    /// Derivation, store path, hash of either, name of a package, or attribute of a package set
     what: String,
-    /// Only forget it: the next request builds it
+    /// Clears the failure without building: the next request builds
     #[arg(long)]
     forget_only: bool,
     #[command(flatten)]
@@ -36,8 +37,7 @@ pub(super) struct Retry {
 impl Failures {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let failures = control::get(&self.state_dir.path()?, "/api/v1/failures")?;
-        let failures: Vec<RememberedFailure> =
-            serde_json::from_str(&failures).context("the server's list of failures cannot be read")?;
+        let failures: Vec<RememberedFailure> = serde_json::from_str(&failures).context(OTHER_VERSION)?;
         print!("{}", table(&failures));
         Ok(ExitCode::SUCCESS)
     }
@@ -48,11 +48,11 @@ impl Retry {
         let what = utf8_percent_encode(&self.what, NON_ALPHANUMERIC);
         let forget_only = if self.forget_only { "?forget-only" } else { "" };
         let path = format!("/api/v1/failures/{what}/retry{forget_only}");
-        control::follow(control::Do::Post, &self.state_dir.path()?, &path)
+        control::follow(Action::Post, &self.state_dir.path()?, &path)
     }
 }
 
-/// One line for each failure, and one for its reason.
+/// A line for each failure, and one for its reason.
 fn table(failures: &[RememberedFailure]) -> String {
     if failures.is_empty() {
         return "no failure is remembered\n".to_owned();

@@ -1,4 +1,4 @@
-//! `ondine key`: the signing keys of a state directory. A running server reads them at its next start.
+//! `ondine key`: the signing keys of a state directory, which a server reads when it starts.
 
 use clap::Subcommand;
 use narinfo::KeyName;
@@ -6,30 +6,30 @@ use narinfo::KeyName;
 use super::StateDir;
 use crate::key::{self, Keys};
 
-/// What takes effect when.
-const RESTART: &str = "restart the server to have it signed with";
+/// Advice after a change.
+const RESTART: &str = "restart the server to sign with";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Key {
-    /// Print the public key: what goes into a client's trusted-public-keys.
+    /// Prints the public key, for trusted-public-keys of clients.
     Show(StateDir),
-    /// Print the public keys of all that signs, the one that clients are told to trust first.
+    /// Prints the public keys of all signing keys, first the one that clients are told to trust.
     List(StateDir),
-    /// Make a further key, which signs beside the others.
+    /// Creates another key, which signs beside the others.
     New {
-        /// Name of the key, as clients will know it; each key needs its own
+        /// Name of the key, as clients will know it
         name: KeyName,
         #[command(flatten)]
         state_dir: StateDir,
     },
-    /// Make a new key that clients are told to trust; the present one goes on signing beside it.
+    /// Creates a key that clients are told to trust, while the present one goes on signing.
     Rotate {
         /// Name of the new key [default: the present name with the number at its end raised]
         name: Option<KeyName>,
         #[command(flatten)]
         state_dir: StateDir,
     },
-    /// Sign no more with a key that clients trust no more, or that was lost.
+    /// Stops signing with a key that clients no longer trust, or that was lost.
     Retire {
         /// Name of the key
         name: KeyName,
@@ -45,17 +45,17 @@ impl Key {
             Self::List(state_dir) => print(Keys::read(&state_dir.path()?, &[])?.public()),
             Self::New { name, state_dir } => {
                 print([key::create(&state_dir.path()?, name)?]);
-                eprintln!("{RESTART} it beside the others; what is served already is signed with it, too");
+                eprintln!("{RESTART} it beside the others; paths that are served already are signed again");
             }
             Self::Rotate { name, state_dir } => {
                 print([key::rotate(&state_dir.path()?, name)?]);
                 eprintln!(
-                    "{RESTART} it; give it to clients, and retire the earlier key once all of them have it"
+                    "{RESTART} it; add it to trusted-public-keys of clients, and retire the earlier key once all have it"
                 );
             }
             Self::Retire { name, state_dir } => {
                 key::retire(&state_dir.path()?, &name)?;
-                eprintln!("restart the server to have nothing more signed with {name}");
+                eprintln!("restart the server to stop signing with {name}");
             }
         }
         Ok(())

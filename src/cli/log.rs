@@ -1,4 +1,5 @@
-//! The log on stderr. Each event is one line, whatever those have sent whom it tells of: all of its text passes by here.
+//! The log on stderr. Each event is one line without control characters, whatever text of clients or builders
+//! is in it.
 
 use std::fmt::{self, Write};
 
@@ -13,7 +14,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use crate::causes::with_causes;
 use crate::escape::Escaping;
 
-/// Logs to stderr from now on. ONDINE_LOG sets what, in the syntax of [`Targets`]: levels, each alone or for a part of the program.
+/// Starts the log on stderr. ONDINE_LOG filters it in the syntax of [`Targets`]: a level, or levels for parts
+/// of the program.
 pub(super) fn to_stderr() {
     let wanted = std::env::var("ONDINE_LOG").ok().and_then(|wanted| wanted.parse::<Targets>().ok());
     let wanted = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));

@@ -1,13 +1,14 @@
-//! The command line: `ondine serve`, `key show`, `check-config`, `status`, `refresh`, `attributes`, `failures`, `retry`, `pin`, `unpin`,
-//! `gc`, `fsck`, `recover` and `try`.
+//! The command line: one file for each command or group of commands.
 //! Output meant for people and scripts goes to stdout, the log to stderr.
 
 mod attributes;
 mod control;
 mod failures;
-mod keep;
 mod key;
 mod log;
+#[cfg(test)]
+mod page;
+mod retention;
 mod try_out;
 
 use std::path::{Path, PathBuf};
@@ -17,12 +18,13 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 
 use crate::catalogue::SetName;
-use crate::config::{self, Written};
+use crate::config::{self, RawSettings, StateDir};
 use crate::nix;
 use crate::serve::{self, Server};
+use control::Action;
 
-/// Threads for all that waits for others most of the time. What takes a core has threads of its own, and so have the connections
-/// of clients.
+/// Threads of the runtime, whose tasks wait most of the time. Connections of clients, and work that takes a
+/// core, have threads of their own.
 const THREADS: usize = 2;
 
 /// A Nix binary cache that builds what it is missing.
@@ -35,81 +37,92 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Answer the binary-cache protocol, building what is missing.
+    /// Runs the server.
+    ///
+    /// It prints its address, its public key and the lines for nix.conf, then answers the binary-cache
+    /// protocol. SIGTERM and SIGINT drain open responses and end it with exit code 0.
     Serve(Box<Serve>),
-    /// Show, make, exchange and retire signing keys.
+    /// Shows and changes the signing keys of a state directory.
     #[command(subcommand)]
     Key(key::Key),
-    /// Say whether a settings file would let the server start.
+    /// Checks a settings file, and whether the server would start with it on this machine.
+    ///
+    /// Run it as the server's user, with the server's flags and variables: it tries the state directory, the
+    /// keys, the index, the address and the Nix daemon, and creates nothing.
     CheckConfig(Box<CheckConfig>),
-    /// Show the queue and the cache of a running server.
+    /// Prints the queue and the cache of a running server as JSON.
     Status(StateDir),
-    /// Have a running server refresh a package set, or all of them, and show how it goes.
+    /// Refreshes a package set of a running server, or all of them, and shows the progress.
+    ///
+    /// It fails when a refresh fails.
     Refresh {
-        /// The package set [default: all]
+        /// Name of the package set [default: all]
         name: Option<String>,
         #[command(flatten)]
         state_dir: StateDir,
     },
-    /// List what a running server remembers to have failed.
+    /// Lists the failures that a running server remembers.
+    ///
+    /// Each has the times since and until which it is remembered, its class, its cause and its reason.
     Failures(failures::Failures),
-    /// Have a running server forget a failure, with its cause and all that failed because of it, and build it anew.
+    /// Clears a remembered failure of a running server, and builds again.
+    ///
+    /// The failure's cause is cleared with it, and so is each failure with the same cause.
     Retry(failures::Retry),
-    /// List the attributes of a package set of a running server, or those that are like a pattern.
+    /// Lists the attributes of a package set of a running server.
+    ///
+    /// Each line has the attribute, a tab and the name of its derivation. It fails when there is none.
     Attributes(attributes::Attributes),
-    /// Hold a path and its closure in the NAR store of a running server however long nobody uses it, or list what is held.
-    Pin(keep::Pin),
-    /// Take a pin back.
-    Unpin(keep::Unpin),
-    /// Have a running server evict what is above its limit, and remove files that are on nobody's record.
-    Gc(keep::Gc),
-    /// Have a running server check its NARs against its files; fails when something is wrong and not repaired.
-    Fsck(keep::Fsck),
-    /// Make a lost or damaged index anew from what is recorded beside the NARs; no server may run meanwhile.
+    /// Pins a path with its closure in the NAR store of a running server, or lists the pins.
+    ///
+    /// What is pinned is never evicted.
+    Pin(retention::Pin),
+    /// Removes a pin.
+    Unpin(retention::Unpin),
+    /// Evicts what exceeds the limits of a running server, and removes orphaned files.
+    ///
+    /// It prints what was evicted, what could not be, and why.
+    Gc(retention::Gc),
+    /// Checks the NARs of a running server against its index.
+    ///
+    /// It fails when something is corrupt and was not repaired.
+    Fsck(retention::Fsck),
+    /// Rebuilds a lost or damaged index from the records beside the NARs, while no server runs.
+    ///
+    /// An index that was there is kept as index.damaged.sqlite.
     Recover(StateDir),
-    /// See it work: a throw-away store, a server, a derivation nobody has built, and a stock client that gets it.
+    /// Runs an end-to-end demo in a temporary store.
+    ///
+    /// A server builds a sample derivation for a stock Nix client. The store, its daemon and all files are
+    /// removed at the end.
     Try(try_out::Try),
 }
 
 #[derive(Args, Debug)]
 struct Serve {
-    /// Settings file (TOML).
-    #[arg(long, env = "ONDINE_CONFIG", value_name = "FILE")]
+    /// Settings file (TOML)
+    #[arg(long, env = "ONDINE_CONFIG", hide_env_values = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
-    written: Written,
+    settings: RawSettings,
 }
 
 #[derive(Args, Debug)]
 struct CheckConfig {
-    /// The settings file (TOML).
+    /// Settings file (TOML)
     file: PathBuf,
-    /// Look at the settings alone, not at this machine: for a file that is used on another one.
+    /// Checks the settings alone, for a file that is used on another machine
     #[arg(long)]
     settings_only: bool,
-    /// As the server is given them.
     #[command(flatten)]
-    written: Written,
-}
-
-#[derive(Args, Debug)]
-struct StateDir {
-    /// The server's state directory [default: $STATE_DIRECTORY, else ~/.local/state/ondine]
-    #[arg(long, env = "ONDINE_STATE_DIR", value_name = "DIR")]
-    state_dir: Option<PathBuf>,
-}
-
-impl StateDir {
-    fn path(self) -> anyhow::Result<PathBuf> {
-        Ok(Written::with_state_dir(self.state_dir).state_dir()?)
-    }
+    settings: RawSettings,
 }
 
 impl Cli {
     /// Runs the command.
     ///
     /// # Errors
-    /// With what went wrong, for people.
+    /// When it fails; the error is for people.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Serve(serve) => {
@@ -145,10 +158,10 @@ impl Serve {
             tracing::warn!("{warning}");
         }
         let settings = match &self.config {
-            Some(file) => resolve(self.written, file)?,
-            None => self.written.resolve()?,
+            Some(file) => resolve(self.settings, file)?,
+            None => self.settings.resolve()?,
         };
-        // What is made from here on is nobody else's.
+        // Files and sockets created from here on are private.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
         runtime()?.block_on(async {
             let until = serve::told_to_end()?;
@@ -164,12 +177,12 @@ fn refresh(name: Option<&str>, state_dir: &Path) -> anyhow::Result<ExitCode> {
     let path = match name.map(SetName::new) {
         None => "/api/v1/catalogue".to_owned(),
         Some(Some(name)) => format!("/api/v1/catalogue/{name}"),
-        Some(None) => anyhow::bail!("a package set has no such name"),
+        Some(None) => anyhow::bail!("expected the name of a package set: letters, digits, _ and -"),
     };
-    control::follow(control::Do::Post, state_dir, &path)
+    control::follow(Action::Post, state_dir, &path)
 }
 
-/// What a new admin needs next: where it is, and what goes into nix.conf.
+/// Address, public key, and the lines for nix.conf.
 fn banner(server: &Server) -> String {
     let Server { url, public_key: key, .. } = server;
     format!(
@@ -179,7 +192,7 @@ fn banner(server: &Server) -> String {
 
 impl CheckConfig {
     fn run(self) -> anyhow::Result<()> {
-        let settings = resolve(self.written, &self.file)?;
+        let settings = resolve(self.settings, &self.file)?;
         let mut warnings: Vec<_> = unknown_variables().collect();
         if !self.settings_only {
             warnings.extend(runtime()?.block_on(serve::check(settings))?);
@@ -192,15 +205,14 @@ impl CheckConfig {
     }
 }
 
-/// The settings of flags, variables and a file.
-fn resolve(written: Written, file: &Path) -> anyhow::Result<serve::Settings> {
-    let in_file = Written::read(file)?;
-    Ok(written.or(in_file.clone()).resolve().map_err(|error| error.in_file(file, in_file))?)
+/// Settings of flags and variables, then of a file.
+fn resolve(settings: RawSettings, file: &Path) -> anyhow::Result<serve::Settings> {
+    Ok(settings.or(RawSettings::read(file)?).resolve()?)
 }
 
 fn unknown_variables() -> impl Iterator<Item = String> {
     config::unknown_variables().into_iter().map(|(name, nearest)| {
-        format!("the variable {name} is no setting and is ignored; did you mean {nearest}?")
+        format!("the variable {name} is ignored, since there is no such setting; did you mean {nearest}?")
     })
 }
 

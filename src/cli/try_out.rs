@@ -1,4 +1,4 @@
-//! `ondine try`: the whole idea on one screen, with a Nix store, a daemon, a server and a client that are all thrown away.
+//! `ondine try`: an end-to-end demo with a temporary Nix store, daemon, server and client.
 //! Must never touch the machine's own Nix store, and leaves nothing behind.
 
 use std::io::{self, BufRead, BufReader, Write};
@@ -12,25 +12,25 @@ use narinfo::StorePath;
 
 use super::control;
 
-/// How long the throw-away daemon may take to listen.
+/// Time in which the temporary daemon must listen.
 const DAEMON_START_MAX: Duration = Duration::from_secs(20);
-/// Between two looks at the queue.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// What it takes of Nix.
+/// Time between two requests for the state of the queue.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// Programs of Nix that the demo runs.
 const PROGRAMS: [&str; 4] = ["nix", "nix-daemon", "nix-instantiate", "nix-store"];
 
-/// Settings of the throw-away daemon and client. Without a sandbox nothing needs root.
+/// Settings of the temporary daemon and client. Without a sandbox nothing needs root.
 const NIX_CONF: &str =
     "sandbox = false\nbuild-users-group =\nsubstituters =\nexperimental-features = nix-command\n";
 
-/// The sample: slow, with a log, and with nothing that it depends on.
+/// Sample derivation: slow, with a log, and without dependencies.
 const SAMPLE: &str = r#"derivation {
   name = "sample";
   system = builtins.currentSystem;
   builder = "/bin/sh";
   args = [ "-c" ''
     for step in $(seq 1 @seconds@); do echo "step $step of @seconds@"; sleep 1; done
-    echo "Built once, on the server, because somebody asked for it." > $out; :
+    echo "Built once, on the server, because a client requested it." > $out; :
   '' ];
   PATH = "@path@";
 }
@@ -38,69 +38,73 @@ const SAMPLE: &str = r#"derivation {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Try {
-    /// How long the sample derivation takes to build
+    /// Seconds that the sample derivation takes to build
     #[arg(long, default_value_t = 30, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=3600))]
     seconds: u32,
 }
 
 impl Try {
-    /// Shows it all, and removes the folder at the end as at Ctrl-C (which ends the processes, too: the terminal tells them).
+    /// Runs the demo, and removes the folder at its end and on Ctrl-C. The terminal sends that to the
+    /// processes, too.
     pub(super) fn run(self) -> anyhow::Result<()> {
         need_nix()?;
         let folder = tempfile::Builder::new().prefix("ondine-try-").tempdir()?;
-        let place = folder.path().to_owned();
+        let demo = folder.path().to_owned();
         let runtime = super::runtime()?;
         let shown = runtime.block_on(async {
             tokio::select! {
-                shown = tokio::task::spawn_blocking(move || self.show(&place)) => shown?,
+                shown = tokio::task::spawn_blocking(move || self.show(&demo)) => shown?,
                 interrupted = tokio::signal::ctrl_c() => interrupted.map_err(anyhow::Error::from),
             }
         });
-        // What waits for Enter still does; there is nothing to wait for.
+        // The thread that reads from the terminal may never return.
         runtime.shutdown_background();
         shown
     }
 
     fn show(self, folder: &Path) -> anyhow::Result<()> {
-        let place = Place::new(folder)?;
+        let demo = Demo::new(folder)?;
 
-        say("A throw-away Nix store with its own daemon, and a derivation that nobody has built:");
-        let _daemon = place.start_daemon()?;
-        let drv = place.sample(self.seconds)?;
-        let output = place.output_of(&drv)?;
+        say("A temporary Nix store with its own daemon, and a derivation that was never built:");
+        let _daemon = demo.start_daemon()?;
+        let drv = demo.sample(self.seconds)?;
+        let output = demo.output_of(&drv)?;
         println!("    {drv}\n    makes {output}");
 
         say("Ondine serves that store:");
-        let server = place.start_server()?;
+        let server = demo.start_server()?;
         println!("    {}\n    public key {}", server.url, server.public_key);
 
-        say("A stock client with an empty store and default settings asks for the output, and waits:");
-        let mut client = place.client(&server, &output);
+        say("A stock client with an empty store and default settings requests the output, and waits:");
+        let mut client = demo.client(&server, &output);
         println!("    {}", shown(&client));
-        let asked = Instant::now();
+        let requested = Instant::now();
         let mut client = Running(client.spawn()?);
-        let mut looked = asked;
+        let mut polled = requested;
         while client.0.try_wait()?.is_none() {
-            if looked.elapsed() >= LOOK_EVERY {
-                looked = Instant::now();
-                println!("    {:>3} s: {}", asked.elapsed().as_secs(), place.queue()?);
+            if polled.elapsed() >= POLL_INTERVAL {
+                polled = Instant::now();
+                println!("    {:>3} s: {}", requested.elapsed().as_secs(), demo.queue()?);
             }
             std::thread::sleep(Duration::from_millis(100));
         }
         let status = client.0.wait()?;
         ensure!(status.success(), "the client ended with {status}; what the server said is above");
         let base_name = base_name_of(&output);
-        let copy = place.client_root().join("nix/store").join(base_name);
+        let copy = demo.client_root().join("nix/store").join(base_name);
         let text =
             std::fs::read_to_string(&copy).with_context(|| format!("cannot read {}", copy.display()))?;
-        say(&format!("It has it, after {} s, and built nothing itself:", asked.elapsed().as_secs()));
+        say(&format!(
+            "The client has the output after {} s, and built nothing itself:",
+            requested.elapsed().as_secs()
+        ));
         print!("    {text}");
 
-        say("From here on it is a download:");
+        say("From now on it is a download:");
         let hash = StorePath::parse(base_name)?.hash();
         println!("    {}/{hash}.narinfo\n    {}/log/{}", server.url, server.url, base_name_of(&drv));
         say("The server runs until you press Enter.");
-        // Without a terminal there is nobody to wait for: the end of the input is an Enter, too.
+        // Without a terminal the input ends at once.
         io::stdin().lock().read_line(&mut String::new())?;
         Ok(())
     }
@@ -111,7 +115,7 @@ fn say(what: &str) {
     let _ = io::stdout().flush();
 }
 
-/// The command as one would type it.
+/// The command line as it would be typed.
 fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
@@ -134,9 +138,9 @@ fn need_nix() -> anyhow::Result<()> {
 }
 
 /// The folder that everything is in.
-struct Place<'a>(&'a Path);
+struct Demo<'a>(&'a Path);
 
-/// A process that ends with us.
+/// A process that is killed when the demo ends.
 struct Running(Child);
 
 impl Drop for Running {
@@ -152,7 +156,7 @@ struct Server {
     _process: Running,
 }
 
-impl<'a> Place<'a> {
+impl<'a> Demo<'a> {
     fn new(folder: &'a Path) -> anyhow::Result<Self> {
         for name in ["store", "var", "log", "etc", "home", "cache"] {
             std::fs::create_dir(folder.join(name))?;
@@ -173,7 +177,8 @@ impl<'a> Place<'a> {
         self.0.join("client")
     }
 
-    /// `program` with an environment that knows this place alone. The client has its state in a root of its own.
+    /// Command with an environment that names this folder alone. The client has its state in a root of its
+    /// own.
     fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         command
@@ -217,7 +222,7 @@ impl<'a> Place<'a> {
         self.output("nix-store", &["--query", "--outputs", drv])
     }
 
-    /// What a command prints.
+    /// Standard output of a command.
     fn output(&self, program: &str, arguments: &[&str]) -> anyhow::Result<String> {
         let output = self.command(program).args(arguments).output()?;
         let errors = String::from_utf8_lossy(&output.stderr);
@@ -228,7 +233,7 @@ impl<'a> Place<'a> {
     fn start_server(&self) -> anyhow::Result<Server> {
         let mut command = self.command(std::env::current_exe()?);
         command.args(["serve", "--listen", "127.0.0.1:0", "--state-dir"]).arg(self.state_dir());
-        // What is thrown away needs no advice on how to set it up.
+        // A temporary store needs no advice on its setup.
         command.env("ONDINE_LOG", "warn,ondine::doctor=error");
         let mut process = Running(command.stdout(Stdio::piped()).spawn()?);
         let stdout = process.0.stdout.take().context("the server has no output")?;
@@ -242,7 +247,7 @@ impl<'a> Place<'a> {
                 _ => {}
             }
         }
-        // The rest of what it prints is for people who run it themselves.
+        // The rest is for nix.conf.
         std::thread::spawn(move || lines.for_each(drop));
         Ok(Server {
             url: url.unwrap_or_default(),
@@ -266,7 +271,7 @@ impl<'a> Place<'a> {
         command
     }
 
-    /// What the server is doing, in a few words.
+    /// State of the server, in a few words.
     fn queue(&self) -> anyhow::Result<String> {
         let status: serde_json::Value =
             serde_json::from_str(&control::get(&self.state_dir(), "/api/v1/status")?)?;

@@ -1,177 +1,324 @@
-//! Package sets as they are written: tables of the file, or the short form of a flag, become settings.
+//! Keys of a [[catalogue]] table, and the short form of a flag.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Deserialize;
+use super::draft::SettingsDraft;
+use super::error::{Location, Problem};
+use super::raw::{Content, RawTable, RawValue};
+use super::setting::{Bool, Bytes, DefaultValue, List, OneOf, Setting, Table, Text, Time, TimeOr};
+use crate::catalogue::{AttributePath, Evaluation, Indexing, Origin, Pattern, SetName, SetSettings};
+use crate::nix;
 
-use super::Error;
-use super::bounds::{check, within, within_numbers, wrong};
-use super::values::{duration, written_bytes, written_duration};
-use crate::catalogue::{
-    AttributePath, Evaluation, Indexing, Origin, Pattern, SetName, SetSettings, Settings,
-};
+pub(super) const WITHIN: &str = " in [[catalogue]]";
+const WITHIN_SOURCE: &str = " in the source of a [[catalogue]]";
+const EXPECTED_SOURCE: &str =
+    "a table with one of `flake`, `expression` and `directory`, such as { flake = \"…\" }";
 
-/// How often a set is refreshed that does not say.
-const REFRESH_DEFAULT: &str = "6h";
-/// What is written for "never by itself".
-const MANUAL: &str = "manual";
-/// One day.
-const DAY: Duration = Duration::from_secs(24 * 3600);
-/// The address space of an evaluator that does not say.
-const MEMORY_DEFAULT: u64 = 4 * 1024 * 1024 * 1024;
+/// Keys of the table.
+pub(super) const KEYS: &[Setting<RawCatalogue>] = &[
+    Setting {
+        name: "name",
+        doc: "Name of the package set. Each set has its own.",
+        default: DefaultValue::Required,
+        value: &Text {
+            placeholder: "NAME",
+            expected: "1 to 64 letters, digits, `_` and `-`",
+            parse: SetName::new,
+            set: |to: &mut RawCatalogue, name| to.name = Some(name),
+        },
+    },
+    Setting {
+        name: "source",
+        doc: "Source of the packages, with exactly one of the keys below (`attributes` goes with `expression`).",
+        default: DefaultValue::Required,
+        value: &Table {
+            within: WITHIN_SOURCE,
+            expected: EXPECTED_SOURCE,
+            keys: SOURCE_KEYS,
+            set: |to: &mut RawCatalogue, source| {
+                to.origin = Some(origin(source)?);
+                Some(())
+            },
+        },
+    },
+    Setting {
+        name: "index",
+        doc: "Time at which attributes are evaluated. With `\"full\"` all of them are evaluated for each generation; \
+              with `\"lazy\"` each is evaluated when it is first requested by its name.",
+        default: DefaultValue::Is("full"),
+        value: &OneOf {
+            placeholder: "INDEX",
+            choices: &[("full", Indexing::Full), ("lazy", Indexing::Lazy)],
+            set: |to: &mut RawCatalogue, indexing| to.indexing = indexing,
+        },
+    },
+    Setting {
+        name: "systems",
+        doc: "Systems that the set is evaluated for, one after the other.",
+        default: DefaultValue::Described("the machine's own"),
+        value: &List {
+            placeholder: "SYSTEM",
+            expected: "a system such as x86_64-linux",
+            parse: system,
+            set: |to: &mut RawCatalogue, systems| to.systems = Some(systems),
+        },
+    },
+    Setting {
+        name: "refresh",
+        doc: "Age at which the set is evaluated again. With `\"manual\"` it is evaluated only on `ondine refresh`, and \
+              when its settings have changed.",
+        default: DefaultValue::Is("6h"),
+        value: &TimeOr {
+            none: "manual",
+            accepted: Duration::from_secs(10)..=Duration::from_secs(365 * 24 * 3600),
+            set: |to: &mut RawCatalogue, time| to.refresh = time,
+        },
+    },
+    Setting {
+        name: "allow",
+        doc: "Patterns of the attributes, or of the derivation names, that may be built. `*` stands for any text. Other \
+              derivations are built only as a dependency.",
+        default: DefaultValue::Is("*"),
+        value: &List {
+            placeholder: "PATTERN",
+            expected: "a pattern such as python3*",
+            parse: pattern,
+            set: |to: &mut RawCatalogue, patterns| to.allow = patterns,
+        },
+    },
+    Setting {
+        name: "deny",
+        doc: "Patterns of the attributes, or of the derivation names, that are not built, except as a dependency. A \
+              derivation that is denied by one of its names is denied by all.",
+        default: DefaultValue::Is(""),
+        value: &List {
+            placeholder: "PATTERN",
+            expected: "a pattern such as python3*",
+            parse: pattern,
+            set: |to: &mut RawCatalogue, patterns| to.deny = patterns,
+        },
+    },
+    Setting {
+        name: "retain",
+        doc: "Time for which a replaced generation still answers.",
+        default: DefaultValue::Is("14d"),
+        value: &Time {
+            accepted: Duration::ZERO..=Duration::from_secs(3650 * 24 * 3600),
+            set: |to: &mut RawCatalogue, time| to.retain = time,
+        },
+    },
+    Setting {
+        name: "import-from-derivation",
+        doc: "Permission for the evaluation to build derivations.",
+        default: DefaultValue::Is("false"),
+        value: &Bool(|to: &mut RawCatalogue, allowed| to.import_from_derivation = allowed),
+    },
+    Setting {
+        name: "nix-path",
+        doc: "Paths that the evaluation may read besides its source, such as `\"nixpkgs=/srv/nixpkgs\"`, and the folder \
+              of a flake's `path:` input.",
+        default: DefaultValue::Is(""),
+        value: &List {
+            placeholder: "PATH",
+            expected: "a path, or NAME=PATH",
+            parse: |text| Some(text.to_owned()),
+            set: |to: &mut RawCatalogue, paths| to.nix_path = paths,
+        },
+    },
+    Setting {
+        name: "allowed-uris",
+        doc: "Addresses that the evaluation may fetch, as prefixes (Nix's setting of this name). A flake may also fetch \
+              from the host of its own reference.",
+        default: DefaultValue::Is(""),
+        value: &List {
+            placeholder: "URI",
+            expected: "the beginning of an address",
+            parse: |text| Some(text.to_owned()),
+            set: |to: &mut RawCatalogue, uris| to.allowed_uris = uris,
+        },
+    },
+    Setting {
+        name: "timeout",
+        doc: "Time that the evaluation of the whole set may take.",
+        default: DefaultValue::Is("1h"),
+        value: &Time {
+            accepted: Duration::from_secs(1)..=Duration::from_secs(2 * 24 * 3600),
+            set: |to: &mut RawCatalogue, time| to.timeout = time,
+        },
+    },
+    Setting {
+        name: "attribute-timeout",
+        doc: "Time that the evaluation of one attribute may take; never more than `timeout`.",
+        default: DefaultValue::Is("5m"),
+        value: &Time {
+            accepted: Duration::from_secs(1)..=Duration::from_secs(2 * 24 * 3600),
+            set: |to: &mut RawCatalogue, time| to.attribute_timeout = time,
+        },
+    },
+    Setting {
+        name: "max-memory-bytes",
+        doc: "Address space of the evaluator, or of all its workers together. A set that needs more is continued in a \
+              fresh evaluator.",
+        default: DefaultValue::Is("4GiB"),
+        value: &Bytes {
+            min: 256 * 1024 * 1024,
+            set: |to: &mut RawCatalogue, bytes| to.max_memory_bytes = bytes,
+        },
+    },
+];
 
-/// One set, none of it checked beyond its type.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, expecting = "a table with name and source")]
-pub(super) struct WrittenSet {
-    name: String,
-    source: WrittenSource,
+/// Keys of a source.
+const SOURCE_KEYS: &[Setting<RawSource>] = &[
+    Setting {
+        name: "flake",
+        doc: "Flake reference. Its `packages` are evaluated, then its `legacyPackages`.",
+        default: DefaultValue::Described("none"),
+        value: &Text {
+            placeholder: "REFERENCE",
+            expected: "a flake reference such as github:NixOS/nixpkgs/nixos-unstable",
+            parse: |text| (!text.is_empty()).then(|| text.to_owned()),
+            set: |to: &mut RawSource, flake| to.flake = Some(flake),
+        },
+    },
+    Setting {
+        name: "expression",
+        doc: "Absolute path of a Nix file, or of a folder with a default.nix. A function is called with `system` if it \
+              takes that.",
+        default: DefaultValue::Described("none"),
+        value: &Text {
+            placeholder: "PATH",
+            expected: "an absolute path",
+            parse: absolute,
+            set: |to: &mut RawSource, path| to.expression = Some(path),
+        },
+    },
+    Setting {
+        name: "attributes",
+        doc: "Attribute paths of an expression that are walked.",
+        default: DefaultValue::Described("all"),
+        value: &List {
+            placeholder: "ATTRIBUTE",
+            expected: "an attribute path such as python3Packages or a.\"b.c\"",
+            parse: AttributePath::parse,
+            set: |to: &mut RawSource, paths| to.attributes = Some(paths),
+        },
+    },
+    Setting {
+        name: "directory",
+        doc: "Absolute path of a folder. Each `NAME.nix` and `NAME/default.nix` in it is an attribute, and so is each \
+              link `NAME.drv` to a derivation in the store. A folder with a default.nix of its own is an expression.",
+        default: DefaultValue::Described("none"),
+        value: &Text {
+            placeholder: "PATH",
+            expected: "an absolute path",
+            parse: absolute,
+            set: |to: &mut RawSource, path| to.directory = Some(path),
+        },
+    },
+];
+
+/// The keys of one table, read.
+#[derive(Default)]
+pub(super) struct RawCatalogue {
+    name: Option<SetName>,
+    origin: Option<Origin>,
     systems: Option<Vec<String>>,
-    index: Option<Indexing>,
-    refresh: Option<String>,
-    allow: Option<Vec<String>>,
-    deny: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "written_duration")]
-    retain: Option<Duration>,
-    #[serde(alias = "import_from_derivation")]
-    import_from_derivation: Option<bool>,
-    #[serde(alias = "nix_path")]
-    nix_path: Option<Vec<String>>,
-    #[serde(alias = "allowed_uris")]
-    allowed_uris: Option<Vec<String>>,
-    #[serde(default, deserialize_with = "written_duration")]
-    timeout: Option<Duration>,
-    #[serde(alias = "attribute_timeout", default, deserialize_with = "written_duration")]
-    attribute_timeout: Option<Duration>,
-    #[serde(alias = "max_memory_bytes", default, deserialize_with = "written_bytes")]
-    max_memory_bytes: Option<u64>,
+    indexing: Indexing,
+    refresh: Option<Duration>,
+    allow: Vec<Pattern>,
+    deny: Vec<Pattern>,
+    retain: Duration,
+    import_from_derivation: bool,
+    nix_path: Vec<String>,
+    allowed_uris: Vec<String>,
+    timeout: Duration,
+    attribute_timeout: Duration,
+    max_memory_bytes: u64,
 }
 
-/// Where a set comes from: one of the three.
-#[derive(Clone, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, expecting = "a table such as { flake = \"…\" }")]
-pub(super) struct WrittenSource {
+/// The keys of a source, read.
+#[derive(Default)]
+struct RawSource {
     flake: Option<String>,
     expression: Option<PathBuf>,
-    attributes: Option<Vec<String>>,
+    attributes: Option<Vec<AttributePath>>,
     directory: Option<PathBuf>,
 }
 
-impl std::fmt::Debug for WrittenSource {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { flake, expression, attributes, directory } = self;
-        let path = expression.as_ref().or(directory.as_ref()).map(|path| path.display().to_string());
-        write!(formatter, "{}", flake.clone().or(path).unwrap_or_default())?;
-        formatter.debug_list().entries(attributes.iter().flatten()).finish()
-    }
-}
-
-/// `NAME flake:REFERENCE`, `NAME expression:/path` or `NAME directory:/path`, as a flag has it.
-impl FromStr for WrittenSet {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let (name, source) = text.trim().split_once(' ').unwrap_or((text, ""));
-        let (kind, place) = source.trim().split_once(':').unwrap_or_default();
-        let mut written = WrittenSource::default();
-        match kind {
-            "flake" => written.flake = Some(place.to_owned()),
-            "expression" => written.expression = Some(place.into()),
-            "directory" => written.directory = Some(place.into()),
-            _ => {}
-        }
-        Ok(Self { name: name.to_owned(), source: written, ..Self::default() })
-    }
-}
-
-/// The settings of all sets, on a machine of this system.
-pub(super) fn resolve(written: Vec<WrittenSet>, own_system: String) -> Result<Settings, Error> {
-    let mut sets: Vec<SetSettings> = Vec::new();
-    for written in written {
-        let set = resolve_one(written, &own_system)?;
-        let fresh = sets.iter().all(|other| other.name != set.name);
-        check("catalogue name", &set.name, fresh, "each package set needs a name of its own")?;
-        sets.push(set);
-    }
-    Ok(Settings { sets, ..Settings::default() })
-}
-
-fn resolve_one(written: WrittenSet, own_system: &str) -> Result<SetSettings, Error> {
-    let seconds = Duration::from_secs;
-    let expected = "letters, digits, _ and - are needed, at most 64 of them";
-    let name = SetName::new(&written.name);
-    let name = name.ok_or_else(|| wrong("catalogue name", &written.name, expected))?;
-    let origin = origin(&written.source)?;
-    let refresh = match written.refresh.as_deref().unwrap_or(REFRESH_DEFAULT) {
-        MANUAL => None,
-        text => {
-            let every = duration(text).unwrap_or_default();
-            let fits = (seconds(10)..=365 * DAY).contains(&every);
-            check("catalogue refresh", text, fits, "a duration like \"6h\", 10s to 365d, or \"manual\"")?;
-            Some(every)
-        }
+/// Reads `NAME flake:REFERENCE`, `NAME expression:/path` or `NAME directory:/path`, as a flag has it.
+pub(super) fn short(text: &str, location: &Location) -> Vec<(&'static str, Content)> {
+    let (name, source) = text.trim().split_once(' ').unwrap_or((text, ""));
+    let (kind, whereabouts) = source.trim().split_once(':').unwrap_or_default();
+    let key = SOURCE_KEYS.iter().map(|setting| setting.name).find(|key| *key == kind && kind != "attributes");
+    let value = RawValue { content: Content::Text(whereabouts.to_owned()), location: location.clone() };
+    let source = match key {
+        Some(key) => Content::Table(RawTable::new(location.clone(), [(key, value)])),
+        None => Content::Text(source.trim().to_owned()),
     };
-    let keep = written.retain.unwrap_or(14 * DAY);
-    within("catalogue retain", keep, Duration::ZERO, 3650 * DAY, "0s to 3650d")?;
-    let time_max = written.timeout.unwrap_or(seconds(3600));
-    within("catalogue timeout", time_max, seconds(1), 2 * DAY, "1s to 2d")?;
-    let attribute_time_max = written.attribute_timeout.unwrap_or(seconds(300)).min(time_max);
-    within("catalogue attribute-timeout", attribute_time_max, seconds(1), 2 * DAY, "1s to 2d")?;
-    let memory_bytes_max = written.max_memory_bytes.unwrap_or(MEMORY_DEFAULT);
-    let number = i64::try_from(memory_bytes_max).unwrap_or(i64::MAX);
-    within_numbers("catalogue max-memory-bytes", number, 256 * 1024 * 1024, i64::MAX, "at least 268435456")?;
-    let systems = written.systems.unwrap_or_else(|| vec![own_system.to_owned()]);
-    let plain = |system: &String| {
-        !system.is_empty() && system.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-')
+    vec![("name", Content::Text(name.to_owned())), ("source", source)]
+}
+
+/// Adds a package set to the settings.
+///
+/// # Errors
+/// When another set has its name, or it has no system.
+pub(super) fn add(to: &mut SettingsDraft, read: RawCatalogue, table: &RawTable) -> Result<(), Problem> {
+    let refuse = |key, reason: &str| Err(table.refuse(key, WITHIN, reason));
+    let RawCatalogue { name: Some(name), origin: Some(origin), .. } = read else {
+        return refuse("source", EXPECTED_SOURCE);
     };
-    let fits = !systems.is_empty() && systems.iter().all(plain);
-    check("catalogue systems", systems.join(" "), fits, "at least one is needed, such as x86_64-linux")?;
-    let patterns =
-        |written: Option<Vec<String>>| written.unwrap_or_default().into_iter().map(Pattern::new).collect();
-    Ok(SetSettings {
+    let sets = &mut to.settings.catalogue.sets;
+    if sets.iter().any(|other| other.name == name) {
+        return refuse("name", "expected a name of its own for each package set");
+    }
+    let systems = read.systems.unwrap_or_else(|| vec![nix::own_system()]);
+    if systems.is_empty() {
+        return refuse("systems", "expected at least one system, such as x86_64-linux");
+    }
+    sets.push(SetSettings {
         name,
         origin,
         systems,
-        indexing: written.index.unwrap_or_default(),
-        refresh,
-        allow: patterns(written.allow.or_else(|| Some(vec!["*".to_owned()]))),
-        deny: patterns(written.deny),
-        keep,
+        indexing: read.indexing,
+        refresh: read.refresh,
+        allow: read.allow,
+        deny: read.deny,
+        keep: read.retain,
         evaluation: Evaluation {
-            import_from_derivation: written.import_from_derivation.unwrap_or(false),
-            nix_path: written.nix_path.unwrap_or_default(),
-            allowed_uris: written.allowed_uris.unwrap_or_default(),
-            time_max,
-            attribute_time_max,
-            memory_bytes_max,
+            import_from_derivation: read.import_from_derivation,
+            nix_path: read.nix_path,
+            allowed_uris: read.allowed_uris,
+            time_max: read.timeout,
+            attribute_time_max: read.attribute_timeout.min(read.timeout),
+            memory_bytes_max: read.max_memory_bytes,
         },
-    })
+    });
+    Ok(())
 }
 
-fn origin(written: &WrittenSource) -> Result<Origin, Error> {
-    let expected = "one of {flake = \"…\"}, {expression = \"/path\"} and {directory = \"/path\"} is needed";
-    let no_source = || wrong("catalogue source", format!("{written:?}"), expected);
-    let WrittenSource { flake, expression, attributes, directory } = written.clone();
-    let path = expression.as_ref().or(directory.as_ref());
-    if path.is_some_and(|path| !path.is_absolute()) || (attributes.is_some() && expression.is_none()) {
-        return Err(no_source());
-    }
-    match (flake, expression, directory) {
-        (Some(flake), None, None) if !flake.is_empty() => Ok(Origin::Flake(flake)),
-        (None, Some(file), None) => {
-            let path = |text: String| {
-                let expected =
-                    "an attribute path as Nix has it is needed, such as python3Packages or a.\"b.c\"";
-                AttributePath::parse(&text)
-                    .ok_or_else(|| wrong("catalogue source attributes", text, expected))
-            };
-            let attributes =
-                attributes.unwrap_or_default().into_iter().map(path).collect::<Result<_, _>>()?;
-            Ok(Origin::Expression { file, attributes })
+fn origin(source: RawSource) -> Option<Origin> {
+    let RawSource { flake, expression, attributes, directory } = source;
+    match (flake, expression, attributes, directory) {
+        (Some(flake), None, None, None) => Some(Origin::Flake(flake)),
+        (None, Some(file), attributes, None) => {
+            Some(Origin::Expression { file, attributes: attributes.unwrap_or_default() })
         }
-        (None, None, Some(directory)) => Ok(Origin::Directory(directory)),
-        _ => Err(no_source()),
+        (None, None, None, Some(directory)) => Some(Origin::Directory(directory)),
+        _ => None,
     }
+}
+
+fn absolute(text: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(text);
+    path.is_absolute().then_some(path)
+}
+
+fn system(text: &str) -> Option<String> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    (!text.is_empty() && text.chars().all(fits)).then(|| text.to_owned())
+}
+
+fn pattern(text: &str) -> Option<Pattern> {
+    Some(Pattern::new(text.to_owned()))
 }

@@ -1,132 +1,179 @@
-//! Upstreams as they are written: tables of the file, or the short form of a flag, become settings.
+//! Keys of an [[upstream]] table, and the short form of a flag.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use narinfo::PublicKey;
-use serde::Deserialize;
+use reqwest::Url;
 
-use super::Error;
-use super::bounds::{check, within, wrong};
-use super::values::{written_duration, written_number};
+use super::draft::SettingsDraft;
+use super::error::{Location, Problem};
+use super::raw::{Content, RawTable};
+use super::setting::{Bool, DefaultValue, List, Number, OneOf, Setting, Text, Time};
 use crate::serve::host_name;
-use crate::upstream::{CacheSettings, Credentials, Mode, without_secrets};
+use crate::upstream::{CacheSettings, Credentials, Mode};
 
-/// The priority that Nix takes a cache to have that does not say.
-const PRIORITY_DEFAULT: u32 = 50;
+pub(super) const WITHIN: &str = " in [[upstream]]";
 
-/// One upstream, none of it checked beyond its type.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields, expecting = "a table with url and public-keys")]
-pub(super) struct WrittenUpstream {
-    url: String,
-    #[serde(default, alias = "public_keys")]
-    public_keys: Vec<String>,
-    #[serde(default, deserialize_with = "written_number")]
-    priority: Option<u32>,
-    mode: Option<Mode>,
-    #[serde(alias = "connect_timeout", default, deserialize_with = "written_duration")]
-    connect_timeout: Option<Duration>,
-    #[serde(alias = "stall_timeout", default, deserialize_with = "written_duration")]
-    stall_timeout: Option<Duration>,
-    #[serde(alias = "credentials_file")]
+/// Keys of the table.
+pub(super) const KEYS: &[Setting<RawUpstream>] = &[
+    Setting {
+        name: "url",
+        doc: "Address of the cache, with http, https or file as its scheme. Another Ondine is best asked at its \
+              `/cached/`, where it builds nothing. A user with a password, or a query, is sent with each request and \
+              never shown.",
+        default: DefaultValue::Required,
+        value: &Text {
+            placeholder: "URL",
+            expected: "http://HOST…, https://HOST… or file:///PATH",
+            parse: parse_url,
+            set: |to: &mut RawUpstream, url| to.url = Some(url),
+        },
+    },
+    Setting {
+        name: "public-keys",
+        doc: "Public keys, of which one must have signed what is served from this cache. They may be left out only \
+              with `mode = \"build-only\"`.",
+        default: DefaultValue::Is(""),
+        value: &List {
+            placeholder: "KEY",
+            expected: "a public key, NAME:BASE64",
+            parse: |text| text.parse::<PublicKey>().ok(),
+            set: |to: &mut RawUpstream, keys| to.public_keys = keys,
+        },
+    },
+    Setting {
+        name: "priority",
+        doc: "Priority among upstreams. The upstream with the lowest value that has a path wins. The default is the \
+              priority that Nix gives a cache that names none.",
+        default: DefaultValue::Is("50"),
+        value: &Number {
+            accepted: 0..=u32::MAX as i64,
+            set: |to: &mut RawUpstream, number| to.priority = number,
+        },
+    },
+    Setting {
+        name: "mode",
+        doc: "Use of the cache. With `\"cache\"` its paths are downloaded, verified, stored and served; with \
+              `\"redirect\"` clients are redirected to it for the NARs, and nothing is stored; with `\"build-only\"` \
+              builds may take inputs from it, and clients are served nothing from it.",
+        default: DefaultValue::Is("cache"),
+        value: &OneOf {
+            placeholder: "MODE",
+            choices: &[("cache", Mode::Cache), ("redirect", Mode::Redirect), ("build-only", Mode::BuildOnly)],
+            set: |to: &mut RawUpstream, mode| to.mode = mode,
+        },
+    },
+    Setting {
+        name: "connect-timeout",
+        doc: "Time that a connection may take.",
+        default: DefaultValue::Is("5s"),
+        value: &Time {
+            accepted: Duration::from_millis(100)..=Duration::from_secs(60),
+            set: |to: &mut RawUpstream, time| to.connect_timeout = time,
+        },
+    },
+    Setting {
+        name: "stall-timeout",
+        doc: "Time for which a download may receive almost nothing, until it is resumed from another upstream or given \
+              up. Clients give up after 300 s of silence.",
+        default: DefaultValue::Is("20s"),
+        value: &Time {
+            accepted: Duration::from_secs(1)..=Duration::from_secs(250),
+            set: |to: &mut RawUpstream, time| to.stall_timeout = time,
+        },
+    },
+    Setting {
+        name: "credentials-file",
+        doc: "File with one line, `USER:PASSWORD` or `Bearer TOKEN`, that is sent with each request. It is an absolute \
+              path, or a name in `$CREDENTIALS_DIRECTORY` (systemd's `LoadCredential=`). For an http or https url \
+              without a user and password of its own.",
+        default: DefaultValue::Described("none"),
+        value: &Text {
+            placeholder: "FILE",
+            expected: "the path of a file",
+            parse: |text| Some(PathBuf::from(text)),
+            set: |to: &mut RawUpstream, file| to.credentials_file = Some(file),
+        },
+    },
+    Setting {
+        name: "private-targets",
+        doc: "Permission for its redirects, and for the full addresses in its narinfos, to lead into private networks.",
+        default: DefaultValue::Described("true if the upstream itself is in a private network"),
+        value: &Bool(|to: &mut RawUpstream, allowed| to.private_targets = Some(allowed)),
+    },
+];
+
+/// The keys of one table, read.
+#[derive(Default)]
+pub(super) struct RawUpstream {
+    url: Option<Url>,
+    public_keys: Vec<PublicKey>,
+    priority: u32,
+    mode: Mode,
+    connect_timeout: Duration,
+    stall_timeout: Duration,
     credentials_file: Option<PathBuf>,
-    #[serde(alias = "private_targets")]
     private_targets: Option<bool>,
 }
 
-/// `URL KEY KEY…`, as a flag has it.
-impl FromStr for WrittenUpstream {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut words = text.split_whitespace().map(str::to_owned);
-        let url = words.next().unwrap_or_default();
-        Ok(Self { url, public_keys: words.collect(), ..Self::default() })
-    }
+/// Reads `URL KEY KEY…`, as a flag has it.
+pub(super) fn short(text: &str, location: &Location) -> Vec<(&'static str, Content)> {
+    let mut words = text.split_whitespace();
+    let url = words.next().unwrap_or_default().to_owned();
+    vec![("url", Content::Text(url)), ("public-keys", Content::list(words, location))]
 }
 
-/// The settings of one upstream of a server that listens there.
-pub(super) fn resolve(written: WrittenUpstream, listen: SocketAddr) -> Result<CacheSettings, Error> {
-    let seconds = Duration::from_secs;
-    let fits = |url: &reqwest::Url| match url.scheme() {
-        "http" | "https" => url.has_host() && url.fragment().is_none(),
-        "file" => url.to_file_path().is_ok() && url.query().is_none() && url.fragment().is_none(),
-        _ => false,
-    };
-    let Some(mut url) = written.url.parse::<reqwest::Url>().ok().filter(fits) else {
-        return Err(wrong(
-            "upstream url",
-            without_secrets(&written.url),
-            "http://HOST…, https://HOST… or file:///PATH is needed",
-        ));
-    };
+/// Adds an upstream to the settings.
+///
+/// # Errors
+/// When its keys do not go together, or it is this server itself.
+pub(super) fn add(to: &mut SettingsDraft, read: RawUpstream, table: &RawTable) -> Result<(), Problem> {
+    let refuse = |key, reason: &str| Err(table.refuse(key, WITHIN, reason));
+    let RawUpstream { url, public_keys, priority, mode, connect_timeout, stall_timeout, .. } = read;
+    let Some(mut url) = url else { return refuse("url", "expected an address") };
     let credentials = Credentials::take_from(&mut url);
-    check(
-        "upstream url",
-        &url,
-        !is_own(url.as_str(), listen),
-        "another cache than this server itself is needed",
-    )?;
-    check(
-        "upstream credentials-file",
-        written.credentials_file.as_deref().unwrap_or(Path::new("")).display(),
-        written.credentials_file.is_none() || (!credentials.has_login() && url.scheme() != "file"),
-        "it is for an http or https url that has no user or password itself",
-    )?;
-    let mode = written.mode.unwrap_or_default();
-    let mut public_keys = Vec::new();
-    for key in &written.public_keys {
-        let parsed = key.parse::<PublicKey>();
-        public_keys.push(
-            parsed.map_err(|_| wrong("upstream public-keys", key, "a public key is written NAME:BASE64"))?,
+    if is_own(url.as_str(), to.settings.listen) {
+        return refuse("url", "expected the address of another cache; this is the server's own");
+    }
+    if read.credentials_file.is_some() && (credentials.has_login() || url.scheme() == "file") {
+        return refuse(
+            "credentials-file",
+            "expected an http or https url that has no user or password itself",
         );
     }
-    check(
-        "upstream url",
-        &url,
-        mode == Mode::BuildOnly || !public_keys.is_empty(),
-        "it needs public-keys: only what one of them has signed is served",
-    )?;
-    check(
-        "upstream mode",
-        "redirect",
-        mode != Mode::Redirect || url.scheme() != "file",
-        "clients can only be sent to http or https addresses",
-    )?;
-    let connect_timeout = written.connect_timeout.unwrap_or(seconds(5));
-    within(
-        "upstream connect-timeout",
-        connect_timeout,
-        Duration::from_millis(100),
-        seconds(60),
-        "100ms to 60s",
-    )?;
-    let stall_timeout = written.stall_timeout.unwrap_or(seconds(20));
-    within(
-        "upstream stall-timeout",
-        stall_timeout,
-        seconds(1),
-        seconds(250),
-        "1s to 250s, since clients give up after 300 s of silence",
-    )?;
-    let priority = written.priority.unwrap_or(PRIORITY_DEFAULT);
-    Ok(CacheSettings {
+    if mode != Mode::BuildOnly && public_keys.is_empty() {
+        return refuse("url", "it needs public-keys: only what one of them has signed is served");
+    }
+    if mode == Mode::Redirect && url.scheme() == "file" {
+        return refuse("mode", "expected an http or https url: clients cannot be redirected to a file");
+    }
+    to.settings.upstream.caches.push(CacheSettings {
         url,
         credentials,
-        credentials_file: written.credentials_file,
+        credentials_file: read.credentials_file,
         public_keys,
         priority,
         mode,
         connect_timeout,
         stall_timeout,
-        private_targets: written.private_targets,
-    })
+        private_targets: read.private_targets,
+    });
+    Ok(())
 }
 
-/// Whether an upstream's URL leads back to the address that we listen on, as far as its text tells.
+fn parse_url(text: &str) -> Option<Url> {
+    let fits = |url: &Url| match url.scheme() {
+        "http" | "https" => url.has_host() && url.fragment().is_none(),
+        "file" => url.to_file_path().is_ok() && url.query().is_none() && url.fragment().is_none(),
+        _ => false,
+    };
+    text.parse().ok().filter(fits)
+}
+
+/// True where an upstream's URL leads back to the address that this server listens on, as far as its text
+/// shows.
 fn is_own(url: &str, listen: SocketAddr) -> bool {
     let authority =
         url.split_once("://").map_or(url, |(_, rest)| rest).split(['/', '?']).next().unwrap_or_default();

@@ -53,7 +53,7 @@ async fn list(service: &Service) -> Answer {
 
 async fn details(service: &Service, name: &SetName) -> Answer {
     let Some((settings, state)) = service.parts.catalogue.sets().find(|(set, _)| set.name == *name) else {
-        return unknown(name);
+        return answer::no_such(service.parts.catalogue.no_such_set(name));
     };
     let told = async {
         let set = view(service, settings, state.to_string()).await?;
@@ -82,7 +82,7 @@ fn refreshed(service: &Service, name: Option<SetName>) -> Answer {
             )
         }
         None => match name {
-            Some(name) => unknown(&name),
+            Some(name) => answer::no_such(service.parts.catalogue.no_such_set(&name)),
             None => answer::no_such("there is no package set"),
         },
     }
@@ -135,8 +135,4 @@ async fn view(service: &Service, settings: &SetSettings, state: String) -> Resul
         failure: row.failure,
         generations: row.generations.into_iter().map(PackageSetGeneration::from).collect(),
     })
-}
-
-fn unknown(name: &SetName) -> Answer {
-    answer::no_such(format_args!("there is no package set {name}; /api/v1/catalogue lists them"))
 }

@@ -41,7 +41,7 @@ async fn list(service: &Service, set: &SetName, wanted: Result<Wanted, String>) 
     };
     let Some((settings, _)) = service.parts.catalogue.sets().find(|(settings, _)| settings.name == *set)
     else {
-        return answer::no_such(NoSuchName::Set(set.clone()));
+        return answer::no_such(service.parts.catalogue.no_such_set(set));
     };
     let system = match settings.system(system.as_deref()) {
         Ok(system) => system.to_owned(),

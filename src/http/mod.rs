@@ -62,7 +62,7 @@ pub use server::{Door, listen, serve};
 use traffic::{Line, RouteLabel, Traffic};
 
 /// How the cache presents itself.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// How long a narinfo answer is held before lines about the wait are sent.
     pub hold: Duration,

@@ -43,7 +43,7 @@ const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(
 const LINES_MAX: usize = 16;
 
 /// How much is kept.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
     /// Bytes of all files in the NAR store; `None` is no limit.
     pub max_bytes: Option<u64>,

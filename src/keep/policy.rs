@@ -14,9 +14,10 @@ const FREE_INODES_PART: u64 = 50;
 const FREE_INODES_MAX: u64 = 10_000;
 
 /// Room that stays free on the file system of the NARs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MinFree {
     /// A twentieth of it, or 4 GiB where that is less.
+    #[default]
     Usual,
     /// So many bytes; 0 is none.
     Bytes(u64),

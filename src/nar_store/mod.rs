@@ -45,7 +45,7 @@ const PROBE_BYTES: usize = 4096;
 const USUAL_THREADS_MAX: usize = 4;
 
 /// Settings of the NAR store.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
     /// The zstd level, 1 to 19: higher is smaller and slower.
     pub zstd_level: i32,

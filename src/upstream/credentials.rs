@@ -163,6 +163,13 @@ impl fmt::Debug for Credentials {
     }
 }
 
+/// Nix's file where no variable says otherwise.
+impl Default for NetrcFile {
+    fn default() -> Self {
+        Self::OfNix(PathBuf::from("/etc/nix/netrc"))
+    }
+}
+
 impl NetrcFile {
     /// Reads it.
     pub(super) fn read(&self) -> Result<Netrc, Error> {

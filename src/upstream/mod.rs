@@ -41,7 +41,7 @@ pub use via::{Name, Via};
 const NAR_PATIENCE_MAX: Duration = Duration::from_secs(60);
 
 /// Which other caches there are, and how they are asked.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// The caches.
     pub caches: Vec<CacheSettings>,

@@ -9,8 +9,7 @@ use reqwest::Url;
 use super::credentials::Credentials;
 
 /// The use of an upstream.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
     /// Its paths are fetched, stored and served.
     #[default]

@@ -22,7 +22,7 @@ pub(super) use writer::LogWriter;
 const EXTENSION: &str = "log";
 
 /// How much of what builders say is kept.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
     /// Bytes that one build may write; one that writes more is stopped. A build that lost its daemon and is begun anew may
     /// write as much again, into the same log.

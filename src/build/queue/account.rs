@@ -10,7 +10,7 @@ use super::RequestId;
 
 /// How far short requests may go before older ones: no request is delivered later than its due time, plus `budget`, plus
 /// `share_percent` of the work that stood before it when its latest owner arrived.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Overtaking {
     /// What each request can bear from the start.
     pub budget: Duration,

@@ -263,7 +263,7 @@ mod tests {
 
     async fn scheduler(folder: &tempfile::TempDir) -> Scheduler {
         let index = Index::open(&folder.path().join("index")).expect("opened");
-        Scheduler::open(Settings::strict(), &index).await.expect("opened")
+        Scheduler::open(Settings::default(), &index).await.expect("opened")
     }
 
     fn drv(number: u64) -> StorePath {

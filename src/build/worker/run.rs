@@ -116,7 +116,7 @@ mod tests {
         async fn new(transient_retry: Duration) -> Self {
             let folder = tempfile::tempdir().expect("a folder");
             let index = Index::open(&folder.path().join("index")).expect("opened");
-            let settings = Settings { transient_retry, ..Settings::strict() };
+            let settings = Settings { transient_retry, ..Settings::default() };
             let scheduler = Scheduler::open(settings, &index).await.expect("opened");
             let settings = LogSettings { log_bytes_max: 1000, logs_bytes_max: 1000 };
             let logs = Logs::open(&folder.path().join("log"), settings).expect("a folder");

@@ -1,4 +1,4 @@
-//! `ondine pin`, `unpin`, `gc` and `fsck`: what is kept, asked of and told to a running server.
+//! `ondine pin`, `unpin`, `gc` and `fsck`: retention and verification of NARs by a running server.
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -8,15 +8,16 @@ use anyhow::Context;
 use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::{StateDir, control};
+use super::StateDir;
+use super::control::{self, Action, OTHER_VERSION};
 use crate::config::bytes;
 use crate::escape::Line;
 use crate::http::PinView;
 
 #[derive(Args, Debug)]
 pub(super) struct Pin {
-    /// A store path, its hash, or an attribute of a package set (`hello`, or `SET/hello` where several sets have it), of which the
-    /// current outputs are pinned [default: list all pins; /api/v1/pins has them as JSON]
+    /// Store path, its hash, or attribute of a package set (`hello`, or `SET/hello` where several sets have
+    /// it), whose current outputs are pinned [default: list all pins]
     what: Option<String>,
     #[command(flatten)]
     state_dir: StateDir,
@@ -24,7 +25,7 @@ pub(super) struct Pin {
 
 #[derive(Args, Debug)]
 pub(super) struct Unpin {
-    /// A store path, its hash, or the attribute that was pinned
+    /// Store path, its hash, or attribute that was pinned
     what: String,
     #[command(flatten)]
     state_dir: StateDir,
@@ -32,10 +33,10 @@ pub(super) struct Unpin {
 
 #[derive(Args, Debug)]
 pub(super) struct Gc {
-    /// Only show what would go
+    /// Shows what would be evicted, and evicts nothing
     #[arg(long)]
     dry_run: bool,
-    /// Bytes of NARs that may stay [default: the server's max-nar-store-bytes]
+    /// Size of NARs that may remain [default: the server's max-nar-store-bytes]
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     max_bytes: Option<u64>,
     #[command(flatten)]
@@ -44,10 +45,10 @@ pub(super) struct Gc {
 
 #[derive(Args, Debug)]
 pub(super) struct Fsck {
-    /// Read every file and check its hashes, too
+    /// Reads every file and verifies its hashes, too
     #[arg(long)]
     verify: bool,
-    /// Remove what is wrong, so that it is packed, fetched or built again
+    /// Removes corrupt files, so that they are packed, downloaded or built again
     #[arg(long)]
     repair: bool,
     #[command(flatten)]
@@ -58,11 +59,10 @@ impl Pin {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let state_dir = self.state_dir.path()?;
         match self.what {
-            Some(what) => control::follow(control::Do::Post, &state_dir, &pin_path(&what)),
+            Some(what) => control::follow(Action::Post, &state_dir, &pin_path(&what)),
             None => {
                 let pins = control::get(&state_dir, "/api/v1/pins")?;
-                let pins: Vec<PinView> =
-                    serde_json::from_str(&pins).context("the server's list of pins cannot be read")?;
+                let pins: Vec<PinView> = serde_json::from_str(&pins).context(OTHER_VERSION)?;
                 print!("{}", table(&pins));
                 Ok(ExitCode::SUCCESS)
             }
@@ -70,7 +70,7 @@ impl Pin {
     }
 }
 
-/// One line for each pin: since when, what was named, and the path.
+/// A line for each pin: its time, its name and its path.
 fn table(pins: &[PinView]) -> String {
     if pins.is_empty() {
         return "nothing is pinned\n".to_owned();
@@ -91,7 +91,7 @@ fn table(pins: &[PinView]) -> String {
 
 impl Unpin {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        control::follow(control::Do::Delete, &self.state_dir.path()?, &pin_path(&self.what))
+        control::follow(Action::Delete, &self.state_dir.path()?, &pin_path(&self.what))
     }
 }
 
@@ -112,7 +112,7 @@ impl Fsck {
 
 fn post(state_dir: &Path, what: &str, options: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
     let options = options.collect::<Vec<_>>().join("&");
-    control::follow(control::Do::Post, state_dir, &format!("/api/v1/{what}?{options}"))
+    control::follow(Action::Post, state_dir, &format!("/api/v1/{what}?{options}"))
 }
 
 fn pin_path(what: &str) -> String {

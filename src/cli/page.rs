@@ -1,0 +1,77 @@
+//! The command-line page of the documentation, made from clap's definition of the commands. The committed
+//! page is compared with it.
+
+use clap::{Arg, Command, CommandFactory};
+
+use super::Cli;
+use crate::config::page::{compare, is_setting, wrap};
+
+const INTRODUCTION: &str = "\
+# Command line
+
+<!-- Generated from src/cli. Do not edit: change the commands there, then run
+     UPDATE=1 cargo test --lib page -->
+
+Commands print results to stdout, and errors and the log to stderr. The exit code is 0 on success, 1 on
+failure and 2 for a wrong command line. Commands that talk to a running server use the control socket in its
+state directory: run them as the server's user or as root. Control characters in text from others are
+escaped (`\\u{1b}`).
+
+The variable `ONDINE_LOG` filters the log: a level (`error`, `warn`, `info`, `debug`, `trace`), or levels for
+parts of the program, such as `info,ondine::build=debug`.
+";
+
+#[test]
+fn the_command_line_page_says_what_the_program_says() {
+    let mut cli = Cli::command();
+    cli.build();
+    let mut page = INTRODUCTION.to_owned();
+    commands(&mut page, &cli);
+    compare("docs/command-line.md", &page);
+}
+
+/// Describes each command that is no group of others.
+fn commands(page: &mut String, group: &Command) {
+    for command in group.get_subcommands().filter(|command| command.get_name() != "help") {
+        match command.has_subcommands() {
+            true => commands(page, command),
+            false => *page += &describe(command),
+        }
+    }
+}
+
+fn describe(command: &Command) -> String {
+    let name = command.get_bin_name().expect("the commands are built");
+    let usage = command.clone().render_usage().to_string();
+    let usage = usage.trim_start_matches("Usage: ");
+    let about =
+        command.get_long_about().or(command.get_about()).expect("each command says what it does").to_string();
+    let mut text = format!("\n## `{name}`\n\n```\n{usage}\n```\n");
+    for paragraph in about.split("\n\n") {
+        // clap takes the full stop from a text of one paragraph.
+        text += &format!("\n{}.\n", wrap(paragraph.trim_end_matches('.'), ""));
+    }
+    let is_listed = |argument: &&Arg| {
+        !is_setting(argument) && argument.get_id() != "help" && argument.get_id() != "version"
+    };
+    let arguments: Vec<String> = command.get_arguments().filter(is_listed).map(describe_argument).collect();
+    if !arguments.is_empty() {
+        text += &format!("\n{}", arguments.concat());
+    }
+    if command.get_arguments().any(is_setting) {
+        text += "\nEvery [setting](settings.md) is an option, too.\n";
+    }
+    text
+}
+
+fn describe_argument(argument: &Arg) -> String {
+    let help =
+        argument.get_long_help().or(argument.get_help()).expect("each argument has a text").to_string();
+    let variable = argument
+        .get_env()
+        .map(|variable| format!(" (variable `{}`)", variable.display()))
+        .unwrap_or_default();
+    // The first paragraph: the rest of a setting is on the settings page.
+    let help = help.split("\n\n").next().unwrap_or_default().trim_end_matches('.');
+    wrap(&format!("- `{argument}`{variable}: {help}."), "  ") + "\n"
+}
