@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::index::{self, Comparison, Index, PathRow};
-use crate::upstream::{Asker, Found, Lookup, Upstreams};
+use crate::upstream::{Asker, FoundNarInfo, Lookup, Upstreams};
 
 /// The rest between two rounds.
 const REST: Duration = Duration::from_secs(3600);
@@ -48,7 +48,7 @@ impl Comparer {
         Ok(())
     }
 
-    fn compared(&self, ours: &PathRow, found: Found) -> Comparison {
+    fn compared(&self, ours: &PathRow, found: FoundNarInfo) -> Comparison {
         let (upstream, theirs) = (found.upstream, found.info.nar_hash);
         let same = ours.nar_hash == theirs;
         self.upstreams.compared(&upstream, same);

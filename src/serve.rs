@@ -18,7 +18,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::adopt::{Adopter, Asking};
 use crate::build::{Failures, LocalRunner, Logs, Scheduler, Worker};
-use crate::catalogue::{Catalogue, Names, Refresher, Tools};
+use crate::catalogue::{Catalogue, NameResolver, Refresher, Tools};
 use crate::compare::Comparer;
 use crate::http::{Door, Parts, PublicUrl, Service};
 use crate::index::{Index, has_ledger};
@@ -216,7 +216,7 @@ impl Server {
         let refresher = Refresher { catalogue: catalogue.clone(), tools: tools.clone() };
         let daemon_logs = nix::DaemonLogs::new(settings.nix.log_dir.clone(), settings.logs.log_bytes_max);
         let local = nix::LocalStore::new(settings.nix, pool.clone());
-        let upstreams = Upstreams::new(settings.upstream, &store_dir, upstream::Name::of(&public_key))?;
+        let upstreams = Upstreams::new(settings.upstream, &store_dir, upstream::ViaName::of(&public_key))?;
         let names = upstreams.names().map(|(name, redirect)| (name.to_owned(), redirect)).collect();
         let failures = Failures::new(index.clone(), settings.build);
         tokio::try_join!(failures.apply_settings(), index.keep_sets(sets), index.keep_upstreams(names))?;
@@ -304,7 +304,7 @@ impl Server {
             logs,
             daemon_logs,
             builds,
-            names: Names::new(catalogue.clone(), tools),
+            names: NameResolver::new(catalogue.clone(), tools),
             catalogue,
             upstreams,
             index: index.clone(),

@@ -276,8 +276,8 @@ impl Substitute {
             return Some(Answer::Ready(ready));
         }
         let nowhere = self.index.surely_lacks(hash)
-            && self.local.surely_lacks(hash)
-            && self.adopter.upstreams.surely_lack(hash);
+            && self.local.definitely_absent(hash)
+            && self.adopter.upstreams.definitely_absent(hash);
         nowhere.then_some(Answer::Missing(Missing::Unknown))
     }
 

@@ -3,16 +3,13 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::Value;
 use support::addresses::base_name;
-use support::http::Response;
-use support::package_set::{refresh, small};
-use support::process::run;
+use support::package_set::{dump, get, refresh, small, told_in};
 use support::programs::{install_eval_jobs, path};
-use support::{Http, NixStore, Ondine, PackageSet, Release, derivations, text, wait_until};
+use support::{NixStore, Ondine, PackageSet, Release, derivations, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 /// The sets of a server: one evaluated as a whole, one attribute by attribute.
@@ -44,17 +41,6 @@ fn expression(set: &PackageSet) -> String {
     format!("expression = '{}'", set.file().display())
 }
 
-fn get(ondine: &Ondine, address: &str) -> Response {
-    Http::new(&ondine.url()).get(address)
-}
-
-#[track_caller]
-fn told(ondine: &Ondine, name: &str) -> Value {
-    let told = get(ondine, &format!("/api/v1/catalogue/{name}"));
-    assert_eq!(told.status, 200, "{name}: {}", told.text());
-    serde_json::from_str(&told.text()).expect("JSON")
-}
-
 /// The contents that a download leads to, as a client resolves the address.
 #[track_caller]
 fn download(ondine: &Ondine, name: &str) -> Vec<u8> {
@@ -69,11 +55,6 @@ fn download(ondine: &Ondine, name: &str) -> Vec<u8> {
     let contents = get(ondine, &format!("{folder}/{place}"));
     assert_eq!(contents.status, 200, "{name}: {folder}/{place}: {}", contents.text());
     contents.body
-}
-
-/// The NAR that Nix makes of a path.
-fn dump(store: &NixStore, path: &Path) -> Vec<u8> {
-    run(store.command("nix-store", &["--dump", text(path)])).must_succeed().stdout
 }
 
 fn encoded(text: &str) -> String {
@@ -112,7 +93,7 @@ fn an_attribute_is_its_own_output_however_it_is_evaluated() {
                         "{name}: {set}/{attribute} is not {}",
                         out.display()
                     );
-                    let told = told(ondine, &format!("{set}/{attribute}"));
+                    let told = told_in(ondine, &format!("{set}/{attribute}"));
                     assert_eq!(
                         (&told["derivation"], &told["attribute"]),
                         (&base_name(drv).into(), &(*attribute).into())
@@ -183,7 +164,7 @@ fn a_name_has_one_spelling_and_is_read_bare_where_that_is_unambiguous() {
                     for spelling in [written, bare] {
                         for prefix in ["", "nested.", "\"nested\"."] {
                             let address = format!("{set}/{}", encoded(&format!("{prefix}{spelling}")));
-                            let told = told(&ondine, &address);
+                            let told = told_in(&ondine, &address);
                             assert_eq!(told["derivation"], base_name(drv), "{name}: {address}");
                             let prefix = prefix.replace('"', "");
                             assert_eq!(told["attribute"], format!("{prefix}{written}"), "{name}: {address}");
@@ -238,13 +219,13 @@ fn of_a_flake_the_packages_come_before_the_legacy_ones_as_nix_build_has_it() {
                 for (attribute, is) in
                     [("default", "packages-default"), ("a", "packages-a"), ("b", "legacy-b")]
                 {
-                    let told = told(ondine, &format!("{set}/{attribute}"));
+                    let told = told_in(ondine, &format!("{set}/{attribute}"));
                     assert_eq!(told["derivation"], drv(is), "{name}: {set}/{attribute}");
                 }
                 let broken = get(ondine, &format!("/api/v1/catalogue/{set}/broken")).text();
                 assert!(broken.contains("words of broken"), "{name}: {broken}");
             }
-            let size = &told(ondine, "full")["generations"][0];
+            let size = &told_in(ondine, "full")["generations"][0];
             assert_eq!((&size["attributes"], &size["errors"]), (&3.into(), &1.into()), "{name}: {size:#}");
         };
         check(&serve(&store, &source, ""));
@@ -264,7 +245,7 @@ fn a_source_that_is_a_derivation_itself_is_called_default_in_either_way() {
     let ondine = serve(&store, &expression(&set), "");
     let drv = base_name(&store.instantiate(&derivations::text_file("whole", "whole")).drv).to_owned();
     for set in SETS {
-        assert_eq!(told(&ondine, &format!("{set}/default"))["derivation"], drv);
+        assert_eq!(told_in(&ondine, &format!("{set}/default"))["derivation"], drv);
     }
 }
 
@@ -281,7 +262,7 @@ fn attributes_to_be_walked_are_named_as_they_are_anywhere() {
     let ondine = serve(&store, &source, "");
     let drv = base_name(&store.instantiate(&derivations::text_file("e", "e")).drv).to_owned();
     for set in SETS {
-        let told = told(&ondine, &format!("{set}/%22a.b%22.c%20d.e"));
+        let told = told_in(&ondine, &format!("{set}/%22a.b%22.c%20d.e"));
         assert_eq!(
             (&told["derivation"], &told["attribute"]),
             (&drv.clone().into(), &"\"a.b\".\"c d\".e".into())

@@ -10,8 +10,7 @@ use serde_json::{Value, json};
 use support::addresses::{base_name, narinfo_address};
 use support::cache::status_of;
 use support::http::{Response, raw};
-use support::package_set::{LOOPS, api, start_refresh, wait_for_generation};
-use support::process::run;
+use support::package_set::{LOOPS, api, dump, get, start_refresh, told, wait_for_generation};
 use support::{Derivation, Http, NixStore, Ondine, PackageSet, Release, derivations, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
@@ -19,18 +18,6 @@ const CATALOGUE_ONLY: &str = "build-from = ['catalogue']";
 
 fn text_file(name: &str, text: &str) -> (String, String) {
     (name.to_owned(), derivations::text_file(name, text).to_nix())
-}
-
-fn get(ondine: &Ondine, address: &str) -> Response {
-    Http::new(&ondine.url()).get(address)
-}
-
-/// What is told of an attribute of the set `pkgs`.
-#[track_caller]
-fn told(ondine: &Ondine, attribute: &str) -> Value {
-    let told = get(ondine, &format!("/api/v1/catalogue/pkgs/{attribute}"));
-    assert_eq!(told.status, 200, "{attribute}: {}", told.text());
-    serde_json::from_str(&told.text()).expect("JSON")
 }
 
 /// The contents that a download leads to.
@@ -41,11 +28,6 @@ fn follow(ondine: &Ondine, found: &Response) -> Response {
     let contents = get(ondine, place.strip_prefix("../..").expect("from /get/<set>/<attribute>"));
     assert_eq!(contents.status, 200, "{place}: {}", contents.text());
     contents
-}
-
-/// The NAR that Nix makes of a path.
-fn dump(store: &NixStore, path: &Path) -> Vec<u8> {
-    run(store.command("nix-store", &["--dump", text(path)])).must_succeed().stdout
 }
 
 #[track_caller]

@@ -3,12 +3,10 @@
 
 mod support;
 
-use serde_json::Value;
 use support::addresses::narinfo_address;
-use support::http::Response;
-use support::package_set::{api, must_be_had, refresh, small, wait_for_generation};
+use support::package_set::{api, get, must_be_had, refresh, small, told, wait_for_generation};
 use support::programs::{install_eval_jobs, path};
-use support::{Http, NixStore, Ondine, PackageSet, Release, derivations, text};
+use support::{NixStore, Ondine, PackageSet, Release, derivations, text};
 
 const CATALOGUE_ONLY: &str = "build-from = ['catalogue']";
 /// As in a folder of packages that knows itself.
@@ -43,17 +41,6 @@ fn set() -> PackageSet {
         thing("wild-thing"),
     ));
     set
-}
-
-fn get(ondine: &Ondine, address: &str) -> Response {
-    Http::new(&ondine.url()).get(address)
-}
-
-#[track_caller]
-fn told(ondine: &Ondine, attribute: &str) -> Value {
-    let told = get(ondine, &format!("/api/v1/catalogue/pkgs/{attribute}"));
-    assert_eq!(told.status, 200, "{attribute}: {}", told.text());
-    serde_json::from_str(&told.text()).expect("JSON")
 }
 
 /// Refused by every one of these names, and then by hash, too.

@@ -49,7 +49,7 @@ impl Adopter {
             let rows = self.index.paths_after(after).await?;
             let Some(last) = rows.last() else { return Ok(Some(added)) };
             after = Some(last.path.hash());
-            let there = rows.iter().filter(|row| !self.local.surely_lacks(row.path.hash()));
+            let there = rows.iter().filter(|row| !self.local.definitely_absent(row.path.hash()));
             let paths = there.map(|row| row.path.clone()).collect();
             let Some(signed) = self.local.signatures(paths).await else { return Ok(None) };
             let rows: HashMap<_, _> = rows.iter().map(|row| (&row.path, row)).collect();

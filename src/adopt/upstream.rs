@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use super::{Adopter, Asking, CLOSURE_PATHS_MAX, Error, TRIES_MAX, adopted_under_another_name};
 use crate::index::{PathRow, UpstreamNar};
 use crate::packer::{NotProven, Packer, upstream_nar};
-use crate::upstream::{Asker, Found, Lookup, Upstreams};
+use crate::upstream::{Asker, FoundNarInfo, Lookup, Upstreams};
 
 /// Contents that are proven at the same time for one path, with all that it refers to.
 const PROVEN_AT_ONCE_MAX: usize = 4;
@@ -64,7 +64,7 @@ impl Drop for Waiting<'_> {
 /// A closure as far as upstreams have it.
 #[derive(Default)]
 struct Closure {
-    found: BTreeMap<StorePathHash, Found>,
+    found: BTreeMap<StorePathHash, FoundNarInfo>,
     /// What no upstream has, but the local store.
     local: Vec<StorePath>,
 }
@@ -225,13 +225,14 @@ impl Adopter {
     /// Fetches the contents of all that nobody trusted has signed, but what was proven before.
     async fn prove(
         &self,
-        found: &BTreeMap<StorePathHash, Found>,
+        found: &BTreeMap<StorePathHash, FoundNarInfo>,
         proven: &mut Proven,
         search: &Search,
     ) -> Result<(), NotProven> {
-        let claim = |found: &Found| (found.info.store_path.hash(), found.info.nar_hash, found.info.nar_size);
+        let claim =
+            |found: &FoundNarInfo| (found.info.store_path.hash(), found.info.nar_hash, found.info.nar_size);
         let mut unproven = found.values().filter(|found| !found.signed && !proven.contains(&claim(found)));
-        let unproven: Vec<Found> = unproven.by_ref().cloned().collect();
+        let unproven: Vec<FoundNarInfo> = unproven.by_ref().cloned().collect();
         let all = unproven.len();
         let (mut proofs, mut unproven) = (JoinSet::new(), unproven.into_iter());
         let mut left = all;
@@ -256,7 +257,7 @@ impl Adopter {
     }
 
     /// The row of a path with our signature beside those it has, and that of its contents.
-    fn rows(&self, found: Found) -> (PathRow, UpstreamNar) {
+    fn rows(&self, found: FoundNarInfo) -> (PathRow, UpstreamNar) {
         let nar = upstream_nar(&found);
         let info = found.info;
         let mut row = PathRow {

@@ -14,7 +14,7 @@ pub struct AttributePath(Vec<String>);
 
 /// A derivation as an attribute has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Found {
+pub(super) struct FoundDerivation {
     pub(super) drv: StorePath,
     /// Its name, which need not be that of the file.
     pub(super) name: String,
@@ -23,7 +23,7 @@ pub(super) struct Found {
     pub(super) output: Option<String>,
 }
 
-impl Found {
+impl FoundDerivation {
     /// The names of the attribute and of its derivation.
     pub(super) fn names(&self) -> [&str; 2] {
         [&self.name, self.drv.name().trim_end_matches(".drv")]
@@ -31,7 +31,7 @@ impl Found {
 }
 
 /// A derivation, or why there is none.
-pub(super) type Outcome = Result<Found, String>;
+pub(super) type Evaluated = Result<FoundDerivation, String>;
 
 /// An attribute path as someone has written it, with the output behind it.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
-use super::gateway::{Gateway, Reach};
+use super::gateway::{AllowedHosts, Gateway};
 use super::message;
 use super::sandbox::{Sandbox, SandboxError};
 use super::trouble;
@@ -53,7 +53,7 @@ pub(super) struct Program {
 
 /// Limits of an evaluator.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
+pub(super) struct EvaluatorLimits {
     /// The moment of its time-out.
     pub(super) deadline: Instant,
     /// Time limit from one line for us to the next.
@@ -68,7 +68,7 @@ pub(super) struct Enclosure {
     /// The files it may open.
     pub(super) sandbox: Sandbox,
     /// Where it may connect to.
-    pub(super) reach: Reach,
+    pub(super) reach: AllowedHosts,
 }
 
 /// One run of a program.
@@ -79,7 +79,7 @@ pub(super) struct Invocation<'a> {
     pub(super) variables: &'a [(String, OsString)],
     /// Prefix of the lines on stderr that are for us.
     pub(super) mark: String,
-    pub(super) bounds: Bounds,
+    pub(super) bounds: EvaluatorLimits,
     /// `None` where the settings want no isolation.
     pub(super) enclosure: Option<&'a Enclosure>,
 }
@@ -101,12 +101,12 @@ pub(super) enum Step {
     /// A line for us, without what marks it.
     Told(String),
     /// The end.
-    Ended(Ending),
+    Ended(EvaluatorEnd),
 }
 
 /// The end of an evaluator.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Ending {
+pub(super) enum EvaluatorEnd {
     /// With success.
     Well,
     /// By itself, with an error: its last words.
@@ -116,7 +116,7 @@ pub(super) enum Ending {
     /// Stopped: no line for us within the limit.
     Silent,
     /// Stopped: too much output that is not for us.
-    Garrulous,
+    OutputLimit,
     /// Stopped: its time is over.
     Late,
 }
@@ -127,13 +127,13 @@ pub(super) struct Evaluator {
     /// The first to go.
     _group: Group,
     child: Child,
-    said: Lines<BufReader<ChildStderr>>,
-    printed: Option<Lines<BufReader<ChildStdout>>>,
+    said: EvaluatorLines<BufReader<ChildStderr>>,
+    printed: Option<EvaluatorLines<BufReader<ChildStdout>>>,
     /// Prefix of the lines that are for us.
     mark: String,
     tail: Tail,
     other_bytes: u64,
-    bounds: Bounds,
+    bounds: EvaluatorLimits,
     /// Its way to the network, where it is in a sandbox.
     gateway: Option<Gateway>,
     /// As long as it is open, somebody watches.
@@ -188,8 +188,8 @@ impl Evaluator {
         let stderr = child.stderr.take().ok_or_else(|| io::Error::other("it has no standard error"))?;
         Ok(Self {
             _group: Group(id),
-            said: Lines::new(BufReader::new(stderr)),
-            printed: child.stdout.take().map(|stdout| Lines::new(BufReader::new(stdout))),
+            said: EvaluatorLines::new(BufReader::new(stderr)),
+            printed: child.stdout.take().map(|stdout| EvaluatorLines::new(BufReader::new(stdout))),
             _watching: child.stdin.take(),
             child,
             mark,
@@ -210,16 +210,16 @@ impl Evaluator {
         loop {
             let line = match timeout_at(until, self.line()).await {
                 Ok(line) => line?,
-                Err(_) if until == self.bounds.deadline => return Ok(Step::Ended(Ending::Late)),
-                Err(_) => return Ok(Step::Ended(Ending::Silent)),
+                Err(_) if until == self.bounds.deadline => return Ok(Step::Ended(EvaluatorEnd::Late)),
+                Err(_) => return Ok(Step::Ended(EvaluatorEnd::Silent)),
             };
             let (line, bytes) = match line {
                 None => break,
-                Some(Line::Printed(line)) => {
+                Some(EvaluatorLine::Printed(line)) => {
                     self.other_bytes = 0;
                     return Ok(Step::Told(line));
                 }
-                Some(Line::Said(line, bytes)) => (line, bytes),
+                Some(EvaluatorLine::Said(line, bytes)) => (line, bytes),
             };
             if let Some(told) = line.strip_prefix(&self.mark) {
                 self.other_bytes = 0;
@@ -228,30 +228,30 @@ impl Evaluator {
             self.tail.add(line);
             self.other_bytes += bytes;
             if self.other_bytes > OTHER_BYTES_MAX {
-                return Ok(Step::Ended(Ending::Garrulous));
+                return Ok(Step::Ended(EvaluatorEnd::OutputLimit));
             }
         }
         let ended = match timeout_at(until, self.child.wait()).await {
             Ok(status) => self.ended(status?),
-            Err(_) => Ending::Silent,
+            Err(_) => EvaluatorEnd::Silent,
         };
         Ok(Step::Ended(ended))
     }
 
     /// The next line, of whichever comes first. May be cancelled.
-    async fn line(&mut self) -> io::Result<Option<Line>> {
+    async fn line(&mut self) -> io::Result<Option<EvaluatorLine>> {
         while let Some(printed) = &mut self.printed {
             tokio::select! {
                 line = printed.next() => match line? {
-                    Some((line, _)) => return Ok(Some(Line::Printed(line))),
+                    Some((line, _)) => return Ok(Some(EvaluatorLine::Printed(line))),
                     None => self.printed = None,
                 },
                 line = self.said.next(), if !self.said.ended => if let Some((line, bytes)) = line? {
-                    return Ok(Some(Line::Said(line, bytes)));
+                    return Ok(Some(EvaluatorLine::Said(line, bytes)));
                 },
             }
         }
-        Ok(self.said.next().await?.map(|(line, bytes)| Line::Said(line, bytes)))
+        Ok(self.said.next().await?.map(|(line, bytes)| EvaluatorLine::Said(line, bytes)))
     }
 
     /// An error of Nix as it is told, with what the sandbox has to do with it.
@@ -275,13 +275,13 @@ impl Evaluator {
         told
     }
 
-    fn ended(&self, status: ExitStatus) -> Ending {
+    fn ended(&self, status: ExitStatus) -> EvaluatorEnd {
         let said = self.explained(&self.tail.text());
         match status.code() {
-            Some(0) => Ending::Well,
-            Some(1..=125) if !trouble::is_of_memory(&said) => Ending::Failed(said),
-            _ if said.is_empty() => Ending::Died(status.to_string()),
-            _ => Ending::Died(format!("{said}\n({status})")),
+            Some(0) => EvaluatorEnd::Well,
+            Some(1..=125) if !trouble::is_of_memory(&said) => EvaluatorEnd::Failed(said),
+            _ if said.is_empty() => EvaluatorEnd::Died(status.to_string()),
+            _ => EvaluatorEnd::Died(format!("{said}\n({status})")),
         }
     }
 }
@@ -300,7 +300,7 @@ fn spawn_within(sandbox: &Sandbox, command: &mut Command) -> Result<Child, Start
 }
 
 /// A line of an evaluator.
-enum Line {
+enum EvaluatorLine {
     /// On its standard output.
     Printed(String),
     /// On its standard error, and its bytes.
@@ -309,14 +309,14 @@ enum Line {
 
 /// Lines of bounded length.
 #[derive(Debug)]
-struct Lines<R> {
+struct EvaluatorLines<R> {
     from: R,
     line: Vec<u8>,
     bytes: u64,
     ended: bool,
 }
 
-impl<R: AsyncRead + AsyncBufReadExt + Unpin> Lines<R> {
+impl<R: AsyncRead + AsyncBufReadExt + Unpin> EvaluatorLines<R> {
     fn new(from: R) -> Self {
         Self { from, line: Vec::new(), bytes: 0, ended: false }
     }

@@ -59,13 +59,13 @@ const HTTPS: u16 = 443;
 
 /// The hosts that an evaluator may connect to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Reach {
+pub(super) struct AllowedHosts {
     hosts: BTreeSet<(String, u16)>,
     /// Ports that are allowed of every host.
     everywhere: BTreeSet<u16>,
 }
 
-impl Reach {
+impl AllowedHosts {
     /// Adds the hosts of an address, or of a prefix of one, as `allowed-uris`, `nix-path` and flake
     /// references have them. What is not on the network adds nothing.
     pub(super) fn add(&mut self, address: &str) {
@@ -145,7 +145,7 @@ impl Gateway {
     ///
     /// # Errors
     /// When there can be no socket in the folder for temporary files.
-    pub(super) fn open(reach: &Reach) -> io::Result<Self> {
+    pub(super) fn open(reach: &AllowedHosts) -> io::Result<Self> {
         // Not in the state directory: the path of a socket must be short.
         let folder = tempfile::Builder::new().prefix("ondine").tempdir()?;
         let listener = UnixListener::bind(folder.path().join("socks"))?;
@@ -175,7 +175,7 @@ impl Gateway {
     }
 }
 
-async fn accept(listener: UnixListener, reach: Reach, notes: Arc<Mutex<Notes>>) {
+async fn accept(listener: UnixListener, reach: AllowedHosts, notes: Arc<Mutex<Notes>>) {
     let reach = Arc::new(reach);
     let mut connections = JoinSet::new();
     loop {
@@ -192,7 +192,7 @@ async fn accept(listener: UnixListener, reach: Reach, notes: Arc<Mutex<Notes>>) 
     }
 }
 
-async fn serve(mut client: UnixStream, reach: Arc<Reach>, notes: Arc<Mutex<Notes>>) -> io::Result<()> {
+async fn serve(mut client: UnixStream, reach: Arc<AllowedHosts>, notes: Arc<Mutex<Notes>>) -> io::Result<()> {
     let (host, port) = timeout(GREETING_MAX, greeting(&mut client)).await??;
     if !reach.allows(&host, port) {
         remember(&notes, |notes| &mut notes.refused, format!("{host}:{port}"));
@@ -256,8 +256,8 @@ async fn answer(client: &mut UnixStream, code: u8) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn reach(addresses: &[&str]) -> Reach {
-        let mut reach = Reach::default();
+    fn reach(addresses: &[&str]) -> AllowedHosts {
+        let mut reach = AllowedHosts::default();
         addresses.iter().for_each(|address| reach.add(address));
         reach
     }
@@ -286,7 +286,7 @@ mod tests {
             assert!(!reach.allows("other.example", 8080), "{address}");
         }
         for address in ["", "/path", "./x", "path:/x", "git+file:///x", "git+ssh://git@example.org/x"] {
-            assert_eq!(reach(&[address]), Reach::default(), "{address}");
+            assert_eq!(reach(&[address]), AllowedHosts::default(), "{address}");
         }
         let one = reach(&["https://example.org"]);
         assert!(!one.allows("evil-example.org", 443) && !one.allows("example.org.evil", 443));

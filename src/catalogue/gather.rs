@@ -6,12 +6,12 @@ use std::collections::{BTreeSet, HashMap};
 use narinfo::StorePath;
 use sha2::{Digest, Sha256};
 
-use super::attribute::{AttributePath, Found, Outcome};
+use super::attribute::{AttributePath, Evaluated, FoundDerivation};
 use super::error::{ATTRIBUTES_MAX, RefreshError};
-use super::settings::{Origin, Verdict};
+use super::settings::{SetSource, Verdict};
 use super::trouble::{self, Class};
 use super::walk::Attribute;
-use super::{Set, State};
+use super::{ConfiguredSet, RefreshState};
 use crate::index::{AttributeRow, GenerationSize, Index};
 use crate::nix::PooledDaemon;
 
@@ -22,7 +22,7 @@ const VALID_CHUNK: usize = 10_000;
 
 /// The attributes found so far. Their derivations are protected as long as the connection lives.
 pub(super) struct Gathered<'a> {
-    set: &'a Set,
+    set: &'a ConfiguredSet,
     index: Index,
     pub(super) daemon: PooledDaemon,
     rows: Vec<AttributeRow>,
@@ -82,9 +82,8 @@ pub(super) fn unreadable(drv: &StorePath, reason: &str) -> String {
 }
 
 impl<'a> Gathered<'a> {
-    pub(super) fn new(set: &'a Set, index: Index, daemon: PooledDaemon) -> Self {
-        let one_root =
-            |origin: &Origin| matches!(origin, Origin::Expression { attributes, .. } if attributes.len() < 2);
+    pub(super) fn new(set: &'a ConfiguredSet, index: Index, daemon: PooledDaemon) -> Self {
+        let one_root = |origin: &SetSource| matches!(origin, SetSource::Expression { attributes, .. } if attributes.len() < 2);
         Self {
             overlaps: !one_root(&set.settings.origin),
             set,
@@ -136,7 +135,7 @@ impl<'a> Gathered<'a> {
             let outcome = match before.filter(|_| is_alike).and_then(|before| before.row) {
                 Some(AttributeRow { outcome: Ok(drv), output, .. }) => {
                     let name = drv.name().trim_end_matches(".drv").to_owned();
-                    Ok(Found { drv, name, output })
+                    Ok(FoundDerivation { drv, name, output })
                 }
                 _ => Err(error.clone()),
             };
@@ -155,7 +154,7 @@ impl<'a> Gathered<'a> {
         &mut self,
         attribute: AttributePath,
         rank: usize,
-        outcome: Outcome,
+        outcome: Evaluated,
     ) -> Result<(), RefreshError> {
         let system = self.system.clone();
         let (outcome, output, verdict) = match outcome {
@@ -213,7 +212,7 @@ impl<'a> Gathered<'a> {
 
     pub(super) fn show(&self, system: &str) {
         let GenerationSize { attributes, errors, .. } = self.size;
-        self.set.show(State::Evaluating { system: system.to_owned(), attributes, errors });
+        self.set.show(RefreshState::Evaluating { system: system.to_owned(), attributes, errors });
     }
 
     /// Brings in what is left, and has each derivation be denied or allowed under all of its names alike.

@@ -12,10 +12,10 @@ use std::thread::available_parallelism;
 
 use percent_encoding::percent_decode_str;
 
-use super::attribute::Outcome;
-use super::evaluate::{Ending, Evaluator, Program, Step};
+use super::attribute::Evaluated;
+use super::evaluate::{Evaluator, EvaluatorEnd, Program, Step};
 use super::settings::SetSettings;
-use super::source::{Place, Run};
+use super::source::{AttributePlace, EvaluatorRun};
 use super::trouble;
 use super::walk::{Attribute, Task, WalkError, derivation, shortened, trouble_in};
 
@@ -54,14 +54,14 @@ pub(super) struct Jobs<'a> {
     running: Option<Evaluator>,
     runs: usize,
     /// Finished attributes, failed ones included.
-    known: BTreeSet<Place>,
+    known: BTreeSet<AttributePlace>,
     /// Attributes left to a walk.
-    left: BTreeSet<Place>,
+    left: BTreeSet<AttributePlace>,
     /// This run has reached an attribute.
     has_begun: bool,
     /// Begun and unfinished evaluations of each attribute: one for each worker, and below zero where one of
     /// its two outputs is ahead.
-    under_way: BTreeMap<Place, i64>,
+    under_way: BTreeMap<AttributePlace, i64>,
 }
 
 /// An event: on its standard error, from our expression, or on its standard output.
@@ -132,7 +132,7 @@ impl<'a> Jobs<'a> {
     }
 
     /// Attributes left to a walk, with all below them.
-    pub(super) fn left(&self) -> impl Iterator<Item = &Place> {
+    pub(super) fn left(&self) -> impl Iterator<Item = &AttributePlace> {
         self.left.difference(&self.known)
     }
 
@@ -145,8 +145,11 @@ impl<'a> Jobs<'a> {
         let memory_bytes_max = self.task.set.evaluation.memory_bytes_max / self.workers;
         // One attribute more may need as much again.
         let memory_bytes = memory_bytes_max / 2;
-        let run =
-            Run::Jobs { workers: self.workers, memory_bytes, skip: self.left.iter().cloned().collect() };
+        let run = EvaluatorRun::Jobs {
+            workers: self.workers,
+            memory_bytes,
+            skip: self.left.iter().cloned().collect(),
+        };
         Ok(self.task.start_with(NIX_EVAL_JOBS, &run, memory_bytes_max)?)
     }
 
@@ -158,7 +161,7 @@ impl<'a> Jobs<'a> {
             Told::Event { root, begun, done } => {
                 let change = if begun.is_some() { 1 } else { -1 };
                 if let Some(path) = begun.or(done) {
-                    self.count(&Place { root, path }, change);
+                    self.count(&AttributePlace { root, path }, change);
                 }
                 return Ok(None);
             }
@@ -189,7 +192,7 @@ impl<'a> Jobs<'a> {
         Ok(self.settled(place, outcome))
     }
 
-    fn count(&mut self, place: &Place, change: i64) {
+    fn count(&mut self, place: &AttributePlace, change: i64) {
         self.has_begun = true;
         let times = self.under_way.entry(place.clone()).or_default();
         *times += change;
@@ -199,28 +202,30 @@ impl<'a> Jobs<'a> {
     }
 
     /// An attribute of which all is known, unless it was so before.
-    fn settled(&mut self, place: Place, outcome: Outcome) -> Option<Attribute> {
+    fn settled(&mut self, place: AttributePlace, outcome: Evaluated) -> Option<Attribute> {
         let attribute = self.task.attribute(&place, outcome);
         (!self.left.contains(&place) && self.known.insert(place)).then_some(attribute)
     }
 
     /// True if it has reached all attributes but those that are left.
-    fn ended(&mut self, ending: Ending) -> Result<bool, JobsError> {
+    fn ended(&mut self, ending: EvaluatorEnd) -> Result<bool, JobsError> {
         self.running = None;
-        let is_well = ending == Ending::Well && self.has_begun;
+        let is_well = ending == EvaluatorEnd::Well && self.has_begun;
         let why = match ending {
-            Ending::Late => return Err(WalkError::Late(self.task.set.evaluation.time_max).into()),
-            Ending::Silent => "it came to no attribute for too long (attribute-timeout)".to_owned(),
-            Ending::Garrulous => "it printed more than 32 MiB".to_owned(),
-            Ending::Well => "it came to no attribute".to_owned(),
-            Ending::Failed(text) | Ending::Died(text) if text.is_empty() => "it said nothing".to_owned(),
-            Ending::Failed(text) | Ending::Died(text) => shortened(last_error(&text).to_owned()),
+            EvaluatorEnd::Late => return Err(WalkError::Late(self.task.set.evaluation.time_max).into()),
+            EvaluatorEnd::Silent => "it came to no attribute for too long (attribute-timeout)".to_owned(),
+            EvaluatorEnd::OutputLimit => "it printed more than 32 MiB".to_owned(),
+            EvaluatorEnd::Well => "it came to no attribute".to_owned(),
+            EvaluatorEnd::Failed(text) | EvaluatorEnd::Died(text) if text.is_empty() => {
+                "it said nothing".to_owned()
+            }
+            EvaluatorEnd::Failed(text) | EvaluatorEnd::Died(text) => shortened(last_error(&text).to_owned()),
         };
         trouble_in(&why)?;
         let under_way = std::mem::take(&mut self.under_way).into_iter();
-        let under_way: Vec<Place> =
+        let under_way: Vec<AttributePlace> =
             under_way.filter_map(|(place, times)| (times > 0).then_some(place)).collect();
-        let is_whole = |place: &Place| self.task.is_whole(place);
+        let is_whole = |place: &AttributePlace| self.task.is_whole(place);
         if !is_well && (under_way.is_empty() || under_way.iter().any(is_whole)) {
             return Err(JobsError::Failed(why));
         }
@@ -229,7 +234,7 @@ impl<'a> Jobs<'a> {
     }
 
     /// Leaves these to a walk, and out of the next run.
-    fn leave(&mut self, places: Vec<Place>) -> Result<(), JobsError> {
+    fn leave(&mut self, places: Vec<AttributePlace>) -> Result<(), JobsError> {
         self.left.extend(places);
         if self.left.len() > LEFT_MAX { Err(self.too_much()) } else { Ok(()) }
     }
@@ -247,13 +252,13 @@ fn last_error(text: &str) -> &str {
 
 /// The place that the names of our expression lead to: each begins with `_`, and has some characters as `%`
 /// and two digits.
-fn place(attr_path: &[String]) -> Option<Place> {
+fn place(attr_path: &[String]) -> Option<AttributePlace> {
     let decoded = |name: &String| {
         let name = percent_decode_str(name.strip_prefix('_')?).decode_utf8().ok()?;
         Some(name.into_owned())
     };
     let mut names = attr_path.iter().map(decoded);
-    Some(Place { root: names.next()??.parse().ok()?, path: names.collect::<Option<_>>()? })
+    Some(AttributePlace { root: names.next()??.parse().ok()?, path: names.collect::<Option<_>>()? })
 }
 
 #[cfg(test)]
@@ -264,9 +269,9 @@ mod tests {
     fn names_lead_back_to_the_attribute() {
         let read = |names: &[&str]| place(&names.iter().map(ToString::to_string).collect::<Vec<_>>());
         let path = |names: &[&str]| names.iter().map(ToString::to_string).collect();
-        assert_eq!(read(&["_1"]), Some(Place { root: 1, path: Vec::new() }));
+        assert_eq!(read(&["_1"]), Some(AttributePlace { root: 1, path: Vec::new() }));
         let odd = read(&["_0", "_x%2Ey", "_2048", "_a%252Eb", "_q%22", "__"]);
-        assert_eq!(odd, Some(Place { root: 0, path: path(&["x.y", "2048", "a%2Eb", "q\"", "_"]) }));
+        assert_eq!(odd, Some(AttributePlace { root: 0, path: path(&["x.y", "2048", "a%2Eb", "q\"", "_"]) }));
         for names in [&[][..], &["0"], &["_x"], &["_0", "x"], &["_0", "_%ff"]] {
             assert_eq!(read(names), None, "{names:?}");
         }

@@ -11,7 +11,7 @@ use narinfo::StorePath;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
-use super::attribute::{AttributePath, Outcome};
+use super::attribute::{AttributePath, Evaluated};
 use super::closure;
 use super::denied;
 use super::error::RefreshError;
@@ -20,7 +20,7 @@ use super::gather::{not_there, unreadable};
 use super::holder;
 use super::settings::{SetName, SetSettings, Verdict};
 use super::setup::Setup;
-use super::source::{self, Place, Run};
+use super::source::{self, AttributePlace, EvaluatorRun};
 use super::trouble::{self, Class};
 use super::walk;
 use super::{Catalogue, Tools};
@@ -299,17 +299,17 @@ impl Lazy {
         set: &SetSettings,
         system: &str,
         setup: &Setup,
-        place: Place,
+        place: AttributePlace,
         daemon: &mut PooledDaemon,
     ) -> Result<Option<Looked>, RefreshError> {
         let Tools { nix, .. } = &self.0.tools;
         let limit = set.evaluation.attribute_time_max;
         let task = setup.task(&self.0.tools, set, system, Instant::now() + limit);
-        let looked = |place: &Place, outcome| {
+        let looked = |place: &AttributePlace, outcome| {
             Some(Looked { path: task.path(place), is_whole: task.is_whole(place), outcome })
         };
         let mut at = place.clone();
-        let mut evaluator = task.start(&Run::Only(place.clone()))?;
+        let mut evaluator = task.start(&EvaluatorRun::Only(place.clone()))?;
         loop {
             match evaluator.step().await.map_err(walk::WalkError::from)? {
                 Step::Told(json) => {
@@ -422,7 +422,7 @@ struct Looked {
     path: AttributePath,
     /// All of the source cannot be evaluated.
     is_whole: bool,
-    outcome: Outcome,
+    outcome: Evaluated,
 }
 
 /// Outputs of a derivation and its closure; only its own if it is denied.

@@ -13,8 +13,8 @@ use prometheus_client::registry::{Registry, Unit};
 use super::settings::SetName;
 use crate::index::GenerationSize;
 
-type Set = [(&'static str, String); 1];
-type Outcome = [(&'static str, String); 2];
+type SetLabel = [(&'static str, String); 1];
+type RefreshLabels = [(&'static str, String); 2];
 type Seconds = Gauge<f64, std::sync::atomic::AtomicU64>;
 
 /// Upper bounds of the times that are told apart, in seconds.
@@ -44,11 +44,11 @@ pub(super) enum Refreshed {
 /// The numbers of all sets.
 pub(super) struct Metrics {
     registry: Registry,
-    generation: Family<Set, Gauge>,
+    generation: Family<SetLabel, Gauge>,
     /// In the order of their fields in the size of a generation.
-    sizes: [Family<Set, Gauge>; 4],
-    age: Family<Set, Seconds>,
-    refreshes: Family<Outcome, Histogram, Times>,
+    sizes: [Family<SetLabel, Gauge>; 4],
+    age: Family<SetLabel, Seconds>,
+    refreshes: Family<RefreshLabels, Histogram, Times>,
     /// The moment when each set was last known to be current.
     fresh_at: Mutex<BTreeMap<String, SystemTime>>,
 }
@@ -57,7 +57,7 @@ impl Metrics {
     pub(super) fn new() -> Self {
         let mut registry = Registry::with_prefix("ondine_catalogue");
         let mut gauge = |name: &str, help: &str| {
-            let family: Family<Set, Gauge> = Family::default();
+            let family: Family<SetLabel, Gauge> = Family::default();
             registry.register(name, help, family.clone());
             family
         };
@@ -87,7 +87,7 @@ impl Metrics {
 
     /// The set has this generation, which was up to date then.
     pub(super) fn current(&self, set: &SetName, id: u64, size: GenerationSize, fresh_at: SystemTime) {
-        let label: Set = [("set", set.to_string())];
+        let label: SetLabel = [("set", set.to_string())];
         self.generation.get_or_create(&label).set(i64::try_from(id).unwrap_or(i64::MAX));
         let GenerationSize { attributes, denied, errors, derivations } = size;
         for (family, value) in self.sizes.iter().zip([attributes, denied, errors, derivations]) {
@@ -103,7 +103,7 @@ impl Metrics {
             Refreshed::Unchanged => "unchanged",
             Refreshed::Failed => "failed",
         };
-        let label: Outcome = [("set", set.to_string()), ("outcome", outcome.to_owned())];
+        let label: RefreshLabels = [("set", set.to_string()), ("outcome", outcome.to_owned())];
         self.refreshes.get_or_create(&label).observe(took.as_secs_f64());
         if how == Refreshed::Unchanged {
             let mut fresh_at = self.fresh_at.lock().unwrap_or_else(PoisonError::into_inner);

@@ -38,17 +38,17 @@ use crate::roots::Roots;
 pub use attribute::{AttributePath, Selection};
 pub use closure::bring_in;
 pub use error::RefreshError;
-pub use names::{Named, Names, NoSuchName};
+pub use names::{NameResolver, NoSuchName, ResolvedName};
 pub use refresh::Refresher;
 pub use sandbox::Isolation;
-pub use settings::{Evaluation, Indexing, Origin, Pattern, SetName, SetSettings, Settings};
+pub use settings::{Evaluation, Indexing, Pattern, SetName, SetSettings, SetSource, Settings};
 
 /// The package sets, as those who ask see them; clones share it.
 #[derive(Clone)]
 pub struct Catalogue(Arc<Shared>);
 
 struct Shared {
-    sets: Vec<Set>,
+    sets: Vec<ConfiguredSet>,
     /// A refresh is wanted.
     wanted: Notify,
     /// Number of generations that have replaced another one since the start.
@@ -78,7 +78,7 @@ pub struct Tools {
 }
 
 /// A set, and how its refresh is.
-struct Set {
+struct ConfiguredSet {
     settings: SetSettings,
     progress: watch::Sender<Progress>,
 }
@@ -87,7 +87,7 @@ struct Set {
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
     /// The current step.
-    pub state: State,
+    pub state: RefreshState,
     /// Number of requested refreshes.
     asked: u64,
     /// Number of those that have ended.
@@ -98,7 +98,7 @@ pub struct Progress {
 
 /// The current step of a set.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub enum State {
+pub enum RefreshState {
     /// Nothing.
     #[default]
     Idle,
@@ -122,7 +122,7 @@ pub enum State {
     Swapping,
 }
 
-impl fmt::Display for State {
+impl fmt::Display for RefreshState {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Idle => write!(formatter, "idle"),
@@ -137,7 +137,7 @@ impl fmt::Display for State {
 }
 
 /// A refresh that was asked for.
-pub struct Following {
+pub struct RefreshHandle {
     /// The set's name.
     pub set: SetName,
     number: u64,
@@ -146,18 +146,18 @@ pub struct Following {
 
 /// Progress of a refresh.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum News {
+pub enum RefreshUpdate {
     /// The refresh has reached this step.
-    Under(State),
+    Running(RefreshState),
     /// The refresh has ended: its result, or its error.
-    Over(Result<String, String>),
+    Done(Result<String, String>),
 }
 
 impl Catalogue {
     /// These sets, of which nothing is done yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        let set = |settings| Set { settings, progress: watch::channel(Progress::default()).0 };
+        let set = |settings| ConfiguredSet { settings, progress: watch::channel(Progress::default()).0 };
         let sets = settings.sets.into_iter().map(set).collect();
         Self(Arc::new(Shared {
             sets,
@@ -169,7 +169,7 @@ impl Catalogue {
     }
 
     /// Each set, and what is done for it now.
-    pub fn sets(&self) -> impl Iterator<Item = (&SetSettings, State)> {
+    pub fn sets(&self) -> impl Iterator<Item = (&SetSettings, RefreshState)> {
         self.0.sets.iter().map(|set| (&set.settings, set.progress.borrow().state.clone()))
     }
 
@@ -192,26 +192,26 @@ impl Catalogue {
     /// Asks for a refresh of the set of this name, or of all sets: one that begins from now on. `None` when
     /// there is no such set.
     #[must_use]
-    pub fn refresh(&self, name: Option<&str>) -> Option<Vec<Following>> {
+    pub fn refresh(&self, name: Option<&str>) -> Option<Vec<RefreshHandle>> {
         let meant =
             self.0.sets.iter().filter(|set| name.is_none_or(|name| set.settings.name.as_str() == name));
-        let following: Vec<Following> = meant.map(Set::want).collect();
+        let following: Vec<RefreshHandle> = meant.map(ConfiguredSet::want).collect();
         self.0.wanted.notify_one();
         (name.is_none() || !following.is_empty()).then_some(following)
     }
 }
 
-impl Set {
-    fn want(&self) -> Following {
+impl ConfiguredSet {
+    fn want(&self) -> RefreshHandle {
         let mut number = 0;
         self.progress.send_modify(|progress| {
             progress.asked += 1;
             number = progress.asked;
-            if progress.state == State::Idle {
-                progress.state = State::Waiting;
+            if progress.state == RefreshState::Idle {
+                progress.state = RefreshState::Waiting;
             }
         });
-        Following { set: self.settings.name.clone(), number, progress: self.progress.subscribe() }
+        RefreshHandle { set: self.settings.name.clone(), number, progress: self.progress.subscribe() }
     }
 
     fn is_wanted(&self) -> bool {
@@ -219,7 +219,7 @@ impl Set {
         progress.asked > progress.ended
     }
 
-    fn show(&self, state: State) {
+    fn show(&self, state: RefreshState) {
         self.progress.send_modify(|progress| progress.state = state);
     }
 
@@ -227,19 +227,19 @@ impl Set {
     fn over(&self, asked: u64, outcome: Result<String, String>) {
         self.progress.send_modify(|progress| {
             progress.ended = asked;
-            progress.state = if progress.asked > asked { State::Waiting } else { State::Idle };
+            progress.state = if progress.asked > asked { RefreshState::Waiting } else { RefreshState::Idle };
             progress.outcome = Some(outcome);
         });
     }
 }
 
-impl Following {
+impl RefreshHandle {
     /// The progress now.
-    pub fn news(&mut self) -> News {
+    pub fn news(&mut self) -> RefreshUpdate {
         let progress = self.progress.borrow_and_update();
         match &progress.outcome {
-            Some(outcome) if progress.ended >= self.number => News::Over(outcome.clone()),
-            _ => News::Under(progress.state.clone()),
+            Some(outcome) if progress.ended >= self.number => RefreshUpdate::Done(outcome.clone()),
+            _ => RefreshUpdate::Running(progress.state.clone()),
         }
     }
 

@@ -19,7 +19,7 @@ const DEFAULT_OUTPUT: &str = "out";
 
 /// Looks names up; clones share what it needs.
 #[derive(Clone)]
-pub struct Names {
+pub struct NameResolver {
     catalogue: Catalogue,
     index: Index,
     store_dir: StoreDir,
@@ -28,7 +28,7 @@ pub struct Names {
 
 /// The result of a resolution.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Named {
+pub struct ResolvedName {
     /// The set.
     pub set: SetName,
     /// The generation that has it, which is the current one.
@@ -135,7 +135,7 @@ impl Catalogue {
     }
 }
 
-impl Names {
+impl NameResolver {
     /// Those of all sets.
     #[must_use]
     pub fn new(catalogue: Catalogue, tools: Tools) -> Self {
@@ -153,7 +153,7 @@ impl Names {
         set: &SetName,
         attribute: &AttributePath,
         system: Option<&str>,
-    ) -> Result<Named, NoSuchName> {
+    ) -> Result<ResolvedName, NoSuchName> {
         let settings = self.catalogue.settings_of(set.as_str());
         let settings = settings.ok_or_else(|| self.catalogue.no_such_set(set))?;
         let system = settings.system(system)?;
@@ -184,7 +184,16 @@ impl Names {
         let denied = row.denied || settings.verdict(attribute, &[]) == Verdict::Denied;
         let outputs = self.outputs(&drv, denied).await?;
         let own_output = own_output(row.output.as_deref(), &outputs);
-        Ok(Named { set, generation, attribute: attribute.clone(), system, drv, denied, own_output, outputs })
+        Ok(ResolvedName {
+            set,
+            generation,
+            attribute: attribute.clone(),
+            system,
+            drv,
+            denied,
+            own_output,
+            outputs,
+        })
     }
 
     /// The words of an attribute that throws.
@@ -207,7 +216,7 @@ impl Names {
         set: &SetName,
         selection: &'a Selection,
         system: Option<&str>,
-    ) -> Result<(Named, Option<&'a str>), NoSuchName> {
+    ) -> Result<(ResolvedName, Option<&'a str>), NoSuchName> {
         let Selection { path, output, otherwise } = selection;
         match (self.find(set, path, system).await, otherwise) {
             (Ok(named), _) => Ok((named, output.as_deref())),
@@ -275,7 +284,7 @@ impl Names {
     }
 }
 
-impl Named {
+impl ResolvedName {
     /// The path of the output of this name; without one, of the attribute's own.
     ///
     /// # Errors

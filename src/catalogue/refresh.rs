@@ -20,7 +20,7 @@ use super::settings::{Indexing, SetSettings};
 use super::setup::{self, Setup};
 use super::source;
 use super::walk::{Attribute, Task, Walk};
-use super::{Catalogue, Set, State, Tools};
+use super::{Catalogue, ConfiguredSet, RefreshState, Tools};
 use crate::causes::with_causes;
 use crate::index::{GenerationSize, NewGeneration, Swapped};
 
@@ -103,14 +103,14 @@ impl Refresher {
         Some(now + after.saturating_sub(since))
     }
 
-    async fn refresh(&self, set: &Set) -> How {
+    async fn refresh(&self, set: &ConfiguredSet) -> How {
         let name = &set.settings.name;
         let asked = set.progress.borrow().asked;
         tracing::info!(set = %name, "refreshing");
         let begun = Instant::now();
-        let mut outcome = self.make(set, Missing::IsAnError).await;
+        let mut outcome = self.make(set, VanishedDerivation::IsAnError).await;
         if outcome.as_ref().is_err_and(RefreshError::may_be_collected) {
-            outcome = self.make(set, Missing::IsTold).await;
+            outcome = self.make(set, VanishedDerivation::IsTold).await;
         }
         let refreshed = outcome.as_ref().map_or(Refreshed::Failed, Made::how);
         self.catalogue.0.metrics.refreshed(name, refreshed, begun.elapsed());
@@ -144,13 +144,13 @@ impl Refresher {
     }
 
     /// True if a set has no generation yet.
-    async fn has_nothing(&self, set: &Set) -> bool {
+    async fn has_nothing(&self, set: &ConfiguredSet) -> bool {
         let row = self.tools.index.set(set.settings.name.to_string()).await;
         row.is_ok_and(|row| row.generations.is_empty())
     }
 
     /// Makes a generation and puts it in the place of the one before.
-    async fn make(&self, set: &Set, missing: Missing) -> Result<Made, RefreshError> {
+    async fn make(&self, set: &ConfiguredSet, missing: VanishedDerivation) -> Result<Made, RefreshError> {
         self.tools.index.start_generation().await?;
         let settings = &set.settings;
         if settings.indexing == Indexing::Lazy {
@@ -188,8 +188,8 @@ impl Refresher {
             self.tools.index.record_refresh(settings.name.to_string(), None).await?;
             return Ok(Made { size, swapped: None, trouble });
         }
-        set.show(State::Reading { derivations: 0 });
-        let progress = |derivations| set.show(State::Reading { derivations });
+        set.show(RefreshState::Reading { derivations: 0 });
+        let progress = |derivations| set.show(RefreshState::Reading { derivations });
         let store_dir = &self.tools.nix.store_dir;
         let closure = closure::bring_in(&self.tools.index, store_dir, allowed, denied, progress).await?;
         size.derivations = closure.derivations;
@@ -200,16 +200,16 @@ impl Refresher {
     /// Has attributes fail whose derivations cannot be read.
     async fn leave_out(
         &self,
-        set: &Set,
+        set: &ConfiguredSet,
         unreadable: Vec<(StorePath, String)>,
         size: &mut GenerationSize,
-        missing: Missing,
+        missing: VanishedDerivation,
     ) -> Result<(), RefreshError> {
         let store_dir = &self.tools.nix.store_dir;
         let is_gone = |drv: &StorePath| !Path::new(&drv.in_dir(store_dir)).exists();
         let mut failures = Vec::new();
         for (drv, reason) in unreadable {
-            if missing == Missing::IsAnError && is_gone(&drv) {
+            if missing == VanishedDerivation::IsAnError && is_gone(&drv) {
                 return Err(RefreshError::Gone(drv));
             }
             tracing::warn!(set = %set.settings.name, %drv, reason, "left out: the derivation cannot be read");
@@ -225,7 +225,7 @@ impl Refresher {
     }
 
     /// Makes a generation of a lazy set, of which nothing is evaluated yet: its source may have changed.
-    async fn make_empty(&self, set: &Set) -> Result<Made, RefreshError> {
+    async fn make_empty(&self, set: &ConfiguredSet) -> Result<Made, RefreshError> {
         let name = &set.settings.name;
         // A source that is not there is no new generation.
         Setup::new(&self.tools, &set.settings).await?;
@@ -238,9 +238,14 @@ impl Refresher {
     }
 
     /// Puts what was brought in into the place of the generation before.
-    async fn swap(&self, set: &Set, holder: StorePath, size: GenerationSize) -> Result<Made, RefreshError> {
+    async fn swap(
+        &self,
+        set: &ConfiguredSet,
+        holder: StorePath,
+        size: GenerationSize,
+    ) -> Result<Made, RefreshError> {
         let settings = &set.settings;
-        set.show(State::Swapping);
+        set.show(RefreshState::Swapping);
         let (name, made_by) = (settings.name.to_string(), settings.made_by());
         let new = NewGeneration { set: name, made_by, holder, size };
         let swapped = self.tools.index.swap_generation(new).await?;
@@ -252,7 +257,7 @@ impl Refresher {
     /// Evaluates all attributes: with so many workers of nix-eval-jobs, or with nix-instantiate.
     async fn gather<'a>(
         &self,
-        set: &'a Set,
+        set: &'a ConfiguredSet,
         deadline: Instant,
         workers: Option<u64>,
     ) -> Result<Gathered<'a>, RefreshError> {
@@ -336,7 +341,7 @@ enum How {
 
 /// Policy for the .drv file of a valid derivation that is not there.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Missing {
+enum VanishedDerivation {
     /// The derivation may have been collected: everything is evaluated again.
     IsAnError,
     /// The error of its attributes.

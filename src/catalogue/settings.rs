@@ -25,7 +25,7 @@ pub struct SetSettings {
     /// Its name, which fits into the name of a store path.
     pub name: SetName,
     /// Where it comes from.
-    pub origin: Origin,
+    pub origin: SetSource,
     /// The systems that it is evaluated for, at least one.
     pub systems: Vec<String>,
     /// Time of the evaluation of its attributes.
@@ -55,7 +55,7 @@ pub enum Indexing {
 
 /// Where a set comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Origin {
+pub enum SetSource {
     /// The packages of a flake.
     Flake(String),
     /// A Nix file, or a folder with a default.nix.
@@ -194,7 +194,7 @@ impl SetSettings {
     }
 }
 
-impl std::fmt::Display for Origin {
+impl std::fmt::Display for SetSource {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Flake(reference) => write!(formatter, "flake {reference}"),

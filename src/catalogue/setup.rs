@@ -11,8 +11,8 @@ use tokio::time::Instant;
 
 use super::Tools;
 use super::error::RefreshError;
-use super::evaluate::{Bounds, Enclosure, Ending, Evaluator, Invocation, Program, Step};
-use super::gateway::Reach;
+use super::evaluate::{Enclosure, Evaluator, EvaluatorEnd, EvaluatorLimits, Invocation, Program, Step};
+use super::gateway::AllowedHosts;
 use super::sandbox::{Isolation, Sandbox};
 use super::settings::SetSettings;
 use super::source::{self, Prepared};
@@ -168,7 +168,7 @@ impl Setup {
         set: &SetSettings,
     ) -> Result<Vec<String>, WalkError> {
         let limit = set.evaluation.attribute_time_max;
-        let bounds = Bounds {
+        let bounds = EvaluatorLimits {
             deadline: Instant::now() + limit,
             silence_max: limit,
             memory_bytes_max: set.evaluation.memory_bytes_max,
@@ -196,10 +196,12 @@ impl Setup {
             };
             trouble(&ending)?;
             return match ending {
-                Ending::Well => Ok(lines),
-                Ending::Failed(text) | Ending::Died(text) => Err(WalkError::Failed(shortened(text))),
-                Ending::Garrulous => Err(WalkError::Garrulous),
-                Ending::Silent | Ending::Late => Err(WalkError::Silent(limit)),
+                EvaluatorEnd::Well => Ok(lines),
+                EvaluatorEnd::Failed(text) | EvaluatorEnd::Died(text) => {
+                    Err(WalkError::Failed(shortened(text)))
+                }
+                EvaluatorEnd::OutputLimit => Err(WalkError::OutputLimit),
+                EvaluatorEnd::Silent | EvaluatorEnd::Late => Err(WalkError::Silent(limit)),
             };
         }
     }
@@ -236,7 +238,7 @@ fn enclosure(tools: &Tools, source: &Prepared) -> Enclosure {
         .extend(["NIX_DATA_DIR", "NIX_SSL_CERT_FILE", "SSL_CERT_FILE"].into_iter().filter_map(set));
     let configuration = set("NIX_CONF_DIR").unwrap_or_else(|| "/etc/nix".into());
     sandbox.readable.extend(CONFIGURATION.map(|file| configuration.join(file)));
-    if source.reach != Reach::default() {
+    if source.reach != AllowedHosts::default() {
         sandbox.readable.insert(configuration.join(CREDENTIALS));
     }
     sandbox.readable.extend(programs());

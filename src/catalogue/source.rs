@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use narinfo::{StoreDir, StorePath};
 use percent_encoding::percent_decode_str;
 
-use super::attribute::{AttributePath, Found, Outcome, in_quotes};
-use super::gateway::Reach;
-use super::settings::{Evaluation, Origin};
+use super::attribute::{AttributePath, Evaluated, FoundDerivation, in_quotes};
+use super::gateway::AllowedHosts;
+use super::settings::{Evaluation, SetSource};
 use crate::nix::{Daemon, DaemonError};
 
 /// A file that `nix-eval-jobs` must not be able to read: only an unrestricted evaluation sees it.
@@ -21,7 +21,7 @@ const WALK: &str = include_str!("walk.nix");
 const DEFAULT_NIX: &str = "default.nix";
 /// An attribute: the root from which it is reached, and the names from there.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Deserialize)]
-pub(super) struct Place {
+pub(super) struct AttributePlace {
     /// The number of the root.
     pub(super) root: usize,
     /// The names.
@@ -30,20 +30,20 @@ pub(super) struct Place {
 
 /// The purpose of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Run {
+pub(super) enum EvaluatorRun {
     /// All attributes.
     Walk,
     /// Those from there on, with that one or without it.
     Resume {
         /// From where.
-        from: Place,
+        from: AttributePlace,
         /// That one is walked, too.
         again: bool,
     },
     /// Only to see the error of that one.
-    Explain(Place),
+    Explain(AttributePlace),
     /// That one alone.
-    Only(Place),
+    Only(AttributePlace),
     /// All attributes, by `nix-eval-jobs`.
     Jobs {
         /// Number of parallel evaluators.
@@ -51,7 +51,7 @@ pub(super) enum Run {
         /// Bytes of memory with which a worker gives way to a fresh one.
         memory_bytes: u64,
         /// Attributes that are left out.
-        skip: Vec<Place>,
+        skip: Vec<AttributePlace>,
     },
 }
 
@@ -71,19 +71,19 @@ pub(super) struct Prepared {
     pub(super) reads: BTreeSet<PathBuf>,
     pub(super) reads_whole: BTreeSet<PathBuf>,
     /// Where it may fetch from.
-    pub(super) reach: Reach,
+    pub(super) reach: AllowedHosts,
     /// The attribute that is walked with all below it; `None` is all.
-    within: Option<Place>,
+    within: Option<AttributePlace>,
 }
 
 /// Finds the paths of a source. Blocks for moments.
 ///
 /// # Errors
 /// When something is not there.
-pub(super) fn prepare(origin: &Origin, evaluation: &Evaluation) -> std::io::Result<Prepared> {
+pub(super) fn prepare(origin: &SetSource, evaluation: &Evaluation) -> std::io::Result<Prepared> {
     let mut prepared = Prepared::new(evaluation)?;
     match origin {
-        Origin::Flake(reference) => {
+        SetSource::Flake(reference) => {
             prepared.set("extra-experimental-features", "flakes");
             prepared.reach.add(reference);
             if let Some(path) = local_flake(reference) {
@@ -97,7 +97,7 @@ pub(super) fn prepare(origin: &Origin, evaluation: &Evaluation) -> std::io::Resu
             prepared.roots = format!("[ {} ]", roots.join(" "));
             prepared.flake = Some(reference.clone());
         }
-        Origin::Expression { file, attributes } => {
+        SetSource::Expression { file, attributes } => {
             let file = file.canonicalize()?;
             // The folder, since a file reads those beside it.
             prepared.read(if file.is_dir() { &file } else { file.parent().unwrap_or(&file) });
@@ -112,11 +112,11 @@ pub(super) fn prepare(origin: &Origin, evaluation: &Evaluation) -> std::io::Resu
             prepared.roots = format!("let top = {top}; in [ {} ]", roots.join(" "));
             prepared.prefixes = prefixes;
         }
-        Origin::Directory(directory) if directory.join(DEFAULT_NIX).exists() => {
-            let whole = Origin::Expression { file: directory.clone(), attributes: Vec::new() };
+        SetSource::Directory(directory) if directory.join(DEFAULT_NIX).exists() => {
+            let whole = SetSource::Expression { file: directory.clone(), attributes: Vec::new() };
             return prepare(&whole, evaluation);
         }
-        Origin::Directory(directory) => {
+        SetSource::Directory(directory) => {
             let directory = directory.canonicalize()?;
             prepared.read(&directory);
             prepared.roots = folder(&utf8(&directory)?);
@@ -165,8 +165,8 @@ fn git_folders(tree: &Path) -> Vec<PathBuf> {
 ///
 /// # Errors
 /// If the folder cannot be read.
-pub(super) fn links(origin: &Origin) -> std::io::Result<Vec<(AttributePath, PathBuf)>> {
-    let Origin::Directory(directory) = origin else { return Ok(Vec::new()) };
+pub(super) fn links(origin: &SetSource) -> std::io::Result<Vec<(AttributePath, PathBuf)>> {
+    let SetSource::Directory(directory) = origin else { return Ok(Vec::new()) };
     let mut links = Vec::new();
     for entry in directory.read_dir()? {
         let entry = entry?;
@@ -188,12 +188,12 @@ pub(super) async fn linked(
     store_dir: &StoreDir,
     target: &Path,
     daemon: &mut Daemon,
-) -> Result<Outcome, DaemonError> {
+) -> Result<Evaluated, DaemonError> {
     let drv = target.to_str().and_then(|path| StorePath::parse_in(store_dir, path).ok());
     match drv.filter(StorePath::is_derivation) {
         Some(drv) if daemon.is_valid_path(&drv).await? => {
             let name = drv.name().trim_end_matches(".drv").to_owned();
-            Ok(Ok(Found { drv, name, output: None }))
+            Ok(Ok(FoundDerivation { drv, name, output: None }))
         }
         _ => Ok(Err(format!("{} is no derivation in the Nix store", target.display()))),
     }
@@ -227,7 +227,7 @@ impl Prepared {
             flake: None,
             reads: BTreeSet::new(),
             reads_whole: BTreeSet::new(),
-            reach: Reach::default(),
+            reach: AllowedHosts::default(),
             within: None,
         };
         let import = evaluation.import_from_derivation.to_string();
@@ -277,29 +277,30 @@ impl Prepared {
     }
 
     /// Of which only that attribute is walked, with all below it.
-    pub(super) fn within(&self, place: Place) -> Self {
+    pub(super) fn within(&self, place: AttributePlace) -> Self {
         Self { within: Some(place), ..self.clone() }
     }
 
     /// Where an attribute of this path may be.
-    pub(super) fn places(&self, path: &[String]) -> impl Iterator<Item = Place> {
+    pub(super) fn places(&self, path: &[String]) -> impl Iterator<Item = AttributePlace> {
         let prefixes = self.prefixes.iter().enumerate();
-        prefixes
-            .filter_map(|(root, prefix)| Some(Place { root, path: path.strip_prefix(&**prefix)?.to_vec() }))
+        prefixes.filter_map(|(root, prefix)| {
+            Some(AttributePlace { root, path: path.strip_prefix(&**prefix)?.to_vec() })
+        })
     }
 
     /// The arguments of a run for a system, which marks what it tells with `token`.
-    pub(super) fn arguments(&self, system: &str, token: &str, run: &Run) -> Vec<String> {
+    pub(super) fn arguments(&self, system: &str, token: &str, run: &EvaluatorRun) -> Vec<String> {
         let mut arguments = ["--log-format", "raw"].map(str::to_owned).to_vec();
         arguments.extend(self.settings());
         arguments.extend(self.search_path.iter().flat_map(|entry| ["-I".to_owned(), entry.clone()]));
         let [mut resume, mut explain, mut only, mut jobs] = ["null"; 4].map(str::to_owned);
         match run {
-            Run::Walk => {}
-            Run::Resume { from, again } => resume = place(from, &format!("again = {again};")),
-            Run::Explain(at) => explain = place(at, ""),
-            Run::Only(at) => only = place(at, ""),
-            Run::Jobs { workers, memory_bytes, skip } => {
+            EvaluatorRun::Walk => {}
+            EvaluatorRun::Resume { from, again } => resume = place(from, &format!("again = {again};")),
+            EvaluatorRun::Explain(at) => explain = place(at, ""),
+            EvaluatorRun::Only(at) => only = place(at, ""),
+            EvaluatorRun::Jobs { workers, memory_bytes, skip } => {
                 let skip: Vec<String> = skip.iter().map(|at| place(at, "")).collect();
                 jobs = format!("{{ outside = {}; skip = [ {} ]; }}", in_quotes(OUTSIDE), skip.join(" "));
                 let mebibytes = memory_bytes / (1024 * 1024);
@@ -404,7 +405,7 @@ fn expression(pattern: &str) -> String {
     pattern.chars().map(character).collect()
 }
 
-fn place(place: &Place, more: &str) -> String {
+fn place(place: &AttributePlace, more: &str) -> String {
     let path: Vec<String> = place.path.iter().map(|name| in_quotes(name)).collect();
     format!("{{ root = {}; path = [ {} ]; {more} }}", place.root, path.join(" "))
 }

@@ -9,10 +9,12 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use narinfo::{StoreDir, StorePath};
 use tokio::time::Instant;
 
-use super::attribute::{AttributePath, Found, Outcome};
-use super::evaluate::{Bounds, Enclosure, Ending, Evaluator, Invocation, Program, StartError, Step};
+use super::attribute::{AttributePath, Evaluated, FoundDerivation};
+use super::evaluate::{
+    Enclosure, Evaluator, EvaluatorEnd, EvaluatorLimits, Invocation, Program, StartError, Step,
+};
 use super::settings::SetSettings;
-use super::source::{Place, Prepared, Run};
+use super::source::{AttributePlace, EvaluatorRun, Prepared};
 use super::trouble;
 
 /// The evaluator that every Nix has.
@@ -44,7 +46,7 @@ pub enum WalkError {
     Silent(std::time::Duration),
     /// Printed too much before the first attribute.
     #[error("the evaluation was stopped: it printed more than 32 MiB")]
-    Garrulous,
+    OutputLimit,
     /// Malformed output.
     #[error("the evaluation said what makes no sense: {0}")]
     Nonsense(String),
@@ -64,7 +66,7 @@ pub(super) struct Attribute {
     /// Where it comes from: of several with one path the lowest counts, and the links of a folder are 0.
     pub(super) rank: usize,
     /// The result.
-    pub(super) outcome: Outcome,
+    pub(super) outcome: Evaluated,
 }
 
 /// A system's evaluation and its resources.
@@ -85,20 +87,20 @@ pub(super) struct Task<'a> {
 /// A walk under way.
 pub(super) struct Walk<'a> {
     task: Task<'a>,
-    running: Option<Running>,
-    next: Option<Run>,
+    running: Option<RunningEvaluator>,
+    next: Option<EvaluatorRun>,
     /// Throwing attributes that are not explained yet.
-    thrown: VecDeque<Place>,
+    thrown: VecDeque<AttributePlace>,
     explained: usize,
 }
 
 /// An evaluator, and how far it is.
-struct Running {
+struct RunningEvaluator {
     evaluator: Evaluator,
-    run: Run,
+    run: EvaluatorRun,
     /// Attributes that it began.
     begun: u64,
-    at: Option<Place>,
+    at: Option<AttributePlace>,
     /// The current attribute has its result.
     settled: bool,
 }
@@ -126,7 +128,7 @@ pub(super) fn event(json: &str) -> Result<Event, WalkError> {
 
 impl Task<'_> {
     /// Starts a run of `nix-instantiate` within the bounds of its set.
-    pub(super) fn start(&self, run: &Run) -> Result<Evaluator, WalkError> {
+    pub(super) fn start(&self, run: &EvaluatorRun) -> Result<Evaluator, WalkError> {
         self.start_with(NIX_INSTANTIATE, run, self.set.evaluation.memory_bytes_max)
     }
 
@@ -134,12 +136,12 @@ impl Task<'_> {
     pub(super) fn start_with(
         &self,
         program: Program,
-        run: &Run,
+        run: &EvaluatorRun,
         memory_bytes_max: u64,
     ) -> Result<Evaluator, WalkError> {
         let token = format!("ondine-{:016x}", RandomState::new().build_hasher().finish());
         let silence_max = self.set.evaluation.attribute_time_max;
-        let bounds = Bounds { deadline: self.deadline, silence_max, memory_bytes_max };
+        let bounds = EvaluatorLimits { deadline: self.deadline, silence_max, memory_bytes_max };
         let arguments = self.source.arguments(self.system, &token, run);
         let mark = format!("trace: {token} ");
         let heap_bytes = (memory_bytes_max / HEAP_SHARE).min(HEAP_BYTES_MAX);
@@ -150,37 +152,42 @@ impl Task<'_> {
     }
 
     /// The attribute at a place, as people know it, and what became of it.
-    pub(super) fn attribute(&self, place: &Place, outcome: Outcome) -> Attribute {
+    pub(super) fn attribute(&self, place: &AttributePlace, outcome: Evaluated) -> Attribute {
         Attribute { attribute: self.path(place), rank: place.root + 1, outcome }
     }
 
     /// The path of the attribute at a place.
-    pub(super) fn path(&self, place: &Place) -> AttributePath {
+    pub(super) fn path(&self, place: &AttributePlace) -> AttributePath {
         let names = self.prefix(place).iter().chain(&place.path).cloned().collect();
         AttributePath::new(names).unwrap_or_else(AttributePath::of_the_whole)
     }
 
     /// True if a place is the root of the source: an error there is not to be blamed on an attribute.
-    pub(super) fn is_whole(&self, place: &Place) -> bool {
+    pub(super) fn is_whole(&self, place: &AttributePlace) -> bool {
         place.path.is_empty() && self.prefix(place).is_empty()
     }
 
-    fn prefix(&self, place: &Place) -> &[String] {
+    fn prefix(&self, place: &AttributePlace) -> &[String] {
         self.source.prefixes.get(place.root).map_or(&[], Vec::as_slice)
     }
 }
 
 /// The result of an evaluator for a derivation.
-pub(super) fn derivation(store_dir: &StoreDir, drv: String, name: String, output: Option<String>) -> Outcome {
+pub(super) fn derivation(
+    store_dir: &StoreDir,
+    drv: String,
+    name: String,
+    output: Option<String>,
+) -> Evaluated {
     let parsed = StorePath::parse_in(store_dir, &drv).ok().filter(StorePath::is_derivation);
     let parsed = parsed.ok_or_else(|| format!("its drvPath is no derivation: {drv:?}"));
-    parsed.map(|drv| Found { drv, name, output })
+    parsed.map(|drv| FoundDerivation { drv, name, output })
 }
 
 /// An error where the machine, or its daemon, is in trouble, which is not to be blamed on an attribute.
-pub(super) fn trouble(ending: &Ending) -> Result<(), WalkError> {
+pub(super) fn trouble(ending: &EvaluatorEnd) -> Result<(), WalkError> {
     match ending {
-        Ending::Failed(text) | Ending::Died(text) => trouble_in(text),
+        EvaluatorEnd::Failed(text) | EvaluatorEnd::Died(text) => trouble_in(text),
         _ => Ok(()),
     }
 }
@@ -191,21 +198,21 @@ pub(super) fn trouble_in(error: &str) -> Result<(), WalkError> {
 }
 
 /// The error of an attribute that ended an evaluation.
-pub(super) fn blame(ending: Ending, limit: std::time::Duration) -> String {
+pub(super) fn blame(ending: EvaluatorEnd, limit: std::time::Duration) -> String {
     shortened(match ending {
-        Ending::Silent | Ending::Late => {
+        EvaluatorEnd::Silent | EvaluatorEnd::Late => {
             format!("it was not done after {} (attribute-timeout)", humantime::format_duration(limit))
         }
-        Ending::Garrulous => "it printed more than 32 MiB".to_owned(),
-        Ending::Died(text) => format!("the evaluator died of it (max-memory-bytes?): {text}"),
-        Ending::Failed(text) => text,
-        Ending::Well => "it is no derivation".to_owned(),
+        EvaluatorEnd::OutputLimit => "it printed more than 32 MiB".to_owned(),
+        EvaluatorEnd::Died(text) => format!("the evaluator died of it (max-memory-bytes?): {text}"),
+        EvaluatorEnd::Failed(text) => text,
+        EvaluatorEnd::Well => "it is no derivation".to_owned(),
     })
 }
 
 impl<'a> Walk<'a> {
     pub(super) fn new(task: Task<'a>) -> Self {
-        Self { task, running: None, next: Some(Run::Walk), thrown: VecDeque::new(), explained: 0 }
+        Self { task, running: None, next: Some(EvaluatorRun::Walk), thrown: VecDeque::new(), explained: 0 }
     }
 
     /// The next attribute.
@@ -217,7 +224,7 @@ impl<'a> Walk<'a> {
             let running = match &mut self.running {
                 Some(running) => running,
                 None => {
-                    let explain = || self.thrown.front().cloned().map(Run::Explain);
+                    let explain = || self.thrown.front().cloned().map(EvaluatorRun::Explain);
                     let Some(run) = self.next.take().or_else(explain) else { return Ok(None) };
                     let running = self.start(run)?;
                     self.running.insert(running)
@@ -233,9 +240,9 @@ impl<'a> Walk<'a> {
         }
     }
 
-    fn start(&self, run: Run) -> Result<Running, WalkError> {
+    fn start(&self, run: EvaluatorRun) -> Result<RunningEvaluator, WalkError> {
         let evaluator = self.task.start(&run)?;
-        Ok(Running { evaluator, run, begun: 0, at: None, settled: true })
+        Ok(RunningEvaluator { evaluator, run, begun: 0, at: None, settled: true })
     }
 
     fn told(&mut self, json: &str) -> Result<Option<Attribute>, WalkError> {
@@ -244,13 +251,13 @@ impl<'a> Walk<'a> {
         let root = event.root;
         if let Some(path) = event.begun {
             running.begun += 1;
-            running.at = Some(Place { root, path });
+            running.at = Some(AttributePlace { root, path });
             running.settled = false;
             return Ok(None);
         }
         running.settled = true;
         if let Some(path) = event.thrown {
-            let place = Place { root, path };
+            let place = AttributePlace { root, path };
             if self.explained + self.thrown.len() < EXPLAINED_MAX {
                 self.thrown.push_back(place);
                 return Ok(None);
@@ -259,23 +266,23 @@ impl<'a> Walk<'a> {
         }
         let Some(path) = event.found else { return Ok(None) };
         let outcome = derivation(self.task.store_dir, event.drv, event.name, event.output);
-        Ok(Some(self.task.attribute(&Place { root, path }, outcome)))
+        Ok(Some(self.task.attribute(&AttributePlace { root, path }, outcome)))
     }
 
-    fn ended(&mut self, ending: Ending) -> Result<Option<Attribute>, WalkError> {
+    fn ended(&mut self, ending: EvaluatorEnd) -> Result<Option<Attribute>, WalkError> {
         let Some(running) = self.running.take() else { return Ok(None) };
-        if let Run::Explain(place) = running.run {
+        if let EvaluatorRun::Explain(place) = running.run {
             self.thrown.pop_front();
             self.explained += 1;
             let error = match ending {
-                Ending::Failed(error) => error,
+                EvaluatorEnd::Failed(error) => error,
                 _ => THROWN.to_owned(),
             };
             return Ok(Some(self.failed(&place, error)));
         }
         match ending {
-            Ending::Well => return Ok(None),
-            Ending::Late => return Err(WalkError::Late(self.task.set.evaluation.time_max)),
+            EvaluatorEnd::Well => return Ok(None),
+            EvaluatorEnd::Late => return Err(WalkError::Late(self.task.set.evaluation.time_max)),
             _ => {}
         }
         let limit = self.task.set.evaluation.attribute_time_max;
@@ -284,24 +291,24 @@ impl<'a> Walk<'a> {
         trouble(&ending)?;
         let Some(place) = running.at.filter(|place| running.settled || !self.task.is_whole(place)) else {
             return Err(match ending {
-                Ending::Silent => WalkError::Silent(limit),
-                Ending::Garrulous => WalkError::Garrulous,
-                Ending::Failed(text) | Ending::Died(text) => WalkError::Failed(shortened(text)),
-                Ending::Well | Ending::Late => WalkError::Failed(String::new()),
+                EvaluatorEnd::Silent => WalkError::Silent(limit),
+                EvaluatorEnd::OutputLimit => WalkError::OutputLimit,
+                EvaluatorEnd::Failed(text) | EvaluatorEnd::Died(text) => WalkError::Failed(shortened(text)),
+                EvaluatorEnd::Well | EvaluatorEnd::Late => WalkError::Failed(String::new()),
             });
         };
         // An evaluator keeps what it has evaluated: with nothing before it, an attribute may well do.
-        let retry = matches!(ending, Ending::Died(_)) && running.begun > 1;
+        let retry = matches!(ending, EvaluatorEnd::Died(_)) && running.begun > 1;
         if running.settled || retry {
-            self.next = Some(Run::Resume { from: place, again: !running.settled });
+            self.next = Some(EvaluatorRun::Resume { from: place, again: !running.settled });
             return Ok(None);
         }
         let failed = self.failed(&place, blame(ending, limit));
-        self.next = Some(Run::Resume { from: place, again: false });
+        self.next = Some(EvaluatorRun::Resume { from: place, again: false });
         Ok(Some(failed))
     }
 
-    fn failed(&self, place: &Place, error: String) -> Attribute {
+    fn failed(&self, place: &AttributePlace, error: String) -> Attribute {
         self.task.attribute(place, Err(shortened(error)))
     }
 }

@@ -7,7 +7,7 @@ use super::draft::SettingsDraft;
 use super::error::{Location, Problem};
 use super::raw::{Content, RawTable, RawValue};
 use super::setting::{Bool, Bytes, DefaultValue, List, OneOf, Setting, Table, Text, Time, TimeOr};
-use crate::catalogue::{AttributePath, Evaluation, Indexing, Origin, Pattern, SetName, SetSettings};
+use crate::catalogue::{AttributePath, Evaluation, Indexing, Pattern, SetName, SetSettings, SetSource};
 use crate::nix;
 
 pub(super) const WITHIN: &str = " in [[catalogue]]";
@@ -222,7 +222,7 @@ const SOURCE_KEYS: &[Setting<RawSource>] = &[
 #[derive(Default)]
 pub(super) struct RawCatalogue {
     name: Option<SetName>,
-    origin: Option<Origin>,
+    origin: Option<SetSource>,
     systems: Option<Vec<String>>,
     indexing: Indexing,
     refresh: Option<Duration>,
@@ -297,14 +297,14 @@ pub(super) fn add(to: &mut SettingsDraft, read: RawCatalogue, table: &RawTable) 
     Ok(())
 }
 
-fn origin(source: RawSource) -> Option<Origin> {
+fn origin(source: RawSource) -> Option<SetSource> {
     let RawSource { flake, expression, attributes, directory } = source;
     match (flake, expression, attributes, directory) {
-        (Some(flake), None, None, None) => Some(Origin::Flake(flake)),
+        (Some(flake), None, None, None) => Some(SetSource::Flake(flake)),
         (None, Some(file), attributes, None) => {
-            Some(Origin::Expression { file, attributes: attributes.unwrap_or_default() })
+            Some(SetSource::Expression { file, attributes: attributes.unwrap_or_default() })
         }
-        (None, None, None, Some(directory)) => Some(Origin::Directory(directory)),
+        (None, None, None, Some(directory)) => Some(SetSource::Directory(directory)),
         _ => None,
     }
 }

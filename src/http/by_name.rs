@@ -10,7 +10,7 @@ use super::api::index_failed;
 use super::api::types::{AttributeDetails, AttributeOutput, RememberedFailure};
 use super::call::{Call, parameters};
 use super::response_future::ResponseFuture;
-use crate::catalogue::{Named, NoSuchName, Selection, SetName};
+use crate::catalogue::{NoSuchName, ResolvedName, Selection, SetName};
 use crate::index::{self, AttributeName};
 use crate::substitute::{End, Missing, OnMiss};
 
@@ -124,11 +124,11 @@ fn leads_to(nar: NarHash, compression: Compression, depth: usize) -> Answer {
 async fn find<'a>(
     service: &Service,
     name: &'a PackageAddress,
-) -> Result<(Named, Option<&'a str>), NoSuchName> {
+) -> Result<(ResolvedName, Option<&'a str>), NoSuchName> {
     service.parts.names.select(&name.set, &name.selection, name.system.as_deref()).await
 }
 
-async fn view(service: &Service, named: Named) -> Result<AttributeDetails, index::Error> {
+async fn view(service: &Service, named: ResolvedName) -> Result<AttributeDetails, index::Error> {
     let parts = &service.parts;
     let failure = parts.failures.of(&named.drv).await?;
     let mut outputs = Vec::new();

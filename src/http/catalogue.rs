@@ -11,7 +11,7 @@ use super::api::unix_seconds;
 use super::call::Call;
 use super::pipe::{Cut, Pipe, written};
 use super::response_future::ResponseFuture;
-use crate::catalogue::{Following, News, SetName, SetSettings};
+use crate::catalogue::{RefreshHandle, RefreshUpdate, SetName, SetSettings};
 use crate::index;
 
 /// Said when the index cannot tell of package sets.
@@ -88,7 +88,7 @@ fn refreshed(service: &Service, name: Option<SetName>) -> Answer {
     }
 }
 
-async fn tell(mut pipe: Pipe, following: Vec<Following>) -> Result<(), Cut> {
+async fn tell(mut pipe: Pipe, following: Vec<RefreshHandle>) -> Result<(), Cut> {
     if following.is_empty() {
         pipe.send("there is no package set ([[catalogue]] in the settings)\n").await;
     }
@@ -96,21 +96,21 @@ async fn tell(mut pipe: Pipe, following: Vec<Following>) -> Result<(), Cut> {
         let mut before = None;
         loop {
             match set.news() {
-                News::Over(Ok(done)) => {
+                RefreshUpdate::Done(Ok(done)) => {
                     pipe.send_line(format!("done: {}: {done}", set.set)).await;
                     break;
                 }
-                News::Over(Err(error)) => {
+                RefreshUpdate::Done(Err(error)) => {
                     pipe.send_line(format!("failed: {}: {}", set.set, error.replace('\n', "\n  "))).await;
                     break;
                 }
-                News::Under(state) if before.as_ref() != Some(&state) => {
+                RefreshUpdate::Running(state) if before.as_ref() != Some(&state) => {
                     pipe.send_line(format!("{}: {state}", set.set)).await;
                     before = Some(state);
                     // The end is told at once.
                     let _ = tokio::time::timeout(LINE_INTERVAL, set.over()).await;
                 }
-                News::Under(_) => {
+                RefreshUpdate::Running(_) => {
                     if !set.changed().await {
                         return Err(Cut);
                     }

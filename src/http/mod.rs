@@ -40,7 +40,7 @@ use tokio::sync::watch;
 
 use crate::build::{Failures, Logs, Scheduler};
 use crate::caller::{Caller, may};
-use crate::catalogue::{Catalogue, Names};
+use crate::catalogue::{Catalogue, NameResolver};
 use crate::index::Index;
 use crate::keep::Keeper;
 use crate::nix::{DaemonLogs, Detected, Pool};
@@ -103,7 +103,7 @@ pub struct Parts {
     /// Package sets.
     pub catalogue: Catalogue,
     /// What they have, by name.
-    pub names: Names,
+    pub names: NameResolver,
     /// Other caches.
     pub upstreams: Upstreams,
     /// Whether the index can be read, and how much is in it.

@@ -9,8 +9,8 @@ use narinfo::{StoreDir, StorePath};
 use super::connection::{Daemon, Reply};
 use super::error::DaemonError;
 use super::protocol::ProtocolVersion;
-use super::stderr::{Field, News};
-use super::wire::{LIST_ITEMS_MAX, Request};
+use super::stderr::{DaemonMessage, Field};
+use super::wire::{LIST_ITEMS_MAX, RequestBytes};
 
 const BUILD_PATHS_WITH_RESULTS: u64 = 46;
 /// Neither repair nor check.
@@ -208,7 +208,8 @@ impl Daemon {
         mut on_event: impl FnMut(BuildEvent),
     ) -> Result<BuildResult, DaemonError> {
         let key = target.to_wire(&self.store_dir);
-        let request = Request::default().number(BUILD_PATHS_WITH_RESULTS).texts(&[&key]).number(MODE_NORMAL);
+        let request =
+            RequestBytes::default().number(BUILD_PATHS_WITH_RESULTS).texts(&[&key]).number(MODE_NORMAL);
         let mut activities = Activities { store_dir: self.store_dir.clone(), builds: HashMap::new() };
         let reports_cpu = self.version() >= CPU_SINCE;
         self.has_temp_roots = true;
@@ -284,16 +285,16 @@ struct Activities {
 }
 
 impl Activities {
-    fn event(&mut self, news: News) -> Option<BuildEvent> {
+    fn event(&mut self, news: DaemonMessage) -> Option<BuildEvent> {
         match news {
-            News::Message(text) => Some(BuildEvent::Message { text }),
-            News::Started { id, kind: ACTIVITY_BUILD, fields } => self.started(id, fields),
-            News::Started { .. } => None,
-            News::Stopped { id } => {
+            DaemonMessage::Message(text) => Some(BuildEvent::Message { text }),
+            DaemonMessage::Started { id, kind: ACTIVITY_BUILD, fields } => self.started(id, fields),
+            DaemonMessage::Started { .. } => None,
+            DaemonMessage::Stopped { id } => {
                 self.builds.remove(&id);
                 None
             }
-            News::Result { id, kind, fields } => {
+            DaemonMessage::Result { id, kind, fields } => {
                 let drv = self.builds.get(&id).cloned();
                 let field = fields.into_iter().next()?;
                 let dropped = field.dropped();
@@ -331,14 +332,18 @@ mod tests {
         Activities { store_dir: StoreDir::default(), builds: HashMap::new() }
     }
 
-    fn start(id: u64, drv: &StorePath) -> News {
+    fn start(id: u64, drv: &StorePath) -> DaemonMessage {
         let texts = [drv.in_dir(&StoreDir::default()), "ssh://big".into()];
         let fields = texts.map(Field::Text).into_iter().chain([Field::Number(1), Field::Number(1)]).collect();
-        News::Started { id, kind: ACTIVITY_BUILD, fields }
+        DaemonMessage::Started { id, kind: ACTIVITY_BUILD, fields }
     }
 
-    fn line(id: u64) -> News {
-        News::Result { id, kind: RESULT_BUILD_LOG_LINE, fields: vec![Field::Text("\u{1b}[1mx".into())] }
+    fn line(id: u64) -> DaemonMessage {
+        DaemonMessage::Result {
+            id,
+            kind: RESULT_BUILD_LOG_LINE,
+            fields: vec![Field::Text("\u{1b}[1mx".into())],
+        }
     }
 
     #[test]
@@ -349,7 +354,7 @@ mod tests {
         let expect = |drv| Some(BuildEvent::LogLine { drv, line: "\u{1b}[1mx".into(), dropped: 0 });
         assert_eq!(activities.event(line(7)), expect(Some(drv)));
         assert_eq!(activities.event(line(8)), expect(None));
-        assert_eq!(activities.event(News::Stopped { id: 7 }), None);
+        assert_eq!(activities.event(DaemonMessage::Stopped { id: 7 }), None);
         assert_eq!(activities.event(line(7)), expect(None));
     }
 

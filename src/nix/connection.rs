@@ -9,8 +9,8 @@ use narinfo::StoreDir;
 
 use super::error::DaemonError;
 use super::protocol::{ProtocolVersion, Trust};
-use super::stderr::{self, News};
-use super::wire::{Patience, Request, Wire};
+use super::stderr::{self, DaemonMessage};
+use super::wire::{Patience, RequestBytes, Wire};
 
 /// Time limit of an operation other than a build. Some wait for a garbage collection or ask substituters.
 pub const OPERATION_TIMEOUT: Duration = Duration::from_secs(300);
@@ -113,10 +113,10 @@ impl Daemon {
     pub(super) async fn ask(
         &mut self,
         doing: &'static str,
-        request: Request,
+        request: RequestBytes,
     ) -> Result<Reply<'_>, DaemonError> {
         self.follow(Some(Patience::new(doing, OPERATION_TIMEOUT)), request, |news| {
-            if let News::Message(text) = news {
+            if let DaemonMessage::Message(text) = news {
                 tracing::debug!(message = %text.trim_end().escape_debug(), "the Nix daemon says");
             }
         })
@@ -127,8 +127,8 @@ impl Daemon {
     pub(super) async fn follow(
         &mut self,
         patience: Option<Patience>,
-        request: Request,
-        on_news: impl FnMut(News),
+        request: RequestBytes,
+        on_news: impl FnMut(DaemonMessage),
     ) -> Result<Reply<'_>, DaemonError> {
         if self.in_operation {
             return Err(DaemonError::Unusable);

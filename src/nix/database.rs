@@ -12,7 +12,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use super::environment::Environment;
-use super::version::Counted;
+use super::version::CounterFile;
 
 /// Time limit for a lock that Nix holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -93,12 +93,12 @@ pub struct KnownOutput {
 pub struct Database {
     file: PathBuf,
     store_dir: StoreDir,
-    open: Mutex<Option<Open>>,
+    open: Mutex<Option<OpenDatabase>>,
 }
 
 /// An open database, and which file that was.
 #[derive(Debug)]
-struct Open {
+struct OpenDatabase {
     connection: Connection,
     device: u64,
     inode: u64,
@@ -112,7 +112,7 @@ impl Database {
     /// [`Database::lazy`].
     pub fn open(environment: &Environment) -> Result<Self, DatabaseError> {
         let database = Self::lazy(environment);
-        let open = Open::new(&database.file)?;
+        let open = OpenDatabase::new(&database.file)?;
         *database.lock() = Some(open);
         Ok(database)
     }
@@ -213,13 +213,17 @@ impl Database {
     ///
     /// # Errors
     /// When the database cannot be read.
-    pub(super) fn counted_in(&self) -> Result<Counted, DatabaseError> {
+    pub(super) fn counted_in(&self) -> Result<CounterFile, DatabaseError> {
         let mode = self.read(|connection| {
             connection.pragma_query_value(None, "journal_mode", |row| row.get::<_, String>(0))
         })?;
         let mut log = self.file.as_os_str().to_owned();
         log.push("-shm");
-        Ok(if mode == "wal" { Counted::Log(log.into()) } else { Counted::Database(self.file.clone()) })
+        Ok(if mode == "wal" {
+            CounterFile::Log(log.into())
+        } else {
+            CounterFile::Database(self.file.clone())
+        })
     }
 
     /// Reads from the file that is there now: a store that was made anew has another one.
@@ -230,7 +234,7 @@ impl Database {
         let (device, inode) = metadata.map(|metadata| (metadata.dev(), metadata.ino()))?;
         let open = match guard.take() {
             Some(open) if (open.device, open.inode) == (device, inode) => open,
-            _ => Open::new(&self.file)?,
+            _ => OpenDatabase::new(&self.file)?,
         };
         let outcome = query(&open.connection);
         // After an error the next call opens it anew, so that no bad state outlives its cause.
@@ -240,7 +244,7 @@ impl Database {
         outcome.map_err(|source| DatabaseError::Read { file: self.file.clone(), source })
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Open>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<OpenDatabase>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -254,7 +258,7 @@ impl Database {
     }
 }
 
-impl Open {
+impl OpenDatabase {
     fn new(file: &Path) -> Result<Self, DatabaseError> {
         let metadata = std::fs::metadata(file);
         let metadata = metadata.map_err(|source| DatabaseError::Missing { file: file.to_owned(), source })?;

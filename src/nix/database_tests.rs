@@ -9,8 +9,8 @@ use rusqlite::Connection;
 
 use super::database::{DERIVERS, Database, KnownOutput, VALID_PATH};
 use super::environment::Environment;
-use super::known::{Known, Mark};
-use super::version::{Counted, Watches};
+use super::known::{KnownHashes, Mark};
+use super::version::{CounterFile, Watches};
 
 /// The part of Nix's schema that is read here, as Nix 2.8 to 2.34 make it.
 const SCHEMA: &str = "
@@ -100,7 +100,7 @@ fn counted(folder: &Path, mode: &str) -> (Connection, Watches) {
     let log = folder.join(format!("{mode}-shm"));
     let mut watches = Watches::default();
     watches
-        .watch(if mode == "wal" { Counted::Log(log) } else { Counted::Database(file) })
+        .watch(if mode == "wal" { CounterFile::Log(log) } else { CounterFile::Database(file) })
         .expect("it can be opened");
     (connection, watches)
 }
@@ -138,7 +138,7 @@ fn another_file_in_its_place_and_another_journal_are_no_version_that_was_seen() 
     std::fs::copy(&file, folder.path().join("copy")).expect("copied");
     std::fs::rename(folder.path().join("copy"), &file).expect("replaced");
     eventually("the other file is noticed", || watches.version().is_none());
-    watches.watch(Counted::Database(file)).expect("opened");
+    watches.watch(CounterFile::Database(file)).expect("opened");
     assert!(watches.version().is_some_and(|version| version != before), "the same bytes in another file");
 }
 
@@ -182,8 +182,8 @@ fn what_came_into_the_store_is_never_denied_and_what_did_not_is_once_all_is_read
     for mode in ["wal", "truncate"] {
         let folder = tempfile::tempdir().expect("a folder");
         let (mut writer, database) = written(folder.path(), mode);
-        let (known, mut mark) = (Known::default(), Mark::default());
-        let lacks = |known: &Known, number: i64| known.surely_lacks(numbered(number, "x").hash());
+        let (known, mut mark) = (KnownHashes::default(), Mark::default());
+        let lacks = |known: &KnownHashes, number: i64| known.definitely_absent(numbered(number, "x").hash());
         assert!(!lacks(&known, 0), "nobody knows yet");
         for number in 0..50 {
             mark = known.learn(&database, mark).expect("read").expect("its version can be told");
@@ -212,14 +212,14 @@ fn another_store_in_its_place_is_read_from_its_start() {
     let folder = tempfile::tempdir().expect("a folder");
     let (mut writer, database) = written(folder.path(), "wal");
     (0..9).for_each(|number| register(&mut writer, number));
-    let known = Known::default();
+    let known = KnownHashes::default();
     let mark = known.learn(&database, Mark::default()).expect("read").expect("told");
     drop(writer);
     std::fs::remove_dir_all(folder.path().join("db")).expect("removed");
     let (mut writer, _) = written(folder.path(), "wal");
     register(&mut writer, 100);
-    eventually("the other store is noticed", || !known.surely_lacks(numbered(300, "x.drv").hash()));
+    eventually("the other store is noticed", || !known.definitely_absent(numbered(300, "x.drv").hash()));
     known.learn(&database, mark).expect("read").expect("told");
-    assert!(!known.surely_lacks(numbered(300, "x.drv").hash()));
-    assert!(known.surely_lacks(numbered(0, "x.drv").hash()), "the old one is gone");
+    assert!(!known.definitely_absent(numbered(300, "x.drv").hash()));
+    assert!(known.definitely_absent(numbered(0, "x.drv").hash()), "the old one is gone");
 }

@@ -30,14 +30,14 @@ pub struct Derivations(Arc<Shared>);
 
 #[derive(Debug, Default)]
 struct Shared {
-    known: Mutex<Known>,
+    known: Mutex<KnownDerivations>,
     /// One refresh at a time; it also has the time of the last one.
     refreshing: tokio::sync::Mutex<Option<Instant>>,
     warned: AtomicBool,
 }
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownDerivations {
     derivations: BTreeSet<StorePath>,
     outputs: BTreeMap<StorePathHash, Vec<KnownOutput>>,
 }
@@ -106,12 +106,12 @@ impl Derivations {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Known> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, KnownDerivations> {
         self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Known {
+impl KnownDerivations {
     fn add(&mut self, drv: &StorePath, derivation: Derivation) {
         for (output, path) in derivation.outputs {
             if let Some(path) = path {

@@ -47,7 +47,7 @@ pub struct CapabilitySettings {
 
 /// Nix's settings.
 #[derive(Debug, PartialEq, Eq)]
-struct Found {
+struct NixSettings {
     system: String,
     /// The daemon's own machine.
     local: Machine,
@@ -158,7 +158,7 @@ async fn output(mut command: tokio::process::Command) -> io::Result<Output> {
 }
 
 /// Reads Nix's settings; `kvm` says whether the kernel has KVM.
-fn from_settings(json: &Value, kvm: bool) -> Option<Found> {
+fn from_settings(json: &Value, kvm: bool) -> Option<NixSettings> {
     let value = |name: &str| json.get(name)?.get("value");
     let system = value("system")?.as_str()?.to_owned();
     let mut systems = BTreeSet::from([system.clone()]);
@@ -172,7 +172,7 @@ fn from_settings(json: &Value, kvm: bool) -> Option<Found> {
         features.insert(KVM.to_owned());
     }
     let builders = value("builders").and_then(Value::as_str).unwrap_or_default().to_owned();
-    Some(Found { system, local: Machine { systems, features, ..Machine::default() }, builders })
+    Some(NixSettings { system, local: Machine { systems, features, ..Machine::default() }, builders })
 }
 
 /// A list of names: older releases of Nix write some of them as one text.
@@ -196,7 +196,7 @@ pub fn own_system() -> String {
     }
 }
 
-fn defaults(kvm: bool) -> Found {
+fn defaults(kvm: bool) -> NixSettings {
     let system = own_system();
     let mut systems = BTreeSet::from([system.clone()]);
     if system == "x86_64-linux" {
@@ -204,10 +204,10 @@ fn defaults(kvm: bool) -> Found {
     }
     let features = DEFAULT_FEATURES.into_iter().chain(kvm.then_some(KVM)).map(str::to_owned).collect();
     let local = Machine { systems, features, ..Machine::default() };
-    Found { system, local, builders: DEFAULT_BUILDERS.to_owned() }
+    NixSettings { system, local, builders: DEFAULT_BUILDERS.to_owned() }
 }
 
-impl Found {
+impl NixSettings {
     /// The machines of these settings and of `ours`, the remote builders that we tell the daemon of. Unknown
     /// when they are written where we cannot read.
     fn machines(self, ours: Option<&str>, local: bool) -> Capabilities {
@@ -263,7 +263,7 @@ mod tests {
         })
     }
 
-    fn found(json: &Value, kvm: bool) -> Found {
+    fn found(json: &Value, kvm: bool) -> NixSettings {
         from_settings(json, kvm).expect("the settings are whole")
     }
 

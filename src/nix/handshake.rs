@@ -13,7 +13,7 @@ use super::environment::Environment;
 use super::error::DaemonError;
 use super::protocol::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion, Trust};
 use super::stderr;
-use super::wire::{LIST_ITEMS_MAX, Patience, Request, Wire};
+use super::wire::{LIST_ITEMS_MAX, Patience, RequestBytes, Wire};
 
 /// Time limit of the handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -87,7 +87,7 @@ impl Handshake {
 
     async fn agree(self) -> Result<Agreed, DaemonError> {
         let Self { mut wire, store_dir } = self;
-        let hello = Request::default().number(CLIENT_MAGIC).number(NEWEST_PROTOCOL.to_wire());
+        let hello = RequestBytes::default().number(CLIENT_MAGIC).number(NEWEST_PROTOCOL.to_wire());
         wire.send(hello.as_bytes()).await?;
         let magic = wire.number().await?;
         if magic != DAEMON_MAGIC {
@@ -124,7 +124,7 @@ struct Agreed {
 impl Agreed {
     async fn introduce(self) -> Result<Daemon, DaemonError> {
         let Self { mut wire, store_dir, version } = self;
-        let mut words = Request::default();
+        let mut words = RequestBytes::default();
         if version >= FEATURES_SINCE {
             words = words.texts::<&str>(&[]);
         }

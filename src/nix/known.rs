@@ -10,9 +10,9 @@ use super::database::{Database, DatabaseError};
 use super::version::{Version, Watches};
 use crate::filter::Filter;
 
-/// The hashes, kept by whoever runs [`Known::learn`] whenever [`Known::outdated`].
+/// The hashes, kept by whoever runs [`KnownHashes::learn`] whenever [`KnownHashes::outdated`].
 #[derive(Debug, Default)]
-pub(super) struct Known {
+pub(super) struct KnownHashes {
     hashes: Filter,
     watched: RwLock<Watched>,
     outdated: Notify,
@@ -33,10 +33,10 @@ pub(super) struct Mark {
     file: Option<(u64, u64)>,
 }
 
-impl Known {
+impl KnownHashes {
     /// True if there is neither a valid path nor a derivation for it. False in doubt, as when the database
     /// has changed since it was read.
-    pub(super) fn surely_lacks(&self, hash: StorePathHash) -> bool {
+    pub(super) fn definitely_absent(&self, hash: StorePathHash) -> bool {
         // The version first: what is committed between the two need not be known.
         let current = self.read().is_current();
         if !current {

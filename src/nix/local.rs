@@ -13,7 +13,7 @@ use super::database::{Database, DatabaseError};
 use super::derivations::Derivations;
 use super::environment::Environment;
 use super::error::DaemonError;
-use super::known::{Known, Mark};
+use super::known::{KnownHashes, Mark};
 use super::pool::Pool;
 use super::realisations::Realisations;
 use super::version::Version;
@@ -57,7 +57,7 @@ pub struct LocalStore {
     database: Reader,
     /// A separate connection for the in-memory hashes: reading all of a large store takes a while.
     scanned: Reader,
-    known: Arc<Known>,
+    known: Arc<KnownHashes>,
     derivations: Derivations,
     realisations: Realisations,
     /// So that a database that cannot be read is told of once, not at every look-up.
@@ -85,11 +85,11 @@ impl LocalStore {
     /// True if the store has neither a path with this hash nor a derivation that gives one. False in doubt:
     /// then it has to be asked. Takes a moment, and never waits for SQLite.
     #[must_use]
-    pub fn surely_lacks(&self, hash: StorePathHash) -> bool {
-        self.known.surely_lacks(hash)
+    pub fn definitely_absent(&self, hash: StorePathHash) -> bool {
+        self.known.definitely_absent(hash)
     }
 
-    /// Keeps what [`LocalStore::surely_lacks`] looks at, for as long as the server runs.
+    /// Keeps what [`LocalStore::definitely_absent`] looks at, for as long as the server runs.
     pub async fn keep_known(&self) {
         let mut mark = Mark::default();
         loop {

@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::connection::{Daemon, OPERATION_TIMEOUT};
 use super::error::DaemonError;
 use super::pool::Pool;
-use super::wire::{Patience, Request};
+use super::wire::{Patience, RequestBytes};
 
 const NAR_FROM_PATH: u64 = 38;
 /// Bytes that are passed on at a time.
@@ -95,7 +95,7 @@ impl Daemon {
         bytes: u64,
         chunks: &mpsc::Sender<Bytes>,
     ) -> Result<(), DaemonError> {
-        let request = Request::default().number(NAR_FROM_PATH).text(&path.in_dir(&self.store_dir));
+        let request = RequestBytes::default().number(NAR_FROM_PATH).text(&path.in_dir(&self.store_dir));
         let mut reply = self.ask(DOING, request).await?;
         let mut left = bytes;
         while left > 0 {

@@ -14,7 +14,7 @@ use narinfo::{
 use super::build::BuildTarget;
 use super::connection::{Daemon, Reply};
 use super::error::DaemonError;
-use super::wire::{LIST_ITEMS_MAX, Request};
+use super::wire::{LIST_ITEMS_MAX, RequestBytes};
 
 const IS_VALID_PATH: u64 = 1;
 const ADD_TO_STORE: u64 = 7;
@@ -92,7 +92,7 @@ pub struct PathInfo {
 
 /// The work that makes targets valid.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Missing {
+pub struct MissingPaths {
     /// Derivations that are built.
     pub will_build: BTreeSet<StorePath>,
     /// Paths that are fetched from substituters.
@@ -113,7 +113,7 @@ impl Daemon {
     /// # Errors
     /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
     pub async fn set_options(&mut self, options: &Options) -> Result<(), DaemonError> {
-        let mut request = Request::default()
+        let mut request = RequestBytes::default()
             .number(SET_OPTIONS)
             .number(0) // keep the folders of failed builds
             .number(options.keep_going.into())
@@ -165,7 +165,7 @@ impl Daemon {
     /// # Errors
     /// If the daemon refuses ([`DaemonError::Nix`]) or is lost.
     pub async fn add_indirect_root(&mut self, link: &Path) -> Result<(), DaemonError> {
-        let request = Request::default().number(ADD_INDIRECT_ROOT).bytes(link.as_os_str().as_bytes());
+        let request = RequestBytes::default().number(ADD_INDIRECT_ROOT).bytes(link.as_os_str().as_bytes());
         let mut reply = self.ask("adding a GC root", request).await?;
         reply.number().await?;
         reply.done(())
@@ -184,7 +184,7 @@ impl Daemon {
     ) -> Result<StorePath, DaemonError> {
         let references: Vec<String> =
             references.into_iter().map(|path| path.in_dir(&self.store_dir)).collect();
-        let request = Request::default()
+        let request = RequestBytes::default()
             .number(ADD_TO_STORE)
             .text(name)
             .text("text:sha256")
@@ -218,7 +218,7 @@ impl Daemon {
         &mut self,
         hash: StorePathHash,
     ) -> Result<Option<StorePath>, DaemonError> {
-        let request = Request::default().number(QUERY_PATH_FROM_HASH_PART).text(hash.as_str());
+        let request = RequestBytes::default().number(QUERY_PATH_FROM_HASH_PART).text(hash.as_str());
         let mut reply = self.ask("looking for a path by its hash", request).await?;
         let dir = reply.store_dir();
         let path = reply.optional_path(&dir).await?;
@@ -230,7 +230,7 @@ impl Daemon {
     /// # Errors
     /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
     pub async fn query_all_valid_paths(&mut self) -> Result<BTreeSet<StorePath>, DaemonError> {
-        let request = Request::default().number(QUERY_ALL_VALID_PATHS);
+        let request = RequestBytes::default().number(QUERY_ALL_VALID_PATHS);
         let mut reply = self.ask("listing all paths", request).await?;
         let dir = reply.store_dir();
         let paths = reply.paths(&dir).await?;
@@ -246,7 +246,7 @@ impl Daemon {
         paths: impl IntoIterator<Item = &StorePath>,
     ) -> Result<BTreeSet<StorePath>, DaemonError> {
         let paths: Vec<String> = paths.into_iter().map(|path| path.in_dir(&self.store_dir)).collect();
-        let request = Request::default().number(QUERY_VALID_PATHS).texts(&paths).number(0);
+        let request = RequestBytes::default().number(QUERY_VALID_PATHS).texts(&paths).number(0);
         let mut reply = self.ask("asking which paths are valid", request).await?;
         let dir = reply.store_dir();
         let valid = reply.paths(&dir).await?;
@@ -297,7 +297,7 @@ impl Daemon {
         if id.drv().is_some() || !self.realisations_by_hash {
             return Ok(None);
         }
-        let request = Request::default().number(QUERY_REALISATION).text(&id.to_string());
+        let request = RequestBytes::default().number(QUERY_REALISATION).text(&id.to_string());
         let mut reply = self.ask("asking for a realisation", request).await?;
         // A list, which has one item or none.
         let found = match reply.count("a list of realisations", 1).await? {
@@ -313,12 +313,12 @@ impl Daemon {
     ///
     /// # Errors
     /// If the daemon refuses ([`DaemonError::Nix`]) or is lost.
-    pub async fn query_missing(&mut self, targets: &[BuildTarget]) -> Result<Missing, DaemonError> {
+    pub async fn query_missing(&mut self, targets: &[BuildTarget]) -> Result<MissingPaths, DaemonError> {
         let targets: Vec<String> = targets.iter().map(|target| target.to_wire(&self.store_dir)).collect();
-        let request = Request::default().number(QUERY_MISSING).texts(&targets);
+        let request = RequestBytes::default().number(QUERY_MISSING).texts(&targets);
         let mut reply = self.ask("asking what a build needs", request).await?;
         let dir = reply.store_dir();
-        let missing = Missing {
+        let missing = MissingPaths {
             will_build: reply.paths(&dir).await?,
             will_substitute: reply.paths(&dir).await?,
             unknown: reply.paths(&dir).await?,
@@ -328,8 +328,8 @@ impl Daemon {
         reply.done(missing)
     }
 
-    fn about(&self, operation: u64, path: &StorePath) -> Request {
-        Request::default().number(operation).text(&path.in_dir(&self.store_dir))
+    fn about(&self, operation: u64, path: &StorePath) -> RequestBytes {
+        RequestBytes::default().number(operation).text(&path.in_dir(&self.store_dir))
     }
 }
 

@@ -35,12 +35,12 @@ struct Shared {
     idle: Mutex<Vec<Daemon>>,
     turns: Arc<Semaphore>,
     /// Locked for a moment only.
-    outage: Mutex<Option<Outage>>,
+    outage: Mutex<Option<DaemonOutage>>,
 }
 
 /// The daemon takes no connection.
 #[derive(Debug)]
-struct Outage {
+struct DaemonOutage {
     since: Instant,
     /// Last sight of it.
     seen: Instant,
@@ -141,7 +141,7 @@ impl Shared {
         self.options.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn outage(&self) -> MutexGuard<'_, Option<Outage>> {
+    fn outage(&self) -> MutexGuard<'_, Option<DaemonOutage>> {
         self.outage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -151,7 +151,7 @@ impl Shared {
         let now = Instant::now();
         match (error.and_then(DaemonError::lost), outage.as_mut()) {
             (None, None) => {}
-            (None, Some(Outage { since, .. })) => {
+            (None, Some(DaemonOutage { since, .. })) => {
                 if error.is_none() {
                     tracing::info!(seconds = since.elapsed().as_secs(), "the Nix daemon answers again");
                 }
@@ -163,7 +163,7 @@ impl Shared {
                     %reason,
                     "the Nix daemon does not answer; builds wait for it, and what is served already is still served"
                 );
-                *outage = Some(Outage { since: now, seen: now, reason });
+                *outage = Some(DaemonOutage { since: now, seen: now, reason });
             }
         }
     }

@@ -20,13 +20,13 @@ const REST: Duration = Duration::from_secs(600);
 pub(super) struct Realisations {
     pool: Pool,
     /// Held while a daemon is asked that has not answered yet: one that hangs up does so by crashing.
-    known: Arc<Mutex<Known>>,
+    known: Arc<Mutex<QuerySupport>>,
     warned: Arc<AtomicBool>,
 }
 
 /// The daemon's behaviour so far.
 #[derive(Clone, Copy, Debug, Default)]
-enum Known {
+enum QuerySupport {
     #[default]
     Nothing,
     /// Answered such a question.
@@ -61,14 +61,14 @@ impl Realisations {
     async fn by_hash(&self, id: &DrvOutput) -> Result<Option<Realisation>, DaemonError> {
         let mut known = self.known.lock().await;
         match *known {
-            Known::HungUp(at) if at.elapsed() < REST => Ok(None),
-            Known::Answers => {
+            QuerySupport::HungUp(at) if at.elapsed() < REST => Ok(None),
+            QuerySupport::Answers => {
                 drop(known);
                 let found = self.ask(id).await;
                 known = self.known.lock().await;
                 self.learn(&mut known, found)
             }
-            Known::Nothing | Known::HungUp(_) => {
+            QuerySupport::Nothing | QuerySupport::HungUp(_) => {
                 let found = self.ask(id).await;
                 self.learn(&mut known, found)
             }
@@ -86,12 +86,12 @@ impl Realisations {
 
     fn learn(
         &self,
-        known: &mut Known,
+        known: &mut QuerySupport,
         found: Result<Option<Realisation>, DaemonError>,
     ) -> Result<Option<Realisation>, DaemonError> {
         match found {
             Err(DaemonError::Closed) => {
-                *known = Known::HungUp(Instant::now());
+                *known = QuerySupport::HungUp(Instant::now());
                 if !self.warned.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         "the Nix daemon hangs up when it is asked for a realisation, as it does without the \
@@ -101,7 +101,7 @@ impl Realisations {
                 Ok(None)
             }
             Ok(_) | Err(DaemonError::Nix(_)) => {
-                *known = Known::Answers;
+                *known = QuerySupport::Answers;
                 found
             }
             Err(_) => found,

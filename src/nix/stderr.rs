@@ -43,7 +43,7 @@ impl Field {
 
 /// Something that the daemon tells while it works.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum News {
+pub(super) enum DaemonMessage {
     Message(String),
     Started { id: u64, kind: u64, fields: Vec<Field> },
     Stopped { id: u64 },
@@ -54,15 +54,18 @@ pub(super) enum News {
 ///
 /// # Errors
 /// [`DaemonError::Nix`] if it ends with an error of its own, which leaves the connection usable.
-pub(super) async fn until_last(wire: &mut Wire, mut on_news: impl FnMut(News)) -> Result<(), DaemonError> {
+pub(super) async fn until_last(
+    wire: &mut Wire,
+    mut on_news: impl FnMut(DaemonMessage),
+) -> Result<(), DaemonError> {
     loop {
         let news = match wire.number().await? {
             LAST => return Ok(()),
             ERROR => return Err(DaemonError::Nix(error(wire).await?)),
-            NEXT => News::Message(wire.message("a message").await?),
+            NEXT => DaemonMessage::Message(wire.message("a message").await?),
             START_ACTIVITY => started(wire).await?,
-            STOP_ACTIVITY => News::Stopped { id: wire.number().await? },
-            RESULT => News::Result {
+            STOP_ACTIVITY => DaemonMessage::Stopped { id: wire.number().await? },
+            RESULT => DaemonMessage::Result {
                 id: wire.number().await?,
                 kind: wire.number().await?,
                 fields: fields(wire).await?,
@@ -75,14 +78,14 @@ pub(super) async fn until_last(wire: &mut Wire, mut on_news: impl FnMut(News)) -
     }
 }
 
-async fn started(wire: &mut Wire) -> Result<News, DaemonError> {
+async fn started(wire: &mut Wire) -> Result<DaemonMessage, DaemonError> {
     let id = wire.number().await?;
     let _level = wire.number().await?;
     let kind = wire.number().await?;
     let _text = wire.message("the text of an activity").await?;
     let fields = fields(wire).await?;
     let _parent = wire.number().await?;
-    Ok(News::Started { id, kind, fields })
+    Ok(DaemonMessage::Started { id, kind, fields })
 }
 
 async fn fields(wire: &mut Wire) -> Result<Vec<Field>, DaemonError> {

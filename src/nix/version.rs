@@ -33,7 +33,7 @@ pub(super) struct Version {
 
 /// The file in which transactions are counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Counted {
+pub(super) enum CounterFile {
     /// The database itself.
     Database(PathBuf),
     /// The index of its write-ahead log.
@@ -48,7 +48,7 @@ pub(super) struct Watches(Vec<Watch>);
 
 #[derive(Debug)]
 struct Watch {
-    counted: Counted,
+    counted: CounterFile,
     file: File,
     id: (u64, u64),
     opened: Instant,
@@ -58,7 +58,7 @@ struct Watch {
 
 impl Watches {
     /// Watches this file from now on; SQLite must have the database open, so that it is there, and stays.
-    pub(super) fn watch(&mut self, counted: Counted) -> io::Result<()> {
+    pub(super) fn watch(&mut self, counted: CounterFile) -> io::Result<()> {
         self.0.retain(Watch::is_there);
         match self.0.iter().position(|watch| watch.counted == counted) {
             Some(known) => {
@@ -74,15 +74,15 @@ impl Watches {
     pub(super) fn version(&self) -> Option<Version> {
         let watch = self.0.last()?;
         let mark = match watch.counted {
-            Counted::Log(_) => watch.log_header(),
-            Counted::Database(_) => watch.counter(),
+            CounterFile::Log(_) => watch.log_header(),
+            CounterFile::Database(_) => watch.counter(),
         };
         mark.filter(|_| watch.was_there_lately()).map(|mark| Version { file: watch.id, mark })
     }
 }
 
 impl Watch {
-    fn open(counted: Counted) -> io::Result<Self> {
+    fn open(counted: CounterFile) -> io::Result<Self> {
         let file = File::open(counted.path())?;
         let metadata = file.metadata()?;
         let (opened, seen_at) = (Instant::now(), AtomicU64::new(0));
@@ -122,7 +122,7 @@ impl Watch {
     }
 }
 
-impl Counted {
+impl CounterFile {
     fn path(&self) -> &Path {
         match self {
             Self::Database(path) | Self::Log(path) => path,

@@ -207,9 +207,9 @@ async fn bounded<T>(
 
 /// Bytes to be sent in one go.
 #[derive(Debug, Default)]
-pub(super) struct Request(Vec<u8>);
+pub(super) struct RequestBytes(Vec<u8>);
 
-impl Request {
+impl RequestBytes {
     pub(super) fn number(mut self, number: u64) -> Self {
         self.0.extend_from_slice(&number.to_le_bytes());
         self
@@ -260,7 +260,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_written_is_read_back() {
         for text in ["", "1234567", "12345678", "123456789"] {
-            let sent = Request::default().text(text).number(7);
+            let sent = RequestBytes::default().text(text).number(7);
             let read = async |wire: &mut Wire| Ok((wire.text("it").await?, wire.number().await?));
             assert_eq!(reading(sent.as_bytes(), read).await.expect("read"), (text.to_owned(), 7));
             assert_eq!(sent.as_bytes().len() % WORD_BYTES, 0);
@@ -270,19 +270,19 @@ mod tests {
     #[tokio::test]
     async fn an_absurd_length_is_refused_before_anything_is_set_aside() {
         for length in [TEXT_BYTES_MAX + 1, u64::MAX] {
-            let sent = Request::default().number(length);
+            let sent = RequestBytes::default().number(length);
             let error =
                 reading(sent.as_bytes(), async |wire| wire.text("it").await).await.expect_err("refused");
             assert!(matches!(error, DaemonError::TooLarge { size, .. } if size == length), "{error}");
         }
-        let sent = Request::default().number(LIST_ITEMS_MAX + 1);
+        let sent = RequestBytes::default().number(LIST_ITEMS_MAX + 1);
         let error = reading(sent.as_bytes(), async |wire| wire.paths(&StoreDir::default()).await).await;
         assert!(matches!(error, Err(DaemonError::TooLarge { .. })));
     }
 
     #[tokio::test]
     async fn a_string_that_ends_early_is_a_closed_connection() {
-        let sent = Request::default().text("0123456789");
+        let sent = RequestBytes::default().text("0123456789");
         for length in 0..sent.as_bytes().len() {
             let error = reading(&sent.as_bytes()[..length], async |wire| wire.text("it").await).await;
             assert!(matches!(error, Err(DaemonError::Closed)), "{length} bytes: {error:?}");
@@ -291,11 +291,11 @@ mod tests {
 
     #[tokio::test]
     async fn padding_must_be_zero_and_texts_utf_8() {
-        let mut sent = Request::default().text("a").as_bytes().to_vec();
+        let mut sent = RequestBytes::default().text("a").as_bytes().to_vec();
         *sent.last_mut().expect("padding") = 1;
         let error = reading(&sent, async |wire| wire.text("it").await).await;
         assert!(matches!(error, Err(DaemonError::Protocol(_))));
-        let sent = Request::default().bytes(b"\xff");
+        let sent = RequestBytes::default().bytes(b"\xff");
         let error = reading(sent.as_bytes(), async |wire| wire.text("it").await).await;
         assert!(matches!(error, Err(DaemonError::Protocol(_))));
         let message = reading(sent.as_bytes(), async |wire| wire.message("it").await).await;
@@ -306,7 +306,7 @@ mod tests {
     async fn of_words_without_end_the_beginning_is_kept_and_the_rest_is_counted() {
         for (length, kept) in [(3, 3), (KEPT_BYTES_MAX, KEPT_BYTES_MAX), (KEPT_BYTES_MAX + 5, KEPT_BYTES_MAX)]
         {
-            let sent = Request::default().text(&"x".repeat(length as usize)).number(7);
+            let sent = RequestBytes::default().text(&"x".repeat(length as usize)).number(7);
             let (ours, mut theirs) = UnixStream::pair().expect("a pair of sockets");
             let sending = tokio::spawn(async move { theirs.write_all(sent.as_bytes()).await });
             let mut wire = Wire::new(ours);
@@ -315,7 +315,7 @@ mod tests {
             assert_eq!(wire.number().await.expect("what follows"), 7);
             sending.await.expect("no panic").expect("sent");
         }
-        let sent = Request::default().number(1 << 20).number(0);
+        let sent = RequestBytes::default().number(1 << 20).number(0);
         let error = reading(sent.as_bytes(), async |wire| wire.builders_words("it").await).await;
         assert!(matches!(error, Err(DaemonError::Closed)));
     }

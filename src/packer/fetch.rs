@@ -15,7 +15,7 @@ use crate::causes::with_causes;
 use crate::decode;
 use crate::index::{PathRow, UpstreamNar};
 use crate::nar_store::{Draft, NarDigest, NarStore, PackError, Promise, file_bytes_max};
-use crate::upstream::{Asker, FetchError, Found, Lookup, NarOutcome};
+use crate::upstream::{Asker, FetchError, FoundNarInfo, Lookup, NarOutcome};
 
 /// Pause before the first retry, doubled for each further one, and the longest pause.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
@@ -56,8 +56,8 @@ struct Nowhere {
 
 /// Location of the contents of a path that was found.
 #[must_use]
-pub fn upstream_nar(found: &Found) -> UpstreamNar {
-    let Found { info, upstream, redirect, .. } = found;
+pub fn upstream_nar(found: &FoundNarInfo) -> UpstreamNar {
+    let FoundNarInfo { info, upstream, redirect, .. } = found;
     UpstreamNar {
         nar_hash: info.nar_hash,
         upstream: upstream.clone(),

@@ -14,7 +14,7 @@ use super::{Error, Inner, Packer};
 use crate::index::NarRow;
 use crate::nar_store::{Blob, Commit, Draft, Growing, NarDigest, Packed};
 use crate::tail_file::reading;
-use crate::upstream::{Found, NarOutcome};
+use crate::upstream::{FoundNarInfo, NarOutcome};
 
 /// Reasons why contents are not proven.
 #[derive(Clone, Debug)]
@@ -54,7 +54,7 @@ impl Packer {
     ///
     /// # Errors
     /// When they are not, or do not come.
-    pub async fn prove(&self, found: &Found) -> Result<(), NotProven> {
+    pub async fn prove(&self, found: &FoundNarInfo) -> Result<(), NotProven> {
         let info = &found.info;
         let claim = (found.upstream.clone(), info.store_path.clone(), info.nar_hash, info.nar_size);
         let mut proof =
@@ -66,7 +66,7 @@ impl Packer {
     }
 
     /// Joins the proof under way, or leads it.
-    async fn proof(&self, claim: Claim, found: &Found) -> std::io::Result<Proof> {
+    async fn proof(&self, claim: Claim, found: &FoundNarInfo) -> std::io::Result<Proof> {
         let flight = match self.0.proofs.join(&claim).await {
             Joined::Follows(proof) => return Ok(proof),
             Joined::Leads(flight) => flight,
@@ -88,7 +88,7 @@ impl Packer {
 }
 
 impl Inner {
-    async fn prove(self: &Arc<Self>, mut draft: Draft, found: &Found) -> Result<(), NotProven> {
+    async fn prove(self: &Arc<Self>, mut draft: Draft, found: &FoundNarInfo) -> Result<(), NotProven> {
         let (info, nar) = (&found.info, upstream_nar(found));
         let promised = NarDigest { hash: info.nar_hash, bytes: info.nar_size };
         let refused = |reason: String| {

@@ -10,12 +10,12 @@ use rustix::fs::{Access, access};
 
 use super::Settings;
 use super::steps::{CONTROL_SOCKET, Error, listen, pools};
-use crate::catalogue::{Origin, SetSettings};
+use crate::catalogue::{SetSettings, SetSource};
 use crate::index::{Index, has_ledger};
 use crate::isolation;
 use crate::key::Keys;
 use crate::state_dir::{self, INDEX, LEDGER, LOCK, using};
-use crate::upstream::{CredentialsError, Name, Upstreams};
+use crate::upstream::{CredentialsError, Upstreams, ViaName};
 
 /// Folders of a state directory that a server writes to.
 const FOLDERS: [&str; 7] = ["nar", "ledger", "log", "gcroots", "catalogue", "building", "evaluator"];
@@ -53,7 +53,7 @@ pub async fn check(settings: Settings) -> Result<Vec<String>, Error> {
     match upstreams.read_credentials() {
         // It is there when systemd starts the service.
         Err(error @ CredentialsError::NoDirectory { .. }) => warnings.push(error.to_string()),
-        _ => Upstreams::new(upstreams, &settings.nix.store_dir, Name::of("check-config")).map(drop)?,
+        _ => Upstreams::new(upstreams, &settings.nix.store_dir, ViaName::of("check-config")).map(drop)?,
     }
     if runs(&settings.state_dir)? {
         warnings.push(format!(
@@ -104,9 +104,9 @@ fn runs(dir: &Path) -> Result<bool, Error> {
 /// A package set whose source cannot be read: a server starts, and its refreshes fail.
 fn unreadable(set: &SetSettings) -> Option<String> {
     let path = match &set.origin {
-        Origin::Flake(_) => return None,
-        Origin::Expression { file, .. } => file,
-        Origin::Directory(dir) => dir,
+        SetSource::Flake(_) => return None,
+        SetSource::Expression { file, .. } => file,
+        SetSource::Directory(dir) => dir,
     };
     let error = access(path, Access::READ_OK).err()?;
     Some(format!("the source of the package set {} cannot be read: {}: {error}", set.name, path.display()))

@@ -23,13 +23,13 @@ struct State {
     failures: u32,
     /// The first of them.
     since: Option<Instant>,
-    rest: Option<Rest>,
+    rest: Option<BreakerPause>,
     /// The latest answer, or failure to answer: when, and whether it was one.
     latest: Option<(Instant, bool)>,
 }
 
 #[derive(Debug)]
-struct Rest {
+struct BreakerPause {
     until: Instant,
     length: Duration,
     /// The one attempt after it is under way.
@@ -54,7 +54,7 @@ impl Breaker {
     /// Pauses until a moment that the peer has named.
     pub(super) fn rest_until(&self, until: Instant) {
         let mut state = self.lock();
-        let rest = state.rest.get_or_insert(Rest { until, length: REST_MIN, tried: false });
+        let rest = state.rest.get_or_insert(BreakerPause { until, length: REST_MIN, tried: false });
         rest.until = rest.until.max(until);
     }
 
@@ -88,7 +88,7 @@ impl Breaker {
             // It was under way when the rest began.
             Some(_) => return None,
         };
-        state.rest = Some(Rest { until: now + length, length, tried: false });
+        state.rest = Some(BreakerPause { until: now + length, length, tried: false });
         Some(length)
     }
 

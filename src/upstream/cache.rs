@@ -12,9 +12,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::breaker::Breaker;
 use super::certificates::Authorities;
 use super::document::Document;
-use super::metrics::{Asked, Metrics};
+use super::metrics::{LookupOutcome, Metrics};
 use super::settings::CacheSettings;
-use super::transport::{self, Opened, Rest, Transport};
+use super::transport::{self, Opened, ResumePoint, Transport};
 use super::turns::{Share, Turns};
 
 /// Narinfos and realisations that one upstream is asked for at the same time.
@@ -83,7 +83,7 @@ impl Cache {
     pub(super) fn new(
         settings: CacheSettings,
         store_dir: StoreDir,
-        remember_missing: Duration,
+        negative_ttl: Duration,
         metrics: Arc<Metrics>,
         authorities: &Authorities,
     ) -> Result<Self, transport::Error> {
@@ -95,7 +95,7 @@ impl Cache {
             transport,
             breaker: Breaker::default(),
             last_failure: Mutex::default(),
-            missing: remembering(remember_missing),
+            missing: remembering(negative_ttl),
             distrusted: remembering(DISTRUSTED_FOR),
             broken: remembering(BROKEN_FOR),
             resumed_wrongly: remembering(DISTRUSTED_FOR),
@@ -185,7 +185,7 @@ impl Cache {
 
     /// Counts a request that the negative cache has answered.
     pub(super) fn note_remembered(&self) {
-        self.metrics.asked(&self.name, NarInfo::KIND, Asked::Remembered);
+        self.metrics.asked(&self.name, NarInfo::KIND, LookupOutcome::Remembered);
     }
 
     async fn say<T: Document>(
@@ -194,36 +194,36 @@ impl Cache {
         budget: Duration,
         via: &str,
         share: Share,
-    ) -> (Asked, Said<T>) {
+    ) -> (LookupOutcome, Said<T>) {
         let file = T::file(key);
         if self.remembers_missing(&file) {
-            return (Asked::Remembered, Said::Missing);
+            return (LookupOutcome::Remembered, Said::Missing);
         }
         // Whoever waits for a turn has not asked yet: the budget is the upstream's.
         let _turn = self.asking.turn(share).await;
         if !self.breaker.may_ask(Instant::now()) {
             let why = self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            return (Asked::Rested, self.trouble(&format!("{why}; it is not asked for a while")));
+            return (LookupOutcome::Rested, self.trouble(&format!("{why}; it is not asked for a while")));
         }
         let read = || self.transport.read(&file, T::BYTES_MAX, via);
         match self.within(budget, tried_again(read, Instant::now() + budget)).await {
             Ok(None) => {
                 self.missing.insert(file, ());
-                (Asked::Missing, Said::Missing)
+                (LookupOutcome::Missing, Said::Missing)
             }
             Ok(Some(bytes)) => match self.believed::<T>(key, &bytes) {
-                Ok(document) => (Asked::Found, Said::Found(Box::new(document))),
+                Ok(document) => (LookupOutcome::Found, Said::Found(Box::new(document))),
                 Err(reason) => {
                     tracing::warn!(upstream = self.name, %key, reason, "a {} is refused", T::KIND);
                     let reason = format!("its {} is refused: {reason}", T::KIND);
-                    (Asked::Refused, Said::Refused(self.named(&reason)))
+                    (LookupOutcome::Refused, Said::Refused(self.named(&reason)))
                 }
             },
             Err(error) if error.is_final() => {
                 tracing::warn!(upstream = self.name, %key, %error, "a {} is refused", T::KIND);
-                (Asked::Refused, Said::Refused(self.named(&error.to_string())))
+                (LookupOutcome::Refused, Said::Refused(self.named(&error.to_string())))
             }
-            Err(error) => (Asked::Failed, self.trouble(&error.to_string())),
+            Err(error) => (LookupOutcome::Failed, self.trouble(&error.to_string())),
         }
     }
 
@@ -254,7 +254,11 @@ impl Cache {
     }
 
     /// Opens one of its files; `at` an absolute address or one from the cache on.
-    pub(super) async fn open(&self, at: &str, rest: Option<Rest<'_>>) -> Result<Opened, transport::Error> {
+    pub(super) async fn open(
+        &self,
+        at: &str,
+        rest: Option<ResumePoint<'_>>,
+    ) -> Result<Opened, transport::Error> {
         let stall = self.settings.stall_timeout;
         let opened = tokio::time::timeout(stall, self.transport.open(at, rest)).await;
         let opened = opened.unwrap_or(Err(transport::Error::Stalled(stall)));

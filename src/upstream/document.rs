@@ -15,7 +15,7 @@ pub(super) trait Document: Sized + Debug + Send + 'static {
     /// The key of a request.
     type Key: Clone + Display + Send + Sync + 'static;
     /// The kind's name.
-    const KIND: Kind;
+    const KIND: DocumentKind;
     /// Bytes at most.
     const BYTES_MAX: usize;
 
@@ -38,14 +38,14 @@ pub(super) trait Document: Sized + Debug + Send + 'static {
 
 /// The kinds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum DocumentKind {
     /// Description of a path.
     Narinfo,
     /// Description of an output of a content-addressed derivation.
     Realisation,
 }
 
-impl Display for Kind {
+impl Display for DocumentKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Narinfo => "narinfo",
@@ -56,7 +56,7 @@ impl Display for Kind {
 
 impl Document for NarInfo {
     type Key = StorePathHash;
-    const KIND: Kind = Kind::Narinfo;
+    const KIND: DocumentKind = DocumentKind::Narinfo;
     const BYTES_MAX: usize = NARINFO_BYTES_MAX;
 
     fn file(hash: &StorePathHash) -> String {
@@ -83,7 +83,7 @@ impl Document for NarInfo {
 
 impl Document for Realisation {
     type Key = DrvOutput;
-    const KIND: Kind = Kind::Realisation;
+    const KIND: DocumentKind = DocumentKind::Realisation;
     const BYTES_MAX: usize = REALISATION_BYTES_MAX;
 
     fn file(id: &DrvOutput) -> String {

@@ -46,7 +46,7 @@ pub(super) enum Refusal {
 
 /// Kinds of addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Reach {
+enum AddressClass {
     Public,
     Private,
     Near,
@@ -83,10 +83,10 @@ impl Guard {
 
     async fn judge(&self, ip: IpAddr, shown: impl Fn() -> String) -> Result<(), Refusal> {
         match reach(ip) {
-            Reach::Public => Ok(()),
-            Reach::Near => Err(Refusal::Near(shown())),
-            Reach::Private if self.allows_private().await => Ok(()),
-            Reach::Private => Err(Refusal::Private(shown())),
+            AddressClass::Public => Ok(()),
+            AddressClass::Near => Err(Refusal::Near(shown())),
+            AddressClass::Private if self.allows_private().await => Ok(()),
+            AddressClass::Private => Err(Refusal::Private(shown())),
         }
     }
 
@@ -96,10 +96,10 @@ impl Guard {
         }
         let host = self.base.host_str().unwrap_or_default();
         match literal(host) {
-            Some(ip) => reach(ip) != Reach::Public,
+            Some(ip) => reach(ip) != AddressClass::Public,
             None => tokio::net::lookup_host((host, 0))
                 .await
-                .is_ok_and(|mut found| found.any(|address| reach(address.ip()) != Reach::Public)),
+                .is_ok_and(|mut found| found.any(|address| reach(address.ip()) != AddressClass::Public)),
         }
     }
 }
@@ -134,9 +134,9 @@ fn literal(host: &str) -> Option<IpAddr> {
     host.trim_start_matches('[').trim_end_matches(']').parse().ok()
 }
 
-fn reach(ip: IpAddr) -> Reach {
+fn reach(ip: IpAddr) -> AddressClass {
     match ip {
-        ip if METADATA.contains(&ip) => Reach::Near,
+        ip if METADATA.contains(&ip) => AddressClass::Near,
         IpAddr::V4(ip) => reach_v4(ip),
         IpAddr::V6(ip) => match embedded(ip) {
             Some(ip) => reach(IpAddr::V4(ip)),
@@ -146,28 +146,28 @@ fn reach(ip: IpAddr) -> Reach {
 }
 
 /// By the registry of special addresses (RFC 6890).
-fn reach_v4(ip: Ipv4Addr) -> Reach {
+fn reach_v4(ip: Ipv4Addr) -> AddressClass {
     match ip.octets() {
         // This host, loopback, link-local, protocol assignments, multicast, reserved and broadcast.
-        [0 | 127, ..] | [169, 254, ..] | [192, 0, 0, _] | [224..=255, ..] => Reach::Near,
+        [0 | 127, ..] | [169, 254, ..] | [192, 0, 0, _] | [224..=255, ..] => AddressClass::Near,
         // Private networks, those between a carrier and its customers (VPNs, too), and benchmarks (some
         // proxies' made-up addresses).
         [10, ..] | [172, 16..=31, ..] | [192, 168, ..] | [100, 64..=127, ..] | [198, 18 | 19, ..] => {
-            Reach::Private
+            AddressClass::Private
         }
-        _ => Reach::Public,
+        _ => AddressClass::Public,
     }
 }
 
-fn reach_v6(ip: Ipv6Addr) -> Reach {
+fn reach_v6(ip: Ipv6Addr) -> AddressClass {
     match ip.segments() {
         // Teredo (2001::/32) hides the address it leads to.
-        [0x2001, 0, ..] => Reach::Near,
-        [0xfc00..=0xfdff, ..] | [0xfec0..=0xfeff, ..] => Reach::Private,
+        [0x2001, 0, ..] => AddressClass::Near,
+        [0xfc00..=0xfdff, ..] | [0xfec0..=0xfeff, ..] => AddressClass::Private,
         _ if ip.is_loopback() || ip.is_unspecified() || ip.is_unicast_link_local() || ip.is_multicast() => {
-            Reach::Near
+            AddressClass::Near
         }
-        _ => Reach::Public,
+        _ => AddressClass::Public,
     }
 }
 

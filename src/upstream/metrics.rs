@@ -6,14 +6,14 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::document::Kind;
+use super::document::DocumentKind;
 
 type Upstream = [(&'static str, String); 1];
-type Outcome = [(&'static str, String); 2];
+type OutcomeLabels = [(&'static str, String); 2];
 
 /// The result of a request for a narinfo or a realisation.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Asked {
+pub(super) enum LookupOutcome {
     /// Present and trusted.
     Found,
     /// Absent.
@@ -47,11 +47,11 @@ pub enum NarOutcome {
 #[derive(Debug)]
 pub(super) struct Metrics {
     registry: Registry,
-    narinfos: Family<Outcome, Counter>,
-    realisations: Family<Outcome, Counter>,
-    nars: Family<Outcome, Counter>,
+    narinfos: Family<OutcomeLabels, Counter>,
+    realisations: Family<OutcomeLabels, Counter>,
+    nars: Family<OutcomeLabels, Counter>,
     bytes: Family<Upstream, Counter>,
-    compared: Family<Outcome, Counter>,
+    compared: Family<OutcomeLabels, Counter>,
     resting: Family<Upstream, Gauge>,
 }
 
@@ -99,18 +99,18 @@ impl Metrics {
         Self { registry, narinfos, realisations, nars, bytes, compared, resting }
     }
 
-    pub(super) fn asked(&self, upstream: &str, kind: Kind, what: Asked) {
+    pub(super) fn asked(&self, upstream: &str, kind: DocumentKind, what: LookupOutcome) {
         let outcome = match what {
-            Asked::Found => "found",
-            Asked::Missing => "missing",
-            Asked::Remembered => "remembered",
-            Asked::Refused => "refused",
-            Asked::Failed => "failed",
-            Asked::Rested => "rested",
+            LookupOutcome::Found => "found",
+            LookupOutcome::Missing => "missing",
+            LookupOutcome::Remembered => "remembered",
+            LookupOutcome::Refused => "refused",
+            LookupOutcome::Failed => "failed",
+            LookupOutcome::Rested => "rested",
         };
         let family = match kind {
-            Kind::Narinfo => &self.narinfos,
-            Kind::Realisation => &self.realisations,
+            DocumentKind::Narinfo => &self.narinfos,
+            DocumentKind::Realisation => &self.realisations,
         };
         family.get_or_create(&labels(upstream, outcome)).inc();
     }
@@ -145,6 +145,6 @@ impl Metrics {
     }
 }
 
-fn labels(upstream: &str, outcome: &str) -> Outcome {
+fn labels(upstream: &str, outcome: &str) -> OutcomeLabels {
     [("upstream", upstream.to_owned()), ("outcome", outcome.to_owned())]
 }

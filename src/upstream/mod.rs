@@ -30,11 +30,11 @@ use document::Document;
 use metrics::Metrics;
 pub use metrics::NarOutcome;
 pub use settings::{CacheSettings, Mode};
-use transfer::Source;
+use transfer::TransferRequest;
 pub use transfer::{Broken, Transfer};
 pub use transport::BUILDS_HEADER;
 use turns::Share;
-pub use via::{Name, Via};
+pub use via::{Via, ViaName};
 
 /// Time limit of retries for a NAR, so that of the 300 s of silence that clients bear enough is left for a
 /// build.
@@ -46,9 +46,9 @@ pub struct Settings {
     /// The caches.
     pub caches: Vec<CacheSettings>,
     /// Time limit of a lookup.
-    pub budget: Duration,
+    pub lookup_timeout: Duration,
     /// Time to live of the negative cache.
-    pub remember_missing: Duration,
+    pub negative_ttl: Duration,
     /// Time limit of retries after transient failures.
     pub transient_retry: Duration,
     /// Where logins are that no other setting has.
@@ -118,7 +118,7 @@ pub enum Error {
 #[derive(Debug)]
 pub enum Lookup {
     /// One has it.
-    Found(Box<Found>),
+    Found(Box<FoundNarInfo>),
     /// None has it, or none has one that can be used; what they said else.
     Missing(Vec<String>),
     /// None is known to have it, but not all could tell: another look in a while may find it. What they said.
@@ -136,7 +136,7 @@ pub struct Nothing {
 
 /// A narinfo that is trusted, and where it is from.
 #[derive(Clone, Debug)]
-pub struct Found {
+pub struct FoundNarInfo {
     /// The upstream's narinfo.
     pub info: NarInfo,
     /// The upstream's name.
@@ -168,7 +168,7 @@ pub struct Upstreams {
     budget: Duration,
     transient_retry: Duration,
     /// Our name in the Via header.
-    own: Name,
+    own: ViaName,
     metrics: Arc<Metrics>,
 }
 
@@ -177,7 +177,7 @@ impl Upstreams {
     ///
     /// # Errors
     /// When one has an address that cannot be used, or a file with credentials cannot be read.
-    pub fn new(mut settings: Settings, store_dir: &StoreDir, own: Name) -> Result<Self, Error> {
+    pub fn new(mut settings: Settings, store_dir: &StoreDir, own: ViaName) -> Result<Self, Error> {
         // An error means that there is one already, which is as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
         settings.read_credentials()?;
@@ -185,8 +185,7 @@ impl Upstreams {
         let mut caches = Vec::new();
         for cache in settings.caches {
             let (name, metrics) = (cache.name(), Arc::clone(&metrics));
-            let cache =
-                Cache::new(cache, store_dir.clone(), settings.remember_missing, metrics, &authorities);
+            let cache = Cache::new(cache, store_dir.clone(), settings.negative_ttl, metrics, &authorities);
             caches.push(Arc::new(cache.map_err(|error| Error::Cache { name, reason: error.to_string() })?));
         }
         // A stable sort: equal ones stay in the order in which they were written.
@@ -196,7 +195,7 @@ impl Upstreams {
         Ok(Self {
             caches: caches.into(),
             for_builds: for_builds.into(),
-            budget: settings.budget,
+            budget: settings.lookup_timeout,
             transient_retry: settings.transient_retry,
             own,
             metrics,
@@ -211,7 +210,7 @@ impl Upstreams {
 
     /// True if the negative caches of all of them have `hash`.
     #[must_use]
-    pub fn surely_lack(&self, hash: StorePathHash) -> bool {
+    pub fn definitely_absent(&self, hash: StorePathHash) -> bool {
         if self.is_empty() {
             return true;
         }
@@ -255,7 +254,7 @@ impl Upstreams {
                 let redirect = cache.settings().mode == Mode::Redirect;
                 let signed = cache.has_signed(&info);
                 let upstream = cache.name().to_owned();
-                Lookup::Found(Box::new(Found { info, upstream, redirect, signed }))
+                Lookup::Found(Box::new(FoundNarInfo { info, upstream, redirect, signed }))
             }
             Err(Nothing { reasons, troubled: true }) => Lookup::Troubled(reasons),
             Err(Nothing { reasons, troubled: false }) => Lookup::Missing(reasons),
@@ -341,7 +340,7 @@ impl Upstreams {
         let turn = cache.turn().await;
         match cache.open(url, None).await {
             Ok(opened) => {
-                let source = Source {
+                let source = TransferRequest {
                     cache: Arc::clone(cache),
                     url: url.to_owned(),
                     bytes_max,

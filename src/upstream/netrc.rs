@@ -14,10 +14,10 @@ pub(super) struct Error(usize);
 
 /// Logins of hosts.
 #[derive(Default)]
-pub(super) struct Netrc(Vec<Entry>);
+pub(super) struct Netrc(Vec<NetrcEntry>);
 
 #[derive(Default)]
-struct Entry {
+struct NetrcEntry {
     /// `None` for any host.
     host: Option<String>,
     user: Option<String>,
@@ -28,13 +28,13 @@ impl Netrc {
     /// Reads the text of a file.
     pub(super) fn parse(text: &str) -> Result<Self, Error> {
         let mut words = Words { chars: text.chars().peekable(), line: 1 };
-        let mut entries: Vec<Entry> = Vec::new();
+        let mut entries: Vec<NetrcEntry> = Vec::new();
         while let Some(keyword) = words.next()? {
             let line = words.line;
             let mut value = || words.next()?.ok_or(Error(line));
             match (keyword.to_ascii_lowercase().as_str(), entries.last_mut()) {
-                ("machine", _) => entries.push(Entry { host: Some(value()?), ..Entry::default() }),
-                ("default", _) => entries.push(Entry::default()),
+                ("machine", _) => entries.push(NetrcEntry { host: Some(value()?), ..NetrcEntry::default() }),
+                ("default", _) => entries.push(NetrcEntry::default()),
                 ("login", Some(entry)) => entry.user = Some(value()?),
                 ("password", Some(entry)) => entry.password = Some(value()?),
                 ("account", Some(_)) => drop(value()?),
@@ -47,8 +47,9 @@ impl Netrc {
 
     /// User and password for a host.
     pub(super) fn login(&self, host: &str) -> Option<(String, String)> {
-        let fits = |entry: &&Entry| entry.host.as_ref().is_none_or(|name| name.eq_ignore_ascii_case(host));
-        let Entry { user, password, .. } = self.0.iter().find(fits)?;
+        let fits =
+            |entry: &&NetrcEntry| entry.host.as_ref().is_none_or(|name| name.eq_ignore_ascii_case(host));
+        let NetrcEntry { user, password, .. } = self.0.iter().find(fits)?;
         let has_either = user.is_some() || password.is_some();
         has_either.then(|| (user.clone().unwrap_or_default(), password.clone().unwrap_or_default()))
     }

@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, timeout_at};
 
 use super::cache::Cache;
-use super::transport::{Error, Opened, Rest};
+use super::transport::{Error, Opened, ResumePoint};
 
 /// Pieces that may wait for a reader who is slower than the network.
 const PIECES_WAITING_MAX: usize = 4;
@@ -66,7 +66,7 @@ impl Broken {
 
 impl Transfer {
     /// Starts reading `opened`, a file of this source. The turn ends with it.
-    pub(super) fn start(source: Source, opened: Opened, turn: Option<OwnedSemaphorePermit>) -> Self {
+    pub(super) fn start(source: TransferRequest, opened: Opened, turn: Option<OwnedSemaphorePermit>) -> Self {
         let (sender, pieces) = mpsc::channel(PIECES_WAITING_MAX);
         let (encoding, broken) = (opened.encoding, Broken::default());
         let (etag, length) = (opened.etag.clone(), opened.length);
@@ -109,7 +109,7 @@ impl Read for Transfer {
 }
 
 /// A transfer and its limits.
-pub(super) struct Source {
+pub(super) struct TransferRequest {
     pub(super) cache: Arc<Cache>,
     pub(super) url: String,
     pub(super) bytes_max: u64,
@@ -121,7 +121,7 @@ pub(super) struct Source {
 
 /// The reading end of a transfer.
 struct Pump {
-    source: Source,
+    source: TransferRequest,
     /// `None` once the connection broke.
     opened: Option<Opened>,
     etag: Option<HeaderValue>,
@@ -205,7 +205,7 @@ impl Pump {
     async fn reopen(&mut self) -> Result<Opened, Error> {
         loop {
             let resumed = self.at > 0 && !self.source.whole;
-            let rest = resumed.then_some(Rest { from: self.at, etag: self.etag.as_ref() });
+            let rest = resumed.then_some(ResumePoint { from: self.at, etag: self.etag.as_ref() });
             let opened = self.source.cache.open(&self.source.url, rest).await?;
             if self.etag.is_some() && opened.etag != self.etag {
                 return Err(Error::Answer("the file changed while it was read"));

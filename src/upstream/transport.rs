@@ -149,7 +149,7 @@ pub(super) struct Http {
 
 /// A part of a file that goes on from a byte, if it is still the same file.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Rest<'a> {
+pub(super) struct ResumePoint<'a> {
     pub(super) from: u64,
     pub(super) etag: Option<&'a HeaderValue>,
 }
@@ -157,7 +157,7 @@ pub(super) struct Rest<'a> {
 /// A file that has been opened.
 #[derive(Debug)]
 pub(super) struct Opened {
-    body: Body,
+    body: OpenedBody,
     /// The first byte that comes.
     pub(super) from: u64,
     /// Bytes of all of it, where that is said.
@@ -169,7 +169,7 @@ pub(super) struct Opened {
 }
 
 #[derive(Debug)]
-enum Body {
+enum OpenedBody {
     Http(Response),
     File(File),
 }
@@ -262,9 +262,9 @@ impl Transport {
     }
 
     /// Opens the file at `url`, an absolute address or one from the cache on.
-    pub(super) async fn open(&self, url: &str, rest: Option<Rest<'_>>) -> Result<Opened, Error> {
+    pub(super) async fn open(&self, url: &str, rest: Option<ResumePoint<'_>>) -> Result<Opened, Error> {
         let mut headers = HeaderMap::new();
-        if let Some(Rest { from, etag }) = rest {
+        if let Some(ResumePoint { from, etag }) = rest {
             headers.extend(HeaderValue::from_str(&format!("bytes={from}-")).map(|range| (RANGE, range)));
             headers.extend(etag.map(|etag| (IF_RANGE, etag.clone())));
         }
@@ -332,7 +332,7 @@ async fn open_file(path: &Path, from: u64) -> Result<Opened, Error> {
     let length = file.metadata().await?.len();
     file.seek(SeekFrom::Start(from)).await?;
     let encoding = Compression::None;
-    Ok(Opened { body: Body::File(file), from, length: Some(length), etag: None, encoding })
+    Ok(Opened { body: OpenedBody::File(file), from, length: Some(length), etag: None, encoding })
 }
 
 fn opened(answer: Response) -> Result<Opened, Error> {
@@ -352,7 +352,7 @@ fn opened(answer: Response) -> Result<Opened, Error> {
         (403 | 404 | 410, _) => return Err(Error::Absent),
         (code, _) => return Err(Error::Status { code, retry_after: retry_after(headers) }),
     };
-    Ok(Opened { body: Body::Http(answer), from, length, etag, encoding })
+    Ok(Opened { body: OpenedBody::Http(answer), from, length, etag, encoding })
 }
 
 /// The time in a Retry-After header, which is a number of seconds or a date (RFC 9110, 10.2.3).
@@ -375,8 +375,8 @@ impl Opened {
     /// The next bytes; `None` at the end.
     pub(super) async fn next_chunk(&mut self) -> Result<Option<Bytes>, Error> {
         match &mut self.body {
-            Body::Http(response) => Ok(response.chunk().await?),
-            Body::File(file) => {
+            OpenedBody::Http(response) => Ok(response.chunk().await?),
+            OpenedBody::File(file) => {
                 let mut chunk = Vec::with_capacity(CHUNK_BYTES);
                 let read = file.take(CHUNK_BYTES as u64).read_to_end(&mut chunk).await?;
                 Ok((read > 0).then(|| chunk.into()))

@@ -14,9 +14,9 @@ const HOPS_MAX: usize = 8;
 
 /// The name of one cache of our kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Name(String);
+pub struct ViaName(String);
 
-impl Name {
+impl ViaName {
     /// The name of the one with this public key.
     #[must_use]
     pub fn of(public_key: &str) -> Self {
@@ -27,7 +27,7 @@ impl Name {
 
 /// The caches of our kind that a request has come through, the first one first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Via(Vec<Name>);
+pub struct Via(Vec<ViaName>);
 
 impl Via {
     /// Reads the values of Via headers; other proxies are left out.
@@ -38,7 +38,7 @@ impl Via {
             let hash = name.strip_prefix(PREFIX).unwrap_or_default();
             hash.len() == HASH_CHARS && hash.bytes().all(|b| b.is_ascii_alphanumeric())
         };
-        Self(received_by.filter(ours).take(HOPS_MAX).map(|name| Name(name.to_owned())).collect())
+        Self(received_by.filter(ours).take(HOPS_MAX).map(|name| ViaName(name.to_owned())).collect())
     }
 
     /// True for a request of a client.
@@ -48,12 +48,12 @@ impl Via {
     }
 
     /// True if `name` must not pass it on: it did already, or too many have.
-    pub(super) fn ends_at(&self, name: &Name) -> bool {
+    pub(super) fn ends_at(&self, name: &ViaName) -> bool {
         self.0.contains(name) || self.0.len() >= HOPS_MAX
     }
 
     /// With one more.
-    pub(super) fn and(&self, name: &Name) -> Self {
+    pub(super) fn and(&self, name: &ViaName) -> Self {
         Self(self.0.iter().chain([name]).cloned().collect())
     }
 }
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read_back_and_others_are_passed_over() {
-        let (a, b) = (Name::of("a:key"), Name::of("b:key"));
+        let (a, b) = (ViaName::of("a:key"), ViaName::of("b:key"));
         let via = Via::default().and(&a).and(&b);
         let text = via.to_string();
         assert_eq!(Via::parse([text.as_str()].into_iter()), via);
@@ -82,10 +82,10 @@ mod tests {
 
     #[test]
     fn a_request_ends_where_it_has_been_and_after_many_hops() {
-        let (own, other) = (Name::of("own:key"), Name::of("other:key"));
+        let (own, other) = (ViaName::of("own:key"), ViaName::of("other:key"));
         assert!(!Via::default().ends_at(&own) && !Via::default().and(&other).ends_at(&own));
         assert!(Via::default().and(&own).and(&other).ends_at(&own));
-        let long = (0..HOPS_MAX).fold(Via::default(), |via, n| via.and(&Name::of(&n.to_string())));
+        let long = (0..HOPS_MAX).fold(Via::default(), |via, n| via.and(&ViaName::of(&n.to_string())));
         assert!(long.ends_at(&own));
     }
 }

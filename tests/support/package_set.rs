@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::addresses::narinfo_address;
 use super::derivations;
-use super::http::Http;
+use super::http::{Http, Response};
 use super::ondine::Ondine;
 use super::process::{self, Background, Finished, wait_until};
 use super::store::{Folder, NixStore, text, write};
@@ -111,12 +111,36 @@ pub fn small(name: &str) -> (String, String) {
     (name.to_owned(), derivations::text_file(name, name).to_nix())
 }
 
-/// What the server tells of the set `pkgs`.
+/// The answer of the server at this address.
+#[track_caller]
+pub fn get(ondine: &Ondine, address: &str) -> Response {
+    Http::new(&ondine.url()).get(address)
+}
+
+/// The JSON of a set (`pkgs`), or of one of its attributes (`pkgs/hello`).
+#[track_caller]
+pub fn told_in(ondine: &Ondine, name: &str) -> serde_json::Value {
+    let told = get(ondine, &format!("/api/v1/catalogue/{name}"));
+    assert_eq!(told.status, 200, "{name}: {}", told.text());
+    serde_json::from_str(&told.text()).expect("JSON")
+}
+
+/// The JSON of the set `pkgs`.
 #[track_caller]
 pub fn api(ondine: &Ondine) -> serde_json::Value {
-    let told = Http::new(&ondine.url()).get("/api/v1/catalogue/pkgs");
-    assert_eq!(told.status, 200, "{}", told.text());
-    serde_json::from_str(&told.text()).expect("JSON")
+    told_in(ondine, "pkgs")
+}
+
+/// The JSON of an attribute of the set `pkgs`.
+#[track_caller]
+pub fn told(ondine: &Ondine, attribute: &str) -> serde_json::Value {
+    told_in(ondine, &format!("pkgs/{attribute}"))
+}
+
+/// The NAR that Nix makes of a path.
+#[track_caller]
+pub fn dump(store: &NixStore, path: &Path) -> Vec<u8> {
+    process::run(store.command("nix-store", &["--dump", text(path)])).must_succeed().stdout
 }
 
 /// Waits for the first generation of the set `pkgs`.

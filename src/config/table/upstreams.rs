@@ -29,7 +29,7 @@ pub(super) const UPSTREAMS: &[Setting<SettingsDraft>] = &[
         default: DefaultValue::Is("2s"),
         value: &Time {
             accepted: Duration::from_millis(100)..=Duration::from_secs(60),
-            set: |to: &mut SettingsDraft, time| to.settings.upstream.budget = time,
+            set: |to: &mut SettingsDraft, time| to.settings.upstream.lookup_timeout = time,
         },
     },
     Setting {
@@ -38,7 +38,7 @@ pub(super) const UPSTREAMS: &[Setting<SettingsDraft>] = &[
         default: DefaultValue::Is("5m"),
         value: &Time {
             accepted: Duration::ZERO..=Duration::MAX,
-            set: |to: &mut SettingsDraft, time| to.settings.upstream.remember_missing = time,
+            set: |to: &mut SettingsDraft, time| to.settings.upstream.negative_ttl = time,
         },
     },
     Setting {
