@@ -16,8 +16,8 @@ use super::store::{Folder, NixStore, text, write};
 /// An attribute that goes on for ever without more memory.
 pub const LOOPS: &str = "let many = builtins.genList (x: x) 10000; over = next: n: builtins.foldl' next n many; \
                      in over (a: _: over (a: _: over (a: _: over (a: b: a + b) a) a) a) 0";
-/// Takes all memory there is.
-pub const EATS: &str = "builtins.deepSeq (builtins.genList (n: builtins.genList (x: n + x) 100000) 100000) 0";
+/// Takes all memory there is, within a fraction of a second.
+pub const EATS: &str = "builtins.foldl' (list: n: list ++ list) [ 0 ] (builtins.genList (n: n) 60)";
 /// Prints without end.
 pub const PRINTS: &str = "let line = builtins.concatStringsSep \"\" (builtins.genList (x: \"garbage\") 20000); in \
                       builtins.foldl' (a: n: builtins.trace line a) 0 (builtins.genList (x: x) 1000000)";
