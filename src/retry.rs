@@ -10,18 +10,18 @@ use crate::catalogue::AttributePath;
 use crate::index::{self, Index};
 use crate::nix::{LocalStore, LocalStoreError};
 
-/// What is to be retried.
+/// Failure to be retried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Failed {
     /// A derivation.
     Derivation(StorePath),
     /// The derivations that give the path with this hash, or the derivation with this hash.
     Hash(StorePathHash),
-    /// What has this name, with or without a version, or is this attribute of a package set (`attribute`, `set/attribute`).
+    /// Derivations with this name, with or without a version, or this attribute of a package set (`attribute`, `set/attribute`).
     Name(String),
 }
 
-/// What was done about one derivation.
+/// Outcome for one derivation.
 #[derive(Clone, Debug)]
 pub struct Retried {
     /// The derivation.
@@ -135,7 +135,7 @@ impl Retry {
     }
 }
 
-/// Whether a derivation is called so, with or without its version.
+/// True when a derivation has this name, with or without its version.
 fn has_name(drv: &StorePath, name: &str) -> bool {
     let rest = drv.name().trim_end_matches(".drv").strip_prefix(name);
     let version = |rest: &str| {

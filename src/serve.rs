@@ -76,11 +76,11 @@ pub struct Settings {
     pub narinfo_memory_bytes: u64,
     /// Package sets.
     pub catalogue: catalogue::Settings,
-    /// What may be built.
+    /// Sources and patience.
     pub substitute: substitute::Settings,
     /// The order of builds, and their bounds.
     pub build: build::Settings,
-    /// How much of what builders say is kept.
+    /// Bounds of build logs.
     pub logs: build::LogSettings,
     /// How NARs are stored.
     pub nar_store: nar_store::Settings,

@@ -1,4 +1,4 @@
-//! The decision: what happens when a hash is asked for. Read [`Substitute::ask`] from top to bottom.
+//! The decision: what happens when a hash is asked for. Read `Substitute::decide` from top to bottom.
 //! Knows no HTTP; whatever goes wrong becomes a reason, never an error.
 
 mod missing;
@@ -34,7 +34,7 @@ pub enum Source {
     Catalogue,
 }
 
-/// What may be built.
+/// Sources and patience.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// The sources whose derivations are built on demand; none means serve only.
@@ -45,7 +45,7 @@ pub struct Settings {
     pub report_retry: Duration,
 }
 
-/// What a miss may cost.
+/// Cost that a miss may have.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OnMiss {
     /// A build, for a client with this address; `None` for who may administer.
@@ -75,17 +75,18 @@ impl OnMiss {
     }
 }
 
-/// What becomes of a hash.
+/// Outcome for a hash.
 pub enum Answer {
-    /// It is served.
+    /// The path is served.
     Ready(Arc<Ready>),
-    /// It is being built, or will be.
+    /// The path is being built, or will be.
     Wait(Ticket),
-    /// It is not to be had.
+    /// The path is not to be had.
     Missing(Missing),
 }
 
-/// What was decided to be built a moment ago, by hash: a crowd that asks for one path at once is not looked for one by one.
+/// Decisions to build of the last moment, by hash: a crowd that asks for one path at once is not looked for
+/// one by one.
 #[derive(Clone, Debug)]
 pub struct Joined(moka::sync::Cache<StorePathHash, StorePath>);
 
@@ -97,7 +98,7 @@ impl Default for Joined {
 
 /// A derivation that gives what was asked for.
 #[derive(Clone)]
-struct Known {
+struct KnownDerivation {
     drv: StorePath,
     /// Why it may not be built.
     no: Option<Missing>,
@@ -105,36 +106,36 @@ struct Known {
 
 /// The decision and all that it needs.
 pub struct Substitute {
-    /// What is served.
+    /// Index of served paths.
     pub index: Index,
-    /// What Nix has on this machine.
+    /// The Nix store on this machine.
     pub local: LocalStore,
-    /// What makes a local path a served one.
+    /// Adopter of paths, which are served from then on.
     pub adopter: Adopter,
     /// The queue.
     pub builds: Scheduler,
     /// Failures that are remembered.
     pub failures: Failures,
-    /// What was decided a moment ago.
+    /// Decisions of the last moment.
     pub joined: Joined,
     /// Hashes whose trouble was waited out in vain a moment ago.
     pub exhausted: Exhausted,
-    /// What may be built.
+    /// Sources and patience.
     pub settings: Settings,
 }
 
 impl Substitute {
-    /// What becomes of `hash`, if that can be said from memory: it is served, or nobody has it.
+    /// Outcome for `hash`, if memory has it: the path is served, or nobody has it.
     #[must_use]
-    pub fn at_hand(&self, hash: StorePathHash, on_miss: &OnMiss) -> Option<Answer> {
-        let answer = self.settled(hash)?;
+    pub fn lookup_cached(&self, hash: StorePathHash, on_miss: &OnMiss) -> Option<Answer> {
+        let answer = self.in_memory(hash)?;
         if let Answer::Ready(ready) = &answer {
             self.note_demand(ready, on_miss);
         }
         Some(answer)
     }
 
-    /// What a client waits for whose question is not answered yet, in one line.
+    /// Stage of a search, in one line for the client that waits.
     #[must_use]
     pub fn describe(&self, hash: StorePathHash) -> String {
         match self.local.outage() {
@@ -143,17 +144,17 @@ impl Substitute {
         }
     }
 
-    /// What a client asks for may be wanted again once it has changed.
+    /// Notes that a client asked for a path: it may be wanted again once it has changed.
     fn note_demand(&self, ready: &Ready, on_miss: &OnMiss) {
         if let (Some(deriver), OnMiss::Build(_)) = (&ready.deriver, on_miss) {
             self.builds.note_demand(deriver);
         }
     }
 
-    /// One attempt at `hash`: at hand, served, in the local store, in another cache, being built, failed before, or to be built;
-    /// else a reason. Waits for nothing.
+    /// One attempt at `hash`: at hand, served, in the local store, in another cache, being built, failed
+    /// before, or to be built; else a reason. Waits for nothing.
     async fn decide(&self, hash: StorePathHash, on_miss: &OnMiss) -> Result<Answer, Unanswered> {
-        if let Some(answer) = self.settled(hash) {
+        if let Some(answer) = self.in_memory(hash) {
             return Ok(answer);
         }
         if let (OnMiss::Build(client), Some(drv)) = (on_miss, self.joined.0.get(&hash))
@@ -201,8 +202,8 @@ impl Substitute {
             Elsewhere::NoDaemon(reason) => return Err(Missing::NoDaemon(reason.to_string())),
         };
         let drv = match Box::pin(self.derivation_for(hash)).await? {
-            Some(Known { drv, no: None }) => drv,
-            Some(Known { drv, no: Some(no) }) => {
+            Some(KnownDerivation { drv, no: None }) => drv,
+            Some(KnownDerivation { drv, no: Some(no) }) => {
                 // What is known to fail is told first: it is so wherever it may be built.
                 return Err(Box::pin(self.failure(&drv))
                     .await?
@@ -228,7 +229,7 @@ impl Substitute {
         ticket.map(Answer::Wait).map_err(|full| Missing::Refused(full.to_string()))
     }
 
-    /// What the index says of `hash`, once a build has ended.
+    /// The served path with this hash, once a build has ended.
     ///
     /// # Errors
     /// When it is not served after all.
@@ -270,8 +271,8 @@ impl Substitute {
         Some(ready)
     }
 
-    /// What memory says.
-    fn settled(&self, hash: StorePathHash) -> Option<Answer> {
+    /// Outcome that memory has.
+    fn in_memory(&self, hash: StorePathHash) -> Option<Answer> {
         if let Some(ready) = self.remembered(hash) {
             return Some(Answer::Ready(ready));
         }
@@ -281,7 +282,7 @@ impl Substitute {
         nowhere.then_some(Answer::Missing(Missing::Unknown))
     }
 
-    /// What the local Nix store has, which is served from then on.
+    /// The path in the local Nix store, which is served from then on.
     async fn in_local_store(&self, hash: StorePathHash) -> Result<Option<Arc<Ready>>, Missing> {
         match self.local.valid_path(hash).await.map_err(|error| local_trouble(&error))? {
             Some(path) => self.adopt(&path).await,
@@ -307,9 +308,10 @@ impl Substitute {
         }
     }
 
-    /// The derivation to build for `hash`, or one that may not be built and why. Several may give the same output: one that is on
-    /// its way already, else one that has not failed, else the first; those of current package sets come first.
-    async fn derivation_for(&self, hash: StorePathHash) -> Result<Option<Known>, Missing> {
+    /// The derivation to build for `hash`, or one that may not be built and why. Several may give the same
+    /// output: one that is on its way already, else one that has not failed, else the first; those of current
+    /// package sets come first.
+    async fn derivation_for(&self, hash: StorePathHash) -> Result<Option<KnownDerivation>, Missing> {
         let stored = self.local.derivers_of(hash).await.map_err(|error| local_trouble(&error))?;
         let listed = self.index.makers(hash).await.map_err(|e| trouble(&e, "the index cannot be read"))?;
         let listed_drvs: Vec<StorePath> = listed.iter().map(|maker| maker.drv.clone()).collect();
@@ -321,7 +323,7 @@ impl Substitute {
             })
             .chain(stored.into_iter().filter(|drv| !listed_drvs.contains(drv)).map(|drv| (drv, None, false)));
         let from = |source| self.settings.build_from.contains(&source);
-        let makers: Vec<Known> = makers
+        let makers: Vec<KnownDerivation> = makers
             .map(|(drv, denied, listed)| {
                 let no = denied.or_else(|| match listed {
                     _ if from(Source::Store) || (listed && from(Source::Catalogue)) => None,
@@ -329,7 +331,7 @@ impl Substitute {
                     true => Some(Missing::OnlyInCatalogue(drv.clone())),
                     false => Some(Missing::NotInCatalogue(drv.clone())),
                 });
-                Known { drv, no }
+                KnownDerivation { drv, no }
             })
             .collect();
         let allowed = || makers.iter().filter(|known| known.no.is_none());
@@ -355,7 +357,7 @@ impl Substitute {
         Ok(Some(failure))
     }
 
-    /// Whether all outputs of a derivation are in the Nix store; false where that cannot be told.
+    /// True when all outputs of a derivation are in the Nix store; false where that cannot be told.
     async fn is_built(&self, drv: &StorePath) -> bool {
         let (store_dir, of) = (self.adopter.store_dir.clone(), drv.clone());
         let read = tokio::task::spawn_blocking(move || read_derivation(&store_dir, &of)).await;

@@ -1,5 +1,5 @@
-//! Admission: what is refused before anything is built for it, and in which words.
-//! A refusal is for the person who asked: it names what is missing and what to do, and is bounded whatever derivations say.
+//! Admission: what is refused before anything is built for it, and in which words. A refusal is for the
+//! person who asked: it names what is missing and what to do, and is bounded whatever derivations say.
 
 use narinfo::StorePath;
 

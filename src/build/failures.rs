@@ -1,6 +1,6 @@
-//! Failures that are remembered, so that nobody waits for the same one twice. The time of a failure is that of its try: no
-//! request that it answers moves its end, what fails because of it ends with it, and a clock that steps makes it no longer
-//! than the settings say.
+//! Failures that are remembered, so that nobody waits for the same one twice. The time of a failure is that
+//! of its try: no request that it answers moves its end, what fails because of it ends with it, and a clock
+//! that steps makes it no longer than the settings say.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,8 +28,8 @@ impl Failures {
         Self { index, settings, unrecorded: Arc::default() }
     }
 
-    /// Applies the settings to what was remembered under others, or by another clock. Refusals are forgotten: this may be
-    /// another machine.
+    /// Applies the settings to what was remembered under others, or by another clock. Refusals are forgotten:
+    /// this may be another machine.
     ///
     /// # Errors
     /// When the index fails.
@@ -70,7 +70,8 @@ impl Failures {
         self.index.failures(SystemTime::now()).await
     }
 
-    /// Forgets the failure of a derivation with its cause, and all that failed because of either. Gives the derivations.
+    /// Forgets the failure of a derivation with its cause, and all that failed because of either. Gives the
+    /// derivations.
     ///
     /// # Errors
     /// When the index fails.
@@ -86,7 +87,8 @@ impl Failures {
         }
     }
 
-    /// Takes note of a try that failed in this moment. From here on it is remembered, and [`Self::record`] must follow.
+    /// Takes note of a try that failed in this moment. From here on it is remembered, and [`Self::record`]
+    /// must follow.
     pub(super) fn note(&self, cause: &StorePath, verdict: Verdict) -> Failure {
         let now = SystemTime::now();
         let failure = Failure {
@@ -101,7 +103,8 @@ impl Failures {
         failure
     }
 
-    /// Brings a failure to the index, for the derivation that failed as for `drv`, which needs it. Gives that of `drv`.
+    /// Brings a failure to the index, for the derivation that failed as for `drv`, which needs it. Gives that
+    /// of `drv`.
     pub(super) async fn record(&self, drv: &StorePath, cause: Failure) -> Failure {
         let failure = Failure { drv: drv.clone(), ..cause.clone() };
         let noted = self.unrecorded().contains_key(&cause.drv);
@@ -114,7 +117,7 @@ impl Failures {
         }
         if let Err(error) = recorded {
             let error = &error as &dyn std::error::Error;
-            tracing::error!(%drv, error, "the failure is not remembered, so the next request builds it again");
+            tracing::error!(%drv, error, "cannot record a failure, so the next request builds it again");
         }
         self.unrecorded().remove(&cause.drv);
         failure

@@ -43,7 +43,7 @@ pub(super) enum Joined {
 pub(super) enum Ended {
     /// Well.
     Well,
-    /// It failed.
+    /// Ended by a failure.
     Failed,
     /// A build was stopped for older requests; a request was dropped because nobody waited any more.
     Early,
@@ -54,7 +54,7 @@ pub(super) enum Ended {
 pub(super) enum Prebuilt {
     /// Well.
     Built,
-    /// It failed.
+    /// Ended by a failure.
     Failed,
     /// Someone needed something else, or its time was over.
     Stopped,

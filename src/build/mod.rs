@@ -46,7 +46,8 @@ pub struct Settings {
     pub policy: Policy,
     /// Derivations that may have to be built for one request.
     pub derivations_max: usize,
-    /// Time for which a request keeps its place after its last client has left: one that only reconnects finds it again.
+    /// Time for which a request keeps its place after its last client has left: one that only reconnects
+    /// finds it again.
     pub abandon_after: Duration,
     /// Requests that may wait; one more is rejected.
     pub queued_max: usize,

@@ -1,5 +1,6 @@
-//! What a request lacks: the derivations of its closure that have no outputs yet, each with its inputs among them; or why it
-//! is not even begun. Builds nothing itself, and takes nothing for there that is not valid in the Nix store.
+//! Plan of a request: the derivations of its closure that have no outputs yet, each with its inputs among
+//! them; or why it is not even begun. Builds nothing itself, and takes nothing for there that is not valid in
+//! the Nix store.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,7 +15,7 @@ use crate::nix::{BuildTarget, Capabilities, Daemon, DaemonError, Lack, read_deri
 /// The derivations that a request lacks, each with its inputs among them.
 pub(super) type Needs = BTreeMap<StorePath, BTreeSet<StorePath>>;
 
-/// What is to be built for a request.
+/// Derivations to build for a request.
 pub(super) struct Planned {
     /// The derivations that it lacks.
     pub(super) needs: Needs,
@@ -26,7 +27,7 @@ pub(super) struct Planned {
 pub(super) enum Error {
     /// The daemon failed.
     Daemon(DaemonError),
-    /// It cannot be built as things stand.
+    /// The request cannot be completed as things stand.
     Impossible(Verdict),
     /// The derivation is not in the Nix store (any more).
     Collected,
@@ -38,8 +39,8 @@ impl From<DaemonError> for Error {
     }
 }
 
-/// The derivations to build so that every output of `drv` is there; none when they are. Refused when there are more than
-/// `derivations_max` of them, or when one needs what is not among `capabilities`.
+/// The derivations to build so that every output of `drv` is there; none when they are. Refused when there
+/// are more than `derivations_max` of them, or when one needs what is not among `capabilities`.
 pub(super) async fn plan(
     daemon: &mut Daemon,
     drv: &StorePath,
@@ -73,13 +74,15 @@ pub(super) async fn plan(
         absent = absent.or_else(|| inputs.intersection(&unknown).next().cloned());
         needs.insert(drv, inputs);
     }
-    // Not all that is unknown: the daemon counts what its substituters lack of a closure that they have in part, and builds that.
+    // Not all that is unknown: the daemon counts what its substituters lack of a closure that they have in
+    // part, and builds that.
     if let Some(absent) = absent {
         let reason = format!("{absent} is needed, is not in the Nix store, and no known derivation makes it");
         return Err(Error::Impossible(Verdict::transient(reason)));
     }
-    // The daemon would fetch what it is asked for, as far as it knows. Whether it can is seen when it does: what it cannot fetch, it
-    // builds. A system or a feature that is lacking here is no reason against fetching.
+    // The daemon would fetch what it is asked for, as far as it knows. Whether it can is seen when it does:
+    // what it cannot fetch, it builds. A system or a feature that is lacking here is no reason against
+    // fetching.
     if !needs.contains_key(drv) && !has_outputs(daemon, drv).await? {
         needs.insert(drv.clone(), BTreeSet::new());
     }
@@ -88,7 +91,7 @@ pub(super) async fn plan(
     Ok(Planned { needs, systems })
 }
 
-/// Whether every output of a derivation is valid, as far as their paths are known.
+/// True when every output of a derivation is valid, as far as their paths are known.
 async fn has_outputs(daemon: &mut Daemon, drv: &StorePath) -> Result<bool, DaemonError> {
     for output in known_outputs(daemon, drv).await? {
         if !daemon.is_valid_path(&output).await? {
@@ -98,7 +101,7 @@ async fn has_outputs(daemon: &mut Daemon, drv: &StorePath) -> Result<bool, Daemo
     Ok(true)
 }
 
-/// What the files of derivations say.
+/// Contents of the files of derivations.
 #[derive(Default)]
 struct Read {
     needs: Needs,
@@ -127,7 +130,7 @@ fn read(
                 read.needs.insert(drv, derivation.input_derivations);
             }
             Err(reason) => {
-                tracing::warn!(%drv, reason, "cannot be read, so it is not known whether it can be built here");
+                tracing::warn!(%drv, reason, "cannot read a derivation, so its system and features are not checked");
                 read.unread.push(drv);
             }
         }

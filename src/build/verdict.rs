@@ -1,6 +1,7 @@
-//! The table of failures: from the evidence of a failed build (the daemon's status and words, the builder's exit, the end
-//! of its log) to a class, and from that to how long the failure is remembered. The first row that matches wins.
-//! A builder writes what it likes into its log, so the log counts by where a word stands: see [`trouble_at_the_end`].
+//! The table of failures: from the evidence of a failed build (the daemon's status and words, the builder's
+//! exit, the end of its log) to a class, and from that to how long the failure is remembered. The first row
+//! that matches wins. A builder writes what it likes into its log, so the log counts by where a word stands:
+//! see [`trouble_at_the_end`].
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::nix::{BuildResult, BuildStatus, DaemonError};
 /// A failed build, before it is remembered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Verdict {
-    /// Whether trying again is of use, and when.
+    /// Class of the failure: when it is of use to try again.
     pub(super) class: FailureClass,
     /// The reason in the daemon's words or ours, free of escape codes.
     pub(super) reason: String,
@@ -35,7 +36,8 @@ enum Sign {
     Status(&'static [BuildStatus]),
     /// Words of the daemon itself, not of the log that it quotes.
     Said(&'static [&'static str]),
-    /// The builder was ended by one of these signals, or by exit code 128 + n, which is how a shell tells of its child's.
+    /// The builder was ended by one of these signals, or by exit code 128 + n, which is how a shell tells of
+    /// its child's.
     Signal(&'static [u32]),
     /// The log ends in trouble of the machine.
     LogEnd,
@@ -63,7 +65,8 @@ const TABLE: &[(Sign, FailureClass)] = &[
         ]),
         Permanent,
     ),
-    // HUP, INT, QUIT, KILL and TERM come from outside: the out-of-memory killer, a service that stops, an operator.
+    // HUP, INT, QUIT, KILL and TERM come from outside: the out-of-memory killer, a service that stops, an
+    // operator.
     (Sign::Signal(&[1, 2, 3, 9, 15]), Transient),
     (
         Sign::Said(&[
@@ -96,8 +99,9 @@ const TABLE: &[(Sign, FailureClass)] = &[
         ]),
         Permanent,
     ),
-    // Nix's transient failure is that of a download (fixed-output derivations) or a full disk; a failed dependency is one
-    // that was collected meanwhile, and is built for itself by the next request; an error is the daemon's own.
+    // Nix's transient failure is that of a download (fixed-output derivations) or a full disk; a failed
+    // dependency is one that was collected meanwhile, and is built for itself by the next request; an error
+    // is the daemon's own.
     (Sign::Any, Transient),
 ];
 
@@ -227,7 +231,8 @@ pub(super) fn lifetime(class: FailureClass, settings: &Settings) -> Duration {
     }
 }
 
-/// True of a builder that was told to end, as systemd tells all of a service that stops: the daemon may be back at once.
+/// True of a builder that was told to end, as systemd tells all of a service that stops: the daemon may be
+/// back at once.
 pub(super) fn told_to_stop(result: &BuildResult) -> bool {
     !result.status.is_success() && signal(&without_quoted_log(&clean(&result.message))) == Some(SIGTERM)
 }
@@ -261,9 +266,9 @@ fn signal(said: &str) -> Option<u32> {
     number_after("failed due to signal ").or_else(|| number_after("failed with exit code ").and_then(of_exit))
 }
 
-/// True when the last thing that the log tells is that the machine was in trouble. Lines by which programs report the failure
-/// of one below them are passed over; before the first other line nothing counts, since a test suite may print the same
-/// words and go on to fail for reasons of its own.
+/// True when the last thing that the log tells is that the machine was in trouble. Lines by which programs
+/// report the failure of one below them are passed over; before the first other line nothing counts, since a
+/// test suite may print the same words and go on to fail for reasons of its own.
 fn trouble_at_the_end(log_end: &[String]) -> bool {
     let lines: Vec<String> = log_end
         .iter()
@@ -287,8 +292,8 @@ fn is_report(line: &str) -> bool {
     REPORTS.iter().any(|start| line.starts_with(start)) || REPORT_ENDS.iter().any(|end| line.ends_with(end))
 }
 
-/// How shells and make tell of a child that was killed: `Killed`, `line 3: 123 Killed   cc -c x.c`, `*** [x.o] Killed`,
-/// `*** [x.o] Error 137`.
+/// True for the words of shells and make for a child that was killed: `Killed`, `line 3: 123 Killed   cc -c
+/// x.c`, `*** [x.o] Killed`, `*** [x.o] Error 137`.
 fn names_a_kill(line: &str) -> bool {
     let words: Vec<&str> = line.split_whitespace().collect();
     let kill = |word: &str| matches!(word.trim_end_matches('.'), "killed" | "terminated" | "hangup");

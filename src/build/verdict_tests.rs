@@ -1,4 +1,5 @@
-//! A test for each row of the table of failures, with the messages that daemons of Nix 2.8, 2.26 and 2.34 sent.
+//! A test for each row of the table of failures, with the messages that daemons of Nix 2.8, 2.26 and 2.34
+//! sent.
 
 use super::verdict::{Evidence, Verdict};
 use crate::index::FailureClass::{self, Permanent, Transient};

@@ -45,7 +45,7 @@ fn lookup_cached(
     on_miss: &OnMiss,
     reader: Option<IpAddr>,
 ) -> Option<Answer> {
-    match service.parts.substitute.at_hand(hash, on_miss)? {
+    match service.parts.substitute.lookup_cached(hash, on_miss)? {
         Decision::Ready(ready) => Some(served(service, &ready, reader)),
         Decision::Missing(unknown @ Missing::Unknown) => Some(answer::unknown_path(unknown)),
         Decision::Missing(reason) => Some(missing(&reason)),

@@ -18,18 +18,18 @@ pub enum Missing {
     /// Nobody knows the hash, but not every cache behind this one could tell.
     #[error("unknown: neither this cache nor its Nix store has a path or a derivation with this hash; of the caches behind it:\n{}", .0.join("\n"))]
     Unsure(Arc<[String]>),
-    /// It could be built, but that was not asked for.
+    /// A derivation makes it, but the request does not build.
     #[error("not built yet: {0} makes it; ask with GET outside /cached/ to have it built")]
     NotBuilt(StorePath),
-    /// It could be built, but this server builds nothing.
+    /// A derivation makes it, but this server builds nothing.
     #[error("not built: {0} makes it, but this server only serves (its setting build-from is empty)")]
     ServeOnly(StorePath),
-    /// It could be built, but is in none of the sources that are built from.
+    /// A derivation makes it that is in none of the sources that are built from.
     #[error(
         "not built: {0} makes it, which is in no package set, and this server builds nothing else (setting build-from)"
     )]
     NotInCatalogue(StorePath),
-    /// It is in the store only where package sets alone may not be built.
+    /// A derivation of a package set makes it, and those are not built.
     #[error(
         "not built: {0} makes it, which only a package set has, and this server does not build those (setting build-from)"
     )]
@@ -37,12 +37,12 @@ pub enum Missing {
     /// A package set says no.
     #[error("refused: {drv} makes it, which the package set {set} denies")]
     Denied {
-        /// What makes it.
+        /// Derivation that makes it.
         drv: StorePath,
         /// The set that denies it.
         set: String,
     },
-    /// It was tried.
+    /// The build failed and is remembered.
     #[error("{}", failure_text(.0))]
     Failed(Arc<Failure>),
     /// Too many wait.
@@ -53,9 +53,9 @@ pub enum Missing {
     Unrealised {
         /// The output.
         id: DrvOutput,
-        /// What they said.
+        /// Answers of the upstreams.
         reasons: Vec<String>,
-        /// Whether one of them could not tell, which may pass.
+        /// True when one of them could not tell, which is transient.
         troubled: bool,
     },
     /// There is one, but not all that it leads to.
@@ -65,7 +65,7 @@ pub enum Missing {
         id: DrvOutput,
         /// Its path.
         path: StorePath,
-        /// What is missing.
+        /// The missing part.
         reason: String,
     },
     /// The Nix daemon is needed to tell, and was waited for where a client could be held.

@@ -1,4 +1,5 @@
-//! Realisations: which path an output of a content-addressed derivation is. One is given only with all that it leads to served.
+//! Realisations: which path an output of a content-addressed derivation is. One is given only with all that
+//! it leads to served.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -9,15 +10,16 @@ use super::wait::Unanswered;
 use super::{Answer, Missing, OnMiss, Substitute, local_trouble, trouble};
 use crate::upstream::{Asker, Nothing};
 
-/// Longest wait for the daemon of a client that asks for a realisation: clients give up after 300 s without a byte.
+/// Longest wait for the daemon of a client that asks for a realisation: clients give up after 300 s without a
+/// byte.
 const SILENCE_MAX: Duration = Duration::from_secs(240);
 
 /// Realisations that one may need in all.
 const REALISATIONS_MAX: usize = 10_000;
 
 impl Substitute {
-    /// The realisation of an output of a content-addressed derivation, as the index, the local store or another cache has it,
-    /// with all that it leads to; else a reason. Builds nothing.
+    /// The realisation of an output of a content-addressed derivation, as the index, the local store or
+    /// another cache has it, with all that it leads to; else a reason. Builds nothing.
     ///
     /// # Errors
     /// When nobody knows, or what it leads to is not to be had.

@@ -1,5 +1,5 @@
-//! Wait of one request for a hash: attempts, pauses while transient trouble is in the way, and the build that is joined.
-//! The lines that a client reads meanwhile are for `http` to write.
+//! Wait of one request for a hash: attempts, pauses while transient trouble is in the way, and the build that
+//! is joined. The lines that a client reads meanwhile are for `http` to write.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,8 +20,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Time that an attempt is given after the server has begun to stop: most are over by then.
 const STOPPED_AFTER: Duration = Duration::from_secs(1);
 
-/// Memory of hashes that were looked for in vain for all of `transient-retry`, and its bound: clients that were cut off
-/// ask again within seconds, and are to hear the reason then.
+/// Memory of hashes that were looked for in vain for all of `transient-retry`, and its bound: clients that
+/// were cut off ask again within seconds, and are to hear the reason then.
 const EXHAUSTED_FOR: Duration = Duration::from_secs(30);
 const EXHAUSTED_MAX: u64 = 10_000;
 
@@ -65,7 +65,8 @@ impl From<Missing> for Unanswered {
     }
 }
 
-/// One attempt. In a box, so that no room is kept for it between two attempts and while a build is waited for.
+/// One attempt. In a box, so that no room is kept for it between two attempts and while a build is waited
+/// for.
 pub(super) type Attempt<'a, T> = Pin<Box<dyn Future<Output = Result<T, Unanswered>> + Send + 'a>>;
 
 /// Attempts at one question until it is answered or its trouble has lasted too long.
@@ -86,8 +87,8 @@ impl<'a, T> Attempts<'a, T> {
         Self { stage: Stage::Trying(first), trouble: None, pause: PAUSE_MIN }
     }
 
-    /// Brings one attempt, or the pause after it, to its end; gives the result of the last attempt. May be dropped and
-    /// called again. `left` says how much longer trouble may last that has lasted since then.
+    /// Brings one attempt, or the pause after it, to its end; gives the result of the last attempt. May be
+    /// dropped and called again. `left` says how much longer trouble may last that has lasted since then.
     async fn step(
         &mut self,
         again: impl FnOnce() -> Attempt<'a, T>,
@@ -149,7 +150,8 @@ enum Phase {
 }
 
 impl Substitute {
-    /// Begins to wait for `hash`: it is looked for until it is found or given up, and waited for while it is built.
+    /// Begins to wait for `hash`: it is looked for until it is found or given up, and waited for while it is
+    /// built.
     #[must_use]
     pub fn wait(
         self: &Arc<Self>,
@@ -166,7 +168,8 @@ impl Substitute {
         Box::pin(async move { substitute.decide(hash, &on_miss).await })
     }
 
-    /// Makes attempts at a question that no build answers, until trouble has lasted for as long as `patience`.
+    /// Makes attempts at a question that no build answers, until trouble has lasted for as long as
+    /// `patience`.
     pub(super) async fn retried<'a, T>(
         &self,
         patience: Duration,
@@ -181,7 +184,8 @@ impl Substitute {
         }
     }
 
-    /// Time that is left for further attempts at a hash. Trouble that has just outlasted someone's patience gets none.
+    /// Time that is left for further attempts at a hash. Trouble that has just outlasted someone's patience
+    /// gets none.
     fn left(
         &self,
         hash: StorePathHash,
@@ -200,7 +204,8 @@ impl Substitute {
         left
     }
 
-    /// Time for which trouble has lasted that a request has met since then. A lost daemon may have been away before.
+    /// Time for which trouble has lasted that a request has met since then. A lost daemon may have been away
+    /// before.
     fn lasted(&self, trouble: &Trouble, since: Option<Instant>) -> Duration {
         let met = since.map_or(Duration::ZERO, |since| since.elapsed());
         match trouble {
@@ -209,7 +214,8 @@ impl Substitute {
         }
     }
 
-    /// Time for which trouble may last, from its begin. Who only reports what is there is not kept waiting for long.
+    /// Time for which trouble may last, from its begin. Who only reports what is there is not kept waiting
+    /// for long.
     fn patience(&self, trouble: &Trouble, on_miss: &OnMiss) -> Duration {
         match (trouble, on_miss) {
             (_, OnMiss::Build(_)) | (Trouble::Daemon, OnMiss::Report(_)) => self.settings.transient_retry,

@@ -1,6 +1,6 @@
-//! Durations of builds, learned from those that were seen: a log-normal estimate for each kind of work, one for kinds that
-//! were never built, sums of several, and what is left of one that runs. Pure: it is told what happened. An estimate decides
-//! who may go first, never whether an older request is delivered in time.
+//! Durations of builds, learned from those that were seen: a log-normal estimate for each kind of work, one
+//! for kinds that were never built, sums of several, and what is left of one that runs. Pure: it is told what
+//! happened. An estimate decides who may go first, never whether an older request is delivered in time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -40,7 +40,8 @@ const Z_95: f64 = 1.645;
 pub struct Kind(String);
 
 impl Kind {
-    /// The kind of a derivation: its name without the version, the system it is built on, and the cores it may use.
+    /// The kind of a derivation: its name without the version, the system it is built on, and the cores it
+    /// may use.
     #[must_use]
     pub fn new(name: &str, system: &str, cores: u64) -> Self {
         Self(format!("{} {system} {cores}", without_version(name)))
@@ -87,7 +88,8 @@ impl Estimate {
         Guess { median: duration(median), p95: duration(median * (Z_95 * spread).exp()) }
     }
 
-    /// The rest of a build that has run for so long. Past its estimate that grows: it turned out to be a long one.
+    /// The rest of a build that has run for so long. Past its estimate that grows: it turned out to be a long
+    /// one.
     #[must_use]
     pub fn after(self, elapsed: Duration) -> Self {
         let elapsed = elapsed.as_secs_f64();
@@ -131,7 +133,8 @@ impl Sum {
         (*count, *mean, *variance) = (*count + 1, *mean + one.mean, *variance + one.variance);
     }
 
-    /// The same with what is unknown taken for an average first build. `None` where there is nothing to judge by.
+    /// The same with what is unknown taken for an average first build. `None` where there is nothing to judge
+    /// by.
     #[must_use]
     pub fn with_unknown(mut self, first: Option<Estimate>) -> Option<Self> {
         let (begun, mean, variance) = std::mem::take(&mut self.begun);
@@ -154,8 +157,8 @@ impl Sum {
         Self { mean: mean / workers, variance: variance / squared, unknown, begun }
     }
 
-    /// The median of what is known, in seconds, and the standard deviation of its logarithm: the log-normal distribution
-    /// with the same mean and variance.
+    /// The median of what is known, in seconds, and the standard deviation of its logarithm: the log-normal
+    /// distribution with the same mean and variance.
     #[must_use]
     pub fn log_normal(&self) -> (f64, f64) {
         if self.mean <= 0.0 {
@@ -205,13 +208,15 @@ pub struct Durations {
     errors: VecDeque<f64>,
     /// The sum of their squares.
     squares: f64,
-    /// Of all first builds of a kind: their number, and the mean and variance (times the number) of their logarithms.
+    /// Of all first builds of a kind: their number, and the mean and variance (times the number) of their
+    /// logarithms.
     first: (f64, f64, f64),
     learned: u64,
 }
 
 impl Durations {
-    /// Learns from a build that took so long, or that was stopped (or failed) then and would have taken longer.
+    /// Learns from a build that took so long, or that was stopped (or failed) then and would have taken
+    /// longer.
     pub fn learn(&mut self, kind: &Kind, took: Duration, built: bool) {
         let log = took.as_secs_f64().max(SECONDS_MIN).ln();
         let guessed = self.kinds.get(kind).and_then(|seen| self.median_log(seen));
@@ -245,7 +250,7 @@ impl Durations {
         }
     }
 
-    /// How long a build of this kind takes; `None` when none was seen that came to its end.
+    /// Duration of a build of this kind; `None` when none was seen that came to its end.
     #[must_use]
     pub fn estimate(&self, kind: &Kind) -> Option<Estimate> {
         let seen = self.kinds.get(kind)?;
@@ -256,17 +261,18 @@ impl Durations {
         Some(Estimate { median: log.max(at_least.unwrap_or(log)).exp(), spread })
     }
 
-    /// What a build takes of which nothing is known, judging by all others; `None` until one was seen.
+    /// Duration of a build of which nothing is known, judging by all others; `None` until one was seen.
     #[must_use]
     pub fn of_unknown(&self) -> Option<Estimate> {
         let (n, mean, squares) = self.first;
         (n > 0.0).then(|| Estimate { median: mean.exp(), spread: (squares / n).sqrt().max(SPREAD_AT_FIRST) })
     }
 
-    /// What is left of a build of a kind that was never built, which has run for so long; `None` until one was seen. Its 10th and
-    /// 90th percentiles are those of all first builds that take longer than that. The tail is that of a log-logistic
-    /// distribution: the longer it has run, the longer it is expected to go on. Of one that runs the lower end is the 5th: a
-    /// short build is looked at near its end as often as a long one, though there are fewer such moments.
+    /// Rest of a build of a kind that was never built, which has run for so long; `None` until one was seen.
+    /// Its 10th and 90th percentiles are those of all first builds that take longer than that. The tail is
+    /// that of a log-logistic distribution: the longer it has run, the longer it is expected to go on. Of one
+    /// that runs the lower end is the 5th: a short build is looked at near its end as often as a long one,
+    /// though there are fewer such moments.
     #[must_use]
     pub fn of_first(&self, elapsed: Duration) -> Option<Estimate> {
         let (n, mean, squares) = self.first;

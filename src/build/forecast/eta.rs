@@ -1,13 +1,13 @@
-//! Delivery of a request: an interval that holds eight times of ten, made of the errors of the last thousand forecasts
-//! (conformal prediction). Pure, like the estimates it is made of.
+//! Delivery of a request: an interval that holds eight times of ten, made of the errors of the last thousand
+//! forecasts (conformal prediction). Pure, like the estimates it is made of.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::estimate::{Durations, Sum, duration};
 
-/// Finished requests that count. Those that wait for the same long build are wrong in the same way: among a few hundred
-/// there are too few others to tell how wrong the next ones will be.
+/// Finished requests that count. Those that wait for the same long build are wrong in the same way: among a
+/// few hundred there are too few others to tell how wrong the next ones will be.
 const FINISHED_MAX: usize = 1_000;
 /// With fewer than this the interval is that of a normal distribution.
 const FINISHED_MIN: usize = 30;
@@ -18,7 +18,8 @@ const SPREAD_MIN: f64 = 0.05;
 /// The part of all requests that may be earlier than their forecast, and the part that may be later.
 const LEFT_OUT: f64 = 0.1;
 
-/// Delivery that is expected from work alone: the median in seconds from then, and the standard deviation of its logarithm.
+/// Delivery that is expected from work alone: the median in seconds from then, and the standard deviation of
+/// its logarithm.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Expected {
     median: f64,
@@ -28,7 +29,8 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// Delivery after this work; what is unknown of it is taken for a first build. `None` when there is nothing to judge by.
+    /// Delivery after this work; what is unknown of it is taken for a first build. `None` when there is
+    /// nothing to judge by.
     #[must_use]
     pub fn after(work: Sum, durations: &Durations) -> Option<Self> {
         let first = work.unknown > 0;

@@ -1,4 +1,5 @@
-//! Forecasts for the builds in the queue: the kind of work each is, its duration, and the delivery of each request.
+//! Forecasts for the builds in the queue: the kind of work each is, its duration, and the delivery of each
+//! request.
 
 pub mod estimate;
 pub mod eta;
@@ -38,7 +39,8 @@ impl Forecaster {
         self.kinds.insert(drv, kind);
     }
 
-    /// Learns from a build that took so long, or was stopped or failed after that. Gives what to record of it.
+    /// Learns from a build that took so long, or was stopped or failed after that. Gives what to record of
+    /// it.
     pub(super) fn learn(&mut self, drv: &StorePath, took: Duration, built: bool) -> Option<DurationRow> {
         // A derivation whose build was stopped is built again.
         let kind = if built { self.kinds.remove(drv)? } else { self.kinds.get(drv)?.clone() };

@@ -1,5 +1,6 @@
-//! The logs of our builds: one file for each derivation, as the builder wrote it, escape codes and all; readers follow the
-//! one that is being written. Must never grow past its bounds, and never stop a build because a log cannot be written.
+//! The logs of our builds: one file for each derivation, as the builder wrote it, escape codes and all;
+//! readers follow the one that is being written. Must never grow past its bounds, and never stop a build
+//! because a log cannot be written.
 
 mod tail;
 mod writer;
@@ -21,22 +22,23 @@ pub(super) use writer::LogWriter;
 /// The end of the name of every log.
 const EXTENSION: &str = "log";
 
-/// How much of what builders say is kept.
+/// Bounds of build logs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
-    /// Bytes that one build may write; one that writes more is stopped. A build that lost its daemon and is begun anew may
-    /// write as much again, into the same log.
+    /// Bytes that one build may write; one that writes more is stopped. A build that lost its daemon and is
+    /// begun anew may write as much again, into the same log.
     pub log_bytes_max: u64,
     /// Bytes of all logs together. When a build ends, the oldest logs go until the rest fits.
     pub logs_bytes_max: u64,
 }
 
-/// Bytes by which the daemon's limit is above ours: it drops what it has read and not passed on yet, up to a few pages.
+/// Bytes by which the daemon's limit is above ours: it drops what it has read and not passed on yet, up to a
+/// few pages.
 const DAEMON_SLACK_BYTES: u64 = 64 * 1024;
 
 impl Settings {
-    /// Nix's `max-build-log-size` for our builds: a daemon that trusts us counts within a line, too, which it holds in memory
-    /// to its end.
+    /// Nix's `max-build-log-size` for our builds: a daemon that trusts us counts within a line, too, which it
+    /// holds in memory to its end.
     #[must_use]
     pub fn daemon_bytes_max(&self) -> u64 {
         self.log_bytes_max.saturating_add(DAEMON_SLACK_BYTES)
@@ -70,9 +72,10 @@ struct Running {
 /// A log to read.
 #[derive(Debug)]
 pub struct Log {
-    /// Its bytes. Those of a log that is being written end when the build does, and fail when it can go no further.
+    /// Its bytes. Those of a log that is being written end when the build does, and fail when it can go no
+    /// further.
     pub reader: TailReader,
-    /// How many there are; `None` while it is being written.
+    /// Number of bytes; `None` while it is being written.
     pub bytes: Option<u64>,
 }
 
@@ -114,8 +117,8 @@ impl Logs {
         }
     }
 
-    /// The last `n` lines of a log, a thousand at most, as text without escape codes and control characters; none when
-    /// there is no log. Blocking; reads a bounded number of bytes, however long the log is.
+    /// The last `n` lines of a log, a thousand at most, as text without escape codes and control characters;
+    /// none when there is no log. Blocking; reads a bounded number of bytes, however long the log is.
     ///
     /// # Errors
     /// When it is there and cannot be read.
@@ -134,7 +137,7 @@ impl Logs {
         let _ = fs::remove_file(&path);
         let file = File::options().read(true).write(true).create_new(true).open(&path);
         let file = file.map(Arc::new).map_err(|error| {
-            tracing::warn!(%drv, %error, "the build goes on without a log");
+            tracing::warn!(%drv, %error, "cannot create a log, the build goes on without; check the state directory");
         });
         let progress = watch::channel(WriteProgress::default());
         if let Ok(file) = &file {
@@ -155,7 +158,8 @@ impl Logs {
         self.0.add(bytes.unwrap_or_default());
     }
 
-    /// Deletes the oldest logs until the rest fits, sparing those that are being written, where there may be too many. Blocking.
+    /// Deletes the oldest logs until the rest fits, sparing those that are being written, where there may be
+    /// too many. Blocking.
     fn make_room(&self) -> io::Result<()> {
         if self.0.bytes_at_most.load(Ordering::Relaxed) <= self.0.settings.logs_bytes_max {
             return Ok(());

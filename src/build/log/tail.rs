@@ -10,7 +10,8 @@ pub(super) const LINES_MAX: usize = 1_000;
 /// Bytes read at most.
 const BYTES_MAX: u64 = 256 * 1024;
 
-/// The last lines of a file, `n` or [`LINES_MAX`] at most. The first is cut at its start where it would be too long.
+/// The last lines of a file, `n` or [`LINES_MAX`] at most. The first is cut at its start where it would be
+/// too long.
 pub(super) fn last_lines(file: &File, n: usize) -> io::Result<Vec<String>> {
     let length = file.metadata()?.len();
     let start = length.saturating_sub(BYTES_MAX);

@@ -1,4 +1,5 @@
-//! The log of one build while it is written. Readers are told of every line once it is in the file, and get it from there.
+//! The log of one build while it is written. Readers are told of every line once it is in the file, and get
+//! it from there.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -15,7 +16,7 @@ use crate::tail_file::WriteProgress;
 /// Bytes of each of the last lines that are kept in memory; what counts of a line is said by then.
 const LAST_LINE_BYTES_MAX: usize = 1024;
 
-/// What stands between two attempts.
+/// Line between two attempts.
 const BEGUN_ANEW: &str = "[the Nix daemon went away; the build begins anew]";
 
 /// A log that is being written. Dropped before it is finished, it cuts those who follow it.
@@ -72,7 +73,8 @@ impl LogWriter {
         self.starts.subscribe()
     }
 
-    /// Adds a line of the builder, of which so many bytes were dropped, or as much of it as there is room for.
+    /// Adds a line of the builder, of which so many bytes were dropped, or as much of it as there is room
+    /// for.
     pub(in crate::build) fn line(&self, line: &str, dropped: u64) {
         if *self.over.borrow() {
             return;
@@ -131,7 +133,7 @@ impl LogWriter {
         drop(self);
         tokio::task::spawn_blocking(move || {
             if let Err(error) = logs.make_room() {
-                tracing::warn!(%error, "old logs cannot be deleted");
+                tracing::warn!(%error, "cannot delete old logs; check the state directory");
             }
         });
     }
@@ -140,7 +142,8 @@ impl LogWriter {
         self.logs.0.settings.log_bytes_max
     }
 
-    /// The same where the daemon has counted: within a line, too. `None` when it has a lower limit of its own.
+    /// The same where the daemon has counted: within a line, too. `None` when it has a lower limit of its
+    /// own.
     pub(in crate::build) fn over_by_daemon(&self, message: &str) -> Option<String> {
         let limit = self.logs.0.settings.daemon_bytes_max();
         self.is_over().or_else(|| message.contains(&limit.to_string()).then(|| self.over_text()))
@@ -172,7 +175,7 @@ impl Writing {
             Ok(()) => progress.send_modify(|progress| progress.bytes += text.len() as u64),
             // A log is a help, not a result: a full disk ends the log, not the build. Who follows it is cut.
             Err(error) => {
-                tracing::warn!(%error, "the build goes on, and its log does not");
+                tracing::warn!(%error, "cannot write the log, the build goes on without; check the free space");
                 self.open = None;
             }
         }
@@ -194,7 +197,7 @@ mod tests {
     use super::*;
     use crate::tail_file::{TailCursor, TailReader};
 
-    /// All that is left to read, and whether it ended well.
+    /// The rest of a log, and true if it ended well.
     async fn rest(reader: &mut TailReader) -> (String, bool) {
         let mut text = Vec::new();
         loop {

@@ -1,5 +1,5 @@
-//! How long may be pre-built: in quiet hours only, and so many seconds a day, as most of what is pre-built is never asked
-//! for. Pure: it is told the time.
+//! Allowance for pre-builds: in quiet hours only, and so many seconds a day, as most of what is pre-built is
+//! never asked for. Pure: it is told the time.
 
 use std::str::FromStr;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use super::{DAY, day};
 pub struct Hours {
     /// Since midnight.
     from: Duration,
-    /// How long from then on.
+    /// Length from then on.
     length: Duration,
 }
 
@@ -19,7 +19,7 @@ impl Hours {
     /// At any time.
     pub const ALWAYS: Self = Self { from: Duration::ZERO, length: Duration::MAX };
 
-    /// What is left of them from `now` on.
+    /// The rest of these hours from `now` on.
     fn left(self, now: Duration) -> Duration {
         if self.length >= DAY {
             return Duration::MAX;
@@ -58,12 +58,12 @@ fn time_of_day(text: &str) -> Option<Duration> {
     Some(Duration::from_secs(number(hours, 24)? * 3600 + number(minutes, 60)? * 60))
 }
 
-/// How much may be pre-built today, and how much was. Times are durations since any midnight.
+/// Allowance of each day, and the part that is spent today. Times are durations since any midnight.
 #[derive(Clone, Copy, Debug)]
 pub struct Allowance {
     hours: Hours,
     per_day: Duration,
-    /// When something was last pre-built.
+    /// Number of the day of the latest pre-build.
     day: u64,
     spent: Duration,
 }
@@ -86,13 +86,13 @@ impl Allowance {
         (self.day, self.spent)
     }
 
-    /// How long something was pre-built today.
+    /// Time that was spent on pre-builds today.
     #[must_use]
     pub fn spent_today(&self, now: Duration) -> Duration {
         if day(now) == self.day { self.spent } else { Duration::ZERO }
     }
 
-    /// How long something may be pre-built that is started now; zero when nothing may.
+    /// Time for which a pre-build may run that is started now; zero when none may.
     #[must_use]
     pub fn left(&self, now: Duration) -> Duration {
         if self.per_day >= DAY {

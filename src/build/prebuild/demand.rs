@@ -1,4 +1,4 @@
-//! How often each thing was asked for in the last four weeks: by what a new version does not change, such as its name in a
+//! Demand for each thing in the last four weeks: by what a new version does not change, such as its name in a
 //! package set, so that it tells what will be asked for once there is one. Pure: it is told the time.
 
 use std::collections::BTreeMap;
@@ -11,18 +11,18 @@ const THINGS_MAX: usize = 20_000;
 
 /// Requests for things that `K` names. Times are durations since any midnight.
 #[derive(Clone, Debug)]
-pub struct Demand<K>(BTreeMap<K, Asked>);
+pub struct Demand<K>(BTreeMap<K, AskCounts>);
 
-/// How often one thing was asked for.
+/// Requests for one thing.
 #[derive(Clone, Copy, Debug)]
-struct Asked {
+struct AskCounts {
     /// Of each day, at its number modulo [`DAYS`].
     days: [u32; DAYS],
     /// The latest day that counts.
     today: u64,
 }
 
-impl Asked {
+impl AskCounts {
     /// Forgets what is no longer among the last days.
     fn advance(&mut self, today: u64) {
         for day in self.today.max(today.saturating_sub(DAYS as u64)) + 1..=today {
@@ -53,7 +53,7 @@ impl<K: Clone + Ord> Demand<K> {
         self.add(thing, super::day(now), 1)
     }
 
-    /// It was asked for so often on that day; days are added in their order. Gives how often it was in all.
+    /// Adds so many requests on a day; days are added in their order. Gives the number of that day.
     pub fn add(&mut self, thing: &K, day: u64, times: u32) -> u32 {
         if self.0.len() >= THINGS_MAX
             && !self.0.contains_key(thing)
@@ -62,20 +62,20 @@ impl<K: Clone + Ord> Demand<K> {
         {
             self.0.remove(&oldest);
         }
-        let asked = self.0.entry(thing.clone()).or_insert(Asked { days: [0; DAYS], today: day });
+        let asked = self.0.entry(thing.clone()).or_insert(AskCounts { days: [0; DAYS], today: day });
         asked.advance(day);
         let count = &mut asked.days[place(day)];
         *count = count.saturating_add(times);
         *count
     }
 
-    /// How often this was asked for.
+    /// Number of requests for a thing.
     #[must_use]
     pub fn asked_lately(&self, thing: &K, now: Duration) -> u32 {
         self.0.get(thing).copied().map_or(0, |asked| asked.lately(super::day(now)))
     }
 
-    /// How often each thing was asked for that was asked for at all, most often first.
+    /// Things that were asked for, each with its number of requests, most often first.
     #[must_use]
     pub fn most_asked(&self, now: Duration) -> Vec<(&K, u32)> {
         let today = super::day(now);

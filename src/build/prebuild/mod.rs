@@ -1,6 +1,7 @@
-//! What to build while nobody waits, after new versions have come: what people asked for lately, first what costs least time
-//! per request. Pure: it is told what could be asked for and what was built, and says what to build next. It never says
-//! when: that is for the [queue](super::queue::Queue::prebuild), which stops it for anyone who waits.
+//! Choice of what to build while nobody waits, after new versions have come: what people asked for lately,
+//! first what costs least time per request. Pure: it is told what could be asked for and what was built, and
+//! says what to build next. It never says when: that is for the [queue](super::queue::Queue::prebuild), which
+//! stops it for anyone who waits.
 
 pub mod allowance;
 pub mod demand;
@@ -24,7 +25,7 @@ pub const WANTED_MAX: usize = 2_000;
 /// Derivations that are kept in mind for them at most.
 const STEPS_MAX: usize = 100_000;
 
-/// What may be pre-built. `D` names a derivation.
+/// Candidates for pre-builds. `D` names a derivation.
 #[derive(Clone, Debug)]
 pub struct Prebuild<D> {
     wanted: Vec<Wanted>,
@@ -34,11 +35,11 @@ pub struct Prebuild<D> {
     walks: u64,
 }
 
-/// What will probably be asked for, and is not built yet.
+/// A derivation that will probably be asked for, and is not built yet.
 #[derive(Clone, Copy, Debug)]
 struct Wanted {
     step: usize,
-    /// How often something like it was asked for.
+    /// Number of requests for something like it.
     asked: u32,
 }
 
@@ -47,14 +48,14 @@ struct Wanted {
 struct Step<D> {
     drv: D,
     inputs: Vec<usize>,
-    /// What it is an input of.
+    /// Steps that it is an input of.
     needed_by: Vec<usize>,
     state: State,
-    /// How long it takes on average, in seconds.
+    /// Duration on average, in seconds.
     seconds: f64,
-    /// It takes longer in one case of twenty.
+    /// Duration that is exceeded in one case of twenty.
     p95: Duration,
-    /// What is left of its closure, where it is wanted and that was found out since the last change.
+    /// The rest of its closure, where it is wanted and that was found out since the last change.
     left: Option<Left>,
     /// The last walk that came here.
     walk: u64,
@@ -73,7 +74,7 @@ impl<D> Default for Prebuild<D> {
     }
 }
 
-/// What is left to do for something wanted.
+/// The rest of the work for something wanted.
 #[derive(Clone, Copy, Debug, Default)]
 struct Left {
     seconds: f64,
@@ -83,12 +84,13 @@ struct Left {
 }
 
 impl<D: Clone + Ord> Prebuild<D> {
-    /// Something that will probably be asked for, as something like it was `asked` for so often, with everything that it
-    /// lacks and the lacking inputs of each. The most wanted first: beyond a bound nothing more is taken, and this is false.
+    /// Something that will probably be asked for, as something like it was `asked` for so often, with
+    /// everything that it lacks and the lacking inputs of each. The most wanted first: beyond a bound nothing
+    /// more is taken, and this is false.
     ///
-    /// `guess` says how long a derivation takes, or an average one if nothing is known of it: what is new should neither
-    /// count as nothing nor put off all that needs it. Where it cannot tell even that, nothing was ever built here, and
-    /// nothing is pre-built.
+    /// `guess` says how long a derivation takes, or an average one if nothing is known of it: what is new
+    /// should neither count as nothing nor put off all that needs it. Where it cannot tell even that, nothing
+    /// was ever built here, and nothing is pre-built.
     pub fn offer(
         &mut self,
         wanted: &D,
@@ -129,8 +131,8 @@ impl<D: Clone + Ord> Prebuild<D> {
         true
     }
 
-    /// What to build next, if it may take so long: a derivation whose inputs are all built, of what has most requests per
-    /// second of work that is left.
+    /// The next derivation to build, if it may take so long: one whose inputs are all built, of what has most
+    /// requests per second of work that is left.
     pub fn next(&mut self, longest: Duration) -> Option<&D> {
         let Self { wanted, steps, walks, .. } = self;
         let mut best: Option<(f64, usize)> = None;
@@ -154,7 +156,7 @@ impl<D: Clone + Ord> Prebuild<D> {
         best.map(|(_, step)| &steps[step].drv)
     }
 
-    /// Whether this is itself expected to be asked for, and not only needed for something that is.
+    /// True when this is itself expected to be asked for, and not only needed for something that is.
     #[must_use]
     pub fn expects(&self, drv: &D) -> bool {
         self.by_drv.get(drv).is_some_and(|step| self.wanted.iter().any(|wanted| wanted.step == *step))
@@ -170,7 +172,7 @@ impl<D: Clone + Ord> Prebuild<D> {
         self.set(drv, State::Failed);
     }
 
-    /// What is left of everything that needs this has changed.
+    /// Sets a state; the rest of everything that needs this has changed by it.
     fn set(&mut self, drv: &D, state: State) {
         let Some(step) = self.by_drv.get(drv) else { return };
         self.steps[*step].state = state;

@@ -1,24 +1,26 @@
-//! What overtaking costs each request, and how much more it can bear.
+//! Cost of overtaking for each request, and how much more it can bear.
 //!
-//! The due time of a request is the end of all work that stood when its latest owner arrived. What makes it later than that
-//! is time spent on derivations whose owner is younger than that one, and time lost to builds that were stopped. Both are
-//! charged here, and no build goes on when it would bring a request over its bound.
+//! The due time of a request is the end of all work that stood when its latest owner arrived. What makes it
+//! later than that is time spent on derivations whose owner is younger than that one, and time lost to builds
+//! that were stopped. Both are charged here, and no build goes on when it would bring a request over its
+//! bound.
 
 use std::time::Duration;
 
 use super::RequestId;
 
-/// How far short requests may go before older ones: no request is delivered later than its due time, plus `budget`, plus
-/// `share_percent` of the work that stood before it when its latest owner arrived.
+/// Bound up to which short requests go before older ones: no request is delivered later than its due time,
+/// plus `budget`, plus `share_percent` of the work that stood before it when its latest owner arrived.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Overtaking {
-    /// What each request can bear from the start.
+    /// Delay that each request can bear from the start.
     pub budget: Duration,
-    /// How much of the time spent on what it must wait for anyway is added to that, in percent.
+    /// Part of the time spent on what it must wait for anyway that is added to that, in percent.
     pub share_percent: u32,
 }
 
-/// The account of one request. Nothing is charged before it is planned: until then nobody knows what it waits for.
+/// The account of one request. Nothing is charged before it is planned: until then nobody knows what it waits
+/// for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Account {
     /// The latest owner among the derivations that it lacks.
@@ -39,8 +41,8 @@ impl Account {
         }
     }
 
-    /// Something of what the request lacks belongs to `owner`. Once it was charged, owners only change when a request
-    /// leaves early: what was another's work is the request's own then, and is not charged to it.
+    /// Something of what the request lacks belongs to `owner`. Once it was charged, owners only change when a
+    /// request leaves early: what was another's work is the request's own then, and is not charged to it.
     pub(super) fn wait_for(&mut self, owner: RequestId) -> bool {
         let later = self.due_owner.is_none_or(|due_owner| owner > due_owner);
         if later {
@@ -49,7 +51,7 @@ impl Account {
         later
     }
 
-    /// How much more it can bear.
+    /// Delay that it can still bear.
     pub(super) fn slack(&self, overtaking: Overtaking) -> Duration {
         let limit = overtaking.budget + self.earned * overtaking.share_percent / 100;
         limit.saturating_sub(self.charged)
@@ -66,7 +68,8 @@ impl Account {
         }
     }
 
-    /// A build for `owner` was stopped. That costs everyone, also those who came while it ran and counted on its end.
+    /// A build for `owner` was stopped. That costs everyone, also those who came while it ran and counted on
+    /// its end.
     pub(super) fn lose(
         &mut self,
         overtaking: Overtaking,

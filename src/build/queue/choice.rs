@@ -1,15 +1,15 @@
-//! Which derivation is built next, and how long it may go on. Everything else about the queue only keeps the facts that
-//! this file decides by.
+//! Which derivation is built next, and how long it may go on. Everything else about the queue only keeps the
+//! facts that this file decides by.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Overtaking, Purpose, Queue, RequestId, Run};
+use super::{Overtaking, Purpose, Queue, RequestId, RunningBuild};
 
 /// Requests that are looked at for one that may go first; those behind wait until they are among the oldest.
 const OVERTAKERS_MAX: usize = 1_000;
 
-/// Who may be built before older requests.
+/// Policy by which requests may be built before older ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
     /// Nobody: strictly first come, first served, in one lane or several.
@@ -17,12 +17,13 @@ pub enum Policy {
     Strict,
     /// Short requests, in the only lane, as far as older ones can bear it.
     Overtaking(Overtaking),
-    /// Short requests in a lane of their own, which has a small share m of the processors while the main lane is busy:
-    /// no request is delivered later than 1 / (1 - m) times the work that stood when its latest owner arrived.
+    /// Short requests in a lane of their own, which has a small share m of the processors while the main lane
+    /// is busy: no request is delivered later than 1 / (1 - m) times the work that stood when its latest
+    /// owner arrived.
     Background,
 }
 
-/// What is known of how long some work will take.
+/// Duration of some work, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guess {
     /// As likely shorter as longer.
@@ -32,25 +33,27 @@ pub struct Guess {
 }
 
 impl<D: Clone + Ord> Queue<D> {
-    /// The next derivation to build, which counts as running from `now` on: of the oldest request that has one that is
-    /// ready, or of a shorter one that may go first. Nothing while a request older than any ready one is not planned yet.
+    /// The next derivation to build, which counts as running from `now` on: of the oldest request that has
+    /// one that is ready, or of a shorter one that may go first. Nothing while a request older than any ready
+    /// one is not planned yet.
     ///
-    /// `guess` says how long derivations will take in all, one after the other; `None` when it does not know. It is asked
-    /// only where overtaking is allowed.
+    /// `guess` says how long derivations will take in all, one after the other; `None` when it does not know.
+    /// It is asked only where overtaking is allowed.
     pub fn start(&mut self, now: Duration, guess: impl Fn(&BTreeSet<D>) -> Option<Guess>) -> Option<D> {
         let request = match self.policy {
             Policy::Strict => self.oldest_ready(),
             Policy::Overtaking(overtaking) => {
                 self.overtaker(overtaking, guess).or_else(|| self.oldest_ready())
             }
-            // Not the next one while the oldest waits for the background lane, which is as fast as this one meanwhile.
+            // Not the next one while the oldest waits for the background lane, which is as fast as this one
+            // meanwhile.
             Policy::Background => self.oldest_ready().filter(|id| Some(id) == self.requests.keys().next()),
         };
         self.run(request?, now)
     }
 
-    /// The next derivation to build in the background: of the request that is shortest as far as is known, but not of the
-    /// oldest one, which the main lane works for.
+    /// The next derivation to build in the background: of the request that is shortest as far as is known,
+    /// but not of the oldest one, which the main lane works for.
     pub fn start_in_background(
         &mut self,
         now: Duration,
@@ -71,7 +74,7 @@ impl<D: Clone + Ord> Queue<D> {
         let overtakes =
             matches!(self.policy, Policy::Overtaking(_)) && Some(&owner) > self.requests.keys().next();
         let purpose = Purpose::Owner { id: owner, overtakes };
-        self.running.insert(drv.clone(), Run { since: now, purpose });
+        self.running.insert(drv.clone(), RunningBuild { since: now, purpose });
         self.mark_started(owner);
         Some(drv)
     }
@@ -99,7 +102,8 @@ impl<D: Clone + Ord> Queue<D> {
             return None;
         }
         let mut planned = self.planned();
-        // Whether the oldest one is long is not known where it has an unknown part: anything known counts as shorter.
+        // Whether the oldest one is long is not known where it has an unknown part: anything known counts as
+        // shorter.
         let oldest = planned.next().and_then(|(_, lacks)| guess(lacks)).map(|guess| guess.median);
         planned
             .take(OVERTAKERS_MAX)
@@ -116,18 +120,18 @@ impl<D: Clone + Ord> Queue<D> {
         })
     }
 
-    /// Counts a derivation as running that nobody has asked for, and whose inputs are all built. False, and nothing is to
-    /// be built, unless nobody waits for anything and nothing else runs.
+    /// Counts a derivation as running that nobody has asked for, and whose inputs are all built. False, and
+    /// nothing is to be built, unless nobody waits for anything and nothing else runs.
     pub fn prebuild(&mut self, drv: &D, now: Duration, until: Duration) -> bool {
         let idle = self.requests.is_empty() && self.running.is_empty();
         if idle {
-            self.running.insert(drv.clone(), Run { since: now, purpose: Purpose::Nobody { until } });
+            self.running.insert(drv.clone(), RunningBuild { since: now, purpose: Purpose::Nobody { until } });
         }
         idle
     }
 
-    /// What is pre-built belongs to the oldest request once that turns out to need it. For a younger one it does not go on:
-    /// the oldest would have to wait for it.
+    /// Hands a pre-build over to the oldest request once that turns out to need it. For a younger one it does
+    /// not go on: the oldest would have to wait for it.
     pub(super) fn take_over_prebuilt(&mut self, id: RequestId, needs: &BTreeMap<D, BTreeSet<D>>) {
         if self.requests.keys().next() != Some(&id) {
             return;
@@ -141,9 +145,10 @@ impl<D: Clone + Ord> Queue<D> {
         }
     }
 
-    /// When a running build has to be [`stopped`](Self::stopped), lest an older request is delivered later than promised.
-    /// `None`: never. Only what is [pre-built](Self::prebuild) has to be stopped earlier, at once, when someone comes
-    /// meanwhile who needs something else; for one who needs it, it goes on to its end.
+    /// Time at which a running build has to be [`stopped`](Self::stopped), lest an older request is delivered
+    /// later than promised. `None`: never. Only what is [pre-built](Self::prebuild) has to be stopped
+    /// earlier, at once, when someone comes meanwhile who needs something else; for one who needs it, it goes
+    /// on to its end.
     #[must_use]
     pub fn stop_at(&self, drv: &D) -> Option<Duration> {
         let run = self.running.get(drv)?;
@@ -159,8 +164,9 @@ impl<D: Clone + Ord> Queue<D> {
         }
     }
 
-    /// How long what overtakes may take: as long as everyone can bear, also those that come meanwhile. These have earned
-    /// nothing yet, and if it is stopped, all of the time that is lost is charged to them.
+    /// Duration that a build which overtakes may have: as much as everyone can bear, also those that come
+    /// meanwhile. These have earned nothing yet, and if it is stopped, all of the time that is lost is
+    /// charged to them.
     fn bearable(&self, overtaking: Overtaking) -> Option<Duration> {
         let slack = self.requests.values().map(|request| request.account.slack(overtaking)).min()?;
         Some(slack.min(overtaking.budget))

@@ -1,6 +1,6 @@
-//! The order of builds as plain code: requests in the order of arrival, each with the derivations it lacks. First come,
-//! first served, unless a [`Policy`] lets short requests go first within a bound. No I/O and no clock of its own: it is
-//! told the time and what happened, and says what to build next.
+//! The order of builds as plain code: requests in the order of arrival, each with the derivations it lacks.
+//! First come, first served, unless a [`Policy`] lets short requests go first within a bound. No I/O and no
+//! clock of its own: it is told the time and what happened, and says what to build next.
 
 mod account;
 mod choice;
@@ -19,18 +19,18 @@ pub use choice::{Guess, Policy};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub u64);
 
-/// What someone waits for.
+/// A request that has not ended.
 #[derive(Clone, Debug)]
 struct Request<D> {
     wanted: D,
     clients: usize,
     /// Since when nobody waits for it.
     abandoned_at: Option<Duration>,
-    /// What of its closure is not built yet; `None` until that is known.
+    /// Derivations of its closure that are not built yet; `None` until that is known.
     lacks: Option<BTreeSet<D>>,
-    /// How many derivations it lacked when it was planned.
+    /// Number of derivations that it lacked when it was planned.
     steps: usize,
-    /// Whether something has been built for it.
+    /// True once something has been built for it.
     started: bool,
     account: Account,
 }
@@ -40,7 +40,7 @@ struct Request<D> {
 struct Step<D> {
     /// Its inputs that are not built yet.
     waits_for: BTreeSet<D>,
-    /// What waits for it.
+    /// Derivations that wait for it.
     awaited_by: BTreeSet<D>,
     /// The requests that need it; the oldest one owns it.
     needed_by: BTreeSet<RequestId>,
@@ -48,24 +48,24 @@ struct Step<D> {
 
 /// A build that is under way.
 #[derive(Clone, Copy, Debug)]
-struct Run {
+struct RunningBuild {
     since: Duration,
     purpose: Purpose,
 }
 
-/// What a build is for.
+/// Purpose of a build.
 #[derive(Clone, Copy, Debug)]
 enum Purpose {
     /// For the owner of the derivation.
     Owner {
         /// As of when it was started.
         id: RequestId,
-        /// Whether an older request waits for it to end.
+        /// True when an older request waits for its end.
         overtakes: bool,
     },
     /// For nobody yet: it is pre-built, as long as nobody waits for anything else.
     Nobody {
-        /// How long at most.
+        /// Latest end.
         until: Duration,
     },
 }
@@ -75,19 +75,20 @@ enum Purpose {
 pub struct Saved<D> {
     /// Its name.
     pub id: RequestId,
-    /// What it is for.
+    /// Derivation that is wanted.
     pub wanted: D,
-    /// Whether something has been built for it.
+    /// True once something has been built for it.
     pub started: bool,
     /// The latest owner among the derivations that it lacked when it was planned.
     pub due_owner: Option<RequestId>,
-    /// What overtaking has cost it.
+    /// Time that overtaking has cost it.
     pub charged: Duration,
-    /// What has been spent on the work it must wait for anyway.
+    /// Time that was spent on the work it must wait for anyway.
     pub earned: Duration,
 }
 
-/// Requests and the derivations they lack. `D` names a derivation; times are durations since any fixed moment.
+/// Requests and the derivations they lack. `D` names a derivation; times are durations since any fixed
+/// moment.
 #[derive(Clone, Debug)]
 pub struct Queue<D> {
     policy: Policy,
@@ -95,7 +96,7 @@ pub struct Queue<D> {
     by_wanted: BTreeMap<D, RequestId>,
     /// Not one of these is built; those in `running` are under way.
     steps: BTreeMap<D, Step<D>>,
-    running: BTreeMap<D, Run>,
+    running: BTreeMap<D, RunningBuild>,
     /// Built while some request was not planned yet: its plan may be older than that.
     built_meanwhile: BTreeSet<D>,
     /// Requests that are no longer as they were saved.
@@ -127,8 +128,8 @@ impl<D: Clone + Ord> Queue<D> {
         }
     }
 
-    /// Adds one client to the request for `wanted`. Where there is none, makes it, as the youngest; it has to be
-    /// [`planned`](Self::plan) then.
+    /// Adds one client to the request for `wanted`. Where there is none, makes it, as the youngest; it has to
+    /// be [`planned`](Self::plan) then.
     pub fn ask(&mut self, wanted: &D) -> (RequestId, bool) {
         if let Some(id) = self.by_wanted.get(wanted).copied() {
             if let Some(request) = self.requests.get_mut(&id) {
@@ -143,7 +144,8 @@ impl<D: Clone + Ord> Queue<D> {
         (id, true)
     }
 
-    /// Puts a request back as it was saved, at its old place. Nobody waits for it yet, and it has to be planned.
+    /// Puts a request back as it was saved, at its old place. Nobody waits for it yet, and it has to be
+    /// planned.
     pub fn restore(&mut self, saved: Saved<D>, now: Duration) {
         if self.by_wanted.contains_key(&saved.wanted) || self.requests.contains_key(&saved.id) {
             return;
@@ -155,8 +157,8 @@ impl<D: Clone + Ord> Queue<D> {
         request.abandoned_at = Some(now);
     }
 
-    /// Puts a request back that has left the queue as complete and is not after all, for so many clients: it has to be planned
-    /// again. Whether it could: nobody may have asked for the same meanwhile.
+    /// Puts a request back that has left the queue as complete and is not after all, for so many clients: it
+    /// has to be planned again. Whether it could: nobody may have asked for the same meanwhile.
     pub fn put_back(&mut self, id: RequestId, wanted: &D, clients: usize) -> bool {
         if self.by_wanted.contains_key(wanted) || self.requests.contains_key(&id) {
             return false;
@@ -189,8 +191,8 @@ impl<D: Clone + Ord> Queue<D> {
         self.requests.insert(id, request);
     }
 
-    /// Says what a request lacks: each derivation with those of its inputs that are lacking, too. True when it lacks
-    /// nothing (any more): then it has left the queue and can be delivered.
+    /// Sets what a request lacks: each derivation with those of its inputs that are lacking, too. True when
+    /// it lacks nothing (any more): then it has left the queue and can be delivered.
     pub fn plan(&mut self, id: RequestId, mut needs: BTreeMap<D, BTreeSet<D>>, now: Duration) -> bool {
         needs.retain(|drv, _| !self.built_meanwhile.contains(drv));
         let Some(request) = self.requests.get_mut(&id).filter(|request| request.lacks.is_none()) else {
@@ -215,7 +217,8 @@ impl<D: Clone + Ord> Queue<D> {
         needs.is_empty() && self.take_out(id).is_some()
     }
 
-    /// A running derivation was built. Gives the requests that are complete by it, oldest first; they have left the queue.
+    /// A running derivation was built. Gives the requests that are complete by it, oldest first; they have
+    /// left the queue.
     pub fn built(&mut self, drv: &D, now: Duration) -> Vec<RequestId> {
         if let Some((owner, since)) = self.end_run(drv) {
             self.settle(|account, _| account.spend(owner, since, now));
@@ -243,8 +246,8 @@ impl<D: Clone + Ord> Queue<D> {
         complete
     }
 
-    /// A running derivation could not be built. Gives the requests that cannot be completed, oldest first; they have
-    /// left the queue.
+    /// A running derivation could not be built. Gives the requests that cannot be completed, oldest first;
+    /// they have left the queue.
     pub fn failed(&mut self, drv: &D, now: Duration) -> Vec<RequestId> {
         if let Some((owner, since)) = self.end_run(drv) {
             self.settle(|account, _| account.spend(owner, since, now));
@@ -257,7 +260,8 @@ impl<D: Clone + Ord> Queue<D> {
         needed_by.into_iter().collect()
     }
 
-    /// A running build was stopped before its end, at [`stop_at`](Self::stop_at): its time is lost, and it waits for its turn.
+    /// A running build was stopped before its end, at [`stop_at`](Self::stop_at): its time is lost, and it
+    /// waits for its turn.
     pub fn stopped(&mut self, drv: &D, now: Duration) {
         if let Some((owner, since)) = self.end_run(drv) {
             self.settle(|account, overtaking| account.lose(overtaking, owner, since, now));
@@ -291,8 +295,8 @@ impl<D: Clone + Ord> Queue<D> {
         }
     }
 
-    /// Drops the requests that nobody has waited for longer than `grace` and for which nothing was built yet, and gives
-    /// them.
+    /// Drops the requests that nobody has waited for longer than `grace` and for which nothing was built yet,
+    /// and gives them.
     pub fn drop_abandoned(&mut self, now: Duration, grace: Duration) -> Vec<RequestId> {
         let late = |since: Duration| now.saturating_sub(since) > grace;
         let abandoned = |request: &Request<D>| !request.started && request.abandoned_at.is_some_and(late);
@@ -304,7 +308,8 @@ impl<D: Clone + Ord> Queue<D> {
         dropped
     }
 
-    /// The requests that are not as they were when this was last called: how to save each, or `None` once it has left.
+    /// The requests that are not as they were when this was last called: how to save each, or `None` once it
+    /// has left.
     pub fn take_changed(&mut self) -> Vec<(RequestId, Option<Saved<D>>)> {
         let changed = std::mem::take(&mut self.changed);
         changed.into_iter().map(|id| (id, self.requests.get(&id).map(|request| request.saved(id)))).collect()
@@ -327,9 +332,10 @@ impl<D: Clone + Ord> Queue<D> {
         }
     }
 
-    /// A build has ended. Gives its owner and when it was started, unless it was nobody's: that costs no request anything.
+    /// A build has ended. Gives its owner and when it was started, unless it was nobody's: that costs no
+    /// request anything.
     fn end_run(&mut self, drv: &D) -> Option<(RequestId, Duration)> {
-        let Run { since, purpose } = self.running.remove(drv)?;
+        let RunningBuild { since, purpose } = self.running.remove(drv)?;
         match purpose {
             Purpose::Owner { id, .. } => Some((id, since)),
             Purpose::Nobody { .. } => None,

@@ -1,4 +1,4 @@
-//! What can be asked of the queue. Nothing here changes it.
+//! Questions to the queue. Nothing here changes it.
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
@@ -12,26 +12,27 @@ impl<D: Clone + Ord> Queue<D> {
         self.by_wanted.get(wanted).copied()
     }
 
-    /// What a request is for.
+    /// Derivation that a request wants.
     #[must_use]
     pub fn wanted(&self, id: RequestId) -> Option<&D> {
         self.requests.get(&id).map(|request| &request.wanted)
     }
 
-    /// How many clients wait for a request.
+    /// Number of clients that wait for a request.
     #[must_use]
     pub fn clients(&self, id: RequestId) -> usize {
         self.requests.get(&id).map_or(0, |request| request.clients)
     }
 
-    /// How many of a request's derivations are built, and how many it lacked at first; `None` until it is planned.
+    /// Number of a request's derivations that are built, and of those that it lacked at first; `None` until
+    /// it is planned.
     #[must_use]
     pub fn progress(&self, id: RequestId) -> Option<(usize, usize)> {
         let request = self.requests.get(&id)?;
         Some((request.steps - request.lacks.as_ref()?.len(), request.steps))
     }
 
-    /// What a request lacks; `None` until it is planned.
+    /// Derivations that a request lacks; `None` until it is planned.
     #[must_use]
     pub fn lacks(&self, id: RequestId) -> Option<&BTreeSet<D>> {
         self.requests.get(&id)?.lacks.as_ref()
@@ -43,7 +44,7 @@ impl<D: Clone + Ord> Queue<D> {
         self.lacks(id)?.iter().filter_map(|drv| self.needed_by(drv).next()).max()
     }
 
-    /// What is built for a request and not for an older one.
+    /// Derivations that are built for a request and not for an older one.
     pub fn owned_by(&self, id: RequestId) -> impl Iterator<Item = &D> {
         let lacks = self.lacks(id).into_iter().flatten();
         lacks.filter(move |drv| self.needed_by(drv).next() == Some(id))
@@ -70,13 +71,13 @@ impl<D: Clone + Ord> Queue<D> {
         self.requests.range(after).map(|(id, _)| *id)
     }
 
-    /// How many requests there are.
+    /// Number of requests.
     #[must_use]
     pub fn len(&self) -> usize {
         self.requests.len()
     }
 
-    /// Whether nobody has asked for anything that is not there.
+    /// True when there is no request.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.requests.is_empty()

@@ -1,4 +1,4 @@
-//! What the queue promises, in small cases; `tests/order.rs` holds it for thousands of requests.
+//! Promises of the queue, in small cases; `tests/order.rs` holds them for thousands of requests.
 
 use super::*;
 

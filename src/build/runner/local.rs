@@ -1,5 +1,5 @@
-//! Runner of the local Nix daemon: a derivation is given to it, watched, and stopped where it goes over a bound. The outputs
-//! are held when this returns them.
+//! Runner of the local Nix daemon: a derivation is given to it, watched, and stopped where it goes over a
+//! bound. The outputs are held when this returns them.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -17,7 +17,8 @@ use crate::nix::{
 use crate::roots::{self, Roots};
 use crate::upstream::Upstreams;
 
-/// Starts of a build at most: one may lose its daemon because that restarts, or because of what it does each time.
+/// Starts of a build at most: one may lose its daemon because that restarts, or because of what it does each
+/// time.
 const STARTS_MAX: u32 = 10;
 /// The same for a build whose builder is told to stop: it may have told itself.
 const TOLD_TO_STOP_MAX: u32 = 3;
@@ -121,8 +122,8 @@ impl LocalRunner {
         Ok(Built { outputs, worked })
     }
 
-    /// The build itself, with its log. Gives the connection back unless it was stopped (closing it is what stops a build),
-    /// and whether there was anything to do.
+    /// The build itself, with its log. Gives the connection back unless it was stopped (closing it is what
+    /// stops a build), and whether there was anything to do.
     async fn watched(
         &self,
         mut daemon: PooledDaemon,

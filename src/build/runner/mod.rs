@@ -1,5 +1,5 @@
-//! Runners: each has a machine build one derivation at a time. A runner knows no queue, and its own loss is never the
-//! failure of what it built.
+//! Runners: each has a machine build one derivation at a time. A runner knows no queue, and its own loss is
+//! never the failure of what it built.
 
 mod local;
 
@@ -12,8 +12,8 @@ pub(super) use local::known_outputs;
 
 /// Builds derivations on one machine. To add a kind of machine is to implement this.
 pub(super) trait Runner: Clone + Send + Sync + 'static {
-    /// Builds a derivation whose inputs are all there, once. Marks in `log` when the builder is started, and brings its
-    /// lines there. Stops the build, and returns, soon after `stop` resolves.
+    /// Builds a derivation whose inputs are all there, once. Marks in `log` when the builder is started, and
+    /// brings its lines there. Stops the build, and returns, soon after `stop` resolves.
     fn build(
         &self,
         drv: &StorePath,
@@ -36,7 +36,8 @@ pub(super) struct Built {
 pub(super) enum NotBuilt {
     /// The build failed.
     Failed(Verdict),
-    /// The build was stopped: an older request must not be delivered later than promised, or it was nobody's and may not go on.
+    /// The build was stopped: an older request must not be delivered later than promised, or it was nobody's
+    /// and may not go on.
     Stopped,
     /// The runner is lost: the same build may succeed once it is back.
     Lost(Loss),

@@ -1,5 +1,6 @@
-//! Scheduler: owner of the queue's state and of its notifications, behind verbs for clients, the worker and the views.
-//! No one else locks the queue. It does no I/O: what has to be recorded, held or built is given out for others to do.
+//! Scheduler: owner of the queue's state and of its notifications, behind verbs for clients, the worker and
+//! the views. No one else locks the queue. It does no I/O: what has to be recorded, held or built is given
+//! out for others to do.
 
 mod outage;
 mod prebuild;
@@ -154,8 +155,9 @@ impl Scheduler {
         Ok(scheduler)
     }
 
-    /// Joins the request for this derivation, or makes it. Returns once the request would survive the end of the server,
-    /// and its derivation a garbage collection; where the daemon does not answer, the ticket says so.
+    /// Joins the request for this derivation, or makes it. Returns once the request would survive the end of
+    /// the server, and its derivation a garbage collection; where the daemon does not answer, the ticket says
+    /// so.
     ///
     /// # Errors
     /// When too many wait already.
@@ -267,7 +269,8 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// Waits until the request has ended; `None` when the server stops before. May be called again after it was cancelled.
+    /// Waits until the request has ended; `None` when the server stops before. May be called again after it
+    /// was cancelled.
     pub async fn ended(&mut self) -> Option<Ending> {
         self.ending.wait_for(Option::is_some).await.ok().and_then(|ending| ending.clone())
     }

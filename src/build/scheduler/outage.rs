@@ -1,5 +1,6 @@
-//! Waiting for a lost runner: its attempts are made again, more and more rarely, until it is back or has been away for too
-//! long. The loss is an event of the queue, which tells those who wait; what was under way has not failed by it.
+//! Waiting for a lost runner: its attempts are made again, more and more rarely, until it is back or has been
+//! away for too long. The loss is an event of the queue, which tells those who wait; what was under way has
+//! not failed by it.
 
 use std::time::{Duration, Instant};
 
@@ -7,7 +8,8 @@ use narinfo::StorePath;
 
 use super::{Scheduler, Shared, State};
 
-/// Attempts that are made in any case: the bound is one of time, and a build may have run for longer than that.
+/// Attempts that are made in any case: the bound is one of time, and a build may have run for longer than
+/// that.
 const ATTEMPTS_MIN: u32 = 3;
 /// The first pause between two attempts; each is twice as long as the one before.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
@@ -27,8 +29,8 @@ pub(super) struct Outage {
 struct OutageGuard<'a>(&'a Shared);
 
 impl Scheduler {
-    /// Runs `attempt` until it succeeds, fails for good, or has lost the daemon for as long as `transient-retry` says.
-    /// `lost` gives the reason where an error is such a loss.
+    /// Runs `attempt` until it succeeds, fails for good, or has lost the daemon for as long as
+    /// `transient-retry` says. `lost` gives the reason where an error is such a loss.
     pub(in crate::build) async fn patiently<T, E, F: Future<Output = Result<T, E>>>(
         &self,
         drv: &StorePath,

@@ -1,5 +1,5 @@
-//! State of pre-building: demand that was noted, the plan made from it, and the pre-build that runs. A pre-build is nobody's
-//! until someone needs it, and gives way to everyone.
+//! State of pre-building: demand that was noted, the plan made from it, and the pre-build that runs. A
+//! pre-build is nobody's until someone needs it, and gives way to everyone.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -123,8 +123,8 @@ impl Scheduler {
         self.0.demand.notified().await;
     }
 
-    /// Demand that was not counted yet, and the day of the latest pre-build with the time spent on that day; `None` where
-    /// nothing is pre-built.
+    /// Demand that was not counted yet, and the day of the latest pre-build with the time spent on that day;
+    /// `None` where nothing is pre-built.
     pub(in crate::build) fn take_demand(&self) -> Option<(BTreeMap<StorePath, u32>, (u64, Duration))> {
         let mut state = self.0.lock();
         let prebuild = state.prebuild.as_mut()?;
@@ -151,8 +151,8 @@ impl Scheduler {
         most.map(|(name, asked)| (name.clone(), asked)).collect()
     }
 
-    /// Durations to expect of derivations that are not in the queue, each built on a system; none where nothing was ever
-    /// built here.
+    /// Durations to expect of derivations that are not in the queue, each built on a system; none where
+    /// nothing was ever built here.
     pub(in crate::build) fn estimates(
         &self,
         systems: &BTreeMap<StorePath, String>,

@@ -20,8 +20,8 @@ pub(in crate::build) struct Changes {
 }
 
 impl Scheduler {
-    /// Puts back those who waited when the server ended, in their old order, and goes on from the highest number any request
-    /// ever had. Their clients may come back.
+    /// Puts back those who waited when the server ended, in their old order, and goes on from the highest
+    /// number any request ever had. Their clients may come back.
     pub(super) fn restore(&self, rows: Vec<RequestRow>, last_id: u64) {
         if !rows.is_empty() {
             tracing::info!(requests = rows.len(), "restored the queue as it was before the restart");

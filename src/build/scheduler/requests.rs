@@ -1,4 +1,5 @@
-//! Life of a request from its place in the queue to its end: its derivation is held, it is planned, and it is ended.
+//! Life of a request from its place in the queue to its end: its derivation is held, it is planned, and it is
+//! ended.
 
 use std::collections::BTreeSet;
 
@@ -78,7 +79,8 @@ impl Scheduler {
         }
     }
 
-    /// A request is planned. True when it is complete already: then it has left the queue and has to be delivered.
+    /// A request is planned. True when it is complete already: then it has left the queue and has to be
+    /// delivered.
     pub(in crate::build) fn planned(&self, id: RequestId, planned: Planned) -> bool {
         let Planned { needs, systems } = planned;
         let now = self.0.now();
@@ -104,8 +106,8 @@ impl Scheduler {
         self.wake();
     }
 
-    /// Has a request planned again that was complete and is not after all, unless that was done too often. Its clients go
-    /// on waiting.
+    /// Has a request planned again that was complete and is not after all, unless that was done too often.
+    /// Its clients go on waiting.
     pub(in crate::build) fn put_back(&self, id: RequestId, drv: &StorePath) -> bool {
         let mut state = self.0.lock();
         let Some(request) = state.waiters.get_mut(id) else { return false };
@@ -143,7 +145,8 @@ impl Scheduler {
         }
     }
 
-    /// Drops the requests that nobody has waited for any more for `abandon_after`, unless something was built for them.
+    /// Drops the requests that nobody has waited for any more for `abandon_after`, unless something was built
+    /// for them.
     pub(in crate::build) fn drop_abandoned(&self) {
         let now = self.0.now();
         let mut state = self.0.lock();
@@ -162,7 +165,8 @@ impl Scheduler {
         self.wake();
     }
 
-    /// Outputs that were held before a restart stay held for those who waited then. Gives those to be released.
+    /// Outputs that were held before a restart stay held for those who waited then. Gives those to be
+    /// released.
     pub(in crate::build) fn restore_held(&self, outputs: Vec<StorePath>) -> Vec<StorePath> {
         let mut state = self.0.lock();
         let needed_by: BTreeSet<_> = state.waiters.ids().collect();

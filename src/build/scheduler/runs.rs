@@ -76,8 +76,9 @@ impl Scheduler {
         self.0.work.notify_one();
     }
 
-    /// Resolves when a running build has to stop: so that older requests are delivered in time, or because it is pre-built
-    /// and someone needs something else, or its time is over. Each request that is planned may change that.
+    /// Resolves when a running build has to stop: so that older requests are delivered in time, or because it
+    /// is pre-built and someone needs something else, or its time is over. Each request that is planned may
+    /// change that.
     pub(in crate::build) async fn stop_signal(&self, drv: &StorePath) {
         let mut planned = self.0.planned.subscribe();
         loop {
@@ -97,7 +98,8 @@ impl Scheduler {
         }
     }
 
-    /// A build has ended. Gives what follows for the requests that have ended by it, and for what nobody has asked for yet.
+    /// A build has ended. Gives what follows for the requests that have ended by it, and for what nobody has
+    /// asked for yet.
     pub(in crate::build) fn finished(
         &self,
         drv: &StorePath,

@@ -1,5 +1,5 @@
-//! Snapshots of the queue for views, waiting clients and metrics. The whole queue is looked at once in a while, however many
-//! ask meanwhile.
+//! Snapshots of the queue for views, waiting clients and metrics. The whole queue is looked at once in a
+//! while, however many ask meanwhile.
 
 use std::collections::BTreeMap;
 use std::num::NonZeroUsize;
@@ -168,8 +168,8 @@ impl State {
         }
     }
 
-    /// Outlook of one request, as of a moment ago. One that is not in the snapshot yet is given its place alone; nothing for
-    /// what is not in the queue.
+    /// Outlook of one request, as of a moment ago. One that is not in the snapshot yet is given its place
+    /// alone; nothing for what is not in the queue.
     fn outlook(&mut self, id: RequestId, lanes: NonZeroUsize) -> Option<Outlook> {
         self.queue.wanted(id)?;
         if self.snapshot.as_ref().is_none_or(QueueSnapshot::is_old) {

@@ -1,5 +1,5 @@
-//! Consequences of the end of a build: a request whose closure is complete is delivered at once, one that cannot be completed
-//! fails, and the failure is remembered.
+//! Consequences of the end of a build: a request whose closure is complete is delivered at once, one that
+//! cannot be completed fails, and the failure is remembered.
 
 use std::sync::Arc;
 use std::time::SystemTime;

@@ -1,5 +1,6 @@
-//! Worker: plans each request, has runners build one derivation after the other in the order of the scheduler, and what
-//! nobody has asked for yet while nobody waits. A request always ends, whatever the daemon does.
+//! Worker: plans each request, has runners build one derivation after the other in the order of the
+//! scheduler, and what nobody has asked for yet while nobody waits. A request always ends, whatever the
+//! daemon does.
 
 mod follow_up;
 mod prebuilding;

@@ -1,5 +1,6 @@
-//! Pre-building: counts what people ask for by the names that package sets have for it, and once a name stands for something
-//! new, plans to have that built before anyone asks. What is worth most is for `prebuild` to say.
+//! Pre-building: counts what people ask for by the names that package sets have for it, and once a name
+//! stands for something new, plans to have that built before anyone asks. What is worth most is for
+//! `prebuild` to say.
 
 use std::time::{Duration, Instant};
 
@@ -109,7 +110,8 @@ impl Worker {
         }
         self.scheduler.set_prebuild_plan(prebuilds);
         if bumped {
-            // What the plan needs of these was found to be there: the daemon builds it again, should it be collected.
+            // What the plan needs of these was found to be there: the daemon builds it again, should it be
+            // collected.
             self.scheduler.release_prebuilt().iter().for_each(|output| self.runner.roots.release(output));
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! Record of the queue over a restart: every change is brought to the index, many at once where many come. A queue that
-//! cannot be recorded goes on; it only does not survive the server.
+//! Record of the queue over a restart: every change is brought to the index, many at once where many come. A
+//! queue that cannot be recorded goes on; it only does not survive the server.
 
 use super::Worker;
 use crate::build::scheduler::Changes;

@@ -1,5 +1,6 @@
-//! GC roots of what was accepted: the derivation of each request, and with it all that it refers to, has one from before
-//! anyone is told that it waits until it has ended, also over a restart. Nothing is planned before it is held.
+//! GC roots of what was accepted: the derivation of each request, and with it all that it refers to, has one
+//! from before anyone is told that it waits until it has ended, also over a restart. Nothing is planned
+//! before it is held.
 
 use narinfo::StorePath;
 
@@ -10,8 +11,8 @@ use crate::build::verdict::Verdict;
 use crate::roots;
 
 impl Worker {
-    /// Holds derivations of new requests, those that came meanwhile together, and releases the others, for as long as the
-    /// server runs. Nobody else makes or removes these roots.
+    /// Holds derivations of new requests, those that came meanwhile together, and releases the others, for as
+    /// long as the server runs. Nobody else makes or removes these roots.
     pub(super) async fn hold_derivations(&self) {
         self.release_requested(self.requested.held().unwrap_or_default());
         loop {
