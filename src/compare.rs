@@ -14,6 +14,7 @@ const PATHS_MAX: usize = 1000;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Compares own builds.
+#[derive(Clone)]
 pub struct Comparer {
     /// Where own builds are, and what was found.
     pub index: Index,

@@ -38,4 +38,5 @@ pub mod escape;
 pub mod filter;
 pub mod room;
 pub mod tail_file;
+pub mod tasks;
 pub mod trouble;

@@ -1,5 +1,5 @@
-//! `ondine retry`: takes back what is remembered of a failure whose reason is gone, and has it built anew. Nothing is built
-//! that is not remembered to have failed: what a set denies or nobody knows never was tried.
+//! `ondine retry`: takes back what is remembered of a failure whose reason is gone, and has it built anew.
+//! Nothing is built that is not remembered to have failed: what a set denies or nobody knows never was tried.
 
 use std::collections::BTreeSet;
 
@@ -9,6 +9,7 @@ use crate::build::{Failures, Scheduler};
 use crate::catalogue::AttributePath;
 use crate::index::{self, Index};
 use crate::nix::{LocalStore, LocalStoreError};
+use crate::tasks::Tasks;
 
 /// Failure to be retried.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,7 +18,8 @@ pub enum Failed {
     Derivation(StorePath),
     /// The derivations that give the path with this hash, or the derivation with this hash.
     Hash(StorePathHash),
-    /// Derivations with this name, with or without a version, or this attribute of a package set (`attribute`, `set/attribute`).
+    /// Derivations with this name, with or without a version, or this attribute of a package set
+    /// (`attribute`, `set/attribute`).
     Name(String),
 }
 
@@ -28,7 +30,8 @@ pub struct Retried {
     pub drv: StorePath,
     /// The failures that were forgotten: its own, its cause's, and those of what needs either.
     pub forgotten: Vec<StorePath>,
-    /// The number of the request that builds it, or why there is none; nothing where it was only to be forgotten.
+    /// The number of the request that builds it, or why there is none; nothing where it was only to be
+    /// forgotten.
     pub request: Option<Result<u64, String>>,
 }
 
@@ -59,6 +62,8 @@ pub struct Retry {
     pub failures: Failures,
     /// The queue.
     pub builds: Scheduler,
+    /// Spawner of the tasks that wait for it.
+    pub tasks: Tasks,
 }
 
 impl Failed {
@@ -78,7 +83,8 @@ impl Failed {
 }
 
 impl Retry {
-    /// Forgets the failures of what is named, with their causes and dependants, and unless `forget_only` has it built at once.
+    /// Forgets the failures of what is named, with their causes and dependants, and unless `forget_only` has
+    /// it built at once.
     ///
     /// # Errors
     /// When nothing of that name is remembered to have failed, or the index or the store fails.
@@ -130,7 +136,7 @@ impl Retry {
     async fn build(&self, drv: &StorePath) -> Result<u64, String> {
         let mut ticket = self.builds.join(drv, None).await.map_err(|full| full.to_string())?;
         let id = ticket.id();
-        tokio::spawn(async move { ticket.ended().await });
+        self.tasks.optional("retry", async move { drop(ticket.ended().await) });
         Ok(id)
     }
 }

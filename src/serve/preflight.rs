@@ -1,5 +1,5 @@
-//! Reasons for which a start would be refused, found without a start: `ondine check-config`. Each step is the start's own, save
-//! those that make files, which are only looked at. Must never make or change anything.
+//! Reasons for which a start would be refused, found without a start: `ondine check-config`. Each step is the
+//! start's own, save those that make files, which are only looked at. Must never make or change anything.
 
 use std::fs::{self, File};
 use std::io;
@@ -20,8 +20,8 @@ use crate::upstream::{CredentialsError, Upstreams, ViaName};
 /// Folders of a state directory that a server writes to.
 const FOLDERS: [&str; 7] = ["nar", "ledger", "log", "gcroots", "catalogue", "building", "evaluator"];
 
-/// Looks whether a server with these settings would start on this machine, and gives what it would only warn of. Must be called
-/// within a tokio runtime.
+/// Looks whether a server with these settings would start on this machine, and gives what it would only warn
+/// of. Must be called within a tokio runtime.
 ///
 /// # Errors
 /// With the reason for which it would not.

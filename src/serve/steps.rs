@@ -1,4 +1,5 @@
-//! The steps of a start that touch the machine, each with the error that tells why it cannot be done and what to do.
+//! The steps of a start that touch the machine, each with the error that tells why it cannot be done and what
+//! to do.
 
 use std::fs::{self, Permissions};
 use std::io;
@@ -45,8 +46,8 @@ pub enum Error {
         /// Error of the system.
         source: io::Error,
     },
-    /// A part that must run for ever does not.
-    #[error("{0} has stopped because of a bug; see the message above, and start the server again")]
+    /// A task without which the server cannot go on has ended.
+    #[error("the task {0} has ended because of a bug; see the message above, and start the server again")]
     Stopped(&'static str),
     /// The system gives no threads.
     #[error("cannot start the threads that serve")]

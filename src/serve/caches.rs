@@ -1,0 +1,110 @@
+//! Opening of caches: upstreams, the NARs that are packed and retained here, and what makes a path a served
+//! one.
+
+use std::path::PathBuf;
+
+use super::daemons::Daemons;
+use super::storage::Storage;
+use super::{Error, Settings};
+use crate::adopt::{Adopter, Asking};
+use crate::compare::Comparer;
+use crate::keep::Keeper;
+use crate::key;
+use crate::packer::Packer;
+use crate::tasks::Tasks;
+use crate::upstream::{self, Upstreams};
+
+/// Handles of what is cached here and elsewhere.
+pub(super) struct Caches {
+    pub(super) upstreams: Upstreams,
+    pub(super) packer: Packer,
+    pub(super) keeper: Keeper,
+    pub(super) adopter: Adopter,
+    comparer: Comparer,
+    /// Adds the signatures of new keys to what is served; `None` where nothing lacks one.
+    resigner: Option<Resigner>,
+}
+
+impl Caches {
+    pub(super) async fn open(
+        settings: &Settings,
+        storage: &Storage,
+        daemons: &Daemons,
+        public_key: &str,
+    ) -> Result<Self, Error> {
+        let Storage { state_dir, store_dir, index, .. } = storage;
+        let roots = storage.roots("gcroots")?;
+        let name = upstream::ViaName::of(public_key);
+        let upstreams = Upstreams::new(settings.upstream.clone(), store_dir, name)?;
+        let names = upstreams.names().map(|(name, redirect)| (name.to_owned(), redirect)).collect();
+        index.keep_upstreams(names).await?;
+        let packer = Packer::new(
+            index.clone(),
+            storage.nars.clone(),
+            roots.clone(),
+            upstreams.clone(),
+            daemons.pool.clone(),
+            store_dir.clone(),
+            settings.nar_bytes_max,
+        );
+        let keeper = Keeper::new(index.clone(), packer.clone(), storage.reserve.clone(), settings.keep);
+        let adopter = Adopter {
+            pool: daemons.pool.clone(),
+            index: index.clone(),
+            roots,
+            packer: packer.clone(),
+            keys: storage.keys.clone(),
+            store_dir: store_dir.clone(),
+            local: daemons.local.clone(),
+            upstreams: upstreams.clone(),
+            asking: Asking::default(),
+        };
+        let comparer = Comparer { index: index.clone(), upstreams: upstreams.clone() };
+        let resigner = Resigner { adopter: adopter.clone(), state_dir: state_dir.clone() };
+        let resigner = storage.resign.then_some(resigner);
+        Ok(Self { upstreams, packer, keeper, adopter, comparer, resigner })
+    }
+
+    /// Tasks that pack, evict, verify, compare and sign.
+    pub(super) fn start(self, tasks: &Tasks) {
+        let Self { packer, keeper, adopter, comparer, resigner, .. } = self;
+        tasks.vital("packer", packer.run());
+        tasks.vital("retention", keeper.clone().run());
+        tasks.restarted("scrubber", move || keeper.clone().scrub());
+        tasks.restarted("signatures", move || {
+            let adopter = adopter.clone();
+            async move { adopter.keep_signatures().await }
+        });
+        tasks.restarted("comparer", move || comparer.clone().run());
+        if let Some(resigner) = resigner {
+            tasks.optional("resigner", resigner.run());
+        }
+    }
+}
+
+/// Adds signatures of new keys to every served path, and notes that in the state directory.
+struct Resigner {
+    adopter: Adopter,
+    state_dir: PathBuf,
+}
+
+impl Resigner {
+    async fn run(self) {
+        match self.adopter.resign().await {
+            Ok(paths) => {
+                tracing::info!(paths, "every served path has a signature by each signing key");
+                if let Err(error) = key::Record::finish(&self.state_dir, &self.adopter.keys) {
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot note that; signatures are looked through again at the next start"
+                    );
+                }
+            }
+            // Answers are complete without it; the next start tries again.
+            Err(error) => tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "cannot store the signatures of new keys in the index; the next start tries again"
+            ),
+        }
+    }
+}

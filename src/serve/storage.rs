@@ -1,0 +1,97 @@
+//! Opening of storage: all that the server keeps in its state directory. A lost index is recovered first.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use narinfo::StoreDir;
+
+use super::{Error, Settings};
+use crate::build::Logs;
+use crate::index::{Index, has_ledger};
+use crate::keep::Reserve;
+use crate::key::{self, Keys};
+use crate::nar_store::NarStore;
+use crate::recover::Recovery;
+use crate::roots::Roots;
+use crate::state_dir::{self, INDEX, LEDGER, NARS, using};
+use crate::tasks::Tasks;
+
+/// Handles of all that is kept.
+pub(super) struct Storage {
+    /// The state directory, which is locked.
+    pub(super) state_dir: PathBuf,
+    pub(super) store_dir: StoreDir,
+    pub(super) keys: Arc<Keys>,
+    /// True when served paths lack signatures of new keys.
+    pub(super) resign: bool,
+    pub(super) index: Index,
+    pub(super) nars: NarStore,
+    pub(super) reserve: Reserve,
+    pub(super) logs: Logs,
+}
+
+impl Storage {
+    /// Opens what is in a state directory that this process has locked.
+    pub(super) async fn open(state_dir: PathBuf, settings: &Settings) -> Result<Self, Error> {
+        let index_file = state_dir.join(INDEX);
+        // On a full disk the index could not even be opened.
+        let reserve = Reserve::of(&state_dir);
+        using(&state_dir, |_| reserve.release_if_needed())?;
+        let (nar_dir, ledger) = (state_dir.join(NARS), state_dir.join(LEDGER));
+        let is_old = index_file.exists() || has_ledger(&ledger);
+        let keys = Keys::open(&state_dir, &settings.signing_keys, &settings.key_name, is_old)?;
+        if let Some(warning) = keys.unheeded(&settings.key_name) {
+            tracing::warn!("{warning}");
+        }
+        let resign = key::Record::begin(&state_dir, &keys, !is_old)?;
+        let store_dir = settings.nix.store_dir.clone();
+        let nars = using(&nar_dir, |dir| NarStore::open(dir, settings.nar_store))?;
+        let recovery = Recovery {
+            state_dir: state_dir.clone(),
+            index: index_file.clone(),
+            ledger: ledger.clone(),
+            nars: nar_dir,
+            store_dir: store_dir.clone(),
+            keys: keys.public().collect(),
+        };
+        recovery.run_if_needed().await?;
+        let index = Index::open(&index_file)?.remembering(settings.narinfo_memory_bytes);
+        let index = index.with_ledger(&ledger).await?;
+        let logs = using(&state_dir.join("log"), |dir| Logs::open(dir, settings.logs))?;
+        Ok(Self { state_dir, store_dir, keys: Arc::new(keys), resign, index, nars, reserve, logs })
+    }
+
+    /// Keys that clients trust; the first is the one that they are told of.
+    pub(super) fn public_keys(&self) -> Vec<String> {
+        self.keys.public().map(|key| key.to_string()).collect()
+    }
+
+    /// A folder of GC roots.
+    pub(super) fn roots(&self, name: &str) -> Result<Roots, state_dir::Error> {
+        using(&self.state_dir.join(name), |dir| Roots::open(dir, self.store_dir.clone()))
+    }
+
+    /// Tasks by which the index maintains itself.
+    pub(super) fn start(&self, tasks: &Tasks) {
+        let index = self.index.clone();
+        tasks.restarted("index-damage-watch", move || {
+            let index = index.clone();
+            async move { index.watch_for_damage().await }
+        });
+        let index = self.index.clone();
+        tasks.restarted("index-filter", move || {
+            let index = index.clone();
+            async move { index.keep_known().await }
+        });
+        let index = self.index.clone();
+        tasks.restarted("index-checkpoints", move || {
+            let index = index.clone();
+            async move { index.keep_log_short().await }
+        });
+        let index = self.index.clone();
+        tasks.restarted("ledger", move || {
+            let index = index.clone();
+            async move { index.keep_ledger_short().await }
+        });
+    }
+}
