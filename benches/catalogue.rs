@@ -1,6 +1,6 @@
-//! What a package set as large as a distribution costs: a hundred thousand derivations come into the index as the real code reads
-//! and records them, and hashes are looked up among a million outputs. Ends with status 1 when a target is missed.
-//! `cargo bench --bench catalogue`.
+//! What a package set as large as a distribution costs: a hundred thousand derivations come into the index as
+//! the real code reads and records them, and hashes are looked up among a million outputs. Ends with status 1
+//! when a target is missed. `cargo bench --bench catalogue`.
 
 // The simulation of the queue uses more of it.
 #[allow(dead_code)]

@@ -1,5 +1,5 @@
-//! What a crowd costs: ten thousand clients wait for one build, on the optimised server. Fails when it is over its bounds of
-//! memory or time. `cargo bench --bench crowd`.
+//! What a crowd costs: ten thousand clients wait for one build, on the optimised server. Fails when it is
+//! over its bounds of memory or time. `cargo bench --bench crowd`.
 
 #[path = "../tests/support/mod.rs"]
 mod support;

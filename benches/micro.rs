@@ -1,5 +1,6 @@
-//! What the hot functions take, each by itself: parsing a hash, looking up the index, rendering and signing a narinfo, and
-//! making and packing a NAR. `cargo bench --bench micro`; `-- NAME` measures what has that in its name.
+//! What the hot functions take, each by itself: parsing a hash, looking up the index, rendering and signing a
+//! narinfo, and making and packing a NAR. `cargo bench --bench micro`; `-- NAME` measures what has that in
+//! its name.
 
 #[allow(dead_code)]
 #[path = "../tests/simulation/random.rs"]

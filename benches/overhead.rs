@@ -1,5 +1,6 @@
-//! What building on demand adds to a build: the same two hundred trivial derivations realised by `nix-store` through the
-//! daemon, and asked of Ondine, turn by turn, each time new ones. Ends with status 1 when a target is missed.
+//! What building on demand adds to a build: the same two hundred trivial derivations realised by `nix-store`
+//! through the daemon, and asked of Ondine, turn by turn, each time new ones. Ends with status 1 when a
+//! target is missed.
 
 #[path = "../tests/support/mod.rs"]
 mod support;

@@ -1,6 +1,6 @@
-//! What a cache behind costs and saves: a client with an empty store fetches two hundred paths straight from an xz cache made
-//! by `nix copy`, then through Ondine that has never seen them, then through Ondine that has, turn by turn.
-//! Ends with status 1 when a target is missed.
+//! What a cache behind costs and saves: a client with an empty store fetches two hundred paths straight from
+//! an xz cache made by `nix copy`, then through Ondine that has never seen them, then through Ondine that
+//! has, turn by turn. Ends with status 1 when a target is missed.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
@@ -19,8 +19,8 @@ const ROUNDS: usize = 5;
 const COLD_MAX: f64 = 1.15;
 const WARM_MAX: f64 = 0.6;
 
-/// Many outputs of one derivation, each with the path of the one before it and a piece of this very program, which compresses
-/// as programs do: from some kilobytes to some megabytes, by turns.
+/// Many outputs of one derivation, each with the path of the one before it and a piece of this very program,
+/// which compresses as programs do: from some kilobytes to some megabytes, by turns.
 fn closure() -> Derivation {
     let outputs: Vec<String> = (1..=PATHS).map(|number| format!("o{number}")).collect();
     let program = std::env::current_exe().expect("this program is a file");

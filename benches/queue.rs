@@ -1,6 +1,6 @@
-//! What each order of builds is worth, and pre-building, on virtual time: the real queue and the real estimates through
-//! thirty times six thousand requests, and thirty weeks, side by side with the targets. Ends with status 1 when a target is
-//! missed.
+//! What each order of builds is worth, and pre-building, on virtual time: the real queue and the real
+//! estimates through thirty times six thousand requests, and thirty weeks, side by side with the targets.
+//! Ends with status 1 when a target is missed.
 
 #[path = "../tests/simulation/mod.rs"]
 mod simulation;
@@ -51,7 +51,8 @@ fn runs(load: f64, rules: Rules) -> Vec<Outcome> {
     })
 }
 
-/// Mean waits in seconds, one for each seed. All have as many requests, so that their mean is that of all requests.
+/// Mean waits in seconds, one for each seed. All have as many requests, so that their mean is that of all
+/// requests.
 fn waits(runs: &[Outcome]) -> Vec<f64> {
     runs.iter().map(|run| mean(run.fates.iter().map(Fate::wait)) / 1000.0).collect()
 }
@@ -112,8 +113,8 @@ impl Table {
         self.row(check, &target_text, &format!("{pooled:.3}"), &format!("{worst:.3}"), pooled <= target);
     }
 
-    /// Intervals that should hold in so many cases, of the requests that had something ahead of them that was never built, or of
-    /// the others.
+    /// Intervals that should hold in so many cases, of the requests that had something ahead of them that was
+    /// never built, or of the others.
     fn coverage(&mut self, check: &str, (least, most): (f64, f64), first: bool, runs: &[Outcome]) {
         let told = |run: &Outcome| -> Vec<(f64, (f64, f64))> {
             let fates = run.fates.iter().filter(|fate| fate.first == first);
@@ -172,7 +173,8 @@ fn main() -> ExitCode {
     if table.all_held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// The rows of one load, and the mean wait of each policy, and of shortest-first, in proportion to first come's.
+/// The rows of one load, and the mean wait of each policy, and of shortest-first, in proportion to first
+/// come's.
 fn at_load(load: f64, table: &mut Table) -> Vec<f64> {
     let mut all = Vec::new();
     for (policy, name) in POLICIES {

@@ -1,5 +1,6 @@
-//! How the cache grows: the same questions to indexes of ten thousand paths, of a hundred thousand and of a million, in turns,
-//! and from one connection to ten thousand. `cargo bench --bench scale`; `-- --paths 10000,10000000` takes other sizes.
+//! How the cache grows: the same questions to indexes of ten thousand paths, of a hundred thousand and of a
+//! million, in turns, and from one connection to ten thousand. `cargo bench --bench scale`;
+//! `-- --paths 10000,10000000` takes other sizes.
 
 // Of what compares servers, this needs the load and the accounts.
 #[allow(dead_code)]
@@ -43,15 +44,15 @@ const POPULAR: usize = 2_000;
 const RARE: usize = 100_000;
 /// Hashes that nobody knows.
 const UNKNOWN: usize = 100_000;
-/// Answers of which each took its time, one after the other. The 99th percentile is what the kernel's clock and other machines on
-/// this hardware make it: of fewer answers it would be a matter of chance.
+/// Answers of which each took its time, one after the other. The 99th percentile is what the kernel's clock
+/// and other machines on this hardware make it: of fewer answers it would be a matter of chance.
 const ONE_BY_ONE: usize = 100_000;
 /// Paths of one closure that is published, and how many are.
 const CLOSURES: (usize, usize) = (50, 20);
 /// Starts in a round.
 const STARTS: usize = 5;
-/// A server has settled when it has used so little processor time in a second, in seconds: what it does beside the start, such as to
-/// read which hashes there are, is done by then. It may take so long.
+/// A server has settled when it has used so little processor time in a second, in seconds: what it does
+/// beside the start, such as to read which hashes there are, is done by then. It may take so long.
 const SETTLED: f64 = 0.02;
 const SETTLED_WITHIN: Duration = Duration::from_secs(300);
 const TIMES: Times = Times { warm_up: Duration::from_secs(1), counted: Duration::from_secs(2) };
@@ -172,7 +173,8 @@ impl Sized {
         self.grown.some(count).map(|hash| server.request(&format!("/{hash}.narinfo"), "")).collect()
     }
 
-    /// The same few paths asked for on more and more connections: requests/s, CPU µs a request, and MiB that are resident.
+    /// The same few paths asked for on more and more connections: requests/s, CPU µs a request, and MiB that
+    /// are resident.
     fn crowds(&self) -> Vec<(usize, f64, f64, f64)> {
         let requests = self.narinfos(&self.server, POPULAR);
         let of = |connections| {
@@ -186,7 +188,8 @@ impl Sized {
     }
 }
 
-/// The rate and the cost of these requests on many connections, and what they take one after the other on one core.
+/// The rate and the cost of these requests on many connections, and what they take one after the other on one
+/// core.
 fn serve(
     server: &Server,
     running: &Running,

@@ -1,5 +1,6 @@
-//! How fast the cache is served and at what cost, beside nginx with the same answers as static files: both in turns, each
-//! started anew, through 64 connections, large downloads and a stock client. `cargo bench --bench serving`.
+//! How fast the cache is served and at what cost, beside nginx with the same answers as static files: both in
+//! turns, each started anew, through 64 connections, large downloads and a stock client.
+//! `cargo bench --bench serving`.
 
 // Of the numbers that a simulation needs, data needs a part.
 #[allow(dead_code)]

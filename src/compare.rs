@@ -18,7 +18,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub struct Comparer {
     /// Where own builds are, and what was found.
     pub index: Index,
-    /// What they are compared with.
+    /// The upstreams to compare with.
     pub upstreams: Upstreams,
 }
 

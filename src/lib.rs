@@ -10,7 +10,6 @@ pub mod serve;
 pub mod isolation;
 pub mod state_dir;
 
-pub mod caller;
 pub mod http;
 pub mod retry;
 pub mod substitute;
@@ -19,6 +18,7 @@ pub mod build;
 pub mod catalogue;
 
 pub mod adopt;
+pub mod caller;
 pub mod compare;
 pub mod keep;
 pub mod packer;
@@ -31,6 +31,8 @@ pub mod nar_store;
 pub mod nix;
 pub mod upstream;
 
+pub mod trouble;
+
 pub mod causes;
 pub mod client;
 pub mod decode;
@@ -39,4 +41,3 @@ pub mod filter;
 pub mod room;
 pub mod tail_file;
 pub mod tasks;
-pub mod trouble;

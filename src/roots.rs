@@ -1,5 +1,6 @@
-//! The GC roots that hold store paths until their NARs are packed: one symlink each in our own directory, known to Nix as an indirect root.
-//! Must never outlive its reason: a root without an unpacked row is removed at the next start.
+//! The GC roots that hold store paths until their NARs are packed: one symlink each in our own directory,
+//! known to Nix as an indirect root. Must never outlive its reason: a root without an unpacked row is removed
+//! at the next start.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,7 +19,7 @@ pub enum Error {
     Link {
         /// The directory of roots.
         dir: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// The daemon refused it.
@@ -27,7 +28,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// How the Nix daemon was lost, where that is why.
+    /// The lost connection to the Nix daemon, if that is the reason.
     #[must_use]
     pub fn lost(&self) -> Option<String> {
         match self {
@@ -70,8 +71,9 @@ impl Roots {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(link_error(error)),
                 _ => daemon.add_indirect_root(&link).await?,
             }
-            // A collection under way may have read the roots before this one was there, and reads temporary ones only when
-            // those by which the path was held so far are gone. It is told of this one; a later one finds the root.
+            // A collection under way may have read the roots before this one was there, and reads temporary
+            // ones only when those by which the path was held so far are gone. It is told of this one; a
+            // later one finds the root.
             daemon.add_temp_root(path).await?;
         }
         File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(link_error)

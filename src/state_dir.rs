@@ -1,5 +1,5 @@
-//! The state directory: made, kept from others, and locked for one server at a time. Whoever else could open the lock could hold
-//! it, and whoever could write here could put a key of their own in the place of ours.
+//! The state directory: made, kept from others, and locked for one server at a time. Whoever else could open
+//! the lock could hold it, and whoever could write here could put a key of their own in the place of ours.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io;
@@ -14,7 +14,7 @@ pub const NARS: &str = "nar";
 pub const LEDGER: &str = "ledger";
 /// The lock of the server that runs.
 pub const LOCK: &str = "lock";
-/// What a directory that is ours alone has of a mode, and a file.
+/// Modes of a private directory and of a private file.
 const PRIVATE_DIR: u32 = 0o700;
 const PRIVATE_FILE: u32 = 0o600;
 /// Bits of a mode that others have.
@@ -30,7 +30,7 @@ pub enum Error {
     Use {
         /// The file or directory.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// Another server uses it.
@@ -57,11 +57,11 @@ pub fn using<T>(path: &Path, open: impl FnOnce(&Path) -> io::Result<T>) -> Resul
     open(path).map_err(|source| Error::Use { path: path.to_owned(), source })
 }
 
-/// Makes the directory where it is not there, and keeps it from others. The path is absolute, since the Nix daemon follows
-/// symlinks into it.
+/// Makes the directory where it is not there, and keeps it from others. The path is absolute, since the Nix
+/// daemon follows symlinks into it.
 ///
 /// # Errors
-/// When it cannot be made, or everyone may write to it.
+/// If it cannot be made, or everyone may write to it.
 pub fn open(dir: &Path) -> Result<PathBuf, Error> {
     let (dir, found) = using(dir, |dir| {
         DirBuilder::new().recursive(true).mode(PRIVATE_DIR).create(dir)?;

@@ -1,4 +1,5 @@
-//! The last failure of something that may work again, kept until it has: what a health check tells, and what waits for it.
+//! The last failure of something that may work again, kept until it has: what a health check tells, and what
+//! waits for it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -17,13 +18,13 @@ struct Shared {
 }
 
 impl Trouble {
-    /// It failed, and why.
+    /// Notes a failure and its reason.
     pub fn note(&self, error: &(dyn std::error::Error + 'static)) {
         *self.reason() = Some(with_causes(error));
         self.0.noted.notify_one();
     }
 
-    /// It works again. Whether it did not before.
+    /// Notes a success. True if it had failed before.
     pub fn clear(&self) -> bool {
         self.reason().take().is_some()
     }

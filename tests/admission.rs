@@ -1,5 +1,6 @@
-//! Admission: what this server cannot build, or will not, is refused at once with what is missing, not after hours of building
-//! its inputs; and whoever comes next is served. What can be built is what the real Nix says of itself, or the settings.
+//! Admission: what this server cannot build, or will not, is refused at once with what is missing, not after
+//! hours of building its inputs; and whoever comes next is served. What can be built is what the real Nix
+//! says of itself, or the settings.
 
 mod support;
 

@@ -1,5 +1,6 @@
-//! The background lane: a second Nix daemon of the same store, whose builds have less weight, builds what is short while
-//! the first one builds in the order of the queue; and its refusal where it would have as much weight.
+//! The background lane: a second Nix daemon of the same store, whose builds have less weight, builds what is
+//! short while the first one builds in the order of the queue; and its refusal where it would have as much
+//! weight.
 
 mod support;
 
@@ -11,8 +12,8 @@ use support::cache::assert_narinfo;
 use support::process::run;
 use support::{Cache, Derivation, NixStore, Ondine, Release, text};
 
-/// A control group with a tenth of the usual weight, gone with the test. Made only when ONDINE_TEST_CGROUPS is set: it
-/// takes root and writable control groups.
+/// A control group with a tenth of the usual weight, gone with the test. Made only when ONDINE_TEST_CGROUPS
+/// is set: it takes root and writable control groups.
 struct LightGroup(PathBuf);
 
 impl LightGroup {

@@ -1,5 +1,5 @@
-//! Package sets by name: what an attribute is told to be, and downloads of it for those who have no Nix, which build what is
-//! missing as any request does. Real evaluations and a real daemon.
+//! Package sets by name: what an attribute is told to be, and downloads of it for those who have no Nix,
+//! which build what is missing as any request does. Real evaluations and a real daemon.
 
 mod support;
 

@@ -1,5 +1,6 @@
-//! Package sets: what is in one can be had by hash from the moment its generation is there, through bumps and collections.
-//! Real evaluations, a real daemon, stock clients. Nothing but package sets is built from, unless a test says so.
+//! Package sets: what is in one can be had by hash from the moment its generation is there, through bumps and
+//! collections. Real evaluations, a real daemon, stock clients. Nothing but package sets is built from,
+//! unless a test says so.
 
 mod support;
 

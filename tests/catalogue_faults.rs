@@ -1,5 +1,5 @@
-//! Evaluations that do what they must not, and servers that die in a refresh: whatever happens, it is told of, and what was known
-//! goes on being served.
+//! Evaluations that do what they must not, and servers that die in a refresh: whatever happens, it is told
+//! of, and what was known goes on being served.
 
 mod support;
 
@@ -194,8 +194,8 @@ fn a_collection_that_was_told_of_nothing_takes_nothing_of_a_new_generation() {
     set.attributes = [small("b"), ("c".to_owned(), "builtins.readFile ./gate".to_owned())].into();
     set.write();
 
-    // What a collection does before its socket is there: a connection of Nix 2.8 that looks for it now tells no collection
-    // anything any more, and a newer one waits.
+    // What a collection does before its socket is there: a connection of Nix 2.8 that looks for it now tells
+    // no collection anything any more, and a newer one waits.
     let lock = File::open(store.state_dir().join("gc.lock")).expect("Nix has made it");
     lock.lock().expect("nobody collects");
     let bump = start_refresh(&ondine);

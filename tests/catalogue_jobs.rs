@@ -1,5 +1,6 @@
-//! Package sets with nix-eval-jobs, where it is on the server's PATH: what a walk finds is found, and whatever goes wrong with it,
-//! a walk takes its place. Where a release has none, the program is a script that evaluates with the real Nix.
+//! Package sets with nix-eval-jobs, where it is on the server's PATH: what a walk finds is found, and
+//! whatever goes wrong with it, a walk takes its place. Where a release has none, the program is a script
+//! that evaluates with the real Nix.
 
 mod support;
 

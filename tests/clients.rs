@@ -1,7 +1,9 @@
-//! A stock Nix of every release gets what was never built: each client with the host's daemon, and the host's client with
-//! each daemon. Signatures are required, only our key is trusted, and what arrives is alike byte for byte.
+//! A stock Nix of every release gets what was never built: each client with the host's daemon, and the host's
+//! client with each daemon. Signatures are required, only our key is trusted, and what arrives is alike byte
+//! for byte.
 //!
-//! Prints one line for each pair, and writes it to the file that ONDINE_TEST_MATRIX_REPORT names, for CI to count.
+//! Prints one line for each pair, and writes it to the file that ONDINE_TEST_MATRIX_REPORT names, for CI to
+//! count.
 
 mod support;
 
@@ -10,7 +12,8 @@ use std::io::Write;
 use support::derivations::{ODD_NAME, chain, curious_tree, multiple_outputs};
 use support::{Client, Derivation, NixStore, Ondine, Release, nar_digest};
 
-/// Four derivations that need each other, one with more outputs than one, which end in two that are asked for.
+/// Four derivations that need each other, one with more outputs than one, which end in two that are asked
+/// for.
 fn sample() -> [Derivation; 2] {
     let tree = curious_tree("tree");
     let several = multiple_outputs("several");

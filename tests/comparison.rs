@@ -1,5 +1,5 @@
-//! Own builds beside what another cache has of the same paths: the same bytes or others, noted once it has them, told and
-//! counted, and served as they were built here.
+//! Own builds beside what another cache has of the same paths: the same bytes or others, noted once it has
+//! them, told and counted, and served as they were built here.
 
 mod support;
 

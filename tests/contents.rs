@@ -1,5 +1,5 @@
-//! What is served is what was built: names, trees, sizes, references and signatures arrive as they are in the store.
-//! Real clients that require signatures and trust our key alone.
+//! What is served is what was built: names, trees, sizes, references and signatures arrive as they are in the
+//! store. Real clients that require signatures and trust our key alone.
 
 mod support;
 
@@ -95,7 +95,8 @@ fn a_curious_tree_arrives_as_it_is() {
     let cache = Cache::new(&[]);
     let tree = cache.store.instantiate(&curious_tree("tree"));
     let client = arrives(&cache, &[tree.out()]);
-    // That the trees are alike was seen; that this one is curious, and its copy a tree on this machine, is seen here.
+    // That the trees are alike was seen; that this one is curious, and its copy a tree on this machine, is
+    // seen here.
     let copy = client.physical(tree.out());
     let file = |name: &str| copy.join(name);
     assert_eq!(std::fs::read_link(file("dangling")).expect("a symlink"), Path::new("/nowhere/at/all"));

@@ -1,5 +1,6 @@
-//! The promise to a crowd: ten thousand clients wait for one build, each hears that it waits, and each has the whole narinfo
-//! moments after the build's end, from a server that stays small. How fast it is exactly, `cargo bench --bench crowd` tells.
+//! The promise to a crowd: ten thousand clients wait for one build, each hears that it waits, and each has
+//! the whole narinfo moments after the build's end, from a server that stays small. How fast it is exactly,
+//! `cargo bench --bench crowd` tells.
 
 mod support;
 

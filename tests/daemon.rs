@@ -1,5 +1,6 @@
-//! Our client against real Nix daemons: the host's, and those in the chroots that ONDINE_TEST_CHROOTS lists (colons between them).
-//! Then against fake ones that do what a daemon must not. Every daemon has a store of its own under a temporary folder.
+//! Our client against real Nix daemons: the host's, and those in the chroots that ONDINE_TEST_CHROOTS lists
+//! (colons between them). Then against fake ones that do what a daemon must not. Every daemon has a store of
+//! its own under a temporary folder.
 
 mod support;
 

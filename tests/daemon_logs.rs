@@ -1,5 +1,5 @@
-//! The promise about logs that are not ours: what the Nix daemon built without us has its log here, too, whatever form Nix gave it, and
-//! an output leads to the log of what makes it. Real daemons of every release.
+//! The promise about logs that are not ours: what the Nix daemon built without us has its log here, too,
+//! whatever form Nix gave it, and an output leads to the log of what makes it. Real daemons of every release.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! The promise about a Nix daemon that is away for a while: what needs none is served, and the rest waits for it, told why.
-//! Real daemons that are stopped and started again.
+//! The promise about a Nix daemon that is away for a while: what needs none is served, and the rest waits for
+//! it, told why. Real daemons that are stopped and started again.
 
 mod support;
 

@@ -1,5 +1,6 @@
-//! What is stored and spoilt is noticed: at the latest when it is asked for, and by `ondine fsck` before. What can be had again
-//! is, from the Nix store or another cache; nothing that is wrong goes out as a whole twice.
+//! What is stored and spoilt is noticed: at the latest when it is asked for, and by `ondine fsck` before.
+//! What can be had again is, from the Nix store or another cache; nothing that is wrong goes out as a whole
+//! twice.
 
 mod support;
 
@@ -108,7 +109,8 @@ fn contents_that_cannot_be_unpacked_cut_one_answer_and_are_packed_again() {
     let path = stored.paths[0].out();
     stored.spoil(path);
     let plain = field(&stored.cache.narinfo(path), "URL").trim_end_matches(".zst").to_owned();
-    // Where not even the head of the answer was sent when the damage was seen, there is none, or one that says so.
+    // Where not even the head of the answer was sent when the damage was seen, there is none, or one that
+    // says so.
     if let Ok(mut answer) = stored.cache.http.try_open(&format!("/{plain}"), &[]) {
         let cut = matches!(answer.read_to_end().1, Ending::Cut(_));
         assert!(cut || answer.status == 404, "wrong bytes went out as a whole");

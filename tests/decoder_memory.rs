@@ -1,4 +1,5 @@
-//! Memory of decoders: however many files with large windows are fetched at once, they share a budget, and each comes whole.
+//! Memory of decoders: however many files with large windows are fetched at once, they share a budget, and
+//! each comes whole.
 
 mod support;
 
@@ -14,7 +15,8 @@ const FILES: usize = 8;
 const FILE_BYTES: u64 = 132 << 20;
 /// Power of two of the window: 128 MiB, as `zstd --ultra -22` and `--long` have it.
 const WINDOW_LOG: u32 = 27;
-/// Bytes that the server may take: the budget of its decoders, and as much again for all else. Without a budget it takes 1 GiB.
+/// Bytes that the server may take: the budget of its decoders, and as much again for all else. Without a
+/// budget it takes 1 GiB.
 const MEMORY_BYTES_MAX: u64 = 544 << 20;
 
 /// The same bytes as a file with a large window.

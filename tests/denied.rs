@@ -1,5 +1,6 @@
-//! What a package set denies: a derivation is denied under all of its names, however the set is evaluated and by whatever name it is
-//! reached, and names that people make up leave nothing behind. Real evaluations and a real daemon.
+//! What a package set denies: a derivation is denied under all of its names, however the set is evaluated and
+//! by whatever name it is reached, and names that people make up leave nothing behind. Real evaluations and a
+//! real daemon.
 
 mod support;
 

@@ -1,5 +1,6 @@
-//! Each command of the documentation runs on a real server with real clients, or says in a comment why it does not; each
-//! TOML block passes `check-config`, each Nix block parses, and the README's session is one that happened.
+//! Each command of the documentation runs on a real server with real clients, or says in a comment why it
+//! does not; each TOML block passes `check-config`, each Nix block parses, and the README's session is one
+//! that happened.
 
 mod support;
 
@@ -303,7 +304,8 @@ fn the_session_of_the_readme_is_one_of_ondine_try() {
     assert_eq!(shape(documented), shape(&happened));
 }
 
-/// The lines of a session without what differs each time: hashes, keys, folders, numbers, and how often a line is repeated.
+/// The lines of a session without what differs each time: hashes, keys, folders, numbers, and how often a
+/// line is repeated.
 fn shape(session: &str) -> Vec<String> {
     let word = |word: &str| {
         let folder = word

@@ -1,5 +1,5 @@
-//! The public key of cache.nixos.org stands in the documentation to be copied: wherever it does, it verifies real narinfos of
-//! that cache.
+//! The public key of cache.nixos.org stands in the documentation to be copied: wherever it does, it verifies
+//! real narinfos of that cache.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
-//! What is told when something is wrong: errors are told as errors, to programs as JSON with a status that is true, and to people with
-//! what to do; and nothing that others have sent acts on what shows it.
+//! What is told when something is wrong: errors are told as errors, to programs as JSON with a status that is
+//! true, and to people with what to do; and nothing that others have sent acts on what shows it.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! The time left that those who wait are told: true eight times of ten also for what was never built, at every moment of a
-//! build, in the simulation and in a replay of real builds.
+//! The time left that those who wait are told: true eight times of ten also for what was never built, at
+//! every moment of a build, in the simulation and in a replay of real builds.
 
 mod simulation;
 
@@ -11,8 +11,8 @@ use ondine::build::queue::Policy;
 use simulation::trace::random_trace;
 use simulation::{Fate, Rules, run};
 
-/// The compile times of the crates that this project needs, in the order in which they were begun, on a machine of two cores:
-/// a name and milliseconds each line.
+/// The compile times of the crates that this project needs, in the order in which they were begun, on a
+/// machine of two cores: a name and milliseconds each line.
 const REAL_BUILDS: &str = include_str!("simulation/crates.txt");
 
 /// The share of these requests that were served within the time that they were told.
@@ -62,7 +62,8 @@ fn what_is_told_of_real_builds_holds_at_every_moment_of_them() {
         .collect();
     assert!(builds.len() > 200);
     let (mut durations, mut etas) = (Durations::default(), Etas::default());
-    // Of first builds: the moments at which it held what was told, evenly from their start to their end, and at the start alone.
+    // Of first builds: the moments at which it held what was told, evenly from their start to their end, and
+    // at the start alone.
     const MOMENTS: u32 = 20;
     let (mut firsts, mut held, mut held_at_start) = (0, 0, 0);
     // All moments of all of them, so many in a second: long builds have more.

@@ -1,5 +1,6 @@
-//! Evaluations that fail for what passes, or for one derivation alone: what was known stays, all else is as the source has it, and
-//! it is tried again soon. Real evaluators and daemons, and a server that fails when it is told to.
+//! Evaluations that fail for what passes, or for one derivation alone: what was known stays, all else is as
+//! the source has it, and it is tried again soon. Real evaluators and daemons, and a server that fails when
+//! it is told to.
 
 mod support;
 

@@ -1,5 +1,6 @@
-//! The NAR store within its limit: what was used longest ago goes, and is had again when it is asked for; nothing that was
-//! promised a moment ago goes, nothing that is pinned, and nothing that either needs. Real Nix collects at every step.
+//! The NAR store within its limit: what was used longest ago goes, and is had again when it is asked for;
+//! nothing that was promised a moment ago goes, nothing that is pinned, and nothing that either needs. Real
+//! Nix collects at every step.
 
 mod support;
 
@@ -51,7 +52,8 @@ fn wait_until_packed(ondine: &Ondine) {
     });
 }
 
-/// Has Nix collect all that nothing holds: none of these is left then, and what is packed is served all the same.
+/// Has Nix collect all that nothing holds: none of these is left then, and what is packed is served all the
+/// same.
 #[track_caller]
 fn collect(cache: &Cache, paths: &[&Path]) {
     wait_until_packed(&cache.ondine);
@@ -289,10 +291,12 @@ fn a_pin_holds_a_closure_by_path_or_by_attribute_even_before_it_is_there() {
 const PATHS: u32 = 10;
 const PATH_BYTES: u32 = 100 * 1024;
 const ROOM: u32 = 7;
-/// For so long, while Nix collects all the time; each client asks for one path again and again, then for the next one.
+/// For so long, while Nix collects all the time; each client asks for one path again and again, then for the
+/// next one.
 const LOAD: Duration = Duration::from_secs(8);
 const ON_ONE_PATH: Duration = Duration::from_millis(500);
-/// How long after its last use nothing is evicted: a client that asks for a NAR so soon after it was told of it gets it.
+/// How long after its last use nothing is evicted: a client that asks for a NAR so soon after it was told of
+/// it gets it.
 const KEEP_USED: (&str, Duration) = ("1s", Duration::from_secs(1));
 
 #[test]

@@ -1,4 +1,5 @@
-//! What a failed build means, how long that is remembered, and the ways out: on real daemons, by builds that really fail.
+//! What a failed build means, how long that is remembered, and the ways out: on real daemons, by builds that
+//! really fail.
 
 mod support;
 
@@ -120,7 +121,8 @@ fn a_daemon_that_is_told_to_stop_with_its_workers_and_builders_makes_no_build_wr
 
 // How long.
 
-/// A fixed-output derivation that notes its tries and fails until the file `there` is there, and what needs it.
+/// A fixed-output derivation that notes its tries and fails until the file `there` is there, and what needs
+/// it.
 fn download(gate: &support::Gate, there: &Path) -> Derivation {
     let script = format!("{}[ -e '{}' ] || exit 1; printf x > $out", gate.note("download"), there.display());
     Derivation::new("download", &script)

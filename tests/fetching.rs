@@ -1,5 +1,5 @@
-//! The promise about a large NAR of another cache: a hundred clients at once have one fetch, each gets its first bytes when the
-//! first bytes are there, and the server stays small however slowly some of them read.
+//! The promise about a large NAR of another cache: a hundred clients at once have one fetch, each gets its
+//! first bytes when the first bytes are there, and the server stays small however slowly some of them read.
 
 mod support;
 
@@ -15,11 +15,13 @@ use support::http::Streaming;
 use support::{Compression, Ending, Fault, Http, NixStore, Ondine, Release, Sample, Upstream};
 
 const CLIENTS: usize = 100;
-/// Every so many clients, one reads all; the others stop after their first bytes and stay, which is the harder part.
+/// Every so many clients, one reads all; the others stop after their first bytes and stay, which is the
+/// harder part.
 const READS_ALL: usize = 20;
 /// The most memory that the server may have held, in bytes.
 const MEMORY_MAX: u64 = 100 << 20;
-/// From the upstream's first byte to that of the slowest client: a second, and two for a server that is not optimised.
+/// From the upstream's first byte to that of the slowest client: a second, and two for a server that is not
+/// optimised.
 const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(3);
 /// What the upstream sends in a second, so that all have asked long before it is done.
 const RATE: u64 = 60 << 20;

@@ -1,5 +1,5 @@
-//! A disk that is full, of bytes or of inodes: what is stored is served, what cannot be stored fails by itself, and there is a
-//! way out. Each server has its state on a small file system in memory.
+//! A disk that is full, of bytes or of inodes: what is stored is served, what cannot be stored fails by
+//! itself, and there is a way out. Each server has its state on a small file system in memory.
 
 mod support;
 
@@ -40,7 +40,8 @@ fn assert_whole(cache: &Cache, narinfo: &str) {
     assert_eq!(plain.len().to_string(), field(narinfo, "NarSize"));
 }
 
-/// What `ondine gc --max-bytes 0` prints, once nothing counts as used any more, for a server with `--eviction-grace 0s`.
+/// What `ondine gc --max-bytes 0` prints, once nothing counts as used any more, for a server with
+/// `--eviction-grace 0s`.
 #[track_caller]
 fn gc(cache: &Cache) -> String {
     let run = |arguments: &[&str]| {

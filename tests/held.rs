@@ -1,5 +1,6 @@
-//! The promise to those who wait: what they were told that they will get is not lost to Nix's garbage collector, whenever that
-//! runs, and nothing is held once they have it. Real daemons of every release, whose stores have no other roots.
+//! The promise to those who wait: what they were told that they will get is not lost to Nix's garbage
+//! collector, whenever that runs, and nothing is held once they have it. Real daemons of every release, whose
+//! stores have no other roots.
 
 mod support;
 
@@ -141,7 +142,8 @@ fn a_derivation_that_is_gone_all_the_same_is_no_failure_that_is_remembered() {
     gate.wait_for_starts(1);
     let derivation = Derivation::new("gone", "echo gone > \"$out\"");
     let gone = cache.store.instantiate(&derivation);
-    // As if it were collected between the look-up and the root: the daemon is stopped, so that nothing can be held.
+    // As if it were collected between the look-up and the root: the daemon is stopped, so that nothing can be
+    // held.
     let mut cache = cache;
     cache.daemon.stop();
     let asked = cache.ask_in_background(gone.out());

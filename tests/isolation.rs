@@ -1,5 +1,6 @@
-//! Evaluators that want what they must not have: the state directory with the signing key, files of others, the network. Each
-//! attempt fails in every kind of set and is told with the set, and what it wanted is neither told nor in the store.
+//! Evaluators that want what they must not have: the state directory with the signing key, files of others,
+//! the network. Each attempt fails in every kind of set and is told with the set, and what it wanted is
+//! neither told nor in the store.
 
 mod support;
 
@@ -201,7 +202,8 @@ fn evaluators_have_nothing_of_the_state_directory_and_no_network_in_any_kind_of_
                 let error = errors.iter().find(|error| error["attribute"] == **attribute);
                 let lazy = look_up(&ondine, &format!("lazy-{set}"), attribute);
                 if attribute == "link-copied" {
-                    // Nix 2.26 copies the link itself at times, which tells the words of its target and nothing that is there.
+                    // Nix 2.26 copies the link itself at times, which tells the words of its target and
+                    // nothing that is there.
                     evaluated += usize::from(error.is_none());
                     attacked.assert_copied_as_link("link-to-state");
                     attacked.assert_unharmed(&format!("{name} {set} {attribute}"), &lazy, &state);

@@ -25,7 +25,8 @@ fn wait_until_packed(ondine: &Ondine) {
     wait_until("everything is packed", SOON, || all_packed(ondine));
 }
 
-/// A store with its daemon, a server, and a path that takes a while to pack; with its narinfo, which was asked for.
+/// A store with its daemon, a server, and a path that takes a while to pack; with its narinfo, which was
+/// asked for.
 fn with_a_large_path() -> (NixStore, support::Daemon, Ondine, Instantiated, String) {
     let store = NixStore::new(Release::Host);
     let daemon = store.daemon();
@@ -225,7 +226,8 @@ fn a_lost_nar_file_is_packed_again_and_a_lost_path_is_built_again() {
 
     remove_nars();
     collect(&store, &[top.out()]);
-    // Neither the file nor the store path is left: this request finds out before its answer begins, and the next one builds.
+    // Neither the file nor the store path is left: this request finds out before its answer begins, and the
+    // next one builds.
     assert_eq!(http.get(&url).status, 404);
     wait_until("the loss is noticed", SOON, || http.head(&url).status == 404);
     let client = Client::new(Release::Host, &store.store_dir());

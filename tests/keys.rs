@@ -1,5 +1,5 @@
-//! The promise about signing keys: several may sign, one follows another without a client that notices, and one that is lost or
-//! exchanged is refused at the start, before anyone fetches half of a closure.
+//! The promise about signing keys: several may sign, one follows another without a client that notices, and
+//! one that is lost or exchanged is refused at the start, before anyone fetches half of a closure.
 
 mod support;
 

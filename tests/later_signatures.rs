@@ -1,5 +1,5 @@
-//! The promise about signatures that come later: what is signed in the Nix store after it was served is served with that signature,
-//! beside those that it had. Real `nix store sign` of every release.
+//! The promise about signatures that come later: what is signed in the Nix store after it was served is
+//! served with that signature, beside those that it had. Real `nix store sign` of every release.
 
 mod support;
 

@@ -1,5 +1,6 @@
-//! Lazy package sets: an attribute is evaluated when it is first asked for by its name, and what came of it is kept as long as the
-//! generation is. Real evaluations and a real daemon; nothing but package sets is built from.
+//! Lazy package sets: an attribute is evaluated when it is first asked for by its name, and what came of it
+//! is kept as long as the generation is. Real evaluations and a real daemon; nothing but package sets is
+//! built from.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! Clients that leave, or stay and take nothing: whatever they sent, their places in the queue and their descriptors are given
-//! back, and those who only wait are left alone.
+//! Clients that leave, or stay and take nothing: whatever they sent, their places in the queue and their
+//! descriptors are given back, and those who only wait are left alone.
 
 mod support;
 

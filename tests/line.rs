@@ -1,5 +1,5 @@
-//! Standing in line: a stock client behind ten builds of other people only waits, whoever looks sees it move up, and what
-//! happens when someone ahead goes away is what was promised.
+//! Standing in line: a stock client behind ten builds of other people only waits, whoever looks sees it move
+//! up, and what happens when someone ahead goes away is what was promised.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! What a package set has, listed and searched by address and by command, and pinned by a name that says which set is meant.
-//! Real evaluations.
+//! What a package set has, listed and searched by address and by command, and pinned by a name that says
+//! which set is meant. Real evaluations.
 
 mod support;
 

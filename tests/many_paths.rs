@@ -1,5 +1,5 @@
-//! Many paths: an eviction from an index of a hundred thousand takes little memory, and nobody who reads or writes meanwhile
-//! waits for long. Alone in its process, whose memory is measured.
+//! Many paths: an eviction from an index of a hundred thousand takes little memory, and nobody who reads or
+//! writes meanwhile waits for long. Alone in its process, whose memory is measured.
 
 #[allow(dead_code)]
 #[path = "simulation/random.rs"]
@@ -20,7 +20,8 @@ const PATHS: u64 = 100_000;
 const FILE_BYTES: u32 = 20_000;
 /// What an eviction may take, in KiB; all of it at once took 70,000.
 const MEMORY_MAX: u64 = 16 * 1024;
-/// How long someone else may wait: on a machine that does much else meanwhile, with a server that is not optimised.
+/// How long someone else may wait: on a machine that does much else meanwhile, with a server that is not
+/// optimised.
 const WAIT_MAX: Duration = Duration::from_secs(3);
 
 /// The hash of the path with this number: always the same, and different for each.

@@ -1,4 +1,5 @@
-//! Misses are settled in memory, and the server answers before it knows what it can build: neither may hide anything.
+//! Misses are settled in memory, and the server answers before it knows what it can build: neither may hide
+//! anything.
 
 mod support;
 

@@ -1,5 +1,6 @@
-//! NARs as files: sent as they are, window by window, whatever becomes of the file meanwhile; plain copies of those that are
-//! asked for without compression; small ones in memory. Every byte is held against what Nix itself dumps.
+//! NARs as files: sent as they are, window by window, whatever becomes of the file meanwhile; plain copies of
+//! those that are asked for without compression; small ones in memory. Every byte is held against what Nix
+//! itself dumps.
 
 mod support;
 
@@ -70,7 +71,8 @@ fn a_range_over_the_borders_of_windows_is_the_slice_it_names() {
         7..dump.len().min(file.len()),
         2 * WINDOW + 1..2 * WINDOW + 9,
     ];
-    // The first of the plain ones begins the copy, the next ones read along, the last ones read what is complete.
+    // The first of the plain ones begins the copy, the next ones read along, the last ones read what is
+    // complete.
     for (address, bytes) in [(&zstd, &file), (&plain, &dump), (&plain, &dump)] {
         for range in &ranges {
             let asked = format!("bytes={}-{}", range.start, range.end - 1);

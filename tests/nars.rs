@@ -1,5 +1,5 @@
-//! NARs over HTTP: whole or in parts, compressed or not, the moment they are built or years later, and over a network that
-//! breaks. Every byte is held against what Nix itself dumps.
+//! NARs over HTTP: whole or in parts, compressed or not, the moment they are built or years later, and over a
+//! network that breaks. Every byte is held against what Nix itself dumps.
 
 mod support;
 
@@ -89,7 +89,8 @@ fn a_range_is_the_slice_it_names() {
             ("bytes=77777-".to_owned(), 77_777, length),
             (format!("bytes={}-{}", length - 1, length - 1), length - 1, length),
             ("bytes=-5".to_owned(), length - 5, length),
-            // RFC 9110, 14.1.2: a range that goes past the end, and a suffix longer than the file, are cut to the file.
+            // RFC 9110, 14.1.2: a range that goes past the end, and a suffix longer than the file, are cut to
+            // the file.
             (format!("bytes=5-{length}"), 5, length),
             (format!("bytes=5-{}", u64::MAX), 5, length),
             (format!("bytes=-{}", length + 1), 0, length),

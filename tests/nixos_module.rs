@@ -1,5 +1,5 @@
-//! The NixOS module gives the unit that it should: evaluated by the real Nix against a small stub of nixpkgs, its build-time
-//! check run with the built program, and the unit weighed by systemd-analyze.
+//! The NixOS module gives the unit that it should: evaluated by the real Nix against a small stub of nixpkgs,
+//! its build-time check run with the built program, and the unit weighed by systemd-analyze.
 
 mod support;
 
@@ -48,7 +48,8 @@ impl Machine {
         serde_json::from_str(&printed).expect("nix-instantiate --json prints JSON")
     }
 
-    /// Runs the script that makes the checked settings file, as the build of a system would, and gives what came out.
+    /// Runs the script that makes the checked settings file, as the build of a system would, and gives what
+    /// came out.
     fn build_settings(&self, script: &Path) -> (Finished, PathBuf) {
         let out = self.store.folder().join("checked.toml");
         let mut command = Command::new("bash");

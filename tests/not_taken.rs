@@ -1,5 +1,6 @@
-//! The promise about what another cache has and is not taken from it: it is built like anything else, whatever the reason, and
-//! served. Real daemons of every release, which would fetch it themselves as far as they know.
+//! The promise about what another cache has and is not taken from it: it is built like anything else,
+//! whatever the reason, and served. Real daemons of every release, which would fetch it themselves as far as
+//! they know.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! The promise of the order of builds, held for every single request, for every policy, and over restarts at random
-//! moments: nobody is delivered later than the due time and what the policy may add to it.
+//! The promise of the order of builds, held for every single request, for every policy, and over restarts at
+//! random moments: nobody is delivered later than the due time and what the policy may add to it.
 
 mod simulation;
 
@@ -100,8 +100,9 @@ fn the_simulated_builder_is_as_busy_as_was_asked_and_builds_nothing_twice() {
     }
 }
 
-/// Pollaczek and Khinchine: where jobs share nothing, the mean wait follows from the first two moments of their durations.
-/// None is longer than ten minutes here: with a heavy tail the mean of 180,000 waits is still a matter of luck.
+/// Pollaczek and Khinchine: where jobs share nothing, the mean wait follows from the first two moments of
+/// their durations. None is longer than ten minutes here: with a heavy tail the mean of 180,000 waits is
+/// still a matter of luck.
 #[test]
 fn jobs_that_share_nothing_wait_as_long_as_theory_says() {
     let (mut measured, mut theory) = (0.0, 0.0);

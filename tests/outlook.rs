@@ -1,5 +1,6 @@
-//! What those who wait are told: their place, how long it will take, and what runs; in the lines of the wait, the headers
-//! and the API. And what that knowledge is used for: a short build may go first, within its bound.
+//! What those who wait are told: their place, how long it will take, and what runs; in the lines of the wait,
+//! the headers and the API. And what that knowledge is used for: a short build may go first, within its
+//! bound.
 
 mod support;
 

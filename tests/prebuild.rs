@@ -1,5 +1,5 @@
-//! The promises of pre-building, held for weeks that begin with new versions of everything: it costs nobody a second, stops
-//! the moment anyone waits for anything else, and keeps within what is allowed.
+//! The promises of pre-building, held for weeks that begin with new versions of everything: it costs nobody a
+//! second, stops the moment anyone waits for anything else, and keeps within what is allowed.
 
 mod simulation;
 

@@ -1,5 +1,6 @@
-//! What outputs of content-addressed derivations are: clients ask for their realisations before they know any path. Those of
-//! what was built here, and those of other caches that a trusted key has signed, are served with all that they lead to.
+//! What outputs of content-addressed derivations are: clients ask for their realisations before they know any
+//! path. Those of what was built here, and those of other caches that a trusted key has signed, are served
+//! with all that they lead to.
 
 mod support;
 
@@ -26,7 +27,8 @@ fn floating(name: &str, script: &str) -> Derivation {
         .attribute("outputHashAlgo", "\"sha256\"")
 }
 
-/// The second of two, with two outputs, of which the first one refers to the first derivation's: all content-addressed.
+/// The second of two, with two outputs, of which the first one refers to the first derivation's: all
+/// content-addressed.
 fn pair() -> Derivation {
     let first = floating("first", "echo first > $out");
     floating("second", "echo $first > $out; echo dev > $dev").outputs(&["out", "dev"]).input("first", &first)
@@ -89,8 +91,8 @@ fn realisations(cache: &BinaryCache) -> Vec<String> {
     names.map(|name| format!("realisations/{name}")).collect()
 }
 
-/// `nix copy` verifies realisations, which clients do not when they substitute. It is given a folder with what we answer,
-/// since it writes realisations back to where it found them.
+/// `nix copy` verifies realisations, which clients do not when they substitute. It is given a folder with
+/// what we answer, since it writes realisations back to where it found them.
 #[test]
 fn a_client_of_every_release_takes_our_signature_and_no_other() {
     let store = NixStore::with_settings(Release::Host, &[FEATURES]);

@@ -1,5 +1,6 @@
-//! A lost or damaged index, after Nix has collected what was packed: it is made anew from what is recorded beside the NARs, with
-//! whole closures or not at all; and a server never says that it is ready while it has lost what it promised.
+//! A lost or damaged index, after Nix has collected what was packed: it is made anew from what is recorded
+//! beside the NARs, with whole closures or not at all; and a server never says that it is ready while it has
+//! lost what it promised.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! The promise about a no: it says why, and whoever hears it can go on. Failed, unknown, not to be built, or no name at all:
-//! each with its reason, and nothing is built for it twice.
+//! The promise about a no: it says why, and whoever hears it can go on. Failed, unknown, not to be built, or
+//! no name at all: each with its reason, and nothing is built for it twice.
 
 mod support;
 

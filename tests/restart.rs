@@ -13,7 +13,8 @@ use support::{Cache, Derivation, Gate, Instantiated, wait_until};
 /// How long what is queued may take to be built, each trivial.
 const SOON: Duration = Duration::from_secs(60);
 
-/// Two derivations with a client each: the first is being built and waits at the gate, the second waits behind it.
+/// Two derivations with a client each: the first is being built and waits at the gate, the second waits
+/// behind it.
 fn two_in_line(cache: &Cache) -> (Gate, [Instantiated; 2], [TcpStream; 2]) {
     let gate = cache.store.gate();
     let [first, second] = ["first", "second"].map(|name| cache.gated(name, &gate));

@@ -1,5 +1,5 @@
-//! The state directory is the server's alone: who else could write or lock there is kept out, and what does not belong there
-//! stands in nobody's way.
+//! The state directory is the server's alone: who else could write or lock there is kept out, and what does
+//! not belong there stands in nobody's way.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! What was asked and answered, for those who run the server: numbers for Prometheus, and a line for each request where the log
-//! is told to have them.
+//! What was asked and answered, for those who run the server: numbers for Prometheus, and a line for each
+//! request where the log is told to have them.
 
 mod support;
 

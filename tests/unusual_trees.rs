@@ -1,5 +1,5 @@
-//! Paths whose bytes are not where their names say, and trees that not every Nix unpacks: a narinfo is given for what can be
-//! fetched, and for nothing else.
+//! Paths whose bytes are not where their names say, and trees that not every Nix unpacks: a narinfo is given
+//! for what can be fetched, and for nothing else.
 
 mod support;
 

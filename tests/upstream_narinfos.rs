@@ -1,5 +1,6 @@
-//! What may be wrong with a narinfo of another cache, one after the other: the path is not served, not signed and counted,
-//! nothing of what the narinfo names is fetched, and where a second cache has the path, that one is used.
+//! What may be wrong with a narinfo of another cache, one after the other: the path is not served, not signed
+//! and counted, nothing of what the narinfo names is fetched, and where a second cache has the path, that one
+//! is used.
 
 mod support;
 
@@ -17,7 +18,8 @@ use support::{
 /// Bytes of one narinfo that the server may have taken; the buffers of two sockets are among them.
 const TAKEN_MAX: u64 = 12 << 20;
 
-/// Paths that refer to another, all of which only other caches have; one of those is as it should be, one is spoilt.
+/// Paths that refer to another, all of which only other caches have; one of those is as it should be, one is
+/// spoilt.
 struct World {
     store: NixStore,
     _daemon: Daemon,

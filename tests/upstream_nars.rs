@@ -1,5 +1,5 @@
-//! What may be wrong with a NAR of another cache, one after the other: no client gets a complete body that is wrong, nothing
-//! wrong is kept, and where a second cache has the path, its bytes are delivered.
+//! What may be wrong with a NAR of another cache, one after the other: no client gets a complete body that is
+//! wrong, nothing wrong is kept, and where a second cache has the path, its bytes are delivered.
 
 mod support;
 
@@ -71,7 +71,8 @@ enum Got {
     Cut,
 }
 
-/// Asks for the narinfo, then for the NAR in the form of the narinfo or plain. A whole NAR must be the one promised.
+/// Asks for the narinfo, then for the NAR in the form of the narinfo or plain. A whole NAR must be the one
+/// promised.
 fn get(ondine: &Ondine, path: &Path, nar_hash: &str, plain: bool) -> Got {
     let http = Http::new(&ondine.url());
     let narinfo = http.get(&narinfo_address(path));
@@ -157,8 +158,8 @@ impl World {
         Ondine::start(&self.store, &["--config", &settings, "--transient-retry", "1s"])
     }
 
-    /// The promise about a spoilt NAR: where nobody else has it, it reaches nobody whole and is not kept; where another
-    /// upstream has it, that one's bytes are delivered, at the latest to whoever asks again.
+    /// The promise about a spoilt NAR: where nobody else has it, it reaches nobody whole and is not kept;
+    /// where another upstream has it, that one's bytes are delivered, at the latest to whoever asks again.
     fn refuses(&self) {
         let mut upstreams: Vec<&Upstream> = self.rows.iter().map(|row| &row.spoilt).collect();
         upstreams.push(&self.good);

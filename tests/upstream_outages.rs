@@ -1,5 +1,5 @@
-//! Other caches that come and go: dead ones cost a moment a few times and then nothing, builds go on without them, and what was
-//! fetched before stays.
+//! Other caches that come and go: dead ones cost a moment a few times and then nothing, builds go on without
+//! them, and what was fetched before stays.
 
 mod support;
 
@@ -20,7 +20,8 @@ const ASKED_IN_VAIN: usize = 3;
 /// An answer that waits for no upstream, on a machine that does much else.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// A port whose connections are never made: its queue of connections is full, and further ones are dropped without a word.
+/// A port whose connections are never made: its queue of connections is full, and further ones are dropped
+/// without a word.
 struct BlackHole {
     address: SocketAddr,
     _listener: TcpListener,

@@ -1,5 +1,5 @@
-//! Credentials of other caches reach those caches and nobody else: no client, no log, no metric, no file of this server or of
-//! Nix, and no other host. What takes them is served from here.
+//! Credentials of other caches reach those caches and nobody else: no client, no log, no metric, no file of
+//! this server or of Nix, and no other host. What takes them is served from here.
 
 mod support;
 

@@ -1,5 +1,5 @@
-//! One slow cache and many who ask: a client that asks for thousands of paths takes no other client's turn, and whoever waits
-//! while the narinfos of a closure are looked up is told how far that is.
+//! One slow cache and many who ask: a client that asks for thousands of paths takes no other client's turn,
+//! and whoever waits while the narinfos of a closure are looked up is told how far that is.
 
 mod support;
 

@@ -1,5 +1,6 @@
-//! Traits of other caches that Nix takes: what the newest Nix substitutes from a cache, it gets through this server, too. What
-//! it does not take is refused with the reason, or harmless. One row of a table for each trait.
+//! Traits of other caches that Nix takes: what the newest Nix substitutes from a cache, it gets through this
+//! server, too. What it does not take is refused with the reason, or harmless. One row of a table for each
+//! trait.
 
 mod support;
 

@@ -1,5 +1,6 @@
-//! Trouble of other caches that passes: it is never told as a 404 while it may pass, nobody waits for a sick upstream who can be
-//! served without it, and what was promised and cannot be kept is had from elsewhere, or taken back.
+//! Trouble of other caches that passes: it is never told as a 404 while it may pass, nobody waits for a sick
+//! upstream who can be served without it, and what was promised and cannot be kept is had from elsewhere, or
+//! taken back.
 
 mod support;
 

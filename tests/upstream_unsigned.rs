@@ -1,5 +1,6 @@
-//! What no signature proves: content-addressed paths that nobody signed, and NARs that no client could unpack however well they
-//! are signed. Nothing of them is believed before the bytes are here; whoever lied is left for the next upstream.
+//! What no signature proves: content-addressed paths that nobody signed, and NARs that no client could unpack
+//! however well they are signed. Nothing of them is believed before the bytes are here; whoever lied is left
+//! for the next upstream.
 
 mod support;
 #[path = "../narinfo/tests/support/wire.rs"]

@@ -1,5 +1,6 @@
-//! The promise about other caches: what one of them has is fetched once, verified, kept and served like what was built here,
-//! to stock clients and with that cache gone. Nothing is built for it; what no cache has is built as ever.
+//! The promise about other caches: what one of them has is fetched once, verified, kept and served like what
+//! was built here, to stock clients and with that cache gone. Nothing is built for it; what no cache has is
+//! built as ever.
 
 mod support;
 

@@ -1,5 +1,6 @@
-//! The promise about a miss: whoever asks for what was never built gets it, however long the build takes, once for all who
-//! ask and in the order they asked. Real daemon, real clients; builds stop at gates, so that a test knows what runs while it asks.
+//! The promise about a miss: whoever asks for what was never built gets it, however long the build takes,
+//! once for all who ask and in the order they asked. Real daemon, real clients; builds stop at gates, so that
+//! a test knows what runs while it asks.
 
 mod support;
 
@@ -98,7 +99,8 @@ fn after_the_hold_lines_about_the_wait_come_until_the_narinfo_does() {
     assert_eq!(told, without_wait_and_file(&now));
 }
 
-/// A narinfo without the lines about the wait and those about the packed file, which is packed at its own time.
+/// A narinfo without the lines about the wait and those about the packed file, which is packed at its own
+/// time.
 fn without_wait_and_file(narinfo: &str) -> Vec<&str> {
     let passing = ["X-Ondine-Wait: ", "FileHash: ", "FileSize: "];
     narinfo.lines().filter(|line| !passing.iter().any(|start| line.starts_with(start))).collect()

@@ -1,5 +1,5 @@
-//! Indexes of every size: synthetic paths with references and a signature, all packed as far as the index says. No NAR is there,
-//! and none is asked for.
+//! Indexes of every size: synthetic paths with references and a signature, all packed as far as the index
+//! says. No NAR is there, and none is asked for.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -17,8 +17,9 @@ const INDEX: &str = "index.sqlite";
 const LOG: &str = "index.sqlite-wal";
 /// Paths that each refers to.
 const REFERENCES: u64 = 5;
-/// How often the tables are gone through while they are filled. An index that was filled in one go has no room in its pages, and
-/// each path that comes later splits some; one that grew path by path, in the order of no hash, has.
+/// How often the tables are gone through while they are filled. An index that was filled in one go has no
+/// room in its pages, and each path that comes later splits some; one that grew path by path, in the order of
+/// no hash, has.
 const PASSES: u64 = 8;
 /// A step through all numbers below any size that is no multiple of it: a prime.
 const STRIDE: u64 = 7_368_787;
@@ -35,9 +36,9 @@ pub struct Grown {
 }
 
 impl Grown {
-    /// An index of so many paths, in a state directory of its own that begins as that of this cache, whose server was stopped.
-    /// The paths go straight into the tables: this is to take no time. On disk when it returns, so that nothing is written
-    /// beside what is measured.
+    /// An index of so many paths, in a state directory of its own that begins as that of this cache, whose
+    /// server was stopped. The paths go straight into the tables: this is to take no time. On disk when it
+    /// returns, so that nothing is written beside what is measured.
     pub fn new(cache: &Cache, paths: u64) -> Grown {
         let state = Folder::new();
         // With its log: that is written back by the last connection that is closed, if any is.
@@ -98,7 +99,8 @@ impl Grown {
         (0..count as u64).map(|step| hash(u64::MAX / 2 + step))
     }
 
-    /// Publishes closures of so many paths each, so many of them, as a server does: durable one by one. The time that it takes.
+    /// Publishes closures of so many paths each, so many of them, as a server does: durable one by one. The
+    /// time that it takes.
     pub fn publish(&mut self, (paths, closures): (usize, usize)) -> Duration {
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         let index = Index::open(&self.file).expect("the index opens");

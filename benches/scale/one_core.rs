@@ -1,5 +1,5 @@
-//! One core for who asks and who answers. On two, most of what an answer takes is to wake the other one, which sleeps between two
-//! questions, and how long that takes differs from minute to minute.
+//! One core for who asks and who answers. On two, most of what an answer takes is to wake the other one,
+//! which sleeps between two questions, and how long that takes differs from minute to minute.
 
 use std::fs;
 

@@ -89,7 +89,8 @@ impl Row {
         self.samples.iter().map(|samples| Spread::of(samples))
     }
 
-    /// The largest size in proportion to the smallest, round by round: both were measured under the same conditions.
+    /// The largest size in proportion to the smallest, round by round: both were measured under the same
+    /// conditions.
     fn growth(&self) -> Spread {
         let [first, last] =
             [self.samples.first(), self.samples.last()].map(|one| one.expect("there is a size"));

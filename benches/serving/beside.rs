@@ -1,5 +1,6 @@
-//! What other work costs those who read at the same time: a client asks for narinfos that are there, one after the other, while a
-//! large NAR is packed, or fetched from another cache, while something is built that nobody has asked for yet, and while much is evicted.
+//! What other work costs those who read at the same time: a client asks for narinfos that are there, one
+//! after the other, while a large NAR is packed, or fetched from another cache, while something is built that
+//! nobody has asked for yet, and while much is evicted.
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -75,7 +76,8 @@ impl Bench<'_> {
     }
 
     fn beside_prebuilding(&mut self) {
-        // Others each time: what is in the store need not be built, and how long it takes is learned from the first.
+        // Others each time: what is in the store need not be built, and how long it takes is learned from the
+        // first.
         let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_nanos();
         let mut set = PackageSet::new([("a".to_owned(), text_file("a", &since.to_string()).to_nix())]);
         let store = &self.data.cache.store;

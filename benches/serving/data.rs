@@ -1,5 +1,6 @@
-//! What is served: store paths made by Nix out of files that a seed decides, and the static files that nginx serves of them,
-//! fetched from Ondine itself. Every run makes the same files; only the store, and with it the names of paths, differ.
+//! What is served: store paths made by Nix out of files that a seed decides, and the static files that nginx
+//! serves of them, fetched from Ondine itself. Every run makes the same files; only the store, and with it
+//! the names of paths, differ.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -78,7 +79,8 @@ impl Data {
         data
     }
 
-    /// Narinfos, compressed NARs, and the plain NARs of the two trees, each under the address it has at Ondine.
+    /// Narinfos, compressed NARs, and the plain NARs of the two trees, each under the address it has at
+    /// Ondine.
     fn lay_out(&self) {
         self.files.subfolder("nar");
         self.keep("/nix-cache-info");
@@ -172,7 +174,8 @@ fn realise(store: &NixStore, size: Size) -> [PathBuf; 3] {
     outputs.try_into().unwrap_or_else(|outputs| panic!("three paths were to be built, not {outputs:?}"))
 }
 
-/// A derivation that refers to the last group of small paths; each of a group refers to three of the group before.
+/// A derivation that refers to the last group of small paths; each of a group refers to three of the group
+/// before.
 fn closure(size: Size, sources: &Path) -> String {
     let script = r#"
 earlier=($earlier) k=0
@@ -231,7 +234,8 @@ impl Seed {
         self.random.hash()
     }
 
-    /// A file that compresses about as well as programs do: words, some more frequent than others, with noise between.
+    /// A file that compresses about as well as programs do: words, some more frequent than others, with noise
+    /// between.
     fn write_file(&mut self, file: &Path, bytes: u64) {
         let created = File::create(file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
         let mut out = BufWriter::with_capacity(1 << 20, created);
@@ -256,8 +260,8 @@ impl Seed {
         out.flush().expect("the disk has room");
     }
 
-    /// So many files of so many bytes in all, a hundred to a folder. The sizes differ widely; `giants` files have a quarter of
-    /// all bytes between them.
+    /// So many files of so many bytes in all, a hundred to a folder. The sizes differ widely; `giants` files
+    /// have a quarter of all bytes between them.
     fn write_tree(&mut self, folder: &Path, (files, bytes): (usize, u64), giants: usize) {
         let giant = if giants == 0 { 0 } else { bytes / 4 / giants as u64 };
         let weights: Vec<f64> =

@@ -1,5 +1,5 @@
-//! Very many small requests on kept connections, as light as can be: two threads that wait for whichever connection has an
-//! answer, find the end of its head, skip its body and ask again.
+//! Very many small requests on kept connections, as light as can be: two threads that wait for whichever
+//! connection has an answer, find the end of its head, skip its body and ask again.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -62,8 +62,8 @@ impl Head {
     }
 }
 
-/// Asks for `requests` in turn on so many connections, each from another place on, and counts the answers. Every answer must
-/// have this status.
+/// Asks for `requests` in turn on so many connections, each from another place on, and counts the answers.
+/// Every answer must have this status.
 ///
 /// # Errors
 /// When an answer is another one, or none comes.
@@ -103,8 +103,8 @@ pub fn measure(
     })
 }
 
-/// What each answer took, one after the other on one connection, in order of length. `more` hears of the number of answers so
-/// far and says whether to go on.
+/// What each answer took, one after the other on one connection, in order of length. `more` hears of the
+/// number of answers so far and says whether to go on.
 ///
 /// # Errors
 /// When an answer has another status, or none comes.

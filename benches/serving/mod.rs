@@ -1,4 +1,5 @@
-//! The parts of the serving benchmark: its data, the servers it compares, the load on them, and what came of it.
+//! The parts of the serving benchmark: its data, the servers it compares, the load on them, and what came of
+//! it.
 
 mod beside;
 pub mod data;

@@ -1,5 +1,5 @@
-//! What is measured, part by part. Within a part the servers take turns, each started anew, so that whatever else the
-//! machine does meets all of them alike.
+//! What is measured, part by part. Within a part the servers take turns, each started anew, so that whatever
+//! else the machine does meets all of them alike.
 
 use std::io;
 use std::process::Stdio;
@@ -170,8 +170,8 @@ impl Bench<'_> {
         }
     }
 
-    /// Both trees in both forms, each from an Ondine that has never seen it; from peers, which make it anew each time; and for
-    /// scale what `nix-store --dump` does.
+    /// Both trees in both forms, each from an Ondine that has never seen it; from peers, which make it anew
+    /// each time; and for scale what `nix-store --dump` does.
     fn first(&mut self) {
         let data = self.data;
         for (path, wanted) in [(&data.large, PeersAtLeast(1.5)), (&data.many, PeersAtLeast(2.0))] {

@@ -1,4 +1,5 @@
-//! What was measured, beside what it should be: a table of all figures, a table of the targets, and the same as JSON.
+//! What was measured, beside what it should be: a table of all figures, a table of the targets, and the same
+//! as JSON.
 
 use serde_json::{Value, json};
 

@@ -1,5 +1,5 @@
-//! What is asked of a server, as bytes that are ready to send: taken from its own narinfos, so that each server is asked for
-//! NARs where it has them.
+//! What is asked of a server, as bytes that are ready to send: taken from its own narinfos, so that each
+//! server is asked for NARs where it has them.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,5 @@
-//! The servers that are compared: Ondine, nginx with the same answers as static files, and peers that run already. The first
-//! two are started anew for each measurement.
+//! The servers that are compared: Ondine, nginx with the same answers as static files, and peers that run
+//! already. The first two are started anew for each measurement.
 
 use std::fs::File;
 use std::io::{Read, Write};

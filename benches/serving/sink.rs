@@ -1,5 +1,5 @@
-//! Downloads whose bytes go nowhere: what is counted is the server. Where the length is known the kernel is told to drop the
-//! body, so that this program does not even copy it.
+//! Downloads whose bytes go nowhere: what is counted is the server. Where the length is known the kernel is
+//! told to drop the body, so that this program does not even copy it.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -106,8 +106,8 @@ impl Sink {
         Ok(Sink { stream, buffer: vec![0; SINK_BYTES] })
     }
 
-    /// Asks, and drops the answer. `more` hears of all bytes that come, and says whether to go on; after a no the
-    /// connection is of no use. Gives the bytes of the body as they came over the wire.
+    /// Asks, and drops the answer. `more` hears of all bytes that come, and says whether to go on; after a no
+    /// the connection is of no use. Gives the bytes of the body as they came over the wire.
     fn fetch(&mut self, wanted: &Wanted, mut more: impl FnMut(u64) -> bool) -> io::Result<u64> {
         self.stream.write_all(&wanted.request)?;
         let mut filled = 0;

@@ -1,12 +1,13 @@
-//! What servers use, as the kernel counts it: processor time and memory of their process trees, and how much of the machine
-//! others took meanwhile.
+//! What servers use, as the kernel counts it: processor time and memory of their process trees, and how much
+//! of the machine others took meanwhile.
 
 use std::fs;
 use std::time::Instant;
 
 use crate::support::process::{memory_bytes, tree_of};
 
-/// Clock ticks in a second, as /proc writes times: fixed by Linux for programs, whatever the kernel's own clock is.
+/// Clock ticks in a second, as /proc writes times: fixed by Linux for programs, whatever the kernel's own
+/// clock is.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// The processes of a server.
@@ -48,12 +49,14 @@ impl Processes {
 /// Seconds of processor time of one process and of its children that have ended.
 fn cpu_of(id: &str) -> f64 {
     let Ok(stat) = fs::read_to_string(format!("/proc/{id}/stat")) else { return 0.0 };
-    // The name may hold anything; behind it, from the eleventh field on: utime, stime, cutime, cstime (proc(5)).
+    // The name may hold anything; behind it, from the eleventh field on: utime, stime, cutime, cstime
+    // (proc(5)).
     let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
     fields.skip(11).take(4).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() / TICKS_PER_SECOND
 }
 
-/// Seconds of processor time of all programs of this machine together, and of other machines on the same hardware.
+/// Seconds of processor time of all programs of this machine together, and of other machines on the same
+/// hardware.
 fn cpu_of_all() -> f64 {
     let stat = fs::read_to_string("/proc/stat").expect("the kernel counts");
     // user, nice, system, and steal (proc(5)).

@@ -1,5 +1,5 @@
-//! Content addresses: the text that Nix writes, in one spelling, and nothing else; and the paths and contents that Nix has for
-//! them.
+//! Content addresses: the text that Nix writes, in one spelling, and nothing else; and the paths and contents
+//! that Nix has for them.
 
 mod support;
 

@@ -9,7 +9,8 @@ use narinfo::derivation::{DERIVATION_BYTES_MAX, Error};
 use narinfo::{Derivation, StoreDir, StorePath};
 use support::Nix;
 
-/// Instantiates attributes of a set, parses the .drv of each in the order of their names, and compares it with Nix.
+/// Instantiates attributes of a set, parses the .drv of each in the order of their names, and compares it
+/// with Nix.
 fn instantiate(nix: &Nix, set: &str) -> Vec<(StorePath, Derivation)> {
     let common = "system = \"x86_64-linux\"; builder = \"/bin/sh\";";
     let expression = format!("let d = attributes: derivation ({{ {common} }} // attributes); in {set}");

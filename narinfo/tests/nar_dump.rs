@@ -1,4 +1,5 @@
-//! Dumping file trees: byte for byte what the real `nix-store --dump` writes, or an error, and never something between.
+//! Dumping file trees: byte for byte what the real `nix-store --dump` writes, or an error, and never
+//! something between.
 
 mod support;
 

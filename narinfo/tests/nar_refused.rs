@@ -1,4 +1,5 @@
-//! NARs that are refused: each one wrong in one way, and random damage judged by the real `nix-store --restore`.
+//! NARs that are refused: each one wrong in one way, and random damage judged by the real
+//! `nix-store --restore`.
 
 mod support;
 

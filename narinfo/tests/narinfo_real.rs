@@ -1,4 +1,5 @@
-//! Narinfos and cache infos: what we write we read, and what the real Nix writes we read, check and write the same.
+//! Narinfos and cache infos: what we write we read, and what the real Nix writes we read, check and write the
+//! same.
 
 mod support;
 

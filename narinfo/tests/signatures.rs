@@ -15,7 +15,8 @@ fn nix_key(nix: &Nix, name: &str) -> (String, String) {
     (fs::read_to_string(secret).expect("a key"), fs::read_to_string(public).expect("a key"))
 }
 
-/// A path with two references and itself, which is not content-addressed: nothing but a signature makes it trusted.
+/// A path with two references and itself, which is not content-addressed: nothing but a signature makes it
+/// trusted.
 fn built(nix: &Nix) -> StorePath {
     let dependency = |name: &str| expression(&format!("name = \"{name}\";"), "echo x > $out");
     let attributes =
@@ -161,7 +162,8 @@ fn malformed_keys_and_signatures_are_refused() {
             format!("{name}:{}", "A".repeat(64 * 1024)),
             format!("{}:{encoded}", "n".repeat(256)),
         ] {
-            // A signature and a secret key have the same length, so each form is tried with its own kind of text.
+            // A signature and a secret key have the same length, so each form is tried with its own kind of
+            // text.
             if text != *form {
                 refused(&text);
             }

@@ -1,6 +1,6 @@
-//! Narinfos in files. Those in `vectors/good` parse and are written again as the `.rendered` beside them says; those in
-//! `vectors/bad` are refused, with the kind of error that the first word of their name gives and the text of their
-//! `.error`.
+//! Narinfos in files. Those in `vectors/good` parse and are written again as the `.rendered` beside them
+//! says; those in `vectors/bad` are refused, with the kind of error that the first word of their name gives
+//! and the text of their `.error`.
 
 mod support;
 

@@ -1,4 +1,5 @@
-//! `ca/substitute.sh`: outputs whose paths are known only after the build, fetched by a client that may not build.
+//! `ca/substitute.sh`: outputs whose paths are known only after the build, fetched by a client that may not
+//! build.
 
 use std::path::PathBuf;
 
@@ -14,7 +15,8 @@ fn content_addressed(name: &str, script: &str) -> Derivation {
         .attribute("outputHashAlgo", "\"sha256\"")
 }
 
-/// Three outputs, two of which are links to the first at their root, of an input that is not content-addressed.
+/// Three outputs, two of which are links to the first at their root, of an input that is not
+/// content-addressed.
 fn root() -> Derivation {
     let legacy = Derivation::new("simple-input-addressed", "mkdir $out; echo 'Hello World' > $out/hello");
     let script =
@@ -40,7 +42,8 @@ fn build(store: &NixStore, derivation: &Derivation) -> Vec<PathBuf> {
 #[test]
 fn a_chain_is_had_by_a_client_that_may_not_build_and_again_by_one_that_remembers() {
     for release in Release::all() {
-        // Both sides of one release: a path with a reference to itself that 2.8 made is refused by newer releases from any cache.
+        // Both sides of one release: a path with a reference to itself that 2.8 made is refused by newer
+        // releases from any cache.
         let store = NixStore::with_settings(release.clone(), &[FEATURES]);
         let _daemon = store.daemon();
         let built = [root(), dependent(), transitive()].map(|derivation| build(&store, &derivation));

@@ -1,8 +1,9 @@
-//! Expectations that Nix's own functional tests have of a binary cache, in our words, held against this server for a client of
-//! every release: <https://github.com/NixOS/nix/tree/master/tests/functional>, the scripts that each part names.
+//! Expectations that Nix's own functional tests have of a binary cache, in our words, held against this
+//! server for a client of every release: <https://github.com/NixOS/nix/tree/master/tests/functional>, the
+//! scripts that each part names.
 //!
-//! Left out: listings and the index of debug information (`.ls`, `debuginfo/`), uploads, and caches in a folder or behind a
-//! name with a plus sign, which concern the client alone.
+//! Left out: listings and the index of debug information (`.ls`, `debuginfo/`), uploads, and caches in a
+//! folder or behind a name with a plus sign, which concern the client alone.
 
 #[path = "../support/mod.rs"]
 mod support;

@@ -1,5 +1,5 @@
-//! `multiple-outputs-substitute-failure.sh` and `substitute-with-invalid-ca.sh`: a cache behind this one that is wrong about one
-//! of two outputs, or about what a content address stands for.
+//! `multiple-outputs-substitute-failure.sh` and `substitute-with-invalid-ca.sh`: a cache behind this one that
+//! is wrong about one of two outputs, or about what a content address stands for.
 
 use super::support::upstream::table;
 use super::support::{

@@ -1,4 +1,5 @@
-//! The stage of each scenario: the graph of derivations that Nix's suite uses most, a server that has built it, and a client.
+//! The stage of each scenario: the graph of derivations that Nix's suite uses most, a server that has built
+//! it, and a client.
 
 use std::path::Path;
 
@@ -6,7 +7,8 @@ use super::support::{
     Cache, Client, Derivation, Finished, Instantiated, NixStore, Release, Substituter, text,
 };
 
-/// `dependencies-top`, whose closure has `input-0` and `input-2`, but not `input-1`, which is needed to build it.
+/// `dependencies-top`, whose closure has `input-0` and `input-2`, but not `input-1`, which is needed to build
+/// it.
 pub fn dependencies() -> Derivation {
     let zero = Derivation::new("dependencies-input-0", "mkdir $out; echo BAR > $out/bar");
     let one = Derivation::new("dependencies-input-1", "mkdir $out; echo one > $out/one");

@@ -1,5 +1,5 @@
-//! Traces made to hurt: everyone at once, a giant in front of many small ones, chains that overlap at their ends, and
-//! durations that nobody could foresee.
+//! Traces made to hurt: everyone at once, a giant in front of many small ones, chains that overlap at their
+//! ends, and durations that nobody could foresee.
 
 use super::trace::{Packages, Trace};
 
@@ -27,8 +27,8 @@ fn chain(length: u32) -> Packages {
     Packages::new(inputs, (0..length).map(giant).collect())
 }
 
-/// The build that goes first takes far longer than it ever did, what the oldest request still lacks takes far less, and
-/// someone comes so many seconds after it was started.
+/// The build that goes first takes far longer than it ever did, what the oldest request still lacks takes far
+/// less, and someone comes so many seconds after it was started.
 fn surprise(seconds: u64) -> (Packages, Trace) {
     let (giant, rest, short, tiny) = (0, 1, 2, 3);
     let as_ever = vec![20_000_000, 300_000, 100_000, 5_000];

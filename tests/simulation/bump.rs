@@ -1,5 +1,5 @@
-//! A week that begins with new versions of everything, at midnight, after four such weeks: people ask for what they asked
-//! for before, most of them by day, and nothing of it is built.
+//! A week that begins with new versions of everything, at midnight, after four such weeks: people ask for
+//! what they asked for before, most of them by day, and nothing of it is built.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -39,8 +39,8 @@ pub struct Week {
     demand: Demand<Kind>,
 }
 
-/// The first hours of a week in which everyone needs one of two chains of builds, from somewhere on: many need just what is
-/// being pre-built.
+/// The first hours of a week in which everyone needs one of two chains of builds, from somewhere on: many
+/// need just what is being pre-built.
 pub fn chains(seed: u64) -> Week {
     let mut random = Random(seed);
     let length = 50;

@@ -1,8 +1,9 @@
-//! The real queue and the real estimates on virtual time: thousands of requests whose closures overlap and whose builds
-//! take seconds to hours, and for each of them when it arrived, when it was due, and when it was delivered.
+//! The real queue and the real estimates on virtual time: thousands of requests whose closures overlap and
+//! whose builds take seconds to hours, and for each of them when it arrived, when it was due, and when it was
+//! delivered.
 //!
-//! T(j) is the arrival of request j plus all unbuilt work that stands just after it; the due time of a request is its
-//! arrival, or T of the latest owner among its derivations where that is later.
+//! T(j) is the arrival of request j plus all unbuilt work that stands just after it; the due time of a
+//! request is its arrival, or T of the latest owner among its derivations where that is later.
 
 // Tests and benchmarks use a part of this each.
 #![allow(dead_code)]
@@ -94,8 +95,8 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// The waits if everyone were served at their own turn: not before anyone who asked earlier, unless nothing had to be
-    /// built.
+    /// The waits if everyone were served at their own turn: not before anyone who asked earlier, unless
+    /// nothing had to be built.
     pub fn own_turn_waits(&self) -> impl Iterator<Item = f64> {
         self.fates.iter().scan(0.0, |turn: &mut f64, fate| {
             *turn = turn.max(fate.delivered);
@@ -373,8 +374,8 @@ impl<'a> World<'a> {
         work
     }
 
-    /// The server ends in this moment and starts again: what runs is lost, the queue is as it was saved, which is all
-    /// that is left of it.
+    /// The server ends in this moment and starts again: what runs is lost, the queue is as it was saved,
+    /// which is all that is left of it.
     fn restart(&mut self) {
         for (id, saved) in self.queue.take_changed() {
             match saved {

@@ -1,5 +1,5 @@
-//! Package sets and who asks for what: four of five builds are short and the others have a heavy tail, some packages are
-//! asked for much more often than others, closures overlap, and new versions come all the time.
+//! Package sets and who asks for what: four of five builds are short and the others have a heavy tail, some
+//! packages are asked for much more often than others, closures overlap, and new versions come all the time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +13,8 @@ pub const REQUESTS: usize = 6_000;
 const BUMP_EVERY: usize = 200;
 /// Packages of a set.
 const PACKAGES: u32 = 400;
-/// How much the duration of one package varies from version to version (the standard deviation of its logarithm).
+/// How much the duration of one package varies from version to version (the standard deviation of its
+/// logarithm).
 const NOISE: f64 = 0.25;
 
 /// A derivation: the version of all packages, and the number of the package.

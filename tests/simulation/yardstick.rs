@@ -1,5 +1,6 @@
-//! Shortest first without a bound, for scale: the waits if the request that has the least work left always went first,
-//! and everyone knew how long everything takes. No policy of the queue: it is only what their gains are measured by.
+//! Shortest first without a bound, for scale: the waits if the request that has the least work left always
+//! went first, and everyone knew how long everything takes. No policy of the queue: it is only what their
+//! gains are measured by.
 
 use std::collections::{BTreeMap, BTreeSet};
 

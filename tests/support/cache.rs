@@ -1,5 +1,5 @@
-//! A cache as the tests of its promises use it: a store, its daemon, the server, and what is asked of them; and what an
-//! answer must be.
+//! A cache as the tests of its promises use it: a store, its daemon, the server, and what is asked of them;
+//! and what an answer must be.
 
 use std::io::Write;
 use std::net::TcpStream;

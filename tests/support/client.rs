@@ -1,5 +1,6 @@
-//! A stock Nix as a client of a cache: a store of its own under the same logical store directory as the server's, and no
-//! other substituter. It may not build unless a test says so, so what it holds came from the cache.
+//! A stock Nix as a client of a cache: a store of its own under the same logical store directory as the
+//! server's, and no other substituter. It may not build unless a test says so, so what it holds came from the
+//! cache.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,8 +28,9 @@ pub struct Client {
 }
 
 impl Client {
-    /// A client of `release` whose store directory is called `store_dir`, like the server's, which must exist on this
-    /// machine. Its own folder is laid over that name in a mount namespace that only the client's processes see.
+    /// A client of `release` whose store directory is called `store_dir`, like the server's, which must exist
+    /// on this machine. Its own folder is laid over that name in a mount namespace that only the client's
+    /// processes see.
     pub fn new(release: Release, store_dir: &Path) -> Client {
         Client::with_settings(release, store_dir, &[])
     }
@@ -51,7 +53,8 @@ impl Client {
         process::run(self.launcher.command(program, arguments))
     }
 
-    /// Asks the cache for store paths as a user does: `nix build`, signatures required, only that key trusted. To the end.
+    /// Asks the cache for store paths as a user does: `nix build`, signatures required, only that key
+    /// trusted. To the end.
     #[track_caller]
     pub fn fetch(&self, from: &Substituter, paths: &[&Path]) -> Finished {
         process::run(self.fetch_command(from, paths))
@@ -120,8 +123,8 @@ impl Client {
     }
 }
 
-/// The SHA-256, in hexadecimal, of the NAR that this machine's `nix-store --dump` makes of a file tree. Two trees with one
-/// digest are alike byte for byte.
+/// The SHA-256, in hexadecimal, of the NAR that this machine's `nix-store --dump` makes of a file tree. Two
+/// trees with one digest are alike byte for byte.
 #[track_caller]
 pub fn nar_digest(tree: &Path) -> String {
     let mut command = Command::new("nix-store");

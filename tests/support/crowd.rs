@@ -1,5 +1,5 @@
-//! Very many clients at once, each with a connection of its own, who ask for the same path and wait. They are driven by one
-//! thread, so that the machine is the server's.
+//! Very many clients at once, each with a connection of its own, who ask for the same path and wait. They are
+//! driven by one thread, so that the machine is the server's.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -38,7 +38,8 @@ pub struct Seen {
     pub since_built: Duration,
 }
 
-/// A crowd of so many waits for one build behind a gate, past the hold. Each gets the whole narinfo, or the test fails.
+/// A crowd of so many waits for one build behind a gate, past the hold. Each gets the whole narinfo, or the
+/// test fails.
 #[track_caller]
 pub fn waits_for_one_build(size: usize) -> Seen {
     let cache = Cache::new(&["--hold", "1s", "--keep-alive-interval", "5s"]);

@@ -1,5 +1,6 @@
-//! A TCP proxy between a client and the server that cuts the first answer with a NAR after a number of bytes, as a bad
-//! network would. It passes everything else on unchanged and remembers which requests for NARs it saw.
+//! A TCP proxy between a client and the server that cuts the first answer with a NAR after a number of bytes,
+//! as a bad network would. It passes everything else on unchanged and remembers which requests for NARs it
+//! saw.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

@@ -1,10 +1,11 @@
-//! Derivations for tests, written out as Nix expressions that need no nixpkgs: bash and the tools of a minimal Debian.
-//! Each is deterministic: built again it gives the same bytes.
+//! Derivations for tests, written out as Nix expressions that need no nixpkgs: bash and the tools of a
+//! minimal Debian. Each is deterministic: built again it gives the same bytes.
 
 /// The size of the file that [`large_file`] makes, in bytes.
 pub const LARGE_FILE_BYTES: u64 = 300 * 1024 * 1024;
 
-/// A derivation to be: a name, a script, outputs, and the derivations whose outputs the script knows by a variable.
+/// A derivation to be: a name, a script, outputs, and the derivations whose outputs the script knows by a
+/// variable.
 #[derive(Clone)]
 pub struct Derivation {
     name: String,
@@ -47,7 +48,8 @@ impl Derivation {
         self.input_output(variable, derivation, &output)
     }
 
-    /// The same with the script's variable `variable` holding the path of that derivation's output called `output`.
+    /// The same with the script's variable `variable` holding the path of that derivation's output called
+    /// `output`.
     pub fn input_output(mut self, variable: &str, derivation: &Derivation, output: &str) -> Derivation {
         let derivation = derivation.clone();
         self.inputs.push(Input { variable: variable.to_owned(), derivation, output: output.to_owned() });
@@ -73,8 +75,8 @@ impl Derivation {
 
     /// The Nix expression of the derivation.
     pub fn to_nix(&self) -> String {
-        // The last command must be a builtin: bash becomes a last external command, coreutils close their outputs
-        // before they exit, and Nix takes that for the end of the builder and kills it.
+        // The last command must be a builtin: bash becomes a last external command, coreutils close their
+        // outputs before they exit, and Nix takes that for the end of the builder and kills it.
         let script = quoted(&format!("{}\n:\n", self.script));
         let outputs = self.outputs.iter().map(|name| quoted(name)).collect::<Vec<_>>().join(" ");
         let mut nix = format!(
@@ -122,8 +124,9 @@ echo "$out $lib" > "$dev/refers"
     Derivation::new(name, script).outputs(&["out", "lib", "dev", "doc"])
 }
 
-/// A tree with all that a NAR can hold: symlinks (within, out of it, dangling), an executable, an empty folder, an empty
-/// file, names that are not ASCII, are not UTF-8, or hold spaces, a line break and other odd characters.
+/// A tree with all that a NAR can hold: symlinks (within, out of it, dangling), an executable, an empty
+/// folder, an empty file, names that are not ASCII, are not UTF-8, or hold spaces, a line break and other odd
+/// characters.
 pub fn curious_tree(name: &str) -> Derivation {
     let script = r#"
 mkdir -p "$out/bin" "$out/empty folder" "$out/deep/er/and/deeper"
@@ -148,8 +151,8 @@ echo "$out" > "$out/deep/er/and/deeper/self"
 
 /// A folder with one file of [`LARGE_FILE_BYTES`] that does not compress, made in a second or two.
 pub fn large_file(name: &str) -> Derivation {
-    // 4 MiB of pseudo-random words, then 75 blocks each the exclusive-or of that and a rotation of it: no two alike, and
-    // no repetition inside a compressor's window.
+    // 4 MiB of pseudo-random words, then 75 blocks each the exclusive-or of that and a rotation of it: no two
+    // alike, and no repetition inside a compressor's window.
     let script = r#"
 mkdir -p "$out"
 perl -e '
@@ -177,8 +180,8 @@ pub fn noise(name: &str, bytes: u32) -> Derivation {
     Derivation::new(name, &script)
 }
 
-/// One derivation with `length` outputs `o1`, `o2` and so on, each holding the path of the one before: a closure of many paths
-/// that costs one build.
+/// One derivation with `length` outputs `o1`, `o2` and so on, each holding the path of the one before: a
+/// closure of many paths that costs one build.
 pub fn row_of_outputs(name: &str, length: usize) -> Derivation {
     let outputs: Vec<String> = (1..=length).map(|number| format!("o{number}")).collect();
     let script = format!(
@@ -201,8 +204,8 @@ pub fn closure_of_20(name: &str) -> Derivation {
 /// A name with every kind of character that a store path may have.
 pub const ODD_NAME: &str = "odd+name?with=every.kind_of-character-1.0";
 
-/// `length` derivations in a row, each holding the path of the one before; the last is returned. `prelude(n)` gives lines
-/// for the start of the script of number `n`, counted from 0.
+/// `length` derivations in a row, each holding the path of the one before; the last is returned. `prelude(n)`
+/// gives lines for the start of the script of number `n`, counted from 0.
 pub fn chain(name: &str, length: usize, prelude: impl Fn(usize) -> String) -> Derivation {
     let first = Derivation::new(&format!("{name}-0"), &format!("{}echo first > \"$out\"", prelude(0)));
     (1..length).fold(first, |before, number| {

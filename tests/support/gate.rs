@@ -24,7 +24,8 @@ impl Gate {
         Gate { _folder: folder, at }
     }
 
-    /// Lines for the start of a derivation's script: note the start under `name`, then wait until the gate is open.
+    /// Lines for the start of a derivation's script: note the start under `name`, then wait until the gate is
+    /// open.
     pub fn script(&self, name: &str) -> String {
         let at = self.at.display();
         format!("echo '{name}' >> '{at}/starts'\nwhile ! [ -e '{at}/open' ]; do sleep 0.05; done\n")

@@ -1,5 +1,5 @@
-//! Plain HTTP to the server under test: whole answers, bodies read piece by piece that tell an end from a cut, and bytes
-//! sent raw for requests that no client would make.
+//! Plain HTTP to the server under test: whole answers, bodies read piece by piece that tell an end from a
+//! cut, and bytes sent raw for requests that no client would make.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -178,8 +178,8 @@ impl Streaming {
     }
 }
 
-/// Sends `bytes` to `address` as they are and returns all that comes back until the server closes, or until `limit` is
-/// over; the flag tells whether it closed.
+/// Sends `bytes` to `address` as they are and returns all that comes back until the server closes, or until
+/// `limit` is over; the flag tells whether it closed.
 #[track_caller]
 pub fn raw(address: &str, bytes: &[u8], limit: Duration) -> (Vec<u8>, bool) {
     let mut stream = connect(address);

@@ -47,8 +47,9 @@ impl Ondine {
         ondine
     }
 
-    /// One that does not run yet, with the folders of these names in its state directory (itself where there is none) on small
-    /// disks of their own, each with these options. A Nix daemon sees only what was mounted before it was started.
+    /// One that does not run yet, with the folders of these names in its state directory (itself where there
+    /// is none) on small disks of their own, each with these options. A Nix daemon sees only what was mounted
+    /// before it was started.
     #[track_caller]
     pub fn on_disks(store: &NixStore, arguments: &[&str], disks: &[(&str, &str)]) -> Ondine {
         let mut ondine = Ondine::prepared(store, arguments, &[]);
@@ -78,7 +79,8 @@ impl Ondine {
         &self.disks
     }
 
-    /// Starts the server on the same state directory and, from the second time on, the same port. It must not be running.
+    /// Starts the server on the same state directory and, from the second time on, the same port. It must not
+    /// be running.
     #[track_caller]
     pub fn start_again(&mut self) {
         assert!(self.child.is_none(), "the server of this test still runs");
@@ -102,7 +104,8 @@ impl Ondine {
         self.read_introduction();
     }
 
-    /// Waits for the printed address and key. What the server prints last is the line with the key for nix.conf.
+    /// Waits for the printed address and key. What the server prints last is the line with the key for
+    /// nix.conf.
     #[track_caller]
     fn read_introduction(&mut self) {
         let log_path = self.log_path();

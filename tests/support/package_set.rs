@@ -61,7 +61,8 @@ impl PackageSet {
         write(&self.file(), nix);
     }
 
-    /// A settings file that has this set, refreshed on demand, with these lines in its table and those before all tables.
+    /// A settings file that has this set, refreshed on demand, with these lines in its table and those before
+    /// all tables.
     #[track_caller]
     pub fn settings(&self, before: &str, within: &str) -> PathBuf {
         let file = self.folder.path().join("settings.toml");
@@ -87,7 +88,8 @@ impl PackageSet {
         wait_until("no evaluator is left", END_LIMIT, || !process::runs(text(&self.file())));
     }
 
-    /// The paths of an attribute's derivation and of its first output, as Nix computes them without writing anything.
+    /// The paths of an attribute's derivation and of its first output, as Nix computes them without writing
+    /// anything.
     #[track_caller]
     pub fn paths(&self, store: &NixStore, attribute: &str) -> (PathBuf, PathBuf) {
         let (drv, out) = self.all_paths(store, &[attribute]).pop().expect("one for one");

@@ -1,5 +1,6 @@
 //! Running a command to its end, or in the background, with a limit on its time and everything it said kept.
-//! A process that outlives its limit or its owner is killed together with all that it started; nothing waits for ever.
+//! A process that outlives its limit or its owner is killed together with all that it started; nothing waits
+//! for ever.
 
 use std::fmt;
 use std::io::Read;
@@ -195,8 +196,9 @@ pub fn signal(ids: &[u32], signal: Signal) {
     let _ = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
 }
 
-/// Kills the process `id` and every descendant. A Nix daemon gives each connection a session of its own, so a signal to
-/// its process group would miss them; the tree is read before anything is killed, because orphans lose their parent.
+/// Kills the process `id` and every descendant. A Nix daemon gives each connection a session of its own, so a
+/// signal to its process group would miss them; the tree is read before anything is killed, because orphans
+/// lose their parent.
 pub fn kill_tree(id: u32) {
     signal(&tree_of(id), Signal::Kill);
 }

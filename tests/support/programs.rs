@@ -1,5 +1,5 @@
-//! A folder of a store that is on a server's PATH before all others, for the programs with which it evaluates package sets: those
-//! of the store's release, and what a test puts there.
+//! A folder of a store that is on a server's PATH before all others, for the programs with which it evaluates
+//! package sets: those of the store's release, and what a test puts there.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -56,7 +56,8 @@ fn folder(store: &NixStore) -> PathBuf {
     store.folder().join("programs")
 }
 
-/// Runs a program of a chroot where it is, with the libraries of that: the sandbox of evaluators lets nobody mount anything.
+/// Runs a program of a chroot where it is, with the libraries of that: the sandbox of evaluators lets nobody
+/// mount anything.
 fn of_release(root: &Path, program: &str) -> String {
     let root = root.display();
     format!(

@@ -1,5 +1,5 @@
-//! The releases of Nix that tests run: the host's own, and newer ones in Debian chroots named by ONDINE_TEST_CHROOTS.
-//! A release that was asked for and is not there fails the test; none is ever skipped.
+//! The releases of Nix that tests run: the host's own, and newer ones in Debian chroots named by
+//! ONDINE_TEST_CHROOTS. A release that was asked for and is not there fails the test; none is ever skipped.
 
 use std::ffi::OsString;
 use std::os::unix::fs::MetadataExt;
@@ -23,7 +23,8 @@ pub enum Release {
 }
 
 impl Release {
-    /// The host's, and one for each root in ONDINE_TEST_CHROOTS (joined by colons). Fails when one of them has no Nix.
+    /// The host's, and one for each root in ONDINE_TEST_CHROOTS (joined by colons). Fails when one of them
+    /// has no Nix.
     #[track_caller]
     pub fn all() -> Vec<Release> {
         let listed = std::env::var_os("ONDINE_TEST_CHROOTS").unwrap_or_default();
@@ -58,8 +59,8 @@ impl Release {
     }
 }
 
-/// How the programs of one release are started: with exactly these variables, and with `binds` laid over the file
-/// system in a mount namespace of their own, so that nothing of it is seen outside.
+/// How the programs of one release are started: with exactly these variables, and with `binds` laid over the
+/// file system in a mount namespace of their own, so that nothing of it is seen outside.
 #[derive(Clone)]
 pub struct Launcher {
     release: Release,
@@ -67,9 +68,9 @@ pub struct Launcher {
     binds: Vec<(PathBuf, PathBuf)>,
 }
 
-/// Lays the binds (pairs of words up to `--`) and, for a chroot, this machine's devices, processes and temporary folder
-/// over the root, then becomes the program. The chroot sees the temporary folder under the same path as the host, so
-/// that paths and sockets agree.
+/// Lays the binds (pairs of words up to `--`) and, for a chroot, this machine's devices, processes and
+/// temporary folder over the root, then becomes the program. The chroot sees the temporary folder under the
+/// same path as the host, so that paths and sockets agree.
 const ENTER: &str = r#"
 set -eu
 root=$1 temporary=$2

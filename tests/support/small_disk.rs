@@ -1,4 +1,5 @@
-//! A small file system of its own, in memory, to be filled: its bytes, or its inodes. Needs the right to mount.
+//! A small file system of its own, in memory, to be filled: its bytes, or its inodes. Needs the right to
+//! mount.
 
 use std::fs::{self, File};
 use std::io::Write;

@@ -20,7 +20,8 @@ const SOCKET_PATH_BYTES_MAX: usize = 108;
 /// How long a daemon may take until it accepts a connection.
 const DAEMON_START_LIMIT: Duration = Duration::from_secs(30);
 
-/// Settings of every store: builds as the current user, beside no other store's build users, from nowhere else.
+/// Settings of every store: builds as the current user, beside no other store's build users, from nowhere
+/// else.
 pub const NIX_CONF: &str = "\
 sandbox = false
 build-users-group =
@@ -118,9 +119,10 @@ impl NixStore {
         NixStore { release, folder: Arc::new(folder), store_dir, launcher, names: AtomicU64::new(0) }
     }
 
-    /// Makes its database, if there is none. Nix makes one in whatever process is first, and another process that looks in
-    /// the same moment finds an empty `schema` and calls it corrupt (Nix's src/libstore/local-store.cc: the lock is a shared
-    /// one). A daemon serves each connection by a process of its own.
+    /// Makes its database, if there is none. Nix makes one in whatever process is first, and another process
+    /// that looks in the same moment finds an empty `schema` and calls it corrupt (Nix's
+    /// src/libstore/local-store.cc: the lock is a shared one). A daemon serves each connection by a process
+    /// of its own.
     #[track_caller]
     fn initialise(&self) {
         if !self.state_dir().join("db/schema").exists() {
@@ -206,7 +208,8 @@ impl NixStore {
         finished.text().lines().map(|line| PathBuf::from(line.split('!').next().unwrap_or(line))).collect()
     }
 
-    /// Writes a derivation to the store without building it, and says where it and its outputs are or would be.
+    /// Writes a derivation to the store without building it, and says where it and its outputs are or would
+    /// be.
     #[track_caller]
     pub fn instantiate(&self, derivation: &Derivation) -> Instantiated {
         let drv = self.nix_instantiate(&derivation.to_nix());

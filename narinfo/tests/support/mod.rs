@@ -1,5 +1,5 @@
-//! What the tests share: a throw-away store for the real Nix, and random file trees. Nix is not optional: where it is
-//! missing, a test fails and says what to install.
+//! What the tests share: a throw-away store for the real Nix, and random file trees. Nix is not optional:
+//! where it is missing, a test fails and says what to install.
 #![allow(dead_code, reason = "each file of tests is a crate of its own and uses a part of this")]
 
 pub mod tree;
@@ -104,8 +104,8 @@ impl Nix {
         path.in_dir(&self.store_dir())
     }
 
-    /// `nix-store --restore`: whether Nix takes the bytes for a NAR. With limits, since a broken length can ask for
-    /// terabytes.
+    /// `nix-store --restore`: whether Nix takes the bytes for a NAR. With limits, since a broken length can
+    /// ask for terabytes.
     pub fn restores(&self, nar: &Path, target: &Path) -> bool {
         let limits = "ulimit -v 1500000; ulimit -f 100000; exec nix-store --restore \"$1\" < \"$2\"";
         // The shell says 127 where there is no such program.
@@ -131,8 +131,8 @@ fn install(program: &str) -> String {
     format!("{program} was not found: these tests need a real Nix; on Debian, apt-get install nix-bin")
 }
 
-/// A derivation that a shell script builds. The script ends with a builtin, since Nix kills a builder whose last
-/// external command has closed its output.
+/// A derivation that a shell script builds. The script ends with a builtin, since Nix kills a builder whose
+/// last external command has closed its output.
 pub fn expression(attributes: &str, script: &str) -> String {
     format!(
         "derivation {{ system = builtins.currentSystem; builder = \"/bin/bash\"; PATH = \"/usr/bin:/bin\"; \

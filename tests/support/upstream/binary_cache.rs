@@ -1,5 +1,6 @@
-//! A binary cache in a folder: `nix copy` made it of real store paths and signed it, in any compression it knows.
-//! A test may then edit what a narinfo says, sign it again or not, and put other bytes in place of a NAR.
+//! A binary cache in a folder: `nix copy` made it of real store paths and signed it, in any compression it
+//! knows. A test may then edit what a narinfo says, sign it again or not, and put other bytes in place of a
+//! NAR.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -78,7 +79,8 @@ impl BinaryCache {
         cache
     }
 
-    /// A cache of these paths, each in its turn in another compression. What a path refers to must come before it.
+    /// A cache of these paths, each in its turn in another compression. What a path refers to must come
+    /// before it.
     #[track_caller]
     pub fn in_every_compression(store: &NixStore, paths: &[&Path]) -> BinaryCache {
         let cache = BinaryCache::empty("upstream-1");

@@ -7,7 +7,8 @@ use super::super::process::run;
 
 /// Bytes of the zeros that a bomb becomes.
 pub const BOMB_BYTES: u64 = 1 << 30;
-/// Bytes that one of the streams of a bomb becomes: a file of many is as good as a file of one, and sooner made.
+/// Bytes that one of the streams of a bomb becomes: a file of many is as good as a file of one, and sooner
+/// made.
 const STREAM_BYTES: u64 = 32 << 20;
 
 /// [`BOMB_BYTES`] zeros, compressed by a program such as `xz`.
@@ -30,7 +31,8 @@ pub fn zstd_bomb() -> Vec<u8> {
     encoder.finish().expect("memory takes everything")
 }
 
-/// These bytes as a zstd frame that wants a window of 2^31 bytes (RFC 8878, 3.1.1), in blocks that are not compressed.
+/// These bytes as a zstd frame that wants a window of 2^31 bytes (RFC 8878, 3.1.1), in blocks that are not
+/// compressed.
 pub fn zstd_with_a_window_of_2_gib(bytes: &[u8]) -> Vec<u8> {
     // The magic number; no checksum, size or dictionary; a window of 2^(10 + 21).
     let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0, 21 << 3];

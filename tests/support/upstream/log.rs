@@ -1,4 +1,5 @@
-//! What a server of another cache notes of each request: its head as it came, when it came, and what was sent.
+//! What a server of another cache notes of each request: its head as it came, when it came, and what was
+//! sent.
 
 use std::time::Instant;
 

@@ -1,5 +1,5 @@
-//! Another cache for a server to have behind it: real store paths in a folder that `nix copy` made, signed, and an HTTP
-//! server of that folder that misbehaves as a test says and notes all that it is asked.
+//! Another cache for a server to have behind it: real store paths in a folder that `nix copy` made, signed,
+//! and an HTTP server of that folder that misbehaves as a test says and notes all that it is asked.
 
 pub mod binary_cache;
 pub mod bombs;

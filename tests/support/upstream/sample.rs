@@ -1,5 +1,5 @@
-//! Store paths that another cache has and the server's own store has lost: built for real, copied there, then collected.
-//! What Nix says of their contents is kept for comparing.
+//! Store paths that another cache has and the server's own store has lost: built for real, copied there, then
+//! collected. What Nix says of their contents is kept for comparing.
 
 use std::path::{Path, PathBuf};
 

@@ -1,5 +1,6 @@
-//! An HTTP/1.1 server of a folder on the loopback interface: kept connections, HEAD, Range, ETag. It may be stopped and
-//! started again on its port; each answer may be spoilt by a [`Fault`]. Threads and blocking sockets, nothing else.
+//! An HTTP/1.1 server of a folder on the loopback interface: kept connections, HEAD, Range, ETag. It may be
+//! stopped and started again on its port; each answer may be spoilt by a [`Fault`]. Threads and blocking
+//! sockets, nothing else.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -63,7 +64,8 @@ impl FileServer {
         format!("http://{}", self.address)
     }
 
-    /// Spoils every answer whose address contains `pattern`. Of several faults that fit, the one set last counts.
+    /// Spoils every answer whose address contains `pattern`. Of several faults that fit, the one set last
+    /// counts.
     pub fn fault(&self, pattern: &str, fault: Fault) {
         self.fault_times(pattern, usize::MAX, fault);
     }

@@ -1,5 +1,5 @@
-//! An https server of a folder on the loopback interface, with a certificate of an authority of its own. One request for each
-//! connection.
+//! An https server of a folder on the loopback interface, with a certificate of an authority of its own. One
+//! request for each connection.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
