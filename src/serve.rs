@@ -135,7 +135,7 @@ impl Server {
             adopter: caches.adopter.clone(),
             builds: builds.scheduler.clone(),
             failures: builds.failures.clone(),
-            joined: substitute::Joined::default(),
+            joined: substitute::RecentDecisions::default(),
             exhausted: substitute::Exhausted::default(),
             settings: settings.substitute,
         };

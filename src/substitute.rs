@@ -17,8 +17,8 @@ use crate::index::{Failure, FailureClass, Hit, Index, Maker, Ready};
 use crate::nix::{LocalStore, LocalStoreError, read_derivation};
 use crate::upstream::Asker;
 pub use missing::Missing;
-pub use wait::{End, Exhausted, Wait};
-use wait::{Trouble, Unanswered};
+pub use wait::{Exhausted, Wait, WaitEnd};
+use wait::{Obstacle, Unanswered};
 
 /// Age of a decision to build at which the next who asks for the same hash has it made anew.
 const JOINED_FOR: Duration = Duration::from_secs(1);
@@ -88,9 +88,9 @@ pub enum Answer {
 /// Decisions to build of the last moment, by hash: a crowd that asks for one path at once is not looked for
 /// one by one.
 #[derive(Clone, Debug)]
-pub struct Joined(moka::sync::Cache<StorePathHash, StorePath>);
+pub struct RecentDecisions(moka::sync::Cache<StorePathHash, StorePath>);
 
-impl Default for Joined {
+impl Default for RecentDecisions {
     fn default() -> Self {
         Self(moka::sync::Cache::builder().max_capacity(JOINED_MAX).time_to_live(JOINED_FOR).build())
     }
@@ -117,7 +117,7 @@ pub struct Substitute {
     /// Failures that are remembered.
     pub failures: Failures,
     /// Decisions of the last moment.
-    pub joined: Joined,
+    pub joined: RecentDecisions,
     /// Hashes whose trouble was waited out in vain a moment ago.
     pub exhausted: Exhausted,
     /// Sources and patience.
@@ -171,7 +171,7 @@ impl Substitute {
         looked.map_err(|missing| match missing {
             missing @ Missing::NoDaemon(_) => missing.into(),
             missing if trouble.is_empty() => missing.into(),
-            missing => Unanswered { missing, trouble: Some(Trouble::Upstreams(trouble)) },
+            missing => Unanswered { missing, trouble: Some(Obstacle::Upstreams(trouble)) },
         })
     }
 

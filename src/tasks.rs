@@ -35,16 +35,16 @@ pub struct Supervisor {
 }
 
 /// One task that counts as running, for as long as this exists.
-struct Counted(Arc<watch::Sender<usize>>);
+struct TaskCount(Arc<watch::Sender<usize>>);
 
-impl Counted {
+impl TaskCount {
     fn new(running: &Arc<watch::Sender<usize>>) -> Self {
         running.send_modify(|running| *running += 1);
         Self(Arc::clone(running))
     }
 }
 
-impl Drop for Counted {
+impl Drop for TaskCount {
     fn drop(&mut self) {
         self.0.send_modify(|running| *running -= 1);
     }
@@ -109,9 +109,9 @@ impl Tasks {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let (counted, mut stopping) = (Counted::new(&self.running), self.stopping.clone());
+        let (count, mut stopping) = (TaskCount::new(&self.running), self.stopping.clone());
         self.runtime.spawn(async move {
-            let _counted = counted;
+            let _count = count;
             tokio::select! {
                 () = task => {}
                 // An error means that nobody supervises any more, which is the same.

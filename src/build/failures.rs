@@ -136,10 +136,10 @@ mod tests {
 
     const DAY: Duration = Duration::from_secs(24 * 3600);
 
-    fn settings(permanent: u64, passing: u64) -> Settings {
+    fn settings(permanent: u64, transient: u64) -> Settings {
         Settings {
-            remember_permanent: Duration::from_secs(permanent),
-            remember_passing: Duration::from_secs(passing),
+            permanent_failure_ttl: Duration::from_secs(permanent),
+            transient_failure_ttl: Duration::from_secs(transient),
             ..Settings::default()
         }
     }

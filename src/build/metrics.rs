@@ -19,9 +19,9 @@ const SECONDS: [f64; 16] = [
 
 /// Makes an empty histogram of [`SECONDS`].
 #[derive(Clone)]
-struct Times;
+struct DurationBuckets;
 
-impl MetricConstructor<Histogram> for Times {
+impl MetricConstructor<Histogram> for DurationBuckets {
     fn new_metric(&self) -> Histogram {
         Histogram::new(SECONDS)
     }
@@ -29,7 +29,7 @@ impl MetricConstructor<Histogram> for Times {
 
 /// Way in which a client joins the queue, or does not.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Joined {
+pub(super) enum JoinOutcome {
     /// A new request.
     New,
     /// A request that others wait for already.
@@ -77,10 +77,10 @@ pub(super) struct Gauges {
 pub(super) struct Metrics {
     registry: Registry,
     asked: Family<Outcome, Counter>,
-    requests: Family<Outcome, Histogram, Times>,
+    requests: Family<Outcome, Histogram, DurationBuckets>,
     starts: Histogram,
-    builds: Family<Outcome, Histogram, Times>,
-    prebuilds: Family<Outcome, Histogram, Times>,
+    builds: Family<Outcome, Histogram, DurationBuckets>,
+    prebuilds: Family<Outcome, Histogram, DurationBuckets>,
     now: [Gauge; 4],
     oldest: Gauge<f64, std::sync::atomic::AtomicU64>,
     prebuilt_today: Gauge<f64, std::sync::atomic::AtomicU64>,
@@ -95,7 +95,7 @@ impl Metrics {
             "Times that something was asked for which has to be built: new, joined a request that waits, or refused",
             asked.clone(),
         );
-        let requests = Family::new_with_constructor(Times);
+        let requests = Family::new_with_constructor(DurationBuckets);
         registry.register_with_unit(
             "request",
             "From the first ask for a missing path until it was served, had failed, or was dropped because nobody waited",
@@ -109,14 +109,14 @@ impl Metrics {
             Unit::Seconds,
             starts.clone(),
         );
-        let builds = Family::new_with_constructor(Times);
+        let builds = Family::new_with_constructor(DurationBuckets);
         registry.register_with_unit(
             "build",
             "Builds: built, failed, or stopped because older requests go first",
             Unit::Seconds,
             builds.clone(),
         );
-        let prebuilds = Family::new_with_constructor(Times);
+        let prebuilds = Family::new_with_constructor(DurationBuckets);
         registry.register_with_unit(
             "prebuild",
             "What was built before anyone asked: built, failed, stopped (someone asked for something else, or its time was \
@@ -152,11 +152,11 @@ impl Metrics {
         Self { registry, asked, requests, starts, builds, prebuilds, now, oldest, prebuilt_today }
     }
 
-    pub(super) fn joined(&self, how: Joined) {
+    pub(super) fn joined(&self, how: JoinOutcome) {
         let outcome = match how {
-            Joined::New => "new",
-            Joined::Shared => "joined",
-            Joined::Refused => "refused",
+            JoinOutcome::New => "new",
+            JoinOutcome::Shared => "joined",
+            JoinOutcome::Refused => "refused",
         };
         self.asked.get_or_create(&[("outcome", outcome)]).inc();
     }
@@ -213,9 +213,9 @@ mod tests {
     #[test]
     fn every_metric_is_documented_and_counts() {
         let metrics = Metrics::new();
-        metrics.joined(Joined::New);
-        metrics.joined(Joined::Shared);
-        metrics.joined(Joined::Shared);
+        metrics.joined(JoinOutcome::New);
+        metrics.joined(JoinOutcome::Shared);
+        metrics.joined(JoinOutcome::Shared);
         metrics.first_build_after(Duration::from_secs(3));
         metrics.request_ended(Ended::Well, Duration::from_secs(61));
         metrics.build_ended(Ended::Failed, Duration::from_millis(1500));

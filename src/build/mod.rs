@@ -35,9 +35,9 @@ pub use worker::Worker;
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
     /// Time for which a permanent failure is remembered.
-    pub remember_permanent: Duration,
+    pub permanent_failure_ttl: Duration,
     /// Time for which a transient failure, or a refusal, is remembered.
-    pub remember_passing: Duration,
+    pub transient_failure_ttl: Duration,
     /// Time for which a lost Nix daemon is waited for, from its loss.
     pub transient_retry: Duration,
     /// Builds at a time. More than one is for a daemon with remote builders.
@@ -67,8 +67,8 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            remember_permanent: Duration::ZERO,
-            remember_passing: Duration::ZERO,
+            permanent_failure_ttl: Duration::ZERO,
+            transient_failure_ttl: Duration::ZERO,
             transient_retry: Duration::ZERO,
             lanes: NonZeroUsize::MIN,
             policy: Policy::Strict,

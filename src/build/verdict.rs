@@ -226,8 +226,8 @@ pub(super) fn logged(reason: &str) -> String {
 /// The time for which a failure of this class is remembered.
 pub(super) fn lifetime(class: FailureClass, settings: &Settings) -> Duration {
     match class {
-        Permanent => settings.remember_permanent,
-        Transient | FailureClass::Refused => settings.remember_passing,
+        Permanent => settings.permanent_failure_ttl,
+        Transient | FailureClass::Refused => settings.transient_failure_ttl,
     }
 }
 

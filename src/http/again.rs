@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use narinfo::NarHash;
 
 use super::Service;
-use crate::substitute::{End, OnMiss};
+use crate::substitute::{OnMiss, WaitEnd};
 
 /// How long a client is kept waiting: it gives up after 300 s without a byte.
 const WAIT: Duration = Duration::from_secs(240);
@@ -31,9 +31,9 @@ pub(super) async fn have(
     let hash = former.ok_or(UNKNOWN)?;
     let mut waited = service.wait(hash, on_miss);
     let ready = match tokio::time::timeout(WAIT.saturating_sub(since.elapsed()), waited.ended()).await {
-        Ok(End::Ready(ready)) => ready,
-        Ok(End::Missing(reason)) => return Err(reason.to_string()),
-        Ok(End::Stopped) | Err(_) => {
+        Ok(WaitEnd::Ready(ready)) => ready,
+        Ok(WaitEnd::Missing(reason)) => return Err(reason.to_string()),
+        Ok(WaitEnd::Stopped) | Err(_) => {
             return Err(format!("not here at the moment: {}; ask for it later", waited.describe()));
         }
     };

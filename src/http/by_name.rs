@@ -12,7 +12,7 @@ use super::call::{Call, parameters};
 use super::response_future::ResponseFuture;
 use crate::catalogue::{NoSuchName, ResolvedName, Selection, SetName};
 use crate::index::{self, AttributeName};
-use crate::substitute::{End, Missing, OnMiss};
+use crate::substitute::{Missing, OnMiss, WaitEnd};
 
 /// A package of a set, as an address names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,10 +105,10 @@ async fn nar_address(service: &Service, name: &PackageAddress, on_miss: OnMiss, 
         Err(reason) => return refused(reason),
     };
     match service.wait(path.hash(), on_miss).ended().await {
-        End::Ready(ready) => leads_to(ready.nar_hash, name.compression, depth),
-        End::Missing(Missing::NotBuilt(_)) if named.denied => answer::missing(denied),
-        End::Missing(reason) => not_had(reason),
-        End::Stopped => {
+        WaitEnd::Ready(ready) => leads_to(ready.nar_hash, name.compression, depth),
+        WaitEnd::Missing(Missing::NotBuilt(_)) if named.denied => answer::missing(denied),
+        WaitEnd::Missing(reason) => not_had(reason),
+        WaitEnd::Stopped => {
             answer::not_ready("the server stops while this is built; ask again, it keeps its place")
         }
     }

@@ -14,7 +14,7 @@ use super::pipe::{Cut, Pipe, written};
 use super::response_future::ResponseFuture;
 use super::traffic::Outcome;
 use crate::index::{FailureClass, Ready};
-use crate::substitute::{Answer as Decision, End, Missing, OnMiss, Wait};
+use crate::substitute::{Answer as Decision, Missing, OnMiss, Wait, WaitEnd};
 
 /// Bytes of a line about the wait at least: less than one a second counts as stalled, and some proxies hold back crumbs.
 const WAIT_LINE_BYTES_MIN: usize = 64;
@@ -75,28 +75,32 @@ async fn answer(service: &Service, asked: Asked) -> Answer {
     let queued = waited.ticket().is_some();
     let keep_alive = service.parts.settings.keep_alive;
     match end {
-        Some(End::Ready(ready)) if queued => answer::noted(served(service, &ready, reader), Outcome::Built),
-        Some(End::Ready(ready)) => served(service, &ready, reader),
-        Some(End::Missing(reason)) => missing(&reason),
+        Some(WaitEnd::Ready(ready)) if queued => {
+            answer::noted(served(service, &ready, reader), Outcome::Built)
+        }
+        Some(WaitEnd::Ready(ready)) => served(service, &ready, reader),
+        Some(WaitEnd::Missing(reason)) => missing(&reason),
         // No body could say that it goes on, or it would only go on to a cut.
-        None | Some(End::Stopped) if head || waited.is_mere_trouble() => {
+        None | Some(WaitEnd::Stopped) if head || waited.is_mere_trouble() => {
             let stage = waited.describe();
             answer::missing_path(format_args!("not known yet: {stage}; GET outside /cached/ waits longer"))
         }
         // Still under way, or the server stops: in both cases what follows says so by what it does.
-        None | Some(End::Stopped) => match waited.ticket().map(|ticket| (ticket.id(), ticket.outlook())) {
-            Some((id, outlook)) => {
-                let answer =
-                    answer::waiting(written(|pipe| wait(waited, keep_alive, pipe)), id, outlook.as_ref());
-                answer::noted(answer, Outcome::Built)
+        None | Some(WaitEnd::Stopped) => {
+            match waited.ticket().map(|ticket| (ticket.id(), ticket.outlook())) {
+                Some((id, outlook)) => {
+                    let answer =
+                        answer::waiting(written(|pipe| wait(waited, keep_alive, pipe)), id, outlook.as_ref());
+                    answer::noted(answer, Outcome::Built)
+                }
+                None => answer::undecided(written(|pipe| wait(waited, keep_alive, pipe))),
             }
-            None => answer::undecided(written(|pipe| wait(waited, keep_alive, pipe))),
-        },
+        }
     }
 }
 
 /// The end, if it comes while nothing is sent.
-async fn within(hold: Duration, waited: &mut Wait) -> Option<End> {
+async fn within(hold: Duration, waited: &mut Wait) -> Option<WaitEnd> {
     let begun = Instant::now();
     if let Ok(end) = tokio::time::timeout(hold, waited.ended()).await {
         return Some(end);
@@ -129,8 +133,8 @@ async fn wait(mut waited: Box<Wait>, keep_alive: Duration, mut pipe: Pipe) -> Re
     let ready = loop {
         tokio::select! {
             end = waited.ended() => match end {
-                End::Ready(ready) => break ready,
-                End::Missing(_) | End::Stopped => return Err(Cut),
+                WaitEnd::Ready(ready) => break ready,
+                WaitEnd::Missing(_) | WaitEnd::Stopped => return Err(Cut),
             },
             _ = ticks.tick() => pipe.send(wait_line(&waited.describe())).await,
         }

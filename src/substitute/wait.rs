@@ -38,7 +38,7 @@ impl Default for Exhausted {
 
 /// Transient trouble: a later attempt may find what this one did not.
 #[derive(Clone, Debug)]
-pub(super) enum Trouble {
+pub(super) enum Obstacle {
     /// The Nix daemon is lost, and only it could tell.
     Daemon,
     /// Upstreams could not tell, for these reasons.
@@ -49,15 +49,15 @@ pub(super) enum Trouble {
 #[derive(Debug)]
 pub(super) struct Unanswered {
     pub(super) missing: Missing,
-    pub(super) trouble: Option<Trouble>,
+    pub(super) trouble: Option<Obstacle>,
 }
 
 impl From<Missing> for Unanswered {
     fn from(missing: Missing) -> Self {
         let trouble = match &missing {
-            Missing::NoDaemon(_) => Some(Trouble::Daemon),
+            Missing::NoDaemon(_) => Some(Obstacle::Daemon),
             Missing::Unrealised { reasons, troubled: true, .. } => {
-                Some(Trouble::Upstreams(reasons.clone().into()))
+                Some(Obstacle::Upstreams(reasons.clone().into()))
             }
             _ => None,
         };
@@ -71,20 +71,20 @@ pub(super) type Attempt<'a, T> = Pin<Box<dyn Future<Output = Result<T, Unanswere
 
 /// Attempts at one question until it is answered or its trouble has lasted too long.
 pub(super) struct Attempts<'a, T> {
-    stage: Stage<'a, T>,
+    stage: AttemptStage<'a, T>,
     /// Trouble of the last attempt, and since when there was any.
-    trouble: Option<(Trouble, Instant)>,
+    trouble: Option<(Obstacle, Instant)>,
     pause: Duration,
 }
 
-enum Stage<'a, T> {
+enum AttemptStage<'a, T> {
     Trying(Attempt<'a, T>),
     Resting(Pin<Box<Sleep>>),
 }
 
 impl<'a, T> Attempts<'a, T> {
     pub(super) fn new(first: Attempt<'a, T>) -> Self {
-        Self { stage: Stage::Trying(first), trouble: None, pause: PAUSE_MIN }
+        Self { stage: AttemptStage::Trying(first), trouble: None, pause: PAUSE_MIN }
     }
 
     /// Brings one attempt, or the pause after it, to its end; gives the result of the last attempt. May be
@@ -92,15 +92,15 @@ impl<'a, T> Attempts<'a, T> {
     async fn step(
         &mut self,
         again: impl FnOnce() -> Attempt<'a, T>,
-        left: impl FnOnce(&Trouble, Option<Instant>) -> Duration,
+        left: impl FnOnce(&Obstacle, Option<Instant>) -> Duration,
     ) -> Option<Result<T, Missing>> {
         match &mut self.stage {
-            Stage::Resting(pause) => {
+            AttemptStage::Resting(pause) => {
                 pause.await;
-                self.stage = Stage::Trying(again());
+                self.stage = AttemptStage::Trying(again());
                 None
             }
-            Stage::Trying(attempt) => match attempt.await {
+            AttemptStage::Trying(attempt) => match attempt.await {
                 Ok(answer) => Some(Ok(answer)),
                 Err(Unanswered { missing, trouble: None }) => Some(Err(missing)),
                 Err(Unanswered { missing, trouble: Some(trouble) }) => {
@@ -110,7 +110,7 @@ impl<'a, T> Attempts<'a, T> {
                     }
                     let since = self.trouble.take().map_or_else(Instant::now, |(_, since)| since);
                     self.trouble = Some((trouble, since));
-                    self.stage = Stage::Resting(Box::pin(sleep(self.pause.min(left))));
+                    self.stage = AttemptStage::Resting(Box::pin(sleep(self.pause.min(left))));
                     self.pause = (self.pause * 2).min(PAUSE_MAX);
                     None
                 }
@@ -119,13 +119,13 @@ impl<'a, T> Attempts<'a, T> {
     }
 
     fn is_resting(&self) -> bool {
-        matches!(self.stage, Stage::Resting(_))
+        matches!(self.stage, AttemptStage::Resting(_))
     }
 }
 
 /// End of a wait.
 #[derive(Debug)]
-pub enum End {
+pub enum WaitEnd {
     /// The path is served.
     Ready(Arc<Ready>),
     /// The path is not to be had.
@@ -176,7 +176,7 @@ impl Substitute {
         attempt: impl Fn() -> Attempt<'a, T>,
     ) -> Result<T, Missing> {
         let mut attempts = Attempts::new(attempt());
-        let left = |trouble: &Trouble, since| patience.saturating_sub(self.lasted(trouble, since));
+        let left = |trouble: &Obstacle, since| patience.saturating_sub(self.lasted(trouble, since));
         loop {
             if let Some(result) = attempts.step(&attempt, left).await {
                 return result;
@@ -190,10 +190,10 @@ impl Substitute {
         &self,
         hash: StorePathHash,
         on_miss: &OnMiss,
-        trouble: &Trouble,
+        trouble: &Obstacle,
         since: Option<Instant>,
     ) -> Duration {
-        let of_upstreams = matches!(trouble, Trouble::Upstreams(_));
+        let of_upstreams = matches!(trouble, Obstacle::Upstreams(_));
         if of_upstreams && since.is_none() && self.exhausted.0.contains_key(&hash) {
             return Duration::ZERO;
         }
@@ -206,28 +206,28 @@ impl Substitute {
 
     /// Time for which trouble has lasted that a request has met since then. A lost daemon may have been away
     /// before.
-    fn lasted(&self, trouble: &Trouble, since: Option<Instant>) -> Duration {
+    fn lasted(&self, trouble: &Obstacle, since: Option<Instant>) -> Duration {
         let met = since.map_or(Duration::ZERO, |since| since.elapsed());
         match trouble {
-            Trouble::Daemon => self.local.outage().map_or(met, |(away, _)| away.max(met)),
-            Trouble::Upstreams(_) => met,
+            Obstacle::Daemon => self.local.outage().map_or(met, |(away, _)| away.max(met)),
+            Obstacle::Upstreams(_) => met,
         }
     }
 
     /// Time for which trouble may last, from its begin. Who only reports what is there is not kept waiting
     /// for long.
-    fn patience(&self, trouble: &Trouble, on_miss: &OnMiss) -> Duration {
+    fn patience(&self, trouble: &Obstacle, on_miss: &OnMiss) -> Duration {
         match (trouble, on_miss) {
-            (_, OnMiss::Build(_)) | (Trouble::Daemon, OnMiss::Report(_)) => self.settings.transient_retry,
-            (Trouble::Upstreams(_), OnMiss::Report(_) | OnMiss::Relayed(_)) => self.settings.report_retry,
-            (Trouble::Daemon, OnMiss::Relayed(_)) => Duration::ZERO,
+            (_, OnMiss::Build(_)) | (Obstacle::Daemon, OnMiss::Report(_)) => self.settings.transient_retry,
+            (Obstacle::Upstreams(_), OnMiss::Report(_) | OnMiss::Relayed(_)) => self.settings.report_retry,
+            (Obstacle::Daemon, OnMiss::Relayed(_)) => Duration::ZERO,
         }
     }
 }
 
 impl Wait {
     /// Resolves with the end. May be dropped and called again at any time before.
-    pub async fn ended(&mut self) -> End {
+    pub async fn ended(&mut self) -> WaitEnd {
         loop {
             if let Some(end) = self.step().await {
                 return end;
@@ -236,7 +236,7 @@ impl Wait {
     }
 
     /// Resolves once a build is joined or an upstream is in trouble; with the end, if there is one by then.
-    pub async fn decided(&mut self) -> Option<End> {
+    pub async fn decided(&mut self) -> Option<WaitEnd> {
         while matches!(self.phase, Phase::Looking(_)) && self.upstream_trouble().is_none() {
             let end = self.step().await;
             if end.is_some() {
@@ -246,16 +246,16 @@ impl Wait {
         None
     }
 
-    async fn step(&mut self) -> Option<End> {
+    async fn step(&mut self) -> Option<WaitEnd> {
         let Self { substitute, hash, on_miss, stopping, phase } = self;
         let result = match phase {
             Phase::Looking(attempts) => {
                 let grace = if attempts.is_resting() { Duration::ZERO } else { STOPPED_AFTER };
                 let again = || substitute.look_for(*hash, on_miss);
-                let left = |trouble: &Trouble, since| substitute.left(*hash, on_miss, trouble, since);
+                let left = |trouble: &Obstacle, since| substitute.left(*hash, on_miss, trouble, since);
                 tokio::select! {
                     result = attempts.step(again, left) => result?,
-                    () = stopped(stopping, grace) => return Some(End::Stopped),
+                    () = stopped(stopping, grace) => return Some(WaitEnd::Stopped),
                 }
             }
             Phase::Building(ticket) => {
@@ -265,17 +265,17 @@ impl Wait {
                 };
                 return Some(match ended {
                     Some(Ok(())) => after_build(Arc::clone(substitute), *hash).await,
-                    Some(Err(failure)) => End::Missing(Missing::Failed(failure)),
-                    None => End::Stopped,
+                    Some(Err(failure)) => WaitEnd::Missing(Missing::Failed(failure)),
+                    None => WaitEnd::Stopped,
                 });
             }
         };
         match result {
             Ok(Answer::Ready(ready)) => {
                 substitute.note_demand(&ready, on_miss);
-                Some(End::Ready(ready))
+                Some(WaitEnd::Ready(ready))
             }
-            Ok(Answer::Missing(missing)) | Err(missing) => Some(End::Missing(missing)),
+            Ok(Answer::Missing(missing)) | Err(missing) => Some(WaitEnd::Missing(missing)),
             Ok(Answer::Wait(ticket)) => {
                 self.phase = Phase::Building(ticket);
                 None
@@ -319,11 +319,11 @@ impl Wait {
         format!("trouble: {reasons}; tried again for {left} s more (transient-retry); {stage}")
     }
 
-    fn upstream_trouble(&self) -> Option<(&Trouble, &[String], Instant)> {
+    fn upstream_trouble(&self) -> Option<(&Obstacle, &[String], Instant)> {
         match &self.phase {
             Phase::Looking(Attempts { trouble: Some((trouble, since)), .. }) => match trouble {
-                Trouble::Upstreams(reasons) => Some((trouble, reasons, *since)),
-                Trouble::Daemon => None,
+                Obstacle::Upstreams(reasons) => Some((trouble, reasons, *since)),
+                Obstacle::Daemon => None,
             },
             _ => None,
         }
@@ -341,11 +341,11 @@ async fn stopped(stopping: &watch::Receiver<bool>, grace: Duration) {
 fn after_build(
     substitute: Arc<Substitute>,
     hash: StorePathHash,
-) -> Pin<Box<dyn Future<Output = End> + Send>> {
+) -> Pin<Box<dyn Future<Output = WaitEnd> + Send>> {
     Box::pin(async move {
         match substitute.after_build(hash).await {
-            Ok(ready) => End::Ready(ready),
-            Err(missing) => End::Missing(missing),
+            Ok(ready) => WaitEnd::Ready(ready),
+            Err(missing) => WaitEnd::Missing(missing),
         }
     })
 }

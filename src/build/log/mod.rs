@@ -54,7 +54,7 @@ struct Shared {
     dir: PathBuf,
     settings: Settings,
     /// The logs that are being written, by their file.
-    running: Mutex<HashMap<PathBuf, Running>>,
+    running: Mutex<HashMap<PathBuf, RunningLog>>,
     /// Bytes of all others together, at most: only above the bound the directory is read to know them.
     bytes_at_most: AtomicU64,
 }
@@ -64,7 +64,7 @@ const UNKNOWN: u64 = u64::MAX;
 
 /// A log that is being written, as its readers need it.
 #[derive(Debug)]
-struct Running {
+struct RunningLog {
     file: Arc<File>,
     progress: watch::Receiver<WriteProgress>,
 }
@@ -98,7 +98,7 @@ impl Logs {
         let path = self.file_of(drv);
         // Held until the file is open: a build may begin, and put a new file in its place.
         let running = self.0.running();
-        if let Some(Running { file, progress }) = running.get(&path) {
+        if let Some(RunningLog { file, progress }) = running.get(&path) {
             return Ok(Some(Log {
                 reader: TailReader::new(file.clone(), TailCursor::following(progress.clone())),
                 bytes: None,
@@ -141,7 +141,7 @@ impl Logs {
         });
         let progress = watch::channel(WriteProgress::default());
         if let Ok(file) = &file {
-            running.insert(path.clone(), Running { file: file.clone(), progress: progress.1 });
+            running.insert(path.clone(), RunningLog { file: file.clone(), progress: progress.1 });
         }
         drop(running);
         LogWriter::new(self.clone(), path, file.ok().map(|file| (file, progress.0)))
@@ -210,7 +210,7 @@ impl Shared {
         let _ = self.bytes_at_most.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
     }
 
-    fn running(&self) -> MutexGuard<'_, HashMap<PathBuf, Running>> {
+    fn running(&self) -> MutexGuard<'_, HashMap<PathBuf, RunningLog>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

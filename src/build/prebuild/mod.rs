@@ -28,8 +28,8 @@ const STEPS_MAX: usize = 100_000;
 /// Candidates for pre-builds. `D` names a derivation.
 #[derive(Clone, Debug)]
 pub struct Prebuild<D> {
-    wanted: Vec<Wanted>,
-    steps: Vec<Step<D>>,
+    wanted: Vec<WantedStep>,
+    steps: Vec<PrebuildStep<D>>,
     by_drv: BTreeMap<D, usize>,
     /// Counts the walks through the steps, so that none looks at a step twice.
     walks: u64,
@@ -37,7 +37,7 @@ pub struct Prebuild<D> {
 
 /// A derivation that will probably be asked for, and is not built yet.
 #[derive(Clone, Copy, Debug)]
-struct Wanted {
+struct WantedStep {
     step: usize,
     /// Number of requests for something like it.
     asked: u32,
@@ -45,12 +45,12 @@ struct Wanted {
 
 /// A derivation that is needed for something.
 #[derive(Clone, Debug)]
-struct Step<D> {
+struct PrebuildStep<D> {
     drv: D,
     inputs: Vec<usize>,
     /// Steps that it is an input of.
     needed_by: Vec<usize>,
-    state: State,
+    state: StepState,
     /// Duration on average, in seconds.
     seconds: f64,
     /// Duration that is exceeded in one case of twenty.
@@ -62,7 +62,7 @@ struct Step<D> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
+enum StepState {
     Lacking,
     Built,
     Failed,
@@ -110,11 +110,11 @@ impl<D: Clone + Ord> Prebuild<D> {
         let first = self.steps.len();
         for (drv, estimate) in new {
             self.by_drv.insert(drv.clone(), self.steps.len());
-            self.steps.push(Step {
+            self.steps.push(PrebuildStep {
                 drv: drv.clone(),
                 inputs: Vec::new(),
                 needed_by: Vec::new(),
-                state: State::Lacking,
+                state: StepState::Lacking,
                 seconds: estimate.mean(),
                 p95: estimate.guess().p95,
                 left: None,
@@ -127,7 +127,7 @@ impl<D: Clone + Ord> Prebuild<D> {
             inputs.iter().for_each(|input| self.steps[*input].needed_by.push(n));
             self.steps[n].inputs = inputs;
         }
-        self.wanted.push(Wanted { step: self.by_drv[wanted], asked });
+        self.wanted.push(WantedStep { step: self.by_drv[wanted], asked });
         true
     }
 
@@ -136,8 +136,8 @@ impl<D: Clone + Ord> Prebuild<D> {
     pub fn next(&mut self, longest: Duration) -> Option<&D> {
         let Self { wanted, steps, walks, .. } = self;
         let mut best: Option<(f64, usize)> = None;
-        wanted.retain(|Wanted { step, asked }| {
-            if steps[*step].state == State::Built {
+        wanted.retain(|WantedStep { step, asked }| {
+            if steps[*step].state == StepState::Built {
                 return false;
             }
             let left = steps[*step].left.unwrap_or_else(|| {
@@ -164,16 +164,16 @@ impl<D: Clone + Ord> Prebuild<D> {
 
     /// A derivation is built, for whomever.
     pub fn built(&mut self, drv: &D) {
-        self.set(drv, State::Built);
+        self.set(drv, StepState::Built);
     }
 
     /// A derivation cannot be built: what needs it is given up.
     pub fn failed(&mut self, drv: &D) {
-        self.set(drv, State::Failed);
+        self.set(drv, StepState::Failed);
     }
 
     /// Sets a state; the rest of everything that needs this has changed by it.
-    fn set(&mut self, drv: &D, state: State) {
+    fn set(&mut self, drv: &D, state: StepState) {
         let Some(step) = self.by_drv.get(drv) else { return };
         self.steps[*step].state = state;
         self.walks += 1;
@@ -189,7 +189,7 @@ impl<D: Clone + Ord> Prebuild<D> {
 }
 
 /// Walks through what is left of a closure.
-fn look<D>(steps: &mut [Step<D>], wanted: usize, walk: u64) -> Left {
+fn look<D>(steps: &mut [PrebuildStep<D>], wanted: usize, walk: u64) -> Left {
     let mut left = Left::default();
     let mut stack = vec![wanted];
     while let Some(n) = stack.pop() {
@@ -197,10 +197,10 @@ fn look<D>(steps: &mut [Step<D>], wanted: usize, walk: u64) -> Left {
             continue;
         }
         let step = &steps[n];
-        left.impossible |= step.state == State::Failed;
+        left.impossible |= step.state == StepState::Failed;
         left.seconds += step.seconds;
         let before = stack.len();
-        stack.extend(step.inputs.iter().filter(|input| steps[**input].state != State::Built));
+        stack.extend(step.inputs.iter().filter(|input| steps[**input].state != StepState::Built));
         let ready = stack.len() == before;
         if ready && left.next.is_none_or(|other| step.p95 < steps[other].p95) {
             left.next = Some(n);

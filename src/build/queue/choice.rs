@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use super::{Overtaking, Purpose, Queue, RequestId, RunningBuild};
+use super::{ActiveBuild, Overtaking, Purpose, Queue, RequestId};
 
 /// Requests that are looked at for one that may go first; those behind wait until they are among the oldest.
 const OVERTAKERS_MAX: usize = 1_000;
@@ -74,7 +74,7 @@ impl<D: Clone + Ord> Queue<D> {
         let overtakes =
             matches!(self.policy, Policy::Overtaking(_)) && Some(&owner) > self.requests.keys().next();
         let purpose = Purpose::Owner { id: owner, overtakes };
-        self.running.insert(drv.clone(), RunningBuild { since: now, purpose });
+        self.running.insert(drv.clone(), ActiveBuild { since: now, purpose });
         self.mark_started(owner);
         Some(drv)
     }
@@ -125,7 +125,7 @@ impl<D: Clone + Ord> Queue<D> {
     pub fn prebuild(&mut self, drv: &D, now: Duration, until: Duration) -> bool {
         let idle = self.requests.is_empty() && self.running.is_empty();
         if idle {
-            self.running.insert(drv.clone(), RunningBuild { since: now, purpose: Purpose::Nobody { until } });
+            self.running.insert(drv.clone(), ActiveBuild { since: now, purpose: Purpose::Nobody { until } });
         }
         idle
     }

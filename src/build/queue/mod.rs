@@ -37,7 +37,7 @@ struct Request<D> {
 
 /// A derivation that is to be built.
 #[derive(Clone, Debug)]
-struct Step<D> {
+struct QueuedStep<D> {
     /// Its inputs that are not built yet.
     waits_for: BTreeSet<D>,
     /// Derivations that wait for it.
@@ -48,7 +48,7 @@ struct Step<D> {
 
 /// A build that is under way.
 #[derive(Clone, Copy, Debug)]
-struct RunningBuild {
+struct ActiveBuild {
     since: Duration,
     purpose: Purpose,
 }
@@ -95,8 +95,8 @@ pub struct Queue<D> {
     requests: BTreeMap<RequestId, Request<D>>,
     by_wanted: BTreeMap<D, RequestId>,
     /// Not one of these is built; those in `running` are under way.
-    steps: BTreeMap<D, Step<D>>,
-    running: BTreeMap<D, RunningBuild>,
+    steps: BTreeMap<D, QueuedStep<D>>,
+    running: BTreeMap<D, ActiveBuild>,
     /// Built while some request was not planned yet: its plan may be older than that.
     built_meanwhile: BTreeSet<D>,
     /// Requests that are no longer as they were saved.
@@ -335,7 +335,7 @@ impl<D: Clone + Ord> Queue<D> {
     /// A build has ended. Gives its owner and when it was started, unless it was nobody's: that costs no
     /// request anything.
     fn end_run(&mut self, drv: &D) -> Option<(RequestId, Duration)> {
-        let RunningBuild { since, purpose } = self.running.remove(drv)?;
+        let ActiveBuild { since, purpose } = self.running.remove(drv)?;
         match purpose {
             Purpose::Owner { id, .. } => Some((id, since)),
             Purpose::Nobody { .. } => None,
@@ -387,8 +387,8 @@ impl<D: Clone + Ord> Queue<D> {
         }
     }
 
-    fn step(&mut self, drv: &D) -> &mut Step<D> {
-        self.steps.entry(drv.clone()).or_insert_with(|| Step {
+    fn step(&mut self, drv: &D) -> &mut QueuedStep<D> {
+        self.steps.entry(drv.clone()).or_insert_with(|| QueuedStep {
             waits_for: BTreeSet::new(),
             awaited_by: BTreeSet::new(),
             needed_by: BTreeSet::new(),

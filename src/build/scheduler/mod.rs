@@ -19,7 +19,7 @@ use narinfo::StorePath;
 use tokio::sync::{Notify, watch};
 
 use super::forecast::Forecaster;
-use super::metrics::{Ended, Joined, Metrics};
+use super::metrics::{Ended, JoinOutcome, Metrics};
 use super::queue::{Queue, RequestId};
 use super::view::{RequestState, RequestView};
 use super::{Ending, Settings};
@@ -165,9 +165,9 @@ impl Scheduler {
         self.note_demand(drv);
         let entered = self.enter(drv, client);
         self.0.metrics.joined(match &entered {
-            Ok(Entered { new: true, .. }) => Joined::New,
-            Ok(Entered { new: false, .. }) => Joined::Shared,
-            Err(_) => Joined::Refused,
+            Ok(Entered { new: true, .. }) => JoinOutcome::New,
+            Ok(Entered { new: false, .. }) => JoinOutcome::Shared,
+            Err(_) => JoinOutcome::Refused,
         });
         let Entered { ticket, change, .. } = entered?;
         // An error means that the worker is gone: then nobody waits much longer.

@@ -122,7 +122,7 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
         default: DefaultValue::Is("24h"),
         value: &Time {
             accepted: Duration::ZERO..=Duration::MAX,
-            set: |to: &mut SettingsDraft, time| to.settings.build.remember_permanent = time,
+            set: |to: &mut SettingsDraft, time| to.settings.build.permanent_failure_ttl = time,
         },
     },
     Setting {
@@ -132,7 +132,7 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
         default: DefaultValue::Is("5m"),
         value: &Time {
             accepted: Duration::ZERO..=Duration::MAX,
-            set: |to: &mut SettingsDraft, time| to.settings.build.remember_passing = time,
+            set: |to: &mut SettingsDraft, time| to.settings.build.transient_failure_ttl = time,
         },
     },
 ];
