@@ -11,7 +11,7 @@ use std::hint::black_box;
 use std::path::Path;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
-use narinfo::{Compression, NarHash, NarInfo, SecretKey, StoreDir, StorePath, StorePathHash};
+use narinfo::{Compression, NarHash, NarInfo, PathInfo, SecretKey, StoreDir, StorePath, StorePathHash};
 use ondine::index::{Index, NarRow, PathRow};
 use ondine::nar_store::{NarDigest, NarStore, Settings};
 use sha2::{Digest, Sha256};
@@ -38,12 +38,8 @@ fn nar_hash(random: &mut Random) -> NarHash {
 /// A narinfo as most are: a few references, one signature to come.
 fn narinfo(random: &mut Random) -> NarInfo {
     let nar_hash = nar_hash(random);
-    NarInfo {
-        store_path: path(random),
-        url: format!("nar/{}.nar.zst", nar_hash.to_nixbase32()),
-        compression: Compression::Zstd,
-        file_hash: Some(nar_hash),
-        file_size: Some(100_000),
+    let path_info = PathInfo {
+        path: path(random),
         nar_hash,
         nar_size: 400_000,
         references: (0..5).map(|_| path(random)).collect(),
@@ -52,6 +48,13 @@ fn narinfo(random: &mut Random) -> NarInfo {
         ),
         ca: None,
         signatures: Vec::new(),
+    };
+    NarInfo {
+        path_info,
+        url: format!("nar/{}.nar.zst", nar_hash.to_nixbase32()),
+        compression: Compression::Zstd,
+        file_hash: Some(nar_hash),
+        file_size: Some(100_000),
     }
 }
 
@@ -68,16 +71,17 @@ fn formats(criterion: &mut Criterion) {
     let store_dir = StoreDir::default();
     let mut info = narinfo(&mut random);
     let key = SecretKey::generate("bench-1".parse().expect("a name"));
-    let fingerprint = info.fingerprint(&store_dir);
+    let fingerprint = info.path_info.fingerprint(&store_dir);
     let signature = key.sign(&fingerprint);
     let public_key = key.public_key();
-    criterion
-        .bench_function("narinfo, its fingerprint", |b| b.iter(|| black_box(&info).fingerprint(&store_dir)));
+    criterion.bench_function("narinfo, its fingerprint", |b| {
+        b.iter(|| black_box(&info.path_info).fingerprint(&store_dir))
+    });
     criterion.bench_function("narinfo, signed", |b| b.iter(|| key.sign(black_box(&fingerprint))));
     criterion.bench_function("narinfo, its signature verified", |b| {
         b.iter(|| assert!(public_key.verify(black_box(&signature), &fingerprint)));
     });
-    info.signatures.push(signature);
+    info.path_info.signatures.push(signature);
     let rendered = info.render(&store_dir);
     criterion.bench_function("narinfo, rendered", |b| b.iter(|| black_box(&info).render(&store_dir)));
     criterion.bench_function("narinfo, parsed", |b| {
@@ -95,14 +99,14 @@ fn look_ups(criterion: &mut Criterion) {
         runtime.block_on(index.publish(batch.to_vec())).expect("published");
     }
     for row in &rows[..BATCH] {
-        let nar = NarRow { nar_hash: row.nar_hash, file_hash: row.nar_hash, file_size: 100_000 };
+        let nar = NarRow { nar_hash: row.info.nar_hash, file_hash: row.info.nar_hash, file_size: 100_000 };
         runtime.block_on(index.record_packed(nar)).expect("recorded");
     }
     let mut turn = 0;
     criterion.bench_function("index, a path that is there", |b| {
         b.iter(|| {
             turn = (turn + 1) % BATCH;
-            runtime.block_on(index.find(rows[turn].path.hash())).expect("read").expect("it is there")
+            runtime.block_on(index.find(rows[turn].info.path.hash())).expect("read").expect("it is there")
         });
     });
     criterion.bench_function("index, a path that is not there", |b| {
@@ -115,8 +119,7 @@ fn look_ups(criterion: &mut Criterion) {
 }
 
 fn row(random: &mut Random) -> PathRow {
-    let NarInfo { store_path, nar_hash, nar_size, references, deriver, ca, signatures, .. } = narinfo(random);
-    PathRow { path: store_path, nar_hash, nar_size, references, deriver, ca, signatures, built: true }
+    PathRow { info: narinfo(random).path_info, built: true }
 }
 
 /// Bytes that compress about as well as text does.

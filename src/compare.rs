@@ -39,22 +39,22 @@ impl Comparer {
 
     async fn round(&self) -> Result<(), index::Error> {
         for row in self.index.uncompared(PATHS_MAX).await? {
-            let comparison = match self.upstreams.find(row.path.hash(), &Asker::default()).await {
+            let comparison = match self.upstreams.find(row.info.path.hash(), &Asker::default()).await {
                 Lookup::Found(found) if found.signed => Some(self.compared(&row, *found)),
                 Lookup::Found(_) | Lookup::Missing(_) | Lookup::Troubled(_) => None,
             };
-            self.index.note_comparison(row.path.hash(), comparison).await?;
+            self.index.note_comparison(row.info.path.hash(), comparison).await?;
             tokio::time::sleep(PAUSE).await;
         }
         Ok(())
     }
 
     fn compared(&self, ours: &PathRow, found: FoundNarInfo) -> Comparison {
-        let (upstream, theirs) = (found.upstream, found.info.nar_hash);
-        let same = ours.nar_hash == theirs;
+        let (upstream, theirs) = (found.upstream, found.info.path_info.nar_hash);
+        let same = ours.info.nar_hash == theirs;
         self.upstreams.compared(&upstream, same);
         if !same {
-            tracing::warn!(path = %ours.path, upstream, ours = %ours.nar_hash, %theirs, "this build is not reproducible");
+            tracing::warn!(path = %ours.info.path, upstream, ours = %ours.info.nar_hash, %theirs, "this build is not reproducible");
         }
         Comparison { upstream, nar_hash: theirs, same }
     }

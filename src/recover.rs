@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use narinfo::{PublicKey, Realisation, StoreDir, StorePathHash, fingerprint};
+use narinfo::{PublicKey, Realisation, StoreDir, StorePathHash};
 use tokio::sync::mpsc;
 
 use crate::index::{self, Index, Record, Recorded, Recovered, has_ledger, read_ledger};
@@ -199,14 +199,14 @@ impl Recovery {
 
     fn vouches_for(&self, recorded: &Recorded) -> bool {
         let row = &recorded.path;
-        let signed = fingerprint(&self.store_dir, &row.path, &row.nar_hash, row.nar_size, &row.references);
+        let signed = row.info.fingerprint(&self.store_dir);
         let is_ours = |signature| self.keys.iter().any(|key| key.verify(signature, &signed));
-        row.signatures.iter().any(is_ours)
+        row.info.signatures.iter().any(is_ours)
     }
 
     /// What is left of a path: its file, if that has its size, or an upstream.
     fn found(&self, mut recorded: Box<Recorded>) -> io::Result<Recovered> {
-        let hash: StorePathHash = recorded.path.path.hash();
+        let hash: StorePathHash = recorded.path.info.path.hash();
         if let Some(nar) = recorded.packed
             && file_bytes(&self.nars, nar.nar_hash)? != Some(nar.file_size)
         {

@@ -249,7 +249,7 @@ impl Substitute {
     pub async fn makers_of(&self, path: &StorePath) -> Result<Vec<StorePath>, Missing> {
         let hash = path.hash();
         let served = self.index.find(hash).await.map_err(|e| trouble(&e, "the index cannot be read"))?;
-        let mut makers: Vec<StorePath> = served.and_then(|hit| hit.row.deriver).into_iter().collect();
+        let mut makers: Vec<StorePath> = served.and_then(|hit| hit.row.info.deriver).into_iter().collect();
         let listed = self.index.makers(hash).await.map_err(|e| trouble(&e, "the index cannot be read"))?;
         makers.extend(listed.into_iter().map(|maker| maker.drv));
         makers.extend(self.local.derivers_of(hash).await.map_err(|error| local_trouble(&error))?);

@@ -194,17 +194,21 @@ fn a_runtime_closure_arrives_whole_and_what_only_the_build_needed_stays() {
 
     for path in &closure {
         let info = parsed(&cache, path);
-        assert_eq!(info.store_path.to_string(), base_name(path));
+        assert_eq!(info.path_info.path.to_string(), base_name(path));
         let query = |what: &str| cache.store.nix_store(&["--query", what, text(path)]);
-        let references: BTreeSet<String> = info.references.iter().map(ToString::to_string).collect();
+        let references: BTreeSet<String> =
+            info.path_info.references.iter().map(ToString::to_string).collect();
         let known: BTreeSet<String> =
             query("--references").lines().map(|line| base_name(Path::new(line)).to_owned()).collect();
         assert_eq!(references, known);
         let deriver = query("--deriver");
-        assert_eq!(info.deriver.map(|drv| drv.to_string()).as_deref(), Some(base_name(Path::new(&deriver))));
-        assert_eq!(info.nar_size.to_string(), query("--size"));
-        assert_eq!(info.nar_hash.to_string(), query("--hash"));
-        for reference in &info.references {
+        assert_eq!(
+            info.path_info.deriver.map(|drv| drv.to_string()).as_deref(),
+            Some(base_name(Path::new(&deriver)))
+        );
+        assert_eq!(info.path_info.nar_size.to_string(), query("--size"));
+        assert_eq!(info.path_info.nar_hash.to_string(), query("--hash"));
+        for reference in &info.path_info.references {
             let answer = cache.http.get(&format!("/cached/{}.narinfo", reference.hash()));
             assert_eq!(answer.status, 200, "{reference}: {}", answer.text());
         }
@@ -227,14 +231,14 @@ fn a_path_that_was_there_is_adopted_with_its_own_signature_and_ours() {
     let store_dir = StoreDir::new(text(&cache.store.store_dir())).expect("the store directory of a test");
     let verified_by = |path: &Path, key: &PublicKey| {
         let info = parsed(&cache, path);
-        let fingerprint = info.fingerprint(&store_dir);
-        info.signatures.iter().filter(|signature| key.verify(signature, &fingerprint)).count()
+        let fingerprint = info.path_info.fingerprint(&store_dir);
+        info.path_info.signatures.iter().filter(|signature| key.verify(signature, &fingerprint)).count()
     };
     assert_eq!(verified_by(signed.out(), &ours), 1);
     assert_eq!(verified_by(signed.out(), &theirs.public_key()), 1);
-    assert_eq!(parsed(&cache, signed.out()).signatures.len(), 2);
+    assert_eq!(parsed(&cache, signed.out()).path_info.signatures.len(), 2);
     assert_eq!(verified_by(below.out(), &ours), 1);
-    assert_eq!(parsed(&cache, below.out()).signatures.len(), 1, "their key has signed one path");
+    assert_eq!(parsed(&cache, below.out()).path_info.signatures.len(), 1, "their key has signed one path");
     assert_eq!(fields(&cache.narinfo(signed.out()), "Sig").len(), 2);
 
     let client = arrives(&cache, &[signed.out()]);

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use narinfo::{StoreDir, StorePath};
 use ondine::nix::{
     BuildEvent, BuildStatus, BuildTarget, Daemon, DaemonError, Database, DatabaseError, Derivations,
-    Environment, Handshake, LocalStore, NEWEST_PROTOCOL, OLDEST_PROTOCOL, Options, Pool, Trust,
+    Environment, Handshake, LocalStore, NEWEST_PROTOCOL, OLDEST_PROTOCOL, Options, Pool, Trust, ValidPath,
 };
 use support::derivations::{self, Derivation};
 use support::{NixStore, Release, text};
@@ -106,7 +106,8 @@ async fn what_is_built_is_described_as_nix_describes_it() {
 
         assert!(daemon.is_valid_path(&out).await.expect("asked"));
         assert_eq!(daemon.query_path_from_hash_part(out.hash()).await.expect("asked"), Some(out.clone()));
-        let info = daemon.query_path_info(&out).await.expect("asked").expect("valid");
+        let ValidPath { info, ultimate, registration_time } =
+            daemon.query_path_info(&out).await.expect("asked").expect("valid");
         let query = |what: &str| nix.store.nix_store(&["--query", what, &nix.full(&out)]);
         assert_eq!(info.nar_hash, query("--hash").parse().expect("a hash"));
         assert_eq!(info.nar_size.to_string(), query("--size"));
@@ -114,11 +115,9 @@ async fn what_is_built_is_described_as_nix_describes_it() {
         let references: BTreeSet<String> = info.references.iter().map(|path| nix.full(path)).collect();
         assert_eq!(references, query("--references").lines().map(Into::into).collect());
         assert_eq!(references.len(), 2, "its input and itself");
-        assert!(
-            info.ultimate && info.signatures.is_empty() && info.ca.is_none() && info.registration_time > 0
-        );
+        assert!(ultimate && info.signatures.is_empty() && info.ca.is_none() && registration_time > 0);
         let drv_info = daemon.query_path_info(&drv).await.expect("asked").expect("valid");
-        assert!(drv_info.ca.is_some(), "derivations are content-addressed");
+        assert!(drv_info.info.ca.is_some(), "derivations are content-addressed");
         let all = daemon.query_all_valid_paths().await.expect("asked");
         assert!(all.contains(&out) && all.contains(&drv) && all.len() >= 4);
 

@@ -49,7 +49,7 @@ fn assert_ends_in_narinfo(cache: &Cache, mut answer: Streaming, path: &Path) {
     assert_eq!(ending, Ending::Complete, "{}", String::from_utf8_lossy(&rest));
     let store_dir = StoreDir::new(text(&cache.store.store_dir())).expect("a store");
     let parsed = NarInfo::parse(&store_dir, &rest).expect("a narinfo");
-    assert_eq!(parsed.store_path.to_string(), base_name(path));
+    assert_eq!(parsed.path_info.path.to_string(), base_name(path));
 }
 
 // Builds.

@@ -49,9 +49,9 @@ fn the_key_of_cache_nixos_org_in_the_documentation_verifies_what_it_signed() {
             let key: PublicKey = key.parse().unwrap_or_else(|error| panic!("{name}: {key}: {error}"));
             for info in &narinfos {
                 assert!(
-                    info.is_signed(&store_dir, std::slice::from_ref(&key)),
+                    info.path_info.is_signed(&store_dir, std::slice::from_ref(&key)),
                     "{name}: {key}: {}",
-                    info.store_path
+                    info.path_info.path
                 );
             }
         }

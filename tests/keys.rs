@@ -6,7 +6,7 @@ mod support;
 use std::path::Path;
 use std::time::Duration;
 
-use narinfo::{NarInfo, PublicKey, StoreDir, fingerprint};
+use narinfo::{NarInfo, PublicKey, StoreDir};
 use support::addresses::narinfo_address;
 use support::derivations::closure_of_20;
 use support::process::run;
@@ -40,12 +40,12 @@ fn signers(cache: &Cache, path: &Path, keys: &[&str]) -> Vec<String> {
     let answer = Http::new(&cache.ondine.url()).get(&narinfo_address(path));
     let info = NarInfo::parse(&store_dir, &answer.body).expect("a narinfo");
     let keys: Vec<PublicKey> = keys.iter().map(|key| key.parse().expect("a key")).collect();
-    let signed = fingerprint(&store_dir, &info.store_path, &info.nar_hash, info.nar_size, &info.references);
+    let signed = info.path_info.fingerprint(&store_dir);
     let by = |signature: &narinfo::Signature| {
         let key = keys.iter().find(|key| key.verify(signature, &signed));
         key.unwrap_or_else(|| panic!("nobody made {signature}")).name().to_string()
     };
-    info.signatures.iter().map(by).collect()
+    info.path_info.signatures.iter().map(by).collect()
 }
 
 fn restart(cache: &mut Cache) {

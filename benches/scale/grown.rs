@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use narinfo::{NarHash, Signature, StorePath};
+use narinfo::{NarHash, PathInfo, Signature, StorePath};
 use ondine::index::{Index, PathRow};
 use rusqlite::{Connection, params};
 
@@ -119,7 +119,7 @@ impl Grown {
     /// A path that is not there, and refers to some that are.
     fn new_row(&mut self, signature: &Signature) -> PathRow {
         let number = u64::MAX / 4 + (self.random.next() >> 8);
-        PathRow {
+        let info = PathInfo {
             path: path(number),
             nar_hash: NarHash::from_bytes(nar_hash(number)),
             nar_size: 100_000,
@@ -127,8 +127,8 @@ impl Grown {
             deriver: None,
             ca: None,
             signatures: vec![signature.clone()],
-            built: true,
-        }
+        };
+        PathRow { info, built: true }
     }
 }
 

@@ -19,7 +19,7 @@ pub use cache_info::{CacheInfo, CacheInfoError};
 pub use content_address::{Addressed, ContentAddress, ContentAddressError};
 pub use derivation::Derivation;
 pub use hash::{HashError, NarHash};
-pub use info::{Compression, NARINFO_BYTES_MAX, NarInfo, ParseError, SIGNATURES_MAX, fingerprint};
+pub use info::{Compression, NARINFO_BYTES_MAX, NarInfo, ParseError, PathInfo, SIGNATURES_MAX};
 pub use nixbase32::ALPHABET as NIXBASE32_ALPHABET;
 pub use realisation::{DrvOutput, OutputName, REALISATION_BYTES_MAX, Realisation, RealisationError};
 pub use signature::{KeyName, PublicKey, SecretKey, Signature, SignatureError};

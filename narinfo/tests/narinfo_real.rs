@@ -8,8 +8,8 @@ use std::fs;
 use std::io::Read;
 
 use narinfo::{
-    CacheInfo, Compression, ContentAddress, KeyName, NarHash, NarInfo, PublicKey, SecretKey, Signature,
-    StoreDir, StorePath,
+    CacheInfo, Compression, ContentAddress, KeyName, NarHash, NarInfo, PathInfo, PublicKey, SecretKey,
+    Signature, StoreDir, StorePath,
 };
 use proptest::collection::{btree_set, vec};
 use proptest::option;
@@ -35,7 +35,7 @@ fn cache(nix: &Nix, parameters: &str) -> Vec<(String, NarInfo)> {
             let text = fs::read_to_string(&file).expect("a narinfo");
             let info =
                 NarInfo::parse(&nix.store_dir(), text.as_bytes()).unwrap_or_else(|e| panic!("{text}: {e}"));
-            assert_eq!(file.file_stem().expect("a name").to_str(), Some(info.store_path.hash().as_str()));
+            assert_eq!(file.file_stem().expect("a name").to_str(), Some(info.path_info.path.hash().as_str()));
             found.push((text, info));
         }
     }
@@ -59,13 +59,13 @@ fn a_narinfo_of_nix_is_read_verified_and_written_the_same() {
         for (text, info) in cache(&nix, &format!("compression={compression}&secret-key={key}")) {
             assert_eq!(info.render(&nix.store_dir()), text);
             assert_eq!(info.compression, expected);
-            let full = nix.full(&info.store_path);
+            let full = nix.full(&info.path_info.path);
             let references: BTreeSet<StorePath> =
                 nix.paths("nix-store", &["-q", "--references", &full]).into_iter().collect();
-            assert_eq!(info.references, references);
-            assert_eq!(info.nar_hash.to_string(), nix.text("nix-store", &["-q", "--hash", &full]));
-            let [signature] = info.signatures.as_slice() else { panic!("one signature: {text}") };
-            assert!(public.verify(signature, &info.fingerprint(&nix.store_dir())));
+            assert_eq!(info.path_info.references, references);
+            assert_eq!(info.path_info.nar_hash.to_string(), nix.text("nix-store", &["-q", "--hash", &full]));
+            let [signature] = info.path_info.signatures.as_slice() else { panic!("one signature: {text}") };
+            assert!(public.verify(signature, &info.path_info.fingerprint(&nix.store_dir())));
             let file = fs::read(nix.path("c").join(&info.url)).expect("the file that the URL names");
             assert_eq!(info.file_hash, Some(sha256(&file)));
             assert_eq!(info.file_size, Some(file.len() as u64));
@@ -78,8 +78,8 @@ fn the_nar_behind_a_narinfo_of_nix_is_what_it_says() {
     let nix = Nix::new();
     for (_, info) in cache(&nix, "compression=none") {
         let nar = fs::read(nix.path("c").join(&info.url)).expect("a NAR");
-        assert_eq!((sha256(&nar), nar.len() as u64), (info.nar_hash, info.nar_size));
-        assert_eq!(narinfo::nar::check(&mut nar.as_slice()).expect("a NAR").bytes, info.nar_size);
+        assert_eq!((sha256(&nar), nar.len() as u64), (info.path_info.nar_hash, info.path_info.nar_size));
+        assert_eq!(narinfo::nar::check(&mut nar.as_slice()).expect("a NAR").bytes, info.path_info.nar_size);
     }
 }
 
@@ -89,19 +89,23 @@ fn a_signature_does_not_fit_a_changed_narinfo() {
     let (key, public) = signing_key(&nix);
     let dir = nix.store_dir();
     let infos = cache(&nix, &format!("secret-key={key}"));
-    let (_, info) = infos.iter().find(|(_, info)| info.references.len() == 3).expect("the top one");
-    let verifies = |info: &NarInfo| public.verify(&info.signatures[0], &info.fingerprint(&dir));
+    let (_, info) = infos.iter().find(|(_, info)| info.path_info.references.len() == 3).expect("the top one");
+    let verifies =
+        |info: &NarInfo| public.verify(&info.path_info.signatures[0], &info.path_info.fingerprint(&dir));
     assert!(verifies(info));
     let mut changed = vec![info.clone(); 5];
-    changed[0].nar_size += 1;
-    changed[1].nar_hash = sha256(b"other");
-    changed[2].references.pop_last();
-    changed[3].references.insert("0mdqa9w1p6cmli6976v4wi0sw9r4p5pr-x".parse().expect("a path"));
-    changed[4].store_path = format!("{}-other", info.store_path.hash()).parse().expect("a path");
+    changed[0].path_info.nar_size += 1;
+    changed[1].path_info.nar_hash = sha256(b"other");
+    changed[2].path_info.references.pop_last();
+    changed[3].path_info.references.insert("0mdqa9w1p6cmli6976v4wi0sw9r4p5pr-x".parse().expect("a path"));
+    changed[4].path_info.path = format!("{}-other", info.path_info.path.hash()).parse().expect("a path");
     for info in &changed {
         assert!(!verifies(info), "{info:?}");
     }
-    assert!(!public.verify(&info.signatures[0], &info.fingerprint(&StoreDir::default())), "another store");
+    assert!(
+        !public.verify(&info.path_info.signatures[0], &info.path_info.fingerprint(&StoreDir::default())),
+        "another store"
+    );
     // What clients do not trust anyway is not signed.
     let mut moved = info.clone();
     (moved.url, moved.compression, moved.file_size) = ("nar/x".to_owned(), Compression::Zstd, None);
@@ -169,17 +173,19 @@ fn narinfos() -> impl Strategy<Value = NarInfo> {
     let rest =
         (store_paths(), option::of(store_paths()), option::of(content_addresses()), vec(signatures(), 0..3));
     (file, nar, rest).prop_map(|(file, nar, rest)| NarInfo {
-        store_path: rest.0,
+        path_info: PathInfo {
+            path: rest.0,
+            nar_hash: nar.0,
+            nar_size: nar.1,
+            references: nar.2,
+            deriver: rest.1,
+            ca: rest.2,
+            signatures: rest.3,
+        },
         url: file.0,
         compression: file.1,
         file_hash: file.2,
         file_size: file.3,
-        nar_hash: nar.0,
-        nar_size: nar.1,
-        references: nar.2,
-        deriver: rest.1,
-        ca: rest.2,
-        signatures: rest.3,
     })
 }
 
@@ -194,12 +200,8 @@ fn a_narinfo_may_have_thousands_of_references_and_many_signatures() {
         let name: KeyName = format!("key-{number}").parse().expect("a name");
         SecretKey::generate(name).sign("1;text")
     };
-    let info = NarInfo {
-        store_path: path(0),
-        url: "nar/x.nar.zst".to_owned(),
-        compression: Compression::Zstd,
-        file_hash: None,
-        file_size: None,
+    let path_info = PathInfo {
+        path: path(0),
         nar_hash: sha256(b"nar"),
         nar_size: 1,
         references: (0..5_000).map(path).collect(),
@@ -207,7 +209,14 @@ fn a_narinfo_may_have_thousands_of_references_and_many_signatures() {
         ca: None,
         signatures: (0..50).map(signature).collect(),
     };
-    assert_eq!(info.references.len(), 5_000);
+    let info = NarInfo {
+        path_info,
+        url: "nar/x.nar.zst".to_owned(),
+        compression: Compression::Zstd,
+        file_hash: None,
+        file_size: None,
+    };
+    assert_eq!(info.path_info.references.len(), 5_000);
     assert_eq!(NarInfo::parse(&dir, info.render(&dir).as_bytes()), Ok(info));
 }
 
@@ -228,7 +237,7 @@ proptest! {
         let at = at % text.len();
         text.splice(at..at, bytes.into_iter().take(4));
         if let Ok(info) = NarInfo::parse(&StoreDir::default(), &text) {
-            prop_assert!(info.nar_size > 0);
+            prop_assert!(info.path_info.nar_size > 0);
         }
         let _ = CacheInfo::parse(&text);
     }

@@ -4,7 +4,7 @@ mod support;
 
 use std::fs;
 
-use narinfo::{KeyName, NarInfo, PublicKey, SecretKey, Signature, SignatureError, StorePath};
+use narinfo::{KeyName, NarInfo, PathInfo, PublicKey, SecretKey, Signature, SignatureError, StorePath};
 use support::{Nix, expression};
 
 /// A key pair that Nix made: the texts of both files.
@@ -27,10 +27,16 @@ fn built(nix: &Nix) -> StorePath {
 /// What Nix says is signed of `path`.
 fn fingerprint(nix: &Nix, path: &StorePath) -> String {
     let full = nix.full(path);
-    let references = nix.paths("nix-store", &["-q", "--references", &full]).into_iter().collect();
-    let hash = nix.text("nix-store", &["-q", "--hash", &full]).parse().expect("a hash");
-    let size = nix.text("nix-store", &["-q", "--size", &full]).parse().expect("a size");
-    narinfo::fingerprint(&nix.store_dir(), path, &hash, size, &references)
+    let info = PathInfo {
+        path: path.clone(),
+        nar_hash: nix.text("nix-store", &["-q", "--hash", &full]).parse().expect("a hash"),
+        nar_size: nix.text("nix-store", &["-q", "--size", &full]).parse().expect("a size"),
+        references: nix.paths("nix-store", &["-q", "--references", &full]).into_iter().collect(),
+        deriver: None,
+        ca: None,
+        signatures: Vec::new(),
+    };
+    info.fingerprint(&nix.store_dir())
 }
 
 /// Signs `path` with Nix and a key file of this text, and returns what was signed.
@@ -95,8 +101,8 @@ fn nix_trusts_a_cache_that_we_signed() {
         if file.extension().is_some_and(|extension| extension == "narinfo") {
             let mut info =
                 NarInfo::parse(&nix.store_dir(), &fs::read(&file).expect("a narinfo")).expect("a narinfo");
-            assert!(info.signatures.is_empty());
-            info.signatures.push(key.sign(&info.fingerprint(&nix.store_dir())));
+            assert!(info.path_info.signatures.is_empty());
+            info.path_info.signatures.push(key.sign(&info.path_info.fingerprint(&nix.store_dir())));
             fs::write(&file, info.render(&nix.store_dir())).expect("our narinfo");
             narinfos += 1;
         }

@@ -106,15 +106,16 @@ fn nix_reads_every_good_one_too() {
         fs::create_dir(&cache).expect("a cache");
         fs::write(cache.join("nix-cache-info"), "StoreDir: /nix/store\n").expect("nix-cache-info");
         for text in [bytes, expected.into_bytes()] {
-            fs::write(cache.join(format!("{}.narinfo", info.store_path.hash())), text).expect("a narinfo");
-            let path = info.store_path.in_dir(&StoreDir::default());
+            fs::write(cache.join(format!("{}.narinfo", info.path_info.path.hash())), text)
+                .expect("a narinfo");
+            let path = info.path_info.path.in_dir(&StoreDir::default());
             let store = format!("file://{}", cache.display());
             let mut command = nix.command("nix");
             command.args(["path-info", "--json", "--store", store.as_str(), path.as_str()]);
             let output = finish("nix", command.env("NIX_STORE_DIR", "/nix/store"));
             let json = String::from_utf8_lossy(&output.stdout);
             assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
-            assert!(json.contains(&format!("\"narSize\":{}", info.nar_size)), "{name}: {json}");
+            assert!(json.contains(&format!("\"narSize\":{}", info.path_info.nar_size)), "{name}: {json}");
         }
     }
 }
@@ -148,7 +149,7 @@ fn more_signatures_than_anybody_makes_are_refused() {
     for _ in 0..narinfo::SIGNATURES_MAX {
         bytes.extend(line.bytes().chain([b'\n']));
     }
-    assert_eq!(parse(&bytes).expect("not too many").signatures.len(), narinfo::SIGNATURES_MAX);
+    assert_eq!(parse(&bytes).expect("not too many").path_info.signatures.len(), narinfo::SIGNATURES_MAX);
     for _ in 0..9_000 - narinfo::SIGNATURES_MAX {
         bytes.extend(line.bytes().chain([b'\n']));
     }

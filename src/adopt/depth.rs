@@ -3,21 +3,22 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use narinfo::StorePathHash;
 use narinfo::nar::{DIRECTORIES_MAX, TOO_DEEP_BYTES_MIN, is_too_deep};
+use narinfo::{PathInfo, StorePathHash};
 
 use super::{Adopter, Error};
-use crate::nix::PathInfo;
+use crate::nix::ValidPath;
 
 impl Adopter {
     /// Fails when one of the paths has too many folders within each other.
     pub(super) async fn must_fit_into_nars(
         &self,
-        new: &BTreeMap<StorePathHash, PathInfo>,
+        new: &BTreeMap<StorePathHash, ValidPath>,
     ) -> Result<(), Error> {
         // Nix has not measured those of 0 bytes.
         let may_be_deep = |info: &&PathInfo| info.nar_size == 0 || info.nar_size >= TOO_DEEP_BYTES_MIN;
-        let paths = new.values().filter(may_be_deep).map(|info| info.path.clone()).collect::<Vec<_>>();
+        let infos = new.values().map(|valid| &valid.info);
+        let paths = infos.filter(may_be_deep).map(|info| info.path.clone()).collect::<Vec<_>>();
         let store_dir = self.store_dir.clone();
         let looking = tokio::task::spawn_blocking(move || {
             paths.into_iter().find(|path| {

@@ -7,7 +7,7 @@ use narinfo::{StorePath, StorePathHash};
 
 use super::{Adopter, CLOSURE_PATHS_MAX, Error, TRIES_MAX, adopted_under_another_name};
 use crate::index::PathRow;
-use crate::nix::{Daemon, PathInfo};
+use crate::nix::{Daemon, ValidPath};
 
 impl Adopter {
     /// Adopts `paths` and all that they refer to, each time all or nothing.
@@ -33,11 +33,11 @@ impl Adopter {
             let new = self.new_in_closure(daemon, paths).await?;
             self.must_fit_into_nars(&new).await?;
             self.must_hold_no_key(&new).await?;
-            let held: Vec<&StorePath> = new.values().map(|info| &info.path).collect();
+            let held: Vec<&StorePath> = new.values().map(|valid| &valid.info.path).collect();
             self.roots.hold(daemon, held).await?;
-            if self.index.publish(new.values().map(|info| self.row(info)).collect()).await? {
+            if self.index.publish(new.values().map(|valid| self.row(valid)).collect()).await? {
                 // Only now: until it is served, nothing keeps a NAR that is packed already.
-                for info in new.values() {
+                for ValidPath { info, .. } in new.values() {
                     if self.index.packed(info.nar_hash).await?.is_some() {
                         self.roots.release(&info.path);
                     }
@@ -54,7 +54,7 @@ impl Adopter {
         &self,
         daemon: &mut Daemon,
         paths: &[StorePath],
-    ) -> Result<BTreeMap<StorePathHash, PathInfo>, Error> {
+    ) -> Result<BTreeMap<StorePathHash, ValidPath>, Error> {
         let mut new = BTreeMap::new();
         let mut level: BTreeSet<StorePath> = paths.iter().cloned().collect();
         while !level.is_empty() {
@@ -64,13 +64,13 @@ impl Adopter {
                 return Err(Error::OtherName { path, served });
             }
             for path in level.into_iter().filter(|path| !served.contains_key(&path.hash())) {
-                let info =
+                let valid =
                     daemon.query_path_info(&path).await?.ok_or_else(|| Error::NotValid(path.clone()))?;
-                if let Some(reason) = self.packer.why_unservable(info.nar_hash) {
+                if let Some(reason) = self.packer.why_unservable(valid.info.nar_hash) {
                     return Err(Error::Unservable { path, reason });
                 }
-                next.extend(info.references.iter().cloned());
-                new.insert(path.hash(), info);
+                next.extend(valid.info.references.iter().cloned());
+                new.insert(path.hash(), valid);
             }
             if new.len() > CLOSURE_PATHS_MAX {
                 return Err(Error::TooLarge);
@@ -82,17 +82,8 @@ impl Adopter {
     }
 
     /// The row of a path, with our signature beside those it has.
-    fn row(&self, info: &PathInfo) -> PathRow {
-        let mut row = PathRow {
-            path: info.path.clone(),
-            nar_hash: info.nar_hash,
-            nar_size: info.nar_size,
-            references: info.references.clone(),
-            deriver: info.deriver.clone(),
-            ca: info.ca.clone(),
-            signatures: info.signatures.clone(),
-            built: info.ultimate,
-        };
+    fn row(&self, valid: &ValidPath) -> PathRow {
+        let mut row = PathRow { info: valid.info.clone(), built: valid.ultimate };
         self.sign(&mut row);
         row
     }

@@ -11,7 +11,7 @@ mod upstream;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex};
 
-use narinfo::{Realisation, StoreDir, StorePath, StorePathHash, fingerprint};
+use narinfo::{Realisation, StoreDir, StorePath, StorePathHash};
 
 use crate::index::{self, Hit, Index, PathRow};
 use crate::key::Keys;
@@ -139,17 +139,17 @@ impl Adopter {
     #[must_use]
     pub fn narinfo(&self, hit: &Hit) -> String {
         let mut narinfo = hit.narinfo();
-        self.keys.complete(&mut narinfo.signatures, || self.fingerprint(&hit.row));
+        self.keys.complete(&mut narinfo.path_info.signatures, || self.fingerprint(&hit.row));
         narinfo.render(&self.store_dir)
     }
 
     /// Adds a signature by each of our keys to those that the row has.
     fn sign(&self, row: &mut PathRow) {
         let fingerprint = self.fingerprint(row);
-        self.keys.sign(&mut row.signatures, &fingerprint);
+        self.keys.sign(&mut row.info.signatures, &fingerprint);
     }
 
     fn fingerprint(&self, row: &PathRow) -> String {
-        fingerprint(&self.store_dir, &row.path, &row.nar_hash, row.nar_size, &row.references)
+        row.info.fingerprint(&self.store_dir)
     }
 }

@@ -21,7 +21,7 @@ impl Adopter {
         loop {
             let rows = self.index.paths_after(after).await?;
             let Some(last) = rows.last() else { return Ok(resigned) };
-            after = Some(last.path.hash());
+            after = Some(last.info.path.hash());
             let changed: Vec<_> = rows.into_iter().filter_map(|row| self.completed(row)).collect();
             if !changed.is_empty() {
                 resigned += changed.len() as u64;
@@ -33,8 +33,8 @@ impl Adopter {
 
     /// The path with all its signatures, where one was missing.
     fn completed(&self, row: PathRow) -> Option<(narinfo::StorePathHash, Vec<Signature>)> {
-        let mut signatures = row.signatures.clone();
+        let mut signatures = row.info.signatures.clone();
         let added = self.keys.complete(&mut signatures, || self.fingerprint(&row));
-        added.then(|| (row.path.hash(), signatures))
+        added.then(|| (row.info.path.hash(), signatures))
     }
 }

@@ -11,7 +11,7 @@ use memchr::memmem::Finder;
 use narinfo::StorePathHash;
 
 use super::{Adopter, Error};
-use crate::nix::PathInfo;
+use crate::nix::ValidPath;
 
 /// Bytes that are looked through at a time.
 const CHUNK_BYTES: usize = 256 * 1024;
@@ -20,9 +20,10 @@ impl Adopter {
     /// Fails when one of the paths holds a signing key.
     pub(super) async fn must_hold_no_key(
         &self,
-        new: &BTreeMap<StorePathHash, PathInfo>,
+        new: &BTreeMap<StorePathHash, ValidPath>,
     ) -> Result<(), Error> {
-        for info in new.values().filter(|info| info.deriver.is_none() && !info.ultimate) {
+        let added = new.values().filter(|valid| valid.info.deriver.is_none() && !valid.ultimate);
+        for ValidPath { info, .. } in added {
             let keys = self.keys.clone();
             let path = self.store_dir.to_string();
             let path = Path::new(&path).join(info.path.to_string());

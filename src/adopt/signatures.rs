@@ -48,14 +48,14 @@ impl Adopter {
             let begun = Instant::now();
             let rows = self.index.paths_after(after).await?;
             let Some(last) = rows.last() else { return Ok(Some(added)) };
-            after = Some(last.path.hash());
-            let there = rows.iter().filter(|row| !self.local.definitely_absent(row.path.hash()));
-            let paths = there.map(|row| row.path.clone()).collect();
+            after = Some(last.info.path.hash());
+            let there = rows.iter().filter(|row| !self.local.definitely_absent(row.info.path.hash()));
+            let paths = there.map(|row| row.info.path.clone()).collect();
             let Some(signed) = self.local.signatures(paths).await else { return Ok(None) };
-            let rows: HashMap<_, _> = rows.iter().map(|row| (&row.path, row)).collect();
+            let rows: HashMap<_, _> = rows.iter().map(|row| (&row.info.path, row)).collect();
             let is_new = |signed: &Signed| {
                 rows.get(&signed.path)
-                    .is_some_and(|row| signed.signatures.iter().any(|new| !row.signatures.contains(new)))
+                    .is_some_and(|row| signed.signatures.iter().any(|new| !row.info.signatures.contains(new)))
             };
             let new = signed.into_iter().filter(is_new);
             let new: Vec<_> = new.map(|new| (new.path.hash(), new.nar_hash, new.signatures)).collect();

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 
-use narinfo::{NarHash, StorePath, StorePathHash};
+use narinfo::{NarHash, PathInfo, StorePath, StorePathHash};
 use tokio::task::JoinSet;
 
 use super::{Adopter, Asking, CLOSURE_PATHS_MAX, Error, TRIES_MAX, adopted_under_another_name};
@@ -154,9 +154,10 @@ impl Adopter {
             Lookup::Missing(reasons) => return Ok(Err(Elsewhere::Nowhere(reasons.into()))),
             Lookup::Troubled(reasons) => return Ok(Err(Elsewhere::Troubled(reasons.into()))),
         };
-        let top_path = top.info.store_path.clone();
+        let top_path = top.info.path_info.path.clone();
         let mut closure = Closure::default();
-        let (mut seen, mut level) = (BTreeSet::from([top_path.clone()]), top.info.references.clone());
+        let (mut seen, mut level) =
+            (BTreeSet::from([top_path.clone()]), top.info.path_info.references.clone());
         closure.found.insert(top_path.hash(), top);
         loop {
             level.retain(|path| seen.insert(path.clone()));
@@ -181,8 +182,8 @@ impl Adopter {
                     "looking in other caches for what it refers to: {looked_up} of at least {all}"
                 ));
                 match lookup {
-                    Lookup::Found(found) if found.info.store_path == path => {
-                        next.extend(found.info.references.iter().cloned());
+                    Lookup::Found(found) if found.info.path_info.path == path => {
+                        next.extend(found.info.path_info.references.iter().cloned());
                         closure.found.insert(path.hash(), *found);
                     }
                     _ if self.local.valid_path(path.hash()).await?.as_ref() == Some(&path) => {
@@ -229,8 +230,10 @@ impl Adopter {
         proven: &mut Proven,
         search: &Search,
     ) -> Result<(), NotProven> {
-        let claim =
-            |found: &FoundNarInfo| (found.info.store_path.hash(), found.info.nar_hash, found.info.nar_size);
+        let claim = |found: &FoundNarInfo| {
+            let PathInfo { path, nar_hash, nar_size, .. } = &found.info.path_info;
+            (path.hash(), *nar_hash, *nar_size)
+        };
         let mut unproven = found.values().filter(|found| !found.signed && !proven.contains(&claim(found)));
         let unproven: Vec<FoundNarInfo> = unproven.by_ref().cloned().collect();
         let all = unproven.len();
@@ -259,17 +262,7 @@ impl Adopter {
     /// The row of a path with our signature beside those it has, and that of its contents.
     fn rows(&self, found: FoundNarInfo) -> (PathRow, UpstreamNar) {
         let nar = upstream_nar(&found);
-        let info = found.info;
-        let mut row = PathRow {
-            path: info.store_path,
-            nar_hash: info.nar_hash,
-            nar_size: info.nar_size,
-            references: info.references,
-            deriver: info.deriver,
-            ca: info.ca,
-            signatures: info.signatures,
-            built: false,
-        };
+        let mut row = PathRow { info: found.info.path_info, built: false };
         self.sign(&mut row);
         (row, nar)
     }
@@ -298,12 +291,12 @@ async fn find(upstreams: &Upstreams, packer: &Packer, hash: StorePathHash, asker
         };
         // Where clients are sent there, nothing is fetched.
         let is_fetched = !found.redirect || !found.signed;
-        let Some(max) = packer.fetches(found.info.nar_size).err().filter(|_| is_fetched) else {
+        let Some(max) = packer.fetches(found.info.path_info.nar_size).err().filter(|_| is_fetched) else {
             return Lookup::Found(found);
         };
         too_large.push(format!(
             "{}: {} has {} bytes, and no more than {max} are fetched (setting max-upstream-nar-bytes)",
-            found.upstream, found.info.store_path, found.info.nar_size
+            found.upstream, found.info.path_info.path, found.info.path_info.nar_size
         ));
         passed_over.push(found.upstream);
     }

@@ -70,7 +70,7 @@ pub(super) async fn plan(
     }
     for drv in unread {
         let info = daemon.query_path_info(&drv).await?;
-        let inputs = info.map(|info| info.references).unwrap_or_default();
+        let inputs = info.map(|valid| valid.info.references).unwrap_or_default();
         absent = absent.or_else(|| inputs.intersection(&unknown).next().cloned());
         needs.insert(drv, inputs);
     }

@@ -168,7 +168,7 @@ async fn output_view(
         hash: hash.map(|hash| hash.to_string()),
         served: hit.is_some(),
         narinfo: hash.map(|hash| format!("/{hash}.narinfo")),
-        nar: hit.map(|hit| format!("/nar/{}.nar.zst", hit.row.nar_hash.to_nixbase32())),
+        nar: hit.map(|hit| format!("/nar/{}.nar.zst", hit.row.info.nar_hash.to_nixbase32())),
     })
 }
 

@@ -1,7 +1,7 @@
 //! One line of the ledger: all that a served path, or a realisation, needs to be served again. A line whose checksum does not
 //! fit is no line: what a disk has spoilt is never taken for data.
 
-use narinfo::{Compression, DrvOutput, NarHash, Realisation, StorePath};
+use narinfo::{Compression, DrvOutput, NarHash, PathInfo, Realisation, StorePath};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -112,16 +112,16 @@ fn checksum(text: &str) -> String {
 
 impl Recorded {
     fn line(&self) -> PathLine {
-        let Self { path, packed, upstreams } = self;
+        let Self { path: PathRow { info, built }, packed, upstreams } = self;
         PathLine {
-            path: path.path.to_string(),
-            nar_hash: path.nar_hash.to_nixbase32(),
-            nar_size: path.nar_size,
-            refs: path.references.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
-            deriver: path.deriver.as_ref().map(ToString::to_string),
-            ca: path.ca.as_ref().map(ToString::to_string),
-            sigs: path.signatures.iter().map(ToString::to_string).collect(),
-            built: path.built,
+            path: info.path.to_string(),
+            nar_hash: info.nar_hash.to_nixbase32(),
+            nar_size: info.nar_size,
+            refs: info.references.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+            deriver: info.deriver.as_ref().map(ToString::to_string),
+            ca: info.ca.as_ref().map(ToString::to_string),
+            sigs: info.signatures.iter().map(ToString::to_string).collect(),
+            built: *built,
             file: packed.map(|nar| FileLine { hash: nar.file_hash.to_nixbase32(), size: nar.file_size }),
             upstreams: upstreams
                 .iter()
@@ -161,24 +161,24 @@ impl PathLine {
                 redirect: line.redirect,
             })
         });
+        let info = PathInfo {
+            path: StorePath::parse(&self.path).ok()?,
+            nar_hash,
+            nar_size: self.nar_size,
+            references: self
+                .refs
+                .split_ascii_whitespace()
+                .map(StorePath::parse)
+                .collect::<Result<_, _>>()
+                .ok()?,
+            deriver: self.deriver.map(|drv| StorePath::parse(&drv)).transpose().ok()?,
+            ca: self.ca.map(|ca| ca.parse()).transpose().ok()?,
+            signatures: self.sigs.iter().map(|sig| sig.parse()).collect::<Result<_, _>>().ok()?,
+        };
         Some(Recorded {
             packed,
             upstreams: upstreams.collect::<Option<_>>()?,
-            path: PathRow {
-                path: StorePath::parse(&self.path).ok()?,
-                nar_hash,
-                nar_size: self.nar_size,
-                references: self
-                    .refs
-                    .split_ascii_whitespace()
-                    .map(StorePath::parse)
-                    .collect::<Result<_, _>>()
-                    .ok()?,
-                deriver: self.deriver.map(|drv| StorePath::parse(&drv)).transpose().ok()?,
-                ca: self.ca.map(|ca| ca.parse()).transpose().ok()?,
-                signatures: self.sigs.iter().map(|sig| sig.parse()).collect::<Result<_, _>>().ok()?,
-                built: self.built,
-            },
+            path: PathRow { info, built: self.built },
         })
     }
 }

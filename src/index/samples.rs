@@ -1,6 +1,6 @@
 //! Rows to test with, each by a digit.
 
-use narinfo::{Compression, NarHash, StorePath};
+use narinfo::{Compression, NarHash, PathInfo, StorePath};
 
 use super::{PathRow, UpstreamNar};
 
@@ -13,7 +13,7 @@ pub(super) fn nar(digit: u8) -> NarHash {
 }
 
 pub(super) fn row(digit: u8, references: &[u8]) -> PathRow {
-    PathRow {
+    row_of(PathInfo {
         path: path(digit),
         nar_hash: nar(digit),
         nar_size: 1,
@@ -21,8 +21,11 @@ pub(super) fn row(digit: u8, references: &[u8]) -> PathRow {
         deriver: None,
         ca: None,
         signatures: Vec::new(),
-        built: true,
-    }
+    })
+}
+
+pub(super) fn row_of(info: PathInfo) -> PathRow {
+    PathRow { info, built: true }
 }
 
 pub(super) fn upstream_nar(digit: u8) -> UpstreamNar {

@@ -132,7 +132,7 @@ impl Run {
             fault.push_str("; it is not served any more");
         }
         match path {
-            Some(row) => self.tell(&row.path, &fault).await,
+            Some(row) => self.tell(&row.info.path, &fault).await,
             None => self.tell(&row.nar_hash, &fault).await,
         }
     }

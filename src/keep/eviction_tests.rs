@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use narinfo::{Compression, NarHash, StorePath};
+use narinfo::{Compression, NarHash, PathInfo, StorePath};
 
 use super::{Bounds, Eviction, Gone};
 use crate::index::{Index, NarRow, PathRow, UpstreamNar};
@@ -26,7 +26,7 @@ fn path(number: usize) -> StorePath {
 }
 
 fn row(number: usize, references: &[usize]) -> PathRow {
-    PathRow {
+    let info = PathInfo {
         path: path(number),
         nar_hash: nar(number),
         nar_size: 1,
@@ -34,8 +34,8 @@ fn row(number: usize, references: &[usize]) -> PathRow {
         deriver: None,
         ca: None,
         signatures: Vec::new(),
-        built: true,
-    }
+    };
+    PathRow { info, built: true }
 }
 
 /// A path: when it was used, and what it refers to, all of it before it.
@@ -184,7 +184,8 @@ async fn what_nobody_but_the_nix_store_has_yet_stays_and_what_an_upstream_has_go
 #[tokio::test]
 async fn equal_contents_count_once_and_go_with_the_last_path_that_has_them() {
     let served = Served::packed(&[(1, &[]), (9, &[]), (5, &[])]).await;
-    let twin = PathRow { nar_hash: nar(1), ..row(3, &[]) };
+    let twin = PathInfo { nar_hash: nar(1), ..row(3, &[]).info };
+    let twin = PathRow { info: twin, built: true };
     assert!(served.index.publish(vec![twin]).await.expect("published"));
     assert_eq!(served.evict(299, NEVER).await, [0]);
     assert_eq!(served.evict(150, NEVER).await, [2]);

@@ -50,7 +50,7 @@ impl Keeper {
         index.pin(name, pinnings.iter().map(|pinning| pinning.hash).collect()).await?;
         for pinning in &mut pinnings {
             if let Some(hit) = index.find(pinning.hash).await? {
-                (pinning.path, pinning.served) = (Some(hit.row.path), true);
+                (pinning.path, pinning.served) = (Some(hit.row.info.path), true);
             }
         }
         self.0.metrics.pins(index.pin_count().await?);

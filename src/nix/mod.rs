@@ -40,6 +40,6 @@ pub use handshake::{HANDSHAKE_TIMEOUT, Handshake};
 pub use local::{DatabaseVersion, LocalStore, LocalStoreError, Signed};
 pub use logs::{DaemonLog, DaemonLogs};
 pub use nar::NarReader;
-pub use ops::{MissingPaths, Options, PathInfo};
+pub use ops::{MissingPaths, Options, ValidPath};
 pub use pool::{CONNECTIONS_MAX, Connections, IDLE_MAX, Pool, PooledDaemon};
 pub use protocol::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion, Trust};

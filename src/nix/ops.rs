@@ -7,8 +7,8 @@ use std::path::Path;
 use std::str::FromStr;
 
 use narinfo::{
-    ContentAddress, DrvOutput, NarHash, REALISATION_BYTES_MAX, Realisation, SIGNATURES_MAX, Signature,
-    StorePath, StorePathHash,
+    DrvOutput, NarHash, PathInfo, REALISATION_BYTES_MAX, Realisation, SIGNATURES_MAX, StorePath,
+    StorePathHash,
 };
 
 use super::build::BuildTarget;
@@ -69,23 +69,11 @@ impl Default for Options {
 
 /// Nix's record of a valid path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PathInfo {
-    /// The path itself.
-    pub path: StorePath,
-    /// The derivation that gave it, if known.
-    pub deriver: Option<StorePath>,
-    /// The hash of its NAR.
-    pub nar_hash: NarHash,
-    /// The size of its NAR in bytes; 0 when Nix never measured it.
-    pub nar_size: u64,
-    /// References, itself included where it has one.
-    pub references: BTreeSet<StorePath>,
+pub struct ValidPath {
+    /// The path, its contents and its signatures: no malformed ones, and the first few of very many.
+    pub info: PathInfo,
     /// Built on this machine.
     pub ultimate: bool,
-    /// Its signatures, without malformed ones, the first few where there are very many.
-    pub signatures: Vec<Signature>,
-    /// Its content address, where it has one.
-    pub ca: Option<ContentAddress>,
     /// Registration, in seconds since 1970.
     pub registration_time: u64,
 }
@@ -203,7 +191,7 @@ impl Daemon {
     ///
     /// # Errors
     /// If the daemon refuses ([`DaemonError::Nix`]) or is lost.
-    pub async fn query_path_info(&mut self, path: &StorePath) -> Result<Option<PathInfo>, DaemonError> {
+    pub async fn query_path_info(&mut self, path: &StorePath) -> Result<Option<ValidPath>, DaemonError> {
         let request = self.about(QUERY_PATH_INFO, path);
         let mut reply = self.ask("asking about a path", request).await?;
         let info = if reply.flag().await? { Some(path_info(&mut reply, path).await?) } else { None };
@@ -333,7 +321,7 @@ impl Daemon {
     }
 }
 
-async fn path_info(reply: &mut Reply<'_>, path: &StorePath) -> Result<PathInfo, DaemonError> {
+async fn path_info(reply: &mut Reply<'_>, path: &StorePath) -> Result<ValidPath, DaemonError> {
     let dir = reply.store_dir();
     let deriver = reply.optional_path(&dir).await?;
     let nar_hash = nar_hash(&reply.text("the hash of a NAR").await?)?;
@@ -351,17 +339,8 @@ async fn path_info(reply: &mut Reply<'_>, path: &StorePath) -> Result<PathInfo, 
     let ca = reply.text("a content address").await?;
     let ca = if ca.is_empty() { None } else { lenient(path, &ca) };
     let path = path.clone();
-    Ok(PathInfo {
-        path,
-        deriver,
-        nar_hash,
-        nar_size,
-        references,
-        ultimate,
-        signatures,
-        ca,
-        registration_time,
-    })
+    let info = PathInfo { path, nar_hash, nar_size, references, deriver, ca, signatures };
+    Ok(ValidPath { info, ultimate, registration_time })
 }
 
 /// Bare hex from every Nix so far; their own clients also take the other spellings, so we do.

@@ -4,7 +4,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use narinfo::{NarHash, StorePath};
+use narinfo::{NarHash, PathInfo, StorePath};
 
 use super::leases::Lease;
 use super::{Error, Inner};
@@ -26,7 +26,7 @@ const NICE: i32 = 10;
 impl Inner {
     /// Brings the NAR of `row` into the store: from an upstream where one has it, else from the Nix store.
     pub(super) async fn bring(self: &Arc<Self>, draft: Draft, row: PathRow) {
-        let (path, nar) = (row.path.clone(), row.nar_hash);
+        let (path, nar) = (row.info.path.clone(), row.info.nar_hash);
         let brought = match self.upstreams_with(nar).await {
             Ok(upstreams) if upstreams.is_empty() => self.pack_or(draft, row, None).await,
             Ok(upstreams) => self.fetch(draft, row, upstreams).await,
@@ -76,7 +76,7 @@ impl Inner {
         reason: Option<String>,
     ) -> Option<Committed> {
         let _slot = self.slots.acquire().await.ok()?;
-        let PathRow { path, nar_hash: hash, nar_size: bytes, .. } = row;
+        let PathInfo { path, nar_hash: hash, nar_size: bytes, .. } = row.info;
         let source = std::path::PathBuf::from(path.in_dir(&self.store_dir));
         let promised = NarDigest { hash, bytes };
         let pack = move |nars: &NarStore, draft: &Draft| nars.pack(draft, &source, promised);

@@ -59,7 +59,7 @@ struct Nowhere {
 pub fn upstream_nar(found: &FoundNarInfo) -> UpstreamNar {
     let FoundNarInfo { info, upstream, redirect, .. } = found;
     UpstreamNar {
-        nar_hash: info.nar_hash,
+        nar_hash: info.path_info.nar_hash,
         upstream: upstream.clone(),
         url: info.url.clone(),
         compression: info.compression,
@@ -91,7 +91,7 @@ impl Inner {
             if over || left.is_begun() {
                 if !over && troubled.is_empty() && !untried {
                     // Not promised any longer: the next request for its narinfo looks anew.
-                    self.forget(&row.path, row.nar_hash).await;
+                    self.forget(&row.info.path, row.info.nar_hash).await;
                 }
                 // Bytes that readers have seen stand: the next request begins with upstreams that were not
                 // tried.
@@ -100,8 +100,8 @@ impl Inner {
             }
             if troubled.is_empty() || Instant::now() + pause > give_up_at {
                 for upstream in troubled {
-                    self.upstreams.fetched(&upstream, row.nar_hash, NarOutcome::GivenUp);
-                    self.forget_upstream(row.nar_hash, &upstream).await;
+                    self.upstreams.fetched(&upstream, row.info.nar_hash, NarOutcome::GivenUp);
+                    self.forget_upstream(row.info.nar_hash, &upstream).await;
                 }
                 return self.pack_or(left, row, Some(reasons.join("; "))).await;
             }
@@ -112,11 +112,11 @@ impl Inner {
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
             draft = left;
-            from = match self.upstreams_with(row.nar_hash).await {
+            from = match self.upstreams_with(row.info.nar_hash).await {
                 Ok(from) => from,
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
-                    tracing::error!(path = %row.path, error, "cannot fetch a NAR");
+                    tracing::error!(path = %row.info.path, error, "cannot fetch a NAR");
                     draft.abandon("the index cannot be read");
                     return None;
                 }
@@ -131,7 +131,7 @@ impl Inner {
         row: &PathRow,
         from: Vec<UpstreamNar>,
     ) -> Result<Committed, Nowhere> {
-        let promised = NarDigest { hash: row.nar_hash, bytes: row.nar_size };
+        let promised = NarDigest { hash: row.info.nar_hash, bytes: row.info.nar_size };
         let (mut untried, mut tried) = (VecDeque::from(from), Vec::new());
         let mut nowhere = Nowhere {
             draft: Some(draft),
@@ -157,7 +157,7 @@ impl Inner {
                     Err(not_fetched) => break not_fetched,
                 }
             };
-            tracing::warn!(path = %row.path, reason, "cannot fetch a NAR");
+            tracing::warn!(path = %row.info.path, reason, "cannot fetch a NAR");
             match fault {
                 Fault::Upstream(outcome) => {
                     self.upstreams.fetched(&nar.upstream, promised.hash, outcome);
@@ -184,13 +184,15 @@ impl Inner {
         tried: &[String],
         row: &PathRow,
     ) -> Option<UpstreamNar> {
-        let broke_off = |nar: &UpstreamNar| self.upstreams.broke_off(&nar.upstream, row.nar_hash);
+        let broke_off = |nar: &UpstreamNar| self.upstreams.broke_off(&nar.upstream, row.info.nar_hash);
         if let Some(nar) = untried.iter().position(|nar| !broke_off(nar)).and_then(|at| untried.remove(at)) {
             return Some(nar);
         }
         let known = tried.iter().chain(untried.iter().map(|nar| &nar.upstream)).cloned().collect::<Vec<_>>();
-        match self.upstreams.find_beside(row.path.hash(), &known, &Asker::default()).await {
-            Lookup::Found(found) if found.info.nar_hash == row.nar_hash => Some(upstream_nar(&found)),
+        match self.upstreams.find_beside(row.info.path.hash(), &known, &Asker::default()).await {
+            Lookup::Found(found) if found.info.path_info.nar_hash == row.info.nar_hash => {
+                Some(upstream_nar(&found))
+            }
             // An upstream that broke off a moment ago is better than none.
             _ => untried.pop_front(),
         }

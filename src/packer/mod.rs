@@ -81,11 +81,11 @@ impl Served {
     /// Bytes of the plain NAR.
     #[must_use]
     pub fn nar_size(&self) -> u64 {
-        self.row.nar_size
+        self.row.info.nar_size
     }
 
     fn digest(&self) -> NarDigest {
-        NarDigest { hash: self.row.nar_hash, bytes: self.row.nar_size }
+        NarDigest { hash: self.row.info.nar_hash, bytes: self.row.info.nar_size }
     }
 }
 
@@ -211,7 +211,7 @@ impl Packer {
         if ours && served.packed.is_some() {
             return Ok(None);
         }
-        let upstreams = self.0.upstreams_with(served.row.nar_hash).await?;
+        let upstreams = self.0.upstreams_with(served.row.info.nar_hash).await?;
         // A NAR that can be served here is redirected only if the upstream's settings say so.
         let nar = upstreams.into_iter().find(|nar| nar.compression == compression && (nar.redirect || !ours));
         Ok(nar.and_then(|nar| self.0.upstreams.address(&nar.upstream, &nar.url)))
@@ -223,7 +223,7 @@ impl Packer {
     /// # Errors
     /// When the index or the NAR store fails, or it can neither be packed nor fetched.
     pub async fn open(&self, served: &mut Served, form: Form) -> Result<(Nar, Form), Error> {
-        let hash = served.row.nar_hash;
+        let hash = served.row.info.nar_hash;
         self.0.index.uses().note(hash);
         if form == Form::Plain
             && let Some(copy) = self.copy_of_tree(served).await?
@@ -269,14 +269,14 @@ impl Packer {
     /// for compression. `None` if it is packed, if upstreams have it, or if no copy can be made; packing
     /// reports why.
     async fn copy_of_tree(&self, served: &Served) -> Result<Option<Nar>, Error> {
-        let hash = served.row.nar_hash;
+        let hash = served.row.info.nar_hash;
         if served.packed.is_some()
             || self.0.blob(hash).await?.is_some()
             || !self.0.upstreams_with(hash).await?.is_empty()
         {
             return Ok(None);
         }
-        let tree = PathBuf::from(served.row.path.in_dir(&self.0.store_dir));
+        let tree = PathBuf::from(served.row.info.path.in_dir(&self.0.store_dir));
         let mut copy = self.copy(served, Source::Tree(tree)).await?;
         if let Some(Nar::Growing(growing)) = &mut copy
             && growing.begun().await.is_err()
@@ -372,7 +372,7 @@ impl Packer {
         };
         let mut all = true;
         for row in rows {
-            let hash = row.nar_hash;
+            let hash = row.info.nar_hash;
             self.give_way().await;
             all &= match self.start(row, Priority::Background).await {
                 Ok(Nar::Stored(stored)) => self.0.record_found(hash, stored).await,
@@ -406,16 +406,16 @@ impl Packer {
     /// Joins the packing under way, or leads it; a file that is there already is opened. All files are opened
     /// and made on blocking threads, outside of every lock.
     async fn start(&self, row: PathRow, priority: Priority) -> Result<Nar, Error> {
-        let flight = match self.0.under_way.join(&row.nar_hash).await {
+        let flight = match self.0.under_way.join(&row.info.nar_hash).await {
             // Its row is yet to come; its length is known.
             Joined::Follows(Nar::Growing(growing)) if growing.is_committed() => {
-                let blob = self.0.blob(row.nar_hash).await?;
+                let blob = self.0.blob(row.info.nar_hash).await?;
                 return Ok(blob.map_or(Nar::Growing(growing), Nar::Stored));
             }
             Joined::Follows(nar) => return Ok(nar),
             Joined::Leads(flight) => flight,
         };
-        let (inner, nar) = (Arc::clone(&self.0), row.nar_hash);
+        let (inner, nar) = (Arc::clone(&self.0), row.info.nar_hash);
         // The leader looks for the file: a flight ends only after its commit.
         let begun = reading(move || match inner.nars.blob(nar)? {
             Some(blob) => Ok(Err(blob)),

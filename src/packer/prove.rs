@@ -55,8 +55,8 @@ impl Packer {
     /// # Errors
     /// When they are not, or do not come.
     pub async fn prove(&self, found: &FoundNarInfo) -> Result<(), NotProven> {
-        let info = &found.info;
-        let claim = (found.upstream.clone(), info.store_path.clone(), info.nar_hash, info.nar_size);
+        let info = &found.info.path_info;
+        let claim = (found.upstream.clone(), info.path.clone(), info.nar_hash, info.nar_size);
         let mut proof =
             self.proof(claim, found).await.map_err(|error| NotProven::Failed(error.to_string()))?;
         match proof.outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone()) {
@@ -89,16 +89,16 @@ impl Packer {
 
 impl Inner {
     async fn prove(self: &Arc<Self>, mut draft: Draft, found: &FoundNarInfo) -> Result<(), NotProven> {
-        let (info, nar) = (&found.info, upstream_nar(found));
+        let (info, nar) = (&found.info.path_info, upstream_nar(found));
         let promised = NarDigest { hash: info.nar_hash, bytes: info.nar_size };
         let refused = |reason: String| {
-            tracing::warn!(path = %info.store_path, reason, "rejected unsigned contents of an upstream");
+            tracing::warn!(path = %info.path, reason, "rejected unsigned contents of an upstream");
             self.upstreams.fetched(&found.upstream, info.nar_hash, NarOutcome::Refused);
             Err(NotProven::Refused(reason))
         };
         let failed = |error: std::io::Error| NotProven::Failed(error.to_string());
         let Some(ca) = info.ca.clone() else { return refused("it has no content address".into()) };
-        let addressed = Addressed::new(ca, &info.store_path, &info.references);
+        let addressed = Addressed::new(ca, &info.path, &info.references);
         let written = draft.as_blob();
         loop {
             let NotFetched { draft: left, reason, fault } =

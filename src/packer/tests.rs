@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use narinfo::{Compression, NarHash, StoreDir, StorePath};
+use narinfo::{Compression, NarHash, PathInfo, StoreDir, StorePath};
 use sha2::{Digest, Sha256};
 
 use super::{Error, Limits, Packer, ReceiveError};
@@ -19,7 +19,7 @@ use crate::nar_store::blobs::{Blobs, LocalBlobs};
 use crate::nar_store::{Form, Nar, NarDigest, NarStore, NarStream, PackError, Received, Settings};
 use crate::nix::{Environment, Options, Pool};
 use crate::roots::Roots;
-use crate::upstream::{self, Name, NetrcFile, Upstreams};
+use crate::upstream::{self, Upstreams, ViaName};
 
 /// Bytes of contents whose NAR is served from its file, and of contents whose NAR is served from memory.
 const LARGE: usize = 3_000_000;
@@ -55,14 +55,8 @@ impl Fixture {
             socket: path("no-socket"),
         };
         let pool = Pool::new(environment, Options::default());
-        let upstreams = upstream::Settings {
-            caches: Vec::new(),
-            budget: SOON,
-            remember_missing: SOON,
-            transient_retry: SOON,
-            netrc: NetrcFile::OfNix(path("netrc")),
-        };
-        let upstreams = Upstreams::new(upstreams, &store_dir, Name::of("key")).expect("none");
+        let upstreams = Upstreams::new(upstream::Settings::default(), &store_dir, ViaName::of("key"));
+        let upstreams = upstreams.expect("none");
         let roots = Roots::open(&path("roots"), store_dir.clone()).expect("opened");
         let packer = Packer::new(index.clone(), nars, roots, upstreams, pool, store_dir, None);
         Self { packer, index, blobs, store, _folder: folder }
@@ -84,7 +78,7 @@ impl Fixture {
         std::fs::write(&file, contents(bytes)).expect("written");
         let nar = nar_of(&file);
         let NarDigest { hash, bytes } = digest(&nar);
-        let row = PathRow {
+        let info = PathInfo {
             path,
             nar_hash: hash,
             nar_size: bytes,
@@ -92,9 +86,8 @@ impl Fixture {
             deriver: None,
             ca: None,
             signatures: Vec::new(),
-            built: false,
         };
-        assert!(self.index.publish(vec![row]).await.expect("published"));
+        assert!(self.index.publish(vec![PathRow { info, built: false }]).await.expect("published"));
         nar
     }
 

@@ -107,7 +107,7 @@ impl Packer {
         }
         // A NAR that no path has is served to nobody.
         let Some(path) = self.0.index.path_with_nar(row.nar_hash).await? else { return Ok(None) };
-        let promised = NarDigest { hash: path.nar_hash, bytes: path.nar_size };
+        let promised = NarDigest { hash: path.info.nar_hash, bytes: path.info.nar_size };
         let verified = match look {
             Look::Gently => self.0.verify_gently(stored.clone(), promised).await,
             _ => self.0.verify(stored.clone(), promised).await,
@@ -278,7 +278,7 @@ impl Inner {
     pub(super) async fn record_found(self: &Arc<Self>, nar: NarHash, stored: Blob) -> bool {
         let found = async {
             let Some(path) = self.index.path_with_nar(nar).await? else { return Ok(true) };
-            let promised = NarDigest { hash: nar, bytes: path.nar_size };
+            let promised = NarDigest { hash: nar, bytes: path.info.nar_size };
             let Packed { file_hash, file_size } = match self.verify(stored.clone(), promised).await {
                 Ok(packed) => packed,
                 Err(error) => {
@@ -296,7 +296,7 @@ impl Inner {
                 self.index.record_packed(NarRow { nar_hash: nar, file_hash, file_size }).await?;
             }
             self.stored.notify_one();
-            self.release_roots(&path.path, nar).await;
+            self.release_roots(&path.info.path, nar).await;
             Ok::<_, Error>(true)
         };
         found.await.unwrap_or_else(|error| {

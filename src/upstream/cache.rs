@@ -125,7 +125,7 @@ impl Cache {
 
     /// True if one of its keys has signed the narinfo.
     pub(super) fn has_signed(&self, info: &NarInfo) -> bool {
-        info.is_signed(&self.store_dir, &self.settings.public_keys)
+        info.path_info.is_signed(&self.store_dir, &self.settings.public_keys)
     }
 
     /// The address for the Nix daemon. The daemon does not say for whom it asks, so an Ondine is asked at the

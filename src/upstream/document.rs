@@ -65,19 +65,20 @@ impl Document for NarInfo {
 
     fn parse(store_dir: &StoreDir, hash: &StorePathHash, bytes: &[u8]) -> Result<Self, String> {
         let info = NarInfo::parse(store_dir, bytes).map_err(|error| with_causes(&error))?;
-        if info.store_path.hash() == *hash { Ok(info) } else { Err(format!("it is of {}", info.store_path)) }
+        let path = &info.path_info.path;
+        if path.hash() == *hash { Ok(info) } else { Err(format!("it is of {path}")) }
     }
 
     fn is_trusted(&self, store_dir: &StoreDir, keys: &[PublicKey]) -> bool {
-        self.is_signed(store_dir, keys) || self.names_contents(store_dir)
+        self.path_info.is_signed(store_dir, keys) || self.path_info.names_contents(store_dir)
     }
 
     fn signatures(&self) -> &[Signature] {
-        &self.signatures
+        &self.path_info.signatures
     }
 
     fn nar(&self) -> Option<NarHash> {
-        Some(self.nar_hash)
+        Some(self.path_info.nar_hash)
     }
 }
 

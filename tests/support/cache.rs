@@ -172,8 +172,8 @@ pub fn assert_narinfo(answer: &Response, path: &Path) {
     let store_dir = StoreDir::new(text(path.parent().expect("a store path is in a store"))).expect("a store");
     let parsed = NarInfo::parse(&store_dir, &answer.body);
     let parsed = parsed.unwrap_or_else(|error| panic!("{error}: {}", answer.text()));
-    assert_eq!(parsed.store_path.to_string(), base_name(path));
-    assert!(!parsed.signatures.is_empty(), "not signed: {}", answer.text());
+    assert_eq!(parsed.path_info.path.to_string(), base_name(path));
+    assert!(!parsed.path_info.signatures.is_empty(), "not signed: {}", answer.text());
 }
 
 /// The answer is 404 and its text has all of `words`.

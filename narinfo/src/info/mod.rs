@@ -89,11 +89,58 @@ impl fmt::Display for Compression {
     }
 }
 
+/// A store path, its contents and its signatures, as daemons, caches and indexes know them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PathInfo {
+    /// The path.
+    pub path: StorePath,
+    /// SHA-256 of the plain NAR.
+    pub nar_hash: NarHash,
+    /// Bytes of the plain NAR; 0 only from a daemon that never measured it.
+    pub nar_size: u64,
+    /// The paths it refers to, itself included where it does.
+    pub references: BTreeSet<StorePath>,
+    /// The derivation that made it, where known.
+    pub deriver: Option<StorePath>,
+    /// Its content address, where it has one.
+    pub ca: Option<ContentAddress>,
+    /// Signatures, not verified by parsing them.
+    pub signatures: Vec<Signature>,
+}
+
+impl PathInfo {
+    /// True when one of `keys` has signed it: then all that it says of the path is to be believed.
+    #[must_use]
+    pub fn is_signed(&self, store_dir: &StoreDir, keys: &[PublicKey]) -> bool {
+        let fingerprint = self.fingerprint(store_dir);
+        let signed = |signature| keys.iter().any(|key| key.verify(signature, &fingerprint));
+        self.signatures.iter().any(signed)
+    }
+
+    /// True when the path has its name from its contents: then they may be proven without a signature, once
+    /// they are here. Until then nothing is to be believed but the path and its references.
+    #[must_use]
+    pub fn names_contents(&self, store_dir: &StoreDir) -> bool {
+        let names = |ca: &ContentAddress| ca.names(store_dir, &self.path, &self.nar_hash, &self.references);
+        self.ca.as_ref().is_some_and(names)
+    }
+
+    /// The text that its signatures sign: its name, its contents and the names of its references
+    /// (<https://nix.dev/manual/nix/latest/protocols/nix-archive> and upstream's `ValidPathInfo::fingerprint`).
+    #[must_use]
+    pub fn fingerprint(&self, store_dir: &StoreDir) -> String {
+        let Self { path, nar_hash, nar_size, references, .. } = self;
+        let references: Vec<String> =
+            references.iter().map(|reference| reference.in_dir(store_dir)).collect();
+        format!("1;{};{nar_hash};{nar_size};{}", path.in_dir(store_dir), references.join(","))
+    }
+}
+
 /// A cache's description of one store path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NarInfo {
-    /// The path.
-    pub store_path: StorePath,
+    /// The path, its contents and its signatures. The size is never 0.
+    pub path_info: PathInfo,
     /// Where its file is: relative to the cache, or absolute with http or https.
     pub url: String,
     /// Compression of the file.
@@ -102,18 +149,6 @@ pub struct NarInfo {
     pub file_hash: Option<NarHash>,
     /// Bytes of the file; for information.
     pub file_size: Option<u64>,
-    /// SHA-256 of the plain NAR.
-    pub nar_hash: NarHash,
-    /// Bytes of the plain NAR, never 0.
-    pub nar_size: u64,
-    /// The paths it refers to, itself included where it does.
-    pub references: BTreeSet<StorePath>,
-    /// The derivation that made it.
-    pub deriver: Option<StorePath>,
-    /// Its content address.
-    pub ca: Option<ContentAddress>,
-    /// Signatures, not yet verified.
-    pub signatures: Vec<Signature>,
 }
 
 impl NarInfo {
@@ -130,12 +165,13 @@ impl NarInfo {
     /// its space.
     #[must_use]
     pub fn render(&self, store_dir: &StoreDir) -> String {
+        let PathInfo { path, nar_hash, nar_size, references, deriver, ca, signatures } = &self.path_info;
         let mut text = String::with_capacity(1024);
         let mut line = |name: &str, value: &dyn fmt::Display| {
             // Writing to a String cannot fail.
             let _ = writeln!(text, "{name}: {value}");
         };
-        line("StorePath", &self.store_path.in_dir(store_dir));
+        line("StorePath", &path.in_dir(store_dir));
         line("URL", &self.url);
         line("Compression", &self.compression);
         if let Some(hash) = &self.file_hash {
@@ -144,56 +180,19 @@ impl NarInfo {
         if let Some(size) = &self.file_size {
             line("FileSize", size);
         }
-        line("NarHash", &self.nar_hash);
-        line("NarSize", &self.nar_size);
-        let references: Vec<String> = self.references.iter().map(ToString::to_string).collect();
+        line("NarHash", nar_hash);
+        line("NarSize", nar_size);
+        let references: Vec<String> = references.iter().map(ToString::to_string).collect();
         line("References", &references.join(" "));
-        if let Some(deriver) = &self.deriver {
+        if let Some(deriver) = deriver {
             line("Deriver", deriver);
         }
-        for signature in &self.signatures {
+        for signature in signatures {
             line("Sig", signature);
         }
-        if let Some(ca) = &self.ca {
+        if let Some(ca) = ca {
             line("CA", ca);
         }
         text
     }
-
-    /// True when one of `keys` has signed it: then all that it says of the path is to be believed.
-    #[must_use]
-    pub fn is_signed(&self, store_dir: &StoreDir, keys: &[PublicKey]) -> bool {
-        let fingerprint = self.fingerprint(store_dir);
-        let signed = |signature| keys.iter().any(|key| key.verify(signature, &fingerprint));
-        self.signatures.iter().any(signed)
-    }
-
-    /// True when the path has its name from its contents: then they may be proven without a signature, once
-    /// they are here. Until then nothing is to be believed but the path and its references.
-    #[must_use]
-    pub fn names_contents(&self, store_dir: &StoreDir) -> bool {
-        let names =
-            |ca: &ContentAddress| ca.names(store_dir, &self.store_path, &self.nar_hash, &self.references);
-        self.ca.as_ref().is_some_and(names)
-    }
-
-    /// The text that its signatures sign.
-    #[must_use]
-    pub fn fingerprint(&self, store_dir: &StoreDir) -> String {
-        fingerprint(store_dir, &self.store_path, &self.nar_hash, self.nar_size, &self.references)
-    }
-}
-
-/// The text that the signatures of a path sign: its name, its contents and the names of its references
-/// (<https://nix.dev/manual/nix/latest/protocols/nix-archive> and upstream's `ValidPathInfo::fingerprint`).
-#[must_use]
-pub fn fingerprint(
-    store_dir: &StoreDir,
-    path: &StorePath,
-    nar_hash: &NarHash,
-    nar_size: u64,
-    references: &BTreeSet<StorePath>,
-) -> String {
-    let references: Vec<String> = references.iter().map(|reference| reference.in_dir(store_dir)).collect();
-    format!("1;{};{nar_hash};{nar_size};{}", path.in_dir(store_dir), references.join(","))
 }

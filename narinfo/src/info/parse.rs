@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
-use super::{Compression, NarInfo};
+use super::{Compression, NarInfo, PathInfo};
 use crate::content_address::ContentAddressError;
 use crate::hash::{HashError, NarHash};
 use crate::signature::{Signature, SignatureError};
@@ -91,14 +91,23 @@ pub(super) fn parse(store_dir: &StoreDir, bytes: &[u8]) -> Result<NarInfo, Parse
     let get = |field| fields.get(field).copied();
     let need = |field| get(field).ok_or(ParseError::Missing(field));
     let path_error = |field| move |source| ParseError::StorePath { field, source };
-    let store_path = StorePath::parse_in(store_dir, need("StorePath")?).map_err(path_error("StorePath"))?;
+    let path = StorePath::parse_in(store_dir, need("StorePath")?).map_err(path_error("StorePath"))?;
     let references = get("References").unwrap_or_default();
     let references: BTreeSet<StorePath> = references
         .split_ascii_whitespace()
         .map(|reference| StorePath::parse(reference).map_err(path_error("References")))
         .collect::<Result<_, _>>()?;
+    let path_info = PathInfo {
+        path,
+        nar_hash: hash("NarHash", need("NarHash")?)?,
+        nar_size: size("NarSize", need("NarSize")?)?,
+        references,
+        deriver: get("Deriver").map(StorePath::parse).transpose().map_err(path_error("Deriver"))?,
+        ca: get("CA").filter(|ca| !ca.is_empty()).map(FromStr::from_str).transpose()?,
+        signatures,
+    };
     Ok(NarInfo {
-        store_path,
+        path_info,
         url: url(need("URL")?)?.to_owned(),
         compression: compression(get("Compression"))?,
         // Of the file nothing is verified: its hash may be of any kind, and a size of 0 is none.
@@ -107,12 +116,6 @@ pub(super) fn parse(store_dir: &StoreDir, bytes: &[u8]) -> Result<NarInfo, Parse
             .filter(|size| *size != "0")
             .map(|value| size("FileSize", value))
             .transpose()?,
-        nar_hash: hash("NarHash", need("NarHash")?)?,
-        nar_size: size("NarSize", need("NarSize")?)?,
-        references,
-        deriver: get("Deriver").map(StorePath::parse).transpose().map_err(path_error("Deriver"))?,
-        ca: get("CA").filter(|ca| !ca.is_empty()).map(FromStr::from_str).transpose()?,
-        signatures,
     })
 }
 

@@ -115,14 +115,14 @@ async fn path_details(service: &Service, hash: StorePathHash) -> Answer {
 
 async fn known_path(index: &Index, hash: StorePathHash) -> Result<Option<PathDetails>, index::Error> {
     let Some(hit) = index.find(hash).await? else { return Ok(None) };
-    let upstreams = index.upstreams_with(hit.row.nar_hash).await?;
+    let upstreams = index.upstreams_with(hit.row.info.nar_hash).await?;
     let comparison = index.comparison(hash).await?;
     Ok(Some(PathDetails {
-        path: hit.row.path.to_string(),
-        nar_hash: hit.row.nar_hash.to_string(),
-        nar_size: hit.row.nar_size,
-        references: hit.row.references.iter().map(ToString::to_string).collect(),
-        deriver: hit.row.deriver.as_ref().map(ToString::to_string),
+        path: hit.row.info.path.to_string(),
+        nar_hash: hit.row.info.nar_hash.to_string(),
+        nar_size: hit.row.info.nar_size,
+        references: hit.row.info.references.iter().map(ToString::to_string).collect(),
+        deriver: hit.row.info.deriver.as_ref().map(ToString::to_string),
         built_here: hit.row.built,
         file_size: hit.packed.map(|nar| nar.file_size),
         upstreams: upstreams.into_iter().map(|nar| nar.upstream).collect(),

@@ -52,10 +52,10 @@ impl Index {
         let Some(hit) = self.find(hash).await? else { return Ok(None) };
         let ready = Arc::new(Ready {
             narinfo: render(&hit),
-            nar_hash: hit.row.nar_hash,
+            nar_hash: hit.row.info.nar_hash,
             to_come: hit.packed.is_none() && hit.redirect.is_none(),
-            path: hit.row.path,
-            deriver: hit.row.deriver,
+            path: hit.row.info.path,
+            deriver: hit.row.info.deriver,
             noted: Noted::default(),
         });
         self.memory.put(read_at, &ready);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use narinfo::{Compression, NarHash, StoreDir, StorePath, StorePathHash};
+use narinfo::{Compression, NarHash, PathInfo, StoreDir, StorePath, StorePathHash};
 
 use crate::index::{Hit, Index, NarRow, OutputRow, PathRow, UpstreamNar};
 
@@ -23,7 +23,7 @@ fn nar(number: u8) -> NarHash {
 }
 
 fn row(number: u8) -> PathRow {
-    PathRow {
+    let info = PathInfo {
         path: path(number),
         nar_hash: nar(number),
         nar_size: 1,
@@ -31,8 +31,8 @@ fn row(number: u8) -> PathRow {
         deriver: None,
         ca: None,
         signatures: Vec::new(),
-        built: true,
-    }
+    };
+    PathRow { info, built: true }
 }
 
 fn packed(number: u8, file_size: u64) -> NarRow {

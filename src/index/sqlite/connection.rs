@@ -403,27 +403,30 @@ mod tests {
         let rows = [samples::row(1, &[]), samples::row(2, &[])];
         for row in &rows {
             let path = "INSERT INTO path VALUES (?1, ?2, ?3, 1, '', NULL, NULL, '', 0)";
-            let (hash, name) = (row.path.hash(), row.path.name());
-            before.execute(path, (hash.as_str(), name, row.nar_hash.as_bytes())).expect("a row");
+            let (hash, name) = (row.info.path.hash(), row.info.path.name());
+            before.execute(path, (hash.as_str(), name, row.info.nar_hash.as_bytes())).expect("a row");
         }
         let packed = "INSERT INTO nar VALUES (?1, ?1, 1, 0)";
-        before.execute(packed, [rows[0].nar_hash.as_bytes()]).expect("a row");
+        before.execute(packed, [rows[0].info.nar_hash.as_bytes()]).expect("a row");
         drop(before);
         let index = Index::open(&file).expect("migrated");
         let [first, second] = rows;
-        let hit = index.find(first.path.hash()).await.expect("read").expect("served");
+        let hit = index.find(first.info.path.hash()).await.expect("read").expect("served");
         assert_eq!(
-            (&hit.row.path, hit.row.nar_hash, hit.packed.is_some()),
-            (&first.path, first.nar_hash, true)
+            (&hit.row.info.path, hit.row.info.nar_hash, hit.packed.is_some()),
+            (&first.info.path, first.info.nar_hash, true)
         );
         let sought = index.unpacked().await.expect("read");
-        assert_eq!(sought.iter().map(|row| &row.path).collect::<Vec<_>>(), [&second.path]);
+        assert_eq!(sought.iter().map(|row| &row.info.path).collect::<Vec<_>>(), [&second.info.path]);
         assert_eq!(index.counts().await.expect("read").paths, 2);
-        index.forget_paths(second.nar_hash).await.expect("forgotten");
+        index.forget_paths(second.info.nar_hash).await.expect("forgotten");
         assert!(index.publish(vec![samples::row(3, &[])]).await.expect("published"));
         assert_eq!(index.counts().await.expect("read").paths, 2);
         let sought = index.unpacked().await.expect("read");
-        assert_eq!(sought.iter().map(|row| &row.path).collect::<Vec<_>>(), [&samples::row(3, &[]).path]);
+        assert_eq!(
+            sought.iter().map(|row| &row.info.path).collect::<Vec<_>>(),
+            [&samples::row(3, &[]).info.path]
+        );
     }
 
     #[tokio::test]

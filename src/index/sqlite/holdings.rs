@@ -240,7 +240,9 @@ fn after_epoch(micros: i64) -> SystemTime {
 mod tests {
     use super::*;
     use crate::index::NarRow;
-    use crate::index::samples::{nar, path, row};
+    use narinfo::PathInfo;
+
+    use crate::index::samples::{nar, path, row, row_of};
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
@@ -312,7 +314,8 @@ mod tests {
         let rows = (0..width * layers).map(|number| {
             let above = (number / width).checked_sub(1);
             let references = above.into_iter().flat_map(|layer| layer * width..(layer + 1) * width).map(path);
-            crate::index::PathRow { path: path(number), references: references.collect(), ..row(1, &[]) }
+            let info = row(1, &[]).info;
+            row_of(PathInfo { path: path(number), references: references.collect(), ..info })
         });
         assert!(index.publish(rows.collect()).await.expect("published"));
         // Each layer refers to all of the one below: more to look at than one transaction may.

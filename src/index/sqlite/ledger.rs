@@ -289,7 +289,7 @@ fn write_all(connection: &Connection, dir: &Path) -> Result<(), Error> {
 /// A path, its file, and who else has its contents.
 fn recorded(connection: &Connection, row: &Row<'_>) -> Result<Recorded, Error> {
     let path = path_row(row)?;
-    let upstreams = upstream::with_nar(connection, path.nar_hash)?;
+    let upstreams = upstream::with_nar(connection, path.info.nar_hash)?;
     Ok(Recorded { packed: joined_nar_row(row)?, upstreams, path })
 }
 

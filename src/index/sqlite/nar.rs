@@ -58,7 +58,7 @@ impl Index {
                 let mut rows = statement.query([nar.as_bytes()])?;
                 let mut found = Vec::new();
                 while let Some(row) = rows.next()? {
-                    found.push(path_row(row)?.path);
+                    found.push(path_row(row)?.info.path);
                 }
                 Ok(found)
             })
@@ -215,7 +215,7 @@ mod tests {
                         }
                     }
                     let known = index.unpacked().await.expect("read");
-                    let known: BTreeSet<String> = known.iter().map(|row| row.path.to_string()).collect();
+                    let known: BTreeSet<String> = known.iter().map(|row| row.info.path.to_string()).collect();
                     assert_eq!(known, sought(&file), "after {write} of {digit}");
                     assert!(index.is_counted_well().await.expect("read"), "after {write} of {digit}");
                 }

@@ -30,7 +30,7 @@ impl Index {
                 let packed = joined_nar_row(row)?;
                 let redirect = match packed {
                     Some(_) => None,
-                    None => upstream::redirect(connection, found.nar_hash)?,
+                    None => upstream::redirect(connection, found.info.nar_hash)?,
                 };
                 Ok(Some(Hit { row: found, packed, redirect }))
             })
@@ -124,10 +124,10 @@ pub(super) fn serves_references<'a>(
     connection: &Connection,
     rows: impl Iterator<Item = &'a PathRow> + Clone,
 ) -> Result<bool, Error> {
-    let own: HashSet<&StorePath> = rows.clone().map(|row| &row.path).collect();
+    let own: HashSet<&StorePath> = rows.clone().map(|row| &row.info.path).collect();
     let mut served = connection.prepare_cached("SELECT 1 FROM path WHERE hash = ?1 AND name = ?2")?;
     let others: HashSet<&StorePath> =
-        rows.flat_map(|row| &row.references).filter(|path| !own.contains(path)).collect();
+        rows.flat_map(|row| &row.info.references).filter(|path| !own.contains(path)).collect();
     for path in others {
         if !served.exists([path.hash().as_str(), path.name()])? {
             return Ok(false);
@@ -148,16 +148,16 @@ pub(super) fn insert_paths<'a>(
     )?;
     let now = to_unix(SystemTime::now());
     for row in rows {
-        known.add([row.path.hash()]);
+        known.add([row.info.path.hash()]);
         insert.execute(params![
-            hash_text(&row.path.hash()),
-            row.path.name(),
-            row.nar_hash.as_bytes(),
-            signed(row.nar_size),
-            join(&row.references, " "),
-            row.deriver.as_ref().map(ToString::to_string),
-            row.ca.as_ref().map(ToString::to_string),
-            join(&row.signatures, "\n"),
+            hash_text(&row.info.path.hash()),
+            row.info.path.name(),
+            row.info.nar_hash.as_bytes(),
+            signed(row.info.nar_size),
+            join(&row.info.references, " "),
+            row.info.deriver.as_ref().map(ToString::to_string),
+            row.info.ca.as_ref().map(ToString::to_string),
+            join(&row.info.signatures, "\n"),
             now,
             row.built,
         ])?;

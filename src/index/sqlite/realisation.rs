@@ -68,7 +68,7 @@ impl Index {
 mod tests {
     use super::*;
     use crate::index::PathRow;
-    use narinfo::{NarHash, StorePath};
+    use narinfo::{NarHash, PathInfo, StorePath};
 
     fn path(digit: u8) -> StorePath {
         StorePath::parse(&format!("{digit}123456789abcdfghijklmnpqrsvwxyz-p")).expect("a path")
@@ -94,7 +94,7 @@ mod tests {
     /// An index that serves the paths number 1 to 3, each with a NAR of its own.
     async fn index(folder: &tempfile::TempDir) -> Index {
         let index = Index::open(&folder.path().join("index")).expect("opened");
-        let rows = (1..=3).map(|digit| PathRow {
+        let info = |digit| PathInfo {
             path: path(digit),
             nar_hash: NarHash::from_bytes([digit; 32]),
             nar_size: 1,
@@ -102,8 +102,8 @@ mod tests {
             deriver: None,
             ca: None,
             signatures: Vec::new(),
-            built: true,
-        });
+        };
+        let rows = (1..=3).map(|digit| PathRow { info: info(digit), built: true });
         assert!(index.publish(rows.collect()).await.expect("published"));
         index
     }

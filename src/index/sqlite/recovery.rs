@@ -31,7 +31,7 @@ impl Index {
             .run(move |transaction| {
                 for recovered in &batch {
                     let hash = match recovered {
-                        Recovered::Served(recorded) => recorded.path.path.hash(),
+                        Recovered::Served(recorded) => recorded.path.info.path.hash(),
                         Recovered::Gone(hash) => *hash,
                     };
                     transaction.prepare_cached("DELETE FROM path WHERE hash = ?1")?.execute([hash.as_str()])?;
@@ -138,7 +138,9 @@ fn readable_pins(damaged: &Path) -> Vec<(String, String, i64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::index::samples::{nar, path, row, upstream_nar};
+    use narinfo::PathInfo;
+
+    use crate::index::samples::{nar, path, row, row_of, upstream_nar};
     use crate::index::{NarRow, Record, has_ledger, read_ledger};
 
     fn packed(digit: u8) -> NarRow {
@@ -173,7 +175,7 @@ mod tests {
         let expected = Recorded { path: row(1, &[]), packed: Some(packed(1)), upstreams: Vec::new() };
         assert_eq!(records(dir), [expected]);
         // Another path with contents that are packed already, and one that an upstream has.
-        let twin = crate::index::PathRow { path: path(2), ..row(1, &[]) };
+        let twin = row_of(PathInfo { path: path(2), ..row(1, &[]).info });
         index.publish(vec![twin.clone()]).await.expect("published");
         index.publish_from_upstream(vec![(row(3, &[1]), upstream_nar(3))]).await.expect("published");
         let all = records(dir);
@@ -186,7 +188,7 @@ mod tests {
         index.record_packed(packed(3)).await.expect("recorded");
         let mut again = records(dir);
         assert_eq!(again.pop().expect("the last").packed, Some(packed(3)));
-        again.sort_by_key(|recorded| recorded.path.path.to_string());
+        again.sort_by_key(|recorded| recorded.path.info.path.to_string());
         assert_eq!(again, all);
         drop(index);
         assert!(has_ledger(dir));
@@ -211,7 +213,7 @@ mod tests {
         let index = Index::open(&folder.path().join("index")).expect("opened");
         let served =
             |path, packed| Recovered::Served(Box::new(Recorded { path, packed, upstreams: Vec::new() }));
-        let other = crate::index::PathRow { nar_hash: nar(7), ..row(1, &[]) };
+        let other = row_of(PathInfo { nar_hash: nar(7), ..row(1, &[]).info });
         let batch = vec![
             served(other, Some(packed(7))),
             served(row(3, &[2]), Some(packed(3))),

@@ -1,10 +1,9 @@
 //! What the index holds, as the rest of the program sees it, and the way between those types and columns.
 //! Must never let a malformed row pass as data: it is an error that names the row.
 
-use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
 
-use narinfo::{Compression, NarHash, NarInfo, Signature, StorePath, StorePathHash};
+use narinfo::{Compression, NarHash, NarInfo, PathInfo, StorePath, StorePathHash};
 use rusqlite::Row;
 
 use super::Error;
@@ -12,20 +11,8 @@ use super::Error;
 /// A store path that is served: everything a narinfo says except where its file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathRow {
-    /// The store path itself.
-    pub path: StorePath,
-    /// SHA-256 of the plain NAR.
-    pub nar_hash: NarHash,
-    /// Bytes of the plain NAR, never 0.
-    pub nar_size: u64,
-    /// The store paths it refers to, itself included where it does.
-    pub references: BTreeSet<StorePath>,
-    /// The derivation that produced it, where known.
-    pub deriver: Option<StorePath>,
-    /// Its content address, where it has one.
-    pub ca: Option<narinfo::ContentAddress>,
-    /// Every signature we hand out, our own included.
-    pub signatures: Vec<Signature>,
+    /// The path and its contents, with every signature that is served, our own included.
+    pub info: PathInfo,
     /// Whether it was built on this machine.
     pub built: bool,
 }
@@ -93,17 +80,11 @@ impl Hit {
             None => (Compression::Zstd, packed.map(|nar| nar.file_hash), packed.map(|nar| nar.file_size)),
         };
         NarInfo {
-            store_path: row.path.clone(),
-            url: format!("nar/{}.nar{}", row.nar_hash.to_nixbase32(), compression.file_ending()),
+            path_info: row.info.clone(),
+            url: format!("nar/{}.nar{}", row.info.nar_hash.to_nixbase32(), compression.file_ending()),
             compression,
             file_hash,
             file_size,
-            nar_hash: row.nar_hash,
-            nar_size: row.nar_size,
-            references: row.references.clone(),
-            deriver: row.deriver.clone(),
-            ca: row.ca.clone(),
-            signatures: row.signatures.clone(),
         }
     }
 }
@@ -182,7 +163,7 @@ pub(super) fn path_row(row: &Row<'_>) -> Result<PathRow, Error> {
     let deriver: Option<String> = row.get(5)?;
     let ca: Option<String> = row.get(6)?;
     let sigs: String = row.get(7)?;
-    Ok(PathRow {
+    let info = PathInfo {
         path,
         nar_hash: NarHash::from_bytes(row.get(2)?),
         nar_size: unsigned(row.get(3)?),
@@ -193,8 +174,8 @@ pub(super) fn path_row(row: &Row<'_>) -> Result<PathRow, Error> {
             .lines()
             .map(|s| s.parse().map_err(|e| corrupt(&base, e)))
             .collect::<Result<_, _>>()?,
-        built: row.get(8)?,
-    })
+    };
+    Ok(PathRow { info, built: row.get(8)? })
 }
 
 pub(super) fn nar_row(row: &Row<'_>, first: usize) -> Result<NarRow, Error> {

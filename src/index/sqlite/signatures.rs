@@ -66,7 +66,7 @@ impl Index {
             for (hash, nar_hash, signatures) in new {
                 let mut rows = find.query(params![hash.as_str(), nar_hash.as_bytes()])?;
                 let Some(row) = rows.next()? else { continue };
-                let mut all = path_row(row)?.signatures;
+                let mut all = path_row(row)?.info.signatures;
                 let before = all.len();
                 for signature in signatures {
                     if all.len() < SIGNATURES_MAX && !all.contains(&signature) {
