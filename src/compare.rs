@@ -31,7 +31,7 @@ impl Comparer {
         loop {
             if let Err(error) = self.round().await {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "own builds cannot be compared with other caches");
+                tracing::warn!(error, "cannot compare own builds with upstreams");
             }
             tokio::time::sleep(REST).await;
         }

@@ -124,7 +124,8 @@ fn a_download_by_name_waits_in_silence_for_the_one_build_of_all_who_ask() {
         (name.to_owned(), Derivation::new(name, &script).to_nix())
     };
     let set = PackageSet::new([gated("first"), gated("second")]);
-    let mut ondine = set.serve(&store, &format!("{CATALOGUE_ONLY}\nhold = '0s'\nkeep-alive = '1s'"), "");
+    let mut ondine =
+        set.serve(&store, &format!("{CATALOGUE_ONLY}\nhold = '0s'\nkeep-alive-interval = '1s'"), "");
     wait_for_generation(&ondine);
     let (_, out) = set.paths(&store, "first");
     // The default of a tool that follows redirects: HTTP/1.1, and not a byte before the status.

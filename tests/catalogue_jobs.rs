@@ -15,7 +15,7 @@ const LIMITS: &str = "attribute-timeout = '5s'\nmax-memory-bytes = 536870912";
 /// Said when it evaluates.
 const EVALUATING: &str = "evaluating with nix-eval-jobs";
 /// Said when a walk takes its place.
-const AGAIN: &str = "evaluated again, with nix-instantiate";
+const AGAIN: &str = "evaluating again with nix-instantiate";
 
 fn serve(store: &NixStore, set: &PackageSet) -> Ondine {
     let settings = set.settings("build-from = ['catalogue']", LIMITS);

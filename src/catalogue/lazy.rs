@@ -161,7 +161,7 @@ impl Lazy {
         }
         let landed = landed.unwrap_or_else(|error| {
             let AttributeName { set, attribute, .. } = &wanted.name;
-            tracing::warn!(%set, %attribute, error = with_causes(&error), "not evaluated");
+            tracing::warn!(%set, %attribute, error = with_causes(&error), "evaluation of a lazy attribute failed");
             Landed::Failed
         });
         self.flights().remove(&wanted.name);
@@ -241,14 +241,14 @@ impl Lazy {
             Ok(_) => "it threw an error when the set was evaluated, and does so no more: refresh the set"
                 .to_owned(),
             Err(error) => {
-                tracing::warn!(%set, attribute = name.attribute, error = with_causes(&error), "not explained");
+                tracing::warn!(%set, attribute = name.attribute, error = with_causes(&error), "evaluation of an error's text failed");
                 return None;
             }
         };
         if trouble::class(&words) == Class::Final
             && let Err(error) = tools.index.explain_attribute(found.generation, name, words.clone()).await
         {
-            tracing::error!(error = &error as &dyn std::error::Error, "an explanation is not on record");
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot record the text of an error");
         }
         Some(words)
     }

@@ -277,7 +277,7 @@ impl NameResolver {
             Ok(derivation) => Ok(derivation.outputs),
             Err(_) if denied => Ok(BTreeMap::new()),
             Err(reason) => {
-                tracing::error!(%drv, reason, "a derivation that a package set has cannot be read");
+                tracing::error!(%drv, reason, "cannot read a derivation of a package set");
                 Err(NoSuchName::Unavailable("its derivation cannot be read"))
             }
         }
@@ -331,7 +331,7 @@ fn own_output(told: Option<&str>, outputs: &BTreeMap<String, Option<StorePath>>)
 }
 
 fn unreadable(error: &index::Error) -> NoSuchName {
-    tracing::error!(error = error as &dyn std::error::Error, "a name cannot be looked up");
+    tracing::error!(error = error as &dyn std::error::Error, "cannot look up an attribute name");
     NoSuchName::Index
 }
 

@@ -85,7 +85,10 @@ impl Refresher {
         let row = match self.tools.index.set(set.name.to_string()).await {
             Ok(row) => row,
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "the index cannot tell of sets");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot read the package sets from the index"
+                );
                 return Some(now);
             }
         };
@@ -126,16 +129,13 @@ impl Refresher {
         match &outcome {
             Ok(done) => tracing::info!(set = %name, "refreshed: {done}"),
             Err(error) => {
-                tracing::warn!(set = %name, error, "not refreshed, what was known goes on being served");
+                tracing::warn!(set = %name, error, "refresh failed; the current generation stays in use");
             }
         }
         if let Some(failure) = trouble.or_else(|| outcome.as_ref().err().cloned()) {
             let recorded = self.tools.index.record_refresh(name.to_string(), Some(failure)).await;
             if let Err(error) = recorded {
-                tracing::error!(
-                    error = &error as &dyn std::error::Error,
-                    "a failed refresh is not on record"
-                );
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot record a failed refresh");
             }
         }
         self.tidy().await;
@@ -160,7 +160,7 @@ impl Refresher {
         let mut gathered = match self.gather(set, deadline, jobs::workers(settings)).await {
             Err(RefreshError::Jobs(error)) => {
                 let (name, error) = (&settings.name, with_causes(&error));
-                tracing::warn!(set = %name, error, "evaluated again, with nix-instantiate");
+                tracing::warn!(set = %name, error, "nix-eval-jobs failed; evaluating again with nix-instantiate");
                 self.tools.index.start_generation().await?;
                 self.gather(set, deadline, None).await?
             }
@@ -170,7 +170,7 @@ impl Refresher {
         let Gathered { mut daemon, allowed, denied, mut size, first_error, trouble, .. } = gathered;
         let trouble = trouble.told();
         if let Some(trouble) = &trouble {
-            tracing::warn!(set = %settings.name, trouble, "evaluated in part");
+            tracing::warn!(set = %settings.name, trouble, "refreshed with transient errors; the affected attributes stay as they were, and it is tried again soon");
         }
         if size.attributes == 0 {
             return Err(first_error.map_or(RefreshError::Empty, |(attribute, error)| {
@@ -212,7 +212,7 @@ impl Refresher {
             if missing == VanishedDerivation::IsAnError && is_gone(&drv) {
                 return Err(RefreshError::Gone(drv));
             }
-            tracing::warn!(set = %set.settings.name, %drv, reason, "left out: the derivation cannot be read");
+            tracing::warn!(set = %set.settings.name, %drv, reason, "skipped an unreadable derivation");
             let error = gather::unreadable(&drv, &reason);
             failures.push((drv, error));
         }
@@ -306,7 +306,7 @@ impl Refresher {
             if let Err(error) = self.tools.index.expire_generations(name.to_string(), *keep).await {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
-                    "old generations cannot be forgotten"
+                    "cannot remove expired generations"
                 );
                 return;
             }
@@ -320,10 +320,10 @@ impl Refresher {
             (Err(error), _) => {
                 tracing::error!(
                     error = &error as &dyn std::error::Error,
-                    "the index cannot tell of generations"
+                    "cannot read the generations from the index"
                 );
             }
-            (_, Err(error)) => tracing::error!(%error, "the roots of generations cannot be listed"),
+            (_, Err(error)) => tracing::error!(%error, "cannot list the GC roots of generations"),
         }
     }
 }

@@ -128,7 +128,7 @@ impl Setup {
         let told = serde_json::from_str(&printed.concat());
         let metadata: Metadata = told.map_err(|error| WalkError::Nonsense(error.to_string()))?;
         let Some(pinned) = metadata.pinned() else {
-            tracing::warn!(set = %set.name, "not evaluated purely: it is below a work tree with changes; commit them");
+            tracing::warn!(set = %set.name, "flake is not evaluated purely, because its work tree has changes; commit them");
             return Ok(());
         };
         self.source.flake = Some(pinned);
@@ -148,7 +148,7 @@ impl Setup {
         let printed = match printed {
             // Without what is enabled, it gets none.
             Err(WalkError::Failed(error)) => {
-                tracing::warn!(set = %set.name, error, "evaluated without experimental features");
+                tracing::warn!(set = %set.name, error, "cannot read nix's experimental features; evaluating without them");
                 Vec::new()
             }
             printed => printed?,

@@ -92,14 +92,14 @@ impl Derivations {
                 if !self.0.warned.swap(true, Ordering::Relaxed) {
                     tracing::warn!(
                         limit = DERIVATIONS_MAX,
-                        "the store has more derivations than are kept in mind, the rest is not built on demand; let this user read Nix's database, which has no such limit"
+                        "the store has more derivations than the limit; the rest is not built on request; let this user read Nix's database, which has no such limit"
                     );
                 }
                 return;
             }
             match read {
                 Ok(derivation) => known.add(&drv, derivation),
-                Err(reason) => tracing::warn!(%drv, reason, "left out: it cannot be read"),
+                Err(reason) => tracing::warn!(%drv, reason, "skipped an unreadable derivation"),
             }
             // Also when it cannot be read: once is enough to try, as it never changes.
             known.derivations.insert(drv);

@@ -142,7 +142,7 @@ async fn ask_nix() -> Option<Value> {
             Ok(Ok(_)) => {}
             Ok(Err(_)) => return None,
             Err(_) => {
-                tracing::warn!(seconds = NIX_TIMEOUT.as_secs(), "nix does not tell its settings in time");
+                tracing::warn!(seconds = NIX_TIMEOUT.as_secs(), "nix did not print its settings in time");
                 return None;
             }
         }

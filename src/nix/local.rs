@@ -181,7 +181,10 @@ impl LocalStore {
             Err(error) => {
                 if !self.without_database.swap(true, Ordering::Relaxed) {
                     let error = &error as &dyn std::error::Error;
-                    tracing::warn!(error, "asking the Nix daemon instead, which is slower");
+                    tracing::warn!(
+                        error,
+                        "cannot read Nix's database; asking the Nix daemon instead, which is slower"
+                    );
                 }
                 None
             }

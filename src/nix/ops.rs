@@ -351,5 +351,5 @@ fn nar_hash(text: &str) -> Result<NarHash, DaemonError> {
 
 /// Leaves out unreadable values: a signature that somebody added makes no path unusable.
 fn lenient<T: FromStr<Err: std::fmt::Display>>(path: &StorePath, text: &str) -> Option<T> {
-    text.parse().map_err(|error| tracing::debug!(%path, %error, "left out: {text:?}")).ok()
+    text.parse().map_err(|error| tracing::debug!(%path, %error, "skipped a malformed value: {text:?}")).ok()
 }

@@ -120,7 +120,7 @@ impl Realisations {
         let derivation = match read {
             Ok(Ok(derivation)) => derivation,
             Ok(Err(reason)) => {
-                tracing::warn!(%drv, reason, "no realisation of it: it cannot be read");
+                tracing::warn!(%drv, reason, "cannot read a derivation, so its realisation stays unknown");
                 return Ok(None);
             }
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),

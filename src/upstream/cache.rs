@@ -214,13 +214,13 @@ impl Cache {
             Ok(Some(bytes)) => match self.believed::<T>(key, &bytes) {
                 Ok(document) => (LookupOutcome::Found, Said::Found(Box::new(document))),
                 Err(reason) => {
-                    tracing::warn!(upstream = self.name, %key, reason, "a {} is refused", T::KIND);
+                    tracing::warn!(upstream = self.name, %key, reason, "rejected a {}", T::KIND);
                     let reason = format!("its {} is refused: {reason}", T::KIND);
                     (LookupOutcome::Refused, Said::Refused(self.named(&reason)))
                 }
             },
             Err(error) if error.is_final() => {
-                tracing::warn!(upstream = self.name, %key, %error, "a {} is refused", T::KIND);
+                tracing::warn!(upstream = self.name, %key, %error, "rejected a {}", T::KIND);
                 (LookupOutcome::Refused, Said::Refused(self.named(&error.to_string())))
             }
             Err(error) => (LookupOutcome::Failed, self.trouble(&error.to_string())),
@@ -317,7 +317,7 @@ impl Cache {
         if self.breaker.answered(Instant::now()) {
             // It may have been filled meanwhile, or have been another machine.
             self.missing.invalidate_all();
-            tracing::info!(upstream = self.name, "answers again");
+            tracing::info!(upstream = self.name, "upstream answers again");
         }
     }
 
@@ -325,8 +325,10 @@ impl Cache {
         let now = Instant::now();
         *self.last_failure.lock().unwrap_or_else(PoisonError::into_inner) = error.to_string();
         match self.breaker.failed(now) {
-            Some(rest) => tracing::warn!(upstream = self.name, %error, ?rest, "is not asked for a while"),
-            None => tracing::info!(upstream = self.name, %error, "did not answer"),
+            Some(rest) => {
+                tracing::warn!(upstream = self.name, %error, ?rest, "upstream failed repeatedly; requests pause")
+            }
+            None => tracing::info!(upstream = self.name, %error, "upstream did not answer"),
         }
         if let Some(after) = error.retry_after() {
             self.breaker.rest_until(now + after);

@@ -150,7 +150,7 @@ impl Pump {
             }
             self.source.whole |= unresumable;
             let (upstream, url) = (self.source.cache.name(), &self.source.url);
-            tracing::info!(%upstream, url, at = self.at, %error, "a transfer broke off and is resumed");
+            tracing::info!(%upstream, url, at = self.at, %error, "resuming a broken transfer");
             let pause =
                 error.retry_after().unwrap_or(PAUSE * 2_u32.pow((breaks - 1).min(PAUSE_DOUBLINGS_MAX)));
             tokio::time::sleep(pause).await;
