@@ -1,6 +1,6 @@
-# The NixOS module `services.ondine`: a binary cache that builds what it is missing, as a hardened service with its own
-# user. The program checks the settings while the system is built, so that a system whose server would not start is
-# never activated.
+# The NixOS module `services.ondine`: a binary cache that builds what it is missing, as a hardened service
+# with its own user. The program checks the settings while the system is built, so that a system whose server
+# would not start is never activated.
 { config, lib, pkgs, ... }:
 
 let
@@ -13,7 +13,8 @@ let
   netrcFile = cfg.settings.netrc-file or null;
   settings = cfg.settings // {
     upstream = lib.imap0 (
-      n: upstream: upstream // lib.optionalAttrs (upstream ? credentials-file) { credentials-file = secretName n; }
+      n: upstream:
+      upstream // lib.optionalAttrs (upstream ? credentials-file) { credentials-file = secretName n; }
     ) cfg.settings.upstream;
   } // lib.optionalAttrs (netrcFile != null) { netrc-file = "netrc"; };
   secrets = lib.concatLists (
@@ -29,6 +30,8 @@ let
     STATE_DIRECTORY=${stateDir} ${cfg.package}/bin/ondine check-config --settings-only ${written}
     cp ${written} "$out"
   '';
+
+  settingsFile = if cfg.checkConfig then checked else written;
 
   port = lib.toInt (lib.last (lib.splitString ":" cfg.settings.listen));
 in
@@ -51,8 +54,8 @@ in
       type = lib.types.bool;
       default = true;
       description = ''
-        Whether to check the settings with `ondine check-config` when the system is built. Turn it off where the
-        building machine cannot run the package.
+        Whether to check the settings with `ondine check-config` when the system is built. Turn it off where
+        the building machine cannot run the package.
       '';
     };
 
@@ -88,13 +91,14 @@ in
               }
             ];
             description = ''
-              Other caches, each with its `url` and `public-keys`. The module makes them trusted substituters of the
-              Nix daemon, too, with these keys: the daemon takes inputs of builds only from substituters it trusts.
+              Other caches, each with its `url` and `public-keys`. The module makes them trusted substituters
+              of the Nix daemon, too, with these keys: the daemon takes inputs of builds only from substituters
+              that it trusts.
 
-              Credentials do not belong into `url`, which everyone can read in the Nix store. `credentials-file` names
-              a file with `USER:PASSWORD` or `Bearer TOKEN`; `netrc-file`, beside `upstream`, names a netrc file.
-              systemd reads both (LoadCredential). To take inputs of builds from there, the Nix daemon needs a netrc
-              file of its own ({option}`nix.settings.netrc-file`).
+              Credentials do not belong into `url`, which everyone can read in the Nix store.
+              `credentials-file` names a file with `USER:PASSWORD` or `Bearer TOKEN`; `netrc-file`, beside
+              `upstream`, names a netrc file. systemd reads both (LoadCredential). To take inputs of builds
+              from there, the Nix daemon needs a netrc file of its own ({option}`nix.settings.netrc-file`).
             '';
           };
         };
@@ -110,7 +114,10 @@ in
       }
       {
         assertion = !(builtins.any (upstream: isSecret upstream.url) cfg.settings.upstream);
-        message = "services.ondine.settings.upstream: a url with credentials would be readable by everyone in the Nix store; use credentials-file";
+        message = ''
+          services.ondine.settings.upstream: a url with credentials would be readable by everyone in the Nix
+          store; use credentials-file
+        '';
       }
     ];
 
@@ -129,19 +136,20 @@ in
       upstream.url
       "${lib.removeSuffix "/" upstream.url}/cached"
     ]) cfg.settings.upstream;
-    nix.settings.trusted-public-keys = lib.concatMap (upstream: upstream.public-keys or [ ]) cfg.settings.upstream;
+    nix.settings.trusted-public-keys =
+      lib.concatMap (upstream: upstream.public-keys or [ ]) cfg.settings.upstream;
 
     systemd.services.ondine = {
       description = "Nix binary cache that builds what it is missing";
       wantedBy = [ "multi-user.target" ];
       wants = [ "nix-daemon.socket" ];
       after = [ "network.target" "nix-daemon.socket" ];
-      # `nix` detects the systems and features that the daemon builds for; `nix-instantiate`, or `nix-eval-jobs` where
-      # that is added, evaluates package sets.
+      # `nix` detects the systems and features that the daemon builds for; `nix-instantiate`, or
+      # `nix-eval-jobs` where that is added, evaluates package sets.
       path = [ config.nix.package ];
 
       serviceConfig = {
-        ExecStart = "${cfg.package}/bin/ondine serve --config ${if cfg.checkConfig then checked else written} --state-dir ${stateDir}";
+        ExecStart = "${cfg.package}/bin/ondine serve --config ${settingsFile} --state-dir ${stateDir}";
         User = "ondine";
         Group = "ondine";
         StateDirectory = "ondine";
@@ -155,7 +163,8 @@ in
         # Clients keep connections open; each stored NAR under way takes one more.
         LimitNOFILE = 65536;
 
-        # The server uses the network, the daemon's socket, Nix's store and database (read only), and its state directory.
+        # The server uses the network, the daemon's socket, Nix's store and database (read only), and its
+        # state directory.
         CapabilityBoundingSet = "";
         AmbientCapabilities = "";
         DevicePolicy = "closed";

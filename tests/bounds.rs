@@ -15,7 +15,7 @@ const SOON: Duration = Duration::from_secs(30);
 #[test]
 fn one_request_more_than_may_wait_is_refused_with_the_reason_and_joining_is_not() {
     for (setting, bound) in [("--max-queued", "max-queued"), ("--max-queued-per-client", "for this client")] {
-        let cache = Cache::new(&[setting, "2s"]);
+        let cache = Cache::new(&[setting, "2"]);
         let gate = cache.store.gate();
         let names = ["first", "second", "third"];
         let wanted = names.map(|name| cache.gated(name, &gate));

@@ -181,6 +181,11 @@ impl<'a> Demo<'a> {
     /// own.
     fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
+        // Settings of another server are not for this one.
+        let is_setting = |name: &std::ffi::OsString| name.as_encoded_bytes().starts_with(b"ONDINE_");
+        for name in std::env::vars_os().map(|(name, _)| name).filter(is_setting) {
+            command.env_remove(name);
+        }
         command
             .stdin(Stdio::null())
             .env_remove("NIX_PATH")
