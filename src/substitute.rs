@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use narinfo::{StorePath, StorePathHash};
 
-use crate::adopt::{self, Adopter, Elsewhere};
+use crate::adopt::{self, Adopter, UpstreamResult};
 use crate::build::{Failures, Scheduler, Ticket};
 use crate::index::{Failure, FailureClass, Hit, Index, Maker, Ready};
 use crate::nix::{LocalStore, LocalStoreError, read_derivation};
@@ -190,16 +190,16 @@ impl Substitute {
             Err(reason) => return Err(reason),
         };
         let elsewhere = match Box::pin(self.adopter.adopt_from_upstream(hash, &on_miss.asker())).await {
-            Elsewhere::Published => match Box::pin(self.served(hash)).await? {
+            UpstreamResult::Published => match Box::pin(self.served(hash)).await? {
                 Some(ready) => return Ok(Answer::Ready(ready)),
                 None => [].into(),
             },
-            Elsewhere::Nowhere(reasons) => reasons,
-            Elsewhere::Troubled(reasons) => {
+            UpstreamResult::NotFound(reasons) => reasons,
+            UpstreamResult::Failed(reasons) => {
                 *troubled = Arc::clone(&reasons);
                 reasons
             }
-            Elsewhere::NoDaemon(reason) => return Err(Missing::NoDaemon(reason.to_string())),
+            UpstreamResult::NoDaemon(reason) => return Err(Missing::NoDaemon(reason.to_string())),
         };
         let drv = match Box::pin(self.derivation_for(hash)).await? {
             Some(KnownDerivation { drv, no: None }) => drv,

@@ -1,4 +1,4 @@
-//! What is valid in the local Nix store is adopted from there: held by a GC root of ours before it is published.
+//! Adoption from the local Nix store: a valid path gets a GC root of ours before it is published.
 //! Must never publish a path that the garbage collector could still take.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,10 +10,11 @@ use crate::index::PathRow;
 use crate::nix::{Daemon, ValidPath};
 
 impl Adopter {
-    /// Adopts `paths` and all that they refer to, each time all or nothing.
+    /// Adopts `paths` and their closures, all or nothing.
     ///
     /// # Errors
-    /// When one of them is not valid, or the daemon, the index or the file system fails; nothing is published then.
+    /// When one of them is not valid, or the daemon, the index or the file system fails; nothing is published
+    /// then.
     pub async fn adopt(&self, paths: &[StorePath]) -> Result<(), Error> {
         if paths.is_empty() {
             return Ok(());
@@ -36,7 +37,7 @@ impl Adopter {
             let held: Vec<&StorePath> = new.values().map(|valid| &valid.info.path).collect();
             self.roots.hold(daemon, held).await?;
             if self.index.publish(new.values().map(|valid| self.row(valid)).collect()).await? {
-                // Only now: until it is served, nothing keeps a NAR that is packed already.
+                // Released only now: a NAR that is packed already may be evicted until a path has it.
                 for ValidPath { info, .. } in new.values() {
                     if self.index.packed(info.nar_hash).await?.is_some() {
                         self.roots.release(&info.path);
@@ -49,7 +50,7 @@ impl Adopter {
         Err(Error::Unsteady)
     }
 
-    /// Everything in the closure of `paths` that is not served yet. What is served has its whole closure served.
+    /// Paths in the closure of `paths` that are not served yet. The closure of a served path is served.
     async fn new_in_closure(
         &self,
         daemon: &mut Daemon,
@@ -81,7 +82,7 @@ impl Adopter {
         Ok(new)
     }
 
-    /// The row of a path, with our signature beside those it has.
+    /// Row of a path, with our signature beside those it has.
     fn row(&self, valid: &ValidPath) -> PathRow {
         let mut row = PathRow { info: valid.info.clone(), built: valid.ultimate };
         self.sign(&mut row);

@@ -1,5 +1,5 @@
-//! Adoption: a path that is valid in the local Nix store, or that another cache has, becomes one we serve, signed, with its
-//! whole closure, in one transaction. Must never publish a path whose closure cannot be served.
+//! Adoption: a path of the local Nix store or of an upstream is signed and published with its whole closure,
+//! in one transaction. Must never publish a path whose closure cannot be served.
 
 mod depth;
 mod local;
@@ -19,51 +19,51 @@ use crate::nix::{DaemonError, LocalStore, LocalStoreError, Pool};
 use crate::packer::Packer;
 use crate::roots::{self, Roots};
 use crate::upstream::Upstreams;
-pub use upstream::{Elsewhere, Search};
+pub use upstream::{UpstreamResult, UpstreamSearch};
 
 /// Store paths in one closure at most; the largest NixOS systems have some 30,000.
 const CLOSURE_PATHS_MAX: usize = 1_000_000;
 
-/// How often a closure is looked through at most. Once is enough unless a part of it stops being served meanwhile.
+/// Passes over a closure, at most. One is enough unless a part of it stops being served in between.
 const TRIES_MAX: usize = 3;
 
-/// Why a path was not adopted.
+/// Reasons why a path was not adopted.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It is not in the Nix store, or not any more.
+    /// The path is not in the Nix store, or not any more.
     #[error("{0} is not valid in the Nix store")]
     NotValid(StorePath),
-    /// Its contents are not those that Nix registered, or no NAR can be made of them that clients would take.
+    /// Its contents are not those that Nix registered, or clients could not unpack their NAR.
     #[error("{path} cannot be served: {reason}")]
     Unservable {
         /// The path.
         path: StorePath,
-        /// Why.
+        /// The reason, for the person who asked.
         reason: String,
     },
-    /// It would tell everybody the signing key.
+    /// The path would publish the signing key.
     #[error(
         "{0} has the signing key of this cache in it, which must stay secret: delete it from the Nix store"
     )]
     Secret(StorePath),
-    /// It, or something that it refers to, has a hash that is served under another name.
+    /// A path in the closure has a hash that is served under another name.
     #[error("{path} is in the closure, and its hash is that of {served} here")]
     OtherName {
-        /// What is referred to.
+        /// The path in the closure.
         path: StorePath,
-        /// What is served.
+        /// The path that is served.
         served: StorePath,
     },
-    /// Its closure is absurdly large.
+    /// Its closure is too large.
     #[error("the closure has more than {CLOSURE_PATHS_MAX} store paths")]
     TooLarge,
-    /// Again and again a part of its closure that was served is not any more.
-    #[error("parts of the closure stop being served as fast as it is adopted")]
+    /// Parts of its closure stopped being served during each pass.
+    #[error("parts of the closure stop being served while it is adopted: ask again")]
     Unsteady,
     /// The daemon failed.
-    #[error("the Nix daemon could not tell about the path")]
+    #[error("the Nix daemon could not be asked about the path")]
     Daemon(#[from] DaemonError),
-    /// Neither the daemon nor Nix's database tells.
+    /// Neither the daemon nor Nix's database could be asked.
     #[error("the Nix store could not be asked about its closure")]
     Local(#[from] LocalStoreError),
     /// The index failed.
@@ -75,7 +75,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// How the Nix daemon was lost, where that is why.
+    /// The loss of the Nix daemon, if that is the reason.
     #[must_use]
     pub fn lost(&self) -> Option<String> {
         match self {
@@ -87,33 +87,33 @@ impl Error {
     }
 }
 
-/// Adopts paths; clones share what it needs.
+/// The adopter; clones share its parts.
 #[derive(Clone)]
 pub struct Adopter {
     /// The connections to the daemon.
     pub pool: Pool,
-    /// Where adopted paths are published.
+    /// Index in which paths are published.
     pub index: Index,
-    /// What holds them until they are packed.
+    /// GC roots that hold paths until they are packed.
     pub roots: Roots,
-    /// What packs them.
+    /// Packer of their NARs.
     pub packer: Packer,
-    /// Keys that sign them.
+    /// Keys that sign paths.
     pub keys: Arc<Keys>,
-    /// The store they are in.
+    /// The store directory.
     pub store_dir: StoreDir,
-    /// What Nix has on this machine.
+    /// The local Nix store.
     pub local: LocalStore,
     /// Other caches.
     pub upstreams: Upstreams,
-    /// What is being looked for in other caches now: equal requests wait for the same answer.
-    pub asking: Asking,
+    /// Searches under way: equal requests wait for the same answer.
+    pub searches: Searches,
 }
 
-/// The searches in other caches that are under way.
-pub type Asking = Arc<Mutex<HashMap<StorePathHash, Arc<Search>>>>;
+/// The searches of upstreams that are under way.
+pub type Searches = Arc<Mutex<HashMap<StorePathHash, Arc<UpstreamSearch>>>>;
 
-/// Of `paths`, one whose hash another path has that is served.
+/// One of `paths` whose hash is served under another name, and that name.
 fn adopted_under_another_name(
     paths: &BTreeSet<StorePath>,
     served: &BTreeMap<StorePathHash, StorePath>,
@@ -123,8 +123,8 @@ fn adopted_under_another_name(
 }
 
 impl Adopter {
-    /// Publishes realisations that Nix has or that were verified, with our signature beside those they have: all or none.
-    /// Whether they are: none is when one names a path that is not served.
+    /// Publishes realisations of Nix or of upstreams, with our signature beside those they have, all or none.
+    /// False if one names a path that is not served.
     ///
     /// # Errors
     /// When the index fails; nothing is published then.
@@ -135,7 +135,7 @@ impl Adopter {
         Ok(self.index.publish_realisations(realisations).await?)
     }
 
-    /// Narinfo of a served path, signed by every key, also by those that came after the path was published.
+    /// Narinfo of a served path, signed by every key, also by keys that came after it was published.
     #[must_use]
     pub fn narinfo(&self, hit: &Hit) -> String {
         let mut narinfo = hit.narinfo();

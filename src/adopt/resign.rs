@@ -1,5 +1,5 @@
-//! Signatures of keys that came after paths were published: added to every served path, in the background. Answers do not wait for
-//! it, since each is completed as it is rendered.
+//! Re-signing: adds signatures of keys that came after paths were published to every served path, in the
+//! background. Answers do not wait for it: each is completed when it is rendered.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use narinfo::Signature;
 use super::{Adopter, Error};
 use crate::index::PathRow;
 
-/// Rest between two batches, for whoever else writes to the index.
+/// Pause between two batches, for other writers of the index.
 const REST: Duration = Duration::from_millis(10);
 
 impl Adopter {
-    /// Adds the signatures that served paths lack, and returns how many paths lacked one.
+    /// Adds the signatures that served paths lack, and returns the number of paths that lacked one.
     ///
     /// # Errors
-    /// When the index fails; what was added by then stays.
+    /// When the index fails; signatures that were added by then stay.
     pub async fn resign(&self) -> Result<u64, Error> {
         let (mut after, mut resigned) = (None, 0);
         loop {
@@ -31,7 +31,7 @@ impl Adopter {
         }
     }
 
-    /// The path with all its signatures, where one was missing.
+    /// The path with all its signatures, if one was missing.
     fn completed(&self, row: PathRow) -> Option<(narinfo::StorePathHash, Vec<Signature>)> {
         let mut signatures = row.info.signatures.clone();
         let added = self.keys.complete(&mut signatures, || self.fingerprint(&row));

@@ -1,5 +1,6 @@
-//! Copies of a signing key in the Nix store, which everybody could fetch: nothing that holds one is adopted. Looked through is
-//! what was added as it is. What was built comes from inputs that are in the store already, and may be large.
+//! Copies of a signing key in the Nix store, which everybody could fetch: a path that holds one is not
+//! adopted. Searches paths that were added as they are; built paths come from inputs that are in the store
+//! already, and may be large.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -13,11 +14,11 @@ use narinfo::StorePathHash;
 use super::{Adopter, Error};
 use crate::nix::ValidPath;
 
-/// Bytes that are looked through at a time.
+/// Bytes that are searched at a time.
 const CHUNK_BYTES: usize = 256 * 1024;
 
 impl Adopter {
-    /// Fails when one of the paths holds a signing key.
+    /// Fails if one of the paths holds a signing key.
     pub(super) async fn must_hold_no_key(
         &self,
         new: &BTreeMap<StorePathHash, ValidPath>,
@@ -31,9 +32,9 @@ impl Adopter {
             match found.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
                 Ok(false) => {}
                 Ok(true) => return Err(Error::Secret(info.path.clone())),
-                // The daemon sends it then: see packer/bring.rs.
+                // The daemon can send it: see packer/bring.rs.
                 Err(error) => {
-                    tracing::debug!(path = %info.path, %error, "looked through as the daemon sends it");
+                    tracing::debug!(path = %info.path, %error, "cannot read a path: searching what the daemon sends for signing keys");
                     let (nar, _) = self.pool.nar(&info.path, info.nar_size).await?;
                     let keys = self.keys.clone();
                     let found = tokio::task::spawn_blocking(move || {
@@ -54,7 +55,7 @@ impl Adopter {
     }
 }
 
-/// Whether a file, or one below a folder, holds one of the keys, under whatever name. Blocks.
+/// True if a file, or one below a folder, holds one of the keys, under whatever name. Blocking.
 fn holds(path: &Path, keys: &[impl Deref<Target = String>]) -> io::Result<bool> {
     let finders = finders(keys);
     let mut open = vec![path.to_owned()];

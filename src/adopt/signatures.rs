@@ -1,5 +1,5 @@
-//! Signatures that the Nix store gains later, as by `nix store sign`, on paths that are served: looked for whenever Nix's database has
-//! been changed, in small parts with long pauses. Never asks the daemon, and nobody waits for it.
+//! Signatures that served paths gain in the Nix store, as by `nix store sign`: searched for whenever Nix's
+//! database has changed, in small parts with long pauses. Never asks the daemon, and nobody waits for it.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -9,9 +9,9 @@ use tokio::time::sleep;
 use super::{Adopter, Error};
 use crate::nix::Signed;
 
-/// How often it is looked whether Nix's database has been changed.
+/// Interval between two looks at the version of Nix's database.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How many times as long as a part took is rested after it: builds change the database all the time.
+/// Pause after a part, as a multiple of the time that it took: builds change the database all the time.
 const REST: u32 = 20;
 
 impl Adopter {
@@ -32,7 +32,7 @@ impl Adopter {
                         tracing::info!(paths = added, "added signatures that the Nix store has gained");
                     }
                 }
-                // Look-ups tell of a database that cannot be read.
+                // Look-ups warn of a database that cannot be read.
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::debug!(error, "cannot look for new signatures");
@@ -41,7 +41,8 @@ impl Adopter {
         }
     }
 
-    /// Looks through all served paths once. Gives the number of those that got signatures; nothing where Nix's database cannot be read.
+    /// Searches all served paths once, and returns the number of those that gained signatures; `None` if
+    /// Nix's database cannot be read.
     async fn gather_signatures(&self) -> Result<Option<usize>, Error> {
         let (mut after, mut added) = (None, 0);
         loop {

@@ -1,5 +1,5 @@
-//! What another cache has is adopted from there: its narinfo and those of its closure, each signed by a key that is trusted
-//! for it, or of a path whose contents have proven it. Signed contents are fetched when somebody asks for them.
+//! Adoption from upstreams: the narinfo of a path and those of its closure are published, each signed by a
+//! trusted key or proven by its contents. Signed contents are fetched on request.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
@@ -7,105 +7,106 @@ use std::sync::{Arc, PoisonError};
 use narinfo::{NarHash, PathInfo, StorePath, StorePathHash};
 use tokio::task::JoinSet;
 
-use super::{Adopter, Asking, CLOSURE_PATHS_MAX, Error, TRIES_MAX, adopted_under_another_name};
+use super::{Adopter, CLOSURE_PATHS_MAX, Error, Searches, TRIES_MAX, adopted_under_another_name};
 use crate::index::{PathRow, UpstreamNar};
 use crate::packer::{NotProven, Packer, upstream_nar};
 use crate::upstream::{Asker, FoundNarInfo, Lookup, Upstreams};
 
 /// Contents that are proven at the same time for one path, with all that it refers to.
 const PROVEN_AT_ONCE_MAX: usize = 4;
-/// How often a path is looked for anew because what was found did not prove true; each time another upstream is disbelieved.
+/// Searches for a path after an upstream was proven wrong, at most; each time another upstream is not
+/// believed.
 const LIES_MAX: usize = 16;
 
-/// What came of looking for a path in other caches.
+/// Result of a search for a path in upstreams.
 #[derive(Clone, Debug)]
-pub enum Elsewhere {
-    /// It is served now.
+pub enum UpstreamResult {
+    /// The path is served now.
     Published,
-    /// Nobody has it, or nobody has all of its closure; what was said of it else, for the person who asked.
-    Nowhere(Arc<[String]>),
-    /// A part of its closure is in the Nix store alone, and the daemon does not answer; how it does not.
+    /// No upstream has it, or none has all of its closure; with more reasons for the person who asked.
+    NotFound(Arc<[String]>),
+    /// A part of its closure is in the Nix store alone, and the daemon does not answer, for this reason.
     NoDaemon(Arc<str>),
-    /// Somebody may have it: not all could tell, or it could not be taken, which may pass. Why.
-    Troubled(Arc<[String]>),
+    /// Transient failure: not all upstreams could answer, or the path could not be adopted. With the reasons.
+    Failed(Arc<[String]>),
 }
 
-/// A search under way, and how far it is.
+/// A search under way, and its stage.
 #[derive(Debug, Default)]
-pub struct Search {
-    outcome: tokio::sync::OnceCell<Elsewhere>,
+pub struct UpstreamSearch {
+    outcome: tokio::sync::OnceCell<UpstreamResult>,
     stage: std::sync::Mutex<String>,
 }
 
-impl Search {
+impl UpstreamSearch {
     fn tell(&self, stage: String) {
         *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
     }
 }
 
-/// One who waits for a search. The last one takes it off the list.
-struct Waiting<'a> {
-    asking: &'a Asking,
+/// Guard of one who waits for a search; the last one takes it off the list.
+struct SearchGuard<'a> {
+    searches: &'a Searches,
     hash: StorePathHash,
-    search: Arc<Search>,
+    search: Arc<UpstreamSearch>,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for SearchGuard<'_> {
     fn drop(&mut self) {
-        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_listed = asking.get(&self.hash).is_some_and(|listed| Arc::ptr_eq(listed, &self.search));
-        // The list has one, and this is another.
+        let mut searches = self.searches.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_listed = searches.get(&self.hash).is_some_and(|listed| Arc::ptr_eq(listed, &self.search));
+        // The list has one handle, and this is another.
         if is_listed && (self.search.outcome.initialized() || Arc::strong_count(&self.search) <= 2) {
-            asking.remove(&self.hash);
+            searches.remove(&self.hash);
         }
     }
 }
 
-/// A closure as far as upstreams have it.
+/// Closure of a path that an upstream has.
 #[derive(Default)]
 struct Closure {
     found: BTreeMap<StorePathHash, FoundNarInfo>,
-    /// What no upstream has, but the local store.
+    /// Paths that no upstream has, but the local store.
     local: Vec<StorePath>,
 }
 
-/// What was proven in a search: a path, and what was said of its contents.
+/// Paths that were proven in a search, with hash and size of their NARs.
 type Proven = BTreeSet<(StorePathHash, NarHash, u64)>;
 
 impl Adopter {
-    /// Looks for `hash` in the upstreams, and adopts it and all that it refers to, all or nothing. Equal requests share one
-    /// search.
-    pub async fn adopt_from_upstream(&self, hash: StorePathHash, asker: &Asker) -> Elsewhere {
+    /// Searches the upstreams for `hash`, and adopts the path and its closure, all or nothing. Equal requests
+    /// share one search.
+    pub async fn adopt_from_upstream(&self, hash: StorePathHash, asker: &Asker) -> UpstreamResult {
         if self.upstreams.is_empty() {
-            return Elsewhere::Nowhere([].into());
+            return UpstreamResult::NotFound([].into());
         }
         let search = {
-            let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(asking.entry(hash).or_default())
+            let mut searches = self.searches.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(searches.entry(hash).or_default())
         };
-        let waiting = Waiting { asking: &self.asking, hash, search };
-        // Where the one who began it leaves, another one of those who wait goes on.
+        let waiting = SearchGuard { searches: &self.searches, hash, search };
+        // If the one who began it leaves, another one who waits goes on.
         let search = &waiting.search;
         search.outcome.get_or_init(|| self.search(hash, asker, search)).await.clone()
     }
 
-    /// How far the search for `hash` is, if there is one.
+    /// Stage of the search for `hash`, if there is one.
     #[must_use]
     pub fn search_stage(&self, hash: StorePathHash) -> Option<String> {
-        let asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        let stage = asking.get(&hash)?.stage.lock().unwrap_or_else(PoisonError::into_inner);
+        let searches = self.searches.lock().unwrap_or_else(PoisonError::into_inner);
+        let stage = searches.get(&hash)?.stage.lock().unwrap_or_else(PoisonError::into_inner);
         Some(stage.clone()).filter(|stage| !stage.is_empty())
     }
 
-    async fn search(&self, hash: StorePathHash, asker: &Asker, search: &Search) -> Elsewhere {
+    async fn search(&self, hash: StorePathHash, asker: &Asker, search: &UpstreamSearch) -> UpstreamResult {
         match self.try_search(hash, asker, search).await {
-            Ok(elsewhere) => elsewhere,
-            Err(error) if let Some(reason) = error.lost() => Elsewhere::NoDaemon(reason.into()),
+            Ok(result) => result,
+            Err(error) if let Some(reason) = error.lost() => UpstreamResult::NoDaemon(reason.into()),
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
-                tracing::error!(%hash, error, "another cache has the path, but it could not be adopted");
+                tracing::error!(%hash, error, "cannot adopt a path that an upstream has");
                 let reason = "what was found could not be taken; the server's log has the details";
-                Elsewhere::Troubled([reason.into()].into())
+                UpstreamResult::Failed([reason.into()].into())
             }
         }
     }
@@ -114,45 +115,45 @@ impl Adopter {
         &self,
         hash: StorePathHash,
         asker: &Asker,
-        search: &Search,
-    ) -> Result<Elsewhere, Error> {
+        search: &UpstreamSearch,
+    ) -> Result<UpstreamResult, Error> {
         let (mut proven, mut tries, mut lies) = (Proven::new(), 0, Vec::new());
         while tries < TRIES_MAX && lies.len() < LIES_MAX {
             search.tell("looking for it in other caches".into());
             let Closure { found, local } = match self.closure_of(hash, asker, search).await? {
                 Ok(closure) => closure,
-                Err(elsewhere) => return Ok(elsewhere.after(lies)),
+                Err(result) => return Ok(result.after(lies)),
             };
             match self.prove(&found, &mut proven, search).await {
                 Ok(()) => {}
-                // Another upstream may have it.
+                // Another upstream may have the right contents.
                 Err(NotProven::Refused(reason)) => {
                     lies.push(reason);
                     continue;
                 }
-                Err(NotProven::Failed(reason)) => return Ok(Elsewhere::Troubled([reason].into())),
+                Err(NotProven::Failed(reason)) => return Ok(UpstreamResult::Failed([reason].into())),
             }
             self.adopt(&local).await?;
             let rows = found.into_values().map(|found| self.rows(found)).collect();
             if self.index.publish_from_upstream(rows).await? {
-                return Ok(Elsewhere::Published);
+                return Ok(UpstreamResult::Published);
             }
             tries += 1;
         }
-        if tries < TRIES_MAX { Ok(Elsewhere::Nowhere(lies.into())) } else { Err(Error::Unsteady) }
+        if tries < TRIES_MAX { Ok(UpstreamResult::NotFound(lies.into())) } else { Err(Error::Unsteady) }
     }
 
-    /// The path and everything in its closure that is not served yet, or what came of looking for it else.
+    /// Finds the path and everything in its closure that is not served yet.
     async fn closure_of(
         &self,
         hash: StorePathHash,
         asker: &Asker,
-        search: &Search,
-    ) -> Result<Result<Closure, Elsewhere>, Error> {
+        search: &UpstreamSearch,
+    ) -> Result<Result<Closure, UpstreamResult>, Error> {
         let top = match find(&self.upstreams, &self.packer, hash, asker).await {
             Lookup::Found(found) => *found,
-            Lookup::Missing(reasons) => return Ok(Err(Elsewhere::Nowhere(reasons.into()))),
-            Lookup::Troubled(reasons) => return Ok(Err(Elsewhere::Troubled(reasons.into()))),
+            Lookup::Missing(reasons) => return Ok(Err(UpstreamResult::NotFound(reasons.into()))),
+            Lookup::Troubled(reasons) => return Ok(Err(UpstreamResult::Failed(reasons.into()))),
         };
         let top_path = top.info.path_info.path.clone();
         let mut closure = Closure::default();
@@ -164,7 +165,7 @@ impl Adopter {
             let served = self.index.served(level.iter().map(StorePath::hash).collect()).await?;
             if let Some((path, served)) = adopted_under_another_name(&level, &served) {
                 let reason = Error::OtherName { path, served }.to_string();
-                return Ok(Err(Elsewhere::Nowhere([reason].into())));
+                return Ok(Err(UpstreamResult::NotFound([reason].into())));
             }
             level.retain(|path| !served.contains_key(&path.hash()));
             if level.is_empty() {
@@ -175,7 +176,7 @@ impl Adopter {
             let mut lookups = self.find_all(level, asker);
             let mut looked_up = before;
             while let Some(lookup) = lookups.join_next().await {
-                // Only a bug ends one early; then it is as if nobody had it.
+                // Only a panic ends one early.
                 let Ok((path, lookup)) = lookup else { return Err(Error::Unsteady) };
                 looked_up += 1;
                 search.tell(format!(
@@ -191,11 +192,12 @@ impl Adopter {
                     }
                     Lookup::Troubled(reasons) => {
                         let reason = format!("{top_path} needs {path}: {}", reasons.join("; "));
-                        return Ok(Err(Elsewhere::Troubled([reason].into())));
+                        return Ok(Err(UpstreamResult::Failed([reason].into())));
                     }
                     Lookup::Found(_) | Lookup::Missing(_) => {
-                        let reason = format!("{top_path} is elsewhere, but {path}, which it needs, is not");
-                        return Ok(Err(Elsewhere::Nowhere([reason].into())));
+                        let reason =
+                            format!("an upstream has {top_path}, but none has {path}, which it needs");
+                        return Ok(Err(UpstreamResult::NotFound([reason].into())));
                     }
                 }
             }
@@ -206,14 +208,14 @@ impl Adopter {
         }
     }
 
-    /// Looks for many paths at once; an upstream takes as many at a time as it likes.
+    /// Searches for many paths at once; each upstream bounds the requests that it takes at a time.
     fn find_all(&self, paths: BTreeSet<StorePath>, asker: &Asker) -> JoinSet<(StorePath, Lookup)> {
         let mut searches = JoinSet::new();
         for path in paths {
             let (upstreams, packer, asker) = (self.upstreams.clone(), self.packer.clone(), asker.clone());
             searches.spawn(async move {
                 let mut lookup = find(&upstreams, &packer, path.hash(), &asker).await;
-                // One lost answer among very many must not lose the closure.
+                // One lost answer among very many must not fail the closure.
                 if matches!(lookup, Lookup::Troubled(_)) {
                     lookup = find(&upstreams, &packer, path.hash(), &asker).await;
                 }
@@ -223,12 +225,13 @@ impl Adopter {
         searches
     }
 
-    /// Fetches the contents of all that nobody trusted has signed, but what was proven before.
+    /// Fetches the contents of all paths that no trusted key has signed, except those that were proven
+    /// before.
     async fn prove(
         &self,
         found: &BTreeMap<StorePathHash, FoundNarInfo>,
         proven: &mut Proven,
-        search: &Search,
+        search: &UpstreamSearch,
     ) -> Result<(), NotProven> {
         let claim = |found: &FoundNarInfo| {
             let PathInfo { path, nar_hash, nar_size, .. } = &found.info.path_info;
@@ -259,7 +262,7 @@ impl Adopter {
         Ok(())
     }
 
-    /// The row of a path with our signature beside those it has, and that of its contents.
+    /// Row of a path, with our signature beside those it has, and location of its contents.
     fn rows(&self, found: FoundNarInfo) -> (PathRow, UpstreamNar) {
         let nar = upstream_nar(&found);
         let mut row = PathRow { info: found.info.path_info, built: false };
@@ -268,19 +271,19 @@ impl Adopter {
     }
 }
 
-impl Elsewhere {
-    /// The same after these upstreams turned out to be wrong.
+impl UpstreamResult {
+    /// Adds the reasons of upstreams that were proven wrong before.
     fn after(self, lies: Vec<String>) -> Self {
         let all = |reasons: Arc<[String]>| lies.iter().chain(&*reasons).cloned().collect();
         match self {
             Self::Published | Self::NoDaemon(_) => self,
-            Self::Nowhere(reasons) => Self::Nowhere(all(reasons)),
-            Self::Troubled(reasons) => Self::Troubled(all(reasons)),
+            Self::NotFound(reasons) => Self::NotFound(all(reasons)),
+            Self::Failed(reasons) => Self::Failed(all(reasons)),
         }
     }
 }
 
-/// What upstreams say of a path; those count for nothing that say it is larger than what is fetched.
+/// Looks a path up in the upstreams, passing over those whose NAR is too large to be fetched.
 async fn find(upstreams: &Upstreams, packer: &Packer, hash: StorePathHash, asker: &Asker) -> Lookup {
     let (mut passed_over, mut too_large) = (Vec::new(), Vec::new());
     loop {
@@ -289,7 +292,7 @@ async fn find(upstreams: &Upstreams, packer: &Packer, hash: StorePathHash, asker
             Lookup::Missing(reasons) => return Lookup::Missing([too_large, reasons].concat()),
             Lookup::Troubled(reasons) => return Lookup::Troubled([too_large, reasons].concat()),
         };
-        // Where clients are sent there, nothing is fetched.
+        // Nothing is fetched of an upstream that clients are redirected to.
         let is_fetched = !found.redirect || !found.signed;
         let Some(max) = packer.fetches(found.info.path_info.nar_size).err().filter(|_| is_fetched) else {
             return Lookup::Found(found);

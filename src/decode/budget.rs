@@ -1,17 +1,17 @@
-//! Memory of large decoders together. A window of 128 MiB is what some caches need and what any may ask for: whoever wants that
-//! much waits until others have ended, first come, first served. Ordinary decoders wait for nobody: a slow upstream must not
-//! keep others from theirs.
+//! Memory budget of large decoders. Some caches need a window of 128 MiB, and any may ask for it: such
+//! decoders wait until others have ended, first come, first served. Ordinary decoders wait for nobody, so
+//! that a slow upstream does not hold up others.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Bytes for all large decoders at the same time: two of the largest, four of `xz -9`.
+/// Bytes of all large decoders together: two of the largest, four of `xz -9`.
 const BUDGET_BYTES: u64 = 272 * 1024 * 1024;
-/// Bytes of a decoder that is not large: a window of 8 MiB, as `xz -6` and `zstd -19` have, and what goes with it.
+/// Bytes of the largest ordinary decoder: a window of 8 MiB, as of `xz -6` and `zstd -19`, and its tables.
 const ORDINARY_BYTES: u64 = 10 * 1024 * 1024 + 512 * 1024;
 
 static BUDGET: Budget = Budget::new(BUDGET_BYTES);
 
-/// A number of bytes that are handed out in the order in which they were asked for.
+/// Bytes that are handed out in strict FIFO order.
 #[derive(Debug)]
 struct Budget {
     state: Mutex<State>,
@@ -21,7 +21,7 @@ struct Budget {
 #[derive(Debug)]
 struct State {
     free: u64,
-    /// The number of the next one who asks, and of the one whose turn it is.
+    /// Ticket of the next one who asks, and the ticket whose turn it is.
     next: u64,
     turn: u64,
 }
@@ -52,7 +52,7 @@ impl Budget {
     }
 }
 
-/// Bytes of the budget, until it is dropped.
+/// Reserved bytes of the budget, given back on drop.
 #[derive(Debug)]
 pub(super) struct Reservation {
     of: &'static Budget,
@@ -60,20 +60,20 @@ pub(super) struct Reservation {
 }
 
 impl Reservation {
-    /// None yet.
+    /// Reserves nothing yet.
     pub(super) fn none() -> Self {
         Self { of: &BUDGET, bytes: 0 }
     }
 
-    /// Waits for so many bytes. Blocking.
+    /// Reserves so many bytes. Blocking.
     pub(super) fn of(bytes: u64) -> Self {
         let mut reservation = Self::none();
         reservation.grow_to(bytes);
         reservation
     }
 
-    /// Has at least so many bytes. What it has goes back before it waits for more, so that two of them never wait for each
-    /// other: the decoder must not need it meanwhile. Blocking.
+    /// Grows the reservation to at least so many bytes. Gives back the bytes it has before it waits for more,
+    /// so that no two wait for each other: the decoder must not need them meanwhile. Blocking.
     pub(super) fn grow_to(&mut self, bytes: u64) {
         let bytes = bytes.min(BUDGET_BYTES);
         if bytes > self.bytes.max(ORDINARY_BYTES) {

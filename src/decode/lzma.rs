@@ -1,5 +1,5 @@
-//! xz, lzma and lzip files. The library tells only that it lacks memory, not how much: its limit is raised step by step, and
-//! each step is taken from the budget before it is used.
+//! Decoder of xz, lzma and lzip files. liblzma reports only that it lacks memory, not how much: its limit is
+//! raised step by step, and each step is reserved from the budget before it is used.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -7,16 +7,16 @@ use liblzma::stream::{Action, CONCATENATED, Error, Status, Stream};
 
 use super::budget::Reservation;
 
-/// Bytes read at a time from what is compressed.
+/// Bytes of compressed input that are read at a time.
 const INPUT_BYTES: usize = 64 * 1024;
 /// Bytes that a decoder needs beside its dictionary.
 const DECODER_BYTES: u64 = 2 * 1024 * 1024;
-/// Power of two of the smallest dictionary that is told apart.
+/// Power of two of the first step, a dictionary of 64 KiB.
 const DICTIONARY_LOG_MIN: u32 = 16;
 /// Power of two of the largest dictionary that is decoded: 128 MiB, where `xz -9` has 64.
 pub(super) const DICTIONARY_LOG_MAX: u32 = 27;
 
-/// A format that liblzma knows.
+/// Format of liblzma.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Format {
     Xz,
@@ -24,7 +24,7 @@ pub(super) enum Format {
     Lzip,
 }
 
-/// Decodes a file.
+/// The decoder.
 pub(super) struct Decoder<R> {
     input: BufReader<R>,
     stream: Stream,
@@ -45,7 +45,7 @@ impl<R: Read> Decoder<R> {
         Ok(Self { input, stream, reservation, dictionary_log_max, is_done: false })
     }
 
-    /// Raises the limit to what is needed.
+    /// Raises the memory limit to the step that is needed.
     fn raise(&mut self) -> io::Result<()> {
         for log in DICTIONARY_LOG_MIN..=self.dictionary_log_max {
             if self.stream.set_memlimit(memory(log)).is_ok() {
@@ -76,7 +76,7 @@ impl<R: Read> Read for Decoder<R> {
             match status {
                 Ok(Status::StreamEnd) => {
                     self.is_done = true;
-                    // Of formats that are not concatenated: what follows is somebody else's.
+                    // Only xz and lzip files may be concatenated.
                     if !is_at_end && written == 0 && !self.input.fill_buf()?.is_empty() {
                         return Err(io::Error::other("there is something behind its end"));
                     }

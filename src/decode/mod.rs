@@ -13,22 +13,23 @@ use narinfo::Compression;
 use budget::Reservation;
 use zstd_frames::{Frames, HEADER_BYTES_MAX, WINDOW_BYTES_MAX};
 
-/// Bytes of the largest window of a zstd file that is stored as it came: whoever reads it needs as much memory. More than that
-/// have only the highest levels.
+/// Bytes of the largest window of a zstd file that is stored as it came: each of its readers needs as much
+/// memory. More than that have only the highest levels.
 pub const STORED_WINDOW_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// Power of two of the largest window of what is encoded for the way alone (RFC 9659): 8 MiB.
 const ENCODING_WINDOW_LOG_MAX: u32 = 23;
-/// Bytes read at a time from what is compressed.
+/// Bytes of compressed input that are read at a time.
 const INPUT_BYTES: usize = 64 * 1024;
 /// Bytes that decoders of these formats need at most: blocks of 900 kB, a window of 16 MiB, blocks of 8 MiB.
 const BZIP2_BYTES: u64 = 4 * 1024 * 1024;
 const BROTLI_BYTES: u64 = 18 * 1024 * 1024;
 const LZ4_BYTES: u64 = 17 * 1024 * 1024;
 
-/// The plain bytes of `input`. Waits for memory where others have it.
+/// Decodes `input`. Waits for memory while other decoders have it.
 ///
 /// # Errors
-/// When no decoder can be made. Reading fails where the input is damaged, ends early, or asks for too much memory.
+/// When no decoder can be made. Reading fails when the input is damaged, ends early, or asks for too much
+/// memory.
 pub fn plain<'a>(
     compression: Compression,
     input: impl Read + Send + 'a,
@@ -58,8 +59,8 @@ pub fn plain<'a>(
     })
 }
 
-/// The same of what is encoded once more on its way. Has a small window, and so takes nothing of the budget: a decoder of its
-/// contents may wait for that.
+/// Decodes a Content-Encoding. Has a small window, and takes nothing of the budget, for which a decoder of
+/// the contents may wait.
 ///
 /// # Errors
 /// As [`plain`].
@@ -79,7 +80,7 @@ pub fn encoded<'a>(
     })
 }
 
-/// What a decoder needs, and the decoder.
+/// Decoder with the memory that it needs.
 struct Reserved<D> {
     _memory: Reservation,
     decoder: D,
@@ -98,14 +99,15 @@ impl<D: Read> Read for Reserved<D> {
     }
 }
 
-/// lz4 frames, one behind the other, each with a decoder of its own: one decoder takes no second frame with blocks of another size.
+/// Decoder of concatenated lz4 frames. Each has a decoder of its own, because one takes no second frame with
+/// another block size.
 struct Lz4Frames<R: Read>(Option<FrameDecoder<R>>);
 
 impl<R: BufRead> Read for Lz4Frames<R> {
     fn read(&mut self, output: &mut [u8]) -> io::Result<usize> {
         while let Some(decoder) = &mut self.0 {
             let read = decoder.read(output)?;
-            // A frame that ends is told like an end of all.
+            // The decoder reports the end of a frame like the end of the file.
             if read > 0 || output.is_empty() || decoder.get_mut().fill_buf()?.is_empty() {
                 return Ok(read);
             }
@@ -115,7 +117,7 @@ impl<R: BufRead> Read for Lz4Frames<R> {
     }
 }
 
-/// Bytes of the window that a zstd file begins with, and the file; `None` where it is none.
+/// Bytes of the window of a zstd file's first frame, and the file; `None` if it is no zstd file.
 ///
 /// # Errors
 /// When it cannot be read.
@@ -125,7 +127,7 @@ pub fn window_of<R: Read>(mut input: R) -> io::Result<(Option<u64>, impl Read + 
     Ok((zstd_frames::window_bytes(&header), Cursor::new(header).chain(input)))
 }
 
-/// The compression that a Content-Encoding names (RFC 9110, 8.4.1), where there is one that we can undo.
+/// Compression that a Content-Encoding names (RFC 9110, 8.4.1), if it can be decoded.
 #[must_use]
 pub fn content_encoding(name: &str) -> Option<Compression> {
     match name.trim().to_ascii_lowercase().as_str() {
@@ -139,7 +141,7 @@ pub fn content_encoding(name: &str) -> Option<Compression> {
     }
 }
 
-/// All of a small file that is at most `bytes_max` long when it is plain.
+/// Decodes a small file into at most `bytes_max` bytes.
 ///
 /// # Errors
 /// When it is damaged or longer than that.
@@ -170,7 +172,8 @@ mod tests {
 
     #[test]
     fn a_zstd_file_that_asks_for_too_large_a_window_is_refused() {
-        // A frame with a window of 2^28 bytes (RFC 8878, 3.1.1.1.2): magic number, descriptor, window, an empty last block.
+        // A frame with a window of 2^28 bytes (RFC 8878, 3.1.1.1.2): magic number, descriptor, window, an
+        // empty last block.
         let frame = |exponent: u8| [0x28, 0xb5, 0x2f, 0xfd, 0, (exponent - 10) << 3, 1, 0, 0];
         let read = |decoder: io::Result<Box<dyn Read + Send>>| decoder.expect("a decoder").read(&mut [0]);
         let plain = |exponent| read(plain(Compression::Zstd, Cursor::new(frame(exponent))));

@@ -1,4 +1,5 @@
-//! zstd files, frame by frame: the header of each tells how much memory it needs, which is taken from the budget first.
+//! Decoder of zstd files, frame by frame: the header of each has the memory that it needs, which is reserved
+//! from the budget first.
 
 use std::io::{self, Read};
 
@@ -7,7 +8,8 @@ use zstd::zstd_safe::DParameter;
 
 use super::budget::Reservation;
 
-/// Bytes of the largest window that is decoded: what zstd itself, and so Nix, reads unasked (zstd --long=27, --ultra -22).
+/// Bytes of the largest window that is decoded, which is the default limit of zstd and Nix (zstd --long=27,
+/// --ultra -22).
 pub(super) const WINDOW_BYTES_MAX: u64 = 1 << 27;
 /// Bytes of the longest frame header (RFC 8878, 3.1.1.1) with its magic number.
 pub(super) const HEADER_BYTES_MAX: usize = 18;
@@ -16,10 +18,10 @@ const DECODER_BYTES: u64 = 512 * 1024;
 /// Bytes read at a time.
 const INPUT_BYTES: usize = 128 * 1024;
 
-/// Decodes frames.
+/// The decoder.
 pub(super) struct Frames<R> {
     input: R,
-    /// Bytes that were read and not decoded yet begin at `used`.
+    /// Bytes that were read; those from `used` on are not decoded yet.
     buffer: Vec<u8>,
     used: usize,
     is_at_end: bool,
@@ -42,7 +44,7 @@ impl<R: Read> Frames<R> {
         }
     }
 
-    /// Reads until there are `bytes` to decode, or no more.
+    /// Reads until there are `bytes` to decode, or the input ends.
     fn fill(&mut self, bytes: usize) -> io::Result<()> {
         self.buffer.drain(..std::mem::take(&mut self.used));
         while self.buffer.len() < bytes && !self.is_at_end {
@@ -59,7 +61,7 @@ impl<R: Read> Frames<R> {
         Ok(())
     }
 
-    /// A decoder for the next frame; `None` where there is none.
+    /// Decoder of the next frame; `None` at the end.
     fn begin(&mut self) -> io::Result<Option<Decoder<'static>>> {
         self.fill(HEADER_BYTES_MAX)?;
         if self.buffer.is_empty() {
@@ -113,8 +115,8 @@ impl<R: Read> Read for Frames<R> {
     }
 }
 
-/// Bytes of the window that a frame needs, by its first [`HEADER_BYTES_MAX`] bytes (fewer where the file is that short); none for
-/// a skippable frame. `None` where it is no zstd frame.
+/// Bytes of the window of a frame, by its first [`HEADER_BYTES_MAX`] bytes (fewer if the file is shorter); 0
+/// for a skippable frame. `None` if it is no zstd frame.
 pub(super) fn window_bytes(header: &[u8]) -> Option<u64> {
     let magic = u32::from_le_bytes(header.get(..4)?.try_into().ok()?);
     if magic & 0xffff_fff0 == 0x184d_2a50 {

@@ -44,7 +44,8 @@ pub(super) fn window(file: &Arc<File>, part: Range<u64>) -> io::Result<Bytes> {
     })
 }
 
-/// The same, if the bytes are in memory already; `None` if the disk would have to be read. Waits for no disk.
+/// The bytes of `part`, if they are in memory already; `None` if the disk would have to be read. Waits for no
+/// disk.
 pub(super) fn window_in_memory(file: &Arc<File>, part: &Range<u64>) -> Option<Bytes> {
     let mapping = mapping(file, part).ok().filter(|mapping| is_in_memory(mapping, file, part.start))?;
     Some(registered(mapping, file, part))

@@ -33,7 +33,7 @@ impl Blob {
         self.verify_within(promised, u64::MAX)
     }
 
-    /// The same, within a rate.
+    /// Verifies the file as [`Blob::verify`] does, within a rate.
     ///
     /// # Errors
     /// When the file cannot be read or holds something else.

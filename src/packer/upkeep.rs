@@ -47,7 +47,7 @@ pub enum Look {
     Size,
     /// All of the file is read and verified.
     Contents,
-    /// The same, slowly, and behind everything else.
+    /// All of the file is read and verified, slowly, and behind everything else.
     Gently,
 }
 
@@ -129,7 +129,7 @@ impl Packer {
         self.remove_corrupt(corruption, Removal::Deleted).await
     }
 
-    /// The same, but the file is moved to the quarantine.
+    /// Does as [`Packer::repair`], but moves the file to the quarantine.
     ///
     /// # Errors
     /// When the index or the NAR store fails.
@@ -353,7 +353,8 @@ impl Inner {
         verified.unwrap_or_else(|panicked| Err(PackError::Stored(std::io::Error::other(panicked))))
     }
 
-    /// The same, within a rate, and on a thread that gives way to all others: no packing waits for it.
+    /// Verifies all of a file within a rate, on a thread that gives way to all others: no packing waits for
+    /// it.
     async fn verify_gently(&self, stored: Blob, promised: NarDigest) -> Result<Packed, PackError> {
         let (done, verified) = tokio::sync::oneshot::channel();
         let failed = |error| Err(PackError::Stored(error));

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use super::daemons::Daemons;
 use super::storage::Storage;
 use super::{Error, Settings};
-use crate::adopt::{Adopter, Asking};
+use crate::adopt::{Adopter, Searches};
 use crate::compare::Comparer;
 use crate::keep::Keeper;
 use crate::key;
@@ -57,7 +57,7 @@ impl Caches {
             store_dir: store_dir.clone(),
             local: daemons.local.clone(),
             upstreams: upstreams.clone(),
-            asking: Asking::default(),
+            searches: Searches::default(),
         };
         let comparer = Comparer { index: index.clone(), upstreams: upstreams.clone() };
         let resigner = Resigner { adopter: adopter.clone(), state_dir: state_dir.clone() };
