@@ -122,13 +122,13 @@ impl Server {
             let control = control.clone();
             move || using(&control, control_socket)
         });
+        let (tasks, supervisor) = Tasks::new();
         let storage = Storage::open(state_dir, &settings).await?;
         let public_keys = storage.public_keys();
         let public_key = public_keys.first().cloned().unwrap_or_default();
         let daemons = Daemons::open(&settings, &storage.state_dir).await?;
-        let caches = Caches::open(&settings, &storage, &daemons, &public_key).await?;
+        let caches = Caches::open(&settings, &storage, &daemons, &tasks, &public_key).await?;
         let builds = Builds::open(&settings, &storage, &daemons, &caches).await?;
-        let (tasks, supervisor) = Tasks::new();
         let substitute = Substitute {
             index: storage.index.clone(),
             local: daemons.local.clone(),

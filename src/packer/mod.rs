@@ -29,6 +29,7 @@ use crate::nar_store::{Blob, Form, Nar, NarDigest, NarStore, Packed, Small, Sour
 use crate::nix::Pool;
 use crate::roots::Roots;
 use crate::tail_file::reading;
+use crate::tasks::Tasks;
 use crate::upstream::Upstreams;
 use ahead::{Ahead, EXPECTED_FOR};
 pub use fetch::upstream_nar;
@@ -102,6 +103,26 @@ enum Priority {
 #[derive(Clone)]
 pub struct Packer(Arc<Inner>);
 
+/// Handles that a packer works with.
+pub struct PackerHandles {
+    /// Index of served paths.
+    pub index: Index,
+    /// Store that NARs are brought into.
+    pub nars: NarStore,
+    /// GC roots of store paths that are not packed yet.
+    pub roots: Roots,
+    /// Upstreams that NARs are fetched from.
+    pub upstreams: Upstreams,
+    /// The Nix daemon.
+    pub pool: Pool,
+    /// Directory of the Nix store.
+    pub store_dir: StoreDir,
+    /// Bytes of a NAR that is fetched, at most; `None` is half of the free room.
+    pub nar_bytes_max: Option<u64>,
+    /// Spawner of work that goes on when the client that began it leaves.
+    pub tasks: Tasks,
+}
+
 struct Inner {
     index: Index,
     nars: NarStore,
@@ -117,6 +138,7 @@ struct Inner {
     leases: Leases,
     /// Bytes of a NAR that is fetched, at most; `None` is half of the free room.
     nar_bytes_max: Option<u64>,
+    tasks: Tasks,
     /// Number of NARs under way that a client waits for.
     awaited: AtomicUsize,
     /// NARs that a store path does not have, though Nix registered them, or that cannot be made: when that
@@ -136,15 +158,8 @@ struct Inner {
 impl Packer {
     /// Puts the parts together; nothing runs yet.
     #[must_use]
-    pub fn new(
-        index: Index,
-        nars: NarStore,
-        roots: Roots,
-        upstreams: Upstreams,
-        pool: Pool,
-        store_dir: StoreDir,
-        nar_bytes_max: Option<u64>,
-    ) -> Self {
+    pub fn new(handles: PackerHandles) -> Self {
+        let PackerHandles { index, nars, roots, upstreams, pool, store_dir, nar_bytes_max, tasks } = handles;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self(Arc::new(Inner {
             index,
@@ -157,6 +172,7 @@ impl Packer {
             proofs: Proofs::default(),
             leases: Leases::default(),
             nar_bytes_max,
+            tasks,
             awaited: AtomicUsize::new(0),
             unservable: Mutex::default(),
             ahead: Mutex::default(),
@@ -245,7 +261,9 @@ impl Packer {
         if let (Nar::Stored(stored), None) = (&nar, served.packed) {
             // A run was interrupted between the file and its row, or the row is just being written.
             let (inner, stored) = (Arc::clone(&self.0), stored.clone());
-            tokio::spawn(async move { inner.record_found(hash, stored).await });
+            self.0.tasks.optional("nar-record", async move {
+                inner.record_found(hash, stored).await;
+            });
         }
         let mut given = Form::Zstd;
         if let (Form::Plain, Nar::Stored(stored)) = (form, &nar)
@@ -305,7 +323,7 @@ impl Packer {
     pub fn read_ahead(&self, client: IpAddr, nar: NarHash) {
         for next in self.ahead().asks(client, nar, Instant::now()) {
             let packer = self.clone();
-            tokio::spawn(async move {
+            self.0.tasks.optional("nar-prefetch", async move {
                 // Errors are reported to the client that asks for it.
                 if let Ok(Some(row)) = packer.0.index.path_with_nar(next).await
                     && let Ok(Nar::Growing(mut growing)) = packer.start(row, Priority::Client).await
@@ -432,7 +450,7 @@ impl Packer {
         let (inner, awaited) = (Arc::clone(&self.0), Awaited::new(&self.0, priority));
         // A task of its own goes on when the client that began it leaves. Its guards go with it, however it
         // ends.
-        tokio::spawn(async move {
+        self.0.tasks.optional("nar-packing", async move {
             let _guards = (awaited, flight);
             inner.bring(draft, row).await;
         });

@@ -77,7 +77,7 @@ impl Packer {
         let proof = Proof { _following: growing, outcome };
         flight.publish(proof.clone());
         let (inner, found) = (Arc::clone(&self.0), found.clone());
-        tokio::spawn(async move {
+        self.0.tasks.optional("nar-proof", async move {
             let outcome = inner.prove(draft, &found).await;
             // The next request begins anew, if it was not proven.
             drop(flight);

@@ -12,13 +12,14 @@ use std::time::Duration;
 use narinfo::{Compression, NarHash, PathInfo, StoreDir, StorePath};
 use sha2::{Digest, Sha256};
 
-use super::{Error, Limits, Packer, ReceiveError};
+use super::{Error, Limits, Packer, PackerHandles, ReceiveError};
 use crate::index::{Index, NarRow, PathRow};
 use crate::nar_store::blobs::memory::MemoryBlobs;
 use crate::nar_store::blobs::{Blobs, LocalBlobs};
 use crate::nar_store::{Form, Nar, NarDigest, NarStore, NarStream, PackError, Received, Settings};
 use crate::nix::{Environment, Options, Pool};
 use crate::roots::Roots;
+use crate::tasks::{Supervisor, Tasks};
 use crate::upstream::{self, Upstreams, ViaName};
 
 /// Bytes of contents whose NAR is served from its file, and of contents whose NAR is served from memory.
@@ -34,6 +35,7 @@ struct Fixture {
     blobs: Arc<dyn Blobs>,
     store: PathBuf,
     _folder: tempfile::TempDir,
+    _supervisor: Supervisor,
 }
 
 impl Fixture {
@@ -58,8 +60,18 @@ impl Fixture {
         let upstreams = Upstreams::new(upstream::Settings::default(), &store_dir, ViaName::of("key"));
         let upstreams = upstreams.expect("none");
         let roots = Roots::open(&path("roots"), store_dir.clone()).expect("opened");
-        let packer = Packer::new(index.clone(), nars, roots, upstreams, pool, store_dir, None);
-        Self { packer, index, blobs, store, _folder: folder }
+        let (tasks, supervisor) = Tasks::new();
+        let packer = Packer::new(PackerHandles {
+            index: index.clone(),
+            nars,
+            roots,
+            upstreams,
+            pool,
+            store_dir,
+            nar_bytes_max: None,
+            tasks,
+        });
+        Self { packer, index, blobs, store, _folder: folder, _supervisor: supervisor }
     }
 
     fn local() -> Self {

@@ -177,7 +177,7 @@ impl Packer {
     /// if it is corrupt.
     pub fn suspect(&self, nar: NarHash) {
         let packer = self.clone();
-        tokio::spawn(async move {
+        self.0.tasks.optional("nar-verification", async move {
             let judged = async {
                 let Some(row) = packer.0.index.packed(nar).await? else { return Ok(()) };
                 let Some(corruption) = packer.inspect(&row, Look::Contents).await? else { return Ok(()) };

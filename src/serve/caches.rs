@@ -10,7 +10,7 @@ use crate::adopt::{Adopter, Searches};
 use crate::compare::Comparer;
 use crate::keep::Keeper;
 use crate::key;
-use crate::packer::Packer;
+use crate::packer::{Packer, PackerHandles};
 use crate::tasks::Tasks;
 use crate::upstream::{self, Upstreams};
 
@@ -30,6 +30,7 @@ impl Caches {
         settings: &Settings,
         storage: &Storage,
         daemons: &Daemons,
+        tasks: &Tasks,
         public_key: &str,
     ) -> Result<Self, Error> {
         let Storage { state_dir, store_dir, index, .. } = storage;
@@ -38,15 +39,16 @@ impl Caches {
         let upstreams = Upstreams::new(settings.upstream.clone(), store_dir, name)?;
         let names = upstreams.names().map(|(name, redirect)| (name.to_owned(), redirect)).collect();
         index.keep_upstreams(names).await?;
-        let packer = Packer::new(
-            index.clone(),
-            storage.nars.clone(),
-            roots.clone(),
-            upstreams.clone(),
-            daemons.pool.clone(),
-            store_dir.clone(),
-            settings.nar_bytes_max,
-        );
+        let packer = Packer::new(PackerHandles {
+            index: index.clone(),
+            nars: storage.nars.clone(),
+            roots: roots.clone(),
+            upstreams: upstreams.clone(),
+            pool: daemons.pool.clone(),
+            store_dir: store_dir.clone(),
+            nar_bytes_max: settings.nar_bytes_max,
+            tasks: tasks.clone(),
+        });
         let keeper = Keeper::new(index.clone(), packer.clone(), storage.reserve.clone(), settings.keep);
         let adopter = Adopter {
             pool: daemons.pool.clone(),
