@@ -115,9 +115,7 @@ fn contents_that_cannot_be_unpacked_cut_one_answer_and_are_packed_again() {
         let cut = matches!(answer.read_to_end().1, Ending::Cut(_));
         assert!(cut || answer.status == 404, "wrong bytes went out as a whole");
     }
-    wait_until("it is found out", SOON, || {
-        stored.cache.ondine.log().contains("what is stored cannot be served")
-    });
+    wait_until("it is found out", SOON, || stored.cache.ondine.log().contains("quarantined a stored NAR"));
     wait_until("it is put right", SOON, || stored.fsck(&["--verify"]).succeeded());
     stored.assert_right(path);
 }
