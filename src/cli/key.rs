@@ -45,12 +45,13 @@ impl Key {
             Self::List(state_dir) => print(Keys::read(&state_dir.path()?, &[])?.public()),
             Self::New { name, state_dir } => {
                 print([key::create(&state_dir.path()?, name)?]);
-                eprintln!("{RESTART} it beside the others; paths that are served already are signed again");
+                eprintln!("{RESTART} it, too; served paths get its signature beside the others");
             }
             Self::Rotate { name, state_dir } => {
                 print([key::rotate(&state_dir.path()?, name)?]);
                 eprintln!(
-                    "{RESTART} it; add it to trusted-public-keys of clients, and retire the earlier key once all have it"
+                    "{RESTART} it; add it to trusted-public-keys of clients, and retire the earlier key once \
+                     all have it"
                 );
             }
             Self::Retire { name, state_dir } => {

@@ -186,7 +186,8 @@ fn refresh(name: Option<&str>, state_dir: &Path) -> anyhow::Result<ExitCode> {
 fn banner(server: &Server) -> String {
     let Server { url, public_key: key, .. } = server;
     format!(
-        "url: {url}\npublic key: {key}\nnix.conf:\n    extra-substituters = {url}\n    extra-trusted-public-keys = {key}\n"
+        "url: {url}\npublic key: {key}\nnix.conf:\n    extra-substituters = {url}\n    \
+         extra-trusted-public-keys = {key}\n"
     )
 }
 
