@@ -3,7 +3,9 @@
 
 mod support;
 
+use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Duration;
 
@@ -198,4 +200,30 @@ fn a_control_socket_that_does_not_answer_is_told_by_why() {
     std::fs::remove_file(socket).expect("removed");
     let gone = run(status(&ondine)).must_fail();
     assert!(gone.stderr.contains("no server answers") && !gone.stderr.contains("as root"), "{gone}");
+}
+
+#[test]
+fn the_body_of_a_request_is_read_within_bounds_and_one_that_is_not_understood_is_an_error() {
+    let (_store, _daemon, _set, ondine) = served("");
+    let post = |head: &str, body: &str| {
+        let mut socket = UnixStream::connect(ondine.state_dir().join("control.sock")).expect("connected");
+        let head = format!("POST /api/v1/gc HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{head}\r\n\r\n");
+        socket.write_all(format!("{head}{body}").as_bytes()).expect("sent");
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).expect("an answer");
+        answer
+    };
+    let whole = |body: &str| post(&format!("Content-Length: {}", body.len()), body);
+    let answer = whole("{\"dry_run\": true, \"max_bytes\": 1}");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    for wrong in ["{", "7", "{\"dry-run\": true}", "{\"max_bytes\": \"all\"}"] {
+        let answer = whole(wrong);
+        assert!(
+            answer.starts_with("HTTP/1.1 400") && answer.contains("\"bad-request\""),
+            "{wrong}: {answer}"
+        );
+    }
+    // Nobody waits for what is too large to be read.
+    let answer = post("Content-Length: 1000000", "{");
+    assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("\"too-large\""), "{answer}");
 }

@@ -253,7 +253,7 @@ fn a_pin_holds_a_closure_by_path_or_by_attribute_even_before_it_is_there() {
     let refused = command(&cache.ondine, "pin", &["tools.unheard-of"]).must_fail();
     assert!(refused.stderr.contains("no attribute tools.unheard-of"), "{refused}");
     let over_the_network = cache.http.get(&format!("/api/v1/pins/{}", &base_name(other.out())[..32]));
-    assert_eq!(over_the_network.status, 404);
+    assert_eq!(over_the_network.status, 405);
     assert_eq!(metric(&cache.ondine, "ondine_pins"), 2);
 
     for path in [&listed, &other] {

@@ -235,8 +235,8 @@ fn the_formats_know_no_runtime() {
 }
 
 #[test]
-fn status_codes_stand_in_one_file() {
-    only_in(rust_files("src"), &["StatusCode"], &["src/http/answer.rs"]);
+fn status_codes_stand_in_two_files() {
+    only_in(rust_files("src"), &["StatusCode"], &["src/http/answer.rs", "src/http/error.rs"]);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::header;
 use hyper::{Method, Request, Response};
@@ -28,7 +28,7 @@ pub(super) const OTHER_VERSION: &str =
 /// # Errors
 /// When the server cannot be reached or reports an error.
 pub(super) fn get(state_dir: &Path, path: &str) -> anyhow::Result<String> {
-    super::runtime()?.block_on(async { whole(ask(state_dir, Method::GET, path).await?).await })
+    super::runtime()?.block_on(async { whole(ask(state_dir, Method::GET, path, Bytes::new()).await?).await })
 }
 
 /// Prints the body of `GET path`.
@@ -36,7 +36,8 @@ pub(super) fn get(state_dir: &Path, path: &str) -> anyhow::Result<String> {
 /// # Errors
 /// When the server cannot be reached, or reports an error in a body that was printed all the same.
 pub(super) fn show(state_dir: &Path, path: &str) -> anyhow::Result<ExitCode> {
-    let body = super::runtime()?.block_on(async { body(ask(state_dir, Method::GET, path).await?).await })?;
+    let body = super::runtime()?
+        .block_on(async { body(ask(state_dir, Method::GET, path, Bytes::new()).await?).await })?;
     match body {
         Ok(text) => print!("{text}"),
         Err(text) => {
@@ -60,12 +61,28 @@ pub(super) enum Action {
 /// # Errors
 /// When the server cannot be reached or reports an error.
 pub(super) fn follow(action: Action, state_dir: &Path, path: &str) -> anyhow::Result<ExitCode> {
+    follow_request(action, state_dir, path, Bytes::new())
+}
+
+/// The same for a POST with arguments.
+///
+/// # Errors
+/// When the server cannot be reached or reports an error.
+pub(super) fn post(
+    state_dir: &Path,
+    path: &str,
+    arguments: &impl serde::Serialize,
+) -> anyhow::Result<ExitCode> {
+    follow_request(Action::Post, state_dir, path, serde_json::to_vec(arguments)?.into())
+}
+
+fn follow_request(action: Action, state_dir: &Path, path: &str, body: Bytes) -> anyhow::Result<ExitCode> {
     let method = match action {
         Action::Post => Method::POST,
         Action::Delete => Method::DELETE,
     };
     super::runtime()?.block_on(async {
-        let mut response = ask(state_dir, method, path).await?;
+        let mut response = ask(state_dir, method, path, body).await?;
         if !response.status().is_success() {
             return whole(response).await.map(|_| ExitCode::FAILURE);
         }
@@ -88,7 +105,12 @@ pub(super) fn follow(action: Action, state_dir: &Path, path: &str) -> anyhow::Re
     })
 }
 
-async fn ask(state_dir: &Path, method: Method, path: &str) -> anyhow::Result<Response<Incoming>> {
+async fn ask(
+    state_dir: &Path,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> anyhow::Result<Response<Incoming>> {
     let socket = state_dir.join(CONTROL_SOCKET);
     let stream = UnixStream::connect(&socket).await.map_err(|error| {
         let advice = unreachable_advice(&error);
@@ -97,7 +119,7 @@ async fn ask(state_dir: &Path, method: Method, path: &str) -> anyhow::Result<Res
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
     let request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
-    Ok(sender.send_request(request.body(Empty::<Bytes>::new())?).await?)
+    Ok(sender.send_request(request.body(Full::new(body))?).await?)
 }
 
 /// Advice for someone who cannot reach the server.

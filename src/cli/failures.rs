@@ -8,9 +8,9 @@ use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::StateDir;
-use super::control::{self, Action, OTHER_VERSION};
+use super::control::{self, OTHER_VERSION};
 use crate::escape::{Line, in_one_line};
-use crate::http::RememberedFailure;
+use crate::http::{RememberedFailure, RetryRequest};
 
 /// Characters of a reason, at most.
 const REASON_CHARS_MAX: usize = 500;
@@ -46,9 +46,8 @@ impl Failures {
 impl Retry {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let what = utf8_percent_encode(&self.what, NON_ALPHANUMERIC);
-        let forget_only = if self.forget_only { "?forget-only" } else { "" };
-        let path = format!("/api/v1/failures/{what}/retry{forget_only}");
-        control::follow(Action::Post, &self.state_dir.path()?, &path)
+        let arguments = RetryRequest { forget_only: self.forget_only };
+        control::post(&self.state_dir.path()?, &format!("/api/v1/failures/{what}/retry"), &arguments)
     }
 }
 

@@ -1,6 +1,5 @@
 //! `ondine pin`, `unpin`, `gc` and `fsck`: retention and verification of NARs by a running server.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -12,7 +11,7 @@ use super::StateDir;
 use super::control::{self, Action, OTHER_VERSION};
 use crate::config::bytes;
 use crate::escape::Line;
-use crate::http::PinView;
+use crate::http::{CheckRequest, CollectRequest, PinView};
 
 #[derive(Args, Debug)]
 pub(super) struct Pin {
@@ -97,22 +96,16 @@ impl Unpin {
 
 impl Gc {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let max_bytes = self.max_bytes.map(|bytes| format!("max-bytes={bytes}"));
-        let options = [self.dry_run.then(|| "dry-run".to_owned()), max_bytes];
-        post(&self.state_dir.path()?, "gc", options.into_iter().flatten())
+        let arguments = CollectRequest { max_bytes: self.max_bytes, dry_run: self.dry_run };
+        control::post(&self.state_dir.path()?, "/api/v1/gc", &arguments)
     }
 }
 
 impl Fsck {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let options = [self.verify.then(|| "verify".to_owned()), self.repair.then(|| "repair".to_owned())];
-        post(&self.state_dir.path()?, "fsck", options.into_iter().flatten())
+        let arguments = CheckRequest { verify: self.verify, repair: self.repair };
+        control::post(&self.state_dir.path()?, "/api/v1/fsck", &arguments)
     }
-}
-
-fn post(state_dir: &Path, what: &str, options: impl Iterator<Item = String>) -> anyhow::Result<ExitCode> {
-    let options = options.collect::<Vec<_>>().join("&");
-    control::follow(Action::Post, state_dir, &format!("/api/v1/{what}?{options}"))
 }
 
 fn pin_path(what: &str) -> String {

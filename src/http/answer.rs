@@ -1,7 +1,4 @@
-//! Every answer the server can give: the only file that knows status codes.
-//! An answer for a narinfo is 200 or 404; the body of a refusal says what, why and what to do.
-
-use std::sync::OnceLock;
+//! Answers that are no errors, with their headers. `error.rs` has the others; these two files alone know status codes.
 
 use bytes::Bytes;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
@@ -10,7 +7,6 @@ use hyper::{Response, StatusCode};
 use super::body::Body;
 use super::traffic::Outcome;
 use crate::build::Outlook;
-use crate::caller::Refusal;
 use crate::escape::{self, Lines};
 use crate::upstream::BUILDS_HEADER;
 
@@ -43,12 +39,12 @@ const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering")
 
 /// 200 with a body that is ready.
 pub fn ready(media_type: HeaderValue, body: impl Into<Bytes>) -> Answer {
-    answer(StatusCode::OK, media_type, full(body))
+    with_status(StatusCode::OK, media_type, full(body))
 }
 
 /// 200 with a body that is written over time.
 pub fn streamed(media_type: HeaderValue, body: Body) -> Answer {
-    let mut answer = answer(StatusCode::OK, media_type, body);
+    let mut answer = with_status(StatusCode::OK, media_type, body);
     answer.headers_mut().insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
     answer
 }
@@ -77,79 +73,14 @@ pub fn undecided(body: Body) -> Answer {
 
 /// 200 with a body that is sent over time and has so many bytes.
 pub fn measured(media_type: HeaderValue, bytes: u64, body: Body) -> Answer {
-    let mut answer = answer(StatusCode::OK, media_type, body);
+    let mut answer = with_status(StatusCode::OK, media_type, body);
     set_number(answer.headers_mut(), header::CONTENT_LENGTH, Some(bytes));
-    answer
-}
-
-/// 404 with the reason.
-pub fn missing(reason: impl std::fmt::Display) -> Answer {
-    text(StatusCode::NOT_FOUND, reason)
-}
-
-/// How long clients of Nix go by a 404, and the way out of that, for the person who reads one.
-pub const REMEMBERED: &str = "A Nix client remembers a 404 for an hour; with --option narinfo-cache-negative-ttl 0 it asks anew (of a \
-     trusted user).";
-
-/// 404 with the reason, of a path that a client of Nix asked for.
-pub fn missing_path(reason: impl std::fmt::Display) -> Answer {
-    missing(format_args!("{reason}\n{REMEMBERED}"))
-}
-
-/// The same with a reason that is always the same: by far the most frequent 404, whose text is made once.
-pub fn unknown_path(reason: impl std::fmt::Display) -> Answer {
-    static BODY: OnceLock<&'static str> = OnceLock::new();
-    let body = BODY.get_or_init(|| format!("{reason}\n{REMEMBERED}\n").leak());
-    answer(StatusCode::NOT_FOUND, TEXT, full(Bytes::from_static(body.as_bytes())))
-}
-
-/// 403: the caller may not do this.
-pub fn refused(refusal: Refusal) -> Answer {
-    error(StatusCode::FORBIDDEN, refusal)
-}
-
-/// 405: the address has other methods.
-pub fn method_not_allowed(allowed: &str, for_program: bool) -> Answer {
-    let status = StatusCode::METHOD_NOT_ALLOWED;
-    let reason = format_args!("only {allowed} are answered here");
-    let mut answer = if for_program { error(status, reason) } else { text(status, reason) };
-    set_text(answer.headers_mut(), header::ALLOW, allowed);
     answer
 }
 
 /// 200 with JSON.
 pub fn json(value: &impl serde::Serialize) -> Answer {
     of_json(StatusCode::OK, value)
-}
-
-/// 404 with the reason, for a program.
-pub fn no_such(reason: impl std::fmt::Display) -> Answer {
-    error(StatusCode::NOT_FOUND, reason)
-}
-
-/// 400 with the reason, for a program.
-pub fn bad_request(reason: impl std::fmt::Display) -> Answer {
-    error(StatusCode::BAD_REQUEST, reason)
-}
-
-/// 500 with the reason, for a program: something is wrong with the server.
-pub fn failed(reason: impl std::fmt::Display) -> Answer {
-    error(StatusCode::INTERNAL_SERVER_ERROR, reason)
-}
-
-/// 500 with what can be told all the same, the reason in its field `error`.
-pub fn partly(value: &impl serde::Serialize) -> Answer {
-    of_json(StatusCode::INTERNAL_SERVER_ERROR, value)
-}
-
-/// 503 with the reason, for a program: it may pass.
-pub fn unavailable(reason: impl std::fmt::Display) -> Answer {
-    error(StatusCode::SERVICE_UNAVAILABLE, reason)
-}
-
-/// 503: for a health check, or a download by name when the server cannot tell; never for what a Nix client asks.
-pub fn not_ready(reason: impl std::fmt::Display) -> Answer {
-    text(StatusCode::SERVICE_UNAVAILABLE, reason)
 }
 
 /// What of a file is sent.
@@ -170,7 +101,7 @@ pub enum Part {
 /// 200 or 206 with (a part of) a file that never changes.
 pub fn file(media_type: HeaderValue, etag: Option<&str>, part: &Part, body: Body) -> Answer {
     let status = if matches!(part, Part::Whole(_)) { StatusCode::OK } else { StatusCode::PARTIAL_CONTENT };
-    let mut answer = answer(status, media_type, body);
+    let mut answer = with_status(status, media_type, body);
     let headers = answer.headers_mut();
     immutable(headers, etag);
     match *part {
@@ -183,8 +114,8 @@ pub fn file(media_type: HeaderValue, etag: Option<&str>, part: &Part, body: Body
     answer
 }
 
-/// 302: it is elsewhere, for now.
-pub fn elsewhere(address: &str) -> Answer {
+/// 302 to an address.
+pub fn redirect(address: &str) -> Answer {
     let mut answer = text(StatusCode::FOUND, format_args!("it is at {address}"));
     set_text(answer.headers_mut(), header::LOCATION, address);
     answer
@@ -195,13 +126,6 @@ pub fn not_modified(etag: &str) -> Answer {
     let mut answer = Response::new(empty());
     *answer.status_mut() = StatusCode::NOT_MODIFIED;
     immutable(answer.headers_mut(), Some(etag));
-    answer
-}
-
-/// 416: no byte of the range exists.
-pub fn range_not_satisfiable(of: u64) -> Answer {
-    let mut answer = text(StatusCode::RANGE_NOT_SATISFIABLE, format_args!("the file has {of} bytes"));
-    set_text(answer.headers_mut(), header::CONTENT_RANGE, &format!("bytes */{of}"));
     answer
 }
 
@@ -252,25 +176,20 @@ pub fn full(body: impl Into<Bytes>) -> Body {
     Body::from(body.into())
 }
 
-fn text(status: StatusCode, text: impl std::fmt::Display) -> Answer {
-    answer(status, TEXT, full(format!("{}\n", Lines(text))))
+/// Text for a person.
+pub(super) fn text(status: StatusCode, text: impl std::fmt::Display) -> Answer {
+    with_status(status, TEXT, full(format!("{}\n", Lines(text))))
 }
 
-fn error(status: StatusCode, reason: impl std::fmt::Display) -> Answer {
-    #[derive(serde::Serialize)]
-    struct Error {
-        error: String,
-    }
-    of_json(status, &Error { error: reason.to_string() })
-}
-
-fn of_json(status: StatusCode, value: &impl serde::Serialize) -> Answer {
+/// JSON, with escapes for all that acts on a terminal.
+pub(super) fn of_json(status: StatusCode, value: &impl serde::Serialize) -> Answer {
     // Strings, numbers and nothing else: there is nothing in it that JSON could refuse.
     let text = serde_json::to_string_pretty(value).unwrap_or_default();
-    answer(status, JSON, full(escape::json(text) + "\n"))
+    with_status(status, JSON, full(escape::json(text) + "\n"))
 }
 
-fn answer(status: StatusCode, media_type: HeaderValue, body: Body) -> Answer {
+/// An answer that no cache keeps.
+pub(super) fn with_status(status: StatusCode, media_type: HeaderValue, body: Body) -> Answer {
     let mut answer = Response::new(body);
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
@@ -297,7 +216,7 @@ fn set_number(headers: &mut HeaderMap, name: HeaderName, value: Option<u64>) {
 }
 
 /// `value` is made of hashes, numbers and addresses, which every header takes.
-fn set_text(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+pub(super) fn set_text(headers: &mut HeaderMap, name: HeaderName, value: &str) {
     if let Ok(value) = HeaderValue::from_str(value) {
         headers.insert(name, value);
     }

@@ -6,9 +6,9 @@ use narinfo::{Compression, NarHash, StorePath};
 
 use super::Service;
 use super::answer::{self, Answer, json};
-use super::api::index_failed;
-use super::api::types::{AttributeDetails, AttributeOutput, RememberedFailure};
+use super::api::{AttributeDetails, AttributeOutput, RememberedFailure};
 use super::call::{Call, parameters};
+use super::error::Error;
 use super::response_future::ResponseFuture;
 use crate::catalogue::{NoSuchName, ResolvedName, Selection, SetName};
 use crate::index::{self, AttributeName};
@@ -63,53 +63,32 @@ pub(super) fn download(call: Call<'_>) -> Option<ResponseFuture> {
     Some(ResponseFuture::pending(async move { nar_address(&service, &address, on_miss, depth).await }))
 }
 
-async fn description(service: &Service, name: &PackageAddress) -> Answer {
-    let told = async {
-        let (named, _) = find(service, name).await?;
-        let told = view(service, named).await;
-        Ok(told
-            .map_or_else(|error| index_failed(&error, "an attribute cannot be told of"), |view| json(&view)))
-    };
-    told.await.unwrap_or_else(|reason: NoSuchName| match reason {
-        NoSuchName::Index => answer::failed(reason),
-        _ if reason.may_pass() => answer::unavailable(reason),
-        _ => answer::no_such(reason),
-    })
+async fn description(service: &Service, name: &PackageAddress) -> Result<Answer, Error> {
+    let (named, _) = find(service, name).await?;
+    let view = view(service, named).await;
+    Ok(json(&view.map_err(|error| Error::index(&error, "an attribute cannot be told of"))?))
 }
 
-/// Why there is no download: 404 only where that is so.
-fn refused(reason: NoSuchName) -> Answer {
-    if reason.may_pass() { answer::not_ready(reason) } else { answer::missing(reason) }
-}
-
-fn not_had(reason: Missing) -> Answer {
-    if matches!(reason, Missing::Unavailable(_)) {
-        answer::not_ready(reason)
-    } else {
-        answer::missing_path(reason)
-    }
-}
-
-async fn nar_address(service: &Service, name: &PackageAddress, on_miss: OnMiss, depth: usize) -> Answer {
-    let (named, output) = match find(service, name).await {
-        Ok(found) => found,
-        Err(reason) => return refused(reason),
-    };
+async fn nar_address(
+    service: &Service,
+    name: &PackageAddress,
+    on_miss: OnMiss,
+    depth: usize,
+) -> Result<Answer, Error> {
+    let (named, output) = find(service, name).await?;
     let denied = Missing::Denied { drv: named.drv.clone(), set: named.set.to_string() };
     if named.denied && named.outputs.is_empty() {
-        return answer::missing(denied);
+        return Err(denied.into());
     }
     let on_miss = if named.denied { on_miss.without_building() } else { on_miss };
-    let path = match named.output(output) {
-        Ok(path) => path,
-        Err(reason) => return refused(reason),
-    };
+    let path = named.output(output)?;
     match service.wait(path.hash(), on_miss).ended().await {
-        WaitEnd::Ready(ready) => leads_to(ready.nar_hash, name.compression, depth),
-        WaitEnd::Missing(Missing::NotBuilt(_)) if named.denied => answer::missing(denied),
-        WaitEnd::Missing(reason) => not_had(reason),
+        WaitEnd::Ready(ready) => Ok(leads_to(ready.nar_hash, name.compression, depth)),
+        WaitEnd::Missing(Missing::NotBuilt(_)) if named.denied => Err(denied.into()),
+        WaitEnd::Missing(reason) => Err(reason.into()),
         WaitEnd::Stopped => {
-            answer::not_ready("the server stops while this is built; ask again, it keeps its place")
+            let reason = "the server stops while this is built; ask again, it keeps its place";
+            Err(Error::unavailable(reason))
         }
     }
 }
@@ -117,7 +96,7 @@ async fn nar_address(service: &Service, name: &PackageAddress, on_miss: OnMiss, 
 /// The address is relative, since the cache may itself be in a folder of a proxy.
 fn leads_to(nar: NarHash, compression: Compression, depth: usize) -> Answer {
     let (up, ending) = ("../".repeat(depth), compression.file_ending());
-    answer::elsewhere(&format!("{up}nar/{}.nar{ending}", nar.to_nixbase32()))
+    answer::redirect(&format!("{up}nar/{}.nar{ending}", nar.to_nixbase32()))
 }
 
 /// What a name stands for, and the output that was named.

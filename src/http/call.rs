@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use hyper::body::Incoming;
 use hyper::{HeaderMap, Version};
 use percent_encoding::percent_decode_str;
 
@@ -30,6 +31,7 @@ pub(super) struct Call<'r> {
     pub(super) head: bool,
     pub(super) version: Version,
     pub(super) headers: HeaderMap,
+    pub(super) body: Incoming,
 }
 
 impl Call<'_> {
@@ -58,10 +60,4 @@ impl Call<'_> {
 pub(super) fn parameters(query: Option<&str>) -> impl Iterator<Item = (&str, Option<String>)> {
     let pairs = query.into_iter().flat_map(|query| query.split('&')).filter_map(|one| one.split_once('='));
     pairs.map(|(key, value)| (key, percent_decode_str(value).decode_utf8().ok().map(Into::into)))
-}
-
-/// True where a query has a word, with or without a value.
-pub(super) fn is_given(query: Option<&str>, word: &str) -> bool {
-    let words = query.into_iter().flat_map(|query| query.split('&'));
-    words.map(|pair| pair.split_once('=').map_or(pair, |(name, _)| name)).any(|name| name == word)
 }

@@ -5,17 +5,15 @@ use std::time::Duration;
 
 use super::Service;
 use super::answer::{self, Answer, json};
-use super::api::index_failed;
-use super::api::types::{EvaluationFailure, PackageSet, PackageSetDetails, PackageSetGeneration};
 use super::api::unix_seconds;
+use super::api::{EvaluationFailure, PackageSet, PackageSetDetails, PackageSetGeneration};
 use super::call::Call;
+use super::error::Error;
 use super::pipe::{Cut, Pipe, written};
 use super::response_future::ResponseFuture;
 use crate::catalogue::{RefreshHandle, RefreshUpdate, SetName, SetSettings};
 use crate::index;
 
-/// Said when the index cannot tell of package sets.
-const UNTOLD: &str = "package sets cannot be told of";
 /// Errors of one set that are told.
 const ERRORS_TOLD_MAX: u32 = 1_000;
 /// The time between two lines of one refresh.
@@ -32,46 +30,38 @@ pub(super) fn one(call: Call<'_>) -> Option<ResponseFuture> {
 }
 
 pub(super) fn refresh_all(call: Call<'_>) -> Option<ResponseFuture> {
-    Some(ResponseFuture::ready(refreshed(call.service, None)))
+    Some(refreshed(call.service, None).into())
 }
 
 pub(super) fn refresh(call: Call<'_>) -> Option<ResponseFuture> {
     let name = SetName::new(call.arguments[0])?;
-    Some(ResponseFuture::ready(refreshed(call.service, Some(name))))
+    Some(refreshed(call.service, Some(name)).into())
 }
 
-async fn list(service: &Service) -> Answer {
+async fn list(service: &Service) -> Result<Answer, Error> {
     let mut views = Vec::new();
     for (settings, state) in service.parts.catalogue.sets() {
-        match view(service, settings, state.to_string()).await {
-            Ok(view) => views.push(view),
-            Err(error) => return index_failed(&error, UNTOLD),
-        }
+        views.push(view(service, settings, state.to_string()).await.map_err(unreadable)?);
     }
-    json(&views)
+    Ok(json(&views))
 }
 
-async fn details(service: &Service, name: &SetName) -> Answer {
-    let Some((settings, state)) = service.parts.catalogue.sets().find(|(set, _)| set.name == *name) else {
-        return answer::no_such(service.parts.catalogue.no_such_set(name));
-    };
-    let told = async {
-        let set = view(service, settings, state.to_string()).await?;
-        let failed = service.parts.index.failed_attributes(name.to_string(), ERRORS_TOLD_MAX).await?;
-        Ok(PackageSetDetails { set, errors: failed.into_iter().map(EvaluationFailure::from).collect() })
-    };
-    match told.await {
-        Ok(detailed) => json(&detailed),
-        Err(error) => index_failed(&error, UNTOLD),
-    }
+async fn details(service: &Service, name: &SetName) -> Result<Answer, Error> {
+    let mut sets = service.parts.catalogue.sets();
+    let (settings, state) =
+        sets.find(|(set, _)| set.name == *name).ok_or_else(|| service.parts.catalogue.no_such_set(name))?;
+    let set = view(service, settings, state.to_string()).await.map_err(unreadable)?;
+    let failed = service.parts.index.failed_attributes(name.to_string(), ERRORS_TOLD_MAX).await;
+    let errors = failed.map_err(unreadable)?.into_iter().map(EvaluationFailure::from).collect();
+    Ok(json(&PackageSetDetails { set, errors }))
 }
 
 /// Asks for a refresh of one set, or of all, and tells of it.
-fn refreshed(service: &Service, name: Option<SetName>) -> Answer {
+fn refreshed(service: &Service, name: Option<SetName>) -> Result<Answer, Error> {
     match service.parts.catalogue.refresh(name.as_ref().map(SetName::as_str)) {
         Some(following) => {
             let service = service.clone();
-            answer::streamed(
+            Ok(answer::streamed(
                 answer::TEXT,
                 written(|pipe| async move {
                     tokio::select! {
@@ -79,12 +69,12 @@ fn refreshed(service: &Service, name: Option<SetName>) -> Answer {
                         () = service.stopping() => Err(Cut),
                     }
                 }),
-            )
+            ))
         }
-        None => match name {
-            Some(name) => answer::no_such(service.parts.catalogue.no_such_set(&name)),
-            None => answer::no_such("there is no package set"),
-        },
+        None => Err(match name {
+            Some(name) => service.parts.catalogue.no_such_set(&name).into(),
+            None => Error::not_found("there is no package set"),
+        }),
     }
 }
 
@@ -135,4 +125,8 @@ async fn view(service: &Service, settings: &SetSettings, state: String) -> Resul
         failure: row.failure,
         generations: row.generations.into_iter().map(PackageSetGeneration::from).collect(),
     })
+}
+
+fn unreadable(error: index::Error) -> Error {
+    Error::index(&error, "package sets cannot be told of")
 }

@@ -4,6 +4,7 @@ use hyper::Method;
 use schemars::{Schema, SchemaGenerator};
 
 use super::call::Call;
+use super::error::Audience;
 use super::pattern::Pattern;
 use super::response_future::ResponseFuture;
 use super::traffic::RouteLabel;
@@ -15,6 +16,8 @@ pub(super) struct Endpoint {
     pub(super) pattern: Pattern,
     /// The right that a caller needs.
     pub(super) action: Action,
+    /// Readers of its errors.
+    pub(super) audience: Audience,
     /// Label of its requests in the metrics.
     pub(super) label: RouteLabel,
     pub(super) handler: Handler,
@@ -23,6 +26,8 @@ pub(super) struct Endpoint {
     pub(super) summary: &'static str,
     /// Names and meanings of the parameters in the query.
     pub(super) query: &'static [(&'static str, &'static str)],
+    /// JSON type of the request's body, which may be left out.
+    pub(super) body: Option<SchemaOf>,
     /// A bare question mark in the address belongs to the path: older clients leave it unencoded.
     pub(super) question_mark_is_path: bool,
     /// Explanation of the pattern, for a client whose address has almost its form.
@@ -56,16 +61,39 @@ pub(super) enum Content {
 }
 
 impl Endpoint {
-    pub(super) const fn new(verb: Verb, pattern: &'static str, action: Action, handler: Handler) -> Self {
+    /// An endpoint of the cache protocol.
+    pub(super) const fn cache(pattern: &'static str, handler: Handler) -> Self {
+        Self::new(Audience::Cache, Verb::Get, pattern, Action::Read, handler)
+    }
+
+    /// An endpoint for people or for monitoring.
+    pub(super) const fn page(pattern: &'static str, handler: Handler) -> Self {
+        Self::new(Audience::Person, Verb::Get, pattern, Action::Read, handler)
+    }
+
+    /// An endpoint of the API.
+    pub(super) const fn api(verb: Verb, pattern: &'static str, action: Action, handler: Handler) -> Self {
+        Self::new(Audience::Api, verb, pattern, action, handler)
+    }
+
+    const fn new(
+        audience: Audience,
+        verb: Verb,
+        pattern: &'static str,
+        action: Action,
+        handler: Handler,
+    ) -> Self {
         Self {
             verb,
             pattern: Pattern::new(pattern),
             action,
+            audience,
             label: RouteLabel::Api,
             handler,
             answer: Content::Media("text/plain"),
             summary: "",
             query: &[],
+            body: None,
             question_mark_is_path: false,
             form: None,
         }

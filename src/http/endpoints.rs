@@ -3,14 +3,15 @@
 
 use schemars::SchemaGenerator;
 
-use super::api::types::{
-    AttributeDetails, AttributePage, PackageSet, PackageSetDetails, PathDetails, PinView, QueueStatus,
-    RememberedFailure, RequestDetails, ServerStatus,
+use super::api::{
+    AttributeDetails, AttributePage, CheckRequest, CollectRequest, PackageSet, PackageSetDetails,
+    PathDetails, PinView, QueueStatus, RememberedFailure, RequestDetails, RetryRequest, ServerStatus,
 };
 use super::endpoint::{Content, Endpoint, Verb};
 use super::traffic::RouteLabel;
 use super::{
-    api, by_name, catalogue, failures, info, keeping, listing, log, nar, narinfo, openapi, pins, realisation,
+    by_name, catalogue, failures, info, keeping, listing, log, nar, narinfo, openapi, pins, realisation,
+    status,
 };
 use crate::caller::Action;
 
@@ -24,7 +25,7 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
             "a narinfo is at /<hash>.narinfo, where the hash is the first 32 characters of a store path's name, digits and \
              lower-case letters without e, o, t and u",
         ),
-        ..Endpoint::new(Verb::Get, "/<hash>.narinfo", Action::Read, narinfo::get)
+        ..Endpoint::cache("/<hash>.narinfo", narinfo::get)
     },
     Endpoint {
         label: RouteLabel::Nar,
@@ -33,19 +34,19 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         form: Some(
             "a NAR is at /nar/<NarHash>.nar.zst or .nar, where its narinfo says, with 52 characters of NarHash",
         ),
-        ..Endpoint::new(Verb::Get, "/nar/<NarHash>.nar.<compression>", Action::Read, nar::get)
+        ..Endpoint::cache("/nar/<NarHash>.nar.<compression>", nar::get)
     },
     Endpoint {
         label: RouteLabel::Nar,
         answer: Content::Media("application/x-nix-nar"),
         summary: "NAR without compression",
-        ..Endpoint::new(Verb::Get, "/nar/<NarHash>.nar", Action::Read, nar::get)
+        ..Endpoint::cache("/nar/<NarHash>.nar", nar::get)
     },
     Endpoint {
         label: RouteLabel::Page,
         answer: Content::Media("text/x-nix-cache-info"),
         summary: "store directory and priority of this cache",
-        ..Endpoint::new(Verb::Get, "/nix-cache-info", Action::Read, info::cache_info)
+        ..Endpoint::page("/nix-cache-info", info::cache_info)
     },
     Endpoint {
         label: RouteLabel::Realisation,
@@ -53,26 +54,21 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         summary: "signed realisation of an output of a content-addressed derivation; builds nothing",
         question_mark_is_path: true,
         form: Some("a realisation is at /realisations/sha256:<hash>!<output>.doi"),
-        ..Endpoint::new(Verb::Get, "/realisations/<id>.doi", Action::Read, realisation::get)
+        ..Endpoint::cache("/realisations/<id>.doi", realisation::get)
     },
     Endpoint {
         label: RouteLabel::Realisation,
         answer: Content::Media("application/json"),
         summary: "the same for Nix 2.35 and later",
         form: Some("a realisation is at /build-trace-v2/<derivation>/<output>.doi"),
-        ..Endpoint::new(
-            Verb::Get,
-            "/build-trace-v2/<derivation>/<output>.doi",
-            Action::Read,
-            realisation::get,
-        )
+        ..Endpoint::cache("/build-trace-v2/<derivation>/<output>.doi", realisation::get)
     },
     Endpoint {
         label: RouteLabel::Log,
         summary: "log of a build; that of a running build is followed to its end",
         question_mark_is_path: true,
         form: Some("a log is at /log/<hash>-<name>.drv, the name of a derivation"),
-        ..Endpoint::new(Verb::Get, "/log/<derivation>", Action::Read, log::get)
+        ..Endpoint::cache("/log/<derivation>", log::get)
     },
     Endpoint {
         label: RouteLabel::Download,
@@ -86,58 +82,54 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
             "contents are at /get/<set>/<attribute>, with ^<output>, ?system=<system> and &compression=zstd where they \
              are wanted; an attribute is written as Nix writes it, percent-encoded",
         ),
-        ..Endpoint::new(Verb::Get, "/get/<set>/<attribute>", Action::Read, by_name::download).taking_slashes()
+        ..Endpoint::page("/get/<set>/<attribute>", by_name::download).taking_slashes()
     },
-    Endpoint {
-        label: RouteLabel::Page,
-        summary: "this text",
-        ..Endpoint::new(Verb::Get, "/", Action::Read, info::home)
-    },
+    Endpoint { label: RouteLabel::Page, summary: "this text", ..Endpoint::page("/", info::home) },
     Endpoint {
         label: RouteLabel::Monitoring,
         summary: "200 while the process lives",
-        ..Endpoint::new(Verb::Get, "/healthz", Action::Read, info::health)
+        ..Endpoint::page("/healthz", info::health)
     },
     Endpoint {
         label: RouteLabel::Monitoring,
         summary: "200 while the server can do all of its work, else 503 with the reason",
-        ..Endpoint::new(Verb::Get, "/readyz", Action::Read, info::readiness)
+        ..Endpoint::page("/readyz", info::readiness)
     },
     Endpoint {
         label: RouteLabel::Monitoring,
         answer: Content::Media("application/openmetrics-text"),
         summary: "metrics for Prometheus",
-        ..Endpoint::new(Verb::Get, "/metrics", Action::Read, api::metrics)
+        ..Endpoint::page("/metrics", status::metrics)
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<ServerStatus>),
         summary: "version, keys, contents of the cache, and the queue",
-        ..Endpoint::new(Verb::Get, "/api/v1/status", Action::Read, api::status)
+        ..Endpoint::api(Verb::Get, "/api/v1/status", Action::Read, status::server)
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<QueueStatus>),
         summary: "builds that run, and requests that wait, oldest first",
-        ..Endpoint::new(Verb::Get, "/api/v1/queue", Action::Read, api::queue)
+        ..Endpoint::api(Verb::Get, "/api/v1/queue", Action::Read, status::queue)
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<RequestDetails>),
         summary: "one request for a build, and the end of its log",
-        ..Endpoint::new(Verb::Get, "/api/v1/builds/<number>", Action::Read, api::build)
+        ..Endpoint::api(Verb::Get, "/api/v1/builds/<number>", Action::Read, status::build)
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<PathDetails>),
         summary: "a store path that is served",
-        ..Endpoint::new(Verb::Get, "/api/v1/paths/<hash>", Action::Read, api::path)
+        ..Endpoint::api(Verb::Get, "/api/v1/paths/<hash>", Action::Read, status::path)
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<Vec<PackageSet>>),
         summary: "the package sets and their generations",
-        ..Endpoint::new(Verb::Get, "/api/v1/catalogue", Action::Read, catalogue::all)
+        ..Endpoint::api(Verb::Get, "/api/v1/catalogue", Action::Read, catalogue::all)
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<PackageSetDetails>),
         summary: "one package set, and the attributes that failed to evaluate",
-        ..Endpoint::new(Verb::Get, "/api/v1/catalogue/<set>", Action::Read, catalogue::one)
+        ..Endpoint::api(Verb::Get, "/api/v1/catalogue/<set>", Action::Read, catalogue::one)
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<AttributePage>),
@@ -151,78 +143,75 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
             ("after", "`next` of the page before"),
             ("limit", "attributes in a page, 1 to 1000; default: 100"),
         ],
-        ..Endpoint::new(Verb::Get, "/api/v1/catalogue/<set>/", Action::Read, listing::get)
+        ..Endpoint::api(Verb::Get, "/api/v1/catalogue/<set>/", Action::Read, listing::get)
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<AttributeDetails>),
         summary: "one attribute: its derivation, its outputs and where they are",
         query: &[("system", "system of the attribute; default: the first one of the set")],
-        ..Endpoint::new(Verb::Get, "/api/v1/catalogue/<set>/<attribute>", Action::Read, by_name::describe)
+        ..Endpoint::api(Verb::Get, "/api/v1/catalogue/<set>/<attribute>", Action::Read, by_name::describe)
             .taking_slashes()
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<Vec<RememberedFailure>>),
         summary: "failures that are remembered",
-        ..Endpoint::new(Verb::Get, "/api/v1/failures", Action::Read, failures::list)
+        ..Endpoint::api(Verb::Get, "/api/v1/failures", Action::Read, failures::list)
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<Vec<PinView>>),
         summary: "pins",
-        ..Endpoint::new(Verb::Get, "/api/v1/pins", Action::Read, pins::list)
+        ..Endpoint::api(Verb::Get, "/api/v1/pins", Action::Read, pins::list)
     },
     Endpoint {
         answer: Content::Media("application/json"),
         summary: "OpenAPI document of all these addresses",
-        ..Endpoint::new(Verb::Get, "/api/v1/openapi.json", Action::Read, openapi::get)
+        ..Endpoint::api(Verb::Get, "/api/v1/openapi.json", Action::Read, openapi::get)
     },
     Endpoint {
         label: RouteLabel::Change,
         answer: Content::Lines,
         summary: "refreshes all package sets",
-        ..Endpoint::new(Verb::Post, "/api/v1/catalogue", Action::Refresh, catalogue::refresh_all)
+        ..Endpoint::api(Verb::Post, "/api/v1/catalogue", Action::Refresh, catalogue::refresh_all)
     },
     Endpoint {
         label: RouteLabel::Change,
         answer: Content::Lines,
         summary: "refreshes one package set",
-        ..Endpoint::new(Verb::Post, "/api/v1/catalogue/<set>", Action::Refresh, catalogue::refresh)
+        ..Endpoint::api(Verb::Post, "/api/v1/catalogue/<set>", Action::Refresh, catalogue::refresh)
     },
     Endpoint {
         label: RouteLabel::Change,
         answer: Content::Lines,
         summary: "takes back a remembered failure, and has it built again",
-        query: &[("forget-only", "present: nothing is built before the next request")],
-        ..Endpoint::new(Verb::Post, "/api/v1/failures/<what>/retry", Action::Cancel, failures::retry)
+        body: Some(SchemaGenerator::subschema_for::<RetryRequest>),
+        ..Endpoint::api(Verb::Post, "/api/v1/failures/<what>/retry", Action::Cancel, failures::retry)
             .taking_slashes()
     },
     Endpoint {
         label: RouteLabel::Change,
         answer: Content::Lines,
         summary: "pins a store path, or the outputs of an attribute",
-        ..Endpoint::new(Verb::Post, "/api/v1/pins/<what>", Action::Pin, pins::pin).taking_slashes()
+        ..Endpoint::api(Verb::Post, "/api/v1/pins/<what>", Action::Pin, pins::pin).taking_slashes()
     },
     Endpoint {
         label: RouteLabel::Change,
         answer: Content::Lines,
         summary: "unpins",
-        ..Endpoint::new(Verb::Delete, "/api/v1/pins/<what>", Action::Pin, pins::unpin).taking_slashes()
+        ..Endpoint::api(Verb::Delete, "/api/v1/pins/<what>", Action::Pin, pins::unpin).taking_slashes()
     },
     Endpoint {
         label: RouteLabel::Change,
         answer: Content::Lines,
         summary: "evicts NARs above the limit",
-        query: &[
-            ("max-bytes", "bytes of NARs that may stay; default: the limit in the settings"),
-            ("dry-run", "present: nothing is evicted"),
-        ],
-        ..Endpoint::new(Verb::Post, "/api/v1/gc", Action::Admin, keeping::collect)
+        body: Some(SchemaGenerator::subschema_for::<CollectRequest>),
+        ..Endpoint::api(Verb::Post, "/api/v1/gc", Action::Admin, keeping::collect)
     },
     Endpoint {
         label: RouteLabel::Change,
         answer: Content::Lines,
         summary: "checks the index against the files of the NAR store",
-        query: &[("verify", "present: all files are read"), ("repair", "present: errors are repaired")],
-        ..Endpoint::new(Verb::Post, "/api/v1/fsck", Action::Admin, keeping::check)
+        body: Some(SchemaGenerator::subschema_for::<CheckRequest>),
+        ..Endpoint::api(Verb::Post, "/api/v1/fsck", Action::Admin, keeping::check)
     },
 ];
 

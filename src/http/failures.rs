@@ -2,10 +2,11 @@
 
 use std::fmt::Write;
 
-use super::Service;
-use super::answer::{self, Answer, json};
-use super::api::types::RememberedFailure;
-use super::call::{Call, is_given};
+use super::answer::{self, json};
+use super::api::{RememberedFailure, RetryRequest};
+use super::call::Call;
+use super::error::Error;
+use super::request_body;
 use super::response_future::ResponseFuture;
 use crate::escape::Lines;
 use crate::retry::{Failed, Retried, RetryError};
@@ -13,26 +14,24 @@ use crate::retry::{Failed, Retried, RetryError};
 pub(super) fn list(call: Call<'_>) -> Option<ResponseFuture> {
     let service = call.service.clone();
     Some(ResponseFuture::pending(async move {
-        match service.parts.failures.list().await {
-            Ok(failures) => json(&failures.into_iter().map(RememberedFailure::from).collect::<Vec<_>>()),
-            Err(error) => unavailable(&error, "the failures cannot be listed"),
-        }
+        let failures = service.parts.failures.list().await;
+        let failures = failures.map_err(|error| Error::index(&error, "the failures cannot be listed"))?;
+        Ok(json(&failures.into_iter().map(RememberedFailure::from).collect::<Vec<_>>()))
     }))
 }
 
 /// Tells of each failure that is forgotten, and of each request that is made, in a line.
 pub(super) fn retry(call: Call<'_>) -> Option<ResponseFuture> {
     let what = Failed::parse(call.arguments[0])?;
-    let (service, forget_only) = (call.service.clone(), is_given(call.query, "forget-only"));
-    Some(ResponseFuture::pending(async move { retried(&service, what, forget_only).await }))
-}
-
-async fn retried(service: &Service, what: Failed, forget_only: bool) -> Answer {
-    match service.parts.retry.retry(what, forget_only).await {
-        Ok(done) => answer::ready(answer::TEXT, Lines(lines(&done)).to_string()),
-        Err(reason @ RetryError::NotRemembered(_)) => answer::no_such(reason),
-        Err(error) => unavailable(&error, "the failure cannot be forgotten"),
-    }
+    let (service, body) = (call.service.clone(), call.body);
+    Some(ResponseFuture::pending(async move {
+        let RetryRequest { forget_only } = request_body::json(body).await?;
+        match service.parts.retry.retry(what, forget_only).await {
+            Ok(done) => Ok(answer::ready(answer::TEXT, Lines(lines(&done)).to_string())),
+            Err(reason @ RetryError::NotRemembered(_)) => Err(Error::not_found(reason)),
+            Err(error) => Err(Error::internal(&error, "the failure cannot be forgotten")),
+        }
+    }))
 }
 
 fn lines(done: &[Retried]) -> String {
@@ -49,9 +48,4 @@ fn lines(done: &[Retried]) -> String {
         };
     }
     text
-}
-
-fn unavailable(error: &(dyn std::error::Error + 'static), what: &'static str) -> Answer {
-    tracing::error!(error, "{what}");
-    answer::failed(format_args!("{what}; the server's log has the details"))
 }

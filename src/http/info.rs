@@ -3,9 +3,10 @@
 use narinfo::CacheInfo;
 
 use super::Service;
-use super::answer::{self, Answer, REMEMBERED};
+use super::answer::{self, Answer};
 use super::call::Call;
 use super::endpoint::{Endpoint, Verb};
+use super::error::{Error, REMEMBERED};
 use super::response_future::ResponseFuture;
 
 /// Instructions for the person who opens the cache's address, and all endpoints.
@@ -57,28 +58,28 @@ pub(super) fn readiness(call: Call<'_>) -> Option<ResponseFuture> {
     Some(ResponseFuture::pending(async move { ready(&service).await }))
 }
 
-async fn ready(service: &Service) -> Answer {
+async fn ready(service: &Service) -> Result<Answer, Error> {
     if let Err(unfit) = service.parts.index.check().await {
         tracing::debug!(reason = %unfit, "not ready");
-        return answer::not_ready(unfit);
+        return Err(Error::unavailable(unfit));
     }
     if let Err(reason) = service.parts.packer.check_writable().await {
         tracing::debug!(%reason, "not ready");
-        return answer::not_ready(format_args!(
+        return Err(Error::unavailable(format_args!(
             "no NAR can be stored ({reason}): what is cached is served, nothing new is"
-        ));
+        )));
     }
     if !service.parts.detected.is_known() {
-        return answer::not_ready(
+        return Err(Error::unavailable(
             "what is cached is served; nothing is built until nix has told what it can",
-        );
+        ));
     }
     // A new connection: one that is open already tells nothing of a daemon that is gone.
     if let Err(error) = service.parts.pool.get_fresh().await {
         tracing::warn!(error = &error as &dyn std::error::Error, "not ready");
-        return answer::not_ready(
+        return Err(Error::unavailable(
             "the Nix daemon cannot be reached: what is cached is served, nothing is built",
-        );
+        ));
     }
-    answer::ready(answer::TEXT, "ready\n")
+    Ok(answer::ready(answer::TEXT, "ready\n"))
 }

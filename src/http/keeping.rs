@@ -4,26 +4,27 @@ use tokio::sync::mpsc;
 
 use super::Service;
 use super::answer::{self, Answer};
-use super::call::{Call, is_given, parameters};
+use super::api::{CheckRequest, CollectRequest};
+use super::call::Call;
 use super::pipe::{Cut, written};
+use super::request_body;
 use super::response_future::ResponseFuture;
 use crate::keep::Check;
 
 pub(super) fn collect(call: Call<'_>) -> Option<ResponseFuture> {
-    let max_bytes = parameters(call.query).find(|(name, _)| *name == "max-bytes");
-    let max_bytes = max_bytes.map(|(_, value)| value.unwrap_or_default().parse()).transpose();
-    Some(ResponseFuture::ready(match max_bytes {
-        Ok(max_bytes) => {
-            let lines = call.service.parts.keeper.collect(max_bytes, is_given(call.query, "dry-run"));
-            told(call.service, lines)
-        }
-        Err(_) => answer::bad_request("max-bytes is a number"),
+    let (service, body) = (call.service.clone(), call.body);
+    Some(ResponseFuture::pending(async move {
+        let CollectRequest { max_bytes, dry_run } = request_body::json(body).await?;
+        Ok(told(&service, service.parts.keeper.collect(max_bytes, dry_run)))
     }))
 }
 
 pub(super) fn check(call: Call<'_>) -> Option<ResponseFuture> {
-    let check = Check { verify: is_given(call.query, "verify"), repair: is_given(call.query, "repair") };
-    Some(ResponseFuture::ready(told(call.service, call.service.parts.keeper.check(check))))
+    let (service, body) = (call.service.clone(), call.body);
+    Some(ResponseFuture::pending(async move {
+        let CheckRequest { verify, repair } = request_body::json(body).await?;
+        Ok(told(&service, service.parts.keeper.check(Check { verify, repair })))
+    }))
 }
 
 /// Each line as it comes.

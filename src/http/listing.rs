@@ -1,10 +1,10 @@
 //! The attributes of a package set as JSON, page by page: all, or those that are like what is looked for. Evaluates nothing.
 
 use super::Service;
-use super::answer::{self, Answer, json};
-use super::api::index_failed;
-use super::api::types::{AttributeLine, AttributePage};
+use super::answer::{Answer, json};
+use super::api::{AttributeLine, AttributePage};
 use super::call::{Call, parameters};
+use super::error::Error;
 use super::response_future::ResponseFuture;
 use crate::catalogue::{Indexing, NoSuchName, SetName};
 use crate::escape::Line;
@@ -30,40 +30,38 @@ struct Wanted {
 
 pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
     let (set, wanted) = (SetName::new(call.arguments[0])?, Wanted::parse(call.query));
+    let wanted = match wanted {
+        Ok(wanted) => wanted,
+        Err(reason) => return Some(ResponseFuture::failed(Error::BadRequest(reason))),
+    };
     let service = call.service.clone();
     Some(ResponseFuture::pending(async move { list(&service, &set, wanted).await }))
 }
 
-async fn list(service: &Service, set: &SetName, wanted: Result<Wanted, String>) -> Answer {
-    let Wanted { like, system, after, max } = match wanted {
-        Ok(wanted) => wanted,
-        Err(reason) => return answer::bad_request(reason),
-    };
+async fn list(service: &Service, set: &SetName, wanted: Wanted) -> Result<Answer, Error> {
+    let Wanted { like, system, after, max } = wanted;
     let Some((settings, _)) = service.parts.catalogue.sets().find(|(settings, _)| settings.name == *set)
     else {
-        return answer::no_such(service.parts.catalogue.no_such_set(set));
+        return Err(service.parts.catalogue.no_such_set(set).into());
     };
-    let system = match settings.system(system.as_deref()) {
-        Ok(system) => system.to_owned(),
-        Err(reason) => return answer::no_such(reason),
-    };
+    let system = settings.system(system.as_deref())?.to_owned();
     // One more shows whether there is another page.
     let search = Search { like, after, system: system.clone(), max: max + 1 };
-    let (generation, mut rows) = match service.parts.index.listed(set.to_string(), search).await {
-        Ok(Some(found)) => found,
-        Ok(None) => return answer::no_such(NoSuchName::NoGeneration(set.clone())),
-        Err(error) => return index_failed(&error, "attributes cannot be listed"),
+    let found = service.parts.index.listed(set.to_string(), search).await;
+    let found = found.map_err(|error| Error::index(&error, "attributes cannot be listed"))?;
+    let Some((generation, mut rows)) = found else {
+        return Err(Error::not_found(NoSuchName::NoGeneration(set.clone())));
     };
     let has_more = rows.len() > max as usize;
     rows.truncate(max as usize);
-    json(&AttributePage {
+    Ok(json(&AttributePage {
         set: set.to_string(),
         generation,
         system,
         complete: settings.indexing == Indexing::Full,
         next: rows.last().filter(|_| has_more).map(|row| row.attribute.clone()),
         attributes: rows.into_iter().map(AttributeLine::from).collect(),
-    })
+    }))
 }
 
 impl Wanted {

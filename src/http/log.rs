@@ -10,6 +10,7 @@ use narinfo::StorePath;
 use super::Service;
 use super::answer::{self, Answer};
 use super::call::Call;
+use super::error::Error;
 use super::pipe::{Cut, Pieces, written};
 use super::response_future::ResponseFuture;
 use crate::build::Log;
@@ -28,16 +29,16 @@ pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
     Some(ResponseFuture::pending(async move { answer(&service, path).await }))
 }
 
-async fn answer(service: &Service, path: StorePath) -> Answer {
+async fn answer(service: &Service, path: StorePath) -> Result<Answer, Error> {
     let drvs = if path.is_derivation() {
         vec![path.clone()]
     } else {
         match service.parts.substitute.makers_of(&path).await {
             Ok(drvs) if drvs.is_empty() => {
-                return answer::missing(format_args!("no log: it is not known what makes {path}"));
+                return Err(Error::NotFound(format!("no log: it is not known what makes {path}")));
             }
             Ok(drvs) => drvs,
-            Err(reason) => return answer::missing(reason),
+            Err(reason) => return Err(Error::not_found(reason)),
         }
     };
     let parts = std::sync::Arc::clone(&service.parts);
@@ -53,14 +54,16 @@ async fn answer(service: &Service, path: StorePath) -> Answer {
         Ok(None)
     });
     match found.await {
-        Ok(Some(Found::Ours(log))) => ours(service, log),
-        Ok(Some(Found::Daemons(log))) => answer::streamed(answer::TEXT, written(|pipe| pipe.send_all(log))),
-        Ok(None) => answer::missing(format_args!(
+        Ok(Some(Found::Ours(log))) => Ok(ours(service, log)),
+        Ok(Some(Found::Daemons(log))) => {
+            Ok(answer::streamed(answer::TEXT, written(|pipe| pipe.send_all(log))))
+        }
+        Ok(None) => Err(Error::NotFound(format!(
             "no log: {path} was not built by this machine's Nix, or so long ago that its log was deleted"
-        )),
+        ))),
         Err(error) => {
             tracing::error!(%path, %error, "cannot read a build log; check its file and its permissions");
-            answer::missing("this log cannot be read at the moment; the server's log has the details")
+            Err(Error::not_found("this log cannot be read at the moment; the server's log has the details"))
         }
     }
 }

@@ -1,5 +1,5 @@
 //! The HTTP side: connections, and the handlers of endpoints (`endpoints.rs` has the table of them).
-//! Decides nothing about hashes (see `substitute`) and names no status code (see `answer`).
+//! Decides nothing about hashes (see `substitute`) and names no status code (see `answer.rs` and `error.rs`).
 
 mod address;
 mod again;
@@ -13,6 +13,7 @@ mod client_stream;
 mod drivers;
 mod endpoint;
 mod endpoints;
+mod error;
 mod failures;
 mod info;
 mod keeping;
@@ -25,9 +26,11 @@ mod pattern;
 mod pins;
 mod pipe;
 mod realisation;
+mod request_body;
 mod response_future;
 mod route;
 mod server;
+mod status;
 mod traffic;
 
 use std::sync::Arc;
@@ -50,11 +53,13 @@ use crate::substitute::{OnMiss, Substitute, Wait};
 use crate::upstream::{Upstreams, Via};
 use address::Peer;
 pub use address::{PublicUrl, TrustedProxies};
-use answer::Answer;
-pub(crate) use api::types::{AttributeLine, AttributePage, PinView, RememberedFailure};
+pub(crate) use api::{
+    AttributeLine, AttributePage, CheckRequest, CollectRequest, PinView, RememberedFailure, RetryRequest,
+};
 use call::Call;
 use endpoint::Endpoint;
 use endpoints::ENDPOINTS;
+use error::{Audience, Error};
 use pattern::is_for_programs;
 use response_future::ResponseFuture;
 use route::{Address, Match, without_cached};
@@ -163,8 +168,8 @@ impl Service {
     fn answer(&self, request: Request<Incoming>, peer: Option<Peer>, thread: usize) -> ResponseFuture {
         let caller = self.caller(request.headers(), peer);
         let (head, line) = (request.method() == Method::HEAD, Line::of(&request, caller.address()));
-        let (label, future) = self.dispatch(request, peer, caller);
-        future.count(head, &self.traffic, thread, label, line)
+        let (label, audience, future) = self.dispatch(request, peer, caller);
+        future.read_by(audience, head).counted(&self.traffic, thread, label, line)
     }
 
     /// The one place where a caller is made.
@@ -183,10 +188,15 @@ impl Service {
         request: Request<Incoming>,
         peer: Option<Peer>,
         caller: Caller,
-    ) -> (RouteLabel, ResponseFuture) {
-        let (head, _) = request.into_parts();
+    ) -> (RouteLabel, Audience, ResponseFuture) {
+        let (head, body) = request.into_parts();
         let (sent, query) = (head.uri.path(), head.uri.query());
-        let unanswered = |answer| (RouteLabel::Unknown, ResponseFuture::ready(answer));
+        let unanswered = |error| {
+            let audience =
+                if is_for_programs(without_cached(sent)) { Audience::Api } else { Audience::Person };
+            (RouteLabel::Unknown, audience, ResponseFuture::failed(error))
+        };
+        let no_such_address = || Error::NotFound(route::hint(without_cached(sent)));
         let address = Address::parse(sent, query);
         let found = match &address {
             Some(address) => route::find(&head.method, address.path()),
@@ -194,14 +204,12 @@ impl Service {
         };
         let (Some(address), Match::Endpoint(endpoint, arguments)) = (&address, &found) else {
             return unanswered(match found {
-                Match::OtherMethod(allowed) => {
-                    answer::method_not_allowed(&allowed, is_for_programs(without_cached(sent)))
-                }
-                _ => no_such(sent),
+                Match::OtherMethod(allowed) => Error::MethodNotAllowed(allowed),
+                _ => no_such_address(),
             });
         };
         if let Err(refusal) = may(&caller, endpoint.action) {
-            return (endpoint.label, ResponseFuture::ready(answer::refused(refusal)));
+            return (endpoint.label, endpoint.audience, ResponseFuture::failed(Error::Refused(refusal)));
         }
         let call = Call {
             service: self,
@@ -215,17 +223,11 @@ impl Service {
             head: head.method == Method::HEAD,
             version: head.version,
             headers: head.headers,
+            body,
         };
         match (endpoint.handler)(call) {
-            Some(future) => (endpoint.label, future),
-            None => unanswered(no_such(sent)),
+            Some(future) => (endpoint.label, endpoint.audience, future),
+            None => unanswered(no_such_address()),
         }
     }
-}
-
-/// 404 of an address that nothing has.
-fn no_such(path: &str) -> Answer {
-    let path = without_cached(path);
-    let hint = route::hint(path);
-    if is_for_programs(path) { answer::no_such(hint) } else { answer::missing(hint) }
 }

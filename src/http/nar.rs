@@ -15,6 +15,7 @@ use super::Service;
 use super::again;
 use super::answer::{self, Answer, Part};
 use super::call::Call;
+use super::error::Error;
 use super::pipe::{Pieces, written};
 use super::response_future::ResponseFuture;
 use crate::nar_store::{Form, Nar, NarStream, Small};
@@ -52,25 +53,33 @@ pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
     };
     let hash = NarHash::from_nixbase32(nar_hash).ok()?;
     if let Some(answer) = lookup_cached(call.service, hash, compression, &call.headers) {
-        return Some(ResponseFuture::ready(answer));
+        return Some(answer.into());
     }
     let asked = Asked { hash, compression, head: call.head, reader: call.reader(), on_miss: call.on_miss() };
     let (service, headers) = (call.service.clone(), call.headers);
     Some(ResponseFuture::pending(async move { answer(&service, asked, &headers).await }))
 }
 
-async fn answer(service: &Service, asked: Asked, headers: &HeaderMap) -> Answer {
+async fn answer(service: &Service, asked: Asked, headers: &HeaderMap) -> Result<Answer, Error> {
     if let Some(reader) = asked.reader {
         service.parts.packer.read_ahead(reader, asked.hash);
     }
-    find(service, asked, headers).await.unwrap_or_else(|error| {
-        // A NAR that cannot be read is a miss to a client, which then goes on without it.
-        if let packer::Error::NotToBeHad(reason) = &error {
-            return answer::missing(format_args!("not to be had at the moment: {reason}"));
+    let (begun, packer, hash) = (Instant::now(), &service.parts.packer, asked.hash);
+    let form = form(asked.compression);
+    if let Some(served) = packer.find(hash, form).await? {
+        match give(packer, served, &asked, headers).await {
+            // Nobody gives what was promised: its path is had from elsewhere.
+            Err(packer::Error::NotToBeHad(_)) if packer.find(hash, None).await?.is_none() => {}
+            given => return given?,
         }
-        tracing::error!(error = &error as &dyn std::error::Error, "a NAR cannot be given");
-        answer::missing("this NAR cannot be read at the moment; the server's log has the details")
-    })
+    }
+    if let Err(reason) = again::have(service, hash, asked.on_miss.clone(), begun).await {
+        return Err(Error::NotFound(reason));
+    }
+    match packer.find(hash, form).await? {
+        Some(served) => give(packer, served, &asked, headers).await?,
+        None => Err(Error::not_found(LOST)),
+    }
 }
 
 /// The answer, if it can be given from memory.
@@ -79,7 +88,7 @@ fn lookup_cached(
     hash: NarHash,
     compression: Compression,
     headers: &HeaderMap,
-) -> Option<Answer> {
+) -> Option<Result<Answer, Error>> {
     let form = form(compression)?;
     let small = service.parts.packer.in_memory(hash, form)?;
     Some(whole(&small, form, headers))
@@ -93,73 +102,55 @@ fn form(compression: Compression) -> Option<Form> {
     }
 }
 
-async fn find(service: &Service, asked: Asked, headers: &HeaderMap) -> Result<Answer, packer::Error> {
-    let (begun, packer, hash) = (Instant::now(), &service.parts.packer, asked.hash);
-    let form = form(asked.compression);
-    if let Some(served) = packer.find(hash, form).await? {
-        match give(packer, served, &asked, headers).await {
-            // Nobody gives what was promised: its path is had from elsewhere.
-            Err(packer::Error::NotToBeHad(_)) if packer.find(hash, None).await?.is_none() => {}
-            given => return given,
-        }
-    }
-    if let Err(reason) = again::have(service, hash, asked.on_miss.clone(), begun).await {
-        return Ok(answer::missing(reason));
-    }
-    match packer.find(hash, form).await? {
-        Some(served) => give(packer, served, &asked, headers).await,
-        None => Ok(answer::missing(LOST)),
-    }
-}
-
 /// The answer where a served path has it.
 async fn give(
     packer: &Packer,
     mut served: Served,
     asked: &Asked,
     headers: &HeaderMap,
-) -> Result<Answer, packer::Error> {
+) -> Result<Result<Answer, Error>, packer::Error> {
     let &Asked { hash, compression, head, .. } = asked;
     let form = form(compression);
     if let (Some(form), Some(small)) = (form, served.small.take()) {
         return Ok(whole(&small, form, headers));
     }
     if let Some(address) = packer.redirect(&served, compression).await? {
-        return Ok(answer::elsewhere(&address));
+        return Ok(Ok(answer::redirect(&address)));
     }
     let Some(form) = form else {
-        return Ok(answer::missing("not in this form: there is .nar.zst, and .nar"));
+        return Ok(Err(Error::not_found("not in this form: there is .nar.zst, and .nar")));
     };
     let etag = etag(hash, form, &served);
     if let Some(etag) = etag.as_deref().filter(|etag| is_known(headers, etag)) {
-        return Ok(answer::not_modified(etag));
+        return Ok(Ok(answer::not_modified(etag)));
     }
     if head {
         let length = match form {
             Form::Plain => Some(served.nar_size()),
             Form::Zstd => served.packed.map(|nar| nar.file_size),
         };
-        return Ok(answer::file(media_type(form), etag.as_deref(), &Part::Whole(length), answer::empty()));
+        let part = Part::Whole(length);
+        return Ok(Ok(answer::file(media_type(form), etag.as_deref(), &part, answer::empty())));
     }
     body(packer, served, hash, form, wanted_range(headers, etag.as_deref())).await
 }
 
 /// The answer where all bytes are here.
-fn whole(small: &Small, form: Form, headers: &HeaderMap) -> Answer {
+fn whole(small: &Small, form: Form, headers: &HeaderMap) -> Result<Answer, Error> {
     let etag = tag(small.hash);
     if is_known(headers, &etag) {
-        return answer::not_modified(&etag);
+        return Ok(answer::not_modified(&etag));
     }
     let length = small.bytes.len() as u64;
     let Some(part) = part(wanted_range(headers, Some(&etag)), Some(length)) else {
-        return answer::range_not_satisfiable(length);
+        return Err(Error::RangeNotSatisfiable(length));
     };
     let body = match part {
         Part::Whole(_) => small.bytes.clone(),
         // They are the bytes of a buffer.
         Part::Slice { start, end, .. } => small.bytes.slice(start as usize..end as usize),
     };
-    answer::file(media_type(form), Some(&etag), &part, answer::full(body))
+    Ok(answer::file(media_type(form), Some(&etag), &part, answer::full(body)))
 }
 
 async fn body(
@@ -168,12 +159,14 @@ async fn body(
     hash: NarHash,
     form: Form,
     range: Option<&str>,
-) -> Result<Answer, packer::Error> {
+) -> Result<Result<Answer, Error>, packer::Error> {
     let (mut nar, mut given) = packer.open(&mut served, form).await?;
     // A range of a zstd file can be given once its length is known.
     if let (Form::Zstd, Some(_), Nar::Growing(growing)) = (form, range, &mut nar) {
         growing.finished().await.map_err(packer::Error::NotToBeHad)?;
-        let Some(complete) = packer.find(hash, None).await? else { return Ok(answer::missing(LOST)) };
+        let Some(complete) = packer.find(hash, None).await? else {
+            return Ok(Err(Error::not_found(LOST)));
+        };
         served = complete;
         (nar, given) = packer.open(&mut served, form).await?;
     }
@@ -183,7 +176,7 @@ async fn body(
         (Form::Zstd, Nar::Growing(_)) => None,
     };
     let Some(part) = part(range, length) else {
-        return Ok(answer::range_not_satisfiable(length.unwrap_or_default()));
+        return Ok(Err(Error::RangeNotSatisfiable(length.unwrap_or_default())));
     };
     let wanted = match part {
         Part::Whole(length) => 0..length.unwrap_or(u64::MAX),
@@ -203,7 +196,7 @@ async fn body(
         }
         sent
     });
-    Ok(answer::file(media_type(form), etag.as_deref(), &part, body))
+    Ok(Ok(answer::file(media_type(form), etag.as_deref(), &part, body)))
 }
 
 impl Pieces for NarStream {

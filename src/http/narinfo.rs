@@ -10,11 +10,12 @@ use narinfo::StorePathHash;
 use super::Service;
 use super::answer::{self, Answer};
 use super::call::Call;
+use super::error::{Error, REMEMBERED};
 use super::pipe::{Cut, Pipe, written};
 use super::response_future::ResponseFuture;
 use super::traffic::Outcome;
-use crate::index::{FailureClass, Ready};
-use crate::substitute::{Answer as Decision, Missing, OnMiss, Wait, WaitEnd};
+use crate::index::Ready;
+use crate::substitute::{Answer as Decision, OnMiss, Wait, WaitEnd};
 
 /// Bytes of a line about the wait at least: less than one a second counts as stalled, and some proxies hold back crumbs.
 const WAIT_LINE_BYTES_MIN: usize = 64;
@@ -30,7 +31,7 @@ pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
     let hash = call.arguments[0].parse().ok()?;
     let (on_miss, reader) = (call.on_miss(), call.reader());
     if let Some(answer) = lookup_cached(call.service, hash, &on_miss, reader) {
-        return Some(ResponseFuture::ready(answer));
+        return Some(answer.into());
     }
     // Very many may wait, and the headers of a request are a part of the connection's buffer: they stay behind.
     let asked = Asked { hash, on_miss, head: call.head, reader, version: call.version };
@@ -44,11 +45,10 @@ fn lookup_cached(
     hash: StorePathHash,
     on_miss: &OnMiss,
     reader: Option<IpAddr>,
-) -> Option<Answer> {
+) -> Option<Result<Answer, Error>> {
     match service.parts.substitute.lookup_cached(hash, on_miss)? {
-        Decision::Ready(ready) => Some(served(service, &ready, reader)),
-        Decision::Missing(unknown @ Missing::Unknown) => Some(answer::unknown_path(unknown)),
-        Decision::Missing(reason) => Some(missing(&reason)),
+        Decision::Ready(ready) => Some(Ok(served(service, &ready, reader))),
+        Decision::Missing(reason) => Some(Err(reason.into())),
         // Nobody is made to wait from memory.
         Decision::Wait(_) => None,
     }
@@ -64,7 +64,7 @@ struct Asked {
 }
 
 /// Holds the answer for a while, so that it keeps its true status; then sends lines about the wait.
-async fn answer(service: &Service, asked: Asked) -> Answer {
+async fn answer(service: &Service, asked: Asked) -> Result<Answer, Error> {
     let Asked { hash, on_miss, head, reader, version } = asked;
     // HTTP/1.0 has no chunks: there a cut cannot be told from an end, so all of the wait is silent.
     let hold = if version == Version::HTTP_10 { Duration::MAX } else { service.parts.settings.hold };
@@ -74,16 +74,17 @@ async fn answer(service: &Service, asked: Asked) -> Answer {
     let end = Box::pin(within(hold, &mut waited)).await;
     let queued = waited.ticket().is_some();
     let keep_alive = service.parts.settings.keep_alive;
-    match end {
+    Ok(match end {
         Some(WaitEnd::Ready(ready)) if queued => {
             answer::noted(served(service, &ready, reader), Outcome::Built)
         }
         Some(WaitEnd::Ready(ready)) => served(service, &ready, reader),
-        Some(WaitEnd::Missing(reason)) => missing(&reason),
+        Some(WaitEnd::Missing(reason)) => return Err(reason.into()),
         // No body could say that it goes on, or it would only go on to a cut.
         None | Some(WaitEnd::Stopped) if head || waited.is_mere_trouble() => {
             let stage = waited.describe();
-            answer::missing_path(format_args!("not known yet: {stage}; GET outside /cached/ waits longer"))
+            let text = "GET outside /cached/ waits longer";
+            return Err(Error::NotFound(format!("not known yet: {stage}; {text}\n{REMEMBERED}")));
         }
         // Still under way, or the server stops: in both cases what follows says so by what it does.
         None | Some(WaitEnd::Stopped) => {
@@ -96,7 +97,7 @@ async fn answer(service: &Service, asked: Asked) -> Answer {
                 None => answer::undecided(written(|pipe| wait(waited, keep_alive, pipe))),
             }
         }
-    }
+    })
 }
 
 /// The end, if it comes while nothing is sent.
@@ -115,16 +116,6 @@ fn served(service: &Service, ready: &Ready, reader: Option<IpAddr>) -> Answer {
         service.parts.packer.told(reader, ready.nar_hash);
     }
     answer::ready(answer::NARINFO, ready.narinfo.clone())
-}
-
-/// 404, counted as what the reason is.
-fn missing(reason: &Missing) -> Answer {
-    let outcome = match reason {
-        Missing::Failed(failure) if failure.class != FailureClass::Refused => Outcome::Failed,
-        Missing::Failed(_) | Missing::Refused(_) | Missing::Denied { .. } => Outcome::Refused,
-        _ => Outcome::Miss,
-    };
-    answer::noted(answer::missing_path(reason), outcome)
 }
 
 /// Sends a line now and then until there is an end, then the narinfo. Whatever else happens cuts the body.

@@ -8,10 +8,10 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use super::answer;
-use super::api::types::ErrorBody;
+use super::api::ErrorBody;
 use super::call::Call;
 use super::endpoint::{Content, Endpoint};
-use super::pattern::is_for_programs;
+use super::error::Audience;
 use super::response_future::ResponseFuture;
 
 pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
@@ -59,12 +59,12 @@ fn operation(endpoint: &Endpoint, schemas: &mut SchemaGenerator) -> Value {
         Content::Lines => ("200", json!({ "text/plain": { "schema": text } })),
         Content::Redirect => ("302", json!({ "text/plain": { "schema": text } })),
     };
-    let error = if is_for_programs(endpoint.pattern.as_str()) {
+    let error = if endpoint.audience == Audience::Api {
         json!({ "application/json": { "schema": schemas.subschema_for::<ErrorBody>() } })
     } else {
         json!({ "text/plain": { "schema": text } })
     };
-    json!({
+    let mut operation = json!({
         "summary": endpoint.summary,
         "x-ondine-right": endpoint.action.name(),
         "parameters": in_path.chain(in_query).collect::<Vec<Value>>(),
@@ -72,7 +72,12 @@ fn operation(endpoint: &Endpoint, schemas: &mut SchemaGenerator) -> Value {
             status: { "description": endpoint.summary, "content": answer },
             "default": { "description": "an error", "content": error },
         },
-    })
+    });
+    if let Some(body) = endpoint.body {
+        let content = json!({ "application/json": { "schema": body(schemas) } });
+        operation["requestBody"] = json!({ "required": false, "content": content });
+    }
+    operation
 }
 
 #[cfg(test)]
@@ -110,6 +115,8 @@ mod tests {
                 "nothing is at {reference}"
             );
         }
+        let retry = &paths["/api/v1/failures/{what}/retry"]["post"]["requestBody"];
+        assert!(retry.to_string().contains("/RetryRequest"), "{retry}");
         let request = &document["components"]["schemas"]["RequestStatus"];
         assert_eq!(request["properties"]["asked_at"]["description"], "Unix seconds of the first asking.");
     }

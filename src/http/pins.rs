@@ -7,12 +7,13 @@ use narinfo::StorePath;
 
 use super::Service;
 use super::answer::{self, Answer, json};
-use super::api::index_failed;
-use super::api::types::PinView;
+use super::api::PinView;
 use super::call::Call;
+use super::error::Error;
 use super::response_future::ResponseFuture;
 use crate::catalogue::{NoSuchName, Selection, SetName, SetSettings};
 use crate::escape::{Line, Lines};
+use crate::index;
 use crate::keep::{Pinned, Pinning};
 
 /// An attribute that is named with its set, or without.
@@ -57,40 +58,30 @@ pub(super) fn unpin(call: Call<'_>) -> Option<ResponseFuture> {
     Some(ResponseFuture::pending(async move { unpinned(&service, what).await }))
 }
 
-async fn all(service: &Service) -> Answer {
-    match service.parts.keeper.pins().await {
-        Ok(pins) => json(&pins.into_iter().map(PinView::from).collect::<Vec<_>>()),
-        Err(error) => index_failed(&error, "the pins cannot be told of"),
-    }
+async fn all(service: &Service) -> Result<Answer, Error> {
+    let pins = service.parts.keeper.pins().await.map_err(unreadable)?;
+    Ok(json(&pins.into_iter().map(PinView::from).collect::<Vec<_>>()))
 }
 
-async fn pinned(service: &Service, what: Pinned) -> Answer {
-    let found = match what {
+async fn pinned(service: &Service, what: Pinned) -> Result<Answer, Error> {
+    let (name, pinnings) = match what {
         Pinned::Path(hash, name) => {
             let path = StorePath::parse(&name).ok();
-            Ok((name, vec![Pinning { of: None, hash, path, served: false }]))
+            (name, vec![Pinning { of: None, hash, path, served: false }])
         }
-        Pinned::Attribute(text) => attribute(service, &text).await,
+        Pinned::Attribute(text) => attribute(service, &text).await?,
     };
-    let (name, pinnings) = match found {
-        Ok(found) => found,
-        Err(refused) => return refused,
-    };
-    match service.parts.keeper.pin(name, pinnings).await {
-        Ok(pinnings) => {
-            let lines: String = pinnings.iter().map(|pinning| format!("pinned: {pinning}\n")).collect();
-            answer::ready(answer::TEXT, Lines(lines).to_string())
-        }
-        Err(error) => index_failed(&error, "the pins cannot be changed"),
-    }
+    let pinnings = service.parts.keeper.pin(name, pinnings).await.map_err(unchangeable)?;
+    let lines: String = pinnings.iter().map(|pinning| format!("pinned: {pinning}\n")).collect();
+    Ok(answer::ready(answer::TEXT, Lines(lines).to_string()))
 }
 
 /// What an attribute stands for in the one set that has it, and the name of the pin.
-async fn attribute(service: &Service, text: &str) -> Result<(String, Vec<Pinning>), Answer> {
+async fn attribute(service: &Service, text: &str) -> Result<(String, Vec<Pinning>), Error> {
     let sets: Vec<SetSettings> = service.parts.catalogue.sets().map(|(set, _)| set.clone()).collect();
     let is_set = |name: &SetName| sets.iter().any(|set| set.name == *name);
     let nothing = || {
-        answer::no_such(format_args!(
+        Error::NotFound(format!(
             "there is no attribute {} with a derivation in any package set; `ondine attributes SET` lists those of one",
             Line(text)
         ))
@@ -113,11 +104,7 @@ async fn attribute(service: &Service, text: &str) -> Result<(String, Vec<Pinning
     }
     // One that says more than that there is no such name.
     let reason = reasons.into_iter().find(|reason| !matches!(reason, NoSuchName::Attribute { .. }));
-    Err(match reason {
-        Some(reason) if reason.may_pass() => answer::unavailable(reason),
-        Some(reason) => answer::no_such(reason),
-        None => nothing(),
-    })
+    Err(reason.map_or_else(nothing, Error::from))
 }
 
 /// The outputs that an attribute of a set has for each of its systems: all, or the one that is named.
@@ -152,25 +139,20 @@ async fn outputs(
     }
 }
 
-async fn unpinned(service: &Service, what: Pinned) -> Answer {
+async fn unpinned(service: &Service, what: Pinned) -> Result<Answer, Error> {
     let (name, hash) = match what {
         Pinned::Path(hash, name) => (name, Some(hash)),
-        Pinned::Attribute(text) => match name_of_pin(service, text).await {
-            Ok(name) => (name, None),
-            Err(refused) => return refused,
-        },
+        Pinned::Attribute(text) => (name_of_pin(service, text).await?, None),
     };
-    match service.parts.keeper.unpin(name, hash).await {
-        Ok(0) => answer::no_such("there is no such pin; `ondine pin` lists all"),
-        Ok(count) => answer::ready(answer::TEXT, format!("unpinned: {count}\n")),
-        Err(error) => index_failed(&error, "the pins cannot be changed"),
+    match service.parts.keeper.unpin(name, hash).await.map_err(unchangeable)? {
+        0 => Err(Error::not_found("there is no such pin; `ondine pin` lists all")),
+        count => Ok(answer::ready(answer::TEXT, format!("unpinned: {count}\n"))),
     }
 }
 
 /// The name under which something was pinned that is named with its set, or without, or in another spelling.
-async fn name_of_pin(service: &Service, text: String) -> Result<String, Answer> {
-    let pins = service.parts.keeper.pins().await;
-    let pins = pins.map_err(|error| index_failed(&error, "the pins cannot be told of"))?;
+async fn name_of_pin(service: &Service, text: String) -> Result<String, Error> {
+    let pins = service.parts.keeper.pins().await.map_err(unreadable)?;
     let names: BTreeSet<String> = pins.into_iter().map(|pin| pin.name).collect();
     // Also of a set that is not configured any more.
     let parse = |name: &str| Named::parse(name, |_| true);
@@ -189,6 +171,15 @@ async fn name_of_pin(service: &Service, text: String) -> Result<String, Answer> 
     }
 }
 
-fn ambiguous(text: &str, choices: &[String]) -> Answer {
-    answer::no_such(format_args!("{} may be each of these; say which: {}", Line(text), choices.join(", ")))
+fn ambiguous(text: &str, choices: &[String]) -> Error {
+    let choices = choices.join(", ");
+    Error::NotFound(format!("{} may be each of these; say which: {choices}", Line(text)))
+}
+
+fn unreadable(error: index::Error) -> Error {
+    Error::index(&error, "the pins cannot be told of")
+}
+
+fn unchangeable(error: index::Error) -> Error {
+    Error::index(&error, "the pins cannot be changed")
 }

@@ -10,9 +10,7 @@ pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
     let id = DrvOutput::from_file(call.path.trim_start_matches('/')).ok()?;
     let (service, asker) = (call.service.clone(), call.caller.asker());
     Some(ResponseFuture::pending(async move {
-        match service.parts.substitute.realisation(&id, &asker).await {
-            Ok(realisation) => answer::ready(answer::JSON, realisation.render()),
-            Err(reason) => answer::missing_path(reason),
-        }
+        let realisation = service.parts.substitute.realisation(&id, &asker).await?;
+        Ok(answer::ready(answer::JSON, realisation.render()))
     }))
 }

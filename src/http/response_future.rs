@@ -8,12 +8,14 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use super::answer::{self, Answer};
+use super::error::{Audience, Error};
 use super::traffic::{Line, RouteLabel, Tally, Traffic};
 
 /// An answer that is there or will be.
 pub(super) struct ResponseFuture {
     /// The body is not wanted.
     head: bool,
+    audience: Audience,
     /// Counter of the answer, where it is not counted yet.
     tally: Option<Box<Tally>>,
     stage: Stage,
@@ -22,28 +24,46 @@ pub(super) struct ResponseFuture {
 enum Stage {
     /// Taken only once.
     Ready(Option<Answer>),
-    Pending(Pin<Box<dyn Future<Output = Answer> + Send>>),
+    /// Becomes an answer once its readers are known.
+    Failed(Option<Error>),
+    Pending(Pin<Box<dyn Future<Output = Result<Answer, Error>> + Send>>),
 }
 
 impl ResponseFuture {
     pub(super) fn ready(answer: Answer) -> Self {
-        Self { head: false, tally: None, stage: Stage::Ready(Some(answer)) }
+        Self::at(Stage::Ready(Some(answer)))
     }
 
-    pub(super) fn pending(answer: impl Future<Output = Answer> + Send + 'static) -> Self {
-        Self { head: false, tally: None, stage: Stage::Pending(Box::pin(answer)) }
+    pub(super) fn failed(error: Error) -> Self {
+        Self::at(Stage::Failed(Some(error)))
     }
 
-    /// Counts the answer: now, where all of it is there, else when it has ended.
-    pub(super) fn count(
+    pub(super) fn pending(answer: impl Future<Output = Result<Answer, Error>> + Send + 'static) -> Self {
+        Self::at(Stage::Pending(Box::pin(answer)))
+    }
+
+    fn at(stage: Stage) -> Self {
+        Self { head: false, audience: Audience::Person, tally: None, stage }
+    }
+
+    /// The same for readers of this kind, who may not want its body.
+    pub(super) fn read_by(mut self, audience: Audience, head: bool) -> Self {
+        (self.audience, self.head) = (audience, head);
+        if let Stage::Failed(error) = &mut self.stage {
+            let answer = error.take().map(|error| error.answer(audience));
+            self.stage = Stage::Ready(answer);
+        }
+        self
+    }
+
+    /// The same, counted: now, where all of it is there, else when it has ended.
+    pub(super) fn counted(
         mut self,
-        head: bool,
         traffic: &Arc<Traffic>,
         thread: usize,
         label: RouteLabel,
         line: Option<Box<Line>>,
     ) -> Self {
-        self.head = head;
         let at_once = match &self.stage {
             Stage::Ready(Some(answer)) if line.is_none() => {
                 answer.body().ready_bytes().map(|bytes| (answer, bytes))
@@ -52,7 +72,7 @@ impl ResponseFuture {
         };
         match at_once {
             Some((answer, bytes)) => {
-                let bytes = if head { 0 } else { bytes };
+                let bytes = if self.head { 0 } else { bytes };
                 traffic.count(thread, label, answer::outcome(answer), bytes);
             }
             None => self.tally = Some(Tally::new(traffic, thread, label, line)),
@@ -61,14 +81,24 @@ impl ResponseFuture {
     }
 }
 
+impl From<Result<Answer, Error>> for ResponseFuture {
+    fn from(result: Result<Answer, Error>) -> Self {
+        result.map_or_else(Self::failed, Self::ready)
+    }
+}
+
 impl Future for ResponseFuture {
     type Output = Result<Answer, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut answer = match &mut self.stage {
-            Stage::Ready(answer) => answer.take().expect("a future that has ended is not polled again"),
-            Stage::Pending(answer) => ready!(answer.as_mut().poll(context)),
+        let audience = self.audience;
+        let result = match &mut self.stage {
+            Stage::Ready(answer) => answer.take().map(Ok),
+            Stage::Failed(error) => error.take().map(Err),
+            Stage::Pending(answer) => Some(ready!(answer.as_mut().poll(context))),
         };
+        let result = result.expect("a future that has ended is not polled again");
+        let mut answer = result.unwrap_or_else(|error| error.answer(audience));
         if let Some(mut tally) = self.tally.take() {
             tally.begun(answer.status().as_u16(), answer::outcome(&answer), answer::length(&answer));
             if self.head {

@@ -4,11 +4,66 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// An error, told with the status that fits it.
+/// An error. Its status fits its reason.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ErrorBody {
-    /// Text for a person: the reason, and the way out where there is one.
+    /// Text for a person: what happened, why, and the way out where there is one.
     pub error: String,
+    /// The same for a program.
+    pub reason: ErrorReason,
+    /// The right that the caller lacks.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub right: Option<&'static str>,
+}
+
+/// Class of an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorReason {
+    /// 400: the request is not understood.
+    BadRequest,
+    /// 403: the caller may not do this.
+    Refused,
+    /// 404: there is no such thing.
+    NotFound,
+    /// 405: the address has other methods.
+    MethodNotAllowed,
+    /// 408: the body of the request did not arrive in time.
+    TooSlow,
+    /// 413: the body of the request is too large.
+    TooLarge,
+    /// 500: trouble with the server, which its log tells of.
+    Internal,
+    /// 503: trouble that may pass.
+    Unavailable,
+}
+
+/// Arguments of `POST /api/v1/gc`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct CollectRequest {
+    /// Bytes of NARs that may stay; null for the limit in the settings.
+    pub max_bytes: Option<u64>,
+    /// True: only tells of what would be evicted.
+    pub dry_run: bool,
+}
+
+/// Arguments of `POST /api/v1/fsck`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct CheckRequest {
+    /// Reads every file and checks its hashes, too.
+    pub verify: bool,
+    /// Removes entries and files that are wrong, so that they are packed, fetched or built again.
+    pub repair: bool,
+}
+
+/// Arguments of `POST /api/v1/failures/<what>/retry`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RetryRequest {
+    /// Only forgets the failure: the next request builds.
+    pub forget_only: bool,
 }
 
 /// The server, its cache and its queue.

@@ -1,0 +1,291 @@
+//! Errors of handlers, and the one place that turns them into answers. For a cache client everything is 404, since Nix takes any
+//! other status for trouble with the whole cache (nix-protocol.md, section 1: it retries, then fails the command); for the API the
+//! status is true, and the body is JSON. Internals are logged here, once, and never shown.
+
+use std::fmt::Display;
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use hyper::header::{self, HeaderName};
+
+use super::answer::{self, Answer};
+use super::api::{ErrorBody, ErrorReason, ServerStatus};
+use super::traffic::Outcome;
+use crate::caller::Refusal;
+use crate::catalogue::NoSuchName;
+use crate::index::{self, FailureClass};
+use crate::packer;
+use crate::substitute::Missing;
+
+/// Text for a person who reads a 404: Nix's memory of it, and the option that asks anew.
+pub(super) const REMEMBERED: &str = "A Nix client remembers a 404 for an hour; with --option narinfo-cache-negative-ttl 0 it asks anew (of a \
+     trusted user).";
+/// Text of an error that the index caused.
+pub(super) const INDEX_UNREADABLE: &str =
+    "the index cannot be read; the server's log says why, and /readyz what to do";
+
+/// Readers of an endpoint's errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Audience {
+    /// Clients of Nix: text, and 404 for everything that they cannot have.
+    Cache,
+    /// People and monitoring: text with a true status.
+    Person,
+    /// Programs: JSON with a true status.
+    Api,
+}
+
+/// The reason that a request is not answered with what it asks for. Texts are for a person.
+#[derive(Debug)]
+pub(super) enum Error {
+    NotFound(String),
+    /// A store path that nobody knows: by far the most frequent error, which allocates nothing.
+    Unknown,
+    /// A store path that cannot be served for another reason.
+    Missing(Box<Missing>),
+    BadRequest(String),
+    Refused(Refusal),
+    /// Other methods are answered, named as in the header Allow.
+    MethodNotAllowed(String),
+    /// The request's body has more than so many bytes.
+    TooLarge(usize),
+    /// The request's body took too long.
+    TooSlow,
+    /// A range of a file that has so many bytes, and none of these.
+    RangeNotSatisfiable(u64),
+    /// Trouble that may pass.
+    Unavailable(String),
+    /// Trouble that was logged.
+    Internal(String),
+}
+
+impl Error {
+    pub(super) fn not_found(reason: impl Display) -> Self {
+        Self::NotFound(reason.to_string())
+    }
+
+    pub(super) fn unavailable(reason: impl Display) -> Self {
+        Self::Unavailable(reason.to_string())
+    }
+
+    /// An error of the server, which is logged here. `what` says what could not be done.
+    pub(super) fn internal(error: &(dyn std::error::Error + 'static), what: &str) -> Self {
+        tracing::error!(error, "{what}");
+        Self::Internal(format!("{what}; the server's log has the details"))
+    }
+
+    /// An error of the index, which is logged here. `what` says what could not be done.
+    pub(super) fn index(error: &index::Error, what: &str) -> Self {
+        tracing::error!(error = error as &dyn std::error::Error, "{what}");
+        Self::Internal(format!("{what}: {INDEX_UNREADABLE}"))
+    }
+
+    /// The answer for these readers.
+    pub(super) fn answer(self, audience: Audience) -> Answer {
+        let status = self.status(audience);
+        let header = self.header();
+        let mut answer = match (audience, self) {
+            (Audience::Cache | Audience::Person, Self::Unknown) => return unknown_path(),
+            (Audience::Cache | Audience::Person, Self::Missing(missing))
+                if status == StatusCode::NOT_FOUND =>
+            {
+                return missing_path(&missing);
+            }
+            (Audience::Api, error) => {
+                let (reason, right) = (error.reason(), error.right());
+                answer::of_json(status, &ErrorBody { error: error.text(), reason, right })
+            }
+            (_, error) => answer::text(status, error.text()),
+        };
+        if let Some((name, value)) = header {
+            answer::set_text(answer.headers_mut(), name, &value);
+        }
+        answer
+    }
+
+    fn status(&self, audience: Audience) -> StatusCode {
+        match (self, audience) {
+            (Self::MethodNotAllowed(_), _) => StatusCode::METHOD_NOT_ALLOWED,
+            (Self::RangeNotSatisfiable(_), _) => StatusCode::RANGE_NOT_SATISFIABLE,
+            (_, Audience::Cache) | (Self::NotFound(_) | Self::Unknown, _) => StatusCode::NOT_FOUND,
+            // Who reads it asks for a download or for the server's health, and does well to try again.
+            (Self::Unavailable(_), _) | (Self::Internal(_), Audience::Person) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            (Self::Missing(missing), _) if matches!(**missing, Missing::Unavailable(_)) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            (Self::Missing(_), _) => StatusCode::NOT_FOUND,
+            (Self::Internal(_), Audience::Api) => StatusCode::INTERNAL_SERVER_ERROR,
+            (Self::BadRequest(_), _) => StatusCode::BAD_REQUEST,
+            (Self::Refused(_), _) => StatusCode::FORBIDDEN,
+            (Self::TooLarge(_), _) => StatusCode::PAYLOAD_TOO_LARGE,
+            (Self::TooSlow, _) => StatusCode::REQUEST_TIMEOUT,
+        }
+    }
+
+    fn reason(&self) -> ErrorReason {
+        match self {
+            Self::NotFound(_) | Self::Unknown | Self::Missing(_) => ErrorReason::NotFound,
+            Self::BadRequest(_) | Self::RangeNotSatisfiable(_) => ErrorReason::BadRequest,
+            Self::Refused(_) => ErrorReason::Refused,
+            Self::MethodNotAllowed(_) => ErrorReason::MethodNotAllowed,
+            Self::TooLarge(_) => ErrorReason::TooLarge,
+            Self::TooSlow => ErrorReason::TooSlow,
+            Self::Unavailable(_) => ErrorReason::Unavailable,
+            Self::Internal(_) => ErrorReason::Internal,
+        }
+    }
+
+    /// The right that was lacking.
+    fn right(&self) -> Option<&'static str> {
+        match self {
+            Self::Refused(Refusal(action)) => Some(action.name()),
+            _ => None,
+        }
+    }
+
+    fn header(&self) -> Option<(HeaderName, String)> {
+        match self {
+            Self::MethodNotAllowed(allowed) => Some((header::ALLOW, allowed.clone())),
+            Self::RangeNotSatisfiable(bytes) => Some((header::CONTENT_RANGE, format!("bytes */{bytes}"))),
+            // What is left of the body is not read.
+            Self::TooLarge(_) | Self::TooSlow => Some((header::CONNECTION, "close".to_owned())),
+            _ => None,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Self::NotFound(text)
+            | Self::BadRequest(text)
+            | Self::Unavailable(text)
+            | Self::Internal(text) => text,
+            Self::Unknown => Missing::Unknown.to_string(),
+            Self::Missing(missing) => missing.to_string(),
+            Self::Refused(refusal) => refusal.to_string(),
+            Self::MethodNotAllowed(allowed) => format!("only {allowed} are answered here"),
+            Self::TooLarge(bytes_max) => format!("the body of the request has more than {bytes_max} bytes"),
+            Self::TooSlow => "the body of the request did not arrive in time".to_owned(),
+            Self::RangeNotSatisfiable(bytes) => format!("the file has {bytes} bytes"),
+        }
+    }
+}
+
+impl From<Missing> for Error {
+    fn from(missing: Missing) -> Self {
+        match missing {
+            Missing::Unknown => Self::Unknown,
+            missing => Self::Missing(Box::new(missing)),
+        }
+    }
+}
+
+impl From<NoSuchName> for Error {
+    fn from(reason: NoSuchName) -> Self {
+        match reason {
+            NoSuchName::Index => Self::Internal(reason.to_string()),
+            _ if reason.may_pass() => Self::unavailable(reason),
+            _ => Self::not_found(reason),
+        }
+    }
+}
+
+/// A NAR that cannot be read is a miss to a client, which then goes on without it.
+impl From<packer::Error> for Error {
+    fn from(error: packer::Error) -> Self {
+        match error {
+            packer::Error::NotToBeHad(reason) => {
+                Self::NotFound(format!("not to be had at the moment: {reason}"))
+            }
+            error => Self::internal(&error, "this NAR cannot be read at the moment"),
+        }
+    }
+}
+
+/// The answer about a server whose index has trouble: what can be told is told all the same.
+pub(super) fn partly(status: &ServerStatus) -> Answer {
+    answer::of_json(StatusCode::INTERNAL_SERVER_ERROR, status)
+}
+
+/// The answer for a path that nobody knows, whose text is made once.
+fn unknown_path() -> Answer {
+    static BODY: OnceLock<&'static str> = OnceLock::new();
+    let body = BODY.get_or_init(|| format!("{}\n{REMEMBERED}\n", Missing::Unknown).leak());
+    answer::with_status(
+        StatusCode::NOT_FOUND,
+        answer::TEXT,
+        answer::full(Bytes::from_static(body.as_bytes())),
+    )
+}
+
+/// The answer for a path that cannot be served, counted as what the reason is.
+fn missing_path(missing: &Missing) -> Answer {
+    let outcome = match missing {
+        Missing::Failed(failure) if failure.class != FailureClass::Refused => Outcome::Failed,
+        Missing::Failed(_) | Missing::Refused(_) | Missing::Denied { .. } => Outcome::Refused,
+        _ => Outcome::Miss,
+    };
+    let answer = answer::text(StatusCode::NOT_FOUND, format_args!("{missing}\n{REMEMBERED}"));
+    // A miss is what a 404 counts as anyway.
+    if outcome == Outcome::Miss { answer } else { answer::noted(answer, outcome) }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+
+    use super::*;
+    use crate::caller::Action;
+
+    async fn text(answer: Answer) -> String {
+        let body = answer.into_body().collect().await.expect("a body in memory").to_bytes();
+        String::from_utf8(body.to_vec()).expect("UTF-8")
+    }
+
+    #[test]
+    fn a_cache_client_gets_404_for_everything_that_it_cannot_have_and_others_a_true_status() {
+        let refused = || Error::Refused(Refusal(Action::Pin));
+        for (error, cache, person, api) in [
+            (&(|| Error::not_found("x")) as &dyn Fn() -> Error, 404, 404, 404),
+            (&|| Missing::Unknown.into(), 404, 404, 404),
+            (&|| Missing::Unavailable("x").into(), 404, 503, 503),
+            (&|| Error::unavailable("x"), 404, 503, 503),
+            (&|| Error::Internal("x".to_owned()), 404, 503, 500),
+            (&|| Error::BadRequest("x".to_owned()), 404, 400, 400),
+            (&refused, 404, 403, 403),
+            (&|| Error::TooLarge(1), 404, 413, 413),
+            (&|| Error::TooSlow, 404, 408, 408),
+            (&|| Error::MethodNotAllowed("GET, HEAD".to_owned()), 405, 405, 405),
+            (&|| Error::RangeNotSatisfiable(1), 416, 416, 416),
+        ] {
+            for (audience, status) in
+                [(Audience::Cache, cache), (Audience::Person, person), (Audience::Api, api)]
+            {
+                assert_eq!(error().answer(audience).status().as_u16(), status, "{:?} {audience:?}", error());
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn an_error_is_text_for_people_and_json_with_a_word_for_programs() {
+        let told = text(Error::Unknown.answer(Audience::Cache)).await;
+        assert!(told.starts_with("unknown: ") && told.ends_with(&format!("{REMEMBERED}\n")), "{told}");
+        let told = text(Error::Refused(Refusal(Action::Pin)).answer(Audience::Api)).await;
+        let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
+        assert_eq!((told["reason"].as_str(), told["right"].as_str()), (Some("refused"), Some("pin")));
+        assert!(told["error"].as_str().is_some_and(|text| text.contains("command line")), "{told}");
+        let told = text(Error::not_found("no such set").answer(Audience::Api)).await;
+        assert!(!told.contains("right") && told.contains("\"not-found\""), "{told}");
+    }
+
+    #[test]
+    fn a_missing_path_is_counted_by_its_reason() {
+        let denied = Missing::Refused("too many wait".to_owned());
+        for (missing, outcome) in [(Missing::Unknown, Outcome::Miss), (denied, Outcome::Refused)] {
+            let answer = Error::from(missing).answer(Audience::Cache);
+            assert_eq!(answer::outcome(&answer), outcome);
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! What programs ask: the cache and the queue as JSON, and metrics for Prometheus.
+
+use narinfo::{StorePath, StorePathHash};
+
+use super::Service;
+use super::answer::{self, Answer, json};
+use super::api::{CacheCounts, PathComparison, PathDetails, QueueStatus, RequestDetails, ServerStatus};
+use super::call::Call;
+use super::error::{self, Error, INDEX_UNREADABLE};
+use super::response_future::ResponseFuture;
+use crate::build::RequestState;
+use crate::index::{self, Index, Unfit};
+
+/// Lines of a log that are told.
+const LOG_LINES: usize = 20;
+
+/// What follows the last metric: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
+const METRICS_END: &str = "# EOF\n";
+
+pub(super) fn server(call: Call<'_>) -> Option<ResponseFuture> {
+    let service = call.service.clone();
+    Some(ResponseFuture::pending(async move { Ok(server_status(&service).await) }))
+}
+
+pub(super) fn queue(call: Call<'_>) -> Option<ResponseFuture> {
+    Some(ResponseFuture::ready(json(&QueueStatus::from(call.service.parts.builds.snapshot()))))
+}
+
+pub(super) fn build(call: Call<'_>) -> Option<ResponseFuture> {
+    let (service, id) = (call.service.clone(), call.arguments[0].parse().ok()?);
+    Some(ResponseFuture::pending(async move { request(&service, id).await }))
+}
+
+pub(super) fn path(call: Call<'_>) -> Option<ResponseFuture> {
+    let (service, hash) = (call.service.clone(), call.arguments[0].parse().ok()?);
+    Some(ResponseFuture::pending(async move { path_details(&service, hash).await }))
+}
+
+pub(super) fn metrics(call: Call<'_>) -> Option<ResponseFuture> {
+    let (parts, mut text) = (&call.service.parts, String::new());
+    parts.builds.write_metrics(&mut text);
+    parts.upstreams.write_metrics(&mut text);
+    parts.catalogue.write_metrics(&mut text);
+    parts.keeper.write_metrics(&mut text);
+    call.service.traffic.write_metrics(&mut text);
+    Some(ResponseFuture::ready(answer::ready(answer::OPENMETRICS, text + METRICS_END)))
+}
+
+async fn server_status(service: &Service) -> Answer {
+    let parts = &service.parts;
+    let counts = parts.index.counts().await.inspect_err(|error| {
+        tracing::error!(error = error as &dyn std::error::Error, "the index cannot be read");
+    });
+    let unfit = parts.index.check().await.err().filter(|unfit| !matches!(unfit, Unfit::Unchecked));
+    // What cannot be written can be read all the same.
+    let is_failing =
+        counts.is_err() || unfit.as_ref().is_some_and(|unfit| !matches!(unfit, Unfit::NotWritable(_)));
+    let error =
+        unfit.map(|unfit| unfit.to_string()).or_else(|| counts.is_err().then(|| INDEX_UNREADABLE.to_owned()));
+    let status = ServerStatus {
+        version: env!("CARGO_PKG_VERSION"),
+        store_dir: parts.store_dir.to_string(),
+        public_key: parts.public_keys.first().cloned(),
+        public_keys: parts.public_keys.clone(),
+        error,
+        cache: counts.ok().map(CacheCounts::from),
+        queue: parts.builds.snapshot().into(),
+    };
+    if is_failing { error::partly(&status) } else { json(&status) }
+}
+
+async fn request(service: &Service, id: u64) -> Result<Answer, Error> {
+    let Some(request) = service.parts.builds.request(id) else {
+        return Err(Error::NotFound(format!(
+            "no request has the number {id}, or it ended long ago; /api/v1/queue lists those that wait"
+        )));
+    };
+    let told = match &request.state {
+        RequestState::Building { building } => building,
+        RequestState::Failed { cause, .. } => cause,
+        _ => &request.derivation,
+    };
+    let log = match StorePath::parse(told) {
+        Ok(drv) => last_lines(service, drv).await,
+        Err(_) => Vec::new(),
+    };
+    Ok(json(&RequestDetails { request: request.into(), log }))
+}
+
+/// A log that cannot be read has no lines.
+async fn last_lines(service: &Service, drv: StorePath) -> Vec<String> {
+    let logs = service.parts.logs.clone();
+    let lines = tokio::task::spawn_blocking(move || logs.last_lines(&drv, LOG_LINES)).await;
+    lines.ok().and_then(Result::ok).unwrap_or_default()
+}
+
+async fn path_details(service: &Service, hash: StorePathHash) -> Result<Answer, Error> {
+    let path = known_path(&service.parts.index, hash).await;
+    let path = path.map_err(|error| Error::index(&error, "a path cannot be told of"))?;
+    let unknown = "this path is not served; whether it can be had, its narinfo tells";
+    Ok(json(&path.ok_or_else(|| Error::not_found(unknown))?))
+}
+
+async fn known_path(index: &Index, hash: StorePathHash) -> Result<Option<PathDetails>, index::Error> {
+    let Some(hit) = index.find(hash).await? else { return Ok(None) };
+    let upstreams = index.upstreams_with(hit.row.info.nar_hash).await?;
+    let comparison = index.comparison(hash).await?;
+    Ok(Some(PathDetails {
+        path: hit.row.info.path.to_string(),
+        nar_hash: hit.row.info.nar_hash.to_string(),
+        nar_size: hit.row.info.nar_size,
+        references: hit.row.info.references.iter().map(ToString::to_string).collect(),
+        deriver: hit.row.info.deriver.as_ref().map(ToString::to_string),
+        built_here: hit.row.built,
+        file_size: hit.packed.map(|nar| nar.file_size),
+        upstreams: upstreams.into_iter().map(|nar| nar.upstream).collect(),
+        comparison: comparison.map(PathComparison::from),
+    }))
+}
