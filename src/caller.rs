@@ -1,5 +1,5 @@
-//! Callers and their rights. A request's caller is made once, where its connection comes in; every action asks [`may`] before
-//! anything is done for it.
+//! Callers and their rights. A request's caller is made once, where its connection comes in; every action
+//! asks [`may`] before anything is done for it.
 
 use std::net::IpAddr;
 
@@ -15,7 +15,8 @@ pub enum Caller {
         /// Caches of our kind that its request has come through.
         via: Via,
     },
-    /// A process that could open the control socket, which its file permissions allow to administrators alone.
+    /// A process that could open the control socket, which its file permissions allow to administrators
+    /// alone.
     Admin,
 }
 
@@ -39,8 +40,8 @@ pub enum Action {
 /// The caller lacks the right that an action needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "refused: this needs the right {:?}, which clients on the network do not have; use the command line on the server's \
-     machine", .0.name()
+    "refused: this needs the right {:?}, which clients on the network do not have; use the command line on the \
+     server's machine", .0.name()
 )]
 pub struct Refusal(pub Action);
 

@@ -1,11 +1,13 @@
-//! The address of a client, as limits count it.
+//! Client addresses as limits count them.
 
 use std::net::{IpAddr, Ipv6Addr};
 
-/// Bits of an IPv6 address that lead to one customer's network: whoever has one address there has all of them.
+/// Bits of an IPv6 address that lead to one customer's network: whoever has one address there has all of
+/// them.
 const IPV6_NETWORK_BITS: u32 = 64;
 
-/// The network that a limit for each client counts an address to: an IPv4 address alone, an IPv6 address with its /64.
+/// The network that a limit for each client counts an address to: an IPv4 address alone, an IPv6 address with
+/// its /64.
 #[must_use]
 pub fn network(client: IpAddr) -> IpAddr {
     match client.to_canonical() {

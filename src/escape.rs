@@ -1,21 +1,22 @@
-//! Text of others where it leaves: for a log, an answer or a terminal, in which nothing may stand that acts on what shows it. The one
-//! place that says which characters those are.
+//! Escapes for text from outside that goes into a log, an answer or a terminal. The one place that knows
+//! which characters act on what shows them.
 
 use std::fmt::{self, Display, Write};
 
-/// Marks that change the order in which text is shown, or where a line of it ends, without being control characters.
+/// Marks that change the order in which text is shown, or where a line of it ends, without being control
+/// characters.
 const MARKS: [char; 14] = [
     '\u{61c}', '\u{200e}', '\u{200f}', '\u{2028}', '\u{2029}', '\u{202a}', '\u{202b}', '\u{202c}',
     '\u{202d}', '\u{202e}', '\u{2066}', '\u{2067}', '\u{2068}', '\u{2069}',
 ];
 
-/// Text of which one line is made, whatever it has.
+/// Text as one line: line ends are escaped, too.
 pub struct Line<T>(pub T);
 
-/// Text that keeps its lines, and nothing else that acts.
+/// Text that keeps its line ends and tabs; all else that acts is escaped.
 pub struct Lines<T>(pub T);
 
-/// Writes on, with escapes in place of what acts.
+/// A writer that escapes characters that act.
 pub struct Escaping<W> {
     to: W,
     keeps_lines: bool,
@@ -30,7 +31,7 @@ impl<W: Write> Escaping<W> {
 
 impl<W: Write> Write for Escaping<W> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        // Nearly all text is this, and some of it is sent a hundred thousand times a second.
+        // The fast path: nearly all text is plain, and some of it is sent a hundred thousand times a second.
         if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
             return self.to.write_str(text);
         }
@@ -59,7 +60,7 @@ impl<T: Display> Display for Lines<T> {
     }
 }
 
-/// JSON that says the same without the characters that JSON lets stand.
+/// The same JSON, with escapes for characters that act and that JSON allows.
 #[must_use]
 pub fn json(text: String) -> String {
     let is_left = |c: char| acts(c) && !c.is_ascii_whitespace();
@@ -71,7 +72,7 @@ pub fn json(text: String) -> String {
     text.chars().map(escaped).collect()
 }
 
-/// All of a text in one line, without more space than there must be; what has more than `chars_max` characters is cut, and shows it.
+/// A text in one line, its white space collapsed, truncated with an ellipsis after `chars_max` characters.
 #[must_use]
 pub fn in_one_line(text: &str, chars_max: usize) -> String {
     let mut line = text.split_whitespace().collect::<Vec<_>>().join(" ");

@@ -20,7 +20,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::http::{Door, Parts, PublicUrl, Service};
+use crate::http::{AppState, Listener, PublicUrl, Service};
 use crate::recover::Recovery;
 use crate::retry::Retry;
 use crate::state_dir::{INDEX, LEDGER, NARS, using};
@@ -89,7 +89,7 @@ pub struct Settings {
 /// A server that is ready: everything is open, nothing is answered yet.
 pub struct Server {
     service: Service,
-    doors: Vec<Door>,
+    listeners: Vec<Listener>,
     storage: Storage,
     daemons: Daemons,
     caches: Caches,
@@ -150,7 +150,7 @@ impl Server {
         let public_url = settings.http.public_url.clone();
         let url = public_url.unwrap_or_else(|| PublicUrl::of_listener(address, &host_name()));
         let (stop, stopping) = watch::channel(false);
-        let parts = Parts {
+        let state = AppState {
             substitute: Arc::new(substitute),
             packer: caches.packer.clone(),
             keeper: caches.keeper.clone(),
@@ -171,11 +171,11 @@ impl Server {
             settings: settings.http,
         };
         let control_door = control_door.await.unwrap_or_else(|panic| resume_unwind(panic.into_panic()))?;
-        let doors = vec![Door::Tcp(listener), Door::Unix(control_door)];
-        let service = Service::new(parts, stopping);
+        let listeners = vec![Listener::Tcp(listener), Listener::Unix(control_door)];
+        let service = Service::new(state, stopping);
         Ok(Self {
             service,
-            doors,
+            listeners,
             storage,
             daemons,
             caches,
@@ -200,7 +200,7 @@ impl Server {
         self.daemons.start(&tasks);
         self.caches.start(&tasks);
         self.builds.start(&tasks);
-        let serving = http::serve(self.doors, self.service);
+        let serving = http::serve(self.listeners, self.service);
         let stopping = async {
             until.await;
             tracing::info!("stopping");

@@ -1,4 +1,5 @@
-//! Who asks, and under which address: what a trusted proxy says of its client is believed, what anyone else says is not.
+//! Addresses of clients, and of this cache as they see it. X-Forwarded headers count from trusted proxies
+//! alone.
 
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -76,7 +77,7 @@ impl TrustedProxies {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Peer {
     address: IpAddr,
-    /// It is a proxy that is believed. Looked up once for each connection.
+    /// True for a trusted proxy. Looked up once for each connection.
     trusted: bool,
 }
 
@@ -86,14 +87,15 @@ impl Peer {
         Self { address, trusted: proxies.has(address) }
     }
 
-    /// The client's address: the last one in X-Forwarded-For that is not a trusted proxy's, or the peer's own.
+    /// The client's address: the last one in X-Forwarded-For that is not a trusted proxy's, or the peer's
+    /// own.
     pub(super) fn client(&self, headers: &HeaderMap, proxies: &TrustedProxies) -> IpAddr {
         let mut client = self.address;
         if self.trusted {
             let values: Vec<_> = headers.get_all(FORWARDED_FOR).iter().collect();
             let hops = values.into_iter().rev().filter_map(|value| value.to_str().ok());
             for hop in hops.flat_map(|value| value.rsplit(',')) {
-                // Whatever stands before something that is no address may be anyone's.
+                // Entries before one that is no address may be forged.
                 let Some(address) = hop_address(hop.trim()) else { break };
                 client = address;
                 if !proxies.has(address) {
@@ -104,7 +106,7 @@ impl Peer {
         client
     }
 
-    /// The address that a trusted proxy's client has asked, or else the one in the request.
+    /// The address in the request, or the one that a trusted proxy says its client has asked.
     pub(super) fn asked_url(&self, headers: &HeaderMap) -> Option<PublicUrl> {
         // Of several proxies the first one was asked by the client.
         let forwarded = |name| text(headers, name).and_then(|value| value.split(',').next()).map(str::trim);

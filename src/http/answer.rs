@@ -1,11 +1,12 @@
-//! Answers that are no errors, with their headers. `error.rs` has the others; these two files alone know status codes.
+//! Answers that are no errors, with their headers. `error.rs` has the others; these two files alone know
+//! status codes.
 
 use bytes::Bytes;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
 
 use super::body::Body;
-use super::traffic::Outcome;
+use super::traffic::RequestOutcome;
 use crate::build::Outlook;
 use crate::escape::{self, Lines};
 use crate::upstream::BUILDS_HEADER;
@@ -15,7 +16,7 @@ pub type Answer = Response<Body>;
 
 /// Contents named by their hash never change.
 const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
-/// What may be different the next time.
+/// Contents that may be different the next time.
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// The media type of a narinfo.
 pub const NARINFO: HeaderValue = HeaderValue::from_static("text/x-nix-narinfo");
@@ -32,30 +33,30 @@ pub const OPENMETRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 /// The media type of nix-cache-info.
 pub const CACHE_INFO: HeaderValue = HeaderValue::from_static("text/x-nix-cache-info");
-/// What tells a cache of our kind behind or before this one.
+/// Header by which a cache of our kind is known to others.
 const BUILDS: HeaderName = HeaderName::from_static(BUILDS_HEADER);
-/// Reverse proxies must pass each piece on at once.
+/// Has reverse proxies pass each chunk on at once.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// 200 with a body that is ready.
+/// 200 with a body in memory.
 pub fn ready(media_type: HeaderValue, body: impl Into<Bytes>) -> Answer {
     with_status(StatusCode::OK, media_type, full(body))
 }
 
-/// 200 with a body that is written over time.
+/// 200 with a streamed body.
 pub fn streamed(media_type: HeaderValue, body: Body) -> Answer {
     let mut answer = with_status(StatusCode::OK, media_type, body);
     answer.headers_mut().insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
     answer
 }
 
-/// 200 for a client that is kept waiting, with where it stands: the number of its request, its place, and between how many
-/// seconds from now it will be served, where that is known.
+/// 200 for a client that waits for a build, with the number of its request, its position, and the forecast of
+/// its delivery.
 pub fn waiting(body: Body, request: u64, outlook: Option<&Outlook>) -> Answer {
     let mut answer = streamed(NARINFO, body);
     let headers = answer.headers_mut();
-    // Very many may wait, and hyper keeps the room of the headers: it is twice as much from the seventh on. No browser takes this
-    // media type for another one anyway.
+    // Very many may wait, and hyper keeps the headers' memory, which doubles with the seventh. No browser
+    // sniffs this media type anyway.
     headers.remove(header::X_CONTENT_TYPE_OPTIONS);
     set_number(headers, HeaderName::from_static("x-ondine-build"), Some(request));
     let position = outlook.map(|outlook| outlook.position as u64);
@@ -66,12 +67,12 @@ pub fn waiting(body: Body, request: u64, outlook: Option<&Outlook>) -> Answer {
     answer
 }
 
-/// 200 for a client that is kept waiting before it is decided what for.
+/// 200 for a client that waits before its request is decided.
 pub fn undecided(body: Body) -> Answer {
     streamed(NARINFO, body)
 }
 
-/// 200 with a body that is sent over time and has so many bytes.
+/// 200 with a streamed body of known length.
 pub fn measured(media_type: HeaderValue, bytes: u64, body: Body) -> Answer {
     let mut answer = with_status(StatusCode::OK, media_type, body);
     set_number(answer.headers_mut(), header::CONTENT_LENGTH, Some(bytes));
@@ -83,7 +84,7 @@ pub fn json(value: &impl serde::Serialize) -> Answer {
     of_json(StatusCode::OK, value)
 }
 
-/// What of a file is sent.
+/// The part of a file that is sent.
 pub enum Part {
     /// All of it; its length where it is known already.
     Whole(Option<u64>),
@@ -121,7 +122,7 @@ pub fn redirect(address: &str) -> Answer {
     answer
 }
 
-/// 304: the client has it.
+/// 304: the client has it already.
 pub fn not_modified(etag: &str) -> Answer {
     let mut answer = Response::new(empty());
     *answer.status_mut() = StatusCode::NOT_MODIFIED;
@@ -133,35 +134,35 @@ pub fn not_modified(etag: &str) -> Answer {
 pub fn without_body(answer: Answer) -> Answer {
     let (mut parts, body) = answer.into_parts();
     if !parts.headers.contains_key(header::CONTENT_LENGTH) {
-        // An empty body is one that was not made, since nobody would read it: it tells nothing of the length.
+        // An empty body was not made, since nobody would read it: it does not tell the length.
         let length = hyper::body::Body::size_hint(&body).exact().filter(|bytes| *bytes > 0);
         set_number(&mut parts.headers, header::CONTENT_LENGTH, length);
     }
     Response::from_parts(parts, empty())
 }
 
-/// How a request came out that is answered so: as was noted, else by its status.
-pub fn outcome(answer: &Answer) -> Outcome {
-    if let Some(noted) = answer.extensions().get::<Outcome>() {
+/// Outcome of a request with this answer: the noted one, else by its status.
+pub fn outcome(answer: &Answer) -> RequestOutcome {
+    if let Some(noted) = answer.extensions().get::<RequestOutcome>() {
         return *noted;
     }
     match answer.status() {
-        StatusCode::OK | StatusCode::PARTIAL_CONTENT => Outcome::Hit,
-        StatusCode::NOT_FOUND => Outcome::Miss,
-        StatusCode::NOT_MODIFIED => Outcome::NotModified,
-        StatusCode::FOUND => Outcome::Redirect,
-        status if status.is_server_error() => Outcome::Unavailable,
-        _ => Outcome::Refused,
+        StatusCode::OK | StatusCode::PARTIAL_CONTENT => RequestOutcome::Hit,
+        StatusCode::NOT_FOUND => RequestOutcome::Miss,
+        StatusCode::NOT_MODIFIED => RequestOutcome::NotModified,
+        StatusCode::FOUND => RequestOutcome::Redirect,
+        status if status.is_server_error() => RequestOutcome::Unavailable,
+        _ => RequestOutcome::Refused,
     }
 }
 
-/// The answer, with how it came out where its status does not tell.
-pub fn noted(mut answer: Answer, outcome: Outcome) -> Answer {
+/// The answer with its outcome noted, where the status does not tell.
+pub fn noted(mut answer: Answer, outcome: RequestOutcome) -> Answer {
     answer.extensions_mut().insert(outcome);
     answer
 }
 
-/// Bytes that its header promises.
+/// Content-Length.
 pub fn length(answer: &Answer) -> Option<u64> {
     answer.headers().get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
@@ -171,7 +172,7 @@ pub fn empty() -> Body {
     Body::default()
 }
 
-/// A body that is ready.
+/// A body in memory.
 pub fn full(body: impl Into<Bytes>) -> Body {
     Body::from(body.into())
 }

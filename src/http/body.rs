@@ -1,5 +1,5 @@
-//! The body of an answer: most are small and there already, which takes no room beside the bytes; the others are written while
-//! they are sent.
+//! Body of an answer. Most are in memory and take no room beside their bytes; the others are streamed and
+//! counted.
 
 use std::io;
 use std::pin::Pin;
@@ -12,40 +12,40 @@ use hyper::body::{Frame, SizeHint};
 
 use super::traffic::Tally;
 
-/// A body.
-pub struct Body(Kind);
+/// Body of an answer.
+pub struct Body(BodyKind);
 
-enum Kind {
-    /// What is left of it: all or nothing.
+enum BodyKind {
+    /// In memory; all or nothing of it is left.
     Ready(Bytes),
-    /// It comes piece by piece, and is counted.
-    Written(UnsyncBoxBody<Bytes, io::Error>, Option<Box<Tally>>),
+    /// Streamed, and counted on the way.
+    Streamed(UnsyncBoxBody<Bytes, io::Error>, Option<Box<Tally>>),
 }
 
 impl Body {
-    /// A body that another one gives.
-    pub(super) fn written(
+    /// A streamed body.
+    pub(super) fn streamed(
         body: impl hyper::body::Body<Data = Bytes, Error = io::Error> + Send + 'static,
     ) -> Self {
-        Self(Kind::Written(body.boxed_unsync(), None))
+        Self(BodyKind::Streamed(body.boxed_unsync(), None))
     }
 
-    /// Bytes of a body that is there already.
+    /// Length of a body that is in memory.
     pub(super) fn ready_bytes(&self) -> Option<u64> {
         match &self.0 {
-            Kind::Ready(bytes) => Some(bytes.len() as u64),
-            Kind::Written(..) => None,
+            BodyKind::Ready(bytes) => Some(bytes.len() as u64),
+            BodyKind::Streamed(..) => None,
         }
     }
 
-    /// Has `tally` count what is given of this body, and notice its end.
+    /// Has `tally` count the bytes that are sent, and notice the end.
     pub(super) fn count(&mut self, mut tally: Box<Tally>) {
         match &mut self.0 {
-            Kind::Ready(bytes) => {
+            BodyKind::Ready(bytes) => {
                 tally.gave(bytes.len());
                 tally.ended();
             }
-            Kind::Written(_, counted) => *counted = Some(tally),
+            BodyKind::Streamed(_, counted) => *counted = Some(tally),
         }
     }
 }
@@ -58,7 +58,7 @@ impl Default for Body {
 
 impl From<Bytes> for Body {
     fn from(bytes: Bytes) -> Self {
-        Self(Kind::Ready(bytes))
+        Self(BodyKind::Ready(bytes))
     }
 }
 
@@ -71,9 +71,9 @@ impl hyper::body::Body for Body {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
         match &mut self.0 {
-            Kind::Ready(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Kind::Ready(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Kind::Written(body, tally) => {
+            BodyKind::Ready(bytes) if bytes.is_empty() => Poll::Ready(None),
+            BodyKind::Ready(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            BodyKind::Streamed(body, tally) => {
                 let frame = ready!(Pin::new(body).poll_frame(context));
                 match (&frame, tally.as_mut()) {
                     (Some(Ok(frame)), Some(tally)) => {
@@ -89,15 +89,15 @@ impl hyper::body::Body for Body {
 
     fn is_end_stream(&self) -> bool {
         match &self.0 {
-            Kind::Ready(bytes) => bytes.is_empty(),
-            Kind::Written(body, _) => body.is_end_stream(),
+            BodyKind::Ready(bytes) => bytes.is_empty(),
+            BodyKind::Streamed(body, _) => body.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match &self.0 {
-            Kind::Ready(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Kind::Written(body, _) => body.size_hint(),
+            BodyKind::Ready(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            BodyKind::Streamed(body, _) => body.size_hint(),
         }
     }
 }

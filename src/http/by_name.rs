@@ -1,6 +1,6 @@
-//! Package sets by name: what an attribute is, as JSON, and a download of it for those who have no Nix. A download waits for the
-//! build in silence, since its answer is known only then: where the NAR is, or why there is none. Decides nothing about
-//! what is built: the name leads to a hash, and all else is as for that.
+//! Packages by name: an attribute as JSON, and its download for people who have no Nix. A download waits for
+//! the build in silence, since its answer, a redirect or an error, is known only then. Decides nothing about
+//! builds: the name leads to a hash, which is asked for as by any client.
 
 use narinfo::{Compression, NarHash, StorePath};
 
@@ -66,7 +66,7 @@ pub(super) fn download(call: Call<'_>) -> Option<ResponseFuture> {
 async fn description(service: &Service, name: &PackageAddress) -> Result<Answer, Error> {
     let (named, _) = find(service, name).await?;
     let view = view(service, named).await;
-    Ok(json(&view.map_err(|error| Error::index(&error, "an attribute cannot be told of"))?))
+    Ok(json(&view.map_err(|error| Error::index(&error, "an attribute cannot be read"))?))
 }
 
 async fn nar_address(
@@ -99,17 +99,17 @@ fn leads_to(nar: NarHash, compression: Compression, depth: usize) -> Answer {
     answer::redirect(&format!("{up}nar/{}.nar{ending}", nar.to_nixbase32()))
 }
 
-/// What a name stands for, and the output that was named.
+/// The package that a name stands for, and the output that is named.
 async fn find<'a>(
     service: &Service,
     name: &'a PackageAddress,
 ) -> Result<(ResolvedName, Option<&'a str>), NoSuchName> {
-    service.parts.names.select(&name.set, &name.selection, name.system.as_deref()).await
+    service.state.names.select(&name.set, &name.selection, name.system.as_deref()).await
 }
 
 async fn view(service: &Service, named: ResolvedName) -> Result<AttributeDetails, index::Error> {
-    let parts = &service.parts;
-    let failure = parts.failures.of(&named.drv).await?;
+    let state = &service.state;
+    let failure = state.failures.of(&named.drv).await?;
     let mut outputs = Vec::new();
     for (name, path) in named.outputs {
         outputs.push(output_view(service, name, path).await?);
@@ -117,12 +117,12 @@ async fn view(service: &Service, named: ResolvedName) -> Result<AttributeDetails
     let (attribute, system) = (named.attribute.to_string(), named.system);
     let name = AttributeName { set: named.set.to_string(), attribute, system };
     Ok(AttributeDetails {
-        asked: parts.builds.asked_lately(&name),
+        asked: state.builds.asked_lately(&name),
         set: name.set,
         generation: named.generation,
         attribute: name.attribute,
         system: name.system,
-        queued: parts.builds.contains(&named.drv),
+        queued: state.builds.contains(&named.drv),
         derivation: named.drv.to_string(),
         output: named.own_output,
         denied: named.denied,
@@ -138,7 +138,7 @@ async fn output_view(
 ) -> Result<AttributeOutput, index::Error> {
     let hash = path.as_ref().map(StorePath::hash);
     let hit = match hash {
-        Some(hash) => service.parts.index.find(hash).await?,
+        Some(hash) => service.state.index.find(hash).await?,
         None => None,
     };
     Ok(AttributeOutput {

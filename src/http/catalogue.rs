@@ -1,5 +1,4 @@
-//! The package sets as JSON, and the refresh that is asked for through the control socket: a text that grows, line by line,
-//! with what is done, until it is over.
+//! Package sets as JSON, and their refresh, whose progress is streamed as lines of text until it is over.
 
 use std::time::Duration;
 
@@ -9,14 +8,14 @@ use super::api::unix_seconds;
 use super::api::{EvaluationFailure, PackageSet, PackageSetDetails, PackageSetGeneration};
 use super::call::Call;
 use super::error::Error;
-use super::pipe::{Cut, Pipe, written};
 use super::response_future::ResponseFuture;
+use super::stream_body::{Aborted, BodyWriter, stream_body};
 use crate::catalogue::{RefreshHandle, RefreshUpdate, SetName, SetSettings};
 use crate::index;
 
-/// Errors of one set that are told.
+/// Errors of one set in an answer at most.
 const ERRORS_TOLD_MAX: u32 = 1_000;
-/// The time between two lines of one refresh.
+/// Time between two lines of one refresh.
 const LINE_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(super) fn all(call: Call<'_>) -> Option<ResponseFuture> {
@@ -40,69 +39,69 @@ pub(super) fn refresh(call: Call<'_>) -> Option<ResponseFuture> {
 
 async fn list(service: &Service) -> Result<Answer, Error> {
     let mut views = Vec::new();
-    for (settings, state) in service.parts.catalogue.sets() {
+    for (settings, state) in service.state.catalogue.sets() {
         views.push(view(service, settings, state.to_string()).await.map_err(unreadable)?);
     }
     Ok(json(&views))
 }
 
 async fn details(service: &Service, name: &SetName) -> Result<Answer, Error> {
-    let mut sets = service.parts.catalogue.sets();
+    let mut sets = service.state.catalogue.sets();
     let (settings, state) =
-        sets.find(|(set, _)| set.name == *name).ok_or_else(|| service.parts.catalogue.no_such_set(name))?;
+        sets.find(|(set, _)| set.name == *name).ok_or_else(|| service.state.catalogue.no_such_set(name))?;
     let set = view(service, settings, state.to_string()).await.map_err(unreadable)?;
-    let failed = service.parts.index.failed_attributes(name.to_string(), ERRORS_TOLD_MAX).await;
+    let failed = service.state.index.failed_attributes(name.to_string(), ERRORS_TOLD_MAX).await;
     let errors = failed.map_err(unreadable)?.into_iter().map(EvaluationFailure::from).collect();
     Ok(json(&PackageSetDetails { set, errors }))
 }
 
-/// Asks for a refresh of one set, or of all, and tells of it.
+/// Starts a refresh of one set, or of all, and streams its progress.
 fn refreshed(service: &Service, name: Option<SetName>) -> Result<Answer, Error> {
-    match service.parts.catalogue.refresh(name.as_ref().map(SetName::as_str)) {
+    match service.state.catalogue.refresh(name.as_ref().map(SetName::as_str)) {
         Some(following) => {
             let service = service.clone();
             Ok(answer::streamed(
                 answer::TEXT,
-                written(|pipe| async move {
+                stream_body(|writer| async move {
                     tokio::select! {
-                        told = tell(pipe, following) => told,
-                        () = service.stopping() => Err(Cut),
+                        sent = stream_progress(writer, following) => sent,
+                        () = service.stopping() => Err(Aborted),
                     }
                 }),
             ))
         }
         None => Err(match name {
-            Some(name) => service.parts.catalogue.no_such_set(&name).into(),
+            Some(name) => service.state.catalogue.no_such_set(&name).into(),
             None => Error::not_found("there is no package set"),
         }),
     }
 }
 
-async fn tell(mut pipe: Pipe, following: Vec<RefreshHandle>) -> Result<(), Cut> {
+async fn stream_progress(mut writer: BodyWriter, following: Vec<RefreshHandle>) -> Result<(), Aborted> {
     if following.is_empty() {
-        pipe.send("there is no package set ([[catalogue]] in the settings)\n").await;
+        writer.send("there is no package set ([[catalogue]] in the settings)\n").await;
     }
     for mut set in following {
         let mut before = None;
         loop {
             match set.news() {
                 RefreshUpdate::Done(Ok(done)) => {
-                    pipe.send_line(format!("done: {}: {done}", set.set)).await;
+                    writer.send_line(format!("done: {}: {done}", set.set)).await;
                     break;
                 }
                 RefreshUpdate::Done(Err(error)) => {
-                    pipe.send_line(format!("failed: {}: {}", set.set, error.replace('\n', "\n  "))).await;
+                    writer.send_line(format!("failed: {}: {}", set.set, error.replace('\n', "\n  "))).await;
                     break;
                 }
                 RefreshUpdate::Running(state) if before.as_ref() != Some(&state) => {
-                    pipe.send_line(format!("{}: {state}", set.set)).await;
+                    writer.send_line(format!("{}: {state}", set.set)).await;
                     before = Some(state);
-                    // The end is told at once.
+                    // The end is reported at once.
                     let _ = tokio::time::timeout(LINE_INTERVAL, set.over()).await;
                 }
                 RefreshUpdate::Running(_) => {
                     if !set.changed().await {
-                        return Err(Cut);
+                        return Err(Aborted);
                     }
                 }
             }
@@ -112,7 +111,7 @@ async fn tell(mut pipe: Pipe, following: Vec<RefreshHandle>) -> Result<(), Cut> 
 }
 
 async fn view(service: &Service, settings: &SetSettings, state: String) -> Result<PackageSet, index::Error> {
-    let row = service.parts.index.set(settings.name.to_string()).await?;
+    let row = service.state.index.set(settings.name.to_string()).await?;
     Ok(PackageSet {
         name: settings.name.to_string(),
         source: settings.origin.to_string(),
@@ -128,5 +127,5 @@ async fn view(service: &Service, settings: &SetSettings, state: String) -> Resul
 }
 
 fn unreadable(error: index::Error) -> Error {
-    Error::index(&error, "package sets cannot be told of")
+    Error::index(&error, "package sets cannot be read")
 }

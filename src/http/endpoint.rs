@@ -5,7 +5,7 @@ use schemars::{Schema, SchemaGenerator};
 
 use super::call::Call;
 use super::error::Audience;
-use super::pattern::Pattern;
+use super::pattern::AddressPattern;
 use super::response_future::ResponseFuture;
 use super::traffic::RouteLabel;
 use crate::caller::Action;
@@ -13,7 +13,7 @@ use crate::caller::Action;
 /// An endpoint.
 pub(super) struct Endpoint {
     pub(super) verb: Verb,
-    pub(super) pattern: Pattern,
+    pub(super) pattern: AddressPattern,
     /// The right that a caller needs.
     pub(super) action: Action,
     /// Readers of its errors.
@@ -43,7 +43,8 @@ pub(super) enum Verb {
     Delete,
 }
 
-/// Makes the answer; `None` where the arguments have not the form that they must have, so that nothing has this address.
+/// Makes the answer; `None` where the arguments have not the form that they must have, so that nothing has
+/// this address.
 pub(super) type Handler = fn(Call<'_>) -> Option<ResponseFuture>;
 
 /// The schema of a JSON type.
@@ -54,7 +55,8 @@ pub(super) enum Content {
     /// Bytes or text of a media type.
     Media(&'static str),
     Json(SchemaOf),
-    /// Text that grows line by line while something is done; a line that opens with `failed:` tells of a failure.
+    /// Text that grows line by line while something is done; a line that opens with `failed:` tells of a
+    /// failure.
     Lines,
     /// No body but the address where the contents are.
     Redirect,
@@ -85,7 +87,7 @@ impl Endpoint {
     ) -> Self {
         Self {
             verb,
-            pattern: Pattern::new(pattern),
+            pattern: AddressPattern::new(pattern),
             action,
             audience,
             label: RouteLabel::Api,

@@ -1,5 +1,6 @@
-//! The one table of endpoints. The router, the text at `/`, the hints of a 404, the OpenAPI document, the labels of the metrics
-//! and the check of the documentation are all made from it. To add an endpoint, write its handler and add its row.
+//! The one table of endpoints. The router, the text at `/`, the hints of a 404, the OpenAPI document, the
+//! labels of the metrics and the check of the documentation are all made from it. To add an endpoint, write
+//! its handler and add its row.
 
 use schemars::SchemaGenerator;
 
@@ -10,7 +11,7 @@ use super::api::{
 use super::endpoint::{Content, Endpoint, Verb};
 use super::traffic::RouteLabel;
 use super::{
-    by_name, catalogue, failures, info, keeping, listing, log, nar, narinfo, openapi, pins, realisation,
+    by_name, catalogue, failures, info, listing, log, maintenance, nar, narinfo, openapi, pins, realisation,
     status,
 };
 use crate::caller::Action;
@@ -204,14 +205,14 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         answer: Content::Lines,
         summary: "evicts NARs above the limit",
         body: Some(SchemaGenerator::subschema_for::<CollectRequest>),
-        ..Endpoint::api(Verb::Post, "/api/v1/gc", Action::Admin, keeping::collect)
+        ..Endpoint::api(Verb::Post, "/api/v1/gc", Action::Admin, maintenance::collect)
     },
     Endpoint {
         label: RouteLabel::Change,
         answer: Content::Lines,
         summary: "checks the index against the files of the NAR store",
         body: Some(SchemaGenerator::subschema_for::<CheckRequest>),
-        ..Endpoint::api(Verb::Post, "/api/v1/fsck", Action::Admin, keeping::check)
+        ..Endpoint::api(Verb::Post, "/api/v1/fsck", Action::Admin, maintenance::check)
     },
 ];
 

@@ -1,6 +1,7 @@
-//! Errors of handlers, and the one place that turns them into answers. For a cache client everything is 404, since Nix takes any
-//! other status for trouble with the whole cache (nix-protocol.md, section 1: it retries, then fails the command); for the API the
-//! status is true, and the body is JSON. Internals are logged here, once, and never shown.
+//! Errors of handlers, and the one place that turns them into answers. For a cache client everything is 404,
+//! since Nix takes any other status for trouble with the whole cache (nix-protocol.md, section 1: it retries,
+//! then fails the command); for the API the status is true, and the body is JSON. Internals are logged here,
+//! once, and never shown.
 
 use std::fmt::Display;
 use std::sync::OnceLock;
@@ -11,7 +12,7 @@ use hyper::header::{self, HeaderName};
 
 use super::answer::{self, Answer};
 use super::api::{ErrorBody, ErrorReason, ServerStatus};
-use super::traffic::Outcome;
+use super::traffic::RequestOutcome;
 use crate::caller::Refusal;
 use crate::catalogue::NoSuchName;
 use crate::index::{self, FailureClass};
@@ -197,14 +198,14 @@ impl From<packer::Error> for Error {
     fn from(error: packer::Error) -> Self {
         match error {
             packer::Error::NotToBeHad(reason) => {
-                Self::NotFound(format!("not to be had at the moment: {reason}"))
+                Self::NotFound(format!("not available at the moment: {reason}"))
             }
             error => Self::internal(&error, "this NAR cannot be read at the moment"),
         }
     }
 }
 
-/// The answer about a server whose index has trouble: what can be told is told all the same.
+/// The status of a server whose index has trouble: all that is known, as an error.
 pub(super) fn partly(status: &ServerStatus) -> Answer {
     answer::of_json(StatusCode::INTERNAL_SERVER_ERROR, status)
 }
@@ -223,13 +224,13 @@ fn unknown_path() -> Answer {
 /// The answer for a path that cannot be served, counted as what the reason is.
 fn missing_path(missing: &Missing) -> Answer {
     let outcome = match missing {
-        Missing::Failed(failure) if failure.class != FailureClass::Refused => Outcome::Failed,
-        Missing::Failed(_) | Missing::Refused(_) | Missing::Denied { .. } => Outcome::Refused,
-        _ => Outcome::Miss,
+        Missing::Failed(failure) if failure.class != FailureClass::Refused => RequestOutcome::Failed,
+        Missing::Failed(_) | Missing::Refused(_) | Missing::Denied { .. } => RequestOutcome::Refused,
+        _ => RequestOutcome::Miss,
     };
     let answer = answer::text(StatusCode::NOT_FOUND, format_args!("{missing}\n{REMEMBERED}"));
     // A miss is what a 404 counts as anyway.
-    if outcome == Outcome::Miss { answer } else { answer::noted(answer, outcome) }
+    if outcome == RequestOutcome::Miss { answer } else { answer::noted(answer, outcome) }
 }
 
 #[cfg(test)]
@@ -283,7 +284,9 @@ mod tests {
     #[test]
     fn a_missing_path_is_counted_by_its_reason() {
         let denied = Missing::Refused("too many wait".to_owned());
-        for (missing, outcome) in [(Missing::Unknown, Outcome::Miss), (denied, Outcome::Refused)] {
+        for (missing, outcome) in
+            [(Missing::Unknown, RequestOutcome::Miss), (denied, RequestOutcome::Refused)]
+        {
             let answer = Error::from(missing).answer(Audience::Cache);
             assert_eq!(answer::outcome(&answer), outcome);
         }

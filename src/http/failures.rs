@@ -1,4 +1,4 @@
-//! Failures that are remembered: their list as JSON, and what is done to retry one, told in lines of text.
+//! Remembered failures: their list as JSON, and the retry of one, reported in lines of text.
 
 use std::fmt::Write;
 
@@ -14,19 +14,19 @@ use crate::retry::{Failed, Retried, RetryError};
 pub(super) fn list(call: Call<'_>) -> Option<ResponseFuture> {
     let service = call.service.clone();
     Some(ResponseFuture::pending(async move {
-        let failures = service.parts.failures.list().await;
+        let failures = service.state.failures.list().await;
         let failures = failures.map_err(|error| Error::index(&error, "the failures cannot be listed"))?;
         Ok(json(&failures.into_iter().map(RememberedFailure::from).collect::<Vec<_>>()))
     }))
 }
 
-/// Tells of each failure that is forgotten, and of each request that is made, in a line.
+/// Reports each forgotten failure and each new request in a line.
 pub(super) fn retry(call: Call<'_>) -> Option<ResponseFuture> {
     let what = Failed::parse(call.arguments[0])?;
     let (service, body) = (call.service.clone(), call.body);
     Some(ResponseFuture::pending(async move {
         let RetryRequest { forget_only } = request_body::json(body).await?;
-        match service.parts.retry.retry(what, forget_only).await {
+        match service.state.retry.retry(what, forget_only).await {
             Ok(done) => Ok(answer::ready(answer::TEXT, Lines(lines(&done)).to_string())),
             Err(reason @ RetryError::NotRemembered(_)) => Err(Error::not_found(reason)),
             Err(error) => Err(Error::internal(&error, "the failure cannot be forgotten")),

@@ -1,4 +1,4 @@
-//! The small answers: what this cache is, and how it is.
+//! Small answers: the page at `/`, nix-cache-info, liveness and readiness.
 
 use narinfo::CacheInfo;
 
@@ -11,17 +11,18 @@ use super::response_future::ResponseFuture;
 
 /// Instructions for the person who opens the cache's address, and all endpoints.
 pub(super) fn home(call: Call<'_>) -> Option<ResponseFuture> {
-    let parts = &call.service.parts;
-    let url = parts.settings.public_url.clone().or_else(|| call.asked_url());
-    let url = url.unwrap_or_else(|| parts.url.clone());
-    let key = parts.public_keys.first().map_or("", String::as_str);
+    let state = &call.service.state;
+    let url = state.settings.public_url.clone().or_else(|| call.asked_url());
+    let url = url.unwrap_or_else(|| state.url.clone());
+    let key = state.public_keys.first().map_or("", String::as_str);
     let text = format!(
         "Ondine: a Nix binary cache that builds what it is missing.\n\n\
          To use it, add to nix.conf:\n\n    \
          extra-substituters = {url}\n    \
          extra-trusted-public-keys = {key}\n\n\
          {REMEMBERED}\n\n{}\n\
-         The same below /cached/, where nothing is built. POST and DELETE are for the command line on the server's machine.\n",
+         The same below /cached/, where nothing is built. POST and DELETE\n\
+         are for the command line on the server's machine.\n",
         list(call.service.endpoints())
     );
     Some(ResponseFuture::ready(answer::ready(answer::TEXT, text)))
@@ -39,11 +40,11 @@ fn list(endpoints: &[Endpoint]) -> String {
 }
 
 pub(super) fn cache_info(call: Call<'_>) -> Option<ResponseFuture> {
-    let parts = &call.service.parts;
+    let state = &call.service.state;
     let info = CacheInfo {
-        store_dir: parts.store_dir.clone(),
-        want_mass_query: parts.settings.want_mass_query,
-        priority: parts.settings.priority,
+        store_dir: state.store_dir.clone(),
+        want_mass_query: state.settings.want_mass_query,
+        priority: state.settings.priority,
     };
     Some(ResponseFuture::ready(answer::ready(answer::CACHE_INFO, info.render())))
 }
@@ -52,30 +53,31 @@ pub(super) fn health(_: Call<'_>) -> Option<ResponseFuture> {
     Some(ResponseFuture::ready(answer::ready(answer::TEXT, "ok\n")))
 }
 
-/// Ready means: the index can be relied on, NARs can be stored, the Nix daemon answers, and its capabilities are known.
+/// Ready means: the index can be relied on, NARs can be stored, the Nix daemon answers, and its capabilities
+/// are known.
 pub(super) fn readiness(call: Call<'_>) -> Option<ResponseFuture> {
     let service = call.service.clone();
     Some(ResponseFuture::pending(async move { ready(&service).await }))
 }
 
 async fn ready(service: &Service) -> Result<Answer, Error> {
-    if let Err(unfit) = service.parts.index.check().await {
+    if let Err(unfit) = service.state.index.check().await {
         tracing::debug!(reason = %unfit, "not ready");
         return Err(Error::unavailable(unfit));
     }
-    if let Err(reason) = service.parts.packer.check_writable().await {
+    if let Err(reason) = service.state.packer.check_writable().await {
         tracing::debug!(%reason, "not ready");
         return Err(Error::unavailable(format_args!(
             "no NAR can be stored ({reason}): what is cached is served, nothing new is"
         )));
     }
-    if !service.parts.detected.is_known() {
+    if !service.state.detected.is_known() {
         return Err(Error::unavailable(
-            "what is cached is served; nothing is built until nix has told what it can",
+            "what is cached is served; nothing is built until the systems and features of Nix are known",
         ));
     }
-    // A new connection: one that is open already tells nothing of a daemon that is gone.
-    if let Err(error) = service.parts.pool.get_fresh().await {
+    // A new connection: one that is open already does not show that the daemon is gone.
+    if let Err(error) = service.state.pool.get_fresh().await {
         tracing::warn!(error = &error as &dyn std::error::Error, "not ready");
         return Err(Error::unavailable(
             "the Nix daemon cannot be reached: what is cached is served, nothing is built",

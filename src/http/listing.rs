@@ -1,4 +1,4 @@
-//! The attributes of a package set as JSON, page by page: all, or those that are like what is looked for. Evaluates nothing.
+//! Attributes of a package set as JSON, page by page: all, or those that match. Evaluates nothing.
 
 use super::Service;
 use super::answer::{Answer, json};
@@ -10,26 +10,26 @@ use crate::catalogue::{Indexing, NoSuchName, SetName};
 use crate::escape::Line;
 use crate::index::Search;
 
-/// Attributes of one page, unless another number is asked for.
+/// Attributes in a page by default.
 const LISTED_DEFAULT: u32 = 100;
-/// The most that may be asked for.
+/// Attributes in a page at most.
 const LISTED_MAX: u32 = 1000;
 
-/// Which attributes of a package set are listed.
+/// Query of a list of attributes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Wanted {
-    /// What they are like.
+struct ListingQuery {
+    /// Part of the name, or a pattern with `*`.
     like: Option<String>,
-    /// The system that they are for, where one is named.
+    /// The system that is named.
     system: Option<String>,
-    /// The one after which the list begins.
+    /// The attribute after which the page begins.
     after: String,
-    /// How many at most.
+    /// Attributes at most.
     max: u32,
 }
 
 pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
-    let (set, wanted) = (SetName::new(call.arguments[0])?, Wanted::parse(call.query));
+    let (set, wanted) = (SetName::new(call.arguments[0])?, ListingQuery::parse(call.query));
     let wanted = match wanted {
         Ok(wanted) => wanted,
         Err(reason) => return Some(ResponseFuture::failed(Error::BadRequest(reason))),
@@ -38,16 +38,16 @@ pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
     Some(ResponseFuture::pending(async move { list(&service, &set, wanted).await }))
 }
 
-async fn list(service: &Service, set: &SetName, wanted: Wanted) -> Result<Answer, Error> {
-    let Wanted { like, system, after, max } = wanted;
-    let Some((settings, _)) = service.parts.catalogue.sets().find(|(settings, _)| settings.name == *set)
+async fn list(service: &Service, set: &SetName, wanted: ListingQuery) -> Result<Answer, Error> {
+    let ListingQuery { like, system, after, max } = wanted;
+    let Some((settings, _)) = service.state.catalogue.sets().find(|(settings, _)| settings.name == *set)
     else {
-        return Err(service.parts.catalogue.no_such_set(set).into());
+        return Err(service.state.catalogue.no_such_set(set).into());
     };
     let system = settings.system(system.as_deref())?.to_owned();
-    // One more shows whether there is another page.
+    // One more row shows that there is another page.
     let search = Search { like, after, system: system.clone(), max: max + 1 };
-    let found = service.parts.index.listed(set.to_string(), search).await;
+    let found = service.state.index.listed(set.to_string(), search).await;
     let found = found.map_err(|error| Error::index(&error, "attributes cannot be listed"))?;
     let Some((generation, mut rows)) = found else {
         return Err(Error::not_found(NoSuchName::NoGeneration(set.clone())));
@@ -64,7 +64,7 @@ async fn list(service: &Service, set: &SetName, wanted: Wanted) -> Result<Answer
     }))
 }
 
-impl Wanted {
+impl ListingQuery {
     fn parse(query: Option<&str>) -> Result<Self, String> {
         let mut wanted = Self { like: None, system: None, after: String::new(), max: LISTED_DEFAULT };
         for (key, value) in parameters(query) {
@@ -90,18 +90,18 @@ mod tests {
 
     #[test]
     fn a_list_of_attributes_is_looked_through_and_goes_page_by_page() {
-        let wanted = |like: Option<&str>, system: Option<&str>, after: &str, max| Wanted {
+        let wanted = |like: Option<&str>, system: Option<&str>, after: &str, max| ListingQuery {
             like: like.map(str::to_owned),
             system: system.map(str::to_owned),
             after: after.to_owned(),
             max,
         };
-        assert_eq!(Wanted::parse(None), Ok(wanted(None, None, "", 100)));
-        assert_eq!(Wanted::parse(Some("q=")), Ok(wanted(None, None, "", 100)));
+        assert_eq!(ListingQuery::parse(None), Ok(wanted(None, None, "", 100)));
+        assert_eq!(ListingQuery::parse(Some("q=")), Ok(wanted(None, None, "", 100)));
         let all = "q=py%2a&system=a-linux&after=%22a+b%22&limit=1000";
-        assert_eq!(Wanted::parse(Some(all)), Ok(wanted(Some("py*"), Some("a-linux"), "\"a+b\"", 1000)));
+        assert_eq!(ListingQuery::parse(Some(all)), Ok(wanted(Some("py*"), Some("a-linux"), "\"a+b\"", 1000)));
         for query in ["limit=0", "limit=1001", "limit=x", "page=2", "q=%ff"] {
-            assert!(Wanted::parse(Some(query)).is_err(), "{query}");
+            assert!(ListingQuery::parse(Some(query)).is_err(), "{query}");
         }
     }
 }

@@ -1,6 +1,6 @@
-//! `/log/…`: the log of a build as the builder wrote it, escape codes included: `nix log` shows their colours. Ours, else the Nix
-//! daemon's own; of a derivation, or of what makes an output. That of a build of ours that runs is followed to its end; a body is
-//! complete only when the log is.
+//! `/log/…`: the log of a build as the builder wrote it, escape codes included, since `nix log` shows their
+//! colours. Our log, else the Nix daemon's own. The log of a running build is followed to its end; a body is
+//! complete only when its log is.
 
 use std::io;
 
@@ -11,14 +11,14 @@ use super::Service;
 use super::answer::{self, Answer};
 use super::call::Call;
 use super::error::Error;
-use super::pipe::{Cut, Pieces, written};
 use super::response_future::ResponseFuture;
+use super::stream_body::{Aborted, Chunks, stream_body};
 use crate::build::Log;
 use crate::nix::DaemonLog;
 use crate::tail_file::{TailReader, reading};
 
-/// A log that was found.
-enum Found {
+/// The log that was found.
+enum LogSource {
     Ours(Log),
     Daemons(DaemonLog),
 }
@@ -33,7 +33,7 @@ async fn answer(service: &Service, path: StorePath) -> Result<Answer, Error> {
     let drvs = if path.is_derivation() {
         vec![path.clone()]
     } else {
-        match service.parts.substitute.makers_of(&path).await {
+        match service.state.substitute.makers_of(&path).await {
             Ok(drvs) if drvs.is_empty() => {
                 return Err(Error::NotFound(format!("no log: it is not known what makes {path}")));
             }
@@ -41,22 +41,22 @@ async fn answer(service: &Service, path: StorePath) -> Result<Answer, Error> {
             Err(reason) => return Err(Error::not_found(reason)),
         }
     };
-    let parts = std::sync::Arc::clone(&service.parts);
+    let state = std::sync::Arc::clone(&service.state);
     let found = reading(move || {
         for drv in drvs {
-            if let Some(log) = parts.logs.read(&drv)? {
-                return Ok(Some(Found::Ours(log)));
+            if let Some(log) = state.logs.read(&drv)? {
+                return Ok(Some(LogSource::Ours(log)));
             }
-            if let Some(log) = parts.daemon_logs.open(&drv)? {
-                return Ok(Some(Found::Daemons(log)));
+            if let Some(log) = state.daemon_logs.open(&drv)? {
+                return Ok(Some(LogSource::Daemons(log)));
             }
         }
         Ok(None)
     });
     match found.await {
-        Ok(Some(Found::Ours(log))) => Ok(ours(service, log)),
-        Ok(Some(Found::Daemons(log))) => {
-            Ok(answer::streamed(answer::TEXT, written(|pipe| pipe.send_all(log))))
+        Ok(Some(LogSource::Ours(log))) => Ok(ours(service, log)),
+        Ok(Some(LogSource::Daemons(log))) => {
+            Ok(answer::streamed(answer::TEXT, stream_body(|writer| writer.send_all(log))))
         }
         Ok(None) => Err(Error::NotFound(format!(
             "no log: {path} was not built by this machine's Nix, or so long ago that its log was deleted"
@@ -70,11 +70,11 @@ async fn answer(service: &Service, path: StorePath) -> Result<Answer, Error> {
 
 fn ours(service: &Service, log: Log) -> Answer {
     let (service, bytes) = (service.clone(), log.bytes);
-    let body = written(|pipe| async move {
+    let body = stream_body(|writer| async move {
         tokio::select! {
-            ended = pipe.send_all(log.reader) => ended,
-            // The build ends with the server, and its log with it. What is whole is given its time.
-            () = service.stopping(), if bytes.is_none() => Err(Cut),
+            ended = writer.send_all(log.reader) => ended,
+            // A running build ends with the server, and its log with it. A complete log has the drain time.
+            () = service.stopping(), if bytes.is_none() => Err(Aborted),
         }
     });
     match bytes {
@@ -83,14 +83,14 @@ fn ours(service: &Service, log: Log) -> Answer {
     }
 }
 
-impl Pieces for TailReader {
-    async fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
+impl Chunks for TailReader {
+    async fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
         self.next_chunk().await
     }
 }
 
-impl Pieces for DaemonLog {
-    async fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
+impl Chunks for DaemonLog {
+    async fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
         self.next_chunk().await
     }
 }

@@ -2,7 +2,6 @@
 //! Decides nothing about hashes (see `substitute`) and names no status code (see `answer.rs` and `error.rs`).
 
 mod address;
-mod again;
 mod answer;
 mod api;
 mod body;
@@ -10,27 +9,28 @@ mod by_name;
 mod call;
 mod catalogue;
 mod client_stream;
-mod drivers;
 mod endpoint;
 mod endpoints;
 mod error;
 mod failures;
 mod info;
-mod keeping;
 mod listing;
 mod log;
+mod maintenance;
 mod nar;
+mod nar_restore;
 mod narinfo;
 mod openapi;
 mod pattern;
+mod per_core;
 mod pins;
-mod pipe;
 mod realisation;
 mod request_body;
 mod response_future;
 mod route;
 mod server;
 mod status;
+mod stream_body;
 mod traffic;
 
 use std::sync::Arc;
@@ -63,41 +63,41 @@ use error::{Audience, Error};
 use pattern::is_for_programs;
 use response_future::ResponseFuture;
 use route::{Address, Match, without_cached};
-pub use server::{Door, listen, serve};
-use traffic::{Line, RouteLabel, Traffic};
+pub use server::{Listener, listen, serve};
+use traffic::{AccessLine, RouteLabel, Traffic};
 
-/// How the cache presents itself.
+/// Settings of the HTTP side.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// How long a narinfo answer is held before lines about the wait are sent.
+    /// Time that a narinfo answer is held before lines about the wait are sent.
     pub hold: Duration,
-    /// The time between two such lines; clients give up after 300 s of silence by default.
+    /// Time between two lines about the wait; clients give up after 300 s of silence by default.
     pub keep_alive: Duration,
     /// The cache's priority: clients ask lower ones first, cache.nixos.org has 40.
     pub priority: u32,
-    /// Whether clients may ask for many paths at once just to know whether they exist.
+    /// Allows clients to ask for the existence of many paths at once.
     pub want_mass_query: bool,
-    /// How long connections are given to end when the server stops.
+    /// Time that connections have to end when the server stops.
     pub drain: Duration,
-    /// How long a client may take no byte of an answer that waits for it.
+    /// Time after which a client that takes no byte of its answer is disconnected.
     pub write_timeout: Duration,
-    /// The address that clients are told; `None` for the one that they have asked.
+    /// The cache's address as clients see it; `None` for the one in their request.
     pub public_url: Option<PublicUrl>,
     /// Reverse proxies.
     pub trusted_proxies: TrustedProxies,
 }
 
-/// What the routes need.
-pub struct Parts {
-    /// The decision about a hash.
+/// Everything that handlers use.
+pub struct AppState {
+    /// Decisions about hashes.
     pub substitute: Arc<Substitute>,
     /// NARs.
     pub packer: Packer,
-    /// What is kept of them.
+    /// Retention and eviction.
     pub keeper: Keeper,
     /// Failures that are remembered.
     pub failures: Failures,
-    /// The way out of them.
+    /// Retries of failures.
     pub retry: Retry,
     /// Logs of our builds.
     pub logs: Logs,
@@ -107,30 +107,30 @@ pub struct Parts {
     pub builds: Scheduler,
     /// Package sets.
     pub catalogue: Catalogue,
-    /// What they have, by name.
+    /// Attributes by name.
     pub names: NameResolver,
-    /// Other caches.
+    /// Upstream caches.
     pub upstreams: Upstreams,
-    /// Whether the index can be read, and how much is in it.
+    /// The index.
     pub index: Index,
-    /// Whether Nix can be reached.
+    /// Connections to the Nix daemon.
     pub pool: Pool,
-    /// Whether it is known what can be built.
+    /// Detected systems and features.
     pub detected: Detected,
     /// The store that is served.
     pub store_dir: StoreDir,
-    /// The address that clients are told who have named none.
+    /// The cache's address for clients whose request has none.
     pub url: PublicUrl,
-    /// Public keys of all that signs, the one that clients are told to trust first.
+    /// Public keys of all signers; clients are told to trust the first.
     pub public_keys: Vec<String>,
-    /// How the cache presents itself.
+    /// Settings.
     pub settings: Settings,
 }
 
 /// Answers requests; clones share everything.
 #[derive(Clone)]
 pub struct Service {
-    parts: Arc<Parts>,
+    state: Arc<AppState>,
     traffic: Arc<Traffic>,
     stopping: watch::Receiver<bool>,
 }
@@ -138,13 +138,13 @@ pub struct Service {
 impl Service {
     /// A service that ends its waits when `stopping` turns true.
     #[must_use]
-    pub fn new(parts: Parts, stopping: watch::Receiver<bool>) -> Self {
-        Self { parts: Arc::new(parts), traffic: Arc::new(Traffic::new(drivers::threads())), stopping }
+    pub fn new(state: AppState, stopping: watch::Receiver<bool>) -> Self {
+        Self { state: Arc::new(state), traffic: Arc::new(Traffic::new(per_core::threads())), stopping }
     }
 
     /// Begins to wait for what becomes of a hash.
     fn wait(&self, hash: StorePathHash, on_miss: OnMiss) -> Wait {
-        self.parts.substitute.wait(hash, on_miss, self.stopping.clone())
+        self.state.substitute.wait(hash, on_miss, self.stopping.clone())
     }
 
     /// Resolves when the server stops.
@@ -153,7 +153,7 @@ impl Service {
         let _ = self.stopping.clone().wait_for(|stopping| *stopping).await;
     }
 
-    /// Whether it does. Costs next to nothing.
+    /// True once the server stops. Costs next to nothing.
     fn is_stopping(&self) -> bool {
         self.stopping.has_changed().unwrap_or(true)
     }
@@ -163,11 +163,11 @@ impl Service {
         ENDPOINTS
     }
 
-    /// The answer to a request that a connection on a thread of this number has; one without a peer comes through the control
-    /// socket.
+    /// The answer to a request that a connection on a thread of this number has; one without a peer comes
+    /// through the control socket.
     fn answer(&self, request: Request<Incoming>, peer: Option<Peer>, thread: usize) -> ResponseFuture {
         let caller = self.caller(request.headers(), peer);
-        let (head, line) = (request.method() == Method::HEAD, Line::of(&request, caller.address()));
+        let (head, line) = (request.method() == Method::HEAD, AccessLine::of(&request, caller.address()));
         let (label, audience, future) = self.dispatch(request, peer, caller);
         future.read_by(audience, head).counted(&self.traffic, thread, label, line)
     }
@@ -177,7 +177,7 @@ impl Service {
         let Some(peer) = peer else { return Caller::Admin };
         let via = headers.get_all(header::VIA).iter().filter_map(|value| value.to_str().ok());
         Caller::Public {
-            address: peer.client(headers, &self.parts.settings.trusted_proxies),
+            address: peer.client(headers, &self.state.settings.trusted_proxies),
             via: Via::parse(via),
         }
     }

@@ -1,5 +1,5 @@
-//! `/nar/…`: the zstd file or the plain NAR in it, whole or a range; or where an upstream has what is wanted.
-//! A body is complete only when every byte of it was verified; a failure on the way cuts it.
+//! `/nar/…`: the zstd file or the plain NAR in it, whole or a range; or a redirect to an upstream that has
+//! it. A body is complete only when every byte of it was verified; a failure on the way aborts it.
 
 use std::io;
 use std::net::IpAddr;
@@ -12,31 +12,31 @@ use hyper::header::{self, HeaderName};
 use narinfo::{Compression, NarHash, StorePathHash};
 
 use super::Service;
-use super::again;
 use super::answer::{self, Answer, Part};
 use super::call::Call;
 use super::error::Error;
-use super::pipe::{Pieces, written};
+use super::nar_restore;
 use super::response_future::ResponseFuture;
+use super::stream_body::{Chunks, stream_body};
 use crate::nar_store::{Form, Nar, NarStream, Small};
 use crate::packer::{self, Packer, Served};
 use crate::substitute::OnMiss;
 
-/// What a client hears of a NAR that stopped being served while it was answered.
-const LOST: &str = "lost in this moment; ask again";
+/// Reason for a NAR that was evicted during its answer.
+const EVICTED: &str = "evicted at this moment; ask again";
 
-/// What is asked for.
-struct Asked {
+/// A request that memory cannot answer.
+struct NarRequest {
     hash: NarHash,
     compression: Compression,
     head: bool,
     reader: Option<IpAddr>,
-    /// The cost that a NAR may have which is not served any more.
+    /// Cost that restoring an evicted NAR may have.
     on_miss: OnMiss,
 }
 
-/// From memory, or from a file. Clients remember other forms of the address from other servers: harmonia's is ours with a query,
-/// nix-serve's has the store path's hash before the NAR's.
+/// From memory, or from a file. Clients remember other forms of the address from other servers: harmonia's is
+/// ours with a query, nix-serve's has the store path's hash before the NAR's.
 pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
     let [name, ending] = call.arguments;
     let compression = match ending {
@@ -55,30 +55,31 @@ pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
     if let Some(answer) = lookup_cached(call.service, hash, compression, &call.headers) {
         return Some(answer.into());
     }
-    let asked = Asked { hash, compression, head: call.head, reader: call.reader(), on_miss: call.on_miss() };
+    let asked =
+        NarRequest { hash, compression, head: call.head, reader: call.reader(), on_miss: call.on_miss() };
     let (service, headers) = (call.service.clone(), call.headers);
     Some(ResponseFuture::pending(async move { answer(&service, asked, &headers).await }))
 }
 
-async fn answer(service: &Service, asked: Asked, headers: &HeaderMap) -> Result<Answer, Error> {
+async fn answer(service: &Service, asked: NarRequest, headers: &HeaderMap) -> Result<Answer, Error> {
     if let Some(reader) = asked.reader {
-        service.parts.packer.read_ahead(reader, asked.hash);
+        service.state.packer.read_ahead(reader, asked.hash);
     }
-    let (begun, packer, hash) = (Instant::now(), &service.parts.packer, asked.hash);
+    let (begun, packer, hash) = (Instant::now(), &service.state.packer, asked.hash);
     let form = form(asked.compression);
     if let Some(served) = packer.find(hash, form).await? {
         match give(packer, served, &asked, headers).await {
-            // Nobody gives what was promised: its path is had from elsewhere.
+            // The upstream does not deliver: the path is restored from another source.
             Err(packer::Error::NotToBeHad(_)) if packer.find(hash, None).await?.is_none() => {}
             given => return given?,
         }
     }
-    if let Err(reason) = again::have(service, hash, asked.on_miss.clone(), begun).await {
+    if let Err(reason) = nar_restore::ensure_served(service, hash, asked.on_miss.clone(), begun).await {
         return Err(Error::NotFound(reason));
     }
     match packer.find(hash, form).await? {
         Some(served) => give(packer, served, &asked, headers).await?,
-        None => Err(Error::not_found(LOST)),
+        None => Err(Error::not_found(EVICTED)),
     }
 }
 
@@ -90,7 +91,7 @@ fn lookup_cached(
     headers: &HeaderMap,
 ) -> Option<Result<Answer, Error>> {
     let form = form(compression)?;
-    let small = service.parts.packer.in_memory(hash, form)?;
+    let small = service.state.packer.in_memory(hash, form)?;
     Some(whole(&small, form, headers))
 }
 
@@ -102,14 +103,14 @@ fn form(compression: Compression) -> Option<Form> {
     }
 }
 
-/// The answer where a served path has it.
+/// The answer for a NAR of a served path.
 async fn give(
     packer: &Packer,
     mut served: Served,
-    asked: &Asked,
+    asked: &NarRequest,
     headers: &HeaderMap,
 ) -> Result<Result<Answer, Error>, packer::Error> {
-    let &Asked { hash, compression, head, .. } = asked;
+    let &NarRequest { hash, compression, head, .. } = asked;
     let form = form(compression);
     if let (Some(form), Some(small)) = (form, served.small.take()) {
         return Ok(whole(&small, form, headers));
@@ -135,7 +136,7 @@ async fn give(
     body(packer, served, hash, form, wanted_range(headers, etag.as_deref())).await
 }
 
-/// The answer where all bytes are here.
+/// The answer from memory.
 fn whole(small: &Small, form: Form, headers: &HeaderMap) -> Result<Answer, Error> {
     let etag = tag(small.hash);
     if is_known(headers, &etag) {
@@ -147,7 +148,7 @@ fn whole(small: &Small, form: Form, headers: &HeaderMap) -> Result<Answer, Error
     };
     let body = match part {
         Part::Whole(_) => small.bytes.clone(),
-        // They are the bytes of a buffer.
+        // A range of a buffer fits a usize.
         Part::Slice { start, end, .. } => small.bytes.slice(start as usize..end as usize),
     };
     Ok(answer::file(media_type(form), Some(&etag), &part, answer::full(body)))
@@ -165,7 +166,7 @@ async fn body(
     if let (Form::Zstd, Some(_), Nar::Growing(growing)) = (form, range, &mut nar) {
         growing.finished().await.map_err(packer::Error::NotToBeHad)?;
         let Some(complete) = packer.find(hash, None).await? else {
-            return Ok(Err(Error::not_found(LOST)));
+            return Ok(Err(Error::not_found(EVICTED)));
         };
         served = complete;
         (nar, given) = packer.open(&mut served, form).await?;
@@ -189,8 +190,8 @@ async fn body(
         NarStream::decoded(nar, wanted).map_err(packer::Error::Store)?
     };
     let (packed, packer) = (served.packed.is_some(), packer.clone());
-    let body = written(|pipe| async move {
-        let sent = pipe.send_all(stream).await;
+    let body = stream_body(|writer| async move {
+        let sent = writer.send_all(stream).await;
         if sent.is_err() && packed {
             packer.suspect(hash);
         }
@@ -199,9 +200,9 @@ async fn body(
     Ok(Ok(answer::file(media_type(form), etag.as_deref(), &part, body)))
 }
 
-impl Pieces for NarStream {
-    async fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
-        NarStream::next_piece(self).await
+impl Chunks for NarStream {
+    async fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
+        self.next_piece().await
     }
 }
 
@@ -214,8 +215,8 @@ fn wanted_range<'h>(headers: &'h HeaderMap, etag: Option<&str>) -> Option<&'h st
     }
 }
 
-/// The part that is wanted of a file of this length; `None` when it has no byte of it. All of it where nobody knows the length
-/// yet.
+/// The part of a file of this length that a range names; `None` when it names no byte of it. All of it while
+/// the length is unknown.
 fn part(range: Option<&str>, length: Option<u64>) -> Option<Part> {
     match (range, length) {
         (Some(range), Some(length)) => slice(range, length),
@@ -223,8 +224,8 @@ fn part(range: Option<&str>, length: Option<u64>) -> Option<Part> {
     }
 }
 
-/// The part that a Range header names; `None` when it names no byte of the file. Several ranges, or what is no range of
-/// bytes, count as no range (RFC 9110, 14.2).
+/// The part that a Range header names; `None` when it names no byte of the file. Several ranges, or what is
+/// no range of bytes, count as no range (RFC 9110, 14.2).
 fn slice(range: &str, length: u64) -> Option<Part> {
     // A suffix longer than the file is all of it (RFC 9110, 14.1.2), which the crate refuses.
     let suffix = range.strip_prefix("bytes=-").and_then(|digits| digits.parse::<u64>().ok());
@@ -255,7 +256,7 @@ fn tag(hash: NarHash) -> String {
     format!("\"{}\"", hash.to_nixbase32())
 }
 
-/// Whether an If-None-Match names the tag (RFC 9110, 13.1.2: compared weakly).
+/// True where If-None-Match names the tag (RFC 9110, 13.1.2: compared weakly).
 fn is_known(headers: &HeaderMap, etag: &str) -> bool {
     let same = |tag: &str| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag) == etag;
     text(headers, header::IF_NONE_MATCH).is_some_and(|tags| tags.split(',').map(str::trim).any(same))

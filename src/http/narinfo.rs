@@ -1,5 +1,5 @@
 //! `/<hash>.narinfo`: answered at once where the answer is known, else held while the build runs.
-//! Once a 200 has begun, failure is said by cutting the body, never by ending it: a complete answer is always a narinfo.
+//! Once a 200 has begun, a failure aborts the body and never ends it: a complete answer is always a narinfo.
 
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
@@ -11,19 +11,20 @@ use super::Service;
 use super::answer::{self, Answer};
 use super::call::Call;
 use super::error::{Error, REMEMBERED};
-use super::pipe::{Cut, Pipe, written};
 use super::response_future::ResponseFuture;
-use super::traffic::Outcome;
+use super::stream_body::{Aborted, BodyWriter, stream_body};
+use super::traffic::RequestOutcome;
 use crate::index::Ready;
 use crate::substitute::{Answer as Decision, OnMiss, Wait, WaitEnd};
 
-/// Bytes of a line about the wait at least: less than one a second counts as stalled, and some proxies hold back crumbs.
+/// Bytes of a line about the wait at least: fewer than one a second count as stalled, and some proxies hold
+/// back crumbs.
 const WAIT_LINE_BYTES_MIN: usize = 64;
 
-/// How long nothing is sent in any case before it is decided what a client waits for: most often that takes a moment, and then it
-/// hears of its place in the queue from the start.
+/// Longest silence before a request is decided. Most are decided within a moment, and then the headers have
+/// the position in the queue.
 const DECIDED_WITHIN: Duration = Duration::from_secs(5);
-/// Characters of a line about the wait at most: some of it is what others said.
+/// Characters of a line about the wait at most: upstreams and daemons wrote some of it.
 const WAIT_LINE_CHARS_MAX: usize = 1000;
 
 /// From memory, where nearly all requests end; else through the index, upstreams and the queue.
@@ -33,8 +34,9 @@ pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
     if let Some(answer) = lookup_cached(call.service, hash, &on_miss, reader) {
         return Some(answer.into());
     }
-    // Very many may wait, and the headers of a request are a part of the connection's buffer: they stay behind.
-    let asked = Asked { hash, on_miss, head: call.head, reader, version: call.version };
+    // Very many may wait, and the headers of a request are a part of the connection's buffer: they stay
+    // behind.
+    let asked = NarInfoRequest { hash, on_miss, head: call.head, reader, version: call.version };
     let service = call.service.clone();
     Some(ResponseFuture::pending(async move { answer(&service, asked).await }))
 }
@@ -46,16 +48,16 @@ fn lookup_cached(
     on_miss: &OnMiss,
     reader: Option<IpAddr>,
 ) -> Option<Result<Answer, Error>> {
-    match service.parts.substitute.lookup_cached(hash, on_miss)? {
+    match service.state.substitute.lookup_cached(hash, on_miss)? {
         Decision::Ready(ready) => Some(Ok(served(service, &ready, reader))),
         Decision::Missing(reason) => Some(Err(reason.into())),
-        // Nobody is made to wait from memory.
+        // Memory has no answer yet.
         Decision::Wait(_) => None,
     }
 }
 
-/// What is asked for, and by whom.
-struct Asked {
+/// A request that memory cannot answer.
+struct NarInfoRequest {
     hash: StorePathHash,
     on_miss: OnMiss,
     head: bool,
@@ -64,43 +66,47 @@ struct Asked {
 }
 
 /// Holds the answer for a while, so that it keeps its true status; then sends lines about the wait.
-async fn answer(service: &Service, asked: Asked) -> Result<Answer, Error> {
-    let Asked { hash, on_miss, head, reader, version } = asked;
-    // HTTP/1.0 has no chunks: there a cut cannot be told from an end, so all of the wait is silent.
-    let hold = if version == Version::HTTP_10 { Duration::MAX } else { service.parts.settings.hold };
-    // In a box, since a future keeps room for what it is given and for what it makes of that: very many may wait.
+async fn answer(service: &Service, asked: NarInfoRequest) -> Result<Answer, Error> {
+    let NarInfoRequest { hash, on_miss, head, reader, version } = asked;
+    // HTTP/1.0 has no chunks: an aborted body looks like a complete one there, so all of the wait is silent.
+    let hold = if version == Version::HTTP_10 { Duration::MAX } else { service.state.settings.hold };
+    // In a box, since a future keeps room for its arguments and for what it makes of them: very many may
+    // wait.
     let mut waited = Box::new(service.wait(hash, on_miss));
     // In a box, too: the body of the answer takes its place in memory.
     let end = Box::pin(within(hold, &mut waited)).await;
     let queued = waited.ticket().is_some();
-    let keep_alive = service.parts.settings.keep_alive;
+    let keep_alive = service.state.settings.keep_alive;
     Ok(match end {
         Some(WaitEnd::Ready(ready)) if queued => {
-            answer::noted(served(service, &ready, reader), Outcome::Built)
+            answer::noted(served(service, &ready, reader), RequestOutcome::Built)
         }
         Some(WaitEnd::Ready(ready)) => served(service, &ready, reader),
         Some(WaitEnd::Missing(reason)) => return Err(reason.into()),
-        // No body could say that it goes on, or it would only go on to a cut.
+        // No body could say that the wait goes on, or it would only be aborted.
         None | Some(WaitEnd::Stopped) if head || waited.is_mere_trouble() => {
             let stage = waited.describe();
             let text = "GET outside /cached/ waits longer";
             return Err(Error::NotFound(format!("not known yet: {stage}; {text}\n{REMEMBERED}")));
         }
-        // Still under way, or the server stops: in both cases what follows says so by what it does.
+        // Under way, or the server stops: the body goes on, or is aborted.
         None | Some(WaitEnd::Stopped) => {
             match waited.ticket().map(|ticket| (ticket.id(), ticket.outlook())) {
                 Some((id, outlook)) => {
-                    let answer =
-                        answer::waiting(written(|pipe| wait(waited, keep_alive, pipe)), id, outlook.as_ref());
-                    answer::noted(answer, Outcome::Built)
+                    let answer = answer::waiting(
+                        stream_body(|writer| wait(waited, keep_alive, writer)),
+                        id,
+                        outlook.as_ref(),
+                    );
+                    answer::noted(answer, RequestOutcome::Built)
                 }
-                None => answer::undecided(written(|pipe| wait(waited, keep_alive, pipe))),
+                None => answer::undecided(stream_body(|writer| wait(waited, keep_alive, writer))),
             }
         }
     })
 }
 
-/// The end, if it comes while nothing is sent.
+/// The end, if it comes while the answer is held.
 async fn within(hold: Duration, waited: &mut Wait) -> Option<WaitEnd> {
     let begun = Instant::now();
     if let Ok(end) = tokio::time::timeout(hold, waited.ended()).await {
@@ -110,27 +116,27 @@ async fn within(hold: Duration, waited: &mut Wait) -> Option<WaitEnd> {
     tokio::time::timeout(left, waited.decided()).await.ok().flatten()
 }
 
-/// Every narinfo that was not waited for goes out here, from memory or not.
+/// The answer for every narinfo that was not streamed.
 fn served(service: &Service, ready: &Ready, reader: Option<IpAddr>) -> Answer {
     if let (Some(reader), true) = (reader, ready.to_come) {
-        service.parts.packer.told(reader, ready.nar_hash);
+        service.state.packer.told(reader, ready.nar_hash);
     }
     answer::ready(answer::NARINFO, ready.narinfo.clone())
 }
 
-/// Sends a line now and then until there is an end, then the narinfo. Whatever else happens cuts the body.
-async fn wait(mut waited: Box<Wait>, keep_alive: Duration, mut pipe: Pipe) -> Result<(), Cut> {
+/// Sends a line now and then until the end, then the narinfo. Anything else aborts the body.
+async fn wait(mut waited: Box<Wait>, keep_alive: Duration, mut writer: BodyWriter) -> Result<(), Aborted> {
     let mut ticks = tokio::time::interval(keep_alive);
     let ready = loop {
         tokio::select! {
             end = waited.ended() => match end {
                 WaitEnd::Ready(ready) => break ready,
-                WaitEnd::Missing(_) | WaitEnd::Stopped => return Err(Cut),
+                WaitEnd::Missing(_) | WaitEnd::Stopped => return Err(Aborted),
             },
-            _ = ticks.tick() => pipe.send(wait_line(&waited.describe())).await,
+            _ = ticks.tick() => writer.send(wait_line(&waited.describe())).await,
         }
     };
-    pipe.send(ready.narinfo.clone()).await;
+    writer.send(ready.narinfo.clone()).await;
     Ok(())
 }
 

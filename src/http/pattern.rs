@@ -1,4 +1,5 @@
-//! Patterns of addresses, and how a path is matched with one. Matching allocates nothing: it runs before every answer.
+//! Patterns of addresses, and how a path is matched with one. Matching allocates nothing: it runs before
+//! every answer.
 
 /// Beginning of the addresses whose errors are JSON.
 const API: &str = "/api";
@@ -7,7 +8,7 @@ pub(super) const PLACEHOLDERS_MAX: usize = 2;
 
 /// The path of an endpoint: literal text with placeholders (`/api/v1/paths/<hash>`).
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Pattern {
+pub(super) struct AddressPattern {
     text: &'static str,
     /// Literal text before the first placeholder.
     prefix: &'static str,
@@ -17,7 +18,7 @@ pub(super) struct Pattern {
     takes_slashes: bool,
 }
 
-impl Pattern {
+impl AddressPattern {
     pub(super) const fn new(text: &'static str) -> Self {
         let mut end = 0;
         while end < text.len() && text.as_bytes()[end] != b'<' {
@@ -41,8 +42,8 @@ impl Pattern {
         self.rest.split('<').skip(1).filter_map(|part| part.split('>').next())
     }
 
-    /// What a decoded path has for each placeholder. A placeholder is never empty, and ends where the literal text after it
-    /// is first found; the last one takes all that is before the end of the pattern.
+    /// Values of the placeholders in a decoded path. A placeholder is never empty, and ends where the literal
+    /// text after it is first found; the last one takes all that is before the end of the pattern.
     pub(super) fn matches<'p>(&self, path: &'p str) -> Option<[&'p str; PLACEHOLDERS_MAX]> {
         let (mut path, mut rest) = (path.strip_prefix(self.prefix)?, self.rest);
         let mut found = [""; PLACEHOLDERS_MAX];
@@ -102,16 +103,16 @@ mod tests {
             ("/catalogue/<set>/", "/catalogue//", None),
             ("/catalogue/<set>", "/catalogue/pkgs/a", None),
         ] {
-            assert_eq!(Pattern::new(pattern).matches(path), found, "{pattern} {path}");
+            assert_eq!(AddressPattern::new(pattern).matches(path), found, "{pattern} {path}");
         }
     }
 
     #[test]
     fn the_last_placeholder_alone_may_take_slashes() {
-        let get = Pattern::new("/get/<set>/<attribute>").taking_slashes();
+        let get = AddressPattern::new("/get/<set>/<attribute>").taking_slashes();
         assert_eq!(get.matches("/get/pkgs/a/b/c"), Some(["pkgs", "a/b/c"]));
         assert_eq!(get.matches("/get/pkgs/"), None);
-        let retry = Pattern::new("/failures/<what>/retry").taking_slashes();
+        let retry = AddressPattern::new("/failures/<what>/retry").taking_slashes();
         assert_eq!(retry.matches("/failures/set/a/retry"), Some(["set/a", ""]));
         assert_eq!(retry.matches("/failures//retry"), None);
         assert_eq!(retry.names().collect::<Vec<_>>(), ["what"]);

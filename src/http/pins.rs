@@ -1,5 +1,5 @@
-//! Pins: as JSON, and made and taken back through the control socket. What a name stands for is found out when it is pinned, as for
-//! any request by name; one that may stand for several things is refused with the choices.
+//! Pins: their list as JSON, pinning and unpinning. A name is resolved when it is pinned, as in any request
+//! by name; an ambiguous one is refused with the choices.
 
 use std::collections::BTreeSet;
 
@@ -16,13 +16,13 @@ use crate::escape::{Line, Lines};
 use crate::index;
 use crate::keep::{Pinned, Pinning};
 
-/// An attribute that is named with its set, or without.
-struct Named {
+/// An attribute, named with or without its set.
+struct PinTarget {
     set: Option<SetName>,
     selection: Selection,
 }
 
-impl Named {
+impl PinTarget {
     /// `<set>/<attribute>` where there is such a set; else all of it is the attribute.
     fn parse(text: &str, is_set: impl Fn(&SetName) -> bool) -> Option<Self> {
         let with_set =
@@ -31,7 +31,7 @@ impl Named {
         Some(Self { set, selection: Selection::parse(rest)? })
     }
 
-    /// In the one spelling.
+    /// The canonical spelling.
     fn written(&self) -> String {
         let attribute = self.attribute();
         self.set.as_ref().map_or(attribute.clone(), |set| format!("{set}/{attribute}"))
@@ -59,7 +59,7 @@ pub(super) fn unpin(call: Call<'_>) -> Option<ResponseFuture> {
 }
 
 async fn all(service: &Service) -> Result<Answer, Error> {
-    let pins = service.parts.keeper.pins().await.map_err(unreadable)?;
+    let pins = service.state.keeper.pins().await.map_err(unreadable)?;
     Ok(json(&pins.into_iter().map(PinView::from).collect::<Vec<_>>()))
 }
 
@@ -71,14 +71,14 @@ async fn pinned(service: &Service, what: Pinned) -> Result<Answer, Error> {
         }
         Pinned::Attribute(text) => attribute(service, &text).await?,
     };
-    let pinnings = service.parts.keeper.pin(name, pinnings).await.map_err(unchangeable)?;
+    let pinnings = service.state.keeper.pin(name, pinnings).await.map_err(unchangeable)?;
     let lines: String = pinnings.iter().map(|pinning| format!("pinned: {pinning}\n")).collect();
     Ok(answer::ready(answer::TEXT, Lines(lines).to_string()))
 }
 
-/// What an attribute stands for in the one set that has it, and the name of the pin.
+/// The outputs of an attribute in the one set that has it, and the name of the pin.
 async fn attribute(service: &Service, text: &str) -> Result<(String, Vec<Pinning>), Error> {
-    let sets: Vec<SetSettings> = service.parts.catalogue.sets().map(|(set, _)| set.clone()).collect();
+    let sets: Vec<SetSettings> = service.state.catalogue.sets().map(|(set, _)| set.clone()).collect();
     let is_set = |name: &SetName| sets.iter().any(|set| set.name == *name);
     let nothing = || {
         Error::NotFound(format!(
@@ -86,7 +86,7 @@ async fn attribute(service: &Service, text: &str) -> Result<(String, Vec<Pinning
             Line(text)
         ))
     };
-    let named = Named::parse(text, is_set).ok_or_else(nothing)?;
+    let named = PinTarget::parse(text, is_set).ok_or_else(nothing)?;
     let (mut found, mut reasons) = (Vec::new(), Vec::new());
     for set in sets.iter().filter(|set| named.set.as_ref().is_none_or(|name| set.name == *name)) {
         match outputs(service, set, &named.selection).await {
@@ -102,7 +102,7 @@ async fn attribute(service: &Service, text: &str) -> Result<(String, Vec<Pinning
     if let Some((_, pinnings)) = found.pop() {
         return Ok((named.written(), pinnings));
     }
-    // One that says more than that there is no such name.
+    // A reason that says more than "no such attribute".
     let reason = reasons.into_iter().find(|reason| !matches!(reason, NoSuchName::Attribute { .. }));
     Err(reason.map_or_else(nothing, Error::from))
 }
@@ -115,7 +115,7 @@ async fn outputs(
 ) -> Result<Vec<Pinning>, NoSuchName> {
     let (mut pinnings, mut refused) = (Vec::new(), None);
     for system in &set.systems {
-        let found = service.parts.names.select(&set.name, selection, Some(system)).await;
+        let found = service.state.names.select(&set.name, selection, Some(system)).await;
         let paths = found.and_then(|(named, output)| match output {
             Some(output) => Ok(vec![named.output(Some(output))?.clone()]),
             None if named.outputs.values().all(Option::is_none) => {
@@ -144,18 +144,18 @@ async fn unpinned(service: &Service, what: Pinned) -> Result<Answer, Error> {
         Pinned::Path(hash, name) => (name, Some(hash)),
         Pinned::Attribute(text) => (name_of_pin(service, text).await?, None),
     };
-    match service.parts.keeper.unpin(name, hash).await.map_err(unchangeable)? {
+    match service.state.keeper.unpin(name, hash).await.map_err(unchangeable)? {
         0 => Err(Error::not_found("there is no such pin; `ondine pin` lists all")),
         count => Ok(answer::ready(answer::TEXT, format!("unpinned: {count}\n"))),
     }
 }
 
-/// The name under which something was pinned that is named with its set, or without, or in another spelling.
+/// The name of a pin that is given with its set, or without, or in another spelling.
 async fn name_of_pin(service: &Service, text: String) -> Result<String, Error> {
-    let pins = service.parts.keeper.pins().await.map_err(unreadable)?;
+    let pins = service.state.keeper.pins().await.map_err(unreadable)?;
     let names: BTreeSet<String> = pins.into_iter().map(|pin| pin.name).collect();
-    // Also of a set that is not configured any more.
-    let parse = |name: &str| Named::parse(name, |_| true);
+    // A set that is not configured any more may have pins, too.
+    let parse = |name: &str| PinTarget::parse(name, |_| true);
     let Some(wanted) = parse(&text).filter(|_| !names.contains(&text)) else { return Ok(text) };
     let is_same = |name: &&String| {
         parse(name).is_some_and(|named| {
@@ -177,7 +177,7 @@ fn ambiguous(text: &str, choices: &[String]) -> Error {
 }
 
 fn unreadable(error: index::Error) -> Error {
-    Error::index(&error, "the pins cannot be told of")
+    Error::index(&error, "the pins cannot be read")
 }
 
 fn unchangeable(error: index::Error) -> Error {

@@ -10,16 +10,16 @@ use serde::de::DeserializeOwned;
 
 use super::error::Error;
 
-/// Bounds of a body.
+/// BodyBounds of a body.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Bounds {
+pub(super) struct BodyBounds {
     pub(super) bytes_max: usize,
     /// From the first look at it to its end.
     pub(super) time_max: Duration,
 }
 
-/// Bounds of the arguments of an endpoint.
-const ARGUMENTS: Bounds = Bounds { bytes_max: 64 * 1024, time_max: Duration::from_secs(30) };
+/// BodyBounds of the arguments of an endpoint.
+const ARGUMENTS: BodyBounds = BodyBounds { bytes_max: 64 * 1024, time_max: Duration::from_secs(30) };
 
 /// A body as JSON; an empty one is the default.
 pub(super) async fn json<T, B>(body: B) -> Result<T, Error>
@@ -37,12 +37,12 @@ where
 }
 
 /// All of a body.
-pub(super) async fn collect<B>(body: B, bounds: Bounds) -> Result<Bytes, Error>
+pub(super) async fn collect<B>(body: B, bounds: BodyBounds) -> Result<Bytes, Error>
 where
     B: Body,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    let Bounds { bytes_max, time_max } = bounds;
+    let BodyBounds { bytes_max, time_max } = bounds;
     // Its head may say so.
     if body.size_hint().lower() > bytes_max as u64 {
         return Err(Error::TooLarge(bytes_max));
@@ -59,28 +59,28 @@ where
 mod tests {
     use http_body_util::{Empty, Full};
 
-    use super::super::pipe::{Cut, written};
+    use super::super::stream_body::{Aborted, stream_body};
     use super::*;
 
-    const BOUNDS: Bounds = Bounds { bytes_max: 8, time_max: Duration::from_millis(50) };
+    const BOUNDS: BodyBounds = BodyBounds { bytes_max: 8, time_max: Duration::from_millis(50) };
 
     #[tokio::test]
     async fn a_body_within_its_bounds_is_read_whole_and_any_other_is_refused_for_what_it_is() {
         assert_eq!(collect(Full::new(Bytes::from("8 bytes!")), BOUNDS).await.expect("read"), "8 bytes!");
         let large = collect(Full::new(Bytes::from("9 bytes!!")), BOUNDS).await;
         assert!(matches!(large, Err(Error::TooLarge(8))), "{large:?}");
-        // Of a length that nobody has said.
-        let growing = written(|mut pipe| async move {
+        // Of unknown length.
+        let growing = stream_body(|mut writer| async move {
             for _ in 0..3 {
-                pipe.send("abc").await;
+                writer.send("abc").await;
             }
             Ok(())
         });
         let large = collect(growing, BOUNDS).await;
         assert!(matches!(large, Err(Error::TooLarge(8))), "{large:?}");
-        let cut = collect(written(|_| async { Err(Cut) }), BOUNDS).await;
+        let cut = collect(stream_body(|_| async { Err(Aborted) }), BOUNDS).await;
         assert!(matches!(cut, Err(Error::BadRequest(_))), "{cut:?}");
-        let slow = collect(written(|_| std::future::pending()), BOUNDS).await;
+        let slow = collect(stream_body(|_| std::future::pending()), BOUNDS).await;
         assert!(matches!(slow, Err(Error::TooSlow)), "{slow:?}");
     }
 

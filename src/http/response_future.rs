@@ -1,6 +1,6 @@
-//! The future of an answer, as a connection polls it. Nearly all answers are there at once, from memory: those take no box and no
-//! look at a clock, which is why this is no `async` block (hyper keeps room for the future as long as the connection lives, and
-//! an `async` block's is as large as the largest handler's).
+//! The future of an answer, as a connection polls it. Nearly all answers are there at once, from memory:
+//! those take no box and no look at a clock, which is why this is no `async` block (hyper keeps room for the
+//! future as long as the connection lives, and an `async` block's is as large as the largest handler's).
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -9,7 +9,7 @@ use std::task::{Context, Poll, ready};
 
 use super::answer::{self, Answer};
 use super::error::{Audience, Error};
-use super::traffic::{Line, RouteLabel, Tally, Traffic};
+use super::traffic::{AccessLine, RouteLabel, Tally, Traffic};
 
 /// An answer that is there or will be.
 pub(super) struct ResponseFuture {
@@ -18,10 +18,10 @@ pub(super) struct ResponseFuture {
     audience: Audience,
     /// Counter of the answer, where it is not counted yet.
     tally: Option<Box<Tally>>,
-    stage: Stage,
+    stage: ResponseStage,
 }
 
-enum Stage {
+enum ResponseStage {
     /// Taken only once.
     Ready(Option<Answer>),
     /// Becomes an answer once its readers are known.
@@ -31,27 +31,27 @@ enum Stage {
 
 impl ResponseFuture {
     pub(super) fn ready(answer: Answer) -> Self {
-        Self::at(Stage::Ready(Some(answer)))
+        Self::at(ResponseStage::Ready(Some(answer)))
     }
 
     pub(super) fn failed(error: Error) -> Self {
-        Self::at(Stage::Failed(Some(error)))
+        Self::at(ResponseStage::Failed(Some(error)))
     }
 
     pub(super) fn pending(answer: impl Future<Output = Result<Answer, Error>> + Send + 'static) -> Self {
-        Self::at(Stage::Pending(Box::pin(answer)))
+        Self::at(ResponseStage::Pending(Box::pin(answer)))
     }
 
-    fn at(stage: Stage) -> Self {
+    fn at(stage: ResponseStage) -> Self {
         Self { head: false, audience: Audience::Person, tally: None, stage }
     }
 
     /// The same for readers of this kind, who may not want its body.
     pub(super) fn read_by(mut self, audience: Audience, head: bool) -> Self {
         (self.audience, self.head) = (audience, head);
-        if let Stage::Failed(error) = &mut self.stage {
+        if let ResponseStage::Failed(error) = &mut self.stage {
             let answer = error.take().map(|error| error.answer(audience));
-            self.stage = Stage::Ready(answer);
+            self.stage = ResponseStage::Ready(answer);
         }
         self
     }
@@ -62,10 +62,10 @@ impl ResponseFuture {
         traffic: &Arc<Traffic>,
         thread: usize,
         label: RouteLabel,
-        line: Option<Box<Line>>,
+        line: Option<Box<AccessLine>>,
     ) -> Self {
         let at_once = match &self.stage {
-            Stage::Ready(Some(answer)) if line.is_none() => {
+            ResponseStage::Ready(Some(answer)) if line.is_none() => {
                 answer.body().ready_bytes().map(|bytes| (answer, bytes))
             }
             _ => None,
@@ -93,9 +93,9 @@ impl Future for ResponseFuture {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let audience = self.audience;
         let result = match &mut self.stage {
-            Stage::Ready(answer) => answer.take().map(Ok),
-            Stage::Failed(error) => error.take().map(Err),
-            Stage::Pending(answer) => Some(ready!(answer.as_mut().poll(context))),
+            ResponseStage::Ready(answer) => answer.take().map(Ok),
+            ResponseStage::Failed(error) => error.take().map(Err),
+            ResponseStage::Pending(answer) => Some(ready!(answer.as_mut().poll(context))),
         };
         let result = result.expect("a future that has ended is not polled again");
         let mut answer = result.unwrap_or_else(|error| error.answer(audience));

@@ -1,5 +1,5 @@
-//! Finds the endpoint that a request asks for. Paths are decoded once, here; a handler parses the values of its placeholders
-//! into types that cannot be wrong.
+//! Finds the endpoint that a request asks for. Paths are decoded once, here; a handler parses the values of
+//! its placeholders into types that cannot be wrong.
 
 use std::borrow::Cow;
 
@@ -37,8 +37,8 @@ impl<'r> Address<'r> {
     /// Decodes a path; `None` for one that is too long or no UTF-8.
     pub(super) fn parse(path: &'r str, query: Option<&str>) -> Option<Self> {
         let raw = without_cached(path);
-        // Older clients ask for a log or a realisation with a bare question mark where the name of the derivation or of
-        // its output has one.
+        // Older clients ask for a log or a realisation with a bare question mark where the name of the
+        // derivation or of its output has one.
         let is_path = |endpoint: &&Endpoint| {
             endpoint.question_mark_is_path && raw.starts_with(endpoint.pattern.prefix())
         };

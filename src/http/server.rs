@@ -1,4 +1,4 @@
-//! Accepts connections on the doors and drives HTTP/1.1 on each; drains them when the server stops.
+//! Listeners: accepts connections, serves HTTP/1.1 on each, and drains them when the server stops.
 //! Must never let one connection, or a failed accept, end the server.
 
 use std::convert::Infallible;
@@ -20,40 +20,42 @@ use tokio::sync::mpsc;
 use super::Service;
 use super::address::Peer;
 use super::client_stream::ClientStream;
-use super::drivers::Drivers;
+use super::per_core::ConnectionThreads;
 
-/// A client has this long to send the headers of a request, the first as of every later one on a connection.
+/// Time in which a client must send the headers of a request, the first as every later one on a connection.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes that may wait on a connection for a client who reads slowly, beside one piece of a body; the longest head of a
-/// request, too. hyper's own bound is six times as large.
+/// Bytes buffered on a connection for a client that reads slowly, beside one chunk of a body; also the
+/// longest head of a request. hyper's own bound is six times as large.
 const WAITING_BYTES_MAX: usize = 64 * 1024;
-/// Clients that may wait to be accepted; the system has a limit of its own (net.core.somaxconn). Those beyond are asked to try
-/// again, which takes them a second and more.
+/// Listen backlog; the system has a limit of its own (net.core.somaxconn). Clients beyond it retry after a
+/// second or more.
 const WAITING_CLIENTS_MAX: u32 = 4096;
-/// Silence after which the system asks a client's machine whether it is still there, and the time between two such questions.
+/// Idle time before the first TCP keepalive probe, and the time between two probes.
 const PROBE_AFTER: Duration = Duration::from_secs(60);
-/// Unanswered questions after which a connection is closed: after six minutes, a machine that slept may have woken.
+/// Unanswered probes after which a connection is closed. Six minutes in all: a machine that slept may have
+/// woken by then.
 const PROBES_MAX: u32 = 5;
-/// The rest after an accept that failed, most often for want of descriptors.
+/// Pause after a failed accept; descriptors are what is most often lacking.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Where clients come in.
-pub enum Door {
-    /// The network.
+/// A listener.
+pub enum Listener {
+    /// On the network.
     Tcp(TcpListener),
-    /// The control socket: who can open it may administer.
+    /// The control socket, which its file permissions allow to administrators alone.
     Unix(UnixListener),
 }
 
 /// Listens on `address`. Must be called within a tokio runtime.
 ///
 /// # Errors
-/// When it cannot be listened on.
+/// The address cannot be listened on.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // A server that was stopped a moment ago has connections left, which nobody uses any more.
+    // A server that was stopped a moment ago leaves connections behind, which nobody uses any more.
     socket.set_reuseaddr(true)?;
-    // A client whose machine is gone never says so, and much is waited for here in silence. Accepted sockets inherit this.
+    // A client whose machine is gone never says so, and many clients wait in silence. Accepted sockets
+    // inherit this.
     socket.set_keepalive(true)?;
     sockopt::set_tcp_keepidle(&socket, PROBE_AFTER)?;
     sockopt::set_tcp_keepintvl(&socket, PROBE_AFTER)?;
@@ -62,19 +64,19 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(WAITING_CLIENTS_MAX)
 }
 
-/// Serves every door until the service stops, then gives connections `drain` to end.
+/// Serves every listener until the service stops, then gives connections `drain` to end.
 ///
 /// # Errors
-/// When there are no threads for the connections.
-pub async fn serve(doors: Vec<Door>, service: Service) -> io::Result<()> {
-    let drivers = Arc::new(Drivers::start()?);
+/// The system gives no connection threads.
+pub async fn serve(listeners: Vec<Listener>, service: Service) -> io::Result<()> {
+    let threads = Arc::new(ConnectionThreads::start()?);
     let (open, mut all_ended) = mpsc::channel(1);
     let mut accepting = tokio::task::JoinSet::new();
-    for door in doors {
-        let (service, open, drivers) = (service.clone(), open.clone(), Arc::clone(&drivers));
+    for listener in listeners {
+        let (service, open, threads) = (service.clone(), open.clone(), Arc::clone(&threads));
         accepting.spawn(async move {
             tokio::select! {
-                () = accept_all(&door, &service, &open, &drivers) => {}
+                () = accept_all(&listener, &service, &open, &threads) => {}
                 () = service.stopping() => {}
             }
         });
@@ -86,46 +88,52 @@ pub async fn serve(doors: Vec<Door>, service: Service) -> io::Result<()> {
     });
     accepting.join_all().await;
     summaries.abort();
-    let drain = service.parts.settings.drain;
+    let drain = service.state.settings.drain;
     if tokio::time::timeout(drain, all_ended.recv()).await.is_err() {
-        tracing::warn!(?drain, "connections were still open and are cut");
+        tracing::warn!(?drain, "closing connections that were still open after the drain time");
     }
     Ok(())
 }
 
-/// Held by each connection for as long as it is open. Nothing is ever sent.
-type Open = mpsc::Sender<Infallible>;
+/// Held by each connection for as long as it is open; nothing is ever sent.
+type OpenConnection = mpsc::Sender<Infallible>;
 
-async fn accept_all(door: &Door, service: &Service, open: &Open, drivers: &Drivers) {
+async fn accept_all(
+    listener: &Listener,
+    service: &Service,
+    open: &OpenConnection,
+    threads: &ConnectionThreads,
+) {
     loop {
-        let accepted = match door {
-            Door::Tcp(listener) => listener.accept().await.and_then(|(stream, client)| {
+        let accepted = match listener {
+            Listener::Tcp(listener) => listener.accept().await.and_then(|(stream, client)| {
                 // Small answers must not wait for the acknowledgement of earlier ones.
                 let _ = stream.set_nodelay(true);
-                drivers.drive(stream, |stream, driven| {
-                    let settings = &service.parts.settings;
+                threads.spawn(stream, |stream, guard| {
+                    let settings = &service.state.settings;
                     let stream = ClientStream::new(stream, settings.write_timeout);
                     let peer = Peer::new(client.ip(), &settings.trusted_proxies);
-                    connection(stream, Some((peer, driven.thread)), service, (open.clone(), driven))
+                    connection(stream, Some((peer, guard.thread)), service, (open.clone(), guard))
                 })
             }),
-            // Admins are few.
-            Door::Unix(listener) => listener.accept().await.map(|(stream, _)| {
+            // Administrators are few: they share the main runtime.
+            Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
                 tokio::spawn(connection(stream, None, service, open.clone()));
             }),
         };
         if let Err(error) = accepted {
-            refused(&error).await;
+            accept_failed(&error).await;
         }
     }
 }
 
-async fn refused(error: &io::Error) {
-    tracing::warn!(%error, "a connection was not accepted");
+async fn accept_failed(error: &io::Error) {
+    tracing::warn!(%error, "accept failed; check the limit of open files");
     tokio::time::sleep(ACCEPT_PAUSE).await;
 }
 
-/// A connection, to be driven by a task, of a peer on the network and a thread of this number; `held` is, for as long as it is open.
+/// Serves a connection of a peer on the network, on the thread of this number. `held` is dropped when the
+/// connection closes.
 fn connection<S>(
     stream: S,
     peer: Option<(Peer, usize)>,
@@ -136,39 +144,41 @@ where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
 {
     let (answering, stop) = (service.clone(), service.clone());
-    // Those of the control socket are counted with nobody's.
+    // Requests on the control socket have counters of their own.
     let (peer, thread) = peer.map_or((None, usize::MAX), |(peer, thread)| (Some(peer), thread));
     let answer = service_fn(move |request| answering.answer(request, peer, thread));
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_TIMEOUT)
         .max_buf_size(WAITING_BYTES_MAX)
-        // Clients that leave are noticed by their stream; hyper would take a half-closed one for gone at once.
+        // `ClientStream` detects clients that leave; hyper would take a half-closed one for gone at once.
         .half_close(peer.is_some())
         .serve_connection(TokioIo::new(stream), answer);
-    // In boxes: what awaits something keeps room for it twice, and there may be very many of these.
+    // In boxes: a future keeps room for what it awaits twice, and there may be very many connections.
     let connection = Box::pin(until_stopped(Box::pin(connection), stop));
     async move {
-        // Clients that leave, and answers that are cut, end here; each was logged where it happened.
+        // Clients that leave and aborted answers end here; each was logged where it happened.
         if let Err(error) = connection.await {
-            tracing::debug!(%error, "a connection ended early");
+            tracing::debug!(%error, "connection ended early");
         }
         drop(held);
     }
 }
 
-/// Drives a connection; when the server stops, it ends with the answer that is under way. To be awaited by a task and nothing
-/// between: whether the server stops is waited for once, by whatever is woken then, and else only looked at.
+/// Runs a connection; when the server stops, it ends with the answer under way. Must be awaited by the task
+/// itself: the stop is awaited once, by the waker of that moment, and afterwards only looked at.
 async fn until_stopped<C: GracefulConnection>(
     mut connection: Pin<Box<C>>,
     service: Service,
 ) -> Result<(), C::Error> {
     let mut stopping = pin!(service.stopping());
-    let (mut waiting, mut told) = (false, false);
+    let (mut waiting, mut shutting_down) = (false, false);
     poll_fn(|context| {
-        if !told && (service.is_stopping() || (!waiting && stopping.as_mut().poll(context).is_ready())) {
+        if !shutting_down
+            && (service.is_stopping() || (!waiting && stopping.as_mut().poll(context).is_ready()))
+        {
             connection.as_mut().graceful_shutdown();
-            told = true;
+            shutting_down = true;
         }
         waiting = true;
         connection.as_mut().poll(context)

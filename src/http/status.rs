@@ -1,4 +1,4 @@
-//! What programs ask: the cache and the queue as JSON, and metrics for Prometheus.
+//! State of the cache and the queue as JSON, and metrics for Prometheus.
 
 use narinfo::{StorePath, StorePathHash};
 
@@ -11,10 +11,10 @@ use super::response_future::ResponseFuture;
 use crate::build::RequestState;
 use crate::index::{self, Index, Unfit};
 
-/// Lines of a log that are told.
+/// Lines of a log in an answer.
 const LOG_LINES: usize = 20;
 
-/// What follows the last metric: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
+/// End of the metrics: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
 const METRICS_END: &str = "# EOF\n";
 
 pub(super) fn server(call: Call<'_>) -> Option<ResponseFuture> {
@@ -23,7 +23,7 @@ pub(super) fn server(call: Call<'_>) -> Option<ResponseFuture> {
 }
 
 pub(super) fn queue(call: Call<'_>) -> Option<ResponseFuture> {
-    Some(ResponseFuture::ready(json(&QueueStatus::from(call.service.parts.builds.snapshot()))))
+    Some(ResponseFuture::ready(json(&QueueStatus::from(call.service.state.builds.snapshot()))))
 }
 
 pub(super) fn build(call: Call<'_>) -> Option<ResponseFuture> {
@@ -37,50 +37,50 @@ pub(super) fn path(call: Call<'_>) -> Option<ResponseFuture> {
 }
 
 pub(super) fn metrics(call: Call<'_>) -> Option<ResponseFuture> {
-    let (parts, mut text) = (&call.service.parts, String::new());
-    parts.builds.write_metrics(&mut text);
-    parts.upstreams.write_metrics(&mut text);
-    parts.catalogue.write_metrics(&mut text);
-    parts.keeper.write_metrics(&mut text);
+    let (state, mut text) = (&call.service.state, String::new());
+    state.builds.write_metrics(&mut text);
+    state.upstreams.write_metrics(&mut text);
+    state.catalogue.write_metrics(&mut text);
+    state.keeper.write_metrics(&mut text);
     call.service.traffic.write_metrics(&mut text);
     Some(ResponseFuture::ready(answer::ready(answer::OPENMETRICS, text + METRICS_END)))
 }
 
 async fn server_status(service: &Service) -> Answer {
-    let parts = &service.parts;
-    let counts = parts.index.counts().await.inspect_err(|error| {
+    let state = &service.state;
+    let counts = state.index.counts().await.inspect_err(|error| {
         tracing::error!(error = error as &dyn std::error::Error, "the index cannot be read");
     });
-    let unfit = parts.index.check().await.err().filter(|unfit| !matches!(unfit, Unfit::Unchecked));
-    // What cannot be written can be read all the same.
+    let unfit = state.index.check().await.err().filter(|unfit| !matches!(unfit, Unfit::Unchecked));
+    // An index that cannot be written can still be read.
     let is_failing =
         counts.is_err() || unfit.as_ref().is_some_and(|unfit| !matches!(unfit, Unfit::NotWritable(_)));
     let error =
         unfit.map(|unfit| unfit.to_string()).or_else(|| counts.is_err().then(|| INDEX_UNREADABLE.to_owned()));
     let status = ServerStatus {
         version: env!("CARGO_PKG_VERSION"),
-        store_dir: parts.store_dir.to_string(),
-        public_key: parts.public_keys.first().cloned(),
-        public_keys: parts.public_keys.clone(),
+        store_dir: state.store_dir.to_string(),
+        public_key: state.public_keys.first().cloned(),
+        public_keys: state.public_keys.clone(),
         error,
         cache: counts.ok().map(CacheCounts::from),
-        queue: parts.builds.snapshot().into(),
+        queue: state.builds.snapshot().into(),
     };
     if is_failing { error::partly(&status) } else { json(&status) }
 }
 
 async fn request(service: &Service, id: u64) -> Result<Answer, Error> {
-    let Some(request) = service.parts.builds.request(id) else {
+    let Some(request) = service.state.builds.request(id) else {
         return Err(Error::NotFound(format!(
             "no request has the number {id}, or it ended long ago; /api/v1/queue lists those that wait"
         )));
     };
-    let told = match &request.state {
+    let drv = match &request.state {
         RequestState::Building { building } => building,
         RequestState::Failed { cause, .. } => cause,
         _ => &request.derivation,
     };
-    let log = match StorePath::parse(told) {
+    let log = match StorePath::parse(drv) {
         Ok(drv) => last_lines(service, drv).await,
         Err(_) => Vec::new(),
     };
@@ -89,15 +89,15 @@ async fn request(service: &Service, id: u64) -> Result<Answer, Error> {
 
 /// A log that cannot be read has no lines.
 async fn last_lines(service: &Service, drv: StorePath) -> Vec<String> {
-    let logs = service.parts.logs.clone();
+    let logs = service.state.logs.clone();
     let lines = tokio::task::spawn_blocking(move || logs.last_lines(&drv, LOG_LINES)).await;
     lines.ok().and_then(Result::ok).unwrap_or_default()
 }
 
 async fn path_details(service: &Service, hash: StorePathHash) -> Result<Answer, Error> {
-    let path = known_path(&service.parts.index, hash).await;
-    let path = path.map_err(|error| Error::index(&error, "a path cannot be told of"))?;
-    let unknown = "this path is not served; whether it can be had, its narinfo tells";
+    let path = known_path(&service.state.index, hash).await;
+    let path = path.map_err(|error| Error::index(&error, "a path cannot be read"))?;
+    let unknown = "this path is not served; ask for its narinfo to have it fetched or built";
     Ok(json(&path.ok_or_else(|| Error::not_found(unknown))?))
 }
 

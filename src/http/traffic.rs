@@ -1,5 +1,5 @@
-//! Requests and their answers, counted and logged. Each thread of connections has counters of its own, which are summed up when
-//! somebody asks: an answer from memory, which is nearly every one, costs two additions and no look at a clock.
+//! Counts and logs requests. Each connection thread has counters of its own, summed when metrics are read: an
+//! answer from memory, as nearly all are, costs two additions and no look at a clock.
 
 use std::fmt::Write;
 use std::net::IpAddr;
@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 
 use hyper::{Method, Request};
 
-/// Upper bounds of the times that are told apart, in seconds; a last one has no bound. Answers from memory are in the first.
+/// Upper bounds of the histogram's buckets, in seconds. Answers from memory count in the first.
 const SECONDS: [f64; 9] = [0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, f64::INFINITY];
-/// Time between two lines about what was answered.
+/// Time between two summary lines in the log.
 const SUMMARY_EVERY: Duration = Duration::from_secs(60);
 /// Target of the access log, as ONDINE_LOG names it (`ondine::access=debug`).
 const ACCESS: &str = "ondine::access";
@@ -27,7 +27,7 @@ pub(super) enum RouteLabel {
     Page,
     Api,
     Monitoring,
-    /// Something is changed, over the control socket.
+    /// A change, which needs a right that clients on the network do not have.
     Change,
     Unknown,
 }
@@ -45,39 +45,39 @@ const LABELS: [(RouteLabel, &str); 10] = [
     (RouteLabel::Unknown, "unknown"),
 ];
 
-/// How a request came out.
+/// Outcome of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    /// It is there.
+pub(super) enum RequestOutcome {
+    /// Served from the cache.
     Hit,
-    /// It was waited for, and is there.
+    /// Served after a wait.
     Built,
-    /// It is not to be had.
+    /// Not available.
     Miss,
     /// Its build failed, now or before.
     Failed,
-    /// It is not allowed, or too much.
+    /// Not allowed, or beyond a limit.
     Refused,
-    /// It is elsewhere.
+    /// Redirected.
     Redirect,
-    /// The client has it.
+    /// The client has it already.
     NotModified,
-    /// Not at the moment.
+    /// Trouble that may pass.
     Unavailable,
     /// The client left, or the answer could not be completed.
     Cut,
 }
 
-const OUTCOMES: [(Outcome, &str); 9] = [
-    (Outcome::Hit, "hit"),
-    (Outcome::Built, "built"),
-    (Outcome::Miss, "miss"),
-    (Outcome::Failed, "failed"),
-    (Outcome::Refused, "refused"),
-    (Outcome::Redirect, "redirect"),
-    (Outcome::NotModified, "not_modified"),
-    (Outcome::Unavailable, "unavailable"),
-    (Outcome::Cut, "cut"),
+const OUTCOMES: [(RequestOutcome, &str); 9] = [
+    (RequestOutcome::Hit, "hit"),
+    (RequestOutcome::Built, "built"),
+    (RequestOutcome::Miss, "miss"),
+    (RequestOutcome::Failed, "failed"),
+    (RequestOutcome::Refused, "refused"),
+    (RequestOutcome::Redirect, "redirect"),
+    (RequestOutcome::NotModified, "not_modified"),
+    (RequestOutcome::Unavailable, "unavailable"),
+    (RequestOutcome::Cut, "cut"),
 ];
 
 /// Counters of the requests of one label.
@@ -90,12 +90,12 @@ struct Counters {
     nanoseconds: AtomicU64,
 }
 
-/// Counters of one thread, apart from those of others so that no core waits for another one's cache.
+/// Counters of one thread, on cache lines of their own (no false sharing).
 #[derive(Debug, Default)]
 #[repr(align(128))]
 struct Shard([Counters; LABELS.len()]);
 
-/// Everything that was asked and answered.
+/// All counters.
 #[derive(Debug)]
 pub(super) struct Traffic(Box<[Shard]>);
 
@@ -109,7 +109,7 @@ struct Sums {
 }
 
 impl Traffic {
-    /// Counters for so many threads, and for what comes on no thread of connections.
+    /// Counters for so many connection threads, and for the control socket.
     pub(super) fn new(threads: usize) -> Self {
         Self((0..=threads).map(|_| Shard::default()).collect())
     }
@@ -118,8 +118,8 @@ impl Traffic {
         &self.0[shard.min(self.0.len() - 1)].0[label as usize]
     }
 
-    /// Counts an answer that was there at once.
-    pub(super) fn count(&self, shard: usize, label: RouteLabel, outcome: Outcome, bytes: u64) {
+    /// Counts an answer from memory.
+    pub(super) fn count(&self, shard: usize, label: RouteLabel, outcome: RequestOutcome, bytes: u64) {
         let counters = self.counters(shard, label);
         counters.outcomes[outcome as usize].fetch_add(1, Ordering::Relaxed);
         counters.bytes.fetch_add(bytes, Ordering::Relaxed);
@@ -138,14 +138,14 @@ impl Traffic {
         sums
     }
 
-    /// Adds what was counted to the metrics.
+    /// Writes all counters as OpenMetrics text.
     pub(super) fn write_metrics(&self, text: &mut String) {
         let sums = LABELS.map(|(label, name)| (name, self.sums(label)));
         // Writing to a string does not fail.
         let mut line = |arguments: std::fmt::Arguments<'_>| {
             let _ = writeln!(text, "{arguments}");
         };
-        line(format_args!("# HELP ondine_http_requests Requests by what was asked for and how it came out."));
+        line(format_args!("# HELP ondine_http_requests Requests by route and outcome."));
         line(format_args!("# TYPE ondine_http_requests counter"));
         for (route, sums) in &sums {
             for ((_, outcome), count) in OUTCOMES.iter().zip(sums.outcomes).filter(|(_, count)| *count > 0) {
@@ -154,7 +154,7 @@ impl Traffic {
                 ));
             }
         }
-        line(format_args!("# HELP ondine_http_response_bytes Bytes of bodies that were given to clients."));
+        line(format_args!("# HELP ondine_http_response_bytes Bytes of bodies sent to clients."));
         line(format_args!("# TYPE ondine_http_response_bytes counter"));
         line(format_args!("# UNIT ondine_http_response_bytes bytes"));
         for (route, sums) in &sums {
@@ -181,7 +181,7 @@ impl Traffic {
         }
     }
 
-    /// Logs once a minute what was asked of this cache meanwhile, if anything was.
+    /// Logs a summary once a minute, if there were requests.
     pub(super) async fn log_summaries(&self) {
         let counted =
             || [RouteLabel::NarInfo, RouteLabel::Nar, RouteLabel::Download].map(|label| self.sums(label));
@@ -189,7 +189,7 @@ impl Traffic {
         loop {
             tokio::time::sleep(SUMMARY_EVERY).await;
             let now = counted();
-            let since = |label: usize, outcome: Outcome| {
+            let since = |label: usize, outcome: RequestOutcome| {
                 now[label].outcomes[outcome as usize] - before[label].outcomes[outcome as usize]
             };
             let both = |outcome| since(0, outcome) + since(2, outcome);
@@ -197,15 +197,15 @@ impl Traffic {
             let all = |sums: &[Sums]| sums.iter().flat_map(|sums| sums.outcomes).sum::<u64>();
             if all(&now) > all(&before) {
                 tracing::info!(
-                    hits = both(Outcome::Hit),
-                    misses = both(Outcome::Miss),
-                    built = both(Outcome::Built),
-                    failed = both(Outcome::Failed),
-                    refused = both(Outcome::Refused),
-                    left = both(Outcome::Cut),
-                    nars = since(1, Outcome::Hit),
+                    hits = both(RequestOutcome::Hit),
+                    misses = both(RequestOutcome::Miss),
+                    built = both(RequestOutcome::Built),
+                    failed = both(RequestOutcome::Failed),
+                    refused = both(RequestOutcome::Refused),
+                    left = both(RequestOutcome::Cut),
+                    nars = since(1, RequestOutcome::Hit),
                     bytes,
-                    "answered in the last minute"
+                    "requests answered in the last minute"
                 );
             }
             before = now;
@@ -213,17 +213,17 @@ impl Traffic {
     }
 }
 
-/// A request that is being answered: counted, and logged, when its answer has ended or the client has left.
+/// A request under way: counted and logged on drop, when its answer has ended or the client has left.
 #[derive(Debug)]
 pub(super) struct Tally {
     traffic: Arc<Traffic>,
     shard: usize,
     label: RouteLabel,
     began: Instant,
-    line: Option<Box<Line>>,
+    line: Option<Box<AccessLine>>,
     status: u16,
-    /// What it comes out as if all of it is given.
-    outcome: Outcome,
+    /// Outcome if all of the answer is sent.
+    outcome: RequestOutcome,
     /// Bytes of the body, where they are known.
     length: Option<u64>,
     bytes: u64,
@@ -235,7 +235,7 @@ impl Tally {
         traffic: &Arc<Traffic>,
         shard: usize,
         label: RouteLabel,
-        line: Option<Box<Line>>,
+        line: Option<Box<AccessLine>>,
     ) -> Box<Self> {
         Box::new(Self {
             traffic: Arc::clone(traffic),
@@ -244,24 +244,24 @@ impl Tally {
             began: Instant::now(),
             line,
             status: 0,
-            outcome: Outcome::Cut,
+            outcome: RequestOutcome::Cut,
             length: None,
             bytes: 0,
             complete: false,
         })
     }
 
-    /// Notes how the answer begins.
-    pub(super) fn begun(&mut self, status: u16, outcome: Outcome, length: Option<u64>) {
+    /// Notes the head of the answer.
+    pub(super) fn begun(&mut self, status: u16, outcome: RequestOutcome, length: Option<u64>) {
         (self.status, self.outcome, self.length) = (status, outcome, length);
     }
 
-    /// Notes that bytes of the body were given.
+    /// Notes bytes of the body that were sent.
     pub(super) fn gave(&mut self, bytes: usize) {
         self.bytes += bytes as u64;
     }
 
-    /// Notes that all of the body was given.
+    /// Notes that all of the body was sent.
     pub(super) fn ended(mut self) {
         self.complete = true;
     }
@@ -270,9 +270,9 @@ impl Tally {
 impl Drop for Tally {
     fn drop(&mut self) {
         let took = self.began.elapsed();
-        // Nobody asks a body of known length for its end.
+        // hyper does not poll a body of known length for its end.
         let outcome =
-            if self.complete || self.length == Some(self.bytes) { self.outcome } else { Outcome::Cut };
+            if self.complete || self.length == Some(self.bytes) { self.outcome } else { RequestOutcome::Cut };
         let counters = self.traffic.counters(self.shard, self.label);
         let bucket = SECONDS.iter().position(|bound| took.as_secs_f64() <= *bound).unwrap_or(0);
         let nanoseconds = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
@@ -287,14 +287,14 @@ impl Drop for Tally {
 
 /// A line of the access log.
 #[derive(Debug)]
-pub(super) struct Line {
+pub(super) struct AccessLine {
     method: Method,
     path: String,
     client: Option<IpAddr>,
 }
 
-impl Line {
-    /// The request, if an access log is written. Queries stay out of it: they may hold secrets.
+impl AccessLine {
+    /// The line, if an access log is written. Queries stay out of it: they may hold secrets.
     pub(super) fn of<B>(request: &Request<B>, client: Option<IpAddr>) -> Option<Box<Self>> {
         let wanted = tracing::enabled!(target: ACCESS, tracing::Level::DEBUG);
         let line =
@@ -302,7 +302,7 @@ impl Line {
         wanted.then(|| Box::new(line()))
     }
 
-    fn log(&self, status: u16, outcome: Outcome, bytes: u64, took: Duration) {
+    fn log(&self, status: u16, outcome: RequestOutcome, bytes: u64, took: Duration) {
         let Self { method, path, client } = self;
         let client = client.map_or_else(|| "control socket".to_owned(), |client| client.to_string());
         let outcome = OUTCOMES[outcome as usize].1;
@@ -325,10 +325,10 @@ mod tests {
     fn the_counters_of_all_threads_are_summed_up_and_answers_from_memory_took_no_time() {
         let traffic = Arc::new(Traffic::new(2));
         for shard in 0..3 {
-            traffic.count(shard, RouteLabel::NarInfo, Outcome::Hit, 10);
+            traffic.count(shard, RouteLabel::NarInfo, RequestOutcome::Hit, 10);
         }
         let mut tally = Tally::new(&traffic, 1, RouteLabel::NarInfo, None);
-        tally.begun(404, Outcome::Miss, None);
+        tally.begun(404, RequestOutcome::Miss, None);
         tally.gave(5);
         tally.ended();
         drop(Tally::new(&traffic, 0, RouteLabel::NarInfo, None));

@@ -1,5 +1,6 @@
-//! The JSON types of the HTTP API, all of them: bodies of requests and answers, with the descriptions that the OpenAPI document
-//! repeats. Rows of the index and views of the queue become these (`convert.rs`) and are never serialised themselves.
+//! The JSON types of the HTTP API, all of them: bodies of requests and answers, with the descriptions that
+//! the OpenAPI document repeats. Rows of the index and views of the queue become these (`convert.rs`) and are
+//! never serialised themselves.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

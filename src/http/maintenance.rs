@@ -1,4 +1,4 @@
-//! What is done about keeping through the control socket, told in lines of text.
+//! Handlers of `ondine gc` and `ondine fsck`: progress is streamed as lines of text.
 
 use tokio::sync::mpsc;
 
@@ -6,16 +6,16 @@ use super::Service;
 use super::answer::{self, Answer};
 use super::api::{CheckRequest, CollectRequest};
 use super::call::Call;
-use super::pipe::{Cut, written};
 use super::request_body;
 use super::response_future::ResponseFuture;
+use super::stream_body::{Aborted, stream_body};
 use crate::keep::Check;
 
 pub(super) fn collect(call: Call<'_>) -> Option<ResponseFuture> {
     let (service, body) = (call.service.clone(), call.body);
     Some(ResponseFuture::pending(async move {
         let CollectRequest { max_bytes, dry_run } = request_body::json(body).await?;
-        Ok(told(&service, service.parts.keeper.collect(max_bytes, dry_run)))
+        Ok(stream_lines(&service, service.state.keeper.collect(max_bytes, dry_run)))
     }))
 }
 
@@ -23,23 +23,23 @@ pub(super) fn check(call: Call<'_>) -> Option<ResponseFuture> {
     let (service, body) = (call.service.clone(), call.body);
     Some(ResponseFuture::pending(async move {
         let CheckRequest { verify, repair } = request_body::json(body).await?;
-        Ok(told(&service, service.parts.keeper.check(Check { verify, repair })))
+        Ok(stream_lines(&service, service.state.keeper.check(Check { verify, repair })))
     }))
 }
 
-/// Each line as it comes.
-fn told(service: &Service, mut lines: mpsc::Receiver<String>) -> Answer {
+/// Streams each line as it comes.
+fn stream_lines(service: &Service, mut lines: mpsc::Receiver<String>) -> Answer {
     let service = service.clone();
-    let body = written(|mut pipe| async move {
-        let telling = async {
+    let body = stream_body(|mut writer| async move {
+        let sending = async {
             while let Some(line) = lines.recv().await {
-                pipe.send_line(line).await;
+                writer.send_line(line).await;
             }
             Ok(())
         };
         tokio::select! {
-            told = telling => told,
-            () = service.stopping() => Err(Cut),
+            sent = sending => sent,
+            () = service.stopping() => Err(Aborted),
         }
     });
     answer::streamed(answer::TEXT, body)
