@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 
 use narinfo::{StoreDir, StorePath, StorePathHash};
 use ondine::catalogue::bring_in;
-use ondine::index::{AttributeRow, GenerationSize, Index, NewGeneration, OutputRow};
+use ondine::index::Index;
+use ondine::model::{AttributeRow, GenerationSize, NewGeneration, OutputRow};
 use random::Random;
 
 const DERIVATIONS: usize = 100_000;
@@ -86,7 +87,7 @@ fn measure(folder: &Path) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
         let index = Index::open(&folder.join("index.sqlite")).expect("an index");
-        index.keep_sets(vec!["pkgs".into(), "large".into()]).await.expect("kept");
+        index.sync_sets(vec!["pkgs".into(), "large".into()]).await.expect("kept");
         let dir = store_dir(folder);
         let (begun, before) = (Instant::now(), processor_seconds());
         let (reading, swapping) = generation(&index, &dir, 0..ATTRIBUTES).await;

@@ -12,7 +12,8 @@ use std::path::Path;
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use narinfo::{Compression, NarHash, NarInfo, PathInfo, SecretKey, StoreDir, StorePath, StorePathHash};
-use ondine::index::{Index, NarRow, PathRow};
+use ondine::index::Index;
+use ondine::model::{NarRow, PathRow};
 use ondine::nar_store::{NarDigest, NarStore, Settings};
 use sha2::{Digest, Sha256};
 

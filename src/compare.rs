@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use crate::index::{self, Comparison, Index, PathRow};
+use crate::index::{self, Index};
+use crate::model::{Comparison, PathRow};
 use crate::upstream::{Asker, FoundNarInfo, Lookup, Upstreams};
 
 /// The rest between two rounds.
@@ -43,7 +44,7 @@ impl Comparer {
                 Lookup::Found(found) if found.signed => Some(self.compared(&row, *found)),
                 Lookup::Found(_) | Lookup::Missing(_) | Lookup::Troubled(_) => None,
             };
-            self.index.note_comparison(row.info.path.hash(), comparison).await?;
+            self.index.record_comparison(row.info.path.hash(), comparison).await?;
             tokio::time::sleep(PAUSE).await;
         }
         Ok(())

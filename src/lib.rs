@@ -31,13 +31,14 @@ pub mod nar_store;
 pub mod nix;
 pub mod upstream;
 
+pub mod model;
 pub mod trouble;
 
+pub mod bloom;
 pub mod causes;
 pub mod client;
 pub mod decode;
 pub mod escape;
-pub mod filter;
 pub mod room;
 pub mod tail_file;
 pub mod tasks;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use narinfo::{PublicKey, Realisation, StoreDir, StorePathHash};
 use tokio::sync::mpsc;
 
-use crate::index::{self, Index, Record, Recorded, Recovered, has_ledger, read_ledger};
+use crate::index::{self, Index, Record, Recorded, Recovered, has_ledger, read_ledger, salvage_pins};
 use crate::nar_store::{file_bytes, has_files};
 
 /// Records that one transaction takes over.
@@ -141,7 +141,11 @@ impl Recovery {
         for realisation in realisations {
             outcome.realisations += u64::from(index.publish_realisations(vec![realisation]).await?);
         }
-        outcome.pins = index.salvage_pins(&self.state_dir.join(ASIDE)).await?;
+        let damaged = self.state_dir.join(ASIDE);
+        let pins =
+            tokio::task::spawn_blocking(move || salvage_pins(&damaged)).await.map_err(io::Error::other)?;
+        outcome.pins = pins.len();
+        index.restore_pins(pins).await?;
         let counts = index.counts().await?;
         (outcome.paths, outcome.nars) = (counts.paths, counts.nars);
         index.close().await?;

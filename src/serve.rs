@@ -216,7 +216,7 @@ impl Server {
         if !supervisor.stop(STOP_TASKS_FOR).await {
             tracing::warn!("a task did not end in {STOP_TASKS_FOR:?}; the server ends without it");
         }
-        match timeout(WRITE_USES_FOR, index.write_uses(SystemTime::now())).await {
+        match timeout(WRITE_USES_FOR, index.record_uses(SystemTime::now())).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 let error = &error as &dyn std::error::Error;

@@ -13,7 +13,8 @@ use narinfo::{StorePath, StorePathHash};
 
 use crate::adopt::{self, Adopter, UpstreamResult};
 use crate::build::{Failures, Scheduler, Ticket};
-use crate::index::{Failure, FailureClass, Hit, Index, Maker, Ready};
+use crate::index::{CachedNarInfo, Index};
+use crate::model::{Failure, FailureClass, Hit, Maker};
 use crate::nix::{LocalStore, LocalStoreError, read_derivation};
 use crate::upstream::Asker;
 pub use missing::Missing;
@@ -78,7 +79,7 @@ impl OnMiss {
 /// Outcome for a hash.
 pub enum Answer {
     /// The path is served.
-    Ready(Arc<Ready>),
+    Ready(Arc<CachedNarInfo>),
     /// The path is being built, or will be.
     Wait(Ticket),
     /// The path is not to be had.
@@ -145,7 +146,7 @@ impl Substitute {
     }
 
     /// Notes that a client asked for a path: it may be wanted again once it has changed.
-    fn note_demand(&self, ready: &Ready, on_miss: &OnMiss) {
+    fn note_demand(&self, ready: &CachedNarInfo, on_miss: &OnMiss) {
         if let (Some(deriver), OnMiss::Build(_)) = (&ready.deriver, on_miss) {
             self.builds.note_demand(deriver);
         }
@@ -233,8 +234,8 @@ impl Substitute {
     ///
     /// # Errors
     /// When it is not served after all.
-    pub async fn after_build(&self, hash: StorePathHash) -> Result<Arc<Ready>, Missing> {
-        if let Some(ready) = self.remembered(hash) {
+    pub async fn after_build(&self, hash: StorePathHash) -> Result<Arc<CachedNarInfo>, Missing> {
+        if let Some(ready) = self.cached_narinfo(hash) {
             return Ok(ready);
         }
         // In a box: of very many who have waited for it, nearly all find it remembered.
@@ -256,34 +257,34 @@ impl Substitute {
         Ok(makers)
     }
 
-    async fn served(&self, hash: StorePathHash) -> Result<Option<Arc<Ready>>, Missing> {
+    async fn served(&self, hash: StorePathHash) -> Result<Option<Arc<CachedNarInfo>>, Missing> {
         let render = |hit: &Hit| self.adopter.narinfo(hit).into();
-        let ready = self.index.find_ready(hash, render).await;
+        let ready = self.index.lookup(hash, render).await;
         let ready = ready.map_err(|e| trouble(&e, "the index cannot be read"))?;
         // Whoever is told of a path will ask for its contents: they are not to go meanwhile.
         ready.iter().for_each(|ready| self.index.note_use(ready));
         Ok(ready)
     }
 
-    fn remembered(&self, hash: StorePathHash) -> Option<Arc<Ready>> {
-        let ready = self.index.remembered(hash)?;
+    fn cached_narinfo(&self, hash: StorePathHash) -> Option<Arc<CachedNarInfo>> {
+        let ready = self.index.lookup_cached(hash)?;
         self.index.note_use(&ready);
         Some(ready)
     }
 
     /// Outcome that memory has.
     fn in_memory(&self, hash: StorePathHash) -> Option<Answer> {
-        if let Some(ready) = self.remembered(hash) {
+        if let Some(ready) = self.cached_narinfo(hash) {
             return Some(Answer::Ready(ready));
         }
-        let nowhere = self.index.surely_lacks(hash)
+        let nowhere = self.index.definitely_absent(hash)
             && self.local.definitely_absent(hash)
             && self.adopter.upstreams.definitely_absent(hash);
         nowhere.then_some(Answer::Missing(Missing::Unknown))
     }
 
     /// The path in the local Nix store, which is served from then on.
-    async fn in_local_store(&self, hash: StorePathHash) -> Result<Option<Arc<Ready>>, Missing> {
+    async fn in_local_store(&self, hash: StorePathHash) -> Result<Option<Arc<CachedNarInfo>>, Missing> {
         match self.local.valid_path(hash).await.map_err(|error| local_trouble(&error))? {
             Some(path) => self.adopt(&path).await,
             None => Ok(None),
@@ -291,7 +292,7 @@ impl Substitute {
     }
 
     /// `None` when the path was collected in this very moment: then it is as if it had not been there.
-    async fn adopt(&self, path: &StorePath) -> Result<Option<Arc<Ready>>, Missing> {
+    async fn adopt(&self, path: &StorePath) -> Result<Option<Arc<CachedNarInfo>>, Missing> {
         match self.adopter.adopt(std::slice::from_ref(path)).await {
             Ok(()) => self.served(path.hash()).await,
             Err(adopt::Error::NotValid(_)) => Ok(None),

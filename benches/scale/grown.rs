@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use narinfo::{NarHash, PathInfo, Signature, StorePath};
-use ondine::index::{Index, PathRow};
+use ondine::index::Index;
+use ondine::model::PathRow;
 use rusqlite::{Connection, params};
 
 use crate::random::Random;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use narinfo::{StorePath, StorePathHash};
 
 use super::{Adopter, CLOSURE_PATHS_MAX, Error, TRIES_MAX, adopted_under_another_name};
-use crate::index::PathRow;
+use crate::model::PathRow;
 use crate::nix::{Daemon, ValidPath};
 
 impl Adopter {

@@ -13,8 +13,9 @@ use std::sync::{Arc, Mutex};
 
 use narinfo::{Realisation, StoreDir, StorePath, StorePathHash};
 
-use crate::index::{self, Hit, Index, PathRow};
+use crate::index::{self, Index};
 use crate::key::Keys;
+use crate::model::{Hit, PathRow};
 use crate::nix::{DaemonError, LocalStore, LocalStoreError, Pool};
 use crate::packer::Packer;
 use crate::roots::{self, Roots};

@@ -6,7 +6,7 @@ use std::time::Duration;
 use narinfo::Signature;
 
 use super::{Adopter, Error};
-use crate::index::PathRow;
+use crate::model::PathRow;
 
 /// Pause between two batches, for other writers of the index.
 const REST: Duration = Duration::from_millis(10);

@@ -8,7 +8,7 @@ use narinfo::{NarHash, PathInfo, StorePath, StorePathHash};
 use tokio::task::JoinSet;
 
 use super::{Adopter, CLOSURE_PATHS_MAX, Error, Searches, TRIES_MAX, adopted_under_another_name};
-use crate::index::{PathRow, UpstreamNar};
+use crate::model::{PathRow, UpstreamNar};
 use crate::packer::{NotProven, Packer, upstream_nar};
 use crate::upstream::{Asker, FoundNarInfo, Lookup, Upstreams};
 

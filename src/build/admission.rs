@@ -73,7 +73,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::index::FailureClass;
+    use crate::model::FailureClass;
 
     fn lacks(count: usize, needed: &str) -> Vec<(StorePath, Lack)> {
         let drv = StorePath::parse("0123456789abcdfghijklmnpqrsvwxyz-p.drv").expect("a name");

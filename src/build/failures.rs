@@ -10,7 +10,8 @@ use narinfo::StorePath;
 
 use super::Settings;
 use super::verdict::{Verdict, lifetime};
-use crate::index::{self, Failure, FailureClass, Index};
+use crate::index::{self, Index};
+use crate::model::{Failure, FailureClass};
 
 /// Remembered failures; clones share them.
 #[derive(Clone)]

@@ -21,7 +21,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::index::Failure;
+use crate::model::Failure;
 pub use failures::Failures;
 pub use log::{Log, Logs, Settings as LogSettings};
 use prebuild::allowance::Allowance;

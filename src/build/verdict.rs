@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::Settings;
 use crate::causes::causes;
 use crate::escape::in_one_line;
-use crate::index::FailureClass::{self, Permanent, Transient};
+use crate::model::FailureClass::{self, Permanent, Transient};
 use crate::nix::{BuildResult, BuildStatus, DaemonError};
 
 /// A failed build, before it is remembered.

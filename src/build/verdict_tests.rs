@@ -2,7 +2,7 @@
 //! sent.
 
 use super::verdict::{Evidence, Verdict};
-use crate::index::FailureClass::{self, Permanent, Transient};
+use crate::model::FailureClass::{self, Permanent, Transient};
 use crate::nix::{BuildResult, BuildStatus, DaemonError};
 
 /// Lines of a log.

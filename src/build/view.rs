@@ -1,6 +1,6 @@
 //! The queue as people and programs see it: plain types that the API gives as JSON.
 
-use crate::index::{Failure, FailureClass};
+use crate::model::{Failure, FailureClass};
 
 /// `GET /api/v1/queue`.
 #[derive(Clone, Debug)]

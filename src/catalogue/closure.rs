@@ -8,7 +8,8 @@ use tokio::sync::mpsc;
 
 use super::error::RefreshError;
 use super::graph::{self, Closure};
-use crate::index::{Index, OutputRow};
+use crate::index::Index;
+use crate::model::OutputRow;
 
 /// Pieces of a closure that may wait for the index.
 const PIECES_QUEUED_MAX: usize = 2;

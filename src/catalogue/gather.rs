@@ -12,7 +12,8 @@ use super::settings::{SetSource, Verdict};
 use super::trouble::{self, Class};
 use super::walk::Attribute;
 use super::{ConfiguredSet, RefreshState};
-use crate::index::{AttributeRow, GenerationSize, Index};
+use crate::index::Index;
+use crate::model::{AttributeRow, GenerationSize};
 use crate::nix::PooledDaemon;
 
 /// Attributes that are brought in at a time.

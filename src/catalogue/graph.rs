@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use narinfo::{StoreDir, StorePath};
 
-use crate::index::OutputRow;
+use crate::model::OutputRow;
 use crate::nix::read_derivation;
 
 /// Outputs that are handed on at a time.

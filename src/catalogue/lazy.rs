@@ -25,7 +25,7 @@ use super::trouble::{self, Class};
 use super::walk;
 use super::{Catalogue, Tools};
 use crate::causes::with_causes;
-use crate::index::{AttributeName, AttributeRow, Attributed, OutputRow};
+use crate::model::{AttributeName, AttributeRow, Attributed, OutputRow};
 use crate::nix::PooledDaemon;
 
 /// Attributes that may be evaluated or wait for that; more are refused.

@@ -11,7 +11,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::settings::SetName;
-use crate::index::GenerationSize;
+use crate::model::GenerationSize;
 
 type SetLabel = [(&'static str, String); 1];
 type RefreshLabels = [(&'static str, String); 2];

@@ -11,7 +11,8 @@ use super::settings::{Indexing, SetName, SetSettings, Verdict};
 use super::walk::THROWN;
 use super::{Catalogue, Tools};
 use crate::escape::Line;
-use crate::index::{self, AttributeName, AttributeRow, Attributed, Index};
+use crate::index::{self, Index};
+use crate::model::{AttributeName, AttributeRow, Attributed};
 use crate::nix::read_derivation;
 
 /// The output that is meant where neither the name nor the evaluation says which.

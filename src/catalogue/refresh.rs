@@ -22,7 +22,7 @@ use super::source;
 use super::walk::{Attribute, Task, Walk};
 use super::{Catalogue, ConfiguredSet, RefreshState, Tools};
 use crate::causes::with_causes;
-use crate::index::{GenerationSize, NewGeneration, Swapped};
+use crate::model::{GenerationSize, NewGeneration, Swapped};
 
 /// Longest delay after a failure until a set is refreshed again, unless it is due before.
 const RETRY_AFTER: Duration = Duration::from_secs(15 * 60);

@@ -11,7 +11,8 @@ use super::call::{Call, parameters};
 use super::error::Error;
 use super::response_future::ResponseFuture;
 use crate::catalogue::{NoSuchName, ResolvedName, Selection, SetName};
-use crate::index::{self, AttributeName};
+use crate::index;
+use crate::model::AttributeName;
 use crate::substitute::{Missing, OnMiss, WaitEnd};
 
 /// A package of a set, as an address names it.

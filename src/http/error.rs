@@ -15,7 +15,8 @@ use super::api::{ErrorBody, ErrorReason, ServerStatus};
 use super::traffic::RequestOutcome;
 use crate::caller::Refusal;
 use crate::catalogue::NoSuchName;
-use crate::index::{self, FailureClass};
+use crate::index;
+use crate::model::FailureClass;
 use crate::packer;
 use crate::substitute::Missing;
 

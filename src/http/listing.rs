@@ -8,7 +8,7 @@ use super::error::Error;
 use super::response_future::ResponseFuture;
 use crate::catalogue::{Indexing, NoSuchName, SetName};
 use crate::escape::Line;
-use crate::index::Search;
+use crate::model::Search;
 
 /// Attributes in a page by default.
 const LISTED_DEFAULT: u32 = 100;

@@ -14,7 +14,7 @@ use super::error::{Error, REMEMBERED};
 use super::response_future::ResponseFuture;
 use super::stream_body::{Aborted, BodyWriter, stream_body};
 use super::traffic::RequestOutcome;
-use crate::index::Ready;
+use crate::index::CachedNarInfo;
 use crate::substitute::{Answer as Decision, OnMiss, Wait, WaitEnd};
 
 /// Bytes of a line about the wait at least: fewer than one a second count as stalled, and some proxies hold
@@ -117,7 +117,7 @@ async fn within(hold: Duration, waited: &mut Wait) -> Option<WaitEnd> {
 }
 
 /// The answer for every narinfo that was not streamed.
-fn served(service: &Service, ready: &Ready, reader: Option<IpAddr>) -> Answer {
+fn served(service: &Service, ready: &CachedNarInfo, reader: Option<IpAddr>) -> Answer {
     if let (Some(reader), true) = (reader, ready.to_come) {
         service.state.packer.told(reader, ready.nar_hash);
     }

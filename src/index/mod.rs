@@ -1,142 +1,184 @@
-//! The index: which store paths are served, which NARs are packed, which builds failed, and who waits.
-//! The only place with SQL. It never asks Nix and never touches a NAR file.
+//! The index: which store paths are served, which NARs are packed, which builds failed, and who waits. [`Index`] is the
+//! handle that all others use: a hot layer in memory before an exchangeable backend.
+//! It never asks Nix and never touches a NAR file.
 
+mod access_log;
+pub mod backend;
+mod error;
 mod hot;
 mod record;
 #[cfg(test)]
 mod samples;
 mod sqlite;
+#[cfg(test)]
+mod tests;
 
-use std::path::{Path, PathBuf};
+use std::ops::Deref;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use crate::filter::Filter;
-use hot::Memory;
-pub use hot::Ready;
+use bytes::Bytes;
+use narinfo::StorePathHash;
+use tokio::sync::mpsc;
+
+use crate::model::{Cursor, Evicted, EvictionBounds, Hit};
+pub use access_log::AccessLog;
+use access_log::LastNoted;
+use backend::Backend;
+pub use backend::{Recovered, Unfit};
+pub use error::Error;
+pub use hot::CachedNarInfo;
+use hot::Hot;
 pub use record::{Record, Recorded};
-pub use sqlite::catalogue::{
-    AttributeRow, Attributed, Generation, GenerationSize, Maker, OutputRow, Search, SetRow,
-};
-use sqlite::condition::Condition;
-pub use sqlite::condition::Unfit;
-use sqlite::connection::{self, Readers, Writer};
-pub use sqlite::demand::{AttributeName, DemandRow};
-pub use sqlite::generation::{NewGeneration, Swapped};
-pub use sqlite::holdings::{Choice, Holding, Lost, Place};
-pub use sqlite::ledger::{has_ledger, read_ledger};
-pub use sqlite::pin::PinRow;
-pub use sqlite::queue::{DurationRow, RequestRow};
-pub use sqlite::recovery::Recovered;
-pub use sqlite::rows::{Comparison, Counts, Failure, FailureClass, Hit, NarRow, PathRow, UpstreamNar};
-pub use sqlite::uses::Uses;
+pub use sqlite::{Sqlite, has_ledger, read_ledger, salvage_pins};
 
-/// How often it is looked whether nobody writes.
-const LOOK_FOR_PAUSE_EVERY: Duration = Duration::from_secs(5);
+/// The rest after the backend could not be read.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
+/// Batches of hashes on their way into the Bloom filter.
+const BATCHES_WAITING_MAX: usize = 4;
 
-/// Why the index could not answer.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The file cannot be opened or is no database.
-    #[error("cannot open the index {}; if it is damaged, run `ondine recover`, which makes it anew from what is recorded beside the NARs, or move it away and restart: it is rebuilt as paths are asked for", file.display())]
-    Open {
-        /// The database file.
-        file: PathBuf,
-        /// What SQLite said.
-        source: rusqlite::Error,
-    },
-    /// The file was written by a newer version.
-    #[error("the index {} has schema {found}, this version knows {known}: run the newer version again", file.display())]
-    Newer {
-        /// The database file.
-        file: PathBuf,
-        /// Its schema.
-        found: i64,
-        /// The newest schema this program knows.
-        known: i64,
-    },
-    /// A row does not parse.
-    #[error("the index row of {row} is damaged")]
-    Corrupt {
-        /// The row's key.
-        row: String,
-        /// What is wrong with it.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// A page of the file is not what it must be.
-    #[error("the index is damaged: stop the server and run `ondine recover` ({0})")]
-    Pages(String),
-    /// What is recorded beside the NARs could not be written.
-    #[error("cannot write down beside the NARs what is served")]
-    Ledger(#[source] std::io::Error),
-    /// SQLite refused.
-    #[error("the index refused the request")]
-    Sql(#[from] rusqlite::Error),
-    /// The writer thread could not be started.
-    #[error("cannot start the index writer")]
-    Thread(#[source] std::io::Error),
-    /// The writer thread is gone.
-    #[error("the index writer has stopped")]
-    WriterGone,
-    /// A reading task was cancelled.
-    #[error("the index reader has stopped")]
-    ReaderGone,
-}
-
-impl Error {
-    fn open(file: &Path, source: rusqlite::Error) -> Self {
-        Self::Open { file: file.to_owned(), source }
-    }
-}
-
-/// A handle to the index; clones share it.
+/// A handle to the index; clones share it. Whatever is not answered in memory is a method of its [`Backend`], to which it
+/// dereferences.
 #[derive(Clone)]
 pub struct Index {
-    writer: Writer,
-    readers: Arc<Readers>,
-    uses: Uses,
-    /// Narinfos that need not be read.
-    memory: Arc<Memory>,
-    /// Hashes that there may be rows of.
-    known: Arc<Filter>,
-    condition: Condition,
+    hot: Arc<Hot>,
+    backend: Arc<dyn Backend>,
+}
+
+impl Deref for Index {
+    type Target = dyn Backend;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.backend
+    }
 }
 
 impl Index {
-    /// Looks whether a file could be opened, without changing anything.
-    ///
-    /// # Errors
-    /// When it is no index, or one of a newer version.
-    pub fn check_file(file: &Path) -> Result<(), Error> {
-        connection::check(file)
+    /// An index over a backend, with room for so many bytes of narinfos in memory; 0 caches none.
+    #[must_use]
+    pub fn new(backend: impl Backend + 'static, narinfo_bytes_max: u64) -> Self {
+        let (hot, backend) = (Arc::new(Hot::new(narinfo_bytes_max)), Arc::new(backend));
+        backend.follow(Arc::clone(&hot) as _);
+        Self { hot, backend }
     }
 
-    /// Opens the database file, making it when it is not there. Remembers nothing: see [`Index::remembering`].
+    /// Opens an index in a file of SQLite, making it when it is not there. Caches no narinfo.
     ///
     /// # Errors
     /// When the file cannot be opened, is no database, or is of a newer version.
     pub fn open(file: &Path) -> Result<Self, Error> {
-        let condition = Condition::new(file);
-        Ok(Self {
-            writer: Writer::open(file, condition.clone())?,
-            readers: Readers::new(file, condition.clone()),
-            condition,
-            uses: Uses::default(),
-            memory: Arc::new(Memory::new(0)),
-            known: Arc::default(),
-        })
+        Ok(Self::new(Sqlite::open(file)?, 0))
     }
 
-    /// Keeps its log short where nobody writes, for as long as the server runs.
-    pub async fn keep_log_short(&self) {
-        self.writer.write_back_in_pauses(LOOK_FOR_PAUSE_EVERY).await;
+    /// The narinfo of the path with this hash, if it is cached.
+    #[must_use]
+    pub fn lookup_cached(&self, hash: StorePathHash) -> Option<Arc<CachedNarInfo>> {
+        self.hot.narinfo(hash)
     }
 
-    /// To be called last, so that the next start finds everything in its place. What is acknowledged is durable without it, too.
+    /// The narinfo of the path with this hash, if it is served: read, made by `render` and cached.
     ///
     /// # Errors
-    /// When SQLite fails.
-    pub async fn close(&self) -> Result<(), Error> {
-        self.writer.empty_log().await
+    /// When the backend fails or the row is damaged.
+    pub async fn lookup(
+        &self,
+        hash: StorePathHash,
+        render: impl FnOnce(&Hit) -> Bytes,
+    ) -> Result<Option<Arc<CachedNarInfo>>, Error> {
+        let read_at = self.hot.moment();
+        let Some(hit) = self.find(hash).await? else { return Ok(None) };
+        let narinfo = Arc::new(CachedNarInfo {
+            narinfo: render(&hit),
+            nar_hash: hit.row.info.nar_hash,
+            to_come: hit.packed.is_none() && hit.redirect.is_none(),
+            path: hit.row.info.path,
+            deriver: hit.row.info.deriver,
+            noted: LastNoted::default(),
+        });
+        self.hot.cache(read_at, &narinfo);
+        Ok(Some(narinfo))
+    }
+
+    /// True where neither a served path nor a package set has this hash. False in doubt.
+    #[must_use]
+    pub fn definitely_absent(&self, hash: StorePathHash) -> bool {
+        self.hot.definitely_absent(hash)
+    }
+
+    /// Log of uses, for whoever serves NARs.
+    #[must_use]
+    pub fn access_log(&self) -> &AccessLog {
+        self.hot.access_log()
+    }
+
+    /// Notes that a client was told of this path.
+    pub fn note_use(&self, narinfo: &CachedNarInfo) {
+        let log = self.access_log();
+        if narinfo.noted.renew(log.epoch()) {
+            log.note(narinfo.nar_hash);
+        }
+    }
+
+    /// Records the uses that were noted, as of `now`.
+    ///
+    /// # Errors
+    /// When the backend fails; what was not recorded stays noted.
+    pub async fn record_uses(&self, now: SystemTime) -> Result<(), Error> {
+        self.backend.record_uses(now, self.access_log()).await
+    }
+
+    /// Evicts the paths that stand first, within the bounds; noted uses count.
+    ///
+    /// # Errors
+    /// When the backend fails; nothing is evicted then.
+    pub async fn evict(&self, now: SystemTime, bounds: EvictionBounds) -> Result<Evicted, Error> {
+        self.backend.evict(now, bounds, self.access_log()).await
+    }
+
+    /// The paths behind `after` that [`Index::evict`] would evict.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    pub async fn preview_eviction(
+        &self,
+        now: SystemTime,
+        after: Option<Cursor>,
+        bounds: EvictionBounds,
+    ) -> Result<Evicted, Error> {
+        self.backend.preview_eviction(now, after, bounds, self.access_log()).await
+    }
+
+    /// Keeps the Bloom filter that [`Index::definitely_absent`] looks at, for as long as the server runs.
+    pub async fn maintain_filter(&self) {
+        loop {
+            if let Err(error) = self.fill_filter().await {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "Bloom filter of the index not filled: every miss is looked up until it is"
+                );
+                tokio::time::sleep(RETRY_AFTER).await;
+                continue;
+            }
+            self.hot.filter_outgrown().await;
+        }
+    }
+
+    /// Fills the Bloom filter with all hashes, in the order that loses none: the backend tells what is written meanwhile.
+    async fn fill_filter(&self) -> Result<(), Error> {
+        let count = self.backend.hash_count().await?;
+        if !self.hot.begin_filter(count) {
+            return Ok(());
+        }
+        let (sender, mut batches) = mpsc::channel(BATCHES_WAITING_MAX);
+        let adding = async {
+            while let Some(batch) = batches.recv().await {
+                self.hot.add_to_filter(batch);
+            }
+        };
+        let (sent, ()) = tokio::join!(self.backend.hashes(sender), adding);
+        sent?;
+        self.hot.finish_filter();
+        Ok(())
     }
 }

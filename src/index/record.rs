@@ -5,7 +5,7 @@ use narinfo::{Compression, DrvOutput, NarHash, PathInfo, Realisation, StorePath}
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{NarRow, PathRow, UpstreamNar};
+use crate::model::{NarRow, PathRow, UpstreamNar};
 
 /// Characters of the checksum at the start of a line, in hexadecimal.
 const CHECKSUM_CHARS: usize = 16;

@@ -2,7 +2,7 @@
 
 use narinfo::{Compression, NarHash, PathInfo, StorePath};
 
-use super::{PathRow, UpstreamNar};
+use crate::model::{PathRow, UpstreamNar};
 
 pub(super) fn path(digit: u8) -> StorePath {
     StorePath::parse(&format!("{digit}123456789abcdfghijklmnpqrsvwxyz-p")).expect("a path")

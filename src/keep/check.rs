@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::{Counted, Error, Keeper, LINES_MAX, Size};
 use crate::causes::with_causes;
-use crate::index::NarRow;
+use crate::model::NarRow;
 use crate::packer::Look;
 
 /// The time between two lines that tell how far it has come.
@@ -71,7 +71,7 @@ impl Run {
     async fn all(&mut self) -> Result<String, End> {
         let index = self.keeper.0.index.clone();
         // What a damaged index says of the rest is worth nothing.
-        index.look_through().await?;
+        index.verify().await?;
         let (mut nars, mut bytes, mut after) = (0, 0, None);
         loop {
             let rows = index.nars(after).await?;
@@ -95,9 +95,9 @@ impl Run {
                 self.tell(&nar, "its file is on nobody's record").await?;
             }
         }
-        if !index.is_counted_well().await? {
+        if !index.verify_totals().await? {
             if self.check.repair {
-                index.count_anew().await?;
+                index.recompute_totals().await?;
             }
             self.tell(&"the index", "what it counts as stored is not what is there").await?;
         }

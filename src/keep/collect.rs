@@ -39,7 +39,7 @@ impl Keeper {
         self.make_room().await;
         let max_bytes = max_bytes.or(self.limit().await?.max_bytes);
         // What was used until now counts as used now.
-        self.0.index.write_uses(SystemTime::now()).await?;
+        self.0.index.record_uses(SystemTime::now()).await?;
         let mut eviction = Eviction::new(self.0.index.clone(), self.bounds(max_bytes), dry_run);
         let (mut nars, mut bytes) = (0, 0);
         while let Some(gone) = eviction.next().await? {

@@ -6,7 +6,8 @@ use std::time::SystemTime;
 use narinfo::{NarHash, StorePath};
 
 use super::policy::Bounds;
-use crate::index::{Error, Holding, Index, Lost, Place};
+use crate::index::{Error, Index};
+use crate::model::{Cursor, Evicted, EvictionBounds};
 
 /// A NAR that goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +39,7 @@ enum Stage {
     /// Paths, until no more than so many bytes are left; those up to here would have gone.
     Paths {
         room: u64,
-        after: Option<Place>,
+        after: Option<Cursor>,
     },
     Over,
 }
@@ -87,29 +88,28 @@ impl Eviction {
             }
         }
         if !self.dry_run && !unused.is_empty() {
-            self.index.lose_unused(unused.iter().map(|row| row.nar_hash).collect()).await?;
+            self.index.forget_unused_nars(unused.iter().map(|row| row.nar_hash).collect()).await?;
         }
         let gone = unused.into_iter().map(|row| Gone { path: None, nar: row.nar_hash, bytes: row.file_size });
         Ok(self.counted(gone.collect()))
     }
 
-    async fn paths(&mut self, room: u64, after: Option<Place>) -> Result<Vec<Gone>, Error> {
-        let (bounds, room_and_freed) = (self.bounds, room + self.would_be_freed);
-        let choose =
-            move |first: &[Holding], stored: u64| bounds.choose(first, stored.saturating_sub(room_and_freed));
+    async fn paths(&mut self, room: u64, after: Option<Cursor>) -> Result<Vec<Gone>, Error> {
+        let bounds =
+            EvictionBounds { target_bytes: room + self.would_be_freed, used_since: self.bounds.used_since };
         // A clock that is set back must not let what is held stand first for ever.
         let now = SystemTime::now().max(self.begun);
-        let lost = match self.dry_run {
-            true => self.index.would_lose(now, after, choose).await?,
-            false => self.index.lose(now, choose).await?,
+        let evicted = match self.dry_run {
+            true => self.index.preview_eviction(now, after, bounds).await?,
+            false => self.index.evict(now, bounds).await?,
         };
-        let Lost::Paths(lost) = lost else { return Ok(Vec::new()) };
-        self.stage = match lost.last() {
-            Some(last) => Stage::Paths { room, after: Some(last.place()) },
+        let Evicted::Paths(evicted) = evicted else { return Ok(Vec::new()) };
+        self.stage = match evicted.last() {
+            Some(last) => Stage::Paths { room, after: Some(last.cursor) },
             None => Stage::Over,
         };
-        let gone = lost.into_iter().filter_map(|holding| {
-            Some(Gone { bytes: holding.file_bytes?, path: Some(holding.path), nar: holding.nar })
+        let gone = evicted.into_iter().filter_map(|candidate| {
+            Some(Gone { bytes: candidate.file_bytes?, path: Some(candidate.path), nar: candidate.nar })
         });
         Ok(self.counted(gone.collect()))
     }

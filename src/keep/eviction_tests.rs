@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 use narinfo::{Compression, NarHash, PathInfo, StorePath};
 
 use super::{Bounds, Eviction, Gone};
-use crate::index::{Index, NarRow, PathRow, UpstreamNar};
+use crate::index::Index;
+use crate::model::{NarRow, PathRow, UpstreamNar};
 
 /// Later than all uses, and earlier than now.
 const NEVER: u64 = 1_000_000;
@@ -73,8 +74,8 @@ impl Served {
             served.pack(number).await;
         }
         for (number, (used_at, _)) in served.paths.iter().enumerate() {
-            served.index.uses().note(nar(number));
-            served.index.write_uses(at(*used_at)).await.expect("written");
+            served.index.access_log().note(nar(number));
+            served.index.record_uses(at(*used_at)).await.expect("written");
         }
         served
     }
@@ -112,7 +113,7 @@ impl Served {
         assert_eq!(self.served().await, before, "a dry run took something");
         let gone = self.gone(bounds, false).await;
         assert_eq!(told, gone);
-        assert!(self.index.is_counted_well().await.expect("read"));
+        assert!(self.index.verify_totals().await.expect("read"));
         gone.iter().map(|gone| gone.nar.as_bytes()[0].into()).collect()
     }
 

@@ -133,7 +133,7 @@ impl Keeper {
 
     async fn round(&self, writes: bool) -> Result<(), Error> {
         let written = match writes {
-            true => self.0.index.write_uses(SystemTime::now()).await,
+            true => self.0.index.record_uses(SystemTime::now()).await,
             false => Ok(()),
         };
         // Also where nothing can be written: that may be for lack of the room that is made here.

@@ -3,7 +3,8 @@
 use narinfo::{StorePath, StorePathHash};
 
 use super::Keeper;
-use crate::index::{self, PinRow};
+use crate::index;
+use crate::model::PinRow;
 
 /// What is to be pinned.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,7 +3,6 @@
 
 use std::time::SystemTime;
 
-use crate::index::{Choice, Holding};
 use crate::room::Room;
 
 /// Of a file system, the part that stays free where nobody says how much, and bytes at most.
@@ -67,24 +66,6 @@ impl Bounds {
     pub fn room(&self, bytes: u64) -> Option<u64> {
         let max_bytes = self.max_bytes.filter(|max_bytes| bytes > *max_bytes)?;
         Some(max_bytes - max_bytes / FREED_PART)
-    }
-
-    /// What becomes of the paths that stand first, while there are so many bytes too many.
-    #[must_use]
-    pub fn choose(&self, first: &[Holding], excess: u64) -> Choice {
-        let may_go = |holding: &Holding| holding.needed_at.is_some_and(|at| at < self.used_since);
-        let to_keep = |holding: &&Holding| holding.needed_at.is_none() || (holding.held && may_go(holding));
-        let kept = first.iter().take_while(to_keep).count();
-        if kept > 0 {
-            return Choice::Keep(kept);
-        }
-        let mut freed = 0;
-        let goes = first.iter().take_while(|holding| {
-            let goes = freed < excess && may_go(holding) && !holding.held;
-            freed += holding.file_bytes.unwrap_or(0);
-            goes
-        });
-        Choice::Lose(goes.count())
     }
 }
 

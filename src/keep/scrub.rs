@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{Error, Keeper};
 use crate::causes::with_causes;
-use crate::index::NarRow;
+use crate::model::NarRow;
 use crate::packer::{Corruption, Look};
 
 /// The rest between two files at most, and where there is nothing to do: the next one may be large.

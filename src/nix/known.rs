@@ -8,12 +8,12 @@ use tokio::sync::Notify;
 
 use super::database::{Database, DatabaseError};
 use super::version::{Version, Watches};
-use crate::filter::Filter;
+use crate::bloom::BloomFilter;
 
 /// The hashes, kept by whoever runs [`KnownHashes::learn`] whenever [`KnownHashes::outdated`].
 #[derive(Debug, Default)]
 pub(super) struct KnownHashes {
-    hashes: Filter,
+    hashes: BloomFilter,
     watched: RwLock<Watched>,
     outdated: Notify,
 }

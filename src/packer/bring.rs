@@ -8,7 +8,8 @@ use narinfo::{NarHash, PathInfo, StorePath};
 
 use super::leases::Lease;
 use super::{Error, Inner};
-use crate::index::{self, NarRow, PathRow, UpstreamNar};
+use crate::index;
+use crate::model::{NarRow, PathRow, UpstreamNar};
 use crate::nar_store::{Blob, Commit, Draft, NarDigest, NarStore, PackError, Packed, Received};
 use crate::nix::DaemonError;
 use crate::tail_file::reading;

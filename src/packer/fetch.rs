@@ -13,7 +13,7 @@ use super::Inner;
 use super::bring::Committed;
 use crate::causes::with_causes;
 use crate::decode;
-use crate::index::{PathRow, UpstreamNar};
+use crate::model::{PathRow, UpstreamNar};
 use crate::nar_store::{Draft, NarDigest, NarStore, PackError, Promise, file_bytes_max};
 use crate::upstream::{Asker, FetchError, FoundNarInfo, Lookup, NarOutcome};
 

@@ -24,7 +24,8 @@ use narinfo::{Compression, NarHash, StoreDir};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 
-use crate::index::{self, Index, NarRow, PathRow};
+use crate::index::{self, Index};
+use crate::model::{NarRow, PathRow};
 use crate::nar_store::{Blob, Form, Nar, NarDigest, NarStore, Packed, Small, Source};
 use crate::nix::Pool;
 use crate::roots::Roots;
@@ -187,7 +188,7 @@ impl Packer {
     #[must_use]
     pub fn in_memory(&self, nar: NarHash, form: Form) -> Option<Small> {
         let small = self.0.nars.in_memory(nar, form)?;
-        self.0.index.uses().note(nar);
+        self.0.index.access_log().note(nar);
         Some(small)
     }
 
@@ -197,24 +198,25 @@ impl Packer {
     /// # Errors
     /// When the index fails.
     pub async fn find(&self, nar: NarHash, form: Option<Form>) -> Result<Option<Served>, Error> {
-        let (nars, epoch) = (self.0.nars.clone(), self.0.nars.epoch());
-        let look = move |found: Option<(PathRow, Option<NarRow>)>| {
-            let (row, packed) = found?;
-            let mut served = Served { row, packed, small: None, blob: None };
-            if let (Some(form), Some(NarRow { file_hash, file_size, .. })) = (form, packed) {
-                served.small = nars.small(served.digest(), Packed { file_hash, file_size }, form, epoch);
-                if served.small.is_none() {
-                    // An error is met again, and told, by whoever opens it for its bytes.
-                    served.blob = nars.blob(nar).ok().flatten();
-                }
-            }
-            Some(served)
-        };
-        let served = self.0.index.nar(nar, look).await?;
-        if served.as_ref().is_some_and(|served| served.small.is_some()) {
-            self.0.index.uses().note(nar);
+        // Before the index is read: what is forgotten from now on does not come into memory again.
+        let epoch = self.0.nars.epoch();
+        let Some((row, packed)) = self.0.index.nar(nar).await? else { return Ok(None) };
+        let mut served = Served { row, packed, small: None, blob: None };
+        if let (Some(form), Some(NarRow { file_hash, file_size, .. })) = (form, packed) {
+            let (nars, digest) = (self.0.nars.clone(), served.digest());
+            let open = move || match nars.small(digest, Packed { file_hash, file_size }, form, epoch) {
+                Some(small) => (Some(small), None),
+                // An error is met again, and told, by whoever opens it for its bytes.
+                None => (None, nars.blob(nar).ok().flatten()),
+            };
+            let opened = tokio::task::spawn_blocking(open).await;
+            (served.small, served.blob) =
+                opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
         }
-        Ok(served)
+        if served.small.is_some() {
+            self.0.index.access_log().note(nar);
+        }
+        Ok(Some(served))
     }
 
     /// Address of an upstream to which clients are redirected for the file of `served` in this compression;
@@ -240,7 +242,7 @@ impl Packer {
     /// When the index or the NAR store fails, or it can neither be packed nor fetched.
     pub async fn open(&self, served: &mut Served, form: Form) -> Result<(Nar, Form), Error> {
         let hash = served.row.info.nar_hash;
-        self.0.index.uses().note(hash);
+        self.0.index.access_log().note(hash);
         if form == Form::Plain
             && let Some(copy) = self.copy_of_tree(served).await?
         {

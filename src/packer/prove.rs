@@ -11,7 +11,7 @@ use super::bring::Committed;
 use super::fetch::{Fault, NotFetched, upstream_nar};
 use super::single_flight::{Joined, SingleFlight};
 use super::{Error, Inner, Packer};
-use crate::index::NarRow;
+use crate::model::NarRow;
 use crate::nar_store::{Blob, Commit, Draft, Growing, NarDigest, Packed};
 use crate::tail_file::reading;
 use crate::upstream::{FoundNarInfo, NarOutcome};

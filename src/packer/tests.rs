@@ -13,7 +13,8 @@ use narinfo::{Compression, NarHash, PathInfo, StoreDir, StorePath};
 use sha2::{Digest, Sha256};
 
 use super::{Error, Limits, Packer, PackerHandles, ReceiveError};
-use crate::index::{Index, NarRow, PathRow};
+use crate::index::Index;
+use crate::model::{NarRow, PathRow};
 use crate::nar_store::blobs::memory::MemoryBlobs;
 use crate::nar_store::blobs::{Blobs, LocalBlobs};
 use crate::nar_store::{Form, Nar, NarDigest, NarStore, NarStream, PackError, Received, Settings};

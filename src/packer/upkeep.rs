@@ -8,7 +8,8 @@ use narinfo::NarHash;
 
 use super::{Error, Inner, Nar, Packer};
 use crate::causes::with_causes;
-use crate::index::{self, NarRow};
+use crate::index;
+use crate::model::NarRow;
 use crate::nar_store::{Blob, NarDigest, PackError, Packed};
 use crate::room::Room;
 use crate::tail_file::reading;

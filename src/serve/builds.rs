@@ -29,7 +29,7 @@ impl Builds {
         let Storage { state_dir, index, .. } = storage;
         let sets = settings.catalogue.sets.iter().map(|set| set.name.to_string()).collect();
         let failures = Failures::new(index.clone(), settings.build);
-        tokio::try_join!(failures.apply_settings(), index.keep_sets(sets))?;
+        tokio::try_join!(failures.apply_settings(), index.sync_sets(sets))?;
         let catalogue = Catalogue::new(settings.catalogue.clone());
         let tools = Tools {
             index: index.clone(),

@@ -38,7 +38,7 @@ impl Caches {
         let name = upstream::ViaName::of(public_key);
         let upstreams = Upstreams::new(settings.upstream.clone(), store_dir, name)?;
         let names = upstreams.names().map(|(name, redirect)| (name.to_owned(), redirect)).collect();
-        index.keep_upstreams(names).await?;
+        index.sync_upstreams(names).await?;
         let packer = Packer::new(PackerHandles {
             index: index.clone(),
             nars: storage.nars.clone(),

@@ -11,7 +11,7 @@ use rustix::fs::{Access, access};
 use super::Settings;
 use super::steps::{CONTROL_SOCKET, Error, listen, pools};
 use crate::catalogue::{SetSettings, SetSource};
-use crate::index::{Index, has_ledger};
+use crate::index::{Sqlite, has_ledger};
 use crate::isolation;
 use crate::key::Keys;
 use crate::state_dir::{self, INDEX, LEDGER, LOCK, using};
@@ -36,7 +36,7 @@ pub async fn check(settings: Settings) -> Result<Vec<String>, Error> {
     warnings.extend(keys.and_then(|keys| keys.unheeded(&settings.key_name)));
     if index.exists() {
         using(&index, |file| Ok(access(file, Access::READ_OK | Access::WRITE_OK)?))?;
-        Index::check_file(&index)?;
+        Sqlite::check_file(&index)?;
     }
     let (main, background) = pools(&settings);
     if let Some(background) = &background {

@@ -7,7 +7,7 @@ use narinfo::StoreDir;
 
 use super::{Error, Settings};
 use crate::build::Logs;
-use crate::index::{Index, has_ledger};
+use crate::index::{Index, Sqlite, has_ledger};
 use crate::keep::Reserve;
 use crate::key::{self, Keys};
 use crate::nar_store::NarStore;
@@ -55,8 +55,8 @@ impl Storage {
             keys: keys.public().collect(),
         };
         recovery.run_if_needed().await?;
-        let index = Index::open(&index_file)?.remembering(settings.narinfo_memory_bytes);
-        let index = index.with_ledger(&ledger).await?;
+        let sqlite = Sqlite::open(&index_file)?.with_ledger(&ledger).await?;
+        let index = Index::new(sqlite, settings.narinfo_memory_bytes);
         let logs = using(&state_dir.join("log"), |dir| Logs::open(dir, settings.logs))?;
         Ok(Self { state_dir, store_dir, keys: Arc::new(keys), resign, index, nars, reserve, logs })
     }
@@ -74,24 +74,14 @@ impl Storage {
     /// Tasks by which the index maintains itself.
     pub(super) fn start(&self, tasks: &Tasks) {
         let index = self.index.clone();
-        tasks.restarted("index-damage-watch", move || {
+        tasks.restarted("index-maintenance", move || {
             let index = index.clone();
-            async move { index.watch_for_damage().await }
+            async move { index.maintain().await }
         });
         let index = self.index.clone();
         tasks.restarted("index-filter", move || {
             let index = index.clone();
-            async move { index.keep_known().await }
-        });
-        let index = self.index.clone();
-        tasks.restarted("index-checkpoints", move || {
-            let index = index.clone();
-            async move { index.keep_log_short().await }
-        });
-        let index = self.index.clone();
-        tasks.restarted("ledger", move || {
-            let index = index.clone();
-            async move { index.keep_ledger_short().await }
+            async move { index.maintain_filter().await }
         });
     }
 }

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use narinfo::{DrvOutput, StorePath};
 
-use crate::index::{Failure, FailureClass};
+use crate::model::{Failure, FailureClass};
 
 /// Why a path is not to be had. The text is for the person who asked.
 #[derive(Clone, Debug, thiserror::Error)]

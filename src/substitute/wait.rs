@@ -11,7 +11,7 @@ use tokio::time::{Sleep, sleep};
 
 use super::{Answer, Missing, OnMiss, Substitute};
 use crate::build::Ticket;
-use crate::index::Ready;
+use crate::index::CachedNarInfo;
 
 /// First pause between two attempts; each further one is twice as long.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
@@ -127,7 +127,7 @@ impl<'a, T> Attempts<'a, T> {
 #[derive(Debug)]
 pub enum WaitEnd {
     /// The path is served.
-    Ready(Arc<Ready>),
+    Ready(Arc<CachedNarInfo>),
     /// The path is not to be had.
     Missing(Missing),
     /// The server stops.

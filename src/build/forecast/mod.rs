@@ -10,7 +10,7 @@ use std::time::Duration;
 use narinfo::StorePath;
 
 use super::queue::Guess;
-use crate::index::DurationRow;
+use crate::model::DurationRow;
 use estimate::{Durations, Estimate, Kind, Sum};
 use eta::{Etas, Expected, Forecast};
 

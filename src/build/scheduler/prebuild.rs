@@ -12,7 +12,8 @@ use crate::build::metrics::Prebuilt;
 use crate::build::prebuild::allowance::Allowance;
 use crate::build::prebuild::demand::Demand;
 use crate::build::prebuild::{Prebuild, WANTED_MAX, day};
-use crate::index::{self, AttributeName, DemandRow, Index};
+use crate::index::{self, Index};
+use crate::model::{AttributeName, DemandRow};
 
 /// Derivations whose demand may wait to be counted; that of more is not.
 const NOTED_MAX: usize = 10_000;

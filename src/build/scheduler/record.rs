@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::{PendingRequest, Scheduler};
 use crate::build::queue::{RequestId, Saved};
-use crate::index::{DurationRow, RequestRow};
+use crate::model::{DurationRow, RequestRow};
 
 /// Changes that are not on record yet.
 #[derive(Debug)]

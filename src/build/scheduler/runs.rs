@@ -9,7 +9,7 @@ use super::{Held, Scheduler, State};
 use crate::build::metrics::{Ended, Prebuilt};
 use crate::build::queue::RequestId;
 use crate::build::runner::Built;
-use crate::index::Failure;
+use crate::model::Failure;
 
 /// Place where something is built.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

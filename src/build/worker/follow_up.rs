@@ -13,7 +13,7 @@ use crate::build::queue::RequestId;
 use crate::build::runner::known_outputs;
 use crate::build::scheduler::FollowUp;
 use crate::build::verdict::Verdict;
-use crate::index::{Failure, FailureClass};
+use crate::model::{Failure, FailureClass};
 
 impl Worker {
     pub(super) async fn follow_up(self, follow_up: FollowUp) {

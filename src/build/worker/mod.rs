@@ -22,7 +22,8 @@ use super::scheduler::{Finished, Lane, Scheduler};
 use super::verdict::{Verdict, logged};
 use super::{Logs, Settings};
 use crate::adopt::Adopter;
-use crate::index::{Failure, FailureClass, Index};
+use crate::index::Index;
+use crate::model::{Failure, FailureClass};
 use crate::nix::Detected;
 use crate::roots::Roots;
 

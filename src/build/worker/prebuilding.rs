@@ -10,7 +10,8 @@ use super::Worker;
 use crate::build::plan::{self, Planned};
 use crate::build::prebuild::demand::DAYS;
 use crate::build::scheduler::PrebuildPlan;
-use crate::index::{self, AttributeName};
+use crate::index;
+use crate::model::AttributeName;
 use crate::nix::DaemonError;
 
 /// Time for which demand is gathered before it is counted, so that many requests cost no more than one.

@@ -8,7 +8,7 @@ use super::types::{
 };
 use crate::build::{Outlook, QueueView, RequestState, RequestView, RunningView};
 use crate::catalogue::Indexing;
-use crate::index::{AttributeRow, Comparison, Counts, Failure, Generation, PinRow};
+use crate::model::{AttributeRow, Comparison, Counts, Failure, Generation, PinRow};
 
 /// Unix seconds of a time; 0 for one before 1970.
 pub fn unix_seconds(time: SystemTime) -> u64 {

@@ -1,124 +1,128 @@
-//! What the index can say without SQLite: narinfos that it remembers, and hashes that it has not. Both are kept true by every
-//! write, on the writer's thread.
+//! Hot layer of the index: answers that need no backend. Narinfos that were asked for often, the Bloom filter of all hashes,
+//! and the access log. Kept true by the backend's changes; where some may have been missed, it answers "maybe" until it has
+//! read everything again, never "no", and never what was true before.
 
 mod narinfos;
-#[cfg(test)]
-mod tests;
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
 use narinfo::StorePathHash;
-use rusqlite::{Connection, Transaction};
+use tokio::sync::Notify;
 
-use super::sqlite::rows::unsigned;
-use super::sqlite::uses::Noted;
-use super::{Error, Hit, Index};
-pub(super) use narinfos::Memory;
-pub use narinfos::Ready;
+use super::AccessLog;
+use super::backend::{Changes, Follower};
+use crate::bloom::BloomFilter;
+pub use narinfos::CachedNarInfo;
+pub(super) use narinfos::Moment;
+use narinfos::NarInfoCache;
 
-/// How long to rest when the index could not be read.
-const RETRY_AFTER: Duration = Duration::from_secs(60);
-/// Every hash that is served, or that a package set knows how to build, or a generation that is being made will.
-const HASHES: &str = "SELECT hash FROM path UNION ALL SELECT hash FROM catalogue_output \
-    UNION ALL SELECT hash FROM catalogue_new_output";
-/// How many those are, but for the generation.
-const HASH_COUNT: &str = "SELECT (SELECT count(*) FROM path) + (SELECT count(*) FROM catalogue_output)";
+/// Answers in memory.
+pub(super) struct Hot {
+    narinfos: NarInfoCache,
+    hashes: BloomFilter,
+    access_log: AccessLog,
+    position: Mutex<Position>,
+    /// Notified once changes were missed and are told again.
+    resumed: Notify,
+}
 
-impl Index {
-    /// The same index with room for so many bytes of narinfos; 0 remembers none.
-    #[must_use]
-    pub fn remembering(self, bytes_max: u64) -> Self {
-        Self { memory: Arc::new(Memory::new(bytes_max)), ..self }
-    }
+/// How far the backend's changes were followed.
+#[derive(Debug, Default)]
+struct Position {
+    sequence: u64,
+    interrupted: bool,
+}
 
-    /// The path with this hash, if it is remembered to be served.
-    #[must_use]
-    pub fn remembered(&self, hash: StorePathHash) -> Option<Arc<Ready>> {
-        self.memory.get(hash)
-    }
-
-    /// The path with this hash, if it is served, remembered with the narinfo that `render` makes.
-    ///
-    /// # Errors
-    /// When SQLite fails or the row is damaged.
-    pub async fn find_ready(
-        &self,
-        hash: StorePathHash,
-        render: impl FnOnce(&Hit) -> Bytes,
-    ) -> Result<Option<Arc<Ready>>, Error> {
-        let read_at = self.memory.moment();
-        let Some(hit) = self.find(hash).await? else { return Ok(None) };
-        let ready = Arc::new(Ready {
-            narinfo: render(&hit),
-            nar_hash: hit.row.info.nar_hash,
-            to_come: hit.packed.is_none() && hit.redirect.is_none(),
-            path: hit.row.info.path,
-            deriver: hit.row.info.deriver,
-            noted: Noted::default(),
-        });
-        self.memory.put(read_at, &ready);
-        Ok(Some(ready))
-    }
-
-    /// Whether no row has this hash, neither of a served path nor of a package set. False in doubt.
-    #[must_use]
-    pub fn surely_lacks(&self, hash: StorePathHash) -> bool {
-        !self.known.may_have(hash)
-    }
-
-    /// Keeps what [`Index::surely_lacks`] looks at, for as long as the server runs.
-    pub async fn keep_known(&self) {
-        loop {
-            if let Err(error) = self.learn().await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "misses are not settled in memory");
-                tokio::time::sleep(RETRY_AFTER).await;
-                continue;
-            }
-            self.known.outgrown().await;
+impl Hot {
+    /// Room for so many bytes of narinfos; 0 caches none.
+    pub(super) fn new(narinfo_bytes_max: u64) -> Self {
+        Self {
+            narinfos: NarInfoCache::new(narinfo_bytes_max),
+            hashes: BloomFilter::default(),
+            access_log: AccessLog::default(),
+            position: Mutex::default(),
+            resumed: Notify::new(),
         }
     }
 
-    pub(super) async fn learn(&self) -> Result<(), Error> {
-        let count = |connection: &Connection| Ok(connection.query_row(HASH_COUNT, [], |row| row.get(0))?);
-        let count = unsigned(self.readers.run(count).await?);
-        let known = Arc::clone(&self.known);
-        // Between two transactions: what is written before is read below, what is written later is added by its writer.
-        self.writer
-            .run(move |_| {
-                known.begin(count);
-                Ok(())
-            })
-            .await?;
-        let known = Arc::clone(&self.known);
-        self.readers
-            .run(move |connection| {
-                let mut statement = connection.prepare(HASHES)?;
-                let mut rows = statement.query([])?;
-                while let Some(row) = rows.next()? {
-                    // A hash that is none is never asked for.
-                    known.add(row.get_ref(0)?.as_str().ok().and_then(|hash| hash.parse().ok()));
-                }
-                known.filled();
-                // It has read all hashes, and will need none of those pages soon.
-                connection.execute_batch("PRAGMA shrink_memory")?;
-                Ok(())
-            })
-            .await
+    pub(super) fn narinfo(&self, hash: StorePathHash) -> Option<Arc<CachedNarInfo>> {
+        self.narinfos.get(hash)
     }
 
-    /// Runs a write that changes the narinfos of the paths that it gives. It is durable, and nobody is told what was true
-    /// before, when this returns `Ok` with what it gives beside them.
-    pub(super) async fn change<T: Send + 'static>(
-        &self,
-        work: impl FnOnce(&Transaction<'_>) -> Result<(Vec<StorePathHash>, T), Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let memory = Arc::clone(&self.memory);
-        let then = move |(changed, beside): (Vec<_>, T)| {
-            memory.forget(&changed);
-            beside
-        };
-        self.writer.run_then(work, then).await
+    /// To be taken before the backend is read for [`Hot::cache`].
+    pub(super) fn moment(&self) -> Moment {
+        self.narinfos.moment()
+    }
+
+    /// Caches a narinfo that was read since `read_at`, unless one has changed meanwhile.
+    pub(super) fn cache(&self, read_at: Moment, narinfo: &Arc<CachedNarInfo>) {
+        self.narinfos.put(read_at, narinfo);
+    }
+
+    /// True where no write that was acknowledged has added this hash. False in doubt.
+    pub(super) fn definitely_absent(&self, hash: StorePathHash) -> bool {
+        !self.hashes.may_have(hash)
+    }
+
+    pub(super) fn access_log(&self) -> &AccessLog {
+        &self.access_log
+    }
+
+    /// Begins to fill the Bloom filter anew, for `count` hashes and some more: the backend's hashes are to be added from now
+    /// on. False, and nothing is begun, as long as changes are missed.
+    pub(super) fn begin_filter(&self, count: u64) -> bool {
+        let position = self.position();
+        if !position.interrupted {
+            self.hashes.begin(count);
+        }
+        !position.interrupted
+    }
+
+    pub(super) fn add_to_filter(&self, hashes: Vec<StorePathHash>) {
+        self.hashes.add(hashes);
+    }
+
+    /// Uses the new filling, unless changes were missed since it was begun.
+    pub(super) fn finish_filter(&self) {
+        self.hashes.filled();
+    }
+
+    /// Resolves when the filter is to be filled anew.
+    pub(super) async fn filter_outgrown(&self) {
+        tokio::select! {
+            () = self.hashes.outgrown() => {}
+            () = self.resumed.notified() => {}
+        }
+    }
+
+    fn position(&self) -> MutexGuard<'_, Position> {
+        self.position.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Follower for Hot {
+    fn apply(&self, sequence: u64, changes: &Changes) {
+        let mut position = self.position();
+        let missed = position.interrupted || sequence != position.sequence + 1;
+        *position = Position { sequence, interrupted: false };
+        if missed {
+            self.hashes.forget();
+            self.narinfos.reopen();
+            self.resumed.notify_one();
+            return;
+        }
+        self.hashes.add(changes.added.iter().copied());
+        if changes.everything {
+            self.narinfos.forget_all();
+        } else if !(changes.changed.is_empty() && changes.removed.is_empty()) {
+            self.narinfos.forget(changes.changed.iter().chain(&changes.removed));
+        }
+    }
+
+    fn interrupted(&self) {
+        let mut position = self.position();
+        position.interrupted = true;
+        self.hashes.forget();
+        self.narinfos.close();
     }
 }

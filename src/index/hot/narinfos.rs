@@ -1,95 +1,119 @@
-//! The narinfos that were asked for most, as they are sent. Each is what the index says: a write that changes one takes it
-//! out before the write is acknowledged, and a reader that was slow never puts back what was true before.
+//! Narinfos that were asked for most, as they are sent. Each is what the backend has: a write that changes one takes it out
+//! before the write is acknowledged, and a reader that was slow never puts back what was true before.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use narinfo::{NarHash, StorePath, StorePathHash};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
-use crate::index::sqlite::uses::Noted;
+use crate::index::access_log::LastNoted;
 
-/// What an entry takes beside its texts, roughly.
+/// Bytes of an entry beside its texts, roughly.
 const ENTRY_BYTES: u64 = 256;
-/// Bytes of a usual entry: what the tables are laid out for.
+/// Bytes of a usual entry, for which the tables are laid out.
 const USUAL_BYTES: u64 = 1024;
 
 /// A path that is served, and its narinfo.
 #[derive(Debug)]
-pub struct Ready {
+pub struct CachedNarInfo {
     /// The path.
     pub path: StorePath,
     /// SHA-256 of its plain NAR.
     pub nar_hash: NarHash,
     /// The derivation that produced it, where known.
     pub deriver: Option<StorePath>,
-    /// Whether its contents are yet to be packed or fetched by us.
+    /// True where its contents are yet to be packed or fetched by us.
     pub to_come: bool,
     /// The narinfo.
     pub narinfo: Bytes,
-    /// Whether its use is noted.
-    pub(in crate::index) noted: Noted,
+    /// The epoch of the access log in which its use was noted last.
+    pub(in crate::index) noted: LastNoted,
 }
 
-/// How many writes had changed a narinfo when a reader began.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// Number of writes that had changed a narinfo when a reader began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::index) struct Moment(u64);
 
 /// The narinfos, within a number of bytes.
-pub(in crate::index) struct Memory {
-    ready: Cache<StorePathHash, Arc<Ready>, Weight>,
+pub(super) struct NarInfoCache {
+    narinfos: Cache<StorePathHash, Arc<CachedNarInfo>, Weight>,
     /// Locked to change what is in there, never to look.
-    moment: Mutex<Moment>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    moment: Moment,
+    /// True while changes are missed: nothing is put in.
+    closed: bool,
 }
 
 #[derive(Clone)]
 struct Weight;
 
-impl Weighter<StorePathHash, Arc<Ready>> for Weight {
-    fn weight(&self, _: &StorePathHash, ready: &Arc<Ready>) -> u64 {
-        let deriver = ready.deriver.as_ref().map_or(0, |deriver| deriver.name().len());
-        ENTRY_BYTES + (ready.narinfo.len() + ready.path.name().len() + deriver) as u64
+impl Weighter<StorePathHash, Arc<CachedNarInfo>> for Weight {
+    fn weight(&self, _: &StorePathHash, cached: &Arc<CachedNarInfo>) -> u64 {
+        let deriver = cached.deriver.as_ref().map_or(0, |deriver| deriver.name().len());
+        ENTRY_BYTES + (cached.narinfo.len() + cached.path.name().len() + deriver) as u64
     }
 }
 
-impl Memory {
-    /// Room for so many bytes; 0 remembers nothing.
-    pub(in crate::index) fn new(bytes_max: u64) -> Self {
+impl NarInfoCache {
+    /// Room for so many bytes; 0 keeps nothing.
+    pub(super) fn new(bytes_max: u64) -> Self {
         let entries = usize::try_from(bytes_max / USUAL_BYTES).unwrap_or(usize::MAX);
-        Self { ready: Cache::with_weighter(entries, bytes_max, Weight), moment: Mutex::new(Moment(0)) }
+        let state = State { moment: Moment(0), closed: false };
+        Self { narinfos: Cache::with_weighter(entries, bytes_max, Weight), state: Mutex::new(state) }
     }
 
-    pub(in crate::index) fn get(&self, hash: StorePathHash) -> Option<Arc<Ready>> {
-        self.ready.get(&hash)
+    pub(super) fn get(&self, hash: StorePathHash) -> Option<Arc<CachedNarInfo>> {
+        self.narinfos.get(&hash)
     }
 
-    /// To be taken before the index is read.
-    pub(in crate::index) fn moment(&self) -> Moment {
-        *self.moment.lock().unwrap_or_else(PoisonError::into_inner)
+    /// To be taken before the backend is read.
+    pub(super) fn moment(&self) -> Moment {
+        self.state().moment
     }
 
     /// Puts in what was read since `read_at`, unless something has been changed meanwhile.
-    pub(in crate::index) fn put(&self, read_at: Moment, ready: &Arc<Ready>) {
-        let moment = self.moment.lock().unwrap_or_else(PoisonError::into_inner);
-        if *moment == read_at {
-            self.ready.insert(ready.path.hash(), Arc::clone(ready));
+    pub(super) fn put(&self, read_at: Moment, narinfo: &Arc<CachedNarInfo>) {
+        let state = self.state();
+        if state.moment == read_at && !state.closed {
+            self.narinfos.insert(narinfo.path.hash(), Arc::clone(narinfo));
         }
     }
 
-    /// Takes out what a write has changed. To be called once that is committed, and before anyone is told.
-    pub(in crate::index) fn forget(&self, changed: &[StorePathHash]) {
-        let mut moment = self.moment.lock().unwrap_or_else(PoisonError::into_inner);
-        moment.0 += 1;
+    /// Takes out what a write has changed. To be called once that is committed, and before it is acknowledged.
+    pub(super) fn forget<'a>(&self, changed: impl Iterator<Item = &'a StorePathHash>) {
+        let mut state = self.state();
+        state.moment.0 += 1;
         for hash in changed {
-            self.ready.remove(hash);
+            self.narinfos.remove(hash);
         }
     }
 
     /// Takes out everything, in the same way.
-    pub(in crate::index) fn forget_all(&self) {
-        let mut moment = self.moment.lock().unwrap_or_else(PoisonError::into_inner);
-        moment.0 += 1;
-        self.ready.clear();
+    pub(super) fn forget_all(&self) {
+        let mut state = self.state();
+        state.moment.0 += 1;
+        self.narinfos.clear();
+    }
+
+    /// Takes out everything, and keeps nothing until it is reopened.
+    pub(super) fn close(&self) {
+        self.state().closed = true;
+        self.forget_all();
+    }
+
+    /// Takes out everything, and keeps again what is read from now on.
+    pub(super) fn reopen(&self) {
+        self.state().closed = false;
+        self.forget_all();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -1,135 +1,30 @@
-//! What package sets have: their generations, the attributes of each current one, and which derivation gives an output.
-//! Only read here; how a generation gets there is in generation.rs.
+//! Package sets: their generations, the attributes of each current one, and the derivations of an output.
+//! Only read here; generation.rs writes.
 
-use std::collections::BTreeSet;
-use std::time::SystemTime;
+use std::collections::{BTreeMap, BTreeSet};
 
 use narinfo::{StorePath, StorePathHash};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::rows::{corrupt, from_unix, unsigned};
-use super::{Error, Index};
+use super::{Error, Sqlite};
+use crate::index::backend::{BackendFuture, Catalogue};
+use crate::model::{
+    AttributeName, AttributeRow, Attributed, Generation, GenerationSize, Maker, Search, SetRow,
+};
 
-/// An attribute of a set, and what became of it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AttributeRow {
-    /// Its path within the set, as Nix writes it.
-    pub attribute: String,
-    /// The system that it was evaluated for.
-    pub system: String,
-    /// Its derivation, or why it has none.
-    pub outcome: Result<StorePath, String>,
-    /// The output that it is: its name, or its path; `None` where evaluation gave neither.
-    pub output: Option<String>,
-    /// Whether it may not be built.
-    pub denied: bool,
-}
-
-/// An attribute as the current generation of its set has it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attributed {
-    /// The number of that generation.
-    pub generation: u64,
-    /// The attribute; `None` where there is none of this name.
-    pub row: Option<AttributeRow>,
-}
-
-/// Which attributes of a set are listed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Search {
-    /// What the attribute, with its quotes or without, or the name of its derivation is like: in all of it where there is a `*`, which
-    /// stands for anything, and else in a part of it. Upper and lower case are alike.
-    pub like: Option<String>,
-    /// The attribute after which the list begins; the empty one is before all others.
-    pub after: String,
-    /// The system that they are evaluated for.
-    pub system: String,
-    /// How many at most.
-    pub max: u32,
-}
-
-/// A derivation that gives an output.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OutputRow {
-    /// The hash of the output's path.
-    pub hash: StorePathHash,
-    /// The derivation.
-    pub drv: StorePath,
-    /// Whether it may not be built, except as an input.
-    pub denied: bool,
-}
-
-/// A derivation that some set has for a hash.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Maker {
-    /// The derivation.
-    pub drv: StorePath,
-    /// The set that denies it, where no other one allows it.
-    pub denied_by: Option<String>,
-}
-
-/// A generation of a set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Generation {
-    /// Its number.
-    pub id: u64,
-    /// The settings that it was made with.
-    pub made_by: String,
-    /// The path that holds its derivations in the Nix store.
-    pub holder: StorePath,
-    /// When it was made.
-    pub made_at: SystemTime,
-    /// When the next one took its place.
-    pub replaced_at: Option<SystemTime>,
-    /// How much there is in it.
-    pub size: GenerationSize,
-}
-
-/// How much there is in a generation.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct GenerationSize {
-    /// Attributes that gave a derivation.
-    pub attributes: u64,
-    /// Those of them that may not be built.
-    pub denied: u64,
-    /// Attributes that failed to evaluate.
-    pub errors: u64,
-    /// Derivations in the closure of what may be built.
-    pub derivations: u64,
-}
-
-/// What is on record of a set.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SetRow {
-    /// When a refresh ended last.
-    pub tried_at: Option<SystemTime>,
-    /// Why it failed.
-    pub failure: Option<String>,
-    /// Its generations, the current one first.
-    pub generations: Vec<Generation>,
-}
-
-impl Index {
-    /// The derivations that sets have for a hash: those of current generations first.
-    ///
-    /// # Errors
-    /// When SQLite fails or a row is damaged.
-    pub async fn makers(&self, hash: StorePathHash) -> Result<Vec<Maker>, Error> {
-        self.readers.run(move |connection| makers(connection, hash)).await
+impl Catalogue for Sqlite {
+    fn makers(&self, hash: StorePathHash) -> BackendFuture<'_, Vec<Maker>> {
+        self.read(move |connection| makers(connection, hash))
     }
 
-    /// An attribute as the current generation of a set has it for a system; `None` where there is no generation.
-    ///
-    /// # Errors
-    /// When SQLite fails or the row is damaged.
-    pub async fn attribute(
+    fn attribute(
         &self,
         set: String,
         attribute: String,
         system: String,
-    ) -> Result<Option<Attributed>, Error> {
-        self.readers
-            .run(move |connection| {
+    ) -> BackendFuture<'_, Option<Attributed>> {
+        self.read(move |connection| {
                 let mut statement = connection.prepare_cached(
                     "SELECT a.attribute, a.system, a.drv, a.error, a.denied, a.output, g.id FROM catalogue_set s \
                      JOIN catalogue_generation g ON g.set_id = s.id AND g.replaced_at IS NULL \
@@ -142,21 +37,10 @@ impl Index {
                 let row_of_it = known.then(|| attribute_row(row)).transpose()?;
                 Ok(Some(Attributed { generation: unsigned(row.get(6)?), row: row_of_it }))
             })
-            .await
     }
 
-    /// Attributes of the current generation of a set, in the order of their names, with the generation's number; `None` where there
-    /// is none.
-    ///
-    /// # Errors
-    /// When SQLite fails or a row is damaged.
-    pub async fn listed(
-        &self,
-        set: String,
-        search: Search,
-    ) -> Result<Option<(u64, Vec<AttributeRow>)>, Error> {
-        self.readers
-            .run(move |connection| {
+    fn listed(&self, set: String, search: Search) -> BackendFuture<'_, Option<(u64, Vec<AttributeRow>)>> {
+        self.read(move |connection| {
                 let sql = "SELECT s.id, g.id FROM catalogue_set s JOIN catalogue_generation g \
                            ON g.set_id = s.id AND g.replaced_at IS NULL WHERE s.name = ?1";
                 let current = connection.query_row(sql, [set], |row| Ok((row.get(0)?, row.get(1)?)));
@@ -176,16 +60,10 @@ impl Index {
                 }
                 Ok(Some((unsigned(generation), found)))
             })
-            .await
     }
 
-    /// What every set has under the name of this attribute, with the set's name, for each system.
-    ///
-    /// # Errors
-    /// When SQLite fails or a row is damaged.
-    pub async fn attributes(&self, attribute: String) -> Result<Vec<(String, AttributeRow)>, Error> {
-        self.readers
-            .run(move |connection| {
+    fn attributes(&self, attribute: String) -> BackendFuture<'_, Vec<(String, AttributeRow)>> {
+        self.read(move |connection| {
                 let mut statement = connection.prepare_cached(
                     "SELECT a.attribute, a.system, a.drv, a.error, a.denied, a.output, s.name FROM catalogue_set s \
                      JOIN catalogue_attribute a ON a.set_id = s.id AND a.attribute = ?1 ORDER BY s.id, a.system",
@@ -197,16 +75,10 @@ impl Index {
                 }
                 Ok(found)
             })
-            .await
     }
 
-    /// The derivations of all attributes of the current generation of a set that may be built.
-    ///
-    /// # Errors
-    /// When SQLite fails or a row is damaged.
-    pub async fn allowed_derivations(&self, set: String) -> Result<BTreeSet<StorePath>, Error> {
-        self.readers
-            .run(move |connection| {
+    fn allowed_derivations(&self, set: String) -> BackendFuture<'_, BTreeSet<StorePath>> {
+        self.read(move |connection| {
                 let mut statement = connection.prepare_cached(
                     "SELECT drv FROM catalogue_attribute \
                      WHERE set_id = (SELECT id FROM catalogue_set WHERE name = ?1) AND drv IS NOT NULL AND NOT denied",
@@ -214,85 +86,96 @@ impl Index {
                 let rows = statement.query_map([set], |row| row.get::<_, String>(0))?;
                 rows.map(|name| store_path(&name?)).collect()
             })
-            .await
     }
 
-    /// Whether the current generation of a set has this derivation under some name.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn has_derivation(&self, set: String, drv: StorePath) -> Result<bool, Error> {
-        self.readers
-            .run(move |connection| {
-                let mut statement = connection.prepare_cached(
-                    "SELECT EXISTS (SELECT 1 FROM catalogue_attribute WHERE drv = ?2 \
+    fn has_derivation(&self, set: String, drv: StorePath) -> BackendFuture<'_, bool> {
+        self.read(move |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT EXISTS (SELECT 1 FROM catalogue_attribute WHERE drv = ?2 \
                      AND set_id = (SELECT id FROM catalogue_set WHERE name = ?1))",
-                )?;
-                Ok(statement.query_row(params![set, drv.to_string()], |row| row.get(0))?)
-            })
-            .await
+            )?;
+            Ok(statement.query_row(params![set, drv.to_string()], |row| row.get(0))?)
+        })
     }
 
-    /// The attributes of a set that failed to evaluate, up to so many, in the order of their names.
-    ///
-    /// # Errors
-    /// When SQLite fails or a row is damaged.
-    pub async fn failed_attributes(&self, set: String, max: u32) -> Result<Vec<AttributeRow>, Error> {
-        self.readers
-            .run(move |connection| {
-                let mut statement = connection.prepare_cached(
-                    "SELECT attribute, system, drv, error, denied, output FROM catalogue_attribute \
+    fn failed_attributes(&self, set: String, max: u32) -> BackendFuture<'_, Vec<AttributeRow>> {
+        self.read(move |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT attribute, system, drv, error, denied, output FROM catalogue_attribute \
                      WHERE set_id = (SELECT id FROM catalogue_set WHERE name = ?1) AND error IS NOT NULL \
                      LIMIT ?2",
-                )?;
-                let mut rows = statement.query(params![set, max])?;
-                let mut found = Vec::new();
-                while let Some(row) = rows.next()? {
-                    found.push(attribute_row(row)?);
-                }
-                Ok(found)
-            })
-            .await
+            )?;
+            let mut rows = statement.query(params![set, max])?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next()? {
+                found.push(attribute_row(row)?);
+            }
+            Ok(found)
+        })
     }
 
-    /// What is on record of a set; nothing of one that was never tried.
-    ///
-    /// # Errors
-    /// When SQLite fails or a row is damaged.
-    pub async fn set(&self, name: String) -> Result<SetRow, Error> {
-        self.readers
-            .run(move |connection| {
-                let sql = "SELECT tried_at, failure FROM catalogue_set WHERE name = ?1";
-                let known = connection.query_row(sql, [&name], |row| Ok((row.get(0)?, row.get(1)?)));
-                let Some((tried_at, failure)) = known.optional()? else { return Ok(SetRow::default()) };
-                let tried_at: Option<i64> = tried_at;
-                let mut statement = connection.prepare_cached(
-                    "SELECT id, made_by, holder, made_at, replaced_at, attributes, denied, errors, derivations \
+    fn set(&self, name: String) -> BackendFuture<'_, SetRow> {
+        self.read(move |connection| {
+            let sql = "SELECT tried_at, failure FROM catalogue_set WHERE name = ?1";
+            let known = connection.query_row(sql, [&name], |row| Ok((row.get(0)?, row.get(1)?)));
+            let Some((tried_at, failure)) = known.optional()? else { return Ok(SetRow::default()) };
+            let tried_at: Option<i64> = tried_at;
+            let mut statement = connection.prepare_cached(
+                "SELECT id, made_by, holder, made_at, replaced_at, attributes, denied, errors, derivations \
                      FROM catalogue_generation \
                      WHERE set_id = (SELECT id FROM catalogue_set WHERE name = ?1) ORDER BY id DESC",
-                )?;
-                let mut rows = statement.query([&name])?;
-                let mut generations = Vec::new();
-                while let Some(row) = rows.next()? {
-                    generations.push(generation(row)?);
-                }
-                Ok(SetRow { tried_at: tried_at.map(from_unix), failure, generations })
-            })
-            .await
+            )?;
+            let mut rows = statement.query([&name])?;
+            let mut generations = Vec::new();
+            while let Some(row) = rows.next()? {
+                generations.push(generation(row)?);
+            }
+            Ok(SetRow { tried_at: tried_at.map(from_unix), failure, generations })
+        })
     }
 
-    /// The paths that hold the derivations of all generations.
-    ///
-    /// # Errors
-    /// When SQLite fails or a row is damaged.
-    pub async fn holders(&self) -> Result<Vec<StorePath>, Error> {
-        self.readers
-            .run(|connection| {
-                let mut statement = connection.prepare("SELECT DISTINCT holder FROM catalogue_generation")?;
-                let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
-                rows.map(|name| store_path(&name?)).collect()
-            })
-            .await
+    fn holders(&self) -> BackendFuture<'_, Vec<StorePath>> {
+        self.read(|connection| {
+            let mut statement = connection.prepare("SELECT DISTINCT holder FROM catalogue_generation")?;
+            let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+            rows.map(|name| store_path(&name?)).collect()
+        })
+    }
+
+    fn names_of(&self, drvs: Vec<StorePath>) -> BackendFuture<'_, BTreeMap<StorePath, AttributeName>> {
+        self.read(move |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT s.name, a.attribute, a.system FROM catalogue_attribute a \
+                     JOIN catalogue_set s ON s.id = a.set_id WHERE a.drv = ?1 LIMIT 1",
+            )?;
+            let mut found = BTreeMap::new();
+            for drv in drvs {
+                let name = statement.query_row([drv.to_string()], |row| {
+                    Ok(AttributeName { set: row.get(0)?, attribute: row.get(1)?, system: row.get(2)? })
+                });
+                if let Some(name) = name.optional()? {
+                    found.insert(drv, name);
+                }
+            }
+            Ok(found)
+        })
+    }
+
+    fn derivations_named(&self, names: Vec<AttributeName>) -> BackendFuture<'_, Vec<Option<StorePath>>> {
+        self.read(move |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT drv FROM catalogue_attribute \
+                     WHERE set_id = (SELECT id FROM catalogue_set WHERE name = ?1) \
+                     AND attribute = ?2 AND system = ?3 AND drv IS NOT NULL AND NOT denied",
+            )?;
+            let mut found = Vec::new();
+            for AttributeName { set, attribute, system } in &names {
+                let drv = statement.query_row([set, attribute, system], |row| row.get::<_, String>(0));
+                let drv = drv.optional()?;
+                found.push(drv.map(|drv| StorePath::parse(&drv).map_err(|e| corrupt(&drv, e))).transpose()?);
+            }
+            Ok(found)
+        })
     }
 }
 

@@ -2,52 +2,36 @@
 //! look at all its pages after each start. Damage stays until the next start, since nothing here mends it.
 
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::{Error, Index};
+use super::stored::COUNTED;
+use super::{Error, Sqlite};
 use crate::causes::with_causes;
+use crate::index::backend::{BackendFuture, Unfit, Upkeep};
 use crate::room::Room;
 use crate::trouble::Trouble;
 
-/// How far the look at all pages gives way to everything else, in steps of nice(2).
+/// Priority of the look at all pages, in steps of nice(2): below everything else.
 const NICE: i32 = 19;
-/// How often.
+/// Interval of that look.
 const LOOK_EVERY: Duration = Duration::from_secs(24 * 3600);
-/// How long after the start a health check waits for that look; of a million paths it takes some seconds.
+/// Interval at which a pause of those who write is looked for, to write the log back.
+const LOOK_FOR_PAUSE_EVERY: Duration = Duration::from_secs(5);
+/// Time after the start for which a health check waits for that look; of a million paths it takes some seconds.
 const LOOK_WAIT_MAX: Duration = Duration::from_secs(5);
 /// The time between two writes that only show whether the index can be written.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// With fewer bytes free on its file system, a small write may go well where the next larger one does not.
 const WRITABLE_BYTES_MIN: u64 = 1024 * 1024;
 
-/// Why the index is not to be relied on. The text is for whoever runs the server.
-#[derive(Debug, thiserror::Error)]
-pub enum Unfit {
-    /// It is looked through after the start.
-    #[error("the index is being checked after the start")]
-    Unchecked,
-    /// SQLite, or a row, says so.
-    #[error(
-        "the index is damaged ({0}): stop the server and run `ondine recover`, which makes it anew from what is recorded beside the NARs"
-    )]
-    Damaged(String),
-    /// It cannot be read.
-    #[error("the index cannot be read ({0})")]
-    Unreadable(String),
-    /// It cannot be written.
-    #[error(
-        "the index cannot be written ({0}): what is cached is served, nothing new is; `ondine gc --max-bytes` makes room on a full disk"
-    )]
-    NotWritable(String),
-}
-
 /// The state; clones share it.
 #[derive(Clone)]
-pub(in crate::index) struct Condition(Arc<Shared>);
+pub(super) struct Condition(Arc<Shared>);
 
 struct Shared {
     file: PathBuf,
@@ -59,7 +43,7 @@ struct Shared {
 }
 
 impl Condition {
-    pub(in crate::index) fn new(file: &Path) -> Self {
+    pub(super) fn new(file: &Path) -> Self {
         Self(Arc::new(Shared {
             file: file.to_owned(),
             damage: Trouble::default(),
@@ -71,7 +55,7 @@ impl Condition {
     }
 
     /// Takes note of what came of a look at the index.
-    pub(in crate::index) fn note_read<T>(&self, outcome: &Result<T, Error>) {
+    pub(super) fn note_read<T>(&self, outcome: &Result<T, Error>) {
         if let Err(error) = outcome
             && is_damage(error)
         {
@@ -84,7 +68,7 @@ impl Condition {
     }
 
     /// Takes note of what came of a write.
-    pub(in crate::index) fn note_write<T>(&self, outcome: &Result<T, Error>) {
+    pub(super) fn note_write<T>(&self, outcome: &Result<T, Error>) {
         self.note_read(outcome);
         match outcome {
             Ok(_) => {
@@ -97,7 +81,7 @@ impl Condition {
         }
     }
 
-    /// Whether it is time for another write that only shows whether there can be one.
+    /// True where it is time for another write that only shows that there can be one.
     fn is_time_to_probe(&self) -> bool {
         let mut probed_at = self.0.probed_at.lock().unwrap_or_else(PoisonError::into_inner);
         let due = probed_at.is_none_or(|at| at.elapsed() >= PROBE_EVERY);
@@ -129,26 +113,24 @@ impl Condition {
     }
 }
 
-impl Index {
-    /// Looks for damage in all of the file after the start and once a day, for as long as the server runs.
-    pub async fn watch_for_damage(&self) {
+impl Sqlite {
+    /// Looks for damage in all of the file after the start and once a day.
+    async fn watch_for_damage(&self) {
         loop {
             let outcome = self.look_through().await;
             self.condition.0.looked_through.store(true, Ordering::Relaxed);
             if let Err(error) = outcome
                 && !is_damage(&error)
             {
-                tracing::warn!(error = &error as &dyn std::error::Error, "the index was not looked through");
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "check of the index failed; it is tried again in a day");
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
 
-    /// Looks for damage in all of the file, as far down in rank as a thread can be.
-    ///
-    /// # Errors
-    /// With the damage, or when the file cannot be read.
-    pub async fn look_through(&self) -> Result<(), Error> {
+    /// Looks for damage in all of the file, on a thread of the lowest priority.
+    async fn look_through(&self) -> Result<(), Error> {
         let condition = self.condition.clone();
         let (done, looked) = tokio::sync::oneshot::channel();
         let begun = std::thread::Builder::new().name("index-checker".into()).spawn(move || {
@@ -163,44 +145,71 @@ impl Index {
             Err(error) => Err(Error::Thread(error)),
         }
     }
+}
 
-    /// Whether it can be relied on; where the last write has failed, that is tried again.
-    ///
-    /// # Errors
-    /// With the reason why not.
-    pub async fn check(&self) -> Result<(), Unfit> {
-        let Shared { damage, writes, looked_through, opened_at, .. } = &*self.condition.0;
-        if let Some(reason) = damage.get() {
-            return Err(Unfit::Damaged(reason));
-        }
-        if !looked_through.load(Ordering::Relaxed) && opened_at.elapsed() < LOOK_WAIT_MAX {
-            return Err(Unfit::Unchecked);
-        }
-        let read = |connection: &Connection| Ok(connection.execute_batch("SELECT 1 FROM path LIMIT 1")?);
-        self.readers.run(read).await.map_err(|error| Unfit::Unreadable(error.to_string()))?;
-        if let Some(bytes) = self.condition.short_of_room() {
-            return Err(Unfit::NotWritable(format!("the disk is full: {bytes} bytes are left")));
-        }
-        if writes.get().is_some() && self.condition.is_time_to_probe() {
-            // The same values: no trigger and no reader sees it.
-            let write = self.writer.run(|transaction| {
-                transaction.execute("UPDATE stored SET nars = nars", [])?;
-                Ok(())
-            });
-            // Noted where it was done.
-            let _ = write.await;
-        }
-        writes.get().map_or(Ok(()), |reason| Err(Unfit::NotWritable(reason)))
+impl Upkeep for Sqlite {
+    fn maintain(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(async {
+            tokio::join!(
+                self.watch_for_damage(),
+                self.writer.write_back_in_pauses(LOOK_FOR_PAUSE_EVERY),
+                self.keep_ledger_short()
+            );
+        })
     }
 
-    /// Resolves once a write was refused by the system, a full disk as a rule, since this resolved last.
-    pub async fn write_refused(&self) {
-        self.condition.0.writes.noted().await;
+    fn check(&self) -> Pin<Box<dyn Future<Output = Result<(), Unfit>> + Send + '_>> {
+        Box::pin(async {
+            let Shared { damage, writes, looked_through, opened_at, .. } = &*self.condition.0;
+            if let Some(reason) = damage.get() {
+                return Err(Unfit::Damaged(reason));
+            }
+            if !looked_through.load(Ordering::Relaxed) && opened_at.elapsed() < LOOK_WAIT_MAX {
+                return Err(Unfit::Unchecked);
+            }
+            let read = |connection: &Connection| Ok(connection.execute_batch("SELECT 1 FROM path LIMIT 1")?);
+            self.readers.run(read).await.map_err(|error| Unfit::Unreadable(error.to_string()))?;
+            if let Some(bytes) = self.condition.short_of_room() {
+                return Err(Unfit::NotWritable(format!("the disk is full: {bytes} bytes are left")));
+            }
+            if writes.get().is_some() && self.condition.is_time_to_probe() {
+                // The same values: no trigger and no reader sees it.
+                let write = self.writer.run(|transaction| {
+                    transaction.execute("UPDATE stored SET nars = nars", [])?;
+                    Ok(())
+                });
+                // Noted where it was done.
+                let _ = write.await;
+            }
+            writes.get().map_or(Ok(()), |reason| Err(Unfit::NotWritable(reason)))
+        })
+    }
+
+    fn verify(&self) -> BackendFuture<'_, ()> {
+        Box::pin(async { Ok(self.look_through().await?) })
+    }
+
+    fn verify_totals(&self) -> BackendFuture<'_, bool> {
+        let sql = format!("SELECT (SELECT nars, bytes, paths FROM stored) IS ({COUNTED})");
+        self.read(move |connection| Ok(connection.query_row(&sql, [], |row| row.get(0))?))
+    }
+
+    fn recompute_totals(&self) -> BackendFuture<'_, ()> {
+        let sql = format!("DELETE FROM stored; INSERT INTO stored {COUNTED}");
+        self.write(move |transaction| Ok(transaction.execute_batch(&sql)?))
+    }
+
+    fn write_refused(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        Box::pin(self.condition.0.writes.noted())
+    }
+
+    fn close(&self) -> BackendFuture<'_, ()> {
+        Box::pin(async { Ok(self.writer.empty_log().await?) })
     }
 }
 
-/// Whether it tells of a file that is not what SQLite or this program has written.
-fn is_damage(error: &Error) -> bool {
+/// True for a file that is not what SQLite or this program has written.
+pub(super) fn is_damage(error: &Error) -> bool {
     matches!(error, Error::Corrupt { .. } | Error::Pages(_))
         || matches!(code(error), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }

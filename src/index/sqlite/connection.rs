@@ -13,8 +13,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::Error;
 use super::condition::Condition;
 use super::ledger::LedgerHandle;
+use crate::index::backend::{Changes, Follower};
 
-/// How long a reader waits for a lock that only a checkpoint or a migration holds.
+/// Time for which a reader waits for a lock that only a checkpoint or a migration holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Writes that may wait for the writer thread; more make their askers wait.
 const WRITES_QUEUED_MAX: usize = 256;
@@ -27,7 +28,7 @@ const LOG_PAGES_MAX: i64 = 16_384;
 const LOG_BYTES_KEPT: i64 = 64 * 1024 * 1024;
 /// The schema's version, in `user_version`.
 const SCHEMA_VERSION: i64 = 7;
-/// What brings each older version to the next one, from version 1 on.
+/// Migrations of each older version to the next one, from version 1 on.
 const MIGRATIONS: [&str; 6] = [
     include_str!("from_1.sql"),
     include_str!("from_2.sql"),
@@ -41,17 +42,43 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
 /// The way to the writer thread; the thread ends when the last handle is dropped.
 #[derive(Clone)]
-pub(in crate::index) struct Writer {
+pub(super) struct Writer {
     jobs: mpsc::Sender<Job>,
-    /// Whether the log may have something that is not written back.
+    /// True where the log may have something that is not written back.
     written: Arc<AtomicBool>,
     condition: Condition,
     ledger: LedgerHandle,
+    feed: Feed,
+}
+
+/// The way of changes to whoever follows them; clones share it.
+#[derive(Clone, Default)]
+struct Feed(Arc<Mutex<Told>>);
+
+/// Changes that were told so far, and the follower that they are told.
+#[derive(Default)]
+struct Told {
+    sequence: u64,
+    follower: Option<Arc<dyn Follower>>,
+}
+
+impl Feed {
+    /// Tells a committed write's changes.
+    fn tell(&self, changes: &Changes) {
+        if changes.is_empty() {
+            return;
+        }
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        told.sequence += 1;
+        if let Some(follower) = &told.follower {
+            follower.apply(told.sequence, changes);
+        }
+    }
 }
 
 impl Writer {
     /// Opens (or makes) the database and starts the thread that writes to it.
-    pub(in crate::index) fn open(file: &Path, condition: Condition) -> Result<Self, Error> {
+    pub(super) fn open(file: &Path, condition: Condition) -> Result<Self, Error> {
         let mut connection = Connection::open(file).map_err(|source| Error::open(file, source))?;
         prepare(&mut connection, file)?;
         let (sender, mut jobs) = mpsc::channel::<Job>(WRITES_QUEUED_MAX);
@@ -69,11 +96,12 @@ impl Writer {
             written: Arc::new(AtomicBool::new(true)),
             condition,
             ledger: LedgerHandle::default(),
+            feed: Feed::default(),
         })
     }
 
     /// Writes back what the log has, in a pause of those who write, again and again; looks for one so often.
-    pub(in crate::index) async fn write_back_in_pauses(&self, every: Duration) {
+    pub(super) async fn write_back_in_pauses(&self, every: Duration) {
         loop {
             tokio::time::sleep(every).await;
             let pause = self.jobs.capacity() == WRITES_QUEUED_MAX;
@@ -83,7 +111,7 @@ impl Writer {
                 if let Err(error) = done.await {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
-                        "the index's log is not written back"
+                        "checkpoint of the index failed; it is tried again after the next write"
                     );
                 }
             }
@@ -91,45 +119,53 @@ impl Writer {
     }
 
     /// Writes back all of the log, and empties it: the next start would read it first.
-    pub(in crate::index) async fn empty_log(&self) -> Result<(), Error> {
+    pub(super) async fn empty_log(&self) -> Result<(), Error> {
         let empty =
             |connection: &mut Connection| Ok(connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?);
         self.do_job(empty).await
     }
 
     /// Runs `work` in one transaction; it is durable when this returns `Ok`.
-    pub(in crate::index) async fn run<T: Send + 'static>(
+    pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.run_then(work, |value| value).await
+        self.change(|transaction| Ok((Changes::default(), work(transaction)?))).await
     }
 
-    /// The same, and `then` with what came of it: before the next transaction, whether or not anybody still waits.
-    pub(in crate::index) async fn run_then<T, U: Send + 'static>(
+    /// Runs a write in one transaction, and tells the changes that it gives: once they are committed, before the next
+    /// transaction and before anyone knows that it is done, also where nobody waits for it any more.
+    pub(super) async fn change<T: Send + 'static>(
         &self,
-        work: impl FnOnce(&Transaction<'_>) -> Result<T, Error> + Send + 'static,
-        then: impl FnOnce(T) -> U + Send + 'static,
-    ) -> Result<U, Error> {
+        work: impl FnOnce(&Transaction<'_>) -> Result<(Changes, T), Error> + Send + 'static,
+    ) -> Result<T, Error> {
         self.written.store(true, Ordering::Relaxed);
-        let (condition, ledger) = (self.condition.clone(), self.ledger.clone());
+        let (condition, ledger, feed) = (self.condition.clone(), self.ledger.clone(), self.feed.clone());
         let job = move |connection: &mut Connection| {
             let outcome = in_transaction(connection, &ledger, work);
             condition.note_write(&outcome);
-            outcome.map(then)
+            outcome.map(|(changes, value)| {
+                feed.tell(&changes);
+                value
+            })
         };
         self.do_job(job).await
     }
 
+    /// Tells `follower` of every change from now on.
+    pub(super) fn follow(&self, follower: Arc<dyn Follower>) {
+        self.feed.0.lock().unwrap_or_else(PoisonError::into_inner).follower = Some(follower);
+    }
+
     /// Runs `work` between two transactions.
-    pub(in crate::index) async fn on_connection<T: Send + 'static>(
+    pub(super) async fn on_connection<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         self.do_job(|connection| work(connection)).await
     }
 
-    /// What it writes beside the database, too.
+    /// The ledger that is written beside the database.
     pub(super) fn ledger(&self) -> &LedgerHandle {
         &self.ledger
     }
@@ -161,7 +197,7 @@ fn in_transaction<T>(
 }
 
 /// Reading connections, opened as they are needed.
-pub(in crate::index) struct Readers {
+pub(super) struct Readers {
     file: PathBuf,
     idle: Mutex<Vec<Connection>>,
     turns: Arc<Semaphore>,
@@ -169,24 +205,15 @@ pub(in crate::index) struct Readers {
 }
 
 impl Readers {
-    pub(in crate::index) fn new(file: &Path, condition: Condition) -> Arc<Self> {
+    pub(super) fn new(file: &Path, condition: Condition) -> Arc<Self> {
         let turns = Arc::new(Semaphore::new(READERS_MAX));
         Arc::new(Self { file: file.to_owned(), idle: Mutex::new(Vec::new()), turns, condition })
     }
 
-    pub(in crate::index) async fn run<T: Send + 'static>(
+    pub(super) async fn run<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        self.run_then(work, |found| found).await
-    }
-
-    /// The same, and `then` on the thread that did it, which may wait; nobody waits for the connection meanwhile.
-    pub(in crate::index) async fn run_then<T, U: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
-        then: impl FnOnce(T) -> U + Send + 'static,
-    ) -> Result<U, Error> {
         let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| Error::ReaderGone)?;
         let readers = Arc::clone(self);
         tokio::task::spawn_blocking(move || {
@@ -196,7 +223,7 @@ impl Readers {
             readers.give_back(connection);
             // With the work, also where nobody waits for it any more.
             drop(turn);
-            result.map(then)
+            result
         })
         .await
         .map_err(|_| Error::ReaderGone)?
@@ -268,7 +295,7 @@ fn known_version(connection: &Connection, file: &Path) -> Result<i64, Error> {
 }
 
 /// Looks whether the file could be opened as an index, and changes nothing.
-pub(in crate::index) fn check(file: &Path) -> Result<(), Error> {
+pub(super) fn check(file: &Path) -> Result<(), Error> {
     let connection = Connection::open_with_flags(file, OpenFlags::SQLITE_OPEN_READ_ONLY);
     known_version(&connection.map_err(|source| Error::open(file, source))?, file).map(drop)
 }
@@ -286,8 +313,8 @@ mod tests {
 
     use super::*;
 
-    /// Every column of every table: its type, whether it may be null, its place in the primary key; and whether the table is
-    /// one without row numbers.
+    /// Every column of every table: its type, if it may be null, its place in the primary key; and if the table is one without
+    /// row numbers.
     type Shape = BTreeMap<(String, String), (String, bool, i64, bool)>;
 
     fn shape(file: &Path) -> Shape {
@@ -431,7 +458,8 @@ mod tests {
 
     #[tokio::test]
     async fn the_failures_that_version_1_remembered_are_of_the_same_class() {
-        use crate::index::{FailureClass, Index};
+        use crate::index::Index;
+        use crate::model::FailureClass;
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("index");
         let names = ["0123456789abcdfghijklmnpqrsvwxyz-p.drv", "1123456789abcdfghijklmnpqrsvwxyz-q.drv"];

@@ -5,154 +5,117 @@ use std::time::{Duration, SystemTime};
 use narinfo::StorePath;
 use rusqlite::{OptionalExtension, params};
 
+use super::Sqlite;
 use super::rows::{class_number, corrupt, failure_row, signed, to_unix};
-use super::{Error, Failure, FailureClass, Index};
+use crate::index::backend::{BackendFuture, Failures};
+use crate::model::{Failure, FailureClass};
 
 /// Failures that are listed at most.
 const LISTED_MAX: u32 = 1_000;
 /// Longer than anyone remembers, and short enough to be added to a date.
 const LIFETIME_SECONDS_MAX: i64 = 1 << 40;
 
-impl Index {
-    /// The remembered failure of a derivation, unless its memory has ended by `now`.
-    ///
-    /// # Errors
-    /// When SQLite fails or the row is damaged.
-    pub async fn failure(&self, drv: StorePath, now: SystemTime) -> Result<Option<Failure>, Error> {
-        self.readers
-            .run(move |connection| {
-                let mut statement = connection.prepare_cached(
-                    "SELECT drv, class, cause, reason, failed_at, expires_at FROM failure \
+impl Failures for Sqlite {
+    fn failure(&self, drv: StorePath, now: SystemTime) -> BackendFuture<'_, Option<Failure>> {
+        self.read(move |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT drv, class, cause, reason, failed_at, expires_at FROM failure \
                      WHERE drv = ?1 AND expires_at > ?2",
-                )?;
-                let mut rows = statement.query(params![drv.to_string(), to_unix(now)])?;
-                rows.next()?.map(failure_row).transpose()
-            })
-            .await
+            )?;
+            let mut rows = statement.query(params![drv.to_string(), to_unix(now)])?;
+            rows.next()?.map(failure_row).transpose()
+        })
     }
 
-    /// Remembers a failure in place of an older one, and drops those whose memory has ended.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn remember_failure(&self, failure: Failure) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                transaction
-                    .execute("DELETE FROM failure WHERE expires_at <= ?1", [to_unix(failure.failed_at)])?;
-                transaction.execute(
-                    "INSERT OR REPLACE INTO failure (drv, class, cause, reason, failed_at, expires_at) \
+    fn remember_failure(&self, failure: Failure) -> BackendFuture<'_, ()> {
+        self.write(move |transaction| {
+            transaction
+                .execute("DELETE FROM failure WHERE expires_at <= ?1", [to_unix(failure.failed_at)])?;
+            transaction.execute(
+                "INSERT OR REPLACE INTO failure (drv, class, cause, reason, failed_at, expires_at) \
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
-                    params![
-                        failure.drv.to_string(),
-                        class_number(failure.class),
-                        failure.cause.to_string(),
-                        failure.reason,
-                        to_unix(failure.failed_at),
-                        to_unix(failure.expires_at)
-                    ],
-                )?;
-                Ok(())
-            })
-            .await
+                params![
+                    failure.drv.to_string(),
+                    class_number(failure.class),
+                    failure.cause.to_string(),
+                    failure.reason,
+                    to_unix(failure.failed_at),
+                    to_unix(failure.expires_at)
+                ],
+            )?;
+            Ok(())
+        })
     }
 
-    /// The latest thousand failures whose memory has not ended by `now`, the latest first.
-    ///
-    /// # Errors
-    /// When SQLite fails or a row is damaged.
-    pub async fn failures(&self, now: SystemTime) -> Result<Vec<Failure>, Error> {
-        self.readers
-            .run(move |connection| {
-                let mut statement = connection.prepare_cached(
-                    "SELECT drv, class, cause, reason, failed_at, expires_at FROM failure \
+    fn failures(&self, now: SystemTime) -> BackendFuture<'_, Vec<Failure>> {
+        self.read(move |connection| {
+            let mut statement = connection.prepare_cached(
+                "SELECT drv, class, cause, reason, failed_at, expires_at FROM failure \
                      WHERE expires_at > ?1 ORDER BY failed_at DESC, drv LIMIT ?2",
-                )?;
-                let mut rows = statement.query(params![to_unix(now), LISTED_MAX])?;
-                let mut failures = Vec::new();
-                while let Some(row) = rows.next()? {
-                    failures.push(failure_row(row)?);
-                }
-                Ok(failures)
-            })
-            .await
+            )?;
+            let mut rows = statement.query(params![to_unix(now), LISTED_MAX])?;
+            let mut failures = Vec::new();
+            while let Some(row) = rows.next()? {
+                failures.push(failure_row(row)?);
+            }
+            Ok(failures)
+        })
     }
 
-    /// Forgets the failure of a derivation with its cause, and all that failed because of either. Gives the derivations.
-    ///
-    /// # Errors
-    /// When SQLite fails or a row is damaged.
-    pub async fn forget_failure(&self, drv: StorePath) -> Result<Vec<StorePath>, Error> {
-        self.writer
-            .run(move |transaction| {
-                let drv = drv.to_string();
-                let cause: Option<String> = transaction
-                    .query_row("SELECT cause FROM failure WHERE drv = ?1", [&drv], |row| row.get(0))
-                    .optional()?;
-                let mut delete = transaction.prepare_cached(
-                    "DELETE FROM failure WHERE drv IN (?1, ?2) OR cause IN (?1, ?2) RETURNING drv",
-                )?;
-                let mut rows = delete.query(params![drv, cause])?;
-                let mut forgotten = Vec::new();
-                while let Some(row) = rows.next()? {
-                    let drv: String = row.get(0)?;
-                    forgotten.push(StorePath::parse(&drv).map_err(|e| corrupt(&drv, e))?);
-                }
-                Ok(forgotten)
-            })
-            .await
+    fn forget_failure(&self, drv: StorePath) -> BackendFuture<'_, Vec<StorePath>> {
+        self.write(move |transaction| {
+            let drv = drv.to_string();
+            let cause: Option<String> = transaction
+                .query_row("SELECT cause FROM failure WHERE drv = ?1", [&drv], |row| row.get(0))
+                .optional()?;
+            let mut delete = transaction.prepare_cached(
+                "DELETE FROM failure WHERE drv IN (?1, ?2) OR cause IN (?1, ?2) RETURNING drv",
+            )?;
+            let mut rows = delete.query(params![drv, cause])?;
+            let mut forgotten = Vec::new();
+            while let Some(row) = rows.next()? {
+                let drv: String = row.get(0)?;
+                forgotten.push(StorePath::parse(&drv).map_err(|e| corrupt(&drv, e))?);
+            }
+            Ok(forgotten)
+        })
     }
 
-    /// Ends the memory of a failure at `end` where it would be later.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn end_failure_by(&self, drv: StorePath, end: SystemTime) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                transaction.execute(
-                    "UPDATE failure SET expires_at = ?2 WHERE drv = ?1 AND expires_at > ?2",
-                    params![drv.to_string(), to_unix(end)],
-                )?;
-                Ok(())
-            })
-            .await
+    fn end_failure_by(&self, drv: StorePath, end: SystemTime) -> BackendFuture<'_, ()> {
+        self.write(move |transaction| {
+            transaction.execute(
+                "UPDATE failure SET expires_at = ?2 WHERE drv = ?1 AND expires_at > ?2",
+                params![drv.to_string(), to_unix(end)],
+            )?;
+            Ok(())
+        })
     }
 
-    /// Ends the memory of every failure of a class `lifetime` after its try, and `lifetime` from `now` at the latest, where it
-    /// would be later. Drops those whose memory has ended by `now`.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn shorten_failures(
+    fn shorten_failures(
         &self,
         class: FailureClass,
         lifetime: Duration,
         now: SystemTime,
-    ) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                transaction.execute(
-                    "UPDATE failure SET expires_at = min(expires_at, failed_at + ?2, ?3 + ?2) WHERE class = ?1",
-                    params![class_number(class), signed(lifetime.as_secs()).min(LIFETIME_SECONDS_MAX), to_unix(now)],
-                )?;
-                transaction.execute("DELETE FROM failure WHERE expires_at <= ?1", [to_unix(now)])?;
-                Ok(())
-            })
-            .await
+    ) -> BackendFuture<'_, ()> {
+        self.write(move |transaction| {
+            transaction.execute(
+                "UPDATE failure SET expires_at = min(expires_at, failed_at + ?2, ?3 + ?2) WHERE class = ?1",
+                params![
+                    class_number(class),
+                    signed(lifetime.as_secs()).min(LIFETIME_SECONDS_MAX),
+                    to_unix(now)
+                ],
+            )?;
+            transaction.execute("DELETE FROM failure WHERE expires_at <= ?1", [to_unix(now)])?;
+            Ok(())
+        })
     }
 
-    /// Forgets every refusal: what this server can build may be another matter now.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn forget_refusals(&self) -> Result<(), Error> {
-        self.writer
-            .run(|transaction| {
-                let refused = class_number(FailureClass::Refused);
-                transaction.execute("DELETE FROM failure WHERE class = ?1", [refused])?;
-                Ok(())
-            })
-            .await
+    fn forget_refusals(&self) -> BackendFuture<'_, ()> {
+        self.write(|transaction| {
+            let refused = class_number(FailureClass::Refused);
+            transaction.execute("DELETE FROM failure WHERE class = ?1", [refused])?;
+            Ok(())
+        })
     }
 }

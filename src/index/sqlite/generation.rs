@@ -1,92 +1,52 @@
-//! How a generation of a package set comes into the index, and goes: brought in piece by piece where nobody sees it, put in the
-//! place of the one before in one transaction, forgotten once it has expired.
+//! Generations of package sets: brought in piece by piece where nobody sees them, made current in one transaction, dropped
+//! once they have expired.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use narinfo::StorePath;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
-use super::catalogue::{AttributeRow, GenerationSize, OutputRow};
-use super::demand::AttributeName;
 use super::rows::{signed, to_unix, unsigned};
-use super::{Error, Index};
+use super::{Error, Sqlite};
+use crate::index::backend::{BackendFuture, Changes, Generations};
+use crate::model::{AttributeName, AttributeRow, GenerationSize, NewGeneration, OutputRow, Swapped};
 
-/// A generation that is complete.
-#[derive(Clone, Debug)]
-pub struct NewGeneration {
-    /// The set's name.
-    pub set: String,
-    /// The settings that it was made with.
-    pub made_by: String,
-    /// The path that holds its derivations in the Nix store.
-    pub holder: StorePath,
-    /// How much there is in it.
-    pub size: GenerationSize,
-}
-
-/// How a generation compares with the one before.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Swapped {
-    /// The new generation's number.
-    pub generation: u64,
-    /// Outputs that were not there before.
-    pub added: u64,
-    /// Outputs that are not there any more.
-    pub removed: u64,
-}
-
-impl Index {
-    /// Forgets what was brought in of a generation and never became one, and the sets that are not among `names`.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn keep_sets(&self, names: Vec<String>) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                // What changes nothing writes nothing: a start does not wait for the disk.
-                let half_made = "SELECT EXISTS (SELECT 1 FROM catalogue_new_attribute) \
+impl Generations for Sqlite {
+    fn sync_sets(&self, names: Vec<String>) -> BackendFuture<'_, ()> {
+        self.write(move |transaction| {
+            // What changes nothing writes nothing: a start does not wait for the disk.
+            let half_made = "SELECT EXISTS (SELECT 1 FROM catalogue_new_attribute) \
                      OR EXISTS (SELECT 1 FROM catalogue_new_output)";
-                if transaction.query_row(half_made, [], |row| row.get(0))? {
-                    clear(transaction)?;
-                }
-                transaction.execute_batch(
-                    "CREATE TEMP TABLE IF NOT EXISTS configured_set (name TEXT PRIMARY KEY); \
+            if transaction.query_row(half_made, [], |row| row.get(0))? {
+                clear(transaction)?;
+            }
+            transaction.execute_batch(
+                "CREATE TEMP TABLE IF NOT EXISTS configured_set (name TEXT PRIMARY KEY); \
                      DELETE FROM configured_set",
-                )?;
-                for name in &names {
-                    transaction.execute("INSERT OR IGNORE INTO configured_set VALUES (?1)", [name])?;
-                    transaction.execute("INSERT OR IGNORE INTO catalogue_set (name) VALUES (?1)", [name])?;
-                }
-                let gone = "DELETE FROM catalogue_set WHERE name NOT IN (SELECT name FROM configured_set)";
-                if transaction.execute(gone, [])? > 0 {
-                    transaction.execute_batch(
-                        "DELETE FROM catalogue_generation WHERE set_id NOT IN (SELECT id FROM catalogue_set); \
+            )?;
+            for name in &names {
+                transaction.execute("INSERT OR IGNORE INTO configured_set VALUES (?1)", [name])?;
+                transaction.execute("INSERT OR IGNORE INTO catalogue_set (name) VALUES (?1)", [name])?;
+            }
+            let gone = "DELETE FROM catalogue_set WHERE name NOT IN (SELECT name FROM configured_set)";
+            if transaction.execute(gone, [])? > 0 {
+                transaction.execute_batch(
+                    "DELETE FROM catalogue_generation WHERE set_id NOT IN (SELECT id FROM catalogue_set); \
                          DELETE FROM catalogue_attribute WHERE set_id NOT IN (SELECT id FROM catalogue_set); \
                          DELETE FROM catalogue_output WHERE set_id NOT IN (SELECT id FROM catalogue_set)",
-                    )?;
-                }
-                Ok(())
-            })
-            .await
+                )?;
+            }
+            Ok(())
+        })
     }
 
-    /// Starts a generation, of which nobody sees anything yet. One at a time.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn start_generation(&self) -> Result<(), Error> {
-        self.writer.run(clear).await
+    fn start_generation(&self) -> BackendFuture<'_, ()> {
+        self.write(clear)
     }
 
-    /// Brings in attributes of the generation that was started.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn add_attributes(&self, rows: Vec<AttributeRow>) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
+    fn add_attributes(&self, rows: Vec<AttributeRow>) -> BackendFuture<'_, ()> {
+        self.write(move |transaction| {
                 let mut insert = transaction.prepare_cached(
                     "INSERT OR REPLACE INTO catalogue_new_attribute (attribute, system, drv, error, denied, output) \
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
@@ -105,188 +65,132 @@ impl Index {
                 }
                 Ok(())
             })
-            .await
     }
 
-    /// Has these derivations be denied, and those be allowed, under all of their names in the generation that was started. How
-    /// many attributes it has.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn settle_attributes(
+    fn settle_attributes(
         &self,
         denied: Vec<StorePath>,
         allowed: Vec<StorePath>,
-    ) -> Result<GenerationSize, Error> {
-        self.writer
-            .run(move |transaction| {
-                transaction.execute_batch(
-                    "CREATE TEMP TABLE IF NOT EXISTS settled (drv TEXT PRIMARY KEY, denied INTEGER); \
+    ) -> BackendFuture<'_, GenerationSize> {
+        self.write(move |transaction| {
+            transaction.execute_batch(
+                "CREATE TEMP TABLE IF NOT EXISTS settled (drv TEXT PRIMARY KEY, denied INTEGER); \
                      DELETE FROM settled",
-                )?;
-                let mut insert = transaction.prepare("INSERT OR IGNORE INTO settled VALUES (?1, ?2)")?;
-                for (drvs, denied) in [(&denied, true), (&allowed, false)] {
-                    for drv in drvs {
-                        insert.execute(params![drv.to_string(), denied])?;
-                    }
+            )?;
+            let mut insert = transaction.prepare("INSERT OR IGNORE INTO settled VALUES (?1, ?2)")?;
+            for (drvs, denied) in [(&denied, true), (&allowed, false)] {
+                for drv in drvs {
+                    insert.execute(params![drv.to_string(), denied])?;
                 }
-                if !(denied.is_empty() && allowed.is_empty()) {
-                    transaction.execute_batch(
-                        "UPDATE catalogue_new_attribute SET denied = s.denied FROM settled s \
+            }
+            if !(denied.is_empty() && allowed.is_empty()) {
+                transaction.execute_batch(
+                    "UPDATE catalogue_new_attribute SET denied = s.denied FROM settled s \
                          WHERE s.drv = catalogue_new_attribute.drv",
-                    )?;
-                }
-                let sql = "SELECT count(drv), count(*) FILTER (WHERE drv IS NOT NULL AND denied), count(error) \
-                           FROM catalogue_new_attribute";
-                let number = |row: &rusqlite::Row<'_>, column| row.get(column).map(unsigned);
-                Ok(transaction.query_row(sql, [], |row| {
-                    let (attributes, denied, errors) = (number(row, 0)?, number(row, 1)?, number(row, 2)?);
-                    Ok(GenerationSize { attributes, denied, errors, derivations: 0 })
-                })?)
-            })
-            .await
-    }
-
-    /// Has the attributes with these derivations fail instead, in the generation that was started, each for its reason. Gives how
-    /// many that are.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn fail_attributes(&self, failures: Vec<(StorePath, String)>) -> Result<u64, Error> {
-        self.writer
-            .run(move |transaction| {
-                let mut fail = transaction.prepare_cached(
-                    "UPDATE catalogue_new_attribute SET drv = NULL, output = NULL, denied = 0, error = ?2 \
-                     WHERE drv = ?1",
                 )?;
-                let mut count = 0;
-                for (drv, reason) in &failures {
-                    count += fail.execute(params![drv.to_string(), reason])? as u64;
-                }
-                Ok(count)
-            })
-            .await
+            }
+            let sql = "SELECT count(drv), count(*) FILTER (WHERE drv IS NOT NULL AND denied), count(error) \
+                           FROM catalogue_new_attribute";
+            let number = |row: &rusqlite::Row<'_>, column| row.get(column).map(unsigned);
+            Ok(transaction.query_row(sql, [], |row| {
+                let (attributes, denied, errors) = (number(row, 0)?, number(row, 1)?, number(row, 2)?);
+                Ok(GenerationSize { attributes, denied, errors, derivations: 0 })
+            })?)
+        })
     }
 
-    /// Puts the words of an attribute that failed into the place of what is told of it, in a generation that is still the
-    /// current one of its set.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn explain_attribute(
+    fn fail_attributes(&self, failures: Vec<(StorePath, String)>) -> BackendFuture<'_, u64> {
+        self.write(move |transaction| {
+            let mut fail = transaction.prepare_cached(
+                "UPDATE catalogue_new_attribute SET drv = NULL, output = NULL, denied = 0, error = ?2 \
+                     WHERE drv = ?1",
+            )?;
+            let mut count = 0;
+            for (drv, reason) in &failures {
+                count += fail.execute(params![drv.to_string(), reason])? as u64;
+            }
+            Ok(count)
+        })
+    }
+
+    fn explain_attribute(
         &self,
         generation: u64,
         name: AttributeName,
         error: String,
-    ) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                transaction.execute(
-                    "UPDATE catalogue_attribute SET error = ?4 WHERE drv IS NULL AND attribute = ?2 \
+    ) -> BackendFuture<'_, ()> {
+        self.write(move |transaction| {
+            transaction.execute(
+                "UPDATE catalogue_attribute SET error = ?4 WHERE drv IS NULL AND attribute = ?2 \
                      AND system = ?3 AND set_id = \
                      (SELECT set_id FROM catalogue_generation WHERE id = ?1 AND replaced_at IS NULL)",
-                    params![signed(generation), name.attribute, name.system, error],
-                )?;
-                Ok(())
-            })
-            .await
+                params![signed(generation), name.attribute, name.system, error],
+            )?;
+            Ok(())
+        })
     }
 
-    /// Brings in outputs of the generation that was started. What is allowed once is not denied any more.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn add_outputs(&self, rows: Vec<OutputRow>) -> Result<(), Error> {
-        let known = Arc::clone(&self.known);
-        self.writer
-            .run(move |transaction| {
-                let mut insert = transaction.prepare_cached(
-                    "INSERT INTO catalogue_new_output (hash, drv, denied) VALUES (?1, ?2, ?3) \
-                     ON CONFLICT (hash, drv) DO UPDATE SET denied = min(denied, excluded.denied)",
-                )?;
-                for row in &rows {
-                    known.add([row.hash]);
-                    insert.execute(params![row.hash.as_str(), row.drv.to_string(), row.denied])?;
-                }
-                Ok(())
-            })
-            .await
+    fn add_outputs(&self, rows: Vec<OutputRow>) -> BackendFuture<'_, ()> {
+        self.change(move |transaction| {
+            let mut insert = transaction.prepare_cached(
+                "INSERT INTO catalogue_new_output (hash, drv, denied) VALUES (?1, ?2, ?3) \
+                 ON CONFLICT (hash, drv) DO UPDATE SET denied = min(denied, excluded.denied)",
+            )?;
+            for row in &rows {
+                insert.execute(params![row.hash.as_str(), row.drv.to_string(), row.denied])?;
+            }
+            Ok((Changes::added(rows.iter().map(|row| row.hash).collect()), ()))
+        })
     }
 
-    /// Makes what was brought in the current generation of its set, and forgets the failures of derivations that are not in it
-    /// any more: all of it or nothing.
-    ///
-    /// # Errors
-    /// When SQLite fails; then everything is as before.
-    pub async fn swap_generation(&self, new: NewGeneration) -> Result<Swapped, Error> {
-        self.writer.run(move |transaction| swap(transaction, &new)).await
+    fn swap_generation(&self, new: NewGeneration) -> BackendFuture<'_, Swapped> {
+        self.write(move |transaction| swap(transaction, &new))
     }
 
-    /// Brings what was evaluated of a generation that is there already into it: an attribute, the outputs of what it needs, and
-    /// what holds all its derivations from now on. False, and nothing is brought in, when the generation is not the current one
-    /// any more.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn add_evaluated(
+    fn add_evaluated(
         &self,
         generation: u64,
         row: AttributeRow,
         outputs: Vec<OutputRow>,
         holder: StorePath,
-    ) -> Result<bool, Error> {
-        let known = Arc::clone(&self.known);
-        self.writer
-            .run(move |transaction| {
-                known.add(outputs.iter().map(|output| output.hash));
-                add_evaluated(transaction, signed(generation), &row, &outputs, &holder)
-            })
-            .await
+    ) -> BackendFuture<'_, bool> {
+        self.change(move |transaction| {
+            let added = add_evaluated(transaction, signed(generation), &row, &outputs, &holder)?;
+            let hashes = if added { outputs.iter().map(|output| output.hash).collect() } else { Vec::new() };
+            Ok((Changes::added(hashes), added))
+        })
     }
 
-    /// A refresh ended without a new generation: the set is as it was, or why that could not be told.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn record_refresh(&self, set: String, failure: Option<String>) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
-                clear(transaction)?;
-                transaction.execute(
-                    "UPDATE catalogue_set SET tried_at = ?2, failure = ?3 WHERE name = ?1",
-                    params![set, to_unix(SystemTime::now()), failure],
-                )?;
-                Ok(())
-            })
-            .await
+    fn record_refresh(&self, set: String, failure: Option<String>) -> BackendFuture<'_, ()> {
+        self.write(move |transaction| {
+            clear(transaction)?;
+            transaction.execute(
+                "UPDATE catalogue_set SET tried_at = ?2, failure = ?3 WHERE name = ?1",
+                params![set, to_unix(SystemTime::now()), failure],
+            )?;
+            Ok(())
+        })
     }
 
-    /// Forgets the generations of a set that were replaced longer than `keep` ago. One that was replaced by a clock ahead of this
-    /// one counts as replaced now.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn expire_generations(&self, set: String, keep: Duration) -> Result<(), Error> {
+    fn expire_generations(&self, set: String, keep: Duration) -> BackendFuture<'_, ()> {
         let now = SystemTime::now();
         let (before, now) = (now.checked_sub(keep).map_or(0, to_unix), to_unix(now));
-        self.writer
-            .run(move |transaction| {
-                let set = set_id(transaction, &set)?;
-                transaction.execute(
-                    "UPDATE catalogue_generation SET replaced_at = ?2 WHERE set_id = ?1 AND replaced_at > ?2",
-                    [set, now],
-                )?;
-                let sql = "SELECT id FROM catalogue_generation WHERE set_id = ?1 AND replaced_at <= ?2";
-                let mut statement = transaction.prepare_cached(sql)?;
-                let expired = statement.query_map([set, before], |row| row.get::<_, i64>(0))?;
-                for id in expired.collect::<Result<Vec<_>, _>>()? {
-                    transaction
-                        .execute("DELETE FROM catalogue_output WHERE set_id = ?1 AND last = ?2", [set, id])?;
-                    transaction.execute("DELETE FROM catalogue_generation WHERE id = ?1", [id])?;
-                }
-                Ok(())
-            })
-            .await
+        self.write(move |transaction| {
+            let set = set_id(transaction, &set)?;
+            transaction.execute(
+                "UPDATE catalogue_generation SET replaced_at = ?2 WHERE set_id = ?1 AND replaced_at > ?2",
+                [set, now],
+            )?;
+            let sql = "SELECT id FROM catalogue_generation WHERE set_id = ?1 AND replaced_at <= ?2";
+            let mut statement = transaction.prepare_cached(sql)?;
+            let expired = statement.query_map([set, before], |row| row.get::<_, i64>(0))?;
+            for id in expired.collect::<Result<Vec<_>, _>>()? {
+                transaction
+                    .execute("DELETE FROM catalogue_output WHERE set_id = ?1 AND last = ?2", [set, id])?;
+                transaction.execute("DELETE FROM catalogue_generation WHERE id = ?1", [id])?;
+            }
+            Ok(())
+        })
     }
 }
 

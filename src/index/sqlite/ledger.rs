@@ -13,9 +13,9 @@ use narinfo::{DrvOutput, Realisation};
 use rusqlite::{Connection, Row, Transaction};
 
 use super::nar::joined_nar_row;
-use super::record::{Record, Recorded};
 use super::rows::{PATH_COLUMNS, path_row};
-use super::{Error, Index, upstream};
+use super::{Error, Sqlite, upstream};
+use crate::index::{Record, Recorded};
 
 /// The files in its folder, in the order in which they are read: the index as it once was, what was added until it was last
 /// begun to be written out, and what was added since.
@@ -24,11 +24,11 @@ const FILES: [&str; 3] = ["base", "before", "added"];
 const ADDED_BYTES_MIN: u64 = 16 * 1024 * 1024;
 /// Bytes of a line at most: a path that refers to a hundred thousand others.
 const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// How often it is looked whether that is due, and the rest after it went wrong.
+/// Interval at which that is looked for, and the rest after it failed.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// What a transaction changes of what can be served goes into temporary tables of the connection that writes.
+/// Temporary tables of the connection that writes: a transaction's changes of what can be served.
 const NOTES: &str = "
 CREATE TEMP TABLE noted_path (hash TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TEMP TABLE noted_realisation (file TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
@@ -111,13 +111,13 @@ impl LedgerHandle {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|ledger| ledger.dir.clone())
     }
 
-    /// Whether the index is to be written out.
+    /// True where the index is to be written out.
     fn is_due(&self) -> bool {
         let ledger = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         ledger.as_ref().is_some_and(Ledger::is_due)
     }
 
-    /// What is added from now on goes into a file of its own. To be called between two transactions.
+    /// Starts a file of its own for what is added from now on. To be called between two transactions.
     fn turn_over(&self) -> io::Result<()> {
         let mut ledger = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(open) = &mut *ledger else { return Ok(()) };
@@ -172,31 +172,31 @@ impl Ledger {
     }
 }
 
-impl Index {
-    /// The same index, which writes down in the folder `dir` what it would take to make it anew.
+impl Sqlite {
+    /// Opens the ledger in the folder `dir`, in which everything is recorded that it takes to make the index anew.
     ///
     /// # Errors
     /// When the files there cannot be opened.
-    pub async fn with_ledger(self, dir: &Path) -> Result<Self, Error> {
+    pub async fn with_ledger(self, dir: &Path) -> Result<Self, crate::index::Error> {
         self.writer.on_connection(|connection| Ok(connection.execute_batch(NOTES)?)).await?;
         self.writer.ledger().open(dir).map_err(Error::Ledger)?;
         Ok(self)
     }
 
     /// Keeps the ledger from growing without end, for as long as the server runs.
-    pub async fn keep_ledger_short(&self) {
+    pub(super) async fn keep_ledger_short(&self) {
         loop {
             let written = if self.writer.ledger().is_due() { self.write_out().await } else { Ok(()) };
             let rest = if written.is_ok() { LOOK_EVERY } else { RETRY_AFTER };
             if let Err(error) = written {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "the ledger beside the NARs grows: the index cannot be written out");
+                tracing::warn!(error, "compaction of the ledger beside the NARs failed; it is tried again");
             }
             tokio::time::sleep(rest).await;
         }
     }
 
-    /// Writes all that it has into a new ledger, and removes what the old one has.
+    /// Writes all that the index has into a new ledger, and removes what the old one has.
     pub(super) async fn write_out(&self) -> Result<(), Error> {
         let ledger = self.writer.ledger().clone();
         let Some(dir) = ledger.folder() else { return Ok(()) };
@@ -206,14 +206,14 @@ impl Index {
     }
 }
 
-/// Whether a ledger in this folder says anything.
+/// True where a ledger in this folder has any record.
 #[must_use]
 pub fn has_ledger(dir: &Path) -> bool {
     FILES.iter().any(|name| dir.join(name).metadata().is_ok_and(|file| file.len() > 0))
 }
 
-/// Tells each record of the ledger in `dir`, in the order in which they were written. Gives the number of lines that are
-/// spoilt. Blocking.
+/// Tells each record of the ledger in `dir`, in the order in which they were written. Gives the number of corrupt lines.
+/// Blocking.
 ///
 /// # Errors
 /// When a file cannot be read, or with what `tell` says.

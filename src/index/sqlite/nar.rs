@@ -1,108 +1,90 @@
-//! Which NARs are packed, which are yet to be, and of which paths they are.
+//! Packed NARs, those that are yet to be packed, and the paths that have them.
 
 use std::time::SystemTime;
 
 use narinfo::{NarHash, StorePath};
-use rusqlite::{Connection, Row, params};
+use rusqlite::{Row, params};
 
 use super::rows::{PATH_COLUMN_COUNT, PATH_COLUMNS, nar_row, path_row, signed, to_unix};
-use super::{Error, Index, NarRow, PathRow, paths_of};
+use super::stored::nars_behind;
+use super::{Error, Sqlite, paths_of};
+use crate::index::backend::{BackendFuture, Changes, Nars};
+use crate::model::{NarRow, PathRow};
 
-impl Index {
-    /// A served path with this NAR; several paths may have the same one, any of them will do.
-    ///
-    /// # Errors
-    /// When SQLite fails or the row is damaged.
-    pub async fn path_with_nar(&self, nar: NarHash) -> Result<Option<PathRow>, Error> {
-        self.readers
-            .run(move |connection| {
-                let sql = format!("SELECT {PATH_COLUMNS} FROM path p WHERE p.nar_hash = ?1 LIMIT 1");
-                let mut statement = connection.prepare_cached(&sql)?;
-                let mut rows = statement.query([nar.as_bytes()])?;
-                rows.next()?.map(path_row).transpose()
-            })
-            .await
+impl Nars for Sqlite {
+    fn path_with_nar(&self, nar: NarHash) -> BackendFuture<'_, Option<PathRow>> {
+        self.read(move |connection| {
+            let sql = format!("SELECT {PATH_COLUMNS} FROM path p WHERE p.nar_hash = ?1 LIMIT 1");
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut rows = statement.query([nar.as_bytes()])?;
+            rows.next()?.map(path_row).transpose()
+        })
     }
 
-    /// A served path with this NAR and its packed file, if there is one, as `then` has them: it runs on the thread that looked
-    /// them up, and may wait for files.
-    ///
-    /// # Errors
-    /// When SQLite fails or the row is damaged.
-    pub async fn nar<T: Send + 'static>(
-        &self,
-        nar: NarHash,
-        then: impl FnOnce(Option<(PathRow, Option<NarRow>)>) -> T + Send + 'static,
-    ) -> Result<T, Error> {
-        let find = move |connection: &Connection| {
+    fn nar(&self, nar: NarHash) -> BackendFuture<'_, Option<(PathRow, Option<NarRow>)>> {
+        self.read(move |connection| {
             let sql = format!(
                 "SELECT {PATH_COLUMNS}, n.nar_hash, n.file_hash, n.file_size \
-                 FROM path p LEFT JOIN nar n ON n.nar_hash = p.nar_hash WHERE p.nar_hash = ?1 LIMIT 1"
+                     FROM path p LEFT JOIN nar n ON n.nar_hash = p.nar_hash WHERE p.nar_hash = ?1 LIMIT 1"
             );
             let mut statement = connection.prepare_cached(&sql)?;
             let mut rows = statement.query([nar.as_bytes()])?;
             rows.next()?.map(|row| Ok((path_row(row)?, joined_nar_row(row)?))).transpose()
-        };
-        self.readers.run_then(find, then).await
+        })
     }
 
-    /// Every served path with this NAR.
-    ///
-    /// # Errors
-    /// When SQLite fails or a row is damaged.
-    pub async fn paths_with_nar(&self, nar: NarHash) -> Result<Vec<StorePath>, Error> {
-        self.readers
-            .run(move |connection| {
-                let sql = format!("SELECT {PATH_COLUMNS} FROM path p WHERE p.nar_hash = ?1");
-                let mut statement = connection.prepare_cached(&sql)?;
-                let mut rows = statement.query([nar.as_bytes()])?;
-                let mut found = Vec::new();
-                while let Some(row) = rows.next()? {
-                    found.push(path_row(row)?.info.path);
+    fn paths_with_nar(&self, nar: NarHash) -> BackendFuture<'_, Vec<StorePath>> {
+        self.read(move |connection| {
+            let sql = format!("SELECT {PATH_COLUMNS} FROM path p WHERE p.nar_hash = ?1");
+            let mut statement = connection.prepare_cached(&sql)?;
+            let mut rows = statement.query([nar.as_bytes()])?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next()? {
+                found.push(path_row(row)?.info.path);
+            }
+            Ok(found)
+        })
+    }
+
+    fn packed(&self, nar: NarHash) -> BackendFuture<'_, Option<NarRow>> {
+        self.read(move |connection| {
+            let mut statement = connection
+                .prepare_cached("SELECT nar_hash, file_hash, file_size FROM nar WHERE nar_hash = ?1")?;
+            let mut rows = statement.query([nar.as_bytes()])?;
+            rows.next()?.map(|row| nar_row(row, 0)).transpose()
+        })
+    }
+
+    fn unpacked(&self) -> BackendFuture<'_, Vec<PathRow>> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(&unpacked())?;
+            let mut rows = statement.query([])?;
+            let mut found = Vec::new();
+            while let Some(row) = rows.next()? {
+                found.push(path_row(row)?);
+            }
+            Ok(found)
+        })
+    }
+
+    fn nars(&self, after: Option<NarHash>) -> BackendFuture<'_, Vec<NarRow>> {
+        self.read(move |connection| nars_behind(connection, after, "TRUE"))
+    }
+
+    fn not_packed(&self, nars: Vec<NarHash>) -> BackendFuture<'_, Vec<NarHash>> {
+        self.read(move |connection| {
+            let mut packed = connection.prepare_cached("SELECT 1 FROM nar WHERE nar_hash = ?1")?;
+            let mut found = Vec::new();
+            for nar in nars {
+                if !packed.exists([nar.as_bytes()])? {
+                    found.push(nar);
                 }
-                Ok(found)
-            })
-            .await
+            }
+            Ok(found)
+        })
     }
 
-    /// The packed file of this NAR, if there is one.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn packed(&self, nar: NarHash) -> Result<Option<NarRow>, Error> {
-        self.readers
-            .run(move |connection| {
-                let mut statement = connection
-                    .prepare_cached("SELECT nar_hash, file_hash, file_size FROM nar WHERE nar_hash = ?1")?;
-                let mut rows = statement.query([nar.as_bytes()])?;
-                rows.next()?.map(|row| nar_row(row, 0)).transpose()
-            })
-            .await
-    }
-
-    /// Every served path whose NAR only the Nix store has yet, oldest first.
-    ///
-    /// # Errors
-    /// When SQLite fails or a row is damaged.
-    pub async fn unpacked(&self) -> Result<Vec<PathRow>, Error> {
-        self.readers
-            .run(|connection| {
-                let mut statement = connection.prepare_cached(&unpacked())?;
-                let mut rows = statement.query([])?;
-                let mut found = Vec::new();
-                while let Some(row) = rows.next()? {
-                    found.push(path_row(row)?);
-                }
-                Ok(found)
-            })
-            .await
-    }
-
-    /// Records a packed NAR. The file must be durable before this is called.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn record_packed(&self, nar: NarRow) -> Result<(), Error> {
+    fn record_packed(&self, nar: NarRow) -> BackendFuture<'_, ()> {
         self.change(move |transaction| {
             transaction.execute(
                 // Not OR REPLACE: no trigger would hear of the row that goes.
@@ -116,25 +98,20 @@ impl Index {
                     to_unix(SystemTime::now())
                 ],
             )?;
-            Ok((paths_of(transaction, nar.nar_hash)?, ()))
+            Ok((Changes::changed(paths_of(transaction, nar.nar_hash)?), ()))
         })
-        .await
     }
 
-    /// Takes back that a NAR is packed: its file is gone. Its paths stay served from the Nix store.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn forget_packed(&self, nar: NarHash) -> Result<(), Error> {
+    fn forget_packed(&self, nar: NarHash) -> BackendFuture<'_, ()> {
         self.change(move |transaction| {
             transaction.execute("DELETE FROM nar WHERE nar_hash = ?1", [nar.as_bytes()])?;
-            Ok((paths_of(transaction, nar)?, ()))
+            Ok((Changes::changed(paths_of(transaction, nar)?), ()))
         })
-        .await
     }
 }
 
-/// Begins with what is to be packed, which is little as a rule: SQLite would rather begin with all paths.
+/// Query of the paths that are to be packed. Begins with those NARs, which are few as a rule: SQLite would rather begin
+/// with all paths.
 fn unpacked() -> String {
     format!(
         "SELECT {PATH_COLUMNS} FROM to_pack t CROSS JOIN path p ON p.nar_hash = t.nar_hash \
@@ -152,10 +129,11 @@ pub(super) fn joined_nar_row(row: &Row<'_>) -> Result<Option<NarRow>, Error> {
 mod tests {
     use std::collections::BTreeSet;
 
-    use std::time::SystemTime;
+    use std::time::{Duration, SystemTime};
 
+    use crate::index::Index;
     use crate::index::samples::{nar, row, upstream_nar};
-    use crate::index::{Choice, Index, NarRow};
+    use crate::model::{Evicted, EvictionBounds, NarRow};
 
     /// What only the Nix store has, looked for row by row.
     fn sought(file: &std::path::Path) -> BTreeSet<String> {
@@ -210,14 +188,17 @@ mod tests {
                             index.forget_upstream_nar(nar(digit), upstream).await.expect("forgotten");
                         }
                         _ => {
-                            let choose = move |_: &[_], _| Choice::Lose(digit.into());
-                            index.lose(SystemTime::now(), choose).await.expect("lost");
+                            // What is held moves behind that, everything else stands before it.
+                            let used_since = SystemTime::now() + Duration::from_secs(60);
+                            let bounds = EvictionBounds { target_bytes: digit.into(), used_since };
+                            let evict = || index.evict(used_since + Duration::from_secs(60), bounds);
+                            while matches!(evict().await.expect("evicted"), Evicted::Reordered) {}
                         }
                     }
                     let known = index.unpacked().await.expect("read");
                     let known: BTreeSet<String> = known.iter().map(|row| row.info.path.to_string()).collect();
                     assert_eq!(known, sought(&file), "after {write} of {digit}");
-                    assert!(index.is_counted_well().await.expect("read"), "after {write} of {digit}");
+                    assert!(index.verify_totals().await.expect("read"), "after {write} of {digit}");
                 }
             });
         }

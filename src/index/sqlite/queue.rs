@@ -1,57 +1,21 @@
 //! What is kept of the queue over a restart: the requests in their order, and how long builds took.
 
-use std::net::IpAddr;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use narinfo::StorePath;
 use rusqlite::{OptionalExtension, params};
 
+use super::Sqlite;
 use super::rows::{corrupt, from_unix, millis, signed, to_unix, unsigned};
-use super::{Error, Index};
+use crate::index::backend::{BackendFuture, QueueLog};
+use crate::model::{DurationRow, RequestRow};
 
 /// Durations that are kept of each kind of work.
 const DURATIONS_KEPT: u32 = 5;
 
-/// A request that waits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RequestRow {
-    /// Its place in the order of arrival.
-    pub id: u64,
-    /// What it is for.
-    pub drv: StorePath,
-    /// Whether something was built for it.
-    pub started: bool,
-    /// When it was made.
-    pub asked_at: SystemTime,
-    /// Who made it.
-    pub asked_by: Option<IpAddr>,
-    /// See `build::queue`.
-    pub due_owner: Option<u64>,
-    /// See `build::queue`; to the millisecond.
-    pub charged: Duration,
-    /// See `build::queue`; to the millisecond.
-    pub earned: Duration,
-}
-
-/// How long something took.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DurationRow {
-    /// What kind of work it was.
-    pub work: String,
-    /// How long it took, to the millisecond.
-    pub took: Duration,
-    /// Whether it was built; else it would have taken longer.
-    pub built: bool,
-}
-
-impl Index {
-    /// The requests that waited when the server ended, oldest first, and the highest number any request ever had.
-    ///
-    /// # Errors
-    /// When SQLite fails or a row is damaged.
-    pub async fn requests(&self) -> Result<(Vec<RequestRow>, u64), Error> {
-        self.readers
-            .run(|connection| {
+impl QueueLog for Sqlite {
+    fn requests(&self) -> BackendFuture<'_, (Vec<RequestRow>, u64)> {
+        self.read(|connection| {
                 let mut statement = connection.prepare(
                     "SELECT id, drv, started, asked_at, asked_by, due_owner, charged, earned FROM request ORDER BY id",
                 )?;
@@ -77,22 +41,15 @@ impl Index {
                     .optional()?;
                 Ok((found, unsigned(last.unwrap_or(0))))
             })
-            .await
     }
 
-    /// Records requests as they are now and how long builds took, and forgets the requests that are `gone`, and durations
-    /// that are of no use any more: all of it or nothing.
-    ///
-    /// # Errors
-    /// When SQLite fails; nothing is recorded then.
-    pub async fn record_queue(
+    fn record_queue(
         &self,
         requests: Vec<RequestRow>,
         gone: Vec<u64>,
         durations: Vec<DurationRow>,
-    ) -> Result<(), Error> {
-        self.writer
-            .run(move |transaction| {
+    ) -> BackendFuture<'_, ()> {
+        self.write(move |transaction| {
                 let mut insert = transaction.prepare_cached(
                     "INSERT OR REPLACE INTO request (id, drv, started, asked_at, asked_by, due_owner, charged, earned) \
                      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
@@ -125,24 +82,16 @@ impl Index {
                 }
                 Ok(())
             })
-            .await
     }
 
-    /// What is known of how long builds took, oldest first.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn durations(&self) -> Result<Vec<DurationRow>, Error> {
-        self.readers
-            .run(|connection| {
-                let mut statement =
-                    connection.prepare("SELECT work, millis, built FROM duration ORDER BY id")?;
-                let rows = statement.query_map([], |row| {
-                    let took = Duration::from_millis(unsigned(row.get(1)?));
-                    Ok(DurationRow { work: row.get(0)?, took, built: row.get(2)? })
-                })?;
-                Ok(rows.collect::<Result<_, _>>()?)
-            })
-            .await
+    fn durations(&self) -> BackendFuture<'_, Vec<DurationRow>> {
+        self.read(|connection| {
+            let mut statement = connection.prepare("SELECT work, millis, built FROM duration ORDER BY id")?;
+            let rows = statement.query_map([], |row| {
+                let took = Duration::from_millis(unsigned(row.get(1)?));
+                Ok(DurationRow { work: row.get(0)?, took, built: row.get(2)? })
+            })?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
     }
 }

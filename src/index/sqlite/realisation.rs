@@ -3,8 +3,9 @@
 use narinfo::{DrvOutput, Realisation};
 use rusqlite::{OptionalExtension, params};
 
+use super::Sqlite;
 use super::rows::{corrupt, to_unix};
-use super::{Error, Index};
+use crate::index::backend::{BackendFuture, Realisations};
 
 /// A realisation, and through its file those that it needs, each with the path that it must name.
 const NEEDED: &str = "WITH RECURSIVE needed (file, path) AS (
@@ -14,14 +15,9 @@ const NEEDED: &str = "WITH RECURSIVE needed (file, path) AS (
     FROM needed JOIN realisation r ON r.file = needed.file, json_each(r.body, '$.dependentRealisations') d
 )";
 
-impl Index {
-    /// The realisation of this output, if it is served, and all that it needs with it.
-    ///
-    /// # Errors
-    /// When SQLite fails or the row is damaged.
-    pub async fn realisation(&self, id: DrvOutput) -> Result<Option<Realisation>, Error> {
-        self.readers
-            .run(move |connection| {
+impl Realisations for Sqlite {
+    fn realisation(&self, id: DrvOutput) -> BackendFuture<'_, Option<Realisation>> {
+        self.read(move |connection| {
                 let file = id.file();
                 let sql = format!(
                     "{NEEDED} SELECT body FROM realisation WHERE file = ?1 AND NOT EXISTS (SELECT 1 FROM needed n \
@@ -32,42 +28,36 @@ impl Index {
                 body.map(|body| Realisation::parse(&id, body.as_bytes()).map_err(|error| corrupt(&file, error)))
                     .transpose()
             })
-            .await
     }
 
-    /// Publishes realisations: all or none. Whether they are: none is when one names a path that is not served.
-    ///
-    /// # Errors
-    /// When SQLite fails; nothing is published then.
-    pub async fn publish_realisations(&self, realisations: Vec<Realisation>) -> Result<bool, Error> {
-        self.writer
-            .run(move |transaction| {
-                let mut served =
-                    transaction.prepare_cached("SELECT 1 FROM path WHERE hash = ?1 AND name = ?2")?;
-                for realisation in &realisations {
-                    let path = realisation.path();
-                    if !served.exists([path.hash().as_str(), path.name()])? {
-                        return Ok(false);
-                    }
+    fn publish_realisations(&self, realisations: Vec<Realisation>) -> BackendFuture<'_, bool> {
+        self.write(move |transaction| {
+            let mut served =
+                transaction.prepare_cached("SELECT 1 FROM path WHERE hash = ?1 AND name = ?2")?;
+            for realisation in &realisations {
+                let path = realisation.path();
+                if !served.exists([path.hash().as_str(), path.name()])? {
+                    return Ok(false);
                 }
-                let mut insert = transaction.prepare_cached(
-                    "INSERT OR REPLACE INTO realisation (file, path, body, added_at) VALUES (?1, ?2, ?3, ?4)",
-                )?;
-                let now = to_unix(std::time::SystemTime::now());
-                for realisation in &realisations {
-                    let (file, path) = (realisation.id().file(), realisation.path().to_string());
-                    insert.execute(params![file, path, realisation.render(), now])?;
-                }
-                Ok(true)
-            })
-            .await
+            }
+            let mut insert = transaction.prepare_cached(
+                "INSERT OR REPLACE INTO realisation (file, path, body, added_at) VALUES (?1, ?2, ?3, ?4)",
+            )?;
+            let now = to_unix(std::time::SystemTime::now());
+            for realisation in &realisations {
+                let (file, path) = (realisation.id().file(), realisation.path().to_string());
+                insert.execute(params![file, path, realisation.render(), now])?;
+            }
+            Ok(true)
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::index::PathRow;
+    use crate::index::Index;
+    use crate::model::PathRow;
     use narinfo::{NarHash, PathInfo, StorePath};
 
     fn path(digit: u8) -> StorePath {

@@ -1,34 +1,18 @@
 //! Rows as a ledger gives them back, into an index that is not served from yet. The latest record of a path counts.
 
-use std::path::Path;
-use std::sync::Arc;
-
 use narinfo::{StorePath, StorePathHash};
-use rusqlite::{Connection, OpenFlags, params};
+use rusqlite::{Connection, params};
 
-use super::record::Recorded;
+use super::paths::insert_paths;
 use super::rows::{signed, to_unix};
-use super::{Error, Index, insert_paths, upstream};
+use super::{Error, Sqlite, upstream};
+use crate::index::Recorded;
+use crate::index::backend::{BackendFuture, Changes, Recovered, Recovery};
 
-/// What a record comes to.
-#[derive(Clone, Debug)]
-pub enum Recovered {
-    /// The path can be served.
-    Served(Box<Recorded>),
-    /// Its contents are not to be had any more.
-    Gone(StorePathHash),
-}
-
-impl Index {
-    /// Takes over what records came to, in their order. References may be missing until
-    /// [`Index::forget_incomplete`] is done.
-    ///
-    /// # Errors
-    /// When SQLite fails; nothing is taken over then.
-    pub async fn recover(&self, batch: Vec<Recovered>) -> Result<(), Error> {
-        let known = Arc::clone(&self.known);
-        self.writer
-            .run(move |transaction| {
+impl Recovery for Sqlite {
+    fn recover(&self, batch: Vec<Recovered>) -> BackendFuture<'_, ()> {
+        self.change(move |transaction| {
+                let mut added: Vec<StorePathHash> = Vec::new();
                 for recovered in &batch {
                     let hash = match recovered {
                         Recovered::Served(recorded) => recorded.path.info.path.hash(),
@@ -37,7 +21,8 @@ impl Index {
                     transaction.prepare_cached("DELETE FROM path WHERE hash = ?1")?.execute([hash.as_str()])?;
                     let Recovered::Served(recorded) = recovered else { continue };
                     let Recorded { path, packed, upstreams } = &**recorded;
-                    insert_paths(transaction, &known, [path])?;
+                    insert_paths(transaction, [path])?;
+                    added.push(hash);
                     if let Some(nar) = packed {
                         let now = to_unix(std::time::SystemTime::now());
                         transaction
@@ -57,56 +42,33 @@ impl Index {
                         upstream::insert(transaction, nar)?;
                     }
                 }
-                Ok(())
+                Ok((Changes { added, everything: true, ..Changes::default() }, ()))
             })
-            .await
     }
 
-    /// Stops serving what refers to something that is not served, and what refers to that. How many paths that were.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn forget_incomplete(&self) -> Result<u64, Error> {
-        let mut forgotten = 0;
-        loop {
-            let incomplete = self.readers.run(incomplete).await?;
-            if incomplete.is_empty() {
-                return Ok(forgotten);
-            }
-            forgotten += incomplete.len() as u64;
-            let delete = move |transaction: &rusqlite::Transaction<'_>| {
-                let mut delete = transaction.prepare("DELETE FROM path WHERE hash = ?1")?;
-                for hash in &incomplete {
-                    delete.execute([hash])?;
+    fn forget_incomplete(&self) -> BackendFuture<'_, u64> {
+        Box::pin(async {
+            let mut forgotten = 0;
+            loop {
+                let incomplete = self.read(incomplete).await?;
+                if incomplete.is_empty() {
+                    return Ok(forgotten);
                 }
-                Ok(())
-            };
-            self.writer.run(delete).await?;
-        }
-    }
-
-    /// Takes over the pins of another index as far as it can be read. How many those are.
-    ///
-    /// # Errors
-    /// When SQLite fails to write them.
-    pub async fn salvage_pins(&self, damaged: &Path) -> Result<usize, Error> {
-        let pins = readable_pins(damaged);
-        let count = pins.len();
-        let insert = move |transaction: &rusqlite::Transaction<'_>| {
-            let mut insert = transaction.prepare(
-                "INSERT INTO pin (hash, name, pinned_at) VALUES (?1, ?2, ?3) ON CONFLICT DO NOTHING",
-            )?;
-            for pin in &pins {
-                insert.execute(params![pin.0, pin.1, pin.2])?;
+                forgotten += incomplete.len() as u64;
+                self.change(move |transaction| {
+                    let mut delete = transaction.prepare("DELETE FROM path WHERE hash = ?1")?;
+                    for hash in &incomplete {
+                        delete.execute([hash])?;
+                    }
+                    Ok((Changes { everything: true, ..Changes::default() }, ()))
+                })
+                .await?;
             }
-            Ok(())
-        };
-        self.writer.run(insert).await?;
-        Ok(count)
+        })
     }
 }
 
-/// The hashes of paths that refer to what is not served.
+/// Hashes of paths that refer to something that is not served.
 fn incomplete(connection: &Connection) -> Result<Vec<String>, Error> {
     let mut statement = connection.prepare("SELECT hash, refs FROM path")?;
     let mut served = connection.prepare("SELECT 1 FROM path WHERE hash = ?1 AND name = ?2")?;
@@ -123,25 +85,17 @@ fn incomplete(connection: &Connection) -> Result<Vec<String>, Error> {
     Ok(found)
 }
 
-/// Up to the first one that cannot be read.
-fn readable_pins(damaged: &Path) -> Vec<(String, String, i64)> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let read = || -> rusqlite::Result<Vec<_>> {
-        let connection = Connection::open_with_flags(damaged, flags)?;
-        let mut statement = connection.prepare("SELECT hash, name, pinned_at FROM pin")?;
-        let rows = statement.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-        Ok(rows.map_while(Result::ok).collect())
-    };
-    read().unwrap_or_default()
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::path::Path;
+
     use narinfo::PathInfo;
 
+    use super::*;
+    use crate::index::backend::{Nars, Paths};
     use crate::index::samples::{nar, path, row, row_of, upstream_nar};
-    use crate::index::{NarRow, Record, has_ledger, read_ledger};
+    use crate::index::{Index, Record, has_ledger, read_ledger};
+    use crate::model::NarRow;
 
     fn packed(digit: u8) -> NarRow {
         NarRow { nar_hash: nar(digit), file_hash: nar(9), file_size: 1 }
@@ -164,7 +118,7 @@ mod tests {
     async fn what_can_be_served_is_in_the_ledger_however_it_came_to_be() {
         let folder = tempfile::tempdir().expect("a folder");
         let dir = folder.path();
-        let index = Index::open(&dir.join("index")).expect("opened");
+        let index = Sqlite::open(&dir.join("index")).expect("opened");
         let dir = &dir.join("ledger");
         let index = index.with_ledger(dir).await.expect("a ledger");
         assert!(!has_ledger(dir));
@@ -230,6 +184,6 @@ mod tests {
         let all = (1..=5).map(|digit| path(digit).hash()).collect();
         let served = index.served(all).await.expect("read");
         assert_eq!(served.into_values().collect::<Vec<_>>(), [path(1), path(4)]);
-        assert!(index.is_counted_well().await.expect("read"));
+        assert!(index.verify_totals().await.expect("read"));
     }
 }

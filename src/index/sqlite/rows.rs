@@ -1,154 +1,17 @@
-//! What the index holds, as the rest of the program sees it, and the way between those types and columns.
+//! Columns to types of the model and back.
 //! Must never let a malformed row pass as data: it is an error that names the row.
 
 use std::time::{Duration, SystemTime};
 
-use narinfo::{Compression, NarHash, NarInfo, PathInfo, StorePath, StorePathHash};
+use narinfo::{NarHash, PathInfo, StorePath, StorePathHash};
 use rusqlite::Row;
 
 use super::Error;
-
-/// A store path that is served: everything a narinfo says except where its file is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PathRow {
-    /// The path and its contents, with every signature that is served, our own included.
-    pub info: PathInfo,
-    /// Whether it was built on this machine.
-    pub built: bool,
-}
-
-/// A packed NAR: a complete, verified file in the NAR store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NarRow {
-    /// SHA-256 of the plain NAR; names the file.
-    pub nar_hash: NarHash,
-    /// SHA-256 of the zstd file.
-    pub file_hash: NarHash,
-    /// Bytes of the zstd file.
-    pub file_size: u64,
-}
-
-/// A NAR that an upstream has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UpstreamNar {
-    /// SHA-256 of the plain NAR.
-    pub nar_hash: NarHash,
-    /// The upstream's name: its URL.
-    pub upstream: String,
-    /// Where its file is, as the upstream's narinfo has it.
-    pub url: String,
-    /// How the file is compressed.
-    pub compression: Compression,
-    /// SHA-256 of the file, as the upstream says.
-    pub file_hash: Option<NarHash>,
-    /// Bytes of the file, as the upstream says.
-    pub file_size: Option<u64>,
-    /// Whether clients are sent there.
-    pub redirect: bool,
-}
-
-/// What an upstream has of a path that was built here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Comparison {
-    /// The upstream's name: its URL.
-    pub upstream: String,
-    /// SHA-256 of its NAR.
-    pub nar_hash: NarHash,
-    /// Whether that is what was built here.
-    pub same: bool,
-}
-
-/// An index hit: the path, and where its contents are.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hit {
-    /// The path.
-    pub row: PathRow,
-    /// Its file; `None` while only the Nix store, or an upstream, has the contents.
-    pub packed: Option<NarRow>,
-    /// The upstream that clients are sent to for what is not packed.
-    pub redirect: Option<UpstreamNar>,
-}
-
-impl Hit {
-    /// What clients are told of it.
-    #[must_use]
-    pub fn narinfo(&self) -> NarInfo {
-        let Hit { row, packed, redirect } = self;
-        // The file that a client gets: ours, or the upstream's where it is sent there.
-        let (compression, file_hash, file_size) = match redirect {
-            Some(nar) => (nar.compression, nar.file_hash, nar.file_size),
-            None => (Compression::Zstd, packed.map(|nar| nar.file_hash), packed.map(|nar| nar.file_size)),
-        };
-        NarInfo {
-            path_info: row.info.clone(),
-            url: format!("nar/{}.nar{}", row.info.nar_hash.to_nixbase32(), compression.file_ending()),
-            compression,
-            file_hash,
-            file_size,
-        }
-    }
-}
-
-/// What a failure means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FailureClass {
-    /// The machine was in trouble.
-    Transient,
-    /// The build itself is wrong.
-    Permanent,
-    /// Nothing was tried: this server cannot build it, or will not.
-    Refused,
-}
-
-impl FailureClass {
-    /// The word for it in answers.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Transient => "transient",
-            Self::Permanent => "permanent",
-            Self::Refused => "refused",
-        }
-    }
-}
-
-/// Why something was not built, and until when nobody tries again.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// The derivation that was asked for.
-    pub drv: StorePath,
-    /// What it means.
-    pub class: FailureClass,
-    /// The derivation whose build failed: `drv`, or one that it needs.
-    pub cause: StorePath,
-    /// What the daemon said, without escape codes.
-    pub reason: String,
-    /// When it failed.
-    pub failed_at: SystemTime,
-    /// When the memory of it ends.
-    pub expires_at: SystemTime,
-}
-
-/// How much the index holds.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Store paths that are served.
-    pub paths: u64,
-    /// NARs on disk.
-    pub nars: u64,
-    /// Bytes of those files.
-    pub nar_bytes: u64,
-    /// Failures that are remembered.
-    pub failures: u64,
-    /// Own builds that an upstream has with the same contents.
-    pub reproduced: u64,
-    /// Own builds that an upstream has with other contents.
-    pub not_reproduced: u64,
-}
+use crate::model::{Failure, FailureClass, NarRow, PathRow};
 
 pub(super) const PATH_COLUMNS: &str =
     "p.hash, p.name, p.nar_hash, p.nar_size, p.refs, p.deriver, p.ca, p.sigs, p.built";
-/// How many those are.
+/// Number of those columns.
 pub(super) const PATH_COLUMN_COUNT: usize = 9;
 
 pub(super) fn path_row(row: &Row<'_>) -> Result<PathRow, Error> {
@@ -207,7 +70,7 @@ pub(super) fn class_number(class: FailureClass) -> i64 {
     }
 }
 
-/// What nobody knows is not held for long.
+/// An unknown class is not held for long.
 fn class(number: i64) -> FailureClass {
     match number {
         1 => FailureClass::Permanent,
@@ -244,7 +107,7 @@ pub(super) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
-pub(in crate::index) fn unsigned(value: i64) -> u64 {
+pub(super) fn unsigned(value: i64) -> u64 {
     u64::try_from(value).unwrap_or(0)
 }
 

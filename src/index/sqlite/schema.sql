@@ -19,7 +19,7 @@ CREATE TABLE path (
 
 CREATE INDEX path_by_nar ON path (nar_hash);
 
--- The order in which served paths go once there is too much: see uses.rs. A path stands before all that it refers to.
+-- The order in which served paths go once there is too much: see access.rs. A path stands before all that it refers to.
 CREATE TABLE turn (
     hash      TEXT PRIMARY KEY NOT NULL, -- of the path
     needed_at INTEGER NOT NULL           -- Unix microseconds: when it, or what refers to it, was used last. Negative

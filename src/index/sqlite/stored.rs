@@ -1,83 +1,21 @@
-//! All packed NARs together: how much they are, which is kept in a row of its own with the number of served paths, and the list of
-//! them, part by part.
+//! Totals of packed NARs and served paths, which are kept in a row of their own, and the list of packed NARs, batch by
+//! batch.
 
 use narinfo::NarHash;
 use rusqlite::{Connection, params};
 
+use super::Error;
 use super::rows::{nar_row, unsigned};
-use super::{Error, Index, NarRow};
+use crate::model::NarRow;
 
 /// NARs that are listed at once.
 const NARS_AT_ONCE: i64 = 256;
-/// What the row of the sums must have.
-const COUNTED: &str = "SELECT count(*), coalesce(sum(file_size), 0), (SELECT count(*) FROM path) FROM nar";
+/// The totals as they are counted.
+pub(super) const COUNTED: &str =
+    "SELECT count(*), coalesce(sum(file_size), 0), (SELECT count(*) FROM path) FROM nar";
 
-impl Index {
-    /// Bytes of all files in the NAR store.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn nar_bytes(&self) -> Result<u64, Error> {
-        self.readers.run(stored_bytes).await
-    }
-
-    /// Packed NARs, a few of those behind `after`, in the order of their hashes; none when there are no more.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn nars(&self, after: Option<NarHash>) -> Result<Vec<NarRow>, Error> {
-        self.readers.run(move |connection| nars_behind(connection, after, "TRUE")).await
-    }
-
-    /// The same of those that no served path has.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn unused_nars(&self, after: Option<NarHash>) -> Result<Vec<NarRow>, Error> {
-        let unused = "NOT EXISTS (SELECT 1 FROM path WHERE nar_hash = n.nar_hash)";
-        self.readers.run(move |connection| nars_behind(connection, after, unused)).await
-    }
-
-    /// Those of `nars` that are not packed.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn not_packed(&self, nars: Vec<NarHash>) -> Result<Vec<NarHash>, Error> {
-        self.readers
-            .run(move |connection| {
-                let mut packed = connection.prepare_cached("SELECT 1 FROM nar WHERE nar_hash = ?1")?;
-                let mut found = Vec::new();
-                for nar in nars {
-                    if !packed.exists([nar.as_bytes()])? {
-                        found.push(nar);
-                    }
-                }
-                Ok(found)
-            })
-            .await
-    }
-
-    /// Whether the sums are those of the packed NARs and the served paths; reads all of them.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn is_counted_well(&self) -> Result<bool, Error> {
-        let sql = format!("SELECT (SELECT nars, bytes, paths FROM stored) IS ({COUNTED})");
-        self.readers.run(move |connection| Ok(connection.query_row(&sql, [], |row| row.get(0))?)).await
-    }
-
-    /// Counts both anew.
-    ///
-    /// # Errors
-    /// When SQLite fails.
-    pub async fn count_anew(&self) -> Result<(), Error> {
-        let sql = format!("DELETE FROM stored; INSERT INTO stored {COUNTED}");
-        self.writer.run(move |transaction| Ok(transaction.execute_batch(&sql)?)).await
-    }
-}
-
-/// The first NARs behind `after` of which `condition` is true.
-fn nars_behind(
+/// The first NARs behind `after` for which `condition` holds.
+pub(super) fn nars_behind(
     connection: &Connection,
     after: Option<NarHash>,
     condition: &str,
@@ -102,6 +40,7 @@ pub(super) fn stored_bytes(connection: &Connection) -> Result<u64, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::Index;
     use crate::index::samples::{nar, row};
 
     #[tokio::test]
@@ -119,7 +58,7 @@ mod tests {
         index.forget_packed(nar(2)).await.expect("forgotten");
         let counts = index.counts().await.expect("read");
         assert_eq!((counts.nars, counts.nar_bytes), (1, 7));
-        assert!(index.is_counted_well().await.expect("read"));
+        assert!(index.verify_totals().await.expect("read"));
 
         let paths = async || index.counts().await.expect("read").paths;
         index.publish(vec![row(1, &[]), row(2, &[]), row(1, &[])]).await.expect("published");
@@ -130,9 +69,9 @@ mod tests {
         let other = rusqlite::Connection::open(&file).expect("opened");
         for spoilt in ["bytes = 8", "paths = 8"] {
             other.execute(&format!("UPDATE stored SET {spoilt}"), []).expect("spoilt");
-            assert!(!index.is_counted_well().await.expect("read"), "{spoilt}");
-            index.count_anew().await.expect("counted");
-            assert!(index.is_counted_well().await.expect("read"), "{spoilt}");
+            assert!(!index.verify_totals().await.expect("read"), "{spoilt}");
+            index.recompute_totals().await.expect("counted");
+            assert!(index.verify_totals().await.expect("read"), "{spoilt}");
         }
         assert_eq!((index.nar_bytes().await.expect("read"), paths().await), (7, 1));
     }

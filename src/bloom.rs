@@ -1,5 +1,6 @@
-//! A set of store path hashes in very little memory: it may take a hash for one of its own that was never added, one in two
-//! thousand or so, and never the other way round. Settles at once that something is nowhere; proves nothing else.
+//! Bloom filter of store path hashes: it may take a hash for one of its own that was never added, one in two thousand or so,
+//! and never the other way round. Written because a miss that has to ask SQLite costs a thread's turn, and most questions of
+//! most clients are misses; it proves that a hash is absent, and nothing else.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -8,42 +9,43 @@ use fastbloom::AtomicBloomFilter;
 use narinfo::StorePathHash;
 use tokio::sync::Notify;
 
-/// Bits for each hash that there is room for: of those that were never added, one in two thousand is taken for one that was.
+/// Bits for each hash that there is room for: of the hashes that were never added, one in two thousand is taken for one
+/// that was.
 /// With ten bits it would be one in a hundred, and those few would take a third of the time that all others take.
 const BITS_PER_HASH: usize = 16;
-/// Room at least.
+/// Hashes that there is room for, at least.
 const ROOM_MIN: usize = 16 * 1024;
 
-/// The set. It is of use once it was filled, and is filled anew when it has got too small, which goes on beside its use.
+/// The filter. It is of use once it was filled, and is filled anew when it has got too small, which goes on beside its use.
 #[derive(Debug, Default)]
-pub struct Filter {
-    sieves: RwLock<Sieves>,
+pub struct BloomFilter {
+    fillings: RwLock<Fillings>,
     outgrown: Notify,
 }
 
 #[derive(Debug, Default)]
-struct Sieves {
-    /// Has every hash that was added; none before the first filling has ended.
-    current: Option<Sieve>,
-    /// Being filled, and then takes the place of the other.
-    next: Option<Sieve>,
+struct Fillings {
+    /// The filling in use: every hash that was added; none before the first filling has ended.
+    current: Option<Filling>,
+    /// The filling that is being made, and then takes the place of the other.
+    next: Option<Filling>,
 }
 
 #[derive(Debug)]
-struct Sieve {
+struct Filling {
     bits: AtomicBloomFilter,
     room: usize,
     used: AtomicUsize,
 }
 
-impl Filter {
-    /// Whether it may have been added. Always, as long as nobody knows.
+impl BloomFilter {
+    /// True where the hash may have been added: always, as long as the filter was not filled.
     #[must_use]
     pub fn may_have(&self, hash: StorePathHash) -> bool {
-        self.read().current.as_ref().is_none_or(|sieve| sieve.bits.contains(&hash))
+        self.read().current.as_ref().is_none_or(|filling| filling.bits.contains(&hash))
     }
 
-    /// Whether it is of use.
+    /// True once it was filled.
     #[must_use]
     pub fn is_filled(&self) -> bool {
         self.read().current.is_some()
@@ -51,52 +53,52 @@ impl Filter {
 
     /// Adds hashes, for good.
     pub fn add(&self, hashes: impl IntoIterator<Item = StorePathHash>) {
-        let sieves = self.read();
+        let fillings = self.read();
         for hash in hashes {
-            for sieve in [&sieves.current, &sieves.next].into_iter().flatten() {
-                sieve.add(hash);
+            for filling in [&fillings.current, &fillings.next].into_iter().flatten() {
+                filling.add(hash);
             }
         }
-        if sieves.next.is_none() && sieves.current.as_ref().is_some_and(Sieve::is_full) {
+        if fillings.next.is_none() && fillings.current.as_ref().is_some_and(Filling::is_full) {
             self.outgrown.notify_one();
         }
     }
 
-    /// Begins to fill it anew, for `count` hashes and some more. What is added from now on is in the new filling, too; all
-    /// else that belongs there must be added before [`Filter::filled`].
+    /// Begins to fill it anew, for `count` hashes and some more. Hashes that are added from now on are in the new filling, too;
+    /// all others must be added before [`BloomFilter::filled`].
     pub fn begin(&self, count: u64) {
         let count = usize::try_from(count).unwrap_or(usize::MAX / 16);
-        self.write().next = Some(Sieve::new((count + count / 4).max(ROOM_MIN)));
+        self.write().next = Some(Filling::new((count + count / 4).max(ROOM_MIN)));
     }
 
-    /// The new filling has everything.
+    /// Uses the new filling, which has everything.
     pub fn filled(&self) {
-        let mut sieves = self.write();
-        if let Some(next) = sieves.next.take() {
-            sieves.current = Some(next);
+        let mut fillings = self.write();
+        if let Some(next) = fillings.next.take() {
+            fillings.current = Some(next);
         }
     }
 
-    /// Nobody knows any more what is to be in it.
+    /// Empties it: it is of no use until it was filled again.
     pub fn forget(&self) {
-        *self.write() = Sieves::default();
+        *self.write() = Fillings::default();
     }
 
-    /// Resolves when it has got too small, and has to be filled anew to stay of use.
+    /// Resolves when it has got too small, and is to be filled anew.
     pub async fn outgrown(&self) {
         self.outgrown.notified().await;
     }
 
-    fn read(&self) -> RwLockReadGuard<'_, Sieves> {
-        self.sieves.read().unwrap_or_else(PoisonError::into_inner)
+    fn read(&self) -> RwLockReadGuard<'_, Fillings> {
+        self.fillings.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> RwLockWriteGuard<'_, Sieves> {
-        self.sieves.write().unwrap_or_else(PoisonError::into_inner)
+    fn write(&self) -> RwLockWriteGuard<'_, Fillings> {
+        self.fillings.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Sieve {
+impl Filling {
     fn new(room: usize) -> Self {
         let bits = AtomicBloomFilter::with_num_bits(room * BITS_PER_HASH).expected_items(room);
         Self { bits, room, used: AtomicUsize::new(0) }
@@ -123,7 +125,7 @@ mod tests {
 
     #[test]
     fn nothing_is_settled_before_it_is_filled_and_nothing_that_was_added_is_lost() {
-        let filter = Filter::default();
+        let filter = BloomFilter::default();
         assert!(filter.may_have(hash(0)));
         filter.begin(2);
         filter.add([hash(1)]);
@@ -142,10 +144,10 @@ mod tests {
 
     #[tokio::test]
     async fn it_says_when_it_is_too_small_and_few_are_taken_for_what_they_are_not() {
-        let filter = Filter::default();
+        let filter = BloomFilter::default();
         filter.begin(1);
         filter.filled();
-        let room = filter.read().current.as_ref().map_or(0, |sieve| sieve.room);
+        let room = filter.read().current.as_ref().map_or(0, |filling| filling.room);
         filter.add((0..room).map(hash));
         let wrong = (room..2 * room).filter(|number| filter.may_have(hash(*number))).count();
         assert!(wrong * 50 < room, "{wrong} of {room}");

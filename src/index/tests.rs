@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use narinfo::{Compression, NarHash, PathInfo, StoreDir, StorePath, StorePathHash};
 
-use crate::index::{Hit, Index, NarRow, OutputRow, PathRow, UpstreamNar};
+use super::{Index, Sqlite};
+use crate::model::{Hit, NarRow, OutputRow, PathRow, UpstreamNar};
 
 /// NARs that are written about; each is that of two paths.
 const NARS: u8 = 4;
@@ -39,16 +40,20 @@ fn packed(number: u8, file_size: u64) -> NarRow {
     NarRow { nar_hash: nar(number), file_hash: nar(number), file_size }
 }
 
+fn sqlite(folder: &tempfile::TempDir) -> Sqlite {
+    Sqlite::open(&folder.path().join("index")).expect("opened")
+}
+
 fn open(folder: &tempfile::TempDir) -> Index {
-    Index::open(&folder.path().join("index")).expect("opened").remembering(64 * 1024)
+    Index::new(sqlite(folder), 64 * 1024)
 }
 
 /// What a client is told of a path: from memory where that has it.
 async fn told(index: &Index, hash: StorePathHash) -> Option<String> {
     let render = |hit: &Hit| hit.narinfo().render(&StoreDir::default()).into();
-    let ready = match index.remembered(hash) {
+    let ready = match index.lookup_cached(hash) {
         Some(ready) => Some(ready),
-        None => index.find_ready(hash, render).await.expect("read"),
+        None => index.lookup(hash, render).await.expect("read"),
     };
     ready.map(|ready| String::from_utf8(ready.narinfo.to_vec()).expect("text"))
 }
@@ -76,7 +81,7 @@ async fn nobody_is_told_what_was_true_before_an_acknowledged_write() {
                     asked = (asked + 1) % (2 * NARS);
                     let at = usize::from(asked % NARS);
                     let least = done[at].load(Ordering::SeqCst);
-                    from_memory += u64::from(index.remembered(path(asked).hash()).is_some());
+                    from_memory += u64::from(index.lookup_cached(path(asked).hash()).is_some());
                     let said = told(&index, path(asked).hash()).await.expect("it is served");
                     let most = begun[at].load(Ordering::SeqCst);
                     // Odd steps pack, even ones forget.
@@ -128,18 +133,18 @@ async fn every_write_that_changes_a_narinfo_is_told_of_at_once() {
     assert_eq!(told(&index, hash).await, None);
     index.publish(vec![row(1)]).await.expect("published");
     assert!(told(&index, hash).await.expect("served").contains("Compression: zstd"));
-    assert!(index.remembered(hash).expect("remembered").to_come);
+    assert!(index.lookup_cached(hash).expect("remembered").to_come);
     index.publish_from_upstream(vec![(row(1), elsewhere.clone())]).await.expect("published");
     assert!(told(&index, hash).await.expect("served").contains("Compression: xz"));
     index.forget_upstream_nar(nar(1), elsewhere.upstream.clone()).await.expect("forgotten");
     assert!(told(&index, hash).await.expect("served").contains("Compression: zstd"));
     index.publish_from_upstream(vec![(row(1), elsewhere)]).await.expect("published");
     assert!(told(&index, hash).await.expect("served").contains("Compression: xz"));
-    index.keep_upstreams(others.into()).await.expect("kept");
+    index.sync_upstreams(others.into()).await.expect("kept");
     assert!(told(&index, hash).await.expect("served").contains("Compression: zstd"), "no redirect any more");
     index.record_packed(packed(1, 9)).await.expect("recorded");
     assert_eq!(file_size(&told(&index, hash).await.expect("served")), Some(9));
-    assert!(!index.remembered(hash).expect("remembered").to_come);
+    assert!(!index.lookup_cached(hash).expect("remembered").to_come);
     index.forget_paths(nar(1)).await.expect("forgotten");
     assert_eq!(told(&index, hash).await, None);
 }
@@ -147,10 +152,10 @@ async fn every_write_that_changes_a_narinfo_is_told_of_at_once() {
 #[tokio::test]
 async fn without_room_nothing_is_remembered() {
     let folder = tempfile::tempdir().expect("a folder");
-    let index = open(&folder).remembering(0);
+    let index = Index::new(sqlite(&folder), 0);
     index.publish(vec![row(1)]).await.expect("published");
     assert!(told(&index, path(1).hash()).await.is_some());
-    assert!(index.remembered(path(1).hash()).is_none());
+    assert!(index.lookup_cached(path(1).hash()).is_none());
 }
 
 /// A hash that the index learns of is not denied from the moment that the write is acknowledged, while everything is read
@@ -160,21 +165,21 @@ async fn what_is_written_is_never_denied() {
     let folder = tempfile::tempdir().expect("a folder");
     let index = open(&folder);
     index.publish(vec![row(0)]).await.expect("published");
-    assert!(!index.surely_lacks(path(200).hash()), "nobody knows yet");
+    assert!(!index.definitely_absent(path(200).hash()), "nobody knows yet");
     let keeping = index.clone();
     let keeping = tokio::spawn(async move {
         loop {
-            keeping.learn().await.expect("read");
+            keeping.fill_filter().await.expect("read");
         }
     });
-    while !index.surely_lacks(path(200).hash()) {
+    while !index.definitely_absent(path(200).hash()) {
         tokio::task::yield_now().await;
     }
     let set = "set".to_owned();
-    index.keep_sets(vec![set]).await.expect("kept");
+    index.sync_sets(vec![set]).await.expect("kept");
     index.start_generation().await.expect("started");
     for number in 1..100 {
-        assert!(index.surely_lacks(path(number).hash()));
+        assert!(index.definitely_absent(path(number).hash()));
         if number % 2 == 0 {
             index.publish(vec![row(number)]).await.expect("published");
         } else {
@@ -183,7 +188,7 @@ async fn what_is_written_is_never_denied() {
             index.add_outputs(vec![output]).await.expect("added");
         }
         for known in 0..=number {
-            assert!(!index.surely_lacks(path(known).hash()), "{known} of {number}");
+            assert!(!index.definitely_absent(path(known).hash()), "{known} of {number}");
         }
     }
     keeping.abort();

@@ -1,0 +1,65 @@
+//! Wall between the index and the database below it: small traits of plain data, and the changes that a backend tells.
+//! No type of a database, no closure of a caller and no HTTP passes it. One suite, in `conformance`, runs against every
+//! backend.
+
+mod builds;
+mod catalogue;
+mod changes;
+mod paths;
+mod retention;
+mod upkeep;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use narinfo::StorePathHash;
+use tokio::sync::mpsc;
+
+use super::Error;
+pub use builds::{Demand, Failures, QueueLog};
+pub use catalogue::{Catalogue, Generations};
+pub use changes::{Changes, Follower};
+pub use paths::{Comparisons, Nars, Paths, Realisations, UpstreamNars};
+pub use retention::{Pins, Retention};
+pub use upkeep::{Recovered, Recovery, Unfit, Upkeep};
+
+/// An answer under way. Boxed, which costs little beside a database; whatever is asked for most is answered by the hot
+/// layer, and never comes here.
+pub type BackendFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+
+/// A database that holds the index. Each write is one transaction: it is durable, and the follower knows of it, once it is
+/// acknowledged; where it fails, nothing has changed.
+pub trait Backend:
+    Paths
+    + Realisations
+    + Nars
+    + UpstreamNars
+    + Comparisons
+    + Retention
+    + Pins
+    + Failures
+    + QueueLog
+    + Demand
+    + Catalogue
+    + Generations
+    + Upkeep
+    + Recovery
+    + Send
+    + Sync
+{
+    /// Tells `follower` of every change from now on, instead of the one before.
+    fn follow(&self, follower: Arc<dyn Follower>);
+
+    /// Number of hashes that [`Backend::hashes`] sends, roughly.
+    ///
+    /// # Errors
+    /// When the backend fails.
+    fn hash_count(&self) -> BackendFuture<'_, u64>;
+
+    /// Sends every hash that is served, that a package set can build, or that a generation under way will: those of writes
+    /// that were acknowledged before the call, and perhaps later ones. Ends early when nobody receives them.
+    ///
+    /// # Errors
+    /// When the backend fails; then some were not sent.
+    fn hashes(&self, batches: mpsc::Sender<Vec<StorePathHash>>) -> BackendFuture<'_, ()>;
+}

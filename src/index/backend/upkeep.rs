@@ -1,0 +1,72 @@
+//! Traits of a backend's own health, and of its recovery from a ledger.
+
+use std::pin::Pin;
+
+use narinfo::StorePathHash;
+
+use super::BackendFuture;
+use crate::index::Recorded;
+
+/// The reason why the index is not to be relied on. The text is for whoever runs the server.
+#[derive(Debug, thiserror::Error)]
+pub enum Unfit {
+    /// The check after the start is under way.
+    #[error("the index is being checked after the start")]
+    Unchecked,
+    /// The database, or a row, is corrupt.
+    #[error(
+        "the index is damaged ({0}): stop the server and run `ondine recover`, which makes it anew from what is recorded beside the NARs"
+    )]
+    Damaged(String),
+    /// Reads fail.
+    #[error("the index cannot be read ({0})")]
+    Unreadable(String),
+    /// Writes fail.
+    #[error(
+        "the index cannot be written ({0}): what is cached is served, nothing new is; `ondine gc --max-bytes` makes room on a full disk"
+    )]
+    NotWritable(String),
+}
+
+/// A record of the ledger, held against the files that there are.
+#[derive(Clone, Debug)]
+pub enum Recovered {
+    /// The path can be served.
+    Served(Box<Recorded>),
+    /// Its contents are lost.
+    Gone(StorePathHash),
+}
+
+/// Health and upkeep.
+pub trait Upkeep {
+    /// Runs the upkeep that the backend needs beside its use, for as long as the server runs.
+    fn maintain(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
+    /// Checks that the index can be relied on; where the last write has failed, another one is tried.
+    fn check(&self) -> Pin<Box<dyn Future<Output = Result<(), Unfit>> + Send + '_>>;
+
+    /// Reads everything and looks for damage, at the lowest priority.
+    fn verify(&self) -> BackendFuture<'_, ()>;
+
+    /// Compares the totals with the packed NARs and the served paths; reads all of them.
+    fn verify_totals(&self) -> BackendFuture<'_, bool>;
+
+    /// Computes the totals anew.
+    fn recompute_totals(&self) -> BackendFuture<'_, ()>;
+
+    /// Resolves once a write was refused by the system, a full disk as a rule, since this resolved last.
+    fn write_refused(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
+
+    /// Ends the use of the index, so that the next start is fast. What was acknowledged is durable without it, too.
+    fn close(&self) -> BackendFuture<'_, ()>;
+}
+
+/// Recovery of an index that is not served from yet.
+pub trait Recovery {
+    /// Takes over records in their order: the latest one of a path counts. References may be missing until
+    /// [`Recovery::forget_incomplete`] is done.
+    fn recover(&self, batch: Vec<Recovered>) -> BackendFuture<'_, ()>;
+
+    /// Stops serving paths that refer to something that is not served. Gives their number.
+    fn forget_incomplete(&self) -> BackendFuture<'_, u64>;
+}

@@ -1,0 +1,29 @@
+//! Errors of the index, whatever database it is in.
+
+use std::error::Error as StdError;
+
+/// Reason why the index could not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// It cannot be opened, read or written now.
+    #[error(transparent)]
+    Unavailable(Box<dyn StdError + Send + Sync>),
+    /// What is stored is not what was written.
+    #[error("the index is damaged at {row}: stop the server and run `ondine recover`")]
+    Corrupt {
+        /// The row's key, or the part of the database.
+        row: String,
+        /// The fault.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+    /// It was written by a newer version.
+    #[error("the index {index} has schema {found}, this version knows {known}: run the newer version again")]
+    Newer {
+        /// The database.
+        index: String,
+        /// Its schema.
+        found: i64,
+        /// The newest schema that this version knows.
+        known: i64,
+    },
+}

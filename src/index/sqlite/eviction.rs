@@ -1,0 +1,291 @@
+//! Eviction order of served paths, and the eviction of those that stand first. One transaction looks at a few paths: others
+//! write between two of them, and nothing comes to need what is being evicted.
+
+use std::time::{Duration, SystemTime};
+
+use narinfo::{NarHash, StorePath, StorePathHash};
+use rusqlite::{OptionalExtension, Transaction, params};
+
+use super::access::{Budget, Touch, record_uses};
+use super::rows::{corrupt, signed, to_unix, unsigned};
+use super::stored::{nars_behind, stored_bytes};
+use super::{Error, Sqlite, paths_of};
+use crate::index::AccessLog;
+use crate::index::backend::{BackendFuture, Changes, Retention};
+use crate::model::{Candidate, Cursor, Decision, Evicted, EvictionBounds, NarRow};
+
+/// Time for which the last path of a NAR is remembered: as long as clients remember narinfos.
+const FORMER_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Rows that one transaction looks at for what goes.
+const PART: i64 = 256;
+
+impl Retention for Sqlite {
+    fn record_uses(&self, now: SystemTime, log: &AccessLog) -> BackendFuture<'_, ()> {
+        let log = log.clone();
+        Box::pin(async move {
+            let (mut touch, mut all) = (Touch::at(now), false);
+            while !all {
+                let log = log.clone();
+                let record = move |transaction: &Transaction<'_>| {
+                    let all = record_uses(&log, transaction, &mut touch)?;
+                    Ok((touch, all))
+                };
+                (touch, all) = self.write(record).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn evict(&self, now: SystemTime, bounds: EvictionBounds, log: &AccessLog) -> BackendFuture<'_, Evicted> {
+        let log = log.clone();
+        self.change(move |transaction| {
+            if !record_uses(&log, transaction, &mut Touch::at(now))? {
+                return Ok((Changes::default(), Evicted::Reordered));
+            }
+            let evicted = first(transaction, now, None, &bounds)?;
+            let removed = match &evicted {
+                Evicted::Paths(paths) => delete(transaction, paths)?,
+                Evicted::Reordered => Vec::new(),
+            };
+            Ok((Changes::removed(removed), evicted))
+        })
+    }
+
+    fn preview_eviction(
+        &self,
+        now: SystemTime,
+        after: Option<Cursor>,
+        bounds: EvictionBounds,
+        log: &AccessLog,
+    ) -> BackendFuture<'_, Evicted> {
+        let log = log.clone();
+        self.write(move |transaction| {
+            if !record_uses(&log, transaction, &mut Touch::at(now))? {
+                return Ok(Evicted::Reordered);
+            }
+            first(transaction, now, after, &bounds)
+        })
+    }
+
+    fn nar_bytes(&self) -> BackendFuture<'_, u64> {
+        self.read(stored_bytes)
+    }
+
+    fn unused_nars(&self, after: Option<NarHash>) -> BackendFuture<'_, Vec<NarRow>> {
+        let unused = "NOT EXISTS (SELECT 1 FROM path WHERE nar_hash = n.nar_hash)";
+        self.read(move |connection| nars_behind(connection, after, unused))
+    }
+
+    fn forget_unused_nars(&self, nars: Vec<NarHash>) -> BackendFuture<'_, ()> {
+        self.write(move |transaction| {
+            let mut delete = transaction.prepare_cached(
+                "DELETE FROM nar WHERE nar_hash = ?1 AND NOT EXISTS (SELECT 1 FROM path WHERE nar_hash = ?1)",
+            )?;
+            for nar in &nars {
+                delete.execute([nar.as_bytes()])?;
+            }
+            Ok(())
+        })
+    }
+
+    fn former_path(&self, nar: NarHash) -> BackendFuture<'_, Option<StorePathHash>> {
+        self.read(move |connection| {
+            let mut statement =
+                connection.prepare_cached("SELECT hash FROM former_nar WHERE nar_hash = ?1")?;
+            let hash: Option<String> = statement.query_row([nar.as_bytes()], |row| row.get(0)).optional()?;
+            hash.map(|hash| hash.parse().map_err(|e| corrupt(&hash, e))).transpose()
+        })
+    }
+}
+
+/// Decides over the paths behind `after`; those that are retained move to where they belong.
+fn first(
+    transaction: &Transaction<'_>,
+    now: SystemTime,
+    after: Option<Cursor>,
+    bounds: &EvictionBounds,
+) -> Result<Evicted, Error> {
+    let mut next = candidates(transaction, after)?;
+    match bounds.decide(&next, stored_bytes(transaction)?) {
+        Decision::Evict(count) => {
+            next.truncate(count);
+            Ok(Evicted::Paths(next))
+        }
+        Decision::Retain(count) => {
+            let (mut budget, mut touch) = (Budget::default(), Touch::at(now));
+            for Candidate { needed_at, cursor, .. } in next.into_iter().take(count) {
+                let hash = cursor.hash.as_str().to_owned();
+                let done = match needed_at {
+                    Some(_) => touch.path(transaction, hash, &mut budget)?,
+                    None => {
+                        Touch::since(came_at(cursor.needed_at_us)).path(transaction, hash, &mut budget)?
+                    }
+                };
+                if !done || !budget.is_left() {
+                    break;
+                }
+            }
+            Ok(Evicted::Reordered)
+        }
+    }
+}
+
+/// The first paths behind `after`, in order.
+fn candidates(transaction: &Transaction<'_>, after: Option<Cursor>) -> Result<Vec<Candidate>, Error> {
+    let mut statement = transaction.prepare_cached(
+        "SELECT t.needed_at, t.hash, p.name, p.nar_hash, \
+         CASE WHEN EXISTS (SELECT 1 FROM path o CROSS JOIN turn u ON u.hash = o.hash WHERE o.nar_hash = p.nar_hash \
+             AND (u.needed_at, u.hash) > (t.needed_at, t.hash)) THEN NULL ELSE n.file_size END, \
+         EXISTS (SELECT 1 FROM pin WHERE pin.hash = p.hash) \
+             OR EXISTS (SELECT 1 FROM to_pack WHERE to_pack.nar_hash = p.nar_hash) \
+         FROM turn t CROSS JOIN path p ON p.hash = t.hash LEFT JOIN nar n ON n.nar_hash = p.nar_hash \
+         WHERE (t.needed_at, t.hash) > (?1, ?2) ORDER BY t.needed_at, t.hash LIMIT ?3",
+    )?;
+    let (needed_at_us, hash) =
+        after.as_ref().map_or((i64::MIN, ""), |cursor| (cursor.needed_at_us, cursor.hash.as_str()));
+    let mut rows = statement.query(params![needed_at_us, hash, PART])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let (needed_at_us, hash, name): (i64, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);
+        let base = format!("{hash}-{name}");
+        let path = StorePath::parse(&base).map_err(|e| corrupt(&base, e))?;
+        found.push(Candidate {
+            nar: NarHash::from_bytes(row.get(3)?),
+            file_bytes: row.get::<_, Option<i64>>(4)?.map(unsigned),
+            needed_at: (needed_at_us > 0).then(|| after_epoch(needed_at_us)),
+            held: row.get(5)?,
+            cursor: Cursor { needed_at_us, hash: path.hash() },
+            path,
+        });
+    }
+    Ok(found)
+}
+
+/// Deletes paths, and gives their hashes.
+fn delete(transaction: &Transaction<'_>, evicted: &[Candidate]) -> Result<Vec<StorePathHash>, Error> {
+    let mut path = transaction.prepare_cached("DELETE FROM path WHERE hash = ?1")?;
+    let mut nar = transaction.prepare_cached("DELETE FROM nar WHERE nar_hash = ?1")?;
+    let mut changed = Vec::with_capacity(evicted.len());
+    for candidate in evicted {
+        path.execute([candidate.path.hash().as_str()])?;
+        changed.push(candidate.path.hash());
+        if candidate.file_bytes.is_some() {
+            debug_assert_eq!(paths_of(transaction, candidate.nar)?, [], "somebody has the NAR still");
+            nar.execute([candidate.nar.as_bytes()])?;
+        }
+    }
+    let forgotten = to_unix(SystemTime::now()).saturating_sub(signed(FORMER_FOR.as_secs()));
+    transaction.execute(
+        "DELETE FROM former_nar WHERE nar_hash IN (SELECT nar_hash FROM former_nar WHERE gone_at < ?1 LIMIT ?2)",
+        [forgotten, PART],
+    )?;
+    Ok(changed)
+}
+
+/// The time a path came, from its place before that is known.
+fn came_at(needed_at_us: i64) -> SystemTime {
+    after_epoch(needed_at_us.saturating_neg().max(1))
+}
+
+fn after_epoch(micros: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_micros(unsigned(micros))
+}
+
+#[cfg(test)]
+mod tests {
+    use narinfo::PathInfo;
+
+    use super::*;
+    use crate::index::Index;
+    use crate::index::samples::{nar, path, row, row_of};
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    /// An index that serves 1, and 2, which refers to 1 and to itself; both are packed.
+    async fn index(folder: &tempfile::TempDir) -> Index {
+        let index = Index::open(&folder.path().join("index")).expect("opened");
+        assert!(index.publish(vec![row(2, &[1, 2]), row(1, &[])]).await.expect("published"));
+        for digit in [1, 2] {
+            let packed = NarRow { nar_hash: nar(digit), file_hash: nar(9), file_size: u64::from(digit) };
+            index.record_packed(packed).await.expect("recorded");
+        }
+        index
+    }
+
+    /// What was used before the hundredth second may go.
+    fn down_to(target_bytes: u64) -> EvictionBounds {
+        EvictionBounds { target_bytes, used_since: at(100) }
+    }
+
+    /// All paths in eviction order.
+    async fn order(index: &Index) -> Vec<Candidate> {
+        let evicted = index.preview_eviction(at(9), None, down_to(0)).await.expect("asked");
+        let Evicted::Paths(all) = evicted else { panic!("the order is not known yet") };
+        all
+    }
+
+    #[tokio::test]
+    async fn a_use_counts_for_all_that_is_referred_to_as_soon_as_something_is_to_be_evicted() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let index = index(&folder).await;
+        let epoch = index.access_log().epoch();
+        index.access_log().note(nar(2));
+        assert_eq!(index.access_log().epoch(), epoch);
+        let before = order(&index).await;
+        assert_ne!(index.access_log().epoch(), epoch);
+        assert_eq!(before.iter().map(|candidate| &candidate.path).collect::<Vec<_>>(), [&path(2), &path(1)]);
+        assert_eq!(before[1].needed_at, Some(at(9)));
+        assert!(before[0].needed_at < before[1].needed_at);
+        // The use of what stands below changes nothing above it.
+        index.access_log().note(nar(1));
+        index.record_uses(at(20)).await.expect("written");
+        let later = order(&index).await;
+        assert_eq!((later[0].needed_at, later[1].needed_at), (before[0].needed_at, Some(at(20))));
+    }
+
+    #[tokio::test]
+    async fn what_is_evicted_is_not_served_any_more_and_remembered_for_those_who_ask_for_its_nar() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let index = index(&folder).await;
+        index.access_log().note(nar(2));
+        index.record_uses(at(1)).await.expect("written");
+        let Evicted::Paths(evicted) = index.evict(at(9), down_to(2)).await.expect("evicted") else {
+            panic!("the order is not known yet")
+        };
+        assert_eq!(evicted.iter().map(|candidate| &candidate.path).collect::<Vec<_>>(), [&path(2)]);
+        assert_eq!(index.find(path(2).hash()).await.expect("read"), None);
+        assert_eq!(index.former_path(nar(2)).await.expect("read"), Some(path(2).hash()));
+        assert_eq!(index.nar_bytes().await.expect("read"), 1);
+        assert!(!index.publish(vec![row(3, &[2])]).await.expect("asked"), "it refers to what is not served");
+        assert!(index.publish(vec![row(3, &[1])]).await.expect("asked"));
+    }
+
+    #[tokio::test]
+    async fn a_use_is_written_in_as_many_transactions_as_its_closure_takes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let index = Index::open(&folder.path().join("index")).expect("opened");
+        let (width, layers) = (60_u32, 4);
+        let path = |number: u32| StorePath::parse(&format!("{number:032}-p")).expect("a path");
+        let rows = (0..width * layers).map(|number| {
+            let above = (number / width).checked_sub(1);
+            let references = above.into_iter().flat_map(|layer| layer * width..(layer + 1) * width).map(path);
+            let info = row(1, &[]).info;
+            row_of(PathInfo { path: path(number), references: references.collect(), ..info })
+        });
+        assert!(index.publish(rows.collect()).await.expect("published"));
+        let packed = NarRow { nar_hash: nar(1), file_hash: nar(9), file_size: 1 };
+        index.record_packed(packed).await.expect("recorded");
+        // Each layer refers to all of the one below: more to look at than one transaction may.
+        assert!(u64::from(width * width * (layers - 1)) > 8_000);
+        index.access_log().note(nar(1));
+        index.record_uses(at(9)).await.expect("written");
+        let order = order(&index).await;
+        assert_eq!(order.len(), (width * layers) as usize);
+        assert!(order.iter().all(|candidate| candidate.needed_at > Some(at(8))));
+        let layer =
+            |candidate: &Candidate| candidate.path.hash().as_str().parse::<u32>().expect("one") / width;
+        assert!(order.is_sorted_by_key(|holding| std::cmp::Reverse(layer(holding))), "{order:?}");
+    }
+}
