@@ -113,6 +113,17 @@ fn a_blob_is_told_from_one_that_takes_its_place(subject: &Subject) {
     assert_eq!(contents(&first), b"first", "who has it open has all of it");
 }
 
+fn each_who_opens_a_blob_reads_it_from_its_start(subject: &Subject) {
+    subject.put(key(1), b"bytes");
+    let open = || subject.blobs.open(key(1)).expect("opened").expect("it is there");
+    let blobs = [open(), open()];
+    for Blob::File(BlobFile { file, .. }) in &blobs {
+        let mut bytes = Vec::new();
+        (&**file).read_to_end(&mut bytes).expect("read");
+        assert_eq!(bytes, b"bytes");
+    }
+}
+
 fn deleting_says_whether_there_was_something(subject: &Subject) {
     subject.put(key(1), b"one");
     subject.put(key(2), b"two");
@@ -182,6 +193,7 @@ on_all! {
     an_upload_that_is_dropped_leaves_nothing
     of_concurrent_commits_of_a_key_one_wins_and_stays
     a_blob_is_told_from_one_that_takes_its_place
+    each_who_opens_a_blob_reads_it_from_its_start
     deleting_says_whether_there_was_something
     keys_are_listed_in_order_page_by_page
     a_blob_in_quarantine_is_neither_opened_nor_listed_and_its_key_is_free

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use narinfo::NarHash;
@@ -65,7 +66,12 @@ impl MemoryBlobs {
 impl Blobs for MemoryBlobs {
     fn open(&self, key: NarHash) -> io::Result<Option<Blob>> {
         let state = self.state();
-        Ok(state.blobs.get(&key.to_nixbase32()).map(|(_, file)| Blob::File(file.clone())))
+        let Some((_, BlobFile { file, bytes })) = state.blobs.get(&key.to_nixbase32()) else {
+            return Ok(None);
+        };
+        // A file description of its own, as a directory gives one to each who opens.
+        let file = Arc::new(File::open(format!("/proc/self/fd/{}", file.as_raw_fd()))?);
+        Ok(Some(Blob::File(BlobFile { file, bytes: *bytes })))
     }
 
     fn begin(&self) -> io::Result<Box<dyn Upload>> {
