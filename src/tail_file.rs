@@ -1,7 +1,7 @@
 //! Files that are read while they are written (`tail -f` with a verdict): a reader gets the bytes that are
 //! there, waits for more, and learns at the end whether the file is right. Written by hand because a
 //! broadcast of chunks holds memory for its slowest reader: here a reader is a position, and all readers
-//! together hold [`READS_MAX`] chunks (8 MiB), be they ten or ten thousand. Replaced a loop each for NARs and
+//! together hold 32 chunks of 256 KiB at most, be they ten or ten thousand. Replaced a loop each for NARs and
 //! for logs. Does not apply to files that are overwritten or cut short. Must never read on an async thread.
 
 use std::fs::File;
@@ -160,7 +160,7 @@ pub fn abandoned() -> io::Error {
 /// A read under way.
 pub type Reading<T> = tokio::task::JoinHandle<io::Result<T>>;
 
-/// One of [`READS_MAX`] permits to read, held until the read has ended.
+/// One of 32 permits to read, held until the read has ended.
 pub struct ReadPermit {
     _permit: SemaphorePermit<'static>,
 }
