@@ -4,8 +4,12 @@
 
 mod access_log;
 pub mod backend;
+#[cfg(test)]
+mod conformance;
 mod error;
 mod hot;
+#[cfg(test)]
+mod memory_backend;
 mod record;
 #[cfg(test)]
 mod samples;

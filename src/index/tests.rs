@@ -116,9 +116,15 @@ async fn nobody_is_told_what_was_true_before_an_acknowledged_write() {
 }
 
 #[tokio::test]
-async fn every_write_that_changes_a_narinfo_is_told_of_at_once() {
+async fn without_room_nothing_is_remembered() {
     let folder = tempfile::tempdir().expect("a folder");
-    let index = open(&folder);
+    let index = Index::new(sqlite(&folder), 0);
+    index.publish(vec![row(1)]).await.expect("published");
+    assert!(told(&index, path(1).hash()).await.is_some());
+    assert!(index.lookup_cached(path(1).hash()).is_none());
+}
+
+pub(in crate::index) async fn every_write_that_changes_a_narinfo_is_told_of_at_once(index: Index) {
     let hash = path(1).hash();
     let elsewhere = UpstreamNar {
         nar_hash: nar(1),
@@ -149,21 +155,9 @@ async fn every_write_that_changes_a_narinfo_is_told_of_at_once() {
     assert_eq!(told(&index, hash).await, None);
 }
 
-#[tokio::test]
-async fn without_room_nothing_is_remembered() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let index = Index::new(sqlite(&folder), 0);
-    index.publish(vec![row(1)]).await.expect("published");
-    assert!(told(&index, path(1).hash()).await.is_some());
-    assert!(index.lookup_cached(path(1).hash()).is_none());
-}
-
 /// A hash that the index learns of is not denied from the moment that the write is acknowledged, while everything is read
 /// again and again beside it.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_written_is_never_denied() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let index = open(&folder);
+pub(in crate::index) async fn what_is_written_is_never_denied(index: Index) {
     index.publish(vec![row(0)]).await.expect("published");
     assert!(!index.definitely_absent(path(200).hash()), "nobody knows yet");
     let keeping = index.clone();
