@@ -141,7 +141,7 @@ fn a_set_is_listed_page_by_page_and_looked_through() {
     );
     command(&ondine, &["attributes", "pkgs", "nothing-like-that"]).must_fail();
     let lazy = command(&ondine, &["attributes", "lazy"]).must_succeed();
-    assert!(lazy.stderr.contains("only what was asked for"), "{lazy}");
+    assert!(lazy.stderr.contains("only attributes that were requested by name"), "{lazy}");
     let unknown = command(&ondine, &["attributes", "nope"]).must_fail();
     assert!(unknown.stderr.contains("no package set nope") && !unknown.stderr.contains("404"), "{unknown}");
 }
