@@ -1,6 +1,7 @@
-//! Bloom filter of store path hashes: it may take a hash for one of its own that was never added, one in two thousand or so,
-//! and never the other way round. Written because a miss that has to ask SQLite costs a thread's turn, and most questions of
-//! most clients are misses; it proves that a hash is absent, and nothing else.
+//! Bloom filter of store path hashes: it may take a hash for one of its own that was never added, one in two
+//! thousand or so, and never the other way round. Written because a miss that has to ask SQLite costs a
+//! thread's turn, and most questions of most clients are misses; it proves that a hash is absent, and nothing
+//! else.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -9,14 +10,15 @@ use fastbloom::AtomicBloomFilter;
 use narinfo::StorePathHash;
 use tokio::sync::Notify;
 
-/// Bits for each hash that there is room for: of the hashes that were never added, one in two thousand is taken for one
-/// that was.
-/// With ten bits it would be one in a hundred, and those few would take a third of the time that all others take.
+/// Bits for each hash that there is room for: of the hashes that were never added, one in two thousand is
+/// taken for one that was. With ten bits it would be one in a hundred, and those few would take a third of
+/// the time that all others take.
 const BITS_PER_HASH: usize = 16;
 /// Hashes that there is room for, at least.
 const ROOM_MIN: usize = 16 * 1024;
 
-/// The filter. It is of use once it was filled, and is filled anew when it has got too small, which goes on beside its use.
+/// The filter. It is of use once it was filled, and is filled anew when it has got too small, which goes on
+/// beside its use.
 #[derive(Debug, Default)]
 pub struct BloomFilter {
     fillings: RwLock<Fillings>,
@@ -64,8 +66,8 @@ impl BloomFilter {
         }
     }
 
-    /// Begins to fill it anew, for `count` hashes and some more. Hashes that are added from now on are in the new filling, too;
-    /// all others must be added before [`BloomFilter::filled`].
+    /// Begins to fill it anew, for `count` hashes and some more. Hashes that are added from now on are in the
+    /// new filling, too; all others must be added before [`BloomFilter::filled`].
     pub fn begin(&self, count: u64) {
         let count = usize::try_from(count).unwrap_or(usize::MAX / 16);
         self.write().next = Some(Filling::new((count + count / 4).max(ROOM_MIN)));

@@ -1,5 +1,6 @@
-//! The recovery of a lost or damaged index from the ledger beside the NARs: what was signed here, has its file (or an upstream),
-//! and refers to nothing that has not. An index that is there is moved aside, never removed.
+//! The recovery of a lost or damaged index from the ledger beside the NARs: what was signed here, has its
+//! file (or an upstream), and refers to nothing that has not. An index that is there is moved aside, never
+//! removed.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,7 +18,7 @@ const BATCH: usize = 1_000;
 const BATCHES_WAITING_MAX: usize = 4;
 /// There as long as the index is not complete.
 const MARKER: &str = "index.recovering";
-/// What an index that was there becomes.
+/// Name of an index that was there, once it is moved aside.
 const ASIDE: &str = "index.damaged.sqlite";
 /// The files of an index have one name with these endings.
 const ENDINGS: [&str; 3] = ["", "-wal", "-shm"];
@@ -56,7 +57,7 @@ pub struct Recovery {
     pub keys: Vec<PublicKey>,
 }
 
-/// What came of it.
+/// Outcome of a recovery.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Outcome {
     /// Paths that are served again.
@@ -87,7 +88,7 @@ impl std::fmt::Display for Outcome {
     }
 }
 
-/// What is read of the ledger.
+/// Records that were read of the ledger.
 #[derive(Debug, Default)]
 struct Batch {
     recovered: Vec<Recovered>,
@@ -95,7 +96,7 @@ struct Batch {
 }
 
 impl Recovery {
-    /// Whether the index is lost, or was being recovered when that was interrupted, and can be made anew.
+    /// True where the index is lost, or was being recovered when that was interrupted, and can be made anew.
     fn is_needed(&self) -> bool {
         let incomplete = self.state_dir.join(MARKER).exists();
         (incomplete || !self.index.exists()) && has_ledger(&self.ledger)
@@ -208,7 +209,7 @@ impl Recovery {
         row.info.signatures.iter().any(is_ours)
     }
 
-    /// What is left of a path: its file, if that has its size, or an upstream.
+    /// The rest of a path: its file, if that has its size, or an upstream.
     fn found(&self, mut recorded: Box<Recorded>) -> io::Result<Recovered> {
         let hash: StorePathHash = recorded.path.info.path.hash();
         if let Some(nar) = recorded.packed

@@ -1,5 +1,5 @@
-//! Uses of served NARs, noted in memory until a backend records them. Noting costs no write and no lock that anything slow
-//! holds; what was noted and not recorded is lost with the process.
+//! Uses of served NARs, noted in memory until a backend records them. Noting costs no write and no lock that
+//! anything slow holds; what was noted and not recorded is lost with the process.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use narinfo::NarHash;
 
-/// NARs that were used since uses were recorded last; clones share it. Bounded by what is served: each NAR stands in it
-/// once.
+/// NARs that were used since uses were recorded last; clones share it. Bounded by what is served: each NAR
+/// stands in it once.
 #[derive(Clone, Debug, Default)]
 pub struct AccessLog(Arc<Shared>);
 

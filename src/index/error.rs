@@ -8,7 +8,7 @@ pub enum Error {
     /// It cannot be opened, read or written now.
     #[error(transparent)]
     Unavailable(Box<dyn StdError + Send + Sync>),
-    /// What is stored is not what was written.
+    /// A row or a page is not as it was written.
     #[error("the index is damaged at {row}: stop the server and run `ondine recover`")]
     Corrupt {
         /// The row's key, or the part of the database.

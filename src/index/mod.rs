@@ -1,6 +1,6 @@
-//! The index: which store paths are served, which NARs are packed, which builds failed, and who waits. [`Index`] is the
-//! handle that all others use: a hot layer in memory before an exchangeable backend.
-//! It never asks Nix and never touches a NAR file.
+//! The index: which store paths are served, which NARs are packed, which builds failed, and who waits.
+//! [`Index`] is the handle that all others use: a hot layer in memory before an exchangeable backend. Must
+//! never ask Nix, and never touch a NAR file.
 
 mod access_log;
 pub mod backend;
@@ -42,8 +42,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(60);
 /// Batches of hashes on their way into the Bloom filter.
 const BATCHES_WAITING_MAX: usize = 4;
 
-/// A handle to the index; clones share it. Whatever is not answered in memory is a method of its [`Backend`], to which it
-/// dereferences.
+/// A handle to the index; clones share it. Whatever is not answered in memory is a method of its [`Backend`],
+/// to which it dereferences.
 #[derive(Clone)]
 pub struct Index {
     hot: Arc<Hot>,
@@ -168,7 +168,8 @@ impl Index {
         }
     }
 
-    /// Fills the Bloom filter with all hashes, in the order that loses none: the backend tells what is written meanwhile.
+    /// Fills the Bloom filter with all hashes, in the order that loses none: the backend tells what is
+    /// written meanwhile.
     async fn fill_filter(&self) -> Result<(), Error> {
         let count = self.backend.hash_count().await?;
         if !self.hot.begin_filter(count) {

@@ -1,5 +1,5 @@
-//! One line of the ledger: all that a served path, or a realisation, needs to be served again. A line whose checksum does not
-//! fit is no line: what a disk has spoilt is never taken for data.
+//! One line of the ledger: all that a served path, or a realisation, needs to be served again. A line whose
+//! checksum does not fit is no line: what a disk has spoilt is never taken for data.
 
 use narinfo::{Compression, DrvOutput, NarHash, PathInfo, Realisation, StorePath};
 use serde::{Deserialize, Serialize};
@@ -10,7 +10,7 @@ use crate::model::{NarRow, PathRow, UpstreamNar};
 /// Characters of the checksum at the start of a line, in hexadecimal.
 const CHECKSUM_CHARS: usize = 16;
 
-/// What a line says.
+/// The record of a line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// A path is served.
@@ -88,7 +88,7 @@ impl Record {
         format!("{} {text}\n", checksum(&text))
     }
 
-    /// What a line without its end says; `None` where it is none, or not as it was written.
+    /// Reads a line without its end; `None` where it is none, or not as it was written.
     pub(super) fn parse(line: &[u8]) -> Option<Self> {
         let (sum, text) = std::str::from_utf8(line).ok()?.split_at_checked(CHECKSUM_CHARS)?;
         let text = text.strip_prefix(' ')?;

@@ -1,4 +1,5 @@
-//! Tests of what the index says without SQLite: never what was true before a write that has been acknowledged.
+//! Tests of what the index says without SQLite: never what was true before a write that has been
+//! acknowledged.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -48,7 +49,7 @@ fn open(folder: &tempfile::TempDir) -> Index {
     Index::new(sqlite(folder), 64 * 1024)
 }
 
-/// What a client is told of a path: from memory where that has it.
+/// The narinfo that a client gets of a path: from memory where that has it.
 async fn told(index: &Index, hash: StorePathHash) -> Option<String> {
     let render = |hit: &Hit| hit.narinfo().render(&StoreDir::default()).into();
     let ready = match index.lookup_cached(hash) {
@@ -63,8 +64,8 @@ fn file_size(narinfo: &str) -> Option<u64> {
     Some(size.parse().expect("a number"))
 }
 
-/// Step by step each NAR is packed, of a size that tells the step, or forgotten to be, in turns. A reader that asks after a
-/// step was acknowledged is told of that one or of a later one.
+/// Step by step each NAR is packed, of a size that tells the step, or forgotten to be, in turns. A reader
+/// that asks after a step was acknowledged is told of that one or of a later one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn nobody_is_told_what_was_true_before_an_acknowledged_write() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -155,8 +156,8 @@ pub(in crate::index) async fn every_write_that_changes_a_narinfo_is_told_of_at_o
     assert_eq!(told(&index, hash).await, None);
 }
 
-/// A hash that the index learns of is not denied from the moment that the write is acknowledged, while everything is read
-/// again and again beside it.
+/// A hash that the index learns of is not denied from the moment that the write is acknowledged, while
+/// everything is read again and again beside it.
 pub(in crate::index) async fn what_is_written_is_never_denied(index: Index) {
     index.publish(vec![row(0)]).await.expect("published");
     assert!(!index.definitely_absent(path(200).hash()), "nobody knows yet");

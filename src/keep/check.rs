@@ -1,5 +1,6 @@
-//! The check of what is stored: each packed NAR against its file, and all of the file against its hashes where that is wished;
-//! then the files that are on nobody's record. It runs beside everything else, and is told of line by line.
+//! The check of what is stored: each packed NAR against its file, and all of the file against its hashes
+//! where that is wished; then the files that are on nobody's record. It runs beside everything else, and is
+//! told of line by line.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
@@ -14,12 +15,12 @@ use crate::packer::Look;
 /// The time between two lines that tell how far it has come.
 const PROGRESS: Duration = Duration::from_secs(10);
 
-/// How to check.
+/// Options of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Check {
-    /// Whether all files are read, and not only looked for.
+    /// Reads all files, and does not only look for them.
     pub verify: bool,
-    /// Whether what is wrong is put right.
+    /// Repairs what is wrong.
     pub repair: bool,
 }
 
@@ -46,8 +47,8 @@ struct Run {
 }
 
 impl Keeper {
-    /// Begins to check, and gives the lines about it. The last one begins with `sound`, `repaired` or `failed`. It ends early
-    /// when nobody reads them.
+    /// Begins to check, and gives the lines about it. The last one begins with `sound`, `repaired` or
+    /// `failed`. It ends early when nobody reads them.
     #[must_use]
     pub fn check(&self, check: Check) -> mpsc::Receiver<String> {
         let (lines, reading) = mpsc::channel(LINES_MAX);

@@ -1,5 +1,6 @@
-//! The collection that someone asks for: what is above the limit goes, and the files that are on nobody's record; or it is only
-//! told what that would be. It is told of line by line, and done to its end whoever reads.
+//! The collection that someone asks for: what is above the limit goes, and the files that are on nobody's
+//! record; or it is only told what that would be. It is told of line by line, and done to its end whoever
+//! reads.
 
 use std::time::SystemTime;
 
@@ -10,8 +11,9 @@ use super::{Counted, Error, Keeper, LINES_MAX, MinFree, Size};
 use crate::causes::with_causes;
 
 impl Keeper {
-    /// Evicts what is above `max_bytes`, or above the limit of the settings, and removes the files that are on nobody's record; or
-    /// tells only what that would be. Gives the lines about it; one that begins with `failed` is the last.
+    /// Evicts what is above `max_bytes`, or above the limit of the settings, and removes the files that are
+    /// on nobody's record; or tells only what that would be. Gives the lines about it; one that begins with
+    /// `failed` is the last.
     #[must_use]
     pub fn collect(&self, max_bytes: Option<u64>, dry_run: bool) -> mpsc::Receiver<String> {
         let (lines, reading) = mpsc::channel(LINES_MAX);
@@ -89,7 +91,7 @@ impl Keeper {
     }
 }
 
-/// Whether or not somebody reads it.
+/// Sends a line, read or not.
 async fn say(lines: &mpsc::Sender<String>, line: String) {
     let _ = lines.send(line).await;
 }

@@ -1,5 +1,5 @@
-//! One eviction: what stands first goes, a few paths at a time, until the rest fits. Between two of these everything else goes on.
-//! Must never take away what something that stays refers to.
+//! One eviction: what stands first goes, a few paths at a time, until the rest fits. Between two of these
+//! everything else goes on. Must never take away what something that stays refers to.
 
 use std::time::SystemTime;
 
@@ -25,7 +25,7 @@ pub struct Eviction {
     index: Index,
     bounds: Bounds,
     begun: SystemTime,
-    /// Whether it is only to be told what would go.
+    /// True for a preview, which evicts nothing.
     dry_run: bool,
     stage: Stage,
     /// Bytes of what would have gone.
@@ -52,8 +52,8 @@ impl Eviction {
         Self { index, bounds, begun, dry_run, stage: Stage::Unused(None), would_be_freed: 0 }
     }
 
-    /// What has gone next, the least used first; or would, in a dry run. `None` at the end. The files are there still: they are
-    /// no longer anybody's.
+    /// The NARs that were evicted next, the least used first; or would be, in a dry run. `None` at the end.
+    /// The files are there still: they are no longer anybody's.
     ///
     /// # Errors
     /// When the index fails. What was told of before has gone.

@@ -1,4 +1,4 @@
-//! What goes and what stays, in a real index: the order, the closures, and what is held.
+//! Eviction in a real index: the order, the closures, and what is held.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};
@@ -104,7 +104,8 @@ impl Served {
         all
     }
 
-    /// The numbers of the NARs that go, in order; what was used since then stays. A dry run tells the same, and takes nothing.
+    /// The numbers of the NARs that go, in order; what was used since then stays. A dry run tells the same,
+    /// and takes nothing.
     async fn evict(&self, max_bytes: u64, used_since: u64) -> Vec<usize> {
         let used_since = at(used_since) - super::RECORDED_WITHIN;
         let bounds = Bounds { max_bytes: Some(max_bytes), used_since };

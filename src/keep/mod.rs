@@ -1,6 +1,6 @@
-//! Keeping: the NAR store within its limit, what is pinned, and what is stored as it should be. Evicts what was used longest
-//! ago once there is too much, never what was used lately or is pinned, nor what those refer to.
-//! Must never remove a file whose row is still there.
+//! Keeping: the NAR store within its limit, what is pinned, and what is stored as it should be. Evicts what
+//! was used longest ago once there is too much, never what was used lately or is pinned, nor what those refer
+//! to. Must never remove a file whose row is still there.
 
 mod check;
 mod collect;
@@ -28,28 +28,30 @@ pub use pins::{Pinned, Pinning};
 pub use policy::{Bounds, MinFree};
 pub use reserve::Reserve;
 
-/// What is packed within this time is looked at together.
+/// Time within which packed NARs are looked at together.
 const GATHERED_FOR: Duration = Duration::from_secs(1);
-/// What could not go is tried again at least and at most so often; in between, once in the time for which what is used stays.
+/// Interval, at least and at most, at which an eviction that could not reach the limit is tried again; in
+/// between, once in the time for which what is used stays.
 const ROUND: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// Uses are written down once in that time, too, and at least this often: each with all that the path refers to, which may be
-/// much. Who evicts writes them first.
+/// Uses are written down once in that time, too, and at least this often: each with all that the path refers
+/// to, which may be much. Who evicts writes them first.
 const WRITTEN_EVERY: Duration = Duration::from_secs(600);
-/// How much earlier than it was a use may be on record.
+/// Time by which a use may be recorded earlier than it was.
 const RECORDED_WITHIN: Duration = Duration::from_millis(500);
 /// The rest after a failure, twice as long after each further one, at least and at most.
 const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// Lines that wait to be read.
 const LINES_MAX: usize = 16;
 
-/// How much is kept.
+/// Settings of retention.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Settings {
     /// Bytes of all files in the NAR store; `None` is no limit.
     pub max_bytes: Option<u64>,
     /// Room that stays free on the file system of the NAR store.
     pub min_free: MinFree,
-    /// So long after its last use nothing is evicted: a client that was told of a path gets it, and all that it refers to.
+    /// So long after its last use nothing is evicted: a client that was told of a path gets it, and all that
+    /// it refers to.
     pub keep_used: Duration,
     /// Time in which all stored NARs are read and verified once; `None` is never.
     pub scrub_every: Option<Duration>,
@@ -76,9 +78,9 @@ struct Inner {
     settings: Settings,
     metrics: Metrics,
     reserve: Reserve,
-    /// Whether nothing could be stored when that was last looked at.
+    /// True where nothing could be stored when that was last looked at.
     full: AtomicBool,
-    /// Whether the store is above its limit and nothing in it can go now.
+    /// True where the store is above its limit and nothing in it can be evicted now.
     held_back: AtomicBool,
 }
 
@@ -180,7 +182,7 @@ impl Keeper {
         }
     }
 
-    /// What may stay, by the settings and by the room that there is.
+    /// The limit, by the settings and by the room that there is.
     async fn limit(&self) -> Result<Limit, Error> {
         let stored = self.measure().await?;
         let (room, min_free) = (self.0.packer.room()?, self.0.settings.min_free);
@@ -190,8 +192,8 @@ impl Keeper {
         Ok(Limit { stored, by_room, max_bytes })
     }
 
-    /// On a full disk, gives up what is not needed to serve, and the reserve last: else the index could not take out of
-    /// itself what is to go.
+    /// On a full disk, gives up what is not needed to serve, and the reserve last: else the index could not
+    /// take out of itself what is to go.
     async fn make_room(&self) {
         if self.0.packer.room().is_ok_and(|room| room.check().is_err()) {
             self.0.packer.drop_spare_files().await;
@@ -254,13 +256,13 @@ impl Keeper {
         Bounds { max_bytes, used_since: used_since.unwrap_or(SystemTime::UNIX_EPOCH) }
     }
 
-    /// What is kept, in numbers: the OpenMetrics text format, without its end.
+    /// Metrics of retention: the OpenMetrics text format, without its end.
     pub fn write_metrics(&self, out: &mut String) {
         self.0.metrics.write(out);
     }
 }
 
-/// How much may stay.
+/// The limit of the NAR store.
 #[derive(Clone, Copy, Debug)]
 struct Limit {
     /// Bytes that there are.

@@ -6,16 +6,17 @@ use super::Keeper;
 use crate::index;
 use crate::model::PinRow;
 
-/// What is to be pinned.
+/// Something to pin, as it was named.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Pinned {
     /// The path with this hash; and as it was written.
     Path(StorePathHash, String),
-    /// The outputs of the derivation that an attribute of a package set has now: `<set>/<attribute>`, or the attribute alone.
+    /// The outputs of the derivation that an attribute of a package set has now: `<set>/<attribute>`, or the
+    /// attribute alone.
     Attribute(String),
 }
 
-/// What was pinned.
+/// A path that was pinned.
 #[derive(Clone, Debug)]
 pub struct Pinning {
     /// The package set and the system; `None` for a path that was named itself.
@@ -24,7 +25,7 @@ pub struct Pinning {
     pub hash: StorePathHash,
     /// The path, if it is known.
     pub path: Option<StorePath>,
-    /// Whether it is served; one that is not is held once it is.
+    /// True where it is served; one that is not is retained once it is.
     pub served: bool,
 }
 
@@ -58,7 +59,8 @@ impl Keeper {
         Ok(pinnings)
     }
 
-    /// Takes back the pins of a path, or those that were made under a name, whatever that is by now. How many there were.
+    /// Takes back the pins of a path, or those that were made under a name, whatever that is by now. How many
+    /// there were.
     ///
     /// # Errors
     /// When the index fails.

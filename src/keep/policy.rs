@@ -1,5 +1,5 @@
-//! What stays in the NAR store when it is too full: all stands in one order, in which a path comes before what it refers to, and
-//! goes from the front until there is room. Plain code; loses nothing itself.
+//! Limits of the NAR store when it is too full: all stands in one order, in which a path comes before what it
+//! refers to, and goes from the front until there is room. Plain code; loses nothing itself.
 
 use std::time::SystemTime;
 
@@ -48,16 +48,17 @@ impl MinFree {
     }
 }
 
-/// What may stay.
+/// Bounds of an eviction.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
     /// Bytes of files above which something goes; `None` is no limit.
     pub max_bytes: Option<u64>,
-    /// What was used since then stays, whatever the limit.
+    /// Paths that were used since then are retained, whatever the limit.
     pub used_since: SystemTime,
 }
 
-/// Once something has to go, a twentieth of the limit is freed: else there would be something to do for each NAR that comes.
+/// Once something has to go, a twentieth of the limit is freed: else there would be something to do for each
+/// NAR that comes.
 const FREED_PART: u64 = 20;
 
 impl Bounds {

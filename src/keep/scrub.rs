@@ -1,5 +1,6 @@
-//! The scrub: stored NARs are read and verified while nobody asks for them, a few bytes a second, so that damage is found
-//! before a client finds it. Gives way to everything else; begins anywhere, since a server may never run for a whole round.
+//! The scrub: stored NARs are read and verified while nobody asks for them, a few bytes a second, so that
+//! damage is found before a client finds it. Gives way to everything else; begins anywhere, since a server
+//! may never run for a whole round.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;

@@ -1,5 +1,6 @@
-//! Key files in the state directory: `signing-key` is the first key, `signing-keys/` holds further ones, each named by its key.
-//! A key is durable under its name before anything is signed with it, and none is removed before its successor is there.
+//! Key files in the state directory: `signing-key` is the first key, `signing-keys/` holds further ones, each
+//! named by its key. A key is durable under its name before anything is signed with it, and none is removed
+//! before its successor is there.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
@@ -75,8 +76,8 @@ pub fn create(state_dir: &Path, name: KeyName) -> Result<PublicKey, Error> {
     Ok(key.public_key())
 }
 
-/// Makes a new first key; the present one signs beside it from now on. Without a `name` the number at the end of the present one
-/// is raised.
+/// Makes a new first key; the present one signs beside it from now on. Without a `name` the number at the end
+/// of the present one is raised.
 ///
 /// # Errors
 /// As [`create`].

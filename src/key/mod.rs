@@ -122,8 +122,8 @@ pub struct WantedName {
 pub struct Keys(Vec<SecretKey>);
 
 impl Keys {
-    /// Reads the keys that `named` lists or, where that is empty, those of the state directory; a state directory without an
-    /// index gets a first key with the wanted name.
+    /// Reads the keys that `named` lists or, where that is empty, those of the state directory; a state
+    /// directory without an index gets a first key with the wanted name.
     ///
     /// # Errors
     /// When a key is missing, unreadable, malformed or has the name of another.
@@ -139,8 +139,8 @@ impl Keys {
         Self::read(state_dir, named)
     }
 
-    /// Reads the keys that [`Keys::open`] and [`Record::begin`] would accept; `None` where the first is still to be made.
-    /// Makes and changes nothing.
+    /// Reads the keys that [`Keys::open`] and [`Record::begin`] would accept; `None` where the first is still
+    /// to be made. Makes and changes nothing.
     ///
     /// # Errors
     /// As those.
@@ -202,7 +202,8 @@ impl Keys {
         self.0.iter().map(SecretKey::to_secret_string).collect()
     }
 
-    /// Adds a signature of `fingerprint()` by each key whose name none of `signatures` has. True when one was added.
+    /// Adds a signature of `fingerprint()` by each key whose name none of `signatures` has. True when one was
+    /// added.
     pub fn complete(&self, signatures: &mut Vec<Signature>, fingerprint: impl FnOnce() -> String) -> bool {
         let lacks = |key: &&SecretKey| !signatures.iter().any(|signature| signature.name() == key.name());
         let missing: Vec<&SecretKey> = self.0.iter().filter(lacks).collect();

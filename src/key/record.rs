@@ -1,5 +1,6 @@
-//! Record of the keys that have signed what is served, in the state directory: a key that goes missing or is exchanged is
-//! noticed at the start, before a client fetches only a part of a closure. Public keys alone stand in it.
+//! Record of the keys that have signed what is served, in the state directory: a key that goes missing or is
+//! exchanged is noticed at the start, before a client fetches only a part of a closure. Public keys alone
+//! stand in it.
 
 use std::fs;
 use std::io;
@@ -21,7 +22,7 @@ pub struct Record(Vec<Signer>);
 #[derive(Debug)]
 struct Signer {
     key: PublicKey,
-    /// Whether everything that is served has its signature.
+    /// True once everything that is served has its signature.
     complete: bool,
 }
 
@@ -68,8 +69,8 @@ impl Record {
         write_durably(&file, text.as_bytes()).map_err(|source| Error::Write { file, source })
     }
 
-    /// Notes `keys` as those that sign from now on. `fresh`: nothing is served yet. True when something that is served may lack a
-    /// signature of one of them.
+    /// Notes `keys` as those that sign from now on. `fresh`: nothing is served yet. True when something that
+    /// is served may lack a signature of one of them.
     ///
     /// # Errors
     /// When a key that signed before is not among them, or cannot be noted.
@@ -104,7 +105,8 @@ impl Record {
         Ok(())
     }
 
-    /// Notes that everything that is served has a signature by each of `keys`. A key that was retired meanwhile stays so.
+    /// Notes that everything that is served has a signature by each of `keys`. A key that was retired
+    /// meanwhile stays so.
     ///
     /// # Errors
     /// When the record cannot be read or written.

@@ -31,8 +31,9 @@ pub struct Attributed {
 /// The attributes of a set that are listed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Search {
-    /// Pattern for the attribute, with its quotes or without, or for the name of its derivation: for all of it where
-    /// there is a `*`, which stands for anything, and else for a part of it. Upper and lower case are alike.
+    /// Pattern for the attribute, with its quotes or without, or for the name of its derivation: for all of
+    /// it where there is a `*`, which stands for anything, and else for a part of it. Upper and lower case
+    /// are alike.
     pub like: Option<String>,
     /// The attribute after which the list begins; the empty one is before all others.
     pub after: String,

@@ -1,5 +1,6 @@
-//! Plain types that several parts of the server share: served paths and their NARs, failures, package sets, the queue,
-//! retention. No behaviour beyond what follows from the data itself; nothing here reads, writes or waits.
+//! Plain types that several parts of the server share: served paths and their NARs, failures, package sets,
+//! the queue, retention. No behaviour beyond what follows from the data itself; nothing here reads, writes or
+//! waits.
 
 mod catalogue;
 mod failure;

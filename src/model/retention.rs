@@ -1,5 +1,5 @@
-//! Pins, and the order in which served paths are evicted: a path stands before everything that it refers to, so that
-//! whoever takes paths away from the front breaks no closure.
+//! Pins, and the order in which served paths are evicted: a path stands before everything that it refers to,
+//! so that whoever takes paths away from the front breaks no closure.
 
 use std::time::SystemTime;
 
@@ -25,7 +25,8 @@ pub struct Candidate {
     pub path: StorePath,
     /// SHA-256 of its plain NAR; several paths may have the same one.
     pub nar: NarHash,
-    /// Bytes of the file that goes with it; `None` where there is none, or a later candidate has the same contents.
+    /// Bytes of the file that goes with it; `None` where there is none, or a later candidate has the same
+    /// contents.
     pub file_bytes: Option<u64>,
     /// Last use of it, or of a path that refers to it; `None` while what it refers to may stand before it.
     pub needed_at: Option<SystemTime>,
@@ -58,8 +59,8 @@ pub struct EvictionBounds {
 pub enum Decision {
     /// The first so many are evicted; none is the end of the eviction.
     Evict(usize),
-    /// The first so many are retained with everything they refer to: they move back as if they were used now, or when
-    /// they came where their place was not known.
+    /// The first so many are retained with everything they refer to: they move back as if they were used now,
+    /// or when they came where their place was not known.
     Retain(usize),
 }
 

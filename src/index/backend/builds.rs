@@ -18,15 +18,15 @@ pub trait Failures {
     /// The latest thousand failures that have not expired by `now`, the latest first.
     fn failures(&self, now: SystemTime) -> BackendFuture<'_, Vec<Failure>>;
 
-    /// Forgets the failure of a derivation with its cause, and every failure that has either as its cause. Gives their
-    /// derivations.
+    /// Forgets the failure of a derivation with its cause, and every failure that has either as its cause.
+    /// Gives their derivations.
     fn forget_failure(&self, drv: StorePath) -> BackendFuture<'_, Vec<StorePath>>;
 
     /// Has a failure expire at `end` where it would later.
     fn end_failure_by(&self, drv: StorePath, end: SystemTime) -> BackendFuture<'_, ()>;
 
-    /// Has every failure of a class expire `lifetime` after its try, and `lifetime` from `now` at the latest, where it would
-    /// later. Drops those that have expired by `now`.
+    /// Has every failure of a class expire `lifetime` after its try, and `lifetime` from `now` at the latest,
+    /// where it would later. Drops those that have expired by `now`.
     fn shorten_failures(
         &self,
         class: FailureClass,
@@ -40,11 +40,12 @@ pub trait Failures {
 
 /// Requests in their order, and durations of builds.
 pub trait QueueLog {
-    /// The requests that waited when the server ended, oldest first, and the highest number that any request ever had.
+    /// The requests that waited when the server ended, oldest first, and the highest number that any request
+    /// ever had.
     fn requests(&self) -> BackendFuture<'_, (Vec<RequestRow>, u64)>;
 
-    /// Records requests as they are now and durations of builds, and forgets the requests that are `gone`, and all but the
-    /// latest few durations of each kind of work: all of it or nothing.
+    /// Records requests as they are now and durations of builds, and forgets the requests that are `gone`,
+    /// and all but the latest few durations of each kind of work: all of it or nothing.
     fn record_queue(
         &self,
         requests: Vec<RequestRow>,
@@ -61,10 +62,12 @@ pub trait Demand {
     /// Requests for attributes, in the order of the days.
     fn demand(&self) -> BackendFuture<'_, Vec<DemandRow>>;
 
-    /// Records requests for attributes in place of those of the same days, and forgets the days before `first_day`.
+    /// Records requests for attributes in place of those of the same days, and forgets the days before
+    /// `first_day`.
     fn record_demand(&self, rows: Vec<DemandRow>, first_day: u64) -> BackendFuture<'_, ()>;
 
-    /// Number of the latest day on which something was pre-built, and the time spent on that day, to the millisecond.
+    /// Number of the latest day on which something was pre-built, and the time spent on that day, to the
+    /// millisecond.
     fn prebuilt(&self) -> BackendFuture<'_, (u64, Duration)>;
 
     /// Records the time spent on pre-building on the latest day.

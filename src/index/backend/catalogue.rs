@@ -16,7 +16,8 @@ pub trait Catalogue {
     /// The derivations that sets have for a hash: those of current generations first.
     fn makers(&self, hash: StorePathHash) -> BackendFuture<'_, Vec<Maker>>;
 
-    /// An attribute as the current generation of a set has it for a system; `None` where there is no generation.
+    /// An attribute as the current generation of a set has it for a system; `None` where there is no
+    /// generation.
     fn attribute(
         &self,
         set: String,
@@ -24,8 +25,8 @@ pub trait Catalogue {
         system: String,
     ) -> BackendFuture<'_, Option<Attributed>>;
 
-    /// Attributes of the current generation of a set, in the order of their names, with the generation's number; `None`
-    /// where there is none.
+    /// Attributes of the current generation of a set, in the order of their names, with the generation's
+    /// number; `None` where there is none.
     fn listed(&self, set: String, search: Search) -> BackendFuture<'_, Option<(u64, Vec<AttributeRow>)>>;
 
     /// The attribute of this name in every set, with the set's name, for each system.
@@ -46,15 +47,17 @@ pub trait Catalogue {
     /// The paths that hold the derivations of all generations.
     fn holders(&self) -> BackendFuture<'_, Vec<StorePath>>;
 
-    /// Names under which sets have these derivations now: one of each, and none of a derivation that no set has.
+    /// Names under which sets have these derivations now: one of each, and none of a derivation that no set
+    /// has.
     fn names_of(&self, drvs: Vec<StorePath>) -> BackendFuture<'_, BTreeMap<StorePath, AttributeName>>;
 
-    /// The derivation of each of these names now, in the same order; `None` for an attribute that cannot be evaluated, is
-    /// denied or is no more.
+    /// The derivation of each of these names now, in the same order; `None` for an attribute that cannot be
+    /// evaluated, is denied or is no more.
     fn derivations_named(&self, names: Vec<AttributeName>) -> BackendFuture<'_, Vec<Option<StorePath>>>;
 }
 
-/// Generations of package sets: brought in piece by piece where nobody sees them, made current at once, expired later.
+/// Generations of package sets: brought in piece by piece where nobody sees them, made current at once,
+/// expired later.
 pub trait Generations {
     /// Drops a generation that was started and never made current, and the sets that are not among `names`.
     fn sync_sets(&self, names: Vec<String>) -> BackendFuture<'_, ()>;
@@ -65,30 +68,34 @@ pub trait Generations {
     /// Adds attributes to the generation that was started.
     fn add_attributes(&self, rows: Vec<AttributeRow>) -> BackendFuture<'_, ()>;
 
-    /// Denies and allows derivations under all of their names in the generation that was started. Gives its size.
+    /// Denies and allows derivations under all of their names in the generation that was started. Gives its
+    /// size.
     fn settle_attributes(
         &self,
         denied: Vec<StorePath>,
         allowed: Vec<StorePath>,
     ) -> BackendFuture<'_, GenerationSize>;
 
-    /// Turns the attributes with these derivations into failed ones, each with its reason, in the generation that was
-    /// started. Gives their number.
+    /// Turns the attributes with these derivations into failed ones, each with its reason, in the generation
+    /// that was started. Gives their number.
     fn fail_attributes(&self, failures: Vec<(StorePath, String)>) -> BackendFuture<'_, u64>;
 
-    /// Replaces the reason of an attribute that failed, in a generation that is still the current one of its set.
+    /// Replaces the reason of an attribute that failed, in a generation that is still the current one of its
+    /// set.
     fn explain_attribute(&self, generation: u64, name: AttributeName, error: String)
     -> BackendFuture<'_, ()>;
 
-    /// Adds outputs to the generation that was started. An output that is allowed once is not denied any more.
+    /// Adds outputs to the generation that was started. An output that is allowed once is not denied any
+    /// more.
     fn add_outputs(&self, rows: Vec<OutputRow>) -> BackendFuture<'_, ()>;
 
-    /// Makes the generation that was started the current one of its set, and forgets the failures of derivations that are
-    /// not in it any more: all of it or nothing.
+    /// Makes the generation that was started the current one of its set, and forgets the failures of
+    /// derivations that are not in it any more: all of it or nothing.
     fn swap_generation(&self, new: NewGeneration) -> BackendFuture<'_, Swapped>;
 
-    /// Adds an attribute that was evaluated later to a generation, with the outputs of what it needs and the path that holds
-    /// all its derivations from now on. False, and nothing is added, where the generation is not the current one any more.
+    /// Adds an attribute that was evaluated later to a generation, with the outputs of what it needs and the
+    /// path that holds all its derivations from now on. False, and nothing is added, where the generation is
+    /// not the current one any more.
     fn add_evaluated(
         &self,
         generation: u64,
@@ -100,7 +107,7 @@ pub trait Generations {
     /// Records a refresh that ended without a new generation, and the reason where it failed.
     fn record_refresh(&self, set: String, failure: Option<String>) -> BackendFuture<'_, ()>;
 
-    /// Drops the generations of a set that were replaced longer than `keep` ago. One that was replaced by a clock ahead of
-    /// this one counts as replaced now.
+    /// Drops the generations of a set that were replaced longer than `keep` ago. One that was replaced by a
+    /// clock ahead of this one counts as replaced now.
     fn expire_generations(&self, set: String, keep: Duration) -> BackendFuture<'_, ()>;
 }

@@ -42,13 +42,14 @@ impl Changes {
     }
 }
 
-/// Receives the changes of a backend. Whoever lags behind must answer "maybe", never "no" or what was true before.
+/// Receives the changes of a backend. Whoever lags behind must answer "maybe", never "no" or what was true
+/// before.
 pub trait Follower: Send + Sync {
-    /// Takes note of a committed write, before it is acknowledged. Each write that changes something has the `sequence` of
-    /// the one before and 1; after a gap, anything may have changed.
+    /// Takes note of a committed write, before it is acknowledged. Each write that changes something has the
+    /// `sequence` of the one before and 1; after a gap, anything may have changed.
     fn apply(&self, sequence: u64, changes: &Changes);
 
-    /// Takes note that changes are missed, as when the connection to a database is lost. The next one that is applied ends
-    /// that.
+    /// Takes note that changes are missed, as when the connection to a database is lost. The next one that is
+    /// applied ends that.
     fn interrupted(&self);
 }

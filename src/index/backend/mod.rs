@@ -1,6 +1,6 @@
-//! Wall between the index and the database below it: small traits of plain data, and the changes that a backend tells.
-//! No type of a database, no closure of a caller and no HTTP passes it. One suite, in `conformance`, runs against every
-//! backend.
+//! Wall between the index and the database below it: small traits of plain data, and the changes that a
+//! backend tells. No type of a database, no closure of a caller and no HTTP passes it. One suite, in
+//! `conformance`, runs against every backend.
 
 mod builds;
 mod catalogue;
@@ -23,12 +23,12 @@ pub use paths::{Comparisons, Nars, Paths, Realisations, UpstreamNars};
 pub use retention::{Pins, Retention};
 pub use upkeep::{Recovered, Recovery, Unfit, Upkeep};
 
-/// An answer under way. Boxed, which costs little beside a database; whatever is asked for most is answered by the hot
-/// layer, and never comes here.
+/// An answer under way. Boxed, which costs little beside a database; whatever is asked for most is answered
+/// by the hot layer, and never comes here.
 pub type BackendFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
 
-/// A database that holds the index. Each write is one transaction: it is durable, and the follower knows of it, once it is
-/// acknowledged; where it fails, nothing has changed.
+/// A database that holds the index. Each write is one transaction: it is durable, and the follower knows of
+/// it, once it is acknowledged; where it fails, nothing has changed.
 pub trait Backend:
     Paths
     + Realisations
@@ -56,8 +56,9 @@ pub trait Backend:
     /// When the backend fails.
     fn hash_count(&self) -> BackendFuture<'_, u64>;
 
-    /// Sends every hash that is served, that a package set can build, or that a generation under way will: those of writes
-    /// that were acknowledged before the call, and perhaps later ones. Ends early when nobody receives them.
+    /// Sends every hash that is served, that a package set can build, or that a generation under way will:
+    /// those of writes that were acknowledged before the call, and perhaps later ones. Ends early when nobody
+    /// receives them.
     ///
     /// # Errors
     /// When the backend fails; then some were not sent.

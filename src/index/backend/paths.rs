@@ -15,8 +15,9 @@ pub trait Paths {
     /// Those of `hashes` that are served, each with its path.
     fn served(&self, hashes: Vec<StorePathHash>) -> BackendFuture<'_, BTreeMap<StorePathHash, StorePath>>;
 
-    /// Publishes a closure: all rows or none. A hash that is served already keeps its first row, since clients may hold a
-    /// narinfo for it. False, and nothing is published, where a row refers to a path that is neither served nor among them.
+    /// Publishes a closure: all rows or none. A hash that is served already keeps its first row, since
+    /// clients may hold a narinfo for it. False, and nothing is published, where a row refers to a path that
+    /// is neither served nor among them.
     fn publish(&self, rows: Vec<PathRow>) -> BackendFuture<'_, bool>;
 
     /// Publishes a closure as [`Paths::publish`] does, with the upstreams that have it.
@@ -31,8 +32,8 @@ pub trait Paths {
     /// Replaces the signatures of served paths. A path that is not served any more is passed over.
     fn set_signatures(&self, paths: Vec<(StorePathHash, Vec<Signature>)>) -> BackendFuture<'_, ()>;
 
-    /// Adds signatures, over NARs with these hashes, to those that served paths have; a path with another NAR is passed
-    /// over. Gives the number of paths that gained some.
+    /// Adds signatures, over NARs with these hashes, to those that served paths have; a path with another NAR
+    /// is passed over. Gives the number of paths that gained some.
     fn add_signatures(&self, new: Vec<(StorePathHash, NarHash, Vec<Signature>)>) -> BackendFuture<'_, usize>;
 
     /// Totals of the index.
@@ -77,8 +78,8 @@ pub trait UpstreamNars {
     /// Takes back that an upstream has this NAR.
     fn forget_upstream_nar(&self, nar: NarHash, upstream: String) -> BackendFuture<'_, ()>;
 
-    /// Brings the rows of upstreams in line with the configured ones: their names, and whether clients are redirected
-    /// there. What only others have is not served any more. Reads rows only when that has changed.
+    /// Brings the rows of upstreams in line with the configured ones: their names, and whether clients are
+    /// redirected there. What only others have is not served any more. Reads rows only when that has changed.
     fn sync_upstreams(&self, upstreams: BTreeMap<String, bool>) -> BackendFuture<'_, ()>;
 }
 
@@ -87,14 +88,15 @@ pub trait Realisations {
     /// The realisation of this output, if it is published and everything that it needs is, too.
     fn realisation(&self, id: DrvOutput) -> BackendFuture<'_, Option<Realisation>>;
 
-    /// Publishes realisations: all or none. False, and none is published, where one names a path that is not served.
+    /// Publishes realisations: all or none. False, and none is published, where one names a path that is not
+    /// served.
     fn publish_realisations(&self, realisations: Vec<Realisation>) -> BackendFuture<'_, bool>;
 }
 
 /// Own builds beside the same paths of upstreams.
 pub trait Comparisons {
-    /// Paths that were built here and that no upstream was found to have yet, at most `rows_max`: those that were looked
-    /// for longest ago.
+    /// Paths that were built here and that no upstream was found to have yet, at most `rows_max`: those that
+    /// were looked for longest ago.
     fn uncompared(&self, rows_max: usize) -> BackendFuture<'_, Vec<PathRow>>;
 
     /// Records the contents that an upstream has of a path that was built here, or that none has it.

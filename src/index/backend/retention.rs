@@ -8,14 +8,15 @@ use super::BackendFuture;
 use crate::index::AccessLog;
 use crate::model::{Cursor, Evicted, EvictionBounds, NarRow, PinRow};
 
-/// Uses and eviction. Whatever reads the order of eviction records the noted uses first, in the same transaction.
+/// Uses and eviction. Whatever reads the order of eviction records the noted uses first, in the same
+/// transaction.
 pub trait Retention {
-    /// Records the uses that were noted, as of `now`, with everything that the used paths refer to. Takes as many
-    /// transactions as it needs; what cannot be recorded stays noted.
+    /// Records the uses that were noted, as of `now`, with everything that the used paths refer to. Takes as
+    /// many transactions as it needs; what cannot be recorded stays noted.
     fn record_uses(&self, now: SystemTime, log: &AccessLog) -> BackendFuture<'_, ()>;
 
-    /// Evicts the paths that stand first, within the bounds: a few at a time. The files of their NARs are left, and nothing
-    /// refers to them any more.
+    /// Evicts the paths that stand first, within the bounds: a few at a time. The files of their NARs are
+    /// left, and nothing refers to them any more.
     fn evict(&self, now: SystemTime, bounds: EvictionBounds, log: &AccessLog) -> BackendFuture<'_, Evicted>;
 
     /// The paths behind `after` that [`Retention::evict`] would evict.
@@ -27,7 +28,8 @@ pub trait Retention {
         log: &AccessLog,
     ) -> BackendFuture<'_, Evicted>;
 
-    /// Packed NARs behind `after` that no served path has, in the order of their hashes: a batch, empty at the end.
+    /// Packed NARs behind `after` that no served path has, in the order of their hashes: a batch, empty at
+    /// the end.
     fn unused_nars(&self, after: Option<NarHash>) -> BackendFuture<'_, Vec<NarRow>>;
 
     /// Takes back that these NARs are packed, save those that a served path has by now. Their files are left.

@@ -57,7 +57,8 @@ pub trait Upkeep {
     /// Resolves once a write was refused by the system, a full disk as a rule, since this resolved last.
     fn write_refused(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 
-    /// Ends the use of the index, so that the next start is fast. What was acknowledged is durable without it, too.
+    /// Ends the use of the index, so that the next start is fast. What was acknowledged is durable without
+    /// it, too.
     fn close(&self) -> BackendFuture<'_, ()>;
 }
 

@@ -1,5 +1,5 @@
-//! The conformance suite: promises that every backend keeps, each run against SQLite and against memory, behind the same hot
-//! layer. A new backend is one more module in the macro below.
+//! The conformance suite: promises that every backend keeps, each run against SQLite and against memory,
+//! behind the same hot layer. A new backend is one more module in the macro below.
 
 mod catalogue;
 mod realisations;

@@ -19,7 +19,7 @@ async fn serve(index: &Index) {
     }
 }
 
-/// What was used before the hundredth second may go.
+/// Bounds by which everything may go that was used before the hundredth second.
 fn down_to(target_bytes: u64) -> EvictionBounds {
     EvictionBounds { target_bytes, used_since: at(100) }
 }

@@ -1,6 +1,6 @@
-//! Hot layer of the index: answers that need no backend. Narinfos that were asked for often, the Bloom filter of all hashes,
-//! and the access log. Kept true by the backend's changes; where some may have been missed, it answers "maybe" until it has
-//! read everything again, never "no", and never what was true before.
+//! Hot layer of the index: answers that need no backend. Narinfos that were asked for often, the Bloom filter
+//! of all hashes, and the access log. Kept true by the backend's changes; where some may have been missed, it
+//! answers "maybe" until it has read everything again, never "no", and never what was true before.
 
 mod narinfos;
 
@@ -26,7 +26,7 @@ pub(super) struct Hot {
     resumed: Notify,
 }
 
-/// How far the backend's changes were followed.
+/// Position up to which the backend's changes were followed.
 #[derive(Debug, Default)]
 struct Position {
     sequence: u64,
@@ -68,8 +68,8 @@ impl Hot {
         &self.access_log
     }
 
-    /// Begins to fill the Bloom filter anew, for `count` hashes and some more: the backend's hashes are to be added from now
-    /// on. False, and nothing is begun, as long as changes are missed.
+    /// Begins to fill the Bloom filter anew, for `count` hashes and some more: the backend's hashes are to be
+    /// added from now on. False, and nothing is begun, as long as changes are missed.
     pub(super) fn begin_filter(&self, count: u64) -> bool {
         let position = self.position();
         if !position.interrupted {

@@ -1,5 +1,6 @@
-//! Narinfos that were asked for most, as they are sent. Each is what the backend has: a write that changes one takes it out
-//! before the write is acknowledged, and a reader that was slow never puts back what was true before.
+//! Narinfos that were asked for most, as they are sent. Each is what the backend has: a write that changes
+//! one takes it out before the write is acknowledged, and a reader that was slow never puts back what was
+//! true before.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -85,7 +86,8 @@ impl NarInfoCache {
         }
     }
 
-    /// Takes out what a write has changed. To be called once that is committed, and before it is acknowledged.
+    /// Takes out what a write has changed. To be called once that is committed, and before it is
+    /// acknowledged.
     pub(super) fn forget<'a>(&self, changed: impl Iterator<Item = &'a StorePathHash>) {
         let mut state = self.state();
         state.moment.0 += 1;

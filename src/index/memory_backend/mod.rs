@@ -1,5 +1,6 @@
-//! The index in memory: a second backend, for tests, which shows that the wall before backends carries. It keeps plain rows
-//! under one lock, and nothing else of what the backend in SQLite does for speed or durability.
+//! The index in memory: a second backend, for tests, which shows that the wall before backends carries. It
+//! keeps plain rows under one lock, and nothing else of what the backend in SQLite does for speed or
+//! durability.
 
 mod builds;
 mod catalogue;

@@ -1,5 +1,5 @@
-//! Recording of uses: when served paths were needed last, each with everything that it refers to. A path never stands before,
-//! or beside, what refers to it: whoever evicts from the front breaks no closure.
+//! Recording of uses: when served paths were needed last, each with everything that it refers to. A path
+//! never stands before, or beside, what refers to it: whoever evicts from the front breaks no closure.
 
 use std::time::{Duration, SystemTime};
 
@@ -14,8 +14,8 @@ const BUDGET_ROWS: u32 = 8_000;
 /// A path that was needed so shortly before is not recorded again.
 const SLACK: Duration = Duration::from_millis(250);
 
-/// Records the uses that were noted, as many as one transaction may. True when those were all; the others, and all of them
-/// where that fails, stay noted.
+/// Records the uses that were noted, as many as one transaction may. True when those were all; the others,
+/// and all of them where that fails, stay noted.
 pub(super) fn record_uses(
     log: &AccessLog,
     transaction: &Transaction<'_>,
@@ -57,13 +57,15 @@ impl Budget {
     }
 }
 
-/// A need of paths, each with everything that it refers to. Goes on in the next transaction where one would be too long.
+/// A need of paths, each with everything that it refers to. Goes on in the next transaction where one would
+/// be too long.
 #[derive(Debug)]
 pub(in crate::index) struct Touch {
     /// Unix microseconds of the need. What a path refers to stands a microsecond after it, at least.
     at: i64,
-    /// A path that stands here or after stays where it is. With each path that is written this goes back by one, so that
-    /// nothing is written twice: where that path refers to what stood just here, it stands one before.
+    /// A path that stands here or after stays where it is. With each path that is written this goes back by
+    /// one, so that nothing is written twice: where that path refers to what stood just here, it stands one
+    /// before.
     from: i64,
 }
 
@@ -104,7 +106,8 @@ impl Touch {
         Ok(true)
     }
 
-    /// Touches the path with this hash. False when there is more to look at than this transaction may; the next one goes on.
+    /// Touches the path with this hash. False when there is more to look at than this transaction may; the
+    /// next one goes on.
     pub(in crate::index) fn path(
         &mut self,
         transaction: &Transaction<'_>,
@@ -138,7 +141,8 @@ impl Touch {
         Ok(true)
     }
 
-    /// The place of a path, if it can stay there; else it is to be visited. Paths that are not served do not matter.
+    /// The place of a path, if it can stay there; else it is to be visited. Paths that are not served do not
+    /// matter.
     fn visit(
         &self,
         transaction: &Transaction<'_>,

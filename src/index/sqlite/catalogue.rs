@@ -187,7 +187,8 @@ fn makers(connection: &Connection, hash: StorePathHash) -> Result<Vec<Maker>, Er
     )?;
     let mut rows = statement.query([hash.as_str()])?;
     let mut found: Vec<Maker> = Vec::new();
-    // The first row of each derivation counts: what is current before what was, what allows before what denies.
+    // The first row of each derivation counts: what is current before what was, what allows before what
+    // denies.
     while let Some(row) = rows.next()? {
         let drv = store_path(&row.get::<_, String>(0)?)?;
         if found.iter().all(|maker| maker.drv != drv) {

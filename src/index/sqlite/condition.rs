@@ -1,5 +1,6 @@
-//! The state that the index is in: sound, damaged, or not to be written at the moment. Learnt from whatever fails, and from a
-//! look at all its pages after each start. Damage stays until the next start, since nothing here mends it.
+//! The state that the index is in: sound, damaged, or not to be written at the moment. Learnt from whatever
+//! fails, and from a look at all its pages after each start. Damage stays until the next start, since nothing
+//! here mends it.
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -22,7 +23,8 @@ const NICE: i32 = 19;
 const LOOK_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// Interval at which a pause of those who write is looked for, to write the log back.
 const LOOK_FOR_PAUSE_EVERY: Duration = Duration::from_secs(5);
-/// Time after the start for which a health check waits for that look; of a million paths it takes some seconds.
+/// Time after the start for which a health check waits for that look; of a million paths it takes some
+/// seconds.
 const LOOK_WAIT_MAX: Duration = Duration::from_secs(5);
 /// The time between two writes that only show whether the index can be written.
 const PROBE_EVERY: Duration = Duration::from_secs(1);

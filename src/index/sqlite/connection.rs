@@ -19,10 +19,12 @@ use crate::index::backend::{Changes, Follower};
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Writes that may wait for the writer thread; more make their askers wait.
 const WRITES_QUEUED_MAX: usize = 256;
-/// Reading connections. Each has a cache of its own; when all are in use, whoever wants to read waits without a thread.
+/// Reading connections. Each has a cache of its own; when all are in use, whoever wants to read waits without
+/// a thread.
 const READERS_MAX: usize = 4;
-/// Pages of the write-ahead log that are written back at the latest, 64 MiB: where paths are published without a pause, each write
-/// back puts as many pages as the log has all over a large index, so the fewer the better. In a pause it is done before.
+/// Pages of the write-ahead log that are written back at the latest, 64 MiB: where paths are published
+/// without a pause, each write back puts as many pages as the log has all over a large index, so the fewer
+/// the better. In a pause it is done before.
 const LOG_PAGES_MAX: i64 = 16_384;
 /// Bytes of the log that stay on the disk once it is written back; a large transaction makes it much longer.
 const LOG_BYTES_KEPT: i64 = 64 * 1024 * 1024;
@@ -133,8 +135,8 @@ impl Writer {
         self.change(|transaction| Ok((Changes::default(), work(transaction)?))).await
     }
 
-    /// Runs a write in one transaction, and tells the changes that it gives: once they are committed, before the next
-    /// transaction and before anyone knows that it is done, also where nobody waits for it any more.
+    /// Runs a write in one transaction, and tells the changes that it gives: once they are committed, before
+    /// the next transaction and before anyone knows that it is done, also where nobody waits for it any more.
     pub(super) async fn change<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<(Changes, T), Error> + Send + 'static,
@@ -237,7 +239,8 @@ impl Readers {
         let connection = Connection::open_with_flags(&self.file, flags)
             .map_err(|source| Error::open(&self.file, source))?;
         connection.busy_timeout(BUSY_TIMEOUT)?;
-        // Else SQLite compiles a statement again for each text that is looked up, which takes six times as long as to run it.
+        // Else SQLite compiles a statement again for each text that is looked up, which takes six times as
+        // long as to run it.
         connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
         Ok(connection)
     }
@@ -313,8 +316,8 @@ mod tests {
 
     use super::*;
 
-    /// Every column of every table: its type, if it may be null, its place in the primary key; and if the table is one without
-    /// row numbers.
+    /// Every column of every table: its type, if it may be null, its place in the primary key; and if the
+    /// table is one without row numbers.
     type Shape = BTreeMap<(String, String), (String, bool, i64, bool)>;
 
     fn shape(file: &Path) -> Shape {

@@ -1,5 +1,5 @@
-//! What is kept of pre-building over a restart: how often each attribute of a package set was asked for, day by day, and how long
-//! was pre-built.
+//! Pre-building as it is kept over a restart: how often each attribute of a package set was asked for, day by
+//! day, and how long was pre-built.
 
 use std::time::Duration;
 

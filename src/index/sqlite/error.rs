@@ -1,5 +1,5 @@
-//! Errors of the index in SQLite. Whoever uses the index sees only the three kinds that every backend has, each with one of
-//! these as its opaque source.
+//! Errors of the index in SQLite. Whoever uses the index sees only the three kinds that every backend has,
+//! each with one of these as its opaque source.
 
 use std::path::{Path, PathBuf};
 

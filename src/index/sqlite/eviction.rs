@@ -1,5 +1,5 @@
-//! Eviction order of served paths, and the eviction of those that stand first. One transaction looks at a few paths: others
-//! write between two of them, and nothing comes to need what is being evicted.
+//! Eviction order of served paths, and the eviction of those that stand first. One transaction looks at a few
+//! paths: others write between two of them, and nothing comes to need what is being evicted.
 
 use std::time::{Duration, SystemTime};
 
@@ -203,7 +203,7 @@ mod tests {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
     }
 
-    /// What was used before the hundredth second may go.
+    /// Bounds by which everything may go that was used before the hundredth second.
     fn down_to(target_bytes: u64) -> EvictionBounds {
         EvictionBounds { target_bytes, used_since: at(100) }
     }

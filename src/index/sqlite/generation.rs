@@ -1,5 +1,5 @@
-//! Generations of package sets: brought in piece by piece where nobody sees them, made current in one transaction, dropped
-//! once they have expired.
+//! Generations of package sets: brought in piece by piece where nobody sees them, made current in one
+//! transaction, dropped once they have expired.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, SystemTime};

@@ -1,6 +1,7 @@
-//! The ledger: a second record, beside the NARs, of what is served, from which the index can be made anew. Lines are added
-//! before the transaction that they belong to is committed, and never changed; now and then the index is written out as a
-//! whole, and what came before goes. Nothing is read from it but for a recovery.
+//! The ledger: a second record, beside the NARs, of what is served, from which the index can be made anew.
+//! Lines are added before the transaction that they belong to is committed, and never changed; now and then
+//! the index is written out as a whole, and what came before goes. Nothing is read from it but for a
+//! recovery.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
@@ -17,8 +18,8 @@ use super::rows::{PATH_COLUMNS, path_row};
 use super::{Error, Sqlite, upstream};
 use crate::index::{Record, Recorded};
 
-/// The files in its folder, in the order in which they are read: the index as it once was, what was added until it was last
-/// begun to be written out, and what was added since.
+/// The files in its folder, in the order in which they are read: the index as it once was, what was added
+/// until it was last begun to be written out, and what was added since.
 const FILES: [&str; 3] = ["base", "before", "added"];
 /// Bytes that are added at least before the index is written out anew; then as many as it takes.
 const ADDED_BYTES_MIN: u64 = 16 * 1024 * 1024;
@@ -68,8 +69,8 @@ struct Ledger {
 }
 
 impl LedgerHandle {
-    /// Writes down what a transaction has changed, before it is committed. Durable where a stored file is concerned: what only
-    /// an upstream has can be found there again.
+    /// Writes down what a transaction has changed, before it is committed. Durable where a stored file is
+    /// concerned: what only an upstream has can be found there again.
     pub(super) fn write(&self, transaction: &Transaction<'_>) -> Result<(), Error> {
         let mut ledger = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(ledger) = &mut *ledger else { return Ok(()) };
@@ -173,7 +174,8 @@ impl Ledger {
 }
 
 impl Sqlite {
-    /// Opens the ledger in the folder `dir`, in which everything is recorded that it takes to make the index anew.
+    /// Opens the ledger in the folder `dir`, in which everything is recorded that it takes to make the index
+    /// anew.
     ///
     /// # Errors
     /// When the files there cannot be opened.
@@ -212,8 +214,8 @@ pub fn has_ledger(dir: &Path) -> bool {
     FILES.iter().any(|name| dir.join(name).metadata().is_ok_and(|file| file.len() > 0))
 }
 
-/// Tells each record of the ledger in `dir`, in the order in which they were written. Gives the number of corrupt lines.
-/// Blocking.
+/// Tells each record of the ledger in `dir`, in the order in which they were written. Gives the number of
+/// corrupt lines. Blocking.
 ///
 /// # Errors
 /// When a file cannot be read, or with what `tell` says.

@@ -39,7 +39,8 @@ pub use ledger::{has_ledger, read_ledger};
 use paths::paths_of;
 pub use pin::salvage_pins;
 
-/// Every hash that is served, or that a package set knows how to build, or a generation that is being made will.
+/// Every hash that is served, or that a package set knows how to build, or a generation that is being made
+/// will.
 const HASHES: &str = "SELECT hash FROM path UNION ALL SELECT hash FROM catalogue_output \
     UNION ALL SELECT hash FROM catalogue_new_output";
 /// Number of those, but for the generation.

@@ -110,8 +110,8 @@ impl Nars for Sqlite {
     }
 }
 
-/// Query of the paths that are to be packed. Begins with those NARs, which are few as a rule: SQLite would rather begin
-/// with all paths.
+/// Query of the paths that are to be packed. Begins with those NARs, which are few as a rule: SQLite would
+/// rather begin with all paths.
 fn unpacked() -> String {
     format!(
         "SELECT {PATH_COLUMNS} FROM to_pack t CROSS JOIN path p ON p.nar_hash = t.nar_hash \
@@ -135,7 +135,7 @@ mod tests {
     use crate::index::samples::{nar, row, upstream_nar};
     use crate::model::{Evicted, EvictionBounds, NarRow};
 
-    /// What only the Nix store has, looked for row by row.
+    /// Paths that only the Nix store has, looked for row by row.
     fn sought(file: &std::path::Path) -> BTreeSet<String> {
         let connection = rusqlite::Connection::open(file).expect("opened");
         let sql = "SELECT hash || '-' || name FROM path WHERE nar_hash NOT IN (SELECT nar_hash FROM nar) \

@@ -155,8 +155,8 @@ impl Paths for Sqlite {
     }
 }
 
-/// True where everything that the rows refer to is served, or among them, each by its own name: a client asks for a hash,
-/// and refuses what comes under another name.
+/// True where everything that the rows refer to is served, or among them, each by its own name: a client asks
+/// for a hash, and refuses what comes under another name.
 fn serves_references<'a>(
     connection: &Connection,
     rows: impl Iterator<Item = &'a PathRow> + Clone,

@@ -1,4 +1,4 @@
-//! What is kept of the queue over a restart: the requests in their order, and how long builds took.
+//! The queue as it is kept over a restart: the requests in their order, and how long builds took.
 
 use std::time::Duration;
 

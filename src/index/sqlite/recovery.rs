@@ -1,4 +1,5 @@
-//! Rows as a ledger gives them back, into an index that is not served from yet. The latest record of a path counts.
+//! Rows as a ledger gives them back, into an index that is not served from yet. The latest record of a path
+//! counts.
 
 use narinfo::{StorePath, StorePathHash};
 use rusqlite::{Connection, params};
@@ -101,7 +102,7 @@ mod tests {
         NarRow { nar_hash: nar(digit), file_hash: nar(9), file_size: 1 }
     }
 
-    /// All that a ledger says, in its order.
+    /// Records of a ledger, in their order.
     fn records(dir: &Path) -> Vec<Recorded> {
         let mut found = Vec::new();
         let tell = |record| {

@@ -1,5 +1,5 @@
-//! Totals of packed NARs and served paths, which are kept in a row of their own, and the list of packed NARs, batch by
-//! batch.
+//! Totals of packed NARs and served paths, which are kept in a row of their own, and the list of packed NARs,
+//! batch by batch.
 
 use narinfo::NarHash;
 use rusqlite::{Connection, params};
