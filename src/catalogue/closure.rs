@@ -7,7 +7,7 @@ use narinfo::{StoreDir, StorePath};
 use tokio::sync::mpsc;
 
 use super::error::RefreshError;
-use super::graph::{self, Closure};
+use super::graph::{self, DerivationClosure};
 use crate::index::Index;
 use crate::model::OutputRow;
 
@@ -52,7 +52,7 @@ pub async fn bring_in(
     allowed: BTreeSet<StorePath>,
     denied: BTreeSet<StorePath>,
     progress: impl Fn(u64),
-) -> Result<Closure, RefreshError> {
+) -> Result<DerivationClosure, RefreshError> {
     let (sender, mut pieces) = mpsc::channel(PIECES_QUEUED_MAX);
     let store_dir = store_dir.clone();
     let reading = tokio::task::spawn_blocking(move || {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use super::Tools;
 use super::attribute::AttributePath;
 use super::error::RefreshError;
-use super::settings::{Pattern, SetSettings, Verdict};
+use super::settings::{NamePattern, Permission, SetSettings};
 use super::setup::Setup;
 use super::source::{self, Target};
 use super::walk::{Task, Walk};
@@ -34,7 +34,7 @@ pub(super) async fn has(
         return Ok(true);
     }
     for (attribute, target) in source::links(&set.origin).map_err(RefreshError::Source)? {
-        if target.ends_with(drv.to_string()) && set.verdict(&attribute, &[]) == Verdict::Denied {
+        if target.ends_with(drv.to_string()) && set.verdict(&attribute, &[]) == Permission::Denied {
             return Ok(true);
         }
     }
@@ -54,7 +54,7 @@ pub(super) async fn has(
     Ok(false)
 }
 
-fn is_like_an_end(pattern: &Pattern, path: &AttributePath) -> bool {
+fn is_like_an_end(pattern: &NamePattern, path: &AttributePath) -> bool {
     let last = path.names().len().saturating_sub(1);
     let mut ends = (1..last).filter_map(|from| AttributePath::new(path.names()[from..].to_vec()));
     pattern.as_str().contains('*')
@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn a_pattern_that_may_be_meant_anywhere_is_held_against_the_ends_of_a_path() {
         let path = |text: &str| AttributePath::parse(text).expect("a path");
-        for pattern in ["python*.secret", "python*"].map(Pattern::new) {
+        for pattern in ["python*.secret", "python*"].map(NamePattern::new) {
             assert!(is_like_an_end(&pattern, &path("pkgs.pkgs.python3Packages.secret")));
             assert!(!is_like_an_end(&pattern, &path("pkgs.secret")));
             // That is another one.

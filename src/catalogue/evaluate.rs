@@ -97,7 +97,7 @@ pub enum StartError {
 
 /// The next event of an evaluator.
 #[derive(Debug)]
-pub(super) enum Step {
+pub(super) enum EvaluatorEvent {
     /// A line for us, without what marks it.
     Told(String),
     /// The end.
@@ -204,38 +204,40 @@ impl Evaluator {
     ///
     /// # Errors
     /// If the system fails.
-    pub(super) async fn step(&mut self) -> io::Result<Step> {
+    pub(super) async fn step(&mut self) -> io::Result<EvaluatorEvent> {
         let silent = Instant::now() + self.bounds.silence_max;
         let until = silent.min(self.bounds.deadline);
         loop {
             let line = match timeout_at(until, self.line()).await {
                 Ok(line) => line?,
-                Err(_) if until == self.bounds.deadline => return Ok(Step::Ended(EvaluatorEnd::Late)),
-                Err(_) => return Ok(Step::Ended(EvaluatorEnd::Silent)),
+                Err(_) if until == self.bounds.deadline => {
+                    return Ok(EvaluatorEvent::Ended(EvaluatorEnd::Late));
+                }
+                Err(_) => return Ok(EvaluatorEvent::Ended(EvaluatorEnd::Silent)),
             };
             let (line, bytes) = match line {
                 None => break,
                 Some(EvaluatorLine::Printed(line)) => {
                     self.other_bytes = 0;
-                    return Ok(Step::Told(line));
+                    return Ok(EvaluatorEvent::Told(line));
                 }
                 Some(EvaluatorLine::Said(line, bytes)) => (line, bytes),
             };
             if let Some(told) = line.strip_prefix(&self.mark) {
                 self.other_bytes = 0;
-                return Ok(Step::Told(told.to_owned()));
+                return Ok(EvaluatorEvent::Told(told.to_owned()));
             }
             self.tail.add(line);
             self.other_bytes += bytes;
             if self.other_bytes > OTHER_BYTES_MAX {
-                return Ok(Step::Ended(EvaluatorEnd::OutputLimit));
+                return Ok(EvaluatorEvent::Ended(EvaluatorEnd::OutputLimit));
             }
         }
         let ended = match timeout_at(until, self.child.wait()).await {
             Ok(status) => self.ended(status?),
             Err(_) => EvaluatorEnd::Silent,
         };
-        Ok(Step::Ended(ended))
+        Ok(EvaluatorEvent::Ended(ended))
     }
 
     /// The next line, of whichever comes first. May be cancelled.

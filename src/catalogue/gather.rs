@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::attribute::{AttributePath, Evaluated, FoundDerivation};
 use super::error::{ATTRIBUTES_MAX, RefreshError};
-use super::settings::{SetSource, Verdict};
+use super::settings::{Permission, SetSource};
 use super::trouble::{self, Class};
 use super::walk::Attribute;
 use super::{ConfiguredSet, RefreshState};
@@ -45,12 +45,12 @@ pub(super) struct Gathered<'a> {
     /// Attributes that could not be evaluated for what may pass, of the system at hand.
     troubled: Vec<(AttributePath, usize, String)>,
     /// Transient errors of all systems.
-    pub(super) trouble: Trouble,
+    pub(super) trouble: TransientErrors,
 }
 
 /// Attributes whose evaluation failed for what may pass.
 #[derive(Debug, Default)]
-pub(super) struct Trouble {
+pub(super) struct TransientErrors {
     /// Those that are as the generation before had them.
     kept: u64,
     /// Those that there is nothing of.
@@ -59,7 +59,7 @@ pub(super) struct Trouble {
     first: Option<(String, String)>,
 }
 
-impl Trouble {
+impl TransientErrors {
     /// A summary of the errors, if there are any.
     pub(super) fn told(&self) -> Option<String> {
         let (attribute, error) = self.first.as_ref()?;
@@ -100,7 +100,7 @@ impl<'a> Gathered<'a> {
             digests: Vec::new(),
             first_error: None,
             troubled: Vec::new(),
-            trouble: Trouble::default(),
+            trouble: TransientErrors::default(),
         }
     }
 
@@ -167,7 +167,7 @@ impl<'a> Gathered<'a> {
             Err(error) => {
                 self.size.errors += 1;
                 self.first_error.get_or_insert_with(|| (attribute.to_string(), error.clone()));
-                (Err(error), None, Verdict::Allowed)
+                (Err(error), None, Permission::Allowed)
             }
         };
         let text = attribute.to_string();
@@ -175,7 +175,7 @@ impl<'a> Gathered<'a> {
         let all = format!("{text:?} {rank} {system:?} {verdict:?} {output:?} {outcome_text:?}");
         self.digests.push(Sha256::digest(all).into());
         if self.is_best(attribute, rank) {
-            let (system, denied) = (system.clone(), verdict != Verdict::Allowed);
+            let (system, denied) = (system.clone(), verdict != Permission::Allowed);
             self.rows.push(AttributeRow { attribute: text, system, outcome, output, denied });
         }
         self.show(&system);
@@ -188,15 +188,15 @@ impl<'a> Gathered<'a> {
         Ok(())
     }
 
-    async fn take_derivation(&mut self, drv: &StorePath, verdict: Verdict) -> Result<(), RefreshError> {
+    async fn take_derivation(&mut self, drv: &StorePath, verdict: Permission) -> Result<(), RefreshError> {
         self.size.attributes += 1;
         if !self.allowed.contains(drv) && !self.denied.contains(drv) {
             self.daemon.add_temp_root(drv).await?;
         }
-        if verdict == Verdict::Denied {
+        if verdict == Permission::Denied {
             self.forbidden.insert(drv.clone());
         }
-        let known = if verdict == Verdict::Allowed { &mut self.allowed } else { &mut self.denied };
+        let known = if verdict == Permission::Allowed { &mut self.allowed } else { &mut self.denied };
         known.insert(drv.clone());
         Ok(())
     }

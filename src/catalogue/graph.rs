@@ -28,7 +28,7 @@ pub enum GraphError {
 
 /// The result of a read.
 #[derive(Debug, Default)]
-pub struct Closure {
+pub struct DerivationClosure {
     /// Derivations in it.
     pub derivations: u64,
     /// Those whose file is missing or malformed, and why: they give nothing, and spoil nothing else. A
@@ -47,8 +47,8 @@ pub(super) fn read(
     allowed: impl IntoIterator<Item = StorePath>,
     denied: impl IntoIterator<Item = StorePath>,
     mut sink: impl FnMut(Vec<OutputRow>, u64) -> bool,
-) -> Result<Closure, GraphError> {
-    let mut closure = Closure::default();
+) -> Result<DerivationClosure, GraphError> {
+    let mut closure = DerivationClosure::default();
     let mut seen: HashSet<StorePath> = HashSet::new();
     let mut open: Vec<StorePath> = Vec::new();
     for drv in allowed {
@@ -86,7 +86,7 @@ pub(super) fn read(
     if sink(rows, closure.derivations) { Ok(closure) } else { Err(GraphError::GivenUp) }
 }
 
-impl Closure {
+impl DerivationClosure {
     fn read(&mut self, store_dir: &StoreDir, drv: &StorePath) -> Option<narinfo::Derivation> {
         match read_derivation(store_dir, drv) {
             Ok(derivation) => Some(derivation),

@@ -13,7 +13,7 @@ use std::thread::available_parallelism;
 use percent_encoding::percent_decode_str;
 
 use super::attribute::Evaluated;
-use super::evaluate::{Evaluator, EvaluatorEnd, Program, Step};
+use super::evaluate::{Evaluator, EvaluatorEnd, EvaluatorEvent, Program};
 use super::settings::SetSettings;
 use super::source::{AttributePlace, EvaluatorRun};
 use super::trouble;
@@ -116,12 +116,12 @@ impl<'a> Jobs<'a> {
                 }
             };
             match running.step().await? {
-                Step::Told(json) => {
+                EvaluatorEvent::Told(json) => {
                     if let Some(attribute) = self.told(&json)? {
                         return Ok(Some(attribute));
                     }
                 }
-                Step::Ended(ending) => {
+                EvaluatorEvent::Ended(ending) => {
                     let is_over = self.ended(ending)?;
                     if is_over {
                         return Ok(None);

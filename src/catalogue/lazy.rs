@@ -15,10 +15,10 @@ use super::attribute::{AttributePath, Evaluated};
 use super::closure;
 use super::denied;
 use super::error::RefreshError;
-use super::evaluate::Step;
+use super::evaluate::EvaluatorEvent;
 use super::gather::{not_there, unreadable};
 use super::holder;
-use super::settings::{SetName, SetSettings, Verdict};
+use super::settings::{Permission, SetName, SetSettings};
 use super::setup::Setup;
 use super::source::{self, AttributePlace, EvaluatorRun};
 use super::trouble::{self, Class};
@@ -74,12 +74,12 @@ pub(super) enum Landed {
 
 /// An attribute that is asked for.
 #[derive(Clone)]
-struct Wanted {
+struct RequestedAttribute {
     path: AttributePath,
     name: AttributeName,
 }
 
-impl Wanted {
+impl RequestedAttribute {
     /// The same of the attributes on the way to it.
     fn before(&self) -> impl Iterator<Item = AttributeName> {
         let paths = std::iter::successors(self.path.split_last().map(|(before, _)| before), |path| {
@@ -112,7 +112,8 @@ impl Lazy {
         generation: u64,
     ) -> Landed {
         let (set, attribute, system) = (set.to_string(), path.to_string(), system.to_owned());
-        let wanted = Wanted { path: path.clone(), name: AttributeName { set, attribute, system } };
+        let wanted =
+            RequestedAttribute { path: path.clone(), name: AttributeName { set, attribute, system } };
         if let Some(row) = self.recall(&wanted, generation) {
             return Landed::Known(Attributed { generation, row });
         }
@@ -140,7 +141,7 @@ impl Lazy {
     }
 
     /// The result in memory for the attribute, or for one on the way to it.
-    fn recall(&self, wanted: &Wanted, generation: u64) -> Option<Option<AttributeRow>> {
+    fn recall(&self, wanted: &RequestedAttribute, generation: u64) -> Option<Option<AttributeRow>> {
         let Shared { remembered, starved, blocked, .. } = &*self.0;
         let name = (generation, wanted.name.clone());
         remembered
@@ -149,7 +150,7 @@ impl Lazy {
             .or_else(|| wanted.before().find_map(|name| blocked.get(&(generation, name))).map(Some))
     }
 
-    async fn fly(self, wanted: Wanted, sender: watch::Sender<Option<Landed>>) {
+    async fn fly(self, wanted: RequestedAttribute, sender: watch::Sender<Option<Landed>>) {
         let mut landed = self.evaluate(&wanted).await;
         for pause in RETRY_PAUSES {
             if !landed.as_ref().is_err_and(RefreshError::may_pass) {
@@ -168,7 +169,7 @@ impl Lazy {
         sender.send_replace(Some(landed));
     }
 
-    async fn evaluate(&self, wanted: &Wanted) -> Result<Landed, RefreshError> {
+    async fn evaluate(&self, wanted: &RequestedAttribute) -> Result<Landed, RefreshError> {
         let Shared { catalogue, tools, turn, remembered, starved, blocked, .. } = &*self.0;
         // It is never closed.
         let _turn = turn.acquire().await;
@@ -235,7 +236,7 @@ impl Lazy {
             return Some(error);
         }
         let mut daemon = tools.pool.get().await.ok()?;
-        let wanted = Wanted { path: path.clone(), name: name.clone() };
+        let wanted = RequestedAttribute { path: path.clone(), name: name.clone() };
         let words = match self.look_for(settings, &wanted, &mut daemon).await {
             Ok(Some(Looked { outcome: Err(error), .. })) => walk::shortened(error),
             Ok(_) => "it threw an error when the set was evaluated, and does so no more: refresh the set"
@@ -263,7 +264,7 @@ impl Lazy {
     async fn look_for(
         &self,
         set: &SetSettings,
-        wanted: &Wanted,
+        wanted: &RequestedAttribute,
         daemon: &mut PooledDaemon,
     ) -> Result<Option<Looked>, RefreshError> {
         let Tools { nix, .. } = &self.0.tools;
@@ -312,7 +313,7 @@ impl Lazy {
         let mut evaluator = task.start(&EvaluatorRun::Only(place.clone()))?;
         loop {
             match evaluator.step().await.map_err(walk::WalkError::from)? {
-                Step::Told(json) => {
+                EvaluatorEvent::Told(json) => {
                     let event = walk::event(&json)?;
                     if event.missing.is_some() {
                         return Ok(None);
@@ -328,7 +329,7 @@ impl Lazy {
                     }
                     return Ok(looked(&place, outcome).map(|looked| Looked { is_whole: false, ..looked }));
                 }
-                Step::Ended(ending) => {
+                EvaluatorEvent::Ended(ending) => {
                     walk::trouble(&ending)?;
                     return Ok(looked(&at, Err(walk::blame(ending, limit))));
                 }
@@ -356,7 +357,7 @@ impl Lazy {
         if !daemon.is_valid_path(&found.drv).await? {
             return Ok(failed(not_there(&found.drv)));
         }
-        let denied = set.verdict(&looked.path, &found.names()) != Verdict::Allowed
+        let denied = set.verdict(&looked.path, &found.names()) != Permission::Allowed
             || denied::has(&self.0.tools, set, &system, &looked.path, &found.drv).await?;
         match outputs(&self.0.tools, found.drv.clone(), denied).await? {
             Ok(outputs) => {

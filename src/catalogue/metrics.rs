@@ -22,9 +22,9 @@ const SECONDS: [f64; 10] = [1.0, 5.0, 15.0, 60.0, 180.0, 600.0, 1800.0, 3600.0, 
 
 /// Makes an empty histogram of [`SECONDS`].
 #[derive(Clone)]
-struct Times;
+struct RefreshTimes;
 
-impl MetricConstructor<Histogram> for Times {
+impl MetricConstructor<Histogram> for RefreshTimes {
     fn new_metric(&self) -> Histogram {
         Histogram::new(SECONDS)
     }
@@ -48,7 +48,7 @@ pub(super) struct Metrics {
     /// In the order of their fields in the size of a generation.
     sizes: [Family<SetLabel, Gauge>; 4],
     age: Family<SetLabel, Seconds>,
-    refreshes: Family<RefreshLabels, Histogram, Times>,
+    refreshes: Family<RefreshLabels, Histogram, RefreshTimes>,
     /// The moment when each set was last known to be current.
     fresh_at: Mutex<BTreeMap<String, SystemTime>>,
 }
@@ -75,7 +75,7 @@ impl Metrics {
             Unit::Seconds,
             age.clone(),
         );
-        let refreshes = Family::new_with_constructor(Times);
+        let refreshes = Family::new_with_constructor(RefreshTimes);
         registry.register_with_unit(
             "refresh",
             "Refreshes of a package set: changed (there is a new generation), unchanged, or failed",

@@ -7,7 +7,7 @@ use narinfo::{StoreDir, StorePath};
 
 use super::attribute::{AttributePath, Selection};
 use super::lazy::{Landed, Lazy};
-use super::settings::{Indexing, SetName, SetSettings, Verdict};
+use super::settings::{Indexing, Permission, SetName, SetSettings};
 use super::walk::THROWN;
 use super::{Catalogue, Tools};
 use crate::escape::Line;
@@ -182,7 +182,7 @@ impl NameResolver {
             }
             Err(error) => return Err(NoSuchName::Broken { set, attribute: row.attribute, system, error }),
         };
-        let denied = row.denied || settings.verdict(attribute, &[]) == Verdict::Denied;
+        let denied = row.denied || settings.verdict(attribute, &[]) == Permission::Denied;
         let outputs = self.outputs(&drv, denied).await?;
         let own_output = own_output(row.output.as_deref(), &outputs);
         Ok(ResolvedName {

@@ -33,9 +33,9 @@ pub struct SetSettings {
     /// Age at which it is refreshed; `None` for refreshes on demand only.
     pub refresh: Option<Duration>,
     /// Attributes and names of what may be built.
-    pub allow: Vec<Pattern>,
+    pub allow: Vec<NamePattern>,
     /// Attributes and names of what may not be built all the same.
-    pub deny: Vec<Pattern>,
+    pub deny: Vec<NamePattern>,
     /// Time for which a replaced generation still answers.
     pub keep: Duration,
     /// Rights and limits of its evaluation.
@@ -113,7 +113,7 @@ impl std::fmt::Display for SetName {
 
 /// The verdict of a set's patterns on a derivation by one of its names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Permission {
     /// Allowed, unless another of its names is denied.
     Allowed,
     /// Allowed only if another of its names is.
@@ -124,9 +124,9 @@ pub enum Verdict {
 
 /// A pattern in which `*` stands for anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pattern(String);
+pub struct NamePattern(String);
 
-impl Pattern {
+impl NamePattern {
     /// Every text is one.
     #[must_use]
     pub fn new(text: impl Into<String>) -> Self {
@@ -159,17 +159,17 @@ impl Pattern {
 impl SetSettings {
     /// The verdict on a derivation of these names for this attribute.
     #[must_use]
-    pub fn verdict(&self, attribute: &AttributePath, names: &[&str]) -> Verdict {
+    pub fn verdict(&self, attribute: &AttributePath, names: &[&str]) -> Permission {
         // A pattern is written for either spelling.
         let (written, bare) = (attribute.to_string(), attribute.bare());
-        let any = |patterns: &[Pattern]| {
+        let any = |patterns: &[NamePattern]| {
             let mut all = names.iter().copied().chain([&*written, &*bare]);
             all.any(|name| patterns.iter().any(|pattern| pattern.matches(name)))
         };
         match (any(&self.deny), any(&self.allow)) {
-            (true, _) => Verdict::Denied,
-            (false, true) => Verdict::Allowed,
-            (false, false) => Verdict::NotAllowed,
+            (true, _) => Permission::Denied,
+            (false, true) => Permission::Allowed,
+            (false, false) => Permission::NotAllowed,
         }
     }
 
@@ -222,7 +222,7 @@ mod tests {
             ("a**b", "ab"),
             ("exact", "exact"),
         ] {
-            assert!(Pattern::new(pattern).matches(text), "{pattern} {text}");
+            assert!(NamePattern::new(pattern).matches(text), "{pattern} {text}");
         }
         for (pattern, text) in [
             ("", "a"),
@@ -233,7 +233,7 @@ mod tests {
             ("*ab*ab", "ab"),
             ("a.*", "a"),
         ] {
-            assert!(!Pattern::new(pattern).matches(text), "{pattern} {text}");
+            assert!(!NamePattern::new(pattern).matches(text), "{pattern} {text}");
         }
     }
 

@@ -11,7 +11,9 @@ use tokio::time::Instant;
 
 use super::Tools;
 use super::error::RefreshError;
-use super::evaluate::{Enclosure, Evaluator, EvaluatorEnd, EvaluatorLimits, Invocation, Program, Step};
+use super::evaluate::{
+    Enclosure, Evaluator, EvaluatorEnd, EvaluatorEvent, EvaluatorLimits, Invocation, Program,
+};
 use super::gateway::AllowedHosts;
 use super::sandbox::{Isolation, Sandbox};
 use super::settings::SetSettings;
@@ -188,11 +190,11 @@ impl Setup {
         let mut lines = Vec::new();
         loop {
             let ending = match evaluator.step().await? {
-                Step::Told(line) => {
+                EvaluatorEvent::Told(line) => {
                     lines.push(line);
                     continue;
                 }
-                Step::Ended(ending) => ending,
+                EvaluatorEvent::Ended(ending) => ending,
             };
             trouble(&ending)?;
             return match ending {

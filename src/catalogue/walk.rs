@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use super::attribute::{AttributePath, Evaluated, FoundDerivation};
 use super::evaluate::{
-    Enclosure, Evaluator, EvaluatorEnd, EvaluatorLimits, Invocation, Program, StartError, Step,
+    Enclosure, Evaluator, EvaluatorEnd, EvaluatorEvent, EvaluatorLimits, Invocation, Program, StartError,
 };
 use super::settings::SetSettings;
 use super::source::{AttributePlace, EvaluatorRun, Prepared};
@@ -231,8 +231,8 @@ impl<'a> Walk<'a> {
                 }
             };
             let attribute = match running.evaluator.step().await? {
-                Step::Told(json) => self.told(&json)?,
-                Step::Ended(ending) => self.ended(ending)?,
+                EvaluatorEvent::Told(json) => self.told(&json)?,
+                EvaluatorEvent::Ended(ending) => self.ended(ending)?,
             };
             if attribute.is_some() {
                 return Ok(attribute);

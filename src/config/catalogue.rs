@@ -7,7 +7,7 @@ use super::draft::SettingsDraft;
 use super::error::{Location, Problem};
 use super::raw::{Content, RawTable, RawValue};
 use super::setting::{Bool, Bytes, DefaultValue, List, OneOf, Setting, Table, Text, Time, TimeOr};
-use crate::catalogue::{AttributePath, Evaluation, Indexing, Pattern, SetName, SetSettings, SetSource};
+use crate::catalogue::{AttributePath, Evaluation, Indexing, NamePattern, SetName, SetSettings, SetSource};
 use crate::nix;
 
 pub(super) const WITHIN: &str = " in [[catalogue]]";
@@ -226,8 +226,8 @@ pub(super) struct RawCatalogue {
     systems: Option<Vec<String>>,
     indexing: Indexing,
     refresh: Option<Duration>,
-    allow: Vec<Pattern>,
-    deny: Vec<Pattern>,
+    allow: Vec<NamePattern>,
+    deny: Vec<NamePattern>,
     retain: Duration,
     import_from_derivation: bool,
     nix_path: Vec<String>,
@@ -319,6 +319,6 @@ fn system(text: &str) -> Option<String> {
     (!text.is_empty() && text.chars().all(fits)).then(|| text.to_owned())
 }
 
-fn pattern(text: &str) -> Option<Pattern> {
-    Some(Pattern::new(text.to_owned()))
+fn pattern(text: &str) -> Option<NamePattern> {
+    Some(NamePattern::new(text.to_owned()))
 }

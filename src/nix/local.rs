@@ -54,9 +54,9 @@ pub struct Signed {
 #[derive(Clone, Debug)]
 pub struct LocalStore {
     pool: Pool,
-    database: Reader,
+    database: DatabaseReader,
     /// A separate connection for the in-memory hashes: reading all of a large store takes a while.
-    scanned: Reader,
+    scanned: DatabaseReader,
     known: Arc<KnownHashes>,
     derivations: Derivations,
     realisations: Realisations,
@@ -66,7 +66,7 @@ pub struct LocalStore {
 
 /// A connection to the database.
 #[derive(Clone, Debug)]
-struct Reader {
+struct DatabaseReader {
     database: Arc<Database>,
     /// One read at a time: others wait without a thread.
     turn: Arc<Semaphore>,
@@ -76,7 +76,7 @@ impl LocalStore {
     /// The store of `environment`, to whose daemon `pool` connects.
     #[must_use]
     pub fn new(environment: Environment, pool: Pool) -> Self {
-        let [database, scanned] = [(); 2].map(|()| Reader::new(&environment));
+        let [database, scanned] = [(); 2].map(|()| DatabaseReader::new(&environment));
         let (known, derivations, without_database) = Default::default();
         let realisations = Realisations::new(pool.clone());
         Self { pool, database, scanned, known, derivations, realisations, without_database }
@@ -192,7 +192,7 @@ impl LocalStore {
     }
 }
 
-impl Reader {
+impl DatabaseReader {
     fn new(environment: &Environment) -> Self {
         Self { database: Arc::new(Database::lazy(environment)), turn: Arc::new(Semaphore::new(1)) }
     }

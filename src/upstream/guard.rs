@@ -29,7 +29,7 @@ pub(super) struct Guard {
 
 /// Reason for which a target is not asked. Shows no path and no query: these may hold somebody's credentials.
 #[derive(Clone, Debug, thiserror::Error)]
-pub(super) enum Refusal {
+pub(super) enum TargetRefusal {
     /// Neither http nor https.
     #[error("{0}: is neither http nor https")]
     Scheme(String),
@@ -65,28 +65,28 @@ impl Guard {
 
     /// Refuses `url` where its text tells that it must not be asked. Names are judged when they are looked
     /// up.
-    pub(super) async fn check(&self, url: &Url) -> Result<(), Refusal> {
+    pub(super) async fn check(&self, url: &Url) -> Result<(), TargetRefusal> {
         let shown = || url.origin().ascii_serialization();
         if !matches!(url.scheme(), "http" | "https") {
-            return Err(Refusal::Scheme(url.scheme().to_owned()));
+            return Err(TargetRefusal::Scheme(url.scheme().to_owned()));
         }
         if self.is_own(url) {
             return Ok(());
         }
         let host = url.host_str().unwrap_or_default();
         match literal(host) {
-            _ if is_near_name(host) => Err(Refusal::Near(shown())),
+            _ if is_near_name(host) => Err(TargetRefusal::Near(shown())),
             Some(ip) => self.judge(ip, shown).await,
             None => Ok(()),
         }
     }
 
-    async fn judge(&self, ip: IpAddr, shown: impl Fn() -> String) -> Result<(), Refusal> {
+    async fn judge(&self, ip: IpAddr, shown: impl Fn() -> String) -> Result<(), TargetRefusal> {
         match reach(ip) {
             AddressClass::Public => Ok(()),
-            AddressClass::Near => Err(Refusal::Near(shown())),
+            AddressClass::Near => Err(TargetRefusal::Near(shown())),
             AddressClass::Private if self.allows_private().await => Ok(()),
-            AddressClass::Private => Err(Refusal::Private(shown())),
+            AddressClass::Private => Err(TargetRefusal::Private(shown())),
         }
     }
 

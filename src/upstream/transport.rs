@@ -21,7 +21,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::certificates::Authorities;
 use super::credentials::Credentials;
-use super::guard::{Guard, HOPS_MAX, Refusal};
+use super::guard::{Guard, HOPS_MAX, TargetRefusal};
 use super::proxies::Proxies;
 use super::settings::CacheSettings;
 use crate::causes::{causes, with_causes};
@@ -51,7 +51,7 @@ pub(super) enum Error {
     },
     /// The address leads where we do not go.
     #[error("its address is refused: {0}")]
-    Refused(#[from] Refusal),
+    Refused(#[from] TargetRefusal),
     /// An https address, and nothing to verify it by.
     #[error("it cannot be verified: {0}")]
     Unverifiable(String),
@@ -109,7 +109,7 @@ fn is_bad_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
 
 impl From<reqwest::Error> for Error {
     fn from(error: reqwest::Error) -> Self {
-        let refusal = causes(&error).find_map(|cause| cause.downcast_ref::<Refusal>()).cloned();
+        let refusal = causes(&error).find_map(|cause| cause.downcast_ref::<TargetRefusal>()).cloned();
         let is_unverified = causes(&error).any(is_bad_certificate);
         match refusal {
             Some(refusal) => Self::Refused(refusal),
@@ -301,7 +301,7 @@ impl Http {
             };
             url = url.join(next).map_err(|_| Error::Answer("it redirects to what is no URL"))?;
         }
-        Err(Refusal::Hops.into())
+        Err(TargetRefusal::Hops.into())
     }
 
     async fn ask(&self, url: Url, headers: HeaderMap) -> Result<Response, Error> {
