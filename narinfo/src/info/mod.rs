@@ -126,7 +126,8 @@ impl PathInfo {
     }
 
     /// The text that its signatures sign: its name, its contents and the names of its references
-    /// (<https://nix.dev/manual/nix/latest/protocols/nix-archive> and upstream's `ValidPathInfo::fingerprint`).
+    /// (<https://nix.dev/manual/nix/latest/protocols/nix-archive> and upstream's
+    /// `ValidPathInfo::fingerprint`).
     #[must_use]
     pub fn fingerprint(&self, store_dir: &StoreDir) -> String {
         let Self { path, nar_hash, nar_size, references, .. } = self;

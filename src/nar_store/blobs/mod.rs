@@ -27,8 +27,8 @@ pub const LIST_PAGE_MAX: usize = if cfg!(test) { 8 } else { 1_000 };
 
 /// Storage of complete, verified files. Every method blocks: call it on a thread that may wait.
 pub trait Blobs: Debug + Send + Sync {
-    /// The blob of a key, if it was committed, read from its start by each who opens it. It can be read to its
-    /// end even if it is deleted meanwhile.
+    /// The blob of a key, if it was committed, read from its start by each who opens it. It can be read to
+    /// its end even if it is deleted meanwhile.
     ///
     /// # Errors
     /// When it is there and cannot be opened.
