@@ -5,7 +5,7 @@ use std::error::Error as StdError;
 /// Reason why the index could not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It cannot be opened, read or written now.
+    /// Unavailable: the index cannot be opened, read or written now.
     #[error(transparent)]
     Unavailable(Box<dyn StdError + Send + Sync>),
     /// A row or a page is not as it was written.
@@ -16,7 +16,7 @@ pub enum Error {
         /// The fault.
         source: Box<dyn StdError + Send + Sync>,
     },
-    /// It was written by a newer version.
+    /// The index was written by a newer version.
     #[error("the index {index} has schema {found}, this version knows {known}: run the newer version again")]
     Newer {
         /// The database.
