@@ -10,7 +10,7 @@ use super::files::{
 
 /// Crates whose types stand in public signatures only within these places.
 const FOREIGN: [(&str, &[&str]); 14] = [
-    ("rusqlite", &["src/index/", "src/nix/database.rs"]),
+    ("rusqlite", &["src/index/sqlite/", "src/nix/database.rs"]),
     ("hyper", &["src/http/", "src/cli/control.rs", "src/upstream/proxies.rs"]),
     ("hyper_util", &["src/http/", "src/cli/control.rs", "src/upstream/proxies.rs"]),
     ("http_body_util", &["src/http/"]),

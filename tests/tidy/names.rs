@@ -15,7 +15,6 @@ const LEFT: &[&str] = &[
     "Action",
     "Ahead",
     "Answer",
-    "Asked",
     "Budget",
     "Catalogue",
     "Changes",
@@ -26,9 +25,7 @@ const LEFT: &[&str] = &[
     "ErrorBody",
     "Failures",
     "Fault",
-    "Kind",
     "Line",
-    "Open",
     "Outcome",
     "Realisations",
     "Record",
@@ -36,11 +33,8 @@ const LEFT: &[&str] = &[
     "Retry",
     "Server",
     "Source",
-    "Stage",
     "Told",
     "Weight",
-    "Writer",
-    "Written",
 ];
 
 #[test]
@@ -54,9 +48,10 @@ fn no_two_types_have_one_name() {
         }
     }
     assert!(places.len() > 300, "only {} types were found", places.len());
-    places.retain(|name, files| {
-        files.len() > 1 && !CONVENTIONAL.contains(&&**name) && !LEFT.contains(&&**name)
-    });
+    places.retain(|name, files| files.len() > 1 && !CONVENTIONAL.contains(&&**name));
+    for name in LEFT {
+        assert!(places.remove(*name).is_some(), "{name} stands for one type alone: take it off the list");
+    }
     let lines: Vec<String> = places.iter().map(|(name, files)| format!("{name}: {files:?}")).collect();
     assert!(lines.is_empty(), "these names stand for several types:\n{}", lines.join("\n"));
 }
