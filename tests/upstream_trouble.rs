@@ -101,7 +101,7 @@ fn an_upstream_that_restarts_is_waited_for_and_the_wait_is_told() {
     let mut asked = cache.http.open(&narinfo_address(&sample.path), &[]);
     let mut lines = String::new();
     // Long enough for the upstream to be left alone for a while: that is trouble, too, not absence.
-    while !lines.contains("upstream failed repeatedly") {
+    while !lines.contains("is not asked for a while") {
         lines += &String::from_utf8_lossy(&asked.next_piece().expect("a line about the wait"));
     }
     assert!(lines.contains("cannot be reached") && lines.contains("transient-retry"), "{lines}");
