@@ -2,48 +2,11 @@
 
 use std::time::Duration;
 
-use narinfo::{StorePath, StorePathHash};
-
 use crate::index::Index;
-use crate::model::{AttributeRow, GenerationSize, Maker, NewGeneration, OutputRow, Swapped};
+use crate::index::samples::{bump, configure, drv, hash, output};
+use crate::model::Maker;
 
 const LETTERS: [char; 4] = ['a', 'b', 'c', 'd'];
-
-fn hash(letter: char) -> StorePathHash {
-    letter.to_string().repeat(32).parse().expect("a hash")
-}
-
-fn drv(name: &str) -> StorePath {
-    StorePath::parse(&format!("{}-{name}.drv", "0".repeat(32))).expect("a name")
-}
-
-fn output(letter: char, name: &str, denied: bool) -> OutputRow {
-    OutputRow { hash: hash(letter), drv: drv(name), denied }
-}
-
-async fn configure(index: &Index) {
-    index.sync_sets(vec!["one".into(), "two".into()]).await.expect("configured");
-}
-
-async fn bump(index: &Index, set: &str, outputs: Vec<OutputRow>) -> Swapped {
-    index.start_generation().await.expect("started");
-    let row = |output: &OutputRow| AttributeRow {
-        attribute: format!("attribute-{}", output.drv.name()),
-        system: "a-linux".into(),
-        outcome: Ok(output.drv.clone()),
-        output: None,
-        denied: output.denied,
-    };
-    index.add_attributes(outputs.iter().map(row).collect()).await.expect("added");
-    index.add_outputs(outputs).await.expect("added");
-    let new = NewGeneration {
-        set: set.into(),
-        made_by: String::new(),
-        holder: drv("holder"),
-        size: GenerationSize::default(),
-    };
-    index.swap_generation(new).await.expect("swapped")
-}
 
 async fn makers(index: &Index, letter: char) -> Vec<(String, Option<String>)> {
     let found = index.makers(hash(letter)).await.expect("read");

@@ -1,14 +1,8 @@
 //! Promises of every backend about uses and eviction.
 
-use std::time::{Duration, SystemTime};
-
 use crate::index::Index;
-use crate::index::samples::{nar, path, row};
-use crate::model::{Candidate, Evicted, EvictionBounds, NarRow};
-
-fn at(seconds: u64) -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
-}
+use crate::index::samples::{at, down_to, nar, order, path, row};
+use crate::model::{Evicted, NarRow};
 
 /// Serves 1, and 2, which refers to 1 and to itself; both are packed.
 async fn serve(index: &Index) {
@@ -17,18 +11,6 @@ async fn serve(index: &Index) {
         let packed = NarRow { nar_hash: nar(digit), file_hash: nar(9), file_size: u64::from(digit) };
         index.record_packed(packed).await.expect("recorded");
     }
-}
-
-/// Bounds by which everything may go that was used before the hundredth second.
-fn down_to(target_bytes: u64) -> EvictionBounds {
-    EvictionBounds { target_bytes, used_since: at(100) }
-}
-
-/// All paths in eviction order.
-async fn order(index: &Index) -> Vec<Candidate> {
-    let evicted = index.preview_eviction(at(9), None, down_to(0)).await.expect("asked");
-    let Evicted::Paths(all) = evicted else { panic!("the order is not known yet") };
-    all
 }
 
 pub(super) async fn a_use_counts_for_all_that_is_referred_to_as_soon_as_something_is_to_be_evicted(

@@ -197,23 +197,7 @@ mod tests {
 
     use super::*;
     use crate::index::Index;
-    use crate::index::samples::{nar, row, row_of};
-
-    fn at(seconds: u64) -> SystemTime {
-        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
-    }
-
-    /// Bounds by which everything may go that was used before the hundredth second.
-    fn down_to(target_bytes: u64) -> EvictionBounds {
-        EvictionBounds { target_bytes, used_since: at(100) }
-    }
-
-    /// All paths in eviction order.
-    async fn order(index: &Index) -> Vec<Candidate> {
-        let evicted = index.preview_eviction(at(9), None, down_to(0)).await.expect("asked");
-        let Evicted::Paths(all) = evicted else { panic!("the order is not known yet") };
-        all
-    }
+    use crate::index::samples::{at, nar, order, row, row_of};
 
     #[tokio::test]
     async fn a_use_is_written_in_as_many_transactions_as_its_closure_takes() {
