@@ -20,7 +20,6 @@ use super::draft::{Draft, Growing};
 use super::pack::dump;
 use super::verify::{Chunks, Error, NarDigest, Origin, Promise, copy, verify};
 use crate::decode;
-use crate::room::Room;
 
 /// Copies that are made at the same time; each takes two cores.
 const UNDER_WAY_MAX: usize = 8;
@@ -236,10 +235,6 @@ impl PlainUpload {
 impl Upload for PlainUpload {
     fn file(&self) -> &Arc<File> {
         &self.file
-    }
-
-    fn check_room(&self) -> io::Result<()> {
-        Room::of_file(&self.file)?.check()
     }
 
     /// Replaces a file of that name, which is none of ours: the cache makes one copy of a NAR at a time.

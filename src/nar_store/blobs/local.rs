@@ -131,10 +131,6 @@ impl Upload for LocalUpload {
         &self.file
     }
 
-    fn check_room(&self) -> io::Result<()> {
-        Room::of_file(&self.file)?.check()
-    }
-
     fn commit(self: Box<Self>, key: NarHash) -> io::Result<Commit> {
         let Self { file, path, dir } = *self;
         file.sync_all()?;

@@ -80,11 +80,13 @@ pub trait Upload: Debug + Send + Sync {
     /// The file that takes the bytes, from its beginning on.
     fn file(&self) -> &Arc<File>;
 
-    /// Checks that there is room for more. Called every few MiB.
+    /// Checks that there is room for more on the file's file system. Called every few MiB.
     ///
     /// # Errors
     /// With the reason why nothing more can be stored.
-    fn check_room(&self) -> io::Result<()>;
+    fn check_room(&self) -> io::Result<()> {
+        Room::of_file(self.file())?.check()
+    }
 
     /// Makes the bytes durable under `key`, unless that has a blob already: of concurrent commits one wins,
     /// and a blob never changes. The winner's blob is durable when this returns, whoever won.
