@@ -1,4 +1,4 @@
-//! What a package set as large as a distribution costs: a hundred thousand derivations come into the index as
+//! Cost of a package set as large as a distribution: a hundred thousand derivations come into the index as
 //! the real code reads and records them, and hashes are looked up among a million outputs. Ends with status 1
 //! when a target is missed. `cargo bench --bench catalogue`.
 
@@ -22,7 +22,7 @@ use random::Random;
 const DERIVATIONS: usize = 100_000;
 /// Those that have an attribute; the rest is what they need.
 const ATTRIBUTES: usize = 40_000;
-/// What a derivation needs at most; about half as much on average, as in a large distribution.
+/// Inputs of a derivation at most; about half as much on average, as in a large distribution.
 const INPUTS_MAX: u64 = 24;
 /// Bytes of a derivation's environment at most.
 const ENVIRONMENT_BYTES_MAX: u64 = 6_000;
@@ -82,7 +82,7 @@ fn main() -> ExitCode {
     if all_held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// What is measured, one number a line.
+/// Measurements, one number a line.
 fn measure(folder: &Path) {
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(async {
@@ -160,7 +160,7 @@ async fn mean_micros(index: &Index, number: impl Fn(&mut Random) -> u64, is_ther
     begun.elapsed().as_secs_f64() * 1e6 / LOOK_UPS as f64
 }
 
-/// How long processors have worked for this process.
+/// Processor time of this process.
 fn processor_seconds() -> f64 {
     let stat = std::fs::read_to_string("/proc/self/stat").expect("the kernel tells");
     let (_, after_name) = stat.rsplit_once(") ").expect("a name in brackets");

@@ -1,4 +1,4 @@
-//! What a crowd costs: ten thousand clients wait for one build, on the optimised server. Fails when it is
+//! Cost of a crowd: ten thousand clients wait for one build, on the optimised server. Fails when it is
 //! over its bounds of memory or time. `cargo bench --bench crowd`.
 
 #[path = "../tests/support/mod.rs"]
@@ -10,7 +10,7 @@ use std::time::Duration;
 use support::crowd;
 
 const CLIENTS: usize = 10_000;
-/// What the server may hold, in bytes.
+/// Bytes that the server may hold.
 const MEMORY_MAX: u64 = 150 << 20;
 /// From the opening of the build's gate, so the end of the build is in it.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(2);

@@ -1,4 +1,4 @@
-//! What the hot functions take, each by itself: parsing a hash, looking up the index, rendering and signing a
+//! Time of the hot functions, each by itself: parsing a hash, looking up the index, rendering and signing a
 //! narinfo, and making and packing a NAR. `cargo bench --bench micro`; `-- NAME` measures what has that in
 //! its name.
 
@@ -171,7 +171,7 @@ fn settings() -> Settings {
     }
 }
 
-/// What packing checks.
+/// The result that packing must have.
 fn expected(tree: &Path) -> NarDigest {
     let mut nar = Vec::new();
     narinfo::nar::dump(tree, &mut nar).expect("dumped");

@@ -1,4 +1,4 @@
-//! What building on demand adds to a build: the same two hundred trivial derivations realised by `nix-store`
+//! Overhead of building on demand: the same two hundred trivial derivations realised by `nix-store`
 //! through the daemon, and asked of Ondine, turn by turn, each time new ones. Ends with status 1 when a
 //! target is missed.
 
@@ -31,7 +31,7 @@ fn instantiate(cache: &Cache, round: &str) -> Vec<(PathBuf, PathBuf)> {
     drvs.into_iter().zip(outputs).collect()
 }
 
-/// What `nix-store --realise` takes, told to build one at a time.
+/// Time of `nix-store --realise`, told to build one at a time.
 fn realised(cache: &Cache, wanted: &[(PathBuf, PathBuf)]) -> Duration {
     let mut arguments = vec!["--realise", "--max-jobs", "1"];
     arguments.extend(wanted.iter().map(|(drv, _)| text(drv)));
@@ -41,7 +41,7 @@ fn realised(cache: &Cache, wanted: &[(PathBuf, PathBuf)]) -> Duration {
     begun.elapsed()
 }
 
-/// What it takes until the last of all is served, asked for all at once, each in its own connection.
+/// Time until the last of all is served, asked for all at once, each in its own connection.
 fn asked_at_once(cache: &Cache, wanted: &[(PathBuf, PathBuf)]) -> Duration {
     let begun = Instant::now();
     let asked: Vec<_> = wanted
@@ -62,7 +62,7 @@ fn asked_at_once(cache: &Cache, wanted: &[(PathBuf, PathBuf)]) -> Duration {
     begun.elapsed()
 }
 
-/// What it takes to ask for one after the other.
+/// Time to ask for one after the other.
 fn asked_in_turn(cache: &Cache, wanted: &[(PathBuf, PathBuf)]) -> Duration {
     let begun = Instant::now();
     for (_, output) in wanted {

@@ -1,4 +1,4 @@
-//! What a cache behind costs and saves: a client with an empty store fetches two hundred paths straight from
+//! Cost and gain of a cache behind: a client with an empty store fetches two hundred paths straight from
 //! an xz cache made by `nix copy`, then through Ondine that has never seen them, then through Ondine that
 //! has, turn by turn. Ends with status 1 when a target is missed.
 
@@ -35,7 +35,7 @@ fn closure() -> Derivation {
     Derivation::new("row", &script).outputs(&outputs.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
-/// What it takes a client with an empty store to fetch the closure.
+/// Time that a client with an empty store takes to fetch the closure.
 fn fetched(store: &NixStore, from: &Substituter, sample: &Sample) -> Duration {
     let client = Client::new(Release::Host, &store.store_dir());
     let begun = Instant::now();

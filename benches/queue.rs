@@ -1,4 +1,4 @@
-//! What each order of builds is worth, and pre-building, on virtual time: the real queue and the real
+//! Gain of each order of builds, and of pre-building, on virtual time: the real queue and the real
 //! estimates through thirty times six thousand requests, and thirty weeks, side by side with the targets.
 //! Ends with status 1 when a target is missed.
 
@@ -72,7 +72,7 @@ fn pooled<const N: usize>(waits: [&[f64]; N], of: impl Fn([f64; N]) -> f64) -> (
     (of(waits.map(|waits| mean(waits.iter().copied()))), seeds)
 }
 
-/// How much of what shortest-first would save a policy saves.
+/// Share of the gain of shortest-first that a policy has.
 fn gain([fifo, policy, shortest]: [f64; 3]) -> f64 {
     (fifo - policy) / (fifo - shortest)
 }

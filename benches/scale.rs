@@ -1,4 +1,4 @@
-//! How the cache grows: the same questions to indexes of ten thousand paths, of a hundred thousand and of a
+//! Growth of the cache: the same questions to indexes of ten thousand paths, of a hundred thousand and of a
 //! million, in turns, and from one connection to ten thousand. `cargo bench --bench scale`;
 //! `-- --paths 10000,10000000` takes other sizes.
 
@@ -67,7 +67,7 @@ struct Flags {
     /// Paths in the index, each more than the one before; ten million take 9 GB of disk, and minutes to make
     #[arg(long, value_delimiter = ',', default_values_t = [10_000, 100_000, 1_000_000])]
     paths: Vec<u64>,
-    /// How often all sizes take their turn
+    /// Rounds, in each of which all sizes take their turn
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Fail when a target is missed

@@ -1,4 +1,4 @@
-//! How fast the cache is served and at what cost, beside nginx with the same answers as static files: both in
+//! Speed and cost of serving, beside nginx with the same answers as static files: both in
 //! turns, each started anew, through 64 connections, large downloads and a stock client.
 //! `cargo bench --bench serving`.
 
@@ -27,9 +27,9 @@ use serving::servers::{Server, need_nginx};
 use support::store::Folder;
 use support::{text, wait_until};
 
-/// How long a person is given to start the peers.
+/// Time that a person has to start the peers.
 const PEERS_WITHIN: Duration = Duration::from_secs(1800);
-/// How long is measured each time.
+/// Length of each measurement.
 const TIMES: Times = Times { warm_up: Duration::from_millis(500), counted: Duration::from_secs(2) };
 const QUICK_TIMES: Times = Times { warm_up: Duration::from_millis(100), counted: Duration::from_millis(500) };
 
@@ -42,7 +42,7 @@ struct Flags {
     /// Little data and short measurements: to see that all works, not how fast it is
     #[arg(long)]
     quick: bool,
-    /// How often all servers take their turn [default: 3, with --quick 1]
+    /// Rounds, in each of which all servers take their turn [default: 3, with --quick 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: Option<u32>,
     /// Fail when a target is missed

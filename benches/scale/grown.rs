@@ -18,7 +18,7 @@ const INDEX: &str = "index.sqlite";
 const LOG: &str = "index.sqlite-wal";
 /// Paths that each refers to.
 const REFERENCES: u64 = 5;
-/// How often the tables are gone through while they are filled. An index that was filled in one go has no
+/// Passes over the tables while they are filled. An index that was filled in one go has no
 /// room in its pages, and each path that comes later splits some; one that grew path by path, in the order of
 /// no hash, has.
 const PASSES: u64 = 8;
@@ -29,7 +29,7 @@ const STRIDE: u64 = 7_368_787;
 pub struct Grown {
     state: Folder,
     file: PathBuf,
-    /// How many paths it was given.
+    /// Number of its paths.
     paths: u64,
     /// A signature in the form that all have.
     signature: String,

@@ -1,16 +1,16 @@
-//! What was measured at each size, in a table with how it grows and what is wanted of that.
+//! Table of the measurements at each size, with their growth and its targets.
 
 use serde_json::{Value, json};
 
 use crate::serving::report::Spread;
 
-/// How much worse the largest index may be than the smallest.
+/// Factor by which the largest index may be worse than the smallest.
 const GROWTH_MAX: f64 = 1.15;
 
-/// What is wanted of a row.
+/// Target of a row.
 #[derive(Clone, Copy)]
 pub enum Wanted {
-    /// It is only shown.
+    /// Shown without a target.
     Nothing,
     /// That it stays as small as it is at the smallest size, within [`GROWTH_MAX`].
     FlatCost,
@@ -97,7 +97,7 @@ impl Row {
         Spread::of(&last.iter().zip(first).map(|(last, first)| last / first).collect::<Vec<_>>())
     }
 
-    /// Whether it is as wanted, if something is wanted of it.
+    /// True if the target is met; `None` without one.
     fn holds(&self, sizes: &[u64]) -> Option<bool> {
         match self.wanted {
             Wanted::Nothing => None,

@@ -1,4 +1,4 @@
-//! What other work costs those who read at the same time: a client asks for narinfos that are there, one
+//! Cost of other work for those who read at the same time: a client asks for narinfos that are there, one
 //! after the other, while a large NAR is packed, or fetched from another cache, while something is built that
 //! nobody has asked for yet, and while much is evicted.
 
@@ -22,7 +22,7 @@ use crate::support::{Cache, Derivation, Http, PackageSet, text, wait_until};
 
 /// Answers that are timed before, when nothing else is done.
 const IDLE_ANSWERS: usize = 20_000;
-/// How much longer one in a hundred may take meanwhile.
+/// Factor by which one in a hundred may take longer meanwhile.
 const GROWTH_MAX: Option<Target> = Some(AtMost(3.0));
 /// Paths that are asked for while others go: the first group, which refers to nothing.
 const STAYING: usize = 100;

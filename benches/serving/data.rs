@@ -1,4 +1,4 @@
-//! What is served: store paths made by Nix out of files that a seed decides, and the static files that nginx
+//! Served data: store paths made by Nix out of files that a seed decides, and the static files that nginx
 //! serves of them, fetched from Ondine itself. Every run makes the same files; only the store, and with it
 //! the names of paths, differ.
 
@@ -13,12 +13,12 @@ use crate::support::http::Ending;
 use crate::support::store::Folder;
 use crate::support::{Cache, Derivation, Http, NixStore, Release, text, wait_until};
 
-/// How long packing all of it may take.
+/// Time that packing all of it may take.
 pub const PACKED_WITHIN: Duration = Duration::from_secs(600);
 /// Where the bytes come from.
 const SEED: u64 = 20_260_801;
 
-/// How much data there is.
+/// Amounts of data.
 #[derive(Clone, Copy)]
 pub struct Size {
     /// Groups of small paths; each path refers to some of the group before.
@@ -31,7 +31,7 @@ pub struct Size {
     pub many: (usize, u64),
 }
 
-/// What is measured with.
+/// Data of a measurement.
 pub const FULL: Size =
     Size { groups: 10, group_paths: 200, large: (9_900, 512 << 20), many: (20_000, 65_000_000) };
 /// For those who change the benchmark itself.
@@ -95,7 +95,7 @@ impl Data {
         }
     }
 
-    /// What there is, in bytes of the plain NARs and of the zstd files.
+    /// Sizes of all, in bytes of the plain NARs and of the zstd files.
     pub fn describe(&self) -> String {
         let count = |path: &PathBuf| {
             let narinfo = self.files.path().join(&narinfo_address(path)[1..]);
@@ -143,7 +143,7 @@ impl Progress {
     }
 }
 
-/// How many NARs a server has packed.
+/// Number of NARs that a server has packed.
 pub fn packed(http: &Http) -> u64 {
     let status = http.get("/api/v1/status").body;
     let status: serde_json::Value = serde_json::from_slice(&status).expect("the status is JSON");

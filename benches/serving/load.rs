@@ -19,21 +19,21 @@ const BUFFER_BYTES: usize = 64 * 1024;
 /// A server that answers nobody for so long has failed.
 const PATIENCE: Timespec = Timespec { tv_sec: 20, tv_nsec: 0 };
 
-/// How long is measured.
+/// Lengths of a measurement.
 #[derive(Clone, Copy)]
 pub struct Times {
     /// Before it is counted.
     pub warm_up: Duration,
-    /// What is counted.
+    /// Time that is counted.
     pub counted: Duration,
 }
 
-/// What a server did under load.
+/// Work of a server under load.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen {
     /// Answers in the window.
     pub answers: f64,
-    /// What they took.
+    /// Processor time and memory that they cost.
     pub used: Used,
 }
 
@@ -103,7 +103,7 @@ pub fn measure(
     })
 }
 
-/// What each answer took, one after the other on one connection, in order of length. `more` hears of the
+/// Time of each answer, one after the other on one connection, in order of length. `more` hears of the
 /// number of answers so far and says whether to go on.
 ///
 /// # Errors
@@ -144,12 +144,12 @@ struct Client {
     stream: TcpStream,
     /// The request that was sent last.
     asked: usize,
-    /// What has come of a head, if it did not come at once.
+    /// Bytes of a head that have come, if it did not come at once.
     head: Vec<u8>,
     body: Body,
 }
 
-/// What is still to come of an answer's body.
+/// Rest of an answer's body.
 enum Body {
     /// Even the head.
     Unknown,
@@ -231,7 +231,7 @@ impl<'a> Driver<'a> {
 }
 
 impl Client {
-    /// Whether the answer is whole with `data`.
+    /// True if the answer is whole with `data`.
     fn take(&mut self, data: &[u8], status: [u8; 3]) -> io::Result<bool> {
         let mut body = data;
         if matches!(self.body, Body::Unknown) {

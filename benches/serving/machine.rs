@@ -1,4 +1,4 @@
-//! When, of what and where figures were measured: a line that stands above them, wherever they are shown.
+//! Date, commit and machine of figures: a line that stands above them, wherever they are shown.
 
 use std::fs;
 use std::process::Command;

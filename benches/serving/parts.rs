@@ -1,4 +1,4 @@
-//! What is measured, part by part. Within a part the servers take turns, each started anew, so that whatever
+//! Measurements, part by part. Within a part the servers take turns, each started anew, so that whatever
 //! else the machine does meets all of them alike.
 
 use std::io;
@@ -25,9 +25,9 @@ const CONNECTIONS: usize = 64;
 const PARALLEL: usize = 8;
 /// Starts in a round.
 const STARTS: usize = 5;
-/// How long a server is left alone before its memory counts as idle, and before a client copies.
+/// Time that a server is left alone before its memory counts as idle, and before a client copies.
 const IDLE: Duration = Duration::from_millis(500);
-/// How often memory is looked at.
+/// Pause between two looks at memory.
 const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// One thing to measure.
@@ -47,7 +47,7 @@ pub enum Part {
     First,
     /// A stock client that copies all small paths.
     Copy,
-    /// What the servers hold.
+    /// Memory of the servers.
     Memory,
     /// From the start to the first answer.
     Start,
@@ -57,13 +57,13 @@ pub enum Part {
 
 /// Everything that measuring needs.
 pub struct Bench<'a> {
-    /// What is served.
+    /// Data that is served.
     pub data: &'a Data,
     /// By whom, and what is asked of each.
     pub servers: Vec<(Server, Requests)>,
     /// For how long.
     pub times: Times,
-    /// What came of it.
+    /// Results.
     pub report: Report,
 }
 

@@ -1,4 +1,4 @@
-//! What was measured, beside what it should be: a table of all figures, a table of the targets, and the same
+//! Measurements beside their targets: a table of all figures, a table of the targets, and the same
 //! as JSON.
 
 use serde_json::{Value, json};
@@ -11,7 +11,7 @@ const JUDGED: (&str, &str) = ("Ondine", "nginx");
 /// The unit of what one request costs this program, not the server.
 pub const LOAD_UNIT: &str = "CPU µs/request of the load";
 
-/// How a figure is judged.
+/// Judgement of a figure.
 #[derive(Clone, Copy)]
 pub enum Target {
     /// In proportion to nginx, at least.
@@ -32,7 +32,7 @@ struct Metric {
     servers: Vec<(String, Vec<f64>)>,
 }
 
-/// All that was measured.
+/// Measurements of a run.
 #[derive(Default)]
 pub struct Report {
     metrics: Vec<Metric>,
@@ -159,7 +159,7 @@ impl Report {
         checks.iter().all(Check::holds) && self.trouble.is_empty()
     }
 
-    /// How far the load is from being what was measured.
+    /// Rate that the load alone could reach, beside each figure.
     fn print_load(&self) {
         for metric in self.metrics.iter().filter(|metric| metric.unit == LOAD_UNIT) {
             let Some(samples) = metric.samples(JUDGED.1) else { continue };

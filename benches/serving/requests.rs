@@ -1,4 +1,4 @@
-//! What is asked of a server, as bytes that are ready to send: taken from its own narinfos, so that each
+//! Requests to a server, as bytes that are ready to send: taken from its own narinfos, so that each
 //! server is asked for NARs where it has them.
 
 use std::path::{Path, PathBuf};

@@ -15,9 +15,9 @@ use crate::support::process::{self, Signal, kill_tree, signal, wait};
 use crate::support::store::{Folder, write};
 use crate::support::text;
 
-/// How long a server may take to its first answer, and to stop.
+/// Time to the first answer of a server, and to its end, at most.
 const LIMIT: Duration = Duration::from_secs(60);
-/// How often a server that starts is tried.
+/// Pause between two tries at a server that starts.
 const TRY_EVERY: Duration = Duration::from_micros(200);
 
 /// Which program it is.
@@ -30,14 +30,14 @@ enum Kind {
 
 /// A server that can be started, or is there already.
 pub struct Server {
-    /// What it is called in the tables.
+    /// Name in the tables.
     pub name: String,
     /// Where it listens.
     pub address: SocketAddr,
-    /// What all its addresses begin with: nothing, or a slash and more.
+    /// Beginning of all its addresses: nothing, or a slash and more.
     prefix: String,
     kind: Kind,
-    /// How it is started, but for peers.
+    /// Command that starts it; none for peers.
     program: Option<Program>,
     /// Processes that work for it and are not its children.
     helpers: Vec<u32>,
@@ -128,17 +128,17 @@ impl Server {
         format!("http://{}{}", self.address, self.prefix)
     }
 
-    /// Whether it is started here, and serves the plain NAR beside the zstd file.
+    /// True if it is started here, and serves the plain NAR beside the zstd file.
     pub fn serves_plain(&self) -> bool {
         self.kind != Kind::Peer
     }
 
-    /// Whether it is nginx.
+    /// True for nginx.
     pub fn is_nginx(&self) -> bool {
         self.kind == Kind::Nginx
     }
 
-    /// Whether it can be started anew.
+    /// True if it can be started anew.
     pub fn starts(&self) -> bool {
         self.program.is_some()
     }
@@ -181,7 +181,7 @@ impl Server {
         Running { processes, to_first_answer, child: Some(child) }
     }
 
-    /// Whether it says what cache it is.
+    /// True if it says what cache it is.
     pub fn answers(&self) -> bool {
         let ask = || -> std::io::Result<bool> {
             let mut stream = TcpStream::connect(self.address)?;

@@ -21,12 +21,12 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// The end of a body in chunks.
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// What a server sent.
+/// Bodies of a server, counted.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen {
     /// Bytes of plain NAR that what was sent stands for.
     pub nar_bytes: f64,
-    /// What it took.
+    /// Processor time and memory that they cost.
     pub used: Used,
 }
 

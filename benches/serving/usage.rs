@@ -1,4 +1,4 @@
-//! What servers use, as the kernel counts it: processor time and memory of their process trees, and how much
+//! Usage of servers, as the kernel counts it: processor time and memory of their process trees, and how much
 //! of the machine others took meanwhile.
 
 use std::fs;
@@ -22,7 +22,7 @@ pub struct Processes {
 /// Memory in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Memory {
-    /// All that is resident.
+    /// Resident bytes.
     pub resident: u64,
     /// Without mapped files, which the kernel can drop at any time.
     pub anonymous: u64,
@@ -35,7 +35,7 @@ impl Processes {
         roots.flat_map(|id| tree_of(*id)).map(|id| cpu_of(&id.to_string())).sum()
     }
 
-    /// What the server and its children hold now.
+    /// Memory of the server and its children now.
     pub fn memory(&self) -> Memory {
         let mut sum = Memory::default();
         for id in tree_of(self.server) {
@@ -73,7 +73,7 @@ pub struct Window<'p> {
     all: f64,
 }
 
-/// What was used in a window.
+/// Usage in a window.
 #[derive(Clone, Copy, Debug)]
 pub struct Used {
     /// Its length in seconds.

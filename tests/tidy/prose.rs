@@ -2,7 +2,7 @@
 
 use proc_macro2::{LineColumn, TokenStream, TokenTree};
 
-use super::files::{all_files, sources};
+use super::files::{all_files, rust_files, sources};
 
 /// Columns of a comment at most.
 pub const COMMENT_COLUMNS_MAX: usize = 110;
@@ -11,7 +11,8 @@ const NO_SUBJECT: [&str; 8] = ["What ", "Who ", "Whether ", "How ", "It ", "When
 
 #[test]
 fn doc_comments_name_their_subject() {
-    let found = sources().into_iter().flat_map(|(file, text)| {
+    let files = sources().into_iter().chain(rust_files("benches"));
+    let found = files.flat_map(|(file, text)| {
         let lines: Vec<&str> = text.lines().collect();
         let firsts = doc_comments(&file, &text);
         let bad = firsts.into_iter().filter_map(move |line| {
