@@ -27,6 +27,10 @@ pub enum Action {
     Read,
     /// Has missing paths built.
     Build,
+    /// Uploads derivations and content-addressed paths.
+    Push,
+    /// Has uploaded input-addressed outputs believed without a trusted signature.
+    Vouch,
     /// Refreshes package sets.
     Refresh,
     /// Takes back a remembered failure, and has it built again.
@@ -52,9 +56,7 @@ pub struct Refusal(pub Action);
 pub fn may(caller: &Caller, action: Action) -> Result<(), Refusal> {
     match (caller, action) {
         (Caller::Admin, _) | (Caller::Public { .. }, Action::Read | Action::Build) => Ok(()),
-        (Caller::Public { .. }, Action::Refresh | Action::Cancel | Action::Pin | Action::Admin) => {
-            Err(Refusal(action))
-        }
+        (Caller::Public { .. }, _) => Err(Refusal(action)),
     }
 }
 
@@ -91,6 +93,8 @@ impl Action {
         match self {
             Self::Read => "read",
             Self::Build => "build",
+            Self::Push => "push",
+            Self::Vouch => "vouch",
             Self::Refresh => "refresh",
             Self::Cancel => "cancel",
             Self::Pin => "pin",
@@ -110,6 +114,8 @@ mod tests {
         for (action, allowed) in [
             (Action::Read, true),
             (Action::Build, true),
+            (Action::Push, false),
+            (Action::Vouch, false),
             (Action::Refresh, false),
             (Action::Cancel, false),
             (Action::Pin, false),

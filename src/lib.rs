@@ -20,7 +20,8 @@ pub mod catalogue;
 pub mod adopt;
 pub mod caller;
 pub mod compare;
-pub mod keep;
+pub mod retention;
+
 pub mod packer;
 pub mod recover;
 pub mod roots;

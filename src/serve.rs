@@ -26,7 +26,9 @@ use crate::retry::Retry;
 use crate::state_dir::{INDEX, LEDGER, NARS, using};
 use crate::substitute::Substitute;
 use crate::tasks::{Supervisor, Tasks};
-use crate::{build, catalogue, http, keep, key, nar_store, nix, recover, state_dir, substitute, upstream};
+use crate::{
+    build, catalogue, http, key, nar_store, nix, recover, retention, state_dir, substitute, upstream,
+};
 
 use builds::Builds;
 use caches::Caches;
@@ -81,7 +83,7 @@ pub struct Settings {
     /// Compression and memory of the NAR store.
     pub nar_store: nar_store::Settings,
     /// Retention of NARs.
-    pub keep: keep::Settings,
+    pub retention: retention::Settings,
     /// Behaviour towards clients.
     pub http: http::Settings,
 }
@@ -153,7 +155,7 @@ impl Server {
         let state = AppState {
             substitute: Arc::new(substitute),
             packer: caches.packer.clone(),
-            keeper: caches.keeper.clone(),
+            retention: caches.retention.clone(),
             failures: builds.failures.clone(),
             retry,
             logs: storage.logs.clone(),

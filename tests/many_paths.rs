@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use ondine::index::Index;
-use ondine::keep::{Bounds, Eviction};
+use ondine::retention::{Bounds, Eviction};
 use random::Random;
 use rusqlite::{Connection, params};
 

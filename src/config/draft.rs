@@ -11,7 +11,7 @@ use crate::build::prebuild::allowance::{Allowance, Hours};
 use crate::build::{LogSettings, Overtaking, Policy};
 use crate::serve::{Settings, host_name};
 use crate::upstream::{self, NetrcFile};
-use crate::{build, catalogue, http, keep, key, nar_store, nix, substitute};
+use crate::{build, catalogue, http, key, nar_store, nix, retention, substitute};
 
 pub(super) struct SettingsDraft {
     pub(super) settings: Settings,
@@ -51,7 +51,7 @@ impl SettingsDraft {
                 zstd_threads: nar_store::Settings::usual_threads(),
                 ..Default::default()
             },
-            keep: keep::Settings::default(),
+            retention: retention::Settings::default(),
             http: http::Settings::default(),
         };
         Ok(Self {
@@ -99,12 +99,12 @@ impl SettingsDraft {
     }
 
     fn retention(&mut self) {
-        let keep = &mut self.settings.keep;
-        keep.min_free = match self.min_free_bytes {
-            Some(bytes) => keep::MinFree::Bytes(bytes),
+        let bounds = &mut self.settings.retention;
+        bounds.min_free = match self.min_free_bytes {
+            Some(bytes) => retention::MinFree::Bytes(bytes),
             // Who has said how much may be stored does not mean the disk.
-            None if keep.max_bytes.is_some() => keep::MinFree::Bytes(0),
-            None => keep::MinFree::Usual,
+            None if bounds.max_bytes.is_some() => retention::MinFree::Bytes(0),
+            None => retention::MinFree::Usual,
         };
     }
 

@@ -76,7 +76,7 @@ fn every_default_is_accepted_and_reaches_its_field() {
     assert_eq!(settings.listen.to_string(), "127.0.0.1:8080");
     assert_eq!(settings.http.hold.as_secs(), 20);
     assert_eq!(settings.build.build_max.map(|time| time.as_secs()), Some(36_000));
-    assert_eq!(settings.keep.max_bytes, None);
+    assert_eq!(settings.retention.max_bytes, None);
     assert_eq!(settings.substitute.build_from.len(), 2);
     assert_eq!(settings.nar_store.plain_bytes_max, 4 << 30);
     assert!(!settings.key_name.given && settings.upstream.caches.is_empty());
@@ -161,7 +161,7 @@ fn a_setting_is_the_same_as_a_flag() {
             .or(settings);
     let settings = settings.resolve().unwrap_or_else(|error| panic!("{}", message(&error)));
     assert_eq!((settings.http.hold.as_secs(), settings.build.lanes.get()), (1, 2));
-    assert_eq!((settings.keep.max_bytes, settings.http.want_mass_query), (Some(1 << 30), true));
+    assert_eq!((settings.retention.max_bytes, settings.http.want_mass_query), (Some(1 << 30), true));
     assert_eq!((settings.substitute.build_from.len(), settings.http.trusted_proxies.0.len()), (0, 2));
     assert_eq!((settings.upstream.caches.len(), settings.catalogue.sets.len()), (1, 2));
 }

@@ -39,6 +39,7 @@ pub(super) struct Endpoint {
 pub(super) enum Verb {
     /// GET, and HEAD, whose answer is the same without its body.
     Get,
+    Put,
     Post,
     Delete,
 }
@@ -112,6 +113,7 @@ impl Verb {
     pub(super) fn of(method: &Method) -> Option<Self> {
         match *method {
             Method::GET | Method::HEAD => Some(Self::Get),
+            Method::PUT => Some(Self::Put),
             Method::POST => Some(Self::Post),
             Method::DELETE => Some(Self::Delete),
             _ => None,
@@ -121,6 +123,7 @@ impl Verb {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Get => "GET",
+            Self::Put => "PUT",
             Self::Post => "POST",
             Self::Delete => "DELETE",
         }

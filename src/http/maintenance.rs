@@ -9,13 +9,13 @@ use super::call::Call;
 use super::request_body;
 use super::response_future::ResponseFuture;
 use super::stream_body::{Aborted, stream_body};
-use crate::keep::Check;
+use crate::retention::Check;
 
 pub(super) fn collect(call: Call<'_>) -> Option<ResponseFuture> {
     let (service, body) = (call.service.clone(), call.body);
     Some(ResponseFuture::pending(async move {
         let CollectRequest { max_bytes, dry_run } = request_body::json(body).await?;
-        Ok(stream_lines(&service, service.state.keeper.collect(max_bytes, dry_run)))
+        Ok(stream_lines(&service, service.state.retention.collect(max_bytes, dry_run)))
     }))
 }
 
@@ -23,7 +23,7 @@ pub(super) fn check(call: Call<'_>) -> Option<ResponseFuture> {
     let (service, body) = (call.service.clone(), call.body);
     Some(ResponseFuture::pending(async move {
         let CheckRequest { verify, repair } = request_body::json(body).await?;
-        Ok(stream_lines(&service, service.state.keeper.check(Check { verify, repair })))
+        Ok(stream_lines(&service, service.state.retention.check(Check { verify, repair })))
     }))
 }
 

@@ -45,9 +45,9 @@ use crate::build::{Failures, Logs, Scheduler};
 use crate::caller::{Caller, may};
 use crate::catalogue::{Catalogue, NameResolver};
 use crate::index::Index;
-use crate::keep::Keeper;
 use crate::nix::{DaemonLogs, Detected, Pool};
 use crate::packer::Packer;
+use crate::retention::Retention;
 use crate::retry::Retry;
 use crate::substitute::{OnMiss, Substitute, Wait};
 use crate::upstream::{Upstreams, Via};
@@ -94,7 +94,7 @@ pub struct AppState {
     /// NARs.
     pub packer: Packer,
     /// Retention and eviction.
-    pub keeper: Keeper,
+    pub retention: Retention,
     /// Failures that are remembered.
     pub failures: Failures,
     /// Retries of failures.

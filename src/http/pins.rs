@@ -14,7 +14,7 @@ use super::response_future::ResponseFuture;
 use crate::catalogue::{NoSuchName, Selection, SetName, SetSettings};
 use crate::escape::{Line, Lines};
 use crate::index;
-use crate::keep::{Pinned, Pinning};
+use crate::retention::{Pinned, Pinning};
 
 /// An attribute, named with or without its set.
 struct PinTarget {
@@ -59,7 +59,7 @@ pub(super) fn unpin(call: Call<'_>) -> Option<ResponseFuture> {
 }
 
 async fn all(service: &Service) -> Result<Answer, Error> {
-    let pins = service.state.keeper.pins().await.map_err(unreadable)?;
+    let pins = service.state.retention.pins().await.map_err(unreadable)?;
     Ok(json(&pins.into_iter().map(PinView::from).collect::<Vec<_>>()))
 }
 
@@ -71,7 +71,7 @@ async fn pinned(service: &Service, what: Pinned) -> Result<Answer, Error> {
         }
         Pinned::Attribute(text) => attribute(service, &text).await?,
     };
-    let pinnings = service.state.keeper.pin(name, pinnings).await.map_err(unchangeable)?;
+    let pinnings = service.state.retention.pin(name, pinnings).await.map_err(unchangeable)?;
     let lines: String = pinnings.iter().map(|pinning| format!("pinned: {pinning}\n")).collect();
     Ok(answer::ready(answer::TEXT, Lines(lines).to_string()))
 }
@@ -144,7 +144,7 @@ async fn unpinned(service: &Service, what: Pinned) -> Result<Answer, Error> {
         Pinned::Path(hash, name) => (name, Some(hash)),
         Pinned::Attribute(text) => (name_of_pin(service, text).await?, None),
     };
-    match service.state.keeper.unpin(name, hash).await.map_err(unchangeable)? {
+    match service.state.retention.unpin(name, hash).await.map_err(unchangeable)? {
         0 => Err(Error::not_found("there is no such pin; `ondine pin` lists all")),
         count => Ok(answer::ready(answer::TEXT, format!("unpinned: {count}\n"))),
     }
@@ -152,7 +152,7 @@ async fn unpinned(service: &Service, what: Pinned) -> Result<Answer, Error> {
 
 /// The name of a pin that is given with its set, or without, or in another spelling.
 async fn name_of_pin(service: &Service, text: String) -> Result<String, Error> {
-    let pins = service.state.keeper.pins().await.map_err(unreadable)?;
+    let pins = service.state.retention.pins().await.map_err(unreadable)?;
     let names: BTreeSet<String> = pins.into_iter().map(|pin| pin.name).collect();
     // A set that is not configured any more may have pins, too.
     let parse = |name: &str| PinTarget::parse(name, |_| true);

@@ -41,7 +41,7 @@ pub(super) fn metrics(call: Call<'_>) -> Option<ResponseFuture> {
     state.builds.write_metrics(&mut text);
     state.upstreams.write_metrics(&mut text);
     state.catalogue.write_metrics(&mut text);
-    state.keeper.write_metrics(&mut text);
+    state.retention.write_metrics(&mut text);
     call.service.traffic.write_metrics(&mut text);
     Some(ResponseFuture::ready(answer::ready(answer::OPENMETRICS, text + METRICS_END)))
 }

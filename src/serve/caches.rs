@@ -8,9 +8,9 @@ use super::storage::Storage;
 use super::{Error, Settings};
 use crate::adopt::{Adopter, Searches};
 use crate::compare::Comparer;
-use crate::keep::Keeper;
 use crate::key;
 use crate::packer::{Packer, PackerHandles};
+use crate::retention::Retention;
 use crate::tasks::Tasks;
 use crate::upstream::{self, Upstreams};
 
@@ -18,7 +18,7 @@ use crate::upstream::{self, Upstreams};
 pub(super) struct Caches {
     pub(super) upstreams: Upstreams,
     pub(super) packer: Packer,
-    pub(super) keeper: Keeper,
+    pub(super) retention: Retention,
     pub(super) adopter: Adopter,
     comparer: Comparer,
     /// Adds the signatures of new keys to what is served; `None` where nothing lacks one.
@@ -49,7 +49,8 @@ impl Caches {
             nar_bytes_max: settings.nar_bytes_max,
             tasks: tasks.clone(),
         });
-        let keeper = Keeper::new(index.clone(), packer.clone(), storage.reserve.clone(), settings.keep);
+        let retention =
+            Retention::new(index.clone(), packer.clone(), storage.reserve.clone(), settings.retention);
         let adopter = Adopter {
             pool: daemons.pool.clone(),
             index: index.clone(),
@@ -64,15 +65,15 @@ impl Caches {
         let comparer = Comparer { index: index.clone(), upstreams: upstreams.clone() };
         let resigner = Resigner { adopter: adopter.clone(), state_dir: state_dir.clone() };
         let resigner = storage.resign.then_some(resigner);
-        Ok(Self { upstreams, packer, keeper, adopter, comparer, resigner })
+        Ok(Self { upstreams, packer, retention, adopter, comparer, resigner })
     }
 
     /// Tasks that pack, evict, verify, compare and sign.
     pub(super) fn start(self, tasks: &Tasks) {
-        let Self { packer, keeper, adopter, comparer, resigner, .. } = self;
+        let Self { packer, retention, adopter, comparer, resigner, .. } = self;
         tasks.vital("packer", packer.run());
-        tasks.vital("retention", keeper.clone().run());
-        tasks.restarted("scrubber", move || keeper.clone().scrub());
+        tasks.vital("retention", retention.clone().run());
+        tasks.restarted("scrubber", move || retention.clone().scrub());
         tasks.restarted("signatures", move || {
             let adopter = adopter.clone();
             async move { adopter.keep_signatures().await }

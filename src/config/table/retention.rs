@@ -14,7 +14,7 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
         value: &Bytes {
             min: 0,
             set: |to: &mut SettingsDraft, bytes| {
-                to.settings.keep.max_bytes = Some(bytes).filter(|bytes| *bytes > 0)
+                to.settings.retention.max_bytes = Some(bytes).filter(|bytes| *bytes > 0)
             },
         },
     },
@@ -32,7 +32,7 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
         default: DefaultValue::Is("10m"),
         value: &Time {
             accepted: Duration::ZERO..=Duration::from_secs(7 * 24 * 3600),
-            set: |to: &mut SettingsDraft, time| to.settings.keep.keep_used = time,
+            set: |to: &mut SettingsDraft, time| to.settings.retention.keep_used = time,
         },
     },
     Setting {
@@ -43,7 +43,7 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
         value: &TimeOr {
             none: "0s",
             accepted: Duration::from_secs(1)..=Duration::MAX,
-            set: |to: &mut SettingsDraft, time| to.settings.keep.scrub_every = time,
+            set: |to: &mut SettingsDraft, time| to.settings.retention.scrub_every = time,
         },
     },
 ];

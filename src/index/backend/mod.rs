@@ -20,7 +20,7 @@ pub use builds::{Demand, Failures, QueueLog};
 pub use catalogue::{Catalogue, Generations};
 pub use changes::{Changes, Follower};
 pub use paths::{Comparisons, Nars, Paths, Realisations, UpstreamNars};
-pub use retention::{Pins, Retention};
+pub use retention::{Pins, RetentionStore};
 pub use upkeep::{Recovered, Recovery, Unfit, Upkeep};
 
 /// An answer under way. Boxed, which costs little beside a database; whatever is asked for most is answered
@@ -35,7 +35,7 @@ pub trait Backend:
     + Nars
     + UpstreamNars
     + Comparisons
-    + Retention
+    + RetentionStore
     + Pins
     + Failures
     + QueueLog

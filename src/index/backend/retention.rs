@@ -10,7 +10,7 @@ use crate::model::{Cursor, Evicted, EvictionBounds, NarRow, PinRow};
 
 /// Uses and eviction. Whatever reads the order of eviction records the noted uses first, in the same
 /// transaction.
-pub trait Retention {
+pub trait RetentionStore {
     /// Records the uses that were noted, as of `now`, with everything that the used paths refer to. Takes as
     /// many transactions as it needs; what cannot be recorded stays noted.
     fn record_uses(&self, now: SystemTime, log: &AccessLog) -> BackendFuture<'_, ()>;
@@ -19,7 +19,7 @@ pub trait Retention {
     /// left, and nothing refers to them any more.
     fn evict(&self, now: SystemTime, bounds: EvictionBounds, log: &AccessLog) -> BackendFuture<'_, Evicted>;
 
-    /// The paths behind `after` that [`Retention::evict`] would evict.
+    /// The paths behind `after` that [`RetentionStore::evict`] would evict.
     fn preview_eviction(
         &self,
         now: SystemTime,

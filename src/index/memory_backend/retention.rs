@@ -6,7 +6,7 @@ use narinfo::{NarHash, StorePathHash};
 
 use super::{MemoryBackend, State, done};
 use crate::index::AccessLog;
-use crate::index::backend::{BackendFuture, Changes, Pins, Retention};
+use crate::index::backend::{BackendFuture, Changes, Pins, RetentionStore};
 use crate::model::{Candidate, Cursor, Decision, Evicted, EvictionBounds, NarRow, PinRow};
 
 /// Candidates that one step looks at: few, so that tests see several steps.
@@ -90,7 +90,7 @@ impl State {
     }
 }
 
-impl Retention for MemoryBackend {
+impl RetentionStore for MemoryBackend {
     fn record_uses(&self, now: SystemTime, log: &AccessLog) -> BackendFuture<'_, ()> {
         self.state().record_uses(now, log);
         done(())

@@ -11,7 +11,7 @@ use super::rows::{corrupt, signed, to_unix, unsigned};
 use super::stored::{nars_behind, stored_bytes};
 use super::{Error, Sqlite, paths_of};
 use crate::index::AccessLog;
-use crate::index::backend::{BackendFuture, Changes, Retention};
+use crate::index::backend::{BackendFuture, Changes, RetentionStore};
 use crate::model::{Candidate, Cursor, Decision, Evicted, EvictionBounds, NarRow};
 
 /// Time for which the last path of a NAR is remembered: as long as clients remember narinfos.
@@ -19,7 +19,7 @@ const FORMER_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Rows that one transaction looks at for what goes.
 const PART: i64 = 256;
 
-impl Retention for Sqlite {
+impl RetentionStore for Sqlite {
     fn record_uses(&self, now: SystemTime, log: &AccessLog) -> BackendFuture<'_, ()> {
         let log = log.clone();
         Box::pin(async move {

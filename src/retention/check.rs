@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::{Counted, Error, Keeper, LINES_MAX, Size};
+use super::{Counted, Error, LINES_MAX, Retention, Size};
 use crate::causes::with_causes;
 use crate::model::NarRow;
 use crate::packer::Look;
@@ -39,20 +39,20 @@ impl<E: Into<Error>> From<E> for End {
 
 /// A check under way.
 struct Run {
-    keeper: Keeper,
+    retention: Retention,
     check: Check,
     lines: mpsc::Sender<String>,
     told_at: Instant,
     found: u64,
 }
 
-impl Keeper {
+impl Retention {
     /// Begins to check, and gives the lines about it. The last one begins with `sound`, `repaired` or
     /// `failed`. It ends early when nobody reads them.
     #[must_use]
     pub fn check(&self, check: Check) -> mpsc::Receiver<String> {
         let (lines, reading) = mpsc::channel(LINES_MAX);
-        let run = Run { keeper: self.clone(), check, lines, told_at: Instant::now(), found: 0 };
+        let run = Run { retention: self.clone(), check, lines, told_at: Instant::now(), found: 0 };
         tokio::spawn(run.run());
         reading
     }
@@ -70,7 +70,7 @@ impl Run {
     }
 
     async fn all(&mut self) -> Result<String, End> {
-        let index = self.keeper.0.index.clone();
+        let index = self.retention.0.index.clone();
         // What a damaged index says of the rest is worth nothing.
         index.verify().await?;
         let (mut nars, mut bytes, mut after) = (0, 0, None);
@@ -90,9 +90,9 @@ impl Run {
                 None => break,
             }
         }
-        for nar in self.keeper.0.packer.orphans().await? {
+        for nar in self.retention.0.packer.orphans().await? {
             // One that does not go has come to be somebody's.
-            if !self.check.repair || self.keeper.0.packer.discard(nar).await? {
+            if !self.check.repair || self.retention.0.packer.discard(nar).await? {
                 self.tell(&nar, "its file is on nobody's record").await?;
             }
         }
@@ -116,7 +116,7 @@ impl Run {
     }
 
     async fn one(&mut self, row: &NarRow) -> Result<(), End> {
-        let (index, packer) = (self.keeper.0.index.clone(), self.keeper.0.packer.clone());
+        let (index, packer) = (self.retention.0.index.clone(), self.retention.0.packer.clone());
         let look = if self.check.verify { Look::Contents } else { Look::Size };
         let Some(flaw) = packer.inspect(row, look).await? else { return Ok(()) };
         if index.packed(row.nar_hash).await? != Some(*row) {
@@ -129,7 +129,7 @@ impl Run {
             packer.repair(flaw).await?;
         } else if flaw.is_damage() {
             // Whoever asks for it meanwhile would be given what nobody promised.
-            self.keeper.set_aside(flaw).await?;
+            self.retention.set_aside(flaw).await?;
             fault.push_str("; it is not served any more");
         }
         match path {

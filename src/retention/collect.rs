@@ -7,19 +7,19 @@ use std::time::SystemTime;
 use tokio::sync::mpsc;
 
 use super::eviction::{Eviction, Gone};
-use super::{Counted, Error, Keeper, LINES_MAX, MinFree, Size};
+use super::{Counted, Error, LINES_MAX, MinFree, Retention, Size};
 use crate::causes::with_causes;
 
-impl Keeper {
+impl Retention {
     /// Evicts what is above `max_bytes`, or above the limit of the settings, and removes the files that are
     /// on nobody's record; or tells only what that would be. Gives the lines about it; one that begins with
     /// `failed` is the last.
     #[must_use]
     pub fn collect(&self, max_bytes: Option<u64>, dry_run: bool) -> mpsc::Receiver<String> {
         let (lines, reading) = mpsc::channel(LINES_MAX);
-        let keeper = self.clone();
+        let retention = self.clone();
         tokio::spawn(async move {
-            if let Err(error) = keeper.collect_and_tell(max_bytes, dry_run, &lines).await {
+            if let Err(error) = retention.collect_and_tell(max_bytes, dry_run, &lines).await {
                 tracing::error!(error = &error as &dyn std::error::Error, "the collection was not completed");
                 say(&lines, format!("failed: {}", with_causes(&error))).await;
             }

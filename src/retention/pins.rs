@@ -2,7 +2,7 @@
 
 use narinfo::{StorePath, StorePathHash};
 
-use super::Keeper;
+use super::Retention;
 use crate::index;
 use crate::model::PinRow;
 
@@ -42,7 +42,7 @@ impl Pinned {
     }
 }
 
-impl Keeper {
+impl Retention {
     /// Holds these paths under a name, and all that they refer to, from now on or from when they are served.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use std::time::Duration;
 use narinfo::NarHash;
 use tokio::time::{Instant, sleep};
 
-use super::{Error, Keeper};
+use super::{Error, Retention};
 use crate::causes::with_causes;
 use crate::model::NarRow;
 use crate::packer::{Corruption, Look};
@@ -18,7 +18,7 @@ const REST_MAX: Duration = Duration::from_secs(3600);
 /// The rest after something could not be read or written, and where nothing is stored.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 
-impl Keeper {
+impl Retention {
     /// Verifies one NAR after the other, for as long as the server runs.
     pub async fn scrub(self) {
         let Some(every) = self.0.settings.scrub_every else { return std::future::pending().await };

@@ -1,6 +1,6 @@
-//! Keeping: the NAR store within its limit, what is pinned, and what is stored as it should be. Evicts what
-//! was used longest ago once there is too much, never what was used lately or is pinned, nor what those refer
-//! to. Must never remove a file whose row is still there.
+//! Retention: keeps the NAR store within its limit, records pins, and scrubs stored files. Evicts the least
+//! recently used paths once the limit is exceeded, never a path that was used lately or is pinned, nor its
+//! references. Must never remove a file that still has a row.
 
 mod check;
 mod collect;
@@ -68,9 +68,9 @@ pub enum Error {
     Files(#[from] packer::Error),
 }
 
-/// Keeps; clones share it.
+/// Handle of retention; clones share it.
 #[derive(Clone)]
-pub struct Keeper(Arc<Inner>);
+pub struct Retention(Arc<Inner>);
 
 struct Inner {
     index: Index,
@@ -84,7 +84,7 @@ struct Inner {
     held_back: AtomicBool,
 }
 
-impl Keeper {
+impl Retention {
     /// Puts the parts together; nothing runs yet.
     #[must_use]
     pub fn new(index: Index, packer: Packer, reserve: Reserve, settings: Settings) -> Self {
