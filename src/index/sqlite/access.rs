@@ -124,7 +124,7 @@ impl Touch {
                 }
                 continue;
             }
-            let sql = "UPDATE turn SET needed_at = ?2 WHERE hash = ?1";
+            let sql = "UPDATE eviction_order SET needed_at = ?2 WHERE hash = ?1";
             transaction.prepare_cached(sql)?.execute(params![path.hash, path.at])?;
             let stands = path.at;
             self.from -= 1;
@@ -150,7 +150,8 @@ impl Touch {
         budget: &mut Budget,
     ) -> Result<Result<i64, Visit>, Error> {
         budget.0 += 1;
-        let mut statement = transaction.prepare_cached("SELECT needed_at FROM turn WHERE hash = ?1")?;
+        let mut statement =
+            transaction.prepare_cached("SELECT needed_at FROM eviction_order WHERE hash = ?1")?;
         let stands: Option<i64> = statement.query_row([&hash], |row| row.get(0)).optional()?;
         let stands = stands.unwrap_or(i64::MAX);
         if stands >= self.from {

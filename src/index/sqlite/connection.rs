@@ -29,15 +29,16 @@ const LOG_PAGES_MAX: i64 = 16_384;
 /// Bytes of the log that stay on the disk once it is written back; a large transaction makes it much longer.
 const LOG_BYTES_KEPT: i64 = 64 * 1024 * 1024;
 /// The schema's version, in `user_version`.
-const SCHEMA_VERSION: i64 = 7;
+const SCHEMA_VERSION: i64 = 8;
 /// Migrations of each older version to the next one, from version 1 on.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     include_str!("from_1.sql"),
     include_str!("from_2.sql"),
     include_str!("from_3.sql"),
     include_str!("from_4.sql"),
     include_str!("from_5.sql"),
     include_str!("from_6.sql"),
+    include_str!("from_7.sql"),
 ];
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
@@ -371,6 +372,8 @@ mod tests {
         let changed = "DROP TRIGGER nar_gone; DROP TRIGGER path_served; PRAGMA user_version = 5; \
                        ALTER TABLE catalogue_attribute DROP COLUMN output; \
                        ALTER TABLE catalogue_new_attribute DROP COLUMN output; \
+                       DROP INDEX eviction_order_by_need; ALTER TABLE eviction_order RENAME TO turn; \
+                       CREATE INDEX turn_by_need ON turn (needed_at); \
                        CREATE TRIGGER path_served AFTER INSERT ON path BEGIN DELETE FROM turn; END;";
         Connection::open(&older).and_then(|older| older.execute_batch(changed)).expect("changed");
         assert_ne!(beside_tables(&older), beside_tables(&fresh));

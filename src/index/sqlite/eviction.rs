@@ -134,11 +134,12 @@ fn first(
 fn candidates(transaction: &Transaction<'_>, after: Option<Cursor>) -> Result<Vec<Candidate>, Error> {
     let mut statement = transaction.prepare_cached(
         "SELECT t.needed_at, t.hash, p.name, p.nar_hash, \
-         CASE WHEN EXISTS (SELECT 1 FROM path o CROSS JOIN turn u ON u.hash = o.hash WHERE o.nar_hash = p.nar_hash \
-             AND (u.needed_at, u.hash) > (t.needed_at, t.hash)) THEN NULL ELSE n.file_size END, \
+         CASE WHEN EXISTS (SELECT 1 FROM path o CROSS JOIN eviction_order u ON u.hash = o.hash \
+             WHERE o.nar_hash = p.nar_hash AND (u.needed_at, u.hash) > (t.needed_at, t.hash)) \
+             THEN NULL ELSE n.file_size END, \
          EXISTS (SELECT 1 FROM pin WHERE pin.hash = p.hash) \
              OR EXISTS (SELECT 1 FROM to_pack WHERE to_pack.nar_hash = p.nar_hash) \
-         FROM turn t CROSS JOIN path p ON p.hash = t.hash LEFT JOIN nar n ON n.nar_hash = p.nar_hash \
+         FROM eviction_order t CROSS JOIN path p ON p.hash = t.hash LEFT JOIN nar n ON n.nar_hash = p.nar_hash \
          WHERE (t.needed_at, t.hash) > (?1, ?2) ORDER BY t.needed_at, t.hash LIMIT ?3",
     )?;
     let (needed_at_us, hash) =

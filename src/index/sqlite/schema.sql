@@ -19,14 +19,14 @@ CREATE TABLE path (
 
 CREATE INDEX path_by_nar ON path (nar_hash);
 
--- The order in which served paths go once there is too much: see access.rs. A path stands before all that it refers to.
-CREATE TABLE turn (
+-- Eviction order of served paths: see access.rs. A path stands before all that it refers to.
+CREATE TABLE eviction_order (
     hash      TEXT PRIMARY KEY NOT NULL, -- of the path
     needed_at INTEGER NOT NULL           -- Unix microseconds: when it, or what refers to it, was used last. Negative
                                          -- from when it came until that is known of what it refers to, too
 ) STRICT, WITHOUT ROWID;
 
-CREATE INDEX turn_by_need ON turn (needed_at);
+CREATE INDEX eviction_order_by_need ON eviction_order (needed_at);
 
 -- A row here means: the packed file is complete, verified and durable in the NAR store.
 CREATE TABLE nar (

@@ -2,11 +2,11 @@
 -- change here raises SCHEMA_VERSION in connection.rs.
 
 CREATE TRIGGER path_served AFTER INSERT ON path BEGIN
-    INSERT INTO turn VALUES (NEW.hash, -CAST(unixepoch('subsec') * 1000000 AS INTEGER));
+    INSERT INTO eviction_order VALUES (NEW.hash, -CAST(unixepoch('subsec') * 1000000 AS INTEGER));
 END;
 
 CREATE TRIGGER path_not_served AFTER DELETE ON path BEGIN
-    DELETE FROM turn WHERE hash = OLD.hash;
+    DELETE FROM eviction_order WHERE hash = OLD.hash;
 END;
 
 CREATE TRIGGER path_counted AFTER INSERT ON path BEGIN
