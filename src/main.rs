@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    ondine::cli::complete();
     match ondine::cli::Cli::parse().run() {
         Ok(code) => code,
         Err(error) => {

@@ -7,6 +7,7 @@ mod daemons;
 mod preflight;
 mod steps;
 mod storage;
+mod systemd;
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -34,8 +35,8 @@ use builds::Builds;
 use caches::Caches;
 use daemons::Daemons;
 pub use preflight::check;
+use steps::control_socket;
 pub use steps::{CONTROL_SOCKET, Error};
-use steps::{control_socket, listen};
 use storage::Storage;
 
 /// Time that tasks are given to end.
@@ -148,7 +149,7 @@ impl Server {
             builds: builds.scheduler.clone(),
             tasks: tasks.clone(),
         };
-        let (listener, address) = listen(settings.listen)?;
+        let (public, address) = systemd::listeners(settings.listen)?;
         let public_url = settings.http.public_url.clone();
         let url = public_url.unwrap_or_else(|| PublicUrl::of_listener(address, &host_name()));
         let (stop, stopping) = watch::channel(false);
@@ -173,7 +174,8 @@ impl Server {
             settings: settings.http,
         };
         let control_door = control_door.await.unwrap_or_else(|panic| resume_unwind(panic.into_panic()))?;
-        let listeners = vec![Listener::Tcp(listener), Listener::Unix(control_door)];
+        let mut listeners: Vec<_> = public.into_iter().map(Listener::Tcp).collect();
+        listeners.push(Listener::Unix(control_door));
         let service = Service::new(state, stopping);
         Ok(Self {
             service,
@@ -201,11 +203,15 @@ impl Server {
         self.storage.start(&tasks);
         self.daemons.start(&tasks);
         self.caches.start(&tasks);
+        let url = self.url.to_string();
+        systemd::start(&tasks, &self.builds.scheduler, &url);
         self.builds.start(&tasks);
         let serving = http::serve(self.listeners, self.service);
+        systemd::ready(&url);
         let stopping = async {
             until.await;
             tracing::info!("stopping");
+            systemd::stopping();
             self.stop.send_replace(true);
             std::future::pending::<()>().await;
         };

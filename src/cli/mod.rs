@@ -2,10 +2,12 @@
 //! Output meant for people and scripts goes to stdout, the log to stderr.
 
 mod attributes;
+mod completions;
 mod control;
 mod failures;
 mod key;
 mod log;
+mod man;
 #[cfg(test)]
 mod page;
 mod retention;
@@ -21,6 +23,7 @@ use crate::catalogue::SetName;
 use crate::config::{self, RawSettings, StateDir};
 use crate::nix;
 use crate::serve::{self, Server};
+pub use completions::complete;
 use control::Action;
 
 /// Threads of the runtime, whose tasks wait most of the time. Connections of clients, and work that takes a
@@ -96,6 +99,13 @@ enum Command {
     /// A server builds a sample derivation for a stock Nix client. The store, its daemon and all files are
     /// removed at the end.
     Try(try_out::Try),
+    /// Prints the script that makes a shell complete commands, names and hashes.
+    ///
+    /// For bash: `ondine completions bash > ~/.local/share/bash-completion/completions/ondine`. The script
+    /// has the version of the program, and is made again when that changes.
+    Completions(completions::Completions),
+    /// Writes the man pages into a folder.
+    Man(man::Man),
 }
 
 #[derive(Args, Debug)]
@@ -147,6 +157,8 @@ impl Cli {
                 println!("{}", runtime()?.block_on(serve::recover(&state_dir, store_dir))?);
             }
             Command::Try(try_out) => try_out.run()?,
+            Command::Completions(completions) => completions.run()?,
+            Command::Man(man) => man.run()?,
         }
         Ok(ExitCode::SUCCESS)
     }

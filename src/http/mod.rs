@@ -63,7 +63,7 @@ use error::{Audience, Error};
 use pattern::is_for_programs;
 use response_future::ResponseFuture;
 use route::{Address, Match, without_cached};
-pub use server::{Listener, listen, serve};
+pub use server::{Listener, adopt_listener, listen, serve};
 use traffic::{AccessLine, RouteLabel, Traffic};
 
 /// Settings of the HTTP side.

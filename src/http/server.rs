@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -54,14 +55,28 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // A server that was stopped a moment ago leaves connections behind, which nobody uses any more.
     socket.set_reuseaddr(true)?;
-    // A client whose machine is gone never says so, and many clients wait in silence. Accepted sockets
-    // inherit this.
-    socket.set_keepalive(true)?;
-    sockopt::set_tcp_keepidle(&socket, PROBE_AFTER)?;
-    sockopt::set_tcp_keepintvl(&socket, PROBE_AFTER)?;
-    sockopt::set_tcp_keepcnt(&socket, PROBES_MAX)?;
+    probe_clients(&socket)?;
     socket.bind(address)?;
     socket.listen(WAITING_CLIENTS_MAX)
+}
+
+/// Takes over a socket that another program listens on already. Must be called within a tokio runtime.
+///
+/// # Errors
+/// The socket cannot be used.
+pub fn adopt_listener(socket: std::net::TcpListener) -> io::Result<TcpListener> {
+    socket.set_nonblocking(true)?;
+    probe_clients(&socket)?;
+    TcpListener::from_std(socket)
+}
+
+/// Turns on probes of clients whose machine may be gone: such a machine never says so, and many clients wait
+/// in silence. Accepted sockets inherit this.
+fn probe_clients(listener: impl AsFd + Copy) -> io::Result<()> {
+    sockopt::set_socket_keepalive(listener, true)?;
+    sockopt::set_tcp_keepidle(listener, PROBE_AFTER)?;
+    sockopt::set_tcp_keepintvl(listener, PROBE_AFTER)?;
+    Ok(sockopt::set_tcp_keepcnt(listener, PROBES_MAX)?)
 }
 
 /// Serves every listener until the service stops, then gives connections `drain` to end.

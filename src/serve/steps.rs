@@ -46,6 +46,12 @@ pub enum Error {
         /// Error of the system.
         source: io::Error,
     },
+    /// The sockets of systemd cannot be used.
+    #[error(
+        "the sockets that systemd passed (LISTEN_FDS) cannot be used; the socket unit needs ListenStream= with \
+         an address and a port, and no Accept=yes"
+    )]
+    Inherited(#[source] io::Error),
     /// A task without which the server cannot go on has ended.
     #[error("the task {0} has ended because of a bug; see the message above, and start the server again")]
     Stopped(&'static str),
