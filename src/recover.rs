@@ -59,7 +59,7 @@ pub struct Recovery {
 
 /// Outcome of a recovery.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Outcome {
+pub struct RecoveryReport {
     /// Paths that are served again.
     pub paths: u64,
     /// Stored NARs that they have.
@@ -76,7 +76,7 @@ pub struct Outcome {
     pub spoilt: u64,
 }
 
-impl std::fmt::Display for Outcome {
+impl std::fmt::Display for RecoveryReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { paths, nars, realisations, pins, incomplete, unsigned, spoilt } = self;
         write!(f, "recovered: {paths} paths with {nars} NARs, {realisations} realisations, {pins} pins")?;
@@ -123,7 +123,7 @@ impl Recovery {
     ///
     /// # Errors
     /// When there is no ledger, or it cannot be read, or the index not be written: the next try begins anew.
-    pub async fn run(&self) -> Result<Outcome, Error> {
+    pub async fn run(&self) -> Result<RecoveryReport, Error> {
         if !has_ledger(&self.ledger) {
             return Err(Error::NoLedger(self.ledger.clone()));
         }
@@ -176,8 +176,8 @@ impl Recovery {
     }
 
     /// Reads the ledger, and holds each record against the key and the files.
-    fn read(&self, batches: &mpsc::Sender<Batch>) -> io::Result<Outcome> {
-        let (mut outcome, mut batch, mut read) = (Outcome::default(), Batch::default(), 0_u64);
+    fn read(&self, batches: &mpsc::Sender<Batch>) -> io::Result<RecoveryReport> {
+        let (mut outcome, mut batch, mut read) = (RecoveryReport::default(), Batch::default(), 0_u64);
         let send = |batch: &mut Batch| {
             let full = std::mem::take(batch);
             batches.blocking_send(full).map_err(|_| io::Error::other("the index is not written any more"))
@@ -199,7 +199,7 @@ impl Recovery {
             if batch.recovered.len() >= BATCH { send(&mut batch) } else { Ok(()) }
         })?;
         send(&mut batch)?;
-        Ok(Outcome { spoilt, ..outcome })
+        Ok(RecoveryReport { spoilt, ..outcome })
     }
 
     fn vouches_for(&self, recorded: &Recorded) -> bool {

@@ -253,10 +253,10 @@ pub fn host_name() -> String {
 ///
 /// # Errors
 /// When a server runs there, the key cannot be read, or nothing is recorded.
-pub async fn recover(dir: &Path, store_dir: StoreDir) -> Result<recover::Outcome, Error> {
+pub async fn recover(dir: &Path, store_dir: StoreDir) -> Result<recover::RecoveryReport, Error> {
     let state_dir = state_dir::open(dir)?;
     let _lock = state_dir::lock(&state_dir)?;
-    let keys = key::Record::read(&state_dir)?.keys().cloned().collect();
+    let keys = key::SignerRecord::read(&state_dir)?.keys().cloned().collect();
     let [index, ledger, nars] = [INDEX, LEDGER, NARS].map(|name| state_dir.join(name));
     Ok(Recovery { state_dir, index, ledger, nars, store_dir, keys }.run().await?)
 }

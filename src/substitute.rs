@@ -77,7 +77,7 @@ impl OnMiss {
 }
 
 /// Outcome for a hash.
-pub enum Answer {
+pub enum Resolution {
     /// The path is served.
     Ready(Arc<CachedNarInfo>),
     /// The path is being built, or will be.
@@ -128,9 +128,9 @@ pub struct Substitute {
 impl Substitute {
     /// Outcome for `hash`, if memory has it: the path is served, or nobody has it.
     #[must_use]
-    pub fn lookup_cached(&self, hash: StorePathHash, on_miss: &OnMiss) -> Option<Answer> {
+    pub fn lookup_cached(&self, hash: StorePathHash, on_miss: &OnMiss) -> Option<Resolution> {
         let answer = self.in_memory(hash)?;
-        if let Answer::Ready(ready) = &answer {
+        if let Resolution::Ready(ready) = &answer {
             self.note_demand(ready, on_miss);
         }
         Some(answer)
@@ -154,7 +154,7 @@ impl Substitute {
 
     /// One attempt at `hash`: at hand, served, in the local store, in another cache, being built, failed
     /// before, or to be built; else a reason. Waits for nothing.
-    async fn decide(&self, hash: StorePathHash, on_miss: &OnMiss) -> Result<Answer, Unanswered> {
+    async fn decide(&self, hash: StorePathHash, on_miss: &OnMiss) -> Result<Resolution, Unanswered> {
         if let Some(answer) = self.in_memory(hash) {
             return Ok(answer);
         }
@@ -164,7 +164,7 @@ impl Substitute {
             return Ok(self.join(&drv, *client).await?);
         }
         if let Some(ready) = Box::pin(self.served(hash)).await? {
-            return Ok(Answer::Ready(ready));
+            return Ok(Resolution::Ready(ready));
         }
         // In a box, since very many may be at the question before.
         let mut trouble = Arc::from([]);
@@ -182,17 +182,17 @@ impl Substitute {
         hash: StorePathHash,
         on_miss: &OnMiss,
         troubled: &mut Arc<[String]>,
-    ) -> Result<Answer, Missing> {
+    ) -> Result<Resolution, Missing> {
         // What another cache has, or is known already, needs no daemon.
         let no_daemon = match Box::pin(self.in_local_store(hash)).await {
-            Ok(Some(ready)) => return Ok(Answer::Ready(ready)),
+            Ok(Some(ready)) => return Ok(Resolution::Ready(ready)),
             Ok(None) => None,
             Err(reason @ Missing::NoDaemon(_)) => Some(reason),
             Err(reason) => return Err(reason),
         };
         let elsewhere = match Box::pin(self.adopter.adopt_from_upstream(hash, &on_miss.asker())).await {
             UpstreamResult::Published => match Box::pin(self.served(hash)).await? {
-                Some(ready) => return Ok(Answer::Ready(ready)),
+                Some(ready) => return Ok(Resolution::Ready(ready)),
                 None => [].into(),
             },
             UpstreamResult::NotFound(reasons) => reasons,
@@ -225,9 +225,9 @@ impl Substitute {
     }
 
     /// Joins the build of a derivation, or has it queued.
-    async fn join(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Answer, Missing> {
+    async fn join(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Resolution, Missing> {
         let ticket = Box::pin(self.builds.join(drv, client)).await;
-        ticket.map(Answer::Wait).map_err(|full| Missing::Refused(full.to_string()))
+        ticket.map(Resolution::Wait).map_err(|full| Missing::Refused(full.to_string()))
     }
 
     /// The served path with this hash, once a build has ended.
@@ -273,14 +273,14 @@ impl Substitute {
     }
 
     /// Outcome that memory has.
-    fn in_memory(&self, hash: StorePathHash) -> Option<Answer> {
+    fn in_memory(&self, hash: StorePathHash) -> Option<Resolution> {
         if let Some(ready) = self.cached_narinfo(hash) {
-            return Some(Answer::Ready(ready));
+            return Some(Resolution::Ready(ready));
         }
         let nowhere = self.index.definitely_absent(hash)
             && self.local.definitely_absent(hash)
             && self.adopter.upstreams.definitely_absent(hash);
-        nowhere.then_some(Answer::Missing(Missing::Unknown))
+        nowhere.then_some(Resolution::Missing(Missing::Unknown))
     }
 
     /// The path in the local Nix store, which is served from then on.

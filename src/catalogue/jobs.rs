@@ -67,7 +67,7 @@ pub(super) struct Jobs<'a> {
 /// An event: on its standard error, from our expression, or on its standard output.
 #[derive(serde::Deserialize)]
 #[serde(untagged)]
-enum Told {
+enum JobEvent {
     Event {
         root: usize,
         begun: Option<Vec<String>>,
@@ -157,8 +157,8 @@ impl<'a> Jobs<'a> {
         let nonsense = |why: &str| JobsError::Nonsense(shortened(format!("{why}: {json}")));
         let told = serde_json::from_str(json).map_err(|error| nonsense(&error.to_string()))?;
         let (attr_path, error, drv_path, name) = match told {
-            Told::Job { attr_path, error, drv_path, name } => (attr_path, error, drv_path, name),
-            Told::Event { root, begun, done } => {
+            JobEvent::Job { attr_path, error, drv_path, name } => (attr_path, error, drv_path, name),
+            JobEvent::Event { root, begun, done } => {
                 let change = if begun.is_some() { 1 } else { -1 };
                 if let Some(path) = begun.or(done) {
                     self.count(&AttributePlace { root, path }, change);

@@ -50,7 +50,7 @@ pub(super) fn show(state_dir: &Path, path: &str) -> anyhow::Result<ExitCode> {
 
 /// Method of a request that changes something.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Action {
+pub(super) enum WriteMethod {
     Post,
     Delete,
 }
@@ -60,7 +60,7 @@ pub(super) enum Action {
 ///
 /// # Errors
 /// When the server cannot be reached or reports an error.
-pub(super) fn follow(action: Action, state_dir: &Path, path: &str) -> anyhow::Result<ExitCode> {
+pub(super) fn follow(action: WriteMethod, state_dir: &Path, path: &str) -> anyhow::Result<ExitCode> {
     follow_request(action, state_dir, path, Bytes::new())
 }
 
@@ -73,13 +73,18 @@ pub(super) fn post(
     path: &str,
     arguments: &impl serde::Serialize,
 ) -> anyhow::Result<ExitCode> {
-    follow_request(Action::Post, state_dir, path, serde_json::to_vec(arguments)?.into())
+    follow_request(WriteMethod::Post, state_dir, path, serde_json::to_vec(arguments)?.into())
 }
 
-fn follow_request(action: Action, state_dir: &Path, path: &str, body: Bytes) -> anyhow::Result<ExitCode> {
+fn follow_request(
+    action: WriteMethod,
+    state_dir: &Path,
+    path: &str,
+    body: Bytes,
+) -> anyhow::Result<ExitCode> {
     let method = match action {
-        Action::Post => Method::POST,
-        Action::Delete => Method::DELETE,
+        WriteMethod::Post => Method::POST,
+        WriteMethod::Delete => Method::DELETE,
     };
     super::runtime()?.block_on(async {
         let mut response = ask(state_dir, method, path, body).await?;
@@ -150,9 +155,9 @@ async fn body(response: Response<Incoming>) -> anyhow::Result<Result<String, Str
 /// The server's reason, from a body that reports an error.
 fn reason(text: &str) -> String {
     #[derive(serde::Deserialize)]
-    struct ErrorBody {
+    struct ErrorReply {
         error: String,
     }
-    let error = serde_json::from_str(text).map(|ErrorBody { error }| error);
+    let error = serde_json::from_str(text).map(|ErrorReply { error }| error);
     Lines(error.unwrap_or_else(|_| text.trim_end().to_owned())).to_string()
 }

@@ -18,13 +18,13 @@ const REASON_CHARS_MAX: usize = 500;
 const YEAR_9999: u64 = 253_400_000_000;
 
 #[derive(Args, Debug)]
-pub(super) struct Failures {
+pub(super) struct FailuresCommand {
     #[command(flatten)]
     state_dir: StateDir,
 }
 
 #[derive(Args, Debug)]
-pub(super) struct Retry {
+pub(super) struct RetryCommand {
     /// Derivation, store path, hash of either, name of a package, or attribute of a package set
     what: String,
     /// Clears the failure without building: the next request builds
@@ -34,7 +34,7 @@ pub(super) struct Retry {
     state_dir: StateDir,
 }
 
-impl Failures {
+impl FailuresCommand {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let failures = control::get(&self.state_dir.path()?, "/api/v1/failures")?;
         let failures: Vec<RememberedFailure> = serde_json::from_str(&failures).context(OTHER_VERSION)?;
@@ -43,7 +43,7 @@ impl Failures {
     }
 }
 
-impl Retry {
+impl RetryCommand {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let what = utf8_percent_encode(&self.what, NON_ALPHANUMERIC);
         let arguments = RetryRequest { forget_only: self.forget_only };

@@ -24,7 +24,7 @@ use crate::config::{self, RawSettings, StateDir};
 use crate::nix;
 use crate::serve::{self, Server};
 pub use completions::complete;
-use control::Action;
+use control::WriteMethod;
 
 /// Threads of the runtime, whose tasks wait most of the time. Connections of clients, and work that takes a
 /// core, have threads of their own.
@@ -67,11 +67,11 @@ enum Command {
     /// Lists the failures that a running server remembers.
     ///
     /// Each has the times since and until which it is remembered, its class, its cause and its reason.
-    Failures(failures::Failures),
+    Failures(failures::FailuresCommand),
     /// Clears a remembered failure of a running server, and builds again.
     ///
     /// The failure's cause is cleared with it, and so is each failure with the same cause.
-    Retry(failures::Retry),
+    Retry(failures::RetryCommand),
     /// Lists the attributes of a package set of a running server.
     ///
     /// Each line has the attribute, a tab and the name of its derivation. It fails when there is none.
@@ -191,7 +191,7 @@ fn refresh(name: Option<&str>, state_dir: &Path) -> anyhow::Result<ExitCode> {
         Some(Some(name)) => format!("/api/v1/catalogue/{name}"),
         Some(None) => anyhow::bail!("expected the name of a package set: letters, digits, _ and -"),
     };
-    control::follow(Action::Post, state_dir, &path)
+    control::follow(WriteMethod::Post, state_dir, &path)
 }
 
 /// Address, public key, and the lines for nix.conf.

@@ -8,7 +8,7 @@ use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::StateDir;
-use super::control::{self, Action, OTHER_VERSION};
+use super::control::{self, OTHER_VERSION, WriteMethod};
 use crate::config::bytes;
 use crate::escape::Line;
 use crate::http::{CheckRequest, CollectRequest, PinView};
@@ -58,7 +58,7 @@ impl Pin {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let state_dir = self.state_dir.path()?;
         match self.what {
-            Some(what) => control::follow(Action::Post, &state_dir, &pin_path(&what)),
+            Some(what) => control::follow(WriteMethod::Post, &state_dir, &pin_path(&what)),
             None => {
                 let pins = control::get(&state_dir, "/api/v1/pins")?;
                 let pins: Vec<PinView> = serde_json::from_str(&pins).context(OTHER_VERSION)?;
@@ -90,7 +90,7 @@ fn table(pins: &[PinView]) -> String {
 
 impl Unpin {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        control::follow(Action::Delete, &self.state_dir.path()?, &pin_path(&self.what))
+        control::follow(WriteMethod::Delete, &self.state_dir.path()?, &pin_path(&self.what))
     }
 }
 

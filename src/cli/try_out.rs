@@ -150,7 +150,7 @@ impl Drop for Running {
     }
 }
 
-struct Server {
+struct DemoServer {
     url: String,
     public_key: String,
     _process: Running,
@@ -235,7 +235,7 @@ impl<'a> Demo<'a> {
         Ok(String::from_utf8(output.stdout)?.trim().to_owned())
     }
 
-    fn start_server(&self) -> anyhow::Result<Server> {
+    fn start_server(&self) -> anyhow::Result<DemoServer> {
         let mut command = self.command(std::env::current_exe()?);
         command.args(["serve", "--listen", "127.0.0.1:0", "--state-dir"]).arg(self.state_dir());
         // A temporary store needs no advice on its setup.
@@ -254,14 +254,14 @@ impl<'a> Demo<'a> {
         }
         // The rest is for nix.conf.
         std::thread::spawn(move || lines.for_each(drop));
-        Ok(Server {
+        Ok(DemoServer {
             url: url.unwrap_or_default(),
             public_key: public_key.unwrap_or_default(),
             _process: process,
         })
     }
 
-    fn client(&self, server: &Server, output: &str) -> Command {
+    fn client(&self, server: &DemoServer, output: &str) -> Command {
         let mut command = self.command("nix");
         command
             .env_remove("NIX_REMOTE")

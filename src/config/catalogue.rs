@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::draft::SettingsDraft;
 use super::error::{Location, Problem};
-use super::raw::{Content, RawTable, RawValue};
+use super::raw::{RawContent, RawTable, RawValue};
 use super::setting::{Bool, Bytes, DefaultValue, List, OneOf, Setting, Table, Text, Time, TimeOr};
 use crate::catalogue::{AttributePath, Evaluation, Indexing, NamePattern, SetName, SetSettings, SetSource};
 use crate::nix;
@@ -247,16 +247,16 @@ struct RawSource {
 }
 
 /// Reads `NAME flake:REFERENCE`, `NAME expression:/path` or `NAME directory:/path`, as a flag has it.
-pub(super) fn short(text: &str, location: &Location) -> Vec<(&'static str, Content)> {
+pub(super) fn short(text: &str, location: &Location) -> Vec<(&'static str, RawContent)> {
     let (name, source) = text.trim().split_once(' ').unwrap_or((text, ""));
     let (kind, whereabouts) = source.trim().split_once(':').unwrap_or_default();
     let key = SOURCE_KEYS.iter().map(|setting| setting.name).find(|key| *key == kind && kind != "attributes");
-    let value = RawValue { content: Content::Text(whereabouts.to_owned()), location: location.clone() };
+    let value = RawValue { content: RawContent::Text(whereabouts.to_owned()), location: location.clone() };
     let source = match key {
-        Some(key) => Content::Table(RawTable::new(location.clone(), [(key, value)])),
-        None => Content::Text(source.trim().to_owned()),
+        Some(key) => RawContent::Table(RawTable::new(location.clone(), [(key, value)])),
+        None => RawContent::Text(source.trim().to_owned()),
     };
-    vec![("name", Content::Text(name.to_owned())), ("source", source)]
+    vec![("name", RawContent::Text(name.to_owned())), ("source", source)]
 }
 
 /// Adds a package set to the settings.

@@ -9,7 +9,7 @@ use toml::Spanned;
 use toml::de::{DeInteger, DeTable, DeValue};
 
 use super::error::{Location, Problem};
-use super::raw::{Content, RawTable, RawValue};
+use super::raw::{RawContent, RawTable, RawValue};
 use super::{Error, RawSettings, setting, table};
 use crate::upstream::without_secrets;
 
@@ -56,18 +56,18 @@ impl<'t> Reader<'t> {
 
     fn value(&self, value: &DeValue<'_>, location: Location) -> Result<RawValue, Problem> {
         let content = match value {
-            DeValue::String(text) => Content::Text(text.to_string()),
+            DeValue::String(text) => RawContent::Text(text.to_string()),
             DeValue::Integer(number) => integer(number),
-            DeValue::Boolean(value) => Content::Bool(*value),
+            DeValue::Boolean(value) => RawContent::Bool(*value),
             DeValue::Array(values) => {
                 let item = |item: &Spanned<DeValue<'_>>| {
                     self.value(item.get_ref(), self.location(item.span().start))
                 };
-                Content::List(values.iter().map(item).collect::<Result<_, _>>()?)
+                RawContent::List(values.iter().map(item).collect::<Result<_, _>>()?)
             }
-            DeValue::Table(table) => Content::Table(self.table(table, location.clone())?),
-            DeValue::Float(number) => Content::Other(number.as_str().to_owned()),
-            DeValue::Datetime(time) => Content::Other(time.to_string()),
+            DeValue::Table(table) => RawContent::Table(self.table(table, location.clone())?),
+            DeValue::Float(number) => RawContent::Other(number.as_str().to_owned()),
+            DeValue::Datetime(time) => RawContent::Other(time.to_string()),
         };
         Ok(RawValue { content, location })
     }
@@ -77,7 +77,7 @@ impl<'t> Reader<'t> {
     }
 }
 
-fn integer(number: &DeInteger<'_>) -> Content {
+fn integer(number: &DeInteger<'_>) -> RawContent {
     let parsed = i64::from_str_radix(number.as_str(), number.radix());
-    parsed.map_or_else(|_| Content::Other(number.as_str().to_owned()), Content::Number)
+    parsed.map_or_else(|_| RawContent::Other(number.as_str().to_owned()), RawContent::Number)
 }

@@ -4,7 +4,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 
 use super::error::Location;
-use super::raw::{Content, RawTable, RawValue};
+use super::raw::{RawContent, RawTable, RawValue};
 use super::setting::{Arity, Setting};
 use super::{RawSettings, StateDir, table};
 
@@ -96,10 +96,10 @@ fn value<T>(setting: &Setting<T>, matches: &ArgMatches) -> Option<RawValue> {
     };
     let mut texts = matches.get_many::<String>(name).into_iter().flatten().cloned();
     let content = match setting.value.arity() {
-        Arity::One | Arity::Optional => Content::Text(texts.next_back()?),
+        Arity::One | Arity::Optional => RawContent::Text(texts.next_back()?),
         Arity::List | Arity::Tables => {
-            let item = |text| RawValue { content: Content::Text(text), location: location.clone() };
-            Content::List(texts.filter(|text| !text.is_empty()).map(item).collect())
+            let item = |text| RawValue { content: RawContent::Text(text), location: location.clone() };
+            RawContent::List(texts.filter(|text| !text.is_empty()).map(item).collect())
         }
     };
     Some(RawValue { content, location })

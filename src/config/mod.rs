@@ -23,7 +23,7 @@ use crate::serve::Settings;
 use draft::SettingsDraft;
 pub use error::Error;
 use error::{Problem, nearest};
-use raw::{Content, RawTable};
+use raw::{RawContent, RawTable};
 pub(crate) use setting::bytes;
 
 /// Settings as they are written: their names are known, nothing of their values.
@@ -54,7 +54,7 @@ impl RawSettings {
 
     /// The state directory that these settings name, or the default one.
     fn state_dir(&self) -> Result<PathBuf, Problem> {
-        if let Some(Content::Text(path)) = self.0.get("state-dir").map(|value| &value.content) {
+        if let Some(RawContent::Text(path)) = self.0.get("state-dir").map(|value| &value.content) {
             return Ok(path.into());
         }
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());

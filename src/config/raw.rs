@@ -16,13 +16,13 @@ pub(super) struct RawTable {
 /// A value as it is written.
 #[derive(Clone, Debug)]
 pub(super) struct RawValue {
-    pub(super) content: Content,
+    pub(super) content: RawContent,
     pub(super) location: Location,
 }
 
 /// The text, number or list that is written.
 #[derive(Clone, Debug)]
-pub(super) enum Content {
+pub(super) enum RawContent {
     Text(String),
     Number(i64),
     Bool(bool),
@@ -77,13 +77,13 @@ impl RawTable {
         reason: impl Into<String>,
     ) -> Problem {
         let absent =
-            || RawValue { content: Content::Other("unset".to_owned()), location: self.location.clone() };
+            || RawValue { content: RawContent::Other("unset".to_owned()), location: self.location.clone() };
         let value = self.get(name).cloned().unwrap_or_else(absent);
         value.refuse(name, within, reason)
     }
 }
 
-impl Content {
+impl RawContent {
     /// A list of texts.
     pub(super) fn list<'t>(texts: impl Iterator<Item = &'t str>, location: &Location) -> Self {
         let item = |text: &str| RawValue { content: Self::Text(text.to_owned()), location: location.clone() };
@@ -93,7 +93,7 @@ impl Content {
 
 impl RawValue {
     /// A value that nobody wrote.
-    pub(super) fn of_default(content: Content) -> Self {
+    pub(super) fn of_default(content: RawContent) -> Self {
         Self { content, location: Location::Default }
     }
 
@@ -115,7 +115,7 @@ impl RawValue {
 
     pub(super) fn table(&self) -> Option<&RawTable> {
         match &self.content {
-            Content::Table(table) => Some(table),
+            RawContent::Table(table) => Some(table),
             _ => None,
         }
     }
@@ -124,14 +124,14 @@ impl RawValue {
 impl fmt::Display for RawValue {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.content {
-            Content::Text(text) | Content::Other(text) => formatter.write_str(text),
-            Content::Number(number) => write!(formatter, "{number}"),
-            Content::Bool(value) => write!(formatter, "{value}"),
-            Content::List(values) => {
+            RawContent::Text(text) | RawContent::Other(text) => formatter.write_str(text),
+            RawContent::Number(number) => write!(formatter, "{number}"),
+            RawContent::Bool(value) => write!(formatter, "{value}"),
+            RawContent::List(values) => {
                 let values: Vec<String> = values.iter().map(ToString::to_string).collect();
                 write!(formatter, "[{}]", values.join(", "))
             }
-            Content::Table(table) => {
+            RawContent::Table(table) => {
                 let entries = table.entries().map(|(key, value)| format!("{key} = {value}"));
                 write!(formatter, "{{ {} }}", entries.collect::<Vec<_>>().join(", "))
             }

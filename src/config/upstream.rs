@@ -9,7 +9,7 @@ use reqwest::Url;
 
 use super::draft::SettingsDraft;
 use super::error::{Location, Problem};
-use super::raw::{Content, RawTable};
+use super::raw::{RawContent, RawTable};
 use super::setting::{Bool, DefaultValue, List, Number, OneOf, Setting, Text, Time};
 use crate::serve::host_name;
 use crate::upstream::{CacheSettings, Credentials, Mode};
@@ -119,10 +119,10 @@ pub(super) struct RawUpstream {
 }
 
 /// Reads `URL KEY KEY…`, as a flag has it.
-pub(super) fn short(text: &str, location: &Location) -> Vec<(&'static str, Content)> {
+pub(super) fn short(text: &str, location: &Location) -> Vec<(&'static str, RawContent)> {
     let mut words = text.split_whitespace();
     let url = words.next().unwrap_or_default().to_owned();
-    vec![("url", Content::Text(url)), ("public-keys", Content::list(words, location))]
+    vec![("url", RawContent::Text(url)), ("public-keys", RawContent::list(words, location))]
 }
 
 /// Adds an upstream to the settings.

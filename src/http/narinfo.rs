@@ -15,7 +15,7 @@ use super::response_future::ResponseFuture;
 use super::stream_body::{Aborted, BodyWriter, stream_body};
 use super::traffic::RequestOutcome;
 use crate::index::CachedNarInfo;
-use crate::substitute::{Answer as Decision, OnMiss, Wait, WaitEnd};
+use crate::substitute::{OnMiss, Resolution, Wait, WaitEnd};
 
 /// Bytes of a line about the wait at least: fewer than one a second count as stalled, and some proxies hold
 /// back crumbs.
@@ -49,10 +49,10 @@ fn lookup_cached(
     reader: Option<IpAddr>,
 ) -> Option<Result<Answer, Error>> {
     match service.state.substitute.lookup_cached(hash, on_miss)? {
-        Decision::Ready(ready) => Some(Ok(served(service, &ready, reader))),
-        Decision::Missing(reason) => Some(Err(reason.into())),
+        Resolution::Ready(ready) => Some(Ok(served(service, &ready, reader))),
+        Resolution::Missing(reason) => Some(Err(reason.into())),
         // Memory has no answer yet.
-        Decision::Wait(_) => None,
+        Resolution::Wait(_) => None,
     }
 }
 

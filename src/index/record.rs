@@ -33,7 +33,7 @@ pub struct Recorded {
 /// The record as it is written. Names are short: there are very many lines.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-enum Line {
+enum LedgerLine {
     Path(PathLine),
     Realisation { id: String, body: String },
 }
@@ -78,9 +78,9 @@ impl Record {
     /// The line, with its end.
     pub(super) fn render(&self) -> String {
         let line = match self {
-            Self::Path(recorded) => Line::Path(recorded.line()),
+            Self::Path(recorded) => LedgerLine::Path(recorded.line()),
             Self::Realisation(realisation) => {
-                Line::Realisation { id: realisation.id().file(), body: realisation.render() }
+                LedgerLine::Realisation { id: realisation.id().file(), body: realisation.render() }
             }
         };
         // Strings, numbers and nothing else: there is nothing in it that JSON could refuse.
@@ -96,8 +96,8 @@ impl Record {
             return None;
         }
         Some(match serde_json::from_str(text).ok()? {
-            Line::Path(line) => Self::Path(Box::new(line.recorded()?)),
-            Line::Realisation { id, body } => {
+            LedgerLine::Path(line) => Self::Path(Box::new(line.recorded()?)),
+            LedgerLine::Realisation { id, body } => {
                 let id = DrvOutput::from_file(&id).ok()?;
                 Self::Realisation(Realisation::parse(&id, body.as_bytes()).ok()?)
             }

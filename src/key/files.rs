@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use narinfo::{KeyName, PublicKey, SecretKey};
 
-use super::{Error, Keys, Record};
+use super::{Error, Keys, SignerRecord};
 
 /// File of the first key in the state directory.
 const FIRST: &str = "signing-key";
@@ -114,7 +114,7 @@ pub fn retire(state_dir: &Path, name: &KeyName) -> Result<(), Error> {
             (false, _) => known.push(key.name().to_string()),
         }
     }
-    let mut record = Record::read(state_dir)?;
+    let mut record = SignerRecord::read(state_dir)?;
     let recorded = record.forget(name);
     if !recorded && found.is_empty() {
         known.extend(record.names().map(ToString::to_string));
@@ -132,7 +132,7 @@ pub fn retire(state_dir: &Path, name: &KeyName) -> Result<(), Error> {
 /// Refuses a name that a key has, or that one had that signed what is served.
 fn ensure_free(state_dir: &Path, name: &KeyName) -> Result<(), Error> {
     let keys = Keys::read(state_dir, &[])?;
-    let record = Record::read(state_dir)?;
+    let record = SignerRecord::read(state_dir)?;
     if keys.public().any(|key| key.name() == name) || record.names().any(|other| other == name) {
         return Err(Error::Exists { name: name.clone() });
     }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use narinfo::{KeyName, PublicKey, Realisation, SecretKey, Signature};
 
 pub use files::{create, retire, rotate};
-pub use record::Record;
+pub use record::SignerRecord;
 
 /// Signing keys of one cache at most: each narinfo carries a signature by each of them.
 const KEYS_MAX: usize = 8;
@@ -100,7 +100,7 @@ pub enum Error {
     },
     /// The record of keys holds something else.
     #[error("{} does not say which keys have signed what is served: restore it from a copy, or remove it to have everything looked through again", file.display())]
-    Record {
+    SignerRecord {
         /// The record.
         file: PathBuf,
         /// The parser's error.
@@ -139,8 +139,8 @@ impl Keys {
         Self::read(state_dir, named)
     }
 
-    /// Reads the keys that [`Keys::open`] and [`Record::begin`] would accept; `None` where the first is still
-    /// to be made. Makes and changes nothing.
+    /// Reads the keys that [`Keys::open`] and [`SignerRecord::begin`] would accept; `None` where the
+    /// first is still to be made. Makes and changes nothing.
     ///
     /// # Errors
     /// As those.
@@ -150,7 +150,7 @@ impl Keys {
         }
         let keys = Self::read(state_dir, named)?;
         if has_index {
-            Record::read(state_dir)?.check(&keys)?;
+            SignerRecord::read(state_dir)?.check(&keys)?;
         }
         Ok(Some(keys))
     }

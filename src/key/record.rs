@@ -17,7 +17,7 @@ const FILE: &str = "signers.json";
 
 /// Keys that have signed what is served.
 #[derive(Debug, Default)]
-pub struct Record(Vec<Signer>);
+pub struct SignerRecord(Vec<Signer>);
 
 #[derive(Debug)]
 struct Signer {
@@ -34,7 +34,7 @@ struct Written {
     complete: bool,
 }
 
-impl Record {
+impl SignerRecord {
     /// Reads the record; an empty one where there is none yet.
     ///
     /// # Errors
@@ -53,7 +53,7 @@ impl Record {
             };
             written.into_iter().map(signer).collect()
         };
-        parse(&text).map(Self).map_err(|source| Error::Record { file, source })
+        parse(&text).map(Self).map_err(|source| Error::SignerRecord { file, source })
     }
 
     /// Replaces the file.

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::blobs::{Blob, BlobFile};
 use super::draft::Draft;
-use super::verify::{Chunks, Error, FLUSH_AFTER, NarDigest, Origin, Promise, copy, verify};
+use super::verify::{ChunkWriter, Error, FLUSH_AFTER, NarDigest, Origin, Promise, copy, verify};
 use crate::decode;
 use crate::tail_file::CHUNK_BYTES;
 
@@ -42,7 +42,7 @@ impl Blob {
         let mut input =
             MeasuredRead { file, hasher: Sha256::new(), bytes: 0, begun: Instant::now(), bytes_per_second };
         let plain = &mut input;
-        let make = |chunks: &mut Chunks| {
+        let make = |chunks: &mut ChunkWriter| {
             copy(&mut decode::plain(Compression::Zstd, plain).map_err(Error::Sent)?, chunks, |_| Ok(()))
         };
         let verified = verify(Promise::Exactly(promised), Origin::Sent(None), make, |_| Ok(()));

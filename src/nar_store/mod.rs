@@ -25,8 +25,8 @@ pub use draft::{Draft, Growing};
 pub use mapped::{FileRange, range_of};
 pub use measured::Packed;
 pub use pack::Received;
+pub use plain_cache::CopySource;
 use plain_cache::PlainCache;
-pub use plain_cache::Source;
 pub use receive::file_bytes_max;
 pub use small_cache::{Epoch, Small};
 use small_cache::{SMALL_BYTES_MAX, SmallCache};
@@ -172,7 +172,7 @@ impl NarStore {
     /// The plain copy of a NAR, complete or on its way; made of `source` if there is none. `None` if none can
     /// be made, or for a NAR so small that it is decompressed as fast. Blocking, within a tokio runtime.
     #[must_use]
-    pub fn plain(&self, nar: NarDigest, source: Source) -> Option<Nar> {
+    pub fn plain(&self, nar: NarDigest, source: CopySource) -> Option<Nar> {
         if nar.bytes <= SMALL_BYTES_MAX { None } else { self.plain.get(nar, source) }
     }
 

@@ -10,7 +10,7 @@ use zstd::zstd_safe::CParameter;
 use super::blobs::Commit;
 use super::draft::Draft;
 use super::measured::{Measured, Packed};
-use super::verify::{Chunks, Error, NarDigest, Origin, Promise, copy, verify};
+use super::verify::{ChunkWriter, Error, NarDigest, Origin, Promise, copy, verify};
 use super::{NarStore, Settings};
 use crate::tail_file::CHUNK_BYTES;
 
@@ -36,7 +36,7 @@ impl NarStore {
     /// # Errors
     /// When the tree cannot be read or is not the one promised, or the file cannot be written.
     pub fn pack(&self, draft: &Draft, source: &Path, promised: NarDigest) -> Result<Received, Error> {
-        let make = |chunks: &mut Chunks| dump(source, chunks);
+        let make = |chunks: &mut ChunkWriter| dump(source, chunks);
         compress(draft, self.settings, Promise::Exactly(promised), Origin::Tree, make)
     }
 
@@ -50,7 +50,7 @@ impl NarStore {
         mut input: impl Read + Send,
         promised: NarDigest,
     ) -> Result<Received, Error> {
-        let make = |chunks: &mut Chunks| copy(&mut input, chunks, |_| Ok(()));
+        let make = |chunks: &mut ChunkWriter| copy(&mut input, chunks, |_| Ok(()));
         compress(draft, self.settings, Promise::Exactly(promised), Origin::Sent(None), make)
     }
 
@@ -66,7 +66,7 @@ impl NarStore {
 }
 
 /// Writes the NAR of a file tree to `chunks`.
-pub(super) fn dump(source: &Path, chunks: &mut Chunks) -> Result<(), Error> {
+pub(super) fn dump(source: &Path, chunks: &mut ChunkWriter) -> Result<(), Error> {
     if source.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
         return Err(Error::Vanished);
     }
@@ -79,7 +79,7 @@ pub(super) fn compress(
     settings: Settings,
     promise: Promise,
     origin: Origin<'_>,
-    make: impl FnOnce(&mut Chunks) -> Result<(), Error> + Send,
+    make: impl FnOnce(&mut ChunkWriter) -> Result<(), Error> + Send,
 ) -> Result<Received, Error> {
     let Settings { zstd_level, zstd_threads, .. } = settings;
     let mut encoder = zstd::Encoder::new(Measured::new(draft), zstd_level)?;

@@ -18,7 +18,7 @@ use super::Nar;
 use super::blobs::{Blob, BlobFile, Commit, Upload, open_file, spool_in};
 use super::draft::{Draft, Growing};
 use super::pack::dump;
-use super::verify::{Chunks, Error, NarDigest, Origin, Promise, copy, verify};
+use super::verify::{ChunkWriter, Error, NarDigest, Origin, Promise, copy, verify};
 use crate::decode;
 
 /// Copies that are made at the same time; each takes two cores.
@@ -28,7 +28,7 @@ const REST: Duration = Duration::from_secs(60);
 
 /// Source of a copy.
 #[derive(Debug)]
-pub enum Source {
+pub enum CopySource {
     /// The zstd file.
     Packed(Blob),
     /// The store path, while the NAR is not packed.
@@ -101,7 +101,7 @@ impl PlainCache {
 
     /// The copy of a NAR, complete or on its way; begun if there is none. `None` if none can be made.
     /// Blocking.
-    pub(super) fn get(&self, nar: NarDigest, source: Source) -> Option<Nar> {
+    pub(super) fn get(&self, nar: NarDigest, source: CopySource) -> Option<Nar> {
         let mut state = self.0.state();
         state.clock += 1;
         let now = state.clock;
@@ -121,7 +121,7 @@ impl PlainCache {
             return None;
         }
         // A verified file was right before; only its end tells whether it still is.
-        let trusted = if matches!(source, Source::Packed(_)) { nar.bytes.saturating_sub(1) } else { 0 };
+        let trusted = if matches!(source, CopySource::Packed(_)) { nar.bytes.saturating_sub(1) } else { 0 };
         let begun = PlainUpload::begin(&self.0.dir).map(|upload| Draft::new(Box::new(upload), trusted));
         let begun = begun.map_err(|error| self.0.failed(&mut state, nar.hash, &Error::Write(error)));
         let (draft, growing) = begun.ok()?;
@@ -162,7 +162,7 @@ impl Shared {
         file_in(&self.dir, nar)
     }
 
-    fn make(&self, draft: Draft, nar: NarDigest, source: Source, begun: u64) {
+    fn make(&self, draft: Draft, nar: NarDigest, source: CopySource, begun: u64) {
         let written = write(&draft, nar, source);
         let mut state = self.state();
         // It may have been forgotten and begun anew by now.
@@ -271,14 +271,14 @@ impl State {
 }
 
 /// Writes the plain NAR into the draft. The caller tells the readers that it is right.
-fn write(draft: &Draft, nar: NarDigest, source: Source) -> Result<(), Error> {
-    let make = |chunks: &mut Chunks| match source {
-        Source::Packed(stored) => {
+fn write(draft: &Draft, nar: NarDigest, source: CopySource) -> Result<(), Error> {
+    let make = |chunks: &mut ChunkWriter| match source {
+        CopySource::Packed(stored) => {
             let Blob::File(BlobFile { file, .. }) = stored;
             let mut plain = decode::plain(Compression::Zstd, &*file).map_err(Error::Sent)?;
             copy(&mut plain, chunks, |_| Ok(()))
         }
-        Source::Tree(path) => dump(&path, chunks),
+        CopySource::Tree(path) => dump(&path, chunks),
     };
     // The structure of a stored file was checked when it came.
     verify(Promise::Exactly(nar), Origin::Tree, make, |chunk| (&*draft).write_all(chunk)).map(drop)

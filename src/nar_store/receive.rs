@@ -9,7 +9,7 @@ use narinfo::{Addressed, Compression};
 use super::draft::Draft;
 use super::measured::Measured;
 use super::pack::{Received, compress};
-use super::verify::{Chunks, Error, NarDigest, Origin, Promise, copy, verify};
+use super::verify::{ChunkWriter, Error, NarDigest, Origin, Promise, copy, verify};
 use super::{NarStore, Settings};
 use crate::decode;
 
@@ -73,7 +73,7 @@ fn receive_zstd(
     let mut attended = Attended::new(draft, promise);
     let (mut file, mut not_written) = (Measured::new(draft), None);
     let through = Through { input, file: &mut file, not_written: &mut not_written };
-    let make = |chunks: &mut Chunks| {
+    let make = |chunks: &mut ChunkWriter| {
         let mut plain = decode::plain(Compression::Zstd, through).map_err(Error::Sent)?;
         copy(&mut plain, chunks, |bytes| attended.came(bytes))
     };

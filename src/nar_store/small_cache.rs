@@ -32,14 +32,14 @@ pub struct Epoch(u64);
 
 #[derive(Debug)]
 pub(super) struct SmallCache {
-    nars: Cache<(NarHash, Form), Small, Weight>,
+    nars: Cache<(NarHash, Form), Small, NarWeight>,
     epoch: Mutex<u64>,
 }
 
 #[derive(Clone, Debug)]
-struct Weight;
+struct NarWeight;
 
-impl Weighter<(NarHash, Form), Small> for Weight {
+impl Weighter<(NarHash, Form), Small> for NarWeight {
     fn weight(&self, _: &(NarHash, Form), small: &Small) -> u64 {
         ENTRY_BYTES + small.bytes.len() as u64
     }
@@ -48,7 +48,7 @@ impl Weighter<(NarHash, Form), Small> for Weight {
 impl SmallCache {
     pub(super) fn new(bytes_max: u64) -> Self {
         let entries = usize::try_from(bytes_max / USUAL_BYTES).unwrap_or(usize::MAX);
-        Self { nars: Cache::with_weighter(entries, bytes_max, Weight), epoch: Mutex::new(0) }
+        Self { nars: Cache::with_weighter(entries, bytes_max, NarWeight), epoch: Mutex::new(0) }
     }
 
     pub(super) fn get(&self, nar: NarHash, form: Form) -> Option<Small> {

@@ -111,14 +111,14 @@ pub(super) enum Origin<'a> {
 pub(super) fn verify(
     promise: Promise,
     origin: Origin<'_>,
-    make: impl FnOnce(&mut Chunks) -> Result<(), Error> + Send,
+    make: impl FnOnce(&mut ChunkWriter) -> Result<(), Error> + Send,
     mut take: impl FnMut(&[u8]) -> io::Result<()>,
 ) -> Result<NarDigest, Error> {
     let bytes_max = promise.bytes_max();
     let (to_hash, hashing) = sync_channel(CHUNKS_WAITING_MAX);
     let (to_take, taking) = sync_channel(CHUNKS_WAITING_MAX);
     let (used, reusable) = channel();
-    let mut chunks = Chunks { chunk: Vec::new(), bytes: 0, bytes_max, to_hash, to_take, reusable };
+    let mut chunks = ChunkWriter { chunk: Vec::new(), bytes: 0, bytes_max, to_hash, to_take, reusable };
     std::thread::scope(|scope| {
         let maker = Builder::new().name("nar-maker".into()).spawn_scoped(scope, move || {
             let made = make(&mut chunks).and_then(|()| Ok(chunks.flush()?));
@@ -226,7 +226,7 @@ fn ended<T>(thread: ScopedJoinHandle<'_, T>) -> T {
 }
 
 /// Writer that counts bytes, and passes them on in chunks.
-pub(super) struct Chunks {
+pub(super) struct ChunkWriter {
     chunk: Vec<u8>,
     /// Bytes written, with the first that are too many.
     bytes: u64,
@@ -236,7 +236,7 @@ pub(super) struct Chunks {
     reusable: Receiver<Vec<u8>>,
 }
 
-impl Write for Chunks {
+impl Write for ChunkWriter {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         let fit = data.len().min(CHUNK_BYTES - self.chunk.len());
         self.bytes += fit as u64;
@@ -269,7 +269,7 @@ impl Write for Chunks {
 /// enough.
 pub(super) fn copy(
     input: &mut dyn Read,
-    chunks: &mut Chunks,
+    chunks: &mut ChunkWriter,
     mut came: impl FnMut(u64) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let (mut buffer, mut flushed) = (vec![0; CHUNK_BYTES], Instant::now());
@@ -303,7 +303,7 @@ mod tests {
     }
 
     /// Writes `bytes` in pieces of such a size.
-    fn pieces(bytes: &[u8], size: usize) -> impl FnOnce(&mut Chunks) -> Result<(), Error> {
+    fn pieces(bytes: &[u8], size: usize) -> impl FnOnce(&mut ChunkWriter) -> Result<(), Error> {
         move |chunks| Ok(bytes.chunks(size).try_for_each(|piece| chunks.write_all(piece))?)
     }
 
@@ -342,7 +342,7 @@ mod tests {
         let error =
             verify(exactly(&bytes), Origin::Tree, pieces(&bytes, 1000), full).expect_err("nowhere to put it");
         assert!(matches!(&error, Error::Write(why) if why.kind() == io::ErrorKind::StorageFull), "{error:?}");
-        let broken = |chunks: &mut Chunks| {
+        let broken = |chunks: &mut ChunkWriter| {
             chunks.write_all(&bytes[..1000])?;
             Err(Error::Sent(io::ErrorKind::BrokenPipe.into()))
         };
@@ -375,7 +375,7 @@ mod tests {
     #[test]
     fn what_is_no_nar_is_left_at_once() {
         let mut made = 0;
-        let endless = |chunks: &mut Chunks| loop {
+        let endless = |chunks: &mut ChunkWriter| loop {
             chunks.write_all(&[0; 1000])?;
             made += 1000;
         };

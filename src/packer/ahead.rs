@@ -19,7 +19,7 @@ pub(super) const EXPECTED_FOR: Duration = Duration::from_secs(120);
 
 /// Expected requests, by client.
 #[derive(Debug, Default)]
-pub(super) struct Ahead(HashMap<IpAddr, ExpectedRequests>);
+pub(super) struct Prefetch(HashMap<IpAddr, ExpectedRequests>);
 
 #[derive(Debug)]
 struct ExpectedRequests {
@@ -31,7 +31,7 @@ struct ExpectedRequests {
     asked_at: Instant,
 }
 
-impl Ahead {
+impl Prefetch {
     /// Notes that a client has the narinfo of a NAR that is not stored yet.
     pub(super) fn told(&mut self, client: IpAddr, nar: NarHash, now: Instant) {
         self.0.retain(|_, expected| now.saturating_duration_since(expected.asked_at) < EXPECTED_FOR);
@@ -80,8 +80,8 @@ mod tests {
 
     const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
-    fn told(count: u16, now: Instant) -> Ahead {
-        let mut ahead = Ahead::default();
+    fn told(count: u16, now: Instant) -> Prefetch {
+        let mut ahead = Prefetch::default();
         (0..count).for_each(|number| ahead.told(CLIENT, nar(number), now));
         ahead
     }

@@ -26,12 +26,12 @@ pub(super) struct NotFetched {
     /// The draft, unless it was lost.
     pub(super) draft: Option<Draft>,
     pub(super) reason: String,
-    pub(super) fault: Fault,
+    pub(super) fault: Blame,
 }
 
 /// Party to blame for a failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
+pub(super) enum Blame {
     /// The upstream.
     Upstream(NarOutcome),
     /// A resumed transfer whose parts did not fit.
@@ -149,7 +149,7 @@ impl Inner {
                 match self.fetch_from(unread, &nar, promised, None).await {
                     Ok(committed) => return Ok(committed),
                     // Nobody is blamed before it has come over one connection.
-                    Err(NotFetched { draft: Some(draft), fault: Fault::Resumed, .. })
+                    Err(NotFetched { draft: Some(draft), fault: Blame::Resumed, .. })
                         if !draft.is_begun() =>
                     {
                         unread = draft;
@@ -159,7 +159,7 @@ impl Inner {
             };
             tracing::warn!(path = %row.info.path, reason, "cannot fetch a NAR");
             match fault {
-                Fault::Upstream(outcome) => {
+                Blame::Upstream(outcome) => {
                     self.upstreams.fetched(&nar.upstream, promised.hash, outcome);
                     if outcome == NarOutcome::Failed {
                         nowhere.troubled.push(nar.upstream.clone());
@@ -167,8 +167,8 @@ impl Inner {
                         self.forget_upstream(promised.hash, &nar.upstream).await;
                     }
                 }
-                Fault::Resumed => nowhere.troubled.push(nar.upstream.clone()),
-                Fault::Here | Fault::Nobody => nowhere.over = true,
+                Blame::Resumed => nowhere.troubled.push(nar.upstream.clone()),
+                Blame::Here | Blame::Nobody => nowhere.over = true,
             }
             nowhere.reasons.push(reason);
             tried.push(nar.upstream);
@@ -215,7 +215,7 @@ impl Inner {
         let bytes_max = self.nar_bytes_max();
         if promised.bytes > bytes_max {
             let why = format!("it has {} bytes, and no more than {bytes_max} are fetched", promised.bytes);
-            return Err(not_fetched(Some(draft), Fault::Here, &why));
+            return Err(not_fetched(Some(draft), Blame::Here, &why));
         }
         let transfer = match self
             .upstreams
@@ -228,7 +228,7 @@ impl Inner {
                     FetchError::Gone(_) => NarOutcome::Missing,
                     FetchError::NotNow(_) => NarOutcome::Failed,
                 };
-                return Err(not_fetched(Some(draft), Fault::Upstream(outcome), &error));
+                return Err(not_fetched(Some(draft), Blame::Upstream(outcome), &error));
             }
         };
         let (compression, encoding, broken) = (nar.compression, transfer.encoding, transfer.broken());
@@ -245,18 +245,18 @@ impl Inner {
             Err(error) => error,
         };
         let fault = match (&error, broken.reason()) {
-            (PackError::Write(_), _) => Fault::Here,
-            (PackError::Abandoned, _) => Fault::Nobody,
+            (PackError::Write(_), _) => Blame::Here,
+            (PackError::Abandoned, _) => Blame::Nobody,
             // The sender of wrong bytes is to blame; not for bytes that did not all come, or came in parts.
             (PackError::Mismatch { .. } | PackError::Malformed(_), _) | (PackError::Sent(_), None) => {
                 if broken.was_resumed() {
                     self.upstreams.resumed_wrongly(&nar.upstream, promised.hash);
-                    Fault::Resumed
+                    Blame::Resumed
                 } else {
-                    Fault::Upstream(NarOutcome::Refused)
+                    Blame::Upstream(NarOutcome::Refused)
                 }
             }
-            _ => Fault::Upstream(NarOutcome::Failed),
+            _ => Blame::Upstream(NarOutcome::Failed),
         };
         let why = broken.reason().map_or_else(|| with_causes(&error), str::to_owned);
         Err(not_fetched(draft, fault, &why))

@@ -26,13 +26,13 @@ use tokio::time::timeout;
 
 use crate::index::{self, Index};
 use crate::model::{NarRow, PathRow};
-use crate::nar_store::{Blob, Form, Nar, NarDigest, NarStore, Packed, Small, Source};
+use crate::nar_store::{Blob, CopySource, Form, Nar, NarDigest, NarStore, Packed, Small};
 use crate::nix::Pool;
 use crate::roots::Roots;
 use crate::tail_file::reading;
 use crate::tasks::Tasks;
 use crate::upstream::Upstreams;
-use ahead::{Ahead, EXPECTED_FOR};
+use ahead::{EXPECTED_FOR, Prefetch};
 pub use fetch::upstream_nar;
 pub use leases::Lease;
 use leases::Leases;
@@ -146,7 +146,7 @@ struct Inner {
     /// was found, and why.
     unservable: Mutex<HashMap<NarHash, (Instant, String)>>,
     /// Requests that clients will make next.
-    ahead: Mutex<Ahead>,
+    ahead: Mutex<Prefetch>,
     /// Permits to pack, one for each core.
     slots: Semaphore,
     /// Lock of everything that needs a file and its row to agree, so that neither goes while the other comes.
@@ -269,7 +269,7 @@ impl Packer {
         }
         let mut given = Form::Zstd;
         if let (Form::Plain, Nar::Stored(stored)) = (form, &nar)
-            && let Some(plain) = self.copy(served, Source::Packed(stored.clone())).await?
+            && let Some(plain) = self.copy(served, CopySource::Packed(stored.clone())).await?
         {
             (nar, given) = (plain, form);
         }
@@ -297,7 +297,7 @@ impl Packer {
             return Ok(None);
         }
         let tree = PathBuf::from(served.row.info.path.in_dir(&self.0.store_dir));
-        let mut copy = self.copy(served, Source::Tree(tree)).await?;
+        let mut copy = self.copy(served, CopySource::Tree(tree)).await?;
         if let Some(Nar::Growing(growing)) = &mut copy
             && growing.begun().await.is_err()
         {
@@ -307,10 +307,10 @@ impl Packer {
     }
 
     /// A plain copy, complete or on its way, if one can be made of `source`.
-    async fn copy(&self, served: &Served, source: Source) -> Result<Option<Nar>, Error> {
+    async fn copy(&self, served: &Served, source: CopySource) -> Result<Option<Nar>, Error> {
         let (inner, digest) = (Arc::clone(&self.0), served.digest());
         let copy = tokio::task::spawn_blocking(move || match &source {
-            Source::Tree(tree) if tree.symlink_metadata().is_err() => None,
+            CopySource::Tree(tree) if tree.symlink_metadata().is_err() => None,
             _ => inner.nars.plain(digest, source),
         });
         copy.await.map_err(|error| Error::Store(std::io::Error::other(error)))
@@ -337,7 +337,7 @@ impl Packer {
         }
     }
 
-    fn ahead(&self) -> MutexGuard<'_, Ahead> {
+    fn ahead(&self) -> MutexGuard<'_, Prefetch> {
         self.0.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -8,7 +8,7 @@ use narinfo::{Addressed, NarHash, StorePath};
 use tokio::sync::watch;
 
 use super::bring::Committed;
-use super::fetch::{Fault, NotFetched, upstream_nar};
+use super::fetch::{Blame, NotFetched, upstream_nar};
 use super::single_flight::{Joined, SingleFlight};
 use super::{Error, Inner, Packer};
 use crate::model::NarRow;
@@ -110,12 +110,12 @@ impl Inner {
                     Err(not_fetched) => not_fetched,
                 };
             match (fault, left) {
-                (Fault::Resumed, Some(left)) => {
+                (Blame::Resumed, Some(left)) => {
                     // Nobody has read any of it.
                     left.rewind().map_err(failed)?;
                     draft = left;
                 }
-                (Fault::Upstream(NarOutcome::Missing | NarOutcome::Refused), _) => return refused(reason),
+                (Blame::Upstream(NarOutcome::Missing | NarOutcome::Refused), _) => return refused(reason),
                 _ => return Err(NotProven::Failed(reason)),
             }
         }

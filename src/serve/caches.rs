@@ -96,7 +96,7 @@ impl Resigner {
         match self.adopter.resign().await {
             Ok(paths) => {
                 tracing::info!(paths, "every served path has a signature by each signing key");
-                if let Err(error) = key::Record::finish(&self.state_dir, &self.adopter.keys) {
+                if let Err(error) = key::SignerRecord::finish(&self.state_dir, &self.adopter.keys) {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
                         "cannot note that; signatures are looked through again at the next start"

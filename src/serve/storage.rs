@@ -43,7 +43,7 @@ impl Storage {
         if let Some(warning) = keys.unheeded(&settings.key_name) {
             tracing::warn!("{warning}");
         }
-        let resign = key::Record::begin(&state_dir, &keys, !is_old)?;
+        let resign = key::SignerRecord::begin(&state_dir, &keys, !is_old)?;
         let store_dir = settings.nix.store_dir.clone();
         let nars = using(&nar_dir, |dir| NarStore::open(dir, settings.nar_store))?;
         let recovery = Recovery {

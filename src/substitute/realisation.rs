@@ -7,7 +7,7 @@ use std::time::Duration;
 use narinfo::{DrvOutput, Realisation};
 
 use super::wait::Unanswered;
-use super::{Answer, Missing, OnMiss, Substitute, local_trouble, trouble};
+use super::{Missing, OnMiss, Resolution, Substitute, local_trouble, trouble};
 use crate::upstream::{Asker, Nothing};
 
 /// Longest wait for the daemon of a client that asks for a realisation: clients give up after 300 s without a
@@ -96,14 +96,14 @@ impl Substitute {
         let path = realisation.path();
         // In a box, since it is large.
         match Box::pin(self.decide(path.hash(), &OnMiss::Relayed(asker.clone()))).await {
-            Ok(Answer::Ready(ready)) if ready.path == *path => Ok(()),
-            Ok(Answer::Ready(ready)) => {
+            Ok(Resolution::Ready(ready)) if ready.path == *path => Ok(()),
+            Ok(Resolution::Ready(ready)) => {
                 Err(incomplete(realisation, format!("that hash is {} here", ready.path)))
             }
-            Ok(Answer::Missing(missing)) | Err(Unanswered { missing, .. }) => {
+            Ok(Resolution::Missing(missing)) | Err(Unanswered { missing, .. }) => {
                 Err(incomplete(realisation, missing.to_string()))
             }
-            Ok(Answer::Wait(_)) => Err(incomplete(realisation, "it is not built yet".into())),
+            Ok(Resolution::Wait(_)) => Err(incomplete(realisation, "it is not built yet".into())),
         }
     }
 }

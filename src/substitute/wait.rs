@@ -9,7 +9,7 @@ use narinfo::StorePathHash;
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep};
 
-use super::{Answer, Missing, OnMiss, Substitute};
+use super::{Missing, OnMiss, Resolution, Substitute};
 use crate::build::Ticket;
 use crate::index::CachedNarInfo;
 
@@ -145,7 +145,7 @@ pub struct Wait {
 
 /// Small, since very many may be built for.
 enum Phase {
-    Looking(Attempts<'static, Answer>),
+    Looking(Attempts<'static, Resolution>),
     Building(Ticket),
 }
 
@@ -163,7 +163,7 @@ impl Substitute {
         Wait { substitute: Arc::clone(self), hash, on_miss, stopping, phase }
     }
 
-    fn look_for(self: &Arc<Self>, hash: StorePathHash, on_miss: &OnMiss) -> Attempt<'static, Answer> {
+    fn look_for(self: &Arc<Self>, hash: StorePathHash, on_miss: &OnMiss) -> Attempt<'static, Resolution> {
         let (substitute, on_miss) = (Arc::clone(self), on_miss.clone());
         Box::pin(async move { substitute.decide(hash, &on_miss).await })
     }
@@ -271,12 +271,12 @@ impl Wait {
             }
         };
         match result {
-            Ok(Answer::Ready(ready)) => {
+            Ok(Resolution::Ready(ready)) => {
                 substitute.note_demand(&ready, on_miss);
                 Some(WaitEnd::Ready(ready))
             }
-            Ok(Answer::Missing(missing)) | Err(missing) => Some(WaitEnd::Missing(missing)),
-            Ok(Answer::Wait(ticket)) => {
+            Ok(Resolution::Missing(missing)) | Err(missing) => Some(WaitEnd::Missing(missing)),
+            Ok(Resolution::Wait(ticket)) => {
                 self.phase = Phase::Building(ticket);
                 None
             }

@@ -28,7 +28,7 @@ use crate::model::DurationRow;
 use outage::Outage;
 pub(super) use prebuild::PrebuildPlan;
 use prebuild::PrebuildState;
-pub(super) use record::Changes;
+pub(super) use record::QueueChanges;
 pub(super) use requests::RootChanges;
 use requests::RootProgress;
 pub(super) use runs::{Finished, FollowUp, Lane};

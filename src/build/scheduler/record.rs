@@ -10,7 +10,7 @@ use crate::model::{DurationRow, RequestRow};
 
 /// Changes that are not on record yet.
 #[derive(Debug)]
-pub(in crate::build) struct Changes {
+pub(in crate::build) struct QueueChanges {
     pub(in crate::build) requests: Vec<RequestRow>,
     /// Requests that have ended.
     pub(in crate::build) gone: Vec<u64>,
@@ -57,7 +57,7 @@ impl Scheduler {
     }
 
     /// Changes since this was last called. Once they are on record, [`recorded`](Self::recorded) must follow.
-    pub(in crate::build) fn take_changes(&self) -> Changes {
+    pub(in crate::build) fn take_changes(&self) -> QueueChanges {
         let mut state = self.0.lock();
         // Requests that have left the queue are forgotten only once they are delivered.
         let changed: Vec<_> = state.queue.take_changed().into_iter().filter_map(|(_, saved)| saved).collect();
@@ -74,7 +74,7 @@ impl Scheduler {
                 earned: saved.earned,
             }
         };
-        Changes {
+        QueueChanges {
             requests: changed.into_iter().map(row).collect(),
             gone: std::mem::take(&mut state.ended).into_iter().collect(),
             durations: std::mem::take(&mut state.learned),

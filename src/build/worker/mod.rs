@@ -196,7 +196,7 @@ impl Worker {
         &self,
         runner: &R,
         drv: StorePath,
-    ) -> impl Future<Output = (StorePath, run::Ended)> + Send + use<R> {
+    ) -> impl Future<Output = (StorePath, run::RunEnd)> + Send + use<R> {
         let (scheduler, runner, logs) = (self.scheduler.clone(), runner.clone(), self.logs.clone());
         async move {
             let mut task = JoinSet::new();

@@ -2,7 +2,7 @@
 //! queue that cannot be recorded goes on; it only does not survive the server.
 
 use super::Worker;
-use crate::build::scheduler::Changes;
+use crate::build::scheduler::QueueChanges;
 
 impl Worker {
     /// Outputs that were held before a restart stay held for those who waited then.
@@ -16,7 +16,7 @@ impl Worker {
     pub(super) async fn record_all(&self) {
         loop {
             let changes = self.scheduler.take_changes();
-            let Changes { requests, gone, durations, made } = changes;
+            let QueueChanges { requests, gone, durations, made } = changes;
             if (!requests.is_empty() || !gone.is_empty() || !durations.is_empty())
                 && let Err(error) = self.index.record_queue(requests, gone, durations).await
             {

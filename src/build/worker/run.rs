@@ -12,10 +12,10 @@ use crate::build::scheduler::Scheduler;
 use crate::build::verdict::{Verdict, logged};
 
 /// A build that has ended and is not to be begun anew.
-pub(super) type Ended = Result<Built, Option<Verdict>>;
+pub(super) type RunEnd = Result<Built, Option<Verdict>>;
 
 /// Has a runner build one derivation. The error is `None` where the build was stopped.
-pub(super) async fn run(scheduler: &Scheduler, runner: &impl Runner, logs: &Logs, drv: &StorePath) -> Ended {
+pub(super) async fn run(scheduler: &Scheduler, runner: &impl Runner, logs: &Logs, drv: &StorePath) -> RunEnd {
     tracing::info!(%drv, "building");
     let begun = Instant::now();
     let log = logs.begin(drv);
@@ -124,7 +124,7 @@ mod tests {
             Self { _folder: folder, scheduler, logs, drv }
         }
 
-        async fn run(&self, runner: &Fragile) -> Ended {
+        async fn run(&self, runner: &Fragile) -> RunEnd {
             run(&self.scheduler, runner, &self.logs, &self.drv).await
         }
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::units::{BYTES, DURATION, bytes, duration, show_bytes, show_duration};
 use super::{Arity, Given, Value};
 use crate::config::error::{Problem, nearest};
-use crate::config::raw::Content;
+use crate::config::raw::RawContent;
 
 /// Yes or no.
 pub(in crate::config) struct Bool<T>(pub(in crate::config) fn(&mut T, bool));
@@ -14,8 +14,8 @@ pub(in crate::config) struct Bool<T>(pub(in crate::config) fn(&mut T, bool));
 impl<T> Value<T> for Bool<T> {
     fn set(&self, to: &mut T, given: Given<'_>) -> Result<(), Problem> {
         let value = match &given.value.content {
-            Content::Bool(value) => *value,
-            Content::Text(text) if !given.value.is_in_file() => {
+            RawContent::Bool(value) => *value,
+            RawContent::Text(text) if !given.value.is_in_file() => {
                 text.parse().map_err(|_| given.refuse(&Value::<T>::accepted(self)))?
             }
             _ => return Err(given.refuse(&Value::<T>::accepted(self))),
@@ -46,8 +46,8 @@ pub(in crate::config) struct Number<T, N> {
 impl<T, N: TryFrom<i64>> Value<T> for Number<T, N> {
     fn set(&self, to: &mut T, given: Given<'_>) -> Result<(), Problem> {
         let number = match &given.value.content {
-            Content::Number(number) => Some(*number),
-            Content::Text(text) if !given.value.is_in_file() => text.parse().ok(),
+            RawContent::Number(number) => Some(*number),
+            RawContent::Text(text) if !given.value.is_in_file() => text.parse().ok(),
             _ => None,
         };
         let number = number.filter(|number| self.accepted.contains(number));
@@ -78,8 +78,8 @@ pub(in crate::config) struct Bytes<T> {
 impl<T> Value<T> for Bytes<T> {
     fn set(&self, to: &mut T, given: Given<'_>) -> Result<(), Problem> {
         let number = match &given.value.content {
-            Content::Number(number) => u64::try_from(*number).ok(),
-            Content::Text(text) => bytes(text).ok(),
+            RawContent::Number(number) => u64::try_from(*number).ok(),
+            RawContent::Text(text) => bytes(text).ok(),
             _ => None,
         };
         let number = number.filter(|number| *number >= self.min);

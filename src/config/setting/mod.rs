@@ -7,7 +7,7 @@ mod tables;
 mod units;
 
 use super::error::{Location, Problem, nearest};
-use super::raw::{Content, RawTable, RawValue};
+use super::raw::{RawContent, RawTable, RawValue};
 pub(super) use forms::{Bool, Bytes, List, Number, OneOf, SomeOf, Text, Time, TimeOr};
 pub(super) use tables::{Table, Tables};
 pub(crate) use units::bytes;
@@ -102,7 +102,7 @@ pub(super) struct Given<'r> {
 impl<'r> Given<'r> {
     fn text(&self) -> Option<&'r str> {
         match &self.value.content {
-            Content::Text(text) => Some(text),
+            RawContent::Text(text) => Some(text),
             _ => None,
         }
     }
@@ -110,7 +110,7 @@ impl<'r> Given<'r> {
     fn list(&self) -> Option<impl Iterator<Item = Given<'r>> + use<'r>> {
         let Self { name, within, .. } = *self;
         match &self.value.content {
-            Content::List(values) => Some(values.iter().map(move |value| Given { name, within, value })),
+            RawContent::List(values) => Some(values.iter().map(move |value| Given { name, within, value })),
             _ => None,
         }
     }
@@ -144,9 +144,9 @@ impl<T> Setting<T> {
         match self.default {
             DefaultValue::Is(text) if matches!(self.value.arity(), Arity::List | Arity::Tables) => {
                 let items = text.split(',').filter(|item| !item.is_empty());
-                Ok(Some(RawValue::of_default(Content::list(items, &Location::Default))))
+                Ok(Some(RawValue::of_default(RawContent::list(items, &Location::Default))))
             }
-            DefaultValue::Is(text) => Ok(Some(RawValue::of_default(Content::Text(text.to_owned())))),
+            DefaultValue::Is(text) => Ok(Some(RawValue::of_default(RawContent::Text(text.to_owned())))),
             DefaultValue::Described(_) => Ok(None),
             DefaultValue::Required => Err(self.name),
         }

@@ -4,7 +4,7 @@
 use super::Described;
 use super::{Arity, Given, Setting, Value, apply, check_names};
 use crate::config::error::{Location, Problem};
-use crate::config::raw::{Content, RawTable, RawValue};
+use crate::config::raw::{RawContent, RawTable, RawValue};
 
 /// A list of tables, each of which makes an `I`.
 pub(in crate::config) struct Tables<T, I: 'static> {
@@ -15,7 +15,7 @@ pub(in crate::config) struct Tables<T, I: 'static> {
     pub(in crate::config) expected: &'static str,
     pub(in crate::config) keys: &'static [Setting<I>],
     /// Reads the short form, which flags and variables have.
-    pub(in crate::config) short: fn(&str, &Location) -> Vec<(&'static str, Content)>,
+    pub(in crate::config) short: fn(&str, &Location) -> Vec<(&'static str, RawContent)>,
     /// Takes what the keys have made. The table is for errors that several keys make together.
     pub(in crate::config) add: fn(&mut T, I, &RawTable) -> Result<(), Problem>,
 }
@@ -23,8 +23,8 @@ pub(in crate::config) struct Tables<T, I: 'static> {
 impl<T, I: Default> Tables<T, I> {
     fn table(&self, given: Given<'_>) -> Result<RawTable, Problem> {
         match &given.value.content {
-            Content::Table(table) => Ok(table.clone()),
-            Content::Text(text) => {
+            RawContent::Table(table) => Ok(table.clone()),
+            RawContent::Text(text) => {
                 let location = &given.value.location;
                 let entries = (self.short)(text, location).into_iter();
                 let entries =
@@ -59,7 +59,7 @@ impl<T, I: Default> Value<T> for Tables<T, I> {
     }
 
     fn check_names(&self, given: Given<'_>) -> Result<(), Problem> {
-        if let RawValue { content: Content::Table(_), location } = given.value {
+        if let RawValue { content: RawContent::Table(_), location } = given.value {
             return Err(Problem::SingleTable { location: location.clone(), name: given.name });
         }
         let tables = given.list().into_iter().flatten().filter_map(|item| item.value.table());

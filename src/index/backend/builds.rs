@@ -8,7 +8,7 @@ use super::BackendFuture;
 use crate::model::{DemandRow, DurationRow, Failure, FailureClass, RequestRow};
 
 /// Failures, until each expires.
-pub trait Failures {
+pub trait FailureStore {
     /// The failure of a derivation, unless it has expired by `now`.
     fn failure(&self, drv: StorePath, now: SystemTime) -> BackendFuture<'_, Option<Failure>>;
 
@@ -58,7 +58,7 @@ pub trait QueueLog {
 }
 
 /// Demand for attributes, and the time spent on building ahead of it.
-pub trait Demand {
+pub trait DemandStore {
     /// Requests for attributes, in the order of the days.
     fn demand(&self) -> BackendFuture<'_, Vec<DemandRow>>;
 

@@ -12,7 +12,7 @@ use crate::model::{
 };
 
 /// Package sets as they are.
-pub trait Catalogue {
+pub trait PackageSets {
     /// The derivations that sets have for a hash: those of current generations first.
     fn makers(&self, hash: StorePathHash) -> BackendFuture<'_, Vec<Maker>>;
 

@@ -16,12 +16,12 @@ use narinfo::StorePathHash;
 use tokio::sync::mpsc;
 
 use super::Error;
-pub use builds::{Demand, Failures, QueueLog};
-pub use catalogue::{Catalogue, Generations};
+pub use builds::{DemandStore, FailureStore, QueueLog};
+pub use catalogue::{Generations, PackageSets};
 pub use changes::{Changes, Follower};
-pub use paths::{Comparisons, Nars, Paths, Realisations, UpstreamNars};
+pub use paths::{Comparisons, Nars, Paths, RealisationStore, UpstreamNars};
 pub use retention::{Pins, RetentionStore};
-pub use upkeep::{Recovered, Recovery, Unfit, Upkeep};
+pub use upkeep::{Recovered, RecoveryStore, Unfit, Upkeep};
 
 /// An answer under way. Boxed, which costs little beside a database; whatever is asked for most is answered
 /// by the hot layer, and never comes here.
@@ -31,19 +31,19 @@ pub type BackendFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + 
 /// it, once it is acknowledged; where it fails, nothing has changed.
 pub trait Backend:
     Paths
-    + Realisations
+    + RealisationStore
     + Nars
     + UpstreamNars
     + Comparisons
     + RetentionStore
     + Pins
-    + Failures
+    + FailureStore
     + QueueLog
-    + Demand
-    + Catalogue
+    + DemandStore
+    + PackageSets
     + Generations
     + Upkeep
-    + Recovery
+    + RecoveryStore
     + Send
     + Sync
 {

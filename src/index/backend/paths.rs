@@ -84,7 +84,7 @@ pub trait UpstreamNars {
 }
 
 /// Realisations of content-addressed derivations.
-pub trait Realisations {
+pub trait RealisationStore {
     /// The realisation of this output, if it is published and everything that it needs is, too.
     fn realisation(&self, id: DrvOutput) -> BackendFuture<'_, Option<Realisation>>;
 

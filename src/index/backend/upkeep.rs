@@ -63,9 +63,9 @@ pub trait Upkeep {
 }
 
 /// Recovery of an index that is not served from yet.
-pub trait Recovery {
+pub trait RecoveryStore {
     /// Takes over records in their order: the latest one of a path counts. References may be missing until
-    /// [`Recovery::forget_incomplete`] is done.
+    /// [`RecoveryStore::forget_incomplete`] is done.
     fn recover(&self, batch: Vec<Recovered>) -> BackendFuture<'_, ()>;
 
     /// Stops serving paths that refer to something that is not served. Gives their number.

@@ -39,7 +39,7 @@ pub(in crate::index) struct Moment(u64);
 
 /// The narinfos, within a number of bytes.
 pub(super) struct NarInfoCache {
-    narinfos: Cache<StorePathHash, Arc<CachedNarInfo>, Weight>,
+    narinfos: Cache<StorePathHash, Arc<CachedNarInfo>, NarInfoWeight>,
     /// Locked to change what is in there, never to look.
     state: Mutex<State>,
 }
@@ -52,9 +52,9 @@ struct State {
 }
 
 #[derive(Clone)]
-struct Weight;
+struct NarInfoWeight;
 
-impl Weighter<StorePathHash, Arc<CachedNarInfo>> for Weight {
+impl Weighter<StorePathHash, Arc<CachedNarInfo>> for NarInfoWeight {
     fn weight(&self, _: &StorePathHash, cached: &Arc<CachedNarInfo>) -> u64 {
         let deriver = cached.deriver.as_ref().map_or(0, |deriver| deriver.name().len());
         ENTRY_BYTES + (cached.narinfo.len() + cached.path.name().len() + deriver) as u64
@@ -66,7 +66,7 @@ impl NarInfoCache {
     pub(super) fn new(bytes_max: u64) -> Self {
         let entries = usize::try_from(bytes_max / USUAL_BYTES).unwrap_or(usize::MAX);
         let state = State { moment: Moment(0), closed: false };
-        Self { narinfos: Cache::with_weighter(entries, bytes_max, Weight), state: Mutex::new(state) }
+        Self { narinfos: Cache::with_weighter(entries, bytes_max, NarInfoWeight), state: Mutex::new(state) }
     }
 
     pub(super) fn get(&self, hash: StorePathHash) -> Option<Arc<CachedNarInfo>> {

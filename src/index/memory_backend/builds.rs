@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use narinfo::StorePath;
 
 use super::{MemoryBackend, done};
-use crate::index::backend::{BackendFuture, Demand, Failures, QueueLog};
+use crate::index::backend::{BackendFuture, DemandStore, FailureStore, QueueLog};
 use crate::model::{DemandRow, DurationRow, Failure, FailureClass, RequestRow};
 
 /// Failures that are listed at most.
@@ -13,7 +13,7 @@ const LISTED_MAX: usize = 1_000;
 /// Durations that are kept of each kind of work.
 const DURATIONS_KEPT: usize = 5;
 
-impl Failures for MemoryBackend {
+impl FailureStore for MemoryBackend {
     fn failure(&self, drv: StorePath, now: SystemTime) -> BackendFuture<'_, Option<Failure>> {
         done(self.state().failures.get(&drv).filter(|failure| failure.expires_at > now).cloned())
     }
@@ -114,7 +114,7 @@ impl QueueLog for MemoryBackend {
     }
 }
 
-impl Demand for MemoryBackend {
+impl DemandStore for MemoryBackend {
     fn demand(&self) -> BackendFuture<'_, Vec<DemandRow>> {
         done(self.state().demand.clone())
     }

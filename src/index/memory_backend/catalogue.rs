@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use narinfo::{StorePath, StorePathHash};
 
 use super::{MemoryBackend, done};
-use crate::index::backend::{BackendFuture, Catalogue, Changes, Generations};
+use crate::index::backend::{BackendFuture, Changes, Generations, PackageSets};
 use crate::model::{
     AttributeName, AttributeRow, Attributed, Generation, GenerationSize, Maker, NewGeneration, OutputRow,
     Search, SetRow, Swapped,
@@ -81,7 +81,7 @@ fn is_like(text: &str, pattern: &str) -> bool {
     left.ends_with(last)
 }
 
-impl Catalogue for MemoryBackend {
+impl PackageSets for MemoryBackend {
     fn makers(&self, hash: StorePathHash) -> BackendFuture<'_, Vec<Maker>> {
         let state = self.state();
         let mut rows: Vec<(&Output, &Set)> = Vec::new();

@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 use narinfo::{NarHash, Realisation, StorePath, StorePathHash};
 use tokio::sync::mpsc;
 
-use super::backend::{Backend, BackendFuture, Changes, Follower, Recovered, Recovery, Unfit, Upkeep};
+use super::backend::{Backend, BackendFuture, Changes, Follower, Recovered, RecoveryStore, Unfit, Upkeep};
 use crate::model::{Comparison, DemandRow, DurationRow, Failure, NarRow, PathRow, RequestRow, UpstreamNar};
 use catalogue::Sets;
 
@@ -149,7 +149,7 @@ impl Upkeep for MemoryBackend {
     }
 }
 
-impl Recovery for MemoryBackend {
+impl RecoveryStore for MemoryBackend {
     fn recover(&self, batch: Vec<Recovered>) -> BackendFuture<'_, ()> {
         let mut state = self.state();
         let mut changes = Changes { everything: true, ..Changes::default() };

@@ -6,7 +6,9 @@ use std::time::SystemTime;
 use narinfo::{DrvOutput, NarHash, Realisation, Signature, StorePath, StorePathHash};
 
 use super::{MemoryBackend, Served, State, done};
-use crate::index::backend::{BackendFuture, Changes, Comparisons, Nars, Paths, Realisations, UpstreamNars};
+use crate::index::backend::{
+    BackendFuture, Changes, Comparisons, Nars, Paths, RealisationStore, UpstreamNars,
+};
 use crate::model::{Comparison, Counts, Hit, NarRow, PathRow, UpstreamNar};
 
 /// Rows in one batch: few, so that tests see several.
@@ -168,7 +170,7 @@ impl Paths for MemoryBackend {
     }
 }
 
-impl Realisations for MemoryBackend {
+impl RealisationStore for MemoryBackend {
     fn realisation(&self, id: DrvOutput) -> BackendFuture<'_, Option<Realisation>> {
         let state = self.state();
         let (mut open, mut seen) = (vec![id.clone()], BTreeSet::new());

@@ -38,7 +38,7 @@ pub(super) fn record_uses(
 
 /// Gives the number of uses that were recorded.
 fn record_first(transaction: &Transaction<'_>, noted: &[NarHash], touch: &mut Touch) -> Result<usize, Error> {
-    let mut budget = Budget::default();
+    let mut budget = RowBudget::default();
     for (recorded, nar) in noted.iter().enumerate() {
         if !budget.is_left() || !touch.nar(transaction, *nar, &mut budget)? {
             return Ok(recorded);
@@ -49,9 +49,9 @@ fn record_first(transaction: &Transaction<'_>, noted: &[NarHash], touch: &mut To
 
 /// Rows that a transaction has looked at.
 #[derive(Debug, Default)]
-pub(in crate::index) struct Budget(u32);
+pub(in crate::index) struct RowBudget(u32);
 
-impl Budget {
+impl RowBudget {
     pub(in crate::index) fn is_left(&self) -> bool {
         self.0 < BUDGET_ROWS
     }
@@ -94,7 +94,7 @@ impl Touch {
         &mut self,
         transaction: &Transaction<'_>,
         nar: NarHash,
-        budget: &mut Budget,
+        budget: &mut RowBudget,
     ) -> Result<bool, Error> {
         let mut statement = transaction.prepare_cached("SELECT hash FROM path WHERE nar_hash = ?1")?;
         let hashes = statement.query_map([nar.as_bytes()], |row| row.get(0))?;
@@ -112,7 +112,7 @@ impl Touch {
         &mut self,
         transaction: &Transaction<'_>,
         hash: String,
-        budget: &mut Budget,
+        budget: &mut RowBudget,
     ) -> Result<bool, Error> {
         // As long as the longest chain of references.
         let mut stack: Vec<Visit> = self.visit(transaction, hash, budget)?.err().into_iter().collect();
@@ -147,7 +147,7 @@ impl Touch {
         &self,
         transaction: &Transaction<'_>,
         hash: String,
-        budget: &mut Budget,
+        budget: &mut RowBudget,
     ) -> Result<Result<i64, Visit>, Error> {
         budget.0 += 1;
         let mut statement =

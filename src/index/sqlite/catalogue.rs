@@ -8,12 +8,12 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::rows::{corrupt, from_unix, unsigned};
 use super::{Error, Sqlite};
-use crate::index::backend::{BackendFuture, Catalogue};
+use crate::index::backend::{BackendFuture, PackageSets};
 use crate::model::{
     AttributeName, AttributeRow, Attributed, Generation, GenerationSize, Maker, Search, SetRow,
 };
 
-impl Catalogue for Sqlite {
+impl PackageSets for Sqlite {
     fn makers(&self, hash: StorePathHash) -> BackendFuture<'_, Vec<Maker>> {
         self.read(move |connection| makers(connection, hash))
     }

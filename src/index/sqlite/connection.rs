@@ -56,11 +56,11 @@ pub(super) struct Writer {
 
 /// The way of changes to whoever follows them; clones share it.
 #[derive(Clone, Default)]
-struct Feed(Arc<Mutex<Told>>);
+struct Feed(Arc<Mutex<FeedState>>);
 
 /// Changes that were told so far, and the follower that they are told.
 #[derive(Default)]
-struct Told {
+struct FeedState {
     sequence: u64,
     follower: Option<Arc<dyn Follower>>,
 }

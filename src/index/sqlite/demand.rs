@@ -7,10 +7,10 @@ use rusqlite::{OptionalExtension, params};
 
 use super::Sqlite;
 use super::rows::{millis, signed, unsigned};
-use crate::index::backend::{BackendFuture, Demand};
+use crate::index::backend::{BackendFuture, DemandStore};
 use crate::model::{AttributeName, DemandRow};
 
-impl Demand for Sqlite {
+impl DemandStore for Sqlite {
     fn demand(&self) -> BackendFuture<'_, Vec<DemandRow>> {
         self.read(|connection| {
             let mut statement = connection

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use narinfo::{NarHash, StorePath, StorePathHash};
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::access::{Budget, Touch, record_uses};
+use super::access::{RowBudget, Touch, record_uses};
 use super::rows::{corrupt, signed, to_unix, unsigned};
 use super::stored::{nars_behind, stored_bytes};
 use super::{Error, Sqlite, paths_of};
@@ -112,7 +112,7 @@ fn first(
             Ok(Evicted::Paths(next))
         }
         Decision::Retain(count) => {
-            let (mut budget, mut touch) = (Budget::default(), Touch::at(now));
+            let (mut budget, mut touch) = (RowBudget::default(), Touch::at(now));
             for Candidate { needed_at, cursor, .. } in next.into_iter().take(count) {
                 let hash = cursor.hash.as_str().to_owned();
                 let done = match needed_at {

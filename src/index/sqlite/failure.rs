@@ -7,7 +7,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::Sqlite;
 use super::rows::{class_number, corrupt, failure_row, signed, to_unix};
-use crate::index::backend::{BackendFuture, Failures};
+use crate::index::backend::{BackendFuture, FailureStore};
 use crate::model::{Failure, FailureClass};
 
 /// Failures that are listed at most.
@@ -15,7 +15,7 @@ const LISTED_MAX: u32 = 1_000;
 /// Longer than anyone remembers, and short enough to be added to a date.
 const LIFETIME_SECONDS_MAX: i64 = 1 << 40;
 
-impl Failures for Sqlite {
+impl FailureStore for Sqlite {
     fn failure(&self, drv: StorePath, now: SystemTime) -> BackendFuture<'_, Option<Failure>> {
         self.read(move |connection| {
             let mut statement = connection.prepare_cached(

@@ -5,7 +5,7 @@ use rusqlite::{OptionalExtension, params};
 
 use super::Sqlite;
 use super::rows::{corrupt, to_unix};
-use crate::index::backend::{BackendFuture, Realisations};
+use crate::index::backend::{BackendFuture, RealisationStore};
 
 /// A realisation, and through its file those that it needs, each with the path that it must name.
 const NEEDED: &str = "WITH RECURSIVE needed (file, path) AS (
@@ -15,7 +15,7 @@ const NEEDED: &str = "WITH RECURSIVE needed (file, path) AS (
     FROM needed JOIN realisation r ON r.file = needed.file, json_each(r.body, '$.dependentRealisations') d
 )";
 
-impl Realisations for Sqlite {
+impl RealisationStore for Sqlite {
     fn realisation(&self, id: DrvOutput) -> BackendFuture<'_, Option<Realisation>> {
         self.read(move |connection| {
                 let file = id.file();

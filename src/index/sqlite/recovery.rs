@@ -8,9 +8,9 @@ use super::paths::insert_paths;
 use super::rows::{signed, to_unix};
 use super::{Error, Sqlite, upstream};
 use crate::index::Recorded;
-use crate::index::backend::{BackendFuture, Changes, Recovered, Recovery};
+use crate::index::backend::{BackendFuture, Changes, Recovered, RecoveryStore};
 
-impl Recovery for Sqlite {
+impl RecoveryStore for Sqlite {
     fn recover(&self, batch: Vec<Recovered>) -> BackendFuture<'_, ()> {
         self.change(move |transaction| {
                 let mut added: Vec<StorePathHash> = Vec::new();
