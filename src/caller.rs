@@ -1,15 +1,32 @@
 //! Callers and their rights. A request's caller is made once, where its connection comes in; every action
-//! asks [`may`] before anything is done for it.
+//! asks [`may`] before anything is done for it, and [`may_for`] where it is about a name.
 
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::SystemTime;
 
+use crate::name_pattern::NamePattern;
 use crate::upstream::{Asker, Via};
 
 /// The party that a request comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Caller {
-    /// A client on the network that has shown no credentials.
+    /// A client on the network that has shown no valid token.
     Public {
+        /// Its address, as far as trusted proxies tell it.
+        address: IpAddr,
+        /// Caches of our kind that its request has come through.
+        via: Via,
+        /// The rights of everyone.
+        rights: Rights,
+        /// The reason why the credentials that it has shown are not valid, where there were some.
+        rejected: Option<Rejection>,
+    },
+    /// A client on the network that has shown a token.
+    Token {
+        /// Rights and limits of the token.
+        grant: Arc<Grant>,
         /// Its address, as far as trusted proxies tell it.
         address: IpAddr,
         /// Caches of our kind that its request has come through.
@@ -18,6 +35,25 @@ pub enum Caller {
     /// A process that could open the control socket, which its file permissions allow to administrators
     /// alone.
     Admin,
+}
+
+/// Rights and limits of a token.
+#[derive(Debug)]
+pub struct Grant {
+    /// Number that limits for each token count by.
+    pub id: u64,
+    /// Name for people.
+    pub name: String,
+    /// Rights, with those of everyone.
+    pub rights: Rights,
+    /// Patterns of the names that may be pushed, built and pinned; empty for all names.
+    pub only: Vec<NamePattern>,
+    /// Requests for builds that may wait at a time; `None` for no limit of its own.
+    pub queued_max: Option<u64>,
+    /// Time from which it is refused; `None` for never.
+    pub expires_at: Option<SystemTime>,
+    /// True once it is revoked, also for requests under way.
+    pub revoked: AtomicBool,
 }
 
 /// An action, and at the same time the right that it needs.
@@ -37,27 +73,93 @@ pub enum Action {
     Cancel,
     /// Pins and unpins.
     Pin,
-    /// Collects and checks stored NARs.
+    /// Collects and checks stored NARs, makes and revokes tokens; whoever has it may do everything.
     Admin,
 }
 
-/// The caller lacks the right that an action needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "refused: this needs the right {:?}, which clients on the network do not have; use the command line on the \
-     server's machine", .0.name()
-)]
-pub struct Refusal(pub Action);
+/// A set of rights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rights(u8);
 
-/// Allows an action, or refuses it. Anyone may read and build; an administrator may do everything.
+/// The reason why credentials are not valid.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// They have not the form of a token: those of a proxy, perhaps.
+    #[error("the credentials of the request are no token of this server")]
+    Foreign,
+    /// No such token is on record.
+    #[error("the token is unknown: it was revoked, is misspelt, or is another server's")]
+    Unknown,
+    /// The token of this name has expired.
+    #[error("the token {0} has expired; an administrator makes a new one with `ondine token new`")]
+    Expired(String),
+}
+
+/// The caller lacks the right that an action needs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// Clients without a token lack it.
+    #[error(
+        "refused: this needs a token with the right {right:?}{reason}; an administrator makes one with \
+         `ondine token new --name NAME --may {right}`", right = .0.name(), reason = because(.1.as_ref())
+    )]
+    NoToken(Action, Option<Rejection>),
+    /// The token of this name lacks it.
+    #[error(
+        "refused: the token {token} lacks the right {right:?}; an administrator makes another one with \
+         `ondine token new --name NAME --may {right}`", token = .1, right = .0.name()
+    )]
+    Lacking(Action, String),
+    /// The token of this name has it for other names only.
+    #[error("refused: the token {token} has the right {right:?} for other names than {name} only", right = .action.name())]
+    OtherName {
+        /// The action.
+        action: Action,
+        /// Name of the token.
+        token: String,
+        /// The name that no pattern of it matches.
+        name: String,
+    },
+    /// The token of this name was revoked, or has expired, after the request began.
+    #[error("refused: the token {} was revoked or has expired", .1)]
+    Ended(Action, String),
+}
+
+fn because(rejected: Option<&Rejection>) -> String {
+    rejected.map(|reason| format!(" ({reason})")).unwrap_or_default()
+}
+
+/// Allows an action, or refuses it. An action that takes long asks again before it takes effect: a token may
+/// have been revoked meanwhile.
 ///
 /// # Errors
 /// The caller lacks the right.
 pub fn may(caller: &Caller, action: Action) -> Result<(), Refusal> {
-    match (caller, action) {
-        (Caller::Admin, _) | (Caller::Public { .. }, Action::Read | Action::Build) => Ok(()),
-        (Caller::Public { .. }, _) => Err(Refusal(action)),
+    match caller {
+        Caller::Admin => Ok(()),
+        Caller::Public { rights, .. } if rights.allow(action) => Ok(()),
+        Caller::Public { rejected, .. } => Err(Refusal::NoToken(action, rejected.clone())),
+        Caller::Token { grant, .. } if grant.has_ended(SystemTime::now()) => {
+            Err(Refusal::Ended(action, grant.name.clone()))
+        }
+        Caller::Token { grant, .. } if grant.rights.allow(action) => Ok(()),
+        Caller::Token { grant, .. } => Err(Refusal::Lacking(action, grant.name.clone())),
     }
+}
+
+/// Allows an action on what has this name (of a derivation or of a store path, without its hash), or refuses
+/// it. An output has the name of its derivation, with that of the output behind it.
+///
+/// # Errors
+/// The caller lacks the right, or has it for other names.
+pub fn may_for(caller: &Caller, action: Action, name: &str) -> Result<(), Refusal> {
+    may(caller, action)?;
+    let Caller::Token { grant, .. } = caller else { return Ok(()) };
+    let matches = |pattern: &NamePattern| pattern.matches(name.strip_suffix(".drv").unwrap_or(name));
+    if grant.only.is_empty() || grant.only.iter().any(matches) {
+        return Ok(());
+    }
+    Err(Refusal::OtherName { action, token: grant.name.clone(), name: name.to_owned() })
 }
 
 impl Caller {
@@ -65,7 +167,7 @@ impl Caller {
     #[must_use]
     pub fn address(&self) -> Option<IpAddr> {
         match self {
-            Self::Public { address, .. } => Some(*address),
+            Self::Public { address, .. } | Self::Token { address, .. } => Some(*address),
             Self::Admin => None,
         }
     }
@@ -73,20 +175,68 @@ impl Caller {
     /// True for another cache of our kind, which must not be kept waiting for a build.
     #[must_use]
     pub fn is_relay(&self) -> bool {
-        matches!(self, Self::Public { via, .. } if !via.is_empty())
+        matches!(self, Self::Public { via, .. } | Self::Token { via, .. } if !via.is_empty())
     }
 
     /// The caller as requests to upstreams tell of it.
     #[must_use]
     pub fn asker(&self) -> Asker {
         match self {
-            Self::Public { address, via } => Asker { via: via.clone(), client: Some(*address) },
+            Self::Public { address, via, .. } | Self::Token { address, via, .. } => {
+                Asker { via: via.clone(), client: Some(*address) }
+            }
             Self::Admin => Asker::default(),
+        }
+    }
+
+    /// The token that it has shown.
+    #[must_use]
+    pub fn grant(&self) -> Option<&Arc<Grant>> {
+        match self {
+            Self::Token { grant, .. } => Some(grant),
+            Self::Public { .. } | Self::Admin => None,
+        }
+    }
+
+    /// The reason why a token that it has shown is not valid.
+    #[must_use]
+    pub fn rejected(&self) -> Option<&Rejection> {
+        match self {
+            Self::Public { rejected, .. } => {
+                rejected.as_ref().filter(|reason| **reason != Rejection::Foreign)
+            }
+            Self::Token { .. } | Self::Admin => None,
         }
     }
 }
 
+impl Grant {
+    /// True from its expiry or revocation on.
+    #[must_use]
+    pub fn has_ended(&self, now: SystemTime) -> bool {
+        self.revoked.load(Ordering::Acquire) || self.expires_at.is_some_and(|end| end <= now)
+    }
+}
+
 impl Action {
+    /// All actions, in the order in which people read of them.
+    pub const ALL: [Self; 8] = [
+        Self::Read,
+        Self::Build,
+        Self::Push,
+        Self::Vouch,
+        Self::Refresh,
+        Self::Cancel,
+        Self::Pin,
+        Self::Admin,
+    ];
+
+    /// The right of this name.
+    #[must_use]
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|action| action.name() == name)
+    }
+
     /// Name of the right.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -103,29 +253,112 @@ impl Action {
     }
 }
 
+impl Rights {
+    /// These rights with another one.
+    #[must_use]
+    pub fn with(self, action: Action) -> Self {
+        Self(self.0 | 1 << action as u8)
+    }
+
+    /// These rights with others.
+    #[must_use]
+    pub fn and(self, others: Self) -> Self {
+        Self(self.0 | others.0)
+    }
+
+    /// True where the action is allowed; the right to administer allows every one.
+    #[must_use]
+    pub fn allow(self, action: Action) -> bool {
+        self.0 & (1 << action as u8 | 1 << Action::Admin as u8) != 0
+    }
+}
+
+impl FromIterator<Action> for Rights {
+    fn from_iter<I: IntoIterator<Item = Action>>(actions: I) -> Self {
+        actions.into_iter().fold(Self::default(), Self::with)
+    }
+}
+
+impl Refusal {
+    /// The action that was refused.
+    #[must_use]
+    pub fn action(&self) -> Action {
+        match self {
+            Self::NoToken(action, _) | Self::Lacking(action, _) | Self::Ended(action, _) => *action,
+            Self::OtherName { action, .. } => *action,
+        }
+    }
+
+    /// True where another token, or one at all, is what would help.
+    #[must_use]
+    pub fn wants_token(&self) -> bool {
+        matches!(self, Self::NoToken(..) | Self::Ended(..))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn anyone_may_read_and_build_and_only_an_administrator_may_change_anything() {
-        let public =
-            Caller::Public { address: "192.0.2.1".parse().expect("an address"), via: Via::default() };
-        for (action, allowed) in [
-            (Action::Read, true),
-            (Action::Build, true),
-            (Action::Push, false),
-            (Action::Vouch, false),
-            (Action::Refresh, false),
-            (Action::Cancel, false),
-            (Action::Pin, false),
-            (Action::Admin, false),
-        ] {
-            assert_eq!(may(&public, action), if allowed { Ok(()) } else { Err(Refusal(action)) });
-            assert_eq!(may(&Caller::Admin, action), Ok(()));
+    fn public(rights: &[Action]) -> Caller {
+        Caller::Public {
+            address: "192.0.2.1".parse().expect("an address"),
+            via: Via::default(),
+            rights: rights.iter().copied().collect(),
+            rejected: None,
         }
-        let refusal = Refusal(Action::Pin).to_string();
-        assert!(refusal.contains("the right \"pin\"") && refusal.contains("command line"), "{refusal}");
+    }
+
+    fn token(rights: &[Action], only: &[&str]) -> Caller {
+        Caller::Token {
+            grant: Arc::new(Grant {
+                id: 1,
+                name: "ci".to_owned(),
+                rights: rights.iter().copied().collect(),
+                only: only.iter().map(|pattern| NamePattern::new(*pattern)).collect(),
+                queued_max: None,
+                expires_at: None,
+                revoked: AtomicBool::new(false),
+            }),
+            address: "192.0.2.1".parse().expect("an address"),
+            via: Via::default(),
+        }
+    }
+
+    #[test]
+    fn a_caller_may_do_what_its_rights_say_and_an_administrator_everything() {
+        let rights = [Action::Read, Action::Pin];
+        for action in Action::ALL {
+            let allowed = rights.contains(&action);
+            assert_eq!(may(&public(&rights), action).is_ok(), allowed, "{action:?}");
+            assert_eq!(may(&token(&rights, &[]), action).is_ok(), allowed, "{action:?}");
+            assert_eq!(may(&Caller::Admin, action), Ok(()));
+            assert_eq!(may(&token(&[Action::Admin], &[]), action), Ok(()));
+            assert_eq!(Action::parse(action.name()), Some(action));
+        }
+        let refusal = may(&public(&rights), Action::Push).expect_err("refused").to_string();
+        assert!(refusal.contains("the right \"push\"") && refusal.contains("ondine token new"), "{refusal}");
+        let refusal = may(&token(&rights, &[]), Action::Push).expect_err("refused").to_string();
+        assert!(refusal.contains("token ci lacks the right \"push\""), "{refusal}");
+    }
+
+    #[test]
+    fn a_token_may_be_bound_to_names() {
+        let bound = token(&[Action::Push], &["hello*", "exact"]);
+        for (name, allowed) in [("hello-2.12", true), ("exact", true), ("exact.drv", true), ("other", false)]
+        {
+            assert_eq!(may_for(&bound, Action::Push, name).is_ok(), allowed, "{name}");
+        }
+        assert!(may_for(&bound, Action::Build, "exact").is_err());
+        assert!(may_for(&token(&[Action::Push], &[]), Action::Push, "anything").is_ok());
+    }
+
+    #[test]
+    fn a_token_that_is_revoked_allows_nothing_from_then_on() {
+        let caller = token(&[Action::Push], &[]);
+        assert_eq!(may(&caller, Action::Push), Ok(()));
+        caller.grant().expect("a token").revoked.store(true, Ordering::Release);
+        assert!(may(&caller, Action::Push).is_err_and(|refusal| refusal.wants_token()));
     }
 
     #[test]
@@ -133,6 +366,8 @@ mod tests {
         let caller = |via: &'static str| Caller::Public {
             address: "192.0.2.1".parse().expect("an address"),
             via: Via::parse([via].into_iter()),
+            rights: Rights::default(),
+            rejected: None,
         };
         assert!(!caller("1.1 varnish").is_relay() && !Caller::Admin.is_relay());
         let relay = caller("1.1 ondine-0123456789abcdfg");

@@ -18,6 +18,7 @@ pub mod build;
 pub mod catalogue;
 
 pub mod adopt;
+pub mod auth;
 pub mod caller;
 pub mod compare;
 pub mod retention;
@@ -40,6 +41,7 @@ pub mod causes;
 pub mod client;
 pub mod decode;
 pub mod escape;
+pub mod name_pattern;
 pub mod room;
 pub mod tail_file;
 pub mod tasks;

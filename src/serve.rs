@@ -21,6 +21,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use crate::auth::Auth;
 use crate::http::{AppState, Listener, PublicUrl, Service};
 use crate::recover::Recovery;
 use crate::retry::Retry;
@@ -28,7 +29,7 @@ use crate::state_dir::{INDEX, LEDGER, NARS, using};
 use crate::substitute::Substitute;
 use crate::tasks::{Supervisor, Tasks};
 use crate::{
-    build, catalogue, http, key, nar_store, nix, recover, retention, state_dir, substitute, upstream,
+    auth, build, catalogue, http, key, nar_store, nix, recover, retention, state_dir, substitute, upstream,
 };
 
 use builds::Builds;
@@ -85,6 +86,8 @@ pub struct Settings {
     pub nar_store: nar_store::Settings,
     /// Retention of NARs.
     pub retention: retention::Settings,
+    /// Rights of clients without a token.
+    pub auth: auth::Settings,
     /// Behaviour towards clients.
     pub http: http::Settings,
 }
@@ -97,6 +100,7 @@ pub struct Server {
     daemons: Daemons,
     caches: Caches,
     builds: Builds,
+    auth: Auth,
     tasks: Tasks,
     supervisor: Supervisor,
     stop: watch::Sender<bool>,
@@ -149,6 +153,7 @@ impl Server {
             builds: builds.scheduler.clone(),
             tasks: tasks.clone(),
         };
+        let auth = Auth::open(storage.index.clone(), settings.auth).await?;
         let (public, address) = systemd::listeners(settings.listen)?;
         let public_url = settings.http.public_url.clone();
         let url = public_url.unwrap_or_else(|| PublicUrl::of_listener(address, &host_name()));
@@ -161,6 +166,7 @@ impl Server {
             retry,
             logs: storage.logs.clone(),
             daemon_logs: daemons.logs.clone(),
+            auth: auth.clone(),
             builds: builds.scheduler.clone(),
             names: builds.names.clone(),
             catalogue: builds.catalogue.clone(),
@@ -184,6 +190,7 @@ impl Server {
             daemons,
             caches,
             builds,
+            auth,
             tasks,
             supervisor,
             stop,
@@ -206,6 +213,11 @@ impl Server {
         let url = self.url.to_string();
         systemd::start(&tasks, &self.builds.scheduler, &url);
         self.builds.start(&tasks);
+        let auth = self.auth.clone();
+        tasks.restarted("token-uses", move || {
+            let auth = auth.clone();
+            async move { auth.maintain().await }
+        });
         let serving = http::serve(self.listeners, self.service);
         systemd::ready(&url);
         let stopping = async {
@@ -234,6 +246,10 @@ impl Server {
                 );
             }
             Err(_) => tracing::info!("recorded a part of the uses of the last minutes in {WRITE_USES_FOR:?}"),
+        }
+        if let Ok(Err(error)) = timeout(CLOSE_FOR, self.auth.record_uses()).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "cannot record the last uses of tokens");
         }
         // An index that is not closed in time takes the next start some milliseconds.
         let _ = timeout(CLOSE_FOR, index.close()).await;

@@ -7,10 +7,11 @@ use tokio::time::Instant;
 use super::Tools;
 use super::attribute::AttributePath;
 use super::error::RefreshError;
-use super::settings::{NamePattern, Permission, SetSettings};
+use super::settings::{Permission, SetSettings};
 use super::setup::Setup;
 use super::source::{self, Target};
 use super::walk::{Task, Walk};
+use crate::name_pattern::NamePattern;
 
 /// Attributes that are evaluated for one pattern; where it stands for more, it denies by name alone.
 const TARGETS_MAX: usize = 200;

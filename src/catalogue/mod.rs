@@ -41,7 +41,7 @@ pub use error::RefreshError;
 pub use names::{NameResolver, NoSuchName, ResolvedName};
 pub use refresh::Refresher;
 pub use sandbox::Isolation;
-pub use settings::{Evaluation, Indexing, NamePattern, SetName, SetSettings, SetSource, Settings};
+pub use settings::{Evaluation, Indexing, SetName, SetSettings, SetSource, Settings};
 
 /// The package sets, as those who ask see them; clones share it.
 #[derive(Clone)]

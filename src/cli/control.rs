@@ -76,6 +76,19 @@ pub(super) fn post(
     follow_request(WriteMethod::Post, state_dir, path, serde_json::to_vec(arguments)?.into())
 }
 
+/// Body of the answer to a POST with arguments.
+///
+/// # Errors
+/// When the server cannot be reached or reports an error.
+pub(super) fn exchange(
+    state_dir: &Path,
+    path: &str,
+    arguments: &impl serde::Serialize,
+) -> anyhow::Result<String> {
+    let body: Bytes = serde_json::to_vec(arguments)?.into();
+    super::runtime()?.block_on(async { whole(ask(state_dir, Method::POST, path, body).await?).await })
+}
+
 fn follow_request(
     action: WriteMethod,
     state_dir: &Path,

@@ -11,6 +11,7 @@ mod man;
 #[cfg(test)]
 mod page;
 mod retention;
+mod token;
 mod try_out;
 
 use std::path::{Path, PathBuf};
@@ -90,6 +91,9 @@ enum Command {
     ///
     /// It fails when something is corrupt and was not repaired.
     Fsck(retention::Fsck),
+    /// Makes, lists and revokes tokens of a running server, which give clients rights.
+    #[command(subcommand)]
+    Token(token::TokenCommand),
     /// Rebuilds a lost or damaged index from the records beside the NARs, while no server runs.
     ///
     /// An index that was there is kept as index.damaged.sqlite.
@@ -150,6 +154,7 @@ impl Cli {
             Command::Unpin(unpin) => return unpin.run(),
             Command::Gc(gc) => return gc.run(),
             Command::Fsck(fsck) => return fsck.run(),
+            Command::Token(token) => return token.run(),
             Command::Recover(state_dir) => {
                 log::to_stderr();
                 let store_dir = nix::Environment::from_env()?.store_dir;

@@ -7,7 +7,8 @@ use super::draft::SettingsDraft;
 use super::error::{Location, Problem};
 use super::raw::{RawContent, RawTable, RawValue};
 use super::setting::{Bool, Bytes, DefaultValue, List, OneOf, Setting, Table, Text, Time, TimeOr};
-use crate::catalogue::{AttributePath, Evaluation, Indexing, NamePattern, SetName, SetSettings, SetSource};
+use crate::catalogue::{AttributePath, Evaluation, Indexing, SetName, SetSettings, SetSource};
+use crate::name_pattern::NamePattern;
 use crate::nix;
 
 pub(super) const WITHIN: &str = " in [[catalogue]]";

@@ -24,7 +24,7 @@ use draft::SettingsDraft;
 pub use error::Error;
 use error::{Problem, nearest};
 use raw::{RawContent, RawTable};
-pub(crate) use setting::bytes;
+pub(crate) use setting::{bytes, lifetime};
 
 /// Settings as they are written: their names are known, nothing of their values.
 #[derive(Clone, Debug, Default)]

@@ -5,14 +5,15 @@
 use schemars::SchemaGenerator;
 
 use super::api::{
-    AttributeDetails, AttributePage, CheckRequest, CollectRequest, PackageSet, PackageSetDetails,
-    PathDetails, PinView, QueueStatus, RememberedFailure, RequestDetails, RetryRequest, ServerStatus,
+    AttributeDetails, AttributePage, CheckRequest, CollectRequest, IssueRequest, IssuedToken, PackageSet,
+    PackageSetDetails, PathDetails, PinView, QueueStatus, RememberedFailure, RequestDetails, RetryRequest,
+    ServerStatus, TokenView,
 };
 use super::endpoint::{Content, Endpoint, Verb};
 use super::traffic::RouteLabel;
 use super::{
     by_name, catalogue, failures, info, listing, log, maintenance, nar, narinfo, openapi, pins, realisation,
-    status,
+    status, tokens,
 };
 use crate::caller::Action;
 
@@ -213,6 +214,25 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         summary: "checks the index against the files of the NAR store",
         body: Some(SchemaGenerator::subschema_for::<CheckRequest>),
         ..Endpoint::api(Verb::Post, "/api/v1/fsck", Action::Admin, maintenance::check)
+    },
+    Endpoint {
+        label: RouteLabel::Change,
+        answer: Content::Json(SchemaGenerator::subschema_for::<Vec<TokenView>>),
+        summary: "tokens, without their secrets",
+        ..Endpoint::api(Verb::Get, "/api/v1/tokens", Action::Admin, tokens::list)
+    },
+    Endpoint {
+        label: RouteLabel::Change,
+        answer: Content::Json(SchemaGenerator::subschema_for::<IssuedToken>),
+        summary: "makes a token, and shows it this one time",
+        body: Some(SchemaGenerator::subschema_for::<IssueRequest>),
+        ..Endpoint::api(Verb::Post, "/api/v1/tokens", Action::Admin, tokens::issue)
+    },
+    Endpoint {
+        label: RouteLabel::Change,
+        answer: Content::Lines,
+        summary: "revokes the token of a name or number",
+        ..Endpoint::api(Verb::Delete, "/api/v1/tokens/<name>", Action::Admin, tokens::revoke)
     },
 ];
 

@@ -13,7 +13,7 @@ use hyper::header::{self, HeaderName};
 use super::answer::{self, Answer};
 use super::api::{ErrorBody, ErrorReason, ServerStatus};
 use super::traffic::RequestOutcome;
-use crate::caller::Refusal;
+use crate::caller::{Refusal, Rejection};
 use crate::catalogue::NoSuchName;
 use crate::index;
 use crate::model::FailureClass;
@@ -48,6 +48,10 @@ pub(super) enum Error {
     Missing(Box<Missing>),
     BadRequest(String),
     Refused(Refusal),
+    /// The token of the request is not valid.
+    Rejected(Rejection),
+    /// The address of the request has a token in it, which it never should.
+    TokenInAddress,
     /// Other methods are answered, named as in the header Allow.
     MethodNotAllowed(String),
     /// The request's body has more than so many bytes.
@@ -86,7 +90,9 @@ impl Error {
     /// The answer for these readers.
     pub(super) fn answer(self, audience: Audience) -> Answer {
         let status = self.status(audience);
-        let header = self.header();
+        let header = self
+            .header()
+            .filter(|(name, _)| *name != header::WWW_AUTHENTICATE || status == StatusCode::UNAUTHORIZED);
         let mut answer = match (audience, self) {
             (Audience::Cache | Audience::Person, Self::Unknown) => return unknown_path(),
             (Audience::Cache | Audience::Person, Self::Missing(missing))
@@ -120,8 +126,9 @@ impl Error {
             }
             (Self::Missing(_), _) => StatusCode::NOT_FOUND,
             (Self::Internal(_), Audience::Api) => StatusCode::INTERNAL_SERVER_ERROR,
-            (Self::BadRequest(_), _) => StatusCode::BAD_REQUEST,
-            (Self::Refused(_), _) => StatusCode::FORBIDDEN,
+            (Self::BadRequest(_) | Self::TokenInAddress, _) => StatusCode::BAD_REQUEST,
+            (Self::Refused(refusal), _) if !refusal.wants_token() => StatusCode::FORBIDDEN,
+            (Self::Refused(_) | Self::Rejected(_), _) => StatusCode::UNAUTHORIZED,
             (Self::TooLarge(_), _) => StatusCode::PAYLOAD_TOO_LARGE,
             (Self::TooSlow, _) => StatusCode::REQUEST_TIMEOUT,
         }
@@ -130,8 +137,11 @@ impl Error {
     fn reason(&self) -> ErrorReason {
         match self {
             Self::NotFound(_) | Self::Unknown | Self::Missing(_) => ErrorReason::NotFound,
-            Self::BadRequest(_) | Self::RangeNotSatisfiable(_) => ErrorReason::BadRequest,
-            Self::Refused(_) => ErrorReason::Refused,
+            Self::BadRequest(_) | Self::TokenInAddress | Self::RangeNotSatisfiable(_) => {
+                ErrorReason::BadRequest
+            }
+            Self::Refused(refusal) if !refusal.wants_token() => ErrorReason::Refused,
+            Self::Refused(_) | Self::Rejected(_) => ErrorReason::Unauthorized,
             Self::MethodNotAllowed(_) => ErrorReason::MethodNotAllowed,
             Self::TooLarge(_) => ErrorReason::TooLarge,
             Self::TooSlow => ErrorReason::TooSlow,
@@ -143,7 +153,7 @@ impl Error {
     /// The right that was lacking.
     fn right(&self) -> Option<&'static str> {
         match self {
-            Self::Refused(Refusal(action)) => Some(action.name()),
+            Self::Refused(refusal) => Some(refusal.action().name()),
             _ => None,
         }
     }
@@ -152,6 +162,10 @@ impl Error {
         match self {
             Self::MethodNotAllowed(allowed) => Some((header::ALLOW, allowed.clone())),
             Self::RangeNotSatisfiable(bytes) => Some((header::CONTENT_RANGE, format!("bytes */{bytes}"))),
+            Self::Refused(refusal) if !refusal.wants_token() => None,
+            Self::Refused(_) | Self::Rejected(_) => {
+                Some((header::WWW_AUTHENTICATE, "Basic realm=\"ondine\"".to_owned()))
+            }
             // What is left of the body is not read.
             Self::TooLarge(_) | Self::TooSlow => Some((header::CONNECTION, "close".to_owned())),
             _ => None,
@@ -167,6 +181,12 @@ impl Error {
             Self::Unknown => Missing::Unknown.to_string(),
             Self::Missing(missing) => missing.to_string(),
             Self::Refused(refusal) => refusal.to_string(),
+            Self::Rejected(rejection) => rejection.to_string(),
+            Self::TokenInAddress => {
+                "the address has a token in it, which proxies and shells may have recorded: \
+                                     revoke it, and send another one in netrc or in the header Authorization"
+                    .to_owned()
+            }
             Self::MethodNotAllowed(allowed) => format!("only {allowed} are answered here"),
             Self::TooLarge(bytes_max) => format!("the body of the request has more than {bytes_max} bytes"),
             Self::TooSlow => "the body of the request did not arrive in time".to_owned(),
@@ -248,7 +268,8 @@ mod tests {
 
     #[test]
     fn a_cache_client_gets_404_for_everything_that_it_cannot_have_and_others_a_true_status() {
-        let refused = || Error::Refused(Refusal(Action::Pin));
+        let refused = || Error::Refused(Refusal::Lacking(Action::Pin, "ci".to_owned()));
+        let no_token = || Error::Refused(Refusal::NoToken(Action::Pin, None));
         for (error, cache, person, api) in [
             (&(|| Error::not_found("x")) as &dyn Fn() -> Error, 404, 404, 404),
             (&|| Missing::Unknown.into(), 404, 404, 404),
@@ -257,6 +278,8 @@ mod tests {
             (&|| Error::Internal("x".to_owned()), 404, 503, 500),
             (&|| Error::BadRequest("x".to_owned()), 404, 400, 400),
             (&refused, 404, 403, 403),
+            (&no_token, 404, 401, 401),
+            (&|| Error::Rejected(Rejection::Unknown), 404, 401, 401),
             (&|| Error::TooLarge(1), 404, 413, 413),
             (&|| Error::TooSlow, 404, 408, 408),
             (&|| Error::MethodNotAllowed("GET, HEAD".to_owned()), 405, 405, 405),
@@ -274,10 +297,11 @@ mod tests {
     async fn an_error_is_text_for_people_and_json_with_a_word_for_programs() {
         let told = text(Error::Unknown.answer(Audience::Cache)).await;
         assert!(told.starts_with("unknown: ") && told.ends_with(&format!("{REMEMBERED}\n")), "{told}");
-        let told = text(Error::Refused(Refusal(Action::Pin)).answer(Audience::Api)).await;
+        let refused = Refusal::Lacking(Action::Pin, "ci".to_owned());
+        let told = text(Error::Refused(refused).answer(Audience::Api)).await;
         let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
         assert_eq!((told["reason"].as_str(), told["right"].as_str()), (Some("refused"), Some("pin")));
-        assert!(told["error"].as_str().is_some_and(|text| text.contains("command line")), "{told}");
+        assert!(told["error"].as_str().is_some_and(|text| text.contains("token ci lacks")), "{told}");
         let told = text(Error::not_found("no such set").answer(Audience::Api)).await;
         assert!(!told.contains("right") && told.contains("\"not-found\""), "{told}");
     }

@@ -21,8 +21,8 @@ pub(super) fn home(call: Call<'_>) -> Option<ResponseFuture> {
          extra-substituters = {url}\n    \
          extra-trusted-public-keys = {key}\n\n\
          {REMEMBERED}\n\n{}\n\
-         The same below /cached/, where nothing is built. POST and DELETE\n\
-         are for the command line on the server's machine.\n",
+         The same below /cached/, where nothing is built. PUT, POST and\n\
+         DELETE need a token, or the command line on the server's machine.\n",
         list(call.service.endpoints())
     );
     Some(ResponseFuture::ready(answer::ready(answer::TEXT, text)))

@@ -31,6 +31,7 @@ mod route;
 mod server;
 mod status;
 mod stream_body;
+mod tokens;
 mod traffic;
 
 use std::sync::Arc;
@@ -41,6 +42,7 @@ use hyper::body::Incoming;
 use hyper::{HeaderMap, Method, Request, header};
 use tokio::sync::watch;
 
+use crate::auth::{Auth, has_token};
 use crate::build::{Failures, Logs, Scheduler};
 use crate::caller::{Caller, may};
 use crate::catalogue::{Catalogue, NameResolver};
@@ -54,10 +56,11 @@ use crate::upstream::{Upstreams, Via};
 use address::Peer;
 pub use address::{PublicUrl, TrustedProxies};
 pub(crate) use api::{
-    AttributeLine, AttributePage, CheckRequest, CollectRequest, PinView, RememberedFailure, RetryRequest,
+    AttributeLine, AttributePage, CheckRequest, CollectRequest, IssueRequest, IssuedToken, PinView,
+    RememberedFailure, RetryRequest, TokenView,
 };
 use call::Call;
-use endpoint::Endpoint;
+use endpoint::{Endpoint, Verb};
 use endpoints::ENDPOINTS;
 use error::{Audience, Error};
 use pattern::is_for_programs;
@@ -103,6 +106,8 @@ pub struct AppState {
     pub logs: Logs,
     /// Logs of all builds that the Nix daemon did.
     pub daemon_logs: DaemonLogs,
+    /// Tokens of clients.
+    pub auth: Auth,
     /// The queue.
     pub builds: Scheduler,
     /// Package sets.
@@ -176,10 +181,16 @@ impl Service {
     fn caller(&self, headers: &HeaderMap, peer: Option<Peer>) -> Caller {
         let Some(peer) = peer else { return Caller::Admin };
         let via = headers.get_all(header::VIA).iter().filter_map(|value| value.to_str().ok());
-        Caller::Public {
-            address: peer.client(headers, &self.state.settings.trusted_proxies),
-            via: Via::parse(via),
-        }
+        let via = Via::parse(via);
+        let address = peer.client(headers, &self.state.settings.trusted_proxies);
+        let auth = &self.state.auth;
+        let rejected =
+            match headers.get(header::AUTHORIZATION).map(|value| auth.authenticate(value.as_bytes())) {
+                Some(Ok(grant)) => return Caller::Token { grant, address, via },
+                Some(Err(rejection)) => Some(rejection),
+                None => None,
+            };
+        Caller::Public { address, via, rights: auth.public(), rejected }
     }
 
     /// Finds the endpoint, has the caller's right to it checked, and calls its handler.
@@ -196,6 +207,9 @@ impl Service {
                 if is_for_programs(without_cached(sent)) { Audience::Api } else { Audience::Person };
             (RouteLabel::Unknown, audience, ResponseFuture::failed(error))
         };
+        if has_token(sent) || query.is_some_and(has_token) {
+            return unanswered(Error::TokenInAddress);
+        }
         let no_such_address = || Error::NotFound(route::hint(without_cached(sent)));
         let address = Address::parse(sent, query);
         let found = match &address {
@@ -208,8 +222,8 @@ impl Service {
                 _ => no_such_address(),
             });
         };
-        if let Err(refusal) = may(&caller, endpoint.action) {
-            return (endpoint.label, endpoint.audience, ResponseFuture::failed(Error::Refused(refusal)));
+        if let Err(error) = admit(endpoint, &caller) {
+            return (endpoint.label, endpoint.audience, ResponseFuture::failed(error));
         }
         let call = Call {
             service: self,
@@ -229,5 +243,15 @@ impl Service {
             Some(future) => (endpoint.label, endpoint.audience, future),
             None => unanswered(no_such_address()),
         }
+    }
+}
+
+/// Refuses a caller that lacks the right to an endpoint. One whose token is not valid is refused, too, save
+/// where a client of Nix reads what everyone may: its netrc may be older than the server.
+fn admit(endpoint: &Endpoint, caller: &Caller) -> Result<(), Error> {
+    let reads_cache = endpoint.audience == Audience::Cache && endpoint.verb == Verb::Get;
+    match caller.rejected() {
+        Some(rejection) if !reads_cache => Err(Error::Rejected(rejection.clone())),
+        _ => may(caller, endpoint.action).map_err(Error::Refused),
     }
 }

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use hyper::{Method, Request};
 
+use crate::auth::has_token;
+
 /// Upper bounds of the histogram's buckets, in seconds. Answers from memory count in the first.
 const SECONDS: [f64; 9] = [0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, f64::INFINITY];
 /// Time between two summary lines in the log.
@@ -27,7 +29,7 @@ pub(super) enum RouteLabel {
     Page,
     Api,
     Monitoring,
-    /// A change, which needs a right that clients on the network do not have.
+    /// A change, which needs a right that clients without a token do not have.
     Change,
     Unknown,
 }
@@ -297,8 +299,11 @@ impl AccessLine {
     /// The line, if an access log is written. Queries stay out of it: they may hold secrets.
     pub(super) fn of<B>(request: &Request<B>, client: Option<IpAddr>) -> Option<Box<Self>> {
         let wanted = tracing::enabled!(target: ACCESS, tracing::Level::DEBUG);
-        let line =
-            || Self { method: request.method().clone(), path: request.uri().path().to_owned(), client };
+        let line = || {
+            let path = request.uri().path();
+            let path = if has_token(path) { "(a token)" } else { path }.to_owned();
+            Self { method: request.method().clone(), path, client }
+        };
         wanted.then(|| Box::new(line()))
     }
 

@@ -1,12 +1,13 @@
 //! Plain types that several parts of the server share: served paths and their NARs, failures, package sets,
-//! the queue, retention. No behaviour beyond what follows from the data itself; nothing here reads, writes or
-//! waits.
+//! the queue, retention, tokens. No behaviour beyond what follows from the data itself; nothing here reads,
+//! writes or waits.
 
 mod catalogue;
 mod failure;
 mod path;
 mod queue;
 mod retention;
+mod token;
 
 pub use catalogue::{
     AttributeName, AttributeRow, Attributed, DemandRow, Generation, GenerationSize, Maker, NewGeneration,
@@ -16,3 +17,4 @@ pub use failure::{Failure, FailureClass};
 pub use path::{Comparison, Counts, Hit, NarRow, PathRow, UpstreamNar};
 pub use queue::{DurationRow, RequestRow};
 pub use retention::{Candidate, Cursor, Decision, Evicted, EvictionBounds, PinRow};
+pub use token::{NewToken, TokenRow};

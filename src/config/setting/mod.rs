@@ -10,7 +10,7 @@ use super::error::{Location, Problem, nearest};
 use super::raw::{RawContent, RawTable, RawValue};
 pub(super) use forms::{Bool, Bytes, List, Number, OneOf, SomeOf, Text, Time, TimeOr};
 pub(super) use tables::{Table, Tables};
-pub(crate) use units::bytes;
+pub(crate) use units::{bytes, lifetime};
 
 /// A setting whose value goes into a `T`.
 pub(super) struct Setting<T: 'static> {

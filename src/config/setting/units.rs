@@ -22,6 +22,14 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
     humantime::parse_duration(text).ok()
 }
 
+/// A duration with its unit, for a flag of a command.
+///
+/// # Errors
+/// When the text is no duration; the error says how to write one.
+pub(crate) fn lifetime(text: &str) -> Result<Duration, String> {
+    duration(text).ok_or_else(|| "expected a duration (12h, 90d)".to_owned())
+}
+
 /// The duration in the largest unit that divides it: `250s`, `1h`.
 pub(super) fn show_duration(duration: Duration) -> String {
     let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];

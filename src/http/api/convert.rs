@@ -5,10 +5,11 @@ use std::time::SystemTime;
 use super::types::{
     AttributeLine, CacheCounts, EvaluationFailure, EvaluationTime, PackageSetGeneration, PathComparison,
     PinView, QueueStatus, RememberedFailure, RequestPhase, RequestPlace, RequestStatus, RunningBuild,
+    TokenView,
 };
 use crate::build::{Outlook, QueueView, RequestState, RequestView, RunningView};
 use crate::catalogue::Indexing;
-use crate::model::{AttributeRow, Comparison, Counts, Failure, Generation, PinRow};
+use crate::model::{AttributeRow, Comparison, Counts, Failure, Generation, NewToken, PinRow, TokenRow};
 
 /// Unix seconds of a time; 0 for one before 1970.
 pub fn unix_seconds(time: SystemTime) -> u64 {
@@ -19,6 +20,22 @@ impl From<Counts> for CacheCounts {
     fn from(counts: Counts) -> Self {
         let Counts { paths, nars, nar_bytes, failures, reproduced, not_reproduced } = counts;
         Self { paths, nars, nar_bytes, failures, reproduced, not_reproduced }
+    }
+}
+
+impl From<TokenRow> for TokenView {
+    fn from(TokenRow { id, token, used_at }: TokenRow) -> Self {
+        let NewToken { name, rights, patterns, created_at, expires_at, queued_max, .. } = token;
+        Self {
+            id,
+            name,
+            rights,
+            only: patterns,
+            created_at: unix_seconds(created_at),
+            expires_at: expires_at.map(unix_seconds),
+            used_at: used_at.map(unix_seconds),
+            max_queued: queued_max,
+        }
     }
 }
 

@@ -23,6 +23,8 @@ pub struct ErrorBody {
 pub enum ErrorReason {
     /// 400: the request is not understood.
     BadRequest,
+    /// 401: this needs a token, or a valid one.
+    Unauthorized,
     /// 403: the caller may not do this.
     Refused,
     /// 404: there is no such thing.
@@ -65,6 +67,48 @@ pub struct CheckRequest {
 pub struct RetryRequest {
     /// Only forgets the failure: the next request builds.
     pub forget_only: bool,
+}
+
+/// Arguments of `POST /api/v1/tokens`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct IssueRequest {
+    /// Name for people; one token has it.
+    pub name: String,
+    /// Names of rights: `read`, `build`, `push`, `vouch`, `refresh`, `cancel`, `pin`, `admin`.
+    pub rights: Vec<String>,
+    /// Patterns of the names that may be pushed, built and pinned; empty for all names.
+    pub only: Vec<String>,
+    /// Seconds until it expires; null for never.
+    pub expires_seconds: Option<u64>,
+    /// Requests for builds that it may have waiting; null for no limit of its own.
+    pub max_queued: Option<u64>,
+}
+
+/// A token that was made.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+pub struct IssuedToken {
+    pub id: u64,
+    /// The token itself, which is not kept: it is shown this one time.
+    pub token: String,
+}
+
+/// A token on record.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+pub struct TokenView {
+    pub id: u64,
+    pub name: String,
+    pub rights: Vec<String>,
+    /// Patterns of the names that it is bound to; empty for all names.
+    pub only: Vec<String>,
+    /// Unix seconds.
+    pub created_at: u64,
+    /// Unix seconds; null for never.
+    pub expires_at: Option<u64>,
+    /// Unix seconds; null before the first use.
+    pub used_at: Option<u64>,
+    /// Requests for builds that it may have waiting; null for no limit of its own.
+    pub max_queued: Option<u64>,
 }
 
 /// The server, its cache and its queue.

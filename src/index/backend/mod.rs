@@ -7,6 +7,7 @@ mod catalogue;
 mod changes;
 mod paths;
 mod retention;
+mod tokens;
 mod upkeep;
 
 use std::pin::Pin;
@@ -21,6 +22,7 @@ pub use catalogue::{Generations, PackageSets};
 pub use changes::{Changes, Follower};
 pub use paths::{Comparisons, Nars, Paths, RealisationStore, UpstreamNars};
 pub use retention::{Pins, RetentionStore};
+pub use tokens::Tokens;
 pub use upkeep::{Recovered, RecoveryStore, Unfit, Upkeep};
 
 /// An answer under way. Boxed, which costs little beside a database; whatever is asked for most is answered
@@ -42,6 +44,7 @@ pub trait Backend:
     + DemandStore
     + PackageSets
     + Generations
+    + Tokens
     + Upkeep
     + RecoveryStore
     + Send

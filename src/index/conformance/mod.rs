@@ -4,6 +4,7 @@
 mod catalogue;
 mod realisations;
 mod retention;
+mod tokens;
 
 use super::memory_backend::MemoryBackend;
 use super::samples::{path, row};
@@ -12,6 +13,7 @@ use super::{Index, Sqlite};
 use catalogue::*;
 use realisations::*;
 use retention::*;
+use tokens::*;
 
 /// Room for narinfos in memory.
 const NARINFO_BYTES: u64 = 64 * 1024;
@@ -52,6 +54,8 @@ promises! {
     one_that_needs_another_path_than_its_dependency_names_is_not_whole,
     a_use_counts_for_all_that_is_referred_to_as_soon_as_something_is_to_be_evicted,
     what_is_evicted_is_not_served_any_more_and_remembered_for_those_who_ask_for_its_nar,
+    a_token_is_read_as_it_was_recorded_and_neither_its_name_nor_its_number_is_given_twice,
+    the_last_use_of_a_token_is_the_latest_that_was_recorded,
 }
 
 #[tokio::test]

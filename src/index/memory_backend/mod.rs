@@ -6,6 +6,7 @@ mod builds;
 mod catalogue;
 mod paths;
 mod retention;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::future::ready;
@@ -17,7 +18,9 @@ use narinfo::{NarHash, Realisation, StorePath, StorePathHash};
 use tokio::sync::mpsc;
 
 use super::backend::{Backend, BackendFuture, Changes, Follower, Recovered, RecoveryStore, Unfit, Upkeep};
-use crate::model::{Comparison, DemandRow, DurationRow, Failure, NarRow, PathRow, RequestRow, UpstreamNar};
+use crate::model::{
+    Comparison, DemandRow, DurationRow, Failure, NarRow, PathRow, RequestRow, TokenRow, UpstreamNar,
+};
 use catalogue::Sets;
 
 /// An index in memory; clones share it.
@@ -41,6 +44,8 @@ struct State {
     demand: Vec<DemandRow>,
     prebuilt: (u64, Duration),
     sets: Sets,
+    tokens: BTreeMap<u64, TokenRow>,
+    last_token: u64,
     /// Number of writes so far: orders what has no other order.
     writes: u64,
     sequence: u64,

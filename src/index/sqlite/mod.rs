@@ -22,6 +22,7 @@ mod realisation;
 mod recovery;
 mod rows;
 mod stored;
+mod token;
 mod upstream;
 
 use std::path::Path;

@@ -217,3 +217,16 @@ CREATE TABLE prebuilt (
     day    INTEGER PRIMARY KEY NOT NULL,
     millis INTEGER NOT NULL
 ) STRICT;
+
+-- Tokens of clients: see src/auth. The secret itself is nowhere.
+CREATE TABLE token (
+    id         INTEGER PRIMARY KEY AUTOINCREMENT NOT NULL, -- never used twice
+    name       TEXT NOT NULL UNIQUE,
+    digest     BLOB NOT NULL,           -- SHA-256 of the secret
+    rights     TEXT NOT NULL,           -- names, separated by spaces
+    patterns   TEXT NOT NULL,           -- of names that it is bound to, one a line; none for all names
+    created_at INTEGER NOT NULL,        -- Unix seconds
+    expires_at INTEGER,                 -- Unix seconds; null for never
+    queued_max INTEGER,                 -- requests that it may have waiting; null for no limit of its own
+    used_at    INTEGER                  -- Unix seconds, roughly; null before the first use
+) STRICT;
