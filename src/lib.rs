@@ -4,6 +4,8 @@
 //! other way. The formats (store paths, narinfos, NARs, signatures) are in the crate `narinfo`.
 
 pub mod cli;
+pub mod remote;
+
 pub mod config;
 pub mod serve;
 

@@ -10,7 +10,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("ondine: {error:#}");
-            ExitCode::FAILURE
+            ondine::cli::exit_code(&error)
         }
     }
 }

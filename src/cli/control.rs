@@ -1,34 +1,61 @@
-//! Requests to a running server over its control socket, in the HTTP of its API.
+//! Requests of commands to a server: which one, and its answers printed.
 
-use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
-use hyper::header;
-use hyper::{Method, Request, Response};
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
+use anyhow::bail;
+use clap::Args;
 
-use crate::escape::Lines;
-use crate::serve::CONTROL_SOCKET;
+use super::StateDir;
+use crate::remote::{Error, Remote, Reply, ServerAddress, ServerChoice, reason};
+use crate::upstream::Credentials;
 
-/// Bytes of a response, or of one line of it, at most.
-const RESPONSE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes of one line of a response at most.
+const LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Error for a response in an unknown form.
 pub(super) const OTHER_VERSION: &str =
     "the server's response cannot be parsed; run the command with the version of ondine that the server runs";
+
+/// The server of a command that can be run on another machine.
+#[derive(Args, Clone, Debug)]
+pub(super) struct ServerArgs {
+    /// URL of the server [default: `server` in ~/.config/ondine/config.toml, else the server on this machine]
+    #[arg(long, env = "ONDINE_SERVER", hide_env_values = true, value_name = "URL")]
+    server: Option<String>,
+    /// File with a token [default: the variable ONDINE_TOKEN, ~/.config/ondine/config.toml, or a netrc file]
+    #[arg(long, env = "ONDINE_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    #[command(flatten)]
+    state_dir: StateDir,
+}
+
+impl ServerArgs {
+    /// A client of the server.
+    pub(super) fn connect(self) -> Result<Remote, Error> {
+        let state_dir = self.state_dir.named();
+        let default_state_dir = self.state_dir.path().ok();
+        ServerChoice { server: self.server, token_file: self.token_file, state_dir, default_state_dir }
+            .connect()
+    }
+}
+
+fn local(state_dir: &Path) -> Result<Remote, Error> {
+    Remote::new(ServerAddress::of_state_dir(state_dir), Credentials::default())
+}
+
+/// The path from the server's address on.
+fn relative(path: &str) -> &str {
+    path.trim_start_matches('/')
+}
 
 /// Body of `GET path` from the server of `state_dir`.
 ///
 /// # Errors
 /// When the server cannot be reached or reports an error.
 pub(super) fn get(state_dir: &Path, path: &str) -> anyhow::Result<String> {
-    super::runtime()?.block_on(async { whole(ask(state_dir, Method::GET, path, Bytes::new()).await?).await })
+    let remote = local(state_dir)?;
+    Ok(super::runtime()?.block_on(async { remote.get(relative(path)).await?.text().await })?)
 }
 
 /// Prints the body of `GET path`.
@@ -36,8 +63,8 @@ pub(super) fn get(state_dir: &Path, path: &str) -> anyhow::Result<String> {
 /// # Errors
 /// When the server cannot be reached, or reports an error in a body that was printed all the same.
 pub(super) fn show(state_dir: &Path, path: &str) -> anyhow::Result<ExitCode> {
-    let body = super::runtime()?
-        .block_on(async { body(ask(state_dir, Method::GET, path, Bytes::new()).await?).await })?;
+    let remote = local(state_dir)?;
+    let body = super::runtime()?.block_on(remote.body_of(relative(path)))?;
     match body {
         Ok(text) => print!("{text}"),
         Err(text) => {
@@ -61,7 +88,15 @@ pub(super) enum WriteMethod {
 /// # Errors
 /// When the server cannot be reached or reports an error.
 pub(super) fn follow(action: WriteMethod, state_dir: &Path, path: &str) -> anyhow::Result<ExitCode> {
-    follow_request(action, state_dir, path, Bytes::new())
+    let remote = local(state_dir)?;
+    super::runtime()?.block_on(async {
+        let path = relative(path);
+        print_lines(match action {
+            WriteMethod::Post => remote.post_nothing(path).await?,
+            WriteMethod::Delete => remote.delete(path).await?,
+        })
+        .await
+    })
 }
 
 /// The same for a POST with arguments.
@@ -73,7 +108,8 @@ pub(super) fn post(
     path: &str,
     arguments: &impl serde::Serialize,
 ) -> anyhow::Result<ExitCode> {
-    follow_request(WriteMethod::Post, state_dir, path, serde_json::to_vec(arguments)?.into())
+    let remote = local(state_dir)?;
+    super::runtime()?.block_on(async { print_lines(remote.post(relative(path), arguments).await?).await })
 }
 
 /// Body of the answer to a POST with arguments.
@@ -85,92 +121,24 @@ pub(super) fn exchange(
     path: &str,
     arguments: &impl serde::Serialize,
 ) -> anyhow::Result<String> {
-    let body: Bytes = serde_json::to_vec(arguments)?.into();
-    super::runtime()?.block_on(async { whole(ask(state_dir, Method::POST, path, body).await?).await })
+    let remote = local(state_dir)?;
+    Ok(super::runtime()?.block_on(async { remote.post(relative(path), arguments).await?.text().await })?)
 }
 
-fn follow_request(
-    action: WriteMethod,
-    state_dir: &Path,
-    path: &str,
-    body: Bytes,
-) -> anyhow::Result<ExitCode> {
-    let method = match action {
-        WriteMethod::Post => Method::POST,
-        WriteMethod::Delete => Method::DELETE,
-    };
-    super::runtime()?.block_on(async {
-        let mut response = ask(state_dir, method, path, body).await?;
-        if !response.status().is_success() {
-            return whole(response).await.map(|_| ExitCode::FAILURE);
-        }
-        let (mut exit_code, mut line) = (ExitCode::SUCCESS, Vec::new());
-        while let Some(frame) = response.frame().await {
-            let frame = frame.context("the connection was closed before the end: has the server stopped?")?;
-            for byte in frame.data_ref().into_iter().flatten() {
-                if *byte == b'\n' {
-                    if line.starts_with(b"failed:") {
-                        exit_code = ExitCode::FAILURE;
-                    }
-                    println!("{}", String::from_utf8_lossy(&line));
-                    line.clear();
-                } else if line.len() < RESPONSE_BYTES_MAX {
-                    line.push(*byte);
+async fn print_lines(mut reply: Reply) -> anyhow::Result<ExitCode> {
+    let (mut exit_code, mut line) = (ExitCode::SUCCESS, Vec::new());
+    while let Some(chunk) = reply.next_chunk().await? {
+        for byte in chunk {
+            if byte == b'\n' {
+                if line.starts_with(b"failed:") {
+                    exit_code = ExitCode::FAILURE;
                 }
+                println!("{}", String::from_utf8_lossy(&line));
+                line.clear();
+            } else if line.len() < LINE_BYTES_MAX {
+                line.push(byte);
             }
         }
-        Ok(exit_code)
-    })
-}
-
-async fn ask(
-    state_dir: &Path,
-    method: Method,
-    path: &str,
-    body: Bytes,
-) -> anyhow::Result<Response<Incoming>> {
-    let socket = state_dir.join(CONTROL_SOCKET);
-    let stream = UnixStream::connect(&socket).await.map_err(|error| {
-        let advice = unreachable_advice(&error);
-        anyhow::Error::new(error).context(format!("{}: {advice}", socket.display()))
-    })?;
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    tokio::spawn(connection);
-    let request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
-    Ok(sender.send_request(request.body(Full::new(body))?).await?)
-}
-
-/// Advice for someone who cannot reach the server.
-fn unreachable_advice(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            "this user may not use the server's control socket: run the command as the user that runs the \
-             server, or as root"
-        }
-        _ => "no server answers here; is it running, with this state directory (--state-dir)?",
     }
-}
-
-async fn whole(response: Response<Incoming>) -> anyhow::Result<String> {
-    body(response).await?.map_err(|text| anyhow::anyhow!("{}", reason(&text)))
-}
-
-/// The body, as `Err` where the server reports an error.
-async fn body(response: Response<Incoming>) -> anyhow::Result<Result<String, String>> {
-    let is_error = !response.status().is_success();
-    let collected = Limited::new(response.into_body(), RESPONSE_BYTES_MAX).collect().await;
-    let collected =
-        collected.map_err(|error| anyhow::anyhow!(error)).context("the response cannot be read")?;
-    let text = String::from_utf8_lossy(&collected.to_bytes()).into_owned();
-    Ok(if is_error { Err(text) } else { Ok(text) })
-}
-
-/// The server's reason, from a body that reports an error.
-fn reason(text: &str) -> String {
-    #[derive(serde::Deserialize)]
-    struct ErrorReply {
-        error: String,
-    }
-    let error = serde_json::from_str(text).map(|ErrorReply { error }| error);
-    Lines(error.unwrap_or_else(|_| text.trim_end().to_owned())).to_string()
+    Ok(exit_code)
 }

@@ -2,6 +2,7 @@
 //! Output meant for people and scripts goes to stdout, the log to stderr.
 
 mod attributes;
+mod build_log;
 mod completions;
 mod control;
 mod failures;
@@ -13,6 +14,8 @@ mod page;
 mod retention;
 mod token;
 mod try_out;
+mod use_server;
+mod why;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,6 +26,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::catalogue::SetName;
 use crate::config::{self, RawSettings, StateDir};
 use crate::nix;
+use crate::remote::{self, ErrorClass};
 use crate::serve::{self, Server};
 pub use completions::complete;
 use control::WriteMethod;
@@ -30,6 +34,13 @@ use control::WriteMethod;
 /// Threads of the runtime, whose tasks wait most of the time. Connections of clients, and work that takes a
 /// core, have threads of their own.
 const THREADS: usize = 2;
+
+/// Exit code for a wrong command line, or settings that are missing.
+const USAGE: u8 = 2;
+/// Exit code for a server that cannot be reached.
+const UNREACHABLE: u8 = 3;
+/// Exit code for a server that refuses.
+const REFUSED: u8 = 4;
 
 /// A Nix binary cache that builds what it is missing.
 #[derive(Debug, Parser)]
@@ -56,6 +67,18 @@ enum Command {
     CheckConfig(Box<CheckConfig>),
     /// Prints the queue and the cache of a running server as JSON.
     Status(StateDir),
+    /// Checks a server, and shows or writes the lines by which the Nix of this machine uses it.
+    ///
+    /// It says if Nix trusts the user, whose nix.conf is ignored otherwise. Doing it again changes nothing.
+    Use(use_server::Use),
+    /// Prints the log of a build.
+    ///
+    /// Of a running build it prints what is there so far.
+    Log(build_log::BuildLog),
+    /// Explains the state of something on a server: served, building, failed or unknown, why, and what to do.
+    ///
+    /// It fails for what is not served and will not be built.
+    Why(why::Why),
     /// Refreshes a package set of a running server, or all of them, and shows the progress.
     ///
     /// It fails when a refresh fails.
@@ -147,6 +170,9 @@ impl Cli {
             Command::CheckConfig(check) => check.run()?,
             Command::Status(state_dir) => return control::show(&state_dir.path()?, "/api/v1/status"),
             Command::Refresh { name, state_dir } => return refresh(name.as_deref(), &state_dir.path()?),
+            Command::Use(use_server) => return use_server.run(),
+            Command::Log(log) => return log.run(),
+            Command::Why(why) => return why.run(),
             Command::Failures(failures) => return failures.run(),
             Command::Retry(retry) => return retry.run(),
             Command::Attributes(attributes) => return attributes.run(),
@@ -232,6 +258,17 @@ fn unknown_variables() -> impl Iterator<Item = String> {
     config::unknown_variables().into_iter().map(|(name, nearest)| {
         format!("the variable {name} is ignored, since there is no such setting; did you mean {nearest}?")
     })
+}
+
+/// Exit code for a command that failed.
+#[must_use]
+pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref().map(remote::Error::class) {
+        Some(ErrorClass::Usage) => ExitCode::from(USAGE),
+        Some(ErrorClass::Unreachable) => ExitCode::from(UNREACHABLE),
+        Some(ErrorClass::Refused) => ExitCode::from(REFUSED),
+        Some(ErrorClass::Other) | None => ExitCode::FAILURE,
+    }
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

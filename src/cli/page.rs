@@ -12,10 +12,23 @@ const INTRODUCTION: &str = "\
 <!-- Generated from src/cli. Do not edit: change the commands there, then run
      UPDATE=1 cargo test --lib page -->
 
-Commands print results to stdout, and errors and the log to stderr. The exit code is 0 on success, 1 on
-failure and 2 for a wrong command line. Commands that talk to a running server use the control socket in its
-state directory: run them as the server's user or as root. Control characters in text from others are
-escaped (`\\u{1b}`).
+Commands print results to stdout, and errors and the log to stderr. Control characters in text from others
+are escaped (`\\u{1b}`).
+
+| exit code | |
+|---|---|
+| 0 | success |
+| 1 | failure |
+| 2 | wrong command line, or a setting that is missing |
+| 3 | the server cannot be reached |
+| 4 | the server refuses |
+
+Commands for administrators use the control socket in the server's state directory: run them as the server's
+user or as root. Commands for users take the server from `--server`, else from the user's file
+`~/.config/ondine/config.toml`, else they use the control socket. That file has the keys `server`, and `token`
+or `token-file`. A token comes from `--token-file`, the variable `ONDINE_TOKEN`, the server's URL, the user's
+file (for the server that it names), or a netrc file: `NETRC` or `~/.netrc`, then those of Nix. Any user name
+will do there.
 
 The variable `ONDINE_LOG` filters the log: a level (`error`, `warn`, `info`, `debug`, `trace`), or levels for
 parts of the program, such as `info,ondine::build=debug`.

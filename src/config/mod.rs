@@ -52,10 +52,17 @@ impl RawSettings {
         Ok(draft.finish(&self.0)?)
     }
 
+    fn named_state_dir(&self) -> Option<PathBuf> {
+        match self.0.get("state-dir").map(|value| &value.content) {
+            Some(RawContent::Text(path)) => Some(path.into()),
+            _ => None,
+        }
+    }
+
     /// The state directory that these settings name, or the default one.
     fn state_dir(&self) -> Result<PathBuf, Problem> {
-        if let Some(RawContent::Text(path)) = self.0.get("state-dir").map(|value| &value.content) {
-            return Ok(path.into());
+        if let Some(path) = self.named_state_dir() {
+            return Ok(path);
         }
         let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
         variable("STATE_DIRECTORY")
@@ -66,6 +73,12 @@ impl RawSettings {
 }
 
 impl StateDir {
+    /// The directory that a flag or a variable names.
+    #[must_use]
+    pub fn named(&self) -> Option<PathBuf> {
+        self.0.named_state_dir()
+    }
+
     /// The directory that is named, or the default one.
     ///
     /// # Errors
@@ -80,7 +93,10 @@ impl StateDir {
 #[must_use]
 pub fn unknown_variables() -> Vec<(String, String)> {
     let mut known: Vec<String> = table::settings().map(|setting| flags::variable(setting.name)).collect();
-    known.extend(["ONDINE_CONFIG", "ONDINE_LOG"].map(str::to_owned));
+    known.extend(
+        ["ONDINE_CONFIG", "ONDINE_LOG", "ONDINE_SERVER", "ONDINE_TOKEN", "ONDINE_TOKEN_FILE"]
+            .map(str::to_owned),
+    );
     let written = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
     let unknown = written.filter(|name| name.starts_with("ONDINE_") && !known.contains(name));
     unknown.map(|name| (name.clone(), nearest(&name, known.iter().map(String::as_str)))).collect()

@@ -11,11 +11,18 @@ const VARIABLES: [&str; 2] = ["NIX_SSL_CERT_FILE", "SSL_CERT_FILE"];
 
 /// Certificate authorities, or the reason for which there are none.
 #[derive(Clone, Debug)]
-pub(super) struct Authorities(Result<Vec<Certificate>, String>);
+pub struct Authorities(Result<Vec<Certificate>, String>);
 
 impl Authorities {
+    /// None, for those who verify nothing.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(Ok(Vec::new()))
+    }
+
     /// Those that the environment names.
-    pub(super) fn load() -> Self {
+    #[must_use]
+    pub fn load() -> Self {
         let named = VARIABLES.into_iter().find_map(|name| {
             let file = env::var_os(name).filter(|file| !file.is_empty())?;
             Some((name, file))
@@ -42,12 +49,14 @@ impl Authorities {
     }
 
     /// The certificates; none where there are none.
-    pub(super) fn certificates(&self) -> Vec<Certificate> {
+    #[must_use]
+    pub fn certificates(&self) -> Vec<Certificate> {
         self.0.clone().unwrap_or_default()
     }
 
     /// The reason for which nothing can be verified, if so.
-    pub(super) fn lacking(&self) -> Option<&str> {
+    #[must_use]
+    pub fn lacking(&self) -> Option<&str> {
         self.0.as_ref().err().map(String::as_str)
     }
 }

@@ -95,6 +95,12 @@ impl Credentials {
         Self { login, query }
     }
 
+    /// A token alone.
+    #[must_use]
+    pub fn of_token(token: String) -> Self {
+        Self { login: Some(Login::Bearer(token)), query: None }
+    }
+
     /// True without any credentials.
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -133,8 +139,29 @@ impl Credentials {
         }
     }
 
+    /// Adds what this netrc file has for the host, where there is no login yet.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or has another form.
+    pub fn complete_from(&mut self, netrc: &NetrcFile, url: &Url) -> Result<(), Error> {
+        if self.login.is_none() {
+            self.complete(&netrc.read()?, url);
+        }
+        Ok(())
+    }
+
+    /// The password or the token, for the user's own files.
+    #[must_use]
+    pub fn password(&self) -> Option<&str> {
+        match &self.login {
+            None => None,
+            Some(Login::Basic { password: secret, .. } | Login::Bearer(secret)) => Some(secret),
+        }
+    }
+
     /// The address with the query that goes to its origin.
-    pub(super) fn extend(&self, mut url: Url) -> Url {
+    #[must_use]
+    pub fn extend(&self, mut url: Url) -> Url {
         if let Some(query) = &self.query {
             let all = match url.query() {
                 // A redirect may have kept it.
@@ -148,7 +175,7 @@ impl Credentials {
     }
 
     /// The request with the login.
-    pub(super) fn authorize(&self, request: RequestBuilder) -> RequestBuilder {
+    pub fn authorize(&self, request: RequestBuilder) -> RequestBuilder {
         match &self.login {
             None => request,
             Some(Login::Basic { user, password }) => request.basic_auth(user, Some(password)),

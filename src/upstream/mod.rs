@@ -24,7 +24,7 @@ use narinfo::{DrvOutput, NarHash, NarInfo, Realisation, StoreDir, StorePathHash}
 use tokio::task::JoinSet;
 
 use cache::{Cache, Said};
-use certificates::Authorities;
+pub use certificates::Authorities;
 pub use credentials::{Credentials, Error as CredentialsError, NetrcFile, without_secrets};
 use document::Document;
 use metrics::Metrics;

@@ -53,6 +53,27 @@ impl Client {
         process::run(self.launcher.command(program, arguments))
     }
 
+    /// `ondine` with these arguments as a user of this machine runs it.
+    #[track_caller]
+    pub fn ondine(&self, arguments: &[&str]) -> Finished {
+        process::run(self.ondine_command(arguments, &[]))
+    }
+
+    /// The same command with these variables more, not started.
+    #[track_caller]
+    pub fn ondine_command(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Command {
+        let mut launcher = self.launcher.clone();
+        for (name, value) in variables {
+            launcher = launcher.variable(name, value);
+        }
+        launcher.ondine(self.folder.path(), arguments)
+    }
+
+    /// The folder of the user's files.
+    pub fn home(&self) -> PathBuf {
+        self.folder.path().join("home")
+    }
+
     /// Asks the cache for store paths as a user does: `nix build`, signatures required, only that key
     /// trusted. To the end.
     #[track_caller]

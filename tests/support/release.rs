@@ -120,6 +120,21 @@ impl Launcher {
         command
     }
 
+    /// The program under test as one of this release's machine; `folder` is a temporary one.
+    #[track_caller]
+    pub fn ondine<S: AsRef<str>>(&self, folder: &Path, arguments: impl IntoIterator<Item = S>) -> Command {
+        let program = env!("CARGO_BIN_EXE_ondine");
+        if self.release == Release::Host {
+            return self.command(program, arguments);
+        }
+        // The chroot sees the temporary folder of the host, and with it what is laid over a file in it.
+        let place = folder.join("ondine");
+        std::fs::write(&place, "")
+            .unwrap_or_else(|error| panic!("cannot write {}: {error}", place.display()));
+        let place_text = place.to_str().expect("temporary folders have names in UTF-8").to_owned();
+        self.clone().bind(Path::new(program), &place).command(&place_text, arguments)
+    }
+
     fn entering(&self, program: &str) -> Command {
         let mut command = Command::new("unshare");
         command.arg("--mount");

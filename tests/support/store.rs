@@ -188,6 +188,11 @@ impl NixStore {
         self.launcher.clone().variable("NIX_REMOTE", "daemon").command(program, arguments)
     }
 
+    /// `ondine` with these arguments as a user of this machine runs it, whose Nix asks the daemon.
+    pub fn ondine(&self, arguments: &[&str]) -> Command {
+        self.launcher.clone().variable("NIX_REMOTE", "daemon").ondine(self.folder(), arguments)
+    }
+
     /// What `nix` prints with these arguments; a failure fails the test.
     #[track_caller]
     pub fn nix(&self, arguments: &[&str]) -> String {

@@ -11,10 +11,10 @@ use super::files::{
 /// Crates whose types stand in public signatures only within these places.
 const FOREIGN: [(&str, &[&str]); 14] = [
     ("rusqlite", &["src/index/sqlite/", "src/nix/database.rs"]),
-    ("hyper", &["src/http/", "src/cli/control.rs", "src/upstream/proxies.rs"]),
-    ("hyper_util", &["src/http/", "src/cli/control.rs", "src/upstream/proxies.rs"]),
+    ("hyper", &["src/http/", "src/upstream/proxies.rs"]),
+    ("hyper_util", &["src/http/", "src/upstream/proxies.rs"]),
     ("http_body_util", &["src/http/"]),
-    ("reqwest", &["src/upstream/"]),
+    ("reqwest", &["src/upstream/", "src/remote/"]),
     ("rustls", &["src/upstream/"]),
     ("clap", &["src/cli/", "src/config/"]),
     ("toml", &["src/config/"]),
@@ -232,12 +232,12 @@ fn sql_stands_in_the_index_and_beside_the_database_of_nix() {
 
 #[test]
 fn http_stands_at_the_edges() {
-    only_in(rust_files("src"), &["hyper"], &["src/http/", "src/cli/control.rs", "src/upstream/proxies.rs"]);
+    only_in(rust_files("src"), &["hyper"], &["src/http/", "src/upstream/proxies.rs"]);
 }
 
 #[test]
-fn other_caches_are_asked_in_one_place() {
-    only_in(rust_files("src"), &["reqwest"], &["src/upstream/", "src/config/upstream.rs"]);
+fn other_servers_are_asked_in_two_places() {
+    only_in(rust_files("src"), &["reqwest"], &["src/upstream/", "src/remote/", "src/config/upstream.rs"]);
 }
 
 #[test]

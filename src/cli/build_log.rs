@@ -1,0 +1,114 @@
+//! `ondine log`: the log of a build, whole or as it grows. Escape codes of builders act on no terminal.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anstream::adapter::StripBytes;
+use clap::Args;
+use narinfo::StorePath;
+
+use super::control::ServerArgs;
+use crate::escape::Lines;
+use crate::remote::{Error, Remote, Reply, path_part};
+
+/// Silence after which the log of a running build counts as read, where it is not followed.
+const IDLE_MAX: Duration = Duration::from_secs(1);
+/// Time between two looks for a build that has not begun.
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
+/// Bytes of a line that are shown together.
+const LINE_BYTES_MAX: usize = 64 * 1024;
+
+#[derive(Args, Debug)]
+pub(super) struct BuildLog {
+    /// Derivation, store path, hash of either, name of a package, or attribute of a package set
+    what: String,
+    /// Follows the log to the end of the build, and waits for the beginning of one that is queued
+    #[arg(long, short)]
+    follow: bool,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+impl BuildLog {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let remote = self.server.connect()?;
+        super::runtime()?.block_on(async {
+            let reply = open(&remote, &self.what, self.follow).await?;
+            print(reply, self.follow).await?;
+            Ok(ExitCode::SUCCESS)
+        })
+    }
+}
+
+/// Base name of a store path, wherever the store is.
+pub(super) fn base_name(what: &str) -> &str {
+    if what.starts_with('/') { what.rsplit('/').next().unwrap_or(what) } else { what }
+}
+
+async fn open(remote: &Remote, what: &str, follow: bool) -> Result<Reply, Error> {
+    let what = base_name(what);
+    loop {
+        // The address of a log needs a name, which only the server may know.
+        let name = match StorePath::parse(what) {
+            Ok(path) => path.to_string(),
+            Err(_) => {
+                let state = remote.explain(what).await?;
+                let unknown = || {
+                    let reason = state.reason.or(state.advice).unwrap_or_default();
+                    Error::NotFound(format!(
+                        "no log: {} is {}. {}",
+                        Lines(what),
+                        Lines(&state.state),
+                        Lines(reason)
+                    ))
+                };
+                state.derivation.ok_or_else(unknown)?
+            }
+        };
+        match remote.get(&format!("log/{}", path_part(&name))).await {
+            Err(Error::NotFound(_)) if follow && is_queued(remote, &name).await => {
+                tokio::time::sleep(POLL_INTERVAL).await;
+            }
+            other => return other,
+        }
+    }
+}
+
+async fn is_queued(remote: &Remote, name: &str) -> bool {
+    let state = remote.explain(name).await;
+    state.is_ok_and(|state| matches!(&*state.state, "queued" | "building"))
+}
+
+async fn print(mut reply: Reply, follow: bool) -> anyhow::Result<()> {
+    let is_growing = !reply.is_measured();
+    let (mut codes, mut line, mut out) = (StripBytes::new(), Vec::new(), io::stdout().lock());
+    loop {
+        let chunk = if is_growing && !follow {
+            let Ok(chunk) = tokio::time::timeout(IDLE_MAX, reply.next_chunk()).await else {
+                flush(&mut line, &mut out)?;
+                eprintln!("The build goes on; -f follows its log.");
+                return Ok(());
+            };
+            chunk?
+        } else {
+            reply.next_chunk().await?
+        };
+        let Some(chunk) = chunk else { break };
+        for plain in codes.strip_next(&chunk) {
+            for part in plain.split_inclusive(|byte| *byte == b'\n') {
+                line.extend_from_slice(part);
+                if line.ends_with(b"\n") || line.len() > LINE_BYTES_MAX {
+                    flush(&mut line, &mut out)?;
+                }
+            }
+        }
+    }
+    Ok(flush(&mut line, &mut out)?)
+}
+
+fn flush(line: &mut Vec<u8>, out: &mut impl Write) -> io::Result<()> {
+    write!(out, "{}", Lines(String::from_utf8_lossy(line)))?;
+    line.clear();
+    out.flush()
+}

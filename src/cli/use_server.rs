@@ -1,0 +1,232 @@
+//! `ondine use`: checks a server, and shows or writes the lines by which the Nix of this machine uses it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::Args;
+use narinfo::CacheInfo;
+
+use crate::escape::Line;
+use crate::nix::{Environment, netrc_file};
+use crate::remote::nix_conf::{self, ConfLine, ConfLines};
+use crate::remote::{self, Remote, ServerAddress, ServerChoice, ServerIdentity, Trust, programs};
+
+/// Mode of a new nix.conf: it has no secrets.
+const CONF_MODE: u32 = 0o644;
+/// Mode of a new netrc file.
+const NETRC_MODE: u32 = 0o600;
+/// A file that NixOS has.
+const NIXOS_MARK: &str = "/etc/NIXOS";
+
+#[derive(Args, Debug)]
+pub(super) struct Use {
+    /// URL of the server
+    #[arg(env = "ONDINE_SERVER", hide_env_values = true, value_name = "URL")]
+    server: String,
+    /// Adds the lines to nix.conf and, where there is a token, to a netrc file
+    #[arg(long)]
+    write: bool,
+    /// Means the nix.conf of the system instead of the user's
+    #[arg(long)]
+    system: bool,
+    /// Shows a NixOS module instead
+    #[arg(long, conflicts_with_all = ["write", "system"])]
+    nixos: bool,
+    /// File with a token [default: the variable ONDINE_TOKEN, ~/.config/ondine/config.toml, or a netrc file]
+    #[arg(long, env = "ONDINE_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+}
+
+/// The files to change.
+struct Files {
+    conf: PathBuf,
+    netrc: PathBuf,
+}
+
+impl Use {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        let choice = ServerChoice {
+            server: Some(self.server.clone()),
+            token_file: self.token_file.clone(),
+            ..ServerChoice::default()
+        };
+        let remote = choice.connect()?;
+        super::runtime()?.block_on(self.check_and_show(&remote))
+    }
+
+    async fn check_and_show(&self, remote: &Remote) -> anyhow::Result<ExitCode> {
+        let identity = check(remote).await?;
+        let url = remote.shown().to_owned();
+        let mut out = format!("{url} is Ondine {}", Line(&identity.version));
+        out += &format!("; its store directory is {}\n", Line(&identity.store_dir));
+        let settings = programs::settings().await?;
+        let lines = lines(&url, &identity, &settings);
+        if self.nixos {
+            print!("{out}\n{}", nixos(&lines, remote.credentials().has_login()));
+            return Ok(ExitCode::SUCCESS);
+        }
+        let files = self.files(&settings)?;
+        let trust = programs::trust(&settings).await;
+        let (mut lines, password) = (lines, remote.credentials().password());
+        if password.is_some() && settings.get("netrc-file").is_none_or(|file| Path::new(file) != files.netrc)
+        {
+            let value = files.netrc.display().to_string();
+            lines.0.push(ConfLine::Value { setting: "netrc-file", value });
+        }
+        print!("{out}");
+        let text = read(&files.conf)?;
+        let missing = lines.missing_in(&text);
+        if missing.is_empty() {
+            println!("\n{} has all lines that are needed.", files.conf.display());
+        } else {
+            let verb = if self.write { "Lines that are added to" } else { "Lines for" };
+            println!("\n{verb} {}:\n", files.conf.display());
+            missing.iter().for_each(|line| println!("    {}", line.text()));
+        }
+        if password.is_some() {
+            println!("\nThe token belongs to {}:\n", files.netrc.display());
+            println!("    machine {} login ondine password (the token)", host(remote));
+        }
+        println!("\n{}", self.about(trust));
+        if self.write {
+            self.write(trust, &files, &lines, &text, remote)?;
+        } else if !missing.is_empty() {
+            println!("Add them with: ondine use {url} --write{}", if self.system { " --system" } else { "" });
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn files(&self, settings: &BTreeMap<String, String>) -> anyhow::Result<Files> {
+        let of_system = netrc_file();
+        if self.system {
+            let conf = of_system.with_file_name("nix.conf");
+            let netrc = settings.get("netrc-file").map_or(of_system, PathBuf::from);
+            return Ok(Files { conf, netrc });
+        }
+        let folder =
+            remote::nix_conf_dir_of_user().context("HOME is not set, so there is no nix.conf of a user")?;
+        // A file that the user has named stays the one.
+        let named = settings.get("netrc-file").map(PathBuf::from).filter(|named| *named != of_system);
+        Ok(Files { conf: folder.join("nix.conf"), netrc: named.unwrap_or_else(|| folder.join("netrc")) })
+    }
+
+    /// Advice on the trust that the lines need.
+    fn about(&self, trust: Trust) -> &'static str {
+        match (self.system, trust) {
+            (true, _) => "The lines are in effect for every user once the Nix daemon was restarted.",
+            (false, Trust::Trusted) => "Nix trusts this user, so lines in the user's nix.conf are in effect.",
+            (false, Trust::NotTrusted) => {
+                "Nix does not trust this user: its daemon ignores substituters and keys in the user's nix.conf. Let an \
+                 administrator run the command with --system, or add the user to trusted-users."
+            }
+            (false, Trust::Unknown) => {
+                "Nix does not say if it trusts this user. If it ignores the lines, run the command with --system."
+            }
+        }
+    }
+
+    fn write(
+        &self,
+        trust: Trust,
+        files: &Files,
+        lines: &ConfLines,
+        text: &str,
+        remote: &Remote,
+    ) -> anyhow::Result<()> {
+        if !self.system && trust == Trust::NotTrusted {
+            bail!("nothing was written, since Nix would ignore it");
+        }
+        let environment = Environment::from_env()?;
+        for file in [&files.conf, &files.netrc] {
+            let is_managed = nix_conf::target(file).starts_with(environment.store_dir.to_string())
+                || (self.system && Path::new(NIXOS_MARK).exists());
+            if is_managed {
+                bail!(
+                    "{} is made by NixOS or another configuration, which would undo a change: add the lines there \
+                     (ondine use --nixos shows them)",
+                    file.display()
+                );
+            }
+        }
+        let wrote = |file: &Path, result: std::io::Result<()>| {
+            result.with_context(|| format!("cannot write {}", file.display()))?;
+            println!("Wrote {}.", file.display());
+            anyhow::Ok(())
+        };
+        // The token first: lines that need it are of no use before.
+        if let Some(password) = remote.credentials().password() {
+            let netrc = read(&files.netrc)?;
+            if let Some(text) = nix_conf::netrc_with(&netrc, &host(remote), password) {
+                wrote(&files.netrc, nix_conf::replace(&files.netrc, &text, NETRC_MODE))?;
+            }
+        }
+        match lines.added_to(text) {
+            Some(text) => wrote(&files.conf, nix_conf::replace(&files.conf, &text, CONF_MODE)),
+            None => Ok(()),
+        }
+    }
+}
+
+fn read(file: &Path) -> anyhow::Result<String> {
+    nix_conf::read(file).with_context(|| format!("cannot read {}", file.display()))
+}
+
+fn host(remote: &Remote) -> String {
+    match remote.address() {
+        ServerAddress::Url(url) => url.host_str().unwrap_or_default().to_owned(),
+        ServerAddress::Socket(_) => "localhost".to_owned(),
+    }
+}
+
+/// The server's description of itself, if it is one that this machine can use.
+async fn check(remote: &Remote) -> anyhow::Result<ServerIdentity> {
+    let info = remote.get("nix-cache-info").await?.text().await?;
+    let info = CacheInfo::parse(info.as_bytes())
+        .ok()
+        .filter(|_| info.contains("StoreDir"))
+        .ok_or_else(|| remote.not_ondine("its nix-cache-info is none"))?;
+    let identity = remote.identity().await?;
+    if identity.public_keys.is_empty() {
+        bail!("{} has no key to sign with, so no client can trust it", remote.shown());
+    }
+    let own = Environment::from_env()?.store_dir;
+    if info.store_dir != own {
+        bail!(
+            "{} serves paths of the store {}, but the Nix of this machine has {own}: it would use none of them",
+            remote.shown(),
+            info.store_dir
+        );
+    }
+    Ok(identity)
+}
+
+fn lines(url: &str, identity: &ServerIdentity, settings: &BTreeMap<String, String>) -> ConfLines {
+    let mut lines = vec![ConfLine::Item { setting: "substituters", value: url.to_owned() }];
+    // The first key is the one that clients are told to trust.
+    lines.extend(
+        identity
+            .public_keys
+            .first()
+            .map(|key| ConfLine::Item { setting: "trusted-public-keys", value: Line(key).to_string() }),
+    );
+    // Without it Nix builds derivations with preferLocalBuild or allowSubstitutes = false itself; releases
+    // before 2.19 do not know it.
+    if settings.contains_key("always-allow-substitutes") {
+        lines.push(ConfLine::Value { setting: "always-allow-substitutes", value: "true".to_owned() });
+    }
+    ConfLines(lines)
+}
+
+fn nixos(lines: &ConfLines, has_token: bool) -> String {
+    let settings: String = lines.0.iter().map(|line| format!("    {}\n", line.nixos())).collect();
+    let netrc = match has_token {
+        true => {
+            "    # A file outside of the store, with the line: machine HOST login ondine password TOKEN\n    netrc-file = \
+             \"/etc/nix/netrc\";\n"
+        }
+        false => "",
+    };
+    format!("{{\n  nix.settings = {{\n{settings}{netrc}  }};\n}}\n")
+}

@@ -1,0 +1,217 @@
+//! The server that a command speaks to and the token that it shows, from the command line, the environment, the
+//! user's file and netrc files, in this order. A token in the user's file is for the server in that file alone.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use reqwest::Url;
+use serde::Deserialize;
+
+use super::connection::{Remote, ServerAddress};
+use super::error::Error;
+use crate::upstream::{Credentials, NetrcFile};
+
+/// The variable with a token.
+const TOKEN_VARIABLE: &str = "ONDINE_TOKEN";
+/// The user's file, in the directory of their settings.
+const FILE: &str = "ondine/config.toml";
+/// Bytes of a token at most.
+const TOKEN_BYTES_MAX: usize = 4096;
+
+/// The server and the token as the command line gives them.
+#[derive(Clone, Debug, Default)]
+pub struct ServerChoice {
+    /// URL of the server.
+    pub server: Option<String>,
+    /// File with a token.
+    pub token_file: Option<PathBuf>,
+    /// State directory of a server on this machine, where one is named.
+    pub state_dir: Option<PathBuf>,
+    /// State directory of a server on this machine, where nothing is named.
+    pub default_state_dir: Option<PathBuf>,
+}
+
+/// The user's file.
+#[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+struct UserFile {
+    server: Option<String>,
+    token: Option<String>,
+    token_file: Option<PathBuf>,
+}
+
+impl ServerChoice {
+    /// A client of the server.
+    ///
+    /// # Errors
+    /// When no server is named, or a file cannot be read.
+    pub fn connect(&self) -> Result<Remote, Error> {
+        let file = UserFile::read()?;
+        let address = self.address(file.server.as_deref())?;
+        let (address, credentials) = match address {
+            Named::Socket(state_dir) => {
+                return Remote::new(ServerAddress::of_state_dir(&state_dir), Credentials::default());
+            }
+            Named::Url(url) => self.credentials(&url, &file)?,
+        };
+        Remote::new(address, credentials)
+    }
+
+    fn address(&self, of_file: Option<&str>) -> Result<Named, Error> {
+        if let Some(server) = self.server.as_deref().filter(|server| !server.is_empty()) {
+            return parse(server).map(Named::Url);
+        }
+        if let Some(state_dir) = &self.state_dir {
+            return Ok(Named::Socket(state_dir.clone()));
+        }
+        if let Some(server) = of_file {
+            return parse(server).map(Named::Url);
+        }
+        let here = self.default_state_dir.as_ref();
+        match here.filter(|dir| dir.join(crate::serve::CONTROL_SOCKET).exists()) {
+            Some(state_dir) => Ok(Named::Socket(state_dir.clone())),
+            None => Err(Error::Settings(format!(
+                "no server is named: give its address with --server URL, in the variable ONDINE_SERVER, or as \
+                 `server = \"URL\"` in {}",
+                shown_file()
+            ))),
+        }
+    }
+
+    /// The address without credentials, and the credentials.
+    fn credentials(&self, url: &Url, file: &UserFile) -> Result<(ServerAddress, Credentials), Error> {
+        let mut url = url.clone();
+        let of_url = Credentials::take_from(&mut url);
+        let is_of_file = file.server.as_deref().is_some_and(|server| {
+            parse(server).is_ok_and(|mut server| {
+                let _ = Credentials::take_from(&mut server);
+                server.origin() == url.origin()
+            })
+        });
+        let token = match (&self.token_file, env::var(TOKEN_VARIABLE).ok().filter(|token| !token.is_empty()))
+        {
+            (Some(file), _) => Some(read_token(file)?),
+            (None, Some(token)) => Some(checked(&token, TOKEN_VARIABLE)?),
+            (None, None) if of_url.has_login() => None,
+            (None, None) if is_of_file => file.token()?,
+            (None, None) => None,
+        };
+        let mut credentials = match token {
+            Some(token) => Credentials::of_token(token),
+            None => of_url,
+        };
+        for netrc in netrc_files() {
+            credentials.complete_from(&netrc, &url).map_err(|error| Error::Settings(error.to_string()))?;
+        }
+        Ok((ServerAddress::Url(url), credentials))
+    }
+}
+
+/// Place of a server, with credentials that its URL may have.
+enum Named {
+    Url(Url),
+    Socket(PathBuf),
+}
+
+/// The address of a server; one without a scheme is https, as people write them.
+pub(super) fn parse(server: &str) -> Result<Url, Error> {
+    // The text may have a password in it.
+    let wrong = || {
+        Error::Settings(
+            "the server's address is no URL: expected one such as https://cache.example.org".to_owned(),
+        )
+    };
+    let url = match server.contains("://") {
+        true => Url::parse(server),
+        false => Url::parse(&format!("https://{server}")),
+    };
+    let url = url.map_err(|_| wrong())?;
+    if matches!(url.scheme(), "http" | "https") && url.host_str().is_some() { Ok(url) } else { Err(wrong()) }
+}
+
+impl UserFile {
+    fn read() -> Result<Self, Error> {
+        let Some(place) = user_file() else { return Ok(Self::default()) };
+        let text = match fs::read_to_string(&place) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
+            Err(error) => {
+                return Err(Error::Settings(format!("{} cannot be read: {error}", place.display())));
+            }
+        };
+        // toml's own message shows the line, which may have the token.
+        toml::from_str(&text).map_err(|error: toml::de::Error| {
+            let before = error.span().map_or("", |span| &text[..span.start.min(text.len())]);
+            let line = before.matches('\n').count() + 1;
+            Error::Settings(format!(
+                "{}:{line}: expected `server`, `token` and `token-file`, each with a text in quotes",
+                place.display()
+            ))
+        })
+    }
+
+    fn token(&self) -> Result<Option<String>, Error> {
+        match (&self.token, &self.token_file) {
+            (Some(token), _) => checked(token, &shown_file()).map(Some),
+            (None, Some(file)) => read_token(file).map(Some),
+            (None, None) => Ok(None),
+        }
+    }
+}
+
+/// A token alone in a file.
+fn read_token(file: &Path) -> Result<String, Error> {
+    let text = fs::read_to_string(file).map_err(|error| {
+        Error::Settings(format!("the token file {} cannot be read: {error}", file.display()))
+    })?;
+    checked(text.trim(), &file.display().to_string())
+}
+
+/// The token, if it may be one. Its text is not shown.
+fn checked(token: &str, place: &str) -> Result<String, Error> {
+    let is_token = !token.is_empty() && token.len() <= TOKEN_BYTES_MAX;
+    if is_token && token.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Ok(token.to_owned());
+    }
+    Err(Error::Settings(format!(
+        "{place} holds no token: one word is expected, as `ondine token new` prints it"
+    )))
+}
+
+/// The user's netrc file, then Nix's: the files that `curl` and Nix read.
+fn netrc_files() -> Vec<NetrcFile> {
+    let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let mut files = Vec::new();
+    match variable("NETRC") {
+        Some(file) => files.push(NetrcFile::Named(file)),
+        None => files.extend(variable("HOME").map(|home| NetrcFile::OfNix(home.join(".netrc")))),
+    }
+    files.extend(nix_conf_dir_of_user().map(|dir| NetrcFile::OfNix(dir.join("netrc"))));
+    let system = variable("NIX_CONF_DIR").unwrap_or_else(|| "/etc/nix".into());
+    files.push(NetrcFile::OfNix(system.join("netrc")));
+    files
+}
+
+/// Directory of a user's settings.
+fn config_home() -> Option<PathBuf> {
+    let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable("XDG_CONFIG_HOME").or_else(|| variable("HOME").map(|home| home.join(".config")))
+}
+
+/// The directory of a user's nix.conf.
+#[must_use]
+pub fn nix_conf_dir_of_user() -> Option<PathBuf> {
+    config_home().map(|home| home.join("nix"))
+}
+
+/// The user's file with the server and a token.
+#[must_use]
+pub fn user_file() -> Option<PathBuf> {
+    config_home().map(|home| home.join(FILE))
+}
+
+/// The same, for messages.
+pub(super) fn shown_file() -> String {
+    user_file().map_or_else(|| format!("~/.config/{FILE}"), |file| file.display().to_string())
+}
