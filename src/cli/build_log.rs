@@ -10,7 +10,7 @@ use narinfo::StorePath;
 
 use super::control::ServerArgs;
 use crate::escape::Lines;
-use crate::remote::{Error, Remote, Reply, path_part};
+use crate::remote::{Error, Remote, ServerReply, path_part};
 
 /// Silence after which the log of a running build counts as read, where it is not followed.
 const IDLE_MAX: Duration = Duration::from_secs(1);
@@ -46,7 +46,7 @@ pub(super) fn base_name(what: &str) -> &str {
     if what.starts_with('/') { what.rsplit('/').next().unwrap_or(what) } else { what }
 }
 
-async fn open(remote: &Remote, what: &str, follow: bool) -> Result<Reply, Error> {
+async fn open(remote: &Remote, what: &str, follow: bool) -> Result<ServerReply, Error> {
     let what = base_name(what);
     loop {
         // The address of a log needs a name, which only the server may know.
@@ -80,7 +80,7 @@ async fn is_queued(remote: &Remote, name: &str) -> bool {
     state.is_ok_and(|state| matches!(&*state.state, "queued" | "building"))
 }
 
-async fn print(mut reply: Reply, follow: bool) -> anyhow::Result<()> {
+async fn print(mut reply: ServerReply, follow: bool) -> anyhow::Result<()> {
     let is_growing = !reply.is_measured();
     let (mut codes, mut line, mut out) = (StripBytes::new(), Vec::new(), io::stdout().lock());
     loop {

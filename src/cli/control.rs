@@ -7,7 +7,7 @@ use anyhow::bail;
 use clap::Args;
 
 use super::StateDir;
-use crate::remote::{Error, Remote, Reply, ServerAddress, ServerChoice, reason};
+use crate::remote::{Error, Remote, ServerAddress, ServerChoice, ServerReply, reason};
 use crate::upstream::Credentials;
 
 /// Bytes of one line of a response at most.
@@ -125,7 +125,7 @@ pub(super) fn exchange(
     Ok(super::runtime()?.block_on(async { remote.post(relative(path), arguments).await?.text().await })?)
 }
 
-async fn print_lines(mut reply: Reply) -> anyhow::Result<ExitCode> {
+async fn print_lines(mut reply: ServerReply) -> anyhow::Result<ExitCode> {
     let (mut exit_code, mut line) = (ExitCode::SUCCESS, Vec::new());
     while let Some(chunk) = reply.next_chunk().await? {
         for byte in chunk {

@@ -70,7 +70,7 @@ enum Command {
     /// Checks a server, and shows or writes the lines by which the Nix of this machine uses it.
     ///
     /// It says if Nix trusts the user, whose nix.conf is ignored otherwise. Doing it again changes nothing.
-    Use(use_server::Use),
+    Use(use_server::UseServer),
     /// Prints the log of a build.
     ///
     /// Of a running build it prints what is there so far.

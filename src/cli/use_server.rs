@@ -11,7 +11,7 @@ use narinfo::CacheInfo;
 use crate::escape::Line;
 use crate::nix::{Environment, netrc_file};
 use crate::remote::nix_conf::{self, ConfLine, ConfLines};
-use crate::remote::{self, Remote, ServerAddress, ServerChoice, ServerIdentity, Trust, programs};
+use crate::remote::{self, Remote, ServerAddress, ServerChoice, ServerIdentity, UserTrust, programs};
 
 /// Mode of a new nix.conf: it has no secrets.
 const CONF_MODE: u32 = 0o644;
@@ -21,7 +21,7 @@ const NETRC_MODE: u32 = 0o600;
 const NIXOS_MARK: &str = "/etc/NIXOS";
 
 #[derive(Args, Debug)]
-pub(super) struct Use {
+pub(super) struct UseServer {
     /// URL of the server
     #[arg(env = "ONDINE_SERVER", hide_env_values = true, value_name = "URL")]
     server: String,
@@ -45,7 +45,7 @@ struct Files {
     netrc: PathBuf,
 }
 
-impl Use {
+impl UseServer {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let choice = ServerChoice {
             server: Some(self.server.clone()),
@@ -113,15 +113,17 @@ impl Use {
     }
 
     /// Advice on the trust that the lines need.
-    fn about(&self, trust: Trust) -> &'static str {
+    fn about(&self, trust: UserTrust) -> &'static str {
         match (self.system, trust) {
             (true, _) => "The lines are in effect for every user once the Nix daemon was restarted.",
-            (false, Trust::Trusted) => "Nix trusts this user, so lines in the user's nix.conf are in effect.",
-            (false, Trust::NotTrusted) => {
+            (false, UserTrust::Trusted) => {
+                "Nix trusts this user, so lines in the user's nix.conf are in effect."
+            }
+            (false, UserTrust::NotTrusted) => {
                 "Nix does not trust this user: its daemon ignores substituters and keys in the user's nix.conf. Let an \
                  administrator run the command with --system, or add the user to trusted-users."
             }
-            (false, Trust::Unknown) => {
+            (false, UserTrust::Unknown) => {
                 "Nix does not say if it trusts this user. If it ignores the lines, run the command with --system."
             }
         }
@@ -129,13 +131,13 @@ impl Use {
 
     fn write(
         &self,
-        trust: Trust,
+        trust: UserTrust,
         files: &Files,
         lines: &ConfLines,
         text: &str,
         remote: &Remote,
     ) -> anyhow::Result<()> {
-        if !self.system && trust == Trust::NotTrusted {
+        if !self.system && trust == UserTrust::NotTrusted {
             bail!("nothing was written, since Nix would ignore it");
         }
         let environment = Environment::from_env()?;

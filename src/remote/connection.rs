@@ -1,5 +1,5 @@
-//! Requests to an Ondine server, by its URL or over the control socket of its state directory: one HTTP client
-//! for both. A redirect is not followed, since a token is for one server and no other.
+//! Requests to an Ondine server, by its URL or over the control socket of its state directory: one HTTP
+//! client for both. A redirect is not followed, since a token is for one server and no other.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::error::Error;
-use super::settings;
+use super::places::shown_file;
 use crate::causes::{causes, with_causes};
 use crate::escape::Lines;
 use crate::upstream::{Authorities, BUILDS_HEADER, Credentials};
@@ -54,7 +54,7 @@ pub struct Remote {
 
 /// A successful answer, whose body is still arriving.
 #[derive(Debug)]
-pub struct Reply {
+pub struct ServerReply {
     response: Response,
     server: String,
 }
@@ -123,7 +123,7 @@ impl Remote {
     ///
     /// # Errors
     /// When there is no successful answer.
-    pub async fn get(&self, path: &str) -> Result<Reply, Error> {
+    pub async fn get(&self, path: &str) -> Result<ServerReply, Error> {
         self.send(self.request(Method::GET, path)?, ANSWER_TIMEOUT).await
     }
 
@@ -131,7 +131,7 @@ impl Remote {
     ///
     /// # Errors
     /// When there is no successful answer.
-    pub async fn get_within(&self, path: &str, limit: Duration) -> Result<Reply, Error> {
+    pub async fn get_within(&self, path: &str, limit: Duration) -> Result<ServerReply, Error> {
         self.send(self.request(Method::GET, path)?, limit).await
     }
 
@@ -143,7 +143,7 @@ impl Remote {
         let sent = self.request(Method::GET, path)?.send().await;
         let response = sent.map_err(|error| self.unreachable(&error))?;
         let is_success = response.status().is_success();
-        let text = Reply { response, server: self.shown.clone() }.text().await?;
+        let text = ServerReply { response, server: self.shown.clone() }.text().await?;
         Ok(if is_success { Ok(text) } else { Err(text) })
     }
 
@@ -151,7 +151,7 @@ impl Remote {
     ///
     /// # Errors
     /// When there is no successful answer.
-    pub async fn delete(&self, path: &str) -> Result<Reply, Error> {
+    pub async fn delete(&self, path: &str) -> Result<ServerReply, Error> {
         self.send(self.request(Method::DELETE, path)?, ANSWER_TIMEOUT).await
     }
 
@@ -159,7 +159,7 @@ impl Remote {
     ///
     /// # Errors
     /// When there is no successful answer.
-    pub async fn post_nothing(&self, path: &str) -> Result<Reply, Error> {
+    pub async fn post_nothing(&self, path: &str) -> Result<ServerReply, Error> {
         self.send(self.request(Method::POST, path)?.header(CONTENT_LENGTH, 0), ANSWER_TIMEOUT).await
     }
 
@@ -167,7 +167,7 @@ impl Remote {
     ///
     /// # Errors
     /// When there is no successful answer.
-    pub async fn post(&self, path: &str, body: &impl Serialize) -> Result<Reply, Error> {
+    pub async fn post(&self, path: &str, body: &impl Serialize) -> Result<ServerReply, Error> {
         let body = serde_json::to_vec(body).map_err(|error| Error::Settings(error.to_string()))?;
         let request = self.request(Method::POST, path)?.header(CONTENT_TYPE, "application/json").body(body);
         self.send(request, ANSWER_TIMEOUT).await
@@ -183,7 +183,7 @@ impl Remote {
         media_type: &str,
         body: impl Into<Body>,
         bytes: u64,
-    ) -> Result<Reply, Error> {
+    ) -> Result<ServerReply, Error> {
         let request = self.request(Method::PUT, path)?.header(CONTENT_TYPE, media_type);
         let request = request.header(CONTENT_LENGTH, bytes).body(body);
         self.send(request, ANSWER_TIMEOUT + Duration::from_secs(bytes / UPLOAD_RATE_MIN)).await
@@ -194,7 +194,7 @@ impl Remote {
         Ok(self.credentials.authorize(self.client.request(method, self.credentials.extend(url))))
     }
 
-    async fn send(&self, request: RequestBuilder, limit: Duration) -> Result<Reply, Error> {
+    async fn send(&self, request: RequestBuilder, limit: Duration) -> Result<ServerReply, Error> {
         let sent = tokio::time::timeout(limit, request.send()).await;
         let response = sent.map_err(|_| Error::Unreachable {
             server: self.shown.clone(),
@@ -202,7 +202,7 @@ impl Remote {
         })?;
         let response = response.map_err(|error| self.unreachable(&error))?;
         if response.status().is_success() {
-            return Ok(Reply { response, server: self.shown.clone() });
+            return Ok(ServerReply { response, server: self.shown.clone() });
         }
         Err(self.error(response).await)
     }
@@ -218,11 +218,11 @@ impl Remote {
             return Error::Unreachable { server, reason };
         }
         let is_ondine = response.headers().contains_key(BUILDS_HEADER);
-        let reply = Reply { response, server: server.clone() };
+        let reply = ServerReply { response, server: server.clone() };
         let text = reply.text().await.unwrap_or_default();
         let reason = reason(&text);
         match code {
-            401 | 407 => Error::Unauthorized { server, reason, config: settings::shown_file() },
+            401 | 407 => Error::Unauthorized { server, reason, config: shown_file() },
             403 => Error::Refused { server, reason },
             _ if !is_ondine => Error::NotOndine {
                 server,
@@ -266,7 +266,7 @@ fn deepest(error: &reqwest::Error) -> String {
     if texts.is_empty() { "the request failed".to_owned() } else { last }
 }
 
-impl Reply {
+impl ServerReply {
     /// True if the server has said how many bytes there are: then the body is complete already.
     #[must_use]
     pub fn is_measured(&self) -> bool {

@@ -1,5 +1,5 @@
-//! Errors of a request to a server, in words for the person who typed the command. Must never have any part of
-//! a token.
+//! Errors of a request to a server, in words for the person who typed the command. Must never have any part
+//! of a token.
 
 /// The reason that a server did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -9,7 +9,7 @@ pub enum Error {
     Unreachable {
         /// The server.
         server: String,
-        /// What failed, and what to do.
+        /// The failure, and the way out.
         reason: String,
     },
     /// The connection ended before the answer did.
@@ -17,7 +17,7 @@ pub enum Error {
     Cut {
         /// The server.
         server: String,
-        /// What the connection ended with.
+        /// The end of the connection.
         reason: String,
     },
     /// Something else answers.
@@ -25,7 +25,7 @@ pub enum Error {
     NotOndine {
         /// The server.
         server: String,
-        /// How that shows.
+        /// The sign of that.
         reason: String,
     },
     /// The caller is not known.

@@ -33,7 +33,7 @@ pub struct RemoteState {
     pub failed_since: Option<u64>,
     /// Unix seconds from which the next request tries again.
     pub retry_at: Option<u64>,
-    /// What the reader can do.
+    /// The way out, where there is one.
     #[serde(default)]
     pub advice: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! What a server says of itself, as far as clients need it: other versions may say more or less.
+//! A server's description of itself, as far as clients need it: other versions may say more or less.
 
 use serde::Deserialize;
 

@@ -1,18 +1,20 @@
-//! A client of an Ondine server: finds the server and the token, sends requests to its HTTP API, asks the Nix of
-//! this machine, and turns what goes wrong into words for the person at the command line. Must never show a
-//! token.
+//! A client of an Ondine server: finds the server and the token, sends requests to its HTTP API, asks the Nix
+//! of this machine, and turns what goes wrong into words for the person at the command line. Must never show
+//! a token.
 
 mod connection;
 mod error;
 mod explain;
 mod identity;
 pub mod nix_conf;
+mod places;
 pub mod programs;
 mod settings;
 
-pub use connection::{Remote, Reply, ServerAddress, path_part, reason};
+pub use connection::{Remote, ServerAddress, ServerReply, path_part, reason};
 pub use error::{Error, ErrorClass};
 pub use explain::{RemoteOutput, RemoteState};
 pub use identity::ServerIdentity;
-pub use programs::{ProgramError, Trust};
-pub use settings::{ServerChoice, nix_conf_dir_of_user, user_file};
+pub use places::{nix_conf_dir_of_user, user_file};
+pub use programs::{ProgramError, UserTrust};
+pub use settings::ServerChoice;

@@ -106,8 +106,8 @@ impl ConfLines {
     }
 }
 
-/// The text of a netrc file with this login for the host; `None` where it has it already. The first entry of a
-/// host counts, so the new one stands first; a line that was written here before is replaced.
+/// The text of a netrc file with this login for the host; `None` where it has it already. The first entry of
+/// a host counts, so the new one stands first; a line that was written here before is replaced.
 #[must_use]
 pub fn netrc_with(text: &str, host: &str, password: &str) -> Option<String> {
     let begin = format!("machine {host} login ondine password ");

@@ -46,7 +46,7 @@ pub enum ProgramError {
 
 /// Relation of a user to the Nix daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trust {
+pub enum UserTrust {
     /// The settings of this user count.
     Trusted,
     /// The daemon ignores substituters and keys that this user names.
@@ -116,32 +116,32 @@ pub async fn settings() -> Result<BTreeMap<String, String>, ProgramError> {
 }
 
 /// The relation of this user to the Nix daemon; `settings` are Nix's.
-pub async fn trust(settings: &BTreeMap<String, String>) -> Trust {
+pub async fn trust(settings: &BTreeMap<String, String>) -> UserTrust {
     for words in [&["store", "info", "--json"][..], &["store", "ping", "--json"]] {
         let Ok(text) = output("nix", words, Messages::Kept).await else { continue };
         let info = serde_json::from_str::<Value>(&text).unwrap_or_default();
         match info.get("trusted") {
-            Some(Value::Bool(true)) => return Trust::Trusted,
-            Some(Value::Bool(false)) => return Trust::NotTrusted,
+            Some(Value::Bool(true)) => return UserTrust::Trusted,
+            Some(Value::Bool(false)) => return UserTrust::NotTrusted,
             Some(Value::Number(number)) => {
-                return if number.as_u64() == Some(0) { Trust::NotTrusted } else { Trust::Trusted };
+                return if number.as_u64() == Some(0) { UserTrust::NotTrusted } else { UserTrust::Trusted };
             }
             _ => {}
         }
     }
     // Nix 2.8 says nothing; its daemon goes by this setting.
-    let Some(trusted) = settings.get("trusted-users") else { return Trust::Unknown };
+    let Some(trusted) = settings.get("trusted-users") else { return UserTrust::Unknown };
     let own = |option| async move {
         let words = output("id", [option, "-n"], Messages::Kept).await.unwrap_or_default();
         words.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
     };
     let (user, groups) = (own("-u").await, own("-G").await);
     if user.is_empty() {
-        return Trust::Unknown;
+        return UserTrust::Unknown;
     }
     let is_trusted = trusted.split_whitespace().any(|name| match name.strip_prefix('@') {
         Some(group) => groups.iter().any(|own| own == group),
         None => name == "*" || user.iter().any(|own| own == name),
     });
-    if is_trusted { Trust::Trusted } else { Trust::NotTrusted }
+    if is_trusted { UserTrust::Trusted } else { UserTrust::NotTrusted }
 }

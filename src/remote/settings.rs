@@ -1,5 +1,6 @@
-//! The server that a command speaks to and the token that it shows, from the command line, the environment, the
-//! user's file and netrc files, in this order. A token in the user's file is for the server in that file alone.
+//! The server that a command speaks to and the token that it shows: from the command line, the environment,
+//! the user's file and netrc files, in this order. A token in the user's file is for the server in that file
+//! alone.
 
 use std::env;
 use std::fs;
@@ -10,12 +11,11 @@ use serde::Deserialize;
 
 use super::connection::{Remote, ServerAddress};
 use super::error::Error;
+use super::places::{nix_conf_dir_of_user, shown_file, user_file};
 use crate::upstream::{Credentials, NetrcFile};
 
 /// The variable with a token.
 const TOKEN_VARIABLE: &str = "ONDINE_TOKEN";
-/// The user's file, in the directory of their settings.
-const FILE: &str = "ondine/config.toml";
 /// Bytes of a token at most.
 const TOKEN_BYTES_MAX: usize = 4096;
 
@@ -191,27 +191,4 @@ fn netrc_files() -> Vec<NetrcFile> {
     let system = variable("NIX_CONF_DIR").unwrap_or_else(|| "/etc/nix".into());
     files.push(NetrcFile::OfNix(system.join("netrc")));
     files
-}
-
-/// Directory of a user's settings.
-fn config_home() -> Option<PathBuf> {
-    let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    variable("XDG_CONFIG_HOME").or_else(|| variable("HOME").map(|home| home.join(".config")))
-}
-
-/// The directory of a user's nix.conf.
-#[must_use]
-pub fn nix_conf_dir_of_user() -> Option<PathBuf> {
-    config_home().map(|home| home.join("nix"))
-}
-
-/// The user's file with the server and a token.
-#[must_use]
-pub fn user_file() -> Option<PathBuf> {
-    config_home().map(|home| home.join(FILE))
-}
-
-/// The same, for messages.
-pub(super) fn shown_file() -> String {
-    user_file().map_or_else(|| format!("~/.config/{FILE}"), |file| file.display().to_string())
 }
