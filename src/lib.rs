@@ -13,6 +13,7 @@ pub mod isolation;
 pub mod state_dir;
 
 pub mod http;
+pub mod requests;
 pub mod retry;
 pub mod substitute;
 

@@ -24,12 +24,14 @@ use tokio::time::timeout;
 use crate::auth::Auth;
 use crate::http::{AppState, Listener, PublicUrl, Service};
 use crate::recover::Recovery;
+use crate::requests::Requests;
 use crate::retry::Retry;
 use crate::state_dir::{INDEX, LEDGER, NARS, using};
 use crate::substitute::Substitute;
 use crate::tasks::{Supervisor, Tasks};
 use crate::{
-    auth, build, catalogue, http, key, nar_store, nix, recover, retention, state_dir, substitute, upstream,
+    auth, build, catalogue, http, key, nar_store, nix, recover, requests, retention, state_dir, substitute,
+    upstream,
 };
 
 use builds::Builds;
@@ -90,6 +92,8 @@ pub struct Settings {
     pub auth: auth::Settings,
     /// Behaviour towards clients.
     pub http: http::Settings,
+    /// Requests that no connection stands for.
+    pub requests: requests::Settings,
 }
 
 /// A server that is ready: everything is open, nothing is answered yet.
@@ -146,6 +150,8 @@ impl Server {
             exhausted: substitute::Exhausted::default(),
             settings: settings.substitute,
         };
+        let substitute = Arc::new(substitute);
+        let requests = Requests::new(Arc::clone(&substitute), builds.names.clone(), settings.requests);
         let retry = Retry {
             index: storage.index.clone(),
             local: daemons.local.clone(),
@@ -159,7 +165,8 @@ impl Server {
         let url = public_url.unwrap_or_else(|| PublicUrl::of_listener(address, &host_name()));
         let (stop, stopping) = watch::channel(false);
         let state = AppState {
-            substitute: Arc::new(substitute),
+            substitute,
+            requests: requests.clone(),
             packer: caches.packer.clone(),
             retention: caches.retention.clone(),
             failures: builds.failures.clone(),
@@ -179,6 +186,7 @@ impl Server {
             public_keys,
             settings: settings.http,
         };
+        tasks.restarted("owners of requests", move || requests.clone().expire_owners());
         let control_door = control_door.await.unwrap_or_else(|panic| resume_unwind(panic.into_panic()))?;
         let mut listeners: Vec<_> = public.into_iter().map(Listener::Tcp).collect();
         listeners.push(Listener::Unix(control_door));

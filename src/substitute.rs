@@ -3,6 +3,7 @@
 
 mod missing;
 mod realisation;
+mod survey;
 mod wait;
 
 use std::net::IpAddr;
@@ -18,6 +19,7 @@ use crate::model::{Failure, FailureClass, Hit, Maker};
 use crate::nix::{LocalStore, LocalStoreError, read_derivation};
 use crate::upstream::Asker;
 pub use missing::Missing;
+pub use survey::Surveyed;
 pub use wait::{Exhausted, Wait, WaitEnd};
 use wait::{Obstacle, Unanswered};
 
@@ -84,6 +86,14 @@ pub enum Resolution {
     Wait(Ticket),
     /// The path is not to be had.
     Missing(Missing),
+}
+
+/// Place of what was asked for.
+pub enum Located {
+    /// The path is served.
+    Ready(Arc<CachedNarInfo>),
+    /// This derivation makes it, and may be built.
+    Derivation(StorePath),
 }
 
 /// Decisions to build of the last moment, by hash: a crowd that asks for one path at once is not looked for
@@ -168,12 +178,37 @@ impl Substitute {
         }
         // In a box, since very many may be at the question before.
         let mut trouble = Arc::from([]);
-        let looked = Box::pin(self.look(hash, on_miss, &mut trouble)).await;
-        looked.map_err(|missing| match missing {
+        let looked = Box::pin(async {
+            match self.look(hash, on_miss, &mut trouble).await? {
+                Located::Ready(ready) => Ok(Resolution::Ready(ready)),
+                Located::Derivation(drv) => {
+                    let OnMiss::Build(client) = on_miss else { return Err(Missing::NotBuilt(drv)) };
+                    self.joined.0.insert(hash, drv.clone());
+                    self.join(&drv, *client).await
+                }
+            }
+        });
+        looked.await.map_err(|missing| match missing {
             missing @ Missing::NoDaemon(_) => missing.into(),
             missing if trouble.is_empty() => missing.into(),
             missing => Unanswered { missing, trouble: Some(Obstacle::Upstreams(trouble)) },
         })
+    }
+
+    /// One attempt at `hash`, like that of a request for its narinfo, but nothing is joined.
+    ///
+    /// # Errors
+    /// When it is not to be had, or that cannot be told now.
+    pub async fn locate(&self, hash: StorePathHash, on_miss: &OnMiss) -> Result<Located, Missing> {
+        match self.in_memory(hash) {
+            Some(Resolution::Ready(ready)) => return Ok(Located::Ready(ready)),
+            Some(Resolution::Missing(missing)) => return Err(missing),
+            Some(Resolution::Wait(_)) | None => {}
+        }
+        match self.served(hash).await? {
+            Some(ready) => Ok(Located::Ready(ready)),
+            None => self.look(hash, on_miss, &mut Arc::from([])).await,
+        }
     }
 
     /// Looks beyond the index; what kept other caches from telling, which may pass, goes into `troubled`.
@@ -182,17 +217,17 @@ impl Substitute {
         hash: StorePathHash,
         on_miss: &OnMiss,
         troubled: &mut Arc<[String]>,
-    ) -> Result<Resolution, Missing> {
+    ) -> Result<Located, Missing> {
         // What another cache has, or is known already, needs no daemon.
         let no_daemon = match Box::pin(self.in_local_store(hash)).await {
-            Ok(Some(ready)) => return Ok(Resolution::Ready(ready)),
+            Ok(Some(ready)) => return Ok(Located::Ready(ready)),
             Ok(None) => None,
             Err(reason @ Missing::NoDaemon(_)) => Some(reason),
             Err(reason) => return Err(reason),
         };
         let elsewhere = match Box::pin(self.adopter.adopt_from_upstream(hash, &on_miss.asker())).await {
             UpstreamResult::Published => match Box::pin(self.served(hash)).await? {
-                Some(ready) => return Ok(Resolution::Ready(ready)),
+                Some(ready) => return Ok(Located::Ready(ready)),
                 None => [].into(),
             },
             UpstreamResult::NotFound(reasons) => reasons,
@@ -219,9 +254,10 @@ impl Substitute {
         {
             return Err(Missing::Failed(Arc::new(failure)));
         }
-        let OnMiss::Build(client) = on_miss else { return Err(no_daemon.unwrap_or(Missing::NotBuilt(drv))) };
-        self.joined.0.insert(hash, drv.clone());
-        self.join(&drv, *client).await
+        match (on_miss, no_daemon) {
+            (OnMiss::Report(_) | OnMiss::Relayed(_), Some(no_daemon)) => Err(no_daemon),
+            _ => Ok(Located::Derivation(drv)),
+        }
     }
 
     /// Joins the build of a derivation, or has it queued.
@@ -315,26 +351,7 @@ impl Substitute {
     async fn derivation_for(&self, hash: StorePathHash) -> Result<Option<KnownDerivation>, Missing> {
         let stored = self.local.derivers_of(hash).await.map_err(|error| local_trouble(&error))?;
         let listed = self.index.makers(hash).await.map_err(|e| trouble(&e, "the index cannot be read"))?;
-        let listed_drvs: Vec<StorePath> = listed.iter().map(|maker| maker.drv.clone()).collect();
-        let makers = listed
-            .into_iter()
-            .map(|Maker { drv, denied_by }| {
-                let no = denied_by.map(|set| Missing::Denied { drv: drv.clone(), set });
-                (drv, no, true)
-            })
-            .chain(stored.into_iter().filter(|drv| !listed_drvs.contains(drv)).map(|drv| (drv, None, false)));
-        let from = |source| self.settings.build_from.contains(&source);
-        let makers: Vec<KnownDerivation> = makers
-            .map(|(drv, denied, listed)| {
-                let no = denied.or_else(|| match listed {
-                    _ if from(Source::Store) || (listed && from(Source::Catalogue)) => None,
-                    _ if self.settings.build_from.is_empty() => Some(Missing::ServeOnly(drv.clone())),
-                    true => Some(Missing::OnlyInCatalogue(drv.clone())),
-                    false => Some(Missing::NotInCatalogue(drv.clone())),
-                });
-                KnownDerivation { drv, no }
-            })
-            .collect();
+        let makers = self.makers_with_verdicts(listed, stored);
         let allowed = || makers.iter().filter(|known| known.no.is_none());
         if let Some(known) = allowed().find(|known| self.builds.contains(&known.drv)) {
             return Ok(Some(known.clone()));
@@ -345,6 +362,31 @@ impl Substitute {
             }
         }
         Ok(allowed().next().or(makers.first()).cloned())
+    }
+
+    /// The derivations that package sets, and then those that the Nix store alone has for an output, each
+    /// with the reason where it may not be built.
+    fn makers_with_verdicts(&self, listed: Vec<Maker>, stored: Vec<StorePath>) -> Vec<KnownDerivation> {
+        let listed_drvs: Vec<StorePath> = listed.iter().map(|maker| maker.drv.clone()).collect();
+        let makers = listed
+            .into_iter()
+            .map(|Maker { drv, denied_by }| {
+                let no = denied_by.map(|set| Missing::Denied { drv: drv.clone(), set });
+                (drv, no, true)
+            })
+            .chain(stored.into_iter().filter(|drv| !listed_drvs.contains(drv)).map(|drv| (drv, None, false)));
+        let from = |source| self.settings.build_from.contains(&source);
+        makers
+            .map(|(drv, denied, listed)| {
+                let no = denied.or_else(|| match listed {
+                    _ if from(Source::Store) || (listed && from(Source::Catalogue)) => None,
+                    _ if self.settings.build_from.is_empty() => Some(Missing::ServeOnly(drv.clone())),
+                    true => Some(Missing::OnlyInCatalogue(drv.clone())),
+                    false => Some(Missing::NotInCatalogue(drv.clone())),
+                });
+                KnownDerivation { drv, no }
+            })
+            .collect()
     }
 
     async fn failure(&self, drv: &StorePath) -> Result<Option<Failure>, Missing> {

@@ -23,11 +23,11 @@ use std::time::Duration;
 
 use crate::model::Failure;
 pub use failures::Failures;
-pub use log::{Log, Logs, Settings as LogSettings};
+pub use log::{Log, Logs, Settings as LogSettings, plain_line};
 use prebuild::allowance::Allowance;
 pub use queue::{Overtaking, Policy};
 pub use runner::LocalRunner;
-pub use scheduler::{QueueFull, Scheduler, Ticket};
+pub use scheduler::{Cancellation, EndSignal, QueueFull, Scheduler, Ticket};
 pub use view::{Outlook, QueueView, RequestState, RequestView, RunningView};
 pub use worker::Worker;
 

@@ -73,6 +73,8 @@ pub enum RequestState {
     },
     /// Dropped: nobody waited for it any more, and nothing of it was built yet.
     Dropped,
+    /// Ended because it was cancelled.
+    Cancelled,
 }
 
 impl From<&Failure> for RequestState {

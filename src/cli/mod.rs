@@ -3,6 +3,7 @@
 
 mod attributes;
 mod build_log;
+mod cancel;
 mod completions;
 mod control;
 mod failures;
@@ -96,6 +97,10 @@ enum Command {
     ///
     /// The failure's cause is cleared with it, and so is each failure with the same cause.
     Retry(failures::RetryCommand),
+    /// Cancels a request for a build of a running server, and stops its build.
+    ///
+    /// A request goes on while clients wait for it on a connection; then it says so.
+    Cancel(cancel::Cancel),
     /// Lists the attributes of a package set of a running server.
     ///
     /// Each line has the attribute, a tab and the name of its derivation. It fails when there is none.
@@ -175,6 +180,7 @@ impl Cli {
             Command::Why(why) => return why.run(),
             Command::Failures(failures) => return failures.run(),
             Command::Retry(retry) => return retry.run(),
+            Command::Cancel(cancel) => return cancel.run(),
             Command::Attributes(attributes) => return attributes.run(),
             Command::Pin(pin) => return pin.run(),
             Command::Unpin(unpin) => return unpin.run(),

@@ -17,9 +17,11 @@ use crate::nar_store::{FileRange, range_of};
 
 /// Bytes below which no file is looked up: heads of answers, and small bodies.
 const FROM_FILE_MIN: usize = 32 * 1024;
-/// Bytes that a client may send during its answer; one that sends more is disconnected. No client of Nix
-/// sends any.
+/// Bytes that are read ahead of hyper.
 const AHEAD_BYTES_MAX: usize = 64 * 1024;
+/// Time for which hyper may leave these unread: it reads on in the body of a request, and not during an
+/// answer. A client that sends more than that during its answer is disconnected; no client of Nix does.
+const AHEAD_FULL_FOR: Duration = Duration::from_secs(20);
 /// Bytes that are read ahead at once.
 const AHEAD_PIECE_BYTES: usize = 4 * 1024;
 /// Time that a client which has closed its sending side may go without taking a byte. A closed and a
@@ -49,6 +51,8 @@ pub(super) struct ClientStream {
 #[derive(Default)]
 struct ReadAhead {
     bytes: Vec<u8>,
+    /// Set when as much is read ahead as may be; runs out when hyper has read nothing of it since.
+    full: Option<Pin<Box<Sleep>>>,
     /// Set when the client has closed its sending side; runs out when it has taken nothing since.
     closed: Option<Pin<Box<Sleep>>>,
 }
@@ -118,6 +122,13 @@ impl ClientStream {
                 self.discard();
                 return Err(io::ErrorKind::ConnectionAborted.into());
             }
+            if let Some(ahead) = self.ahead.as_mut().filter(|ahead| ahead.bytes.len() >= AHEAD_BYTES_MAX) {
+                let full = ahead.full.get_or_insert_with(|| Box::pin(sleep(AHEAD_FULL_FOR)));
+                if full.as_mut().poll(context).is_pending() {
+                    return Ok(());
+                }
+                return Err(io::Error::other("too much was sent before the answer was complete"));
+            }
             let mut piece = [MaybeUninit::uninit(); AHEAD_PIECE_BYTES];
             let mut piece = ReadBuf::uninit(&mut piece);
             match Pin::new(&mut self.stream).poll_read(context, &mut piece) {
@@ -127,9 +138,6 @@ impl ClientStream {
             let ahead = self.ahead.get_or_insert_default();
             match piece.filled() {
                 [] => ahead.closed = Some(Box::pin(sleep(HALF_CLOSED_FOR))),
-                read if ahead.bytes.len() + read.len() > AHEAD_BYTES_MAX => {
-                    return Err(io::Error::other("too much was sent before the answer was complete"));
-                }
                 read => ahead.bytes.extend_from_slice(read),
             }
         }
@@ -192,6 +200,7 @@ impl AsyncRead for ClientStream {
                 let count = ahead.bytes.len().min(buffer.remaining());
                 buffer.put_slice(&ahead.bytes[..count]);
                 ahead.bytes.drain(..count);
+                ahead.full = None;
                 return Poll::Ready(Ok(()));
             }
             if ahead.closed.is_some() {

@@ -5,15 +5,15 @@
 use schemars::SchemaGenerator;
 
 use super::api::{
-    AttributeDetails, AttributePage, CheckRequest, CollectRequest, IssueRequest, IssuedToken, PackageSet,
-    PackageSetDetails, PathDetails, PinView, QueueStatus, RememberedFailure, RequestDetails, RetryRequest,
-    ServerStatus, TokenView,
+    AttributeDetails, AttributePage, BuildList, BuildsAnswer, BuildsRequest, CheckRequest, CollectRequest,
+    IssueRequest, IssuedToken, PackageSet, PackageSetDetails, PathDetails, PinView, QueueStatus,
+    RememberedFailure, RequestDetails, RetryRequest, ServerStatus, TokenView,
 };
 use super::endpoint::{Content, Endpoint, Verb};
 use super::traffic::RouteLabel;
 use super::{
-    by_name, catalogue, failures, info, listing, log, maintenance, nar, narinfo, openapi, pins, realisation,
-    status, tokens,
+    builds, by_name, catalogue, failures, info, listing, log, maintenance, nar, narinfo, openapi, pins,
+    realisation, status, tokens,
 };
 use crate::caller::Action;
 
@@ -116,7 +116,25 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<RequestDetails>),
         summary: "one request for a build, and the end of its log",
-        ..Endpoint::api(Verb::Get, "/api/v1/builds/<number>", Action::Read, status::build)
+        query: &[("wait", "seconds, at most 300: answers when the request has ended, or after that time")],
+        ..Endpoint::api(Verb::Get, "/api/v1/builds/<number>", Action::Read, builds::get)
+    },
+    Endpoint {
+        answer: Content::Json(SchemaGenerator::subschema_for::<BuildList>),
+        summary: "requests for builds that wait, and the latest that have ended",
+        ..Endpoint::api(Verb::Get, "/api/v1/builds", Action::Read, builds::list)
+    },
+    Endpoint {
+        answer: Content::Json(SchemaGenerator::subschema_for::<BuildsAnswer>),
+        summary: "state of many derivations, hashes and attributes at once; those that can be built are started",
+        body: Some(SchemaGenerator::subschema_for::<BuildsRequest>),
+        ..Endpoint::api(Verb::Post, "/api/v1/builds", Action::Build, builds::ask)
+    },
+    Endpoint {
+        label: RouteLabel::Change,
+        answer: Content::Lines,
+        summary: "cancels a request for a build; it goes on where others wait for it",
+        ..Endpoint::api(Verb::Delete, "/api/v1/builds/<number>", Action::Cancel, builds::cancel)
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<PathDetails>),

@@ -5,6 +5,7 @@ mod address;
 mod answer;
 mod api;
 mod body;
+mod builds;
 mod by_name;
 mod call;
 mod catalogue;
@@ -49,6 +50,7 @@ use crate::catalogue::{Catalogue, NameResolver};
 use crate::index::Index;
 use crate::nix::{DaemonLogs, Detected, Pool};
 use crate::packer::Packer;
+use crate::requests::Requests;
 use crate::retention::Retention;
 use crate::retry::Retry;
 use crate::substitute::{OnMiss, Substitute, Wait};
@@ -94,6 +96,8 @@ pub struct Settings {
 pub struct AppState {
     /// Decisions about hashes.
     pub substitute: Arc<Substitute>,
+    /// Requests that no connection stands for.
+    pub requests: Requests,
     /// NARs.
     pub packer: Packer,
     /// Retention and eviction.

@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::error::Error;
 
-/// BodyBounds of a body.
+/// Bounds of a body.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BodyBounds {
     pub(super) bytes_max: usize,
@@ -18,7 +18,7 @@ pub(super) struct BodyBounds {
     pub(super) time_max: Duration,
 }
 
-/// BodyBounds of the arguments of an endpoint.
+/// Bounds of the arguments of an endpoint.
 const ARGUMENTS: BodyBounds = BodyBounds { bytes_max: 64 * 1024, time_max: Duration::from_secs(30) };
 
 /// A body as JSON; an empty one is the default.
@@ -28,7 +28,17 @@ where
     B: Body,
     B::Error: Into<Box<dyn StdError + Send + Sync>>,
 {
-    match &collect(body, ARGUMENTS).await?[..] {
+    json_within(body, ARGUMENTS).await
+}
+
+/// The same within bounds of its own.
+pub(super) async fn json_within<T, B>(body: B, bounds: BodyBounds) -> Result<T, Error>
+where
+    T: DeserializeOwned + Default,
+    B: Body,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    match &collect(body, bounds).await?[..] {
         [] => Ok(T::default()),
         bytes => serde_json::from_slice(bytes).map_err(|error| {
             Error::BadRequest(format!("the body of the request is not as it must be: {error}"))

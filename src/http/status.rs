@@ -1,18 +1,14 @@
 //! State of the cache and the queue as JSON, and metrics for Prometheus.
 
-use narinfo::{StorePath, StorePathHash};
+use narinfo::StorePathHash;
 
 use super::Service;
 use super::answer::{self, Answer, json};
-use super::api::{CacheCounts, PathComparison, PathDetails, QueueStatus, RequestDetails, ServerStatus};
+use super::api::{CacheCounts, PathComparison, PathDetails, QueueStatus, ServerStatus};
 use super::call::Call;
 use super::error::{self, Error, INDEX_UNREADABLE};
 use super::response_future::ResponseFuture;
-use crate::build::RequestState;
 use crate::index::{self, Index, Unfit};
-
-/// Lines of a log in an answer.
-const LOG_LINES: usize = 20;
 
 /// End of the metrics: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
 const METRICS_END: &str = "# EOF\n";
@@ -24,11 +20,6 @@ pub(super) fn server(call: Call<'_>) -> Option<ResponseFuture> {
 
 pub(super) fn queue(call: Call<'_>) -> Option<ResponseFuture> {
     Some(ResponseFuture::ready(json(&QueueStatus::from(call.service.state.builds.snapshot()))))
-}
-
-pub(super) fn build(call: Call<'_>) -> Option<ResponseFuture> {
-    let (service, id) = (call.service.clone(), call.arguments[0].parse().ok()?);
-    Some(ResponseFuture::pending(async move { request(&service, id).await }))
 }
 
 pub(super) fn path(call: Call<'_>) -> Option<ResponseFuture> {
@@ -67,31 +58,6 @@ async fn server_status(service: &Service) -> Answer {
         queue: state.builds.snapshot().into(),
     };
     if is_failing { error::partly(&status) } else { json(&status) }
-}
-
-async fn request(service: &Service, id: u64) -> Result<Answer, Error> {
-    let Some(request) = service.state.builds.request(id) else {
-        return Err(Error::NotFound(format!(
-            "no request has the number {id}, or it ended long ago; /api/v1/queue lists those that wait"
-        )));
-    };
-    let drv = match &request.state {
-        RequestState::Building { building } => building,
-        RequestState::Failed { cause, .. } => cause,
-        _ => &request.derivation,
-    };
-    let log = match StorePath::parse(drv) {
-        Ok(drv) => last_lines(service, drv).await,
-        Err(_) => Vec::new(),
-    };
-    Ok(json(&RequestDetails { request: request.into(), log }))
-}
-
-/// A log that cannot be read has no lines.
-async fn last_lines(service: &Service, drv: StorePath) -> Vec<String> {
-    let logs = service.state.logs.clone();
-    let lines = tokio::task::spawn_blocking(move || logs.last_lines(&drv, LOG_LINES)).await;
-    lines.ok().and_then(Result::ok).unwrap_or_default()
 }
 
 async fn path_details(service: &Service, hash: StorePathHash) -> Result<Answer, Error> {

@@ -1,6 +1,7 @@
 //! Nix's own database, read while the daemon writes it: which path has a hash, and which derivations give it.
 //! Never writes, and never opens it as immutable: that would miss what is in the write-ahead log.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -34,6 +35,8 @@ const PATHS_SINCE: &str = "SELECT path FROM ValidPaths WHERE id > ?1 UNION ALL \
 /// The last row, and how many of both there are after one.
 const COUNT_SINCE: &str = "SELECT coalesce((SELECT max(id) FROM ValidPaths), 0), \
     (SELECT count(*) FROM ValidPaths WHERE id > ?1) + (SELECT count(*) FROM DerivationOutputs WHERE drv > ?1)";
+const VALID_ID: &str = "SELECT id FROM ValidPaths WHERE path = ?1";
+const OUTPUTS: &str = "SELECT id, path FROM DerivationOutputs WHERE drv = ?1 ORDER BY id";
 pub(super) const VALID_PATH: &str =
     "SELECT path FROM ValidPaths WHERE path >= ?1 || '-' AND path < ?1 || '.' LIMIT 1";
 
@@ -76,6 +79,9 @@ pub enum DatabaseError {
         reason: String,
     },
 }
+
+/// Outputs of a derivation by name; the path is `None` where it is known only after the build.
+pub type Outputs = BTreeMap<String, Option<StorePath>>;
 
 /// An output that a derivation gives, built or not.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,6 +163,30 @@ impl Database {
             rows.next()?.map(|row| row.get::<_, String>(0)).transpose()
         })?;
         path.map(|path| self.parse(path)).transpose()
+    }
+
+    /// The outputs of those of `drvs` that are valid, as far as their paths are known before they are built.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub fn outputs_of(&self, drvs: &[StorePath]) -> Result<BTreeMap<StorePath, Outputs>, DatabaseError> {
+        let rows = self.read(|connection| {
+            let mut valid = connection.prepare_cached(VALID_ID)?;
+            let mut outputs = connection.prepare_cached(OUTPUTS)?;
+            let mut found = Vec::new();
+            for drv in drvs {
+                let path = drv.in_dir(&self.store_dir);
+                let id: Option<i64> = valid.query_row([path], |row| row.get(0)).optional()?;
+                let Some(id) = id else { continue };
+                let rows = outputs.query_map([id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+                found.push((drv.clone(), rows.collect::<rusqlite::Result<Vec<(String, String)>>>()?));
+            }
+            Ok(found)
+        })?;
+        let parse = |(name, path): (String, String)| Ok((name, Some(self.parse(path)?)));
+        rows.into_iter()
+            .map(|(drv, rows)| Ok((drv, rows.into_iter().map(parse).collect::<Result<_, _>>()?)))
+            .collect()
     }
 
     /// Registered NAR hash and signatures of those of `paths` that are valid and signed.

@@ -2,6 +2,7 @@
 //! daemon; and definite absence, from memory. Builds nothing and protects nothing: a found path may be
 //! collected before it is used.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,8 +10,8 @@ use std::time::Duration;
 use narinfo::{DrvOutput, NarHash, Realisation, Signature, StorePath, StorePathHash};
 use tokio::sync::Semaphore;
 
-use super::database::{Database, DatabaseError};
-use super::derivations::Derivations;
+use super::database::{Database, DatabaseError, Outputs};
+use super::derivations::{Derivations, read_derivation};
 use super::environment::Environment;
 use super::error::DaemonError;
 use super::known::{KnownHashes, Mark};
@@ -48,6 +49,15 @@ pub struct Signed {
     pub nar_hash: NarHash,
     /// Its signatures, without malformed ones.
     pub signatures: Vec<Signature>,
+}
+
+/// Knowledge of the local store about one hash.
+#[derive(Clone, Debug, Default)]
+pub struct StoreKnowledge {
+    /// The valid path with this hash.
+    pub valid: Option<StorePath>,
+    /// The derivations in the store that give an output with this hash.
+    pub derivers: Vec<StorePath>,
 }
 
 /// Looks things up in the local Nix store; clones share what it needs.
@@ -138,6 +148,63 @@ impl LocalStore {
             }
         };
         Ok(known.into_iter().map(|output| output.drv).collect())
+    }
+
+    /// Knowledge about many hashes, in their order, in one read of the database.
+    ///
+    /// # Errors
+    /// When neither the database nor the daemon answers.
+    pub async fn survey(&self, hashes: Vec<StorePathHash>) -> Result<Vec<StoreKnowledge>, LocalStoreError> {
+        let all: Arc<[StorePathHash]> = hashes.into();
+        let read = {
+            let all = Arc::clone(&all);
+            move |database: &Database| {
+                let look = |hash: &StorePathHash| {
+                    let derivers = database.derivers_of(*hash)?.into_iter().map(|output| output.drv);
+                    Ok(StoreKnowledge { valid: database.valid_path(*hash)?, derivers: derivers.collect() })
+                };
+                all.iter().map(look).collect::<Result<Vec<_>, DatabaseError>>()
+            }
+        };
+        if let Ok(found) = self.scanned.ask(&self.pool, read).await {
+            return Ok(found);
+        }
+        let mut found = Vec::new();
+        for hash in all.iter() {
+            let (valid, derivers) = (self.valid_path(*hash).await?, self.derivers_of(*hash).await?);
+            found.push(StoreKnowledge { valid, derivers });
+        }
+        Ok(found)
+    }
+
+    /// Outputs of those of `drvs` that are in the store, in one read of the database.
+    ///
+    /// # Errors
+    /// When neither the database nor the daemon answers. A derivation that cannot be read is left out.
+    pub async fn outputs_of(
+        &self,
+        drvs: Vec<StorePath>,
+    ) -> Result<BTreeMap<StorePath, Outputs>, LocalStoreError> {
+        let drvs: Arc<[StorePath]> = drvs.into();
+        let read = {
+            let drvs = Arc::clone(&drvs);
+            move |database: &Database| database.outputs_of(&drvs)
+        };
+        if let Ok(found) = self.scanned.ask(&self.pool, read).await {
+            return Ok(found);
+        }
+        let (mut daemon, mut valid) = (self.pool.get().await?, Vec::new());
+        for drv in drvs.iter() {
+            if daemon.is_valid_path(drv).await? {
+                valid.push(drv.clone());
+            }
+        }
+        let store_dir = daemon.store_dir().clone();
+        let outputs = move |drv: StorePath| Some((read_derivation(&store_dir, &drv).ok()?.outputs, drv));
+        let read =
+            tokio::task::spawn_blocking(move || valid.into_iter().filter_map(outputs).collect::<Vec<_>>());
+        let read = read.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        Ok(read.into_iter().map(|(outputs, drv)| (drv, outputs)).collect())
     }
 
     /// The version of Nix's database, where that can be read. Takes a moment.

@@ -104,6 +104,20 @@ impl Http {
         Response { status: answer.status().as_u16(), headers: answer.headers().clone(), body: Vec::new() }
     }
 
+    /// POST with a JSON body.
+    #[track_caller]
+    pub fn post_json(&self, path: &str, body: &serde_json::Value) -> Response {
+        let request =
+            self.agent.post(format!("{}{path}", self.url)).header("content-type", "application/json");
+        let answer = request
+            .send(body.to_string())
+            .unwrap_or_else(|error| panic!("POST {path} of {} bytes: {error}", body.to_string().len()));
+        let mut streaming = Streaming::new(answer);
+        let (body, ending) = streaming.read_to_end();
+        assert_eq!(ending, Ending::Complete, "the answer to POST {path} was cut");
+        Response { status: streaming.status, headers: streaming.headers, body }
+    }
+
     /// GET that returns as soon as the headers are there.
     #[track_caller]
     pub fn open(&self, path: &str, headers: &[(&str, &str)]) -> Streaming {

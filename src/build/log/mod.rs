@@ -17,6 +17,7 @@ use narinfo::StorePath;
 use tokio::sync::watch;
 
 use crate::tail_file::{TailCursor, TailReader, WriteProgress};
+pub use tail::plain_line;
 pub(super) use writer::LogWriter;
 
 /// The end of the name of every log.

@@ -30,7 +30,7 @@ pub(super) fn last_lines(file: &File, n: usize) -> io::Result<Vec<String>> {
         return Ok(Vec::new());
     }
     let mut lines: Vec<String> =
-        text.rsplit(|byte| *byte == b'\n').take(n.min(LINES_MAX)).map(plain).collect();
+        text.rsplit(|byte| *byte == b'\n').take(n.min(LINES_MAX)).map(plain_line).collect();
     lines.reverse();
     Ok(lines)
 }
@@ -46,8 +46,10 @@ fn read_at(file: &File, buffer: &mut [u8], start: u64) -> io::Result<usize> {
     Ok(read)
 }
 
-/// Line by line, so that a sequence which never ends takes no more than its line with it.
-fn plain(line: &[u8]) -> String {
+/// One line of a log as text for people and programs. Line by line, so that an escape sequence which never
+/// ends takes no more than its line with it.
+#[must_use]
+pub fn plain_line(line: &[u8]) -> String {
     let line = String::from_utf8_lossy(line);
     let stripped = anstream::adapter::strip_str(&line).to_string();
     stripped.replace('\t', " ").chars().filter(|c| !c.is_control()).collect()

@@ -285,6 +285,22 @@ impl<D: Clone + Ord> Queue<D> {
         }
     }
 
+    /// Takes a request out of the queue. What runs for it alone is to be [stopped](Self::stop_at) at once.
+    pub fn cancel(&mut self, id: RequestId, now: Duration) {
+        let lacks = self.lacks(id).cloned().unwrap_or_default();
+        self.remove(id);
+        for drv in lacks {
+            let needed = self.steps.get(&drv).is_some_and(|step| !step.needed_by.is_empty());
+            let Some(run) = self.running.get_mut(&drv).filter(|_| !needed) else { continue };
+            let (since, purpose) = (run.since, run.purpose);
+            run.purpose = Purpose::Nobody { until: now };
+            // Its time is lost, as that of any build that is stopped.
+            if let Purpose::Owner { id: owner, .. } = purpose {
+                self.settle(|account, overtaking| account.lose(overtaking, owner, since, now));
+            }
+        }
+    }
+
     /// One client of a request has gone away.
     pub fn leave(&mut self, id: RequestId, now: Duration) {
         if let Some(request) = self.requests.get_mut(&id) {

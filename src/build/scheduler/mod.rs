@@ -2,7 +2,9 @@
 //! the views. No one else locks the queue. It does no I/O: what has to be recorded, held or built is given
 //! out for others to do.
 
+mod cancel;
 mod outage;
+mod past;
 mod prebuild;
 mod record;
 mod requests;
@@ -21,11 +23,13 @@ use tokio::sync::{Notify, watch};
 use super::forecast::Forecaster;
 use super::metrics::{Ended, JoinOutcome, Metrics};
 use super::queue::{Queue, RequestId};
-use super::view::{RequestState, RequestView};
+use super::view::RequestState;
 use super::{Ending, Settings};
 use crate::index::{self, Index};
 use crate::model::DurationRow;
+pub use cancel::Cancellation;
 use outage::Outage;
+use past::Past;
 pub(super) use prebuild::PrebuildPlan;
 use prebuild::PrebuildState;
 pub(super) use record::QueueChanges;
@@ -96,8 +100,10 @@ struct State {
     /// Durations that were learned and are not recorded yet.
     learned: Vec<DurationRow>,
     snapshot: Option<QueueSnapshot>,
-    /// The latest requests that have ended, oldest first.
-    past: VecDeque<RequestView>,
+    /// The latest requests that have ended.
+    past: Past,
+    /// Outputs that only cancelled requests held.
+    unneeded: Vec<StorePath>,
     /// Requests that ended and may still be on record.
     ended: BTreeSet<u64>,
     /// Number of requests that were made.
@@ -134,7 +140,8 @@ impl Scheduler {
             outage: None,
             learned: Vec::new(),
             snapshot: None,
-            past: VecDeque::new(),
+            past: Past::default(),
+            unneeded: Vec::new(),
             ended: BTreeSet::new(),
             made: 0,
         };
@@ -164,17 +171,62 @@ impl Scheduler {
     /// When too many wait already.
     pub async fn join(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Ticket, QueueFull> {
         self.note_demand(drv);
+        let Entered { ticket, change, .. } = self.enter_counted(drv, client)?;
+        self.settled(change, Some(ticket.id)).await;
+        Ok(ticket)
+    }
+
+    /// Joins the requests for these derivations in their order, as [`join`](Self::join) does one after the
+    /// other, and waits once for all of them.
+    pub async fn join_all(
+        &self,
+        drvs: &[StorePath],
+        client: Option<IpAddr>,
+    ) -> Vec<Result<Ticket, QueueFull>> {
+        let (mut tickets, mut last_change, mut last_id) = (Vec::new(), 0, None);
+        for drv in drvs {
+            self.note_demand(drv);
+            let entered = self.enter_counted(drv, client);
+            if let Ok(Entered { ticket, change, .. }) = &entered {
+                last_change = last_change.max(*change);
+                last_id = last_id.max(Some(ticket.id));
+            }
+            tickets.push(entered.map(|entered| entered.ticket));
+        }
+        self.settled(last_change, last_id).await;
+        tickets
+    }
+
+    /// A ticket more for a request that waits already.
+    #[must_use]
+    pub fn rejoin(&self, id: u64) -> Option<Ticket> {
+        let mut state = self.0.lock();
+        let drv = state.queue.wanted(RequestId(id))?.clone();
+        let (id, _) = state.queue.ask(&drv);
+        Some(self.ticket(id, state.waiters.get(id)?))
+    }
+
+    fn ticket(&self, id: RequestId, request: &PendingRequest) -> Ticket {
+        let (ending, counted) = (request.ending.subscribe(), Arc::clone(&request.tickets));
+        Ticket { shared: Arc::clone(&self.0), id, ending, _counted: counted }
+    }
+
+    fn enter_counted(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Entered, QueueFull> {
         let entered = self.enter(drv, client);
         self.0.metrics.joined(match &entered {
             Ok(Entered { new: true, .. }) => JoinOutcome::New,
             Ok(Entered { new: false, .. }) => JoinOutcome::Shared,
             Err(_) => JoinOutcome::Refused,
         });
-        let Entered { ticket, change, .. } = entered?;
+        entered
+    }
+
+    /// Waits until so many requests are on record, and the derivations of all up to this one are held.
+    async fn settled(&self, change: u64, id: Option<RequestId>) {
+        let Some(id) = id else { return };
         // An error means that the worker is gone: then nobody waits much longer.
         let _ = self.0.recorded.subscribe().wait_for(|recorded| *recorded >= change).await;
-        let _ = self.0.root_progress.subscribe().wait_for(|progress| progress.covers(ticket.id)).await;
-        Ok(ticket)
+        let _ = self.0.root_progress.subscribe().wait_for(|progress| progress.covers(id)).await;
     }
 
     fn enter(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Entered, QueueFull> {
@@ -202,8 +254,9 @@ impl Scheduler {
             started: false,
             asked_by: client,
             returns: 0,
+            tickets: Arc::default(),
         });
-        let ticket = Ticket { shared: Arc::clone(&self.0), id, ending: request.ending.subscribe() };
+        let ticket = self.ticket(id, request);
         drop(state);
         if new {
             self.0.changed.notify_one();
@@ -216,6 +269,12 @@ impl Scheduler {
     #[must_use]
     pub fn contains(&self, drv: &StorePath) -> bool {
         self.0.lock().queue.request_for(drv).is_some()
+    }
+
+    /// Number of the request for this derivation that waits or runs.
+    #[must_use]
+    pub fn request_for(&self, drv: &StorePath) -> Option<u64> {
+        self.0.lock().queue.request_for(drv).map(|id| id.0)
     }
 }
 
@@ -249,7 +308,7 @@ impl State {
         self.ended.insert(id.0);
         let how = match past {
             RequestState::Served => Ended::Well,
-            RequestState::Dropped => Ended::Early,
+            RequestState::Dropped | RequestState::Cancelled => Ended::Early,
             _ => Ended::Failed,
         };
         if let (Some((forecast, at)), Ended::Well) = (request.forecast, how) {
@@ -267,9 +326,28 @@ pub struct Ticket {
     shared: Arc<Shared>,
     id: RequestId,
     ending: watch::Receiver<Option<Ending>>,
+    /// Shared by all tickets of the request, and by the request.
+    _counted: Arc<()>,
+}
+
+/// Signal of the end of a request, for one who has no place in the queue.
+pub struct EndSignal(watch::Receiver<Option<Ending>>);
+
+impl EndSignal {
+    /// Resolves when the request has ended, however it did.
+    pub async fn ended(&mut self) {
+        // An error means that it left the queue early.
+        let _ = self.0.wait_for(Option::is_some).await;
+    }
 }
 
 impl Ticket {
+    /// True once the request has ended.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ending.borrow().is_some() || self.ending.has_changed().is_err()
+    }
+
     /// Waits until the request has ended; `None` when the server stops before. May be called again after it
     /// was cancelled.
     pub async fn ended(&mut self) -> Option<Ending> {

@@ -1,5 +1,6 @@
 //! Record of the queue: the changes since the last one, and the way back after a restart.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio::sync::watch;
@@ -52,6 +53,7 @@ impl Scheduler {
                 asked_at: row.asked_at,
                 asked_by: row.asked_by,
                 returns: 0,
+                tickets: Arc::default(),
             });
         }
     }

@@ -112,7 +112,7 @@ impl Scheduler {
         let mut state = self.0.lock();
         let Some(request) = state.waiters.get_mut(id) else { return false };
         request.returns += 1;
-        let clients = request.ending.receiver_count();
+        let clients = request.tickets();
         if request.returns > RETURNS_MAX || !state.queue.put_back(id, drv, clients) {
             return false;
         }

@@ -1,9 +1,11 @@
 //! Snapshots of the queue for views, waiting clients and metrics. The whole queue is looked at once in a
 //! while, however many ask meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
 use std::time::{Duration, Instant, SystemTime};
+
+use narinfo::StorePath;
 
 use super::prebuild::PrebuildState;
 use super::{PendingRequest, Scheduler, State, Ticket};
@@ -14,8 +16,6 @@ use crate::build::view::{Outlook, QueueView, RequestState, RequestView, RunningV
 
 /// Requests that are listed; of more, only the number is given.
 const LISTED_MAX: usize = 1_000;
-/// Requests that are remembered after their end.
-const PAST_MAX: usize = 1_000;
 /// Requests in the queue up to which each is forecast once it is planned.
 const FORECAST_MAX: usize = 1_000;
 /// Age of a snapshot at least before it is made anew.
@@ -52,13 +52,27 @@ impl Scheduler {
         QueueView { running, total: state.queue.len(), requests, stalled: state.stalled() }
     }
 
-    /// A request that waits, or one of the last thousand that have ended.
+    /// A request that waits, or one of the latest that have ended.
     #[must_use]
     pub fn request(&self, id: u64) -> Option<RequestView> {
         let mut state = self.0.lock();
         let outlook = state.outlook(RequestId(id), self.0.settings.lanes);
         let waiting = state.request_view(RequestId(id), outlook);
-        waiting.or_else(|| state.past.iter().find(|past| past.id == id).cloned())
+        waiting.or_else(|| state.past.get(id).cloned())
+    }
+
+    /// The latest requests that have ended, so many at most, the last one first.
+    #[must_use]
+    pub fn ended_requests(&self, max: usize) -> Vec<RequestView> {
+        self.0.lock().past.latest().take(max).cloned().collect()
+    }
+
+    /// Places in the queue of all requests, and whether something is being built for each.
+    #[must_use]
+    pub fn places(&self) -> HashMap<u64, (usize, bool)> {
+        let state = self.0.lock();
+        let place = |(before, id): (usize, RequestId)| (id.0, (before + 1, state.building_for(id).is_some()));
+        state.queue.requests().enumerate().map(place).collect()
     }
 
     /// The metrics of the queue in the OpenMetrics text format, without its end.
@@ -216,9 +230,7 @@ impl State {
 
     fn request_view(&self, id: RequestId, outlook: Option<Outlook>) -> Option<RequestView> {
         let request = self.waiters.get(id)?;
-        let lacks = self.queue.lacks(id);
-        let building = lacks.and_then(|lacks| self.running.keys().find(|drv| lacks.contains(*drv)));
-        let state = match building {
+        let state = match self.building_for(id) {
             _ if outlook.is_none() => RequestState::Delivering,
             Some(drv) => RequestState::Building { building: drv.to_string() },
             None => RequestState::Waiting,
@@ -226,12 +238,15 @@ impl State {
         Some(request.view(id, self.queue.clients(id), state, outlook))
     }
 
+    /// A derivation that is being built for a request.
+    fn building_for(&self, id: RequestId) -> Option<&StorePath> {
+        let lacks = self.queue.lacks(id)?;
+        self.running.keys().find(|drv| lacks.contains(*drv))
+    }
+
     /// Keeps the end of a request for those who ask for it later.
     pub(super) fn remember(&mut self, id: RequestId, request: &PendingRequest, state: RequestState) {
-        if self.past.len() >= PAST_MAX {
-            self.past.pop_front();
-        }
-        self.past.push_back(request.view(id, 0, state, None));
+        self.past.push(request.view(id, 0, state, None));
     }
 
     fn oldest_waits(&self) -> Duration {

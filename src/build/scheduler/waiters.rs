@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use narinfo::StorePath;
@@ -24,6 +25,15 @@ pub(super) struct PendingRequest {
     pub(super) asked_by: Option<IpAddr>,
     /// Number of times that it was complete and then was not.
     pub(super) returns: u32,
+    /// Shared with each of its tickets.
+    pub(super) tickets: Arc<()>,
+}
+
+impl PendingRequest {
+    /// Number of its tickets.
+    pub(super) fn tickets(&self) -> usize {
+        Arc::strong_count(&self.tickets) - 1
+    }
 }
 
 /// Requests in the queue and those being delivered.
@@ -97,6 +107,7 @@ mod tests {
             started: false,
             asked_by,
             returns: 0,
+            tickets: Arc::default(),
         };
         for (id, client) in [(1, Some(one)), (2, Some(one)), (2, Some(other)), (3, Some(other)), (4, None)] {
             waiters.join(RequestId(id), || request(client));

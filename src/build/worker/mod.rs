@@ -218,6 +218,8 @@ impl Worker {
         loop {
             ticks.tick().await;
             self.scheduler.drop_abandoned();
+            // Of requests that were cancelled after something was built for them.
+            self.scheduler.take_unneeded().iter().for_each(|output| self.runner.roots.release(output));
         }
     }
 }

@@ -110,4 +110,14 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
             set: |to: &mut SettingsDraft, time| to.settings.build.abandon_after = time,
         },
     },
+    Setting {
+        name: "abandon-asked-after",
+        doc: "Time for which a request that was made through the HTTP API stays in the queue without its owner asking \
+              for it again. Afterwards it counts as one whose last client has disconnected.",
+        default: DefaultValue::Is("1h"),
+        value: &Time {
+            accepted: Duration::from_secs(1)..=Duration::MAX,
+            set: |to: &mut SettingsDraft, time| to.settings.requests.abandon_after = time,
+        },
+    },
 ];

@@ -2,6 +2,9 @@
 
 use std::time::SystemTime;
 
+use narinfo::StoreDir;
+
+use super::builds::{BuildItem, BuildItemOutput, BuildItemState};
 use super::types::{
     AttributeLine, CacheCounts, EvaluationFailure, EvaluationTime, PackageSetGeneration, PathComparison,
     PinView, QueueStatus, RememberedFailure, RequestPhase, RequestPlace, RequestStatus, RunningBuild,
@@ -10,6 +13,44 @@ use super::types::{
 use crate::build::{Outlook, QueueView, RequestState, RequestView, RunningView};
 use crate::catalogue::Indexing;
 use crate::model::{AttributeRow, Comparison, Counts, Failure, Generation, NewToken, PinRow, TokenRow};
+use crate::requests::{ItemOutput, ItemState, RequestItem};
+
+impl BuildItem {
+    /// A finding about the item `asked` for, with the paths of its outputs in this store.
+    pub fn new(asked: String, item: RequestItem, store_dir: &StoreDir) -> Self {
+        let RequestItem { state, drv, request, place, reason, outputs } = item;
+        let output = |ItemOutput { name, path, served }: ItemOutput| BuildItemOutput {
+            name,
+            path: path.map(|path| path.in_dir(store_dir)),
+            served,
+        };
+        // Nothing is known of the path of a hash that nobody has.
+        let outputs = outputs.into_iter().filter(|output| output.name.is_some() || output.path.is_some());
+        Self {
+            asked,
+            state: state.into(),
+            derivation: drv.map(|drv| drv.to_string()),
+            request,
+            place,
+            reason,
+            outputs: outputs.map(output).collect(),
+        }
+    }
+}
+
+impl From<ItemState> for BuildItemState {
+    fn from(state: ItemState) -> Self {
+        match state {
+            ItemState::Served => Self::Served,
+            ItemState::Building => Self::Building,
+            ItemState::Queued => Self::Queued,
+            ItemState::Known => Self::Known,
+            ItemState::Failed => Self::Failed,
+            ItemState::Refused => Self::Refused,
+            ItemState::Unknown => Self::Unknown,
+        }
+    }
+}
 
 /// Unix seconds of a time; 0 for one before 1970.
 pub fn unix_seconds(time: SystemTime) -> u64 {
@@ -79,6 +120,7 @@ impl From<RequestState> for RequestPhase {
             RequestState::Failed { cause, reason } => Self::Failed { cause, reason },
             RequestState::Refused { reason } => Self::Refused { reason },
             RequestState::Dropped => Self::Dropped,
+            RequestState::Cancelled => Self::Cancelled,
         }
     }
 }

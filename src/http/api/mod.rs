@@ -1,7 +1,9 @@
 //! The API as others see it: its JSON types, and how they are made of the types within.
 
+mod builds;
 mod convert;
 mod types;
 
+pub use builds::*;
 pub(super) use convert::unix_seconds;
 pub use types::*;

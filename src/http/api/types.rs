@@ -217,6 +217,8 @@ pub enum RequestPhase {
     },
     /// Every client left before anything of it was built.
     Dropped,
+    /// Cancelled by whoever asked for it.
+    Cancelled,
 }
 
 /// Place of a request in the queue, and a forecast of its delivery.

@@ -16,6 +16,12 @@ pub trait PackageSets {
     /// The derivations that sets have for a hash: those of current generations first.
     fn makers(&self, hash: StorePathHash) -> BackendFuture<'_, Vec<Maker>>;
 
+    /// The same for many hashes at once; those that no set has are left out.
+    fn makers_of_all(
+        &self,
+        hashes: Vec<StorePathHash>,
+    ) -> BackendFuture<'_, BTreeMap<StorePathHash, Vec<Maker>>>;
+
     /// An attribute as the current generation of a set has it for a system; `None` where there is no
     /// generation.
     fn attribute(

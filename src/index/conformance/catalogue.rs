@@ -27,6 +27,9 @@ pub(super) async fn only_differences_are_written_and_what_went_answers_until_it_
     // What is current comes first.
     assert_eq!(makers(&index, 'b').await, [("b2.drv".into(), None), ("b.drv".into(), None)]);
     assert_eq!(makers(&index, 'c').await, [("c.drv".into(), None)]);
+    let all = index.makers_of_all(LETTERS.map(hash).to_vec()).await.expect("read");
+    assert_eq!(all.keys().copied().collect::<Vec<_>>(), [hash('a'), hash('b'), hash('c')]);
+    assert_eq!(all[&hash('b')], index.makers(hash('b')).await.expect("read"));
     index.expire_generations("one".into(), Duration::from_secs(60)).await.expect("expired");
     assert_eq!(index.set("one".into()).await.expect("read").generations.len(), 3);
     index.expire_generations("one".into(), Duration::ZERO).await.expect("expired");

@@ -81,26 +81,37 @@ fn is_like(text: &str, pattern: &str) -> bool {
     left.ends_with(last)
 }
 
+fn makers(sets: &[Set], hash: StorePathHash) -> Vec<Maker> {
+    let mut rows: Vec<(&Output, &Set)> = Vec::new();
+    for set in sets {
+        let outputs = set.outputs.iter().filter(|output| output.row.hash == hash);
+        rows.extend(outputs.map(|output| (output, set)));
+    }
+    rows.sort_by_key(|(output, _)| {
+        (output.last.is_some(), output.row.denied, std::cmp::Reverse(output.first))
+    });
+    let mut found: Vec<Maker> = Vec::new();
+    for (output, set) in rows {
+        if found.iter().all(|maker| maker.drv != output.row.drv) {
+            let denied_by = output.row.denied.then(|| set.name.clone());
+            found.push(Maker { drv: output.row.drv.clone(), denied_by });
+        }
+    }
+    found
+}
+
 impl PackageSets for MemoryBackend {
     fn makers(&self, hash: StorePathHash) -> BackendFuture<'_, Vec<Maker>> {
+        done(makers(&self.state().sets.sets, hash))
+    }
+
+    fn makers_of_all(
+        &self,
+        hashes: Vec<StorePathHash>,
+    ) -> BackendFuture<'_, BTreeMap<StorePathHash, Vec<Maker>>> {
         let state = self.state();
-        let mut rows: Vec<(&Output, &Set)> = Vec::new();
-        for set in &state.sets.sets {
-            rows.extend(
-                set.outputs.iter().filter(|output| output.row.hash == hash).map(|output| (output, set)),
-            );
-        }
-        rows.sort_by_key(|(output, _)| {
-            (output.last.is_some(), output.row.denied, std::cmp::Reverse(output.first))
-        });
-        let mut found: Vec<Maker> = Vec::new();
-        for (output, set) in rows {
-            if found.iter().all(|maker| maker.drv != output.row.drv) {
-                let denied_by = output.row.denied.then(|| set.name.clone());
-                found.push(Maker { drv: output.row.drv.clone(), denied_by });
-            }
-        }
-        done(found)
+        let makers = hashes.into_iter().map(|hash| (hash, makers(&state.sets.sets, hash)));
+        done(makers.filter(|(_, makers)| !makers.is_empty()).collect())
     }
 
     fn attribute(

@@ -18,6 +18,22 @@ impl PackageSets for Sqlite {
         self.read(move |connection| makers(connection, hash))
     }
 
+    fn makers_of_all(
+        &self,
+        hashes: Vec<StorePathHash>,
+    ) -> BackendFuture<'_, BTreeMap<StorePathHash, Vec<Maker>>> {
+        self.read(move |connection| {
+            let mut found = BTreeMap::new();
+            for hash in hashes {
+                let makers = makers(connection, hash)?;
+                if !makers.is_empty() {
+                    found.insert(hash, makers);
+                }
+            }
+            Ok(found)
+        })
+    }
+
     fn attribute(
         &self,
         set: String,
