@@ -1,27 +1,49 @@
 # The NixOS module `services.ondine`: a binary cache that builds what it is missing, as a hardened service
-# with its own user. The program checks the settings while the system is built, so that a system whose server
-# would not start is never activated.
+# with its own user. Options are made from the program's table of settings (./settings.json). The program checks
+# the values while the system is built, so that a system whose server would not start is never activated.
 { config, lib, pkgs, ... }:
 
 let
   cfg = config.services.ondine;
   format = pkgs.formats.toml { };
   stateDir = "/var/lib/ondine";
+  credentials = "/run/credentials/ondine.service";
+
+  # Options of settings that nobody sets are null and are left out: the program has the defaults.
+  withoutNull = value:
+    if builtins.isList value then map withoutNull value
+    else if builtins.isAttrs value then
+      lib.mapAttrs (_: withoutNull) (lib.filterAttrs (_: inner: inner != null) value)
+    else value;
+  given = withoutNull cfg.settings;
 
   # Names under which systemd passes files with secrets, which the service's user need not be able to read.
   secretName = n: "upstream-${toString n}";
-  netrcFile = cfg.settings.netrc-file or null;
-  settings = cfg.settings // {
+  keyName = n: "signing-key-${toString n}";
+  upstreams = given.upstream or [ ];
+  netrcFile = given.netrc-file or null;
+  keyFiles = given.signing-key or [ ];
+  proxyHost = toString (if cfg.nginx.enable then cfg.nginx.host else cfg.caddy.host);
+  isProxied = cfg.nginx.enable || cfg.caddy.enable;
+  proxySettings = lib.optionalAttrs isProxied {
+    trusted-proxies = given.trusted-proxies or [ "127.0.0.1" "::1" ];
+    public-url = given.public-url or "https://${proxyHost}";
+  };
+  settings = given // proxySettings // {
     upstream = lib.imap0 (
       n: upstream:
       upstream // lib.optionalAttrs (upstream ? credentials-file) { credentials-file = secretName n; }
-    ) cfg.settings.upstream;
-  } // lib.optionalAttrs (netrcFile != null) { netrc-file = "netrc"; };
+    ) upstreams;
+  } // lib.optionalAttrs (netrcFile != null) { netrc-file = "netrc"; }
+  // lib.optionalAttrs (keyFiles != [ ]) {
+    signing-key = lib.imap0 (n: _: "${credentials}/${keyName n}") keyFiles;
+  };
   secrets = lib.concatLists (
     lib.imap0 (
       n: upstream: lib.optional (upstream ? credentials-file) "${secretName n}:${upstream.credentials-file}"
-    ) cfg.settings.upstream
-  ) ++ lib.optional (netrcFile != null) "netrc:${netrcFile}";
+    ) upstreams
+  ) ++ lib.optional (netrcFile != null) "netrc:${netrcFile}"
+  ++ lib.imap0 (n: file: "${keyName n}:${file}") keyFiles;
   # Settings are in the Nix store, where everyone can read them.
   isSecret = url: builtins.match ".*[@?].*" url != null;
 
@@ -34,6 +56,48 @@ let
   settingsFile = if cfg.checkConfig then checked else written;
 
   port = lib.toInt (lib.last (lib.splitString ":" cfg.settings.listen));
+  # Where programs of this machine reach the server.
+  local = "127.0.0.1:${toString port}";
+
+  types = lib.types;
+  # The type of a setting, which the table describes.
+  typeOf = setting:
+    let value = setting.value;
+    in {
+      bool = types.bool;
+      number =
+        if value.max != null then types.ints.between value.min value.max
+        else if value.min >= 0 then types.ints.unsigned
+        else types.int;
+      bytes = types.either types.int types.str;
+      text = types.str;
+      texts = types.listOf types.str;
+      word = types.enum value.words;
+      words = types.listOf (types.enum value.words);
+      table = tableOf setting.keys;
+      tables = types.listOf (tableOf setting.keys);
+    }.${value.type};
+  tableOf = keys: types.submodule {
+    freeformType = format.type;
+    options = optionsOf keys;
+  };
+  optionOf = setting: {
+    inherit (setting) name;
+    value = lib.mkOption ({
+      description = ''
+        ${setting.doc}
+
+        Accepts ${setting.accepted}.${lib.optionalString (setting.default != null) " Default: ${setting.default}."}
+      '';
+    } // (if setting.required then { type = typeOf setting; } else {
+      type = types.nullOr (typeOf setting);
+      default = null;
+    }));
+  };
+  optionsOf = settings: builtins.listToAttrs (map optionOf settings);
+  # The state is always in the directory of the service.
+  table = builtins.filter (setting: setting.name != "state-dir") (lib.importJSON ./settings.json);
+  generated = optionsOf table;
 in
 {
   options.services.ondine = {
@@ -59,18 +123,71 @@ in
       '';
     };
 
+    socketActivation = lib.mkOption {
+      type = lib.types.bool;
+      default = false;
+      description = ''
+        Whether systemd listens on {option}`services.ondine.settings.listen` for the server. Then no client is
+        refused while the service restarts, and ports below 1024 need no capability.
+      '';
+    };
+
+    limitBuilds = lib.mkOption {
+      type = lib.types.bool;
+      default = true;
+      description = ''
+        Whether the Nix daemon, whose children builds are, gets less processor time and I/O than everything
+        else, and at most 85 % of the memory. Each value is a default that a system can set differently.
+      '';
+    };
+
+    nginx = {
+      enable = lib.mkEnableOption "an nginx virtual host before the server";
+      host = lib.mkOption {
+        type = lib.types.nullOr lib.types.str;
+        default = null;
+        example = "cache.example.org";
+        description = "Name of the virtual host. Certificates are set in {option}`services.nginx.virtualHosts`.";
+      };
+    };
+
+    caddy = {
+      enable = lib.mkEnableOption "a Caddy virtual host before the server, which gets its own certificate";
+      host = lib.mkOption {
+        type = lib.types.nullOr lib.types.str;
+        default = null;
+        example = "cache.example.org";
+        description = "Name of the virtual host.";
+      };
+    };
+
+    prometheus.enable = lib.mkEnableOption "scraping of the metrics by this machine's Prometheus, and the alerts";
+
     settings = lib.mkOption {
       default = { };
       description = ''
         Settings of the server, named as in `ondine serve --help`. The state is always in ${stateDir}.
+
+        The module makes upstreams trusted substituters of the Nix daemon, too, with their keys: the daemon takes
+        inputs of builds only from substituters that it trusts. Credentials do not belong into an upstream's
+        `url`, which everyone can read in the Nix store. systemd reads `credentials-file`, `netrc-file` and
+        `signing-key` (LoadCredential), so that they can be readable by root alone. To take inputs of builds from
+        an upstream with credentials, the Nix daemon needs a netrc file of its own
+        ({option}`nix.settings.netrc-file`).
       '';
       example = {
         listen = "[::]:8080";
         build-from = [ "store" ];
+        upstream = [
+          {
+            url = "https://cache.nixos.org";
+            public-keys = [ "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=" ];
+          }
+        ];
       };
       type = lib.types.submodule {
         freeformType = format.type;
-        options = {
+        options = generated // {
           listen = lib.mkOption {
             type = lib.types.str;
             default = "127.0.0.1:8080";
@@ -80,26 +197,6 @@ in
             type = lib.types.str;
             default = "30s";
             description = "Time that open responses have to end when the service stops.";
-          };
-          upstream = lib.mkOption {
-            type = lib.types.listOf format.type;
-            default = [ ];
-            example = [
-              {
-                url = "https://cache.nixos.org";
-                public-keys = [ "cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=" ];
-              }
-            ];
-            description = ''
-              Other caches, each with its `url` and `public-keys`. The module makes them trusted substituters
-              of the Nix daemon, too, with these keys: the daemon takes inputs of builds only from substituters
-              that it trusts.
-
-              Credentials do not belong into `url`, which everyone can read in the Nix store.
-              `credentials-file` names a file with `USER:PASSWORD` or `Bearer TOKEN`; `netrc-file`, beside
-              `upstream`, names a netrc file. systemd reads both (LoadCredential). To take inputs of builds
-              from there, the Nix daemon needs a netrc file of its own ({option}`nix.settings.netrc-file`).
-            '';
           };
         };
       };
@@ -113,10 +210,36 @@ in
         message = "services.ondine.settings: the state is in ${stateDir}; state-dir cannot be set here";
       }
       {
-        assertion = !(builtins.any (upstream: isSecret upstream.url) cfg.settings.upstream);
+        assertion = !(builtins.any (upstream: isSecret upstream.url) upstreams);
         message = ''
           services.ondine.settings.upstream: a url with credentials would be readable by everyone in the Nix
           store; use credentials-file
+        '';
+      }
+      {
+        assertion = builtins.match ".*:[0-9]+" cfg.settings.listen != null;
+        message = ''
+          services.ondine.settings.listen: expected an address and a port such as "[::]:8080", not
+          "${cfg.settings.listen}"
+        '';
+      }
+      {
+        assertion = cfg.nginx.enable -> cfg.nginx.host != null;
+        message = "services.ondine.nginx.host: the virtual host needs a name such as cache.example.org";
+      }
+      {
+        assertion = cfg.caddy.enable -> cfg.caddy.host != null;
+        message = "services.ondine.caddy.host: the virtual host needs a name such as cache.example.org";
+      }
+      {
+        assertion = !(cfg.nginx.enable && cfg.caddy.enable);
+        message = "services.ondine.caddy.enable: nginx is enabled, too; only one of them can be before the server";
+      }
+      {
+        assertion = !(isProxied && cfg.openFirewall);
+        message = ''
+          services.ondine.openFirewall: with nginx or Caddy before it, the server's own port need not be open;
+          open 80 and 443
         '';
       }
     ];
@@ -135,20 +258,84 @@ in
     nix.settings.trusted-substituters = lib.concatMap (upstream: [
       upstream.url
       "${lib.removeSuffix "/" upstream.url}/cached"
-    ]) cfg.settings.upstream;
+    ]) upstreams;
     nix.settings.trusted-public-keys =
-      lib.concatMap (upstream: upstream.public-keys or [ ]) cfg.settings.upstream;
+      lib.concatMap (upstream: upstream.public-keys or [ ]) upstreams;
+
+    systemd.services.nix-daemon.serviceConfig = lib.mkIf cfg.limitBuilds {
+      CPUWeight = lib.mkDefault 20;
+      IOWeight = lib.mkDefault 20;
+      MemoryHigh = lib.mkDefault "75%";
+      MemoryMax = lib.mkDefault "85%";
+      OOMPolicy = lib.mkDefault "continue";
+    };
+
+    # A client waits for a build as long as it takes; the server sends a line every few seconds.
+    services.nginx = lib.mkIf cfg.nginx.enable {
+      enable = true;
+      virtualHosts.${proxyHost}.locations."/" = {
+        proxyPass = "http://${local}";
+        extraConfig = ''
+          proxy_http_version 1.1;
+          proxy_set_header Connection "";
+          proxy_set_header Host $host;
+          proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+          proxy_set_header X-Forwarded-Proto $scheme;
+          proxy_set_header X-Forwarded-Host $host;
+          proxy_buffering off;
+          proxy_request_buffering off;
+          proxy_read_timeout 12h;
+          proxy_send_timeout 1h;
+          client_max_body_size 0;
+        '';
+      };
+    };
+
+    services.caddy = lib.mkIf cfg.caddy.enable {
+      enable = true;
+      virtualHosts.${proxyHost}.extraConfig = ''
+        reverse_proxy ${local} {
+          flush_interval -1
+          transport http {
+            read_timeout 12h
+          }
+        }
+      '';
+    };
+
+    services.prometheus = lib.mkIf cfg.prometheus.enable {
+      scrapeConfigs = [
+        {
+          job_name = "ondine";
+          static_configs = [ { targets = [ local ]; } ];
+        }
+      ];
+      ruleFiles = [ ../dashboards/alerts.yaml ];
+    };
+
+    systemd.sockets.ondine = lib.mkIf cfg.socketActivation {
+      description = "Address of the Nix binary cache Ondine";
+      wantedBy = [ "sockets.target" ];
+      listenStreams = [ cfg.settings.listen ];
+      socketConfig.Backlog = 4096;
+    };
 
     systemd.services.ondine = {
       description = "Nix binary cache that builds what it is missing";
       wantedBy = [ "multi-user.target" ];
+      requires = lib.optional cfg.socketActivation "ondine.socket";
       wants = [ "nix-daemon.socket" ];
-      after = [ "network.target" "nix-daemon.socket" ];
+      after = [ "network.target" "nix-daemon.socket" ] ++ lib.optional cfg.socketActivation "ondine.socket";
       # `nix` detects the systems and features that the daemon builds for; `nix-instantiate`, or
       # `nix-eval-jobs` where that is added, evaluates package sets.
       path = [ config.nix.package ];
 
       serviceConfig = {
+        Type = "notify";
+        NotifyAccess = "main";
+        WatchdogSec = 60;
+        # A large index of an older version is migrated before the server is ready.
+        TimeoutStartSec = 600;
         ExecStart = "${cfg.package}/bin/ondine serve --config ${settingsFile} --state-dir ${stateDir}";
         User = "ondine";
         Group = "ondine";
@@ -172,7 +359,6 @@ in
         LockPersonality = true;
         MemoryDenyWriteExecute = true;
         NoNewPrivileges = true;
-        NotifyAccess = "none";
         PrivateDevices = true;
         PrivateMounts = true;
         PrivateTmp = true;

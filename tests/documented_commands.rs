@@ -14,7 +14,7 @@ use support::process::{Finished, run};
 use support::{Background, Client, Http, NixStore, Ondine, Release, derivations, text, wait_until};
 
 /// Languages of blocks that are no commands: sessions and formats that a reader compares or adapts.
-const OTHER_LANGUAGES: [&str; 4] = ["", "console", "ini", "nginx"];
+const OTHER_LANGUAGES: [&str; 5] = ["", "console", "ini", "nginx", "yaml"];
 /// The address of the cache in the documentation.
 const ADDRESS: &str = "http://cache.example.org:8080";
 /// The path of the sample in the documentation.

@@ -1,5 +1,6 @@
-//! The NixOS module gives the unit that it should: evaluated by the real Nix against a small stub of nixpkgs,
-//! its build-time check run with the built program, and the unit weighed by systemd-analyze.
+//! The NixOS modules give the units that they should: evaluated by the real Nix against a small stub of
+//! nixpkgs' `lib` (or the real one, where ONDINE_TEST_NIXPKGS_LIB names its folder), the build-time check run
+//! with the built program, and the unit weighed by systemd-analyze.
 
 mod support;
 
@@ -28,19 +29,30 @@ impl Machine {
         std::fs::create_dir_all(package.join("bin")).expect("the test's folder can be written to");
         std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_ondine"), package.join("bin/ondine"))
             .expect("the test's folder can be written to");
+        let package = store.nix_store(&["--add", text(&package)]).trim().into();
         Machine { store, package }
     }
 
     /// Evaluates the module for a machine that sets `services.ondine` to this, the package added.
     fn try_evaluate(&self, mut service: Value) -> Finished {
         service["package"] = text(&self.package).into();
+        self.try_module("default.nix", &service)
+    }
+
+    /// Evaluates a module for a machine that sets `services.ondine` to this.
+    fn try_module(&self, module: &str, service: &Value) -> Finished {
         let machine = json!({ "services": { "ondine": service } }).to_string();
-        let stub = format!("{ROOT}/tests/nixos-module/stub.nix");
-        let module = format!("{ROOT}/nixos-module/default.nix");
-        // Read-write, because the stub writes files.
+        let module = format!("{ROOT}/nixos-module/{module}");
+        let lib = std::env::var("ONDINE_TEST_NIXPKGS_LIB").ok();
+        let file =
+            format!("{ROOT}/tests/nixos-module/{}", if lib.is_some() { "real.nix" } else { "stub.nix" });
+        // Read-write, because files are written.
         let how = ["--eval", "--strict", "--json", "--read-write-mode"];
-        let what = [&*stub, "--arg", "module", &module, "--argstr", "machine", &machine];
-        process::run(self.store.command("nix-instantiate", &[&how[..], &what[..]].concat()))
+        let mut what = vec![&*file, "--arg", "module", &module, "--argstr", "machine", &machine];
+        if let Some(lib) = &lib {
+            what.extend(["--arg", "libPath", lib]);
+        }
+        process::run(self.store.command("nix-instantiate", &[&how[..], &what].concat()))
     }
 
     fn evaluate(&self, service: Value) -> Value {
@@ -215,10 +227,10 @@ fn another_state_directory_or_a_value_of_the_wrong_type_is_refused() {
         (json!({ "enable": true, "settings": { "state-dir": "/srv" } }), "state-dir cannot be set here"),
         (
             json!({ "enable": true, "settings": { "listen": 8080 } }),
-            "services.ondine.settings.listen is not a string",
+            "option `services.ondine.settings.listen' is not of type `string'",
         ),
-        (json!({ "enable": "yes" }), "services.ondine.enable is not a boolean"),
-        (json!({ "enable": true, "openFirewal": true }), "services.ondine.openFirewal is no option"),
+        (json!({ "enable": "yes" }), "option `services.ondine.enable' is not of type `boolean'"),
+        (json!({ "enable": true, "openFirewal": true }), "`services.ondine.openFirewal' does not exist"),
     ] {
         let said = machine.try_evaluate(service).must_fail().stderr;
         assert!(said.contains(why), "{said}");
@@ -246,24 +258,170 @@ fn stopping_is_given_more_time_than_the_server_takes_to_drain() {
 }
 
 #[test]
-fn the_unit_is_one_that_systemd_understands_and_is_hardly_exposed() {
+fn each_setting_is_an_option_whose_values_are_checked_before_anything_is_built() {
     let machine = Machine::new();
-    let configuration = machine.evaluate(json!({ "enable": true }));
-    let unit = machine.store.folder().join("ondine.service");
-    std::fs::write(&unit, unit_file(&configuration)).expect("the test's folder can be written to");
+    for settings in [
+        json!({ "priority": 45, "lanes": 2, "max-nar-store-bytes": "100GiB", "build-from": ["store"] }),
+        json!({ "max-nar-store-bytes": 1_000_000_000, "want-mass-query": true }),
+        json!({ "catalogue": [{ "name": "pkgs", "source": { "flake": "nixpkgs" }, "index": "lazy" }] }),
+    ] {
+        let configuration = machine.evaluate(json!({ "enable": true, "settings": settings }));
+        machine.build_settings(&settings_of(&configuration)).0.must_succeed();
+    }
+    for (settings, name) in [
+        (json!({ "priority": "high" }), "priority"),
+        (json!({ "max-nar-store-bytes": true }), "max-nar-store-bytes"),
+        (json!({ "build-from": ["shop"] }), "build-from"),
+        (json!({ "want-mass-query": "yes" }), "want-mass-query"),
+        (json!({ "zstd-level": 90 }), "zstd-level"),
+    ] {
+        let service = json!({ "enable": true, "settings": settings });
+        let said = machine.try_evaluate(service).must_fail().stderr;
+        assert!(said.contains(&format!("services.ondine.settings.{name}")), "{name}: {said}");
+        assert!(said.contains("is not of type"), "{name}: {said}");
+    }
+}
 
+#[test]
+fn combinations_that_cannot_work_are_refused_by_the_name_of_the_option() {
+    let machine = Machine::new();
+    let host = "cache.example.org";
+    for (service, option) in [
+        (json!({ "enable": true, "settings": { "listen": "localhost" } }), "services.ondine.settings.listen"),
+        (json!({ "enable": true, "nginx": { "enable": true } }), "services.ondine.nginx.host"),
+        (json!({ "enable": true, "caddy": { "enable": true } }), "services.ondine.caddy.host"),
+        (
+            json!({ "enable": true, "openFirewall": true, "nginx": { "enable": true, "host": host } }),
+            "services.ondine.openFirewall",
+        ),
+        (
+            json!({
+                "enable": true,
+                "nginx": { "enable": true, "host": host },
+                "caddy": { "enable": true, "host": host },
+            }),
+            "services.ondine.caddy.enable",
+        ),
+    ] {
+        let said = machine.try_evaluate(service).must_fail().stderr;
+        assert!(said.contains(option), "{option}: {said}");
+    }
+}
+
+#[test]
+fn a_virtual_host_waits_as_long_as_a_build_and_is_the_public_address() {
+    let machine = Machine::new();
+    for (server, limit) in [("nginx", "proxy_read_timeout 12h;"), ("caddy", "read_timeout 12h")] {
+        let proxy = json!({ "enable": true, "host": "cache.example.org" });
+        let configuration = machine.evaluate(json!({ "enable": true, server: proxy, "checkConfig": false }));
+        let host = configuration["services"][server]["virtualHosts"]["cache.example.org"].to_string();
+        assert!(host.contains(limit) && host.contains("127.0.0.1:8080"), "{server}: {host}");
+        let written = std::fs::read_to_string(settings_of(&configuration)).expect("the settings are a file");
+        assert!(written.contains("public-url = \"https://cache.example.org\""), "{written}");
+        assert!(written.contains("trusted-proxies = [\"127.0.0.1\", \"::1\"]"), "{written}");
+    }
+}
+
+#[test]
+fn sockets_metrics_and_limits_of_builds_are_set_up_when_asked() {
+    let machine = Machine::new();
+    let configuration = machine.evaluate(json!({
+        "enable": true,
+        "socketActivation": true,
+        "prometheus": { "enable": true },
+        "settings": { "listen": "[::]:80", "signing-key": ["/run/secrets/key"] },
+    }));
+    let socket = &configuration["systemd"]["sockets"]["ondine"];
+    assert_eq!(socket["listenStreams"], json!(["[::]:80"]));
+    assert_eq!(service(&configuration)["requires"], json!(["ondine.socket"]));
+    let scraped =
+        &configuration["services"]["prometheus"]["scrapeConfigs"][0]["static_configs"][0]["targets"];
+    assert_eq!(*scraped, json!(["127.0.0.1:80"]));
+    assert_eq!(configuration["systemd"]["services"]["nix-daemon"]["serviceConfig"]["CPUWeight"], 20);
+    let credentials = &service(&configuration)["serviceConfig"]["LoadCredential"];
+    assert_eq!(*credentials, json!(["signing-key-0:/run/secrets/key"]));
+    let (finished, checked) = machine.build_settings(&settings_of(&configuration));
+    finished.must_succeed();
+    let written = std::fs::read_to_string(checked).expect("the check leaves the settings file");
+    assert!(
+        written.contains("signing-key = [\"/run/credentials/ondine.service/signing-key-0\"]"),
+        "{written}"
+    );
+    let unlimited = machine.evaluate(json!({ "enable": true, "limitBuilds": false }));
+    assert_eq!(unlimited["systemd"]["services"]["nix-daemon"]["serviceConfig"]["CPUWeight"], Value::Null);
+}
+
+#[test]
+fn a_client_uses_the_server_and_wrong_values_are_refused_by_name() {
+    let machine = Machine::new();
+    let key = "cache-1:BixRUZqVb+oC+4P1C3wHRqppp0IrCrlguZK+TEvLtsc=";
+    let client = |url: &str, keys: Value, netrc: Value| {
+        let client = json!({ "enable": true, "url": url, "publicKeys": keys, "netrcFile": netrc });
+        machine.try_module("client.nix", &json!({ "client": client }))
+    };
+    let url = "https://cache.example.org";
+    let good = client(url, json!([key]), json!("/run/secrets/netrc")).must_succeed().text();
+    let good: Value = serde_json::from_str(&good).expect("nix-instantiate --json prints JSON");
+    let nix = &good["nix"]["settings"];
+    assert_eq!(nix["substituters"], json!([url]));
+    assert_eq!(nix["trusted-public-keys"], json!([key]));
+    assert_eq!(nix["netrc-file"], "/run/secrets/netrc");
+    assert_eq!(nix["always-allow-substitutes"], true);
+    for (refused, option) in [
+        (client("cache.example.org", json!([key]), Value::Null), "url"),
+        (client("https://bob:secret@cache.example.org", json!([key]), Value::Null), "url"),
+        (client(url, json!([]), Value::Null), "publicKeys"),
+        (client(url, json!(["cache-1"]), Value::Null), "publicKeys"),
+        (client(url, json!([key]), json!("/nix/store/x-netrc")), "netrcFile"),
+        (client(url, json!("cache-1"), Value::Null), "publicKeys"),
+    ] {
+        let said = refused.must_fail().stderr;
+        assert!(said.contains(&format!("services.ondine.client.{option}")), "{option}: {said}");
+    }
+}
+
+/// Checks that systemd understands a unit, and that it is hardly exposed.
+#[track_caller]
+fn must_be_hardened(unit: &Path) {
     let mut verify = Command::new("systemd-analyze");
-    verify.args(["verify", "--man=no", text(&unit)]);
+    verify.args(["verify", "--man=no", text(unit)]);
     let said = process::run(verify).stderr;
-    let about_it: Vec<&str> = said.lines().filter(|line| line.contains("ondine.service:")).collect();
+    // The program may not be installed here.
+    let about_it =
+        said.lines().filter(|line| line.contains("ondine.service:") && !line.contains("/bin/ondine"));
+    let about_it: Vec<&str> = about_it.collect();
     assert!(about_it.is_empty(), "systemd does not understand the unit:\n{}", about_it.join("\n"));
 
     let mut security = Command::new("systemd-analyze");
-    security.args(["--no-pager", "--offline=true", "security", text(&unit)]);
+    security.args(["--no-pager", "--offline=true", "security", text(unit)]);
     let report = process::run(security).must_succeed().text();
     let level = report.lines().find_map(|line| line.split("exposure level for ondine.service: ").nth(1));
     let level =
         level.and_then(|rest| rest.split_whitespace().next()).and_then(|number| number.parse::<f64>().ok());
     let level = level.unwrap_or_else(|| panic!("systemd-analyze names no exposure level:\n{report}"));
     assert!(level <= EXPOSURE_MAX, "the exposure level is {level}, more than {EXPOSURE_MAX}:\n{report}");
+}
+
+#[test]
+fn the_unit_is_one_that_systemd_understands_and_is_hardly_exposed() {
+    let machine = Machine::new();
+    let configuration = machine.evaluate(json!({ "enable": true }));
+    let unit = machine.store.folder().join("ondine.service");
+    std::fs::write(&unit, unit_file(&configuration)).expect("the test's folder can be written to");
+    must_be_hardened(&unit);
+}
+
+#[test]
+fn the_unit_of_the_packages_is_hardened_as_that_of_nixos_is() {
+    let machine = Machine::new();
+    let packaged = format!("{ROOT}/packaging/systemd/ondine.service");
+    must_be_hardened(Path::new(&packaged));
+    let packaged = std::fs::read_to_string(&packaged).expect("the unit");
+    let made = unit_file(&machine.evaluate(json!({ "enable": true })));
+    // A list may stand in several lines; what differs is where the program and its files are.
+    let own = ["ExecStart=", "TimeoutStopSec=", "Description=", "Wants=", "After="];
+    for line in made.lines().filter(|line| line.contains('=') && !own.iter().any(|own| line.starts_with(own)))
+    {
+        assert!(packaged.lines().any(|other| other == line), "the packages' unit has no {line}");
+    }
 }

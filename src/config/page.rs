@@ -4,6 +4,8 @@
 use std::fs;
 use std::path::Path;
 
+use serde_json::{Value, json};
+
 use super::setting::{DefaultValue, Described};
 use super::table;
 
@@ -43,7 +45,7 @@ fn page() -> String {
 }
 
 fn describe(page: &mut String, setting: &Described, level: usize, within: &str) {
-    let Described { name, doc, accepted, default, keys } = setting;
+    let Described { name, doc, accepted, default, keys, .. } = setting;
     let default = match default {
         DefaultValue::Is("") | DefaultValue::Described(_) => default.show().map(str::to_owned),
         DefaultValue::Is(text) => Some(format!("`{text}`")),
@@ -62,6 +64,27 @@ fn describe(page: &mut String, setting: &Described, level: usize, within: &str) 
 #[test]
 fn the_settings_page_says_what_the_table_says() {
     compare("docs/settings.md", &page());
+}
+
+#[test]
+fn the_options_of_the_nixos_module_page_are_those_of_the_table() {
+    let options: Vec<_> = table::settings().map(|setting| module_option(&setting.describe())).collect();
+    let text = serde_json::to_string_pretty(&options).expect("JSON of texts and numbers");
+    compare("nixos-module/settings.json", &(text + "\n"));
+}
+
+/// A setting as an option of the NixOS module.
+fn module_option(setting: &Described) -> Value {
+    let Described { name, doc, accepted, default, file_type, keys } = setting;
+    let default = match default {
+        DefaultValue::Required => None,
+        other => other.show(),
+    };
+    let keys: Vec<_> = keys.iter().map(module_option).collect();
+    json!({
+        "name": name, "doc": doc, "accepted": accepted, "default": default, "value": file_type,
+        "required": setting.default == DefaultValue::Required, "keys": keys,
+    })
 }
 
 /// Compares a committed page with what it should be, or writes it where the variable UPDATE is set.

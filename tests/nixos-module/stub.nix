@@ -9,12 +9,15 @@
 }:
 
 let
-  inherit (builtins) all attrNames concatStringsSep elemAt fromJSON getAttr hasAttr isAttrs isBool isInt isList isString
-    length map split stringLength substring toFile toJSON typeOf;
+  inherit (builtins) all any attrNames concatStringsSep elem elemAt filter fromJSON hasAttr isAttrs isBool isInt isList
+    isString length map split stringLength substring;
 
   # Types: whether a value fits, and how a definition and the options' defaults make the value.
-  plain = name: fits: { inherit name; merge = where: value: if fits value then value else wrong where name value; };
-  wrong = where: name: value: throw "${where} is not a ${name} but a ${typeOf value}";
+  plain = name: fits: {
+    inherit name fits;
+    merge = where: value: if fits value then value else wrong where name;
+  };
+  wrong = where: name: throw "A definition for option `${where}' is not of type `${name}'.";
 
   isOption = value: isAttrs value && value._type or "" == "option";
 
@@ -24,7 +27,7 @@ let
       known = builtins.mapAttrs (name: option: mergeOne "${where}.${name}" option (hasAttr name definition) (definition.${name} or null)) options;
       others = removeAttrs definition (attrNames options);
       extra = builtins.mapAttrs (name: value:
-        if free == null then throw "${where}.${name} is no option" else free.merge "${where}.${name}" value) others;
+        if free == null then throw "The option `${where}.${name}' does not exist." else free.merge "${where}.${name}" value) others;
     in
     known // extra;
 
@@ -32,7 +35,7 @@ let
     if !isOption option then mergeOptions where null option (if isDefined then value else { })
     else if isDefined then option.type.merge where value
     else if option ? default then option.type.merge where option.default
-    else throw "${where} is used but not defined";
+    else throw "The option `${where}' was accessed but has no value defined.";
 
   tomlValue = plain "TOML value" (value: isString value || isInt value || isBool value || isList value || isAttrs value);
 
@@ -40,21 +43,43 @@ let
     mkOption = attributes: attributes // { _type = "option"; };
     mkEnableOption = what: mkOption { type = types.bool; default = false; description = "Whether to enable ${what}."; };
     mkIf = condition: content: { _type = "if"; inherit condition content; };
+    mkDefault = value: value;
     types = {
       bool = plain "boolean" isBool;
       str = plain "string" isString;
+      int = plain "signed integer" isInt;
       package = plain "package" (value: isString value || value ? outPath);
-      listOf = inner: {
-        name = "list";
+      enum = words: plain "one of ${concatStringsSep ", " (map builtins.toJSON words)}" (value: elem value words);
+      ints = {
+        between = min: max: plain "integer between ${toString min} and ${toString max} (both inclusive)"
+          (value: isInt value && value >= min && value <= max);
+        unsigned = plain "unsigned integer, meaning >=0" (value: isInt value && value >= 0);
+      };
+      either = one: other: plain "${one.name} or ${other.name}" (value: one.fits value || other.fits value);
+      nullOr = inner: {
+        name = "null or ${inner.name}";
+        fits = value: value == null || inner.fits value;
         merge = where: value:
-          if isList value then map (inner.merge "${where}.*") value else wrong where "list" value;
+          if value == null then null
+          else if inner.fits value then inner.merge where value else wrong where "null or ${inner.name}";
+      };
+      listOf = inner: {
+        name = "list of ${inner.name}";
+        fits = isList;
+        merge = where: value:
+          if isList value then map (inner.merge "${where}.*") value else wrong where "list of ${inner.name}";
       };
       submodule = { options ? { }, freeformType ? null }: {
         name = "submodule";
+        fits = isAttrs;
         merge = where: value:
-          if isAttrs value then mergeOptions where freeformType options value else wrong where "submodule" value;
+          if isAttrs value then mergeOptions where freeformType options value else wrong where "submodule";
       };
     };
+    filterAttrs = fits: set: removeAttrs set (filter (name: !fits name set.${name}) (attrNames set));
+    importJSON = path: fromJSON (builtins.readFile path);
+    optionalString = condition: text: if condition then text else "";
+    inherit (builtins) mapAttrs;
     toInt = text: fromJSON text;
     inherit (builtins) concatLists concatMap;
     imap0 = f: list: builtins.genList (n: f n (elemAt list n)) (length list);
@@ -67,23 +92,7 @@ let
     splitString = separator: text: builtins.filter isString (split "[${separator}]" text);
   };
 
-  pkgs = {
-    formats.toml = { }: {
-      type = tomlValue;
-      # Strings, numbers and truth values read alike in JSON and TOML.
-      generate = name: value:
-        toFile name (concatStringsSep "" (map (key: "${key} = ${inline value.${key}}\n") (attrNames value)));
-    };
-    # Not built: its file is the script, for the test to run.
-    runCommand = name: environment: script: toFile name script;
-  };
-
-  # A TOML value in one line.
-  inline = value:
-    if builtins.isList value then "[${concatStringsSep ", " (map inline value)}]"
-    else if isAttrs value then
-      "{ ${concatStringsSep ", " (map (key: "${key} = ${inline value.${key}}") (attrNames value))} }"
-    else toJSON value;
+  pkgs = import ./pkgs.nix { tomlType = tomlValue; };
 
   # Conditions resolved.
   resolve = value:
@@ -98,7 +107,7 @@ let
     config.nix.package = "/nix/store/the-nix-of-this-machine";
   };
   service = mergeOne "services.ondine" evaluated.options.services.ondine true configuration.services.ondine;
-  broken = builtins.filter (assertion: !assertion.assertion) (evaluated.config.content.assertions);
+  broken = builtins.filter (assertion: !assertion.assertion) evaluated.config.content.assertions;
   enabled = evaluated.config.condition;
 in
 if enabled && broken != [ ] then throw (concatStringsSep "\n" (map (assertion: assertion.message) broken))

@@ -3,6 +3,8 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+#[cfg(test)]
+use super::FileType;
 use super::units::{BYTES, DURATION, bytes, duration, show_bytes, show_duration};
 use super::{Arity, Given, Value};
 use crate::config::error::{Problem, nearest};
@@ -34,6 +36,11 @@ impl<T> Value<T> for Bool<T> {
 
     fn arity(&self) -> Arity {
         Arity::Optional
+    }
+
+    #[cfg(test)]
+    fn file_type(&self) -> FileType {
+        FileType::Bool
     }
 }
 
@@ -67,6 +74,12 @@ impl<T, N: TryFrom<i64>> Value<T> for Number<T, N> {
     fn placeholder(&self) -> &'static str {
         "N"
     }
+
+    #[cfg(test)]
+    fn file_type(&self) -> FileType {
+        let max = Some(*self.accepted.end()).filter(|end| *end < u32::MAX.into());
+        FileType::Number { min: *self.accepted.start(), max }
+    }
 }
 
 /// A number of bytes, with or without a unit.
@@ -97,6 +110,11 @@ impl<T> Value<T> for Bytes<T> {
     fn placeholder(&self) -> &'static str {
         "BYTES"
     }
+
+    #[cfg(test)]
+    fn file_type(&self) -> FileType {
+        FileType::Bytes
+    }
 }
 
 /// A duration with its unit, within bounds. A range that ends at `Duration::MAX` has no end.
@@ -118,6 +136,11 @@ impl<T> Value<T> for Time<T> {
 
     fn placeholder(&self) -> &'static str {
         "DURATION"
+    }
+
+    #[cfg(test)]
+    fn file_type(&self) -> FileType {
+        FileType::Text
     }
 }
 
@@ -150,6 +173,11 @@ impl<T> Value<T> for TimeOr<T> {
 
     fn placeholder(&self) -> &'static str {
         "DURATION"
+    }
+
+    #[cfg(test)]
+    fn file_type(&self) -> FileType {
+        FileType::Text
     }
 }
 
@@ -184,6 +212,11 @@ impl<T, I> Value<T> for Text<T, I> {
     fn placeholder(&self) -> &'static str {
         self.placeholder
     }
+
+    #[cfg(test)]
+    fn file_type(&self) -> FileType {
+        FileType::Text
+    }
 }
 
 /// A list of texts, each with the same form.
@@ -215,6 +248,11 @@ impl<T, I> Value<T> for List<T, I> {
     fn arity(&self) -> Arity {
         Arity::List
     }
+
+    #[cfg(test)]
+    fn file_type(&self) -> FileType {
+        FileType::Texts
+    }
 }
 
 /// One of a few words.
@@ -236,6 +274,11 @@ impl<T, C: Copy> Value<T> for OneOf<T, C> {
 
     fn placeholder(&self) -> &'static str {
         self.placeholder
+    }
+
+    #[cfg(test)]
+    fn file_type(&self) -> FileType {
+        FileType::Word { words: self.choices.iter().map(|(word, _)| *word).collect() }
     }
 }
 
@@ -264,6 +307,11 @@ impl<T, C: Copy> Value<T> for SomeOf<T, C> {
 
     fn arity(&self) -> Arity {
         Arity::List
+    }
+
+    #[cfg(test)]
+    fn file_type(&self) -> FileType {
+        FileType::Words { words: self.choices.iter().map(|(word, _)| *word).collect() }
     }
 }
 

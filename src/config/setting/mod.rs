@@ -65,6 +65,26 @@ pub(super) trait Value<T> {
     fn keys(&self) -> Vec<Described> {
         Vec::new()
     }
+
+    /// Type in the settings file, for the NixOS module.
+    #[cfg(test)]
+    fn file_type(&self) -> FileType;
+}
+
+/// Type of a setting in the settings file. An end of a range that is not worth checking is `None`.
+#[cfg(test)]
+#[derive(Debug, serde::Serialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub(super) enum FileType {
+    Bool,
+    Number { min: i64, max: Option<i64> },
+    Bytes,
+    Text,
+    Texts,
+    Word { words: Vec<&'static str> },
+    Words { words: Vec<&'static str> },
+    Table,
+    Tables,
 }
 
 /// Number of values that a flag takes.
@@ -86,6 +106,7 @@ pub(super) struct Described {
     pub(super) doc: &'static str,
     pub(super) accepted: String,
     pub(super) default: DefaultValue,
+    pub(super) file_type: FileType,
     /// Keys of its own table, if it is one.
     pub(super) keys: Vec<Described>,
 }
@@ -136,7 +157,8 @@ impl<T> Setting<T> {
     #[cfg(test)]
     pub(super) fn describe(&self) -> Described {
         let Self { name, doc, default, value } = *self;
-        Described { name, doc, accepted: value.accepted(), default, keys: value.keys() }
+        let (accepted, file_type, keys) = (value.accepted(), value.file_type(), value.keys());
+        Described { name, doc, accepted, default, file_type, keys }
     }
 
     /// The default, as if it were written.

@@ -1,8 +1,8 @@
 //! Types of settings that are tables with settings of their own.
 
-#[cfg(test)]
-use super::Described;
 use super::{Arity, Given, Setting, Value, apply, check_names};
+#[cfg(test)]
+use super::{Described, FileType};
 use crate::config::error::{Location, Problem};
 use crate::config::raw::{RawContent, RawTable, RawValue};
 
@@ -73,6 +73,11 @@ impl<T, I: Default> Value<T> for Tables<T, I> {
     fn keys(&self) -> Vec<Described> {
         self.keys.iter().map(Setting::describe).collect()
     }
+
+    #[cfg(test)]
+    fn file_type(&self) -> FileType {
+        FileType::Tables
+    }
 }
 
 /// A single table, which makes an `I`.
@@ -108,5 +113,10 @@ impl<T, I: Default> Value<T> for Table<T, I> {
     #[cfg(test)]
     fn keys(&self) -> Vec<Described> {
         self.keys.iter().map(Setting::describe).collect()
+    }
+
+    #[cfg(test)]
+    fn file_type(&self) -> FileType {
+        FileType::Table
     }
 }
