@@ -149,6 +149,25 @@ fn the_image_is_reproducible_and_its_program_serves() {
     assert_eq!(owner.trim(), "990 700");
 }
 
+#[test]
+#[ignore = "needs cargo-deb and a program of a musl target"]
+fn a_release_has_every_package_and_their_checksums() {
+    let program =
+        std::env::var(STATIC_PROGRAM).unwrap_or_else(|_| panic!("{STATIC_PROGRAM} names no program"));
+    let out = tempfile::tempdir().expect("a folder");
+    let script = format!("{ROOT}/packaging/release");
+    let arguments = [text(out.path()), env!("CARGO_BIN_EXE_ondine"), &program];
+    command(&script, &arguments).must_succeed();
+    for ending in [".deb", ".tar.gz", ".debug.gz", ".oci.tar", ".cdx.json"] {
+        made(out.path(), ending);
+    }
+    let check = format!("cd {} && sha256sum --check --strict SHA256SUMS", out.path().display());
+    let checked = command("sh", &["-c", &check]).must_succeed().text();
+    assert_eq!(checked.lines().count(), 5, "{checked}");
+    let said = command(&script, &arguments).must_fail().stderr;
+    assert!(said.contains("is not empty"), "a release would have files of another: {said}");
+}
+
 /// Lays a package over a chroot in a mount namespace of its own, and runs a script there.
 const IN_CHROOT: &str = r#"
 set -eu
