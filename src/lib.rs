@@ -39,6 +39,7 @@ pub mod upstream;
 pub mod model;
 pub mod trouble;
 
+pub mod backoff;
 pub mod bloom;
 pub mod causes;
 pub mod client;

@@ -11,13 +11,14 @@ use tokio::time::{Instant, sleep};
 
 use super::Inner;
 use super::bring::Committed;
+use crate::backoff::Backoff;
 use crate::causes::with_causes;
 use crate::decode;
 use crate::model::{PathRow, UpstreamNar};
 use crate::nar_store::{Draft, NarDigest, NarStore, PackError, Promise, file_bytes_max};
 use crate::upstream::{Asker, FetchError, FoundNarInfo, Lookup, NarOutcome};
 
-/// Pause before the first retry, doubled for each further one, and the longest pause.
+/// Shortest and longest pause before a retry.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
@@ -80,7 +81,7 @@ impl Inner {
         from: Vec<UpstreamNar>,
     ) -> Option<Committed> {
         let give_up_at = Instant::now() + self.upstreams.nar_patience();
-        let (mut draft, mut from, mut pause) = (draft, from, PAUSE_MIN);
+        let (mut draft, mut from, mut backoff) = (draft, from, Backoff::new(PAUSE_MIN, PAUSE_MAX));
         loop {
             let Nowhere { draft: left, reasons, troubled, untried, over } =
                 match self.round(draft, &row, from).await {
@@ -98,19 +99,20 @@ impl Inner {
                 left.abandon(&reasons.join("; "));
                 return None;
             }
-            if troubled.is_empty() || Instant::now() + pause > give_up_at {
+            let time_left = give_up_at.saturating_duration_since(Instant::now());
+            let pause = if troubled.is_empty() { None } else { backoff.pause_within(time_left) };
+            let Some(pause) = pause else {
                 for upstream in troubled {
                     self.upstreams.fetched(&upstream, row.info.nar_hash, NarOutcome::GivenUp);
                     self.forget_upstream(row.info.nar_hash, &upstream).await;
                 }
                 return self.pack_or(left, row, Some(reasons.join("; "))).await;
-            }
+            };
             if !left.is_followed() {
                 left.abandon(&reasons.join("; "));
                 return None;
             }
             sleep(pause).await;
-            pause = (pause * 2).min(PAUSE_MAX);
             draft = left;
             from = match self.upstreams_with(row.info.nar_hash).await {
                 Ok(from) => from,

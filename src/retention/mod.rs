@@ -19,6 +19,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, MissedTickBehavior};
 
+use crate::backoff::Backoff;
 use crate::index::{self, Index};
 use crate::packer::{self, Packer};
 pub use check::Check;
@@ -38,8 +39,9 @@ const ROUND: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs
 const WRITTEN_EVERY: Duration = Duration::from_secs(600);
 /// Time by which a use may be recorded earlier than it was.
 const RECORDED_WITHIN: Duration = Duration::from_millis(500);
-/// The rest after a failure, twice as long after each further one, at least and at most.
-const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// Shortest and longest pause after a failure.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// Lines that wait to be read.
 const LINES_MAX: usize = 16;
 
@@ -97,7 +99,7 @@ impl Retention {
     pub async fn run(self) {
         let mut rounds = tokio::time::interval(self.0.settings.keep_used.clamp(ROUND.0, ROUND.1));
         rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut written, mut rest) = (Instant::now(), REST.0);
+        let (mut written, mut backoff) = (Instant::now(), Backoff::new(PAUSE_MIN, PAUSE_MAX));
         loop {
             let kept = tokio::select! {
                 () = self.0.packer.stored() => {
@@ -118,16 +120,16 @@ impl Retention {
                 }
             };
             match kept {
-                Ok(()) => rest = REST.0,
+                Ok(()) => backoff.reset(),
                 Err(error) => {
+                    let pause = backoff.pause();
                     tracing::error!(
                         error = &error as &dyn std::error::Error,
-                        ?rest,
+                        ?pause,
                         "the NAR store cannot be kept within its limit; it is tried again"
                     );
                     drop(error);
-                    tokio::time::sleep(rest).await;
-                    rest = (rest * 2).min(REST.1);
+                    tokio::time::sleep(pause).await;
                 }
             }
         }

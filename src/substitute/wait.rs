@@ -10,10 +10,11 @@ use tokio::sync::watch;
 use tokio::time::{Sleep, sleep};
 
 use super::{Missing, OnMiss, Resolution, Substitute};
+use crate::backoff::Backoff;
 use crate::build::Ticket;
 use crate::index::CachedNarInfo;
 
-/// First pause between two attempts; each further one is twice as long.
+/// Shortest pause between two attempts.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// Longest pause: the end of an outage is noticed within it.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
@@ -74,7 +75,7 @@ pub(super) struct Attempts<'a, T> {
     stage: AttemptStage<'a, T>,
     /// Trouble of the last attempt, and since when there was any.
     trouble: Option<(Obstacle, Instant)>,
-    pause: Duration,
+    backoff: Backoff,
 }
 
 enum AttemptStage<'a, T> {
@@ -84,7 +85,8 @@ enum AttemptStage<'a, T> {
 
 impl<'a, T> Attempts<'a, T> {
     pub(super) fn new(first: Attempt<'a, T>) -> Self {
-        Self { stage: AttemptStage::Trying(first), trouble: None, pause: PAUSE_MIN }
+        let backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX);
+        Self { stage: AttemptStage::Trying(first), trouble: None, backoff }
     }
 
     /// Brings one attempt, or the pause after it, to its end; gives the result of the last attempt. May be
@@ -110,8 +112,8 @@ impl<'a, T> Attempts<'a, T> {
                     }
                     let since = self.trouble.take().map_or_else(Instant::now, |(_, since)| since);
                     self.trouble = Some((trouble, since));
-                    self.stage = AttemptStage::Resting(Box::pin(sleep(self.pause.min(left))));
-                    self.pause = (self.pause * 2).min(PAUSE_MAX);
+                    let pause = self.backoff.pause().min(left);
+                    self.stage = AttemptStage::Resting(Box::pin(sleep(pause)));
                     None
                 }
             },

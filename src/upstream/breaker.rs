@@ -4,12 +4,15 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::backoff::Backoff;
+
 /// Failures in a row after which nobody asks any more.
 const FAILURES_MAX: u32 = 3;
-/// The first rest; each one after a failed attempt is twice as long.
+/// Shortest rest.
 const REST_MIN: Duration = Duration::from_secs(5);
-/// The longest rest.
+/// Longest rest.
 const REST_MAX: Duration = Duration::from_secs(60);
+const RESTS: Backoff = Backoff::new(REST_MIN, REST_MAX);
 
 /// So long an answer tells how an upstream is.
 const LATELY: Duration = Duration::from_secs(10);
@@ -32,8 +35,17 @@ struct State {
 struct BreakerPause {
     until: Instant,
     length: Duration,
+    /// Rests after further failures.
+    backoff: Backoff,
     /// The one attempt after it is under way.
     tried: bool,
+}
+
+impl BreakerPause {
+    fn begin(now: Instant, mut backoff: Backoff) -> Self {
+        let length = backoff.pause();
+        Self { until: now + length, length, backoff, tried: false }
+    }
 }
 
 impl Breaker {
@@ -54,7 +66,8 @@ impl Breaker {
     /// Pauses until a moment that the peer has named.
     pub(super) fn rest_until(&self, until: Instant) {
         let mut state = self.lock();
-        let rest = state.rest.get_or_insert(BreakerPause { until, length: REST_MIN, tried: false });
+        let rest =
+            state.rest.get_or_insert_with(|| BreakerPause { until, ..BreakerPause::begin(until, RESTS) });
         rest.until = rest.until.max(until);
     }
 
@@ -81,14 +94,16 @@ impl Breaker {
         state.failures = state.failures.saturating_add(1);
         state.since.get_or_insert(now);
         state.latest = Some((now, false));
-        let length = match &state.rest {
+        let backoff = match &state.rest {
             None if state.failures < FAILURES_MAX => return None,
-            None => REST_MIN,
-            Some(rest) if rest.tried => (rest.length * 2).min(REST_MAX),
+            None => RESTS,
+            Some(rest) if rest.tried => rest.backoff,
             // It was under way when the rest began.
             Some(_) => return None,
         };
-        state.rest = Some(BreakerPause { until: now + length, length, tried: false });
+        let rest = BreakerPause::begin(now, backoff);
+        let length = rest.length;
+        state.rest = Some(rest);
         Some(length)
     }
 

@@ -16,6 +16,7 @@ use super::metrics::{LookupOutcome, Metrics};
 use super::settings::CacheSettings;
 use super::transport::{self, Opened, ResumePoint, Transport};
 use super::turns::{Share, Turns};
+use crate::backoff::Backoff;
 
 /// Narinfos and realisations that one upstream is asked for at the same time.
 const ASKED_AT_ONCE_MAX: usize = 32;
@@ -30,8 +31,9 @@ const INFO_BYTES_MAX: usize = 64 * 1024;
 /// been repaired.
 const DISTRUSTED_FOR: Duration = Duration::from_secs(300);
 
-/// The pause before a question is asked again that was not answered; each further one is twice as long.
+/// Shortest and longest pause before a question that was not answered is asked again.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// Time of failure after which an upstream counts as lacking everything: no client waits for a cache that is
 /// switched off.
@@ -366,19 +368,18 @@ async fn tried_again<T, F: Future<Output = Result<T, transport::Error>>>(
     mut ask: impl FnMut() -> F,
     deadline: Instant,
 ) -> Result<T, transport::Error> {
-    let mut pause = PAUSE_MIN;
+    let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX);
     loop {
         let error = match ask().await {
             Err(error) if !error.is_final() => error,
             answer => return answer,
         };
-        let wait = error.retry_after().unwrap_or(pause);
+        let wait = error.retry_after().unwrap_or_else(|| backoff.pause());
         // As long as that there should be left for the answer.
         if Instant::now() + 2 * wait > deadline {
             return Err(error);
         }
         tokio::time::sleep(wait).await;
-        pause *= 2;
     }
 }
 

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::cache::Cache;
 use super::transport::{Error, Opened, ResumePoint};
+use crate::backoff::Backoff;
 
 /// Pieces that may wait for a reader who is slower than the network.
 const PIECES_WAITING_MAX: usize = 4;
@@ -24,10 +25,9 @@ const STALL_BYTES_MIN: u64 = 1024;
 const BREAKS_MAX: u32 = 4;
 /// So much between two breaks starts their count anew.
 const PROGRESS_BYTES: u64 = 4 * 1024 * 1024;
-/// The pause after the first break; each further one is twice as long.
-const PAUSE: Duration = Duration::from_millis(200);
-/// Number of times it doubles.
-const PAUSE_DOUBLINGS_MAX: u32 = 5;
+/// Shortest and longest pause after a break.
+const PAUSE_MIN: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_millis(6400);
 
 /// The bytes of a file, for a thread that may wait for them. Dropping it ends the transfer.
 #[derive(Debug)]
@@ -136,10 +136,12 @@ impl Pump {
     /// Passes all of the file on, over several connections where need be.
     async fn run(mut self, sender: mpsc::Sender<Bytes>) -> Result<(), Error> {
         let (mut breaks, mut since, mut since_when) = (0, 0, Instant::now());
+        let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX);
         loop {
             let Err(error) = self.pass_on(&sender).await else { return Ok(()) };
             if self.at - since >= PROGRESS_BYTES {
                 (breaks, since, since_when) = (0, self.at, Instant::now());
+                backoff.reset();
             }
             breaks += 1;
             // Before anything has come there may be another upstream.
@@ -151,8 +153,7 @@ impl Pump {
             self.source.whole |= unresumable;
             let (upstream, url) = (self.source.cache.name(), &self.source.url);
             tracing::info!(%upstream, url, at = self.at, %error, "resuming a broken transfer");
-            let pause =
-                error.retry_after().unwrap_or(PAUSE * 2_u32.pow((breaks - 1).min(PAUSE_DOUBLINGS_MAX)));
+            let pause = error.retry_after().unwrap_or_else(|| backoff.pause());
             tokio::time::sleep(pause).await;
             self.opened = None;
         }

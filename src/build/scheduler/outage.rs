@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use narinfo::StorePath;
 
 use super::{Scheduler, Shared, State};
+use crate::backoff::Backoff;
 
 /// Attempts that are made in any case: the bound is one of time, and a build may have run for longer than
 /// that.
 const ATTEMPTS_MIN: u32 = 3;
-/// The first pause between two attempts; each is twice as long as the one before.
+/// Shortest pause between two attempts.
 const PAUSE_MIN: Duration = Duration::from_millis(250);
-/// The longest pause: a daemon that is back is noticed within it.
+/// Longest pause: a daemon that is back is noticed within it.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
 /// The loss of the daemon, while something waits for it.
@@ -37,7 +38,7 @@ impl Scheduler {
         attempt: impl Fn() -> F,
         lost: impl Fn(&E) -> Option<String>,
     ) -> Result<T, E> {
-        let (mut attempts, mut pause) = (1, PAUSE_MIN);
+        let (mut attempts, mut backoff) = (1, Backoff::new(PAUSE_MIN, PAUSE_MAX));
         let mut lost_at = None;
         let mut guard = None;
         loop {
@@ -47,10 +48,12 @@ impl Scheduler {
             };
             let Some(reason) = lost(&error) else { return Err(error) };
             let since = *lost_at.get_or_insert_with(Instant::now);
-            let late = since.elapsed() + pause > self.0.settings.transient_retry;
-            if late && attempts >= ATTEMPTS_MIN {
-                return Err(error);
-            }
+            let left = self.0.settings.transient_retry.saturating_sub(since.elapsed());
+            let pause = match backoff.pause_within(left) {
+                Some(pause) => pause,
+                None if attempts < ATTEMPTS_MIN => backoff.pause(),
+                None => return Err(error),
+            };
             if guard.is_none() {
                 tracing::warn!(%drv, %reason, "lost the Nix daemon; trying again until it is back");
             }
@@ -58,7 +61,6 @@ impl Scheduler {
             guard.get_or_insert_with(|| OutageGuard(&self.0));
             attempts += 1;
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PAUSE_MAX);
         }
     }
 

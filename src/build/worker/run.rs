@@ -150,6 +150,15 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn some_attempts_are_made_however_short_patience_is() {
+        let bench = Bench::new(Duration::ZERO).await;
+        let runner = Fragile::lost(u32::MAX, 10);
+        assert!(bench.run(&runner).await.is_err());
+        assert_eq!(runner.tried.load(Ordering::Relaxed), 3);
+        assert_eq!(bench.scheduler.snapshot().stalled, None, "nobody waits for it any more");
+    }
+
+    #[tokio::test]
     async fn a_runner_stops_a_build_that_the_queue_takes_back() {
         let bench = Bench::new(Duration::ZERO).await;
         let runner = Fragile { forever: true, ..Fragile::lost(0, 1) };
