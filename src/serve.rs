@@ -8,6 +8,8 @@ mod preflight;
 mod steps;
 mod storage;
 mod systemd;
+#[cfg(test)]
+mod tests;
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
@@ -139,7 +141,7 @@ impl Server {
         let public_key = public_keys.first().cloned().unwrap_or_default();
         let daemons = Daemons::open(&settings, &storage.state_dir).await?;
         let caches = Caches::open(&settings, &storage, &daemons, &tasks, &public_key).await?;
-        let builds = Builds::open(&settings, &storage, &daemons, &caches).await?;
+        let builds = Builds::open(&settings, &storage, &daemons, &caches, &tasks).await?;
         let substitute = Substitute {
             index: storage.index.clone(),
             local: daemons.local.clone(),
@@ -226,7 +228,7 @@ impl Server {
             let auth = auth.clone();
             async move { auth.maintain().await }
         });
-        let serving = http::serve(self.listeners, self.service);
+        let serving = http::serve(self.listeners, self.service, &tasks);
         systemd::ready(&url);
         let stopping = async {
             until.await;

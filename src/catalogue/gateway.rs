@@ -150,6 +150,7 @@ impl Gateway {
         let folder = tempfile::Builder::new().prefix("ondine").tempdir()?;
         let listener = UnixListener::bind(folder.path().join("socks"))?;
         let notes = Arc::<Mutex<Notes>>::default();
+        // It ends with the evaluation, whose error says what could not be reached.
         let task = tokio::spawn(accept(listener, reach.clone(), notes.clone())).abort_handle();
         Ok(Self { folder, task, notes })
     }

@@ -125,7 +125,8 @@ impl Lazy {
                 None => {
                     let (sender, flight) = watch::channel(None);
                     flights.insert(wanted.name.clone(), flight.clone());
-                    tokio::spawn(self.clone().fly(wanted.clone(), sender));
+                    let evaluation = self.clone().fly(wanted.clone(), sender);
+                    self.0.tools.tasks.optional("lazy-attribute", evaluation);
                     flight
                 }
             }
@@ -133,7 +134,7 @@ impl Lazy {
         match flight.wait_for(Option::is_some).await {
             Ok(landed) => landed.clone().unwrap_or(Landed::Failed),
             Err(_) => {
-                // It ended in a bug.
+                // A panic, or the server stops.
                 self.flights().remove(&wanted.name);
                 Landed::Failed
             }

@@ -35,6 +35,7 @@ use tokio::sync::{Notify, watch};
 use crate::index::Index;
 use crate::nix::{Environment, Pool};
 use crate::roots::Roots;
+use crate::tasks::Tasks;
 pub use attribute::{AttributePath, Selection};
 pub use closure::bring_in;
 pub use error::RefreshError;
@@ -75,6 +76,8 @@ pub struct Tools {
     pub hidden: Vec<PathBuf>,
     /// Requirement of isolation.
     pub isolation: Isolation,
+    /// Spawner of evaluations that clients wait for.
+    pub tasks: Tasks,
 }
 
 /// A set, and how its refresh is.

@@ -22,6 +22,7 @@ use super::Service;
 use super::address::Peer;
 use super::client_stream::ClientStream;
 use super::per_core::ConnectionThreads;
+use crate::tasks::Tasks;
 
 /// Time in which a client must send the headers of a request, the first as every later one on a connection.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
@@ -83,9 +84,10 @@ fn probe_clients(listener: impl AsFd + Copy) -> io::Result<()> {
 ///
 /// # Errors
 /// The system gives no connection threads.
-pub async fn serve(listeners: Vec<Listener>, service: Service) -> io::Result<()> {
+pub async fn serve(listeners: Vec<Listener>, service: Service, tasks: &Tasks) -> io::Result<()> {
     let threads = Arc::new(ConnectionThreads::start()?);
     let (open, mut all_ended) = mpsc::channel(1);
+    // A panic in one of them goes on in this task, and ends the server.
     let mut accepting = tokio::task::JoinSet::new();
     for listener in listeners {
         let (service, open, threads) = (service.clone(), open.clone(), Arc::clone(&threads));
@@ -97,12 +99,14 @@ pub async fn serve(listeners: Vec<Listener>, service: Service) -> io::Result<()>
         });
     }
     drop(open);
-    let summaries = tokio::spawn({
+    tasks.restarted("traffic-summaries", {
         let traffic = Arc::clone(&service.traffic);
-        async move { traffic.log_summaries().await }
+        move || {
+            let traffic = Arc::clone(&traffic);
+            async move { traffic.log_summaries().await }
+        }
     });
     accepting.join_all().await;
-    summaries.abort();
     let drain = service.state.settings.drain;
     if tokio::time::timeout(drain, all_ended.recv()).await.is_err() {
         tracing::warn!(?drain, "closing connections that were still open after the drain time");
@@ -131,7 +135,8 @@ async fn accept_all(
                     connection(stream, Some((peer, guard.thread)), service, (open.clone(), guard))
                 })
             }),
-            // Administrators are few: they share the main runtime.
+            // Administrators are few: they share the main runtime. As on a connection thread, a panic ends
+            // that connection alone, and draining waits for it.
             Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
                 tokio::spawn(connection(stream, None, service, open.clone()));
             }),

@@ -19,13 +19,16 @@ const CHUNK_BYTES: u64 = 256 * 1024;
 const CHUNKS_WAITING_MAX: usize = 4;
 /// Name of the operation in a time-out error.
 const DOING: &str = "sending a NAR";
+/// Reason where the task that reads a NAR has panicked.
+const LOST: &str = "reading it from the Nix daemon stopped because of a bug of this server";
 
 /// A NAR on its way from the daemon. Reading blocks.
 #[derive(Debug)]
 pub struct NarReader {
     chunks: mpsc::Receiver<Bytes>,
     chunk: Bytes,
-    ended: oneshot::Receiver<Result<(), DaemonError>>,
+    /// `None` once the NAR has come to its end.
+    ended: Option<oneshot::Receiver<Result<(), DaemonError>>>,
     failed: Option<oneshot::Sender<DaemonError>>,
 }
 
@@ -46,7 +49,8 @@ impl Read for NarReader {
 impl NarReader {
     /// Succeeds if the NAR came to its end; otherwise gives the reason.
     fn end(&mut self) -> io::Result<()> {
-        match self.ended.try_recv() {
+        let Some(ended) = &mut self.ended else { return Ok(()) };
+        match ended.try_recv() {
             Ok(Err(error)) => {
                 let text = error.to_string();
                 if let Some(failed) = self.failed.take() {
@@ -54,7 +58,11 @@ impl NarReader {
                 }
                 Err(io::Error::other(text))
             }
-            _ => Ok(()),
+            Ok(Ok(())) => {
+                self.ended = None;
+                Ok(())
+            }
+            Err(_) => Err(io::Error::other(LOST)),
         }
     }
 }
@@ -78,13 +86,14 @@ impl Pool {
         let (end, ended) = oneshot::channel();
         let (failed, failure) = oneshot::channel();
         let path = path.clone();
+        // It ends with its reader, and a panic in it is an error of the reader.
         tokio::spawn(async move {
             let outcome = daemon.send_nar(&path, bytes, &sender).await;
             // Something may be left in it.
             daemon.discard();
             let _ = end.send(outcome);
         });
-        Ok((NarReader { chunks, chunk: Bytes::new(), ended, failed: Some(failed) }, failure))
+        Ok((NarReader { chunks, chunk: Bytes::new(), ended: Some(ended), failed: Some(failed) }, failure))
     }
 }
 

@@ -53,7 +53,7 @@ impl Retention {
     pub fn check(&self, check: Check) -> mpsc::Receiver<String> {
         let (lines, reading) = mpsc::channel(LINES_MAX);
         let run = Run { retention: self.clone(), check, lines, told_at: Instant::now(), found: 0 };
-        tokio::spawn(run.run());
+        self.0.tasks.optional("check", run.run());
         reading
     }
 }

@@ -18,7 +18,7 @@ impl Retention {
     pub fn collect(&self, max_bytes: Option<u64>, dry_run: bool) -> mpsc::Receiver<String> {
         let (lines, reading) = mpsc::channel(LINES_MAX);
         let retention = self.clone();
-        tokio::spawn(async move {
+        self.0.tasks.optional("collection", async move {
             if let Err(error) = retention.collect_and_tell(max_bytes, dry_run, &lines).await {
                 tracing::error!(error = &error as &dyn std::error::Error, "the collection was not completed");
                 say(&lines, format!("failed: {}", with_causes(&error))).await;

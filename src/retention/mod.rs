@@ -22,6 +22,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::backoff::Backoff;
 use crate::index::{self, Index};
 use crate::packer::{self, Packer};
+use crate::tasks::Tasks;
 pub use check::Check;
 pub use eviction::{Eviction, Gone};
 use metrics::Metrics;
@@ -80,6 +81,7 @@ struct Inner {
     settings: Settings,
     metrics: Metrics,
     reserve: Reserve,
+    tasks: Tasks,
     /// True where nothing could be stored when that was last looked at.
     full: AtomicBool,
     /// True where the store is above its limit and nothing in it can be evicted now.
@@ -89,10 +91,10 @@ struct Inner {
 impl Retention {
     /// Puts the parts together; nothing runs yet.
     #[must_use]
-    pub fn new(index: Index, packer: Packer, reserve: Reserve, settings: Settings) -> Self {
+    pub fn new(index: Index, packer: Packer, reserve: Reserve, settings: Settings, tasks: Tasks) -> Self {
         let metrics = Metrics::new(settings.max_bytes);
         let (full, held_back) = Default::default();
-        Self(Arc::new(Inner { index, packer, settings, metrics, reserve, full, held_back }))
+        Self(Arc::new(Inner { index, packer, settings, metrics, reserve, tasks, full, held_back }))
     }
 
     /// Writes uses down and keeps the NAR store within its limit, for as long as the server runs.

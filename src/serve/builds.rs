@@ -25,6 +25,7 @@ impl Builds {
         storage: &Storage,
         daemons: &Daemons,
         caches: &Caches,
+        tasks: &Tasks,
     ) -> Result<Self, Error> {
         let Storage { state_dir, index, .. } = storage;
         let sets = settings.catalogue.sets.iter().map(|set| set.name.to_string()).collect();
@@ -39,6 +40,7 @@ impl Builds {
             home: state_dir.join("evaluator"),
             hidden: [state_dir].into_iter().chain(&settings.signing_keys).cloned().collect(),
             isolation: settings.catalogue.isolation,
+            tasks: tasks.clone(),
         };
         let refresher = Refresher { catalogue: catalogue.clone(), tools: tools.clone() };
         let scheduler = Scheduler::open(settings.build, index).await?;

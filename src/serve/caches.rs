@@ -49,8 +49,9 @@ impl Caches {
             nar_bytes_max: settings.nar_bytes_max,
             tasks: tasks.clone(),
         });
+        let reserve = storage.reserve.clone();
         let retention =
-            Retention::new(index.clone(), packer.clone(), storage.reserve.clone(), settings.retention);
+            Retention::new(index.clone(), packer.clone(), reserve, settings.retention, tasks.clone());
         let adopter = Adopter {
             pool: daemons.pool.clone(),
             index: index.clone(),

@@ -28,6 +28,8 @@ const PROGRESS_BYTES: u64 = 4 * 1024 * 1024;
 /// Shortest and longest pause after a break.
 const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_millis(6400);
+/// Reason where the task that reads a file has panicked.
+const LOST: &str = "reading it stopped because of a bug of this server";
 
 /// The bytes of a file, for a thread that may wait for them. Dropping it ends the transfer.
 #[derive(Debug)]
@@ -46,6 +48,8 @@ pub struct Broken(Arc<Breaks>);
 #[derive(Debug, Default)]
 struct Breaks {
     reason: OnceLock<String>,
+    /// The file came to its end.
+    complete: AtomicBool,
     resumed: AtomicBool,
 }
 
@@ -72,10 +76,13 @@ impl Transfer {
         let (etag, length) = (opened.etag.clone(), opened.length);
         let why = broken.clone();
         let pump = Pump { source, opened: Some(opened), etag, length, at: 0, why: why.clone() };
+        // It ends with its reader, and a panic in it is an error of the reader.
         tokio::spawn(async move {
             let _turn = turn;
-            if let Err(error) = pump.run(sender).await {
-                let _ = why.0.reason.set(error.to_string());
+            // The sender goes last: the reader asks for the end then.
+            match pump.run(&sender).await {
+                Ok(()) => why.0.complete.store(true, Ordering::Release),
+                Err(error) => drop(why.0.reason.set(error.to_string())),
             }
         });
         Self { pieces, piece: Bytes::new(), encoding, broken }
@@ -93,12 +100,10 @@ impl Read for Transfer {
         while self.piece.is_empty() {
             match self.pieces.blocking_recv() {
                 Some(piece) => self.piece = piece,
-                // The reason is set before the sender goes.
+                None if self.broken.0.complete.load(Ordering::Acquire) => return Ok(0),
                 None => {
-                    return self
-                        .broken
-                        .reason()
-                        .map_or(Ok(0), |reason| Err(io::Error::other(reason.to_owned())));
+                    let reason = self.broken.0.reason.get_or_init(|| LOST.to_owned());
+                    return Err(io::Error::other(reason.clone()));
                 }
             }
         }
@@ -134,11 +139,11 @@ struct Pump {
 
 impl Pump {
     /// Passes all of the file on, over several connections where need be.
-    async fn run(mut self, sender: mpsc::Sender<Bytes>) -> Result<(), Error> {
+    async fn run(mut self, sender: &mpsc::Sender<Bytes>) -> Result<(), Error> {
         let (mut breaks, mut since, mut since_when) = (0, 0, Instant::now());
         let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX);
         loop {
-            let Err(error) = self.pass_on(&sender).await else { return Ok(()) };
+            let Err(error) = self.pass_on(sender).await else { return Ok(()) };
             if self.at - since >= PROGRESS_BYTES {
                 (breaks, since, since_when) = (0, self.at, Instant::now());
                 backoff.reset();
