@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use sha2::{Digest, Sha256};
 use support::addresses::{base_name, field};
+use support::cache::connections;
 use support::cutting_proxy::client_that_resumed;
-use support::derivations::{large_file, noise};
+use support::derivations::{noise, noise_behind_a_file};
 use support::http::Response;
-use support::{Cache, Instantiated, nar_digest, wait_until};
+use support::{Cache, HeldFile, Instantiated, nar_digest, wait_until};
 
 /// How long packing may take.
 const SOON: Duration = Duration::from_secs(60);
@@ -212,22 +213,28 @@ fn nar_addresses_that_clients_remember_from_other_servers_are_answered() {
 #[test]
 fn a_range_asked_for_while_a_nar_is_packed_is_right() {
     let cache = Cache::new(&[]);
-    let built = cache.store.instantiate(&large_file("large"));
+    let built = cache.store.instantiate(&noise_behind_a_file("noise", 4 << 20));
+    cache.store.realise(&built.drv);
+    let mut held = HeldFile::hold(&built.out().join("first"));
     let address = format!("/{}", field(&cache.narinfo(built.out()), "URL"));
     let plain = address.trim_end_matches(".zst");
-    assert!(!cache.narinfo(built.out()).contains("FileSize"), "packed so fast that this test shows nothing");
+    held.wait_until_wanted();
+    assert!(!cache.narinfo(built.out()).contains("FileSize"), "packed without the file that is held");
     // How long the file will be nobody knows yet; the NAR is as long as the narinfo says.
     let nar_size = field(&cache.narinfo(built.out()), "NarSize").to_owned();
     assert_eq!(cache.http.head(&address).header("content-length"), None);
     assert_eq!(cache.http.head(plain).header("content-length"), Some(&*nar_size));
-    // All at once, so that each is asked for before it is packed.
     let http = &cache.http;
-    let ranges = ["bytes=0-99", "bytes=150000000-150000999", "bytes=-100"];
+    let ranges = ["bytes=0-99", "bytes=2000000-2000999", "bytes=-100"];
     let early: Vec<Response> = std::thread::scope(|scope| {
         let asked = [&address, plain].into_iter().flat_map(|address| ranges.map(|range| (address, range)));
         let threads: Vec<_> = asked
             .map(|(address, range)| scope.spawn(move || http.get_with(address, &[("Range", range)])))
             .collect();
+        // Each is asked for before it is packed.
+        wait_until("all have asked", SOON, || connections(cache.ondine.address()) >= threads.len());
+        assert!(threads.iter().all(|thread| !thread.is_finished()), "answered from nothing");
+        held.let_go();
         threads.into_iter().map(|thread| thread.join().expect("an answer")).collect()
     });
     let (dump, file) = (cache.dump(built.out()), cache.http.get(&address).body);
@@ -236,7 +243,7 @@ fn a_range_asked_for_while_a_nar_is_packed_is_right() {
         let bytes = if number < ranges.len() { &file } else { &dump };
         let slice = match number % ranges.len() {
             0 => &bytes[..100],
-            1 => &bytes[150_000_000..150_001_000],
+            1 => &bytes[2_000_000..2_001_000],
             _ => &bytes[bytes.len() - 100..],
         };
         assert_eq!((answer.status, answer.body == slice), (206, true), "request {number}");
@@ -255,7 +262,15 @@ fn a_client_resumes_a_broken_download() {
 #[test]
 fn a_client_resumes_a_download_that_broke_while_the_nar_was_packed() {
     let cache = Cache::new(&[]);
-    let built = cache.store.instantiate(&large_file("large"));
-    let client = client_that_resumed(&cache, built.out(), 10 * 1024 * 1024);
+    let built = cache.store.instantiate(&noise_behind_a_file("noise", 4 << 20));
+    cache.store.realise(&built.drv);
+    let mut held = HeldFile::hold(&built.out().join("first"));
+    let client = std::thread::scope(|scope| {
+        let resuming = scope.spawn(|| client_that_resumed(&cache, built.out(), 1024 * 1024));
+        held.wait_until_wanted();
+        assert!(!cache.narinfo(built.out()).contains("FileSize"), "packed without the file that is held");
+        held.let_go();
+        resuming.join().expect("it has resumed")
+    });
     assert_eq!(client.nar_digest(built.out()), nar_digest(built.out()));
 }

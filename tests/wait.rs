@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use support::addresses::{field, narinfo_address};
-use support::cache::{assert_missing, assert_narinfo, status_of};
+use support::cache::{assert_missing, assert_narinfo, connections, status_of, without_wait_and_file};
 use support::derivations::failing;
 use support::http::{Response, connect, hang_up, raw};
 use support::{Cache, Client, Derivation, Ending, nar_digest, text, wait_until};
@@ -99,13 +99,6 @@ fn after_the_hold_lines_about_the_wait_come_until_the_narinfo_does() {
     assert_eq!(told, without_wait_and_file(&now));
 }
 
-/// A narinfo without the lines about the wait and those about the packed file, which is packed at its own
-/// time.
-fn without_wait_and_file(narinfo: &str) -> Vec<&str> {
-    let passing = ["X-Ondine-Wait: ", "FileHash: ", "FileSize: "];
-    narinfo.lines().filter(|line| !passing.iter().any(|start| line.starts_with(start))).collect()
-}
-
 #[test]
 fn an_http_1_0_client_hears_nothing_until_the_true_status() {
     let cache = Cache::new(&["--hold", "0s"]);
@@ -167,15 +160,6 @@ fn twenty_clients_at_once_have_one_build_and_get_the_same_narinfo() {
         assert_eq!(client.nar_digest(wanted.out()), nar_digest(wanted.out()));
     }
     assert_eq!(gate.starts(), ["wanted"], "built more than once");
-}
-
-/// How many connections to `address`, of the loopback interface, are open.
-fn connections(address: &str) -> usize {
-    let port: u16 = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).expect("a port");
-    let local = format!("0100007F:{port:04X}");
-    let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel lists connections");
-    let words = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    words.filter(|words| words.get(1) == Some(&&*local) && words.get(3) == Some(&"01")).count()
 }
 
 #[test]

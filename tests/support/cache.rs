@@ -185,6 +185,22 @@ pub fn assert_missing(answer: &Response, words: &[&str]) {
     }
 }
 
+/// A narinfo without the lines about the wait and those about the packed file, which is packed at its own
+/// time.
+pub fn without_wait_and_file(narinfo: &str) -> Vec<&str> {
+    let passing = ["X-Ondine-Wait: ", "FileHash: ", "FileSize: "];
+    narinfo.lines().filter(|line| !passing.iter().any(|start| line.starts_with(start))).collect()
+}
+
+/// Number of open connections to `address`, of the loopback interface.
+pub fn connections(address: &str) -> usize {
+    let port: u16 = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).expect("a port");
+    let local = format!("0100007F:{port:04X}");
+    let table = std::fs::read_to_string("/proc/net/tcp").expect("the kernel lists connections");
+    let words = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    words.filter(|words| words.get(1) == Some(&&*local) && words.get(3) == Some(&"01")).count()
+}
+
 /// The status of an answer as it came over the wire.
 #[track_caller]
 pub fn status_of(answer: &[u8]) -> u16 {

@@ -170,14 +170,25 @@ perl -e '
 
 /// A file of so many bytes that do not compress.
 pub fn noise(name: &str, bytes: u32) -> Derivation {
-    let script = format!(
+    Derivation::new(name, &noise_script(bytes, "$out"))
+}
+
+/// A folder that begins with a small file, `first`, to be held, and has so many bytes that do not compress
+/// behind it.
+pub fn noise_behind_a_file(name: &str, bytes: u32) -> Derivation {
+    let script =
+        format!("mkdir \"$out\"\necho first > \"$out/first\"\n{}", noise_script(bytes, "$out/noise"));
+    Derivation::new(name, &script)
+}
+
+fn noise_script(bytes: u32, file: &str) -> String {
+    format!(
         r#"perl -e '
     my $state = 20260102;
     for (1 .. {words}) {{ $state = ($state * 1664525 + 1013904223) & 0xffffffff; print pack "N", $state ^ ($state >> 15); }}
-' > "$out""#,
+' > "{file}""#,
         words = bytes / 4
-    );
-    Derivation::new(name, &script)
+    )
 }
 
 /// One derivation with `length` outputs `o1`, `o2` and so on, each holding the path of the one before: a

@@ -8,7 +8,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use support::addresses::{field, narinfo_address};
-use support::{Client, Derivation, Ending, Http, Instantiated, NixStore, Ondine, Release, wait_until};
+use support::cache::without_wait_and_file;
+use support::derivations::{noise, noise_behind_a_file};
+use support::{
+    Client, Derivation, Ending, HeldFile, Http, Instantiated, NixStore, Ondine, Release, wait_until,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -25,15 +29,28 @@ fn wait_until_packed(ondine: &Ondine) {
     wait_until("everything is packed", SOON, || all_packed(ondine));
 }
 
-/// A store with its daemon, a server, and a path that takes a while to pack; with its narinfo, which was
-/// asked for.
-fn with_a_large_path() -> (NixStore, support::Daemon, Ondine, Instantiated, String) {
-    let store = NixStore::new(Release::Host);
-    let daemon = store.daemon();
-    let large = store.instantiate(&support::derivations::large_file("large"));
-    let ondine = Ondine::start(&store, &[]);
-    let narinfo = Http::new(&ondine.url()).get(&narinfo_path(&large)).text();
-    (store, daemon, ondine, large, narinfo)
+/// A server with a path that cannot be packed yet; its narinfo was asked for.
+struct Unpacked {
+    held: HeldFile,
+    ondine: Ondine,
+    _daemon: support::Daemon,
+    store: NixStore,
+    built: Instantiated,
+    narinfo: String,
+}
+
+impl Unpacked {
+    fn new() -> Unpacked {
+        let store = NixStore::new(Release::Host);
+        let daemon = store.daemon();
+        let built = store.instantiate(&noise_behind_a_file("noise", 1 << 20));
+        store.realise(&built.drv);
+        let mut held = HeldFile::hold(&built.out().join("first"));
+        let ondine = Ondine::start(&store, &[]);
+        let narinfo = Http::new(&ondine.url()).get(&narinfo_path(&built)).text();
+        held.wait_until_wanted();
+        Unpacked { held, ondine, _daemon: daemon, store, built, narinfo }
+    }
 }
 
 /// A store with its daemon, a server, and a small path with one dependency.
@@ -81,17 +98,18 @@ fn a_path_that_nix_has_collected_is_served_as_before() {
 
 #[test]
 fn what_a_narinfo_promised_survives_a_collection_before_its_nar_is_asked_for() {
-    let (store, _daemon, ondine, large, narinfo) = with_a_large_path();
+    let Unpacked { held, ondine, _daemon, store, built, narinfo } = Unpacked::new();
     let http = Http::new(&ondine.url());
     store.gc();
-    assert!(!all_packed(&ondine), "packed so fast that this test shows nothing");
+    assert!(!all_packed(&ondine), "packed without the file that is held");
+    held.let_go();
     let nar = http.get(&format!("/{}", field(&narinfo, "URL")));
     assert_eq!(nar.status, 200);
     let plain = zstd::decode_all(&nar.body[..]).expect("a complete zstd file");
     assert_eq!(plain.len().to_string(), field(&narinfo, "NarSize"));
     wait_until_packed(&ondine);
     store.gc();
-    assert!(!store.is_valid(large.out()), "a root outlived its reason");
+    assert!(!store.is_valid(built.out()), "a root outlived its reason");
 }
 
 #[test]
@@ -115,20 +133,24 @@ fn a_server_killed_during_a_build_delivers_after_its_restart() {
 
 #[test]
 fn a_crash_between_narinfo_and_packing_loses_nothing() {
-    let (store, _daemon, mut ondine, large, narinfo) = with_a_large_path();
+    let Unpacked { held, mut ondine, _daemon, store, built, narinfo } = Unpacked::new();
     let http = Http::new(&ondine.url());
+    let tmp = ondine.state_dir().join("nar/tmp");
+    let drafts = || std::fs::read_dir(&tmp).expect("the folder of drafts").count();
+    assert_eq!(drafts(), 1, "it is being packed");
     ondine.kill9();
-    assert!(!all_packed(&ondine), "packed so fast that this test shows nothing");
+    assert!(!all_packed(&ondine), "packed without the file that is held");
     store.gc();
+    held.let_go();
     ondine.start_again();
-    assert_eq!(http.get(&narinfo_path(&large)).text(), narinfo);
+    let again = http.get(&narinfo_path(&built)).text();
+    assert_eq!(without_wait_and_file(&again), without_wait_and_file(&narinfo));
     wait_until_packed(&ondine);
-    let drafts = std::fs::read_dir(ondine.state_dir().join("nar/tmp")).expect("the folder of drafts").count();
-    assert_eq!(drafts, 0, "a half-written file was left");
+    assert_eq!(drafts(), 0, "a half-written file was left");
     let client = Client::new(Release::Host, &store.store_dir());
-    let digest = support::nar_digest(large.out());
-    client.fetch(&ondine.substituter(), &[large.out()]).must_succeed();
-    assert_eq!(client.nar_digest(large.out()), digest);
+    let digest = support::nar_digest(built.out());
+    client.fetch(&ondine.substituter(), &[built.out()]).must_succeed();
+    assert_eq!(client.nar_digest(built.out()), digest);
 }
 
 #[test]
@@ -153,8 +175,13 @@ fn a_restart_keeps_key_paths_and_failures() {
 
 #[test]
 fn sigterm_lets_a_download_finish_and_takes_no_new_connection() {
-    let (_store, _daemon, mut ondine, _large, narinfo) = with_a_large_path();
+    let store = NixStore::new(Release::Host);
+    let _daemon = store.daemon();
+    // More than the system keeps for a reader who does not read.
+    let large = store.instantiate(&noise("large", 32 << 20));
+    let mut ondine = Ondine::start(&store, &[]);
     let http = Http::new(&ondine.url());
+    let narinfo = http.get(&narinfo_path(&large)).text();
     wait_until_packed(&ondine);
     let mut download = http.open(&format!("/{}", field(&narinfo, "URL")), &[]);
     let mut body = download.next_piece().expect("the first bytes");
@@ -247,8 +274,7 @@ fn a_store_path_with_the_wrong_contents_is_never_served_completely_nor_promised_
     let store = NixStore::new(Release::Host);
     let _daemon = store.daemon();
     // A small one, and one of which much is sent before it is known.
-    let right =
-        [Derivation::new("small", "echo right > $out; :"), support::derivations::noise("large", 3 << 20)];
+    let right = [Derivation::new("small", "echo right > $out; :"), noise("large", 3 << 20)];
     let built = right.map(|derivation| store.instantiate(&derivation));
     for built in &built {
         store.realise(&built.drv);
