@@ -15,7 +15,7 @@ use support::{Cache, Derivation, NixStore, Release, text};
 
 /// A system that no machine has.
 const ELSEWHERE: &str = "vax-vms";
-/// What no machine offers.
+/// A feature that no machine offers.
 const MOON_DUST: &str = "[ \"moon-dust\" ]";
 
 /// A server whose Nix has these lines more in its nix.conf.

@@ -1,5 +1,5 @@
-//! What an attribute is, and how it is called: the same in every way to evaluate a set, with every release of
-//! Nix. Real evaluations and real daemons.
+//! Attributes and their names: the same in every way to evaluate a set, with every release of Nix. Real
+//! evaluations and real daemons.
 
 mod support;
 

@@ -1,4 +1,4 @@
-//! What one client, one build and the queue may cost, and how many builds run at once.
+//! Bounds of one client, one build and the queue, and the number of builds at once.
 
 mod support;
 
@@ -9,7 +9,7 @@ use support::cache::{assert_missing, assert_narinfo};
 use support::process::runs;
 use support::{Cache, Derivation, wait_until};
 
-/// How long a build that is stopped, or a short one, may take.
+/// Time limit of a build that is stopped, or of a short one.
 const SOON: Duration = Duration::from_secs(30);
 
 #[test]

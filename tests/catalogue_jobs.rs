@@ -22,7 +22,7 @@ fn serve(store: &NixStore, set: &PackageSet) -> Ondine {
     Ondine::start_with(store, &["--config", text(&settings)], &[("PATH", &path(store))])
 }
 
-/// What an attribute is, and where it failed.
+/// An attribute's derivation, and where it failed.
 fn looked_up(ondine: &Ondine, attribute: &str) -> serde_json::Value {
     let told = Http::new(&ondine.url()).get(&format!("/api/v1/catalogue/pkgs/{attribute}")).text();
     serde_json::from_str(&told).unwrap_or_else(|error| panic!("{attribute}: {error}: {told}"))

@@ -29,7 +29,7 @@ fn a_server(arguments: &[&str]) -> (NixStore, support::Daemon, Ondine) {
     (store, daemon, ondine)
 }
 
-/// What a refused start says.
+/// The error of a refused start.
 fn refusal(ondine: &Ondine) -> String {
     let state_dir = ondine.state_dir();
     let mut server = ondine.command("serve");

@@ -12,7 +12,7 @@ use support::{BinaryCache, Cache, Compression, Derivation, FileServer, NixStore,
 
 const SOON: Duration = Duration::from_secs(30);
 
-/// What is known of a served path.
+/// Details of a served path.
 fn known(cache: &Cache, path: &Path) -> Value {
     let answer = cache.http.get(&format!("/api/v1/paths/{}", &base_name(path)[..32]));
     assert_eq!(answer.status, 200, "{}", answer.text());

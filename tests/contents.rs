@@ -1,5 +1,5 @@
-//! What is served is what was built: names, trees, sizes, references and signatures arrive as they are in the
-//! store. Real clients that require signatures and trust our key alone.
+//! Contents that are served are those that were built: names, trees, sizes, references and signatures arrive
+//! as they are in the store. Real clients that require signatures and trust our key alone.
 
 mod support;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use support::crowd;
 
 const CLIENTS: usize = 10_000;
-/// What they may cost the server, in bytes.
+/// Memory that they may cost the server, in bytes.
 const MEMORY_MAX: u64 = 150 << 20;
 /// A machine that does much else meanwhile, and a server that is not optimised.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(10);

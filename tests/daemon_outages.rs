@@ -35,7 +35,7 @@ fn seconds_away(line: &str) -> Option<u64> {
     line.split_once("waiting for the Nix daemon for ")?.1.split(' ').next()?.parse().ok()
 }
 
-/// What the queue says that all wait for.
+/// The queue's reason why all wait.
 fn stalled(cache: &Cache) -> Option<String> {
     let queue = cache.http.get("/api/v1/queue").text();
     let queue: serde_json::Value = serde_json::from_str(&queue).expect("JSON");

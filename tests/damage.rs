@@ -1,6 +1,5 @@
-//! What is stored and spoilt is noticed: at the latest when it is asked for, and by `ondine fsck` before.
-//! What can be had again is, from the Nix store or another cache; nothing that is wrong goes out as a whole
-//! twice.
+//! Damage of stored NARs is noticed: at the latest when it is asked for, and by `ondine fsck` before. What
+//! can be had again is, from the Nix store or another cache; nothing that is wrong goes out as a whole twice.
 
 mod support;
 
@@ -192,7 +191,7 @@ fn flip_a_bit(stored: &Stored, path: &Path) {
     file.write_all_at(&[byte[0] ^ 4], middle).expect("spoilt");
 }
 
-/// What a metric says.
+/// The value of a metric.
 #[track_caller]
 fn metric(stored: &Stored, name: &str) -> u64 {
     let metrics = stored.cache.http.get("/metrics").text();

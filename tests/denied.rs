@@ -1,4 +1,4 @@
-//! What a package set denies: a derivation is denied under all of its names, however the set is evaluated and
+//! Denials of a package set: a derivation is denied under all of its names, however the set is evaluated and
 //! by whatever name it is reached, and names that people make up leave nothing behind. Real evaluations and a
 //! real daemon.
 

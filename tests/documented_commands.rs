@@ -19,7 +19,7 @@ const OTHER_LANGUAGES: [&str; 5] = ["", "console", "ini", "nginx", "yaml"];
 const ADDRESS: &str = "http://cache.example.org:8080";
 /// The path of the sample in the documentation.
 const SAMPLE: &str = "/nix/store/…-hello-2.12.1";
-/// How long a server may take to start, and a set to be evaluated.
+/// Time limit of a server's start, and of a set's evaluation.
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// Characters of the hash in a store path.
 const HASH_CHARS: usize = 32;
@@ -35,7 +35,7 @@ struct Block {
     text: String,
 }
 
-/// How a block of commands is run.
+/// Kinds of blocks of commands, by how they are run.
 #[derive(Debug, PartialEq)]
 enum How {
     /// By a client of the server.

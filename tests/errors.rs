@@ -1,5 +1,5 @@
-//! What is told when something is wrong: errors are told as errors, to programs as JSON with a status that is
-//! true, and to people with what to do; and nothing that others have sent acts on what shows it.
+//! Words for what is wrong: errors are told as errors, to programs as JSON with a status that is true, and to
+//! people with what to do; and nothing that others have sent acts on what shows it.
 
 mod support;
 
@@ -53,7 +53,7 @@ fn command(ondine: &Ondine, name: &str, arguments: &[&str]) -> Command {
     command
 }
 
-/// What would act on a terminal, or forge a line.
+/// Characters that would act on a terminal, or forge a line.
 fn acting(text: &str) -> String {
     text.chars().filter(|c| (c.is_control() && *c != '\n') || ('\u{202a}'..='\u{202e}').contains(c)).collect()
 }

@@ -40,7 +40,7 @@ fn what_is_told_holds_eight_times_of_ten_for_first_builds_as_for_others() {
     }
 }
 
-/// When a build is expected to end that is alone and has run for so long.
+/// The expected end of a build that is alone and has run for so long.
 fn told_of(durations: &Durations, etas: &Etas, kind: &Kind, elapsed: Duration) -> Option<Forecast> {
     let mut work = Sum::default();
     match durations.estimate(kind) {

@@ -29,13 +29,13 @@ fn command(ondine: &Ondine, command: &str, arguments: &[&str]) -> Finished {
     process::run(run)
 }
 
-/// What `ondine gc` prints with these arguments.
+/// The output of `ondine gc` with these arguments.
 #[track_caller]
 fn gc(ondine: &Ondine, arguments: &[&str]) -> String {
     command(ondine, "gc", arguments).must_succeed().text()
 }
 
-/// What a metric says.
+/// The value of a metric.
 #[track_caller]
 fn metric(ondine: &Ondine, name: &str) -> u64 {
     let metrics = Http::new(&ondine.url()).get("/metrics").text();
@@ -63,7 +63,7 @@ fn collect(cache: &Cache, paths: &[&Path]) {
     });
 }
 
-/// What was used until now is not in use any more, for a server with `--eviction-grace 0s`.
+/// Ends all uses until now, for a server with `--eviction-grace 0s`.
 fn end_all_uses(cache: &Cache) {
     // Puts them on record, to the second; one more second, and they are over.
     gc(&cache.ondine, &["--dry-run"]);
@@ -287,7 +287,7 @@ fn a_pin_holds_a_closure_by_path_or_by_attribute_even_before_it_is_there() {
     assert_eq!(stored_nars(&cache.ondine), [""; 0]);
 }
 
-/// How many paths the clients want, of so many bytes each, and for how many of them there is room.
+/// Number of paths that the clients want, bytes of each, and the number for which there is room.
 const PATHS: u32 = 10;
 const PATH_BYTES: u32 = 100 * 1024;
 const ROOM: u32 = 7;
@@ -295,8 +295,8 @@ const ROOM: u32 = 7;
 /// next one.
 const LOAD: Duration = Duration::from_secs(8);
 const ON_ONE_PATH: Duration = Duration::from_millis(500);
-/// How long after its last use nothing is evicted: a client that asks for a NAR so soon after it was told of
-/// it gets it.
+/// Time after its last use in which nothing is evicted: a client that asks for a NAR so soon after it was
+/// told of it gets it.
 const KEEP_USED: (&str, Duration) = ("1s", Duration::from_secs(1));
 
 #[test]

@@ -1,5 +1,5 @@
-//! What a failed build means, how long that is remembered, and the ways out: on real daemons, by builds that
-//! really fail.
+//! Failed builds, how long they are remembered, and the ways out: on real daemons, by builds that really
+//! fail.
 
 mod support;
 
@@ -15,7 +15,7 @@ use support::{Cache, Derivation, Instantiated, NixStore, Release, text, wait_unt
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// What is remembered to have failed.
+/// Remembered failures.
 fn failures(cache: &Cache) -> Vec<Value> {
     let answer = cache.http.get("/api/v1/failures");
     assert_eq!((answer.status, answer.header("content-type")), (200, Some("application/json")));
@@ -27,7 +27,7 @@ fn failure_of(cache: &Cache, drv: &Path) -> Option<Value> {
     failures(cache).into_iter().find(|failure| failure["derivation"] == base_name(drv))
 }
 
-/// What a command of the program prints, run beside the server.
+/// The output of a command of the program, run beside the server.
 fn ondine(cache: &Cache, command: &str, arguments: &[&str]) -> support::Finished {
     let mut program = cache.ondine.command(command);
     program.args(arguments).arg("--state-dir").arg(cache.ondine.state_dir());

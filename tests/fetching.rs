@@ -23,7 +23,7 @@ const MEMORY_MAX: u64 = 100 << 20;
 /// From the upstream's first byte to that of the slowest client: a second, and two for a server that is not
 /// optimised.
 const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(3);
-/// What the upstream sends in a second, so that all have asked long before it is done.
+/// Bytes that the upstream sends in a second, so that all have asked long before it is done.
 const RATE: u64 = 60 << 20;
 
 #[test]

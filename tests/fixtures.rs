@@ -1,5 +1,5 @@
-//! What the tests of other caches stand on does what it says: a stock client takes the stand-in for a cache,
-//! and each fault looks to a client as it is meant to.
+//! Fixtures of the tests of other caches do what they say: a stock client takes the stand-in for a cache, and
+//! each fault looks to a client as it is meant to.
 
 mod support;
 

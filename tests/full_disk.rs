@@ -40,7 +40,7 @@ fn assert_whole(cache: &Cache, narinfo: &str) {
     assert_eq!(plain.len().to_string(), field(narinfo, "NarSize"));
 }
 
-/// What `ondine gc --max-bytes 0` prints, once nothing counts as used any more, for a server with
+/// The output of `ondine gc --max-bytes 0`, once nothing counts as used any more, for a server with
 /// `--eviction-grace 0s`.
 #[track_caller]
 fn gc(cache: &Cache) -> String {

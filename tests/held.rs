@@ -12,7 +12,7 @@ use support::addresses::narinfo_address;
 use support::cache::{assert_missing, assert_narinfo};
 use support::{Cache, Derivation, Gate, Instantiated, NixStore, Release, wait_until};
 
-/// How long what is queued may take to be built, each trivial.
+/// Time limit of all that is queued, each a trivial build.
 const SOON: Duration = Duration::from_secs(60);
 
 /// A derivation with an input and a source that nothing else refers to; it waits at the gate.
@@ -25,7 +25,7 @@ fn with_input(store: &NixStore, name: &str, gate: &Gate) -> (Instantiated, Insta
     (top, input)
 }
 
-/// What holds derivations of requests.
+/// Number of roots that hold derivations of requests.
 fn roots(cache: &Cache) -> usize {
     std::fs::read_dir(cache.ondine.state_dir().join("requested")).expect("the folder of roots").count()
 }

@@ -16,7 +16,7 @@ use support::addresses::narinfo_address;
 use support::package_set::{api, refresh, small, wait_for_generation};
 use support::{Http, NixStore, Ondine, PackageSet, Release, derivations, programs, text};
 
-/// What sets attack: a store, files of somebody else, a server that counts who comes.
+/// Targets of hostile sets: a store, files of somebody else, a server that counts who comes.
 struct Attacked {
     store: NixStore,
     /// In it are the sources of sets, and a file that no set names.

@@ -9,7 +9,7 @@ use support::addresses::fields;
 use support::derivations::text_file;
 use support::{BinaryCache, Cache, NixStore, Release, Substituter, text, wait_until};
 
-/// How long until it is seen, on a machine that does much else.
+/// Time until it is seen, on a machine that does much else.
 const SOON: Duration = Duration::from_secs(120);
 
 #[test]

@@ -1,4 +1,4 @@
-//! What a package set has, listed and searched by address and by command, and pinned by a name that says
+//! Contents of a package set, listed and searched by address and by command, and pinned by a name that says
 //! which set is meant. Real evaluations.
 
 mod support;

@@ -1,4 +1,4 @@
-//! What builders say: it can be followed while they say it, it is kept as they said it, and it is bounded.
+//! Logs of builders: a log can be followed while they say it, it is kept as they said it, and it is bounded.
 //! Real daemon; builds stop at gates, so that a test knows what was said when it reads.
 
 mod support;
@@ -14,7 +14,7 @@ use support::http::Streaming;
 use support::process::runs;
 use support::{Cache, Derivation, Ending, Gate, Http, Instantiated, text, wait_until};
 
-/// What must happen at the end of a short build.
+/// Time limit of the end of a short build.
 const SOON: Duration = Duration::from_secs(30);
 
 /// A derivation that says `first`, waits at the gate, says `second` and ends with these lines.
@@ -30,7 +30,7 @@ fn follow(cache: &Cache, drv: &Path) -> Streaming {
     log
 }
 
-/// What comes, up to these words.
+/// The text that comes, up to these words.
 #[track_caller]
 fn read_to(log: &mut Streaming, words: &str) -> String {
     let mut read = String::new();

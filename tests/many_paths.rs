@@ -18,9 +18,9 @@ use rusqlite::{Connection, params};
 /// `ONDINE_TEST_PATHS` takes another number.
 const PATHS: u64 = 100_000;
 const FILE_BYTES: u32 = 20_000;
-/// What an eviction may take, in KiB; all of it at once took 70,000.
+/// Memory of an eviction at most, in KiB; all of it at once took 70,000.
 const MEMORY_MAX: u64 = 16 * 1024;
-/// How long someone else may wait: on a machine that does much else meanwhile, with a server that is not
+/// Time limit of another client's wait: on a machine that does much else meanwhile, with a server that is not
 /// optimised.
 const WAIT_MAX: Duration = Duration::from_secs(3);
 

@@ -16,7 +16,7 @@ use support::http::{Ending, Streaming};
 use support::process::memory_bytes;
 use support::{Cache, Derivation, Instantiated, wait_until};
 
-/// How long packing, or copying, may take.
+/// Time limit of packing, or of copying.
 const SOON: Duration = Duration::from_secs(60);
 /// The most memory that the server may hold, in bytes, however many read from it slowly.
 const SERVER_RSS_BYTES_MAX: u64 = 128 << 20;

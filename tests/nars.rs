@@ -14,7 +14,7 @@ use support::derivations::{noise, noise_behind_a_file};
 use support::http::Response;
 use support::{Cache, HeldFile, Instantiated, nar_digest, wait_until};
 
-/// How long packing may take.
+/// Time limit of packing.
 const SOON: Duration = Duration::from_secs(60);
 
 /// Builds a path and waits until it is packed. Gives the addresses of its NAR: plain, and as zstd.

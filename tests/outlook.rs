@@ -1,4 +1,4 @@
-//! What those who wait are told: their place, how long it will take, and what runs; in the lines of the wait,
+//! Forecasts for those who wait: their place, how long it will take, and what runs; in the lines of the wait,
 //! the headers and the API. And what that knowledge is used for: a short build may go first, within its
 //! bound.
 
@@ -12,7 +12,7 @@ use support::cache::assert_narinfo;
 use support::derivations::failing;
 use support::{Cache, Derivation, Ending, Instantiated, wait_until};
 
-/// What a failing derivation says.
+/// Last words of a failing derivation.
 const LAST_WORDS: &str = "the last words of a failing build";
 
 const SOON: Duration = Duration::from_secs(60);

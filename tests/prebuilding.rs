@@ -1,5 +1,5 @@
-//! What people asked for by its name in a package set is built anew after a bump, before anyone asks, and
-//! gives way to everyone who does. A real daemon; builds stop at gates, so that a test knows what runs.
+//! Pre-building: attributes that people asked for are built anew after a bump, before anyone asks, and give
+//! way to everyone who does. A real daemon; builds stop at gates, so that a test knows what runs.
 //! tests/prebuild.rs has the bounds.
 
 mod support;

@@ -1,4 +1,4 @@
-//! What outputs of content-addressed derivations are: clients ask for their realisations before they know any
+//! Realisations of content-addressed derivations: clients ask for their realisations before they know any
 //! path. Those of what was built here, and those of other caches that a trusted key has signed, are served
 //! with all that they lead to.
 
@@ -122,7 +122,7 @@ fn a_client_of_every_release_takes_our_signature_and_no_other() {
     }
 }
 
-/// What is said at this address, which must be a realisation that this key has signed.
+/// The answer at this address, which must be a realisation that this key has signed.
 #[track_caller]
 fn believed(ondine: &Ondine, file: &str) -> Realisation {
     let answer = Http::new(&ondine.url()).get(&format!("/{file}"));
@@ -149,7 +149,7 @@ struct Elsewhere {
     _daemon: support::Daemon,
     upstream: Upstream,
     ondine: Ondine,
-    /// What the chain gives, and its digest.
+    /// The chain's output, and its digest.
     chain: (PathBuf, String),
 }
 
@@ -190,7 +190,7 @@ impl Elsewhere {
         std::fs::write(path, text).expect("a folder of ours");
     }
 
-    /// How many answers of the cache were counted to be so.
+    /// Number of answers of the cache that were counted to be so.
     fn counted(&self, outcome: &str) -> u64 {
         let metrics = Http::new(&self.ondine.url()).get("/metrics").text();
         let outcome = format!("outcome=\"{outcome}\"");
@@ -395,7 +395,7 @@ fn resolved(store: &NixStore, drv: &Path) -> Option<PathBuf> {
     others.next()
 }
 
-/// What clients from 2.35 on ask for. None of these runs here: what is answered is held against the formats.
+/// Requests of clients from 2.35 on. None of these runs here: the answers are held against the formats.
 #[test]
 fn by_the_path_of_a_derivation_is_known_what_was_built_of_it_as_it_stands() {
     for release in Release::all() {

@@ -11,7 +11,7 @@ use support::derivations::failing;
 use support::http::raw;
 use support::{Cache, Derivation, Ending, nar_digest, text};
 
-/// What must happen without a build, or at the end of a short one.
+/// Time limit of what needs no build, or only a short one.
 const SOON: Duration = Duration::from_secs(30);
 /// An answer that waits for nothing, on a machine that builds and tests other things meanwhile.
 const AT_ONCE: Duration = Duration::from_secs(5);

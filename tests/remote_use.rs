@@ -18,7 +18,7 @@ fn both(finished: &Finished) -> String {
     format!("{}\n{}", finished.text(), finished.stderr)
 }
 
-/// Whether the release has the setting, by its own list.
+/// True if the release has the setting, by its own list.
 fn knows(client: &Client, setting: &str) -> bool {
     let list = client.run("nix", &["--extra-experimental-features", "nix-command", "show-config"]);
     list.must_succeed().text().lines().any(|line| line.starts_with(setting))

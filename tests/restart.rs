@@ -10,7 +10,7 @@ use support::cache::assert_narinfo;
 use support::process::runs;
 use support::{Cache, Derivation, Gate, Instantiated, wait_until};
 
-/// How long what is queued may take to be built, each trivial.
+/// Time limit of all that is queued, each a trivial build.
 const SOON: Duration = Duration::from_secs(60);
 
 /// Two derivations with a client each: the first is being built and waits at the gate, the second waits

@@ -1,5 +1,5 @@
-//! What was promised stays servable: through garbage collection, crashes, restarts and lost files.
-//! Real daemon, real clients; the server is killed as hard as it can be.
+//! Promised paths stay servable: through garbage collection, crashes, restarts and lost files. Real daemon,
+//! real clients; the server is killed as hard as it can be.
 
 mod support;
 

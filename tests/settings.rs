@@ -24,8 +24,8 @@ fn last_line(text: &str) -> &str {
     text.lines().last().unwrap_or_default()
 }
 
-/// What is wrong with a state directory or with the machine: lines of the settings, what is done before, the
-/// words of the refusal.
+/// A fault of a state directory or of the machine: lines of the settings, what is done before, the words of
+/// the refusal.
 type Fault<'a> = (&'a str, &'a dyn Fn(&Path), &'a str);
 
 #[test]

@@ -1,5 +1,4 @@
-//! What a shell gets from the program: completion of commands and of names of the running server, and man
-//! pages.
+//! A shell's part of the program: completion of commands and of names of the running server, and man pages.
 
 mod support;
 

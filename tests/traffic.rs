@@ -1,4 +1,4 @@
-//! What was asked and answered, for those who run the server: numbers for Prometheus, and a line for each
+//! Records of requests and answers, for those who run the server: numbers for Prometheus, and a line for each
 //! request where the log is told to have them.
 
 mod support;

@@ -1,6 +1,5 @@
-//! What may be wrong with a narinfo of another cache, one after the other: the path is not served, not signed
-//! and counted, nothing of what the narinfo names is fetched, and where a second cache has the path, that one
-//! is used.
+//! Faults of narinfos of another cache, one after the other: the path is not served, not signed and counted,
+//! nothing of what the narinfo names is fetched, and where a second cache has the path, that one is used.
 
 mod support;
 
@@ -25,11 +24,11 @@ struct World {
     _daemon: Daemon,
     /// One for each row.
     paths: Vec<PathBuf>,
-    /// What each of them refers to.
+    /// The path that each of them refers to.
     below: PathBuf,
     good: Upstream,
     spoilt: Upstream,
-    /// What was done to each path, in order.
+    /// Changes made to each path, in order.
     said: Vec<String>,
 }
 
@@ -101,7 +100,7 @@ impl World {
         }
     }
 
-    /// What the spoilt upstream was asked for beside narinfos and what it is.
+    /// Requests to the spoilt upstream that are not for narinfos or for its nix-cache-info.
     fn beside(&self) -> Vec<String> {
         let targets = self.spoilt.server.seen().into_iter().map(|seen| seen.target().to_owned());
         targets.filter(|target| !target.ends_with(".narinfo") && target != "/nix-cache-info").collect()
@@ -301,7 +300,7 @@ fn sizes_that_are_none_and_fields_that_are_there_twice_are_refused() {
     world.refuses();
 }
 
-/// What is wrong with a narinfo, and how it becomes so.
+/// A fault of a narinfo, and the change that makes it.
 type Change = (&'static str, fn(&str) -> String);
 
 #[test]

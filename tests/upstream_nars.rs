@@ -1,5 +1,5 @@
-//! What may be wrong with a NAR of another cache, one after the other: no client gets a complete body that is
-//! wrong, nothing wrong is kept, and where a second cache has the path, its bytes are delivered.
+//! Faults of NARs of another cache, one after the other: no client gets a complete body that is wrong,
+//! nothing wrong is kept, and where a second cache has the path, its bytes are delivered.
 
 mod support;
 
@@ -31,7 +31,7 @@ const LARGE_BYTES: usize = 300_000;
 /// Bytes of one whose file is as it should be.
 const SMALL_BYTES: usize = 40_000;
 
-/// What is wrong with a NAR.
+/// A fault of a NAR.
 enum Spoilt {
     /// The answer of the server, so that the first who asks gets another upstream's bytes or a 404.
     BeforeAnyByte(Fault),
@@ -60,7 +60,7 @@ struct World {
     good: Upstream,
 }
 
-/// What a client gets of a NAR.
+/// A client's part of a NAR.
 #[derive(Debug, PartialEq, Eq)]
 enum Got {
     /// The right bytes, and their end.

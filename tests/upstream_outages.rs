@@ -13,7 +13,7 @@ use support::derivations::text_file;
 use support::upstream::{counted, table};
 use support::{Cache, Compression, Derivation, Fault, NixStore, Release, Sample, Upstream, wait_until};
 
-/// What all upstreams together may take to say whether they have a path.
+/// Time limit of all upstreams together for one path.
 const WITHIN: Duration = Duration::from_secs(3);
 /// So often an upstream may be asked in vain before it is left alone.
 const ASKED_IN_VAIN: usize = 3;

@@ -12,11 +12,11 @@ use support::addresses::{base_name, narinfo_address};
 use support::derivations::{row_of_outputs, text_file};
 use support::{Cache, Compression, Fault, NixStore, Release, Sample, Upstream, text};
 
-/// How long the upstream takes for each answer.
+/// Delay of each answer of the upstream.
 const LATE: Duration = Duration::from_millis(500);
 /// Hashes that the greedy client asks for: with 32 at a time, they take ten seconds.
 const GREEDY: usize = 640;
-/// What an honest client may wait, on a machine that does much else.
+/// Time limit of an honest client's wait, on a machine that does much else.
 const HONEST_WITHIN: Duration = Duration::from_secs(5);
 
 /// A connection from this address of the loopback interface.

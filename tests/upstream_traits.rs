@@ -24,9 +24,9 @@ const fn taken_before(said: &'static str, change: fn(&BinaryCache, &Path)) -> Ro
 struct Row {
     said: &'static str,
     change: fn(&BinaryCache, &Path),
-    /// Whether Nix 2.34 substitutes it.
+    /// True if Nix 2.34 substitutes it.
     by_nix: bool,
-    /// Whether this server passes it on; else a part of the reason that it gives.
+    /// Ok if this server passes it on; else a part of the reason that it gives.
     by_us: Result<(), &'static str>,
 }
 

@@ -14,7 +14,7 @@ use support::{
     Cache, Client, Compression, Derivation, Ending, Fault, NixStore, Release, Sample, Upstream, wait_until,
 };
 
-/// What takes no time but that of a machine that does much else.
+/// Time limit of what takes no time, on a machine that does much else.
 const SOON: Duration = Duration::from_secs(60);
 
 /// A server whose store lost a path that the caches behind it have.

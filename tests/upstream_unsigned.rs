@@ -1,6 +1,6 @@
-//! What no signature proves: content-addressed paths that nobody signed, and NARs that no client could unpack
-//! however well they are signed. Nothing of them is believed before the bytes are here; whoever lied is left
-//! for the next upstream.
+//! Claims that no signature proves: content-addressed paths that nobody signed, and NARs that no client could
+//! unpack however well they are signed. Nothing of them is believed before the bytes are here; whoever lied
+//! is left for the next upstream.
 
 mod support;
 #[path = "../narinfo/tests/support/wire.rs"]
@@ -22,7 +22,7 @@ use support::{
 };
 use wire::Nar;
 
-/// What takes no time but that of a machine that does much else.
+/// Time limit of what takes no time, on a machine that does much else.
 const SOON: Duration = Duration::from_secs(60);
 /// Bytes of files that are told apart from what was promised of them by their size.
 const BYTES: usize = 200_000;

@@ -18,7 +18,7 @@ use support::{
     Sample, Substituter, Upstream, Valve, text, wait_until,
 };
 
-/// What takes no time but that of a machine that does much else.
+/// Time limit of what takes no time, on a machine that does much else.
 const SOON: Duration = Duration::from_secs(60);
 
 /// A server whose store lost a path that the cache behind it has.

@@ -13,7 +13,7 @@ use support::derivations::failing;
 use support::http::{Response, connect, hang_up, raw};
 use support::{Cache, Client, Derivation, Ending, nar_digest, text, wait_until};
 
-/// What must happen without a build, or at the end of a short one.
+/// Time limit of what needs no build, or only a short one.
 const SOON: Duration = Duration::from_secs(30);
 /// An answer that waits for nothing, on a machine that builds and tests other things meanwhile.
 const AT_ONCE: Duration = Duration::from_secs(5);

@@ -77,7 +77,7 @@ fn what_is_none_is_refused() {
     }
 }
 
-/// What Nix says of a path in its database.
+/// Details of a path in the database of Nix.
 fn path_info(nix: &Nix, path: &str) -> (ContentAddress, NarHash, BTreeSet<StorePath>) {
     let which = if path.ends_with(".drv") { "--derivation" } else { "--json" };
     let json = nix.text("nix", &["path-info", "--json", which, path]);

@@ -1,4 +1,4 @@
-//! How much memory NARs take: alone in its process, so that the peak is its own.
+//! Memory of NARs: alone in its process, so that the peak is its own.
 
 mod support;
 

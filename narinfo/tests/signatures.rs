@@ -24,7 +24,7 @@ fn built(nix: &Nix) -> StorePath {
     nix.build(&expression(&attributes, "echo $a $b $out > $out"))
 }
 
-/// What Nix says is signed of `path`.
+/// The text that Nix signs of `path`.
 fn fingerprint(nix: &Nix, path: &StorePath) -> String {
     let full = nix.full(path);
     let info = PathInfo {

@@ -25,12 +25,12 @@ const VERSIONS: usize = WEEKS_BEFORE as usize + 1;
 const PACKAGES: u32 = 50_000;
 /// The half of each day in which people work.
 const DAYTIME: std::ops::Range<u64> = 8 * HOUR..20 * HOUR;
-/// How many of a hundred requests come by day, where people sleep.
+/// Number of a hundred requests that come by day, where people sleep.
 pub const MOST_BY_DAY: u64 = 80;
 /// The same where they come from all over the world.
 pub const AROUND_THE_CLOCK: u64 = 50;
 
-/// What is known when the week begins, and what it brings.
+/// A week: its history, and what it brings.
 pub struct Week {
     pub packages: Packages,
     /// The requests; times count from the beginning of the week.
@@ -95,7 +95,7 @@ pub fn random_week(seed: u64, load: f64, by_day: u64) -> Week {
     Week { packages, trace, durations, demand }
 }
 
-/// When a week begins, counted from the first one.
+/// Begin of a week, counted from the first one.
 fn start(week: u32) -> Duration {
     Duration::from_millis(u64::from(week) * WEEK)
 }
@@ -109,7 +109,7 @@ fn moment(random: &mut Random, by_day: u64) -> u64 {
 }
 
 impl Week {
-    /// All that is asked for in it, with its closure.
+    /// Derivations that are asked for in it, with their closures.
     pub fn needed(&self) -> BTreeSet<Drv> {
         let mut needed = BTreeSet::new();
         for (_, wanted) in &self.trace {
@@ -118,7 +118,7 @@ impl Week {
         needed
     }
 
-    /// What could be pre-built when it begins.
+    /// Candidates of pre-building when it begins.
     pub fn expected(&self) -> Prebuild<Drv> {
         let mut prebuild = Prebuild::default();
         let kinds = self.packages.kinds();

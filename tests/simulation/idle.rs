@@ -12,10 +12,10 @@ use super::{Outcome, Rules, Running, World, time};
 /// As much as there is time for.
 pub const ALWAYS: Allowance = Allowance::new(Hours::ALWAYS, Duration::MAX);
 
-/// How long it takes until it is seen that something may be pre-built again, in milliseconds.
+/// Time until it is seen that something may be pre-built again, in milliseconds.
 const LOOK_AGAIN_AFTER: f64 = 60_000.0;
 
-/// What there is to pre-build, and what was.
+/// Candidates of pre-building, and what was pre-built.
 pub struct Idle {
     choice: Prebuild<Drv>,
     allowance: Allowance,
@@ -81,13 +81,13 @@ impl World<'_> {
         }
     }
 
-    /// When to look again whether something may be pre-built.
+    /// Moment of the next look for something to pre-build.
     pub(super) fn look_again_at(&self) -> f64 {
         let waits = self.idle.is_some() && self.running.is_empty();
         if waits { self.now + LOOK_AGAIN_AFTER } else { f64::INFINITY }
     }
 
-    /// What was pre-built is not any more.
+    /// Ends a pre-build.
     pub(super) fn prebuilt(&mut self, drv: Drv, from: f64, end: End) {
         if let Some(idle) = &mut self.idle {
             idle.allowance.spend(time(from), time(self.now));

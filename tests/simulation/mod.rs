@@ -29,7 +29,7 @@ use trace::{Drv, Packages, Trace};
 /// The share of the processors that the main lane has while the background lane is busy.
 pub const MAIN_LANE_SPEED: f64 = 0.9;
 
-/// What became of a request; times are milliseconds.
+/// Outcome of a request; times are milliseconds.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Fate {
     pub arrived: f64,
@@ -39,19 +39,19 @@ pub struct Fate {
     pub delivered: f64,
     /// Time lost to restarts since its latest owner arrived.
     pub lost: f64,
-    /// When it was said to be delivered, after its arrival.
+    /// Forecast of its delivery, counted from its arrival.
     pub eta: Option<(f64, f64)>,
-    /// Whether something was ahead of it that was never built.
+    /// True if something was ahead of it that was never built.
     pub first: bool,
 }
 
 impl Fate {
-    /// How much later than due, not counting what restarts have cost.
+    /// Delay beyond its due time, not counting what restarts have cost.
     pub fn regret(&self) -> f64 {
         self.delivered - self.due - self.lost
     }
 
-    /// How much later than due a policy may deliver it.
+    /// Delay beyond its due time that a policy allows.
     pub fn bound(&self, policy: Policy) -> f64 {
         // What a restart interrupts has to be done again.
         let work = self.backlog + self.lost;
@@ -65,7 +65,7 @@ impl Fate {
         }
     }
 
-    /// Whether everything was there when it arrived.
+    /// True if everything was there when it arrived.
     pub fn hit(&self) -> bool {
         self.delivered == self.arrived
     }
@@ -76,13 +76,13 @@ impl Fate {
     }
 }
 
-/// How one run goes.
+/// Options of one run.
 #[derive(Clone, Copy, Default)]
 pub struct Rules {
     pub policy: Policy,
     /// One request in so many comes just after a restart of the server.
     pub restart_every: Option<u64>,
-    /// Whether everyone is told when they will be served.
+    /// True if everyone is told when they will be served.
     pub etas: bool,
 }
 
@@ -114,20 +114,20 @@ pub const fn overtaking(seconds: u64, share_percent: u32) -> Policy {
 struct Running {
     drv: Drv,
     background: bool,
-    /// It is pre-built, and nobody has asked for it.
+    /// True if it is pre-built and nobody has asked for it.
     nobodys: bool,
     started: f64,
     /// Milliseconds of work left.
     left: f64,
 }
 
-/// What stood when a request arrived.
+/// State at the arrival of a request.
 #[derive(Clone, Copy)]
 struct Horizon {
     /// T.
     end: f64,
     backlog: f64,
-    /// What was lost to restarts until then.
+    /// Time lost to restarts until then.
     lost: f64,
 }
 
@@ -141,9 +141,9 @@ struct World<'a> {
     saved: BTreeMap<RequestId, Saved<Drv>>,
     built: BTreeSet<Drv>,
     running: Vec<Running>,
-    /// What is done while nobody waits.
+    /// Work that is done while nobody waits.
     idle: Option<Idle>,
-    /// Who waits for which request, and when they were told they would be served.
+    /// Clients of each request, and the forecast that they were told.
     waiting: BTreeMap<RequestId, Vec<(usize, Option<Forecast>)>>,
     /// Of each request that may own something.
     horizon: BTreeMap<RequestId, Horizon>,

@@ -13,7 +13,7 @@ pub const REQUESTS: usize = 6_000;
 const BUMP_EVERY: usize = 200;
 /// Packages of a set.
 const PACKAGES: u32 = 400;
-/// How much the duration of one package varies from version to version (the standard deviation of its
+/// Variation of the duration of one package from version to version (the standard deviation of its
 /// logarithm).
 const NOISE: f64 = 0.25;
 
@@ -27,7 +27,7 @@ pub struct Packages {
     millis: Vec<Vec<u64>>,
 }
 
-/// When each request arrives, in milliseconds, and for which derivation.
+/// Arrival of each request, in milliseconds, and its derivation.
 pub type Trace = Vec<(u64, Drv)>;
 
 /// The random package set and trace of a seed.
@@ -72,22 +72,22 @@ impl Packages {
         self.millis[version as usize][package as usize]
     }
 
-    /// What one derivation needs to be built.
+    /// Inputs of one derivation.
     pub fn inputs(&self, (version, package): Drv) -> impl Iterator<Item = Drv> {
         self.inputs[package as usize].iter().map(move |input| (version, *input))
     }
 
-    /// What kind of work each package is.
+    /// Kind of work of each package.
     pub fn kinds(&self) -> Vec<Kind> {
         (0..self.len()).map(|n| Kind::new(&format!("p{n}"), "system", 0)).collect()
     }
 
-    /// How many packages there are.
+    /// Number of packages.
     pub fn len(&self) -> usize {
         self.inputs.len()
     }
 
-    /// What `wanted` lacks, each with its lacking inputs.
+    /// Derivations that `wanted` lacks, each with its lacking inputs.
     pub fn lacking(&self, wanted: Drv, built: &BTreeSet<Drv>) -> BTreeMap<Drv, BTreeSet<Drv>> {
         let (mut needs, mut stack) = (BTreeMap::new(), vec![wanted]);
         while let Some(drv) = stack.pop() {

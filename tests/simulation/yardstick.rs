@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::trace::{Drv, Packages, Trace};
 
-/// What a wanted derivation lacks, and who waits for it since when.
+/// Derivations that a wanted one lacks, and who waits for it since when.
 type Waiting = (BTreeSet<Drv>, Vec<(usize, u64)>);
 
 struct Shortest<'a> {

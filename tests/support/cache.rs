@@ -20,7 +20,7 @@ use super::release::Release;
 use super::store::{Daemon, Instantiated, NixStore, text};
 use super::upstream::settings_file;
 
-/// How long a change of state, an answer or the end of a short build may take.
+/// Time limit of a change of state, of an answer, or of a short build.
 const SOON: Duration = Duration::from_secs(60);
 
 /// A server of this machine's Nix. The fields are dropped in this order, the server before its daemon.
@@ -82,7 +82,7 @@ impl Cache {
         self.store.instantiate(&Derivation::new(name, &script))
     }
 
-    /// What the server answers when asked for the narinfo of a path, to the end.
+    /// The server's whole answer to a request for the narinfo of a path.
     #[track_caller]
     pub fn ask(&self, path: &Path) -> Response {
         self.http.get(&narinfo_address(path))

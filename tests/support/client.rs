@@ -120,7 +120,7 @@ impl Client {
         self.folder.path().join("store").join(path.file_name().expect("a store path has a name"))
     }
 
-    /// Whether the client's database holds `path`.
+    /// True if the client's database holds `path`.
     pub fn has(&self, path: &Path) -> bool {
         self.run("nix-store", &["--check-validity", text(path)]).succeeded()
     }

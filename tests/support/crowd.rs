@@ -19,13 +19,13 @@ use super::cache::assert_narinfo;
 use super::http::Response;
 use super::process::wait_until;
 
-/// How long the clients may take until all of them wait, and until all are answered.
+/// Time limit until all clients wait, and until all are answered.
 const LIMIT: Duration = Duration::from_secs(120);
 
 /// Descriptors that a process needs besides one for each client.
 const DESCRIPTORS_BESIDE: u64 = 200;
 
-/// What a crowd costs the server, and how long it takes.
+/// Costs of a crowd: the server's memory, and time.
 #[derive(Clone, Copy, Debug)]
 pub struct Seen {
     /// The server's memory before anyone asked.
@@ -84,16 +84,16 @@ impl std::fmt::Display for Seen {
 
 /// Clients under way.
 pub struct Crowd {
-    /// How many have heard that they wait.
+    /// Number of clients that have heard that they wait.
     told: Arc<AtomicUsize>,
     thread: JoinHandle<Vec<Answered>>,
 }
 
-/// What one of them got.
+/// One client's answer.
 pub struct Answered {
     /// The answer, if it was a 200 that came to its end; without its headers.
     pub response: Option<Response>,
-    /// When its last byte had come.
+    /// Arrival of its last byte.
     pub at: Instant,
 }
 
@@ -120,7 +120,7 @@ impl Crowd {
         Crowd { told, thread }
     }
 
-    /// How many have heard that they wait.
+    /// Number of clients that have heard that they wait.
     pub fn told(&self) -> usize {
         self.told.load(Ordering::Relaxed)
     }

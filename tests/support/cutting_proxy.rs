@@ -44,7 +44,7 @@ impl CuttingProxy {
         self.url.clone()
     }
 
-    /// Whether the answer was cut.
+    /// True if the answer was cut.
     pub fn has_cut(&self) -> bool {
         lock(&self.shared).cut_after.is_none()
     }

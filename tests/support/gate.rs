@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::process::wait_until;
 use super::store::{Folder, write};
 
-/// How long a build may take to start once it is asked for.
+/// Time limit of a build's start once it is asked for.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// A gate that any number of builds pass; closed until [`Gate::open`].

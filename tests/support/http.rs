@@ -10,10 +10,10 @@ use ureq::{Agent, Body};
 
 use super::process::wait_until;
 
-/// How long one request may take in all.
+/// Time limit of one whole request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(300);
 
-/// How long the server may take to find out all that it must know.
+/// Time limit until the server has found out all that it must know.
 const READY_WITHIN: Duration = Duration::from_secs(60);
 
 /// A whole answer.
@@ -134,7 +134,7 @@ impl Http {
     }
 }
 
-/// How a body ended.
+/// End of a body.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Ending {
     /// As HTTP says a body ends: the last chunk, or as many bytes as promised.
@@ -167,7 +167,7 @@ impl Streaming {
         header(&self.headers, name)
     }
 
-    /// What has arrived next: some bytes, or how the body ended.
+    /// The next bytes that arrive, or the end of the body.
     pub fn next_piece(&mut self) -> Result<Vec<u8>, Ending> {
         let mut piece = vec![0; 64 * 1024];
         match self.body.read(&mut piece) {

@@ -1,6 +1,6 @@
-//! What the tests stand on: throw-away Nix stores and daemons of several releases, stock clients with stores
-//! of their own, the built server, and HTTP. All of it blocks, all of it is real, and nothing is skipped:
-//! what is missing fails the test with a sentence that names the package to install.
+//! Fixtures of the tests: throw-away Nix stores and daemons of several releases, stock clients with stores of
+//! their own, the built server, and HTTP. All of it blocks, all of it is real, and nothing is skipped: what
+//! is missing fails the test with a sentence that names the package to install.
 
 // Every test file is a program of its own and uses a part of this.
 #![allow(dead_code, unused_imports)]

@@ -13,10 +13,10 @@ use super::process::{self, Signal, kill_tree, memory_bytes, signal, wait, wait_u
 use super::small_disk::SmallDisk;
 use super::store::{Folder, NixStore, text};
 
-/// How long the server may take until it prints its address and key.
+/// Time limit until the server prints its address and key.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long the server may take to drain after SIGTERM: more than its own limit.
+/// Time limit of the server's end after SIGTERM: more than its own limit.
 const STOP_LIMIT: Duration = Duration::from_secs(90);
 
 /// A server under test.
@@ -167,7 +167,7 @@ impl Ondine {
         &self.public_key
     }
 
-    /// What a client needs to fetch from it.
+    /// Address and key that a client needs to fetch from it.
     pub fn substituter(&self) -> Substituter {
         Substituter { url: self.url(), public_key: self.public_key.clone() }
     }
@@ -182,7 +182,7 @@ impl Ondine {
         self.folder.path().join("state")
     }
 
-    /// All that it has written to its standard error.
+    /// Text of its standard error until now.
     pub fn log(&self) -> String {
         String::from_utf8_lossy(&std::fs::read(self.log_path()).unwrap_or_default()).into_owned()
     }
@@ -251,7 +251,7 @@ impl Ondine {
         memory_bytes(self.id(), "VmHWM").expect("it runs")
     }
 
-    /// How many file descriptors it holds open.
+    /// Number of its open file descriptors.
     pub fn open_descriptors(&self) -> usize {
         std::fs::read_dir(Path::new("/proc").join(self.id().to_string()).join("fd"))
             .map_or(0, Iterator::count)

@@ -21,9 +21,9 @@ pub const EATS: &str = "builtins.foldl' (list: n: list ++ list) [ 0 ] (builtins.
 /// Prints without end.
 pub const PRINTS: &str = "let line = builtins.concatStringsSep \"\" (builtins.genList (x: \"garbage\") 20000); in \
                       builtins.foldl' (a: n: builtins.trace line a) 0 (builtins.genList (x: x) 1000000)";
-/// How long an evaluator may take to end.
+/// Time limit of an evaluator's end.
 const END_LIMIT: Duration = Duration::from_secs(30);
-/// How long a first generation may take.
+/// Time limit of a first generation.
 const FIRST_LIMIT: Duration = Duration::from_secs(60);
 
 /// A set called `pkgs`, of which each attribute is a piece of Nix.

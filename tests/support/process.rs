@@ -8,17 +8,17 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How long a command may take when its caller says nothing else.
+/// Time limit of a command whose caller says nothing else.
 pub const TIME_LIMIT: Duration = Duration::from_secs(300);
 
-/// How often a wait looks again.
+/// Interval at which a wait looks again.
 const POLL: Duration = Duration::from_millis(10);
 
 /// A command that ended, and all that it said.
 pub struct Finished {
     /// The command line, for messages.
     pub command: String,
-    /// How it ended.
+    /// The exit status.
     pub status: ExitStatus,
     /// The bytes of its standard output.
     pub stdout: Vec<u8>,
@@ -34,7 +34,7 @@ impl Finished {
         String::from_utf8_lossy(&self.stdout).trim_end_matches('\n').to_owned()
     }
 
-    /// Whether it exited with 0.
+    /// True if it exited with 0.
     pub fn succeeded(&self) -> bool {
         self.status.success()
     }
@@ -86,7 +86,7 @@ impl Background {
         Background { command: text, child, started, stdout, stderr, ended: false }
     }
 
-    /// Whether it still runs.
+    /// True while it runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
@@ -269,7 +269,7 @@ fn join(reader: Option<JoinHandle<Vec<u8>>>) -> Vec<u8> {
         .unwrap_or_default()
 }
 
-/// Whether a process has this word in its command line.
+/// True if a process has this word in its command line.
 pub fn runs(word: &str) -> bool {
     let processes = std::fs::read_dir("/proc").expect("the kernel lists processes").filter_map(Result::ok);
     let mut lines = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());

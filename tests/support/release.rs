@@ -59,7 +59,7 @@ impl Release {
     }
 }
 
-/// How the programs of one release are started: with exactly these variables, and with `binds` laid over the
+/// Environment of the programs of one release: with exactly these variables, and with `binds` laid over the
 /// file system in a mount namespace of their own, so that nothing of it is seen outside.
 #[derive(Clone)]
 pub struct Launcher {
@@ -155,7 +155,7 @@ impl Launcher {
     }
 }
 
-/// Whether the tests run as root. Anyone else gets a user namespace in which they seem to be.
+/// True if the tests run as root. Anyone else gets a user namespace in which they seem to be.
 fn is_root() -> bool {
     std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0)
 }

@@ -9,7 +9,7 @@ use std::process::Command;
 use super::process::{self, run};
 use super::store::text;
 
-/// What takes up its room.
+/// File that takes up its room.
 const FILLER: &str = "filler";
 
 /// A file system, mounted as long as this lives.

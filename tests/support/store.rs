@@ -17,7 +17,7 @@ use super::release::{Launcher, Release};
 /// The longest path a Unix socket may have, its final NUL included.
 const SOCKET_PATH_BYTES_MAX: usize = 108;
 
-/// How long a daemon may take until it accepts a connection.
+/// Time limit until a daemon accepts a connection.
 const DAEMON_START_LIMIT: Duration = Duration::from_secs(30);
 
 /// Settings of every store: builds as the current user, beside no other store's build users, from nowhere
@@ -193,13 +193,13 @@ impl NixStore {
         self.launcher.clone().variable("NIX_REMOTE", "daemon").ondine(self.folder(), arguments)
     }
 
-    /// What `nix` prints with these arguments; a failure fails the test.
+    /// The output of `nix` with these arguments; a failure fails the test.
     #[track_caller]
     pub fn nix(&self, arguments: &[&str]) -> String {
         process::run(self.command("nix", arguments)).must_succeed().text()
     }
 
-    /// What `nix-store` prints with these arguments; a failure fails the test.
+    /// The output of `nix-store` with these arguments; a failure fails the test.
     #[track_caller]
     pub fn nix_store(&self, arguments: &[&str]) -> String {
         process::run(self.command("nix-store", arguments)).must_succeed().text()
@@ -233,7 +233,7 @@ impl NixStore {
         process::run(self.command("nix-store", &["--realise", text(drv)])).must_succeed()
     }
 
-    /// Whether `path` is valid in the store's database.
+    /// True if `path` is valid in the store's database.
     pub fn is_valid(&self, path: &Path) -> bool {
         process::run(self.command("nix-store", &["--check-validity", text(path)])).succeeded()
     }
@@ -348,7 +348,7 @@ impl Daemon {
         self.child.as_ref().expect("the daemon of this test is not running").id()
     }
 
-    /// All that it has written to its standard error.
+    /// Text of its standard error until now.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.log_path()).unwrap_or_default()
     }

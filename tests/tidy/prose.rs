@@ -2,7 +2,7 @@
 
 use proc_macro2::{LineColumn, TokenStream, TokenTree};
 
-use super::files::{all_files, rust_files, sources};
+use super::files::all_files;
 
 /// Columns of a comment at most.
 pub const COMMENT_COLUMNS_MAX: usize = 110;
@@ -11,8 +11,7 @@ const NO_SUBJECT: [&str; 8] = ["What ", "Who ", "Whether ", "How ", "It ", "When
 
 #[test]
 fn doc_comments_name_their_subject() {
-    let files = sources().into_iter().chain(rust_files("benches"));
-    let found = files.flat_map(|(file, text)| {
+    let found = all_files().into_iter().flat_map(|(file, text)| {
         let lines: Vec<&str> = text.lines().collect();
         let firsts = doc_comments(&file, &text);
         let bad = firsts.into_iter().filter_map(move |line| {

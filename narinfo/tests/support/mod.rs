@@ -1,4 +1,4 @@
-//! What the tests share: a throw-away store for the real Nix, and random file trees. Nix is not optional:
+//! Fixtures of the tests: a throw-away store for the real Nix, and random file trees. Nix is not optional:
 //! where it is missing, a test fails and says what to install.
 #![allow(dead_code, reason = "each file of tests is a crate of its own and uses a part of this")]
 

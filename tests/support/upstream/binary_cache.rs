@@ -11,7 +11,7 @@ use crate::support::addresses::{base_name, field, fields};
 use crate::support::process::run;
 use crate::support::store::{Folder, NixStore, text, write};
 
-/// How `nix copy` compresses NARs, by the name Nix has for it.
+/// Compressions of NARs by `nix copy`, by the names that Nix has for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Compression {
     /// Nix's default.
@@ -139,7 +139,7 @@ impl BinaryCache {
         self.key.public_key().to_string()
     }
 
-    /// What it says of a path, which it must have.
+    /// Its narinfo of a path, which it must have.
     #[track_caller]
     pub fn narinfo(&self, path: &Path) -> String {
         let file = self.narinfo_file(path);
@@ -215,7 +215,8 @@ impl BinaryCache {
     }
 }
 
-/// What a signature signs, put together from whatever the lines say: a lie must be signed as it stands.
+/// The text that a signature signs, put together from whatever the lines say: a lie must be signed as it
+/// stands.
 fn fingerprint(narinfo: &str) -> String {
     let path = field(narinfo, "StorePath");
     let store_dir = path.rsplit_once('/').map_or("", |(store_dir, _)| store_dir);

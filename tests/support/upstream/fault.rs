@@ -1,5 +1,5 @@
-//! What may go wrong with an answer of another cache, one variant for each fault, and a valve that holds an
-//! answer until the test opens it.
+//! Faults of an answer of another cache, one variant each, and a valve that holds an answer until the test
+//! opens it.
 
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;

@@ -1,5 +1,4 @@
-//! What a server of another cache notes of each request: its head as it came, when it came, and what was
-//! sent.
+//! Log of a server of another cache: of each request, its head as it came, when it came, and what was sent.
 
 use std::time::Instant;
 
@@ -8,13 +7,13 @@ use std::time::Instant;
 pub struct Seen {
     /// The request line and the headers, as they came.
     pub head: String,
-    /// When the head was complete.
+    /// Moment at which the head was complete.
     pub at: Instant,
-    /// When the first byte of the body was handed to the network.
+    /// Moment at which the first byte of the body was handed to the network.
     pub first_byte: Option<Instant>,
     /// Bytes of the body that were handed to the network.
     pub sent: u64,
-    /// Whether the answer is over, well or not.
+    /// True once the answer is over, well or not.
     pub over: bool,
 }
 

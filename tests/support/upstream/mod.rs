@@ -69,7 +69,8 @@ pub fn settings_file(store: &NixStore, tables: &[String]) -> String {
     super::store::text(&file).to_owned()
 }
 
-/// How many narinfos (`what` is `narinfos`) or NARs (`nars`) of all upstreams came out in one of these ways.
+/// Number of narinfos (`what` is `narinfos`) or NARs (`nars`) of all upstreams that came out in one of these
+/// ways.
 #[track_caller]
 pub fn counted(ondine: &Ondine, what: &str, outcomes: &[&str]) -> u64 {
     let name = format!("ondine_upstream_{what}_total{{");

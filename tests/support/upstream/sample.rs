@@ -21,7 +21,7 @@ pub struct Sample {
     pub path: PathBuf,
     /// The derivation that makes it.
     pub drv: PathBuf,
-    /// It and all that it refers to, what is referred to first.
+    /// The path and its closure, references first.
     pub closure: Vec<PathBuf>,
     hashes: Vec<NarHash>,
 }
@@ -114,7 +114,7 @@ fn query_hashes(paths: &[PathBuf]) -> Vec<String> {
     words.chain(paths.iter().map(|path| text(path).to_owned())).collect()
 }
 
-/// What it answers.
+/// Its answer.
 #[track_caller]
 fn parsed(hashes: &str) -> Vec<NarHash> {
     hashes.lines().map(|hash| hash.parse().unwrap_or_else(|error| panic!("{hash}: {error}"))).collect()

@@ -14,7 +14,7 @@ use super::log::Seen;
 
 /// Bytes of one piece of a body.
 const PIECE_BYTES: usize = 64 * 1024;
-/// How often a slowed answer sends something.
+/// Interval at which a slowed answer sends something.
 const BEAT: Duration = Duration::from_millis(20);
 
 /// The server; dropping it closes everything.
@@ -351,7 +351,7 @@ fn last_byte(seen: &Seen) -> Option<usize> {
     seen.header("range")?.rsplit_once('-')?.1.parse().ok()
 }
 
-/// What the folder has at an address, and its ETag; nothing outside of it.
+/// The folder's file at an address, and its ETag; nothing outside of it.
 fn file(folder: &Path, target: &str) -> Option<(Vec<u8>, String)> {
     // As a proxy it is asked for whole addresses.
     let path =
