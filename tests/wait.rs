@@ -17,6 +17,9 @@ use support::{Cache, Client, Derivation, Ending, nar_digest, text, wait_until};
 const SOON: Duration = Duration::from_secs(30);
 /// An answer that waits for nothing, on a machine that builds and tests other things meanwhile.
 const AT_ONCE: Duration = Duration::from_secs(5);
+/// Time in which a server that errs would start a build, or stop one: too short a time hides an error, and
+/// fails no test.
+const TIME_TO_ERR: Duration = Duration::from_secs(1);
 
 // The wait.
 
@@ -52,9 +55,9 @@ fn nothing_is_sent_while_the_answer_is_held() {
     let (nothing, closed) = raw(cache.ondine.address(), request.as_bytes(), Duration::from_millis(1800));
     assert_eq!(String::from_utf8_lossy(&nothing), "");
     assert!(!closed, "the connection was closed within the hold");
-    let (something, closed) = raw(cache.ondine.address(), request.as_bytes(), Duration::from_millis(4000));
-    assert_eq!(status_of(&something), 200);
-    assert!(!closed, "the connection was closed before the build ended");
+    let mut answer = cache.http.open(&narinfo_address(slow.out()), &[]);
+    assert_eq!(answer.status, 200);
+    answer.next_piece().expect("a line about the wait");
 }
 
 #[test]
@@ -81,11 +84,11 @@ fn after_the_hold_lines_about_the_wait_come_until_the_narinfo_does() {
         assert!(words.ends_with('\n') && words.matches('\n').count() == 1, "not one line: {words:?}");
         body.extend(line);
     }
-    assert!(times[0] - headers_after < Duration::from_millis(700), "the first came late: {times:?}");
-    for pair in times.windows(2) {
-        let between = pair[1] - pair[0];
-        assert!((500..2500).contains(&between.as_millis()), "not one every second: {times:?}");
+    // A busy machine may delay a line, and nothing sends one early.
+    for (number, time) in (1..).zip(&times) {
+        assert!(*time >= Duration::from_secs(number), "more than one a second: {times:?}");
     }
+    assert!(times[3] < SOON, "not one every second: {times:?}");
 
     gate.open();
     let (rest, ending) = answer.read_to_end();
@@ -174,8 +177,7 @@ fn builds_run_one_after_the_other_in_the_order_asked_for() {
         cache.wait_for_queue(&names[..=number]);
     }
     gate.wait_for_starts(1);
-    // Time enough for a second build to start, were there one.
-    std::thread::sleep(Duration::from_millis(500));
+    std::thread::sleep(TIME_TO_ERR);
     assert_eq!(gate.starts(), ["first"]);
     gate.open();
     for (asked, wanted) in asked.into_iter().zip(&wanted) {
@@ -219,7 +221,8 @@ fn two_outputs_of_one_derivation_share_one_build() {
     let both = cache.store.instantiate(&Derivation::new("both", &script).outputs(&["out", "lib"]));
     let asked = ["out", "lib"].map(|output| cache.ask_in_background(both.output(output)));
     gate.wait_for_starts(1);
-    std::thread::sleep(Duration::from_millis(300));
+    wait_until("both are connected", SOON, || connections(cache.ondine.address()) >= asked.len());
+    std::thread::sleep(TIME_TO_ERR);
     assert_eq!(cache.queued(), ["both"]);
     gate.open();
     for (asked, output) in asked.into_iter().zip(["out", "lib"]) {
@@ -260,7 +263,7 @@ fn a_running_build_is_finished_though_its_client_has_left() {
         wait_until("the server sees that the client has left", SOON, || {
             connections(cache.ondine.address()) == 0
         });
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(TIME_TO_ERR);
         gate.open();
         // Nobody asks: nothing but the build itself can end it.
         wait_until("the build ends", SOON, || cache.queued().is_empty());
