@@ -225,7 +225,7 @@ impl Substitute {
             Err(reason @ Missing::NoDaemon(_)) => Some(reason),
             Err(reason) => return Err(reason),
         };
-        let elsewhere = match Box::pin(self.adopter.adopt_from_upstream(hash, &on_miss.asker())).await {
+        let troubles = match Box::pin(self.adopter.adopt_from_upstream(hash, &on_miss.asker())).await {
             UpstreamResult::Published => match Box::pin(self.served(hash)).await? {
                 Some(ready) => return Ok(Located::Ready(ready)),
                 None => [].into(),
@@ -246,8 +246,8 @@ impl Substitute {
                     .map_or(no, |failure| Missing::Failed(Arc::new(failure))));
             }
             None if no_daemon.is_some() => return Err(no_daemon.unwrap_or(Missing::Unknown)),
-            None if elsewhere.is_empty() => return Err(Missing::Unknown),
-            None => return Err(Missing::Unsure(elsewhere)),
+            None if troubles.is_empty() => return Err(Missing::Unknown),
+            None => return Err(Missing::Unsure(troubles)),
         };
         if !self.builds.contains(&drv)
             && let Some(failure) = Box::pin(self.failure(&drv)).await?

@@ -99,7 +99,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub(super) enum EvaluatorEvent {
     /// A line for us, without what marks it.
-    Told(String),
+    Line(String),
     /// The end.
     Ended(EvaluatorEnd),
 }
@@ -217,15 +217,15 @@ impl Evaluator {
             };
             let (line, bytes) = match line {
                 None => break,
-                Some(EvaluatorLine::Printed(line)) => {
+                Some(EvaluatorLine::Stdout(line)) => {
                     self.other_bytes = 0;
-                    return Ok(EvaluatorEvent::Told(line));
+                    return Ok(EvaluatorEvent::Line(line));
                 }
-                Some(EvaluatorLine::Said(line, bytes)) => (line, bytes),
+                Some(EvaluatorLine::Stderr(line, bytes)) => (line, bytes),
             };
             if let Some(told) = line.strip_prefix(&self.mark) {
                 self.other_bytes = 0;
-                return Ok(EvaluatorEvent::Told(told.to_owned()));
+                return Ok(EvaluatorEvent::Line(told.to_owned()));
             }
             self.tail.add(line);
             self.other_bytes += bytes;
@@ -245,15 +245,15 @@ impl Evaluator {
         while let Some(printed) = &mut self.printed {
             tokio::select! {
                 line = printed.next() => match line? {
-                    Some((line, _)) => return Ok(Some(EvaluatorLine::Printed(line))),
+                    Some((line, _)) => return Ok(Some(EvaluatorLine::Stdout(line))),
                     None => self.printed = None,
                 },
                 line = self.said.next(), if !self.said.ended => if let Some((line, bytes)) = line? {
-                    return Ok(Some(EvaluatorLine::Said(line, bytes)));
+                    return Ok(Some(EvaluatorLine::Stderr(line, bytes)));
                 },
             }
         }
-        Ok(self.said.next().await?.map(|(line, bytes)| EvaluatorLine::Said(line, bytes)))
+        Ok(self.said.next().await?.map(|(line, bytes)| EvaluatorLine::Stderr(line, bytes)))
     }
 
     /// An error of Nix as it is told, with what the sandbox has to do with it.
@@ -304,9 +304,9 @@ fn spawn_within(sandbox: &Sandbox, command: &mut Command) -> Result<Child, Start
 /// A line of an evaluator.
 enum EvaluatorLine {
     /// On its standard output.
-    Printed(String),
+    Stdout(String),
     /// On its standard error, and its bytes.
-    Said(String, u64),
+    Stderr(String, u64),
 }
 
 /// Lines of bounded length.

@@ -116,7 +116,7 @@ impl<'a> Jobs<'a> {
                 }
             };
             match running.step().await? {
-                EvaluatorEvent::Told(json) => {
+                EvaluatorEvent::Line(json) => {
                     if let Some(attribute) = self.told(&json)? {
                         return Ok(Some(attribute));
                     }

@@ -52,7 +52,7 @@ struct Shared {
     /// One evaluation at a time.
     turn: Semaphore,
     /// Those that are evaluated, or will be.
-    flights: Mutex<BTreeMap<AttributeName, watch::Receiver<Option<Landed>>>>,
+    flights: Mutex<BTreeMap<AttributeName, watch::Receiver<Option<LazyResult>>>>,
     /// Results of a generation for names that are not on record; `None` is nothing.
     remembered: Cache<(u64, AttributeName), Option<AttributeRow>>,
     /// Attributes at which an evaluator was killed or ran out of memory a while ago.
@@ -63,7 +63,7 @@ struct Shared {
 
 /// The result of an evaluation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Landed {
+pub(super) enum LazyResult {
     /// The attribute, or its error, or that there is none.
     Known(Attributed),
     /// No result.
@@ -110,33 +110,33 @@ impl Lazy {
         path: &AttributePath,
         system: &str,
         generation: u64,
-    ) -> Landed {
+    ) -> LazyResult {
         let (set, attribute, system) = (set.to_string(), path.to_string(), system.to_owned());
         let wanted =
             RequestedAttribute { path: path.clone(), name: AttributeName { set, attribute, system } };
         if let Some(row) = self.recall(&wanted, generation) {
-            return Landed::Known(Attributed { generation, row });
+            return LazyResult::Known(Attributed { generation, row });
         }
         let mut flight = {
             let mut flights = self.flights();
             match flights.get(&wanted.name) {
                 Some(flight) => flight.clone(),
-                None if flights.len() >= WAITING_MAX => return Landed::Busy,
+                None if flights.len() >= WAITING_MAX => return LazyResult::Busy,
                 None => {
                     let (sender, flight) = watch::channel(None);
                     flights.insert(wanted.name.clone(), flight.clone());
-                    let evaluation = self.clone().fly(wanted.clone(), sender);
+                    let evaluation = self.clone().run(wanted.clone(), sender);
                     self.0.tools.tasks.optional("lazy-attribute", evaluation);
                     flight
                 }
             }
         };
         match flight.wait_for(Option::is_some).await {
-            Ok(landed) => landed.clone().unwrap_or(Landed::Failed),
+            Ok(result) => result.clone().unwrap_or(LazyResult::Failed),
             Err(_) => {
                 // A panic, or the server stops.
                 self.flights().remove(&wanted.name);
-                Landed::Failed
+                LazyResult::Failed
             }
         }
     }
@@ -151,43 +151,43 @@ impl Lazy {
             .or_else(|| wanted.before().find_map(|name| blocked.get(&(generation, name))).map(Some))
     }
 
-    async fn fly(self, wanted: RequestedAttribute, sender: watch::Sender<Option<Landed>>) {
-        let mut landed = self.evaluate(&wanted).await;
+    async fn run(self, wanted: RequestedAttribute, sender: watch::Sender<Option<LazyResult>>) {
+        let mut result = self.evaluate(&wanted).await;
         for pause in RETRY_PAUSES {
-            if !landed.as_ref().is_err_and(RefreshError::may_pass) {
+            if !result.as_ref().is_err_and(RefreshError::may_pass) {
                 break;
             }
             // Others have their turn meanwhile.
             tokio::time::sleep(pause).await;
-            landed = self.evaluate(&wanted).await;
+            result = self.evaluate(&wanted).await;
         }
-        let landed = landed.unwrap_or_else(|error| {
+        let result = result.unwrap_or_else(|error| {
             let AttributeName { set, attribute, .. } = &wanted.name;
             tracing::warn!(%set, %attribute, error = with_causes(&error), "evaluation of a lazy attribute failed");
-            Landed::Failed
+            LazyResult::Failed
         });
         self.flights().remove(&wanted.name);
-        sender.send_replace(Some(landed));
+        sender.send_replace(Some(result));
     }
 
-    async fn evaluate(&self, wanted: &RequestedAttribute) -> Result<Landed, RefreshError> {
+    async fn evaluate(&self, wanted: &RequestedAttribute) -> Result<LazyResult, RefreshError> {
         let Shared { catalogue, tools, turn, remembered, starved, blocked, .. } = &*self.0;
         // It is never closed.
         let _turn = turn.acquire().await;
-        let Some(set) = catalogue.settings_of(&wanted.name.set) else { return Ok(Landed::Failed) };
+        let Some(set) = catalogue.settings_of(&wanted.name.set) else { return Ok(LazyResult::Failed) };
         for _ in 0..ATTEMPTS_MAX {
-            let Some(found) = self.on_record(&wanted.name).await? else { return Ok(Landed::Failed) };
+            let Some(found) = self.on_record(&wanted.name).await? else { return Ok(LazyResult::Failed) };
             let generation = found.generation;
             if found.row.is_some() {
-                return Ok(Landed::Known(found));
+                return Ok(LazyResult::Known(found));
             }
             if let Some(row) = self.recall(wanted, generation) {
-                return Ok(Landed::Known(Attributed { generation, row }));
+                return Ok(LazyResult::Known(Attributed { generation, row }));
             }
             let mut daemon = tools.pool.get().await?;
             let Some(looked) = self.look_for(set, wanted, &mut daemon).await? else {
                 remembered.insert((generation, wanted.name.clone()), None);
-                return Ok(Landed::Known(Attributed { generation, row: None }));
+                return Ok(LazyResult::Known(Attributed { generation, row: None }));
             };
             let name = AttributeName { attribute: looked.path.to_string(), ..wanted.name.clone() };
             let is_before = looked.path != wanted.path;
@@ -201,21 +201,21 @@ impl Lazy {
             let (row, outputs) = self.row(set, &name, looked, &mut daemon).await?;
             let attributed = Attributed { generation, row: Some(row.clone()) };
             if is_whole {
-                return Ok(Landed::Known(attributed));
+                return Ok(LazyResult::Known(attributed));
             }
             if is_starved {
                 // The machine may have more of it in a while.
                 starved.insert((generation, wanted.name.clone()), row);
-                return Ok(Landed::Known(attributed));
+                return Ok(LazyResult::Known(attributed));
             }
             if is_before {
                 blocked.insert((generation, name.clone()), row.clone());
             }
             if self.record(set, &name, generation, (row, outputs), &mut daemon).await? {
-                return Ok(Landed::Known(attributed));
+                return Ok(LazyResult::Known(attributed));
             }
         }
-        Ok(Landed::Failed)
+        Ok(LazyResult::Failed)
     }
 
     /// The words of an attribute that throws, evaluated alone; as they are found they are kept, as long as
@@ -314,7 +314,7 @@ impl Lazy {
         let mut evaluator = task.start(&EvaluatorRun::Only(place.clone()))?;
         loop {
             match evaluator.step().await.map_err(walk::WalkError::from)? {
-                EvaluatorEvent::Told(json) => {
+                EvaluatorEvent::Line(json) => {
                     let event = walk::event(&json)?;
                     if event.missing.is_some() {
                         return Ok(None);
@@ -413,7 +413,7 @@ impl Lazy {
         Ok(recorded)
     }
 
-    fn flights(&self) -> MutexGuard<'_, BTreeMap<AttributeName, watch::Receiver<Option<Landed>>>> {
+    fn flights(&self) -> MutexGuard<'_, BTreeMap<AttributeName, watch::Receiver<Option<LazyResult>>>> {
         self.0.flights.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

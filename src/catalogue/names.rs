@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use narinfo::{StoreDir, StorePath};
 
 use super::attribute::{AttributePath, Selection};
-use super::lazy::{Landed, Lazy};
+use super::lazy::{Lazy, LazyResult};
 use super::settings::{Indexing, Permission, SetName, SetSettings};
 use super::walk::THROWN;
 use super::{Catalogue, Tools};
@@ -163,9 +163,9 @@ impl NameResolver {
             found = match settings.indexing {
                 Indexing::Full => self.output_of(set, attribute, system, found).await?,
                 Indexing::Lazy => match self.lazy.evaluated(set, attribute, system, found.generation).await {
-                    Landed::Known(found) => found,
-                    Landed::Failed => return Err(NoSuchName::Unavailable("it could not be evaluated")),
-                    Landed::Busy => return Err(NoSuchName::Busy),
+                    LazyResult::Known(found) => found,
+                    LazyResult::Failed => return Err(NoSuchName::Unavailable("it could not be evaluated")),
+                    LazyResult::Busy => return Err(NoSuchName::Busy),
                 },
             };
         }

@@ -113,7 +113,7 @@ impl Refresher {
         let begun = Instant::now();
         let mut outcome = self.make(set, VanishedDerivation::IsAnError).await;
         if outcome.as_ref().is_err_and(RefreshError::may_be_collected) {
-            outcome = self.make(set, VanishedDerivation::IsTold).await;
+            outcome = self.make(set, VanishedDerivation::IsReported).await;
         }
         let refreshed = outcome.as_ref().map_or(Refreshed::Failed, Made::how);
         self.catalogue.0.metrics.refreshed(name, refreshed, begun.elapsed());
@@ -345,7 +345,7 @@ enum VanishedDerivation {
     /// The derivation may have been collected: everything is evaluated again.
     IsAnError,
     /// The error of its attributes.
-    IsTold,
+    IsReported,
 }
 
 /// Delay after so many failed attempts in a row.

@@ -190,7 +190,7 @@ impl Setup {
         let mut lines = Vec::new();
         loop {
             let ending = match evaluator.step().await? {
-                EvaluatorEvent::Told(line) => {
+                EvaluatorEvent::Line(line) => {
                     lines.push(line);
                     continue;
                 }

@@ -231,7 +231,7 @@ impl<'a> Walk<'a> {
                 }
             };
             let attribute = match running.evaluator.step().await? {
-                EvaluatorEvent::Told(json) => self.told(&json)?,
+                EvaluatorEvent::Line(json) => self.told(&json)?,
                 EvaluatorEvent::Ended(ending) => self.ended(ending)?,
             };
             if attribute.is_some() {

@@ -47,7 +47,7 @@ const CACHED: &str = "/cached";
 
 /// An upstream's answer.
 #[derive(Debug)]
-pub(super) enum Said<T> {
+pub(super) enum CacheReply<T> {
     /// Present.
     Found(Box<T>),
     /// Absent.
@@ -174,7 +174,7 @@ impl Cache {
         budget: Duration,
         via: &str,
         share: Share,
-    ) -> Said<T> {
+    ) -> CacheReply<T> {
         let (what, said) = self.say(key, budget, via, share).await;
         self.metrics.asked(&self.name, T::KIND, what);
         said
@@ -196,10 +196,10 @@ impl Cache {
         budget: Duration,
         via: &str,
         share: Share,
-    ) -> (LookupOutcome, Said<T>) {
+    ) -> (LookupOutcome, CacheReply<T>) {
         let file = T::file(key);
         if self.remembers_missing(&file) {
-            return (LookupOutcome::Remembered, Said::Missing);
+            return (LookupOutcome::Remembered, CacheReply::Missing);
         }
         // Whoever waits for a turn has not asked yet: the budget is the upstream's.
         let _turn = self.asking.turn(share).await;
@@ -211,19 +211,19 @@ impl Cache {
         match self.within(budget, tried_again(read, Instant::now() + budget)).await {
             Ok(None) => {
                 self.missing.insert(file, ());
-                (LookupOutcome::Missing, Said::Missing)
+                (LookupOutcome::Missing, CacheReply::Missing)
             }
             Ok(Some(bytes)) => match self.believed::<T>(key, &bytes) {
-                Ok(document) => (LookupOutcome::Found, Said::Found(Box::new(document))),
+                Ok(document) => (LookupOutcome::Found, CacheReply::Found(Box::new(document))),
                 Err(reason) => {
                     tracing::warn!(upstream = self.name, %key, reason, "rejected a {}", T::KIND);
                     let reason = format!("its {} is refused: {reason}", T::KIND);
-                    (LookupOutcome::Refused, Said::Refused(self.named(&reason)))
+                    (LookupOutcome::Refused, CacheReply::Refused(self.named(&reason)))
                 }
             },
             Err(error) if error.is_final() => {
                 tracing::warn!(upstream = self.name, %key, %error, "rejected a {}", T::KIND);
-                (LookupOutcome::Refused, Said::Refused(self.named(&error.to_string())))
+                (LookupOutcome::Refused, CacheReply::Refused(self.named(&error.to_string())))
             }
             Err(error) => (LookupOutcome::Failed, self.trouble(&error.to_string())),
         }
@@ -242,12 +242,12 @@ impl Cache {
     }
 
     /// No answer, which may pass; not so where there has been none for very long.
-    fn trouble<T>(&self, reason: &str) -> Said<T> {
+    fn trouble<T>(&self, reason: &str) -> CacheReply<T> {
         let reason = self.named(reason);
         if self.breaker.failing_for(Instant::now()) < DOWN_AFTER {
-            Said::Failed(reason)
+            CacheReply::Failed(reason)
         } else {
-            Said::Refused(reason)
+            CacheReply::Refused(reason)
         }
     }
 

@@ -23,7 +23,7 @@ use std::time::Duration;
 use narinfo::{DrvOutput, NarHash, NarInfo, Realisation, StoreDir, StorePathHash};
 use tokio::task::JoinSet;
 
-use cache::{Cache, Said};
+use cache::{Cache, CacheReply};
 pub use certificates::Authorities;
 pub use credentials::{Credentials, Error as CredentialsError, NetrcFile, without_secrets};
 use document::Document;
@@ -281,10 +281,10 @@ impl Upstreams {
         }
         let (via, share): (Arc<str>, _) = (asker.via.and(&self.own).to_string().into(), asker.share());
         let mut asking = JoinSet::new();
-        let mut said: Vec<Option<Said<T>>> = self.caches.iter().map(|_| None).collect();
+        let mut said: Vec<Option<CacheReply<T>>> = self.caches.iter().map(|_| None).collect();
         for (rank, cache) in self.caches.iter().enumerate() {
             if but.iter().any(|name| name == cache.name()) {
-                said[rank] = Some(Said::Missing);
+                said[rank] = Some(CacheReply::Missing);
                 continue;
             }
             let (cache, key) = (Arc::clone(cache), key.clone());
@@ -295,23 +295,23 @@ impl Upstreams {
             let Ok((rank, answer)) = answer else { continue };
             said[rank] = Some(answer);
             // It is settled once the best of all that may have it is known to.
-            let best = said
-                .iter_mut()
-                .find(|said| !matches!(said, Some(Said::Missing | Said::Refused(_) | Said::Failed(_))));
-            if let Some(Some(Said::Found(_))) = best {
+            let best = said.iter_mut().find(|said| {
+                !matches!(said, Some(CacheReply::Missing | CacheReply::Refused(_) | CacheReply::Failed(_)))
+            });
+            if let Some(Some(CacheReply::Found(_))) = best {
                 break;
             }
         }
         let mut nothing = Nothing::default();
         for (cache, said) in self.caches.iter().zip(said) {
             match said {
-                Some(Said::Found(document)) => return Ok((*document, cache)),
-                Some(Said::Refused(reason)) => nothing.reasons.push(reason),
-                Some(Said::Failed(reason)) => {
+                Some(CacheReply::Found(document)) => return Ok((*document, cache)),
+                Some(CacheReply::Refused(reason)) => nothing.reasons.push(reason),
+                Some(CacheReply::Failed(reason)) => {
                     nothing.reasons.push(reason);
                     nothing.troubled = true;
                 }
-                Some(Said::Missing) | None => {}
+                Some(CacheReply::Missing) | None => {}
             }
         }
         Err(nothing)
