@@ -150,6 +150,7 @@ impl Server {
             failures: builds.failures.clone(),
             joined: substitute::RecentDecisions::default(),
             exhausted: substitute::Exhausted::default(),
+            unknown_waits: substitute::UnknownWaits::default(),
             settings: settings.substitute,
         };
         let substitute = Arc::new(substitute);

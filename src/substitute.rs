@@ -4,6 +4,7 @@
 mod missing;
 mod realisation;
 mod survey;
+mod unknown;
 mod wait;
 
 use std::net::IpAddr;
@@ -20,6 +21,7 @@ use crate::nix::{LocalStore, LocalStoreError, read_derivation};
 use crate::upstream::Asker;
 pub use missing::Missing;
 pub use survey::Surveyed;
+pub use unknown::UnknownWaits;
 pub use wait::{Exhausted, Wait, WaitEnd};
 use wait::{Obstacle, Unanswered};
 
@@ -44,7 +46,9 @@ pub struct Settings {
     pub build_from: Vec<Source>,
     /// Time for which a lost Nix daemon, or upstreams in trouble, are waited for.
     pub transient_retry: Duration,
-    /// The same for who only asks what is there, of upstreams.
+    /// Time for which a client waits for what nobody knows yet.
+    pub unknown_wait: Duration,
+    /// The same as `transient_retry` for who only asks what is there, of upstreams.
     pub report_retry: Duration,
 }
 
@@ -131,6 +135,8 @@ pub struct Substitute {
     pub joined: RecentDecisions,
     /// Hashes whose trouble was waited out in vain a moment ago.
     pub exhausted: Exhausted,
+    /// Requests that wait for what nobody knows yet.
+    pub unknown_waits: UnknownWaits,
     /// Sources and patience.
     pub settings: Settings,
 }
@@ -140,6 +146,9 @@ impl Substitute {
     #[must_use]
     pub fn lookup_cached(&self, hash: StorePathHash, on_miss: &OnMiss) -> Option<Resolution> {
         let answer = self.in_memory(hash)?;
+        if matches!(&answer, Resolution::Missing(missing) if self.waits_for(missing, on_miss)) {
+            return None;
+        }
         if let Resolution::Ready(ready) = &answer {
             self.note_demand(ready, on_miss);
         }
@@ -153,6 +162,12 @@ impl Substitute {
             Some((away, reason)) => format!("waiting for the Nix daemon for {} s: {reason}", away.as_secs()),
             None => self.adopter.search_stage(hash).unwrap_or_else(|| "looking for it".to_owned()),
         }
+    }
+
+    /// True where a client waits for what is missing, since someone may push it soon.
+    fn waits_for(&self, missing: &Missing, on_miss: &OnMiss) -> bool {
+        let is_unknown = matches!(missing, Missing::Unknown | Missing::Unsure(_));
+        is_unknown && !self.settings.unknown_wait.is_zero() && matches!(on_miss, OnMiss::Build(Some(_)))
     }
 
     /// Notes that a client asked for a path: it may be wanted again once it has changed.

@@ -271,3 +271,118 @@ fn what_makes_no_request_is_refused_with_the_reason() {
     assert_eq!(cache.http.get("/api/v1/builds/1?wait=301").status, 400);
     assert_eq!(cache.http.get("/api/v1/builds/1?wait=1").status, 404);
 }
+
+#[test]
+fn a_request_is_followed_as_events_to_its_end() {
+    let cache = Cache::new(&["--keep-alive-interval", "1s"]);
+    let gate = cache.store.gate();
+    let script = format!("echo 'first \u{1b}[31mline'\n{}echo 'last line'; echo > $out", gate.script("slow"));
+    let slow = cache.store.instantiate(&Derivation::new("slow", &script));
+    let items = ask(&cache.http, &json!({ "derivations": [base_name(&slow.drv)] }));
+    let address = format!("/api/v1/builds/{}", items[0]["request"]);
+    let mut events = cache.http.open(&address, &[("accept", "text/event-stream")]);
+    assert_eq!((events.status, events.header("content-type")), (200, Some("text/event-stream")));
+    gate.wait_for_starts(1);
+    let mut text = String::new();
+    while !(text.contains("first line") && text.contains("\n\n: ")) {
+        let piece = events.next_piece().unwrap_or_else(|ending| panic!("{ending:?} after {text}"));
+        text += &String::from_utf8(piece).expect("text");
+    }
+    gate.open();
+    let (rest, ending) = events.read_to_end();
+    assert_eq!(ending, support::Ending::Complete);
+    text += &String::from_utf8(rest).expect("text");
+    let told: Vec<(&str, Value)> = text
+        .split("\n\n")
+        .filter_map(|event| event.strip_prefix("event: ")?.split_once("\ndata: "))
+        .map(|(name, data)| (name, serde_json::from_str(data).expect("JSON")))
+        .collect();
+    let (name, end) = told.last().expect("events");
+    assert_eq!((*name, &end["state"]), ("end", &json!("served")));
+    assert!(told.iter().any(|(name, state)| *name == "state" && state["state"] == "building"), "{text}");
+    let lines: Vec<&Value> = told
+        .iter()
+        .filter(|(name, _)| *name == "log")
+        .flat_map(|(_, log)| log["lines"].as_array().expect("lines"))
+        .collect();
+    assert_eq!(lines, ["first line", "last line"]);
+    // One that has ended has its end at once, and one that never was is none.
+    let ended = cache.http.get_with(&address, &[("accept", "text/event-stream")]).text();
+    assert!(ended.starts_with("event: end\n"), "{ended}");
+    let none = cache.http.get_with("/api/v1/builds/999", &[("accept", "text/event-stream")]);
+    assert_eq!(none.status, 404);
+}
+
+#[test]
+fn a_hash_a_path_a_derivation_and_a_name_are_explained() {
+    let set = PackageSet::new([
+        ("served".to_owned(), derivations::text_file("served", "1").to_nix()),
+        ("failing".to_owned(), derivations::failing("failing").to_nix()),
+    ]);
+    let store = NixStore::new(Release::Host);
+    let _daemon = store.daemon();
+    let ondine = set.serve(&store, "", "");
+    wait_for_generation(&ondine);
+    let http = Http::new(&ondine.url());
+    let paths = set.all_paths(&store, &["served", "failing"]);
+    let explain = |what: &str| get(&http, &format!("/api/v1/explain/{what}"));
+    assert_eq!(explain("served")["state"], "known");
+    for (_, out) in &paths {
+        http.get(&support::addresses::narinfo_address(out));
+    }
+    let (served_drv, served) = &paths[0];
+    for what in ["served", "pkgs/served", hash(served), base_name(served), base_name(served_drv)] {
+        let told = explain(what);
+        assert_eq!((&told["asked"], &told["state"]), (&json!(what), &json!("served")), "{told}");
+        assert_eq!(told["made_by"], json!(["this server"]), "{told}");
+        assert!(told["advice"].as_str().is_some_and(|advice| advice.contains("always-allow-substitutes")));
+    }
+    let (failing_drv, failing) = &paths[1];
+    for what in ["failing", hash(failing), base_name(failing_drv)] {
+        let told = explain(what);
+        assert_eq!(told["state"], "failed", "{told}");
+        assert_eq!(told["log"], format!("/log/{}", base_name(failing_drv)));
+        assert!(told["retry_at"].as_u64() > told["failed_since"].as_u64(), "{told}");
+        assert!(told["advice"].as_str().is_some_and(|advice| advice.contains("ondine retry")), "{told}");
+    }
+    let told = explain("0123456789abcdfghijklmnpqrsvwxyz");
+    assert_eq!(told["state"], "unknown");
+    assert!(told["advice"].as_str().is_some_and(|advice| advice.contains("nix copy --derivation")), "{told}");
+    assert_eq!(explain("no-such-attribute")["state"], "unknown");
+    assert_eq!(http.get("/api/v1/explain/%22").status, 404);
+}
+
+#[test]
+fn very_many_items_are_answered_from_memory_and_the_index() {
+    const SERVED: usize = 500;
+    let cache = Cache::new(&[]);
+    let row = cache.store.instantiate(&derivations::row_of_outputs("row", SERVED));
+    cache.narinfo(row.output(&format!("o{SERVED}")));
+    let unknown = |number: usize| format!("{number:0>32}");
+    let served = row.outputs.iter().map(|(_, path)| hash(path).to_owned());
+    let hashes: Vec<String> = served.chain((0..10_000 - SERVED).map(unknown)).collect();
+    for _ in 0..3 {
+        let begun = Instant::now();
+        let items = ask(&cache.http, &json!({ "hashes": hashes }));
+        println!("10,000 hashes, {SERVED} of them served: {:?}", begun.elapsed());
+        assert!(items[..SERVED].iter().all(|item| item["state"] == "served"));
+        assert!(items[SERVED..].iter().all(|item| item["state"] == "unknown"));
+    }
+    let drvs = cache.store.nix_instantiate(
+        "builtins.genList (n: derivation { name = \"p${toString n}\"; system = builtins.currentSystem; \
+         builder = \"/bin/sh\"; args = [ \"-c\" \"echo > $out\" ]; }) 1000",
+    );
+    let drvs: Vec<&str> = drvs.iter().map(|drv| base_name(drv)).collect();
+    assert_eq!(drvs.len(), 1_000);
+    for start in [false, true, true] {
+        let begun = Instant::now();
+        let items = ask(&cache.http, &json!({ "derivations": drvs, "start": start }));
+        println!("1,000 derivations, start {start}: {:?}", begun.elapsed());
+        if start {
+            let numbers: Vec<u64> = items.iter().filter_map(|item| item["request"].as_u64()).collect();
+            assert!(numbers.is_sorted() && numbers.len() > 900, "{}", numbers.len());
+        } else {
+            assert!(items.iter().all(|item| item["state"] == "known"));
+        }
+    }
+}

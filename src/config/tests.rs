@@ -93,7 +93,7 @@ const ALL: &str = "\
     transient-failure-ttl = '1m'\nlanes = 2\novertake-budget = '0s'\novertake-share = 10\n\
     background-daemon = '/b'\nprebuild = '22:00-06:00'\nprebuild-time-per-day = '60s'\n\
     max-derivations-per-request = 7\nmax-queued = 5\nmax-queued-per-client = 2\nabandon-after = '9s'\n\
-    abandon-asked-after = '9m'\n\
+    abandon-asked-after = '9m'\nunknown-wait = '9s'\n\
     upstream-lookup-timeout = '3s'\nnegative-ttl = '1m'\nnetrc-file = '/n'\nmax-upstream-nar-bytes = '8M'\n\
     state-dir = '/s'\nzstd-level = 3\nzstd-threads = 3\nmax-nar-store-bytes = '9G'\nmin-free-bytes = 9\n\
     eviction-grace = '3m'\nscrub-interval = '1d'\nkey-name = 'k-1'\nsigning-key = ['/k']\n\

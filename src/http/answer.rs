@@ -26,6 +26,8 @@ pub const NAR: HeaderValue = HeaderValue::from_static("application/x-nix-nar");
 pub const ZSTD: HeaderValue = HeaderValue::from_static("application/zstd");
 /// Plain text for people.
 pub const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+/// Server-sent events: <https://html.spec.whatwg.org/multipage/server-sent-events.html>.
+pub const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 /// JSON.
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// The media type of metrics: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.

@@ -3,16 +3,18 @@
 
 use std::time::Duration;
 
-use narinfo::StorePath;
+use hyper::header;
 
 use super::Service;
 use super::answer::{self, json};
-use super::api::{BuildItem, BuildList, BuildsAnswer, BuildsRequest, RequestDetails, RequestStatus};
+use super::api::{BuildItem, BuildList, BuildsAnswer, BuildsRequest, RequestStatus};
+use super::build_details::{details, no_such_request};
 use super::call::{Call, parameters};
 use super::error::Error;
+use super::events;
 use super::request_body::{self, BodyBounds};
 use super::response_future::ResponseFuture;
-use crate::build::{Cancellation, RequestState, RequestView};
+use crate::build::Cancellation;
 use crate::caller::{Action, may};
 use crate::requests::{ITEMS_MAX, OwnerKey, RequestTarget};
 
@@ -22,8 +24,6 @@ const BODY: BodyBounds = BodyBounds { bytes_max: 4 * 1024 * 1024, time_max: Dura
 const WAIT_MAX: Duration = Duration::from_secs(300);
 /// Requests that have ended in a list.
 const ENDED_LISTED: usize = 100;
-/// Lines of a log in an answer.
-const LOG_LINES: usize = 20;
 
 /// Gives the state of each item, and starts what is to be built.
 pub(super) fn ask(call: Call<'_>) -> Option<ResponseFuture> {
@@ -77,9 +77,14 @@ pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
         Ok(wait) => wait,
         Err(reason) => return Some(ResponseFuture::failed(Error::BadRequest(reason))),
     };
+    let events = call.headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+    let events = events.is_some_and(|accept| accept.contains("text/event-stream"));
     let (owner, adopts) = (OwnerKey::of(&call.caller), may(&call.caller, Action::Build).is_ok());
     Some(ResponseFuture::pending(async move {
         service.state.requests.polled(id, &owner, adopts);
+        if events {
+            return events::answer(&service, id, owner);
+        }
         if let Some(mut end) = service.state.builds.end_signal(id).filter(|_| !wait.is_zero()) {
             tokio::select! {
                 () = end.ended() => {}
@@ -119,33 +124,6 @@ pub(super) fn cancel(call: Call<'_>) -> Option<ResponseFuture> {
         Some(Cancellation::Delivering) => format!("too late: request {id} is being delivered\n"),
     };
     Some(ResponseFuture::ready(answer::ready(answer::TEXT, line)))
-}
-
-pub(super) fn no_such_request(id: u64) -> Error {
-    Error::NotFound(format!(
-        "no request has the number {id}, or it ended long ago; /api/v1/queue lists those that wait"
-    ))
-}
-
-/// A request with the end of its log.
-pub(super) async fn details(service: &Service, request: RequestView) -> RequestDetails {
-    let drv = match &request.state {
-        RequestState::Building { building } => building,
-        RequestState::Failed { cause, .. } => cause,
-        _ => &request.derivation,
-    };
-    let log = match StorePath::parse(drv) {
-        Ok(drv) => last_lines(service, drv).await,
-        Err(_) => Vec::new(),
-    };
-    RequestDetails { request: request.into(), log }
-}
-
-/// A log that cannot be read has no lines.
-async fn last_lines(service: &Service, drv: StorePath) -> Vec<String> {
-    let logs = service.state.logs.clone();
-    let lines = tokio::task::spawn_blocking(move || logs.last_lines(&drv, LOG_LINES)).await;
-    lines.ok().and_then(Result::ok).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -6,14 +6,14 @@ use schemars::SchemaGenerator;
 
 use super::api::{
     AttributeDetails, AttributePage, BuildList, BuildsAnswer, BuildsRequest, CheckRequest, CollectRequest,
-    IssueRequest, IssuedToken, PackageSet, PackageSetDetails, PathDetails, PinView, QueueStatus,
+    Explanation, IssueRequest, IssuedToken, PackageSet, PackageSetDetails, PathDetails, PinView, QueueStatus,
     RememberedFailure, RequestDetails, RetryRequest, ServerStatus, TokenView,
 };
 use super::endpoint::{Content, Endpoint, Verb};
 use super::traffic::RouteLabel;
 use super::{
-    builds, by_name, catalogue, failures, info, listing, log, maintenance, nar, narinfo, openapi, pins,
-    realisation, status, tokens,
+    builds, by_name, catalogue, explain, failures, info, listing, log, maintenance, nar, narinfo, openapi,
+    pins, realisation, status, tokens,
 };
 use crate::caller::Action;
 
@@ -115,9 +115,14 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<RequestDetails>),
-        summary: "one request for a build, and the end of its log",
+        summary: "one request for a build, and the end of its log; as server-sent events where the client accepts them",
         query: &[("wait", "seconds, at most 300: answers when the request has ended, or after that time")],
         ..Endpoint::api(Verb::Get, "/api/v1/builds/<number>", Action::Read, builds::get)
+    },
+    Endpoint {
+        answer: Content::Json(SchemaGenerator::subschema_for::<Explanation>),
+        summary: "where a hash, store path, derivation or attribute is, or why it is not, and what to do",
+        ..Endpoint::api(Verb::Get, "/api/v1/explain/<what>", Action::Read, explain::get).taking_slashes()
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<BuildList>),

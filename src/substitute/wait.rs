@@ -9,6 +9,7 @@ use narinfo::StorePathHash;
 use tokio::sync::watch;
 use tokio::time::{Sleep, sleep};
 
+use super::unknown::UnknownSlot;
 use super::{Missing, OnMiss, Resolution, Substitute};
 use crate::backoff::Backoff;
 use crate::build::Ticket;
@@ -44,6 +45,8 @@ pub(super) enum Obstacle {
     Daemon,
     /// Upstreams could not tell, for these reasons.
     Upstreams(Arc<[String]>),
+    /// Nobody knows the hash, and someone may push it soon.
+    Unknown,
 }
 
 /// Reason why an attempt has no answer, and the trouble that was in its way.
@@ -142,6 +145,8 @@ pub struct Wait {
     hash: StorePathHash,
     on_miss: OnMiss,
     stopping: watch::Receiver<bool>,
+    /// Held while nobody knows the hash.
+    slot: Option<UnknownSlot>,
     phase: Phase,
 }
 
@@ -162,12 +167,21 @@ impl Substitute {
         stopping: watch::Receiver<bool>,
     ) -> Wait {
         let phase = Phase::Looking(Attempts::new(self.look_for(hash, &on_miss)));
-        Wait { substitute: Arc::clone(self), hash, on_miss, stopping, phase }
+        Wait { substitute: Arc::clone(self), hash, on_miss, stopping, slot: None, phase }
     }
 
     fn look_for(self: &Arc<Self>, hash: StorePathHash, on_miss: &OnMiss) -> Attempt<'static, Resolution> {
         let (substitute, on_miss) = (Arc::clone(self), on_miss.clone());
-        Box::pin(async move { substitute.decide(hash, &on_miss).await })
+        Box::pin(async move {
+            match substitute.decide(hash, &on_miss).await {
+                Ok(Resolution::Missing(missing)) | Err(Unanswered { missing, trouble: None })
+                    if substitute.waits_for(&missing, &on_miss) =>
+                {
+                    Err(Unanswered { missing, trouble: Some(Obstacle::Unknown) })
+                }
+                decision => decision,
+            }
+        })
     }
 
     /// Makes attempts at a question that no build answers, until trouble has lasted for as long as
@@ -195,12 +209,12 @@ impl Substitute {
         trouble: &Obstacle,
         since: Option<Instant>,
     ) -> Duration {
-        let of_upstreams = matches!(trouble, Obstacle::Upstreams(_));
-        if of_upstreams && since.is_none() && self.exhausted.0.contains_key(&hash) {
+        let is_remembered = matches!(trouble, Obstacle::Upstreams(_) | Obstacle::Unknown);
+        if is_remembered && since.is_none() && self.exhausted.0.contains_key(&hash) {
             return Duration::ZERO;
         }
         let left = self.patience(trouble, on_miss).saturating_sub(self.lasted(trouble, since));
-        if of_upstreams && left.is_zero() && matches!(on_miss, OnMiss::Build(_)) {
+        if is_remembered && left.is_zero() && matches!(on_miss, OnMiss::Build(_)) {
             self.exhausted.0.insert(hash, ());
         }
         left
@@ -212,7 +226,7 @@ impl Substitute {
         let met = since.map_or(Duration::ZERO, |since| since.elapsed());
         match trouble {
             Obstacle::Daemon => self.local.outage().map_or(met, |(away, _)| away.max(met)),
-            Obstacle::Upstreams(_) => met,
+            Obstacle::Upstreams(_) | Obstacle::Unknown => met,
         }
     }
 
@@ -220,9 +234,11 @@ impl Substitute {
     /// for long.
     fn patience(&self, trouble: &Obstacle, on_miss: &OnMiss) -> Duration {
         match (trouble, on_miss) {
-            (_, OnMiss::Build(_)) | (Obstacle::Daemon, OnMiss::Report(_)) => self.settings.transient_retry,
+            (Obstacle::Daemon | Obstacle::Upstreams(_), OnMiss::Build(_))
+            | (Obstacle::Daemon, OnMiss::Report(_)) => self.settings.transient_retry,
             (Obstacle::Upstreams(_), OnMiss::Report(_) | OnMiss::Relayed(_)) => self.settings.report_retry,
-            (Obstacle::Daemon, OnMiss::Relayed(_)) => Duration::ZERO,
+            (Obstacle::Unknown, OnMiss::Build(_)) => self.settings.unknown_wait,
+            (Obstacle::Unknown, _) | (Obstacle::Daemon, OnMiss::Relayed(_)) => Duration::ZERO,
         }
     }
 }
@@ -249,12 +265,22 @@ impl Wait {
     }
 
     async fn step(&mut self) -> Option<WaitEnd> {
-        let Self { substitute, hash, on_miss, stopping, phase } = self;
+        let Self { substitute, hash, on_miss, stopping, slot, phase } = self;
         let result = match phase {
             Phase::Looking(attempts) => {
                 let grace = if attempts.is_resting() { Duration::ZERO } else { STOPPED_AFTER };
                 let again = || substitute.look_for(*hash, on_miss);
-                let left = |trouble: &Obstacle, since| substitute.left(*hash, on_miss, trouble, since);
+                let left = |trouble: &Obstacle, since| {
+                    if let (Obstacle::Unknown, OnMiss::Build(Some(client)), None) =
+                        (trouble, &*on_miss, &*slot)
+                    {
+                        *slot = substitute.unknown_waits.enter(*client);
+                        if slot.is_none() {
+                            return Duration::ZERO;
+                        }
+                    }
+                    substitute.left(*hash, on_miss, trouble, since)
+                };
                 tokio::select! {
                     result = attempts.step(again, left) => result?,
                     () = stopped(stopping, grace) => return Some(WaitEnd::Stopped),
@@ -279,6 +305,7 @@ impl Wait {
             }
             Ok(Resolution::Missing(missing)) | Err(missing) => Some(WaitEnd::Missing(missing)),
             Ok(Resolution::Wait(ticket)) => {
+                self.slot = None;
                 self.phase = Phase::Building(ticket);
                 None
             }
@@ -307,6 +334,10 @@ impl Wait {
             Phase::Building(ticket) => return ticket.describe(),
             Phase::Looking(attempts) => attempts,
         };
+        if let Some((Obstacle::Unknown, since)) = &attempts.trouble {
+            let left = self.substitute.settings.unknown_wait.saturating_sub(since.elapsed()).as_secs();
+            return format!("unknown so far; waits for {left} s more until someone pushes it (unknown-wait)");
+        }
         let Some((trouble, reasons, since)) = self.upstream_trouble() else {
             return self.substitute.describe(self.hash);
         };
@@ -325,7 +356,7 @@ impl Wait {
         match &self.phase {
             Phase::Looking(Attempts { trouble: Some((trouble, since)), .. }) => match trouble {
                 Obstacle::Upstreams(reasons) => Some((trouble, reasons, *since)),
-                Obstacle::Daemon => None,
+                Obstacle::Daemon | Obstacle::Unknown => None,
             },
             _ => None,
         }

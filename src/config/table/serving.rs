@@ -37,6 +37,17 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
         },
     },
     Setting {
+        name: "unknown-wait",
+        doc: "Time for which a client waits for a path that nobody knows yet, until someone pushes it or its derivation. \
+              For caches that clients ask for what a CI pushes a little later. 0s answers 404 at once; with any other \
+              time, each path that only other caches have takes as long, too.",
+        default: DefaultValue::Is("0s"),
+        value: &Time {
+            accepted: Duration::ZERO..=Duration::from_secs(3600),
+            set: |to: &mut SettingsDraft, time| to.settings.substitute.unknown_wait = time,
+        },
+    },
+    Setting {
         name: "priority",
         doc: "Priority among a client's substituters (`Priority` in nix-cache-info). Clients ask lower values first; \
               cache.nixos.org has 40.",

@@ -92,13 +92,42 @@ pub enum BuildItemState {
 /// A wanted output of an item.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub struct BuildItemOutput {
-    /// Its name; absent where only a hash was asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
+    /// Its name; empty where only a hash was asked for.
+    pub name: String,
     /// Its store path; absent where it is known only after the build.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
     pub served: bool,
+}
+
+/// Data of the event `log` of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub struct BuildLogLines {
+    /// Base name of the derivation that is being built.
+    pub derivation: String,
+    /// Lines of its log, without escape codes.
+    pub lines: Vec<String>,
+}
+
+/// Explanation of where something is, or why it is not.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub struct Explanation {
+    #[serde(flatten)]
+    pub item: BuildItem,
+    /// Makers of what is served: this server, or the names of upstreams that have the same.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub made_by: Vec<String>,
+    /// Unix seconds of the try that failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed_since: Option<u64>,
+    /// Unix seconds from which the next request tries again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_at: Option<u64>,
+    /// Address of the log of the build that failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
+    /// Advice for a person.
+    pub advice: String,
 }
 
 /// Requests that wait, and the latest that have ended.

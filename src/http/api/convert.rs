@@ -20,7 +20,7 @@ impl BuildItem {
     pub fn new(asked: String, item: RequestItem, store_dir: &StoreDir) -> Self {
         let RequestItem { state, drv, request, place, reason, outputs } = item;
         let output = |ItemOutput { name, path, served }: ItemOutput| BuildItemOutput {
-            name,
+            name: name.unwrap_or_default(),
             path: path.map(|path| path.in_dir(store_dir)),
             served,
         };

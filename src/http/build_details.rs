@@ -1,0 +1,38 @@
+//! One request for a build as JSON, with the end of its log.
+
+use narinfo::StorePath;
+
+use super::Service;
+use super::api::RequestDetails;
+use super::error::Error;
+use crate::build::{RequestState, RequestView};
+
+/// Lines of a log in an answer.
+const LOG_LINES: usize = 20;
+
+pub(super) fn no_such_request(id: u64) -> Error {
+    Error::NotFound(format!(
+        "no request has the number {id}, or it ended long ago; /api/v1/queue lists those that wait"
+    ))
+}
+
+/// A request with the end of its log.
+pub(super) async fn details(service: &Service, request: RequestView) -> RequestDetails {
+    let drv = match &request.state {
+        RequestState::Building { building } => building,
+        RequestState::Failed { cause, .. } => cause,
+        _ => &request.derivation,
+    };
+    let log = match StorePath::parse(drv) {
+        Ok(drv) => last_lines(service, drv).await,
+        Err(_) => Vec::new(),
+    };
+    RequestDetails { request: request.into(), log }
+}
+
+/// A log that cannot be read has no lines.
+async fn last_lines(service: &Service, drv: StorePath) -> Vec<String> {
+    let logs = service.state.logs.clone();
+    let lines = tokio::task::spawn_blocking(move || logs.last_lines(&drv, LOG_LINES)).await;
+    lines.ok().and_then(Result::ok).unwrap_or_default()
+}

@@ -1,0 +1,106 @@
+//! Explanation of one hash, path, derivation or name: where it is, or why it is not, and what to do. Starts
+//! nothing.
+
+use narinfo::StorePath;
+
+use super::Service;
+use super::answer::{Answer, json};
+use super::api::{BuildItem, BuildItemState, Explanation, unix_seconds};
+use super::call::Call;
+use super::error::{Error, REMEMBERED};
+use super::response_future::ResponseFuture;
+use crate::escape::Line;
+use crate::requests::{OutputChoice, RequestTarget};
+use crate::retry::Failed;
+use crate::substitute::OnMiss;
+
+pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
+    let (service, asked) = (call.service.clone(), call.arguments[0].to_owned());
+    let (what, on_miss) = (Failed::parse(&asked)?, call.on_miss().without_building());
+    Some(ResponseFuture::pending(async move { explain(&service, asked, what, on_miss).await }))
+}
+
+async fn explain(service: &Service, asked: String, what: Failed, on_miss: OnMiss) -> Result<Answer, Error> {
+    let state = &service.state;
+    let targets = match what {
+        Failed::Derivation(drv) => vec![RequestTarget::Derivation { drv, outputs: OutputChoice::All }],
+        Failed::Hash(hash) => vec![RequestTarget::Hash(hash)],
+        Failed::Name(name) => named(service, &name),
+    };
+    if targets.is_empty() {
+        let reason =
+            format!("{} is no hash, store path, derivation or attribute of a package set", Line(&asked));
+        return Err(Error::not_found(reason));
+    }
+    let mut items = state.requests.ask(targets, on_miss, None).await?;
+    // Of a name that several sets may have, the first that is known.
+    let known = items.iter().position(|item| item.drv.is_some()).unwrap_or_default();
+    let item = BuildItem::new(asked, items.swap_remove(known), &state.store_dir);
+    Ok(json(&explanation(service, item).await?))
+}
+
+/// The attribute of this name in the set that it names, or in each set.
+fn named(service: &Service, name: &str) -> Vec<RequestTarget> {
+    let sets: Vec<&str> = service.state.catalogue.sets().map(|(set, _)| set.name.as_str()).collect();
+    let with_set = name.split_once('/').filter(|(set, _)| sets.contains(set));
+    match with_set {
+        Some((set, attribute)) => RequestTarget::attribute(set, attribute, None).into_iter().collect(),
+        None => sets.into_iter().filter_map(|set| RequestTarget::attribute(set, name, None).ok()).collect(),
+    }
+}
+
+async fn explanation(service: &Service, item: BuildItem) -> Result<Explanation, Error> {
+    let state = &service.state;
+    let unreadable = |error| Error::index(&error, "the explanation cannot be given");
+    let drv = item.derivation.as_deref().and_then(|drv| StorePath::parse(drv).ok());
+    let failure = match (&drv, item.state) {
+        (Some(drv), BuildItemState::Failed | BuildItemState::Refused) => {
+            state.failures.of(drv).await.map_err(unreadable)?
+        }
+        _ => None,
+    };
+    let served = item.outputs.iter().find(|output| output.served).and_then(|output| output.path.as_deref());
+    let served = served.and_then(|path| StorePath::parse_in(&state.store_dir, path).ok());
+    let mut made_by = Vec::new();
+    if let Some(path) = served
+        && let Some(hit) = state.index.find(path.hash()).await.map_err(unreadable)?
+    {
+        made_by.extend(hit.row.built.then(|| "this server".to_owned()));
+        let upstreams = state.index.upstreams_with(hit.row.info.nar_hash).await.map_err(unreadable)?;
+        made_by.extend(upstreams.into_iter().map(|nar| nar.upstream));
+    }
+    Ok(Explanation {
+        advice: advice(&item),
+        made_by,
+        failed_since: failure.as_ref().map(|failure| unix_seconds(failure.failed_at)),
+        retry_at: failure.as_ref().map(|failure| unix_seconds(failure.expires_at)),
+        log: failure.map(|failure| format!("/log/{}", failure.cause)),
+        item,
+    })
+}
+
+fn advice(item: &BuildItem) -> String {
+    let drv = item.derivation.as_deref().unwrap_or("DERIVATION");
+    match item.state {
+        BuildItemState::Served => format!(
+            "fetch it with this cache as a substituter. {REMEMBERED} A derivation with allowSubstitutes = false is \
+             fetched only with always-allow-substitutes = true (Nix 2.19 and later), or by the path of its output."
+        ),
+        BuildItemState::Building | BuildItemState::Queued => {
+            "wait for it: a client that asks for it now is held until it is built".to_owned()
+        }
+        BuildItemState::Known => "ask for it, and it is built: with this cache as a substituter, by POST \
+                                  /api/v1/builds, or by its name"
+            .to_owned(),
+        BuildItemState::Failed => format!(
+            "read the log, and repair what failed; `ondine retry {drv}` builds it again at once, and after the time \
+             in retry_at any request does"
+        ),
+        BuildItemState::Refused => "see the reason, which says what would have to change".to_owned(),
+        BuildItemState::Unknown => {
+            "give the server its derivation: `nix copy --derivation --to URL DERIVATION` with a \
+                                    token that may push, or a package set that has it"
+                .to_owned()
+        }
+    }
+}
