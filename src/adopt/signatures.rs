@@ -16,7 +16,7 @@ const REST: u32 = 20;
 
 impl Adopter {
     /// Adds new signatures of the Nix store to those of served paths, for as long as the server runs.
-    pub async fn keep_signatures(&self) {
+    pub async fn gather_new_signatures(&self) {
         let mut seen = None;
         loop {
             sleep(LOOK_EVERY).await;

@@ -29,7 +29,7 @@ struct Signer {
 /// One line of the file.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
-struct Written {
+struct RawSigner {
     public_key: String,
     complete: bool,
 }
@@ -46,8 +46,8 @@ impl SignerRecord {
             text => text.map_err(|source| Error::Read { file: file.clone(), source })?,
         };
         let parse = |text: &str| -> Result<Vec<Signer>, serde_json::Error> {
-            let written: Vec<Written> = serde_json::from_str(text)?;
-            let signer = |Written { public_key, complete }| {
+            let written: Vec<RawSigner> = serde_json::from_str(text)?;
+            let signer = |RawSigner { public_key, complete }| {
                 let key = public_key.parse().map_err(<serde_json::Error as serde::de::Error>::custom)?;
                 Ok(Signer { key, complete })
             };
@@ -61,9 +61,11 @@ impl SignerRecord {
     /// # Errors
     /// When it cannot be written.
     pub fn write(&self, state_dir: &Path) -> Result<(), Error> {
-        let written =
-            |Signer { key, complete }: &Signer| Written { public_key: key.to_string(), complete: *complete };
-        let written: Vec<Written> = self.0.iter().map(written).collect();
+        let written = |Signer { key, complete }: &Signer| RawSigner {
+            public_key: key.to_string(),
+            complete: *complete,
+        };
+        let written: Vec<RawSigner> = self.0.iter().map(written).collect();
         let text = serde_json::to_string_pretty(&written).unwrap_or_default();
         let file = state_dir.join(FILE);
         write_durably(&file, text.as_bytes()).map_err(|source| Error::Write { file, source })

@@ -100,7 +100,7 @@ impl LocalStore {
     }
 
     /// Keeps what [`LocalStore::definitely_absent`] looks at, for as long as the server runs.
-    pub async fn keep_known(&self) {
+    pub async fn maintain_filter(&self) {
         let mut mark = Mark::default();
         loop {
             let known = Arc::clone(&self.known);

@@ -20,7 +20,10 @@ impl Retention {
         let retention = self.clone();
         self.0.tasks.optional("collection", async move {
             if let Err(error) = retention.collect_and_tell(max_bytes, dry_run, &lines).await {
-                tracing::error!(error = &error as &dyn std::error::Error, "the collection was not completed");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "gc failed before its end; run `ondine gc` again"
+                );
                 say(&lines, format!("failed: {}", with_causes(&error))).await;
             }
         });
@@ -46,7 +49,7 @@ impl Retention {
         let (mut nars, mut bytes) = (0, 0);
         while let Some(gone) = eviction.next().await? {
             if !dry_run {
-                self.let_go(&gone).await?;
+                self.remove_files(&gone).await?;
             }
             for Gone { path, nar, bytes: of_file } in gone {
                 (nars, bytes) = (nars + 1, bytes + of_file);

@@ -177,10 +177,10 @@ impl Retention {
     async fn tell_whether_full(&self) {
         match self.0.packer.check_writable().await {
             Ok(()) if self.0.full.swap(false, Ordering::Relaxed) => {
-                tracing::info!("NARs can be stored again");
+                tracing::info!("NAR store writable again");
             }
             Err(error) if !self.0.full.swap(true, Ordering::Relaxed) => {
-                tracing::error!(%error, "no NAR can be stored: free some room, or run `ondine gc --max-bytes BYTES`");
+                tracing::error!(%error, "cannot store NARs; free some room, or run `ondine gc --max-bytes BYTES`");
             }
             _ => {}
         }
@@ -204,9 +204,13 @@ impl Retention {
         }
         let reserve = self.0.reserve.clone();
         match tokio::task::spawn_blocking(move || reserve.release_if_needed()).await {
-            Ok(Ok(true)) => tracing::warn!("the disk is full: the reserve is given up until there is room"),
+            Ok(Ok(true)) => tracing::warn!(
+                "disk full; released the reserve, so that the index can be written. Free some room, or run `ondine gc --max-bytes BYTES`"
+            ),
             Ok(Ok(false)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the reserve cannot be given up"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "cannot release the reserve of disk space; free some room by hand")
+            }
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
     }
@@ -216,7 +220,9 @@ impl Retention {
         let reserve = self.0.reserve.clone();
         match tokio::task::spawn_blocking(move || reserve.make()).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "no reserve for a full disk can be made"),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "cannot make the reserve for a full disk; it is tried again")
+            }
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
     }
@@ -235,7 +241,7 @@ impl Retention {
         let mut eviction = Eviction::new(self.0.index.clone(), self.bounds(Some(max_bytes)), false);
         let (mut nars, mut bytes) = (0, 0);
         while let Some(gone) = eviction.next().await? {
-            self.let_go(&gone).await?;
+            self.remove_files(&gone).await?;
             (nars, bytes) = (nars + gone.len(), bytes + gone.iter().map(|gone| gone.bytes).sum::<u64>());
         }
         let kept_bytes = eviction.kept_bytes().await?;
@@ -246,8 +252,8 @@ impl Retention {
         Ok(kept_bytes)
     }
 
-    /// Removes the files of what has gone.
-    async fn let_go(&self, gone: &[Gone]) -> Result<(), Error> {
+    /// Removes the files of evicted NARs.
+    async fn remove_files(&self, gone: &[Gone]) -> Result<(), Error> {
         for gone in gone {
             self.0.packer.discard(gone.nar).await?;
         }

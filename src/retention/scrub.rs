@@ -34,7 +34,7 @@ impl Retention {
                 Err(error) => {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
-                        "stored NARs cannot be verified"
+                        "cannot verify stored NARs; it is tried again"
                     );
                     sleep(RETRY_AFTER).await;
                 }
@@ -63,7 +63,7 @@ impl Retention {
             // What is missing or short is seen, and put right, when it is asked for.
             Some(flaw) if flaw.is_damage() => {
                 let (nar, fault) = (row.nar_hash, with_causes(&flaw.fault));
-                tracing::error!(%nar, fault, "a stored NAR is damaged and not served any more; it is packed or fetched again");
+                tracing::error!(%nar, fault, "quarantined a corrupt NAR; it is packed or fetched again on request");
                 self.set_aside(flaw).await
             }
             _ => Ok(()),

@@ -77,7 +77,7 @@ impl Caches {
         tasks.restarted("scrubber", move || retention.clone().scrub());
         tasks.restarted("signatures", move || {
             let adopter = adopter.clone();
-            async move { adopter.keep_signatures().await }
+            async move { adopter.gather_new_signatures().await }
         });
         tasks.restarted("comparer", move || comparer.clone().run());
         if let Some(resigner) = resigner {

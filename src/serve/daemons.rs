@@ -69,7 +69,7 @@ impl Daemons {
         });
         tasks.restarted("store-watch", move || {
             let local = local.clone();
-            async move { local.keep_known().await }
+            async move { local.maintain_filter().await }
         });
     }
 }
