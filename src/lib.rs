@@ -47,5 +47,6 @@ pub mod decode;
 pub mod escape;
 pub mod name_pattern;
 pub mod room;
+pub mod single_flight;
 pub mod tail_file;
 pub mod tasks;

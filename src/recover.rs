@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use narinfo::{PublicKey, Realisation, StoreDir, StorePathHash};
 use tokio::sync::mpsc;
 
-use crate::index::{self, Index, Record, Recorded, Recovered, has_ledger, read_ledger, salvage_pins};
+use crate::index::{self, Index, LedgerReader, Record, Recorded, Recovered, has_ledger, salvage_pins};
 use crate::nar_store::{file_bytes, has_files};
 
 /// Records that one transaction takes over.
@@ -72,19 +72,19 @@ pub struct RecoveryReport {
     pub incomplete: u64,
     /// Records that are not signed by the key of this cache.
     pub unsigned: u64,
-    /// Lines that are spoilt.
-    pub spoilt: u64,
+    /// Corrupt lines.
+    pub corrupt: u64,
 }
 
 impl std::fmt::Display for RecoveryReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { paths, nars, realisations, pins, incomplete, unsigned, spoilt } = self;
+        let Self { paths, nars, realisations, pins, incomplete, unsigned, corrupt } = self;
         write!(f, "recovered: {paths} paths with {nars} NARs, {realisations} realisations, {pins} pins")?;
         write!(
             f,
             "\nleft out: {incomplete} paths that refer to what is lost, {unsigned} records that no key of this cache has signed, "
         )?;
-        write!(f, "{spoilt} spoilt lines; what is left out comes again when it is asked for")
+        write!(f, "{corrupt} corrupt lines; what is left out comes again when it is asked for")
     }
 }
 
@@ -108,7 +108,7 @@ impl Recovery {
     /// As [`Recovery::run`].
     pub async fn run_if_needed(&self) -> Result<(), Error> {
         if self.is_needed() {
-            tracing::warn!("the index is lost: it is made anew from what is recorded beside the NARs");
+            tracing::warn!("index lost; recovering it from the ledger beside the NARs");
             tracing::warn!("{}", self.run().await?);
         } else if !self.index.exists() && has_files(&self.nars) {
             tracing::warn!(
@@ -182,8 +182,9 @@ impl Recovery {
             let full = std::mem::take(batch);
             batches.blocking_send(full).map_err(|_| io::Error::other("the index is not written any more"))
         };
-        let spoilt = read_ledger(&self.ledger, |record| {
-            match record {
+        let mut ledger = LedgerReader::new(&self.ledger);
+        for record in ledger.by_ref() {
+            match record? {
                 Record::Path(recorded) if self.vouches_for(&recorded) => {
                     batch.recovered.push(self.found(recorded)?);
                 }
@@ -194,12 +195,14 @@ impl Recovery {
             }
             read += 1;
             if read.is_multiple_of(100 * BATCH as u64) {
-                tracing::info!(records = read, "the index is being made anew");
+                tracing::info!(records = read, "recovering the index");
             }
-            if batch.recovered.len() >= BATCH { send(&mut batch) } else { Ok(()) }
-        })?;
+            if batch.recovered.len() >= BATCH {
+                send(&mut batch)?;
+            }
+        }
         send(&mut batch)?;
-        Ok(RecoveryReport { spoilt, ..outcome })
+        Ok(RecoveryReport { corrupt: ledger.corrupt(), ..outcome })
     }
 
     fn vouches_for(&self, recorded: &Recorded) -> bool {

@@ -15,8 +15,9 @@ use narinfo::{StorePath, StorePathHash};
 
 use crate::adopt::{self, Adopter, UpstreamResult};
 use crate::build::{Failures, Scheduler, Ticket};
-use crate::index::{CachedNarInfo, Index};
-use crate::model::{Failure, FailureClass, Hit, Maker};
+use crate::causes::with_causes;
+use crate::index::{self, CachedNarInfo, Index};
+use crate::model::{Failure, FailureClass, Maker};
 use crate::nix::{LocalStore, LocalStoreError, read_derivation};
 use crate::upstream::Asker;
 pub use missing::Missing;
@@ -27,6 +28,9 @@ use wait::{Obstacle, Unanswered};
 
 /// Age of a decision to build at which the next who asks for the same hash has it made anew.
 const JOINED_FOR: Duration = Duration::from_secs(1);
+/// Reasons for the person who asked.
+const UNREADABLE: &str = "the index cannot be read";
+const NOT_ADOPTED: &str = "the path was found but could not be adopted";
 /// Hashes of which such a decision is kept at most.
 const JOINED_MAX: u64 = 10_000;
 
@@ -44,11 +48,11 @@ pub enum Source {
 pub struct Settings {
     /// The sources whose derivations are built on demand; none means serve only.
     pub build_from: Vec<Source>,
-    /// Time for which a lost Nix daemon, or upstreams in trouble, are waited for.
+    /// Time for which a lost Nix daemon, an unavailable index, or upstreams in trouble, are waited for.
     pub transient_retry: Duration,
     /// Time for which a client waits for what nobody knows yet.
     pub unknown_wait: Duration,
-    /// The same as `transient_retry` for who only asks what is there, of upstreams.
+    /// The same as `transient_retry` for who only asks what is there, of upstreams and the index.
     pub report_retry: Duration,
 }
 
@@ -204,7 +208,7 @@ impl Substitute {
             }
         });
         looked.await.map_err(|missing| match missing {
-            missing @ Missing::NoDaemon(_) => missing.into(),
+            missing @ (Missing::NoDaemon(_) | Missing::IndexUnavailable { .. }) => missing.into(),
             missing if trouble.is_empty() => missing.into(),
             missing => Unanswered { missing, trouble: Some(Obstacle::Upstreams(trouble)) },
         })
@@ -251,6 +255,9 @@ impl Substitute {
                 reasons
             }
             UpstreamResult::NoDaemon(reason) => return Err(Missing::NoDaemon(reason.to_string())),
+            UpstreamResult::IndexUnavailable(cause) => {
+                return Err(Missing::IndexUnavailable { reason: NOT_ADOPTED, cause });
+            }
         };
         let drv = match Box::pin(self.derivation_for(hash)).await? {
             Some(KnownDerivation { drv, no: None }) => drv,
@@ -281,17 +288,10 @@ impl Substitute {
         ticket.map(Resolution::Wait).map_err(|full| Missing::Refused(full.to_string()))
     }
 
-    /// The served path with this hash, once a build has ended.
-    ///
-    /// # Errors
-    /// When it is not served after all.
-    pub async fn after_build(&self, hash: StorePathHash) -> Result<Arc<CachedNarInfo>, Missing> {
-        if let Some(ready) = self.cached_narinfo(hash) {
-            return Ok(ready);
-        }
-        // In a box: of very many who have waited for it, nearly all find it remembered.
-        let ready = Box::pin(self.served(hash)).await?;
-        ready.ok_or(Missing::Unavailable("the build ended without this output"))
+    /// One attempt at the path with this hash, once its build has ended.
+    async fn after_build(&self, hash: StorePathHash) -> Result<Resolution, Unanswered> {
+        let ready = self.served(hash).await?;
+        Ok(Resolution::Ready(ready.ok_or(Missing::Unavailable("the build ended without this output"))?))
     }
 
     /// The derivations that make a path, as far as they are known: the one that made what is served first.
@@ -300,21 +300,22 @@ impl Substitute {
     /// When the index or the Nix store cannot be asked.
     pub async fn makers_of(&self, path: &StorePath) -> Result<Vec<StorePath>, Missing> {
         let hash = path.hash();
-        let served = self.index.find(hash).await.map_err(|e| trouble(&e, "the index cannot be read"))?;
+        let served = self.index.find(hash).await.map_err(|e| trouble(&e, UNREADABLE))?;
         let mut makers: Vec<StorePath> = served.and_then(|hit| hit.row.info.deriver).into_iter().collect();
-        let listed = self.index.makers(hash).await.map_err(|e| trouble(&e, "the index cannot be read"))?;
+        let listed = self.index.makers(hash).await.map_err(|e| trouble(&e, UNREADABLE))?;
         makers.extend(listed.into_iter().map(|maker| maker.drv));
         makers.extend(self.local.derivers_of(hash).await.map_err(|error| local_trouble(&error))?);
         Ok(makers)
     }
 
     async fn served(&self, hash: StorePathHash) -> Result<Option<Arc<CachedNarInfo>>, Missing> {
-        let render = |hit: &Hit| self.adopter.narinfo(hit).into();
-        let ready = self.index.lookup(hash, render).await;
-        let ready = ready.map_err(|e| trouble(&e, "the index cannot be read"))?;
+        let found = self.index.lookup(hash).await.map_err(|e| index_trouble(&e, UNREADABLE))?;
+        let Some(found) = found else { return Ok(None) };
+        let narinfo = self.adopter.narinfo(&found.hit).into();
+        let ready = self.index.cache(found, narinfo);
         // Whoever is told of a path will ask for its contents: they are not to go meanwhile.
-        ready.iter().for_each(|ready| self.index.note_use(ready));
-        Ok(ready)
+        self.index.note_use(&ready);
+        Ok(Some(ready))
     }
 
     fn cached_narinfo(&self, hash: StorePathHash) -> Option<Arc<CachedNarInfo>> {
@@ -353,9 +354,10 @@ impl Substitute {
             Err(adopt::Error::Secret(_)) => Err(Missing::Unavailable(
                 "a store path in its closure has the signing key of this cache in it, and is never served",
             )),
+            Err(adopt::Error::Index(error)) => Err(index_trouble(&error, NOT_ADOPTED)),
             Err(error) => Err(match error.lost() {
                 Some(reason) => Missing::NoDaemon(reason),
-                None => trouble(&error, "the path is in the Nix store but could not be adopted"),
+                None => trouble(&error, NOT_ADOPTED),
             }),
         }
     }
@@ -365,7 +367,7 @@ impl Substitute {
     /// package sets come first.
     async fn derivation_for(&self, hash: StorePathHash) -> Result<Option<KnownDerivation>, Missing> {
         let stored = self.local.derivers_of(hash).await.map_err(|error| local_trouble(&error))?;
-        let listed = self.index.makers(hash).await.map_err(|e| trouble(&e, "the index cannot be read"))?;
+        let listed = self.index.makers(hash).await.map_err(|e| index_trouble(&e, UNREADABLE))?;
         let makers = self.makers_with_verdicts(listed, stored);
         let allowed = || makers.iter().filter(|known| known.no.is_none());
         if let Some(known) = allowed().find(|known| self.builds.contains(&known.drv)) {
@@ -405,7 +407,7 @@ impl Substitute {
     }
 
     async fn failure(&self, drv: &StorePath) -> Result<Option<Failure>, Missing> {
-        let unreadable = |error| trouble(&error, "the index cannot be read");
+        let unreadable = |error| index_trouble(&error, UNREADABLE);
         let Some(failure) = self.failures.of(drv).await.map_err(unreadable)? else { return Ok(None) };
         if failure.class != FailureClass::Refused && self.is_built(&failure.cause).await {
             // By hand, since nothing is built here that is remembered to fail.
@@ -436,6 +438,14 @@ fn local_trouble(error: &LocalStoreError) -> Missing {
         Some(reason) => Missing::NoDaemon(reason),
         None => trouble(error, "the Nix store cannot be asked"),
     }
+}
+
+/// Trouble of the index. What may pass is logged by the wait for it.
+fn index_trouble(error: &index::Error, reason: &'static str) -> Missing {
+    if error.is_transient() {
+        return Missing::IndexUnavailable { reason, cause: with_causes(error).into() };
+    }
+    trouble(error, reason)
 }
 
 /// Logged once, here; the client gets the stable reason.

@@ -28,7 +28,9 @@ fn served(within: &str) -> (NixStore, Daemon, PackageSet, Ondine) {
                 .to_owned(),
         ),
     ]);
-    let ondine = set.serve(&store, "", within);
+    // An index that fails is waited for, and not for long.
+    let settings = set.settings("", within);
+    let ondine = Ondine::start(&store, &["--config", text(&settings), "--transient-retry", "1s"]);
     wait_for_generation(&ondine);
     (store, daemon, set, ondine)
 }
@@ -92,6 +94,31 @@ fn an_index_that_fails_is_an_error_of_the_server_and_not_the_absence_of_what_was
     assert_eq!(get(&ondine, &other).status, 404);
     let download = get(&ondine, "/get/pkgs/a");
     assert!(download.status == 503 && download.text().contains("unavailable"), "{}", download.text());
+    let told = ondine.log();
+    assert!(told.contains("the request waits") && told.contains("the request is given up"), "{told}");
+}
+
+#[test]
+fn a_request_waits_for_an_index_that_fails_and_is_answered_once_it_is_back() {
+    let store = NixStore::new(Release::Host);
+    let _daemon = store.daemon();
+    let ondine = Ondine::start(&store, &["--hold", "1s", "--keep-alive", "1s"]);
+    let path = store.instantiate(&derivations::text_file("b", "b"));
+    let index = rusqlite::Connection::open(ondine.state_dir().join("index.sqlite")).expect("opened");
+    let rename = |from: &str, to: &str| {
+        let sql = format!("PRAGMA legacy_alter_table = on; ALTER TABLE {from} RENAME TO {to}");
+        index.execute_batch(&sql).expect("renamed");
+    };
+    rename("path", "lost_path");
+    let narinfo = support::addresses::narinfo_address(path.out());
+    let mut waiting = Http::new(&ondine.url()).open(&narinfo, &[]);
+    let first = waiting.next_piece().expect("a line about the wait");
+    let first = String::from_utf8_lossy(&first).into_owned();
+    assert!(first.contains("the index cannot be read"), "{first}");
+    rename("lost_path", "path");
+    let (rest, ending) = waiting.read_to_end();
+    assert_eq!(ending, support::Ending::Complete);
+    assert!(String::from_utf8_lossy(&rest).contains("StorePath: "), "{}", String::from_utf8_lossy(&rest));
 }
 
 #[test]

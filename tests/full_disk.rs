@@ -71,7 +71,8 @@ fn drafts(cache: &Cache) -> usize {
 
 #[test]
 fn a_full_disk_is_told_serves_what_it_has_and_is_emptied_by_gc() {
-    let cache = Cache::on_disks(&["--min-free-bytes", "0", "--eviction-grace", "0s"], &[("", "size=64m")]);
+    let arguments = ["--min-free-bytes", "0", "--eviction-grace", "0s", "--transient-retry", "1s"];
+    let cache = Cache::on_disks(&arguments, &[("", "size=64m")]);
     let stored = packed(&cache, 3 * MIB);
     let told = cache.narinfo(stored.out());
     wait_until_ready(&cache);
@@ -170,7 +171,8 @@ fn a_disk_without_inodes_is_told_and_emptied_by_gc() {
 
 #[test]
 fn an_index_that_cannot_be_written_is_told_and_heals() {
-    let cache = Cache::on_disks(&["--eviction-grace", "0s"], &[("", "size=16m"), ("nar", "size=256m")]);
+    let arguments = ["--eviction-grace", "0s", "--transient-retry", "1s"];
+    let cache = Cache::on_disks(&arguments, &[("", "size=16m"), ("nar", "size=256m")]);
     let stored = packed(&cache, 3 * MIB);
     let told = cache.narinfo(stored.out());
     wait_until_ready(&cache);
@@ -193,4 +195,33 @@ fn an_index_that_cannot_be_written_is_told_and_heals() {
     wait_until_ready(&cache);
     let next = packed(&cache, 2 * MIB);
     cache.assert_served(next.out());
+}
+
+#[test]
+fn what_was_built_waits_until_the_index_can_be_written_and_is_served_then() {
+    let cache = Cache::on_disks(&[], &[("", "size=16m"), ("nar", "size=256m")]);
+    packed(&cache, MIB);
+    wait_until_ready(&cache);
+    cache.ondine.disks()[0].fill();
+    // The log of the index has room that it has had before: until that is used up, it can be written.
+    let mut asked = 0;
+    let waiting = loop {
+        asked += 1;
+        assert!(asked < 1_000, "no write is refused");
+        let next = cache.store.instantiate(&noise("next", 4096 + 4 * asked));
+        let waiting = cache.ask_in_background(next.out());
+        wait_until("it is served or waits", SOON, || {
+            waiting.is_answered()
+                || cache.ondine.log().contains("lost the index; trying again until it is back")
+        });
+        if !waiting.is_answered() {
+            break (next, waiting);
+        }
+        assert_narinfo(&waiting.answer(), next.out());
+    };
+    let (path, answer) = waiting;
+    let status = cache.http.get("/api/v1/status").text();
+    assert!(status.contains("waiting for the index"), "{status}");
+    cache.ondine.disks()[0].empty();
+    assert_narinfo(&answer.answer(), path.out());
 }

@@ -8,8 +8,8 @@ mod secret;
 mod signatures;
 mod upstream;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use narinfo::{Realisation, StoreDir, StorePath, StorePathHash};
 
@@ -20,7 +20,7 @@ use crate::nix::{DaemonError, LocalStore, LocalStoreError, Pool};
 use crate::packer::Packer;
 use crate::roots::{self, Roots};
 use crate::upstream::Upstreams;
-pub use upstream::{UpstreamResult, UpstreamSearch};
+pub use upstream::{Searches, UpstreamResult};
 
 /// Store paths in one closure at most; the largest NixOS systems have some 30,000.
 const CLOSURE_PATHS_MAX: usize = 1_000_000;
@@ -110,9 +110,6 @@ pub struct Adopter {
     /// Searches under way: equal requests wait for the same answer.
     pub searches: Searches,
 }
-
-/// The searches of upstreams that are under way.
-pub type Searches = Arc<Mutex<HashMap<StorePathHash, Arc<UpstreamSearch>>>>;
 
 /// One of `paths` whose hash is served under another name, and that name.
 fn adopted_under_another_name(

@@ -1,15 +1,17 @@
 //! Adoption from upstreams: the narinfo of a path and those of its closure are published, each signed by a
 //! trusted key or proven by its contents. Signed contents are fetched on request.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, PoisonError};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use narinfo::{NarHash, PathInfo, StorePath, StorePathHash};
 use tokio::task::JoinSet;
 
-use super::{Adopter, CLOSURE_PATHS_MAX, Error, Searches, TRIES_MAX, adopted_under_another_name};
+use super::{Adopter, CLOSURE_PATHS_MAX, Error, TRIES_MAX, adopted_under_another_name};
+use crate::causes::with_causes;
 use crate::model::{PathRow, UpstreamNar};
 use crate::packer::{NotProven, Packer, upstream_nar};
+use crate::single_flight::{Joined, SingleFlight};
 use crate::upstream::{Asker, FoundNarInfo, Lookup, Upstreams};
 
 /// Contents that are proven at the same time for one path, with all that it refers to.
@@ -27,39 +29,42 @@ pub enum UpstreamResult {
     NotFound(Arc<[String]>),
     /// A part of its closure is in the Nix store alone, and the daemon does not answer, for this reason.
     NoDaemon(Arc<str>),
+    /// The index cannot be read or written, for this reason.
+    IndexUnavailable(Arc<str>),
     /// Transient failure: not all upstreams could answer, or the path could not be adopted. With the reasons.
     Failed(Arc<[String]>),
 }
 
-/// A search under way, and its stage.
-#[derive(Debug, Default)]
-pub struct UpstreamSearch {
-    outcome: tokio::sync::OnceCell<UpstreamResult>,
-    stage: std::sync::Mutex<String>,
+/// Searches under way, each with its stage; clones share them.
+#[derive(Clone, Default)]
+pub struct Searches {
+    flights: SingleFlight<StorePathHash, UpstreamResult>,
+    stages: Stages,
 }
 
-impl UpstreamSearch {
-    fn tell(&self, stage: String) {
-        *self.stage.lock().unwrap_or_else(PoisonError::into_inner) = stage;
-    }
-}
+/// Stages of the searches under way, in one line each for the clients that wait.
+type Stages = Arc<Mutex<HashMap<StorePathHash, String>>>;
 
-/// Guard of one who waits for a search; the last one takes it off the list.
-struct SearchGuard<'a> {
-    searches: &'a Searches,
+/// Stage of one search, as long as that is under way.
+struct SearchStage<'a> {
+    stages: &'a Stages,
     hash: StorePathHash,
-    search: Arc<UpstreamSearch>,
 }
 
-impl Drop for SearchGuard<'_> {
-    fn drop(&mut self) {
-        let mut searches = self.searches.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_listed = searches.get(&self.hash).is_some_and(|listed| Arc::ptr_eq(listed, &self.search));
-        // The list has one handle, and this is another.
-        if is_listed && (self.search.outcome.initialized() || Arc::strong_count(&self.search) <= 2) {
-            searches.remove(&self.hash);
-        }
+impl SearchStage<'_> {
+    fn tell(&self, stage: String) {
+        lock(self.stages).insert(self.hash, stage);
     }
+}
+
+impl Drop for SearchStage<'_> {
+    fn drop(&mut self) {
+        lock(self.stages).remove(&self.hash);
+    }
+}
+
+fn lock(stages: &Stages) -> MutexGuard<'_, HashMap<StorePathHash, String>> {
+    stages.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Closure of a path that an upstream has.
@@ -80,28 +85,31 @@ impl Adopter {
         if self.upstreams.is_empty() {
             return UpstreamResult::NotFound([].into());
         }
-        let search = {
-            let mut searches = self.searches.lock().unwrap_or_else(PoisonError::into_inner);
-            Arc::clone(searches.entry(hash).or_default())
-        };
-        let waiting = SearchGuard { searches: &self.searches, hash, search };
-        // If the one who began it leaves, another one who waits goes on.
-        let search = &waiting.search;
-        search.outcome.get_or_init(|| self.search(hash, asker, search)).await.clone()
+        match self.searches.flights.join(&hash).await {
+            Joined::Follows(result) => result,
+            // If this one leaves, another one who waits goes on.
+            Joined::Leads(flight) => {
+                let stage = SearchStage { stages: &self.searches.stages, hash };
+                let result = self.search(hash, asker, &stage).await;
+                flight.publish(result.clone());
+                result
+            }
+        }
     }
 
     /// Stage of the search for `hash`, if there is one.
     #[must_use]
     pub fn search_stage(&self, hash: StorePathHash) -> Option<String> {
-        let searches = self.searches.lock().unwrap_or_else(PoisonError::into_inner);
-        let stage = searches.get(&hash)?.stage.lock().unwrap_or_else(PoisonError::into_inner);
-        Some(stage.clone()).filter(|stage| !stage.is_empty())
+        lock(&self.searches.stages).get(&hash).cloned()
     }
 
-    async fn search(&self, hash: StorePathHash, asker: &Asker, search: &UpstreamSearch) -> UpstreamResult {
-        match self.try_search(hash, asker, search).await {
+    async fn search(&self, hash: StorePathHash, asker: &Asker, stage: &SearchStage<'_>) -> UpstreamResult {
+        match self.try_search(hash, asker, stage).await {
             Ok(result) => result,
             Err(error) if let Some(reason) = error.lost() => UpstreamResult::NoDaemon(reason.into()),
+            Err(Error::Index(error)) if error.is_transient() => {
+                UpstreamResult::IndexUnavailable(with_causes(&error).into())
+            }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::error!(%hash, error, "cannot adopt a path that an upstream has");
@@ -115,7 +123,7 @@ impl Adopter {
         &self,
         hash: StorePathHash,
         asker: &Asker,
-        search: &UpstreamSearch,
+        stage: &SearchStage<'_>,
     ) -> Result<UpstreamResult, Error> {
         // The caller looked at the index before this search was listed: one that ended between the two has
         // published the path.
@@ -124,12 +132,12 @@ impl Adopter {
         }
         let (mut proven, mut tries, mut lies) = (Proven::new(), 0, Vec::new());
         while tries < TRIES_MAX && lies.len() < LIES_MAX {
-            search.tell("looking for it in other caches".into());
-            let Closure { found, local } = match self.closure_of(hash, asker, search).await? {
+            stage.tell("looking for it in other caches".into());
+            let Closure { found, local } = match self.closure_of(hash, asker, stage).await? {
                 Ok(closure) => closure,
                 Err(result) => return Ok(result.after(lies)),
             };
-            match self.prove(&found, &mut proven, search).await {
+            match self.prove(&found, &mut proven, stage).await {
                 Ok(()) => {}
                 // Another upstream may have the right contents.
                 Err(NotProven::Refused(reason)) => {
@@ -153,7 +161,7 @@ impl Adopter {
         &self,
         hash: StorePathHash,
         asker: &Asker,
-        search: &UpstreamSearch,
+        stage: &SearchStage<'_>,
     ) -> Result<Result<Closure, UpstreamResult>, Error> {
         let top = match find(&self.upstreams, &self.packer, hash, asker).await {
             Lookup::Found(found) => *found,
@@ -184,7 +192,7 @@ impl Adopter {
                 // Only a panic ends one early.
                 let Ok((path, lookup)) = lookup else { return Err(Error::Unsteady) };
                 looked_up += 1;
-                search.tell(format!(
+                stage.tell(format!(
                     "looking in other caches for what it refers to: {looked_up} of at least {all}"
                 ));
                 match lookup {
@@ -236,7 +244,7 @@ impl Adopter {
         &self,
         found: &BTreeMap<StorePathHash, FoundNarInfo>,
         proven: &mut Proven,
-        search: &UpstreamSearch,
+        stage: &SearchStage<'_>,
     ) -> Result<(), NotProven> {
         let claim = |found: &FoundNarInfo| {
             let PathInfo { path, nar_hash, nar_size, .. } = &found.info.path_info;
@@ -254,7 +262,7 @@ impl Adopter {
                 let packer = self.packer.clone();
                 proofs.spawn(async move { (claim(&found), packer.prove(&found).await) });
             }
-            search.tell(format!("fetching what is not signed, to verify it: {left} of {all} paths are left"));
+            stage.tell(format!("fetching what is not signed, to verify it: {left} of {all} paths are left"));
             match proofs.join_next().await {
                 Some(Ok((claim, outcome))) => {
                     outcome?;
@@ -281,7 +289,7 @@ impl UpstreamResult {
     fn after(self, lies: Vec<String>) -> Self {
         let all = |reasons: Arc<[String]>| lies.iter().chain(&*reasons).cloned().collect();
         match self {
-            Self::Published | Self::NoDaemon(_) => self,
+            Self::Published | Self::NoDaemon(_) | Self::IndexUnavailable(_) => self,
             Self::NotFound(reasons) => Self::NotFound(all(reasons)),
             Self::Failed(reasons) => Self::Failed(all(reasons)),
         }

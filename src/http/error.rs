@@ -121,7 +121,9 @@ impl Error {
             (Self::Unavailable(_), _) | (Self::Internal(_), Audience::Person) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            (Self::Missing(missing), _) if matches!(**missing, Missing::Unavailable(_)) => {
+            (Self::Missing(missing), _)
+                if matches!(**missing, Missing::Unavailable(_) | Missing::IndexUnavailable { .. }) =>
+            {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             (Self::Missing(_), _) => StatusCode::NOT_FOUND,
@@ -274,6 +276,7 @@ mod tests {
             (&(|| Error::not_found("x")) as &dyn Fn() -> Error, 404, 404, 404),
             (&|| Missing::Unknown.into(), 404, 404, 404),
             (&|| Missing::Unavailable("x").into(), 404, 503, 503),
+            (&|| Missing::IndexUnavailable { reason: "x", cause: "y".into() }.into(), 404, 503, 503),
             (&|| Error::unavailable("x"), 404, 503, 503),
             (&|| Error::Internal("x".to_owned()), 404, 503, 500),
             (&|| Error::BadRequest("x".to_owned()), 404, 400, 400),

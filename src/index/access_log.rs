@@ -19,18 +19,18 @@ struct Shared {
 }
 
 impl AccessLog {
-    /// Notes that a client was told of the paths with this NAR, or gets it.
+    /// Notes a use of this NAR: a client gets it, or a narinfo that names it.
     pub fn note(&self, nar: NarHash) {
         self.noted().insert(nar);
     }
 
-    /// Rises whenever what was noted is taken: a NAR that was noted in this epoch need not be noted again.
+    /// The epoch, which rises with each [`AccessLog::take`]. A NAR noted in it need not be noted again.
     #[must_use]
     pub fn epoch(&self) -> u32 {
         self.0.epoch.load(Ordering::Acquire)
     }
 
-    /// Takes everything that was noted, to record it. Whatever is not recorded is to be put back.
+    /// Takes all noted uses, to record them. Those that are not recorded must be put back.
     #[must_use]
     pub fn take(&self) -> Vec<NarHash> {
         let mut noted = self.noted();
@@ -38,7 +38,7 @@ impl AccessLog {
         noted.drain().collect()
     }
 
-    /// Notes again what was taken and not recorded.
+    /// Puts back uses that were taken and not recorded.
     pub fn put_back(&self, nars: impl IntoIterator<Item = NarHash>) {
         self.noted().extend(nars);
     }

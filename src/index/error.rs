@@ -27,3 +27,11 @@ pub enum Error {
         known: i64,
     },
 }
+
+impl Error {
+    /// True for trouble that may pass, such as a full disk; damage and a newer schema stay.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::Unavailable(_))
+    }
+}

@@ -33,9 +33,11 @@ use backend::Backend;
 pub use backend::{Recovered, Unfit};
 pub use error::Error;
 pub use hot::CachedNarInfo;
-use hot::Hot;
+use hot::{Hot, Moment};
+#[cfg(test)]
+pub(crate) use memory_backend::MemoryBackend;
 pub use record::{Record, Recorded};
-pub use sqlite::{Sqlite, has_ledger, read_ledger, salvage_pins};
+pub use sqlite::{LedgerReader, Sqlite, has_ledger, salvage_pins};
 
 /// The rest after the backend could not be read.
 const RETRY_AFTER: Duration = Duration::from_secs(60);
@@ -48,6 +50,15 @@ const BATCHES_WAITING_MAX: usize = 4;
 pub struct Index {
     hot: Arc<Hot>,
     backend: Arc<dyn Backend>,
+}
+
+/// A hit of the backend, whose narinfo is to be cached.
+#[derive(Debug)]
+pub struct FreshHit {
+    /// The hit.
+    pub hit: Hit,
+    /// The moment before it was read.
+    read_at: Moment,
 }
 
 impl Deref for Index {
@@ -81,19 +92,21 @@ impl Index {
         self.hot.narinfo(hash)
     }
 
-    /// The narinfo of the path with this hash, if it is served: read, made by `render` and cached.
+    /// The path with this hash, if it is served, for [`Index::cache`].
     ///
     /// # Errors
     /// When the backend fails or the row is damaged.
-    pub async fn lookup(
-        &self,
-        hash: StorePathHash,
-        render: impl FnOnce(&Hit) -> Bytes,
-    ) -> Result<Option<Arc<CachedNarInfo>>, Error> {
+    pub async fn lookup(&self, hash: StorePathHash) -> Result<Option<FreshHit>, Error> {
         let read_at = self.hot.moment();
-        let Some(hit) = self.find(hash).await? else { return Ok(None) };
+        Ok(self.find(hash).await?.map(|hit| FreshHit { hit, read_at }))
+    }
+
+    /// Caches the narinfo that was rendered of a hit, unless a write has changed one meanwhile.
+    #[must_use]
+    pub fn cache(&self, found: FreshHit, narinfo: Bytes) -> Arc<CachedNarInfo> {
+        let FreshHit { hit, read_at } = found;
         let narinfo = Arc::new(CachedNarInfo {
-            narinfo: render(&hit),
+            narinfo,
             nar_hash: hit.row.info.nar_hash,
             to_come: hit.packed.is_none() && hit.redirect.is_none(),
             path: hit.row.info.path,
@@ -101,7 +114,7 @@ impl Index {
             noted: LastNoted::default(),
         });
         self.hot.cache(read_at, &narinfo);
-        Ok(Some(narinfo))
+        narinfo
     }
 
     /// True where neither a served path nor a package set has this hash. False in doubt.
@@ -116,7 +129,7 @@ impl Index {
         self.hot.access_log()
     }
 
-    /// Notes that a client was told of this path.
+    /// Notes a use of this path: a client gets its narinfo.
     pub fn note_use(&self, narinfo: &CachedNarInfo) {
         let log = self.access_log();
         if narinfo.noted.renew(log.epoch()) {
@@ -153,13 +166,13 @@ impl Index {
         self.backend.preview_eviction(now, after, bounds, self.access_log()).await
     }
 
-    /// Keeps the Bloom filter that [`Index::definitely_absent`] looks at, for as long as the server runs.
+    /// Maintains the Bloom filter of [`Index::definitely_absent`], for as long as the server runs.
     pub async fn maintain_filter(&self) {
         loop {
             if let Err(error) = self.fill_filter().await {
                 tracing::warn!(
                     error = &error as &dyn std::error::Error,
-                    "Bloom filter of the index not filled: every miss is looked up until it is"
+                    "cannot fill the Bloom filter of the index; every miss is looked up, and it is tried again in a minute"
                 );
                 tokio::time::sleep(RETRY_AFTER).await;
                 continue;

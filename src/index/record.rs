@@ -1,5 +1,5 @@
 //! One line of the ledger: all that a served path, or a realisation, needs to be served again. A line whose
-//! checksum does not fit is no line: what a disk has spoilt is never taken for data.
+//! checksum does not fit is skipped: corrupt bytes are never taken for data.
 
 use narinfo::{Compression, DrvOutput, NarHash, PathInfo, Realisation, StorePath};
 use serde::{Deserialize, Serialize};

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use narinfo::{Compression, NarHash, PathInfo, StoreDir, StorePath, StorePathHash};
 
 use super::{Index, Sqlite};
-use crate::model::{Hit, NarRow, OutputRow, PathRow, UpstreamNar};
+use crate::model::{NarRow, OutputRow, PathRow, UpstreamNar};
 
 /// NARs that are written about; each is that of two paths.
 const NARS: u8 = 4;
@@ -51,10 +51,12 @@ fn open(folder: &tempfile::TempDir) -> Index {
 
 /// The narinfo that a client gets of a path: from memory where that has it.
 async fn told(index: &Index, hash: StorePathHash) -> Option<String> {
-    let render = |hit: &Hit| hit.narinfo().render(&StoreDir::default()).into();
     let ready = match index.lookup_cached(hash) {
         Some(ready) => Some(ready),
-        None => index.lookup(hash, render).await.expect("read"),
+        None => index.lookup(hash).await.expect("read").map(|found| {
+            let narinfo = found.hit.narinfo().render(&StoreDir::default()).into();
+            index.cache(found, narinfo)
+        }),
     };
     ready.map(|ready| String::from_utf8(ready.narinfo.to_vec()).expect("text"))
 }

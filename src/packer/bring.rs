@@ -32,7 +32,7 @@ impl Inner {
             Ok(upstreams) if upstreams.is_empty() => self.pack_or(draft, row, None).await,
             Ok(upstreams) => self.fetch(draft, row, upstreams).await,
             Err(error) => {
-                tracing::error!(%path, error = &error as &dyn std::error::Error, "cannot pack a path");
+                tracing::error!(%path, error = &error as &dyn std::error::Error, "cannot pack a path; the next request for it tries again");
                 draft.abandon("the index cannot be read");
                 None
             }
@@ -127,7 +127,7 @@ impl Inner {
             }
             self.forget(&path, hash).await;
         } else {
-            tracing::warn!(%path, error = &error as &dyn std::error::Error, "cannot pack a path");
+            tracing::warn!(%path, error = &error as &dyn std::error::Error, "cannot pack a path; the next request for it tries again");
         }
         // Last, because a reader that asks again at once must find the new state.
         if let Some(draft) = left {

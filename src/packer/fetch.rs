@@ -44,7 +44,7 @@ pub(super) enum Blame {
 }
 
 /// Failure of all upstreams to give a NAR.
-struct Nowhere {
+struct FetchFailure {
     draft: Option<Draft>,
     reasons: Vec<String>,
     /// Upstreams that may give it later.
@@ -83,10 +83,10 @@ impl Inner {
         let give_up_at = Instant::now() + self.upstreams.nar_patience();
         let (mut draft, mut from, mut backoff) = (draft, from, Backoff::new(PAUSE_MIN, PAUSE_MAX));
         loop {
-            let Nowhere { draft: left, reasons, troubled, untried, over } =
+            let FetchFailure { draft: left, reasons, troubled, untried, over } =
                 match self.round(draft, &row, from).await {
                     Ok(committed) => return Some(committed),
-                    Err(nowhere) => nowhere,
+                    Err(failure) => failure,
                 };
             let left = left?;
             if over || left.is_begun() {
@@ -118,7 +118,7 @@ impl Inner {
                 Ok(from) => from,
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
-                    tracing::error!(path = %row.info.path, error, "cannot fetch a NAR");
+                    tracing::error!(path = %row.info.path, error, "cannot fetch a NAR; the next request for it tries again");
                     draft.abandon("the index cannot be read");
                     return None;
                 }
@@ -132,20 +132,20 @@ impl Inner {
         draft: Draft,
         row: &PathRow,
         from: Vec<UpstreamNar>,
-    ) -> Result<Committed, Nowhere> {
+    ) -> Result<Committed, FetchFailure> {
         let promised = NarDigest { hash: row.info.nar_hash, bytes: row.info.nar_size };
         let (mut untried, mut tried) = (VecDeque::from(from), Vec::new());
-        let mut nowhere = Nowhere {
+        let mut failure = FetchFailure {
             draft: Some(draft),
             reasons: Vec::new(),
             troubled: Vec::new(),
             untried: false,
             over: false,
         };
-        while !nowhere.over
-            && nowhere.draft.as_ref().is_some_and(|draft| !draft.is_begun())
+        while !failure.over
+            && failure.draft.as_ref().is_some_and(|draft| !draft.is_begun())
             && let Some(nar) = self.next(&mut untried, &tried, row).await
-            && let Some(mut unread) = nowhere.draft.take()
+            && let Some(mut unread) = failure.draft.take()
         {
             let NotFetched { draft, reason, fault } = loop {
                 match self.fetch_from(unread, &nar, promised, None).await {
@@ -159,25 +159,25 @@ impl Inner {
                     Err(not_fetched) => break not_fetched,
                 }
             };
-            tracing::warn!(path = %row.info.path, reason, "cannot fetch a NAR");
+            tracing::warn!(path = %row.info.path, reason, "cannot fetch a NAR; the next request for it tries again");
             match fault {
                 Blame::Upstream(outcome) => {
                     self.upstreams.fetched(&nar.upstream, promised.hash, outcome);
                     if outcome == NarOutcome::Failed {
-                        nowhere.troubled.push(nar.upstream.clone());
+                        failure.troubled.push(nar.upstream.clone());
                     } else {
                         self.forget_upstream(promised.hash, &nar.upstream).await;
                     }
                 }
-                Blame::Resumed => nowhere.troubled.push(nar.upstream.clone()),
-                Blame::Here | Blame::Nobody => nowhere.over = true,
+                Blame::Resumed => failure.troubled.push(nar.upstream.clone()),
+                Blame::Here | Blame::Nobody => failure.over = true,
             }
-            nowhere.reasons.push(reason);
+            failure.reasons.push(reason);
             tried.push(nar.upstream);
-            nowhere.draft = draft;
+            failure.draft = draft;
         }
-        nowhere.untried = !untried.is_empty();
-        Err(nowhere)
+        failure.untried = !untried.is_empty();
+        Err(failure)
     }
 
     async fn next(

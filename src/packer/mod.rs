@@ -8,7 +8,6 @@ mod fetch;
 mod leases;
 mod prove;
 mod receive;
-mod single_flight;
 #[cfg(test)]
 mod tests;
 mod upkeep;
@@ -29,6 +28,7 @@ use crate::model::{NarRow, PathRow};
 use crate::nar_store::{Blob, CopySource, Form, Nar, NarDigest, NarStore, Packed, Small};
 use crate::nix::Pool;
 use crate::roots::Roots;
+use crate::single_flight::{Joined, SingleFlight};
 use crate::tail_file::reading;
 use crate::tasks::Tasks;
 use crate::upstream::Upstreams;
@@ -39,7 +39,6 @@ use leases::Leases;
 pub use prove::NotProven;
 use prove::Proofs;
 pub use receive::{Limits, ReceiveError};
-use single_flight::{Joined, SingleFlight};
 pub use upkeep::{Corruption, Fault, Look};
 
 /// Pause of background packing after the NAR store could not be written.
@@ -386,7 +385,10 @@ impl Packer {
         let rows = match self.0.index.unpacked().await {
             Ok(rows) => rows,
             Err(error) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "cannot list unpacked paths");
+                tracing::error!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot list unpacked paths; background packing tries again"
+                );
                 return false;
             }
         };
@@ -400,7 +402,10 @@ impl Packer {
                     growing.finished().await.is_ok() || self.was_forgotten(hash).await
                 }
                 Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "cannot begin to pack a path");
+                    tracing::warn!(
+                        error = &error as &dyn std::error::Error,
+                        "cannot begin to pack a path; the next request for it tries again"
+                    );
                     false
                 }
             };

@@ -9,10 +9,10 @@ use tokio::sync::watch;
 
 use super::bring::Committed;
 use super::fetch::{Blame, NotFetched, upstream_nar};
-use super::single_flight::{Joined, SingleFlight};
 use super::{Error, Inner, Packer};
 use crate::model::NarRow;
 use crate::nar_store::{Blob, Commit, Draft, Growing, NarDigest, Packed};
+use crate::single_flight::{Joined, SingleFlight};
 use crate::tail_file::reading;
 use crate::upstream::{FoundNarInfo, NarOutcome};
 

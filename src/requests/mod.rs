@@ -437,6 +437,7 @@ pub fn state_of(missing: &Missing) -> ItemState {
         | Missing::Unrealised { .. }
         | Missing::Incomplete { .. }
         | Missing::NoDaemon(_)
+        | Missing::IndexUnavailable { .. }
         | Missing::Unavailable(_) => ItemState::Unknown,
     }
 }

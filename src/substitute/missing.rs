@@ -76,6 +76,14 @@ pub enum Missing {
     /// A path of its closure is in the Nix store, and no client would take it.
     #[error("not served: {0}")]
     Unservable(String),
+    /// The index cannot be read or written, and was waited for where a client could be held.
+    #[error("unavailable: {reason}; the server's log has the details")]
+    IndexUnavailable {
+        /// The attempt that failed, for the person who asked.
+        reason: &'static str,
+        /// The failure of the index, for the log.
+        cause: Arc<str>,
+    },
     /// The server cannot tell at the moment.
     #[error("unavailable: {0}; the server's log has the details")]
     Unavailable(&'static str),

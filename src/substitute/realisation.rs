@@ -7,7 +7,8 @@ use std::time::Duration;
 use narinfo::{DrvOutput, Realisation};
 
 use super::wait::Unanswered;
-use super::{Missing, OnMiss, Resolution, Substitute, local_trouble, trouble};
+use super::{Missing, OnMiss, Resolution, Substitute, UNREADABLE, index_trouble, local_trouble, trouble};
+use crate::adopt;
 use crate::upstream::{Asker, Nothing};
 
 /// Longest wait for the daemon of a client that asks for a realisation: clients give up after 300 s without a
@@ -61,14 +62,17 @@ impl Substitute {
             }
         }
         let published = self.adopter.publish_realisations(found.into_values().collect()).await;
-        published.map_err(|error| trouble(&error, "the realisation could not be taken"))?;
+        published.map_err(|error| match &error {
+            adopt::Error::Index(error) => index_trouble(error, "the realisation could not be recorded"),
+            error => trouble(error, "the realisation could not be recorded"),
+        })?;
         let realised = self.realised(id).await?;
         realised.ok_or_else(|| Missing::Unavailable("the path was lost in this moment").into())
     }
 
     async fn realised(&self, id: &DrvOutput) -> Result<Option<Realisation>, Missing> {
         let realisation = self.index.realisation(id.clone()).await;
-        let mut realisation = realisation.map_err(|e| trouble(&e, "the index cannot be read"))?;
+        let mut realisation = realisation.map_err(|e| index_trouble(&e, UNREADABLE))?;
         realisation.iter_mut().for_each(|realisation| self.adopter.keys.complete_realisation(realisation));
         Ok(realisation)
     }

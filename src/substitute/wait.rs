@@ -45,6 +45,8 @@ pub(super) enum Obstacle {
     Daemon,
     /// Upstreams could not tell, for these reasons.
     Upstreams(Arc<[String]>),
+    /// The index cannot be read or written, for this reason.
+    Index(Arc<[String]>),
     /// Nobody knows the hash, and someone may push it soon.
     Unknown,
 }
@@ -63,6 +65,7 @@ impl From<Missing> for Unanswered {
             Missing::Unrealised { reasons, troubled: true, .. } => {
                 Some(Obstacle::Upstreams(reasons.clone().into()))
             }
+            Missing::IndexUnavailable { reason, .. } => Some(Obstacle::Index([(*reason).to_owned()].into())),
             _ => None,
         };
         Self { missing, trouble }
@@ -110,6 +113,7 @@ impl<'a, T> Attempts<'a, T> {
                 Err(Unanswered { missing, trouble: None }) => Some(Err(missing)),
                 Err(Unanswered { missing, trouble: Some(trouble) }) => {
                     let left = left(&trouble, self.trouble.as_ref().map(|(_, since)| *since));
+                    log_index_trouble(&missing, self.trouble.is_none(), left.is_zero());
                     if left.is_zero() {
                         return Some(Err(missing));
                     }
@@ -153,7 +157,8 @@ pub struct Wait {
 /// Small, since very many may be built for.
 enum Phase {
     Looking(Attempts<'static, Resolution>),
-    Building(Ticket),
+    /// The build, and once it has ended the attempts to read its output, which few have to make.
+    Building(Ticket, Option<Box<Attempts<'static, Resolution>>>),
 }
 
 impl Substitute {
@@ -184,6 +189,11 @@ impl Substitute {
         })
     }
 
+    fn look_after_build(self: &Arc<Self>, hash: StorePathHash) -> Attempt<'static, Resolution> {
+        let substitute = Arc::clone(self);
+        Box::pin(async move { substitute.after_build(hash).await })
+    }
+
     /// Makes attempts at a question that no build answers, until trouble has lasted for as long as
     /// `patience`.
     pub(super) async fn retried<'a, T>(
@@ -209,7 +219,8 @@ impl Substitute {
         trouble: &Obstacle,
         since: Option<Instant>,
     ) -> Duration {
-        let is_remembered = matches!(trouble, Obstacle::Upstreams(_) | Obstacle::Unknown);
+        // It is known since when the daemon is lost.
+        let is_remembered = !matches!(trouble, Obstacle::Daemon);
         if is_remembered && since.is_none() && self.exhausted.0.contains_key(&hash) {
             return Duration::ZERO;
         }
@@ -226,7 +237,7 @@ impl Substitute {
         let met = since.map_or(Duration::ZERO, |since| since.elapsed());
         match trouble {
             Obstacle::Daemon => self.local.outage().map_or(met, |(away, _)| away.max(met)),
-            Obstacle::Upstreams(_) | Obstacle::Unknown => met,
+            Obstacle::Upstreams(_) | Obstacle::Index(_) | Obstacle::Unknown => met,
         }
     }
 
@@ -234,9 +245,11 @@ impl Substitute {
     /// for long.
     fn patience(&self, trouble: &Obstacle, on_miss: &OnMiss) -> Duration {
         match (trouble, on_miss) {
-            (Obstacle::Daemon | Obstacle::Upstreams(_), OnMiss::Build(_))
+            (Obstacle::Daemon | Obstacle::Upstreams(_) | Obstacle::Index(_), OnMiss::Build(_))
             | (Obstacle::Daemon, OnMiss::Report(_)) => self.settings.transient_retry,
-            (Obstacle::Upstreams(_), OnMiss::Report(_) | OnMiss::Relayed(_)) => self.settings.report_retry,
+            (Obstacle::Upstreams(_) | Obstacle::Index(_), OnMiss::Report(_) | OnMiss::Relayed(_)) => {
+                self.settings.report_retry
+            }
             (Obstacle::Unknown, OnMiss::Build(_)) => self.settings.unknown_wait,
             (Obstacle::Unknown, _) | (Obstacle::Daemon, OnMiss::Relayed(_)) => Duration::ZERO,
         }
@@ -253,9 +266,10 @@ impl Wait {
         }
     }
 
-    /// Resolves once a build is joined or an upstream is in trouble; with the end, if there is one by then.
+    /// Resolves once a build is joined, or an upstream or the index is in trouble; with the end, if there is
+    /// one by then.
     pub async fn decided(&mut self) -> Option<WaitEnd> {
-        while matches!(self.phase, Phase::Looking(_)) && self.upstream_trouble().is_none() {
+        while matches!(self.phase, Phase::Looking(_)) && self.trouble().is_none() {
             let end = self.step().await;
             if end.is_some() {
                 return end;
@@ -265,64 +279,79 @@ impl Wait {
     }
 
     async fn step(&mut self) -> Option<WaitEnd> {
+        let Self { substitute, hash, stopping, phase, .. } = self;
+        let Phase::Building(ticket, delivery @ None) = phase else { return self.attempt().await };
+        let ended = tokio::select! {
+            ended = ticket.ended() => ended,
+            () = stopped(stopping, Duration::ZERO) => None,
+        };
+        match ended {
+            // Of very many who have waited for it, nearly all find it remembered.
+            Some(Ok(())) => {
+                let ready = substitute.cached_narinfo(*hash);
+                if ready.is_none() {
+                    *delivery = Some(Box::new(Attempts::new(substitute.look_after_build(*hash))));
+                }
+                ready.map(WaitEnd::Ready)
+            }
+            Some(Err(failure)) => Some(WaitEnd::Missing(Missing::Failed(failure))),
+            None => Some(WaitEnd::Stopped),
+        }
+    }
+
+    /// Brings an attempt at the hash, or the pause after it, to its end.
+    async fn attempt(&mut self) -> Option<WaitEnd> {
         let Self { substitute, hash, on_miss, stopping, slot, phase } = self;
-        let result = match phase {
-            Phase::Looking(attempts) => {
-                let grace = if attempts.is_resting() { Duration::ZERO } else { STOPPED_AFTER };
-                let again = || substitute.look_for(*hash, on_miss);
-                let left = |trouble: &Obstacle, since| {
-                    if let (Obstacle::Unknown, OnMiss::Build(Some(client)), None) =
-                        (trouble, &*on_miss, &*slot)
-                    {
-                        *slot = substitute.unknown_waits.enter(*client);
-                        if slot.is_none() {
-                            return Duration::ZERO;
-                        }
-                    }
-                    substitute.left(*hash, on_miss, trouble, since)
-                };
-                tokio::select! {
-                    result = attempts.step(again, left) => result?,
-                    () = stopped(stopping, grace) => return Some(WaitEnd::Stopped),
+        let is_built = matches!(phase, Phase::Building(..));
+        let attempts = match phase {
+            Phase::Looking(attempts) => attempts,
+            Phase::Building(_, attempts) => attempts.as_deref_mut()?,
+        };
+        let grace = if attempts.is_resting() { Duration::ZERO } else { STOPPED_AFTER };
+        let again = || match is_built {
+            true => substitute.look_after_build(*hash),
+            false => substitute.look_for(*hash, on_miss),
+        };
+        let left = |trouble: &Obstacle, since| {
+            if let (Obstacle::Unknown, OnMiss::Build(Some(client)), None) = (trouble, &*on_miss, &*slot) {
+                *slot = substitute.unknown_waits.enter(*client);
+                if slot.is_none() {
+                    return Duration::ZERO;
                 }
             }
-            Phase::Building(ticket) => {
-                let ended = tokio::select! {
-                    ended = ticket.ended() => ended,
-                    () = stopped(stopping, Duration::ZERO) => None,
-                };
-                return Some(match ended {
-                    Some(Ok(())) => after_build(Arc::clone(substitute), *hash).await,
-                    Some(Err(failure)) => WaitEnd::Missing(Missing::Failed(failure)),
-                    None => WaitEnd::Stopped,
-                });
-            }
+            substitute.left(*hash, on_miss, trouble, since)
+        };
+        let result = tokio::select! {
+            result = attempts.step(again, left) => result?,
+            () = stopped(stopping, grace) => return Some(WaitEnd::Stopped),
         };
         match result {
             Ok(Resolution::Ready(ready)) => {
-                substitute.note_demand(&ready, on_miss);
+                if !is_built {
+                    substitute.note_demand(&ready, on_miss);
+                }
                 Some(WaitEnd::Ready(ready))
             }
             Ok(Resolution::Missing(missing)) | Err(missing) => Some(WaitEnd::Missing(missing)),
             Ok(Resolution::Wait(ticket)) => {
                 self.slot = None;
-                self.phase = Phase::Building(ticket);
+                self.phase = Phase::Building(ticket, None);
                 None
             }
         }
     }
 
-    /// True where nothing but trouble of an upstream is waited out, and not for long.
+    /// True where nothing but trouble of an upstream or the index is waited out, and not for long.
     #[must_use]
     pub fn is_mere_trouble(&self) -> bool {
-        !matches!(self.on_miss, OnMiss::Build(_)) && self.upstream_trouble().is_some()
+        !matches!(self.on_miss, OnMiss::Build(_)) && self.trouble().is_some()
     }
 
     /// The build that is waited for.
     #[must_use]
     pub fn ticket(&self) -> Option<&Ticket> {
         match &self.phase {
-            Phase::Building(ticket) => Some(ticket),
+            Phase::Building(ticket, _) => Some(ticket),
             Phase::Looking(_) => None,
         }
     }
@@ -331,14 +360,15 @@ impl Wait {
     #[must_use]
     pub fn describe(&self) -> String {
         let attempts = match &self.phase {
-            Phase::Building(ticket) => return ticket.describe(),
+            Phase::Building(ticket, None) => return ticket.describe(),
+            Phase::Building(_, Some(attempts)) => attempts,
             Phase::Looking(attempts) => attempts,
         };
         if let Some((Obstacle::Unknown, since)) = &attempts.trouble {
             let left = self.substitute.settings.unknown_wait.saturating_sub(since.elapsed()).as_secs();
             return format!("unknown so far; waits for {left} s more until someone pushes it (unknown-wait)");
         }
-        let Some((trouble, reasons, since)) = self.upstream_trouble() else {
+        let Some((trouble, reasons, since)) = self.trouble() else {
             return self.substitute.describe(self.hash);
         };
         let stage = if attempts.is_resting() {
@@ -352,13 +382,16 @@ impl Wait {
         format!("trouble: {reasons}; tried again for {left} s more (transient-retry); {stage}")
     }
 
-    fn upstream_trouble(&self) -> Option<(&Obstacle, &[String], Instant)> {
-        match &self.phase {
-            Phase::Looking(Attempts { trouble: Some((trouble, since)), .. }) => match trouble {
-                Obstacle::Upstreams(reasons) => Some((trouble, reasons, *since)),
-                Obstacle::Daemon | Obstacle::Unknown => None,
-            },
-            _ => None,
+    /// Trouble of upstreams or of the index, its reasons, and its begin.
+    fn trouble(&self) -> Option<(&Obstacle, &[String], Instant)> {
+        let attempts = match &self.phase {
+            Phase::Looking(attempts) => attempts,
+            Phase::Building(_, attempts) => attempts.as_deref()?,
+        };
+        let (trouble, since) = attempts.trouble.as_ref()?;
+        match trouble {
+            Obstacle::Upstreams(reasons) | Obstacle::Index(reasons) => Some((trouble, reasons, *since)),
+            Obstacle::Daemon | Obstacle::Unknown => None,
         }
     }
 }
@@ -370,15 +403,12 @@ async fn stopped(stopping: &watch::Receiver<bool>, grace: Duration) {
     sleep(grace).await;
 }
 
-/// In a box, so that no room is kept for it while the client waits.
-fn after_build(
-    substitute: Arc<Substitute>,
-    hash: StorePathHash,
-) -> Pin<Box<dyn Future<Output = WaitEnd> + Send>> {
-    Box::pin(async move {
-        match substitute.after_build(hash).await {
-            Ok(ready) => WaitEnd::Ready(ready),
-            Err(missing) => WaitEnd::Missing(missing),
-        }
-    })
+/// Logs the first and the last of a request's failures at the index; those between are the same.
+fn log_index_trouble(missing: &Missing, is_first: bool, is_last: bool) {
+    let Missing::IndexUnavailable { reason, cause } = missing else { return };
+    if is_last {
+        tracing::error!(%cause, "{reason}; the request is given up (setting transient-retry)");
+    } else if is_first {
+        tracing::warn!(%cause, "{reason}; the request waits for that to pass (setting transient-retry)");
+    }
 }

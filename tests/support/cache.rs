@@ -157,6 +157,11 @@ impl Cache {
 pub struct Asked(JoinHandle<Response>);
 
 impl Asked {
+    /// True once the answer is there.
+    pub fn is_answered(&self) -> bool {
+        self.0.is_finished()
+    }
+
     /// The answer; none within a minute fails the test.
     #[track_caller]
     pub fn answer(self) -> Response {

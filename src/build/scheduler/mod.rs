@@ -29,6 +29,7 @@ use crate::index::{self, Index};
 use crate::model::DurationRow;
 pub use cancel::Cancellation;
 use outage::Outage;
+pub(super) use outage::{DAEMON, INDEX};
 use past::Past;
 pub(super) use prebuild::PrebuildPlan;
 use prebuild::PrebuildState;

@@ -1,5 +1,5 @@
-//! Waiting for a lost runner: its attempts are made again, more and more rarely, until it is back or has been
-//! away for too long. The loss is an event of the queue, which tells those who wait; what was under way has
+//! Waiting for a lost runner, or an unavailable index: attempts are made again, more and more rarely, until it
+//! is back or has been away for too long. The loss is an event of the queue, which tells those who wait; what was under way has
 //! not failed by it.
 
 use std::time::{Duration, Instant};
@@ -17,9 +17,16 @@ const PAUSE_MIN: Duration = Duration::from_millis(250);
 /// Longest pause: a daemon that is back is noticed within it.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 
-/// The loss of the daemon, while something waits for it.
+/// The Nix daemon, for those who wait for it.
+pub(in crate::build) const DAEMON: &str = "the Nix daemon";
+/// The index, for those who wait for it.
+pub(in crate::build) const INDEX: &str = "the index";
+
+/// The loss of the daemon, or of the index, while something waits for it.
 pub(super) struct Outage {
     since: Instant,
+    /// [`DAEMON`] or [`INDEX`].
+    lost: &'static str,
     /// Reason of the latest attempt.
     reason: String,
     /// Number of those who wait for its end.
@@ -38,6 +45,16 @@ impl Scheduler {
         attempt: impl Fn() -> F,
         lost: impl Fn(&E) -> Option<String>,
     ) -> Result<T, E> {
+        self.patiently_for(drv, attempt, |error| lost(error).map(|reason| (DAEMON, reason))).await
+    }
+
+    /// Does as [`Scheduler::patiently`] for a loss of [`DAEMON`] or of [`INDEX`]; `lost` says of which.
+    pub(in crate::build) async fn patiently_for<T, E, F: Future<Output = Result<T, E>>>(
+        &self,
+        drv: &StorePath,
+        attempt: impl Fn() -> F,
+        lost: impl Fn(&E) -> Option<(&'static str, String)>,
+    ) -> Result<T, E> {
         let (mut attempts, mut backoff) = (1, Backoff::new(PAUSE_MIN, PAUSE_MAX));
         let mut lost_at = None;
         let mut guard = None;
@@ -46,7 +63,7 @@ impl Scheduler {
                 Ok(done) => return Ok(done),
                 Err(error) => error,
             };
-            let Some(reason) = lost(&error) else { return Err(error) };
+            let Some((lost, reason)) = lost(&error) else { return Err(error) };
             let since = *lost_at.get_or_insert_with(Instant::now);
             let left = self.0.settings.transient_retry.saturating_sub(since.elapsed());
             let pause = match backoff.pause_within(left) {
@@ -55,9 +72,9 @@ impl Scheduler {
                 None => return Err(error),
             };
             if guard.is_none() {
-                tracing::warn!(%drv, %reason, "lost the Nix daemon; trying again until it is back");
+                tracing::warn!(%drv, %reason, "lost {lost}; trying again until it is back");
             }
-            self.0.lock().note_outage(reason, guard.is_none());
+            self.0.lock().note_outage(lost, reason, guard.is_none());
             guard.get_or_insert_with(|| OutageGuard(&self.0));
             attempts += 1;
             tokio::time::sleep(pause).await;
@@ -71,20 +88,21 @@ impl Scheduler {
 }
 
 impl State {
-    fn note_outage(&mut self, reason: String, another: bool) {
+    fn note_outage(&mut self, lost: &'static str, reason: String, another: bool) {
         let outage = self.outage.get_or_insert_with(|| Outage {
             since: Instant::now(),
+            lost,
             reason: String::new(),
             waiting: 0,
         });
-        outage.reason = reason;
+        (outage.lost, outage.reason) = (lost, reason);
         outage.waiting += usize::from(another);
     }
 
     /// Why nothing goes on at the moment, for those who wait.
     pub(super) fn stalled(&self) -> Option<String> {
-        let Outage { since, reason, .. } = self.outage.as_ref()?;
-        Some(format!("waiting for the Nix daemon for {} s: {reason}", since.elapsed().as_secs()))
+        let Outage { since, lost, reason, .. } = self.outage.as_ref()?;
+        Some(format!("waiting for {lost} for {} s: {reason}", since.elapsed().as_secs()))
     }
 }
 

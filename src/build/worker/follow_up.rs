@@ -11,8 +11,9 @@ use crate::adopt;
 use crate::build::Ending;
 use crate::build::queue::RequestId;
 use crate::build::runner::known_outputs;
-use crate::build::scheduler::FollowUp;
+use crate::build::scheduler::{DAEMON, FollowUp, INDEX};
 use crate::build::verdict::Verdict;
+use crate::causes::with_causes;
 use crate::model::{Failure, FailureClass};
 
 impl Worker {
@@ -73,7 +74,7 @@ impl Worker {
         self.end(id, Err(Arc::new(failure)));
     }
 
-    /// Has the outputs served, if they are valid. Waits for a lost daemon.
+    /// Has the outputs served, if they are valid. Waits for a lost daemon and for an unavailable index.
     async fn publish(&self, drv: &StorePath) -> Result<(), adopt::Error> {
         let attempt = || async {
             let outputs = {
@@ -83,7 +84,11 @@ impl Worker {
             };
             self.adopter.adopt(&outputs).await
         };
-        self.scheduler.patiently(drv, attempt, adopt::Error::lost).await
+        let lost = |error: &adopt::Error| match error {
+            adopt::Error::Index(error) if error.is_transient() => Some((INDEX, with_causes(error))),
+            error => error.lost().map(|reason| (DAEMON, reason)),
+        };
+        self.scheduler.patiently_for(drv, attempt, lost).await
     }
 
     pub(super) async fn fail(&self, id: RequestId, drv: &StorePath, cause: Failure) {

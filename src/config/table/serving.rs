@@ -29,7 +29,7 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
     Setting {
         name: "transient-retry",
         doc: "Time for which a transient failure is waited out while clients are held. A Nix daemon that restarts is \
-              one, and so is an upstream that does not answer.",
+              one, and so are an upstream that does not answer and an index on a full disk.",
         default: DefaultValue::Is("10m"),
         value: &Time {
             accepted: Duration::ZERO..=Duration::from_secs(24 * 3600),

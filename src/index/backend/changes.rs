@@ -1,4 +1,4 @@
-//! Changes that a backend tells whoever keeps answers outside it.
+//! Changes that a backend reports to the cache above it.
 
 use narinfo::StorePathHash;
 
@@ -11,7 +11,7 @@ pub struct Changes {
     pub changed: Vec<StorePathHash>,
     /// Paths that are not served any more.
     pub removed: Vec<StorePathHash>,
-    /// True where there were too many to name them: any narinfo may be another one.
+    /// True where there were too many to list: any narinfo may have changed.
     pub everything: bool,
 }
 
@@ -22,19 +22,19 @@ impl Changes {
         Self { changed, ..Self::default() }
     }
 
-    /// Paths that went.
+    /// Removed paths alone.
     #[must_use]
     pub fn removed(removed: Vec<StorePathHash>) -> Self {
         Self { removed, ..Self::default() }
     }
 
-    /// Hashes that came.
+    /// Added hashes alone.
     #[must_use]
     pub fn added(added: Vec<StorePathHash>) -> Self {
         Self { added, ..Self::default() }
     }
 
-    /// True where no answer is another one.
+    /// True where no answer has changed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let Self { added, changed, removed, everything } = self;
@@ -42,14 +42,13 @@ impl Changes {
     }
 }
 
-/// Receives the changes of a backend. Whoever lags behind must answer "maybe", never "no" or what was true
-/// before.
+/// Receiver of a backend's changes. While it lags it must answer "maybe", never "no" and never an old answer.
 pub trait Follower: Send + Sync {
-    /// Takes note of a committed write, before it is acknowledged. Each write that changes something has the
-    /// `sequence` of the one before and 1; after a gap, anything may have changed.
+    /// Applies a committed write before it is acknowledged. Each write that changes something raises `sequence`
+    /// by one; after a gap, anything may have changed.
     fn apply(&self, sequence: u64, changes: &Changes);
 
-    /// Takes note that changes are missed, as when the connection to a database is lost. The next one that is
-    /// applied ends that.
+    /// Notes that changes are being missed, as when the connection to a database is lost. The next applied
+    /// change ends that.
     fn interrupted(&self);
 }

@@ -50,7 +50,7 @@ pub trait Backend:
     + Send
     + Sync
 {
-    /// Tells `follower` of every change from now on, instead of the one before.
+    /// Replaces the follower, which receives every later change.
     fn follow(&self, follower: Arc<dyn Follower>);
 
     /// Number of hashes that [`Backend::hashes`] sends, roughly.

@@ -1,4 +1,4 @@
-//! Traits of a backend's own health, and of its recovery from a ledger.
+//! Traits of a backend's health, and of its recovery from a ledger.
 
 use std::pin::Pin;
 
@@ -7,7 +7,7 @@ use narinfo::StorePathHash;
 use super::BackendFuture;
 use crate::index::Recorded;
 
-/// The reason why the index is not to be relied on. The text is for whoever runs the server.
+/// Reason why the index is not ready. The text is for the operator.
 #[derive(Debug, thiserror::Error)]
 pub enum Unfit {
     /// The check after the start is under way.
@@ -28,7 +28,7 @@ pub enum Unfit {
     NotWritable(String),
 }
 
-/// A record of the ledger, held against the files that there are.
+/// A record of the ledger, compared with the files.
 #[derive(Clone, Debug)]
 pub enum Recovered {
     /// The path can be served.
@@ -42,19 +42,19 @@ pub trait Upkeep {
     /// Runs the upkeep that the backend needs beside its use, for as long as the server runs.
     fn maintain(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 
-    /// Checks that the index can be relied on; where the last write has failed, another one is tried.
+    /// Checks that the index is ready; after a failed write, a test write is made.
     fn check(&self) -> Pin<Box<dyn Future<Output = Result<(), Unfit>> + Send + '_>>;
 
-    /// Reads everything and looks for damage, at the lowest priority.
+    /// Checks everything for corruption, at the lowest priority.
     fn verify(&self) -> BackendFuture<'_, ()>;
 
     /// Compares the totals with the packed NARs and the served paths; reads all of them.
     fn verify_totals(&self) -> BackendFuture<'_, bool>;
 
-    /// Computes the totals anew.
+    /// Recomputes the totals.
     fn recompute_totals(&self) -> BackendFuture<'_, ()>;
 
-    /// Resolves once a write was refused by the system, a full disk as a rule, since this resolved last.
+    /// Resolves once the system has refused a write since the last call, as on a full disk.
     fn write_refused(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 
     /// Ends the use of the index, so that the next start is fast. What was acknowledged is durable without

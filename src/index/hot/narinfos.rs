@@ -40,7 +40,7 @@ pub(in crate::index) struct Moment(u64);
 /// The narinfos, within a number of bytes.
 pub(super) struct NarInfoCache {
     narinfos: Cache<StorePathHash, Arc<CachedNarInfo>, NarInfoWeight>,
-    /// Locked to change what is in there, never to look.
+    /// Locked for changes, never for look-ups.
     state: Mutex<State>,
 }
 
@@ -62,7 +62,7 @@ impl Weighter<StorePathHash, Arc<CachedNarInfo>> for NarInfoWeight {
 }
 
 impl NarInfoCache {
-    /// Room for so many bytes; 0 keeps nothing.
+    /// A cache of this many bytes; 0 caches nothing.
     pub(super) fn new(bytes_max: u64) -> Self {
         let entries = usize::try_from(bytes_max / USUAL_BYTES).unwrap_or(usize::MAX);
         let state = State { moment: Moment(0), closed: false };
@@ -78,7 +78,7 @@ impl NarInfoCache {
         self.state().moment
     }
 
-    /// Puts in what was read since `read_at`, unless something has been changed meanwhile.
+    /// Caches a narinfo that was read after `read_at`, unless a write has changed one since.
     pub(super) fn put(&self, read_at: Moment, narinfo: &Arc<CachedNarInfo>) {
         let state = self.state();
         if state.moment == read_at && !state.closed {
@@ -86,7 +86,7 @@ impl NarInfoCache {
         }
     }
 
-    /// Takes out what a write has changed. To be called once that is committed, and before it is
+    /// Invalidates the narinfos that a write has changed. Called after its commit and before it is
     /// acknowledged.
     pub(super) fn forget<'a>(&self, changed: impl Iterator<Item = &'a StorePathHash>) {
         let mut state = self.state();
@@ -96,20 +96,20 @@ impl NarInfoCache {
         }
     }
 
-    /// Takes out everything, in the same way.
+    /// Invalidates everything, in the same way.
     pub(super) fn forget_all(&self) {
         let mut state = self.state();
         state.moment.0 += 1;
         self.narinfos.clear();
     }
 
-    /// Takes out everything, and keeps nothing until it is reopened.
+    /// Invalidates everything, and caches nothing until it is reopened.
     pub(super) fn close(&self) {
         self.state().closed = true;
         self.forget_all();
     }
 
-    /// Takes out everything, and keeps again what is read from now on.
+    /// Invalidates everything, and caches again what is read from now on.
     pub(super) fn reopen(&self) {
         self.state().closed = false;
         self.forget_all();

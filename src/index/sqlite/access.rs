@@ -9,9 +9,9 @@ use rusqlite::{OptionalExtension, Transaction, params};
 use super::Error;
 use crate::index::AccessLog;
 
-/// Rows that one transaction looks at, about: others wait for it to write.
+/// Rows that one transaction reads, roughly: other writes wait for its end.
 const BUDGET_ROWS: u32 = 8_000;
-/// A path that was needed so shortly before is not recorded again.
+/// A use within this time of the recorded one is not recorded.
 const SLACK: Duration = Duration::from_millis(250);
 
 /// Records the uses that were noted, as many as one transaction may. True when those were all; the others,
@@ -47,7 +47,7 @@ fn record_first(transaction: &Transaction<'_>, noted: &[NarHash], touch: &mut To
     Ok(noted.len())
 }
 
-/// Rows that a transaction has looked at.
+/// Rows that a transaction has read.
 #[derive(Debug, Default)]
 pub(in crate::index) struct RowBudget(u32);
 
@@ -57,8 +57,7 @@ impl RowBudget {
     }
 }
 
-/// A need of paths, each with everything that it refers to. Goes on in the next transaction where one would
-/// be too long.
+/// A use of paths, each with its closure. Continued in the next transaction where one would be too long.
 #[derive(Debug)]
 pub(in crate::index) struct Touch {
     /// Unix microseconds of the need. What a path refers to stands a microsecond after it, at least.
@@ -84,12 +83,12 @@ impl Touch {
         Self { at, from: at.saturating_sub(micros(SLACK)) }
     }
 
-    /// A need at the time a path came, or a moment later: not before what is served by then and refers to it.
+    /// A use at the time at which a path was published, or a moment later: after its referrers of that time.
     pub(in crate::index) fn since(came_at: SystemTime) -> Self {
         Self::at(came_at + SLACK)
     }
 
-    /// Touches every path with this NAR. False when there is more to look at than this transaction may.
+    /// Touches every path with this NAR. False when the transaction has used up its budget.
     fn nar(
         &mut self,
         transaction: &Transaction<'_>,
@@ -106,8 +105,8 @@ impl Touch {
         Ok(true)
     }
 
-    /// Touches the path with this hash. False when there is more to look at than this transaction may; the
-    /// next one goes on.
+    /// Touches the path with this hash. False when the transaction has used up its budget; the next one goes
+    /// on.
     pub(in crate::index) fn path(
         &mut self,
         transaction: &Transaction<'_>,
@@ -141,8 +140,8 @@ impl Touch {
         Ok(true)
     }
 
-    /// The place of a path, if it can stay there; else it is to be visited. Paths that are not served do not
-    /// matter.
+    /// The place of a path that may stay there, or the visit that moves it. Paths that are not served are
+    /// ignored.
     fn visit(
         &self,
         transaction: &Transaction<'_>,

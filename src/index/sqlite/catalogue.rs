@@ -119,7 +119,7 @@ impl PackageSets for Sqlite {
             let mut statement = connection.prepare_cached(
                 "SELECT attribute, system, drv, error, denied, output FROM catalogue_attribute \
                      WHERE set_id = (SELECT id FROM catalogue_set WHERE name = ?1) AND error IS NOT NULL \
-                     LIMIT ?2",
+                     ORDER BY attribute, system LIMIT ?2",
             )?;
             let mut rows = statement.query(params![set, max])?;
             let mut found = Vec::new();

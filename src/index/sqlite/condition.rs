@@ -1,6 +1,5 @@
-//! The state that the index is in: sound, damaged, or not to be written at the moment. Learnt from whatever
-//! fails, and from a look at all its pages after each start. Damage stays until the next start, since nothing
-//! here mends it.
+//! Condition of the index: sound, damaged, or not writable. Noted from failures, and from a check of all
+//! pages after each start. Damage stays noted until the next start, since nothing here repairs it.
 
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -17,18 +16,19 @@ use crate::index::backend::{BackendFuture, Unfit, Upkeep};
 use crate::room::Room;
 use crate::trouble::Trouble;
 
-/// Priority of the look at all pages, in steps of nice(2): below everything else.
+/// Priority of the check of all pages, in steps of nice(2): below everything else.
 const NICE: i32 = 19;
-/// Interval of that look.
-const LOOK_EVERY: Duration = Duration::from_secs(24 * 3600);
-/// Interval at which a pause of those who write is looked for, to write the log back.
-const LOOK_FOR_PAUSE_EVERY: Duration = Duration::from_secs(5);
-/// Time after the start for which a health check waits for that look; of a million paths it takes some
+/// Interval of that check.
+const CHECK_EVERY: Duration = Duration::from_secs(24 * 3600);
+/// Interval at which the index is checkpointed if no write waits.
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
+/// Time after the start for which the index is not ready until that check is done. A million paths take some
 /// seconds.
-const LOOK_WAIT_MAX: Duration = Duration::from_secs(5);
-/// The time between two writes that only show whether the index can be written.
+const FIRST_CHECK_WAIT_MAX: Duration = Duration::from_secs(5);
+/// Interval of test writes to an index that could not be written.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
-/// With fewer bytes free on its file system, a small write may go well where the next larger one does not.
+/// Free bytes of its file system below which the index counts as not writable: a small write may still
+/// succeed where the next larger one fails.
 const WRITABLE_BYTES_MIN: u64 = 1024 * 1024;
 
 /// The state; clones share it.
@@ -39,7 +39,7 @@ struct Shared {
     file: PathBuf,
     damage: Trouble,
     writes: Trouble,
-    looked_through: AtomicBool,
+    pages_checked: AtomicBool,
     opened_at: Instant,
     probed_at: Mutex<Option<Instant>>,
 }
@@ -50,13 +50,13 @@ impl Condition {
             file: file.to_owned(),
             damage: Trouble::default(),
             writes: Trouble::default(),
-            looked_through: AtomicBool::new(false),
+            pages_checked: AtomicBool::new(false),
             opened_at: Instant::now(),
             probed_at: Mutex::new(None),
         }))
     }
 
-    /// Takes note of what came of a look at the index.
+    /// Notes the outcome of a read.
     pub(super) fn note_read<T>(&self, outcome: &Result<T, Error>) {
         if let Err(error) = outcome
             && is_damage(error)
@@ -69,13 +69,13 @@ impl Condition {
         }
     }
 
-    /// Takes note of what came of a write.
+    /// Notes the outcome of a write.
     pub(super) fn note_write<T>(&self, outcome: &Result<T, Error>) {
         self.note_read(outcome);
         match outcome {
             Ok(_) => {
                 if self.0.writes.clear() {
-                    tracing::info!("the index can be written again");
+                    tracing::info!("index writable again");
                 }
             }
             Err(error) if is_refused_by_the_system(error) => self.0.writes.note(error),
@@ -83,7 +83,7 @@ impl Condition {
         }
     }
 
-    /// True where it is time for another write that only shows that there can be one.
+    /// True where the next test write is due; then that is noted as made.
     fn is_time_to_probe(&self) -> bool {
         let mut probed_at = self.0.probed_at.lock().unwrap_or_else(PoisonError::into_inner);
         let due = probed_at.is_none_or(|at| at.elapsed() >= PROBE_EVERY);
@@ -93,14 +93,14 @@ impl Condition {
         due
     }
 
-    /// Bytes that are left on its file system, where those are too few.
+    /// Free bytes of its file system, where those are fewer than [`WRITABLE_BYTES_MIN`].
     fn short_of_room(&self) -> Option<u64> {
         let room = Room::of(self.0.file.parent()?).ok()?;
         (room.free_bytes < WRITABLE_BYTES_MIN).then_some(room.free_bytes)
     }
 
-    /// Reads all pages and looks for damage. Blocking.
-    fn look_through(&self) -> Result<(), Error> {
+    /// Checks all pages. Blocking.
+    fn check_pages(&self) -> Result<(), Error> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(&self.0.file, flags)
             .map_err(|source| Error::open(&self.0.file, source))?;
@@ -116,29 +116,32 @@ impl Condition {
 }
 
 impl Sqlite {
-    /// Looks for damage in all of the file after the start and once a day.
-    async fn watch_for_damage(&self) {
+    /// Checks all pages after the start and once a day.
+    async fn check_pages_daily(&self) {
         loop {
-            let outcome = self.look_through().await;
-            self.condition.0.looked_through.store(true, Ordering::Relaxed);
+            let outcome = self.check_pages().await;
+            self.condition.0.pages_checked.store(true, Ordering::Relaxed);
             if let Err(error) = outcome
                 && !is_damage(&error)
             {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "check of the index failed; it is tried again in a day");
+                tracing::warn!(
+                    error,
+                    "check of the index failed; the next one is in a day. Run `ondine fsck` for one now"
+                );
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            tokio::time::sleep(CHECK_EVERY).await;
         }
     }
 
-    /// Looks for damage in all of the file, on a thread of the lowest priority.
-    async fn look_through(&self) -> Result<(), Error> {
+    /// Checks all pages on a thread of the lowest priority.
+    async fn check_pages(&self) -> Result<(), Error> {
         let condition = self.condition.clone();
         let (done, looked) = tokio::sync::oneshot::channel();
         let begun = std::thread::Builder::new().name("index-checker".into()).spawn(move || {
-            // Where it is refused, the look costs the others a little more.
+            // If the system refuses, the check slows other work down a little more.
             let _ = rustix::process::nice(NICE);
-            let outcome = condition.look_through();
+            let outcome = condition.check_pages();
             condition.note_read(&outcome);
             let _ = done.send(outcome);
         });
@@ -153,20 +156,20 @@ impl Upkeep for Sqlite {
     fn maintain(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async {
             tokio::join!(
-                self.watch_for_damage(),
-                self.writer.write_back_in_pauses(LOOK_FOR_PAUSE_EVERY),
-                self.keep_ledger_short()
+                self.check_pages_daily(),
+                self.writer.checkpoint_in_pauses(CHECKPOINT_EVERY),
+                self.compact_ledger_when_due()
             );
         })
     }
 
     fn check(&self) -> Pin<Box<dyn Future<Output = Result<(), Unfit>> + Send + '_>> {
         Box::pin(async {
-            let Shared { damage, writes, looked_through, opened_at, .. } = &*self.condition.0;
+            let Shared { damage, writes, pages_checked, opened_at, .. } = &*self.condition.0;
             if let Some(reason) = damage.get() {
                 return Err(Unfit::Damaged(reason));
             }
-            if !looked_through.load(Ordering::Relaxed) && opened_at.elapsed() < LOOK_WAIT_MAX {
+            if !pages_checked.load(Ordering::Relaxed) && opened_at.elapsed() < FIRST_CHECK_WAIT_MAX {
                 return Err(Unfit::Unchecked);
             }
             let read = |connection: &Connection| Ok(connection.execute_batch("SELECT 1 FROM path LIMIT 1")?);
@@ -188,7 +191,7 @@ impl Upkeep for Sqlite {
     }
 
     fn verify(&self) -> BackendFuture<'_, ()> {
-        Box::pin(async { Ok(self.look_through().await?) })
+        Box::pin(async { Ok(self.check_pages().await?) })
     }
 
     fn verify_totals(&self) -> BackendFuture<'_, bool> {
@@ -206,11 +209,11 @@ impl Upkeep for Sqlite {
     }
 
     fn close(&self) -> BackendFuture<'_, ()> {
-        Box::pin(async { Ok(self.writer.empty_log().await?) })
+        Box::pin(async { Ok(self.writer.truncate_log().await?) })
     }
 }
 
-/// True for a file that is not what SQLite or this program has written.
+/// True for corruption: the file is not what SQLite or this program has written.
 pub(super) fn is_damage(error: &Error) -> bool {
     matches!(error, Error::Corrupt { .. } | Error::Pages(_))
         || matches!(code(error), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))

@@ -17,16 +17,14 @@ use crate::index::backend::{Changes, Follower};
 
 /// Time for which a reader waits for a lock that only a checkpoint or a migration holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Writes that may wait for the writer thread; more make their askers wait.
+/// Writes queued for the writer thread; further callers wait to queue theirs.
 const WRITES_QUEUED_MAX: usize = 256;
-/// Reading connections. Each has a cache of its own; when all are in use, whoever wants to read waits without
-/// a thread.
+/// Reading connections. Each has a cache of its own; when all are in use, a read waits without a thread.
 const READERS_MAX: usize = 4;
-/// Pages of the write-ahead log that are written back at the latest, 64 MiB: where paths are published
-/// without a pause, each write back puts as many pages as the log has all over a large index, so the fewer
-/// the better. In a pause it is done before.
+/// Pages of the write-ahead log that force a checkpoint, 64 MiB. A checkpoint writes its pages all over a
+/// large index, so steady publishing wants few of them; in a pause one is made earlier.
 const LOG_PAGES_MAX: i64 = 16_384;
-/// Bytes of the log that stay on the disk once it is written back; a large transaction makes it much longer.
+/// Bytes of the log that stay on the disk after a checkpoint; a large transaction makes it much longer.
 const LOG_BYTES_KEPT: i64 = 64 * 1024 * 1024;
 /// The schema's version, in `user_version`.
 const SCHEMA_VERSION: i64 = 8;
@@ -47,18 +45,18 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 #[derive(Clone)]
 pub(super) struct Writer {
     jobs: mpsc::Sender<Job>,
-    /// True where the log may have something that is not written back.
+    /// True where the log may have pages that no checkpoint has written back.
     written: Arc<AtomicBool>,
     condition: Condition,
     ledger: LedgerHandle,
     feed: Feed,
 }
 
-/// The way of changes to whoever follows them; clones share it.
+/// Feed of committed changes to the follower; clones share it.
 #[derive(Clone, Default)]
 struct Feed(Arc<Mutex<FeedState>>);
 
-/// Changes that were told so far, and the follower that they are told.
+/// Number of the latest change, and the follower.
 #[derive(Default)]
 struct FeedState {
     sequence: u64,
@@ -66,15 +64,15 @@ struct FeedState {
 }
 
 impl Feed {
-    /// Tells a committed write's changes.
-    fn tell(&self, changes: &Changes) {
+    /// Passes the changes of a committed write to the follower.
+    fn publish(&self, changes: &Changes) {
         if changes.is_empty() {
             return;
         }
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        told.sequence += 1;
-        if let Some(follower) = &told.follower {
-            follower.apply(told.sequence, changes);
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.sequence += 1;
+        if let Some(follower) = &state.follower {
+            follower.apply(state.sequence, changes);
         }
     }
 }
@@ -93,7 +91,7 @@ impl Writer {
                 }
             })
             .map_err(Error::Thread)?;
-        // Whoever wrote last may have been stopped before it was written back.
+        // The last run may have been stopped before its checkpoint.
         Ok(Self {
             jobs: sender,
             written: Arc::new(AtomicBool::new(true)),
@@ -103,26 +101,27 @@ impl Writer {
         })
     }
 
-    /// Writes back what the log has, in a pause of those who write, again and again; looks for one so often.
-    pub(super) async fn write_back_in_pauses(&self, every: Duration) {
+    /// Checkpoints the write-ahead log whenever no write waits; checks for that at this interval.
+    pub(super) async fn checkpoint_in_pauses(&self, every: Duration) {
         loop {
             tokio::time::sleep(every).await;
             let pause = self.jobs.capacity() == WRITES_QUEUED_MAX;
             if pause && self.written.swap(false, Ordering::Relaxed) {
-                // Those who read meanwhile keep some of it there, until the next time.
+                // Pages that a reader still needs stay in the log until the next checkpoint.
                 let done = self.do_job(|connection| Ok(connection.execute_batch("PRAGMA wal_checkpoint")?));
                 if let Err(error) = done.await {
                     tracing::warn!(
                         error = &error as &dyn std::error::Error,
-                        "checkpoint of the index failed; it is tried again after the next write"
+                        "checkpoint of the index failed; it is tried again after the next write. Check the disk of the \
+                         state directory if this repeats"
                     );
                 }
             }
         }
     }
 
-    /// Writes back all of the log, and empties it: the next start would read it first.
-    pub(super) async fn empty_log(&self) -> Result<(), Error> {
+    /// Checkpoints and truncates the write-ahead log, which the next start would have to read first.
+    pub(super) async fn truncate_log(&self) -> Result<(), Error> {
         let empty =
             |connection: &mut Connection| Ok(connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE)")?);
         self.do_job(empty).await
@@ -136,8 +135,8 @@ impl Writer {
         self.change(|transaction| Ok((Changes::default(), work(transaction)?))).await
     }
 
-    /// Runs a write in one transaction, and tells the changes that it gives: once they are committed, before
-    /// the next transaction and before anyone knows that it is done, also where nobody waits for it any more.
+    /// Runs a write in one transaction. Its changes are passed to the follower after the commit, before the
+    /// next transaction and before the write is acknowledged, also when the caller has gone.
     pub(super) async fn change<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Transaction<'_>) -> Result<(Changes, T), Error> + Send + 'static,
@@ -148,14 +147,14 @@ impl Writer {
             let outcome = in_transaction(connection, &ledger, work);
             condition.note_write(&outcome);
             outcome.map(|(changes, value)| {
-                feed.tell(&changes);
+                feed.publish(&changes);
                 value
             })
         };
         self.do_job(job).await
     }
 
-    /// Tells `follower` of every change from now on.
+    /// Makes `follower` the one that every later change is passed to.
     pub(super) fn follow(&self, follower: Arc<dyn Follower>) {
         self.feed.0.lock().unwrap_or_else(PoisonError::into_inner).follower = Some(follower);
     }
@@ -274,7 +273,7 @@ fn prepare(connection: &mut Connection, file: &Path) -> Result<(), Error> {
             tracing::info!(
                 from = version,
                 to = SCHEMA_VERSION,
-                "the index is rewritten: of a million paths that takes some seconds"
+                "migrating the index; a million paths take some seconds"
             );
         }
         let transaction = connection.transaction()?;
@@ -401,7 +400,7 @@ mod tests {
         let (file, log) = (folder.path().join("index"), folder.path().join("index-wal"));
         let writer = written(&file).await;
         assert!(log.metadata().expect("the log").len() > 0);
-        writer.empty_log().await.expect("emptied");
+        writer.truncate_log().await.expect("emptied");
         assert_eq!(log.metadata().expect("the log").len(), 0);
         assert!(has_the_row(&file));
     }
@@ -423,7 +422,7 @@ mod tests {
             }
         };
         tokio::select! {
-            () = writer.write_back_in_pauses(Duration::from_millis(1)) => unreachable!("it goes on for ever"),
+            () = writer.checkpoint_in_pauses(Duration::from_millis(1)) => unreachable!("it goes on for ever"),
             () = written_back => {}
         }
     }

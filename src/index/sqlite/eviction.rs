@@ -1,5 +1,5 @@
-//! Eviction order of served paths, and the eviction of those that stand first. One transaction looks at a few
-//! paths: others write between two of them, and nothing comes to need what is being evicted.
+//! Eviction of served paths in their eviction order. A transaction handles a few candidates, so that other
+//! writes get through, and no path can be published that refers to one being evicted.
 
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +16,7 @@ use crate::model::{Candidate, Cursor, Decision, Evicted, EvictionBounds, NarRow}
 
 /// Time for which the last path of a NAR is remembered: as long as clients remember narinfos.
 const FORMER_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Rows that one transaction looks at for what goes.
+/// Candidates that one transaction considers.
 const PART: i64 = 256;
 
 impl RetentionStore for Sqlite {
@@ -98,7 +98,7 @@ impl RetentionStore for Sqlite {
     }
 }
 
-/// Decides over the paths behind `after`; those that are retained move to where they belong.
+/// Decides over the candidates behind `after`; retained ones move back in the order.
 fn first(
     transaction: &Transaction<'_>,
     now: SystemTime,
@@ -183,7 +183,7 @@ fn delete(transaction: &Transaction<'_>, evicted: &[Candidate]) -> Result<Vec<St
     Ok(changed)
 }
 
-/// The time a path came, from its place before that is known.
+/// Time at which a path was published, from its provisional place in the order.
 fn came_at(needed_at_us: i64) -> SystemTime {
     after_epoch(needed_at_us.saturating_neg().max(1))
 }
@@ -224,6 +224,6 @@ mod tests {
         assert!(order.iter().all(|candidate| candidate.needed_at > Some(at(8))));
         let layer =
             |candidate: &Candidate| candidate.path.hash().as_str().parse::<u32>().expect("one") / width;
-        assert!(order.is_sorted_by_key(|holding| std::cmp::Reverse(layer(holding))), "{order:?}");
+        assert!(order.is_sorted_by_key(|candidate| std::cmp::Reverse(layer(candidate))), "{order:?}");
     }
 }

@@ -20,12 +20,12 @@ use crate::index::{Record, Recorded};
 
 /// The files in its folder, in the order in which they are read: the index as it once was, what was added
 /// until it was last begun to be written out, and what was added since.
-const FILES: [&str; 3] = ["base", "before", "added"];
-/// Bytes that are added at least before the index is written out anew; then as many as it takes.
+static FILES: [&str; 3] = ["base", "before", "added"];
+/// Bytes appended before a compaction, at least; more where the compacted ledger is larger.
 const ADDED_BYTES_MIN: u64 = 16 * 1024 * 1024;
 /// Bytes of a line at most: a path that refers to a hundred thousand others.
 const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// Interval at which that is looked for, and the rest after it failed.
+/// Interval at which a compaction is considered, and the pause after one failed.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 const RETRY_AFTER: Duration = Duration::from_secs(60);
 
@@ -69,7 +69,7 @@ struct Ledger {
 }
 
 impl LedgerHandle {
-    /// Writes down what a transaction has changed, before it is committed. Durable where a stored file is
+    /// Appends the changes of a transaction before it is committed. Durable where a stored file is
     /// concerned: what only an upstream has can be found there again.
     pub(super) fn write(&self, transaction: &Transaction<'_>) -> Result<(), Error> {
         let mut ledger = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -185,21 +185,24 @@ impl Sqlite {
         Ok(self)
     }
 
-    /// Keeps the ledger from growing without end, for as long as the server runs.
-    pub(super) async fn keep_ledger_short(&self) {
+    /// Compacts the ledger whenever it has grown enough, for as long as the server runs.
+    pub(super) async fn compact_ledger_when_due(&self) {
         loop {
-            let written = if self.writer.ledger().is_due() { self.write_out().await } else { Ok(()) };
+            let written = if self.writer.ledger().is_due() { self.compact_ledger().await } else { Ok(()) };
             let rest = if written.is_ok() { LOOK_EVERY } else { RETRY_AFTER };
             if let Err(error) = written {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "compaction of the ledger beside the NARs failed; it is tried again");
+                tracing::warn!(
+                    error,
+                    "compaction of the ledger beside the NARs failed; it is tried again. Check the disk of the state directory"
+                );
             }
             tokio::time::sleep(rest).await;
         }
     }
 
-    /// Writes all that the index has into a new ledger, and removes what the old one has.
-    pub(super) async fn write_out(&self) -> Result<(), Error> {
+    /// Writes the whole index into a new ledger, and removes the old one.
+    pub(super) async fn compact_ledger(&self) -> Result<(), Error> {
         let ledger = self.writer.ledger().clone();
         let Some(dir) = ledger.folder() else { return Ok(()) };
         // Whatever was added before is committed by now, and seen by who reads below.
@@ -214,36 +217,61 @@ pub fn has_ledger(dir: &Path) -> bool {
     FILES.iter().any(|name| dir.join(name).metadata().is_ok_and(|file| file.len() > 0))
 }
 
-/// Tells each record of the ledger in `dir`, in the order in which they were written. Gives the number of
-/// corrupt lines. Blocking.
-///
-/// # Errors
-/// When a file cannot be read, or with what `tell` says.
-pub fn read_ledger<E: From<io::Error>>(
-    dir: &Path,
-    mut tell: impl FnMut(Record) -> Result<(), E>,
-) -> Result<u64, E> {
-    let mut spoilt = 0;
-    for name in FILES {
-        let file = match File::open(dir.join(name)) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => return Err(error.into()),
-        };
-        let (mut file, mut line) = (BufReader::new(file), Vec::new());
+/// The records of a ledger, in the order in which they were written. Corrupt lines are passed over, and
+/// counted. Blocking.
+pub struct LedgerReader {
+    dir: PathBuf,
+    /// Files that are not begun.
+    left: std::slice::Iter<'static, &'static str>,
+    file: Option<BufReader<File>>,
+    line: Vec<u8>,
+    corrupt: u64,
+}
+
+impl LedgerReader {
+    /// The ledger in this folder, from its begin.
+    #[must_use]
+    pub fn new(dir: &Path) -> Self {
+        Self { dir: dir.to_owned(), left: FILES.iter(), file: None, line: Vec::new(), corrupt: 0 }
+    }
+
+    /// Number of corrupt lines so far.
+    #[must_use]
+    pub fn corrupt(&self) -> u64 {
+        self.corrupt
+    }
+
+    fn next_record(&mut self) -> io::Result<Option<Record>> {
         loop {
-            line.clear();
-            if file.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
-                break;
+            let Some(file) = &mut self.file else {
+                let Some(name) = self.left.next() else { return Ok(None) };
+                self.file = match File::open(self.dir.join(name)) {
+                    Ok(file) => Some(BufReader::new(file)),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+                    Err(error) => return Err(error),
+                };
+                continue;
+            };
+            self.line.clear();
+            if file.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut self.line)? == 0 {
+                self.file = None;
+                continue;
             }
-            let line = line.strip_suffix(b"\n").unwrap_or(&line);
+            let line = self.line.strip_suffix(b"\n").unwrap_or(&self.line);
             match Record::parse(line) {
-                Some(record) => tell(record)?,
-                None => spoilt += u64::from(!line.is_empty()),
+                Some(record) => return Ok(Some(record)),
+                None => self.corrupt += u64::from(!line.is_empty()),
             }
         }
     }
-    Ok(spoilt)
+}
+
+impl Iterator for LedgerReader {
+    type Item = io::Result<Record>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.next_record().transpose()
+    }
 }
 
 fn write_all(connection: &Connection, dir: &Path) -> Result<(), Error> {

@@ -36,12 +36,11 @@ use super::backend::{Backend, BackendFuture, Changes, Follower};
 use condition::Condition;
 use connection::{Readers, Writer};
 use error::Error;
-pub use ledger::{has_ledger, read_ledger};
+pub use ledger::{LedgerReader, has_ledger};
 use paths::paths_of;
 pub use pin::salvage_pins;
 
-/// Every hash that is served, or that a package set knows how to build, or a generation that is being made
-/// will.
+/// Every hash that is served, or is an output of a package set or of the generation being made.
 const HASHES: &str = "SELECT hash FROM path UNION ALL SELECT hash FROM catalogue_output \
     UNION ALL SELECT hash FROM catalogue_new_output";
 /// Number of those, but for the generation.

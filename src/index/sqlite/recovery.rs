@@ -95,24 +95,20 @@ mod tests {
     use super::*;
     use crate::index::backend::{Nars, Paths};
     use crate::index::samples::{nar, path, row, row_of, upstream_nar};
-    use crate::index::{Index, Record, has_ledger, read_ledger};
+    use crate::index::{LedgerReader, Record, has_ledger};
     use crate::model::NarRow;
 
     fn packed(digit: u8) -> NarRow {
         NarRow { nar_hash: nar(digit), file_hash: nar(9), file_size: 1 }
     }
 
-    /// Records of a ledger, in their order.
+    /// Records of paths in a ledger, in their order.
     fn records(dir: &Path) -> Vec<Recorded> {
-        let mut found = Vec::new();
-        let tell = |record| {
-            if let Record::Path(recorded) = record {
-                found.push(*recorded);
-            }
-            Ok::<_, std::io::Error>(())
+        let path = |record| match record {
+            Record::Path(recorded) => Some(*recorded),
+            Record::Realisation(_) => None,
         };
-        read_ledger(dir, tell).expect("read");
-        found
+        LedgerReader::new(dir).filter_map(|record| path(record.expect("read"))).collect()
     }
 
     #[tokio::test]
@@ -139,7 +135,7 @@ mod tests {
         assert_eq!(all.len(), 3);
 
         // Written out, it says no less, and what comes later is added.
-        index.write_out().await.expect("written out");
+        index.compact_ledger().await.expect("written out");
         index.record_packed(packed(3)).await.expect("recorded");
         let mut again = records(dir);
         assert_eq!(again.pop().expect("the last").packed, Some(packed(3)));
@@ -148,43 +144,13 @@ mod tests {
         drop(index);
         assert!(has_ledger(dir));
 
-        // A spoilt line is passed over, and so is one that was cut off by the end of a run.
+        // A corrupt line is passed over, and so is one that was cut off by the end of a run.
         let base = dir.join("base");
         let mut bytes = std::fs::read(&base).expect("read");
         bytes[100] ^= 1;
         bytes.truncate(bytes.len() - 10);
         std::fs::write(&base, bytes).expect("written");
-        let mut left = 0;
-        let count = |_| {
-            left += 1;
-            Ok::<_, std::io::Error>(())
-        };
-        assert_eq!((read_ledger(dir, count).expect("read"), left), (2, 2));
-    }
-
-    #[tokio::test]
-    async fn the_latest_record_counts_and_closures_are_whole() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let index = Index::open(&folder.path().join("index")).expect("opened");
-        let served =
-            |path, packed| Recovered::Served(Box::new(Recorded { path, packed, upstreams: Vec::new() }));
-        let other = row_of(PathInfo { nar_hash: nar(7), ..row(1, &[]).info });
-        let batch = vec![
-            served(other, Some(packed(7))),
-            served(row(3, &[2]), Some(packed(3))),
-            served(row(4, &[1]), Some(packed(4))),
-            served(row(1, &[]), Some(packed(1))),
-            served(row(2, &[]), Some(packed(2))),
-            Recovered::Gone(path(2).hash()),
-            served(row(5, &[3]), Some(packed(5))),
-        ];
-        index.recover(batch).await.expect("taken over");
-        assert_eq!(index.forget_incomplete().await.expect("forgotten"), 2);
-        let hit = index.find(path(1).hash()).await.expect("read").expect("served");
-        assert_eq!((hit.row, hit.packed), (row(1, &[]), Some(packed(1))));
-        let all = (1..=5).map(|digit| path(digit).hash()).collect();
-        let served = index.served(all).await.expect("read");
-        assert_eq!(served.into_values().collect::<Vec<_>>(), [path(1), path(4)]);
-        assert!(index.verify_totals().await.expect("read"));
+        let mut reader = LedgerReader::new(dir);
+        assert_eq!((reader.by_ref().count(), reader.corrupt()), (2, 2));
     }
 }

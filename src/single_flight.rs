@@ -13,10 +13,10 @@ use tokio::sync::watch;
 type Flights<K, T> = Mutex<HashMap<K, watch::Receiver<Option<T>>>>;
 
 /// The flights under way; clones share them.
-pub(super) struct SingleFlight<K, T>(Arc<Flights<K, T>>);
+pub struct SingleFlight<K, T>(Arc<Flights<K, T>>);
 
 /// Part of one who asks.
-pub(super) enum Joined<K: Eq + Hash, T> {
+pub enum Joined<K: Eq + Hash, T> {
     /// Nobody is under way: this one is to publish a value.
     Leads(Flight<K, T>),
     /// Another one leads, and has published this.
@@ -24,10 +24,16 @@ pub(super) enum Joined<K: Eq + Hash, T> {
 }
 
 /// The leader's guard. The flight ends when it is dropped.
-pub(super) struct Flight<K: Eq + Hash, T> {
+pub struct Flight<K: Eq + Hash, T> {
     key: K,
     flights: Arc<Flights<K, T>>,
     value: watch::Sender<Option<T>>,
+}
+
+impl<K, T> Clone for SingleFlight<K, T> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
 }
 
 impl<K, T> Default for SingleFlight<K, T> {
@@ -38,7 +44,7 @@ impl<K, T> Default for SingleFlight<K, T> {
 
 impl<K: Clone + Eq + Hash, T: Clone> SingleFlight<K, T> {
     /// Joins the flight of a key, or leads it. A follower waits until its leader publishes or gives up.
-    pub(super) async fn join(&self, key: &K) -> Joined<K, T> {
+    pub async fn join(&self, key: &K) -> Joined<K, T> {
         loop {
             let mut following = match self.follow_or_lead(key) {
                 Ok(following) => following,
@@ -66,7 +72,7 @@ impl<K: Clone + Eq + Hash, T: Clone> SingleFlight<K, T> {
 
 impl<K: Eq + Hash, T> Flight<K, T> {
     /// Gives `value` to all who follow, and to those who join before the flight ends.
-    pub(super) fn publish(&self, value: T) {
+    pub fn publish(&self, value: T) {
         self.value.send_replace(Some(value));
     }
 }
