@@ -3,6 +3,12 @@
 //! The modules in reading order, which is the order of a request: each may use those further down, never the
 //! other way. The formats (store paths, narinfos, NARs, signatures) are in the crate `narinfo`.
 
+#[cfg(test)]
+mod serving_tests;
+#[cfg(test)]
+#[path = "../tests/support/mod.rs"]
+mod support;
+
 pub mod cli;
 pub mod remote;
 

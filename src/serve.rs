@@ -43,6 +43,7 @@ pub use preflight::check;
 use steps::control_socket;
 pub use steps::{CONTROL_SOCKET, Error};
 use storage::Storage;
+pub(crate) use storage::Stores;
 
 /// Time that tasks are given to end.
 const STOP_TASKS_FOR: Duration = Duration::from_secs(1);
@@ -125,6 +126,22 @@ impl Server {
     /// # Errors
     /// When the state, the key, the index or the address cannot be used.
     pub async fn open(settings: Settings) -> Result<Self, Error> {
+        Self::open_on(settings, None).await
+    }
+
+    /// Opens everything over an index and NARs that are not in the state directory.
+    #[cfg(test)]
+    pub(crate) async fn open_over(settings: Settings, stores: Stores) -> Result<Self, Error> {
+        Self::open_on(settings, Some(stores)).await
+    }
+
+    /// Its index.
+    #[cfg(test)]
+    pub(crate) fn index(&self) -> crate::index::Index {
+        self.storage.index.clone()
+    }
+
+    async fn open_on(settings: Settings, stores: Option<Stores>) -> Result<Self, Error> {
         raise_descriptor_limit();
         preflight::folders(&settings.state_dir)?;
         let state_dir = state_dir::open(&settings.state_dir)?;
@@ -136,7 +153,7 @@ impl Server {
             move || using(&control, control_socket)
         });
         let (tasks, supervisor) = Tasks::new();
-        let storage = Storage::open(state_dir, &settings).await?;
+        let storage = Storage::open(state_dir, &settings, stores).await?;
         let public_keys = storage.public_keys();
         let public_key = public_keys.first().cloned().unwrap_or_default();
         let daemons = Daemons::open(&settings, &storage.state_dir).await?;

@@ -1,6 +1,7 @@
-//! Opening of storage: all that the server keeps in its state directory. A lost index is recovered first.
+//! Opening of storage: all that the server keeps in its state directory. Tests put their own index and NARs in
+//! the place of those there.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use narinfo::StoreDir;
@@ -30,33 +31,54 @@ pub(super) struct Storage {
     pub(super) logs: Logs,
 }
 
+/// The index and the NARs, whatever they are kept in.
+pub(crate) struct Stores {
+    pub(crate) index: Index,
+    pub(crate) nars: NarStore,
+}
+
+impl Stores {
+    /// SQLite and a directory in a state directory; a lost index is recovered first.
+    async fn open(state_dir: &Path, settings: &Settings, keys: &Keys) -> Result<Self, Error> {
+        let [index, ledger, nar_dir] = [INDEX, LEDGER, NARS].map(|name| state_dir.join(name));
+        let nars = using(&nar_dir, |dir| NarStore::open(dir, settings.nar_store))?;
+        let recovery = Recovery {
+            state_dir: state_dir.to_owned(),
+            index: index.clone(),
+            ledger: ledger.clone(),
+            nars: nar_dir,
+            store_dir: settings.nix.store_dir.clone(),
+            keys: keys.public().collect(),
+        };
+        recovery.run_if_needed().await?;
+        let sqlite = Sqlite::open(&index)?.with_ledger(&ledger).await?;
+        Ok(Self { index: Index::new(sqlite, settings.narinfo_memory_bytes), nars })
+    }
+}
+
 impl Storage {
-    /// Opens what is in a state directory that this process has locked.
-    pub(super) async fn open(state_dir: PathBuf, settings: &Settings) -> Result<Self, Error> {
+    /// Opens what is in a state directory that this process has locked; `stores` take the place of the index
+    /// and the NARs there.
+    pub(super) async fn open(
+        state_dir: PathBuf,
+        settings: &Settings,
+        stores: Option<Stores>,
+    ) -> Result<Self, Error> {
         let index_file = state_dir.join(INDEX);
         // On a full disk the index could not even be opened.
         let reserve = Reserve::of(&state_dir);
         using(&state_dir, |_| reserve.release_if_needed())?;
-        let (nar_dir, ledger) = (state_dir.join(NARS), state_dir.join(LEDGER));
-        let is_old = index_file.exists() || has_ledger(&ledger);
+        let is_old = index_file.exists() || has_ledger(&state_dir.join(LEDGER));
         let keys = Keys::open(&state_dir, &settings.signing_keys, &settings.key_name, is_old)?;
         if let Some(warning) = keys.unheeded(&settings.key_name) {
             tracing::warn!("{warning}");
         }
         let resign = key::SignerRecord::begin(&state_dir, &keys, !is_old)?;
         let store_dir = settings.nix.store_dir.clone();
-        let nars = using(&nar_dir, |dir| NarStore::open(dir, settings.nar_store))?;
-        let recovery = Recovery {
-            state_dir: state_dir.clone(),
-            index: index_file.clone(),
-            ledger: ledger.clone(),
-            nars: nar_dir,
-            store_dir: store_dir.clone(),
-            keys: keys.public().collect(),
+        let Stores { index, nars } = match stores {
+            Some(stores) => stores,
+            None => Stores::open(&state_dir, settings, &keys).await?,
         };
-        recovery.run_if_needed().await?;
-        let sqlite = Sqlite::open(&index_file)?.with_ledger(&ledger).await?;
-        let index = Index::new(sqlite, settings.narinfo_memory_bytes);
         let logs = using(&state_dir.join("log"), |dir| Logs::open(dir, settings.logs))?;
         Ok(Self { state_dir, store_dir, keys: Arc::new(keys), resign, index, nars, reserve, logs })
     }
