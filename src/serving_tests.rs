@@ -161,7 +161,7 @@ fn store_path(path: &Path) -> StorePath {
     StorePath::parse(base_name(path)).expect("a store path")
 }
 
-/// What a file of zstd holds.
+/// Contents of a zstd file.
 fn decoded(file: &[u8]) -> Vec<u8> {
     zstd::decode_all(file).expect("a zstd file")
 }

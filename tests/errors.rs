@@ -102,7 +102,7 @@ fn an_index_that_fails_is_an_error_of_the_server_and_not_the_absence_of_what_was
 fn a_request_waits_for_an_index_that_fails_and_is_answered_once_it_is_back() {
     let store = NixStore::new(Release::Host);
     let _daemon = store.daemon();
-    let ondine = Ondine::start(&store, &["--hold", "1s", "--keep-alive", "1s"]);
+    let ondine = Ondine::start(&store, &["--hold", "1s", "--keep-alive-interval", "1s"]);
     let path = store.instantiate(&derivations::text_file("b", "b"));
     let index = rusqlite::Connection::open(ondine.state_dir().join("index.sqlite")).expect("opened");
     let rename = |from: &str, to: &str| {

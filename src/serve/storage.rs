@@ -1,5 +1,5 @@
-//! Opening of storage: all that the server keeps in its state directory. Tests put their own index and NARs in
-//! the place of those there.
+//! Opening of storage: all that the server keeps in its state directory. Tests put their own index and NARs
+//! in the place of those there.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

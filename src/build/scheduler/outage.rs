@@ -1,6 +1,6 @@
-//! Waiting for a lost runner, or an unavailable index: attempts are made again, more and more rarely, until it
-//! is back or has been away for too long. The loss is an event of the queue, which tells those who wait; what was under way has
-//! not failed by it.
+//! Waiting for a lost runner or an unavailable index: attempts are made again, more and more rarely, until it
+//! is back or has been away for too long. The loss is an event of the queue, which tells those who wait; what
+//! was under way has not failed by it.
 
 use std::time::{Duration, Instant};
 

@@ -44,8 +44,8 @@ impl Changes {
 
 /// Receiver of a backend's changes. While it lags it must answer "maybe", never "no" and never an old answer.
 pub trait Follower: Send + Sync {
-    /// Applies a committed write before it is acknowledged. Each write that changes something raises `sequence`
-    /// by one; after a gap, anything may have changed.
+    /// Applies a committed write before it is acknowledged. Each write that changes something raises
+    /// `sequence` by one; after a gap, anything may have changed.
     fn apply(&self, sequence: u64, changes: &Changes);
 
     /// Notes that changes are being missed, as when the connection to a database is lost. The next applied
