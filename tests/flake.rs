@@ -8,7 +8,7 @@ use std::process::Command;
 use support::process::run;
 use support::{NixStore, Release, text};
 
-/// What the flake needs of the project.
+/// Files of the project that the flake needs.
 const PARTS: [&str; 5] = ["flake.nix", "packaging", "nixos-module", "Cargo.toml", "Cargo.lock"];
 
 /// A `nix` command on a copy of the flake, which can be read by any release.

@@ -1,4 +1,4 @@
-//! What people install: the tarball with its installer, the Debian package, the container image, the bill of
+//! Packages to install: the tarball with its installer, the Debian package, the container image, the bill of
 //! materials. Tests that need more than Rust and binutils are ignored; `.ci/run` runs them.
 
 mod support;
