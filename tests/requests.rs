@@ -368,21 +368,4 @@ fn very_many_items_are_answered_from_memory_and_the_index() {
         assert!(items[..SERVED].iter().all(|item| item["state"] == "served"));
         assert!(items[SERVED..].iter().all(|item| item["state"] == "unknown"));
     }
-    let drvs = cache.store.nix_instantiate(
-        "builtins.genList (n: derivation { name = \"p${toString n}\"; system = builtins.currentSystem; \
-         builder = \"/bin/sh\"; args = [ \"-c\" \"echo > $out\" ]; }) 1000",
-    );
-    let drvs: Vec<&str> = drvs.iter().map(|drv| base_name(drv)).collect();
-    assert_eq!(drvs.len(), 1_000);
-    for start in [false, true, true] {
-        let begun = Instant::now();
-        let items = ask(&cache.http, &json!({ "derivations": drvs, "start": start }));
-        println!("1,000 derivations, start {start}: {:?}", begun.elapsed());
-        if start {
-            let numbers: Vec<u64> = items.iter().filter_map(|item| item["request"].as_u64()).collect();
-            assert!(numbers.is_sorted() && numbers.len() > 900, "{}", numbers.len());
-        } else {
-            assert!(items.iter().all(|item| item["state"] == "known"));
-        }
-    }
 }
