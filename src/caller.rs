@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use crate::name_pattern::NamePattern;
@@ -54,6 +54,18 @@ pub struct Grant {
     pub expires_at: Option<SystemTime>,
     /// True once it is revoked, also for requests under way.
     pub revoked: AtomicBool,
+    /// Places in the queue that it has now.
+    pub places: AtomicU64,
+}
+
+/// A place in the queue that counts to a token until it is dropped.
+#[derive(Debug)]
+pub struct QueuePlace(Arc<Grant>);
+
+impl Drop for QueuePlace {
+    fn drop(&mut self) {
+        self.0.places.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// An action, and at the same time the right that it needs.
@@ -93,6 +105,9 @@ pub enum Rejection {
     /// The token of this name has expired.
     #[error("the token {0} has expired; an administrator makes a new one with `ondine token new`")]
     Expired(String),
+    /// The identity token of a CI system is refused, for this reason.
+    #[error("the identity token is refused: {0}")]
+    Identity(String),
 }
 
 /// The caller lacks the right that an action needs.
@@ -123,6 +138,9 @@ pub enum Refusal {
     /// The token of this name was revoked, or has expired, after the request began.
     #[error("refused: the token {} was revoked or has expired", .1)]
     Ended(Action, String),
+    /// The token of this name has as many builds waiting as it may.
+    #[error("refused: {1} builds wait for the token {0}, as many as may (its --max-queued); ask again later")]
+    Full(String, u64),
 }
 
 fn because(rejected: Option<&Rejection>) -> String {
@@ -154,12 +172,7 @@ pub fn may(caller: &Caller, action: Action) -> Result<(), Refusal> {
 /// The caller lacks the right, or has it for other names.
 pub fn may_for(caller: &Caller, action: Action, name: &str) -> Result<(), Refusal> {
     may(caller, action)?;
-    let Caller::Token { grant, .. } = caller else { return Ok(()) };
-    let matches = |pattern: &NamePattern| pattern.matches(name.strip_suffix(".drv").unwrap_or(name));
-    if grant.only.is_empty() || grant.only.iter().any(matches) {
-        return Ok(());
-    }
-    Err(Refusal::OtherName { action, token: grant.name.clone(), name: name.to_owned() })
+    caller.grant().map_or(Ok(()), |grant| grant.check_name(action, name))
 }
 
 impl Caller {
@@ -211,6 +224,34 @@ impl Caller {
 }
 
 impl Grant {
+    /// True where it is bound to names, or to a number of requests.
+    #[must_use]
+    pub fn is_bound(&self) -> bool {
+        !self.only.is_empty() || self.queued_max.is_some()
+    }
+
+    /// A place in the queue for the build of a derivation of this name.
+    ///
+    /// # Errors
+    /// It is bound to other names, or has all the places that it may have.
+    pub fn place(self: &Arc<Self>, name: &str) -> Result<QueuePlace, Refusal> {
+        self.check_name(Action::Build, name)?;
+        let max = self.queued_max.unwrap_or(u64::MAX);
+        let more = |places| (places < max).then_some(places + 1);
+        match self.places.fetch_update(Ordering::AcqRel, Ordering::Acquire, more) {
+            Ok(_) => Ok(QueuePlace(Arc::clone(self))),
+            Err(_) => Err(Refusal::Full(self.name.clone(), max)),
+        }
+    }
+
+    fn check_name(&self, action: Action, name: &str) -> Result<(), Refusal> {
+        let matches = |pattern: &NamePattern| pattern.matches(name.strip_suffix(".drv").unwrap_or(name));
+        if self.only.is_empty() || self.only.iter().any(matches) {
+            return Ok(());
+        }
+        Err(Refusal::OtherName { action, token: self.name.clone(), name: name.to_owned() })
+    }
+
     /// True from its expiry or revocation on.
     #[must_use]
     pub fn has_ended(&self, now: SystemTime) -> bool {
@@ -286,6 +327,7 @@ impl Refusal {
         match self {
             Self::NoToken(action, _) | Self::Lacking(action, _) | Self::Ended(action, _) => *action,
             Self::OtherName { action, .. } => *action,
+            Self::Full(..) => Action::Build,
         }
     }
 
@@ -319,6 +361,7 @@ mod tests {
                 queued_max: None,
                 expires_at: None,
                 revoked: AtomicBool::new(false),
+                places: AtomicU64::new(0),
             }),
             address: "192.0.2.1".parse().expect("an address"),
             via: Via::default(),
@@ -351,6 +394,20 @@ mod tests {
         }
         assert!(may_for(&bound, Action::Build, "exact").is_err());
         assert!(may_for(&token(&[Action::Push], &[]), Action::Push, "anything").is_ok());
+    }
+
+    #[test]
+    fn a_token_has_no_more_places_in_the_queue_than_it_may() {
+        let mut bound = token(&[Action::Build], &["a*"]);
+        let Caller::Token { grant, .. } = &mut bound else { unreachable!("it is a token") };
+        Arc::get_mut(grant).expect("not shared").queued_max = Some(2);
+        let first = grant.place("a.drv").expect("room");
+        let second = grant.place("ab").expect("room");
+        assert!(matches!(grant.place("a"), Err(Refusal::Full(..))));
+        drop(first);
+        assert!(matches!(grant.place("b"), Err(Refusal::OtherName { .. })));
+        assert!(grant.place("a").is_ok());
+        drop(second);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use narinfo::{StorePath, StorePathHash};
 
 use crate::adopt::{self, Adopter, UpstreamResult};
 use crate::build::{Failures, Scheduler, Ticket};
+use crate::caller::Grant;
 use crate::causes::with_causes;
 use crate::index::{self, CachedNarInfo, Index};
 use crate::model::{Failure, FailureClass, Maker};
@@ -57,12 +58,16 @@ pub struct Settings {
 }
 
 /// Cost that a miss may have.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum OnMiss {
     /// A build, for a client with this address; `None` for who may administer.
     Build(Option<IpAddr>),
+    /// A build, for a client with this address and a token that is bound to names or to a number of requests.
+    BuildAs(IpAddr, Arc<Grant>),
     /// No build: only what is there, or in another cache, is of interest to a client with this address.
     Report(Option<IpAddr>),
+    /// No build, since the client with this address lacks the right to have one.
+    Unentitled(Option<IpAddr>),
     /// No build either: another cache of our kind asks.
     Relayed(Asker),
 }
@@ -73,14 +78,24 @@ impl OnMiss {
     pub fn without_building(self) -> Self {
         match self {
             Self::Build(client) => Self::Report(client),
+            Self::BuildAs(client, _) => Self::Report(Some(client)),
             other => other,
         }
+    }
+
+    /// True where a miss is built.
+    #[must_use]
+    pub fn builds(&self) -> bool {
+        matches!(self, Self::Build(_) | Self::BuildAs(..))
     }
 
     /// For whom other caches are asked.
     fn asker(&self) -> Asker {
         match self {
-            Self::Build(client) | Self::Report(client) => Asker { client: *client, ..Asker::default() },
+            Self::Build(client) | Self::Report(client) | Self::Unentitled(client) => {
+                Asker { client: *client, ..Asker::default() }
+            }
+            Self::BuildAs(client, _) => Asker { client: Some(*client), ..Asker::default() },
             Self::Relayed(asker) => asker.clone(),
         }
     }
@@ -171,12 +186,14 @@ impl Substitute {
     /// True where a client waits for what is missing, since someone may push it soon.
     fn waits_for(&self, missing: &Missing, on_miss: &OnMiss) -> bool {
         let is_unknown = matches!(missing, Missing::Unknown | Missing::Unsure(_));
-        is_unknown && !self.settings.unknown_wait.is_zero() && matches!(on_miss, OnMiss::Build(Some(_)))
+        is_unknown
+            && !self.settings.unknown_wait.is_zero()
+            && matches!(on_miss, OnMiss::Build(Some(_)) | OnMiss::BuildAs(..))
     }
 
     /// Notes that a client asked for a path: it may be wanted again once it has changed.
     fn note_demand(&self, ready: &CachedNarInfo, on_miss: &OnMiss) {
-        if let (Some(deriver), OnMiss::Build(_)) = (&ready.deriver, on_miss) {
+        if let (Some(deriver), true) = (&ready.deriver, on_miss.builds()) {
             self.builds.note_demand(deriver);
         }
     }
@@ -187,10 +204,11 @@ impl Substitute {
         if let Some(answer) = self.in_memory(hash) {
             return Ok(answer);
         }
-        if let (OnMiss::Build(client), Some(drv)) = (on_miss, self.joined.0.get(&hash))
+        if on_miss.builds()
+            && let Some(drv) = self.joined.0.get(&hash)
             && self.builds.contains(&drv)
         {
-            return Ok(self.join(&drv, *client).await?);
+            return Ok(self.join(&drv, on_miss).await?);
         }
         if let Some(ready) = Box::pin(self.served(hash)).await? {
             return Ok(Resolution::Ready(ready));
@@ -201,9 +219,10 @@ impl Substitute {
             match self.look(hash, on_miss, &mut trouble).await? {
                 Located::Ready(ready) => Ok(Resolution::Ready(ready)),
                 Located::Derivation(drv) => {
-                    let OnMiss::Build(client) = on_miss else { return Err(Missing::NotBuilt(drv)) };
-                    self.joined.0.insert(hash, drv.clone());
-                    self.join(&drv, *client).await
+                    if on_miss.builds() {
+                        self.joined.0.insert(hash, drv.clone());
+                    }
+                    self.join(&drv, on_miss).await
                 }
             }
         });
@@ -277,15 +296,29 @@ impl Substitute {
             return Err(Missing::Failed(Arc::new(failure)));
         }
         match (on_miss, no_daemon) {
+            (OnMiss::Unentitled(_), _) => Err(Missing::NeedsRight(drv)),
             (OnMiss::Report(_) | OnMiss::Relayed(_), Some(no_daemon)) => Err(no_daemon),
             _ => Ok(Located::Derivation(drv)),
         }
     }
 
-    /// Joins the build of a derivation, or has it queued.
-    async fn join(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Resolution, Missing> {
-        let ticket = Box::pin(self.builds.join(drv, client)).await;
-        ticket.map(Resolution::Wait).map_err(|full| Missing::Refused(full.to_string()))
+    /// Joins the build of a derivation, or has it queued, where that may be done.
+    async fn join(&self, drv: &StorePath, on_miss: &OnMiss) -> Result<Resolution, Missing> {
+        let (client, place) = match on_miss {
+            OnMiss::Build(client) => (*client, None),
+            OnMiss::BuildAs(client, grant) => {
+                let place =
+                    grant.place(drv.name()).map_err(|refusal| Missing::Unallowed(refusal.to_string()))?;
+                (Some(*client), Some(place))
+            }
+            OnMiss::Report(_) | OnMiss::Unentitled(_) | OnMiss::Relayed(_) => {
+                return Err(Missing::NotBuilt(drv.clone()));
+            }
+        };
+        match Box::pin(self.builds.join(drv, client)).await {
+            Ok(ticket) => Ok(Resolution::Wait(ticket.with_place(place))),
+            Err(full) => Err(Missing::Refused(full.to_string())),
+        }
     }
 
     /// One attempt at the path with this hash, once its build has ended.

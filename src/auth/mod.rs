@@ -1,6 +1,9 @@
 //! Tokens of clients: made, shown once, recognised, revoked. All of them are in memory, so that a request
 //! with one asks no database, and one without pays nothing. Must never keep, show or log a secret.
 
+mod jwt;
+mod oidc;
+mod rate;
 mod secret;
 
 use std::collections::HashMap;
@@ -12,6 +15,10 @@ use crate::caller::{Action, Grant, Rejection, Rights};
 use crate::index::{self, Index};
 use crate::model::{NewToken, TokenRow};
 use crate::name_pattern::NamePattern;
+use jwt::UnverifiedJwt;
+pub use oidc::OidcSettings;
+use oidc::{Issuers, JwtOutcome};
+pub use rate::{RateLimits, RateSettings, TooFast};
 use secret::Secret;
 pub use secret::{TokenText, has_token};
 
@@ -26,17 +33,33 @@ const PATTERN_BYTES_MAX: usize = 211;
 /// Time between two records of last uses.
 const RECORD_USES_EVERY: Duration = Duration::from_secs(60);
 
-/// Rights of clients without a token.
-#[derive(Clone, Copy, Debug)]
+/// Rights and rates of clients.
+#[derive(Clone, Debug, Default)]
 pub struct Settings {
-    /// Rights of everyone.
-    pub public: Rights,
+    /// Clients that may read.
+    pub read: Access,
+    /// Clients that may have missing paths built.
+    pub build: Access,
+    /// Limit of each client's rate.
+    pub rate: RateSettings,
+    /// Issuers of identity tokens that are trusted.
+    pub oidc: Vec<OidcSettings>,
 }
 
-/// Everyone may read and build.
-impl Default for Settings {
-    fn default() -> Self {
-        Self { public: [Action::Read, Action::Build].into_iter().collect() }
+/// Clients that have a right without being given it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Access {
+    /// All.
+    #[default]
+    Public,
+    /// None: a token gives it.
+    Token,
+}
+
+impl Settings {
+    fn public(&self) -> Rights {
+        let rights = [(self.read, Action::Read), (self.build, Action::Build)];
+        rights.into_iter().filter(|(access, _)| *access == Access::Public).map(|(_, action)| action).collect()
     }
 }
 
@@ -78,7 +101,10 @@ pub struct Auth(Arc<Shared>);
 
 struct Shared {
     index: Index,
-    settings: Settings,
+    /// Rights of everyone.
+    public: Rights,
+    rates: RateLimits,
+    issuers: Issuers,
     tokens: RwLock<HashMap<u64, KnownToken>>,
 }
 
@@ -99,14 +125,23 @@ impl Auth {
     /// The index cannot be read.
     pub async fn open(index: Index, settings: Settings) -> Result<Self, index::Error> {
         let rows = index.tokens().await?;
-        let tokens = rows.into_iter().map(|row| (row.id, KnownToken::new(row, settings.public))).collect();
-        Ok(Self(Arc::new(Shared { index, settings, tokens: RwLock::new(tokens) })))
+        let public = settings.public();
+        let tokens = rows.into_iter().map(|row| (row.id, KnownToken::new(row, public))).collect();
+        let rates = RateLimits::new(settings.rate);
+        let issuers = Issuers::new(&settings.oidc, public);
+        Ok(Self(Arc::new(Shared { index, public, rates, issuers, tokens: RwLock::new(tokens) })))
     }
 
     /// Rights of everyone.
     #[must_use]
     pub fn public(&self) -> Rights {
-        self.0.settings.public
+        self.0.public
+    }
+
+    /// Rates of clients.
+    #[must_use]
+    pub fn rates(&self) -> &RateLimits {
+        &self.0.rates
     }
 
     /// The grant of the token in an Authorization header of this value.
@@ -115,6 +150,15 @@ impl Auth {
     /// The header has no valid token.
     pub fn authenticate(&self, header: &[u8]) -> Result<Arc<Grant>, Rejection> {
         let text = secret::credentials(header).ok_or(Rejection::Foreign)?;
+        if self.0.issuers.is_used() && UnverifiedJwt::is_form(&text) {
+            return match self.0.issuers.look(&text) {
+                JwtOutcome::Valid(grant) => Ok(grant),
+                JwtOutcome::Rejected(rejection) => Err(rejection),
+                JwtOutcome::KeysNeeded => {
+                    Err(Rejection::Identity("the keys of its issuer cannot be read".to_owned()))
+                }
+            };
+        }
         let token = TokenText::parse(&text).ok_or_else(|| {
             // One that is cut short is a token that is misspelt.
             if text.starts_with("ondine_") { Rejection::Unknown } else { Rejection::Foreign }
@@ -128,6 +172,21 @@ impl Auth {
         }
         known.used_at.store(unix_seconds(now), Ordering::Relaxed);
         Ok(Arc::clone(&known.grant))
+    }
+
+    /// A wait for the keys of the issuer of the identity token in an Authorization header of this value;
+    /// `None` where [`Auth::authenticate`] has all that it needs.
+    #[must_use]
+    pub fn keys_needed(&self, header: &[u8]) -> Option<impl Future<Output = ()> + Send + use<>> {
+        if !self.0.issuers.is_used() {
+            return None;
+        }
+        let text = secret::credentials(header).filter(|text| UnverifiedJwt::is_form(text))?;
+        if !matches!(self.0.issuers.look(&text), JwtOutcome::KeysNeeded) {
+            return None;
+        }
+        let shared = Arc::clone(&self.0);
+        Some(async move { shared.issuers.ask_for_keys(&text).await })
     }
 
     /// Makes a token, whose text is given this one time.
@@ -200,10 +259,11 @@ impl Auth {
         Ok(row.token.name.clone())
     }
 
-    /// Records last uses, again and again.
+    /// Records last uses and forgets idle rates, again and again.
     pub async fn maintain(&self) {
         loop {
             tokio::time::sleep(RECORD_USES_EVERY).await;
+            self.0.rates.forget_idle();
             if let Err(error) = self.record_uses().await {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, "cannot record the last uses of tokens; tried again in a minute");
@@ -250,6 +310,7 @@ impl KnownToken {
             queued_max: token.queued_max,
             expires_at: token.expires_at,
             revoked: AtomicBool::new(false),
+            places: AtomicU64::new(0),
         };
         Self {
             digest: token.digest,
@@ -313,7 +374,7 @@ mod tests {
 
     async fn open(folder: &tempfile::TempDir) -> Auth {
         let index = Index::open(&folder.path().join("index")).expect("opened");
-        Auth::open(index, Settings { public: Rights::default().with(Action::Read) }).await.expect("read")
+        Auth::open(index, Settings { build: Access::Token, ..Settings::default() }).await.expect("read")
     }
 
     #[tokio::test]

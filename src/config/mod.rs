@@ -7,6 +7,7 @@ mod draft;
 mod error;
 mod file;
 mod flags;
+mod oidc;
 #[cfg(test)]
 pub(crate) mod page;
 mod raw;

@@ -1,6 +1,7 @@
 //! A request as its handler is given it: matched, decoded, of a known caller who has the right to it.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use hyper::body::Incoming;
 use hyper::{HeaderMap, Version};
@@ -37,11 +38,16 @@ pub(super) struct Call<'r> {
 impl Call<'_> {
     /// The cost that a miss may have.
     pub(super) fn on_miss(&self) -> OnMiss {
-        let builds = !self.head && !self.cached && may(&self.caller, Action::Build).is_ok();
         match self.caller.address() {
             _ if self.caller.is_relay() => OnMiss::Relayed(self.caller.asker()),
-            address if builds => OnMiss::Build(address),
-            address => OnMiss::Report(address),
+            address if self.head || self.cached => OnMiss::Report(address),
+            address if may(&self.caller, Action::Build).is_ok() => match (address, self.caller.grant()) {
+                (Some(address), Some(grant)) if grant.is_bound() => {
+                    OnMiss::BuildAs(address, Arc::clone(grant))
+                }
+                _ => OnMiss::Build(address),
+            },
+            address => OnMiss::Unentitled(address),
         }
     }
 

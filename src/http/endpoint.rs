@@ -16,6 +16,8 @@ pub(super) struct Endpoint {
     pub(super) pattern: AddressPattern,
     /// The right that a caller needs.
     pub(super) action: Action,
+    /// True where no right is needed: it tells nothing of what is in the cache.
+    pub(super) open: bool,
     /// Readers of its errors.
     pub(super) audience: Audience,
     /// Label of its requests in the metrics.
@@ -90,6 +92,7 @@ impl Endpoint {
             verb,
             pattern: AddressPattern::new(pattern),
             action,
+            open: false,
             audience,
             label: RouteLabel::Api,
             handler,

@@ -86,15 +86,17 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         ),
         ..Endpoint::page("/get/<set>/<attribute>", by_name::download).taking_slashes()
     },
-    Endpoint { label: RouteLabel::Page, summary: "this text", ..Endpoint::page("/", info::home) },
+    Endpoint { label: RouteLabel::Page, summary: "this text", open: true, ..Endpoint::page("/", info::home) },
     Endpoint {
         label: RouteLabel::Monitoring,
         summary: "200 while the process lives",
+        open: true,
         ..Endpoint::page("/healthz", info::health)
     },
     Endpoint {
         label: RouteLabel::Monitoring,
         summary: "200 while the server can do all of its work, else 503 with the reason",
+        open: true,
         ..Endpoint::page("/readyz", info::readiness)
     },
     Endpoint {

@@ -13,6 +13,7 @@ use hyper::header::{self, HeaderName};
 use super::answer::{self, Answer};
 use super::api::{ErrorBody, ErrorReason, ServerStatus};
 use super::traffic::RequestOutcome;
+use crate::auth::TooFast;
 use crate::caller::{Refusal, Rejection};
 use crate::catalogue::NoSuchName;
 use crate::index;
@@ -60,6 +61,8 @@ pub(super) enum Error {
     TooSlow,
     /// A range of a file that has so many bytes, and none of these.
     RangeNotSatisfiable(u64),
+    /// The client asks more often than it may.
+    TooFast(TooFast),
     /// Trouble that may pass.
     Unavailable(String),
     /// Trouble that was logged.
@@ -133,6 +136,7 @@ impl Error {
             (Self::Refused(_) | Self::Rejected(_), _) => StatusCode::UNAUTHORIZED,
             (Self::TooLarge(_), _) => StatusCode::PAYLOAD_TOO_LARGE,
             (Self::TooSlow, _) => StatusCode::REQUEST_TIMEOUT,
+            (Self::TooFast(_), _) => StatusCode::TOO_MANY_REQUESTS,
         }
     }
 
@@ -147,6 +151,7 @@ impl Error {
             Self::MethodNotAllowed(_) => ErrorReason::MethodNotAllowed,
             Self::TooLarge(_) => ErrorReason::TooLarge,
             Self::TooSlow => ErrorReason::TooSlow,
+            Self::TooFast(_) => ErrorReason::TooFast,
             Self::Unavailable(_) => ErrorReason::Unavailable,
             Self::Internal(_) => ErrorReason::Internal,
         }
@@ -168,6 +173,7 @@ impl Error {
             Self::Refused(_) | Self::Rejected(_) => {
                 Some((header::WWW_AUTHENTICATE, "Basic realm=\"ondine\"".to_owned()))
             }
+            Self::TooFast(TooFast(wait)) => Some((header::RETRY_AFTER, (wait.as_secs() + 1).to_string())),
             // What is left of the body is not read.
             Self::TooLarge(_) | Self::TooSlow => Some((header::CONNECTION, "close".to_owned())),
             _ => None,
@@ -189,6 +195,7 @@ impl Error {
                                      revoke it, and send another one in netrc or in the header Authorization"
                     .to_owned()
             }
+            Self::TooFast(wait) => wait.to_string(),
             Self::MethodNotAllowed(allowed) => format!("only {allowed} are answered here"),
             Self::TooLarge(bytes_max) => format!("the body of the request has more than {bytes_max} bytes"),
             Self::TooSlow => "the body of the request did not arrive in time".to_owned(),
@@ -248,7 +255,11 @@ fn unknown_path() -> Answer {
 fn missing_path(missing: &Missing) -> Answer {
     let outcome = match missing {
         Missing::Failed(failure) if failure.class != FailureClass::Refused => RequestOutcome::Failed,
-        Missing::Failed(_) | Missing::Refused(_) | Missing::Denied { .. } => RequestOutcome::Refused,
+        Missing::Failed(_)
+        | Missing::Refused(_)
+        | Missing::NeedsRight(_)
+        | Missing::Unallowed(_)
+        | Missing::Denied { .. } => RequestOutcome::Refused,
         _ => RequestOutcome::Miss,
     };
     let answer = answer::text(StatusCode::NOT_FOUND, format_args!("{missing}\n{REMEMBERED}"));

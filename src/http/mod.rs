@@ -46,7 +46,7 @@ use hyper::body::Incoming;
 use hyper::{HeaderMap, Method, Request, header};
 use tokio::sync::watch;
 
-use crate::auth::{Auth, has_token};
+use crate::auth::{Auth, RateLimits, has_token};
 use crate::build::{Failures, Logs, Scheduler};
 use crate::caller::{Caller, may};
 use crate::catalogue::{Catalogue, NameResolver};
@@ -178,10 +178,48 @@ impl Service {
     /// The answer to a request that a connection on a thread of this number has; one without a peer comes
     /// through the control socket.
     fn answer(&self, request: Request<Incoming>, peer: Option<Peer>, thread: usize) -> ResponseFuture {
+        let head = request.method() == Method::HEAD;
         let caller = self.caller(request.headers(), peer);
-        let (head, line) = (request.method() == Method::HEAD, AccessLine::of(&request, caller.address()));
-        let (label, audience, future) = self.dispatch(request, peer, caller);
+        let line = AccessLine::of(&request, caller.address());
+        let (label, audience, future) = match self.keys_needed(&request, peer) {
+            None => self.dispatch(request, peer, caller),
+            Some(keys) => self.dispatch_after(keys, request, peer),
+        };
         future.read_by(audience, head).counted(&self.traffic, thread, label, line)
+    }
+
+    /// A wait for the keys of an issuer, where the request has an identity token that needs them.
+    fn keys_needed<B>(
+        &self,
+        request: &Request<B>,
+        peer: Option<Peer>,
+    ) -> Option<impl Future<Output = ()> + Send + use<B>> {
+        let value = request.headers().get(header::AUTHORIZATION).filter(|_| peer.is_some())?;
+        self.state.auth.keys_needed(value.as_bytes())
+    }
+
+    /// Dispatches a request once its identity token can be verified.
+    fn dispatch_after(
+        &self,
+        keys: impl Future<Output = ()> + Send + 'static,
+        request: Request<Incoming>,
+        peer: Option<Peer>,
+    ) -> (RouteLabel, Audience, ResponseFuture) {
+        let (service, head) = (self.clone(), request.method() == Method::HEAD);
+        let (label, audience) = Address::parse(request.uri().path(), request.uri().query())
+            .and_then(|address| match route::find(request.method(), address.path()) {
+                Match::Endpoint(endpoint, _) => Some((endpoint.label, endpoint.audience)),
+                Match::OtherMethod(_) | Match::Nothing => None,
+            })
+            .unwrap_or((RouteLabel::Unknown, Audience::Person));
+        let future = ResponseFuture::pending(async move {
+            keys.await;
+            let caller = service.caller(request.headers(), peer);
+            let (_, audience, future) = service.dispatch(request, peer, caller);
+            let Ok(answer) = future.read_by(audience, head).await;
+            Ok(answer)
+        });
+        (label, audience, future)
     }
 
     /// The one place where a caller is made.
@@ -229,7 +267,7 @@ impl Service {
                 _ => no_such_address(),
             });
         };
-        if let Err(error) = admit(endpoint, &caller) {
+        if let Err(error) = admit(endpoint, &caller, self.state.auth.rates()) {
             return (endpoint.label, endpoint.audience, ResponseFuture::failed(error));
         }
         let call = Call {
@@ -255,10 +293,18 @@ impl Service {
 
 /// Refuses a caller that lacks the right to an endpoint. One whose token is not valid is refused, too, save
 /// where a client of Nix reads what everyone may: its netrc may be older than the server.
-fn admit(endpoint: &Endpoint, caller: &Caller) -> Result<(), Error> {
+fn admit(endpoint: &Endpoint, caller: &Caller, rates: &RateLimits) -> Result<(), Error> {
+    if endpoint.open {
+        return Ok(());
+    }
     let reads_cache = endpoint.audience == Audience::Cache && endpoint.verb == Verb::Get;
     match caller.rejected() {
-        Some(rejection) if !reads_cache => Err(Error::Rejected(rejection.clone())),
-        _ => may(caller, endpoint.action).map_err(Error::Refused),
+        Some(rejection) if !reads_cache => return Err(Error::Rejected(rejection.clone())),
+        _ => may(caller, endpoint.action).map_err(Error::Refused)?,
     }
+    // Reads of the cache are counted where memory has no answer.
+    if !reads_cache {
+        rates.count(caller).map_err(Error::TooFast)?;
+    }
+    Ok(())
 }

@@ -38,6 +38,14 @@ pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
     // behind.
     let asked = NarInfoRequest { hash, on_miss, head: call.head, reader, version: call.version };
     let service = call.service.clone();
+    if call.service.state.auth.rates().is_exceeded(&call.caller) {
+        let caller = call.caller;
+        return Some(ResponseFuture::pending(async move {
+            // A client would take a refusal for an hour, or give up: it waits instead.
+            service.state.auth.rates().turn(&caller).await;
+            answer(&service, asked).await
+        }));
+    }
     Some(ResponseFuture::pending(async move { answer(&service, asked).await }))
 }
 

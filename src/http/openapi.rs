@@ -66,7 +66,7 @@ fn operation(endpoint: &Endpoint, schemas: &mut SchemaGenerator) -> Value {
     };
     let mut operation = json!({
         "summary": endpoint.summary,
-        "x-ondine-right": endpoint.action.name(),
+        "x-ondine-right": (!endpoint.open).then(|| endpoint.action.name()),
         "parameters": in_path.chain(in_query).collect::<Vec<Value>>(),
         "responses": {
             status: { "description": endpoint.summary, "content": answer },

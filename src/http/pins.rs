@@ -11,6 +11,7 @@ use super::api::PinView;
 use super::call::Call;
 use super::error::Error;
 use super::response_future::ResponseFuture;
+use crate::caller::{Action, Caller, may_for};
 use crate::catalogue::{NoSuchName, Selection, SetName, SetSettings};
 use crate::escape::{Line, Lines};
 use crate::index;
@@ -50,7 +51,8 @@ pub(super) fn list(call: Call<'_>) -> Option<ResponseFuture> {
 
 pub(super) fn pin(call: Call<'_>) -> Option<ResponseFuture> {
     let (service, what) = (call.service.clone(), Pinned::parse(call.arguments[0])?);
-    Some(ResponseFuture::pending(async move { pinned(&service, what).await }))
+    let caller = call.caller;
+    Some(ResponseFuture::pending(async move { pinned(&service, &caller, what).await }))
 }
 
 pub(super) fn unpin(call: Call<'_>) -> Option<ResponseFuture> {
@@ -63,7 +65,7 @@ async fn all(service: &Service) -> Result<Answer, Error> {
     Ok(json(&pins.into_iter().map(PinView::from).collect::<Vec<_>>()))
 }
 
-async fn pinned(service: &Service, what: Pinned) -> Result<Answer, Error> {
+async fn pinned(service: &Service, caller: &Caller, what: Pinned) -> Result<Answer, Error> {
     let (name, pinnings) = match what {
         Pinned::Path(hash, name) => {
             let path = StorePath::parse(&name).ok();
@@ -71,6 +73,15 @@ async fn pinned(service: &Service, what: Pinned) -> Result<Answer, Error> {
         }
         Pinned::Attribute(text) => attribute(service, &text).await?,
     };
+    for Pinning { hash, path, .. } in &pinnings {
+        let found = match path {
+            Some(_) => None,
+            None => service.state.index.find(*hash).await.map_err(unreadable)?.map(|hit| hit.row.info.path),
+        };
+        // A path that nobody knows has no name that a pattern could allow.
+        let name = path.as_ref().or(found.as_ref()).map_or("", |path| path.name());
+        may_for(caller, Action::Pin, name).map_err(Error::Refused)?;
+    }
     let pinnings = service.state.retention.pin(name, pinnings).await.map_err(unchangeable)?;
     let lines: String = pinnings.iter().map(|pinning| format!("pinned: {pinning}\n")).collect();
     Ok(answer::ready(answer::TEXT, Lines(lines).to_string()))

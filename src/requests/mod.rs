@@ -128,7 +128,7 @@ impl Requests {
     ) -> Result<Vec<RequestItem>, Missing> {
         let mut drafts = self.resolve(targets).await?;
         self.survey(&mut drafts).await?;
-        if let (Some(starter), OnMiss::Build(_)) = (starter, &on_miss) {
+        if let (Some(starter), true) = (starter, on_miss.builds()) {
             self.locate(&mut drafts, &on_miss).await;
             self.start(&mut drafts, starter).await;
         }
@@ -430,6 +430,8 @@ pub fn state_of(missing: &Missing) -> ItemState {
         | Missing::NotInCatalogue(_)
         | Missing::OnlyInCatalogue(_)
         | Missing::Denied { .. }
+        | Missing::NeedsRight(_)
+        | Missing::Unallowed(_)
         | Missing::Refused(_)
         | Missing::Unservable(_) => ItemState::Refused,
         Missing::Unknown

@@ -21,6 +21,11 @@ pub enum Missing {
     /// A derivation makes it, but the request does not build.
     #[error("not built yet: {0} makes it; ask with GET outside /cached/ to have it built")]
     NotBuilt(StorePath),
+    /// A derivation makes it, but the client lacks the right to have it built.
+    #[error(
+        "not built: {0} makes it, and to have it built needs a token with the right \"build\" in netrc; an administrator makes one with `ondine token new --name NAME --may read,build`"
+    )]
+    NeedsRight(StorePath),
     /// A derivation makes it, but this server builds nothing.
     #[error("not built: {0} makes it, but this server only serves (its setting build-from is empty)")]
     ServeOnly(StorePath),
@@ -48,6 +53,9 @@ pub enum Missing {
     /// Too many wait.
     #[error("refused: {0}")]
     Refused(String),
+    /// The token of the client does not allow it; the text says why.
+    #[error("{0}")]
+    Unallowed(String),
     /// Nobody has a realisation of this output; what the caches behind this one said of it.
     #[error("unknown: neither this cache nor its Nix store has a realisation of {id}; {}", unrealised(.id, .reasons))]
     Unrealised {

@@ -225,7 +225,7 @@ impl Substitute {
             return Duration::ZERO;
         }
         let left = self.patience(trouble, on_miss).saturating_sub(self.lasted(trouble, since));
-        if is_remembered && left.is_zero() && matches!(on_miss, OnMiss::Build(_)) {
+        if is_remembered && left.is_zero() && on_miss.builds() {
             self.exhausted.0.insert(hash, ());
         }
         left
@@ -245,12 +245,16 @@ impl Substitute {
     /// for long.
     fn patience(&self, trouble: &Obstacle, on_miss: &OnMiss) -> Duration {
         match (trouble, on_miss) {
-            (Obstacle::Daemon | Obstacle::Upstreams(_) | Obstacle::Index(_), OnMiss::Build(_))
-            | (Obstacle::Daemon, OnMiss::Report(_)) => self.settings.transient_retry,
-            (Obstacle::Upstreams(_) | Obstacle::Index(_), OnMiss::Report(_) | OnMiss::Relayed(_)) => {
-                self.settings.report_retry
-            }
-            (Obstacle::Unknown, OnMiss::Build(_)) => self.settings.unknown_wait,
+            (
+                Obstacle::Daemon | Obstacle::Upstreams(_) | Obstacle::Index(_),
+                OnMiss::Build(_) | OnMiss::BuildAs(..),
+            )
+            | (Obstacle::Daemon, OnMiss::Report(_) | OnMiss::Unentitled(_)) => self.settings.transient_retry,
+            (
+                Obstacle::Upstreams(_) | Obstacle::Index(_),
+                OnMiss::Report(_) | OnMiss::Unentitled(_) | OnMiss::Relayed(_),
+            ) => self.settings.report_retry,
+            (Obstacle::Unknown, OnMiss::Build(_) | OnMiss::BuildAs(..)) => self.settings.unknown_wait,
             (Obstacle::Unknown, _) | (Obstacle::Daemon, OnMiss::Relayed(_)) => Duration::ZERO,
         }
     }
@@ -344,7 +348,7 @@ impl Wait {
     /// True where nothing but trouble of an upstream or the index is waited out, and not for long.
     #[must_use]
     pub fn is_mere_trouble(&self) -> bool {
-        !matches!(self.on_miss, OnMiss::Build(_)) && self.trouble().is_some()
+        !self.on_miss.builds() && self.trouble().is_some()
     }
 
     /// The build that is waited for.

@@ -155,6 +155,16 @@ impl Ondine {
         ondine
     }
 
+    /// Makes a token with `ondine token new`, and gives its text: of this name, with these rights
+    /// (`read,push`) and these flags more.
+    #[track_caller]
+    pub fn new_token(&self, name: &str, rights: &str, flags: &[&str]) -> String {
+        let mut program = self.command("token");
+        program.args(["new", "--name", name, "--may", rights, "--state-dir", text(&self.state_dir())]);
+        program.args(flags);
+        process::run(program).must_succeed().text().trim().to_owned()
+    }
+
     /// Where it listens, such as `127.0.0.1:40123`.
     pub fn address(&self) -> &str {
         &self.address

@@ -25,6 +25,7 @@ use super::metrics::{Ended, JoinOutcome, Metrics};
 use super::queue::{Queue, RequestId};
 use super::view::RequestState;
 use super::{Ending, Settings};
+use crate::caller::QueuePlace;
 use crate::index::{self, Index};
 use crate::model::DurationRow;
 pub use cancel::Cancellation;
@@ -209,7 +210,7 @@ impl Scheduler {
 
     fn ticket(&self, id: RequestId, request: &PendingRequest) -> Ticket {
         let (ending, counted) = (request.ending.subscribe(), Arc::clone(&request.tickets));
-        Ticket { shared: Arc::clone(&self.0), id, ending, _counted: counted }
+        Ticket { shared: Arc::clone(&self.0), id, ending, _counted: counted, _place: None }
     }
 
     fn enter_counted(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Entered, QueueFull> {
@@ -329,6 +330,8 @@ pub struct Ticket {
     ending: watch::Receiver<Option<Ending>>,
     /// Shared by all tickets of the request, and by the request.
     _counted: Arc<()>,
+    /// Place of a token that may have only so many.
+    _place: Option<QueuePlace>,
 }
 
 /// Signal of the end of a request, for one who has no place in the queue.
@@ -343,6 +346,13 @@ impl EndSignal {
 }
 
 impl Ticket {
+    /// The same, which takes up a place of a token for as long as it is held.
+    #[must_use]
+    pub fn with_place(mut self, place: Option<QueuePlace>) -> Self {
+        self._place = place;
+        self
+    }
+
     /// True once the request has ended.
     #[must_use]
     pub fn has_ended(&self) -> bool {

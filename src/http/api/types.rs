@@ -33,6 +33,8 @@ pub enum ErrorReason {
     MethodNotAllowed,
     /// 408: the body of the request did not arrive in time.
     TooSlow,
+    /// 429: the client asks more often than it may.
+    TooFast,
     /// 413: the body of the request is too large.
     TooLarge,
     /// 500: trouble with the server, which its log tells of.
