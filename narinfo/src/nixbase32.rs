@@ -6,7 +6,11 @@ pub const ALPHABET: &[u8; 32] = b"0123456789abcdfghijklmnpqrsvwxyz";
 /// Bits of one digit.
 const DIGIT_BITS: usize = 5;
 
-/// No digit.
+/// Digits and bytes of the smallest group of whole bytes.
+const GROUP_DIGITS: usize = 8;
+const GROUP_BYTES: usize = GROUP_DIGITS * DIGIT_BITS / 8;
+
+/// No digit: has bits that no digit has.
 const FOREIGN: u8 = u8::MAX;
 /// The value of each character.
 const VALUES: [u8; 256] = {
@@ -37,6 +41,11 @@ pub(crate) fn encode(bytes: &[u8]) -> String {
         .collect()
 }
 
+/// True where every character is a digit.
+pub(crate) fn are_digits(text: &[u8]) -> bool {
+    text.iter().all(|character| VALUES[usize::from(*character)] != FOREIGN)
+}
+
 /// The bytes that `text` spells; `None` when it has another length, a foreign character, or bits beyond the
 /// last byte.
 pub(crate) fn decode<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
@@ -44,21 +53,19 @@ pub(crate) fn decode<const N: usize>(text: &[u8]) -> Option<[u8; N]> {
         return None;
     }
     let mut bytes = [0; N];
-    for (digit, character) in text.iter().rev().enumerate() {
-        let value = match VALUES[usize::from(*character)] {
-            FOREIGN => return None,
-            value => u16::from(value),
-        };
-        let (byte, bit) = (digit * DIGIT_BITS / 8, digit * DIGIT_BITS % 8);
-        let [low, high] = (value << bit).to_le_bytes();
-        bytes[byte] |= low;
-        match bytes.get_mut(byte + 1) {
-            Some(next) => *next |= high,
-            None if high != 0 => return None,
-            None => {}
+    let (mut digits, mut beyond) = (0, 0);
+    // Eight digits are five bytes, from the end of the text on; the last group may have fewer of both.
+    for (characters, spelt) in text.rchunks(GROUP_DIGITS).zip(bytes.chunks_mut(GROUP_BYTES)) {
+        let mut group = 0_u64;
+        for character in characters {
+            let digit = VALUES[usize::from(*character)];
+            digits |= digit;
+            group = group << DIGIT_BITS | u64::from(digit);
         }
+        spelt.copy_from_slice(&group.to_le_bytes()[..spelt.len()]);
+        beyond |= group >> (8 * spelt.len());
     }
-    Some(bytes)
+    (usize::from(digits) < ALPHABET.len() && beyond == 0).then_some(bytes)
 }
 
 #[cfg(test)]
@@ -75,6 +82,37 @@ mod tests {
         let text = "0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73";
         assert_eq!(encode(&empty), text);
         assert_eq!(decode(text.as_bytes()), Some(empty));
+    }
+
+    #[test]
+    fn a_foreign_character_is_refused_wherever_it_stands() {
+        let text = "0mdqa9w1p6cmli6976v4wi0sw9r4p5prkj7lzfd1877wk11c9c73";
+        for at in 0..text.len() {
+            for foreign in [b'e', b'A', b'/', 0, 0xff] {
+                let mut text = text.as_bytes().to_vec();
+                text[at] = foreign;
+                assert_eq!(decode::<32>(&text), None, "{foreign} at {at}");
+            }
+        }
+        assert_eq!(decode::<32>(&text.as_bytes()[1..]), None);
+        assert_eq!(decode::<20>(text.as_bytes()), None);
+    }
+
+    #[test]
+    fn what_is_spelt_is_read_for_every_number_of_bytes() {
+        fn both<const N: usize>() {
+            let bytes: [u8; N] = std::array::from_fn(|at| (at as u8).wrapping_mul(83) ^ 0xa5);
+            assert_eq!(decode(encode(&bytes).as_bytes()), Some(bytes));
+        }
+        both::<0>();
+        both::<1>();
+        both::<2>();
+        both::<3>();
+        both::<4>();
+        both::<5>();
+        both::<20>();
+        both::<32>();
+        both::<64>();
     }
 
     #[test]

@@ -6,26 +6,39 @@ const API: &str = "/api";
 /// Placeholders of a pattern at most.
 pub(super) const PLACEHOLDERS_MAX: usize = 2;
 
-/// The path of an endpoint: literal text with placeholders (`/api/v1/paths/<hash>`).
+/// The path of an endpoint: literal text with placeholders (`/api/v1/paths/<hash>`), taken apart when the
+/// program is compiled.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct AddressPattern {
     text: &'static str,
     /// Literal text before the first placeholder.
     prefix: &'static str,
-    /// All from the first placeholder on.
-    rest: &'static str,
+    placeholders: [Placeholder; PLACEHOLDERS_MAX],
+    /// Number of placeholders.
+    count: usize,
     /// The last placeholder takes slashes, too.
     takes_slashes: bool,
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Placeholder {
+    name: &'static str,
+    /// Literal text from it to the next one, or to the end.
+    literal: &'static str,
+}
+
 impl AddressPattern {
     pub(super) const fn new(text: &'static str) -> Self {
-        let mut end = 0;
-        while end < text.len() && text.as_bytes()[end] != b'<' {
-            end += 1;
+        let (prefix, mut rest) = split_before(text, b'<');
+        let mut placeholders = [Placeholder { name: "", literal: "" }; PLACEHOLDERS_MAX];
+        let mut count = 0;
+        while !rest.is_empty() {
+            let (name, after) = split_before(rest.split_at(1).1, b'>');
+            let (literal, next) = split_before(after.split_at(1).1, b'<');
+            placeholders[count] = Placeholder { name, literal };
+            (count, rest) = (count + 1, next);
         }
-        let (prefix, rest) = text.split_at(end);
-        Self { text, prefix, rest, takes_slashes: false }
+        Self { text, prefix, placeholders, count, takes_slashes: false }
     }
 
     /// The same, whose last placeholder takes slashes, too.
@@ -37,26 +50,30 @@ impl AddressPattern {
         self.text
     }
 
+    fn placeholders(&self) -> &[Placeholder] {
+        &self.placeholders[..self.count]
+    }
+
     /// Names of its placeholders.
     pub(super) fn names(&self) -> impl Iterator<Item = &'static str> {
-        self.rest.split('<').skip(1).filter_map(|part| part.split('>').next())
+        self.placeholders().iter().map(|placeholder| placeholder.name)
     }
 
     /// Values of the placeholders in a decoded path. A placeholder is never empty, and ends where the literal
     /// text after it is first found; the last one takes all that is before the end of the pattern.
     pub(super) fn matches<'p>(&self, path: &'p str) -> Option<[&'p str; PLACEHOLDERS_MAX]> {
-        let (mut path, mut rest) = (path.strip_prefix(self.prefix)?, self.rest);
+        let mut path = path.strip_prefix(self.prefix)?;
         let mut found = [""; PLACEHOLDERS_MAX];
-        for value in &mut found {
-            let Some((_, after)) = rest.split_once('>') else { break };
-            let (literal, next) = after.split_at(after.find('<').unwrap_or(after.len()));
-            let is_last = next.is_empty();
+        for (at, (value, Placeholder { literal, .. })) in
+            found.iter_mut().zip(self.placeholders()).enumerate()
+        {
+            let is_last = at + 1 == self.count;
             (*value, path) =
                 if is_last { (path.strip_suffix(literal)?, "") } else { path.split_once(literal)? };
-            if value.is_empty() || (value.contains('/') && !(is_last && self.takes_slashes)) {
+            let may_have_slashes = is_last && self.takes_slashes;
+            if value.is_empty() || !(may_have_slashes || memchr::memchr(b'/', value.as_bytes()).is_none()) {
                 return None;
             }
-            rest = next;
         }
         path.is_empty().then_some(found)
     }
@@ -68,12 +85,21 @@ impl AddressPattern {
 
     /// True for a path that looks as if it was meant to be of this form.
     pub(super) fn resembles(&self, path: &str) -> bool {
-        let ending = self.rest.rsplit('>').next().unwrap_or_default();
+        let ending = self.placeholders().last().map_or("", |placeholder| placeholder.literal);
         match self.prefix {
             "/" => !ending.is_empty() && path.ends_with(ending),
             prefix => path.starts_with(prefix),
         }
     }
+}
+
+/// The text before the first such character, and all from it on.
+const fn split_before(text: &'static str, character: u8) -> (&'static str, &'static str) {
+    let mut end = 0;
+    while end < text.len() && text.as_bytes()[end] != character {
+        end += 1;
+    }
+    text.split_at(end)
 }
 
 /// True for an address whose errors are read by programs.

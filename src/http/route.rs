@@ -48,8 +48,8 @@ impl<'r> Address<'r> {
             return None;
         }
         let decoded = match whole {
-            Some(whole) => percent_decode_str(&whole).decode_utf8().ok()?.into_owned().into(),
-            None => percent_decode_str(path).decode_utf8().ok()?,
+            Some(whole) => decode(&whole)?.into_owned().into(),
+            None => decode(path)?,
         };
         let cached = without_cached(&decoded).len() < decoded.len();
         Some(Self { decoded, cached, raw })
@@ -59,6 +59,14 @@ impl<'r> Address<'r> {
     pub(super) fn path(&self) -> &str {
         without_cached(&self.decoded)
     }
+}
+
+/// The text without percent-encoding; `None` where that is no UTF-8. Nearly no path has any.
+fn decode(text: &str) -> Option<Cow<'_, str>> {
+    if memchr::memchr(b'%', text.as_bytes()).is_none() {
+        return Some(Cow::Borrowed(text));
+    }
+    percent_decode_str(text).decode_utf8().ok()
 }
 
 /// The first endpoint that has this method and path.
