@@ -26,6 +26,8 @@ pub mod substitute;
 pub mod build;
 pub mod catalogue;
 
+pub mod import;
+
 pub mod adopt;
 pub mod auth;
 pub mod caller;

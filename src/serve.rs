@@ -32,8 +32,8 @@ use crate::state_dir::{INDEX, LEDGER, NARS, using};
 use crate::substitute::Substitute;
 use crate::tasks::{Supervisor, Tasks};
 use crate::{
-    auth, build, catalogue, http, key, nar_store, nix, recover, requests, retention, state_dir, substitute,
-    upstream,
+    auth, build, catalogue, http, import, key, nar_store, nix, recover, requests, retention, state_dir,
+    substitute, upstream,
 };
 
 use builds::Builds;
@@ -93,6 +93,8 @@ pub struct Settings {
     pub retention: retention::Settings,
     /// Rights of clients without a token.
     pub auth: auth::Settings,
+    /// Pushes.
+    pub import: import::Settings,
     /// Behaviour towards clients.
     pub http: http::Settings,
     /// Requests that no connection stands for.
@@ -188,6 +190,7 @@ impl Server {
             substitute,
             requests: requests.clone(),
             packer: caches.packer.clone(),
+            importer: caches.importer.clone(),
             retention: caches.retention.clone(),
             failures: builds.failures.clone(),
             retry,

@@ -142,7 +142,7 @@ impl Adopter {
     }
 
     /// Adds a signature by each of our keys to those that the row has.
-    fn sign(&self, row: &mut PathRow) {
+    pub(crate) fn sign(&self, row: &mut PathRow) {
         let fingerprint = self.fingerprint(row);
         self.keys.sign(&mut row.info.signatures, &fingerprint);
     }

@@ -11,7 +11,7 @@ use crate::build::prebuild::allowance::{Allowance, Hours};
 use crate::build::{LogSettings, Overtaking, Policy};
 use crate::serve::{Settings, host_name};
 use crate::upstream::{self, NetrcFile};
-use crate::{auth, build, catalogue, http, key, nar_store, nix, requests, retention, substitute};
+use crate::{auth, build, catalogue, http, import, key, nar_store, nix, requests, retention, substitute};
 
 pub(super) struct SettingsDraft {
     pub(super) settings: Settings,
@@ -53,6 +53,7 @@ impl SettingsDraft {
             },
             retention: retention::Settings::default(),
             auth: auth::Settings::default(),
+            import: import::Settings::default(),
             http: http::Settings::default(),
             requests: requests::Settings::default(),
         };

@@ -76,6 +76,12 @@ impl Endpoint {
         Self::new(Audience::Person, Verb::Get, pattern, Action::Read, handler)
     }
 
+    /// An upload.
+    pub(super) const fn upload(pattern: &'static str, handler: Handler) -> Self {
+        let endpoint = Self::new(Audience::Upload, Verb::Put, pattern, Action::Push, handler);
+        Self { label: RouteLabel::Upload, ..endpoint }
+    }
+
     /// An endpoint of the API.
     pub(super) const fn api(verb: Verb, pattern: &'static str, action: Action, handler: Handler) -> Self {
         Self::new(Audience::Api, verb, pattern, action, handler)

@@ -6,14 +6,15 @@ use schemars::SchemaGenerator;
 
 use super::api::{
     AttributeDetails, AttributePage, BuildList, BuildsAnswer, BuildsRequest, CheckRequest, CollectRequest,
-    Explanation, IssueRequest, IssuedToken, PackageSet, PackageSetDetails, PathDetails, PinView, QueueStatus,
-    RememberedFailure, RequestDetails, RetryRequest, ServerStatus, TokenView,
+    Explanation, IssueRequest, IssuedToken, MissingPathsAnswer, MissingPathsRequest, PackageSet,
+    PackageSetDetails, PathDetails, PinView, QueueStatus, RememberedFailure, RequestDetails, RetryRequest,
+    ServerStatus, TokenView,
 };
 use super::endpoint::{Content, Endpoint, Verb};
 use super::traffic::RouteLabel;
 use super::{
     builds, by_name, catalogue, explain, failures, info, listing, log, maintenance, nar, narinfo, openapi,
-    pins, realisation, status, tokens,
+    pins, put, realisation, status, tokens,
 };
 use crate::caller::Action;
 
@@ -193,6 +194,47 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         answer: Content::Media("application/json"),
         summary: "OpenAPI document of all these addresses",
         ..Endpoint::api(Verb::Get, "/api/v1/openapi.json", Action::Read, openapi::get)
+    },
+    Endpoint {
+        summary: "NAR whose name is the hash of its file",
+        ..Endpoint::upload("/nar/<hash>.nar.<compression>", put::nar)
+    },
+    Endpoint { summary: "the same without compression", ..Endpoint::upload("/nar/<hash>.nar", put::nar) },
+    Endpoint {
+        summary: "narinfo of a NAR that was uploaded before: the path is verified and served",
+        ..Endpoint::upload("/<hash>.narinfo", put::narinfo)
+    },
+    Endpoint {
+        summary: "log of a build",
+        question_mark_is_path: true,
+        ..Endpoint::upload("/log/<derivation>", put::log)
+    },
+    Endpoint {
+        summary: "realisation of an output whose path is served",
+        question_mark_is_path: true,
+        ..Endpoint::upload("/realisations/<id>.doi", put::realisation)
+    },
+    Endpoint {
+        summary: "the same for Nix 2.35 and later",
+        ..Endpoint::upload("/build-trace-v2/<derivation>/<output>.doi", put::realisation)
+    },
+    Endpoint {
+        summary: "listing of a NAR; accepted, and not kept",
+        ..Endpoint::upload("/<hash>.ls", put::listing)
+    },
+    Endpoint {
+        summary: "index of debugging symbols; accepted, and not kept",
+        ..Endpoint::upload("/debuginfo/<id>", put::debug_info)
+    },
+    Endpoint {
+        summary: "accepted where it names the same store directory, and not kept",
+        ..Endpoint::upload("/nix-cache-info", put::cache_info)
+    },
+    Endpoint {
+        answer: Content::Json(SchemaGenerator::subschema_for::<MissingPathsAnswer>),
+        summary: "those of some store paths that are not served and would have to be uploaded",
+        body: Some(SchemaGenerator::subschema_for::<MissingPathsRequest>),
+        ..Endpoint::api(Verb::Post, "/api/v1/missing", Action::Push, put::missing)
     },
     Endpoint {
         label: RouteLabel::Change,

@@ -14,8 +14,9 @@ use super::answer::{self, Answer};
 use super::api::{ErrorBody, ErrorReason, ServerStatus};
 use super::traffic::RequestOutcome;
 use crate::auth::TooFast;
-use crate::caller::{Refusal, Rejection};
+use crate::caller::{Action, Refusal, Rejection};
 use crate::catalogue::NoSuchName;
+use crate::import::UploadError;
 use crate::index;
 use crate::model::FailureClass;
 use crate::packer;
@@ -37,6 +38,8 @@ pub(super) enum Audience {
     Person,
     /// Programs: JSON with a true status.
     Api,
+    /// Clients of Nix that upload: text with a true status. They print it, and try again after 408 and 503.
+    Upload,
 }
 
 /// The reason that a request is not answered with what it asks for. Texts are for a person.
@@ -53,6 +56,10 @@ pub(super) enum Error {
     Rejected(Rejection),
     /// The address of the request has a token in it, which it never should.
     TokenInAddress,
+    /// A path that is believed only of those who have the right to vouch.
+    Unvouched(String),
+    /// Something else came first.
+    Conflict(String),
     /// Other methods are answered, named as in the header Allow.
     MethodNotAllowed(String),
     /// The request's body has more than so many bytes.
@@ -121,7 +128,7 @@ impl Error {
             (Self::RangeNotSatisfiable(_), _) => StatusCode::RANGE_NOT_SATISFIABLE,
             (_, Audience::Cache) | (Self::NotFound(_) | Self::Unknown, _) => StatusCode::NOT_FOUND,
             // Who reads it asks for a download or for the server's health, and does well to try again.
-            (Self::Unavailable(_), _) | (Self::Internal(_), Audience::Person) => {
+            (Self::Unavailable(_), _) | (Self::Internal(_), Audience::Person | Audience::Upload) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             (Self::Missing(missing), _)
@@ -134,6 +141,8 @@ impl Error {
             (Self::BadRequest(_) | Self::TokenInAddress, _) => StatusCode::BAD_REQUEST,
             (Self::Refused(refusal), _) if !refusal.wants_token() => StatusCode::FORBIDDEN,
             (Self::Refused(_) | Self::Rejected(_), _) => StatusCode::UNAUTHORIZED,
+            (Self::Unvouched(_), _) => StatusCode::FORBIDDEN,
+            (Self::Conflict(_), _) => StatusCode::CONFLICT,
             (Self::TooLarge(_), _) => StatusCode::PAYLOAD_TOO_LARGE,
             (Self::TooSlow, _) => StatusCode::REQUEST_TIMEOUT,
             (Self::TooFast(_), _) => StatusCode::TOO_MANY_REQUESTS,
@@ -148,6 +157,8 @@ impl Error {
             }
             Self::Refused(refusal) if !refusal.wants_token() => ErrorReason::Refused,
             Self::Refused(_) | Self::Rejected(_) => ErrorReason::Unauthorized,
+            Self::Unvouched(_) => ErrorReason::Refused,
+            Self::Conflict(_) => ErrorReason::Conflict,
             Self::MethodNotAllowed(_) => ErrorReason::MethodNotAllowed,
             Self::TooLarge(_) => ErrorReason::TooLarge,
             Self::TooSlow => ErrorReason::TooSlow,
@@ -161,6 +172,7 @@ impl Error {
     fn right(&self) -> Option<&'static str> {
         match self {
             Self::Refused(refusal) => Some(refusal.action().name()),
+            Self::Unvouched(_) => Some(Action::Vouch.name()),
             _ => None,
         }
     }
@@ -184,6 +196,8 @@ impl Error {
         match self {
             Self::NotFound(text)
             | Self::BadRequest(text)
+            | Self::Unvouched(text)
+            | Self::Conflict(text)
             | Self::Unavailable(text)
             | Self::Internal(text) => text,
             Self::Unknown => Missing::Unknown.to_string(),
@@ -209,6 +223,23 @@ impl From<Missing> for Error {
         match missing {
             Missing::Unknown => Self::Unknown,
             missing => Self::Missing(Box::new(missing)),
+        }
+    }
+}
+
+impl From<UploadError> for Error {
+    fn from(error: UploadError) -> Self {
+        let text = error.to_string();
+        match error {
+            UploadError::Invalid(_) => Self::BadRequest(text),
+            UploadError::Conflict { .. } => Self::Conflict(text),
+            UploadError::Unvouched(_) => Self::Unvouched(text),
+            UploadError::Refused(refusal) => Self::Refused(refusal),
+            UploadError::TooLarge(bytes_max) => {
+                Self::TooLarge(usize::try_from(bytes_max).unwrap_or(usize::MAX))
+            }
+            UploadError::Stalled => Self::TooSlow,
+            UploadError::TooMany(_) | UploadError::Unavailable => Self::Unavailable(text),
         }
     }
 }
@@ -272,7 +303,6 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
-    use crate::caller::Action;
 
     async fn text(answer: Answer) -> String {
         let body = answer.into_body().collect().await.expect("a body in memory").to_bytes();

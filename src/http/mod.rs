@@ -28,6 +28,7 @@ mod openapi;
 mod pattern;
 mod per_core;
 mod pins;
+mod put;
 mod realisation;
 mod request_body;
 mod response_future;
@@ -50,6 +51,7 @@ use crate::auth::{Auth, RateLimits, has_token};
 use crate::build::{Failures, Logs, Scheduler};
 use crate::caller::{Caller, may};
 use crate::catalogue::{Catalogue, NameResolver};
+use crate::import::Importer;
 use crate::index::Index;
 use crate::nix::{DaemonLogs, Detected, Pool};
 use crate::packer::Packer;
@@ -103,6 +105,8 @@ pub struct AppState {
     pub requests: Requests,
     /// NARs.
     pub packer: Packer,
+    /// Importer of pushes.
+    pub importer: Importer,
     /// Retention and eviction.
     pub retention: Retention,
     /// Failures that are remembered.

@@ -16,6 +16,7 @@ use super::answer::{self, Answer, Part};
 use super::call::Call;
 use super::error::Error;
 use super::nar_restore;
+use super::put::was_uploaded;
 use super::response_future::ResponseFuture;
 use super::stream_body::{Chunks, stream_body};
 use crate::nar_store::{Form, Nar, NarStream, Small};
@@ -38,6 +39,9 @@ struct NarRequest {
 /// From memory, or from a file. Clients remember other forms of the address from other servers: harmonia's is
 /// ours with a query, nix-serve's has the store path's hash before the NAR's.
 pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
+    if let Some(answer) = was_uploaded(&call) {
+        return Some(ResponseFuture::ready(answer));
+    }
     let [name, ending] = call.arguments;
     let compression = match ending {
         "" => Compression::None,

@@ -82,7 +82,8 @@ pub(super) fn find<'p>(method: &Method, path: &'p str) -> Match<'p> {
         }
     }
     match verb {
-        Some(Verb::Get) if others.is_empty() => Match::Nothing,
+        // A client of a cache that finds nothing must hear just that, also where something may be uploaded.
+        Some(Verb::Get) if others.iter().all(|other| *other == Verb::Put) => Match::Nothing,
         _ => Match::OtherMethod(allowed(&others)),
     }
 }
@@ -187,7 +188,8 @@ mod tests {
     #[test]
     fn an_address_with_other_methods_names_them() {
         for (method, path, allowed) in [
-            (Method::POST, "/nix-cache-info", "GET, HEAD"),
+            (Method::POST, "/nix-cache-info", "GET, HEAD, PUT"),
+            (Method::POST, "/0123456789abcdfghijklmnpqrsvwxyz.ls", "PUT"),
             (Method::PUT, "/nobody-has-this", "GET, HEAD"),
             (Method::GET, "/api/v1/pins/a", "POST, DELETE"),
             (Method::DELETE, "/api/v1/catalogue", "GET, HEAD, POST"),
@@ -198,6 +200,7 @@ mod tests {
             assert_eq!(others, allowed, "{method} {path}");
         }
         assert!(matches!(find(&Method::HEAD, "/nobody-has-this"), Match::Nothing));
+        assert!(matches!(find(&Method::GET, "/0123456789abcdfghijklmnpqrsvwxyz.ls"), Match::Nothing));
         assert!(matches!(find(&Method::HEAD, "/metrics"), Match::Endpoint(..)));
     }
 

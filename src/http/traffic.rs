@@ -26,6 +26,7 @@ pub(super) enum RouteLabel {
     Realisation,
     Log,
     Download,
+    Upload,
     Page,
     Api,
     Monitoring,
@@ -34,12 +35,13 @@ pub(super) enum RouteLabel {
     Unknown,
 }
 
-const LABELS: [(RouteLabel, &str); 10] = [
+const LABELS: [(RouteLabel, &str); 11] = [
     (RouteLabel::NarInfo, "narinfo"),
     (RouteLabel::Nar, "nar"),
     (RouteLabel::Realisation, "realisation"),
     (RouteLabel::Log, "log"),
     (RouteLabel::Download, "get"),
+    (RouteLabel::Upload, "upload"),
     (RouteLabel::Page, "page"),
     (RouteLabel::Api, "api"),
     (RouteLabel::Monitoring, "monitoring"),

@@ -5,6 +5,7 @@
 mod catalogue;
 mod failure;
 mod path;
+mod pushed;
 mod queue;
 mod retention;
 mod token;
@@ -15,6 +16,7 @@ pub use catalogue::{
 };
 pub use failure::{Failure, FailureClass};
 pub use path::{Comparison, Counts, Hit, NarRow, PathRow, UpstreamNar};
+pub use pushed::{PushedDerivation, UploadOutcome};
 pub use queue::{DurationRow, RequestRow};
 pub use retention::{Candidate, Cursor, Decision, Evicted, EvictionBounds, PinRow};
 pub use token::{NewToken, TokenRow};

@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use narinfo::{Compression, NarHash};
@@ -33,6 +34,15 @@ impl Blob {
         self.verify_within(promised, u64::MAX)
     }
 
+    /// Reads the plain NAR in the file. Blocking.
+    ///
+    /// # Errors
+    /// When no decoder can be made.
+    pub fn plain(&self) -> io::Result<Box<dyn Read + Send>> {
+        let Self::File(BlobFile { file, .. }) = self;
+        decode::plain(Compression::Zstd, StoredRead { file: Arc::clone(file), at: 0 })
+    }
+
     /// Verifies the file as [`Blob::verify`] does, within a rate.
     ///
     /// # Errors
@@ -51,6 +61,20 @@ impl Blob {
             other => other,
         })?;
         Ok(Packed { file_hash: NarHash::from_bytes(input.hasher.finalize().into()), file_size: input.bytes })
+    }
+}
+
+/// A stored file from its start on, whoever else reads it.
+struct StoredRead {
+    file: Arc<File>,
+    at: u64,
+}
+
+impl Read for StoredRead {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.at)?;
+        self.at += read as u64;
+        Ok(read)
     }
 }
 

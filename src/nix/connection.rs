@@ -130,12 +130,29 @@ impl Daemon {
         request: RequestBytes,
         on_news: impl FnMut(DaemonMessage),
     ) -> Result<Reply<'_>, DaemonError> {
+        self.begin(patience, request).await?;
+        self.await_reply(on_news).await
+    }
+
+    /// Sends a request, or the head of one whose rest follows.
+    pub(super) async fn begin(
+        &mut self,
+        patience: Option<Patience>,
+        request: RequestBytes,
+    ) -> Result<(), DaemonError> {
         if self.in_operation {
             return Err(DaemonError::Unusable);
         }
         self.in_operation = true;
         self.wire.set_patience(patience);
-        self.wire.send(request.as_bytes()).await?;
+        self.wire.send(request.as_bytes()).await
+    }
+
+    /// Waits for the reply to a request that was sent.
+    pub(super) async fn await_reply(
+        &mut self,
+        on_news: impl FnMut(DaemonMessage),
+    ) -> Result<Reply<'_>, DaemonError> {
         let outcome = stderr::until_last(&mut self.wire, on_news).await;
         if let Err(DaemonError::Nix(_)) = outcome {
             // An error is a whole reply.

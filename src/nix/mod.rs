@@ -1,8 +1,9 @@
 //! Nix on this machine: a small client for its daemon, a reader of its database, and the lookups that use
 //! whichever works. Knows nothing of the cache: paths and targets in, Nix's answers out. Reading order:
-//! environment, handshake, connection, ops, build, pool, nar; then database, version, known, derivations,
-//! realisations, local; then logs; then capabilities, machines, detect.
+//! environment, handshake, connection, ops, build, pool, nar, add; then database, version, known,
+//! derivations, realisations, local; then logs; then capabilities, machines, detect.
 
+mod add;
 mod build;
 mod build_hook;
 mod capabilities;
@@ -28,6 +29,7 @@ mod stderr;
 mod version;
 mod wire;
 
+pub use add::NarChunks;
 pub use build::{BuildEvent, BuildResult, BuildStatus, BuildTarget};
 pub use capabilities::{Capabilities, Lack, Machine};
 pub use connection::{Daemon, OPERATION_TIMEOUT};

@@ -1,12 +1,12 @@
 //! Receiving: a NAR whose hash and size nobody has promised, as a push sends it. It is verified while it
 //! streams in, committed, and protected from eviction by a lease until its sender has given it a row.
 
-use std::io::Read;
+use std::io::{self, Read};
 
-use narinfo::Compression;
+use narinfo::{Compression, NarHash, StorePath};
 
 use super::bring::Committed;
-use super::{Lease, Packer};
+use super::{Error, Lease, Packer};
 use crate::nar_store::{Blob, Commit, PackError, Promise, Received};
 use crate::tail_file::reading;
 
@@ -62,5 +62,35 @@ impl Packer {
             .map_err(|panicked| ReceiveError::Store(std::io::Error::other(panicked)))??;
         }
         Ok((received, lease))
+    }
+
+    /// Bytes of a NAR at most that comes from elsewhere.
+    #[must_use]
+    pub fn nar_bytes_max(&self) -> u64 {
+        self.0.nar_bytes_max()
+    }
+
+    /// Reads the plain NAR in a stored file, whether or not it has a row, on a thread that may wait; `None`
+    /// if there is none.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or `work` fails.
+    pub async fn read_plain<T: Send + 'static>(
+        &self,
+        nar: NarHash,
+        work: impl FnOnce(&mut dyn Read) -> io::Result<T> + Send + 'static,
+    ) -> Result<Option<T>, Error> {
+        let nars = self.0.nars.clone();
+        let reading = tokio::task::spawn_blocking(move || {
+            let Some(blob) = nars.blob(nar)? else { return Ok(None) };
+            work(&mut blob.plain()?).map(Some)
+        });
+        reading.await.unwrap_or_else(|panicked| Err(io::Error::other(panicked))).map_err(Error::Store)
+    }
+
+    /// Takes note that an uploaded NAR has its row: more is stored, and no path needs the Nix store for it.
+    pub async fn note_uploaded(&self, path: &StorePath, nar: NarHash) {
+        self.0.stored.notify_one();
+        self.0.release_roots(path, nar).await;
     }
 }

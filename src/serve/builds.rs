@@ -57,6 +57,7 @@ impl Builds {
             runner,
             logs: storage.logs.clone(),
             adopter: caches.adopter.clone(),
+            importer: caches.importer.clone(),
             requested: storage.roots("requested")?,
             index: index.clone(),
             failures: failures.clone(),

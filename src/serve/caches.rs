@@ -8,6 +8,7 @@ use super::storage::Storage;
 use super::{Error, Settings};
 use crate::adopt::{Adopter, Searches};
 use crate::compare::Comparer;
+use crate::import::Importer;
 use crate::key;
 use crate::packer::{Packer, PackerHandles};
 use crate::retention::Retention;
@@ -20,6 +21,7 @@ pub(super) struct Caches {
     pub(super) packer: Packer,
     pub(super) retention: Retention,
     pub(super) adopter: Adopter,
+    pub(super) importer: Importer,
     comparer: Comparer,
     /// Adds the signatures of new keys to what is served; `None` where nothing lacks one.
     resigner: Option<Resigner>,
@@ -63,16 +65,19 @@ impl Caches {
             upstreams: upstreams.clone(),
             searches: Searches::default(),
         };
+        let upstream_keys = settings.upstream.caches.iter().flat_map(|cache| cache.public_keys.clone());
+        let importer = Importer::new(&adopter, settings.import.clone(), upstream_keys.collect());
         let comparer = Comparer { index: index.clone(), upstreams: upstreams.clone() };
         let resigner = Resigner { adopter: adopter.clone(), state_dir: state_dir.clone() };
         let resigner = storage.resign.then_some(resigner);
-        Ok(Self { upstreams, packer, retention, adopter, comparer, resigner })
+        Ok(Self { upstreams, packer, retention, adopter, importer, comparer, resigner })
     }
 
     /// Tasks that pack, evict, verify, compare and sign.
     pub(super) fn start(self, tasks: &Tasks) {
-        let Self { packer, retention, adopter, comparer, resigner, .. } = self;
+        let Self { packer, retention, adopter, importer, comparer, resigner, .. } = self;
         tasks.vital("packer", packer.run());
+        tasks.restarted("importer", move || importer.clone().run());
         tasks.vital("retention", retention.clone().run());
         tasks.restarted("scrubber", move || retention.clone().scrub());
         tasks.restarted("signatures", move || {

@@ -76,7 +76,14 @@ impl Substitute {
     /// # Errors
     /// When the Nix store cannot be asked.
     pub async fn outputs_of(&self, drvs: Vec<StorePath>) -> Result<BTreeMap<StorePath, Outputs>, Missing> {
-        self.local.outputs_of(drvs).await.map_err(|error| local_trouble(&error))
+        let pushed = self.index.pushed_outputs(drvs.clone()).await;
+        let pushed = pushed.map_err(|error| trouble(&error, "the index cannot be read"))?;
+        let mut found = self.local.outputs_of(drvs).await.map_err(|error| local_trouble(&error))?;
+        for (drv, outputs) in pushed {
+            let known = outputs.into_iter().map(|(output, path)| (output, Some(path)));
+            found.entry(drv).or_insert_with(|| known.collect());
+        }
+        Ok(found)
     }
 
     /// The same choice as that of a request: one that is on its way, else one that has not failed, else the

@@ -2,9 +2,13 @@
 //! <https://nix.dev/manual/nix/latest/protocols/derivation-aterm>). Read only for what a cache needs:
 //! outputs, inputs, and where it can be built.
 
+mod verify;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use nix_derivation::Output;
+
+pub use verify::InputHash;
 
 use crate::store_path::{StoreDir, StorePath, StorePathError};
 
@@ -23,6 +27,9 @@ pub enum Error {
     /// Malformed text.
     #[error("not a derivation: {0}")]
     Malformed(String),
+    /// The contents are not those that its path is named by, or an output is not the one that it makes.
+    #[error("the derivation is not what it claims to be: {0}")]
+    Forged(String),
     /// A name that is no store path.
     #[error("the derivation names something that is no store path")]
     StorePath(#[from] StorePathError),

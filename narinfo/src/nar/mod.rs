@@ -4,6 +4,7 @@
 
 mod ahead;
 mod count;
+mod only_file;
 mod tree;
 
 use std::io::{self, BufReader, Read, Write};
@@ -13,6 +14,7 @@ use nix_archive::nar::{Error as ArchiveError, Event};
 
 use crate::content_address::{Addressed, Of, Recomputed};
 use count::Counted;
+pub use only_file::only_file;
 
 /// Directories within directories at most.
 pub const DEPTH_MAX: usize = 64;

@@ -7,7 +7,7 @@ mod writer;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -129,6 +129,34 @@ impl Logs {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Bytes of a log, at most.
+    #[must_use]
+    pub fn log_bytes_max(&self) -> u64 {
+        self.0.settings.log_bytes_max
+    }
+
+    /// Stores the log of a build elsewhere, unless this derivation has one; the oldest logs go for it.
+    /// Returns true if it did. Blocking.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub fn store(&self, drv: &StorePath, log: &[u8]) -> io::Result<bool> {
+        let path = self.file_of(drv);
+        let mut draft = tempfile::NamedTempFile::new_in(&self.0.dir)?;
+        draft.write_all(log)?;
+        {
+            // A build that begins meanwhile has the name.
+            let running = self.0.running();
+            if running.contains_key(&path) || path.exists() {
+                return Ok(false);
+            }
+            draft.persist_noclobber(&path).map_err(|error| error.error)?;
+        }
+        self.0.add(log.len() as u64);
+        self.make_room()?;
+        Ok(true)
     }
 
     /// Begins a new log. An older one goes, though whoever reads it reads it to its end.

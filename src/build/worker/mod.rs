@@ -22,6 +22,7 @@ use super::scheduler::{Finished, Lane, Scheduler};
 use super::verdict::{Verdict, logged};
 use super::{Logs, Settings};
 use crate::adopt::Adopter;
+use crate::import::Importer;
 use crate::index::Index;
 use crate::model::{Failure, FailureClass};
 use crate::nix::Detected;
@@ -46,6 +47,8 @@ pub struct Worker {
     pub logs: Logs,
     /// Publisher of outputs.
     pub adopter: Adopter,
+    /// Bringer of pushed derivations into the Nix store.
+    pub importer: Importer,
     /// GC roots of the derivations of requests.
     pub requested: Roots,
     /// Record of the queue.

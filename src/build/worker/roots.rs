@@ -8,6 +8,7 @@ use super::Worker;
 use crate::build::queue::RequestId;
 use crate::build::scheduler::RootChanges;
 use crate::build::verdict::Verdict;
+use crate::nix::{Daemon, DaemonError};
 use crate::roots;
 
 impl Worker {
@@ -40,6 +41,8 @@ impl Worker {
             // Not one that was used before: see catalogue/holder.rs on Nix 2.5 to 2.9.
             let mut daemon = self.runner.connections.pool.get_fresh().await?;
             self.scheduler.daemon_answers();
+            // The connection holds them until our roots do.
+            self.bring(&mut daemon, &drvs).await?;
             self.requested.hold(&mut daemon, &drvs).await?;
             let mut valid = Vec::new();
             for drv in &drvs {
@@ -76,6 +79,18 @@ impl Worker {
             }
         }
         self.scheduler.roots_held(last);
+    }
+
+    /// Adds pushed derivations to the Nix store. Those that cannot be brought are left out by what follows.
+    async fn bring(&self, daemon: &mut Daemon, drvs: &[StorePath]) -> Result<(), DaemonError> {
+        let Err(error) = self.importer.bring_into_store(daemon, drvs).await else { return Ok(()) };
+        let error = match error.lost() {
+            Ok(lost) => return Err(lost),
+            Err(error) => error,
+        };
+        let error = &error as &dyn std::error::Error;
+        tracing::error!(error, "cannot add a pushed derivation to the Nix store");
+        Ok(())
     }
 
     /// The derivation of a request is not there: it was collected before it could be held.

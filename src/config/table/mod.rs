@@ -3,6 +3,7 @@
 
 mod building;
 mod network;
+mod pushing;
 mod retention;
 mod scheduling;
 mod security;
@@ -27,6 +28,7 @@ pub(super) const GROUPS: &[SettingGroup] = &[
     SettingGroup { title: "Scheduling", settings: scheduling::SETTINGS },
     SettingGroup { title: "Upstreams", settings: upstreams::UPSTREAMS },
     SettingGroup { title: "Package sets", settings: upstreams::PACKAGE_SETS },
+    SettingGroup { title: "Pushing", settings: pushing::SETTINGS },
     SettingGroup { title: "Storage", settings: storage::SETTINGS },
     SettingGroup { title: "Retention", settings: retention::SETTINGS },
     SettingGroup { title: "Security", settings: security::SETTINGS },

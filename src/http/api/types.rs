@@ -35,12 +35,29 @@ pub enum ErrorReason {
     TooSlow,
     /// 429: the client asks more often than it may.
     TooFast,
+    /// 409: another path, or other contents, came first.
+    Conflict,
     /// 413: the body of the request is too large.
     TooLarge,
     /// 500: trouble with the server, which its log tells of.
     Internal,
     /// 503: trouble that may pass.
     Unavailable,
+}
+
+/// Arguments of `POST /api/v1/missing`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct MissingPathsRequest {
+    /// Store paths, with or without the store directory; 10,000 at most.
+    pub paths: Vec<String>,
+}
+
+/// Answer of `POST /api/v1/missing`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub struct MissingPathsAnswer {
+    /// Base names of those that are not served.
+    pub missing: Vec<String>,
 }
 
 /// Arguments of `POST /api/v1/gc`.

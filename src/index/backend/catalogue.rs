@@ -13,7 +13,8 @@ use crate::model::{
 
 /// Package sets as they are.
 pub trait PackageSets {
-    /// The derivations that sets have for a hash: those of current generations first.
+    /// The derivations that sets have for a hash: those of current generations first, and behind all of them
+    /// those that clients have pushed.
     fn makers(&self, hash: StorePathHash) -> BackendFuture<'_, Vec<Maker>>;
 
     /// The same for many hashes at once; those that no set has are left out.

@@ -6,6 +6,7 @@ mod builds;
 mod catalogue;
 mod changes;
 mod paths;
+mod pushed;
 mod retention;
 mod tokens;
 mod upkeep;
@@ -21,6 +22,7 @@ pub use builds::{DemandStore, FailureStore, QueueLog};
 pub use catalogue::{Generations, PackageSets};
 pub use changes::{Changes, Follower};
 pub use paths::{Comparisons, Nars, Paths, RealisationStore, UpstreamNars};
+pub use pushed::Pushes;
 pub use retention::{Pins, RetentionStore};
 pub use tokens::Tokens;
 pub use upkeep::{Recovered, RecoveryStore, Unfit, Upkeep};
@@ -40,6 +42,7 @@ pub trait Backend:
     + RetentionStore
     + Pins
     + FailureStore
+    + Pushes
     + QueueLog
     + DemandStore
     + PackageSets
@@ -59,7 +62,8 @@ pub trait Backend:
     /// When the backend fails.
     fn hash_count(&self) -> BackendFuture<'_, u64>;
 
-    /// Sends every hash that is served, that a package set can build, or that a generation under way will:
+    /// Sends every hash that is served, that a package set or a pushed derivation can build, or that a
+    /// generation under way will:
     /// those of writes that were acknowledged before the call, and perhaps later ones. Ends early when nobody
     /// receives them.
     ///

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use narinfo::{StorePath, StorePathHash};
 
-use super::{MemoryBackend, done};
+use super::{MemoryBackend, State, done};
 use crate::index::backend::{BackendFuture, Changes, Generations, PackageSets};
 use crate::model::{
     AttributeName, AttributeRow, Attributed, Generation, GenerationSize, Maker, NewGeneration, OutputRow,
@@ -81,9 +81,9 @@ fn is_like(text: &str, pattern: &str) -> bool {
     left.ends_with(last)
 }
 
-fn makers(sets: &[Set], hash: StorePathHash) -> Vec<Maker> {
+fn makers(state: &State, hash: StorePathHash) -> Vec<Maker> {
     let mut rows: Vec<(&Output, &Set)> = Vec::new();
-    for set in sets {
+    for set in &state.sets.sets {
         let outputs = set.outputs.iter().filter(|output| output.row.hash == hash);
         rows.extend(outputs.map(|output| (output, set)));
     }
@@ -97,12 +97,17 @@ fn makers(sets: &[Set], hash: StorePathHash) -> Vec<Maker> {
             found.push(Maker { drv: output.row.drv.clone(), denied_by });
         }
     }
+    for drv in state.pushed_makers(hash) {
+        if found.iter().all(|maker| maker.drv != drv) {
+            found.push(Maker { drv, denied_by: None });
+        }
+    }
     found
 }
 
 impl PackageSets for MemoryBackend {
     fn makers(&self, hash: StorePathHash) -> BackendFuture<'_, Vec<Maker>> {
-        done(makers(&self.state().sets.sets, hash))
+        done(makers(&self.state(), hash))
     }
 
     fn makers_of_all(
@@ -110,7 +115,7 @@ impl PackageSets for MemoryBackend {
         hashes: Vec<StorePathHash>,
     ) -> BackendFuture<'_, BTreeMap<StorePathHash, Vec<Maker>>> {
         let state = self.state();
-        let makers = hashes.into_iter().map(|hash| (hash, makers(&state.sets.sets, hash)));
+        let makers = hashes.into_iter().map(|hash| (hash, makers(&state, hash)));
         done(makers.filter(|(_, makers)| !makers.is_empty()).collect())
     }
 

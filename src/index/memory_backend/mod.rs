@@ -5,6 +5,7 @@
 mod builds;
 mod catalogue;
 mod paths;
+mod pushed;
 mod retention;
 mod tokens;
 
@@ -19,7 +20,8 @@ use tokio::sync::mpsc;
 
 use super::backend::{Backend, BackendFuture, Changes, Follower, Recovered, RecoveryStore, Unfit, Upkeep};
 use crate::model::{
-    Comparison, DemandRow, DurationRow, Failure, NarRow, PathRow, RequestRow, TokenRow, UpstreamNar,
+    Comparison, DemandRow, DurationRow, Failure, NarRow, PathRow, PushedDerivation, RequestRow, TokenRow,
+    UpstreamNar,
 };
 use catalogue::Sets;
 
@@ -36,6 +38,7 @@ struct State {
     realisations: BTreeMap<String, Realisation>,
     former_nars: BTreeMap<NarHash, StorePathHash>,
     pins: BTreeMap<(String, StorePathHash), SystemTime>,
+    pushed: BTreeMap<StorePathHash, (PushedDerivation, SystemTime)>,
     comparisons: BTreeMap<StorePathHash, (u64, Option<Comparison>)>,
     failures: BTreeMap<StorePath, Failure>,
     requests: BTreeMap<u64, RequestRow>,
@@ -108,12 +111,13 @@ impl Backend for MemoryBackend {
 
     fn hash_count(&self) -> BackendFuture<'_, u64> {
         let state = self.state();
-        done((state.paths.len() + state.sets.hashes().count()) as u64)
+        done((state.paths.len() + state.sets.hashes().count() + state.pushed_outputs().count()) as u64)
     }
 
     fn hashes(&self, batches: mpsc::Sender<Vec<StorePathHash>>) -> BackendFuture<'_, ()> {
         let state = self.state();
-        let all: Vec<_> = state.paths.keys().copied().chain(state.sets.hashes()).collect();
+        let all: Vec<_> =
+            state.paths.keys().copied().chain(state.sets.hashes()).chain(state.pushed_outputs()).collect();
         drop(state);
         Box::pin(async move {
             // Where nobody receives it, nobody needs it.

@@ -33,6 +33,7 @@ impl State {
         let Some(Served { row, .. }) = self.paths.remove(&hash) else { return };
         self.former_nars.insert(row.info.nar_hash, hash);
         self.realisations.retain(|_, realisation| *realisation.path() != row.info.path);
+        self.pushed.remove(&hash);
         if self.hashes_of(row.info.nar_hash).is_empty() {
             self.upstream_nars.retain(|(nar, _), _| *nar != row.info.nar_hash);
         }
@@ -44,7 +45,7 @@ impl State {
         with_nar.map(|served| served.row.info.path.hash()).collect()
     }
 
-    fn publish<'a>(&mut self, rows: impl Iterator<Item = &'a PathRow> + Clone) -> Option<Changes> {
+    pub(super) fn publish<'a>(&mut self, rows: impl Iterator<Item = &'a PathRow> + Clone) -> Option<Changes> {
         let own: BTreeSet<_> = rows.clone().map(|row| &row.info.path).collect();
         let mut references = rows.clone().flat_map(|row| &row.info.references);
         if !references.all(|path| own.contains(path) || self.serves(path)) {

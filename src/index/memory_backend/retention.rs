@@ -62,6 +62,7 @@ impl State {
                 file_bytes: self.nars.get(&row.info.nar_hash).filter(|_| !shared).map(|nar| nar.file_size),
                 needed_at: (at.needed_at_us > 0).then(|| SystemTime::UNIX_EPOCH + since_epoch),
                 held: self.pins.keys().any(|(_, pinned)| *pinned == at.hash)
+                    || self.pushed.contains_key(&at.hash)
                     || self.is_to_pack(row.info.nar_hash),
                 cursor: *at,
             }

@@ -7,7 +7,7 @@ use narinfo::{StorePath, StorePathHash};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::rows::{corrupt, from_unix, unsigned};
-use super::{Error, Sqlite};
+use super::{Error, Sqlite, pushed};
 use crate::index::backend::{BackendFuture, PackageSets};
 use crate::model::{
     AttributeName, AttributeRow, Attributed, Generation, GenerationSize, Maker, Search, SetRow,
@@ -210,6 +210,12 @@ fn makers(connection: &Connection, hash: StorePathHash) -> Result<Vec<Maker>, Er
         if found.iter().all(|maker| maker.drv != drv) {
             let (denied, set): (bool, String) = (row.get(1)?, row.get(2)?);
             found.push(Maker { drv, denied_by: denied.then_some(set) });
+        }
+    }
+    // Who may push may have it built, unless a package set denies it.
+    for drv in pushed::makers(connection, hash)? {
+        if found.iter().all(|maker| maker.drv != drv) {
+            found.push(Maker { drv, denied_by: None });
         }
     }
     Ok(found)

@@ -370,6 +370,7 @@ mod tests {
         }
         let changed = "DROP TRIGGER nar_gone; DROP TRIGGER path_served; PRAGMA user_version = 5; \
                        DROP TABLE token; \
+                       DROP TRIGGER pushed_path_gone; DROP TABLE pushed_derivation; DROP TABLE pushed_output; \
                        ALTER TABLE catalogue_attribute DROP COLUMN output; \
                        ALTER TABLE catalogue_new_attribute DROP COLUMN output; \
                        DROP INDEX eviction_order_by_need; ALTER TABLE eviction_order RENAME TO turn; \

@@ -138,6 +138,7 @@ fn candidates(transaction: &Transaction<'_>, after: Option<Cursor>) -> Result<Ve
              WHERE o.nar_hash = p.nar_hash AND (u.needed_at, u.hash) > (t.needed_at, t.hash)) \
              THEN NULL ELSE n.file_size END, \
          EXISTS (SELECT 1 FROM pin WHERE pin.hash = p.hash) \
+             OR EXISTS (SELECT 1 FROM pushed_derivation d WHERE d.hash = p.hash) \
              OR EXISTS (SELECT 1 FROM to_pack WHERE to_pack.nar_hash = p.nar_hash) \
          FROM eviction_order t CROSS JOIN path p ON p.hash = t.hash LEFT JOIN nar n ON n.nar_hash = p.nar_hash \
          WHERE (t.needed_at, t.hash) > (?1, ?2) ORDER BY t.needed_at, t.hash LIMIT ?3",

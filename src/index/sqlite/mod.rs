@@ -17,6 +17,7 @@ mod ledger;
 mod nar;
 mod paths;
 mod pin;
+mod pushed;
 mod queue;
 mod realisation;
 mod recovery;
@@ -40,11 +41,13 @@ pub use ledger::{LedgerReader, has_ledger};
 use paths::paths_of;
 pub use pin::salvage_pins;
 
-/// Every hash that is served, or is an output of a package set or of the generation being made.
+/// Every hash that is served, or is an output of a package set, of the generation being made, or of a pushed
+/// derivation.
 const HASHES: &str = "SELECT hash FROM path UNION ALL SELECT hash FROM catalogue_output \
-    UNION ALL SELECT hash FROM catalogue_new_output";
+    UNION ALL SELECT hash FROM catalogue_new_output UNION ALL SELECT hash FROM pushed_output";
 /// Number of those, but for the generation.
-const HASH_COUNT: &str = "SELECT (SELECT count(*) FROM path) + (SELECT count(*) FROM catalogue_output)";
+const HASH_COUNT: &str = "SELECT (SELECT count(*) FROM path) + (SELECT count(*) FROM catalogue_output) \
+    + (SELECT count(*) FROM pushed_output)";
 /// Hashes that are sent at once.
 const HASHES_AT_ONCE: usize = 4_096;
 

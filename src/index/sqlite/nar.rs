@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use narinfo::{NarHash, StorePath};
-use rusqlite::{Row, params};
+use rusqlite::{Row, Transaction, params};
 
 use super::rows::{PATH_COLUMN_COUNT, PATH_COLUMNS, nar_row, path_row, signed, to_unix};
 use super::stored::nars_behind;
@@ -86,18 +86,7 @@ impl Nars for Sqlite {
 
     fn record_packed(&self, nar: NarRow) -> BackendFuture<'_, ()> {
         self.change(move |transaction| {
-            transaction.execute(
-                // Not OR REPLACE: no trigger would hear of the row that goes.
-                "INSERT INTO nar (nar_hash, file_hash, file_size, packed_at) VALUES (?1, ?2, ?3, ?4) \
-                 ON CONFLICT (nar_hash) DO UPDATE SET file_hash = excluded.file_hash, \
-                 file_size = excluded.file_size, packed_at = excluded.packed_at",
-                params![
-                    nar.nar_hash.as_bytes(),
-                    nar.file_hash.as_bytes(),
-                    signed(nar.file_size),
-                    to_unix(SystemTime::now())
-                ],
-            )?;
+            upsert_nar(transaction, &nar)?;
             Ok((Changes::changed(paths_of(transaction, nar.nar_hash)?), ()))
         })
     }
@@ -108,6 +97,19 @@ impl Nars for Sqlite {
             Ok((Changes::changed(paths_of(transaction, nar)?), ()))
         })
     }
+}
+
+/// Records a packed NAR in place of an earlier file.
+pub(super) fn upsert_nar(transaction: &Transaction<'_>, nar: &NarRow) -> Result<(), Error> {
+    // Not OR REPLACE: no trigger would hear of the row that goes.
+    let mut upsert = transaction.prepare_cached(
+        "INSERT INTO nar (nar_hash, file_hash, file_size, packed_at) VALUES (?1, ?2, ?3, ?4) \
+         ON CONFLICT (nar_hash) DO UPDATE SET file_hash = excluded.file_hash, \
+         file_size = excluded.file_size, packed_at = excluded.packed_at",
+    )?;
+    let now = to_unix(SystemTime::now());
+    upsert.execute(params![nar.nar_hash.as_bytes(), nar.file_hash.as_bytes(), signed(nar.file_size), now])?;
+    Ok(())
 }
 
 /// Query of the paths that are to be packed. Begins with those NARs, which are few as a rule: SQLite would

@@ -155,22 +155,30 @@ impl Paths for Sqlite {
     }
 }
 
-/// True where everything that the rows refer to is served, or among them, each by its own name: a client asks
-/// for a hash, and refuses what comes under another name.
+/// True where everything that the rows refer to is served, or among them.
 fn serves_references<'a>(
     connection: &Connection,
     rows: impl Iterator<Item = &'a PathRow> + Clone,
 ) -> Result<bool, Error> {
+    Ok(first_lacking(connection, rows)?.is_none())
+}
+
+/// A path that the rows refer to and that is neither served nor among them, by its own name: a client asks
+/// for a hash, and refuses what comes under another name.
+pub(super) fn first_lacking<'a>(
+    connection: &Connection,
+    rows: impl Iterator<Item = &'a PathRow> + Clone,
+) -> Result<Option<StorePath>, Error> {
     let own: HashSet<&StorePath> = rows.clone().map(|row| &row.info.path).collect();
     let mut served = connection.prepare_cached("SELECT 1 FROM path WHERE hash = ?1 AND name = ?2")?;
     let others: HashSet<&StorePath> =
         rows.flat_map(|row| &row.info.references).filter(|path| !own.contains(path)).collect();
     for path in others {
         if !served.exists([path.hash().as_str(), path.name()])? {
-            return Ok(false);
+            return Ok(Some(path.clone()));
         }
     }
-    Ok(true)
+    Ok(None)
 }
 
 /// Inserts paths. No narinfo is changed by this: a path that is served keeps its row.

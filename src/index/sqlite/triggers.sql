@@ -73,3 +73,11 @@ END;
 CREATE TRIGGER path_remembered AFTER DELETE ON path BEGIN
     INSERT OR REPLACE INTO former_nar VALUES (OLD.nar_hash, OLD.hash, unixepoch());
 END;
+
+CREATE TRIGGER pushed_path_gone AFTER DELETE ON path BEGIN
+    DELETE FROM pushed_derivation WHERE hash = OLD.hash;
+END;
+
+CREATE TRIGGER pushed_derivation_gone AFTER DELETE ON pushed_derivation BEGIN
+    DELETE FROM pushed_output WHERE drv = OLD.hash;
+END;

@@ -1,0 +1,94 @@
+//! Uploads beside NARs and narinfos: logs and realisations are stored, listings and indexes of debugging
+//! symbols are accepted and dropped, since they follow from the NARs.
+
+use std::sync::Arc;
+
+use narinfo::{CacheInfo, DrvOutput, REALISATION_BYTES_MAX, Realisation, StorePath, StorePathHash};
+
+use super::{TAKEN, file};
+use crate::caller::Caller;
+use crate::http::Service;
+use crate::http::answer::{self, Answer};
+use crate::http::call::Call;
+use crate::http::error::Error;
+use crate::http::response_future::ResponseFuture;
+
+/// Bytes of a listing: of the largest packages some ten MiB.
+const LISTING_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Bytes of the other files.
+const SMALL_BYTES_MAX: usize = 64 * 1024;
+/// Answer to an upload that is not kept.
+const DROPPED: &str = "accepted, and not kept: it follows from the NAR\n";
+
+pub(in crate::http) fn listing(call: Call<'_>) -> Option<ResponseFuture> {
+    call.arguments[0].parse::<StorePathHash>().ok()?;
+    Some(dropped(call, LISTING_BYTES_MAX))
+}
+
+pub(in crate::http) fn debug_info(call: Call<'_>) -> Option<ResponseFuture> {
+    let [id, _] = call.arguments;
+    let is_build_id = id.trim_end_matches(".debug").bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_build_id.then(|| dropped(call, SMALL_BYTES_MAX))
+}
+
+fn dropped(call: Call<'_>, bytes_max: usize) -> ResponseFuture {
+    let (headers, body) = (call.headers, call.body);
+    ResponseFuture::pending(async move {
+        file(&headers, body, bytes_max).await?;
+        Ok(answer::ready(answer::TEXT, DROPPED))
+    })
+}
+
+/// A client that finds no nix-cache-info uploads one; ours stays.
+pub(in crate::http) fn cache_info(call: Call<'_>) -> Option<ResponseFuture> {
+    let (service, headers, body) = (call.service.clone(), call.headers, call.body);
+    Some(ResponseFuture::pending(async move {
+        let sent = CacheInfo::parse(&file(&headers, body, SMALL_BYTES_MAX).await?);
+        let sent = sent.map_err(|error| Error::BadRequest(error.to_string()))?;
+        let ours = &service.state.store_dir;
+        if sent.store_dir != *ours {
+            let other = sent.store_dir;
+            return Err(Error::BadRequest(format!("this cache is for the store {ours}, not {other}")));
+        }
+        Ok(answer::ready(answer::TEXT, "accepted, and not kept: the settings of the server tell the rest\n"))
+    }))
+}
+
+/// The log of a build elsewhere; one of our own stays.
+pub(in crate::http) fn log(call: Call<'_>) -> Option<ResponseFuture> {
+    let drv = StorePath::parse(call.arguments[0]).ok().filter(StorePath::is_derivation)?;
+    let (service, headers, body) = (call.service.clone(), call.headers, call.body);
+    Some(ResponseFuture::pending(async move {
+        let bytes_max = usize::try_from(service.state.logs.log_bytes_max()).unwrap_or(usize::MAX);
+        let log = file(&headers, body, bytes_max).await?;
+        let state = Arc::clone(&service.state);
+        let stored = tokio::task::spawn_blocking(move || state.logs.store(&drv, &log)).await;
+        match stored.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked))) {
+            Ok(true) => Ok(answer::ready(answer::TEXT, TAKEN)),
+            Ok(false) => Ok(answer::ready(answer::TEXT, "not kept: this derivation has a log here\n")),
+            Err(error) => Err(Error::internal(&error, "the log cannot be stored")),
+        }
+    }))
+}
+
+pub(in crate::http) fn realisation(call: Call<'_>) -> Option<ResponseFuture> {
+    let id = DrvOutput::from_file(call.path.trim_start_matches('/')).ok()?;
+    let (service, uploader) = (call.service.clone(), call.caller);
+    let (headers, body) = (call.headers, call.body);
+    Some(ResponseFuture::pending(async move {
+        let bytes = file(&headers, body, REALISATION_BYTES_MAX).await?;
+        publish(&service, &id, &bytes, &uploader).await
+    }))
+}
+
+async fn publish(
+    service: &Service,
+    id: &DrvOutput,
+    bytes: &[u8],
+    uploader: &Caller,
+) -> Result<Answer, Error> {
+    let realisation =
+        Realisation::parse(id, bytes).map_err(|error| Error::BadRequest(format!("{id}: {error}")))?;
+    service.state.importer.publish_realisation(realisation, uploader).await?;
+    Ok(answer::ready(answer::TEXT, TAKEN))
+}

@@ -1,0 +1,68 @@
+//! Uploads, as `nix copy --to` sends them: a NAR, then its narinfo; and the smaller files beside them.
+//! What may be believed is decided by `import`.
+
+mod files;
+mod missing;
+mod nar;
+mod narinfo;
+
+use std::io::{Cursor, Read};
+use std::time::Duration;
+
+use ::narinfo::Compression;
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::{HeaderMap, header};
+
+pub(super) use files::{cache_info, debug_info, listing, log, realisation};
+pub(super) use missing::missing;
+pub(super) use nar::{nar, was_uploaded};
+pub(super) use narinfo::narinfo;
+
+use super::error::Error;
+use super::request_body::{BodyBounds, collect};
+use crate::decode;
+
+/// Answer to an upload that was taken.
+const TAKEN: &str = "uploaded\n";
+/// Time in which a file that is read whole must arrive.
+const FILE_WITHIN: Duration = Duration::from_secs(120);
+
+/// All of a small file, decoded, with `bytes_max` bytes at most in either form.
+async fn file(headers: &HeaderMap, body: Incoming, bytes_max: usize) -> Result<Bytes, Error> {
+    must_have_one_length(headers)?;
+    let encoding = match headers.get(header::CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("?")) {
+        None | Some("" | "identity" | "none") => None,
+        Some(name) => Some(Compression::from_name(name.trim_start_matches("x-")).ok_or_else(|| {
+            let name: String = name.chars().take(40).collect();
+            Error::BadRequest(format!(
+                "the Content-Encoding {name:?} is not known: br, bzip2, gzip, xz or zstd are"
+            ))
+        })?),
+    };
+    let body = collect(body, BodyBounds { bytes_max, time_max: FILE_WITHIN }).await?;
+    let Some(encoding) = encoding else { return Ok(body) };
+    let decoding = tokio::task::spawn_blocking(move || {
+        let mut decoded = Vec::new();
+        let plain = decode::encoded(encoding, Cursor::new(body))?;
+        plain.take(bytes_max as u64 + 1).read_to_end(&mut decoded).map(|_| decoded)
+    });
+    match decoding.await {
+        Ok(Ok(decoded)) if decoded.len() > bytes_max => Err(Error::TooLarge(bytes_max)),
+        Ok(Ok(decoded)) => Ok(decoded.into()),
+        Ok(Err(error)) => {
+            Err(Error::BadRequest(format!("the body is not in the Content-Encoding {encoding}: {error}")))
+        }
+        Err(panicked) => Err(Error::internal(&panicked, "the upload cannot be decoded")),
+    }
+}
+
+/// Refuses a request whose length is given in two ways: a proxy may have read it in the other one.
+fn must_have_one_length(headers: &HeaderMap) -> Result<(), Error> {
+    if headers.contains_key(header::CONTENT_LENGTH) && headers.contains_key(header::TRANSFER_ENCODING) {
+        return Err(Error::BadRequest(
+            "the request has both Content-Length and Transfer-Encoding".to_owned(),
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,89 @@
+//! Reasons why an upload is refused. Texts are for the person who pushes: clients print them.
+
+use std::error::Error as StdError;
+
+use narinfo::StorePath;
+
+use crate::caller::Refusal;
+use crate::causes::with_causes;
+use crate::index;
+use crate::nar_store::PackError;
+use crate::packer::ReceiveError;
+
+/// Why an upload was refused; nothing of it is kept.
+#[derive(Debug, thiserror::Error)]
+pub enum UploadError {
+    /// The upload is not as it must be.
+    #[error("{0}")]
+    Invalid(String),
+    /// Its hash is that of another path, or of other contents.
+    #[error(
+        "this hash is served as {served}, and not with these contents ({path}): the path that came first stays"
+    )]
+    Conflict {
+        /// The path that was pushed.
+        path: StorePath,
+        /// The path that is served.
+        served: StorePath,
+    },
+    /// Nobody who is believed vouches for the path.
+    #[error(
+        "{0} is not named by its contents and has no signature by a trusted key: sign it with a key of trusted-keys, \
+         or push it with a token that has the right \"vouch\""
+    )]
+    Unvouched(StorePath),
+    /// The uploader lacks a right.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The NAR has more bytes than may be pushed.
+    #[error("the NAR has more than {0} bytes, which is the limit (setting max-upstream-nar-bytes)")]
+    TooLarge(u64),
+    /// Bytes did not come for too long.
+    #[error("the upload made no progress for too long: try again")]
+    Stalled,
+    /// The uploader has too much under way.
+    #[error("too much is being uploaded at once ({0}): try again in a moment")]
+    TooMany(&'static str),
+    /// Trouble with the server, which was logged.
+    #[error("the upload cannot be stored at the moment; the server's log says why")]
+    Unavailable,
+}
+
+impl UploadError {
+    /// A fault of the upload, with its causes.
+    pub(super) fn invalid(error: &(dyn StdError + 'static)) -> Self {
+        Self::Invalid(with_causes(error).to_string())
+    }
+
+    /// A body that cannot be read.
+    pub(super) fn of_body(error: std::io::Error) -> Self {
+        if error.kind() == std::io::ErrorKind::TimedOut { Self::Stalled } else { Self::invalid(&error) }
+    }
+
+    /// An error of the server, which is logged here.
+    pub(super) fn unavailable(error: &(dyn StdError + 'static)) -> Self {
+        tracing::error!(error, "cannot take an upload");
+        Self::Unavailable
+    }
+}
+
+impl From<index::Error> for UploadError {
+    fn from(error: index::Error) -> Self {
+        Self::unavailable(&error)
+    }
+}
+
+impl From<ReceiveError> for UploadError {
+    fn from(error: ReceiveError) -> Self {
+        match &error {
+            ReceiveError::Pack(PackError::TooLarge { bytes_max }) => Self::TooLarge(*bytes_max),
+            ReceiveError::Pack(PackError::Sent(sent)) if sent.kind() == std::io::ErrorKind::TimedOut => {
+                Self::Stalled
+            }
+            ReceiveError::Pack(error @ (PackError::Sent(_) | PackError::Malformed(_))) => {
+                Self::invalid(error)
+            }
+            _ => Self::unavailable(&error),
+        }
+    }
+}

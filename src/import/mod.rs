@@ -1,0 +1,327 @@
+//! Import of what clients push: NARs are received, narinfos are verified against them and published, and
+//! derivations are remembered by their outputs. Must never publish a path that was not verified, or whose
+//! references are not served.
+
+mod derivation;
+mod error;
+mod received;
+mod store;
+mod turns;
+mod upload_reader;
+
+use std::io::Read;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use narinfo::{
+    Addressed, Compression, NarHash, NarInfo, PathInfo, PublicKey, Realisation, StoreDir, StorePath,
+    StorePathHash,
+};
+use tokio::sync::Semaphore;
+
+use crate::adopt::Adopter;
+use crate::caller::{Action, Caller, may, may_for};
+use crate::index::Index;
+use crate::model::{NarRow, PathRow, PushedDerivation, UploadOutcome};
+use crate::nar_store::Packed;
+use crate::packer::{Limits, Packer};
+use derivation::InputHashes;
+pub use error::UploadError;
+use received::{ReceivedNar, ReceivedNars};
+pub use store::StoreError;
+use turns::UploadTurns;
+use turns::UploaderId;
+pub use upload_reader::{UploadFeed, UploadReader, upload_channel};
+
+/// Interval at which abandoned uploads are looked for.
+const SWEEP_EVERY: Duration = Duration::from_secs(15);
+/// Interval at which derivations that nobody uses any more are looked for.
+const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
+/// Contents that are read again to be verified at the same time; each derivation among them is in memory.
+const VERIFIED_AT_ONCE_MAX: usize = 4;
+
+/// Bytes at the beginning of a file that tell its compression where its name does not.
+const MAGIC_BYTES: usize = 3;
+
+/// Settings of pushes.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Keys whose signatures make an input-addressed path believed, beside our own and those of upstreams.
+    pub trusted_keys: Vec<PublicKey>,
+    /// Time for which a pushed derivation is kept after its last use.
+    pub keep_pushed: Duration,
+}
+
+/// Importer of pushes; clones share it.
+#[derive(Clone)]
+pub struct Importer(Arc<Inner>);
+
+struct Inner {
+    adopter: Adopter,
+    index: Index,
+    packer: Packer,
+    store_dir: StoreDir,
+    trusted_keys: Vec<PublicKey>,
+    keep_pushed: Duration,
+    received: ReceivedNars,
+    turns: UploadTurns,
+    verifying: Semaphore,
+    input_hashes: InputHashes,
+}
+
+impl Importer {
+    /// An importer that publishes as `adopter` does. Paths with a signature by one of our own keys, or by one
+    /// of `more_keys`, are believed, too.
+    #[must_use]
+    pub fn new(adopter: &Adopter, settings: Settings, more_keys: Vec<PublicKey>) -> Self {
+        let Settings { mut trusted_keys, keep_pushed } = settings;
+        trusted_keys.extend(more_keys);
+        trusted_keys.extend(adopter.keys.public());
+        Self(Arc::new(Inner {
+            adopter: adopter.clone(),
+            index: adopter.index.clone(),
+            packer: adopter.packer.clone(),
+            store_dir: adopter.store_dir.clone(),
+            trusted_keys,
+            keep_pushed,
+            received: ReceivedNars::default(),
+            turns: UploadTurns::default(),
+            verifying: Semaphore::new(VERIFIED_AT_ONCE_MAX),
+            input_hashes: InputHashes::default(),
+        }))
+    }
+
+    /// True where a NAR of this file name was received lately.
+    #[must_use]
+    pub fn has_received(&self, file: &str) -> bool {
+        self.0.received.get(file).is_some()
+    }
+
+    /// Waits for the turn of an uploader to send a NAR.
+    ///
+    /// # Errors
+    /// When it has too many uploads open, or the turn does not come in time.
+    pub async fn turn(&self, uploader: &Caller) -> Result<turns::UploadTurn, UploadError> {
+        self.0.turns.take(&UploaderId::of(uploader)).await
+    }
+
+    /// Receives the NAR in the file `file`, which is named by `name`, the hash of the file or of the NAR. It
+    /// is kept for a while, until a narinfo names it.
+    ///
+    /// # Errors
+    /// When it is damaged, too large or another one than its name says, or cannot be stored.
+    pub async fn receive(
+        &self,
+        file: String,
+        name: NarHash,
+        compression: Compression,
+        mut body: UploadReader,
+        uploader: &Caller,
+    ) -> Result<(), UploadError> {
+        let (packer, sent) = (&self.0.packer, body.digest());
+        let first = body.first(MAGIC_BYTES).await.map_err(UploadError::of_body)?;
+        let compression = compression_of(compression, &first);
+        let limits = Limits { nar_bytes_max: packer.nar_bytes_max() };
+        let (received, lease) = packer.receive(body, compression, limits).await.map_err(UploadError::from)?;
+        let sent = sent.whole().await.ok_or_else(|| {
+            UploadError::Invalid(format!("{file} goes on behind the end of its {compression} contents"))
+        })?;
+        if name != sent.hash && name != received.nar.hash {
+            let found = sent.hash.to_nixbase32();
+            return Err(UploadError::Invalid(format!("{file} is to be named by its hash, which is {found}")));
+        }
+        // It may have taken long.
+        may(uploader, Action::Push)?;
+        let nar = ReceivedNar::new(received, lease, compression, sent, UploaderId::of(uploader));
+        self.0.received.add(file, nar, limits.nar_bytes_max)
+    }
+
+    /// Publishes the path of a narinfo whose NAR was received. Equal uploads succeed, whoever is first.
+    ///
+    /// # Errors
+    /// When it is not as it must be, nobody vouches for it, or another path has its hash.
+    pub async fn publish(
+        &self,
+        hash: StorePathHash,
+        narinfo: &[u8],
+        uploader: &Caller,
+    ) -> Result<(), UploadError> {
+        let NarInfo { path_info: info, url, compression, file_hash, file_size } =
+            NarInfo::parse(&self.0.store_dir, narinfo).map_err(|error| UploadError::invalid(&error))?;
+        if info.path.hash() != hash {
+            return Err(UploadError::Invalid(format!("this narinfo is that of {}", info.path)));
+        }
+        // A token may have been revoked since the request began, or be bound to names. What is named by its
+        // contents is an input of something else: those names are not asked for.
+        may(uploader, Action::Push)?;
+        if info.ca.is_none() {
+            may_for(uploader, Action::Push, info.path.name())?;
+        }
+        let received = url.strip_prefix("nar/").and_then(|file| self.0.received.get(file));
+        let Some(received) = received else { return self.0.is_published(&info, &url).await };
+        received.must_be(&info, compression, file_hash, file_size)?;
+        self.0.must_be_believed(&info, &received, uploader).await?;
+        let derivation = self.0.derivation(&info, &received).await?;
+        self.0.publish(info, &received, derivation).await
+    }
+
+    /// Forgets uploads that nobody goes on with, and derivations that nobody uses, for as long as the server
+    /// runs.
+    pub async fn run(self) {
+        let (mut sweep, mut expire) =
+            (tokio::time::interval(SWEEP_EVERY), tokio::time::interval(EXPIRE_EVERY));
+        loop {
+            tokio::select! {
+                _ = sweep.tick() => self.0.received.sweep(),
+                _ = expire.tick() => self.0.expire().await,
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// Succeeds for a narinfo without a NAR whose path is served with the same contents.
+    async fn is_published(&self, info: &PathInfo, url: &str) -> Result<(), UploadError> {
+        match self.index.find(info.path.hash()).await? {
+            Some(hit) if hit.row.info.path == info.path && hit.row.info.nar_hash == info.nar_hash => Ok(()),
+            Some(hit) => Err(conflict(info, &hit.row.info)),
+            None => Err(UploadError::Invalid(format!(
+                "there is no NAR at {url}: upload it there first, and the narinfo soon after"
+            ))),
+        }
+    }
+
+    /// Fails unless the path is named by its contents, or somebody who is believed vouches for it.
+    async fn must_be_believed(
+        self: &Arc<Self>,
+        info: &PathInfo,
+        received: &Arc<ReceivedNar>,
+        uploader: &Caller,
+    ) -> Result<(), UploadError> {
+        if let Some(ca) = &info.ca {
+            let addressed = Addressed::new(ca.clone(), &info.path, &info.references);
+            let is_named = info.names_contents(&self.store_dir)
+                && self
+                    .reading(received, move |nar| Ok(narinfo::nar::check_addressed(nar, &addressed).is_ok()))
+                    .await?;
+            let path = &info.path;
+            return if is_named {
+                Ok(())
+            } else {
+                Err(UploadError::Invalid(format!(
+                    "{path} is not named by these contents and references ({ca})"
+                )))
+            };
+        }
+        let vouches = may_for(uploader, Action::Vouch, info.path.name()).is_ok();
+        if vouches || info.is_signed(&self.store_dir, &self.trusted_keys) {
+            return Ok(());
+        }
+        Err(UploadError::Unvouched(info.path.clone()))
+    }
+
+    /// Reads a received NAR again, on a thread that may wait.
+    async fn reading<T: Send + 'static>(
+        self: &Arc<Self>,
+        received: &Arc<ReceivedNar>,
+        work: impl FnOnce(&mut dyn Read) -> std::io::Result<T> + Send + 'static,
+    ) -> Result<T, UploadError> {
+        // The semaphore is never closed.
+        let _turn = self.verifying.acquire().await;
+        let read = self.packer.read_plain(received.nar().hash, work).await;
+        read.map_err(|error| UploadError::unavailable(&error))?
+            .ok_or_else(|| UploadError::Invalid("its NAR is not there any more: upload it again".to_owned()))
+    }
+
+    async fn publish(
+        &self,
+        info: PathInfo,
+        received: &ReceivedNar,
+        derivation: Option<PushedDerivation>,
+    ) -> Result<(), UploadError> {
+        let Packed { file_hash, file_size } = received.packed();
+        let nar = NarRow { nar_hash: info.nar_hash, file_hash, file_size };
+        let mut row = PathRow { info: info.clone(), built: false };
+        self.adopter.sign(&mut row);
+        match self.index.publish_upload(row, nar, derivation).await? {
+            UploadOutcome::Published => tracing::info!(path = %info.path, "published a pushed path"),
+            UploadOutcome::Served(served)
+                if (&served.info.path, served.info.nar_hash) == (&info.path, info.nar_hash) => {}
+            UploadOutcome::Served(served) => return Err(conflict(&info, &served.info)),
+            UploadOutcome::Lacks(path) => {
+                return Err(UploadError::Invalid(format!(
+                    "{} refers to {path}, which is not served here: upload that first",
+                    info.path
+                )));
+            }
+        }
+        received.published();
+        self.packer.note_uploaded(&info.path, info.nar_hash).await;
+        Ok(())
+    }
+
+    /// Forgets pushed derivations that were not used for long.
+    async fn expire(&self) {
+        let Some(before) = SystemTime::now().checked_sub(self.keep_pushed) else { return };
+        match self.index.expire_pushed(before).await {
+            Ok(0) => {}
+            Ok(derivations) => {
+                tracing::info!(derivations, "forgot pushed derivations that nobody has used (keep-pushed)")
+            }
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "cannot forget pushed derivations; it is tried again in an hour");
+            }
+        }
+    }
+}
+
+/// Compression of a file whose name tells `named`: Nix leaves the ending away where it knows none.
+fn compression_of(named: Compression, first: &[u8]) -> Compression {
+    match (named, first) {
+        (Compression::None, [0x1f, 0x8b, ..]) => Compression::Gzip,
+        (Compression::None, [0x5d, 0, 0, ..]) => Compression::Lzma,
+        (named, _) => named,
+    }
+}
+
+fn conflict(info: &PathInfo, served: &PathInfo) -> UploadError {
+    UploadError::Conflict { path: info.path.clone(), served: served.path.clone() }
+}
+
+/// True for a derivation file, which is named by its text.
+fn is_derivation(info: &PathInfo) -> bool {
+    info.path.is_derivation() && info.ca.as_ref().is_some_and(|ca| ca.to_string().starts_with("text:"))
+}
+
+impl Importer {
+    /// Publishes a realisation whose path is served.
+    ///
+    /// # Errors
+    /// When nobody who is believed vouches for it, or its path is not served.
+    pub async fn publish_realisation(
+        &self,
+        realisation: Realisation,
+        uploader: &Caller,
+    ) -> Result<(), UploadError> {
+        let vouches = may_for(uploader, Action::Vouch, realisation.path().name()).is_ok();
+        if !vouches && !realisation.is_trusted(&self.0.trusted_keys) {
+            return Err(UploadError::Unvouched(realisation.path().clone()));
+        }
+        let path = realisation.path().clone();
+        match self.0.adopter.publish_realisations(vec![realisation]).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(UploadError::Invalid(format!("{path} is not served here: upload it first"))),
+            Err(error) => Err(UploadError::unavailable(&error)),
+        }
+    }
+
+    /// Those of `paths` that are not served.
+    ///
+    /// # Errors
+    /// When the index fails.
+    pub async fn missing(&self, paths: Vec<StorePath>) -> Result<Vec<StorePath>, UploadError> {
+        let served = self.0.index.served(paths.iter().map(StorePath::hash).collect()).await?;
+        Ok(paths.into_iter().filter(|path| served.get(&path.hash()) != Some(path)).collect())
+    }
+}

@@ -1,0 +1,147 @@
+//! NARs that were received and that a narinfo is to name: each has a lease, which keeps its file from being
+//! swept. An abandoned one goes after a while, and its file with it. Nothing of this survives a restart,
+//! after which the orphaned files are swept.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use narinfo::{Compression, NarHash, PathInfo};
+
+use super::{UploadError, UploaderId};
+use crate::nar_store::{NarDigest, Packed, Received};
+use crate::packer::Lease;
+
+/// Time within which a narinfo is to name a NAR. A stock client sends it within a moment.
+const NAMED_WITHIN: Duration = Duration::from_secs(15 * 60);
+/// Time for which a NAR is known by the name of its upload after it was named: another path with the same
+/// contents names it, too.
+const KNOWN_FOR: Duration = Duration::from_secs(60);
+/// NARs of one uploader that wait for their narinfos.
+const UNNAMED_OF_ONE_MAX: usize = 1_000;
+/// NARs that are known in all.
+const KNOWN_MAX: usize = 100_000;
+
+/// A NAR that was received.
+pub(super) struct ReceivedNar {
+    received: Received,
+    compression: Compression,
+    /// The file as it was sent.
+    sent: NarDigest,
+    uploader: UploaderId,
+    is_published: AtomicBool,
+    at: Instant,
+    _lease: Lease,
+}
+
+/// The NARs by the names of their files.
+#[derive(Default)]
+pub(super) struct ReceivedNars(Mutex<HashMap<String, Arc<ReceivedNar>>>);
+
+impl ReceivedNar {
+    pub(super) fn new(
+        received: Received,
+        lease: Lease,
+        compression: Compression,
+        sent: NarDigest,
+        uploader: UploaderId,
+    ) -> Self {
+        let (is_published, at) = (AtomicBool::new(false), Instant::now());
+        Self { received, compression, sent, uploader, is_published, at, _lease: lease }
+    }
+
+    /// The plain NAR.
+    pub(super) fn nar(&self) -> NarDigest {
+        self.received.nar
+    }
+
+    /// The file in the NAR store.
+    pub(super) fn packed(&self) -> Packed {
+        self.received.packed
+    }
+
+    /// Notes that a path has it.
+    pub(super) fn published(&self) {
+        self.is_published.store(true, Ordering::Relaxed);
+    }
+
+    /// Fails unless a narinfo is about this NAR and this file.
+    pub(super) fn must_be(
+        &self,
+        info: &PathInfo,
+        compression: Compression,
+        file_hash: Option<NarHash>,
+        file_size: Option<u64>,
+    ) -> Result<(), UploadError> {
+        let Self { received: Received { nar, .. }, sent, .. } = self;
+        let other = |field, said: &dyn std::fmt::Display, found: &dyn std::fmt::Display| {
+            let path = &info.path;
+            Err(UploadError::Invalid(format!(
+                "the narinfo of {path} says {field} {said}, what was uploaded has {found}"
+            )))
+        };
+        if info.nar_hash != nar.hash {
+            return other("NarHash", &info.nar_hash, &nar.hash);
+        }
+        if info.nar_size != nar.bytes {
+            return other("NarSize", &info.nar_size, &nar.bytes);
+        }
+        if compression != self.compression {
+            return other("Compression", &compression, &self.compression);
+        }
+        if let Some(file_hash) = file_hash.filter(|hash| *hash != sent.hash) {
+            return other("FileHash", &file_hash, &sent.hash);
+        }
+        match file_size.filter(|size| *size != sent.bytes) {
+            Some(file_size) => other("FileSize", &file_size, &sent.bytes),
+            None => Ok(()),
+        }
+    }
+
+    fn is_published(&self) -> bool {
+        self.is_published.load(Ordering::Relaxed)
+    }
+
+    fn is_over(&self) -> bool {
+        self.at.elapsed() > if self.is_published() { KNOWN_FOR } else { NAMED_WITHIN }
+    }
+}
+
+impl ReceivedNars {
+    pub(super) fn get(&self, file: &str) -> Option<Arc<ReceivedNar>> {
+        self.lock().get(file).cloned()
+    }
+
+    /// Adds a NAR. Those of one uploader that wait for their narinfos have `bytes_max` bytes in all.
+    ///
+    /// # Errors
+    /// When the uploader has too many.
+    pub(super) fn add(&self, file: String, nar: ReceivedNar, bytes_max: u64) -> Result<(), UploadError> {
+        let mut known = self.lock();
+        let own = known.values().filter(|known| known.uploader == nar.uploader && !known.is_published());
+        let (count, bytes) = own.fold((1, nar.packed().file_size), |(count, bytes), known| {
+            (count + 1, bytes + known.packed().file_size)
+        });
+        if count > UNNAMED_OF_ONE_MAX || bytes > bytes_max {
+            return Err(UploadError::TooMany("NARs without their narinfos"));
+        }
+        if known.len() >= KNOWN_MAX {
+            known.retain(|_, known| !known.is_published());
+        }
+        if known.len() >= KNOWN_MAX {
+            return Err(UploadError::TooMany("NARs of all clients without their narinfos"));
+        }
+        known.insert(file, Arc::new(nar));
+        Ok(())
+    }
+
+    /// Forgets those whose time is over.
+    pub(super) fn sweep(&self) {
+        self.lock().retain(|_, known| !known.is_over());
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<ReceivedNar>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,43 @@
+//! Trait of pushes: uploads, and the derivations among them.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use narinfo::StorePath;
+use narinfo::derivation::InputHash;
+
+use super::BackendFuture;
+use crate::model::{NarRow, PathRow, PushedDerivation, UploadOutcome};
+
+/// Uploads, and pushed derivations until they expire.
+pub trait Pushes {
+    /// Publishes an upload whose file is durable: its path, its NAR and, for a derivation, what it makes, all
+    /// or nothing. A hash that is served already keeps its row; where that has the same name and contents,
+    /// the NAR and the derivation are recorded all the same.
+    fn publish_upload(
+        &self,
+        path: PathRow,
+        nar: NarRow,
+        derivation: Option<PushedDerivation>,
+    ) -> BackendFuture<'_, UploadOutcome>;
+
+    /// Outputs, by name, of those of `drvs` that were pushed, as far as their paths are known before they are
+    /// built.
+    fn pushed_outputs(
+        &self,
+        drvs: Vec<StorePath>,
+    ) -> BackendFuture<'_, BTreeMap<StorePath, BTreeMap<String, StorePath>>>;
+
+    /// The pushed derivations of this name, which ends in .drv, the latest used first.
+    fn pushed_named(&self, name: String) -> BackendFuture<'_, Vec<StorePath>>;
+
+    /// Identities as inputs of those of `drvs` that were pushed.
+    fn pushed_input_hashes(&self, drvs: Vec<StorePath>) -> BackendFuture<'_, BTreeMap<StorePath, InputHash>>;
+
+    /// Notes a use of a pushed derivation; passes over one that is unknown.
+    fn note_pushed_use(&self, drv: StorePath, now: SystemTime) -> BackendFuture<'_, ()>;
+
+    /// Forgets the derivations that were used last before `before`; their paths stay served until they are
+    /// evicted. Gives their number.
+    fn expire_pushed(&self, before: SystemTime) -> BackendFuture<'_, u64>;
+}

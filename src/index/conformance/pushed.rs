@@ -1,0 +1,62 @@
+//! Promises of every backend about uploads and pushed derivations.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use narinfo::StorePath;
+use narinfo::derivation::InputHash;
+
+use crate::index::Index;
+use crate::index::samples::{nar, path, row};
+use crate::model::{Maker, NarRow, PushedDerivation, UploadOutcome};
+
+fn packed(digit: u8) -> NarRow {
+    NarRow { nar_hash: nar(digit), file_hash: nar(9), file_size: u64::from(digit) }
+}
+
+pub(super) async fn an_upload_is_published_whole_once_and_never_over_another_path(index: Index) {
+    let upload = |row, digit| index.publish_upload(row, packed(digit), None);
+    assert_eq!(upload(row(2, &[1, 2]), 2).await.expect("asked"), UploadOutcome::Lacks(path(1)));
+    assert_eq!(index.packed(nar(2)).await.expect("read"), None, "nothing is left of it");
+    assert_eq!(upload(row(1, &[]), 1).await.expect("written"), UploadOutcome::Published);
+    assert_eq!(upload(row(2, &[1, 2]), 2).await.expect("written"), UploadOutcome::Published);
+    let hit = index.find(path(2).hash()).await.expect("read").expect("served");
+    assert_eq!(hit.packed, Some(packed(2)));
+    assert!(index.unpacked().await.expect("read").is_empty());
+    let again = upload(row(2, &[1, 2]), 2).await.expect("asked");
+    assert_eq!(again, UploadOutcome::Served(Box::new(row(2, &[1, 2]))));
+    let mut other = row(2, &[]);
+    other.info.nar_hash = nar(3);
+    let refused = upload(other, 3).await.expect("asked");
+    assert_eq!(refused, UploadOutcome::Served(Box::new(row(2, &[1, 2]))));
+    assert_eq!(index.packed(nar(3)).await.expect("read"), None, "nothing is left of it");
+    assert!(index.verify_totals().await.expect("read"));
+}
+
+pub(super) async fn a_pushed_derivation_is_found_by_its_outputs_and_its_name_until_it_expires(index: Index) {
+    let drv = StorePath::parse("1123456789abcdfghijklmnpqrsvwxyz-p.drv").expect("a path");
+    let mut row = row(1, &[]);
+    row.info.path = drv.clone();
+    let derivation = PushedDerivation {
+        drv: drv.clone(),
+        outputs: BTreeMap::from([("out".to_owned(), path(5))]),
+        input_hash: InputHash::Fixed([4; 32]),
+    };
+    index.fill_filter().await.expect("read");
+    assert!(index.definitely_absent(path(5).hash()));
+    index.publish_upload(row, packed(1), Some(derivation.clone())).await.expect("written");
+    assert!(!index.definitely_absent(path(5).hash()));
+    let maker = Maker { drv: drv.clone(), denied_by: None };
+    assert_eq!(index.makers(path(5).hash()).await.expect("read"), [maker]);
+    let outputs = index.pushed_outputs(vec![drv.clone(), path(5)]).await.expect("read");
+    assert_eq!(outputs, BTreeMap::from([(drv.clone(), derivation.outputs.clone())]));
+    assert_eq!(index.pushed_named("p.drv".to_owned()).await.expect("read"), [drv.clone()]);
+    let known = index.pushed_input_hashes(vec![drv.clone(), path(5)]).await.expect("read");
+    assert_eq!(known, BTreeMap::from([(drv.clone(), derivation.input_hash)]));
+    let later = SystemTime::now() + Duration::from_secs(100);
+    index.note_pushed_use(drv.clone(), later).await.expect("written");
+    assert_eq!(index.expire_pushed(later - Duration::from_secs(50)).await.expect("written"), 0);
+    assert_eq!(index.expire_pushed(later + Duration::from_secs(50)).await.expect("written"), 1);
+    assert!(index.makers(path(5).hash()).await.expect("read").is_empty());
+    assert!(index.find(drv.hash()).await.expect("read").is_some(), "its own path stays served");
+}
