@@ -2,6 +2,7 @@
 //! Output meant for people and scripts goes to stdout, the log to stderr.
 
 mod attributes;
+mod build;
 mod build_log;
 mod cancel;
 mod completions;
@@ -12,6 +13,8 @@ mod log;
 mod man;
 #[cfg(test)]
 mod page;
+mod push;
+mod results;
 mod retention;
 mod token;
 mod try_out;
@@ -72,6 +75,16 @@ enum Command {
     ///
     /// It says if Nix trusts the user, whose nix.conf is ignored otherwise. Doing it again changes nothing.
     Use(use_server::UseServer),
+    /// Has installables built by a server, and fetches the results.
+    ///
+    /// The Nix of this machine evaluates them. Derivations and sources that the server lacks are uploaded, which
+    /// needs the right `push`. It waits for the builds, copies the outputs to the local store, makes symlinks to
+    /// them and prints their paths. It fails with the end of the log when a build fails.
+    Build(build::Build),
+    /// Uploads store paths to a server, with all that they refer to.
+    ///
+    /// What the server has is not sent, so an upload that was interrupted goes on where it stopped.
+    Push(push::Push),
     /// Prints the log of a build.
     ///
     /// Of a running build it prints what is there so far.
@@ -176,6 +189,8 @@ impl Cli {
             Command::Status(state_dir) => return control::show(&state_dir.path()?, "/api/v1/status"),
             Command::Refresh { name, state_dir } => return refresh(name.as_deref(), &state_dir.path()?),
             Command::Use(use_server) => return use_server.run(),
+            Command::Build(build) => return build.run(),
+            Command::Push(push) => return push.run(),
             Command::Log(log) => return log.run(),
             Command::Why(why) => return why.run(),
             Command::Failures(failures) => return failures.run(),
@@ -269,7 +284,8 @@ fn unknown_variables() -> impl Iterator<Item = String> {
 /// Exit code for a command that failed.
 #[must_use]
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    match error.downcast_ref().map(remote::Error::class) {
+    let error = error.chain().find_map(|cause| cause.downcast_ref::<remote::Error>());
+    match error.map(remote::Error::class) {
         Some(ErrorClass::Usage) => ExitCode::from(USAGE),
         Some(ErrorClass::Unreachable) => ExitCode::from(UNREACHABLE),
         Some(ErrorClass::Refused) => ExitCode::from(REFUSED),

@@ -43,7 +43,10 @@ fn told(what: &str, state: &RemoteState) -> String {
     for output in outputs.iter().flatten() {
         let path = output.path.as_deref().unwrap_or("known only after the build");
         let served = if output.served { "served" } else { "not served" };
-        line("output", &format!("{} {} ({served})", Line(&output.name), Line(path)));
+        line(
+            "output",
+            &format!("{} {} ({served})", Line(output.name.as_deref().unwrap_or("path")), Line(path)),
+        );
     }
     if let Some(reason) = reason {
         // Further lines of it stand below the first.

@@ -8,8 +8,8 @@ use super::error::Error;
 /// An output of a derivation on a server.
 #[derive(Clone, Debug, Deserialize)]
 pub struct RemoteOutput {
-    /// Its name, such as `out`.
-    pub name: String,
+    /// Its name, such as `out`; unknown where only a hash was asked for.
+    pub name: Option<String>,
     /// Its store path; unknown before the build where that decides it.
     pub path: Option<String>,
     /// True if the server serves it.

@@ -2,6 +2,8 @@
 //! of this machine, and turns what goes wrong into words for the person at the command line. Must never show
 //! a token.
 
+mod builds;
+mod closure;
 mod connection;
 mod error;
 mod explain;
@@ -10,7 +12,10 @@ pub mod nix_conf;
 mod places;
 pub mod programs;
 mod settings;
+mod upload;
 
+pub use builds::{BuildsQuestion, RemoteItem, RemoteRequest};
+pub use closure::LocalClosure;
 pub use connection::{Remote, ServerAddress, ServerReply, path_part, reason};
 pub use error::{Error, ErrorClass};
 pub use explain::{RemoteOutput, RemoteState};
@@ -18,3 +23,4 @@ pub use identity::ServerIdentity;
 pub use places::{nix_conf_dir_of_user, user_file};
 pub use programs::{ProgramError, UserTrust};
 pub use settings::ServerChoice;
+pub use upload::{UploadCounts, UploadError, upload};
