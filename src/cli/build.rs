@@ -2,20 +2,19 @@
 //! nothing.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use narinfo::StorePath;
 
 use super::control::ServerArgs;
+use super::installables::{AttributesOf, BuildTarget, evaluate};
 use super::push::push;
-use super::results::{self, Links};
+use super::results;
 use crate::escape::{Line, Lines, in_one_line};
 use crate::nix::Environment;
-use crate::remote::programs::{Messages, output};
 use crate::remote::{BuildsQuestion, Error, Remote, RemoteItem, RemoteRequest};
 
 /// Time for which a server that is away is asked again.
@@ -24,6 +23,8 @@ const OUTAGE_MAX: Duration = Duration::from_secs(300);
 const PAUSE: Duration = Duration::from_secs(2);
 /// Characters of a line of a log in the line of progress.
 const LOG_CHARS_MAX: usize = 60;
+/// Characters of the server's words on a wait in the line of progress.
+const WAIT_CHARS_MAX: usize = 150;
 
 #[derive(Args, Debug)]
 pub(super) struct Build {
@@ -49,13 +50,6 @@ pub(super) struct Build {
     server: ServerArgs,
 }
 
-/// Derivations with outputs, and hashes of paths, to be asked for.
-struct Wanted {
-    question: BuildsQuestion,
-    /// Holds the derivations until the end.
-    _roots: tempfile::TempDir,
-}
-
 impl Build {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let remote = self.server.clone().connect()?;
@@ -63,17 +57,15 @@ impl Build {
     }
 
     async fn build(&self, remote: &Remote) -> anyhow::Result<ExitCode> {
-        let wanted = self.evaluate().await?;
-        let mut items = remote.ask_builds(&wanted.question).await?;
-        let unknown = unknown_derivations(&items)?;
-        if !unknown.is_empty() {
-            push(remote, &unknown, true).await.context("the derivations cannot be uploaded")?;
-            items = remote.ask_builds(&wanted.question).await?;
-        }
-        for item in &items {
-            refuse(item)?;
-        }
-        let failures = wait_for_all(remote, &items).await?;
+        let from = match (&self.file, &self.expr) {
+            (Some(file), _) => AttributesOf::File(file),
+            (None, Some(expression)) => AttributesOf::Expression(expression),
+            (None, None) => AttributesOf::Nothing,
+        };
+        let evaluated = evaluate(from, &self.installables).await?;
+        let targets = &evaluated.targets;
+        let requests = ask(remote, targets).await?;
+        let failures = wait_for_all(remote, requests).await?;
         for (request, failure) in &failures {
             tell(*request, failure);
         }
@@ -83,93 +75,91 @@ impl Build {
         if !failures.is_empty() {
             return Ok(ExitCode::FAILURE);
         }
-        let told = BuildsQuestion { start: false, ..wanted.question };
-        let items = remote.ask_builds(&told).await?;
-        if let Some(item) = items.iter().find(|item| item.state != "served") {
-            let reason = item.reason.as_deref().unwrap_or("it is not served although its build has ended");
-            bail!("{}: {}: {}", Line(&item.asked), Line(&item.state), Lines(reason));
+        wait_for_outputs(remote, targets).await?;
+        results::fetch(remote, targets).await?;
+        if !self.no_link {
+            results::link(targets, &self.out_link).await?;
         }
-        let results = results::fetch(remote, &items).await?;
-        let links = if self.no_link { Links::None } else { Links::Named(&self.out_link) };
-        results.link(links).await?;
-        print!("{}", if self.json { results.json()? } else { results.paths() });
+        print!("{}", if self.json { results::json(targets)? } else { results::paths(targets)? });
         Ok(ExitCode::SUCCESS)
     }
+}
 
-    /// The derivations of the installables, made by the Nix of this machine.
-    async fn evaluate(&self) -> anyhow::Result<Wanted> {
+/// Has the server start on the targets, and uploads the derivations that it lacks. Gives the numbers of its
+/// requests.
+async fn ask(remote: &Remote, targets: &[BuildTarget]) -> anyhow::Result<Vec<u64>> {
+    let mut question = BuildsQuestion { start: true, ..BuildsQuestion::default() };
+    let (with, without): (Vec<_>, Vec<_>) = targets.iter().partition(|target| target.drv.is_some());
+    for target in &with {
+        let outputs = target.outputs.keys().map(String::as_str).collect::<Vec<_>>().join(",");
+        question.derivations.extend(target.drv.as_ref().map(|drv| format!("{drv}^{outputs}")));
+    }
+    question.hashes = without.into_iter().flat_map(hashes).collect();
+    let items = remote.ask_builds(&question).await?;
+    let unknown: Vec<&BuildTarget> = with
+        .iter()
+        .zip(&items)
+        .filter(|(_, item)| item.state == "unknown")
+        .map(|(target, _)| *target)
+        .collect();
+    let mut requests = requests(&items, unknown.is_empty())?;
+    if !unknown.is_empty() {
         let store_dir = Environment::from_env()?.store_dir;
-        let roots = tempfile::Builder::new().prefix("ondine-build-").tempdir()?;
-        let mut question = BuildsQuestion { start: true, ..BuildsQuestion::default() };
-        if self.file.is_some() || self.expr.is_some() {
-            let mut words = match (&self.file, &self.expr) {
-                (Some(file), _) => vec![file.clone()],
-                (None, expression) => vec!["--expr".to_owned(), expression.clone().unwrap_or_default()],
-            };
-            words.extend(self.installables.iter().flat_map(|attribute| ["-A".to_owned(), attribute.clone()]));
-            let root = roots.path().join("drv").to_string_lossy().into_owned();
-            words.extend(["--add-root".to_owned(), root, "--indirect".to_owned()]);
-            for line in output("nix-instantiate", words, Messages::Shown).await?.lines() {
-                let (link, wanted) = line.split_once('!').unwrap_or((line, ""));
-                let drv = std::fs::read_link(link)
-                    .with_context(|| format!("{link} is no symlink to a derivation"))?;
-                question.derivations.push(derivation(&drv, wanted)?);
-            }
-            return Ok(Wanted { question, _roots: roots });
-        }
-        let current = [".".to_owned()];
-        let installables = if self.installables.is_empty() { &current[..] } else { &self.installables };
-        for installable in installables {
-            let (name, wanted) = installable.rsplit_once('^').unwrap_or((installable, ""));
-            if !Path::new(name).starts_with(store_dir.to_string()) {
-                let words = ["path-info", "--derivation", name];
-                for drv in output("nix", words, Messages::Shown).await?.lines() {
-                    question.derivations.push(derivation(Path::new(drv), wanted)?);
-                }
-            } else if name.ends_with(".drv") {
-                question.derivations.push(derivation(Path::new(name), wanted)?);
-            } else {
-                let path = StorePath::parse_in(&store_dir, name).with_context(|| name.to_owned())?;
-                question.hashes.push(path.hash().to_string());
-            }
-        }
-        Ok(Wanted { question, _roots: roots })
+        let drvs = unknown.iter().filter_map(|target| target.drv.as_ref());
+        let drvs: Vec<String> = drvs.map(|drv| drv.in_dir(&store_dir)).collect();
+        push(remote, &drvs, true).await.context("the derivations cannot be uploaded")?;
+        // By the hashes of its outputs a derivation is known from now on.
+        let question = BuildsQuestion {
+            hashes: unknown.into_iter().flat_map(hashes).collect(),
+            start: true,
+            ..BuildsQuestion::default()
+        };
+        requests.extend(self::requests(&remote.ask_builds(&question).await?, false)?);
     }
+    Ok(requests)
 }
 
-/// A derivation as the server is asked for it.
-fn derivation(drv: &Path, outputs: &str) -> anyhow::Result<String> {
-    let name = drv.file_name().and_then(|name| name.to_str()).context("a derivation has no name")?;
-    StorePath::parse(name).with_context(|| name.to_owned())?;
-    let outputs = if outputs.is_empty() { "*" } else { outputs };
-    Ok(format!("{name}^{outputs}"))
+fn hashes(target: &BuildTarget) -> impl Iterator<Item = String> {
+    target.outputs.values().map(|path| path.hash().to_string())
 }
 
-/// Paths of the derivations that the server does not have.
-fn unknown_derivations(items: &[RemoteItem]) -> anyhow::Result<Vec<String>> {
-    let store_dir = Environment::from_env()?.store_dir;
-    let unknown = items.iter().filter(|item| item.state == "unknown");
-    let drvs = unknown.filter_map(|item| StorePath::parse(item.asked.split('^').next()?).ok());
-    Ok(drvs.filter(StorePath::is_derivation).map(|drv| drv.in_dir(&store_dir)).collect())
-}
-
-/// Fails for an item that will not be built.
-fn refuse(item: &RemoteItem) -> anyhow::Result<()> {
-    let reason = || {
+/// The requests of the items. Fails for an item that will not be built; for one that is unknown only where
+/// nothing more can be done about it.
+fn requests(items: &[RemoteItem], all_are_known: bool) -> anyhow::Result<Vec<u64>> {
+    for item in items {
         let reason = item.reason.as_deref().unwrap_or("the server gives no reason");
-        format!("{}: {}", Line(&item.asked), Lines(reason))
-    };
-    match &*item.state {
-        "refused" => Err(Error::Refused { server: "the server".to_owned(), reason: reason() }.into()),
-        "failed" => bail!("the build failed before, and that is remembered: {}", reason()),
-        "unknown" => bail!("the server does not know how to make it: {}", reason()),
-        _ => Ok(()),
+        let reason = format!("{}: {}", Line(&item.asked), Lines(reason));
+        match &*item.state {
+            "refused" => return Err(Error::Refused { server: "the server".to_owned(), reason }.into()),
+            "failed" => bail!("the build failed before, and that is remembered: {reason}"),
+            "unknown" if all_are_known => bail!("the server does not know how to make it: {reason}"),
+            _ => {}
+        }
     }
+    Ok(items.iter().filter_map(|item| item.request).collect())
+}
+
+/// Waits until all outputs are served, which is so where their builds have ended.
+async fn wait_for_outputs(remote: &Remote, targets: &[BuildTarget]) -> anyhow::Result<()> {
+    let is_shown = io::stderr().is_terminal();
+    for path in targets.iter().flat_map(|target| target.outputs.values()) {
+        let told = |state: &str| {
+            if is_shown {
+                eprint!("\r\u{1b}[K{}: {}", path.name(), Line(in_one_line(state, WAIT_CHARS_MAX)));
+                let _ = io::stderr().flush();
+            }
+        };
+        let served = remote.wait_served(path.hash(), told).await;
+        if is_shown {
+            eprint!("\r\u{1b}[K");
+        }
+        served.with_context(|| format!("{path} was not built"))?;
+    }
+    Ok(())
 }
 
 /// Waits for the ends of all requests; gives those that have no result.
-async fn wait_for_all(remote: &Remote, items: &[RemoteItem]) -> anyhow::Result<Vec<(u64, RemoteRequest)>> {
-    let mut open: Vec<u64> = items.iter().filter_map(|item| item.request).collect();
+async fn wait_for_all(remote: &Remote, mut open: Vec<u64>) -> anyhow::Result<Vec<(u64, RemoteRequest)>> {
     open.sort_unstable();
     open.dedup();
     let (total, is_shown, mut failures) = (open.len(), io::stderr().is_terminal(), Vec::new());

@@ -8,6 +8,7 @@ mod cancel;
 mod completions;
 mod control;
 mod failures;
+mod installables;
 mod key;
 mod log;
 mod man;

@@ -13,6 +13,7 @@ mod places;
 pub mod programs;
 mod settings;
 mod upload;
+mod wait;
 
 pub use builds::{BuildsQuestion, RemoteItem, RemoteRequest};
 pub use closure::LocalClosure;
