@@ -10,7 +10,15 @@ use support::{Client, Derivation, NixStore, Ondine, Release, derivations, text};
 /// A token with these rights.
 fn token(server: &Ondine, rights: &str) -> String {
     let mut new = server.command("token");
-    new.args(["new", "--name", rights, "--may", rights, "--state-dir", text(&server.state_dir())]);
+    new.args([
+        "new",
+        "--name",
+        &rights.replace(',', "-"),
+        "--may",
+        rights,
+        "--state-dir",
+        text(&server.state_dir()),
+    ]);
     run(new).must_succeed().text()
 }
 
