@@ -97,11 +97,7 @@ fn a_laptop_that_may_not_build_has_its_own_expression_built() {
         let failed = scene.ondine(&laptop, &["build", "--file", text(&file), "failing"]).must_fail();
         assert_eq!(failed.status.code(), Some(1), "{name}: {failed}");
         assert!(failed.stderr.contains("the last words of a failing build"), "{name}: {failed}");
-
-        let why = scene.ondine(&laptop, &["why", &drv]).must_succeed();
-        assert!(why.text().contains("served"), "{name}: {why}");
-        let log = scene.ondine(&laptop, &["log", &format!("failing-{name}")]).must_succeed();
-        assert!(log.text().contains("the last words"), "{name}: {log}");
+        assert!(drv.ends_with(&format!("-top-{name}.drv")), "{name}: {json}");
     }
 }
 

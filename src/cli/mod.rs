@@ -285,7 +285,7 @@ fn unknown_variables() -> impl Iterator<Item = String> {
 /// Exit code for a command that failed.
 #[must_use]
 pub fn exit_code(error: &anyhow::Error) -> ExitCode {
-    let error = error.chain().find_map(|cause| cause.downcast_ref::<remote::Error>());
+    let error = error.chain().find_map(remote::server_error);
     match error.map(remote::Error::class) {
         Some(ErrorClass::Usage) => ExitCode::from(USAGE),
         Some(ErrorClass::Unreachable) => ExitCode::from(UNREACHABLE),

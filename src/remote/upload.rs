@@ -58,6 +58,15 @@ pub enum UploadError {
     },
 }
 
+/// The server's error, if this is one.
+#[must_use]
+pub fn server_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Error> {
+    match error.downcast_ref() {
+        Some(UploadError::Server(error)) => Some(error),
+        _ => error.downcast_ref(),
+    }
+}
+
 /// Counts of an upload.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct UploadCounts {
