@@ -1,5 +1,5 @@
-//! `ondine build`: evaluates here, has the server build, and fetches the results. The Nix of this machine builds
-//! nothing.
+//! `ondine build`: evaluates here, has the server build, and fetches the results. The Nix of this machine
+//! builds nothing.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use clap::Args;
 
 use super::control::ServerArgs;
-use super::installables::{AttributesOf, BuildTarget, evaluate};
+use super::installables::{AttributesOf, RemoteTarget, evaluate};
 use super::push::push;
 use super::results;
 use crate::escape::{Line, Lines, in_one_line};
@@ -87,7 +87,7 @@ impl Build {
 
 /// Has the server start on the targets, and uploads the derivations that it lacks. Gives the numbers of its
 /// requests.
-async fn ask(remote: &Remote, targets: &[BuildTarget]) -> anyhow::Result<Vec<u64>> {
+async fn ask(remote: &Remote, targets: &[RemoteTarget]) -> anyhow::Result<Vec<u64>> {
     let mut question = BuildsQuestion { start: true, ..BuildsQuestion::default() };
     let (with, without): (Vec<_>, Vec<_>) = targets.iter().partition(|target| target.drv.is_some());
     for target in &with {
@@ -96,7 +96,7 @@ async fn ask(remote: &Remote, targets: &[BuildTarget]) -> anyhow::Result<Vec<u64
     }
     question.hashes = without.into_iter().flat_map(hashes).collect();
     let items = remote.ask_builds(&question).await?;
-    let unknown: Vec<&BuildTarget> = with
+    let unknown: Vec<&RemoteTarget> = with
         .iter()
         .zip(&items)
         .filter(|(_, item)| item.state == "unknown")
@@ -119,7 +119,7 @@ async fn ask(remote: &Remote, targets: &[BuildTarget]) -> anyhow::Result<Vec<u64
     Ok(requests)
 }
 
-fn hashes(target: &BuildTarget) -> impl Iterator<Item = String> {
+fn hashes(target: &RemoteTarget) -> impl Iterator<Item = String> {
     target.outputs.values().map(|path| path.hash().to_string())
 }
 
@@ -140,7 +140,7 @@ fn requests(items: &[RemoteItem], all_are_known: bool) -> anyhow::Result<Vec<u64
 }
 
 /// Waits until all outputs are served, which is so where their builds have ended.
-async fn wait_for_outputs(remote: &Remote, targets: &[BuildTarget]) -> anyhow::Result<()> {
+async fn wait_for_outputs(remote: &Remote, targets: &[RemoteTarget]) -> anyhow::Result<()> {
     let is_shown = io::stderr().is_terminal();
     for path in targets.iter().flat_map(|target| target.outputs.values()) {
         let told = |state: &str| {

@@ -1,4 +1,4 @@
-//! What `ondine build` is asked for, evaluated by the Nix of this machine to derivations and their outputs.
+//! Arguments of `ondine build`, evaluated by the Nix of this machine to derivations and their outputs.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::remote::programs::{Messages, output};
 
 /// Something to be built or fetched.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct BuildTarget {
+pub(super) struct RemoteTarget {
     /// Its derivation; none for a store path.
     pub(super) drv: Option<StorePath>,
     /// The wanted outputs, by name.
@@ -19,8 +19,8 @@ pub(super) struct BuildTarget {
 }
 
 /// Targets, and what holds their derivations.
-pub(super) struct Evaluated {
-    pub(super) targets: Vec<BuildTarget>,
+pub(super) struct EvaluatedTargets {
+    pub(super) targets: Vec<RemoteTarget>,
     _roots: tempfile::TempDir,
 }
 
@@ -34,7 +34,10 @@ pub(super) enum AttributesOf<'a> {
 }
 
 /// Evaluates the arguments.
-pub(super) async fn evaluate(from: AttributesOf<'_>, arguments: &[String]) -> anyhow::Result<Evaluated> {
+pub(super) async fn evaluate(
+    from: AttributesOf<'_>,
+    arguments: &[String],
+) -> anyhow::Result<EvaluatedTargets> {
     let store_dir = Environment::from_env()?.store_dir;
     let roots = tempfile::Builder::new().prefix("ondine-build-").tempdir()?;
     let targets = match from {
@@ -44,7 +47,7 @@ pub(super) async fn evaluate(from: AttributesOf<'_>, arguments: &[String]) -> an
             instantiate(&store_dir, &["--expr", text], arguments, roots.path()).await?
         }
     };
-    Ok(Evaluated { targets, _roots: roots })
+    Ok(EvaluatedTargets { targets, _roots: roots })
 }
 
 async fn instantiate(
@@ -52,7 +55,7 @@ async fn instantiate(
     from: &[&str],
     attributes: &[String],
     roots: &Path,
-) -> anyhow::Result<Vec<BuildTarget>> {
+) -> anyhow::Result<Vec<RemoteTarget>> {
     let root = roots.join("drv").to_string_lossy().into_owned();
     let mut words = from.to_vec();
     words.extend(attributes.iter().flat_map(|attribute| ["-A", attribute]));
@@ -68,7 +71,7 @@ async fn instantiate(
     Ok(targets)
 }
 
-async fn installables(store_dir: &StoreDir, arguments: &[String]) -> anyhow::Result<Vec<BuildTarget>> {
+async fn installables(store_dir: &StoreDir, arguments: &[String]) -> anyhow::Result<Vec<RemoteTarget>> {
     let (here, mut targets) = ([".".to_owned()], Vec::new());
     for installable in if arguments.is_empty() { &here[..] } else { arguments } {
         let (name, wanted) = installable.rsplit_once('^').unwrap_or((installable, "*"));
@@ -81,14 +84,14 @@ async fn installables(store_dir: &StoreDir, arguments: &[String]) -> anyhow::Res
             targets.push(target(store_dir, Path::new(name), wanted)?);
         } else {
             let path = StorePath::parse_in(store_dir, name).with_context(|| name.to_owned())?;
-            targets.push(BuildTarget { drv: None, outputs: BTreeMap::from([("out".to_owned(), path)]) });
+            targets.push(RemoteTarget { drv: None, outputs: BTreeMap::from([("out".to_owned(), path)]) });
         }
     }
     Ok(targets)
 }
 
 /// A derivation with the outputs of these names, joined by commas; `*` for all.
-fn target(store_dir: &StoreDir, drv: &Path, wanted: &str) -> anyhow::Result<BuildTarget> {
+fn target(store_dir: &StoreDir, drv: &Path, wanted: &str) -> anyhow::Result<RemoteTarget> {
     let shown = drv.display().to_string();
     let name = StorePath::parse_in(store_dir, &shown).with_context(|| shown.clone())?;
     let bytes = std::fs::read(drv).with_context(|| format!("{shown} cannot be read"))?;
@@ -109,5 +112,5 @@ fn target(store_dir: &StoreDir, drv: &Path, wanted: &str) -> anyhow::Result<Buil
     if outputs.is_empty() {
         bail!("{shown} has no output {wanted}");
     }
-    Ok(BuildTarget { drv: Some(name), outputs })
+    Ok(RemoteTarget { drv: Some(name), outputs })
 }

@@ -78,9 +78,9 @@ enum Command {
     Use(use_server::UseServer),
     /// Has installables built by a server, and fetches the results.
     ///
-    /// The Nix of this machine evaluates them. Derivations and sources that the server lacks are uploaded, which
-    /// needs the right `push`. It waits for the builds, copies the outputs to the local store, makes symlinks to
-    /// them and prints their paths. It fails with the end of the log when a build fails.
+    /// The Nix of this machine evaluates them. Derivations and sources that the server lacks are uploaded,
+    /// which needs the right `push`. It waits for the builds, copies the outputs to the local store, makes
+    /// symlinks to them and prints their paths. It fails with the end of the log when a build fails.
     Build(build::Build),
     /// Uploads store paths to a server, with all that they refer to.
     ///

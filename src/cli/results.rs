@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use serde::Serialize;
 
-use super::installables::BuildTarget;
+use super::installables::RemoteTarget;
 use crate::nix::Environment;
 use crate::remote::programs::{Messages, output};
 use crate::remote::{Remote, ServerAddress, nix_conf};
@@ -23,14 +23,14 @@ struct BuiltItem<'a> {
 }
 
 /// The outputs, in the order of the targets.
-fn all(targets: &[BuildTarget]) -> anyhow::Result<Vec<String>> {
+fn all(targets: &[RemoteTarget]) -> anyhow::Result<Vec<String>> {
     let store_dir = Environment::from_env()?.store_dir;
     let paths = targets.iter().flat_map(|target| target.outputs.values());
     Ok(paths.map(|path| path.in_dir(&store_dir)).collect())
 }
 
 /// Copies the outputs, which are served, to the local store.
-pub(super) async fn fetch(remote: &Remote, targets: &[BuildTarget]) -> anyhow::Result<()> {
+pub(super) async fn fetch(remote: &Remote, targets: &[RemoteTarget]) -> anyhow::Result<()> {
     let paths = all(targets)?;
     let paths = paths.iter().map(String::as_str);
     let ServerAddress::Url(server) = remote.address() else {
@@ -67,7 +67,7 @@ pub(super) async fn fetch(remote: &Remote, targets: &[BuildTarget]) -> anyhow::R
 
 /// Makes symlinks of this name, which hold the results against garbage collection: with a number from the
 /// second target on, and the name of an output that is not `out`.
-pub(super) async fn link(targets: &[BuildTarget], name: &Path) -> anyhow::Result<()> {
+pub(super) async fn link(targets: &[RemoteTarget], name: &Path) -> anyhow::Result<()> {
     let store_dir = Environment::from_env()?.store_dir;
     for (number, target) in targets.iter().enumerate() {
         for (output_name, path) in &target.outputs {
@@ -87,12 +87,12 @@ pub(super) async fn link(targets: &[BuildTarget], name: &Path) -> anyhow::Result
 }
 
 /// A path in each line.
-pub(super) fn paths(targets: &[BuildTarget]) -> anyhow::Result<String> {
+pub(super) fn paths(targets: &[RemoteTarget]) -> anyhow::Result<String> {
     Ok(all(targets)?.iter().map(|path| format!("{path}\n")).collect())
 }
 
 /// The derivations and outputs as JSON.
-pub(super) fn json(targets: &[BuildTarget]) -> anyhow::Result<String> {
+pub(super) fn json(targets: &[RemoteTarget]) -> anyhow::Result<String> {
     let store_dir = Environment::from_env()?.store_dir;
     let items = targets.iter().map(|target| BuiltItem {
         drv_path: target.drv.as_ref().map(|drv| drv.in_dir(&store_dir)),

@@ -1,5 +1,5 @@
-//! Requests for many builds at once, and the wait for one, as far as clients need them: other versions may say
-//! more.
+//! Requests for many builds at once, and the wait for one, as far as clients need them: other versions may
+//! say more.
 
 use std::time::Duration;
 

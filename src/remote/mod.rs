@@ -24,4 +24,4 @@ pub use identity::ServerIdentity;
 pub use places::{nix_conf_dir_of_user, user_file};
 pub use programs::{ProgramError, UserTrust};
 pub use settings::ServerChoice;
-pub use upload::{UploadCounts, UploadError, server_error, upload};
+pub use upload::{PushError, UploadCounts, server_error, upload};

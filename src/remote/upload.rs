@@ -41,7 +41,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 
 /// The reason that an upload did not go through.
 #[derive(Debug, thiserror::Error)]
-pub enum UploadError {
+pub enum PushError {
     /// The server did not take it.
     #[error(transparent)]
     Server(#[from] Error),
@@ -62,7 +62,7 @@ pub enum UploadError {
 #[must_use]
 pub fn server_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<&'e Error> {
     match error.downcast_ref() {
-        Some(UploadError::Server(error)) => Some(error),
+        Some(PushError::Server(error)) => Some(error),
         _ => error.downcast_ref(),
     }
 }
@@ -104,14 +104,14 @@ pub async fn upload(
     store_dir: &StoreDir,
     closure: LocalClosure,
     progress: impl Fn(UploadCounts),
-) -> Result<UploadCounts, UploadError> {
+) -> Result<UploadCounts, PushError> {
     let total = closure.paths().len();
     let missing = missing(remote, closure.paths()).await?;
     let mut counts = UploadCounts { paths: total, ..UploadCounts::default() };
     let at_once = Arc::new(Semaphore::new(AT_ONCE_MAX));
     let under_way = Arc::new(Semaphore::new(UNDER_WAY_MAX));
     let mut done: HashMap<StorePath, watch::Receiver<bool>> = HashMap::new();
-    let mut tasks: JoinSet<Result<u64, UploadError>> = JoinSet::new();
+    let mut tasks: JoinSet<Result<u64, PushError>> = JoinSet::new();
     let mut note = |bytes: u64| {
         counts.sent += 1;
         counts.bytes += bytes;
@@ -147,7 +147,7 @@ pub async fn upload(
     Ok(counts)
 }
 
-fn panicked(error: tokio::task::JoinError) -> UploadError {
+fn panicked(error: tokio::task::JoinError) -> PushError {
     Error::Answer(format!("an upload ended early: {error}")).into()
 }
 
@@ -171,12 +171,12 @@ async fn upload_path(
     info: PathInfo,
     at_once: &Semaphore,
     needed: Vec<watch::Receiver<bool>>,
-) -> Result<u64, UploadError> {
+) -> Result<u64, PushError> {
     let (packed, url) = {
         let _permit = at_once.acquire().await;
         let (source, promised) = (info.path.in_dir(store_dir), info.clone());
         let packed = tokio::task::spawn_blocking(move || pack(&source, &promised)).await.map_err(panicked)?;
-        let mut packed = packed.map_err(|reason| UploadError::Pack {
+        let mut packed = packed.map_err(|reason| PushError::Pack {
             path: info.path.in_dir(store_dir),
             reason: reason.to_string(),
         })?;
@@ -208,7 +208,7 @@ async fn upload_path(
     Ok(packed.bytes)
 }
 
-async fn send_nar(remote: &Remote, url: &str, packed: &mut PackedNar) -> Result<(), UploadError> {
+async fn send_nar(remote: &Remote, url: &str, packed: &mut PackedNar) -> Result<(), PushError> {
     let mut tries = 1;
     loop {
         let body = match &mut packed.data {
@@ -216,7 +216,7 @@ async fn send_nar(remote: &Remote, url: &str, packed: &mut PackedNar) -> Result<
             SpooledData::OnDisk(file) => again(file).map(|file| Body::from(tokio::fs::File::from_std(file))),
         };
         let body =
-            body.map_err(|error| UploadError::Pack { path: url.to_owned(), reason: error.to_string() })?;
+            body.map_err(|error| PushError::Pack { path: url.to_owned(), reason: error.to_string() })?;
         match remote.put(url, "application/zstd", body, packed.bytes).await {
             Err(error) if error.is_transient() && tries < TRIES_MAX => pause(tries).await,
             other => return Ok(other.map(drop)?),
