@@ -50,7 +50,7 @@ pub(super) async fn a_pushed_derivation_is_found_by_its_outputs_and_its_name_unt
     assert_eq!(index.makers(path(5).hash()).await.expect("read"), [maker]);
     let outputs = index.pushed_outputs(vec![drv.clone(), path(5)]).await.expect("read");
     assert_eq!(outputs, BTreeMap::from([(drv.clone(), derivation.outputs.clone())]));
-    assert_eq!(index.pushed_named("p.drv".to_owned()).await.expect("read"), [drv.clone()]);
+    assert_eq!(index.pushed_named("p.drv".to_owned()).await.expect("read"), std::slice::from_ref(&drv));
     let known = index.pushed_input_hashes(vec![drv.clone(), path(5)]).await.expect("read");
     assert_eq!(known, BTreeMap::from([(drv.clone(), derivation.input_hash)]));
     let later = SystemTime::now() + Duration::from_secs(100);
