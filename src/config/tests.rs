@@ -98,7 +98,7 @@ const ALL: &str = "\
     state-dir = '/s'\nzstd-level = 3\nzstd-threads = 3\nmax-nar-store-bytes = '9G'\nmin-free-bytes = 9\n\
     eviction-grace = '3m'\nscrub-interval = '1d'\nkey-name = 'k-1'\nsigning-key = ['/k']\n\
     evaluator-isolation = 'none'\nread = 'token'\nbuild = 'token'\nmax-requests-per-second = 9\n\
-    max-request-burst = 9\n\
+    max-request-burst = 9\ntrusted-keys = ['k-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=']\nkeep-pushed = '9d'\n\
     [[oidc]]\nissuer = 'https://i'\naudience = 'a'\nclaims = ['a=b']\nmay = ['pin']\nonly = ['p*']\n\
     [[upstream]]\nurl = 'https://cache.example.org'\npublic-keys = ['cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=']\n\
     priority = 4\nmode = 'redirect'\nconnect-timeout = '1s'\nstall-timeout = '9s'\ncredentials-file = '/c'\n\
