@@ -325,12 +325,12 @@ fn a_set_comes_from_a_flake_or_from_a_folder_too() {
 }
 
 #[test]
-fn only_the_control_socket_takes_a_refresh() {
+fn a_client_without_a_token_may_not_refresh() {
     let set = PackageSet::new(packages(0..1, "1"));
     let (_store, _daemon, ondine) = served(&set, "", "");
     let request = b"POST /api/v1/catalogue/pkgs HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     let (answer, _) = support::http::raw(ondine.address(), request, SOON);
-    assert!(answer.starts_with(b"HTTP/1.1 403"), "{}", String::from_utf8_lossy(&answer));
+    assert!(answer.starts_with(b"HTTP/1.1 401"), "{}", String::from_utf8_lossy(&answer));
     let mut unknown = ondine.command("refresh");
     unknown.args(["other", "--state-dir", support::text(&ondine.state_dir())]);
     let unknown = support::process::run(unknown).must_fail();

@@ -129,8 +129,12 @@ fn a_pushed_graph_of_derivations_is_built_for_whoever_asks_for_its_top() {
         let drv = pusher.run("nix-instantiate", &["--expr", &top.to_nix()]).must_succeed().text();
         let out = pusher.run("nix-store", &["--query", "--outputs", drv.trim()]).must_succeed().text();
         let out = PathBuf::from(out.trim());
+        let drv_name = drv.trim().rsplit('/').next().expect("a name");
         scene.push(&pusher, "", &["--derivation", drv.trim()]);
         assert!(!scene.store.is_valid(Path::new(drv.trim())), "nothing needs it yet");
+        let by_name = format!("/api/v1/explain/graph-{}", length - 1);
+        let explained = Http::new(&scene.ondine.url()).get(&by_name).text();
+        assert!(explained.contains("\"known\"") && explained.contains(drv_name), "{explained}");
         let reader = scene.reader();
         reader.fetch(&scene.ondine.substituter(), &[&out]).must_succeed();
         let text = std::fs::read_to_string(reader.physical(&out)).expect("it is a file");

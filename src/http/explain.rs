@@ -14,6 +14,9 @@ use crate::requests::{OutputChoice, RequestTarget};
 use crate::retry::Failed;
 use crate::substitute::OnMiss;
 
+/// Pushed derivations of one name that are looked at, at most.
+const NAMED_MAX: usize = 10;
+
 pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
     let (service, asked) = (call.service.clone(), call.arguments[0].to_owned());
     let (what, on_miss) = (Failed::parse(&asked)?, call.on_miss().without_building());
@@ -25,11 +28,11 @@ async fn explain(service: &Service, asked: String, what: Failed, on_miss: OnMiss
     let targets = match what {
         Failed::Derivation(drv) => vec![RequestTarget::Derivation { drv, outputs: OutputChoice::All }],
         Failed::Hash(hash) => vec![RequestTarget::Hash(hash)],
-        Failed::Name(name) => named(service, &name),
+        Failed::Name(name) => named(service, &name).await?,
     };
     if targets.is_empty() {
         let reason =
-            format!("{} is no hash, store path, derivation or attribute of a package set", Line(&asked));
+            format!("{} is no hash, store path, attribute of a package set or derivation", Line(&asked));
         return Err(Error::not_found(reason));
     }
     let mut items = state.requests.ask(targets, on_miss, None).await?;
@@ -39,8 +42,19 @@ async fn explain(service: &Service, asked: String, what: Failed, on_miss: OnMiss
     Ok(json(&explanation(service, item).await?))
 }
 
-/// The attribute of this name in the set that it names, or in each set.
-fn named(service: &Service, name: &str) -> Vec<RequestTarget> {
+/// The attribute of this name in the set that it names, or in each set; then the pushed derivations of this
+/// name, the latest used first.
+async fn named(service: &Service, name: &str) -> Result<Vec<RequestTarget>, Error> {
+    let mut targets = attributes_named(service, name);
+    let drv_name = format!("{}.drv", name.strip_suffix(".drv").unwrap_or(name));
+    let pushed = service.state.index.pushed_named(drv_name).await;
+    let pushed = pushed.map_err(|error| Error::index(&error, "the explanation cannot be given"))?;
+    let derivations = pushed.into_iter().take(NAMED_MAX);
+    targets.extend(derivations.map(|drv| RequestTarget::Derivation { drv, outputs: OutputChoice::All }));
+    Ok(targets)
+}
+
+fn attributes_named(service: &Service, name: &str) -> Vec<RequestTarget> {
     let sets: Vec<&str> = service.state.catalogue.sets().map(|(set, _)| set.name.as_str()).collect();
     let with_set = name.split_once('/').filter(|(set, _)| sets.contains(set));
     match with_set {
