@@ -142,7 +142,7 @@ fn what_there_is_not_is_told_to_programs_as_json_and_to_people_with_a_hint_that_
     let request = b"POST /api/v1/pins/a HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     let (refused, _) = raw(ondine.address(), request, SOON);
     let refused = String::from_utf8_lossy(&refused).into_owned();
-    assert!(refused.starts_with("HTTP/1.1 403") && refused.contains("\"error\""), "{refused}");
+    assert!(refused.starts_with("HTTP/1.1 401") && refused.contains("\"error\""), "{refused}");
     for (address, word) in [
         ("/favicon.ico", "/ tells what there is"),
         ("/get/pkgs", "/get/<set>/<attribute>"),
