@@ -186,6 +186,9 @@ impl Scene {
             format!("CURL_HOME={}", folder.path().display()),
             format!("ONDINE_STATE_DIR={}", state_dir.display()),
             format!("HASH={hash}"),
+            format!("DRV={}", base_name(&self.sample.drv)),
+            // That of the failure.
+            "NUMBER=1".to_owned(),
             format!("KEY={}", self.ondine.public_key()),
             format!("MISSING={}", self.missing),
         ];
