@@ -38,13 +38,13 @@ pub(super) struct Build {
     #[arg(long, conflicts_with = "file", value_name = "NIX")]
     expr: Option<String>,
     /// Makes no symlinks to the results
-    #[arg(long)]
+    #[arg(long, help_heading = "Results")]
     no_link: bool,
     /// Name of the symlinks
-    #[arg(long, short, value_name = "PATH", default_value = "result")]
+    #[arg(long, short, value_name = "PATH", default_value = "result", help_heading = "Results")]
     out_link: PathBuf,
     /// Prints derivations and outputs as JSON
-    #[arg(long)]
+    #[arg(long, help_heading = "Results")]
     json: bool,
     #[command(flatten)]
     server: ServerArgs,

@@ -19,6 +19,7 @@ pub(super) const OTHER_VERSION: &str =
 
 /// The server of a command that can be run on another machine.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Connection")]
 pub(super) struct ServerArgs {
     /// URL of the server [default: `server` in ~/.config/ondine/config.toml, else the server on this machine]
     #[arg(long, env = "ONDINE_SERVER", hide_env_values = true, value_name = "URL")]
