@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
+use crate::client::network;
 use crate::name_pattern::NamePattern;
 use crate::upstream::{Asker, Via};
 
@@ -34,6 +35,18 @@ pub enum Caller {
     },
     /// A process that could open the control socket, which its file permissions allow to administrators
     /// alone.
+    Admin,
+}
+
+/// The party that limits count by and that owns requests: whoever has a token or comes from one network, or
+/// the administrator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum CallerKey {
+    /// Clients with the token of this number.
+    Token(u64),
+    /// Clients of one network without a token.
+    Network(IpAddr),
+    /// The administrator, who may speak for all.
     Admin,
 }
 
@@ -185,6 +198,16 @@ impl Caller {
         }
     }
 
+    /// The party that limits count it to.
+    #[must_use]
+    pub fn key(&self) -> CallerKey {
+        match self {
+            Self::Token { grant, .. } => CallerKey::Token(grant.id),
+            Self::Public { address, .. } => CallerKey::Network(network(*address)),
+            Self::Admin => CallerKey::Admin,
+        }
+    }
+
     /// True for another cache of our kind, which must not be kept waiting for a build.
     #[must_use]
     pub fn is_relay(&self) -> bool {
@@ -233,7 +256,7 @@ impl Grant {
     /// A place in the queue for the build of a derivation of this name.
     ///
     /// # Errors
-    /// It is bound to other names, or has all the places that it may have.
+    /// The token is bound to other names, or has all the places that it may have.
     pub fn place(self: &Arc<Self>, name: &str) -> Result<QueuePlace, Refusal> {
         self.check_name(Action::Build, name)?;
         let max = self.queued_max.unwrap_or(u64::MAX);

@@ -9,7 +9,7 @@ mod wait;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use narinfo::{StorePath, StorePathHash};
 
@@ -220,8 +220,6 @@ impl Substitute {
                 Located::Ready(ready) => Ok(Resolution::Ready(ready)),
                 Located::Derivation(drv) => {
                     if on_miss.builds() {
-                        let noted = self.index.note_pushed_use(drv.clone(), SystemTime::now()).await;
-                        noted.map_err(|error| self::trouble(&error, "the index cannot be written"))?;
                         self.joined.0.insert(hash, drv.clone());
                     }
                     self.join(&drv, on_miss).await

@@ -141,6 +141,14 @@ impl StorePath {
         }
     }
 
+    /// Parses a base name, or a full path in `store_dir`.
+    ///
+    /// # Errors
+    /// The text is neither.
+    pub fn parse_either(store_dir: &StoreDir, text: &str) -> Result<Self, StorePathError> {
+        if text.starts_with('/') { Self::parse_in(store_dir, text) } else { Self::parse(text) }
+    }
+
     /// The hash part.
     #[must_use]
     pub fn hash(&self) -> StorePathHash {

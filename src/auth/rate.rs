@@ -1,15 +1,13 @@
 //! Rates of clients, each a token or a network. Must never be asked by what is answered from memory: it costs
 //! more than such an answer.
 
-use std::net::IpAddr;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
 use governor::clock::{Clock, DefaultClock};
 use governor::{DefaultKeyedRateLimiter, Quota};
 
-use crate::caller::Caller;
-use crate::client::network;
+use crate::caller::{Caller, CallerKey};
 
 /// Limit of each client's rate.
 #[derive(Clone, Copy, Debug, Default)]
@@ -20,20 +18,13 @@ pub struct RateSettings {
     pub burst: Option<NonZeroU32>,
 }
 
-/// A client, as its rate is counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum RateKey {
-    Token(u64),
-    Network(IpAddr),
-}
-
 /// The client asks more often than it may; the time after which it may again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("too many requests: this client may ask again in {} s", .0.as_secs() + 1)]
 pub struct TooFast(pub Duration);
 
 /// Rates of all clients.
-pub struct RateLimits(Option<DefaultKeyedRateLimiter<RateKey>>);
+pub struct RateLimits(Option<DefaultKeyedRateLimiter<CallerKey>>);
 
 impl RateLimits {
     pub(super) fn new(settings: RateSettings) -> Self {
@@ -42,12 +33,15 @@ impl RateLimits {
         Self(per_second.map(|rate| DefaultKeyedRateLimiter::keyed(quota(rate))))
     }
 
-    /// Counts a request.
+    /// Counts a request; those of an administrator have no limit.
     ///
     /// # Errors
     /// The client asks too often; the request is not counted.
     pub fn count(&self, caller: &Caller) -> Result<(), TooFast> {
-        let (Some(limiter), Some(key)) = (&self.0, RateKey::of(caller)) else { return Ok(()) };
+        let (Some(limiter), key) = (&self.0, caller.key()) else { return Ok(()) };
+        if key == CallerKey::Admin {
+            return Ok(());
+        }
         limiter
             .check_key(&key)
             .map_err(|not_until| TooFast(not_until.wait_time_from(DefaultClock::default().now())))
@@ -71,17 +65,6 @@ impl RateLimits {
         if let Some(limiter) = &self.0 {
             limiter.retain_recent();
             limiter.shrink_to_fit();
-        }
-    }
-}
-
-impl RateKey {
-    /// None of an administrator.
-    fn of(caller: &Caller) -> Option<Self> {
-        match caller {
-            Caller::Token { grant, .. } => Some(Self::Token(grant.id)),
-            Caller::Public { address, .. } => Some(Self::Network(network(*address))),
-            Caller::Admin => None,
         }
     }
 }

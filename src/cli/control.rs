@@ -53,7 +53,7 @@ fn relative(path: &str) -> &str {
 /// Body of `GET path` from the server of `state_dir`.
 ///
 /// # Errors
-/// When the server cannot be reached or reports an error.
+/// The server cannot be reached, or reports an error.
 pub(super) fn get(state_dir: &Path, path: &str) -> anyhow::Result<String> {
     let remote = local(state_dir)?;
     Ok(super::runtime()?.block_on(async { remote.get(relative(path)).await?.text().await })?)
@@ -87,7 +87,7 @@ pub(super) enum WriteMethod {
 /// one. The server goes on when the command is ended.
 ///
 /// # Errors
-/// When the server cannot be reached or reports an error.
+/// The server cannot be reached, or reports an error.
 pub(super) fn follow(action: WriteMethod, state_dir: &Path, path: &str) -> anyhow::Result<ExitCode> {
     let remote = local(state_dir)?;
     super::runtime()?.block_on(async {
@@ -103,7 +103,7 @@ pub(super) fn follow(action: WriteMethod, state_dir: &Path, path: &str) -> anyho
 /// The same for a POST with arguments.
 ///
 /// # Errors
-/// When the server cannot be reached or reports an error.
+/// The server cannot be reached, or reports an error.
 pub(super) fn post(
     state_dir: &Path,
     path: &str,
@@ -116,7 +116,7 @@ pub(super) fn post(
 /// Body of the answer to a POST with arguments.
 ///
 /// # Errors
-/// When the server cannot be reached or reports an error.
+/// The server cannot be reached, or reports an error.
 pub(super) fn exchange(
     state_dir: &Path,
     path: &str,

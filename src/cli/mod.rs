@@ -74,7 +74,8 @@ enum Command {
     Status(StateDir),
     /// Checks a server, and shows or writes the lines by which the Nix of this machine uses it.
     ///
-    /// It says if Nix trusts the user, whose nix.conf is ignored otherwise. Doing it again changes nothing.
+    /// The command says if Nix trusts the user, whose nix.conf is ignored otherwise. Doing it again changes
+    /// nothing.
     Use(use_server::UseServer),
     /// Has installables built by a server, and fetches the results.
     ///
@@ -84,7 +85,7 @@ enum Command {
     Build(build::Build),
     /// Uploads store paths to a server, with all that they refer to.
     ///
-    /// What the server has is not sent, so an upload that was interrupted goes on where it stopped.
+    /// Paths that the server has are not sent, so an upload that was interrupted goes on where it stopped.
     Push(push::Push),
     /// Prints the log of a build.
     ///
@@ -92,7 +93,7 @@ enum Command {
     Log(build_log::BuildLog),
     /// Explains the state of something on a server: served, building, failed or unknown, why, and what to do.
     ///
-    /// It fails for what is not served and will not be built.
+    /// The command fails for what is not served and will not be built.
     Why(why::Why),
     /// Refreshes a package set of a running server, or all of them, and shows the progress.
     ///

@@ -16,7 +16,7 @@ use super::request_body::{self, BodyBounds};
 use super::response_future::ResponseFuture;
 use crate::build::Cancellation;
 use crate::caller::{Action, may};
-use crate::requests::{ITEMS_MAX, OwnerKey, RequestTarget};
+use crate::requests::{ITEMS_MAX, RequestTarget};
 
 /// Bounds of a request for builds.
 const BODY: BodyBounds = BodyBounds { bytes_max: 4 * 1024 * 1024, time_max: Duration::from_secs(60) };
@@ -79,7 +79,7 @@ pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
     };
     let events = call.headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
     let events = events.is_some_and(|accept| accept.contains("text/event-stream"));
-    let (owner, adopts) = (OwnerKey::of(&call.caller), may(&call.caller, Action::Build).is_ok());
+    let (owner, adopts) = (call.caller.key(), may(&call.caller, Action::Build).is_ok());
     Some(ResponseFuture::pending(async move {
         service.state.requests.polled(id, &owner, adopts);
         if events {
@@ -113,7 +113,7 @@ fn wait(query: Option<&str>) -> Result<Duration, String> {
 /// Cancels a request, for its owner.
 pub(super) fn cancel(call: Call<'_>) -> Option<ResponseFuture> {
     let id = call.arguments[0].parse().ok()?;
-    let cancelled = call.service.state.requests.cancel(id, &OwnerKey::of(&call.caller));
+    let cancelled = call.service.state.requests.cancel(id, &call.caller.key());
     let line = match cancelled {
         None => return Some(ResponseFuture::failed(no_such_request(id))),
         Some(Cancellation::Cancelled) => format!("cancelled: request {id}\n"),

@@ -17,8 +17,8 @@ use super::build_details::{details, no_such_request};
 use super::error::Error;
 use super::stream_body::{Aborted, BodyWriter, stream_body};
 use crate::build::{Logs, RequestState, RequestView, plain_line};
+use crate::caller::CallerKey;
 use crate::escape;
-use crate::requests::OwnerKey;
 use crate::tail_file::TailReader;
 
 /// Interval at which the state is looked at.
@@ -29,7 +29,7 @@ const LINE_BYTES_MAX: usize = 64 * 1024;
 const REST_WITHIN: Duration = Duration::from_secs(5);
 
 /// The events of a request until its end.
-pub(super) fn answer(service: &Service, id: u64, owner: OwnerKey) -> Result<Answer, Error> {
+pub(super) fn answer(service: &Service, id: u64, owner: CallerKey) -> Result<Answer, Error> {
     if service.state.builds.request(id).is_none() {
         return Err(no_such_request(id));
     }
@@ -45,7 +45,7 @@ pub(super) fn answer(service: &Service, id: u64, owner: OwnerKey) -> Result<Answ
     Ok(answer::streamed(answer::EVENTS, body))
 }
 
-async fn write(service: &Service, id: u64, owner: &OwnerKey, mut writer: BodyWriter) -> Result<(), Aborted> {
+async fn write(service: &Service, id: u64, owner: &CallerKey, mut writer: BodyWriter) -> Result<(), Aborted> {
     let builds = &service.state.builds;
     let mut end = builds.end_signal(id);
     let ended = async {

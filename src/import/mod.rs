@@ -14,8 +14,8 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use narinfo::{
-    Addressed, Compression, NarHash, NarInfo, PathInfo, PublicKey, Realisation, StoreDir, StorePath,
-    StorePathHash,
+    Addressed, Compression, ContentAddress, NarHash, NarInfo, PathInfo, PublicKey, Realisation, StoreDir,
+    StorePath, StorePathHash,
 };
 use tokio::sync::Semaphore;
 
@@ -30,7 +30,6 @@ pub use error::UploadError;
 use received::{ReceivedNar, ReceivedNars};
 pub use store::StoreError;
 use turns::UploadTurns;
-use turns::UploaderId;
 pub use upload_reader::{UploadFeed, UploadReader, upload_channel};
 
 /// Interval at which abandoned uploads are looked for.
@@ -102,7 +101,7 @@ impl Importer {
     /// # Errors
     /// When it has too many uploads open, or the turn does not come in time.
     pub async fn turn(&self, uploader: &Caller) -> Result<turns::UploadTurn, UploadError> {
-        self.0.turns.take(&UploaderId::of(uploader)).await
+        self.0.turns.take(uploader.key()).await
     }
 
     /// Receives the NAR in the file `file`, which is named by `name`, the hash of the file or of the NAR. It
@@ -132,7 +131,7 @@ impl Importer {
         }
         // It may have taken long.
         may(uploader, Action::Push)?;
-        let nar = ReceivedNar::new(received, lease, compression, sent, UploaderId::of(uploader));
+        let nar = ReceivedNar::new(received, lease, compression, sent, uploader.key());
         self.0.received.add(file, nar, limits.nar_bytes_max)
     }
 
@@ -163,6 +162,45 @@ impl Importer {
         self.0.must_be_believed(&info, &received, uploader).await?;
         let derivation = self.0.derivation(&info, &received).await?;
         self.0.publish(info, &received, derivation).await
+    }
+
+    /// Publishes a realisation whose path is served.
+    ///
+    /// # Errors
+    /// When nobody who is believed vouches for it, or its path is not served.
+    pub async fn publish_realisation(
+        &self,
+        realisation: Realisation,
+        uploader: &Caller,
+    ) -> Result<(), UploadError> {
+        let vouches = may_for(uploader, Action::Vouch, realisation.path().name()).is_ok();
+        if !vouches && !realisation.is_trusted(&self.0.trusted_keys) {
+            return Err(UploadError::Unvouched(realisation.path().clone()));
+        }
+        let path = realisation.path().clone();
+        match self.0.adopter.publish_realisations(vec![realisation]).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(UploadError::Invalid(format!("{path} is not served here: upload it first"))),
+            Err(error) => Err(UploadError::unavailable(&error)),
+        }
+    }
+
+    /// Those of `paths` that are not served.
+    ///
+    /// # Errors
+    /// When the index fails.
+    pub async fn missing(&self, paths: Vec<StorePath>) -> Result<Vec<StorePath>, UploadError> {
+        let served = self.0.index.served(paths.iter().map(StorePath::hash).collect()).await?;
+        Ok(paths.into_iter().filter(|path| served.get(&path.hash()) != Some(path)).collect())
+    }
+
+    /// Notes that derivations are about to be built, which keeps those that were pushed for longer. One whose
+    /// use is not on record may only be forgotten early.
+    pub async fn note_uses(&self, drvs: &[StorePath]) {
+        if let Err(error) = self.0.index.note_pushed_uses(drvs.to_vec(), SystemTime::now()).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "cannot record the use of pushed derivations (keep-pushed)");
+        }
     }
 
     /// Forgets uploads that nobody goes on with, and derivations that nobody uses, for as long as the server
@@ -291,37 +329,5 @@ fn conflict(info: &PathInfo, served: &PathInfo) -> UploadError {
 
 /// True for a derivation file, which is named by its text.
 fn is_derivation(info: &PathInfo) -> bool {
-    info.path.is_derivation() && info.ca.as_ref().is_some_and(|ca| ca.to_string().starts_with("text:"))
-}
-
-impl Importer {
-    /// Publishes a realisation whose path is served.
-    ///
-    /// # Errors
-    /// When nobody who is believed vouches for it, or its path is not served.
-    pub async fn publish_realisation(
-        &self,
-        realisation: Realisation,
-        uploader: &Caller,
-    ) -> Result<(), UploadError> {
-        let vouches = may_for(uploader, Action::Vouch, realisation.path().name()).is_ok();
-        if !vouches && !realisation.is_trusted(&self.0.trusted_keys) {
-            return Err(UploadError::Unvouched(realisation.path().clone()));
-        }
-        let path = realisation.path().clone();
-        match self.0.adopter.publish_realisations(vec![realisation]).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(UploadError::Invalid(format!("{path} is not served here: upload it first"))),
-            Err(error) => Err(UploadError::unavailable(&error)),
-        }
-    }
-
-    /// Those of `paths` that are not served.
-    ///
-    /// # Errors
-    /// When the index fails.
-    pub async fn missing(&self, paths: Vec<StorePath>) -> Result<Vec<StorePath>, UploadError> {
-        let served = self.0.index.served(paths.iter().map(StorePath::hash).collect()).await?;
-        Ok(paths.into_iter().filter(|path| served.get(&path.hash()) != Some(path)).collect())
-    }
+    info.path.is_derivation() && info.ca.as_ref().is_some_and(ContentAddress::is_text)
 }

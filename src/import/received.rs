@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use narinfo::{Compression, NarHash, PathInfo};
 
-use super::{UploadError, UploaderId};
+use super::UploadError;
+use crate::caller::CallerKey;
 use crate::nar_store::{NarDigest, Packed, Received};
 use crate::packer::Lease;
 
@@ -29,7 +30,7 @@ pub(super) struct ReceivedNar {
     compression: Compression,
     /// The file as it was sent.
     sent: NarDigest,
-    uploader: UploaderId,
+    uploader: CallerKey,
     is_published: AtomicBool,
     at: Instant,
     _lease: Lease,
@@ -45,7 +46,7 @@ impl ReceivedNar {
         lease: Lease,
         compression: Compression,
         sent: NarDigest,
-        uploader: UploaderId,
+        uploader: CallerKey,
     ) -> Self {
         let (is_published, at) = (AtomicBool::new(false), Instant::now());
         Self { received, compression, sent, uploader, is_published, at, _lease: lease }

@@ -2,7 +2,6 @@
 //! keeps all others from theirs.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
 use super::UploadError;
-use crate::caller::Caller;
+use crate::caller::CallerKey;
 
 /// NARs that are received at once, and those of one uploader. A client of Nix has 25 connections.
 const RECEIVED_AT_ONCE_MAX: usize = 64;
@@ -20,28 +19,10 @@ const OPEN_OF_ONE_MAX: usize = 128;
 /// Time for which an upload waits for its turn.
 const TURN_WITHIN: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 120_000 });
 
-/// Identity of an uploader, which bounds count.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum UploaderId {
-    Token(u64),
-    Address(IpAddr),
-    Administrator,
-}
-
-impl UploaderId {
-    pub(super) fn of(caller: &Caller) -> Self {
-        match caller {
-            Caller::Token { grant, .. } => Self::Token(grant.id),
-            Caller::Public { address, .. } => Self::Address(*address),
-            Caller::Admin => Self::Administrator,
-        }
-    }
-}
-
 /// Turns of all uploaders.
 pub(super) struct UploadTurns {
     all: Arc<Semaphore>,
-    uploaders: Arc<Mutex<HashMap<UploaderId, OpenUploads>>>,
+    uploaders: Arc<Mutex<HashMap<CallerKey, OpenUploads>>>,
 }
 
 struct OpenUploads {
@@ -52,8 +33,8 @@ struct OpenUploads {
 /// The turn of one upload.
 pub struct UploadTurn {
     _permits: Option<[OwnedSemaphorePermit; 2]>,
-    uploaders: Arc<Mutex<HashMap<UploaderId, OpenUploads>>>,
-    id: UploaderId,
+    uploaders: Arc<Mutex<HashMap<CallerKey, OpenUploads>>>,
+    id: CallerKey,
 }
 
 impl Default for UploadTurns {
@@ -64,10 +45,10 @@ impl Default for UploadTurns {
 
 impl UploadTurns {
     /// Waits for a turn.
-    pub(super) async fn take(&self, id: &UploaderId) -> Result<UploadTurn, UploadError> {
+    pub(super) async fn take(&self, id: CallerKey) -> Result<UploadTurn, UploadError> {
         let own = {
             let mut uploaders = self.uploaders.lock().unwrap_or_else(PoisonError::into_inner);
-            let uploads = uploaders.entry(id.clone()).or_insert_with(|| OpenUploads {
+            let uploads = uploaders.entry(id).or_insert_with(|| OpenUploads {
                 open: 0,
                 turns: Arc::new(Semaphore::new(RECEIVED_OF_ONE_MAX)),
             });
@@ -77,7 +58,7 @@ impl UploadTurns {
             uploads.open += 1;
             Arc::clone(&uploads.turns)
         };
-        let mut turn = UploadTurn { _permits: None, uploaders: Arc::clone(&self.uploaders), id: id.clone() };
+        let mut turn = UploadTurn { _permits: None, uploaders: Arc::clone(&self.uploaders), id };
         let all = Arc::clone(&self.all);
         let permits = async { Some([own.acquire_owned().await.ok()?, all.acquire_owned().await.ok()?]) };
         turn._permits = timeout(TURN_WITHIN, permits).await.ok().flatten();
@@ -104,26 +85,26 @@ mod tests {
     #[tokio::test]
     async fn one_uploader_leaves_turns_to_others_and_has_a_bounded_number_open() {
         let turns = Arc::new(UploadTurns::default());
-        let [greedy, other] = [1, 2].map(UploaderId::Token);
+        let [greedy, other] = [1, 2].map(CallerKey::Token);
         let mut held = Vec::new();
         for _ in 0..RECEIVED_OF_ONE_MAX {
-            held.push(turns.take(&greedy).await.expect("a turn"));
+            held.push(turns.take(greedy).await.expect("a turn"));
         }
-        let late = turns.take(&greedy).await;
+        let late = turns.take(greedy).await;
         assert!(matches!(late, Err(UploadError::TooMany("uploads of all clients"))));
         drop(late);
         let waiting: Vec<_> = (RECEIVED_OF_ONE_MAX..OPEN_OF_ONE_MAX)
             .map(|_| {
-                let (turns, greedy) = (Arc::clone(&turns), greedy.clone());
-                tokio::spawn(async move { turns.take(&greedy).await.map(drop) })
+                let (turns, greedy) = (Arc::clone(&turns), greedy);
+                tokio::spawn(async move { turns.take(greedy).await.map(drop) })
             })
             .collect();
         let open = || turns.uploaders.lock().expect("nothing panics")[&greedy].open;
         while open() < OPEN_OF_ONE_MAX {
             tokio::task::yield_now().await;
         }
-        assert!(matches!(turns.take(&greedy).await, Err(UploadError::TooMany("uploads of one client"))));
-        drop(turns.take(&other).await.expect("a turn"));
+        assert!(matches!(turns.take(greedy).await, Err(UploadError::TooMany("uploads of one client"))));
+        drop(turns.take(other).await.expect("a turn"));
         drop(held);
         for waiting in waiting {
             waiting.await.expect("no panic").expect("a turn");

@@ -67,9 +67,7 @@ fn parse(store_dir: &StoreDir, json: &Value) -> Result<Vec<PathInfo>, String> {
 fn path_info(store_dir: &StoreDir, path: &str, info: &Value) -> Result<PathInfo, String> {
     let named = |path: &str| {
         // The newest form has base names.
-        let parsed =
-            if path.starts_with('/') { StorePath::parse_in(store_dir, path) } else { StorePath::parse(path) };
-        parsed.map_err(|error| format!("{path}: {error}"))
+        StorePath::parse_either(store_dir, path).map_err(|error| format!("{path}: {error}"))
     };
     let lacks = |field: &str| format!("{path} has no {field}: is it valid in the local store?");
     let texts = |field: &str| {

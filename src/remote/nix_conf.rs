@@ -124,7 +124,7 @@ pub fn netrc_with(text: &str, host: &str, password: &str) -> Option<String> {
 /// symlink stays one.
 ///
 /// # Errors
-/// When it cannot be written.
+/// The file cannot be written.
 pub fn replace(file: &Path, text: &str, mode: u32) -> io::Result<()> {
     let file = target(file);
     let directory = file.parent().unwrap_or(Path::new("/"));

@@ -13,12 +13,11 @@ use narinfo::{StorePath, StorePathHash};
 use tokio::task::JoinSet;
 
 use crate::build::{Cancellation, Scheduler};
-use crate::caller::{Action, Caller, may_for};
+use crate::caller::{Action, Caller, CallerKey, may_for};
 use crate::catalogue::{NameResolver, NoSuchName};
 use crate::model::FailureClass;
 use crate::nix::Outputs;
 use crate::substitute::{Located, Missing, OnMiss, Substitute, Surveyed};
-pub use owners::OwnerKey;
 use owners::Owners;
 pub use target::{OutputChoice, RequestTarget, TargetError};
 
@@ -138,14 +137,14 @@ impl Requests {
 
     /// Notes that an owner has asked for one of its requests. One that nobody stands for any more, as after a
     /// restart of the server, is the owner's from then on, where `adopts` says that it may build.
-    pub fn polled(&self, id: u64, owner: &OwnerKey, adopts: bool) {
+    pub fn polled(&self, id: u64, owner: &CallerKey, adopts: bool) {
         self.owners.polled(id, owner, adopts);
     }
 
     /// Gives up a request for its owner, or for all owners where an administrator says so, and ends it where
     /// nobody else waits. `None` where no such request waits.
     #[must_use]
-    pub fn cancel(&self, id: u64, owner: &OwnerKey) -> Option<Cancellation> {
+    pub fn cancel(&self, id: u64, owner: &CallerKey) -> Option<Cancellation> {
         self.owners.leave(id, owner);
         self.builds.cancel(id)
     }
@@ -235,7 +234,7 @@ impl Requests {
 
     /// Gives a place in the queue to each that can be built, in their order.
     async fn start(&self, drafts: &mut [ItemDraft], starter: &Caller) {
-        let owner = &OwnerKey::of(starter);
+        let owner = &starter.key();
         let mut room = starter.grant().and_then(|grant| grant.queued_max);
         room = room.map(|max| max.saturating_sub(self.owners.count(owner)));
         let mut wanted: Vec<(usize, StorePath)> = Vec::new();

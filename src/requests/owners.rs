@@ -4,41 +4,16 @@
 //! and an owner who asks within `abandon-after` keeps its place.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::build::{Scheduler, Ticket};
-use crate::caller::Caller;
-use crate::client::network;
+use crate::caller::CallerKey;
 
 /// Interval at which requests that have ended or that nobody asks for are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// Owners of one request at most; a further one shares its place without being counted.
 const OWNERS_MAX: usize = 1_000;
-
-/// Someone who may own requests: whoever has a token or comes from one network, or the administrator.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum OwnerKey {
-    /// Clients with the token of this number.
-    Token(u64),
-    /// Clients of one network without a token.
-    Network(IpAddr),
-    /// The administrator, who may speak for all.
-    Admin,
-}
-
-impl OwnerKey {
-    /// The owner that a caller is.
-    #[must_use]
-    pub fn of(caller: &Caller) -> Self {
-        match (caller.address(), caller.grant()) {
-            (None, _) => Self::Admin,
-            (Some(_), Some(grant)) => Self::Token(grant.id),
-            (Some(address), None) => Self::Network(network(address)),
-        }
-    }
-}
 
 /// Requests and their owners; clones share them.
 #[derive(Clone)]
@@ -52,7 +27,7 @@ pub(super) struct Owners {
 struct HeldRequest {
     ticket: Ticket,
     /// The times at which its owners have last asked for it.
-    asked: BTreeMap<OwnerKey, Instant>,
+    asked: BTreeMap<CallerKey, Instant>,
 }
 
 impl Owners {
@@ -61,7 +36,7 @@ impl Owners {
     }
 
     /// Makes `owner` one of the owners of a request.
-    pub(super) fn hold(&self, ticket: Ticket, owner: &OwnerKey) {
+    pub(super) fn hold(&self, ticket: Ticket, owner: &CallerKey) {
         let id = ticket.id();
         let mut held = self.lock();
         let request = held.entry(id).or_insert_with(|| HeldRequest { ticket, asked: BTreeMap::new() });
@@ -71,11 +46,11 @@ impl Owners {
     }
 
     /// Number of requests that an owner has.
-    pub(super) fn count(&self, owner: &OwnerKey) -> u64 {
+    pub(super) fn count(&self, owner: &CallerKey) -> u64 {
         self.lock().values().filter(|request| request.asked.contains_key(owner)).count() as u64
     }
 
-    pub(super) fn polled(&self, id: u64, owner: &OwnerKey, adopts: bool) {
+    pub(super) fn polled(&self, id: u64, owner: &CallerKey, adopts: bool) {
         let mut held = self.lock();
         match held.get_mut(&id) {
             Some(request) => {
@@ -98,12 +73,12 @@ impl Owners {
     }
 
     /// Gives up the place of one owner, or of all where that is the administrator.
-    pub(super) fn leave(&self, id: u64, owner: &OwnerKey) {
+    pub(super) fn leave(&self, id: u64, owner: &CallerKey) {
         let mut held = self.lock();
         let Some(request) = held.get_mut(&id) else { return };
         request.asked.remove(owner);
         let left =
-            if *owner == OwnerKey::Admin || request.asked.is_empty() { held.remove(&id) } else { None };
+            if *owner == CallerKey::Admin || request.asked.is_empty() { held.remove(&id) } else { None };
         // Outside of the lock: leaving locks the queue.
         drop(held);
         drop(left);

@@ -86,11 +86,7 @@ impl RequestTarget {
                 (path, OutputChoice::Named(names))
             }
         };
-        let drv = if path.starts_with('/') {
-            StorePath::parse_in(store_dir, path).map_err(|_| malformed())?
-        } else {
-            StorePath::parse(path).map_err(|_| malformed())?
-        };
+        let drv = StorePath::parse_either(store_dir, path).map_err(|_| malformed())?;
         if drv.is_derivation() { Ok(Self::Derivation { drv, outputs }) } else { Err(malformed()) }
     }
 

@@ -43,7 +43,7 @@ impl Derivation {
     /// Gives its own.
     ///
     /// # Errors
-    /// When it is forged, or the identity of an input is not known.
+    /// The derivation is forged, or the identity of an input is not known.
     pub fn verify(
         &self,
         store_dir: &StoreDir,

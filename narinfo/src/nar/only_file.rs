@@ -10,7 +10,7 @@ const TAIL: [&str; 1] = [")"];
 /// Bytes of the only file in a NAR, `bytes_max` at most. The file must not be executable.
 ///
 /// # Errors
-/// When the input fails, is no such NAR, or has more bytes.
+/// The input fails, is no such NAR, or has more bytes.
 pub fn only_file(nar: &mut dyn Read, bytes_max: usize) -> io::Result<Vec<u8>> {
     expect(nar, &words(&HEAD))?;
     let mut length = [0; 8];

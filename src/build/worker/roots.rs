@@ -83,6 +83,7 @@ impl Worker {
 
     /// Adds pushed derivations to the Nix store. Those that cannot be brought are left out by what follows.
     async fn bring(&self, daemon: &mut Daemon, drvs: &[StorePath]) -> Result<(), DaemonError> {
+        self.importer.note_uses(drvs).await;
         let Err(error) = self.importer.bring_into_store(daemon, drvs).await else { return Ok(()) };
         let error = match error.lost() {
             Ok(lost) => return Err(lost),

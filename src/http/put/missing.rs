@@ -29,11 +29,7 @@ pub(in crate::http) fn missing(call: Call<'_>) -> Option<ResponseFuture> {
         }
         let store_dir = &service.state.store_dir;
         let parse = |path: &String| {
-            let parsed = if path.starts_with('/') {
-                StorePath::parse_in(store_dir, path)
-            } else {
-                StorePath::parse(path)
-            };
+            let parsed = StorePath::parse_either(store_dir, path);
             parsed.map_err(|error| Error::BadRequest(Line(error).to_string()))
         };
         let paths = paths.iter().map(parse).collect::<Result<Vec<_>, _>>()?;

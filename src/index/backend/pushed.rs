@@ -34,8 +34,8 @@ pub trait Pushes {
     /// Identities as inputs of those of `drvs` that were pushed.
     fn pushed_input_hashes(&self, drvs: Vec<StorePath>) -> BackendFuture<'_, BTreeMap<StorePath, InputHash>>;
 
-    /// Notes a use of a pushed derivation; passes over one that is unknown.
-    fn note_pushed_use(&self, drv: StorePath, now: SystemTime) -> BackendFuture<'_, ()>;
+    /// Notes a use of those of `drvs` that were pushed.
+    fn note_pushed_uses(&self, drvs: Vec<StorePath>, now: SystemTime) -> BackendFuture<'_, ()>;
 
     /// Forgets the derivations that were used last before `before`; their paths stay served until they are
     /// evicted. Gives their number.

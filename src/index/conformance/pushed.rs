@@ -54,7 +54,7 @@ pub(super) async fn a_pushed_derivation_is_found_by_its_outputs_and_its_name_unt
     let known = index.pushed_input_hashes(vec![drv.clone(), path(5)]).await.expect("read");
     assert_eq!(known, BTreeMap::from([(drv.clone(), derivation.input_hash)]));
     let later = SystemTime::now() + Duration::from_secs(100);
-    index.note_pushed_use(drv.clone(), later).await.expect("written");
+    index.note_pushed_uses(vec![path(5), drv.clone()], later).await.expect("written");
     assert_eq!(index.expire_pushed(later - Duration::from_secs(50)).await.expect("written"), 0);
     assert_eq!(index.expire_pushed(later + Duration::from_secs(50)).await.expect("written"), 1);
     assert!(index.makers(path(5).hash()).await.expect("read").is_empty());

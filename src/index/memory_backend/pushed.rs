@@ -89,9 +89,14 @@ impl Pushes for MemoryBackend {
         done(drvs.into_iter().filter_map(hash).collect())
     }
 
-    fn note_pushed_use(&self, drv: StorePath, now: SystemTime) -> BackendFuture<'_, ()> {
-        if let Some((_, used_at)) = self.state().pushed.get_mut(&drv.hash()) {
-            *used_at = now;
+    fn note_pushed_uses(&self, drvs: Vec<StorePath>, now: SystemTime) -> BackendFuture<'_, ()> {
+        let mut state = self.state();
+        for drv in drvs {
+            if let Some((_, used_at)) =
+                state.pushed.get_mut(&drv.hash()).filter(|(pushed, _)| pushed.drv == drv)
+            {
+                *used_at = now;
+            }
         }
         done(())
     }

@@ -107,11 +107,13 @@ impl Pushes for Sqlite {
         })
     }
 
-    fn note_pushed_use(&self, drv: StorePath, now: SystemTime) -> BackendFuture<'_, ()> {
+    fn note_pushed_uses(&self, drvs: Vec<StorePath>, now: SystemTime) -> BackendFuture<'_, ()> {
         self.write(move |transaction| {
             let mut update = transaction
                 .prepare_cached("UPDATE pushed_derivation SET used_at = ?3 WHERE hash = ?1 AND name = ?2")?;
-            update.execute(params![drv.hash().as_str(), drv.name(), to_unix(now)])?;
+            for drv in drvs {
+                update.execute(params![drv.hash().as_str(), drv.name(), to_unix(now)])?;
+            }
             Ok(())
         })
     }
