@@ -6,35 +6,30 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use support::derivations::{curious_tree, multiple_outputs, row_of_outputs};
-use support::{Client, Derivation, Door, Http, NixStore, Ondine, Release, text};
+use support::{Cache, Client, Derivation, Door, Http, Release, text};
 
 /// Paths that each release pushes.
 const PATHS: usize = 300;
 
-/// A server, and the store that it serves.
+/// A cache, and a way for stock clients to push to it.
 struct Scene {
-    store: NixStore,
-    ondine: Ondine,
+    cache: Cache,
     door: Door,
-    _daemon: support::Daemon,
 }
 
 impl Scene {
     fn new(arguments: &[&str]) -> Scene {
-        let store = NixStore::new(Release::Host);
-        let daemon = store.daemon();
-        let ondine = Ondine::start(&store, arguments);
-        let door = Door::to(&ondine);
-        Scene { store, ondine, door, _daemon: daemon }
+        let cache = Cache::new(arguments);
+        Scene { door: Door::to(&cache.ondine), cache }
     }
 
     /// A client with a store of its own that may build.
     fn pusher(&self, release: &Release) -> Client {
-        Client::with_settings(release.clone(), &self.store.store_dir(), &[("max-jobs", "2")])
+        Client::with_settings(release.clone(), &self.cache.store.store_dir(), &[("max-jobs", "2")])
     }
 
     fn reader(&self) -> Client {
-        Client::new(Release::Host, &self.store.store_dir())
+        Client::new(Release::Host, &self.cache.store.store_dir())
     }
 
     fn push(&self, pusher: &Client, parameters: &str, arguments: &[&str]) {
@@ -42,15 +37,6 @@ impl Scene {
         let all = [&["copy", "--to", &url], arguments].concat();
         pusher.run("nix", &all).must_succeed();
     }
-}
-
-/// Builds a derivation in the client's own store, and gives its outputs.
-fn build(client: &Client, derivation: &Derivation) -> Vec<PathBuf> {
-    let expression = derivation.to_nix();
-    let drv = client.run("nix-instantiate", &["--expr", &expression]).must_succeed().text();
-    let drv = drv.split('!').next().unwrap_or_default().trim().to_owned();
-    let built = client.run("nix-store", &["--realise", &drv]).must_succeed();
-    built.text().lines().map(PathBuf::from).collect()
 }
 
 fn requisites(client: &Client, path: &Path) -> Vec<PathBuf> {
@@ -63,18 +49,18 @@ fn clients_of_every_release_push_hundreds_of_paths_and_others_get_them() {
     for release in Release::all() {
         let scene = Scene::new(&[]);
         let pusher = scene.pusher(&release);
-        let outputs = build(&pusher, &row_of_outputs("row", PATHS));
+        let outputs = pusher.build(&row_of_outputs("row", PATHS));
         let end = format!("-o{PATHS}");
         let last = outputs.iter().find(|path| text(path).ends_with(&end)).expect("it is built");
         let all = requisites(&pusher, last);
         assert_eq!(all.len(), PATHS);
         scene.push(&pusher, "?compression=zstd", &[text(last)]);
         let reader = scene.reader();
-        reader.copy(&scene.ondine.cached(), &[last]).must_succeed();
+        reader.copy(&scene.cache.ondine.cached(), &[last]).must_succeed();
         for path in &all {
             assert_eq!(reader.nar_digest(path), pusher.nar_digest(path), "{}", path.display());
         }
-        assert!(!scene.store.is_valid(last), "the server's Nix store has no part in it");
+        assert!(!scene.cache.store.is_valid(last), "the server's Nix store has no part in it");
     }
 }
 
@@ -84,11 +70,11 @@ fn every_compression_that_a_release_offers_is_taken() {
         let scene = Scene::new(&[]);
         let pusher = scene.pusher(&release);
         for compression in ["xz", "bzip2", "zstd", "gzip", "br", "none", "lzma", "lz4"] {
-            let outputs = build(&pusher, &curious_tree(&format!("tree-{compression}")));
+            let outputs = pusher.build(&curious_tree(&format!("tree-{compression}")));
             let parameters = format!("?compression={compression}");
             scene.push(&pusher, &parameters, &[text(&outputs[0])]);
             let reader = scene.reader();
-            reader.copy(&scene.ondine.cached(), &[&outputs[0]]).must_succeed();
+            reader.copy(&scene.cache.ondine.cached(), &[&outputs[0]]).must_succeed();
             assert_eq!(reader.nar_digest(&outputs[0]), pusher.nar_digest(&outputs[0]), "{compression}");
         }
     }
@@ -99,11 +85,11 @@ fn the_files_beside_narinfos_are_taken_from_every_release() {
     for release in Release::all() {
         let scene = Scene::new(&[]);
         let pusher = scene.pusher(&release);
-        let outputs = build(&pusher, &multiple_outputs("several"));
+        let outputs = pusher.build(&multiple_outputs("several"));
         let parameters = "?write-nar-listing=1&index-debug-info=1&ls-compression=br&narinfo-compression=br&log-compression=br";
         scene.push(&pusher, parameters, &[text(&outputs[0])]);
-        scene.reader().copy(&scene.ondine.cached(), &[&outputs[0]]).must_succeed();
-        let http = Http::new(&scene.ondine.url());
+        scene.reader().copy(&scene.cache.ondine.cached(), &[&outputs[0]]).must_succeed();
+        let http = Http::new(&scene.cache.ondine.url());
         let hash = &outputs[0].file_name().expect("a name").to_string_lossy()[..32];
         assert_eq!(http.get(&format!("/{hash}.ls")).status, 404, "a listing is not kept");
     }
@@ -126,17 +112,17 @@ fn a_pushed_graph_of_derivations_is_built_for_whoever_asks_for_its_top() {
         let scene = Scene::new(&[]);
         let pusher = scene.pusher(&release);
         let top = graph("graph", length);
-        let drv = pusher.run("nix-instantiate", &["--expr", &top.to_nix()]).must_succeed().text();
-        let out = pusher.run("nix-store", &["--query", "--outputs", drv.trim()]).must_succeed().text();
+        let drv = pusher.instantiate(&top);
+        let out = pusher.run("nix-store", &["--query", "--outputs", &drv]).must_succeed().text();
         let out = PathBuf::from(out.trim());
-        let drv_name = drv.trim().rsplit('/').next().expect("a name");
-        scene.push(&pusher, "", &["--derivation", drv.trim()]);
-        assert!(!scene.store.is_valid(Path::new(drv.trim())), "nothing needs it yet");
+        let drv_name = drv.rsplit('/').next().expect("a name");
+        scene.push(&pusher, "", &["--derivation", &drv]);
+        assert!(!scene.cache.store.is_valid(Path::new(&drv)), "nothing needs it yet");
         let by_name = format!("/api/v1/explain/graph-{}", length - 1);
-        let explained = Http::new(&scene.ondine.url()).get(&by_name).text();
+        let explained = scene.cache.http.get(&by_name).text();
         assert!(explained.contains("\"known\"") && explained.contains(drv_name), "{explained}");
         let reader = scene.reader();
-        reader.fetch(&scene.ondine.substituter(), &[&out]).must_succeed();
+        reader.fetch(&scene.cache.ondine.substituter(), &[&out]).must_succeed();
         let text = std::fs::read_to_string(reader.physical(&out)).expect("it is a file");
         assert!(text.ends_with(&format!("text graph {}", length - 1)), "{text}");
         assert_eq!(text.matches("text graph").count(), length);

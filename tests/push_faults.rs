@@ -6,25 +6,20 @@ use std::io::Write;
 use std::time::Duration;
 
 use support::http::{connect, raw};
-use support::{Door, Http, NixStore, Ondine, Release};
+use support::{Cache, Door, Http};
 
 /// Time within which every refusal comes.
 const SOON: Duration = Duration::from_secs(20);
 
 struct Scene {
-    store: NixStore,
-    ondine: Ondine,
+    cache: Cache,
     door: Door,
-    _daemon: support::Daemon,
 }
 
 impl Scene {
     fn new() -> Scene {
-        let store = NixStore::new(Release::Host);
-        let daemon = store.daemon();
-        let ondine = Ondine::start(&store, &[]);
-        let door = Door::to(&ondine);
-        Scene { store, ondine, door, _daemon: daemon }
+        let cache = Cache::new(&[]);
+        Scene { door: Door::to(&cache.ondine), cache }
     }
 
     fn address(&self) -> &str {
@@ -56,7 +51,7 @@ impl Scene {
     }
 
     fn narinfo(&self, path: &str, url: &str, nar_hash: &str, nar: &[u8], references: &str) -> String {
-        let dir = self.store.store_dir();
+        let dir = self.cache.store.store_dir();
         format!(
             "StorePath: {}/{path}\nURL: nar/{url}.nar\nCompression: none\nNarHash: sha256:{nar_hash}\nNarSize: {}\n\
              References: {references}\n",
@@ -66,14 +61,14 @@ impl Scene {
     }
 
     fn served(&self) -> u64 {
-        let status = Http::new(&self.ondine.url()).get("/api/v1/status").text();
+        let status = self.cache.http.get("/api/v1/status").text();
         let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
         status.pointer("/cache/paths").and_then(serde_json::Value::as_u64).expect("a number")
     }
 
     /// Files in the NAR store.
     fn nar_files(&self) -> usize {
-        let folders = std::fs::read_dir(self.ondine.state_dir().join("nar")).expect("the NAR store");
+        let folders = std::fs::read_dir(self.cache.ondine.state_dir().join("nar")).expect("the NAR store");
         let folders = folders
             .map(|folder| folder.expect("an entry").path())
             .filter(|folder| folder.is_dir() && folder.file_name().is_some_and(|name| name.len() == 2));
@@ -109,7 +104,7 @@ fn a_narinfo_that_is_not_about_its_nar_or_refers_to_nothing_is_refused() {
     ] {
         let (status, text) = scene.put(&at, narinfo.as_bytes());
         assert!(status == 400 && text.contains(reason), "{reason}: {text}");
-        assert_eq!(Http::new(&scene.ondine.url()).get(&at).status, 404);
+        assert_eq!(scene.cache.http.get(&at).status, 404);
     }
     assert_eq!(scene.served(), 0);
 }
@@ -130,7 +125,7 @@ fn of_two_paths_with_one_hash_the_first_stays_and_equal_uploads_succeed() {
         let (status, text) = scene.put(&at, second.as_bytes());
         assert!(status == 409 && text.contains("came first"), "{text}");
     }
-    let served = Http::new(&scene.ondine.url()).get(&at);
+    let served = scene.cache.http.get(&at);
     assert!(served.status == 200 && served.text().contains("-one\n"), "{}", served.text());
     assert_eq!(scene.served(), 1);
 }
@@ -143,12 +138,16 @@ fn an_acknowledged_upload_survives_a_kill_and_one_without_a_narinfo_leaves_nothi
     let at = format!("/{HASH}.narinfo");
     let narinfo = scene.narinfo(&format!("{HASH}-one"), &name, &name, &one, "");
     assert_eq!(scene.put(&at, narinfo.as_bytes()).0, 200);
-    scene.ondine.crash_and_restart();
-    let http = Http::new(&scene.ondine.url());
+    scene.cache.ondine.crash_and_restart();
+    let http = Http::new(&scene.cache.ondine.url());
     assert_eq!(http.get(&at).status, 200);
     assert_eq!(http.get(&format!("/nar/{name}.nar")).body, one);
-    let collected =
-        scene.ondine.command("gc").args(["--state-dir", support::text(&scene.ondine.state_dir())]).output();
+    let collected = scene
+        .cache
+        .ondine
+        .command("gc")
+        .args(["--state-dir", support::text(&scene.cache.ondine.state_dir())])
+        .output();
     let collected = collected.expect("it runs");
     assert!(collected.status.success(), "{collected:?}");
     assert_eq!(scene.nar_files(), 1);
@@ -187,7 +186,7 @@ fn what_is_malformed_stalls_or_has_two_lengths_is_refused_and_leaves_nothing() {
 #[test]
 fn clients_without_the_right_upload_nothing() {
     let scene = Scene::new();
-    let address = scene.ondine.address();
+    let address = scene.cache.ondine.address();
     for path in [format!("/{HASH}.narinfo"), format!("/nar/{}.nar", "0".repeat(52)), format!("/{HASH}.ls")] {
         let request =
             format!("PUT {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx");

@@ -264,10 +264,9 @@ fn what_no_key_of_that_cache_has_signed_is_refused_and_counted() {
         assert_eq!(elsewhere.counted("refused"), number as u64 + 1, "{why}");
     }
     let client = client(&Release::Host, &elsewhere.store);
-    let drv = client.run("nix-instantiate", &["--expr", &pair().to_nix()]).must_succeed().text();
-    let drv = drv.split('!').next().unwrap_or_default();
+    let drv = client.instantiate(&pair());
     client
-        .run("nix-store", &["--realise", drv, "--option", "substituters", &elsewhere.ondine.url()])
+        .run("nix-store", &["--realise", &drv, "--option", "substituters", &elsewhere.ondine.url()])
         .must_fail();
 
     elsewhere.write(&file, &good);

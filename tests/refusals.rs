@@ -90,7 +90,7 @@ fn a_client_that_has_the_derivation_builds_it_itself_when_the_server_fails() {
         std::fs::write(&mark, "").expect("the folder of a test can be written to");
 
         let client = cache.client(&[("max-jobs", "1")]);
-        client.run("nix-instantiate", &["--expr", &derivation.to_nix()]).must_succeed();
+        client.instantiate(&derivation);
         let fetch = client.start_fetch(&cache.ondine.substituter(), &[&picky.drv]);
         fetch.finish_within(SOON).must_succeed();
         assert!(client.has(picky.out()));

@@ -5,42 +5,23 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use support::process::{Finished, run};
-use support::{Client, Derivation, NixStore, Ondine, Release, derivations, text};
-
-/// A token with these rights.
-fn token(server: &Ondine, rights: &str) -> String {
-    let mut new = server.command("token");
-    new.args([
-        "new",
-        "--name",
-        &rights.replace(',', "-"),
-        "--may",
-        rights,
-        "--state-dir",
-        text(&server.state_dir()),
-    ]);
-    run(new).must_succeed().text()
-}
+use support::{Cache, Client, Derivation, Release, derivations, text};
 
 struct Scene {
-    store: NixStore,
-    _daemon: support::Daemon,
-    server: Ondine,
+    cache: Cache,
     token: String,
 }
 
 impl Scene {
     fn new(rights: &str) -> Scene {
-        let store = NixStore::new(Release::Host);
-        let daemon = store.daemon();
-        let server = Ondine::start(&store, &[]);
-        let token = token(&server, rights);
-        Scene { store, _daemon: daemon, server, token }
+        let cache = Cache::new(&[]);
+        let token = cache.ondine.new_token("laptop", rights, &[]);
+        Scene { cache, token }
     }
 
     /// `ondine` on the laptop, in its home folder.
     fn ondine(&self, laptop: &Client, arguments: &[&str]) -> Finished {
-        let url = self.server.url();
+        let url = self.cache.ondine.url();
         let variables = [("ONDINE_SERVER", &*url), ("ONDINE_TOKEN", &*self.token)];
         let mut command = laptop.ondine_command(arguments, &variables);
         command.current_dir(laptop.home());
@@ -71,7 +52,7 @@ fn a_laptop_that_may_not_build_has_its_own_expression_built() {
     let scene = Scene::new("read,build,push");
     for release in Release::all() {
         let name = release.name().to_owned();
-        let laptop = Client::new(release, &scene.store.store_dir());
+        let laptop = Client::new(release, &scene.cache.store.store_dir());
         let file = write_expression(&laptop, &name);
         let link = laptop.home().join("outcome");
         let arguments = ["build", "--file", text(&file), "top", "-o", text(&link)];
@@ -106,7 +87,7 @@ fn a_flake_and_a_derivation_are_built_where_the_release_has_them() {
     let scene = Scene::new("read,build,push");
     for release in Release::all() {
         let name = release.name().to_owned();
-        let laptop = Client::new(release, &scene.store.store_dir());
+        let laptop = Client::new(release, &scene.cache.store.store_dir());
         let folder = laptop.home().join("flake");
         std::fs::create_dir_all(&folder).expect("made");
         let sample = derivations::text_file(&format!("flake-{name}"), "of a flake").system("x86_64-linux");
@@ -116,8 +97,7 @@ fn a_flake_and_a_derivation_are_built_where_the_release_has_them() {
         let built = scene.ondine(&laptop, &["build", &installable, "--no-link"]).must_succeed();
         assert!(laptop.has(Path::new(&built.text())), "{name}: {built}");
 
-        let drv = laptop.run("nix-instantiate", &["--expr", &derivations::text_file(&name, "d").to_nix()]);
-        let drv = drv.must_succeed().text();
+        let drv = laptop.instantiate(&derivations::text_file(&name, "d"));
         let built = scene.ondine(&laptop, &["build", &drv, "--no-link"]).must_succeed();
         assert!(laptop.has(Path::new(&built.text())), "{name}: {built}");
     }
@@ -126,7 +106,7 @@ fn a_flake_and_a_derivation_are_built_where_the_release_has_them() {
 #[test]
 fn who_may_not_push_is_refused_with_the_right_that_is_lacking() {
     let scene = Scene::new("read,build");
-    let laptop = Client::new(Release::Host, &scene.store.store_dir());
+    let laptop = Client::new(Release::Host, &scene.cache.store.store_dir());
     let file = write_expression(&laptop, "refused");
     let refused = scene.ondine(&laptop, &["build", "--file", text(&file), "top"]).must_fail();
     assert_eq!(refused.status.code(), Some(4), "{refused}");

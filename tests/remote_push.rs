@@ -5,22 +5,7 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use support::process::{Finished, run};
-use support::{Client, NixStore, Ondine, Release, derivations, text};
-
-/// A token with these rights.
-fn token(server: &Ondine, rights: &str) -> String {
-    let mut new = server.command("token");
-    new.args([
-        "new",
-        "--name",
-        &rights.replace(',', "-"),
-        "--may",
-        rights,
-        "--state-dir",
-        text(&server.state_dir()),
-    ]);
-    run(new).must_succeed().text()
-}
+use support::{Cache, Client, Ondine, Release, derivations, text};
 
 fn push(machine: &Client, server: &Ondine, token: &str, paths: &[&str]) -> Finished {
     let (url, mut arguments) = (server.url(), vec!["push"]);
@@ -30,10 +15,9 @@ fn push(machine: &Client, server: &Ondine, token: &str, paths: &[&str]) -> Finis
 
 #[test]
 fn what_a_machine_has_built_is_uploaded_once_and_served_byte_for_byte() {
-    let store = NixStore::new(Release::Host);
-    let _daemon = store.daemon();
-    let server = Ondine::start(&store, &[]);
-    let token = token(&server, "read,push,vouch");
+    let cache = Cache::new(&[]);
+    let (store, server) = (&cache.store, &cache.ondine);
+    let token = server.new_token("all", "read,push,vouch", &[]);
     for release in Release::all() {
         let name = release.name().to_owned();
         let machine = Client::with_settings(release.clone(), &store.store_dir(), &[("max-jobs", "1")]);
@@ -42,16 +26,13 @@ fn what_a_machine_has_built_is_uploaded_once_and_served_byte_for_byte() {
         let large = derivations::noise(&format!("large-{name}"), 5 * 1024 * 1024);
         let mut paths: Vec<PathBuf> = Vec::new();
         for derivation in [row, tree, large] {
-            let drv = machine.run("nix-instantiate", &["--expr", &derivation.to_nix()]).must_succeed().text();
-            let drv = drv.split('!').next().unwrap_or_default().to_owned();
-            let built = machine.run("nix-store", &["--realise", &drv]).must_succeed();
-            paths.extend(built.text().lines().map(PathBuf::from));
+            paths.extend(machine.build(&derivation));
         }
         assert_eq!(paths.len(), 32, "{name}");
         let tops: Vec<&str> = paths.iter().map(|path| text(path)).collect();
-        let pushed = push(&machine, &server, &token, &tops).must_succeed();
+        let pushed = push(&machine, server, &token, &tops).must_succeed();
         assert!(pushed.text().starts_with("uploaded 32 of 32 paths"), "{name}: {pushed}");
-        let again = push(&machine, &server, &token, &tops).must_succeed();
+        let again = push(&machine, server, &token, &tops).must_succeed();
         assert!(again.text().starts_with("uploaded 0 of 32 paths"), "{name}: {again}");
 
         let other = Client::new(release, &store.store_dir());
@@ -65,28 +46,27 @@ fn what_a_machine_has_built_is_uploaded_once_and_served_byte_for_byte() {
 
 #[test]
 fn who_may_not_push_or_has_nothing_to_push_is_told_in_words() {
-    let store = NixStore::new(Release::Host);
-    let _daemon = store.daemon();
-    let server = Ondine::start(&store, &[]);
+    let cache = Cache::new(&[]);
+    let (store, server) = (&cache.store, &cache.ondine);
     let machine = Client::with_settings(Release::Host, &store.store_dir(), &[("max-jobs", "1")]);
     let sample = derivations::text_file("sample", "hello");
-    let drv = machine.run("nix-instantiate", &["--expr", &sample.to_nix()]).must_succeed().text();
-    let out = machine.run("nix-store", &["--realise", &drv]).must_succeed().text();
+    let (drv, built) = (machine.instantiate(&sample), machine.build(&sample));
+    let out = text(&built[0]).to_owned();
     let url = server.url();
     let nobody = machine.ondine(&["push", "--server", &url, &out]).must_fail();
     assert_eq!(nobody.status.code(), Some(4), "{nobody}");
-    let reader = push(&machine, &server, &token(&server, "read"), &[&out]).must_fail();
+    let reader = push(&machine, server, &server.new_token("reader", "read", &[]), &[&out]).must_fail();
     assert!(reader.status.code() == Some(4) && reader.stderr.contains("push"), "{reader}");
-    let wrong = push(&machine, &server, "no-such-token", &[&out]).must_fail();
+    let wrong = push(&machine, server, "no-such-token", &[&out]).must_fail();
     assert!(wrong.status.code() == Some(4) && wrong.stderr.contains("ONDINE_TOKEN"), "{wrong}");
     assert!(!wrong.stderr.contains("no-such-token"), "{wrong}");
-    let token = token(&server, "read,push");
-    let absent = push(&machine, &server, &token, &["/nonexistent"]).must_fail();
+    let token = server.new_token("pusher", "read,push", &[]);
+    let absent = push(&machine, server, &token, &["/nonexistent"]).must_fail();
     assert!(absent.stderr.contains("/nonexistent cannot be read"), "{absent}");
-    let elsewhere = push(&machine, &server, &token, &["/etc/passwd"]).must_fail();
+    let elsewhere = push(&machine, server, &token, &["/etc/passwd"]).must_fail();
     assert!(elsewhere.stderr.contains("is not in the store"), "{elsewhere}");
     // Without `vouch` nobody believes what no trusted key has signed; a derivation names its contents.
-    let unsigned = push(&machine, &server, &token, &[&out]).must_fail();
+    let unsigned = push(&machine, server, &token, &[&out]).must_fail();
     assert!(unsigned.stderr.contains("sign"), "{unsigned}");
-    push(&machine, &server, &token, &[&drv]).must_succeed();
+    push(&machine, server, &token, &[&drv]).must_succeed();
 }

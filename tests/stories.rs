@@ -14,8 +14,7 @@ const SOON: Duration = Duration::from_secs(60);
 /// The output of a derivation, as a client computes it who has it in its own store alone.
 #[track_caller]
 fn output_of(client: &Client, derivation: &Derivation) -> PathBuf {
-    let drv = client.run("nix-instantiate", &["--expr", &derivation.to_nix()]).must_succeed().text();
-    let drv = drv.split('!').next().unwrap_or_default().trim().to_owned();
+    let drv = client.instantiate(derivation);
     client.run("nix-store", &["--query", "--binding", "out", &drv]).must_succeed().text().into()
 }
 
@@ -80,12 +79,12 @@ fn a_client_that_builds_nothing_gets_what_forbids_substitution() {
         let preferring = local("preferring");
         store.instantiate(&preferring);
         let realise = |client: &Client, derivation: &Derivation| {
-            let drv = client.run("nix-instantiate", &["--expr", &derivation.to_nix()]).must_succeed().text();
+            let drv = client.instantiate(derivation);
             let key = ondine.substituter().public_key;
             let options =
                 ["--option", "substituters", &ondine.url(), "--option", "trusted-public-keys", &key]
                     .map(str::to_owned);
-            let mut arguments = vec!["--realise", drv.trim()];
+            let mut arguments = vec!["--realise", &*drv];
             arguments.extend(options.iter().map(String::as_str));
             client.run("nix-store", &arguments)
         };

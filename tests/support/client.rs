@@ -99,12 +99,29 @@ impl Client {
     /// Makes the derivation, as every user does, and wants its outputs from the cache. Gives what it got.
     #[track_caller]
     pub fn realise(&self, from: &Substituter, derivation: &Derivation) -> Vec<PathBuf> {
-        let drv = self.run("nix-instantiate", &["--expr", &derivation.to_nix()]).must_succeed().text();
-        let drv = drv.split('!').next().unwrap_or_default().trim();
         let options =
             ["--option", "substituters", &from.url, "--option", "trusted-public-keys", &from.public_key];
-        let got = self.run("nix-store", &[&["--realise", drv], &options[..]].concat()).must_succeed();
+        self.realise_with(derivation, &options)
+    }
+
+    /// Builds a derivation in this client's own store, and gives its outputs.
+    #[track_caller]
+    pub fn build(&self, derivation: &Derivation) -> Vec<PathBuf> {
+        self.realise_with(derivation, &[])
+    }
+
+    #[track_caller]
+    fn realise_with(&self, derivation: &Derivation, options: &[&str]) -> Vec<PathBuf> {
+        let drv = self.instantiate(derivation);
+        let got = self.run("nix-store", &[&["--realise", &*drv], options].concat()).must_succeed();
         got.text().lines().map(PathBuf::from).collect()
+    }
+
+    /// Makes a derivation in this client's own store, and gives its path.
+    #[track_caller]
+    pub fn instantiate(&self, derivation: &Derivation) -> String {
+        let drv = self.run("nix-instantiate", &["--expr", &derivation.to_nix()]).must_succeed().text();
+        drv.split('!').next().unwrap_or_default().trim().to_owned()
     }
 
     fn fetch_command(&self, from: &Substituter, paths: &[&Path]) -> Command {

@@ -13,9 +13,6 @@ use super::process::{self, Signal, kill_tree, memory_bytes, signal, wait, wait_u
 use super::small_disk::SmallDisk;
 use super::store::{Folder, NixStore, text};
 
-/// The built program; none where the tests of the library share this fixture.
-const PROGRAM: Option<&str> = option_env!("CARGO_BIN_EXE_ondine");
-
 /// Time limit until the server prints its address and key.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
@@ -148,7 +145,7 @@ impl Ondine {
 
     /// `ondine COMMAND` in the environment of the server, for the program's other commands.
     pub fn command(&self, command: &str) -> Command {
-        let mut ondine = Command::new(PROGRAM.expect("tests of the library run no program"));
+        let mut ondine = Command::new(process::program());
         ondine.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
         ondine.envs(self.variables.iter().map(|(name, value)| (name, value)));
         ondine.arg(command);

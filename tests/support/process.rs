@@ -8,11 +8,20 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// The program under test, which the tests within the library do not have.
+const PROGRAM: Option<&str> = option_env!("CARGO_BIN_EXE_ondine");
+
 /// Time limit of a command whose caller says nothing else.
 pub const TIME_LIMIT: Duration = Duration::from_secs(300);
 
 /// Interval at which a wait looks again.
 const POLL: Duration = Duration::from_millis(10);
+
+/// Path of the program under test. Fails in a test within the library.
+#[track_caller]
+pub fn program() -> &'static str {
+    PROGRAM.expect("only integration tests run the program")
+}
 
 /// A command that ended, and all that it said.
 pub struct Finished {

@@ -8,9 +8,6 @@ use std::process::Command;
 
 use super::process;
 
-/// The program under test, which the tests within the library do not have.
-const PROGRAM: Option<&str> = option_env!("CARGO_BIN_EXE_ondine");
-
 /// Which Nix a store or a client runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Release {
@@ -126,7 +123,7 @@ impl Launcher {
     /// The program under test as one of this release's machine; `folder` is a temporary one.
     #[track_caller]
     pub fn ondine<S: AsRef<str>>(&self, folder: &Path, arguments: impl IntoIterator<Item = S>) -> Command {
-        let program = PROGRAM.expect("an integration test");
+        let program = process::program();
         if self.release == Release::Host {
             return self.command(program, arguments);
         }
