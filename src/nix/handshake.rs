@@ -13,7 +13,7 @@ use super::environment::Environment;
 use super::error::DaemonError;
 use super::protocol::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion, Trust};
 use super::stderr;
-use super::wire::{LIST_ITEMS_MAX, Patience, RequestBytes, Wire};
+use super::wire::{LIST_ITEMS_MAX, Patience, RequestBytes, Wire, WireStream};
 
 /// Time limit of the handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -67,10 +67,10 @@ impl Handshake {
         Ok(Self { wire, store_dir: environment.store_dir.clone() })
     }
 
-    /// Uses a socket that is connected already.
+    /// Uses a connection that is there already: a socket, or the pipes of a process.
     #[must_use]
-    pub fn over(stream: UnixStream, store_dir: StoreDir, limit: Duration) -> Self {
-        let mut wire = Wire::new(stream);
+    pub fn over(stream: impl WireStream + 'static, store_dir: StoreDir, limit: Duration) -> Self {
+        let mut wire = Wire::over(stream);
         wire.set_patience(Some(Patience::new("the handshake", limit)));
         Self { wire, store_dir }
     }

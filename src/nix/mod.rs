@@ -45,3 +45,4 @@ pub use nar::NarReader;
 pub use ops::{MissingPaths, Options, ValidPath};
 pub use pool::{CONNECTIONS_MAX, Connections, IDLE_MAX, Pool, PooledDaemon};
 pub use protocol::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion, Trust};
+pub use wire::WireStream;

@@ -3,10 +3,13 @@
 //! not arrived.
 
 use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::pin::Pin;
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use narinfo::{StoreDir, StorePath};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
@@ -42,21 +45,33 @@ impl Patience {
     }
 }
 
-/// A socket to the daemon, read through a buffer.
+/// Both directions of a connection: a socket, or two pipes.
+pub trait WireStream: AsyncRead + AsyncWrite + Unpin + Send + Debug {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send + Debug> WireStream for T {}
+
+/// A connection in this format, read through a buffer.
 #[derive(Debug)]
 pub(super) struct Wire {
-    stream: BufReader<UnixStream>,
+    stream: BufReader<Box<dyn WireStream>>,
+    peer: Option<i32>,
     patience: Option<Patience>,
 }
 
 impl Wire {
     /// The process at the other end: 0 or nothing when it is not in sight.
     pub(super) fn peer(&self) -> Option<i32> {
-        self.stream.get_ref().peer_cred().ok()?.pid()
+        self.peer
     }
 
     pub(super) fn new(stream: UnixStream) -> Self {
-        Self { stream: BufReader::with_capacity(READ_BUFFER_BYTES, stream), patience: None }
+        let peer = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        Self { peer, ..Self::over(stream) }
+    }
+
+    pub(super) fn over(stream: impl WireStream + 'static) -> Self {
+        let stream = BufReader::with_capacity(READ_BUFFER_BYTES, Box::new(stream) as Box<dyn WireStream>);
+        Self { stream, peer: None, patience: None }
     }
 
     /// Bounds everything that follows; `None` waits for as long as it takes.
@@ -66,14 +81,19 @@ impl Wire {
 
     /// True if the other side has neither closed nor sent anything unasked. Cheap, and never waits.
     pub(super) fn is_quiet(&mut self) -> bool {
-        let unread = self.stream.buffer().is_empty();
-        let outcome = self.stream.get_mut().try_read(&mut [0]);
-        unread && matches!(outcome, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+        let (mut byte, mut context) = ([0], Context::from_waker(Waker::noop()));
+        let stream = Pin::new(self.stream.get_mut());
+        let is_pending = stream.poll_read(&mut context, &mut ReadBuf::new(&mut byte)).is_pending();
+        self.stream.buffer().is_empty() && is_pending
     }
 
     pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), DaemonError> {
         let patience = self.patience;
-        bounded(patience, self.stream.write_all(bytes)).await
+        let sending = async {
+            self.stream.write_all(bytes).await?;
+            self.stream.flush().await
+        };
+        bounded(patience, sending).await
     }
 
     pub(super) async fn number(&mut self) -> Result<u64, DaemonError> {
