@@ -28,7 +28,7 @@ use prebuild::allowance::Allowance;
 pub use queue::{Overtaking, Policy};
 pub use runner::LocalRunner;
 pub use scheduler::{Cancellation, EndSignal, QueueFull, Scheduler, Ticket};
-pub use view::{Outlook, QueueView, RequestState, RequestView, RunningView};
+pub use view::{Outlook, QueuePulse, QueueView, RequestState, RequestView, RunningView};
 pub use worker::Worker;
 
 /// Order and bounds of builds.

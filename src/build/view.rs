@@ -1,5 +1,7 @@
 //! The queue as people and programs see it: plain types that the API gives as JSON.
 
+use narinfo::StorePath;
+
 use crate::model::{Failure, FailureClass};
 
 /// `GET /api/v1/queue`.
@@ -12,6 +14,19 @@ pub struct QueueView {
     /// The oldest requests, in order.
     pub requests: Vec<RequestView>,
     /// Reason why none of them goes on; null while they do.
+    pub stalled: Option<String>,
+}
+
+/// Marks of the queue that change when something begins, waits or ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueuePulse {
+    /// Derivations of the builds that run now.
+    pub running: Vec<StorePath>,
+    /// Number of requests that wait.
+    pub waiting: usize,
+    /// Number of the request that ended last.
+    pub ended: Option<u64>,
+    /// Reason why none of them goes on.
     pub stalled: Option<String>,
 }
 
@@ -37,6 +52,8 @@ pub struct RequestView {
     pub derivation: String,
     /// Time of the first ask, in Unix seconds.
     pub asked_at: u64,
+    /// Time of its end, in Unix seconds; nothing while it waits.
+    pub ended_at: Option<u64>,
     /// Number of clients that wait for it.
     pub clients: usize,
     /// Wait or end.

@@ -28,6 +28,8 @@ pub const ZSTD: HeaderValue = HeaderValue::from_static("application/zstd");
 pub const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 /// Server-sent events: <https://html.spec.whatwg.org/multipage/server-sent-events.html>.
 pub const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
+/// Pages for people.
+pub const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
 /// JSON.
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// The media type of metrics: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
@@ -35,6 +37,11 @@ pub const OPENMETRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 /// The media type of nix-cache-info.
 pub const CACHE_INFO: HeaderValue = HeaderValue::from_static("text/x-nix-cache-info");
+/// All that a page may load or send is this server's own, and nothing in it is run but the files of scripts.
+const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; \
+     form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+);
 /// Header by which a cache of our kind is known to others.
 const BUILDS: HeaderName = HeaderName::from_static(BUILDS_HEADER);
 /// Has reverse proxies pass each chunk on at once.
@@ -43,6 +50,24 @@ const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering")
 /// 200 with a body in memory.
 pub fn ready(media_type: HeaderValue, body: impl Into<Bytes>) -> Answer {
     with_status(StatusCode::OK, media_type, full(body))
+}
+
+/// 200 with a page.
+pub fn page(text: String) -> Answer {
+    html(StatusCode::OK, text)
+}
+
+/// 200 with a part of the pages, whose address changes with its contents.
+pub fn asset(media_type: HeaderValue, body: &'static [u8]) -> Answer {
+    let mut answer = with_status(StatusCode::OK, media_type, full(Bytes::from_static(body)));
+    answer.headers_mut().insert(header::CACHE_CONTROL, IMMUTABLE);
+    answer
+}
+
+/// The same answer, which has a browser keep a cookie.
+pub fn with_cookie(mut answer: Answer, cookie: &str) -> Answer {
+    set_text(answer.headers_mut(), header::SET_COOKIE, cookie);
+    answer
 }
 
 /// 200 with a streamed body.
@@ -182,6 +207,15 @@ pub fn full(body: impl Into<Bytes>) -> Body {
 /// Text for a person.
 pub(super) fn text(status: StatusCode, text: impl std::fmt::Display) -> Answer {
     with_status(status, TEXT, full(format!("{}\n", Lines(text))))
+}
+
+/// A page.
+pub(super) fn html(status: StatusCode, text: String) -> Answer {
+    let mut answer = with_status(status, HTML, full(text));
+    let headers = answer.headers_mut();
+    headers.insert(header::CONTENT_SECURITY_POLICY, PAGE_POLICY);
+    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("same-origin"));
+    answer
 }
 
 /// JSON, with escapes for all that acts on a terminal.

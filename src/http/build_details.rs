@@ -24,15 +24,15 @@ pub(super) async fn details(service: &Service, request: RequestView) -> RequestD
         _ => &request.derivation,
     };
     let log = match StorePath::parse(drv) {
-        Ok(drv) => last_lines(service, drv).await,
+        Ok(drv) => last_lines(service, drv, LOG_LINES).await,
         Err(_) => Vec::new(),
     };
     RequestDetails { request: request.into(), log }
 }
 
 /// A log that cannot be read has no lines.
-async fn last_lines(service: &Service, drv: StorePath) -> Vec<String> {
+pub(super) async fn last_lines(service: &Service, drv: StorePath, max: usize) -> Vec<String> {
     let logs = service.state.logs.clone();
-    let lines = tokio::task::spawn_blocking(move || logs.last_lines(&drv, LOG_LINES)).await;
+    let lines = tokio::task::spawn_blocking(move || logs.last_lines(&drv, max)).await;
     lines.ok().and_then(Result::ok).unwrap_or_default()
 }

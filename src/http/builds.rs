@@ -61,13 +61,18 @@ fn targets(service: &Service, wanted: BuildsRequest) -> Result<(Vec<String>, Vec
 }
 
 pub(super) fn list(call: Call<'_>) -> Option<ResponseFuture> {
-    let builds = &call.service.state.builds;
+    Some(ResponseFuture::ready(json(&all(call.service))))
+}
+
+/// Requests that wait, and those that ended last.
+pub(super) fn all(service: &Service) -> BuildList {
+    let builds = &service.state.builds;
     let (waiting, ended) = (builds.snapshot(), builds.ended_requests(ENDED_LISTED));
-    Some(ResponseFuture::ready(json(&BuildList {
+    BuildList {
         total: waiting.total,
         requests: waiting.requests.into_iter().map(RequestStatus::from).collect(),
         ended: ended.into_iter().map(RequestStatus::from).collect(),
-    })))
+    }
 }
 
 /// One request: at once, or when it has ended or the time is over.

@@ -17,7 +17,7 @@ use crate::substitute::{Missing, OnMiss, WaitEnd};
 
 /// A package of a set, as an address names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct PackageAddress {
+pub(super) struct PackageAddress {
     set: SetName,
     /// The attribute, and the output of it that is named.
     selection: Selection,
@@ -29,7 +29,7 @@ struct PackageAddress {
 
 impl PackageAddress {
     /// Parses `<set>` and `<attribute>[^<output>]`, and the query behind them.
-    fn parse([set, attribute]: [&str; 2], query: Option<&str>) -> Option<Self> {
+    pub(super) fn parse([set, attribute]: [&str; 2], query: Option<&str>) -> Option<Self> {
         let mut address = Self {
             set: SetName::new(set)?,
             selection: Selection::parse(attribute)?,
@@ -52,7 +52,7 @@ impl PackageAddress {
 /// Describes an attribute, and what of it is served.
 pub(super) fn describe(call: Call<'_>) -> Option<ResponseFuture> {
     let (service, address) = (call.service.clone(), PackageAddress::parse(call.arguments, call.query)?);
-    Some(ResponseFuture::pending(async move { description(&service, &address).await }))
+    Some(ResponseFuture::pending(async move { Ok(json(&description(&service, &address).await?)) }))
 }
 
 /// Redirects to the NAR of an output, which is built first where need be.
@@ -64,10 +64,11 @@ pub(super) fn download(call: Call<'_>) -> Option<ResponseFuture> {
     Some(ResponseFuture::pending(async move { nar_address(&service, &address, on_miss, depth).await }))
 }
 
-async fn description(service: &Service, name: &PackageAddress) -> Result<Answer, Error> {
+/// An attribute, and what of it is served.
+pub(super) async fn description(service: &Service, name: &PackageAddress) -> Result<AttributeDetails, Error> {
     let (named, _) = find(service, name).await?;
     let view = view(service, named).await;
-    Ok(json(&view.map_err(|error| Error::index(&error, "an attribute cannot be read"))?))
+    view.map_err(|error| Error::index(&error, "an attribute cannot be read"))
 }
 
 async fn nar_address(

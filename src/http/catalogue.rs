@@ -20,12 +20,12 @@ const LINE_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(super) fn all(call: Call<'_>) -> Option<ResponseFuture> {
     let service = call.service.clone();
-    Some(ResponseFuture::pending(async move { list(&service).await }))
+    Some(ResponseFuture::pending(async move { Ok(json(&sets(&service).await?)) }))
 }
 
 pub(super) fn one(call: Call<'_>) -> Option<ResponseFuture> {
     let (service, name) = (call.service.clone(), SetName::new(call.arguments[0])?);
-    Some(ResponseFuture::pending(async move { details(&service, &name).await }))
+    Some(ResponseFuture::pending(async move { Ok(json(&details(&service, &name).await?)) }))
 }
 
 pub(super) fn refresh_all(call: Call<'_>) -> Option<ResponseFuture> {
@@ -37,22 +37,24 @@ pub(super) fn refresh(call: Call<'_>) -> Option<ResponseFuture> {
     Some(refreshed(call.service, Some(name)).into())
 }
 
-async fn list(service: &Service) -> Result<Answer, Error> {
+/// All sets.
+pub(super) async fn sets(service: &Service) -> Result<Vec<PackageSet>, Error> {
     let mut views = Vec::new();
     for (settings, state) in service.state.catalogue.sets() {
         views.push(view(service, settings, state.to_string()).await.map_err(unreadable)?);
     }
-    Ok(json(&views))
+    Ok(views)
 }
 
-async fn details(service: &Service, name: &SetName) -> Result<Answer, Error> {
+/// One set, with the attributes that failed.
+pub(super) async fn details(service: &Service, name: &SetName) -> Result<PackageSetDetails, Error> {
     let mut sets = service.state.catalogue.sets();
     let (settings, state) =
         sets.find(|(set, _)| set.name == *name).ok_or_else(|| service.state.catalogue.no_such_set(name))?;
     let set = view(service, settings, state.to_string()).await.map_err(unreadable)?;
     let failed = service.state.index.failed_attributes(name.to_string(), ERRORS_TOLD_MAX).await;
     let errors = failed.map_err(unreadable)?.into_iter().map(EvaluationFailure::from).collect();
-    Ok(json(&PackageSetDetails { set, errors }))
+    Ok(PackageSetDetails { set, errors })
 }
 
 /// Starts a refresh of one set, or of all, and streams its progress.

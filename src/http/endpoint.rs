@@ -32,6 +32,9 @@ pub(super) struct Endpoint {
     pub(super) body: Option<SchemaOf>,
     /// A bare question mark in the address belongs to the path: older clients leave it unencoded.
     pub(super) question_mark_is_path: bool,
+    /// A page: its visitor may be known by a cookie, and it checks their right itself, so that a refusal is a
+    /// page, too.
+    pub(super) is_page: bool,
     /// Explanation of the pattern, for a client whose address has almost its form.
     pub(super) form: Option<&'static str>,
 }
@@ -76,6 +79,12 @@ impl Endpoint {
         Self::new(Audience::Person, Verb::Get, pattern, Action::Read, handler)
     }
 
+    /// A page for people with a browser.
+    pub(super) const fn html(verb: Verb, pattern: &'static str, action: Action, handler: Handler) -> Self {
+        let endpoint = Self::new(Audience::Person, verb, pattern, action, handler);
+        Self { label: RouteLabel::Page, answer: Content::Media("text/html"), is_page: true, ..endpoint }
+    }
+
     /// An upload.
     pub(super) const fn upload(pattern: &'static str, handler: Handler) -> Self {
         let endpoint = Self::new(Audience::Upload, Verb::Put, pattern, Action::Push, handler);
@@ -107,6 +116,7 @@ impl Endpoint {
             query: &[],
             body: None,
             question_mark_is_path: false,
+            is_page: false,
             form: None,
         }
     }

@@ -13,8 +13,8 @@ use super::api::{
 use super::endpoint::{Content, Endpoint, Verb};
 use super::traffic::RouteLabel;
 use super::{
-    builds, by_name, catalogue, explain, failures, info, listing, log, maintenance, nar, narinfo, openapi,
-    pins, put, realisation, status, tokens,
+    builds, by_name, catalogue, explain, failures, info, listing, live, log, maintenance, nar, narinfo,
+    openapi, page, pins, put, realisation, status, tokens,
 };
 use crate::caller::Action;
 
@@ -87,7 +87,12 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         ),
         ..Endpoint::page("/get/<set>/<attribute>", by_name::download).taking_slashes()
     },
-    Endpoint { label: RouteLabel::Page, summary: "this text", open: true, ..Endpoint::page("/", info::home) },
+    Endpoint {
+        label: RouteLabel::Page,
+        summary: "this text, or for a browser the first page",
+        open: true,
+        ..Endpoint::page("/", page::home)
+    },
     Endpoint {
         label: RouteLabel::Monitoring,
         summary: "200 while the process lives",
@@ -115,6 +120,13 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         answer: Content::Json(SchemaGenerator::subschema_for::<QueueStatus>),
         summary: "builds that run, and requests that wait, oldest first",
         ..Endpoint::api(Verb::Get, "/api/v1/queue", Action::Read, status::queue)
+    },
+    Endpoint {
+        answer: Content::Media("text/event-stream"),
+        summary: "server-sent events of the queue and of the logs of builds that run",
+        query: &[("derivation", "base name of the one derivation whose log is wanted")],
+        is_page: true,
+        ..Endpoint::api(Verb::Get, "/api/v1/events", Action::Read, live::get)
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<RequestDetails>),
@@ -194,6 +206,67 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         answer: Content::Media("application/json"),
         summary: "OpenAPI document of all these addresses",
         ..Endpoint::api(Verb::Get, "/api/v1/openapi.json", Action::Read, openapi::get)
+    },
+    Endpoint {
+        summary: "page: search for packages, paths and derivations",
+        query: &[("q", "the text")],
+        ..Endpoint::html(Verb::Get, "/search", Action::Read, page::search)
+    },
+    Endpoint {
+        summary: "page: the package sets",
+        ..Endpoint::html(Verb::Get, "/packages", Action::Read, page::packages)
+    },
+    Endpoint {
+        summary: "page: the attributes of a package set",
+        query: &[
+            ("q", "a part of a name, or a pattern with `*`"),
+            ("system", "system of the attributes"),
+            ("after", "the attribute after which the list begins"),
+            ("limit", "attributes in a page"),
+        ],
+        ..Endpoint::html(Verb::Get, "/packages/<set>/", Action::Read, page::set)
+    },
+    Endpoint {
+        summary: "page: one package",
+        query: &[("system", "system of the package")],
+        ..Endpoint::html(Verb::Get, "/packages/<set>/<attribute>", Action::Read, page::attribute)
+            .taking_slashes()
+    },
+    Endpoint {
+        summary: "page: failures that are remembered, and what they block",
+        ..Endpoint::html(Verb::Get, "/failures", Action::Read, page::failures)
+    },
+    Endpoint {
+        label: RouteLabel::Change,
+        summary: "form: takes back a remembered failure, and has it built again",
+        ..Endpoint::html(Verb::Post, "/failures/<derivation>/retry", Action::Cancel, page::retry)
+    },
+    Endpoint {
+        summary: "page: the form to sign in with a token",
+        open: true,
+        query: &[("back", "the page to return to")],
+        ..Endpoint::html(Verb::Get, "/sign-in", Action::Read, page::sign_in_form)
+    },
+    Endpoint {
+        summary: "form: has the browser keep a token",
+        open: true,
+        ..Endpoint::html(Verb::Post, "/sign-in", Action::Read, page::sign_in)
+    },
+    Endpoint {
+        summary: "form: has the browser forget the token",
+        open: true,
+        ..Endpoint::html(Verb::Post, "/sign-out", Action::Read, page::sign_out)
+    },
+    Endpoint {
+        summary: "form: has the browser keep a theme",
+        open: true,
+        ..Endpoint::html(Verb::Post, "/theme", Action::Read, page::theme)
+    },
+    Endpoint {
+        answer: Content::Media("text/css"),
+        summary: "style, script and icon of the pages",
+        open: true,
+        ..Endpoint::html(Verb::Get, "/assets/<file>", Action::Read, page::asset)
     },
     Endpoint {
         summary: "NAR whose name is the hash of its file",

@@ -122,6 +122,14 @@ impl Error {
         answer
     }
 
+    /// The answer for a person with a browser: the page that `render` makes of the text, and of true where a
+    /// token would help.
+    pub(super) fn page(self, render: impl FnOnce(&str, bool) -> String) -> Answer {
+        let (status, lacks_right) = (self.status(Audience::Person), self.right().is_some());
+        let lacks_right = lacks_right || matches!(self, Self::Rejected(_));
+        answer::html(status, render(&self.text(), lacks_right))
+    }
+
     fn status(&self, audience: Audience) -> StatusCode {
         match (self, audience) {
             (Self::MethodNotAllowed(_), _) => StatusCode::METHOD_NOT_ALLOWED,

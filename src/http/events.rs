@@ -89,7 +89,7 @@ async fn write(service: &Service, id: u64, owner: &CallerKey, mut writer: BodyWr
     Ok(())
 }
 
-fn event_text(name: &str, data: &impl serde::Serialize) -> String {
+pub(super) fn event_text(name: &str, data: &impl serde::Serialize) -> String {
     // Strings, numbers and nothing else: there is nothing in it that JSON could refuse.
     let data = escape::json(serde_json::to_string(data).unwrap_or_default());
     format!("event: {name}\ndata: {data}\n\n")
@@ -100,7 +100,7 @@ type ChunkRead = dyn Future<Output = (TailReader, io::Result<Option<Bytes>>)> + 
 
 /// Follower of the log of one build after the other.
 #[derive(Default)]
-struct LogFollower {
+pub(super) struct LogFollower {
     /// The derivation whose log is followed, or was last.
     drv: Option<StorePath>,
     reading: Option<Pin<Box<ChunkRead>>>,
@@ -109,7 +109,7 @@ struct LogFollower {
 }
 
 impl LogFollower {
-    fn is_following(&self) -> bool {
+    pub(super) fn is_following(&self) -> bool {
         self.reading.is_some()
     }
 
@@ -131,6 +131,20 @@ impl LogFollower {
         }
     }
 
+    /// Follower of the log that is being written of a derivation, from so many bytes before its end.
+    pub(super) async fn of_running(logs: &Logs, drv: &StorePath, bytes_max: u64) -> Option<Self> {
+        let (logs, of) = (logs.clone(), drv.clone());
+        let found = tokio::task::spawn_blocking(move || logs.follow(&of, bytes_max)).await;
+        let mut follower = Self { drv: Some(drv.clone()), ..Self::default() };
+        follower.read(found.ok()??);
+        Some(follower)
+    }
+
+    /// True for the follower of this derivation's log.
+    pub(super) fn is_of(&self, drv: &StorePath) -> bool {
+        self.drv.as_ref() == Some(drv)
+    }
+
     fn read(&mut self, mut reader: TailReader) {
         self.reading = Some(Box::pin(async move {
             let chunk = reader.next_chunk().await;
@@ -139,7 +153,7 @@ impl LogFollower {
     }
 
     /// An event with the next lines, once there are some. May be dropped and called again.
-    async fn next_lines(&mut self) -> String {
+    pub(super) async fn next_lines(&mut self) -> String {
         loop {
             let Some(reading) = &mut self.reading else { return pending().await };
             let (reader, chunk) = reading.await;

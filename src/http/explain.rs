@@ -4,7 +4,7 @@
 use narinfo::StorePath;
 
 use super::Service;
-use super::answer::{Answer, json};
+use super::answer::json;
 use super::api::{BuildItem, BuildItemState, Explanation, unix_seconds};
 use super::call::Call;
 use super::error::{Error, REMEMBERED};
@@ -20,10 +20,16 @@ const NAMED_MAX: usize = 10;
 pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
     let (service, asked) = (call.service.clone(), call.arguments[0].to_owned());
     let (what, on_miss) = (Failed::parse(&asked)?, call.on_miss().without_building());
-    Some(ResponseFuture::pending(async move { explain(&service, asked, what, on_miss).await }))
+    Some(ResponseFuture::pending(async move { Ok(json(&explain(&service, asked, what, on_miss).await?)) }))
 }
 
-async fn explain(service: &Service, asked: String, what: Failed, on_miss: OnMiss) -> Result<Answer, Error> {
+/// An explanation of what is named.
+pub(super) async fn explain(
+    service: &Service,
+    asked: String,
+    what: Failed,
+    on_miss: OnMiss,
+) -> Result<Explanation, Error> {
     let state = &service.state;
     let targets = match what {
         Failed::Derivation(drv) => vec![RequestTarget::Derivation { drv, outputs: OutputChoice::All }],
@@ -39,7 +45,7 @@ async fn explain(service: &Service, asked: String, what: Failed, on_miss: OnMiss
     // Of a name that several sets may have, the first that is known.
     let known = items.iter().position(|item| item.drv.is_some()).unwrap_or_default();
     let item = BuildItem::new(asked, items.swap_remove(known), &state.store_dir);
-    Ok(json(&explanation(service, item).await?))
+    explanation(service, item).await
 }
 
 /// The attribute of this name in the set that it names, or in each set; then the pushed derivations of this

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::Service;
 use super::answer::{self, json};
 use super::api::{RememberedFailure, RetryRequest};
 use super::call::Call;
@@ -13,11 +14,14 @@ use crate::retry::{Failed, Retried, RetryError};
 
 pub(super) fn list(call: Call<'_>) -> Option<ResponseFuture> {
     let service = call.service.clone();
-    Some(ResponseFuture::pending(async move {
-        let failures = service.state.failures.list().await;
-        let failures = failures.map_err(|error| Error::index(&error, "the failures cannot be listed"))?;
-        Ok(json(&failures.into_iter().map(RememberedFailure::from).collect::<Vec<_>>()))
-    }))
+    Some(ResponseFuture::pending(async move { Ok(json(&remembered(&service).await?)) }))
+}
+
+/// Failures that are remembered, the latest first.
+pub(super) async fn remembered(service: &Service) -> Result<Vec<RememberedFailure>, Error> {
+    let failures = service.state.failures.list().await;
+    let failures = failures.map_err(|error| Error::index(&error, "the failures cannot be listed"))?;
+    Ok(failures.into_iter().map(RememberedFailure::from).collect())
 }
 
 /// Reports each forgotten failure and each new request in a line.
@@ -26,12 +30,21 @@ pub(super) fn retry(call: Call<'_>) -> Option<ResponseFuture> {
     let (service, body) = (call.service.clone(), call.body);
     Some(ResponseFuture::pending(async move {
         let RetryRequest { forget_only } = request_body::json(body).await?;
-        match service.state.retry.retry(what, forget_only).await {
-            Ok(done) => Ok(answer::ready(answer::TEXT, Lines(lines(&done)).to_string())),
-            Err(reason @ RetryError::NotRemembered(_)) => Err(Error::not_found(reason)),
-            Err(error) => Err(Error::internal(&error, "the failure cannot be forgotten")),
-        }
+        let done = retried(&service, what, forget_only).await?;
+        Ok(answer::ready(answer::TEXT, Lines(lines(&done)).to_string()))
     }))
+}
+
+/// Takes back a failure, and has it built again unless it is only to be forgotten.
+pub(super) async fn retried(
+    service: &Service,
+    what: Failed,
+    forget_only: bool,
+) -> Result<Vec<Retried>, Error> {
+    service.state.retry.retry(what, forget_only).await.map_err(|error| match error {
+        RetryError::NotRemembered(_) => Error::not_found(error),
+        error => Error::internal(&error, "the failure cannot be forgotten"),
+    })
 }
 
 fn lines(done: &[Retried]) -> String {

@@ -1,7 +1,7 @@
 //! Attributes of a package set as JSON, page by page: all, or those that match. Evaluates nothing.
 
 use super::Service;
-use super::answer::{Answer, json};
+use super::answer::json;
 use super::api::{AttributeLine, AttributePage};
 use super::call::{Call, parameters};
 use super::error::Error;
@@ -17,15 +17,15 @@ const LISTED_MAX: u32 = 1000;
 
 /// Query of a list of attributes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct ListingQuery {
+pub(super) struct ListingQuery {
     /// Part of the name, or a pattern with `*`.
-    like: Option<String>,
+    pub(super) like: Option<String>,
     /// The system that is named.
-    system: Option<String>,
+    pub(super) system: Option<String>,
     /// The attribute after which the page begins.
-    after: String,
+    pub(super) after: String,
     /// Attributes at most.
-    max: u32,
+    pub(super) max: u32,
 }
 
 pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
@@ -35,10 +35,15 @@ pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
         Err(reason) => return Some(ResponseFuture::failed(Error::BadRequest(reason))),
     };
     let service = call.service.clone();
-    Some(ResponseFuture::pending(async move { list(&service, &set, wanted).await }))
+    Some(ResponseFuture::pending(async move { Ok(json(&page(&service, &set, wanted).await?)) }))
 }
 
-async fn list(service: &Service, set: &SetName, wanted: ListingQuery) -> Result<Answer, Error> {
+/// A page of a set's attributes.
+pub(super) async fn page(
+    service: &Service,
+    set: &SetName,
+    wanted: ListingQuery,
+) -> Result<AttributePage, Error> {
     let ListingQuery { like, system, after, max } = wanted;
     let Some((settings, _)) = service.state.catalogue.sets().find(|(settings, _)| settings.name == *set)
     else {
@@ -54,18 +59,18 @@ async fn list(service: &Service, set: &SetName, wanted: ListingQuery) -> Result<
     };
     let has_more = rows.len() > max as usize;
     rows.truncate(max as usize);
-    Ok(json(&AttributePage {
+    Ok(AttributePage {
         set: set.to_string(),
         generation,
         system,
         complete: settings.indexing == Indexing::Full,
         next: rows.last().filter(|_| has_more).map(|row| row.attribute.clone()),
         attributes: rows.into_iter().map(AttributeLine::from).collect(),
-    }))
+    })
 }
 
 impl ListingQuery {
-    fn parse(query: Option<&str>) -> Result<Self, String> {
+    pub(super) fn parse(query: Option<&str>) -> Result<Self, String> {
         let mut wanted = Self { like: None, system: None, after: String::new(), max: LISTED_DEFAULT };
         for (key, value) in parameters(query) {
             let value: String = value.ok_or_else(|| format!("{} is no UTF-8", Line(key)))?;

@@ -19,12 +19,14 @@ mod explain;
 mod failures;
 mod info;
 mod listing;
+mod live;
 mod log;
 mod maintenance;
 mod nar;
 mod nar_restore;
 mod narinfo;
 mod openapi;
+mod page;
 mod pattern;
 mod per_core;
 mod pins;
@@ -298,7 +300,7 @@ impl Service {
 /// Refuses a caller that lacks the right to an endpoint. One whose token is not valid is refused, too, save
 /// where a client of Nix reads what everyone may: its netrc may be older than the server.
 fn admit(endpoint: &Endpoint, caller: &Caller, rates: &RateLimits) -> Result<(), Error> {
-    if endpoint.open {
+    if endpoint.open || endpoint.is_page {
         return Ok(());
     }
     let reads_cache = endpoint.audience == Audience::Cache && endpoint.verb == Verb::Get;

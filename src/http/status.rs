@@ -3,8 +3,8 @@
 use narinfo::StorePathHash;
 
 use super::Service;
-use super::answer::{self, Answer, json};
-use super::api::{CacheCounts, PathComparison, PathDetails, QueueStatus, ServerStatus};
+use super::answer::{self, json};
+use super::api::{CacheCounts, PathComparison, PathDetails, QueueStatus, ServerStatus, UpstreamStatus};
 use super::call::Call;
 use super::error::{self, Error, INDEX_UNREADABLE};
 use super::response_future::ResponseFuture;
@@ -15,7 +15,10 @@ const METRICS_END: &str = "# EOF\n";
 
 pub(super) fn server(call: Call<'_>) -> Option<ResponseFuture> {
     let service = call.service.clone();
-    Some(ResponseFuture::pending(async move { Ok(server_status(&service).await) }))
+    Some(ResponseFuture::pending(async move {
+        let (status, is_failing) = server_status(&service).await;
+        Ok(if is_failing { error::partly(&status) } else { json(&status) })
+    }))
 }
 
 pub(super) fn queue(call: Call<'_>) -> Option<ResponseFuture> {
@@ -24,7 +27,7 @@ pub(super) fn queue(call: Call<'_>) -> Option<ResponseFuture> {
 
 pub(super) fn path(call: Call<'_>) -> Option<ResponseFuture> {
     let (service, hash) = (call.service.clone(), call.arguments[0].parse().ok()?);
-    Some(ResponseFuture::pending(async move { path_details(&service, hash).await }))
+    Some(ResponseFuture::pending(async move { Ok(json(&path_details(&service, hash).await?)) }))
 }
 
 pub(super) fn metrics(call: Call<'_>) -> Option<ResponseFuture> {
@@ -37,7 +40,8 @@ pub(super) fn metrics(call: Call<'_>) -> Option<ResponseFuture> {
     Some(ResponseFuture::ready(answer::ready(answer::OPENMETRICS, text + METRICS_END)))
 }
 
-async fn server_status(service: &Service) -> Answer {
+/// The state of the server; true beside it where its index cannot be relied on.
+pub(super) async fn server_status(service: &Service) -> (ServerStatus, bool) {
     let state = &service.state;
     let counts = state.index.counts().await.inspect_err(|error| {
         tracing::error!(error = error as &dyn std::error::Error, "the index cannot be read");
@@ -56,15 +60,17 @@ async fn server_status(service: &Service) -> Answer {
         error,
         cache: counts.ok().map(CacheCounts::from),
         queue: state.builds.snapshot().into(),
+        upstreams: state.upstreams.health().into_iter().map(UpstreamStatus::from).collect(),
     };
-    if is_failing { error::partly(&status) } else { json(&status) }
+    (status, is_failing)
 }
 
-async fn path_details(service: &Service, hash: StorePathHash) -> Result<Answer, Error> {
+/// A served path.
+pub(super) async fn path_details(service: &Service, hash: StorePathHash) -> Result<PathDetails, Error> {
     let path = known_path(&service.state.index, hash).await;
     let path = path.map_err(|error| Error::index(&error, "a path cannot be read"))?;
     let unknown = "this path is not served; ask for its narinfo to have it fetched or built";
-    Ok(json(&path.ok_or_else(|| Error::not_found(unknown))?))
+    path.ok_or_else(|| Error::not_found(unknown))
 }
 
 async fn known_path(index: &Index, hash: StorePathHash) -> Result<Option<PathDetails>, index::Error> {

@@ -125,6 +125,12 @@ impl Cache {
         self.breaker.answered_lately(Instant::now()) == Some(false)
     }
 
+    /// Reason that it did not answer last, while that counts.
+    pub(super) fn failure(&self) -> Option<String> {
+        let counts = self.breaker.rests() || self.is_failing();
+        counts.then(|| self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
     /// True if one of its keys has signed the narinfo.
     pub(super) fn has_signed(&self, info: &NarInfo) -> bool {
         info.path_info.is_signed(&self.store_dir, &self.settings.public_keys)

@@ -160,6 +160,17 @@ pub enum FetchError {
     NotNow(String),
 }
 
+/// Health of an upstream.
+#[derive(Clone, Debug)]
+pub struct UpstreamHealth {
+    /// Its name.
+    pub name: String,
+    /// Clients are redirected there.
+    pub redirect: bool,
+    /// Reason of its latest failure; `None` while it answers.
+    pub failure: Option<String>,
+}
+
 /// The upstreams; clones share them.
 #[derive(Clone, Debug)]
 pub struct Upstreams {
@@ -227,6 +238,17 @@ impl Upstreams {
     /// The names of all, the best first, and whether clients are sent there.
     pub fn names(&self) -> impl Iterator<Item = (&str, bool)> {
         self.caches.iter().map(|cache| (cache.name(), cache.settings().mode == Mode::Redirect))
+    }
+
+    /// Health of all, the best first, as their latest requests showed it. Asks none.
+    #[must_use]
+    pub fn health(&self) -> Vec<UpstreamHealth> {
+        let health = |cache: &Arc<Cache>| UpstreamHealth {
+            name: cache.name().to_owned(),
+            redirect: cache.settings().mode == Mode::Redirect,
+            failure: cache.failure(),
+        };
+        self.caches.iter().map(health).collect()
     }
 
     /// The addresses of all that answer now, those for builds alone included: the daemon would wait long for

@@ -118,6 +118,21 @@ impl Http {
         Response { status: streaming.status, headers: streaming.headers, body }
     }
 
+    /// POST of a form, with these headers more.
+    #[track_caller]
+    pub fn post_form(&self, path: &str, fields: &str, headers: &[(&str, &str)]) -> Response {
+        let mut request = self.agent.post(format!("{}{path}", self.url));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.header("content-type", "application/x-www-form-urlencoded");
+        let answer = request.send(fields).unwrap_or_else(|error| panic!("POST {path}: {error}"));
+        let mut streaming = Streaming::new(answer);
+        let (body, ending) = streaming.read_to_end();
+        assert_eq!(ending, Ending::Complete, "the answer to POST {path} was cut");
+        Response { status: streaming.status, headers: streaming.headers, body }
+    }
+
     /// GET that returns as soon as the headers are there.
     #[track_caller]
     pub fn open(&self, path: &str, headers: &[(&str, &str)]) -> Streaming {
@@ -178,6 +193,19 @@ impl Streaming {
             }
             Err(error) => Err(Ending::Cut(error.to_string())),
         }
+    }
+
+    /// All that arrives until it has these words.
+    #[track_caller]
+    pub fn read_until(&mut self, words: &str) -> String {
+        let mut text = String::new();
+        while !text.contains(words) {
+            match self.next_piece() {
+                Ok(piece) => text += &String::from_utf8_lossy(&piece),
+                Err(ending) => panic!("{words:?} did not come, the body ended: {ending:?}; it had:\n{text}"),
+            }
+        }
+        text
     }
 
     /// The rest of the body and how it ended.

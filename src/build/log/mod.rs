@@ -118,6 +118,31 @@ impl Logs {
         }
     }
 
+    /// The log that is being written of a derivation, from so many bytes before its end; `None` where none is.
+    #[must_use]
+    pub fn follow(&self, drv: &StorePath, bytes_max: u64) -> Option<TailReader> {
+        let path = self.file_of(drv);
+        let running = self.0.running();
+        let RunningLog { file, progress } = running.get(&path)?;
+        let start = progress.borrow().bytes.saturating_sub(bytes_max);
+        let cursor = TailCursor::following_part(progress.clone(), start..u64::MAX, 0);
+        Some(TailReader::new(file.clone(), cursor))
+    }
+
+    /// The log of a derivation as far as it is written now, and true beside it while it is being written.
+    /// Blocks for as long as opening a file takes.
+    ///
+    /// # Errors
+    /// When it is there and cannot be opened.
+    pub fn snapshot(&self, drv: &StorePath) -> io::Result<Option<(TailReader, bool)>> {
+        let path = self.file_of(drv);
+        if let Some(RunningLog { file, progress }) = self.0.running().get(&path) {
+            let written = progress.borrow().bytes;
+            return Ok(Some((TailReader::new(file.clone(), TailCursor::part(0..written)), true)));
+        }
+        Ok(self.read(drv)?.map(|log| (log.reader, false)))
+    }
+
     /// The last `n` lines of a log, a thousand at most, as text without escape codes and control characters;
     /// none when there is no log. Blocking; reads a bounded number of bytes, however long the log is.
     ///

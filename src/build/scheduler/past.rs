@@ -54,6 +54,7 @@ mod tests {
             id,
             derivation: "a.drv".to_owned(),
             asked_at: 0,
+            ended_at: Some(0),
             clients: 0,
             state: RequestState::Refused { reason: reason.to_owned() },
             outlook: None,

@@ -12,7 +12,7 @@ use super::{PendingRequest, Scheduler, State, Ticket};
 use crate::build::forecast::estimate::Sum;
 use crate::build::metrics::Gauges;
 use crate::build::queue::RequestId;
-use crate::build::view::{Outlook, QueueView, RequestState, RequestView, RunningView};
+use crate::build::view::{Outlook, QueuePulse, QueueView, RequestState, RequestView, RunningView};
 
 /// Requests that are listed; of more, only the number is given.
 const LISTED_MAX: usize = 1_000;
@@ -59,6 +59,19 @@ impl Scheduler {
         let outlook = state.outlook(RequestId(id), self.0.settings.lanes);
         let waiting = state.request_view(RequestId(id), outlook);
         waiting.or_else(|| state.past.get(id).cloned())
+    }
+
+    /// The builds that run, the number of requests that wait, and the number of the request that ended last:
+    /// for those who look often for a change.
+    #[must_use]
+    pub fn pulse(&self) -> QueuePulse {
+        let state = self.0.lock();
+        QueuePulse {
+            running: state.running.keys().cloned().collect(),
+            waiting: state.queue.len(),
+            ended: state.past.latest().next().map(|request| request.id),
+            stalled: state.stalled(),
+        }
     }
 
     /// The latest requests that have ended, so many at most, the last one first.
@@ -246,7 +259,8 @@ impl State {
 
     /// Keeps the end of a request for those who ask for it later.
     pub(super) fn remember(&mut self, id: RequestId, request: &PendingRequest, state: RequestState) {
-        self.past.push(request.view(id, 0, state, None));
+        let ended_at = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        self.past.push(RequestView { ended_at: Some(ended_at), ..request.view(id, 0, state, None) });
     }
 
     fn oldest_waits(&self) -> Duration {
@@ -264,7 +278,8 @@ impl PendingRequest {
         outlook: Option<Outlook>,
     ) -> RequestView {
         let asked_at = self.asked_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        RequestView { id: id.0, derivation: self.drv.to_string(), asked_at, clients, state, outlook }
+        let derivation = self.drv.to_string();
+        RequestView { id: id.0, derivation, asked_at, ended_at: None, clients, state, outlook }
     }
 }
 

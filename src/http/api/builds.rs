@@ -140,3 +140,16 @@ pub struct BuildList {
     /// The latest hundred that have ended, the last one first.
     pub ended: Vec<RequestStatus>,
 }
+
+/// Data of the event `queue`: marks of the queue, which has changed.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct QueueChange {
+    /// Base names of the derivations of the builds that run.
+    pub running: Vec<String>,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// Number of the request that ended last; null before the first.
+    pub ended: Option<u64>,
+    /// Reason that none of them goes on; null while they do.
+    pub stalled: Option<String>,
+}

@@ -8,12 +8,13 @@ use super::builds::{BuildItem, BuildItemOutput, BuildItemState};
 use super::types::{
     AttributeLine, CacheCounts, EvaluationFailure, EvaluationTime, PackageSetGeneration, PathComparison,
     PinView, QueueStatus, RememberedFailure, RequestPhase, RequestPlace, RequestStatus, RunningBuild,
-    TokenView,
+    TokenView, UpstreamStatus,
 };
 use crate::build::{Outlook, QueueView, RequestState, RequestView, RunningView};
 use crate::catalogue::Indexing;
 use crate::model::{AttributeRow, Comparison, Counts, Failure, Generation, NewToken, PinRow, TokenRow};
 use crate::requests::{ItemOutput, ItemState, RequestItem};
+use crate::upstream::UpstreamHealth;
 
 impl BuildItem {
     /// A finding about the item `asked` for, with the paths of its outputs in this store.
@@ -64,6 +65,12 @@ impl From<Counts> for CacheCounts {
     }
 }
 
+impl From<UpstreamHealth> for UpstreamStatus {
+    fn from(UpstreamHealth { name, redirect, failure }: UpstreamHealth) -> Self {
+        Self { name, redirect, failure }
+    }
+}
+
 impl From<TokenRow> for TokenView {
     fn from(TokenRow { id, token, used_at }: TokenRow) -> Self {
         let NewToken { name, rights, patterns, created_at, expires_at, queued_max, .. } = token;
@@ -103,6 +110,7 @@ impl From<RequestView> for RequestStatus {
             id: view.id,
             derivation: view.derivation,
             asked_at: view.asked_at,
+            ended_at: view.ended_at,
             clients: view.clients,
             phase: view.state.into(),
             place: view.outlook.map(RequestPlace::from),

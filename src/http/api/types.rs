@@ -141,6 +141,8 @@ pub struct ServerStatus {
     /// Null while the index cannot be read.
     pub cache: Option<CacheCounts>,
     pub queue: QueueStatus,
+    /// Other caches, the best first.
+    pub upstreams: Vec<UpstreamStatus>,
     /// Trouble with the index.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
@@ -161,6 +163,17 @@ pub struct CacheCounts {
     pub reproduced: u64,
     /// Own builds that an upstream has with other contents.
     pub not_reproduced: u64,
+}
+
+/// Another cache that paths are fetched from.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct UpstreamStatus {
+    /// Its URL.
+    pub name: String,
+    /// True where clients are redirected to it.
+    pub redirect: bool,
+    /// Reason that it did not answer last; null while it answers.
+    pub failure: Option<String>,
 }
 
 /// The queue.
@@ -198,6 +211,9 @@ pub struct RequestStatus {
     pub derivation: String,
     /// Unix seconds of the first asking.
     pub asked_at: u64,
+    /// Unix seconds of its end; absent while it waits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ended_at: Option<u64>,
     /// Clients that wait for it.
     pub clients: usize,
     #[serde(flatten)]

@@ -1,0 +1,90 @@
+//! Failures that are remembered, and the retry of one.
+
+use std::sync::Arc;
+
+use askama::Template;
+
+use super::super::call::Call;
+use super::super::error::Error;
+use super::super::response_future::ResponseFuture;
+use super::super::{answer as answers, failures};
+use super::format::{Moment, PathLabel};
+use super::home::FailureLine;
+use super::session::Form;
+use super::visitor::{Shell, Visitor, answer, respond};
+use crate::caller::{Action, may};
+use crate::retry::Failed;
+
+/// Failures of one cause, which comes first.
+struct FailureGroup {
+    cause: PathLabel,
+    first: FailureLine,
+    until: Moment,
+    /// Derivations that cannot be built because of it.
+    blocked: Vec<FailureLine>,
+}
+
+#[derive(Template)]
+#[template(path = "failures.html", config = "src/http/page/askama.toml")]
+struct FailuresPage {
+    shell: Shell,
+    groups: Vec<FailureGroup>,
+    total: usize,
+    may_retry: bool,
+}
+
+/// All failures, each with what it blocks.
+pub(in crate::http) fn list(call: Call<'_>) -> Option<ResponseFuture> {
+    respond(&call, Action::Read, |service, visitor| async move {
+        let remembered = failures::remembered(&service).await?;
+        let total = remembered.len();
+        let mut groups: Vec<FailureGroup> = Vec::new();
+        for failure in remembered {
+            let (line, until) = (FailureLine::new(failure), Moment(0));
+            match groups.iter_mut().find(|group| group.cause == line.cause) {
+                Some(group) => group.blocked.push(line),
+                None => {
+                    let until = Moment(line.failure.until.max(until.0));
+                    groups.push(FailureGroup {
+                        cause: line.cause.clone(),
+                        first: line,
+                        until,
+                        blocked: Vec::new(),
+                    });
+                }
+            }
+        }
+        for group in &mut groups {
+            // The cause itself stands first, where it is remembered.
+            if group.first.label != group.cause
+                && let Some(at) = group.blocked.iter().position(|line| line.label == group.cause)
+            {
+                std::mem::swap(&mut group.first, &mut group.blocked[at]);
+            }
+        }
+        let may_retry = visitor.may(Action::Cancel) && visitor.session.is_some();
+        Ok(answer(&FailuresPage { shell: visitor.shell("Failures", "failures"), groups, total, may_retry }))
+    })
+}
+
+/// Has a failed derivation built again, for a visitor who may.
+pub(in crate::http) fn retry(call: Call<'_>) -> Option<ResponseFuture> {
+    let what = Failed::parse(call.arguments[0])?;
+    let (service, visitor) = (call.service.clone(), Arc::new(Visitor::of(&call)));
+    let (asked, headers, body) = (call.arguments[0].to_owned(), call.headers, call.body);
+    Some(ResponseFuture::pending(async move {
+        let done = async {
+            let form = Form::read(&headers, body).await?;
+            may(&visitor.caller, Action::Cancel).map_err(Error::Refused)?;
+            form.check(&visitor)?;
+            failures::retried(&service, what, false).await
+        };
+        Ok(match done.await {
+            Ok(_) => {
+                let label = PathLabel::new(asked);
+                answers::redirect(&format!("{}derivations/{}", visitor.root, label.address()))
+            }
+            Err(error) => visitor.error(error),
+        })
+    }))
+}

@@ -1,0 +1,246 @@
+//! The first page: what is being built, who waits, what has ended, and how the server is. Clients that are no
+//! browsers get the text of `info`.
+
+use askama::Template;
+use narinfo::StorePath;
+
+use super::super::Service;
+use super::super::api::{
+    BuildList, CacheCounts, RememberedFailure, RequestPhase, RequestStatus, RunningBuild, ServerStatus,
+};
+use super::super::build_details::last_lines;
+use super::super::call::Call;
+use super::super::response_future::ResponseFuture;
+use super::super::{builds, error, failures, info, status};
+use super::format::{Moment, Number, PathLabel, Size, Span};
+use super::visitor::{Shell, Visitor, answer, respond, wants_html};
+use crate::caller::Action;
+
+/// Requests of the queue that are shown; the rest is a number.
+const QUEUE_SHOWN: usize = 12;
+/// Requests that have ended, and failures, that are shown.
+const ENDED_SHOWN: usize = 10;
+/// Lines of the log of a build that runs.
+const LOG_LINES: usize = 14;
+/// Builds that run whose logs are shown.
+const RUNNING_SHOWN: usize = 6;
+
+#[derive(Template)]
+#[template(path = "home.html", config = "src/http/page/askama.toml")]
+struct HomePage {
+    shell: Shell,
+    running: Vec<RunningCard>,
+    waiting: usize,
+    queue: Vec<QueueLine>,
+    stalled: Option<String>,
+    ended: Vec<EndedLine>,
+    failures: Vec<FailureLine>,
+    status: ServerStatus,
+    cache: Option<CacheFigures>,
+    url: String,
+}
+
+/// Contents of the cache.
+struct CacheFigures {
+    paths: Number,
+    nars: Number,
+    bytes: Size,
+    reproduced: Number,
+    not_reproduced: Option<Number>,
+}
+
+/// A build that runs.
+struct RunningCard {
+    label: PathLabel,
+    span: Span,
+    build: RunningBuild,
+    log: Vec<String>,
+}
+
+/// A request that waits.
+pub(super) struct QueueLine {
+    pub(super) label: PathLabel,
+    pub(super) request: RequestStatus,
+    pub(super) asked: Moment,
+}
+
+/// A request that has ended.
+pub(super) struct EndedLine {
+    label: PathLabel,
+    request: RequestStatus,
+    ended: Moment,
+    took: Span,
+}
+
+/// A failure.
+pub(super) struct FailureLine {
+    pub(super) label: PathLabel,
+    pub(super) cause: PathLabel,
+    pub(super) since: Moment,
+    pub(super) failure: RememberedFailure,
+}
+
+impl CacheFigures {
+    fn of(counts: &CacheCounts) -> Self {
+        Self {
+            paths: Number(counts.paths),
+            nars: Number(counts.nars),
+            bytes: Size(counts.nar_bytes),
+            reproduced: Number(counts.reproduced),
+            not_reproduced: Some(counts.not_reproduced).filter(|count| *count > 0).map(Number),
+        }
+    }
+}
+
+impl QueueLine {
+    /// Part of its derivations that is built, in percent.
+    fn percent(&self) -> Option<usize> {
+        let place = self.request.place.as_ref()?;
+        let (built, lacked) = (place.built?, place.lacked?);
+        (lacked > 0).then(|| built.min(lacked) * 100 / lacked)
+    }
+
+    fn position(&self) -> String {
+        self.request.place.as_ref().map(|place| place.position.to_string()).unwrap_or_default()
+    }
+
+    fn state(&self) -> &'static str {
+        state_word(&self.request.phase)
+    }
+
+    /// Time of its delivery.
+    fn forecast(&self) -> String {
+        match self.request.place.as_ref().and_then(|place| place.eta_seconds) {
+            Some((earliest, latest)) => format!("{} to {}", Span(earliest), Span(latest)),
+            None => "not known yet".to_owned(),
+        }
+    }
+
+    fn progress(&self) -> String {
+        match self.request.place.as_ref().and_then(|place| place.built.zip(place.lacked)) {
+            Some((built, lacked)) => format!("{built} of {lacked}"),
+            None => "to be planned".to_owned(),
+        }
+    }
+}
+
+impl EndedLine {
+    fn state(&self) -> &'static str {
+        state_word(&self.request.phase)
+    }
+}
+
+impl FailureLine {
+    pub(super) fn new(failure: RememberedFailure) -> Self {
+        Self {
+            label: PathLabel::new(&*failure.derivation),
+            cause: PathLabel::new(&*failure.cause),
+            since: Moment(failure.since),
+            failure,
+        }
+    }
+
+    /// The first line of the reason.
+    pub(super) fn summary(&self) -> &str {
+        self.failure.reason.lines().next().unwrap_or_default()
+    }
+}
+
+pub(super) fn state_word(phase: &RequestPhase) -> &'static str {
+    match phase {
+        RequestPhase::Waiting => "waiting",
+        RequestPhase::Building { .. } => "building",
+        RequestPhase::Delivering => "delivering",
+        RequestPhase::Served => "served",
+        RequestPhase::Failed { .. } => "failed",
+        RequestPhase::Refused { .. } => "refused",
+        RequestPhase::Dropped => "dropped",
+        RequestPhase::Cancelled => "cancelled",
+    }
+}
+
+impl HomePage {
+    /// Nothing was ever served, built or asked for.
+    fn is_new(&self) -> bool {
+        let is_empty =
+            self.status.cache.as_ref().is_some_and(|cache| cache.paths == 0 && cache.failures == 0);
+        is_empty && self.running.is_empty() && self.waiting == 0 && self.ended.is_empty()
+    }
+
+    fn headline(&self) -> String {
+        match (self.running.len(), &self.stalled) {
+            (_, Some(_)) => "Builds are stalled".to_owned(),
+            (0, None) if self.waiting > 0 => format!("{} waiting", Number(self.waiting as u64)),
+            (0, None) => "Nothing to build".to_owned(),
+            (1, None) => format!("Building {}", self.running[0].label.name()),
+            (many, None) => format!("{many} builds run"),
+        }
+    }
+
+    fn public_key(&self) -> &str {
+        self.status.public_key.as_deref().unwrap_or_default()
+    }
+
+    fn waiting(&self) -> Number {
+        Number(self.waiting as u64)
+    }
+
+    fn rest_of_queue(&self) -> Option<Number> {
+        let rest = self.waiting.saturating_sub(self.queue.len()) as u64;
+        (rest > 0).then_some(Number(rest))
+    }
+}
+
+/// The page for a browser, and the text for anything else.
+pub(in crate::http) fn get(call: Call<'_>) -> Option<ResponseFuture> {
+    if !wants_html(&call.headers) {
+        return info::home(call);
+    }
+    respond(
+        &call,
+        Action::Read,
+        |service, visitor| async move { Ok(answer(&page(&service, &visitor).await?)) },
+    )
+}
+
+async fn page(service: &Service, visitor: &Visitor) -> Result<HomePage, error::Error> {
+    let BuildList { total, requests, ended } = builds::all(service);
+    let (mut status, _) = status::server_status(service).await;
+    let remembered = failures::remembered(service).await?;
+    let mut running = Vec::new();
+    for build in std::mem::take(&mut status.queue.running).into_iter().take(RUNNING_SHOWN) {
+        let log = match StorePath::parse(&build.derivation) {
+            Ok(drv) => last_lines(service, drv, LOG_LINES).await,
+            Err(_) => Vec::new(),
+        };
+        let (label, span) = (PathLabel::new(&*build.derivation), Span(build.seconds));
+        running.push(RunningCard { label, span, build, log });
+    }
+    let line = |request: RequestStatus| QueueLine {
+        label: PathLabel::new(&*request.derivation),
+        asked: Moment(request.asked_at),
+        request,
+    };
+    Ok(HomePage {
+        shell: visitor.shell("Overview", "overview"),
+        running,
+        waiting: total,
+        queue: requests.into_iter().take(QUEUE_SHOWN).map(line).collect(),
+        stalled: status.queue.stalled.take(),
+        ended: ended.into_iter().take(ENDED_SHOWN).map(ended_line).collect(),
+        failures: remembered.into_iter().take(ENDED_SHOWN).map(FailureLine::new).collect(),
+        cache: status.cache.as_ref().map(CacheFigures::of),
+        status,
+        url: visitor.url.clone(),
+    })
+}
+
+fn ended_line(request: RequestStatus) -> EndedLine {
+    let ended_at = request.ended_at.unwrap_or(request.asked_at);
+    EndedLine {
+        label: PathLabel::new(&*request.derivation),
+        ended: Moment(ended_at),
+        took: Span(ended_at.saturating_sub(request.asked_at)),
+        request,
+    }
+}

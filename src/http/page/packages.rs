@@ -1,0 +1,153 @@
+//! Package sets, their attributes, and one package.
+
+use askama::Template;
+
+use super::super::Service;
+use super::super::api::{AttributeDetails, AttributeOutput, AttributePage, PackageSet, PathDetails};
+use super::super::by_name::{PackageAddress, description};
+use super::super::call::Call;
+use super::super::error::Error;
+use super::super::listing::ListingQuery;
+use super::super::response_future::ResponseFuture;
+use super::super::{catalogue, listing, status};
+use super::format::{Moment, Number, PathLabel, Size, encoded, form_encoded};
+use super::visitor::{Shell, Visitor, answer, respond};
+use crate::caller::Action;
+use crate::catalogue::SetName;
+
+/// A set in the list.
+struct SetLine {
+    set: PackageSet,
+    made: Option<Moment>,
+    attributes: Number,
+    derivations: Number,
+    errors: Number,
+}
+
+#[derive(Template)]
+#[template(path = "sets.html", config = "src/http/page/askama.toml")]
+struct SetsPage {
+    shell: Shell,
+    sets: Vec<SetLine>,
+}
+
+#[derive(Template)]
+#[template(path = "set.html", config = "src/http/page/askama.toml")]
+struct SetPage {
+    shell: Shell,
+    page: AttributePage,
+    query: ListingQuery,
+    next: Option<String>,
+}
+
+#[derive(Template)]
+#[template(path = "package.html", config = "src/http/page/askama.toml")]
+struct PackagePage {
+    shell: Shell,
+    details: AttributeDetails,
+    drv: PathLabel,
+    outputs: Vec<OutputLine>,
+    url: String,
+    public_key: String,
+    store_dir: String,
+    /// The part of `/get/` addresses.
+    address: String,
+}
+
+/// An output of a package.
+struct OutputLine {
+    output: AttributeOutput,
+    details: Option<PathDetails>,
+}
+
+impl OutputLine {
+    fn size(&self) -> Option<Size> {
+        self.details.as_ref().map(|details| Size(details.nar_size))
+    }
+
+    fn file_size(&self) -> Option<Size> {
+        self.details.as_ref().and_then(|details| details.file_size).map(Size)
+    }
+}
+
+impl SetPage {
+    fn like(&self) -> &str {
+        self.query.like.as_deref().unwrap_or_default()
+    }
+
+    /// Address of an attribute, from that of the list.
+    fn link(&self, attribute: &str) -> String {
+        encoded(attribute)
+    }
+}
+
+/// The sets.
+pub(in crate::http) fn list(call: Call<'_>) -> Option<ResponseFuture> {
+    respond(&call, Action::Read, |service, visitor| async move {
+        let sets = catalogue::sets(&service).await?.into_iter().map(set_line).collect();
+        Ok(answer(&SetsPage { shell: visitor.shell("Packages", "packages"), sets }))
+    })
+}
+
+fn set_line(set: PackageSet) -> SetLine {
+    let current = set.generations.iter().find(|generation| generation.current);
+    let count =
+        |number: fn(&super::super::api::PackageSetGeneration) -> u64| Number(current.map_or(0, number));
+    SetLine {
+        made: current.map(|generation| Moment(generation.made_at)),
+        attributes: count(|generation| generation.attributes),
+        derivations: count(|generation| generation.derivations),
+        errors: count(|generation| generation.errors),
+        set,
+    }
+}
+
+/// The attributes of a set, page by page.
+pub(in crate::http) fn set(call: Call<'_>) -> Option<ResponseFuture> {
+    let (name, query) =
+        (SetName::new(call.arguments[0])?, ListingQuery::parse(call.query.map(form_encoded).as_deref()));
+    respond(&call, Action::Read, |service, visitor| async move {
+        let query = query.map_err(Error::BadRequest)?;
+        let page = listing::page(&service, &name, query.clone()).await?;
+        let next = page.next.as_deref().map(|after| {
+            let like = query.like.as_deref().map(|like| format!("q={}&", encoded(like))).unwrap_or_default();
+            format!("?{like}after={}", encoded(after))
+        });
+        Ok(answer(&SetPage { shell: visitor.shell(name.to_string(), "packages"), page, query, next }))
+    })
+}
+
+/// One package.
+pub(in crate::http) fn attribute(call: Call<'_>) -> Option<ResponseFuture> {
+    let address = PackageAddress::parse(call.arguments, call.query)?;
+    respond(&call, Action::Read, |service, visitor| async move {
+        Ok(answer(&package(&service, &visitor, &address).await?))
+    })
+}
+
+async fn package(
+    service: &Service,
+    visitor: &Visitor,
+    address: &PackageAddress,
+) -> Result<PackagePage, Error> {
+    let mut details = description(service, address).await?;
+    let mut outputs = Vec::new();
+    for output in std::mem::take(&mut details.outputs) {
+        let hash = output.hash.as_ref().filter(|_| output.served).and_then(|hash| hash.parse().ok());
+        let found = match hash {
+            Some(hash) => status::path_details(service, hash).await.ok(),
+            None => None,
+        };
+        outputs.push(OutputLine { output, details: found });
+    }
+    Ok(PackagePage {
+        shell: visitor.shell(details.attribute.clone(), "packages"),
+        drv: PathLabel::new(&*details.derivation),
+        outputs,
+        url: visitor.url.clone(),
+        public_key: service.state.public_keys.first().cloned().unwrap_or_default(),
+        store_dir: service.state.store_dir.to_string(),
+        address: format!("{}/{}", encoded(&details.set), encoded(&details.attribute)),
+        details,
+    })
+}
