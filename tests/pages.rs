@@ -13,7 +13,7 @@ use support::{Cache, Derivation, Http, NixStore, PackageSet, Release, text, wait
 const SOON: Duration = Duration::from_secs(60);
 /// Bytes of the first page with its style and script, at most.
 const FIRST_PAGE_BYTES_MAX: usize = 60_000;
-/// What a browser says that it takes.
+/// The media types that a browser accepts.
 const HTML: (&str, &str) = ("accept", "text/html,application/xhtml+xml,*/*;q=0.8");
 
 /// The text of a page, which must be one.

@@ -37,7 +37,7 @@ pub const OPENMETRICS: HeaderValue =
     HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
 /// The media type of nix-cache-info.
 pub const CACHE_INFO: HeaderValue = HeaderValue::from_static("text/x-nix-cache-info");
-/// All that a page may load or send is this server's own, and nothing in it is run but the files of scripts.
+/// Policy of pages: they load and send nothing beyond this server, and run the files of scripts alone.
 const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; \
      form-action 'self'; base-uri 'none'; frame-ancestors 'none'",

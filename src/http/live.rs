@@ -1,4 +1,4 @@
-//! What the server does, as server-sent events without end: `queue` when a build begins or ends or a request
+//! Server-sent events without end of the server's work: `queue` when a build begins or ends or a request
 //! comes or goes, `log` with lines of the builds that run, and comments in between.
 
 use std::future::poll_fn;

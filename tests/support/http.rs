@@ -195,7 +195,7 @@ impl Streaming {
         }
     }
 
-    /// All that arrives until it has these words.
+    /// Text of the body until it has these words.
     #[track_caller]
     pub fn read_until(&mut self, words: &str) -> String {
         let mut text = String::new();

@@ -118,7 +118,8 @@ impl Logs {
         }
     }
 
-    /// The log that is being written of a derivation, from so many bytes before its end; `None` where none is.
+    /// The log that is being written of a derivation, from so many bytes before its end; `None` where no
+    /// build writes one.
     #[must_use]
     pub fn follow(&self, drv: &StorePath, bytes_max: u64) -> Option<TailReader> {
         let path = self.file_of(drv);

@@ -8,10 +8,10 @@ use super::super::call::Call;
 use super::super::error::Error;
 use super::super::response_future::ResponseFuture;
 use super::super::{answer as answers, failures};
-use super::format::{Moment, PathLabel};
+use super::format::{PageTime, PathLabel};
 use super::home::FailureLine;
-use super::session::Form;
-use super::visitor::{Shell, Visitor, answer, respond};
+use super::sign_in::PageForm;
+use super::visitor::{PageFrame, Visitor, answer, respond};
 use crate::caller::{Action, may};
 use crate::retry::Failed;
 
@@ -19,7 +19,7 @@ use crate::retry::Failed;
 struct FailureGroup {
     cause: PathLabel,
     first: FailureLine,
-    until: Moment,
+    until: PageTime,
     /// Derivations that cannot be built because of it.
     blocked: Vec<FailureLine>,
 }
@@ -27,7 +27,7 @@ struct FailureGroup {
 #[derive(Template)]
 #[template(path = "failures.html", config = "src/http/page/askama.toml")]
 struct FailuresPage {
-    shell: Shell,
+    shell: PageFrame,
     groups: Vec<FailureGroup>,
     total: usize,
     may_retry: bool,
@@ -40,11 +40,11 @@ pub(in crate::http) fn list(call: Call<'_>) -> Option<ResponseFuture> {
         let total = remembered.len();
         let mut groups: Vec<FailureGroup> = Vec::new();
         for failure in remembered {
-            let (line, until) = (FailureLine::new(failure), Moment(0));
+            let (line, until) = (FailureLine::new(failure), PageTime(0));
             match groups.iter_mut().find(|group| group.cause == line.cause) {
                 Some(group) => group.blocked.push(line),
                 None => {
-                    let until = Moment(line.failure.until.max(until.0));
+                    let until = PageTime(line.failure.until.max(until.0));
                     groups.push(FailureGroup {
                         cause: line.cause.clone(),
                         first: line,
@@ -74,7 +74,7 @@ pub(in crate::http) fn retry(call: Call<'_>) -> Option<ResponseFuture> {
     let (asked, headers, body) = (call.arguments[0].to_owned(), call.headers, call.body);
     Some(ResponseFuture::pending(async move {
         let done = async {
-            let form = Form::read(&headers, body).await?;
+            let form = PageForm::read(&headers, body).await?;
             may(&visitor.caller, Action::Cancel).map_err(Error::Refused)?;
             form.check(&visitor)?;
             failures::retried(&service, what, false).await

@@ -9,9 +9,9 @@ use super::super::api::unix_seconds;
 
 /// Bytes, such as `12.3 MiB`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Size(pub(super) u64);
+pub(super) struct ByteCount(pub(super) u64);
 
-impl Display for Size {
+impl Display for ByteCount {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(formatter, "{}", ByteSize::b(self.0).display().iec())
     }
@@ -19,9 +19,9 @@ impl Display for Size {
 
 /// A number with commas between thousands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Number(pub(super) u64);
+pub(super) struct Count(pub(super) u64);
 
-impl Display for Number {
+impl Display for Count {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let digits = self.0.to_string();
         for (at, digit) in digits.chars().enumerate() {
@@ -58,9 +58,9 @@ impl Display for Span {
 
 /// A moment, in Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Moment(pub(super) u64);
+pub(super) struct PageTime(pub(super) u64);
 
-impl Moment {
+impl PageTime {
     /// For programs, such as `2026-11-30T12:00:00Z`.
     pub(super) fn iso(&self) -> String {
         let time = SystemTime::UNIX_EPOCH + Duration::from_secs(self.0);
@@ -123,7 +123,7 @@ mod tests {
     #[test]
     fn numbers_and_times_are_short_and_whole() {
         assert_eq!(
-            [0, 999, 12_000, 1_234_567].map(|n| Number(n).to_string()),
+            [0, 999, 12_000, 1_234_567].map(|n| Count(n).to_string()),
             ["0", "999", "12,000", "1,234,567"]
         );
         for (seconds, text) in [
@@ -139,8 +139,8 @@ mod tests {
         ] {
             assert_eq!(Span(seconds).to_string(), text);
         }
-        assert_eq!(Moment(0).iso(), "1970-01-01T00:00:00Z");
-        assert_eq!(Size(3 * 1024 * 1024).to_string(), "3.0 MiB");
+        assert_eq!(PageTime(0).iso(), "1970-01-01T00:00:00Z");
+        assert_eq!(ByteCount(3 * 1024 * 1024).to_string(), "3.0 MiB");
     }
 
     #[test]

@@ -12,8 +12,8 @@ use super::super::build_details::last_lines;
 use super::super::call::Call;
 use super::super::response_future::ResponseFuture;
 use super::super::{builds, error, failures, info, status};
-use super::format::{Moment, Number, PathLabel, Size, Span};
-use super::visitor::{Shell, Visitor, answer, respond, wants_html};
+use super::format::{ByteCount, Count, PageTime, PathLabel, Span};
+use super::visitor::{PageFrame, Visitor, answer, respond, wants_html};
 use crate::caller::Action;
 
 /// Requests of the queue that are shown; the rest is a number.
@@ -28,7 +28,7 @@ const RUNNING_SHOWN: usize = 6;
 #[derive(Template)]
 #[template(path = "home.html", config = "src/http/page/askama.toml")]
 struct HomePage {
-    shell: Shell,
+    shell: PageFrame,
     running: Vec<RunningCard>,
     waiting: usize,
     queue: Vec<QueueLine>,
@@ -42,11 +42,11 @@ struct HomePage {
 
 /// Contents of the cache.
 struct CacheFigures {
-    paths: Number,
-    nars: Number,
-    bytes: Size,
-    reproduced: Number,
-    not_reproduced: Option<Number>,
+    paths: Count,
+    nars: Count,
+    bytes: ByteCount,
+    reproduced: Count,
+    not_reproduced: Option<Count>,
 }
 
 /// A build that runs.
@@ -61,14 +61,14 @@ struct RunningCard {
 pub(super) struct QueueLine {
     pub(super) label: PathLabel,
     pub(super) request: RequestStatus,
-    pub(super) asked: Moment,
+    pub(super) asked: PageTime,
 }
 
 /// A request that has ended.
 pub(super) struct EndedLine {
     label: PathLabel,
     request: RequestStatus,
-    ended: Moment,
+    ended: PageTime,
     took: Span,
 }
 
@@ -76,18 +76,18 @@ pub(super) struct EndedLine {
 pub(super) struct FailureLine {
     pub(super) label: PathLabel,
     pub(super) cause: PathLabel,
-    pub(super) since: Moment,
+    pub(super) since: PageTime,
     pub(super) failure: RememberedFailure,
 }
 
 impl CacheFigures {
     fn of(counts: &CacheCounts) -> Self {
         Self {
-            paths: Number(counts.paths),
-            nars: Number(counts.nars),
-            bytes: Size(counts.nar_bytes),
-            reproduced: Number(counts.reproduced),
-            not_reproduced: Some(counts.not_reproduced).filter(|count| *count > 0).map(Number),
+            paths: Count(counts.paths),
+            nars: Count(counts.nars),
+            bytes: ByteCount(counts.nar_bytes),
+            reproduced: Count(counts.reproduced),
+            not_reproduced: Some(counts.not_reproduced).filter(|count| *count > 0).map(Count),
         }
     }
 }
@@ -135,7 +135,7 @@ impl FailureLine {
         Self {
             label: PathLabel::new(&*failure.derivation),
             cause: PathLabel::new(&*failure.cause),
-            since: Moment(failure.since),
+            since: PageTime(failure.since),
             failure,
         }
     }
@@ -170,7 +170,7 @@ impl HomePage {
     fn headline(&self) -> String {
         match (self.running.len(), &self.stalled) {
             (_, Some(_)) => "Builds are stalled".to_owned(),
-            (0, None) if self.waiting > 0 => format!("{} waiting", Number(self.waiting as u64)),
+            (0, None) if self.waiting > 0 => format!("{} waiting", Count(self.waiting as u64)),
             (0, None) => "Nothing to build".to_owned(),
             (1, None) => format!("Building {}", self.running[0].label.name()),
             (many, None) => format!("{many} builds run"),
@@ -181,13 +181,13 @@ impl HomePage {
         self.status.public_key.as_deref().unwrap_or_default()
     }
 
-    fn waiting(&self) -> Number {
-        Number(self.waiting as u64)
+    fn waiting(&self) -> Count {
+        Count(self.waiting as u64)
     }
 
-    fn rest_of_queue(&self) -> Option<Number> {
+    fn rest_of_queue(&self) -> Option<Count> {
         let rest = self.waiting.saturating_sub(self.queue.len()) as u64;
-        (rest > 0).then_some(Number(rest))
+        (rest > 0).then_some(Count(rest))
     }
 }
 
@@ -218,7 +218,7 @@ async fn page(service: &Service, visitor: &Visitor) -> Result<HomePage, error::E
     }
     let line = |request: RequestStatus| QueueLine {
         label: PathLabel::new(&*request.derivation),
-        asked: Moment(request.asked_at),
+        asked: PageTime(request.asked_at),
         request,
     };
     Ok(HomePage {
@@ -239,7 +239,7 @@ fn ended_line(request: RequestStatus) -> EndedLine {
     let ended_at = request.ended_at.unwrap_or(request.asked_at);
     EndedLine {
         label: PathLabel::new(&*request.derivation),
-        ended: Moment(ended_at),
+        ended: PageTime(ended_at),
         took: Span(ended_at.saturating_sub(request.asked_at)),
         request,
     }

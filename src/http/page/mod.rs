@@ -9,6 +9,7 @@ mod home;
 mod packages;
 mod search;
 mod session;
+mod sign_in;
 mod visitor;
 
 pub(super) use assets::get as asset;
@@ -18,7 +19,7 @@ pub(super) use failures::{list as failures, retry};
 pub(super) use home::get as home;
 pub(super) use packages::{attribute, list as packages, set};
 pub(super) use search::get as search;
-pub(super) use session::{sign_in, sign_in_form, sign_out, theme};
+pub(super) use sign_in::{sign_in, sign_in_form, sign_out, theme};
 pub(super) use visitor::caller;
 
 /// Address, name and mark of further parts of the site in the navigation.

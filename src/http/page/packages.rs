@@ -10,31 +10,31 @@ use super::super::error::Error;
 use super::super::listing::ListingQuery;
 use super::super::response_future::ResponseFuture;
 use super::super::{catalogue, listing, status};
-use super::format::{Moment, Number, PathLabel, Size, encoded, form_encoded};
-use super::visitor::{Shell, Visitor, answer, respond};
+use super::format::{ByteCount, Count, PageTime, PathLabel, encoded, form_encoded};
+use super::visitor::{PageFrame, Visitor, answer, respond};
 use crate::caller::Action;
 use crate::catalogue::SetName;
 
 /// A set in the list.
 struct SetLine {
     set: PackageSet,
-    made: Option<Moment>,
-    attributes: Number,
-    derivations: Number,
-    errors: Number,
+    made: Option<PageTime>,
+    attributes: Count,
+    derivations: Count,
+    errors: Count,
 }
 
 #[derive(Template)]
 #[template(path = "sets.html", config = "src/http/page/askama.toml")]
 struct SetsPage {
-    shell: Shell,
+    shell: PageFrame,
     sets: Vec<SetLine>,
 }
 
 #[derive(Template)]
 #[template(path = "set.html", config = "src/http/page/askama.toml")]
 struct SetPage {
-    shell: Shell,
+    shell: PageFrame,
     page: AttributePage,
     query: ListingQuery,
     next: Option<String>,
@@ -43,7 +43,7 @@ struct SetPage {
 #[derive(Template)]
 #[template(path = "package.html", config = "src/http/page/askama.toml")]
 struct PackagePage {
-    shell: Shell,
+    shell: PageFrame,
     details: AttributeDetails,
     drv: PathLabel,
     outputs: Vec<OutputLine>,
@@ -61,12 +61,12 @@ struct OutputLine {
 }
 
 impl OutputLine {
-    fn size(&self) -> Option<Size> {
-        self.details.as_ref().map(|details| Size(details.nar_size))
+    fn size(&self) -> Option<ByteCount> {
+        self.details.as_ref().map(|details| ByteCount(details.nar_size))
     }
 
-    fn file_size(&self) -> Option<Size> {
-        self.details.as_ref().and_then(|details| details.file_size).map(Size)
+    fn file_size(&self) -> Option<ByteCount> {
+        self.details.as_ref().and_then(|details| details.file_size).map(ByteCount)
     }
 }
 
@@ -92,9 +92,9 @@ pub(in crate::http) fn list(call: Call<'_>) -> Option<ResponseFuture> {
 fn set_line(set: PackageSet) -> SetLine {
     let current = set.generations.iter().find(|generation| generation.current);
     let count =
-        |number: fn(&super::super::api::PackageSetGeneration) -> u64| Number(current.map_or(0, number));
+        |number: fn(&super::super::api::PackageSetGeneration) -> u64| Count(current.map_or(0, number));
     SetLine {
-        made: current.map(|generation| Moment(generation.made_at)),
+        made: current.map(|generation| PageTime(generation.made_at)),
         attributes: count(|generation| generation.attributes),
         derivations: count(|generation| generation.derivations),
         errors: count(|generation| generation.errors),

@@ -10,7 +10,7 @@ use super::super::listing::ListingQuery;
 use super::super::response_future::ResponseFuture;
 use super::super::{explain, listing};
 use super::format::{PathLabel, encoded, form_encoded};
-use super::visitor::{Shell, answer, respond};
+use super::visitor::{PageFrame, answer, respond};
 use crate::caller::Action;
 use crate::catalogue::SetName;
 use crate::retry::Failed;
@@ -29,7 +29,7 @@ struct FoundIn {
 #[derive(Template)]
 #[template(path = "search.html", config = "src/http/page/askama.toml")]
 struct SearchPage {
-    shell: Shell,
+    shell: PageFrame,
     text: String,
     sets: Vec<FoundIn>,
     /// The one thing that has exactly this name.

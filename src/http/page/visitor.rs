@@ -12,11 +12,8 @@ use super::super::call::Call;
 use super::super::error::Error;
 use super::super::response_future::ResponseFuture;
 use super::assets::{SCRIPT, STYLE};
-use super::session::{Session, Theme, cookie};
+use super::session::{Session, THEME_COOKIE, Theme, cookie};
 use crate::caller::{Action, Caller, may};
-
-/// Name of the cookie with a theme.
-pub(super) const THEME_COOKIE: &str = "ondine_theme";
 
 /// The reader of a page.
 pub(super) struct Visitor {
@@ -31,8 +28,8 @@ pub(super) struct Visitor {
     pub(super) url: String,
 }
 
-/// All that the frame of a page shows.
-pub(super) struct Shell {
+/// The frame of a page: its head, navigation and foot.
+pub(super) struct PageFrame {
     pub(super) title: String,
     /// Part of the site, for the navigation.
     pub(super) section: &'static str,
@@ -51,7 +48,7 @@ pub(super) struct Shell {
 #[derive(Template)]
 #[template(path = "error.html", config = "src/http/page/askama.toml")]
 struct ErrorPage<'a> {
-    shell: Shell,
+    shell: PageFrame,
     text: &'a str,
     lacks_right: bool,
 }
@@ -83,8 +80,8 @@ impl Visitor {
     }
 
     /// The frame of a page.
-    pub(super) fn shell(&self, title: impl Into<String>, section: &'static str) -> Shell {
-        Shell {
+    pub(super) fn shell(&self, title: impl Into<String>, section: &'static str) -> PageFrame {
+        PageFrame {
             title: title.into(),
             section,
             root: self.root.clone(),
