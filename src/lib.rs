@@ -34,6 +34,7 @@ pub mod caller;
 pub mod compare;
 pub mod retention;
 
+pub mod contents;
 pub mod packer;
 pub mod recover;
 pub mod roots;
@@ -52,8 +53,10 @@ pub mod bloom;
 pub mod causes;
 pub mod client;
 pub mod decode;
+pub mod encode;
 pub mod escape;
 pub mod name_pattern;
+pub mod nearest;
 pub mod room;
 pub mod single_flight;
 pub mod tail_file;

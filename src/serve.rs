@@ -24,6 +24,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::auth::Auth;
+use crate::contents::Contents;
 use crate::http::{AppState, Listener, PublicUrl, Service};
 use crate::recover::Recovery;
 use crate::requests::Requests;
@@ -186,10 +187,12 @@ impl Server {
         let public_url = settings.http.public_url.clone();
         let url = public_url.unwrap_or_else(|| PublicUrl::of_listener(address, &host_name()));
         let (stop, stopping) = watch::channel(false);
+        let contents = Contents::new(caches.packer.clone(), storage.index.clone(), storage.store_dir.clone());
         let state = AppState {
             substitute,
             requests: requests.clone(),
             packer: caches.packer.clone(),
+            contents,
             importer: caches.importer.clone(),
             retention: caches.retention.clone(),
             failures: builds.failures.clone(),

@@ -67,7 +67,5 @@ impl fmt::Display for Location {
 
 /// The known name that is most like `name`, for "did you mean".
 pub(super) fn nearest<'n>(name: &str, known: impl Iterator<Item = &'n str>) -> String {
-    let likeness = |known: &&str| strsim::jaro_winkler(name, known);
-    let nearest = known.max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    nearest.unwrap_or_default().to_owned()
+    crate::nearest::nearest(name, known).unwrap_or_default().to_owned()
 }

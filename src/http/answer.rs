@@ -8,6 +8,7 @@ use hyper::{Response, StatusCode};
 use super::body::Body;
 use super::traffic::RequestOutcome;
 use crate::build::Outlook;
+use crate::encode::Encoding;
 use crate::escape::{self, Lines};
 use crate::upstream::BUILDS_HEADER;
 
@@ -16,6 +17,13 @@ pub type Answer = Response<Body>;
 
 /// Contents named by their hash never change.
 const IMMUTABLE: HeaderValue = HeaderValue::from_static("public, max-age=31536000, immutable");
+/// Contents that a name leads to, which may lead to others later: caches ask anew, by their tag.
+const REVALIDATE: HeaderValue = HeaderValue::from_static("public, no-cache");
+/// Files of builds are strangers' pages: without scripts, forms and cookies of this server, and nothing is
+/// loaded from elsewhere.
+const SANDBOX: HeaderValue = HeaderValue::from_static(
+    "sandbox; default-src 'none'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; font-src 'self'",
+);
 /// Contents that may be different the next time.
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 /// The media type of a narinfo.
@@ -30,6 +38,8 @@ pub const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-
 pub const EVENTS: HeaderValue = HeaderValue::from_static("text/event-stream");
 /// Pages for people.
 pub const HTML: HeaderValue = HeaderValue::from_static("text/html; charset=utf-8");
+/// Files of which nothing else is known.
+pub const BYTES: HeaderValue = HeaderValue::from_static("application/octet-stream");
 /// JSON.
 pub const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// The media type of metrics: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
@@ -128,10 +138,38 @@ pub enum Part {
 
 /// 200 or 206 with (a part of) a file that never changes.
 pub fn file(media_type: HeaderValue, etag: Option<&str>, part: &Part, body: Body) -> Answer {
+    let mut answer = part_of_file(media_type, part, body);
+    immutable(answer.headers_mut(), etag);
+    answer
+}
+
+/// 200 or 206 with (a part of) a file of a build, under a name that may stand for another one later.
+pub fn contents(media_type: HeaderValue, etag: &str, part: &Part, body: Body) -> Answer {
+    let mut answer = part_of_file(media_type, part, body);
+    let headers = answer.headers_mut();
+    revalidated(headers, etag);
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(header::CONTENT_SECURITY_POLICY, SANDBOX);
+    answer
+}
+
+/// 200 with a body that is made anew for each request and is always the same, such as a listing, encoded for
+/// the way where the client accepts that.
+pub fn derived(media_type: HeaderValue, etag: &str, encoding: Option<Encoding>, body: Body) -> Answer {
+    let mut answer = with_status(StatusCode::OK, media_type, body);
+    let headers = answer.headers_mut();
+    revalidated(headers, etag);
+    headers.insert(header::VARY, HeaderValue::from_static("accept, accept-encoding"));
+    if let Some(encoding) = encoding {
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding.name()));
+    }
+    answer
+}
+
+fn part_of_file(media_type: HeaderValue, part: &Part, body: Body) -> Answer {
     let status = if matches!(part, Part::Whole(_)) { StatusCode::OK } else { StatusCode::PARTIAL_CONTENT };
     let mut answer = with_status(status, media_type, body);
     let headers = answer.headers_mut();
-    immutable(headers, etag);
     match *part {
         Part::Whole(length) => set_number(headers, header::CONTENT_LENGTH, length),
         Part::Slice { start, end, of } => {
@@ -154,6 +192,23 @@ pub fn not_modified(etag: &str) -> Answer {
     let mut answer = Response::new(empty());
     *answer.status_mut() = StatusCode::NOT_MODIFIED;
     immutable(answer.headers_mut(), Some(etag));
+    answer
+}
+
+/// 304 for what [`contents`] or [`derived`] answered before.
+pub fn still_the_same(etag: &str) -> Answer {
+    let mut answer = Response::new(empty());
+    *answer.status_mut() = StatusCode::NOT_MODIFIED;
+    revalidated(answer.headers_mut(), etag);
+    answer
+}
+
+/// 200 with a page that loads nothing.
+pub fn plain_page(html: String) -> Answer {
+    let mut answer = with_status(StatusCode::OK, HTML, full(html));
+    let policy =
+        HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; form-action 'self'");
+    answer.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
     answer
 }
 
@@ -244,6 +299,11 @@ fn immutable(headers: &mut HeaderMap, etag: Option<&str>) {
     if let Some(etag) = etag {
         set_text(headers, header::ETAG, etag);
     }
+}
+
+fn revalidated(headers: &mut HeaderMap, etag: &str) {
+    headers.insert(header::CACHE_CONTROL, REVALIDATE);
+    set_text(headers, header::ETAG, etag);
 }
 
 fn set_number(headers: &mut HeaderMap, name: HeaderName, value: Option<u64>) {

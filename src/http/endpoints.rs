@@ -6,15 +6,15 @@ use schemars::SchemaGenerator;
 
 use super::api::{
     AttributeDetails, AttributePage, BuildList, BuildsAnswer, BuildsRequest, CheckRequest, CollectRequest,
-    Explanation, IssueRequest, IssuedToken, MissingPathsAnswer, MissingPathsRequest, PackageSet,
-    PackageSetDetails, PathDetails, PinView, QueueStatus, RememberedFailure, RequestDetails, RetryRequest,
-    ServerStatus, TokenView,
+    DirectoryListing, Explanation, IssueRequest, IssuedToken, MissingPathsAnswer, MissingPathsRequest,
+    PackageSet, PackageSetDetails, PathDetails, PinView, QueueStatus, RememberedFailure, RequestDetails,
+    RetryRequest, ServerStatus, TokenView,
 };
 use super::endpoint::{Content, Endpoint, Verb};
 use super::traffic::RouteLabel;
 use super::{
-    builds, by_name, catalogue, explain, failures, info, listing, live, log, maintenance, nar, narinfo,
-    openapi, page, pins, put, realisation, status, tokens,
+    builds, by_name, catalogue, explain, failures, files, info, listing, live, log, maintenance, nar,
+    narinfo, openapi, page, pins, put, realisation, status, tokens,
 };
 use crate::caller::Action;
 
@@ -86,6 +86,32 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
              are wanted; an attribute is written as Nix writes it, percent-encoded",
         ),
         ..Endpoint::page("/get/<set>/<attribute>", by_name::download).taking_slashes()
+    },
+    Endpoint {
+        label: RouteLabel::File,
+        answer: Content::Media("application/json"),
+        summary: "listing of a store path's files, in the format of Nix",
+        form: Some("a listing is at /<hash>.ls, with the first 32 characters of a store path's name"),
+        ..Endpoint::cache("/<hash>.ls", files::listing)
+    },
+    Endpoint {
+        label: RouteLabel::File,
+        answer: Content::Media("application/octet-stream"),
+        summary: "one file of a store path; of a directory its entries, as a page or JSON",
+        form: Some("a file is at /file/<hash>/<path>, with the first 32 characters of a store path's name"),
+        ..Endpoint::page("/file/<hash>/<path>", files::file).taking_slashes()
+    },
+    Endpoint {
+        label: RouteLabel::File,
+        answer: Content::Json(SchemaGenerator::subschema_for::<DirectoryListing>),
+        summary: "entries of a store path, or the file that it is",
+        ..Endpoint::page("/file/<hash>/", files::root)
+    },
+    Endpoint {
+        label: RouteLabel::File,
+        answer: Content::Json(SchemaGenerator::subschema_for::<DirectoryListing>),
+        summary: "the same",
+        ..Endpoint::page("/file/<hash>", files::root)
     },
     Endpoint {
         label: RouteLabel::Page,

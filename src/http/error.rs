@@ -16,6 +16,7 @@ use super::traffic::RequestOutcome;
 use crate::auth::TooFast;
 use crate::caller::{Action, Refusal, Rejection};
 use crate::catalogue::NoSuchName;
+use crate::contents::{self, ResolveError};
 use crate::import::UploadError;
 use crate::index;
 use crate::model::FailureClass;
@@ -58,6 +59,8 @@ pub(super) enum Error {
     TokenInAddress,
     /// A path that is believed only of those who have the right to vouch.
     Unvouched(String),
+    /// Nobody may have it.
+    Forbidden(String),
     /// Something else came first.
     Conflict(String),
     /// Other methods are answered, named as in the header Allow.
@@ -149,7 +152,7 @@ impl Error {
             (Self::BadRequest(_) | Self::TokenInAddress, _) => StatusCode::BAD_REQUEST,
             (Self::Refused(refusal), _) if !refusal.wants_token() => StatusCode::FORBIDDEN,
             (Self::Refused(_) | Self::Rejected(_), _) => StatusCode::UNAUTHORIZED,
-            (Self::Unvouched(_), _) => StatusCode::FORBIDDEN,
+            (Self::Unvouched(_) | Self::Forbidden(_), _) => StatusCode::FORBIDDEN,
             (Self::Conflict(_), _) => StatusCode::CONFLICT,
             (Self::TooLarge(_), _) => StatusCode::PAYLOAD_TOO_LARGE,
             (Self::TooSlow, _) => StatusCode::REQUEST_TIMEOUT,
@@ -165,7 +168,7 @@ impl Error {
             }
             Self::Refused(refusal) if !refusal.wants_token() => ErrorReason::Refused,
             Self::Refused(_) | Self::Rejected(_) => ErrorReason::Unauthorized,
-            Self::Unvouched(_) => ErrorReason::Refused,
+            Self::Unvouched(_) | Self::Forbidden(_) => ErrorReason::Refused,
             Self::Conflict(_) => ErrorReason::Conflict,
             Self::MethodNotAllowed(_) => ErrorReason::MethodNotAllowed,
             Self::TooLarge(_) => ErrorReason::TooLarge,
@@ -205,6 +208,7 @@ impl Error {
             Self::NotFound(text)
             | Self::BadRequest(text)
             | Self::Unvouched(text)
+            | Self::Forbidden(text)
             | Self::Conflict(text)
             | Self::Unavailable(text)
             | Self::Internal(text) => text,
@@ -258,6 +262,29 @@ impl From<NoSuchName> for Error {
             NoSuchName::Index => Self::Internal(reason.to_string()),
             _ if reason.may_pass() => Self::unavailable(reason),
             _ => Self::not_found(reason),
+        }
+    }
+}
+
+impl From<contents::Error> for Error {
+    fn from(error: contents::Error) -> Self {
+        match error {
+            contents::Error::Index(error) => Self::index(&error, "contents cannot be looked up"),
+            contents::Error::Packer(packer::Error::NotToBeHad(reason)) => {
+                Self::unavailable(format_args!("not available at the moment: {reason}"))
+            }
+            contents::Error::Packer(error) => error.into(),
+            contents::Error::Evicted | contents::Error::Unreadable(_) => Self::unavailable(error),
+        }
+    }
+}
+
+impl From<ResolveError> for Error {
+    fn from(error: ResolveError) -> Self {
+        match error {
+            ResolveError::Contents(error) => error.into(),
+            ResolveError::NotFound { .. } | ResolveError::NotDirectory(_) => Self::not_found(error),
+            ResolveError::Leaves { .. } | ResolveError::TooManySymlinks => Self::Forbidden(error.to_string()),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The HTTP side: connections, and the handlers of endpoints (`endpoints.rs` has the table of them).
 //! Decides nothing about hashes (see `substitute`) and names no status code (see `answer.rs` and `error.rs`).
 
+mod accept;
 mod address;
 mod answer;
 mod api;
@@ -17,6 +18,7 @@ mod error;
 mod events;
 mod explain;
 mod failures;
+mod files;
 mod info;
 mod listing;
 mod live;
@@ -31,6 +33,7 @@ mod pattern;
 mod per_core;
 mod pins;
 mod put;
+mod range;
 mod realisation;
 mod request_body;
 mod response_future;
@@ -53,6 +56,7 @@ use crate::auth::{Auth, RateLimits, has_token};
 use crate::build::{Failures, Logs, Scheduler};
 use crate::caller::{Caller, may};
 use crate::catalogue::{Catalogue, NameResolver};
+use crate::contents::Contents;
 use crate::import::Importer;
 use crate::index::Index;
 use crate::nix::{DaemonLogs, Detected, Pool};
@@ -62,6 +66,7 @@ use crate::retention::Retention;
 use crate::retry::Retry;
 use crate::substitute::{OnMiss, Substitute, Wait};
 use crate::upstream::{Upstreams, Via};
+use accept::{Preference, preference};
 use address::Peer;
 pub use address::{PublicUrl, TrustedProxies};
 pub(crate) use api::{
@@ -107,6 +112,8 @@ pub struct AppState {
     pub requests: Requests,
     /// NARs.
     pub packer: Packer,
+    /// Files within NARs.
+    pub contents: Contents,
     /// Importer of pushes.
     pub importer: Importer,
     /// Retention and eviction.
@@ -290,8 +297,12 @@ impl Service {
             headers: head.headers,
             body,
         };
+        let audience = match endpoint.audience {
+            Audience::Person if preference(&call.headers) == Preference::Json => Audience::Api,
+            audience => audience,
+        };
         match (endpoint.handler)(call) {
-            Some(future) => (endpoint.label, endpoint.audience, future),
+            Some(future) => (endpoint.label, audience, future),
             None => unanswered(no_such_address()),
         }
     }

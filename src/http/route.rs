@@ -189,7 +189,7 @@ mod tests {
     fn an_address_with_other_methods_names_them() {
         for (method, path, allowed) in [
             (Method::POST, "/nix-cache-info", "GET, HEAD, PUT"),
-            (Method::POST, "/0123456789abcdfghijklmnpqrsvwxyz.ls", "PUT"),
+            (Method::POST, "/0123456789abcdfghijklmnpqrsvwxyz.ls", "GET, HEAD, PUT"),
             (Method::PUT, "/nobody-has-this", "GET, HEAD"),
             (Method::GET, "/api/v1/pins/a", "POST, DELETE"),
             (Method::DELETE, "/api/v1/catalogue", "GET, HEAD, POST"),
@@ -200,7 +200,7 @@ mod tests {
             assert_eq!(others, allowed, "{method} {path}");
         }
         assert!(matches!(find(&Method::HEAD, "/nobody-has-this"), Match::Nothing));
-        assert!(matches!(find(&Method::GET, "/0123456789abcdfghijklmnpqrsvwxyz.ls"), Match::Nothing));
+        assert!(matches!(find(&Method::GET, "/debuginfo/00"), Match::Nothing));
         assert!(matches!(find(&Method::HEAD, "/metrics"), Match::Endpoint(..)));
     }
 

@@ -26,6 +26,7 @@ pub(super) enum RouteLabel {
     Realisation,
     Log,
     Download,
+    File,
     Upload,
     Page,
     Api,
@@ -35,12 +36,13 @@ pub(super) enum RouteLabel {
     Unknown,
 }
 
-const LABELS: [(RouteLabel, &str); 11] = [
+const LABELS: [(RouteLabel, &str); 12] = [
     (RouteLabel::NarInfo, "narinfo"),
     (RouteLabel::Nar, "nar"),
     (RouteLabel::Realisation, "realisation"),
     (RouteLabel::Log, "log"),
     (RouteLabel::Download, "get"),
+    (RouteLabel::File, "file"),
     (RouteLabel::Upload, "upload"),
     (RouteLabel::Page, "page"),
     (RouteLabel::Api, "api"),

@@ -4,7 +4,9 @@
 
 mod ahead;
 mod count;
+mod listing;
 mod only_file;
+mod parts;
 mod tree;
 
 use std::io::{self, BufReader, Read, Write};
@@ -14,7 +16,9 @@ use nix_archive::nar::{Error as ArchiveError, Event};
 
 use crate::content_address::{Addressed, Of, Recomputed};
 use count::Counted;
+pub use listing::{EntryKind, LISTING_ENTRIES_MAX, Listing, ListingEntry};
 pub use only_file::only_file;
+pub use parts::{Part, PartKind, read_parts};
 
 /// Directories within directories at most.
 pub const DEPTH_MAX: usize = 64;

@@ -2,8 +2,10 @@
 
 mod builds;
 mod convert;
+mod files;
 mod types;
 
 pub use builds::*;
 pub(super) use convert::unix_seconds;
+pub use files::*;
 pub use types::*;

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 
 use askama::Template;
-use hyper::header::{self, HeaderMap};
+use hyper::HeaderMap;
 
 use super::super::Service;
+use super::super::accept::{Preference, preference};
 use super::super::answer::{self, Answer};
 use super::super::call::Call;
 use super::super::error::Error;
@@ -117,10 +118,9 @@ fn theme(headers: &HeaderMap) -> Option<Theme> {
     Theme::parse(cookie(headers, THEME_COOKIE)?)
 }
 
-/// True for a browser: it names HTML among what it takes.
+/// True for a browser, which prefers HTML.
 pub(super) fn wants_html(headers: &HeaderMap) -> bool {
-    let accept = headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
-    accept.is_some_and(|accept| accept.contains("text/html"))
+    preference(headers) == Preference::Html
 }
 
 /// The text of a page.
