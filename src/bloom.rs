@@ -66,7 +66,7 @@ impl BloomFilter {
         }
     }
 
-    /// Begins to fill it anew, for `count` hashes and some more. Hashes that are added from now on are in the
+    /// Starts to refill it, for `count` hashes and some more. Hashes that are added from now on are in the
     /// new filling, too; all others must be added before [`BloomFilter::filled`].
     pub fn begin(&self, count: u64) {
         let count = usize::try_from(count).unwrap_or(usize::MAX / 16);
@@ -86,7 +86,7 @@ impl BloomFilter {
         *self.write() = Fillings::default();
     }
 
-    /// Resolves when it has got too small, and is to be filled anew.
+    /// Resolves when it has got too small, and needs a refill.
     pub async fn outgrown(&self) {
         self.outgrown.notified().await;
     }

@@ -28,7 +28,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// The lost connection to the Nix daemon, if that is the reason.
+    /// The broken connection to the Nix daemon, if that is the reason.
     #[must_use]
     pub fn lost(&self) -> Option<String> {
         match self {

@@ -27,7 +27,7 @@ pub use unknown::UnknownWaits;
 pub use wait::{Exhausted, Wait, WaitEnd};
 use wait::{Obstacle, Unanswered};
 
-/// Age of a decision to build at which the next who asks for the same hash has it made anew.
+/// Age of a decision to build at which the next request for the same hash repeats it.
 const JOINED_FOR: Duration = Duration::from_secs(1);
 /// Reasons for the person who asked.
 const UNREADABLE: &str = "the index cannot be read";
@@ -51,7 +51,7 @@ pub struct Settings {
     pub build_from: Vec<Source>,
     /// Time for which a lost Nix daemon, an unavailable index, or upstreams in trouble, are waited for.
     pub transient_retry: Duration,
-    /// Time for which a client waits for what nobody knows yet.
+    /// Time for which a client waits for an unknown path.
     pub unknown_wait: Duration,
     /// The same as `transient_retry` for who only asks what is there, of upstreams and the index.
     pub report_retry: Duration,
@@ -107,7 +107,7 @@ pub enum Resolution {
     Ready(Arc<CachedNarInfo>),
     /// The path is being built, or will be.
     Wait(Ticket),
-    /// The path is not to be had.
+    /// The path is missing.
     Missing(Missing),
 }
 
@@ -154,14 +154,14 @@ pub struct Substitute {
     pub joined: RecentDecisions,
     /// Hashes whose trouble was waited out in vain a moment ago.
     pub exhausted: Exhausted,
-    /// Requests that wait for what nobody knows yet.
+    /// Requests that wait for an unknown path.
     pub unknown_waits: UnknownWaits,
     /// Sources and patience.
     pub settings: Settings,
 }
 
 impl Substitute {
-    /// Outcome for `hash`, if memory has it: the path is served, or nobody has it.
+    /// Outcome for `hash`, if memory has it: the path is served, or known to be missing.
     #[must_use]
     pub fn lookup_cached(&self, hash: StorePathHash, on_miss: &OnMiss) -> Option<Resolution> {
         let answer = self.in_memory(hash)?;
@@ -198,7 +198,7 @@ impl Substitute {
         }
     }
 
-    /// One attempt at `hash`: at hand, served, in the local store, in another cache, being built, failed
+    /// One attempt at `hash`: in memory, served, in the local store, in an upstream, being built, failed
     /// before, or to be built; else a reason. Waits for nothing.
     async fn decide(&self, hash: StorePathHash, on_miss: &OnMiss) -> Result<Resolution, Unanswered> {
         if let Some(answer) = self.in_memory(hash) {
@@ -236,7 +236,7 @@ impl Substitute {
     /// One attempt at `hash`, like that of a request for its narinfo, but nothing is joined.
     ///
     /// # Errors
-    /// When it is not to be had, or that cannot be told now.
+    /// The path is missing, or its state cannot be determined now.
     pub async fn locate(&self, hash: StorePathHash, on_miss: &OnMiss) -> Result<Located, Missing> {
         match self.in_memory(hash) {
             Some(Resolution::Ready(ready)) => return Ok(Located::Ready(ready)),
@@ -281,7 +281,7 @@ impl Substitute {
         let drv = match Box::pin(self.derivation_for(hash)).await? {
             Some(KnownDerivation { drv, no: None }) => drv,
             Some(KnownDerivation { drv, no: Some(no) }) => {
-                // What is known to fail is told first: it is so wherever it may be built.
+                // A remembered failure is answered first: it holds on every machine.
                 return Err(Box::pin(self.failure(&drv))
                     .await?
                     .map_or(no, |failure| Missing::Failed(Arc::new(failure))));
@@ -346,7 +346,7 @@ impl Substitute {
         let Some(found) = found else { return Ok(None) };
         let narinfo = self.adopter.narinfo(&found.hit).into();
         let ready = self.index.cache(found, narinfo);
-        // Whoever is told of a path will ask for its contents: they are not to go meanwhile.
+        // A client that has the narinfo asks for the NAR next, which must not be evicted until then.
         self.index.note_use(&ready);
         Ok(Some(ready))
     }
@@ -450,7 +450,7 @@ impl Substitute {
         Ok(Some(failure))
     }
 
-    /// True when all outputs of a derivation are in the Nix store; false where that cannot be told.
+    /// True when all outputs of a derivation are in the Nix store; false where that cannot be determined.
     async fn is_built(&self, drv: &StorePath) -> bool {
         let (store_dir, of) = (self.adopter.store_dir.clone(), drv.clone());
         let read = tokio::task::spawn_blocking(move || read_derivation(&store_dir, &of)).await;
@@ -467,7 +467,7 @@ impl Substitute {
 
 fn local_trouble(error: &LocalStoreError) -> Missing {
     match error.lost() {
-        // Logged by whoever tried to connect.
+        // Logged where the connection was attempted.
         Some(reason) => Missing::NoDaemon(reason),
         None => trouble(error, "the Nix store cannot be asked"),
     }

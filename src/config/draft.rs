@@ -15,7 +15,7 @@ use crate::{auth, build, catalogue, http, import, key, nar_store, nix, requests,
 
 pub(super) struct SettingsDraft {
     pub(super) settings: Settings,
-    /// Bytes that stay free on the disk, where somebody says so.
+    /// Bytes that stay free on the disk, where set.
     pub(super) min_free_bytes: Option<u64>,
     /// Socket of the daemon of the background lane.
     pub(super) background_daemon: Option<PathBuf>,

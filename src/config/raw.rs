@@ -92,7 +92,7 @@ impl RawContent {
 }
 
 impl RawValue {
-    /// A value that nobody wrote.
+    /// A default value.
     pub(super) fn of_default(content: RawContent) -> Self {
         Self { content, location: Location::Default }
     }

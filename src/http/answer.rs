@@ -216,7 +216,7 @@ pub fn plain_page(html: String) -> Answer {
 pub fn without_body(answer: Answer) -> Answer {
     let (mut parts, body) = answer.into_parts();
     if !parts.headers.contains_key(header::CONTENT_LENGTH) {
-        // An empty body was not made, since nobody would read it: it does not tell the length.
+        // The empty body of a HEAD request has no length of the contents.
         let length = hyper::body::Body::size_hint(&body).exact().filter(|bytes| *bytes > 0);
         set_number(&mut parts.headers, header::CONTENT_LENGTH, length);
     }

@@ -23,7 +23,7 @@ use crate::model::FailureClass;
 use crate::packer;
 use crate::substitute::Missing;
 
-/// Text for a person who reads a 404: Nix's memory of it, and the option that asks anew.
+/// Text for a person who reads a 404: Nix's negative cache, and the option that bypasses it.
 pub(super) const REMEMBERED: &str = "A Nix client remembers a 404 for an hour; with --option narinfo-cache-negative-ttl 0 it asks anew (of a \
      trusted user).";
 /// Text of an error that the index caused.

@@ -78,7 +78,7 @@ async fn pinned(service: &Service, caller: &Caller, what: Pinned) -> Result<Answ
             Some(_) => None,
             None => service.state.index.find(*hash).await.map_err(unreadable)?.map(|hit| hit.row.info.path),
         };
-        // A path that nobody knows has no name that a pattern could allow.
+        // An unknown path has no name that a pattern could allow.
         let name = path.as_ref().or(found.as_ref()).map_or("", |path| path.name());
         may_for(caller, Action::Pin, name).map_err(Error::Refused)?;
     }

@@ -54,7 +54,7 @@ pub enum Listener {
 /// The address cannot be listened on.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // A server that was stopped a moment ago leaves connections behind, which nobody uses any more.
+    // A server that was stopped a moment ago leaves unused connections behind.
     socket.set_reuseaddr(true)?;
     probe_clients(&socket)?;
     socket.bind(address)?;

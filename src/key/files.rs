@@ -87,13 +87,13 @@ pub fn rotate(state_dir: &Path, name: Option<KeyName>) -> Result<PublicKey, Erro
     let name = name.unwrap_or_else(|| successor(present.name()));
     ensure_free(state_dir, &name)?;
     let key = SecretKey::generate(name);
-    // In this order one of the two is the first at every moment, and neither is lost.
+    // In this order one of the two is the first at every moment, and neither file disappears.
     write(&further(state_dir, present.name())?, &present)?;
     write(&first, &key)?;
     Ok(key.public_key())
 }
 
-/// Removes a key, or forgets that one signed that was lost. Signatures that it made stay.
+/// Removes a key, or the record of a key whose file is missing. Signatures that it made stay.
 ///
 /// # Errors
 /// When it is the first, unknown, or cannot be removed.
@@ -102,7 +102,7 @@ pub fn retire(state_dir: &Path, name: &KeyName) -> Result<(), Error> {
     let mut found = Vec::new();
     for (number, file) in of(state_dir)?.into_iter().enumerate() {
         let key = match read(&file) {
-            // A first key that was lost is no reason to keep others.
+            // A missing first key does not prevent the removal of others.
             Err(Error::Read { source, .. }) if number == 0 && source.kind() == io::ErrorKind::NotFound => {
                 continue;
             }

@@ -1,4 +1,4 @@
-//! The signing keys of a cache: the first is what clients are told to trust, and all of them sign.
+//! The signing keys of a cache: all of them sign, and the first is shown to clients.
 //! Must never make a key beside paths that another one signed, and never print a secret.
 
 mod files;
@@ -117,7 +117,7 @@ pub struct WantedName {
     pub given: bool,
 }
 
-/// The keys that sign: one at least, each of another name, the first of which clients are told to trust.
+/// The keys that sign: at least one, each of another name; the first is shown to clients.
 #[derive(Debug)]
 pub struct Keys(Vec<SecretKey>);
 
@@ -192,7 +192,7 @@ impl Keys {
         Ok(Self(keys))
     }
 
-    /// Public keys, the one that clients are told to trust first.
+    /// Public keys; the first is shown to clients.
     pub fn public(&self) -> impl Iterator<Item = PublicKey> {
         self.0.iter().map(SecretKey::public_key)
     }

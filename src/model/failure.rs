@@ -1,4 +1,4 @@
-//! Builds that failed, requests that were refused, and how long nobody tries again.
+//! Failed builds and refused requests, with the time for which each is remembered.
 
 use std::time::SystemTime;
 
@@ -27,7 +27,7 @@ impl FailureClass {
     }
 }
 
-/// A derivation that was not built, with the reason and the time until which nobody tries again.
+/// A derivation that was not built, with the reason and the time until which it is not retried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// The derivation that was asked for.

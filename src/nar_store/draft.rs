@@ -60,7 +60,7 @@ impl Draft {
         Blob::File(BlobFile { file: Arc::clone(&self.file), bytes: 0 })
     }
 
-    /// Begins anew. Nobody may have read any of it.
+    /// Starts again from the first byte. No reader may have read any of it.
     ///
     /// # Errors
     /// When the file cannot be cut.

@@ -3,7 +3,7 @@
 //! plain NAR of 539 MB leaves at 5.4 GB/s for 0.18 s of CPU a GB, where a cache that copies (harmonia)
 //! reaches 1.6 GB/s for 0.57 s. Pages of the file are no memory of this program. The only file with `unsafe`.
 //! Applies only to files that never change once their bytes can be read, and to bytes that the kernel alone
-//! reads: if somebody cuts the file short, sending fails, where a read by this program would kill it. Not for
+//! reads: if the file is truncated, sending fails, where a read by this program would kill it. Not for
 //! small NARs (`small_cache.rs`).
 #![allow(unsafe_code)]
 

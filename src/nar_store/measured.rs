@@ -64,7 +64,7 @@ impl Blob {
     }
 }
 
-/// A stored file from its start on, whoever else reads it.
+/// A stored file from its start on, independent of other readers.
 struct StoredRead {
     file: Arc<File>,
     at: u64,

@@ -229,8 +229,8 @@ impl NarStore {
         self.plain.forget(nar);
     }
 
-    /// Removes the file of a NAR, and drops it from the caches; whoever reads it still gets all of it.
-    /// Returns true if there was one. Blocking.
+    /// Removes the file of a NAR, and drops it from the caches; readers that have it open still get all of
+    /// it. Returns true if there was one. Blocking.
     ///
     /// # Errors
     /// When it cannot be removed.
@@ -240,8 +240,8 @@ impl NarStore {
         Ok(removed)
     }
 
-    /// Moves the damaged file of a NAR out of the way, for whoever looks into the cause; it is not served any
-    /// more. Blocking.
+    /// Moves the damaged file of a NAR to the quarantine, for an investigation of the cause; it is not served
+    /// any more. Blocking.
     ///
     /// # Errors
     /// When it can neither be moved nor removed.

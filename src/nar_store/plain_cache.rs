@@ -112,7 +112,7 @@ impl PlainCache {
             }
             match open_file(&self.0.file_of(nar.hash)) {
                 Ok(Some(stored)) if stored.bytes() == nar.bytes => return Some(Nar::Stored(stored)),
-                // Deleted or cut short by somebody else.
+                // Deleted or truncated by another program.
                 _ => state.drop_entry(nar.hash),
             };
         }

@@ -17,7 +17,7 @@ use crate::decode;
 /// before, mostly by a slower method, and a client waits for it.
 const RECEIVED_ZSTD_LEVEL: i32 = 1;
 
-/// Time for which a NAR that nobody follows is still received: a client whose connection broke comes back in
+/// Time for which a NAR without a reader is still received: a client whose connection broke comes back in
 /// a moment.
 const UNFOLLOWED_MAX: Duration = Duration::from_secs(10);
 /// Bytes left, and part of the whole, at which a NAR is received to its end all the same.
@@ -31,7 +31,7 @@ pub fn file_bytes_max(nar_bytes: u64) -> u64 {
 }
 
 impl NarStore {
-    /// Writes the NAR that comes as `input` into `draft`: as it comes if that is zstd, else compressed anew.
+    /// Writes the NAR that comes as `input` into `draft`: unchanged if it is zstd, else recompressed.
     /// With `addressed`, the contents must be those that the path is named by. Blocking.
     ///
     /// # Errors
@@ -48,7 +48,7 @@ impl NarStore {
         let origin = Origin::Sent(addressed);
         let input = Bounded { input, left: file_bytes_max(promise.bytes_max()) };
         let (window, input) = decode::window_of(input).map_err(Error::Sent)?;
-        // With a larger window it is compressed anew, or each of its readers would need as much memory.
+        // With a larger window it is recompressed, or each of its readers would need as much memory.
         let is_kept = window.is_some_and(|bytes| bytes <= decode::STORED_WINDOW_BYTES_MAX);
         if compression == Compression::Zstd && is_kept {
             return receive_zstd(draft, input, promise, origin);

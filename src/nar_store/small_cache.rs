@@ -1,5 +1,5 @@
 //! Cache of small NARs in memory: a request for one of them waits for no thread and no file. Bounded in
-//! bytes. A NAR that was forgotten is not served any more, not even by somebody who read it just before.
+//! bytes. A forgotten NAR is not served any more, not even by a reader that has just looked it up.
 
 use std::sync::{Mutex, PoisonError};
 

@@ -75,7 +75,7 @@ pub struct NarDigest {
 /// Condition under which a NAR is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Promise {
-    /// Hash and size that somebody vouches for.
+    /// Promised hash and size.
     Exactly(NarDigest),
     /// Bytes of the plain NAR, at most; nothing else is known.
     AtMost(u64),
@@ -96,8 +96,8 @@ impl Promise {
 pub(super) enum Origin<'a> {
     /// Made here of a file tree, hence well-formed.
     Tree,
-    /// Sent by somebody, or read from a file that somebody sent; with the contents that its path is named by,
-    /// if they are to be proven.
+    /// Received from a peer, or read from a file that a peer sent; with the contents that its path is named
+    /// by, if they are to be proven.
     Sent(Option<&'a Addressed>),
 }
 
@@ -200,7 +200,7 @@ impl Read for Hashing {
     }
 }
 
-/// Passes all chunks to `take`; stops at the first error, and with it whoever makes the chunks.
+/// Passes all chunks to `take`; stops at the first error, and with it the producer of the chunks.
 fn take_all(
     chunks: Receiver<Arc<Vec<u8>>>,
     used: &Sender<Vec<u8>>,
@@ -216,7 +216,7 @@ fn take_all(
 /// Gives a chunk back to be filled again, once its last user has it.
 fn reuse(chunk: Arc<Vec<u8>>, used: &Sender<Vec<u8>>) {
     if let Some(chunk) = Arc::into_inner(chunk) {
-        // An error is the end, when nobody needs it.
+        // An error means that the consumer has gone.
         let _ = used.send(chunk);
     }
 }

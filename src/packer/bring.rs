@@ -1,5 +1,5 @@
 //! Bringing one NAR into the store: it is packed or fetched, recorded, and the GC roots of its paths are
-//! released. A NAR that nobody has is not served any more.
+//! released. A NAR without any source is not served any more.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
@@ -109,7 +109,7 @@ impl Inner {
         };
         if is_final {
             match (unservable, &reason) {
-                // Not promised any longer: the next request for its narinfo looks anew.
+                // Not promised any longer: the next request for its narinfo repeats the look-up.
                 (None, Some(reason)) => {
                     tracing::warn!(%path, reason, "stopped serving a path: neither an upstream nor the Nix store has it");
                 }
@@ -197,12 +197,12 @@ impl Inner {
         reading(move || inner.nars.blob(nar)).await.map_err(Error::Store)
     }
 
-    /// Stops serving a NAR that nobody has.
+    /// Stops serving a NAR without any source.
     pub(super) async fn forget(&self, path: &StorePath, nar: NarHash) {
         match self.index.forget_paths(nar).await {
             Ok(()) => {
                 let nars = self.nars.clone();
-                // A panic is told of by the runtime; the caches are bounded anyway.
+                // The runtime reports a panic; the caches are bounded anyway.
                 let _ = tokio::task::spawn_blocking(move || nars.forget(nar)).await;
                 self.release_roots(path, nar).await;
             }

@@ -1,6 +1,6 @@
 //! Fetching a NAR from the best upstream that gives it. Another one is tried only while no reader has seen
 //! any byte; an upstream that sent other contents, or nothing, is not believed about them for a while.
-//! Transient failures are retried for a while; a NAR that nobody gives is not served any more.
+//! Transient failures are retried for a while; a NAR without any source is not served any more.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -24,7 +24,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 
 /// Failure to fetch a NAR from one upstream.
 pub(super) struct NotFetched {
-    /// The draft, unless it was lost.
+    /// The draft, unless it was discarded.
     pub(super) draft: Option<Draft>,
     pub(super) reason: String,
     pub(super) fault: Blame,
@@ -51,7 +51,7 @@ struct FetchFailure {
     troubled: Vec<String>,
     /// True if some upstream was not asked.
     untried: bool,
-    /// True if no other attempt is to be made: the fault is here, or nobody waits.
+    /// True if no other attempt is to be made: the fault is local, or no reader is left.
     over: bool,
 }
 
@@ -91,7 +91,7 @@ impl Inner {
             let left = left?;
             if over || left.is_begun() {
                 if !over && troubled.is_empty() && !untried {
-                    // Not promised any longer: the next request for its narinfo looks anew.
+                    // Not promised any longer: the next request for its narinfo repeats the look-up.
                     self.forget(&row.info.path, row.info.nar_hash).await;
                 }
                 // Bytes that readers have seen stand: the next request begins with upstreams that were not

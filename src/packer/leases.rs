@@ -1,4 +1,4 @@
-//! Leases: a file that has no row yet is not swept while somebody holds a lease on its NAR. Taking one waits
+//! Leases: a file that has no row yet is not swept while a lease on its NAR is held. Taking one waits
 //! for a removal of the same NAR that is under way, so that a file cannot go between its commit and its row.
 //! Blocks, on threads that may wait; the lock guards the map alone.
 
@@ -62,7 +62,7 @@ impl Leases {
         Lease { nar, is_recorded: false, leases: self.clone() }
     }
 
-    /// Begins a removal; `None` while somebody has a lease, or another removal is under way.
+    /// Begins a removal; `None` while a lease is held or another removal is under way.
     pub(super) fn remove(&self, nar: NarHash) -> Option<RemovalGuard> {
         let mut state = self.state();
         if state.uses.contains_key(&nar) {
@@ -73,7 +73,7 @@ impl Leases {
         Some(RemovalGuard { nar, leases: self.clone() })
     }
 
-    /// True while somebody has a lease on the NAR.
+    /// True while a lease on the NAR is held.
     pub(super) fn is_leased(&self, nar: NarHash) -> bool {
         matches!(self.state().uses.get(&nar), Some(Use::Leased { .. }))
     }

@@ -205,7 +205,7 @@ impl Packer {
             let (nars, digest) = (self.0.nars.clone(), served.digest());
             let open = move || match nars.small(digest, Packed { file_hash, file_size }, form, epoch) {
                 Some(small) => (Some(small), None),
-                // An error is met again, and told, by whoever opens it for its bytes.
+                // The reader that opens it for its bytes meets and reports the same error.
                 None => (None, nars.blob(nar).ok().flatten()),
             };
             let opened = tokio::task::spawn_blocking(open).await;

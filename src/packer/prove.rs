@@ -79,7 +79,7 @@ impl Packer {
         let (inner, found) = (Arc::clone(&self.0), found.clone());
         self.0.tasks.optional("nar-proof", async move {
             let outcome = inner.prove(draft, &found).await;
-            // The next request begins anew, if it was not proven.
+            // The next request starts again, if it was not proven.
             drop(flight);
             tell.send_replace(Some(outcome));
         });

@@ -1,4 +1,4 @@
-//! Receiving: a NAR whose hash and size nobody has promised, as a push sends it. It is verified while it
+//! Receiving: a NAR of unknown hash and size, as a push sends it. It is verified while it
 //! streams in, committed, and protected from eviction by a lease until its sender has given it a row.
 
 use std::io::{self, Read};
@@ -64,7 +64,7 @@ impl Packer {
         Ok((received, lease))
     }
 
-    /// Bytes of a NAR at most that comes from elsewhere.
+    /// Largest received NAR, in bytes.
     #[must_use]
     pub fn nar_bytes_max(&self) -> u64 {
         self.0.nar_bytes_max()

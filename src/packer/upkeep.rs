@@ -57,7 +57,7 @@ pub enum Look {
 enum Removal {
     /// Deleted.
     Deleted,
-    /// Kept in the quarantine, for whoever looks into the cause.
+    /// Moved to the quarantine, for an investigation of the cause.
     Quarantined,
 }
 
@@ -106,7 +106,7 @@ impl Packer {
         if corruption.is_some() || look == Look::Size {
             return Ok(corruption);
         }
-        // A NAR that no path has is served to nobody.
+        // A NAR without a path is not served.
         let Some(path) = self.0.index.path_with_nar(row.nar_hash).await? else { return Ok(None) };
         let promised = NarDigest { hash: path.info.nar_hash, bytes: path.info.nar_size };
         let verified = match look {
@@ -193,7 +193,7 @@ impl Packer {
         });
     }
 
-    /// Removes the file of a NAR without a row, unless somebody has a lease on it. Returns true if it did.
+    /// Removes the file of a NAR without a row, unless a lease on it is held. Returns true if it did.
     ///
     /// # Errors
     /// When the index or the NAR store fails.

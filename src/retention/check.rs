@@ -1,6 +1,5 @@
-//! The check of what is stored: each packed NAR against its file, and all of the file against its hashes
-//! where that is wished; then the files that are on nobody's record. It runs beside everything else, and is
-//! told of line by line.
+//! The check of the NAR store: each packed NAR against its file, and with `contents` all of the file against
+//! its hashes; then the orphaned files. Runs beside everything else, and reports line by line.
 
 use std::fmt::Display;
 use std::time::{Duration, Instant};
@@ -48,7 +47,7 @@ struct Run {
 
 impl Retention {
     /// Begins to check, and gives the lines about it. The last one begins with `sound`, `repaired` or
-    /// `failed`. It ends early when nobody reads them.
+    /// `failed`. It ends early when the reader of its lines leaves.
     #[must_use]
     pub fn check(&self, check: Check) -> mpsc::Receiver<String> {
         let (lines, reading) = mpsc::channel(LINES_MAX);
@@ -91,7 +90,7 @@ impl Run {
             }
         }
         for nar in self.retention.0.packer.orphans().await? {
-            // One that does not go has come to be somebody's.
+            // A file that stays has got a row since.
             if !self.check.repair || self.retention.0.packer.discard(nar).await? {
                 self.tell(&nar, "its file is on nobody's record").await?;
             }
@@ -120,7 +119,7 @@ impl Run {
         let look = if self.check.verify { Look::Contents } else { Look::Size };
         let Some(flaw) = packer.inspect(row, look).await? else { return Ok(()) };
         if index.packed(row.nar_hash).await? != Some(*row) {
-            // It was evicted or put right meanwhile.
+            // It was evicted or repaired since.
             return Ok(());
         }
         let path = index.path_with_nar(row.nar_hash).await?;
@@ -128,7 +127,7 @@ impl Run {
         if self.check.repair {
             packer.repair(flaw).await?;
         } else if flaw.is_damage() {
-            // Whoever asks for it meanwhile would be given what nobody promised.
+            // A request during the repair would get unverified bytes.
             self.retention.set_aside(flaw).await?;
             fault.push_str("; it is not served any more");
         }

@@ -56,7 +56,7 @@ impl Eviction {
     /// The files are there still: they are no longer anybody's.
     ///
     /// # Errors
-    /// When the index fails. What was told of before has gone.
+    /// The index fails. Candidates that were reported before are evicted.
     pub async fn next(&mut self) -> Result<Option<Vec<Gone>>, Error> {
         loop {
             let gone = match self.stage.clone() {

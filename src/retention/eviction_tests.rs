@@ -149,7 +149,7 @@ async fn what_was_used_longest_ago_goes_first_and_no_more_than_must() {
 
 #[tokio::test]
 async fn what_a_path_needs_goes_after_it_however_long_ago_it_was_used_itself() {
-    // 2 needs 1, which needs 0; nobody has asked for those since.
+    // 2 needs 1, which needs 0; neither was requested since.
     let served = Served::packed(&[(1, &[]), (2, &[0]), (9, &[1]), (5, &[])]).await;
     for (limit, gone) in [(330, vec![3]), (220, vec![2]), (110, vec![1]), (0, vec![0])] {
         assert_eq!(served.evict(limit, NEVER).await, gone, "limit {limit}");

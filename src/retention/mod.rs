@@ -53,8 +53,8 @@ pub struct Settings {
     pub max_bytes: Option<u64>,
     /// Room that stays free on the file system of the NAR store.
     pub min_free: MinFree,
-    /// So long after its last use nothing is evicted: a client that was told of a path gets it, and all that
-    /// it refers to.
+    /// Time after its last use for which a path is not evicted: a client that has its narinfo gets it, and
+    /// all that it refers to.
     pub keep_used: Duration,
     /// Time in which all stored NARs are read and verified once; `None` is never.
     pub scrub_every: Option<Duration>,

@@ -1,11 +1,11 @@
-//! Limits of the NAR store when it is too full: all stands in one order, in which a path comes before what it
-//! refers to, and goes from the front until there is room. Plain code; loses nothing itself.
+//! Limits of a NAR store that is too full: all paths stand in one order, in which a path comes before what it
+//! refers to, and are evicted from the front until there is room. Plain code; evicts nothing itself.
 
 use std::time::SystemTime;
 
 use crate::room::Room;
 
-/// Of a file system, the part that stays free where nobody says how much, and bytes at most.
+/// The part of a file system that stays free by default, and bytes at most.
 const USUAL_FREE_PART: u64 = 20;
 const USUAL_FREE_BYTES_MAX: u64 = 4 * 1024 * 1024 * 1024;
 /// The part of the inodes that stays free, and how many at most.
@@ -42,7 +42,7 @@ impl MinFree {
         let short_of_inodes =
             room.inodes.is_some_and(|(total, free)| free < (total / FREE_INODES_PART).min(FREE_INODES_MAX));
         let by_bytes = (room.free_bytes < wanted).then(|| stored.saturating_sub(wanted - room.free_bytes));
-        // How many bytes go with an inode nobody knows: it is looked again after a part.
+        // The bytes that are freed with an inode are unknown: the limit is computed again after a part.
         let by_inodes = short_of_inodes.then(|| stored - stored / FREED_PART);
         [by_bytes, by_inodes].into_iter().flatten().min()
     }

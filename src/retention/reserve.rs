@@ -1,5 +1,5 @@
 //! The reserve: a file of no use but its room, given up on a full disk, where the index needs room to take
-//! anything out of itself. Made anew once there is room. Must never be the reason why a disk is full.
+//! anything out of itself. Recreated once there is room. Must never be the reason why a disk is full.
 
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -1,4 +1,4 @@
-//! The scrub: stored NARs are read and verified while nobody asks for them, a few bytes a second, so that
+//! The scrub: stored NARs are read and verified while the server is idle, a few bytes a second, so that
 //! damage is found before a client finds it. Gives way to everything else; begins anywhere, since a server
 //! may never run for a whole round.
 

@@ -15,7 +15,7 @@ use crate::retention::Retention;
 use crate::tasks::Tasks;
 use crate::upstream::{self, Upstreams};
 
-/// Handles of what is cached here and elsewhere.
+/// Handles of the local cache and of upstreams.
 pub(super) struct Caches {
     pub(super) upstreams: Upstreams,
     pub(super) packer: Packer,

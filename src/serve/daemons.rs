@@ -10,8 +10,8 @@ use crate::isolation;
 use crate::nix::{DaemonLogs, Detected, Detector, LocalStore, Pool};
 use crate::tasks::Tasks;
 
-/// Delay before Nix is asked what nobody waits for: it takes a core for a while, and the first clients come
-/// first.
+/// Delay before the look-ups that no client waits for: they take a core for a while, and the first clients
+/// come first.
 const ASK_NIX_AFTER: Duration = Duration::from_millis(100);
 
 /// Handles of the Nix daemons.

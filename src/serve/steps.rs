@@ -29,13 +29,13 @@ pub enum Error {
     /// The index cannot be used.
     #[error(transparent)]
     Index(#[from] index::Error),
-    /// A lost index cannot be made anew.
+    /// A missing index cannot be recovered.
     #[error("no index was made anew")]
     Recover(#[from] recover::Error),
     /// An upstream cannot be used.
     #[error(transparent)]
     Upstream(#[from] upstream::Error),
-    /// The background lane cannot be had.
+    /// The background lane is not available.
     #[error(transparent)]
     Background(#[from] isolation::BackgroundError),
     /// The address cannot be listened on.

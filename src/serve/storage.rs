@@ -38,7 +38,7 @@ pub(crate) struct Stores {
 }
 
 impl Stores {
-    /// SQLite and a directory in a state directory; a lost index is recovered first.
+    /// SQLite and a directory in a state directory; a missing index is recovered first.
     async fn open(state_dir: &Path, settings: &Settings, keys: &Keys) -> Result<Self, Error> {
         let [index, ledger, nar_dir] = [INDEX, LEDGER, NARS].map(|name| state_dir.join(name));
         let nars = using(&nar_dir, |dir| NarStore::open(dir, settings.nar_store))?;
@@ -83,7 +83,7 @@ impl Storage {
         Ok(Self { state_dir, store_dir, keys: Arc::new(keys), resign, index, nars, reserve, logs })
     }
 
-    /// Keys that clients trust; the first is the one that they are told of.
+    /// Keys that clients trust; the first is shown to them.
     pub(super) fn public_keys(&self) -> Vec<String> {
         self.keys.public().map(|key| key.to_string()).collect()
     }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::backoff::Backoff;
 
-/// Failures in a row after which nobody asks any more.
+/// Failures in a row after which the upstream is not asked any more.
 const FAILURES_MAX: u32 = 3;
 /// Shortest rest.
 const REST_MIN: Duration = Duration::from_secs(5);

@@ -323,7 +323,7 @@ impl Cache {
 
     fn answered(&self) {
         if self.breaker.answered(Instant::now()) {
-            // It may have been filled meanwhile, or have been another machine.
+            // It may have been filled since, or the address leads to another machine now.
             self.missing.invalidate_all();
             tracing::info!(upstream = self.name, "upstream answers again");
         }

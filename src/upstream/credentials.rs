@@ -17,7 +17,7 @@ const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 /// Bytes of a file with credentials at most.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Reason for which credentials cannot be had.
+/// Reason why credentials are not available.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The file cannot be read.

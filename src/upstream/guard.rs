@@ -27,7 +27,7 @@ pub(super) struct Guard {
     private: Option<bool>,
 }
 
-/// Reason for which a target is not asked. Shows no path and no query: these may hold somebody's credentials.
+/// Reason why a target is refused. Shows no path and no query: these may hold somebody's credentials.
 #[derive(Clone, Debug, thiserror::Error)]
 pub(super) enum TargetRefusal {
     /// Neither http nor https.

@@ -39,7 +39,7 @@ pub enum NarOutcome {
     Refused,
     /// Failed, or incomplete.
     Failed,
-    /// Failed for so long that its path is not served from there any more.
+    /// Failed beyond the time after which its path is not served from there any more.
     GivenUp,
 }
 

@@ -111,7 +111,7 @@ pub enum Error {
         /// The defect.
         reason: String,
     },
-    /// Its credentials cannot be had.
+    /// Its credentials are not available.
     #[error("an upstream's credentials cannot be read")]
     Credentials(#[from] CredentialsError),
 }
@@ -318,7 +318,7 @@ impl Upstreams {
         while let Some(answer) = asking.join_next().await {
             let Ok((rank, answer)) = answer else { continue };
             said[rank] = Some(answer);
-            // It is settled once the best of all that may have it is known to.
+            // Decided once the best of all upstreams that may have it is known to have it.
             let best = said.iter_mut().find(|said| {
                 !matches!(said, Some(CacheReply::Missing | CacheReply::Refused(_) | CacheReply::Failed(_)))
             });

@@ -23,7 +23,7 @@ const PIECES_WAITING_MAX: usize = 4;
 const STALL_BYTES_MIN: u64 = 1024;
 /// Breaks in a row, with little in between, after which a transfer is given up.
 const BREAKS_MAX: u32 = 4;
-/// So much between two breaks starts their count anew.
+/// Bytes between two breaks that reset their count.
 const PROGRESS_BYTES: u64 = 4 * 1024 * 1024;
 /// Shortest and longest pause after a break.
 const PAUSE_MIN: Duration = Duration::from_millis(200);

@@ -1,4 +1,4 @@
-//! Settings of what comes from elsewhere: other caches and package sets.
+//! Settings of other caches and of package sets.
 
 use std::path::PathBuf;
 use std::time::Duration;

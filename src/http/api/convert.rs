@@ -25,7 +25,7 @@ impl BuildItem {
             path: path.map(|path| path.in_dir(store_dir)),
             served,
         };
-        // Nothing is known of the path of a hash that nobody has.
+        // The path of an unknown hash is unknown, too.
         let outputs = outputs.into_iter().filter(|output| output.name.is_some() || output.path.is_some());
         Self {
             asked,

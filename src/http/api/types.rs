@@ -198,7 +198,8 @@ pub struct RunningBuild {
     pub seconds: u64,
     /// Number of the request that it is built for.
     pub request: Option<u64>,
-    /// True for a pre-build: nobody has asked for it, and it stops once someone waits for anything else.
+    /// True for a pre-build: no client has requested it, and it stops once a client waits for another
+    /// derivation.
     pub prebuild: bool,
 }
 
@@ -252,7 +253,7 @@ pub enum RequestPhase {
     },
     /// Every client left before anything of it was built.
     Dropped,
-    /// Cancelled by whoever asked for it.
+    /// Cancelled by its owner.
     Cancelled,
 }
 

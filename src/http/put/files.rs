@@ -54,7 +54,7 @@ pub(in crate::http) fn cache_info(call: Call<'_>) -> Option<ResponseFuture> {
     }))
 }
 
-/// The log of a build elsewhere; one of our own stays.
+/// The log of a build on another machine; a log of our own is not replaced.
 pub(in crate::http) fn log(call: Call<'_>) -> Option<ResponseFuture> {
     let drv = StorePath::parse(call.arguments[0]).ok().filter(StorePath::is_derivation)?;
     let (service, headers, body) = (call.service.clone(), call.headers, call.body);

@@ -99,7 +99,7 @@ async fn take(
     Ok(received?)
 }
 
-/// Passes the body on to its end, until it stalls, or until nobody reads it any more.
+/// Passes the body on to its end, until it stalls, or until its receiver is gone.
 async fn pass_on(body: &mut Incoming, mut feed: UploadFeed) {
     let (mut bytes_left, mut waited) = (PROGRESS_BYTES, Duration::ZERO);
     loop {

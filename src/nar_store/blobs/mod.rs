@@ -59,7 +59,7 @@ pub trait Blobs: Debug + Send + Sync {
     /// When the system call fails.
     fn room(&self) -> io::Result<Room>;
 
-    /// Moves a damaged blob out of the way, for whoever looks into the cause; deletes it where it cannot be
+    /// Moves a damaged blob out of the way, for an investigation of the cause; deletes it where it cannot be
     /// moved.
     ///
     /// # Errors
@@ -89,7 +89,7 @@ pub trait Upload: Debug + Send + Sync {
     }
 
     /// Makes the bytes durable under `key`, unless that has a blob already: of concurrent commits one wins,
-    /// and a blob never changes. The winner's blob is durable when this returns, whoever won.
+    /// and a blob never changes. The winner's blob is durable when this returns.
     ///
     /// # Errors
     /// When the storage fails; nothing is kept then.
