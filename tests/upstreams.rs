@@ -374,8 +374,9 @@ fn that_an_upstream_lacks_a_path_is_remembered_for_so_long_and_no_longer() {
     }
     std::fs::rename(&hidden, &narinfo).expect("moved");
     assert_eq!(cache.http.get(&address).status, 404);
-    assert!(begun.elapsed() < Duration::from_secs(3), "too slow to show anything: {:?}", begun.elapsed());
-    assert_eq!(upstream.server.seen_of(&address).len(), 1, "it was asked again and again");
+    // On a slow machine its time may be over by now, and it is asked once more for each.
+    let asked = upstream.server.seen_of(&address).len() as u64;
+    assert!(asked <= 1 + begun.elapsed().as_secs() / 3, "it was asked {asked} times");
     wait_until("the upstream is asked again", Duration::from_secs(6), || {
         cache.http.get(&address).status == 200
     });

@@ -21,6 +21,7 @@ use super::setup::{self, Setup};
 use super::source;
 use super::walk::{Attribute, Task, Walk};
 use super::{Catalogue, ConfiguredSet, RefreshState, Tools};
+use crate::backoff::Backoff;
 use crate::causes::with_causes;
 use crate::model::{GenerationSize, NewGeneration, Swapped};
 
@@ -42,7 +43,7 @@ impl Refresher {
     /// Refreshes what is due and what is wanted. Never ends.
     pub async fn run(self) {
         let mut due = Vec::new();
-        let mut retries = vec![0; self.catalogue.0.sets.len()];
+        let mut retries = vec![Backoff::new(RETRY_FIRST, RETRY_AFTER); self.catalogue.0.sets.len()];
         for set in &self.catalogue.0.sets {
             due.push(self.first_due(&set.settings).await);
         }
@@ -61,11 +62,13 @@ impl Refresher {
             if let Some(number) = next {
                 let set = &self.catalogue.0.sets[number];
                 let how = self.refresh(set).await;
-                retries[number] = if how == How::Well { 0 } else { retries[number] + 1 };
-                let every = set.settings.refresh;
+                let (every, retry) = (set.settings.refresh, &mut retries[number]);
                 let after = match how {
-                    How::Well => every,
-                    How::MayPass => Some(retry_after(retries[number]).min(every.unwrap_or(RETRY_AFTER))),
+                    How::Well => {
+                        retry.reset();
+                        every
+                    }
+                    How::MayPass => Some(retry.pause().min(every.unwrap_or(RETRY_AFTER))),
                     How::Failed => every.map(|every| every.min(RETRY_AFTER)),
                 };
                 due[number] = after.map(|after| Instant::now() + after);
@@ -346,11 +349,6 @@ enum VanishedDerivation {
     IsAnError,
     /// The error of its attributes.
     IsReported,
-}
-
-/// Delay after so many failed attempts in a row.
-fn retry_after(tries: u32) -> Duration {
-    RETRY_FIRST.saturating_mul(2_u32.saturating_pow(tries.saturating_sub(1))).min(RETRY_AFTER)
 }
 
 /// The result of a refresh.
