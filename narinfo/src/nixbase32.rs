@@ -43,7 +43,8 @@ pub(crate) fn encode(bytes: &[u8]) -> String {
 
 /// True where every character is a digit.
 pub(crate) fn are_digits(text: &[u8]) -> bool {
-    text.iter().all(|character| VALUES[usize::from(*character)] != FOREIGN)
+    // Without a branch for each character: this runs for each request.
+    text.iter().fold(0, |bits, character| bits | VALUES[usize::from(*character)]) != FOREIGN
 }
 
 /// The bytes that `text` spells; `None` when it has another length, a foreign character, or bits beyond the

@@ -150,7 +150,7 @@ impl Auth {
     /// The header has no valid token.
     pub fn authenticate(&self, header: &[u8]) -> Result<Arc<Grant>, Rejection> {
         let text = secret::credentials(header).ok_or(Rejection::Foreign)?;
-        if self.0.issuers.is_used() && UnverifiedJwt::is_form(&text) {
+        if self.has_issuers() && UnverifiedJwt::is_form(&text) {
             return match self.0.issuers.look(&text) {
                 JwtOutcome::Valid(grant) => Ok(grant),
                 JwtOutcome::Rejected(rejection) => Err(rejection),
@@ -174,13 +174,16 @@ impl Auth {
         Ok(Arc::clone(&known.grant))
     }
 
+    /// True where identity tokens of an issuer are trusted.
+    #[must_use]
+    pub fn has_issuers(&self) -> bool {
+        self.0.issuers.is_used()
+    }
+
     /// A wait for the keys of the issuer of the identity token in an Authorization header of this value;
     /// `None` where [`Auth::authenticate`] has all that it needs.
     #[must_use]
     pub fn keys_needed(&self, header: &[u8]) -> Option<impl Future<Output = ()> + Send + use<>> {
-        if !self.0.issuers.is_used() {
-            return None;
-        }
         let text = secret::credentials(header).filter(|text| UnverifiedJwt::is_form(text))?;
         if !matches!(self.0.issuers.look(&text), JwtOutcome::KeysNeeded) {
             return None;

@@ -1,6 +1,8 @@
 //! Answers that are no errors, with their headers. `error.rs` has the others; these two files alone know
 //! status codes.
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Response, StatusCode};
@@ -56,6 +58,19 @@ const PAGE_POLICY: HeaderValue = HeaderValue::from_static(
 const BUILDS: HeaderName = HeaderName::from_static(BUILDS_HEADER);
 /// Has reverse proxies pass each chunk on at once.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// Headers of every answer, with the media type to be replaced. A copy costs less than half of the
+/// instructions that adding them one by one does, and every hit needs them.
+static COMMON: LazyLock<HeaderMap> = LazyLock::new(|| {
+    let common = [
+        (header::CONTENT_TYPE, TEXT),
+        (header::CACHE_CONTROL, NO_STORE),
+        // A build's log and a reason may hold anything: never to be taken for a page.
+        (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (BUILDS, HeaderValue::from_static("1")),
+    ];
+    common.into_iter().collect()
+});
 
 /// 200 with a body in memory.
 pub fn ready(media_type: HeaderValue, body: impl Into<Bytes>) -> Answer {
@@ -285,11 +300,8 @@ pub(super) fn with_status(status: StatusCode, media_type: HeaderValue, body: Bod
     let mut answer = Response::new(body);
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
+    headers.clone_from(&COMMON);
     headers.insert(header::CONTENT_TYPE, media_type);
-    headers.insert(header::CACHE_CONTROL, NO_STORE);
-    // A build's log and a reason may hold anything: never to be taken for a page.
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(BUILDS, HeaderValue::from_static("1"));
     answer
 }
 

@@ -49,6 +49,7 @@ use std::time::Duration;
 
 use ::narinfo::{StoreDir, StorePathHash};
 use hyper::body::Incoming;
+use hyper::header::HeaderValue;
 use hyper::{HeaderMap, Method, Request, header};
 use tokio::sync::watch;
 
@@ -207,7 +208,10 @@ impl Service {
         request: &Request<B>,
         peer: Option<Peer>,
     ) -> Option<impl Future<Output = ()> + Send + use<B>> {
-        let value = request.headers().get(header::AUTHORIZATION).filter(|_| peer.is_some())?;
+        if peer.is_none() || !self.state.auth.has_issuers() {
+            return None;
+        }
+        let value = request.headers().get(header::AUTHORIZATION)?;
         self.state.auth.keys_needed(value.as_bytes())
     }
 
@@ -238,16 +242,16 @@ impl Service {
     /// The one place where a caller is made.
     fn caller(&self, headers: &HeaderMap, peer: Option<Peer>) -> Caller {
         let Some(peer) = peer else { return Caller::Admin };
-        let via = headers.get_all(header::VIA).iter().filter_map(|value| value.to_str().ok());
-        let via = Via::parse(via);
+        let Identification { authorization, is_relayed } = Identification::of(headers);
+        let via = || headers.get_all(header::VIA).iter().filter_map(|value| value.to_str().ok());
+        let via = if is_relayed { Via::parse(via()) } else { Via::default() };
         let address = peer.client(headers, &self.state.settings.trusted_proxies);
         let auth = &self.state.auth;
-        let rejected =
-            match headers.get(header::AUTHORIZATION).map(|value| auth.authenticate(value.as_bytes())) {
-                Some(Ok(grant)) => return Caller::Token { grant, address, via },
-                Some(Err(rejection)) => Some(rejection),
-                None => None,
-            };
+        let rejected = match authorization.map(|value| auth.authenticate(value.as_bytes())) {
+            Some(Ok(grant)) => return Caller::Token { grant, address, via },
+            Some(Err(rejection)) => Some(rejection),
+            None => None,
+        };
         Caller::Public { address, via, rights: auth.public(), rejected }
     }
 
@@ -305,6 +309,29 @@ impl Service {
             Some(future) => (endpoint.label, audience, future),
             None => unanswered(no_such_address()),
         }
+    }
+}
+
+/// Headers that tell who asks. Most requests have neither: one pass over the few that there are costs less
+/// than a look-up of each by its hash.
+#[derive(Default)]
+struct Identification<'r> {
+    authorization: Option<&'r HeaderValue>,
+    /// Has the header Via.
+    is_relayed: bool,
+}
+
+impl<'r> Identification<'r> {
+    fn of(headers: &'r HeaderMap) -> Self {
+        let mut found = Self::default();
+        for (name, value) in headers {
+            if *name == header::AUTHORIZATION {
+                found.authorization.get_or_insert(value);
+            } else if *name == header::VIA {
+                found.is_relayed = true;
+            }
+        }
+        found
     }
 }
 

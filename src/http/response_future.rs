@@ -11,6 +11,9 @@ use super::answer::{self, Answer};
 use super::error::{Audience, Error};
 use super::traffic::{AccessLine, RouteLabel, Tally, Traffic};
 
+/// Bytes of a body that the buffer of a socket takes at once, beside the head.
+const INSTANT_BYTES_MAX: u64 = 16 * 1024;
+
 /// An answer that is there or will be.
 pub(super) struct ResponseFuture {
     /// The body is not wanted.
@@ -44,6 +47,12 @@ impl ResponseFuture {
 
     fn at(stage: ResponseStage) -> Self {
         Self { head: false, audience: Audience::Person, tally: None, stage }
+    }
+
+    /// True where all of the answer is there, and a socket takes it at once.
+    pub(super) fn is_instant(&self) -> bool {
+        let ResponseStage::Ready(Some(answer)) = &self.stage else { return false };
+        answer.body().ready_bytes().is_some_and(|bytes| bytes <= INSTANT_BYTES_MAX)
     }
 
     /// The same for readers of this kind, who may not want its body.

@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 
 use super::Service;
 use super::address::Peer;
-use super::client_stream::ClientStream;
+use super::client_stream::{AnswerPace, ClientStream};
 use super::per_core::ConnectionThreads;
 use crate::tasks::Tasks;
 
@@ -130,15 +130,16 @@ async fn accept_all(
                 let _ = stream.set_nodelay(true);
                 threads.spawn(stream, |stream, guard| {
                     let settings = &service.state.settings;
-                    let stream = ClientStream::new(stream, settings.write_timeout);
+                    let pace = AnswerPace::default();
+                    let stream = ClientStream::new(stream, pace.clone(), settings.write_timeout);
                     let peer = Peer::new(client.ip(), &settings.trusted_proxies);
-                    connection(stream, Some((peer, guard.thread)), service, (open.clone(), guard))
+                    connection(stream, pace, Some((peer, guard.thread)), service, (open.clone(), guard))
                 })
             }),
             // Administrators are few: they share the main runtime. As on a connection thread, a panic ends
             // that connection alone, and draining waits for it.
             Listener::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                tokio::spawn(connection(stream, None, service, open.clone()));
+                tokio::spawn(connection(stream, AnswerPace::default(), None, service, open.clone()));
             }),
         };
         if let Err(error) = accepted {
@@ -156,6 +157,7 @@ async fn accept_failed(error: &io::Error) {
 /// connection closes.
 fn connection<S>(
     stream: S,
+    pace: AnswerPace,
     peer: Option<(Peer, usize)>,
     service: &Service,
     held: impl Send + 'static,
@@ -166,7 +168,11 @@ where
     let (answering, stop) = (service.clone(), service.clone());
     // Requests on the control socket have counters of their own.
     let (peer, thread) = peer.map_or((None, usize::MAX), |(peer, thread)| (Some(peer), thread));
-    let answer = service_fn(move |request| answering.answer(request, peer, thread));
+    let answer = service_fn(move |request| {
+        let answer = answering.answer(request, peer, thread);
+        pace.set(!answer.is_instant());
+        answer
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADERS_TIMEOUT)
