@@ -1,5 +1,5 @@
-//! The collection on demand: evicts what is above the limit and deletes orphaned files, or lists both in a dry
-//! run. Reports line by line, and runs to its end without a reader, too.
+//! The collection on demand: evicts what is above the limit and deletes orphaned files, or lists both in a
+//! dry run. Reports line by line, and runs to its end without a reader, too.
 
 use std::time::SystemTime;
 
@@ -10,8 +10,8 @@ use super::{Counted, Error, LINES_MAX, MinFree, Retention, Size};
 use crate::causes::with_causes;
 
 impl Retention {
-    /// Evicts what is above `max_bytes`, or above the limit of the settings, and deletes orphaned files; lists
-    /// both in a dry run. Returns the lines of its report; one that begins with `failed` is the last.
+    /// Evicts what is above `max_bytes`, or above the limit of the settings, and deletes orphaned files;
+    /// lists both in a dry run. Returns the lines of its report; one that begins with `failed` is the last.
     #[must_use]
     pub fn collect(&self, max_bytes: Option<u64>, dry_run: bool) -> mpsc::Receiver<String> {
         let (lines, reading) = mpsc::channel(LINES_MAX);
