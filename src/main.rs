@@ -2,11 +2,9 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
     ondine::cli::complete();
-    match ondine::cli::Cli::parse().run() {
+    match ondine::cli::Cli::from_command_line().run() {
         Ok(code) => code,
         Err(error) => {
             eprintln!("ondine: {error:#}");

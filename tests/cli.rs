@@ -167,7 +167,7 @@ fn a_taken_port_is_an_error_that_says_so() {
 fn status_asks_the_running_server_over_its_socket() {
     let (_store, _daemon, server) = a_server(&[]);
     let state_dir = server.state_dir();
-    let status = run(ondine(&["status", "--state-dir", text(&state_dir)])).must_succeed();
+    let status = run(ondine(&["status", "--json", "--state-dir", text(&state_dir)])).must_succeed();
     let status: serde_json::Value = serde_json::from_slice(&status.stdout).expect("JSON");
     assert_eq!(status["public_key"], server.public_key());
     assert_eq!(status["queue"]["requests"], serde_json::json!([]));

@@ -81,10 +81,10 @@ fn an_index_that_fails_is_an_error_of_the_server_and_not_the_absence_of_what_was
     assert!(error(&status, 500).contains("the index cannot be read"), "{}", status.text());
     let status: Value = serde_json::from_str(&status.text()).expect("JSON");
     assert_eq!(status["public_key"], ondine.public_key());
-    let shown = run(command(&ondine, "status", &[])).must_fail();
+    let shown = run(command(&ondine, "status", &["--json"])).must_fail();
     assert!(shown.stderr.contains("the index cannot be read"), "{shown}");
     assert!(shown.text().contains("\"queue\""), "what can be told is: {shown}");
-    for (name, arguments) in [("pin", &["a"][..]), ("pin", &[]), ("unpin", &["a"])] {
+    for (name, arguments) in [("pin", &["a"][..]), ("pins", &[]), ("unpin", &["a"])] {
         let failed = run(command(&ondine, name, arguments)).must_fail();
         assert!(failed.stderr.contains("index") && !failed.stderr.contains("500"), "{failed}");
     }

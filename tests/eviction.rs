@@ -270,7 +270,7 @@ fn a_pin_holds_a_closure_by_path_or_by_attribute_even_before_it_is_there() {
     // A pin outlives the server.
     assert!(cache.ondine.sigterm().success());
     cache.ondine.start_again();
-    let list = command(&cache.ondine, "pin", &[]).must_succeed().text();
+    let list = command(&cache.ondine, "pins", &[]).must_succeed().text();
     let rows: Vec<Vec<&str>> =
         list.lines().skip(1).map(|line| line.split_whitespace().skip(1).collect()).collect();
     let [by_path_name, listed_name] = [&by_path, &listed].map(|path| base_name(path.out()));

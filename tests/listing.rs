@@ -158,11 +158,11 @@ fn a_pin_names_its_set_and_one_that_may_be_of_several_is_refused_with_the_choice
     let (one, two) = (set("one", several), set("two", small("only-two")));
     let ondine = serve(&store, &[("team", &one, ""), ("other", &two, "index = 'lazy'")]);
     let out = |set: &PackageSet, attribute: &str| base_name(&set.paths(&store, attribute).1).to_owned();
-    let pinned = || command(&ondine, &["pin"]).must_succeed().text();
+    let pinned = || command(&ondine, &["pins"]).must_succeed().text();
 
     let refused = command(&ondine, &["pin", "greet"]).must_fail();
     assert!(refused.stderr.contains("team/greet") && refused.stderr.contains("other/greet"), "{refused}");
-    assert!(pinned().contains("nothing is pinned"));
+    assert!(pinned().contains("Nothing is pinned"));
     for (name, set) in [("team/greet", &one), ("other/greet", &two)] {
         let told = command(&ondine, &["pin", name]).must_succeed().text();
         assert!(told.contains(&out(set, "greet")) && told.lines().count() == 1, "{told}");

@@ -335,7 +335,7 @@ fn a_hash_a_path_a_derivation_and_a_name_are_explained() {
         let told = explain(what);
         assert_eq!((&told["asked"], &told["state"]), (&json!(what), &json!("served")), "{told}");
         assert_eq!(told["made_by"], json!(["this server"]), "{told}");
-        assert!(told["advice"].as_str().is_some_and(|advice| advice.contains("always-allow-substitutes")));
+        assert!(told["notes"][1].as_str().is_some_and(|note| note.contains("always-allow-substitutes")));
     }
     let (failing_drv, failing) = &paths[1];
     for what in ["failing", hash(failing), base_name(failing_drv)] {

@@ -19,6 +19,16 @@ fn ondine(arguments: &[&str]) -> Command {
     command
 }
 
+/// The commands that the help has, in groups.
+fn commands() -> Vec<String> {
+    let help = run(ondine(&["--help"])).must_succeed().text();
+    let groups = help.split("\nOptions:").next().expect("the commands");
+    let rows = groups.lines().filter_map(|line| line.strip_prefix("  ")?.split("  ").next());
+    let commands: Vec<String> = rows.flat_map(|names| names.split(", ")).map(str::to_owned).collect();
+    assert!(commands.contains(&"serve".to_owned()) && commands.len() > 8, "{help}");
+    commands
+}
+
 /// Candidates that bash offers for the last of these words.
 fn offered_by_bash(state_dir: &Path, words: &[&str]) -> Vec<String> {
     let program = Path::new(env!("CARGO_BIN_EXE_ondine")).parent().expect("a folder");
@@ -68,11 +78,7 @@ fn each_command_has_a_man_page_that_man_can_show() {
     let dir = tempfile::tempdir().expect("a folder");
     let pages = dir.path().join("new/man1");
     run(ondine(&["man", text(&pages)])).must_succeed();
-    let help = run(ondine(&["--help"])).must_succeed().text();
-    let commands = help.split("Commands:").nth(1).expect("the commands").lines().skip(1);
-    let commands: Vec<&str> = commands.map_while(|line| line.split_whitespace().next()).collect();
-    assert!(commands.contains(&"serve") && commands.len() > 8, "{help}");
-    for command in commands.into_iter().filter(|command| *command != "help") {
+    for command in commands().into_iter().filter(|command| command != "help") {
         let page = std::fs::read_to_string(pages.join(format!("ondine-{command}.1"))).expect("a page");
         assert!(page.contains(".SH SYNOPSIS"), "{page}");
     }
@@ -82,10 +88,8 @@ fn each_command_has_a_man_page_that_man_can_show() {
 
 #[test]
 fn the_help_of_each_command_fits_a_screen_or_is_in_groups() {
-    let help = run(ondine(&["--help"])).must_succeed().text();
-    let commands = help.split("Commands:").nth(1).expect("the commands").lines().skip(1);
-    for command in commands.map_while(|line| line.split_whitespace().next()) {
-        let shown = run(ondine(&["help", command])).must_succeed().text();
+    for command in commands() {
+        let shown = run(ondine(&["help", &command])).must_succeed().text();
         let is_heading = |line: &&str| line.ends_with(':') && !line.starts_with(' ') && *line != "Arguments:";
         let grouped = shown.lines().filter(is_heading).count() >= HEADINGS_MIN;
         assert!(

@@ -37,6 +37,8 @@ pub struct RunningView {
     pub derivation: String,
     /// Seconds since it was started.
     pub seconds: u64,
+    /// Seconds that such a build takes on average, once one was seen.
+    pub expected_seconds: Option<u64>,
     /// The request it is built for.
     pub request: Option<u64>,
     /// True for a pre-build: it is for nobody yet, and stopped once someone waits for anything else.

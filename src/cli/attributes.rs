@@ -3,12 +3,10 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::StateDir;
-use super::control::{self, OTHER_VERSION};
+use super::control::{OutputArgs, ServerArgs};
 use crate::escape::{Line, in_one_line};
 use crate::http::{AttributeLine, AttributePage};
 
@@ -27,14 +25,16 @@ pub(super) struct Attributes {
     #[arg(long)]
     system: Option<String>,
     #[command(flatten)]
-    state_dir: StateDir,
+    output: OutputArgs,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 impl Attributes {
     /// Fails when there is no such attribute.
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let Self { set, pattern, system, state_dir } = self;
-        let state_dir = state_dir.path()?;
+        let Self { set, pattern, system, output, server } = self;
+        let session = server.open()?;
         let encoded = |text: &str| utf8_percent_encode(text, NON_ALPHANUMERIC).to_string();
         let mut address = format!("/api/v1/catalogue/{}/?limit={PAGE}", encoded(&set));
         for (name, value) in [("q", &pattern), ("system", &system)] {
@@ -43,11 +43,11 @@ impl Attributes {
         let (mut after, mut count) = (String::new(), 0);
         let mut out = io::stdout().lock();
         loop {
-            let page = control::get(&state_dir, &format!("{address}&after={}", encoded(&after)))?;
-            let page: AttributePage = serde_json::from_str(&page).context(OTHER_VERSION)?;
+            let page: AttributePage = session.read(&format!("{address}&after={}", encoded(&after)))?;
             count += page.attributes.len();
             for attribute in &page.attributes {
-                writeln!(out, "{}", line(attribute))?;
+                let line = if output.json { serde_json::to_string(attribute)? } else { line(attribute) };
+                writeln!(out, "{line}")?;
             }
             match page.next {
                 Some(next) => after = next,

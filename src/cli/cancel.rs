@@ -4,20 +4,21 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::StateDir;
-use super::control::{self, WriteMethod};
+use super::control::{OutputArgs, ServerArgs, WriteMethod};
 
 #[derive(Args, Debug)]
 pub(super) struct Cancel {
-    /// Number of the request, as `ondine status` shows it
+    /// Number of the request, as `ondine queue` shows it
     number: u64,
     #[command(flatten)]
-    state_dir: StateDir,
+    output: OutputArgs,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 impl Cancel {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let path = format!("/api/v1/builds/{}", self.number);
-        control::follow(WriteMethod::Delete, &self.state_dir.path()?, &path)
+        self.server.open()?.follow(WriteMethod::Delete, &path, self.output)
     }
 }

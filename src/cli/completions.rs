@@ -3,12 +3,11 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io::Write;
-use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::Context;
-use clap::{Arg, Args, Command, CommandFactory, ValueEnum};
+use clap::{Arg, Args, Command, ValueEnum};
 use clap_complete::CompleteEnv;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
 use clap_complete::env::Shells;
@@ -16,7 +15,7 @@ use narinfo::StorePathHash;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 
-use super::{Cli, control};
+use super::control::ServerArgs;
 
 /// Variable by which a shell asks for candidates instead of running a command.
 const VARIABLE: &str = "ONDINE_COMPLETE";
@@ -24,8 +23,6 @@ const VARIABLE: &str = "ONDINE_COMPLETE";
 const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// Attributes that are asked for at most; a terminal shows no more.
 const ATTRIBUTES_MAX: usize = 200;
-/// State directory of the service, where nothing names another one and the user has none.
-const STATE_DIR_OF_THE_SERVICE: &str = "/var/lib/ondine";
 
 #[derive(Args, Debug)]
 pub(super) struct Completions {
@@ -63,7 +60,7 @@ pub fn complete() {
 
 /// The command line, with a source of candidates for each argument that names something of the server.
 fn command() -> Command {
-    with_candidates(Cli::command())
+    with_candidates(super::help::command())
 }
 
 fn with_candidates(command: Command) -> Command {
@@ -162,12 +159,25 @@ fn candidate(word: &str, text: &str, help: Option<String>) -> Option<CompletionC
 
 /// The server's answer, or nothing: a server that is down or slow has no candidates.
 fn ask(path: &str) -> Value {
-    let Some(state_dir) = state_dir() else { return Value::Null };
     let (sender, answer) = mpsc::channel();
     let path = path.to_owned();
-    std::thread::spawn(move || sender.send(control::get(&state_dir, &path)));
-    let answer = answer.recv_timeout(ANSWER_WITHIN).ok().and_then(Result::ok);
-    answer.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
+    std::thread::spawn(move || sender.send(asked(&path)));
+    answer.recv_timeout(ANSWER_WITHIN).ok().flatten().unwrap_or_default()
+}
+
+fn asked(path: &str) -> Option<Value> {
+    let named = |flag: &str, variable: &str| {
+        flag_value(flag).or_else(|| std::env::var_os(variable).filter(|value| !value.is_empty()))
+    };
+    let args = ServerArgs {
+        server: named("--server", "ONDINE_SERVER").and_then(|server| server.into_string().ok()),
+        token_file: named("--token-file", "ONDINE_TOKEN_FILE").map(Into::into),
+        ..ServerArgs::default()
+    };
+    let choice = args.choice(named("--state-dir", "ONDINE_STATE_DIR").map(Into::into));
+    let remote = choice.connect().ok()?;
+    let runtime = super::runtime().ok()?;
+    runtime.block_on(async { remote.get(path.trim_start_matches('/')).await?.json().await }).ok()
 }
 
 /// Words of the command line that is completed, which stand after `--` in the program's own.
@@ -175,13 +185,10 @@ fn completed_words() -> Vec<OsString> {
     std::env::args_os().skip_while(|word| word != "--").skip(1).collect()
 }
 
-/// State directory that the command would use: of its flag, its variable, or a default one.
-fn state_dir() -> Option<PathBuf> {
+/// Value of a flag on the command line that is completed. bash breaks words at an equals sign.
+fn flag_value(flag: &str) -> Option<OsString> {
     let words = completed_words();
-    let flag = words.iter().position(|word| word == "--state-dir").and_then(|at| words.get(at + 1)).cloned();
-    if let Some(named) = flag.or_else(|| std::env::var_os("ONDINE_STATE_DIR")) {
-        return Some(named.into());
-    }
-    let own = super::StateDir::default().path().ok().filter(|dir| dir.exists());
-    own.or_else(|| Some(STATE_DIR_OF_THE_SERVICE.into()))
+    let mut after = words.iter().skip_while(|word| *word != flag).skip(1).filter(|word| *word != "=");
+    let joined = words.iter().filter_map(|word| word.to_str()?.strip_prefix(flag)?.strip_prefix('='));
+    after.next().cloned().or_else(|| joined.map(OsString::from).next())
 }

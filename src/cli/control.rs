@@ -1,79 +1,94 @@
-//! Requests of commands to a server: which one, and its answers printed.
+//! Requests of commands to a server: which one, and its answers as text or JSON.
 
-use std::path::{Path, PathBuf};
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::runtime::Runtime;
 
 use super::StateDir;
-use crate::remote::{Error, Remote, ServerAddress, ServerChoice, ServerReply, reason};
-use crate::upstream::Credentials;
+use super::screen::Screen;
+use crate::remote::{Error, Remote, ServerChoice, ServerReply};
 
 /// Bytes of one line of a response at most.
 const LINE_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Time between two pictures of a command that watches.
+const WATCH_INTERVAL: Duration = Duration::from_secs(1);
+/// State directory of the service, which is looked at where nothing names another one.
+const STATE_DIR_OF_THE_SERVICE: &str = "/var/lib/ondine";
 
 /// Error for a response in an unknown form.
 pub(super) const OTHER_VERSION: &str =
     "the server's response cannot be parsed; run the command with the version of ondine that the server runs";
 
-/// The server of a command that can be run on another machine.
-#[derive(Args, Clone, Debug)]
+/// The server of a command.
+#[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Connection")]
 pub(super) struct ServerArgs {
     /// URL of the server [default: `server` in ~/.config/ondine/config.toml, else the server on this machine]
     #[arg(long, env = "ONDINE_SERVER", hide_env_values = true, value_name = "URL")]
-    server: Option<String>,
+    pub(super) server: Option<String>,
     /// File with a token [default: the variable ONDINE_TOKEN, ~/.config/ondine/config.toml, or a netrc file]
     #[arg(long, env = "ONDINE_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
-    token_file: Option<PathBuf>,
+    pub(super) token_file: Option<PathBuf>,
     #[command(flatten)]
-    state_dir: StateDir,
+    pub(super) state_dir: StateDir,
+}
+
+/// The form of a command's output.
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct OutputArgs {
+    /// Prints JSON
+    #[arg(long)]
+    pub(super) json: bool,
+}
+
+/// The repetition of a command.
+#[derive(Args, Clone, Copy, Debug)]
+pub(super) struct WatchArgs {
+    /// Shows it anew every second, until it is interrupted
+    #[arg(long, short)]
+    pub(super) watch: bool,
+}
+
+/// A server, and the runtime in which it is asked.
+pub(super) struct Session {
+    runtime: Runtime,
+    remote: Remote,
 }
 
 impl ServerArgs {
     /// A client of the server.
     pub(super) fn connect(self) -> Result<Remote, Error> {
-        let state_dir = self.state_dir.named();
-        let default_state_dir = self.state_dir.path().ok();
-        ServerChoice { server: self.server, token_file: self.token_file, state_dir, default_state_dir }
-            .connect()
+        self.choice(self.state_dir.named()).connect()
     }
-}
 
-fn local(state_dir: &Path) -> Result<Remote, Error> {
-    Remote::new(ServerAddress::of_state_dir(state_dir), Credentials::default())
+    /// The choice of a server, where this state directory is named.
+    pub(super) fn choice(&self, state_dir: Option<PathBuf>) -> ServerChoice {
+        let own = self.state_dir.clone().path().ok();
+        let default_state_dirs = own.into_iter().chain([STATE_DIR_OF_THE_SERVICE.into()]).collect();
+        ServerChoice {
+            server: self.server.clone(),
+            token_file: self.token_file.clone(),
+            state_dir,
+            default_state_dirs,
+        }
+    }
+
+    /// A session with the server; nothing is sent yet.
+    pub(super) fn open(self) -> anyhow::Result<Session> {
+        Ok(Session { runtime: super::runtime()?, remote: self.connect()? })
+    }
 }
 
 /// The path from the server's address on.
 fn relative(path: &str) -> &str {
     path.trim_start_matches('/')
-}
-
-/// Body of `GET path` from the server of `state_dir`.
-///
-/// # Errors
-/// The server cannot be reached, or reports an error.
-pub(super) fn get(state_dir: &Path, path: &str) -> anyhow::Result<String> {
-    let remote = local(state_dir)?;
-    Ok(super::runtime()?.block_on(async { remote.get(relative(path)).await?.text().await })?)
-}
-
-/// Prints the body of `GET path`.
-///
-/// # Errors
-/// When the server cannot be reached, or reports an error in a body that was printed all the same.
-pub(super) fn show(state_dir: &Path, path: &str) -> anyhow::Result<ExitCode> {
-    let remote = local(state_dir)?;
-    let body = super::runtime()?.block_on(remote.body_of(relative(path)))?;
-    match body {
-        Ok(text) => print!("{text}"),
-        Err(text) => {
-            print!("{text}");
-            bail!("{}", reason(&text));
-        }
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Method of a request that changes something.
@@ -83,61 +98,188 @@ pub(super) enum WriteMethod {
     Delete,
 }
 
-/// Prints each line of the server's progress as it arrives. The exit code is a failure when a line reports
-/// one. The server goes on when the command is ended.
-///
-/// # Errors
-/// The server cannot be reached, or reports an error.
-pub(super) fn follow(action: WriteMethod, state_dir: &Path, path: &str) -> anyhow::Result<ExitCode> {
-    let remote = local(state_dir)?;
-    super::runtime()?.block_on(async {
-        let path = relative(path);
-        print_lines(match action {
-            WriteMethod::Post => remote.post_nothing(path).await?,
-            WriteMethod::Delete => remote.delete(path).await?,
+impl Session {
+    /// A session with the server of this state directory.
+    pub(super) fn of_state_dir(state_dir: PathBuf) -> anyhow::Result<Self> {
+        let choice = ServerChoice { state_dir: Some(state_dir), ..ServerChoice::default() };
+        Ok(Self { runtime: super::runtime()?, remote: choice.connect()? })
+    }
+
+    /// Answer to `GET path`.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or reports an error.
+    pub(super) fn read<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
+        Ok(self.runtime.block_on(async { self.remote.get(relative(path)).await?.json().await })?)
+    }
+
+    /// Answer to a POST with arguments.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or reports an error.
+    pub(super) fn exchange<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        arguments: &impl Serialize,
+    ) -> anyhow::Result<T> {
+        Ok(self
+            .runtime
+            .block_on(async { self.remote.post(relative(path), arguments).await?.json().await })?)
+    }
+
+    /// Prints the answer to `GET path`: as it is, or as `render` shows it.
+    ///
+    /// # Errors
+    /// When the server cannot be reached, or reports an error, be it in an answer that was printed all the
+    /// same.
+    pub(super) fn show<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        output: OutputArgs,
+        render: impl Fn(&T, Screen) -> String,
+    ) -> anyhow::Result<ExitCode> {
+        let picture =
+            self.runtime.block_on(picture(&self.remote, path, output, Screen::stdout(), &render))?;
+        print!("{}", picture.text);
+        picture.error.map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
+    }
+
+    /// The same, again and again where that is wanted: in place on a terminal, else one after the other, each
+    /// JSON in a line.
+    ///
+    /// # Errors
+    /// As above; on a terminal it goes on with the next picture.
+    pub(super) fn watch<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        output: OutputArgs,
+        watch: WatchArgs,
+        render: impl Fn(&T, Screen) -> String,
+    ) -> anyhow::Result<ExitCode> {
+        if !watch.watch {
+            return self.show(path, output, render);
+        }
+        let screen = Screen::stdout();
+        if std::io::stdout().is_terminal() && !output.json {
+            let _whole = screen.take_whole()?;
+            return self.runtime.block_on(async {
+                loop {
+                    let text = match picture(&self.remote, path, output, screen, &render).await {
+                        Ok(picture) => picture.text,
+                        Err(error) => format!("{error:#}\n"),
+                    };
+                    screen.draw(&text)?;
+                    tokio::select! {
+                        pressed = tokio::signal::ctrl_c() => return Ok(pressed.map(|()| ExitCode::SUCCESS)?),
+                        () = tokio::time::sleep(WATCH_INTERVAL) => {}
+                    }
+                }
+            });
+        }
+        loop {
+            let picture = self.runtime.block_on(picture(&self.remote, path, output, screen, &render))?;
+            let text = match output.json {
+                true => serde_json::from_str::<serde_json::Value>(&picture.text)?.to_string(),
+                false => picture.text,
+            };
+            if let Some(error) = picture.error {
+                return Err(error.into());
+            }
+            // A reader that has gone ends it.
+            if writeln!(std::io::stdout(), "{text}").is_err() {
+                return Ok(ExitCode::SUCCESS);
+            }
+            std::thread::sleep(WATCH_INTERVAL);
+        }
+    }
+
+    /// Prints each line of the server's progress as it arrives. The exit code is a failure when a line
+    /// reports one. The server goes on when the command is ended.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or reports an error.
+    pub(super) fn follow(
+        &self,
+        action: WriteMethod,
+        path: &str,
+        output: OutputArgs,
+    ) -> anyhow::Result<ExitCode> {
+        self.runtime.block_on(async {
+            let path = relative(path);
+            let reply = match action {
+                WriteMethod::Post => self.remote.post_nothing(path).await?,
+                WriteMethod::Delete => self.remote.delete(path).await?,
+            };
+            print_lines(reply, output).await
         })
-        .await
-    })
+    }
+
+    /// The same for a POST with arguments.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or reports an error.
+    pub(super) fn post(
+        &self,
+        path: &str,
+        arguments: &impl Serialize,
+        output: OutputArgs,
+    ) -> anyhow::Result<ExitCode> {
+        self.runtime
+            .block_on(async { print_lines(self.remote.post(relative(path), arguments).await?, output).await })
+    }
 }
 
-/// The same for a POST with arguments.
-///
-/// # Errors
-/// The server cannot be reached, or reports an error.
-pub(super) fn post(
-    state_dir: &Path,
+/// An answer as it is shown.
+struct Picture {
+    text: String,
+    /// The error that the server reports beside it.
+    error: Option<Error>,
+}
+
+async fn picture<T: DeserializeOwned>(
+    remote: &Remote,
     path: &str,
-    arguments: &impl serde::Serialize,
-) -> anyhow::Result<ExitCode> {
-    let remote = local(state_dir)?;
-    super::runtime()?.block_on(async { print_lines(remote.post(relative(path), arguments).await?).await })
+    output: OutputArgs,
+    screen: Screen,
+    render: &impl Fn(&T, Screen) -> String,
+) -> anyhow::Result<Picture> {
+    let (body, error) = remote.body_of(relative(path)).await?;
+    let value = match (serde_json::from_str::<T>(&body), error) {
+        (Ok(value), error) => (value, error),
+        (Err(_), Some(error)) => return Err(error.into()),
+        (Err(error), None) => return Err(error).context(OTHER_VERSION),
+    };
+    let text = if output.json { body } else { render(&value.0, screen) };
+    Ok(Picture { text, error: value.1 })
 }
 
-/// Body of the answer to a POST with arguments.
-///
-/// # Errors
-/// The server cannot be reached, or reports an error.
-pub(super) fn exchange(
-    state_dir: &Path,
-    path: &str,
-    arguments: &impl serde::Serialize,
-) -> anyhow::Result<String> {
-    let remote = local(state_dir)?;
-    Ok(super::runtime()?.block_on(async { remote.post(relative(path), arguments).await?.text().await })?)
+/// A line of progress as JSON.
+#[derive(Serialize)]
+struct ProgressLine<'a> {
+    /// True where it reports a failure.
+    failed: bool,
+    line: &'a str,
 }
 
-async fn print_lines(mut reply: ServerReply) -> anyhow::Result<ExitCode> {
+async fn print_lines(mut reply: ServerReply, output: OutputArgs) -> anyhow::Result<ExitCode> {
     let (mut exit_code, mut line) = (ExitCode::SUCCESS, Vec::new());
     while let Some(chunk) = reply.next_chunk().await? {
         for byte in chunk {
             if byte == b'\n' {
-                if line.starts_with(b"failed:") {
+                let failed = line.starts_with(b"failed:");
+                if failed {
                     exit_code = ExitCode::FAILURE;
                 }
-                println!("{}", String::from_utf8_lossy(&line));
+                let text = String::from_utf8_lossy(&line);
+                match output.json {
+                    true => println!("{}", serde_json::to_string(&ProgressLine { failed, line: &text })?),
+                    false => println!("{text}"),
+                }
                 line.clear();
             } else if line.len() < LINE_BYTES_MAX {
                 line.push(byte);
+            } else {
+                bail!("{OTHER_VERSION}");
             }
         }
     }

@@ -1,26 +1,23 @@
 //! `ondine failures` and `retry`: failures that a running server remembers, and a new attempt.
 
 use std::process::ExitCode;
-use std::time::{Duration, UNIX_EPOCH};
 
-use anyhow::Context;
 use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::StateDir;
-use super::control::{self, OTHER_VERSION};
-use crate::escape::{Line, in_one_line};
+use super::control::{OutputArgs, ServerArgs};
+use super::screen::{Screen, TableField, Tone, time};
 use crate::http::{RememberedFailure, RetryRequest};
 
 /// Characters of a reason, at most.
 const REASON_CHARS_MAX: usize = 500;
-/// Unix seconds of a moment in the year 9999.
-const YEAR_9999: u64 = 253_400_000_000;
 
 #[derive(Args, Debug)]
 pub(super) struct FailuresCommand {
     #[command(flatten)]
-    state_dir: StateDir,
+    output: OutputArgs,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 #[derive(Args, Debug)]
@@ -31,15 +28,14 @@ pub(super) struct RetryCommand {
     #[arg(long)]
     forget_only: bool,
     #[command(flatten)]
-    state_dir: StateDir,
+    output: OutputArgs,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 impl FailuresCommand {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let failures = control::get(&self.state_dir.path()?, "/api/v1/failures")?;
-        let failures: Vec<RememberedFailure> = serde_json::from_str(&failures).context(OTHER_VERSION)?;
-        print!("{}", table(&failures));
-        Ok(ExitCode::SUCCESS)
+        self.server.open()?.show("/api/v1/failures", self.output, table)
     }
 }
 
@@ -47,29 +43,32 @@ impl RetryCommand {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let what = utf8_percent_encode(&self.what, NON_ALPHANUMERIC);
         let arguments = RetryRequest { forget_only: self.forget_only };
-        control::post(&self.state_dir.path()?, &format!("/api/v1/failures/{what}/retry"), &arguments)
+        let path = format!("/api/v1/failures/{what}/retry");
+        self.server.open()?.post(&path, &arguments, self.output)
     }
 }
 
-/// A line for each failure, and one for its reason.
-fn table(failures: &[RememberedFailure]) -> String {
+/// A row for each failure.
+fn table(failures: &Vec<RememberedFailure>, screen: Screen) -> String {
     if failures.is_empty() {
-        return "no failure is remembered\n".to_owned();
+        return "No failure is remembered.\n".to_owned();
     }
-    let mut table = format!("{:20}  {:20}  {:9}  DERIVATION\n", "SINCE", "UNTIL", "CLASS");
-    for failure in failures {
-        // The calendar of RFC 3339 ends with the year 9999.
-        let time = |unix: u64| {
-            humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(unix.min(YEAR_9999)))
+    let rows = failures.iter().map(|failure| {
+        let RememberedFailure { derivation, class, cause, reason, since, until, .. } = failure;
+        let tone = if class == "transient" { Tone::Warning } else { Tone::Bad };
+        let reason = match cause == derivation {
+            true => reason.clone(),
+            false => format!("cause: {cause}: {reason}"),
         };
-        let RememberedFailure { derivation, class, cause, reason, .. } = failure;
-        table += &format!("{}  {}  {class:9}  {derivation}\n", time(failure.since), time(failure.until));
-        if cause != derivation {
-            table += &format!("    cause: {cause}\n");
-        }
-        table += &format!("    {}\n", Line(in_one_line(reason, REASON_CHARS_MAX)));
-    }
-    table
+        vec![
+            TableField::text(time(*since)).tone(Tone::Dim),
+            TableField::text(time(*until)).tone(Tone::Dim),
+            TableField::text(class).tone(tone),
+            TableField::text(derivation),
+            TableField::short(&reason, REASON_CHARS_MAX),
+        ]
+    });
+    screen.table(&["SINCE", "UNTIL", "CLASS", "DERIVATION", "REASON"], rows)
 }
 
 #[cfg(test)]
@@ -88,14 +87,11 @@ mod tests {
             until: 86_700,
         };
         let expected = "\
-SINCE                 UNTIL                 CLASS      DERIVATION
-1970-01-02T00:00:00Z  1970-01-02T00:05:00Z  transient  a.drv
-    signal 9 and more
-1970-01-02T00:00:00Z  1970-01-02T00:05:00Z  transient  b.drv
-    cause: a.drv
-    signal 9 and more
+SINCE                 UNTIL                 CLASS      DERIVATION  REASON
+1970-01-02T00:00:00Z  1970-01-02T00:05:00Z  transient  a.drv       signal 9 and more
+1970-01-02T00:00:00Z  1970-01-02T00:05:00Z  transient  b.drv       cause: a.drv: signal 9 and more
 ";
-        assert_eq!(table(&[failure("a.drv"), failure("b.drv")]), expected);
-        assert_eq!(table(&[]), "no failure is remembered\n");
+        assert_eq!(table(&vec![failure("a.drv"), failure("b.drv")], Screen::default()), expected);
+        assert_eq!(table(&Vec::new(), Screen::default()), "No failure is remembered.\n");
     }
 }

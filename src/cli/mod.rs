@@ -8,6 +8,7 @@ mod cancel;
 mod completions;
 mod control;
 mod failures;
+mod help;
 mod installables;
 mod key;
 mod log;
@@ -15,10 +16,15 @@ mod man;
 #[cfg(test)]
 mod page;
 mod push;
+mod queue;
 mod results;
 mod retention;
+mod screen;
+mod sets;
+mod status;
 mod token;
 mod try_out;
+mod upstreams;
 mod use_server;
 mod why;
 
@@ -26,7 +32,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, FromArgMatches, Parser, Subcommand};
 
 use crate::catalogue::SetName;
 use crate::config::{self, RawSettings, StateDir};
@@ -34,7 +40,7 @@ use crate::nix;
 use crate::remote::{self, ErrorClass};
 use crate::serve::{self, Server};
 pub use completions::complete;
-use control::WriteMethod;
+use control::{OutputArgs, ServerArgs, WriteMethod};
 
 /// Threads of the runtime, whose tasks wait most of the time. Connections of clients, and work that takes a
 /// core, have threads of their own.
@@ -70,8 +76,20 @@ enum Command {
     /// Run it as the server's user, with the server's flags and variables: it tries the state directory, the
     /// keys, the index, the address and the Nix daemon, and creates nothing.
     CheckConfig(Box<CheckConfig>),
-    /// Prints the queue and the cache of a running server as JSON.
-    Status(StateDir),
+    /// Shows a server at a glance: address, keys, cache, queue, package sets, upstreams.
+    ///
+    /// As JSON it is the answer of `GET /api/v1/status`.
+    Status(status::Status),
+    /// Shows the queue of a server as it goes on, until it is interrupted.
+    Top(status::Top),
+    /// Shows the builds that run and the requests that wait, in their order.
+    Queue(queue::QueueCommand),
+    /// Lists the requests that wait, and the latest that have ended with their reasons.
+    Builds(queue::BuildsCommand),
+    /// Lists the package sets of a server.
+    Sets(sets::Sets),
+    /// Lists the upstreams of a server, their health and counts since its start.
+    Upstreams(upstreams::UpstreamsCommand),
     /// Checks a server, and shows or writes the lines by which the Nix of this machine uses it.
     ///
     /// The command says if Nix trusts the user, whose nix.conf is ignored otherwise. Doing it again changes
@@ -102,7 +120,9 @@ enum Command {
         /// Name of the package set [default: all]
         name: Option<String>,
         #[command(flatten)]
-        state_dir: StateDir,
+        output: OutputArgs,
+        #[command(flatten)]
+        server: ServerArgs,
     },
     /// Lists the failures that a running server remembers.
     ///
@@ -118,14 +138,17 @@ enum Command {
     Cancel(cancel::Cancel),
     /// Lists the attributes of a package set of a running server.
     ///
-    /// Each line has the attribute, a tab and the name of its derivation. It fails when there is none.
+    /// Each line has the attribute, a tab and the name of its derivation; with --json it is an object. It
+    /// fails when there is none.
     Attributes(attributes::Attributes),
-    /// Pins a path with its closure in the NAR store of a running server, or lists the pins.
+    /// Pins a path with its closure in the NAR store of a running server.
     ///
     /// What is pinned is never evicted.
     Pin(retention::Pin),
     /// Removes a pin.
     Unpin(retention::Unpin),
+    /// Lists the pins of a running server.
+    Pins(retention::PinList),
     /// Evicts what exceeds the limits of a running server, and removes orphaned files.
     ///
     /// It prints what was evicted, what could not be, and why.
@@ -176,6 +199,14 @@ struct CheckConfig {
 }
 
 impl Cli {
+    /// The command that the program was started with. Ends the program where that cannot be parsed, or asks
+    /// for help.
+    #[must_use]
+    pub fn from_command_line() -> Self {
+        let parsed = Self::from_arg_matches(&help::command().get_matches());
+        parsed.unwrap_or_else(|error| error.exit())
+    }
+
     /// Runs the command.
     ///
     /// # Errors
@@ -188,8 +219,13 @@ impl Cli {
             }
             Command::Key(key) => key.run()?,
             Command::CheckConfig(check) => check.run()?,
-            Command::Status(state_dir) => return control::show(&state_dir.path()?, "/api/v1/status"),
-            Command::Refresh { name, state_dir } => return refresh(name.as_deref(), &state_dir.path()?),
+            Command::Status(status) => return status.run(),
+            Command::Top(top) => return top.run(),
+            Command::Queue(queue) => return queue.run(),
+            Command::Builds(builds) => return builds.run(),
+            Command::Sets(sets) => return sets.run(),
+            Command::Upstreams(upstreams) => return upstreams.run(),
+            Command::Refresh { name, output, server } => return refresh(name.as_deref(), output, server),
             Command::Use(use_server) => return use_server.run(),
             Command::Build(build) => return build.run(),
             Command::Push(push) => return push.run(),
@@ -201,6 +237,7 @@ impl Cli {
             Command::Attributes(attributes) => return attributes.run(),
             Command::Pin(pin) => return pin.run(),
             Command::Unpin(unpin) => return unpin.run(),
+            Command::Pins(pins) => return pins.run(),
             Command::Gc(gc) => return gc.run(),
             Command::Fsck(fsck) => return fsck.run(),
             Command::Token(token) => return token.run(),
@@ -239,13 +276,13 @@ impl Serve {
     }
 }
 
-fn refresh(name: Option<&str>, state_dir: &Path) -> anyhow::Result<ExitCode> {
+fn refresh(name: Option<&str>, output: OutputArgs, server: ServerArgs) -> anyhow::Result<ExitCode> {
     let path = match name.map(SetName::new) {
         None => "/api/v1/catalogue".to_owned(),
         Some(Some(name)) => format!("/api/v1/catalogue/{name}"),
         Some(None) => anyhow::bail!("expected the name of a package set: letters, digits, _ and -"),
     };
-    control::follow(WriteMethod::Post, state_dir, &path)
+    server.open()?.follow(WriteMethod::Post, &path, output)
 }
 
 /// Address, public key, and the lines for nix.conf.

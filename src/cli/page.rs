@@ -23,12 +23,16 @@ are escaped (`\\u{1b}`).
 | 3 | the server cannot be reached |
 | 4 | the server refuses |
 
-Commands for administrators use the control socket in the server's state directory: run them as the server's
-user or as root. Commands for users take the server from `--server`, else from the user's file
-`~/.config/ondine/config.toml`, else they use the control socket. That file has the keys `server`, and `token`
-or `token-file`. A token comes from `--token-file`, the variable `ONDINE_TOKEN`, the server's URL, the user's
-file (for the server that it names), or a netrc file: `NETRC` or `~/.netrc`, then those of Nix. Any user name
-will do there.
+`--json` prints the answer of the HTTP API; commands that follow progress print an object with `failed` and
+`line` in each line. Colours and bars are for terminals alone; the variable `NO_COLOR` turns colours off.
+
+Every command that asks a server takes it from `--server`, else from the user's file
+`~/.config/ondine/config.toml`, else it uses the control socket of a server on this machine: that in
+`--state-dir`, `~/.local/state/ondine` or `/var/lib/ondine`. The control socket is for the server's user and
+root, who may do everything; elsewhere the rights of the token count. The user's file has the keys `server`,
+and `token` or `token-file`. A token comes from `--token-file`, the variable `ONDINE_TOKEN`, the server's URL,
+the user's file (for the server that it names), or a netrc file: `NETRC` or `~/.netrc`, then those of Nix. Any
+user name will do there.
 
 The variable `ONDINE_LOG` filters the log: a level (`error`, `warn`, `info`, `debug`, `trace`), or levels for
 parts of the program, such as `info,ondine::build=debug`.
@@ -43,7 +47,7 @@ fn the_command_line_page_says_what_the_program_says() {
     compare("docs/command-line.md", &page);
 }
 
-/// Describes each command that is no group of others.
+/// Descriptions of the commands that are no groups of others.
 fn commands(page: &mut String, group: &Command) {
     for command in group.get_subcommands().filter(|command| command.get_name() != "help") {
         match command.has_subcommands() {

@@ -1,25 +1,32 @@
-//! `ondine pin`, `unpin`, `gc` and `fsck`: retention and verification of NARs by a running server.
+//! `ondine pin`, `unpin`, `pins`, `gc` and `fsck`: retention and verification of NARs by a running server.
 
 use std::process::ExitCode;
-use std::time::{Duration, UNIX_EPOCH};
 
-use anyhow::Context;
 use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::StateDir;
-use super::control::{self, OTHER_VERSION, WriteMethod};
+use super::control::{OutputArgs, ServerArgs, WriteMethod};
+use super::screen::{Screen, TableField, Tone, time};
 use crate::config::bytes;
-use crate::escape::Line;
 use crate::http::{CheckRequest, CollectRequest, PinView};
 
 #[derive(Args, Debug)]
 pub(super) struct Pin {
     /// Store path, its hash, or attribute of a package set (`hello`, or `SET/hello` where several sets have
-    /// it), whose current outputs are pinned [default: list all pins]
-    what: Option<String>,
+    /// it), whose current outputs are pinned
+    what: String,
     #[command(flatten)]
-    state_dir: StateDir,
+    output: OutputArgs,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+#[derive(Args, Debug)]
+pub(super) struct PinList {
+    #[command(flatten)]
+    output: OutputArgs,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 #[derive(Args, Debug)]
@@ -27,7 +34,9 @@ pub(super) struct Unpin {
     /// Store path, its hash, or attribute that was pinned
     what: String,
     #[command(flatten)]
-    state_dir: StateDir,
+    output: OutputArgs,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 #[derive(Args, Debug)]
@@ -39,7 +48,9 @@ pub(super) struct Gc {
     #[arg(long, value_name = "BYTES", value_parser = bytes)]
     max_bytes: Option<u64>,
     #[command(flatten)]
-    state_dir: StateDir,
+    output: OutputArgs,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 #[derive(Args, Debug)]
@@ -51,60 +62,55 @@ pub(super) struct Fsck {
     #[arg(long)]
     repair: bool,
     #[command(flatten)]
-    state_dir: StateDir,
+    output: OutputArgs,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 impl Pin {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let state_dir = self.state_dir.path()?;
-        match self.what {
-            Some(what) => control::follow(WriteMethod::Post, &state_dir, &pin_path(&what)),
-            None => {
-                let pins = control::get(&state_dir, "/api/v1/pins")?;
-                let pins: Vec<PinView> = serde_json::from_str(&pins).context(OTHER_VERSION)?;
-                print!("{}", table(&pins));
-                Ok(ExitCode::SUCCESS)
-            }
-        }
+        self.server.open()?.follow(WriteMethod::Post, &pin_path(&self.what), self.output)
     }
 }
 
-/// A line for each pin: its time, its name and its path.
-fn table(pins: &[PinView]) -> String {
+impl PinList {
+    pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        self.server.open()?.show("/api/v1/pins", self.output, table)
+    }
+}
+
+/// A row for each pin.
+fn table(pins: &Vec<PinView>, screen: Screen) -> String {
     if pins.is_empty() {
-        return "nothing is pinned\n".to_owned();
+        return "Nothing is pinned.\n".to_owned();
     }
-    let width = pins.iter().map(|pin| Line(&pin.name).to_string().chars().count()).max().unwrap_or_default();
-    let mut table = format!("{:20}  {:width$}  HOLDS\n", "PINNED AT", "NAME");
-    for PinView { name, hash, path, pinned_at } in pins {
-        let at = humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(*pinned_at));
-        let name = Line(name).to_string();
+    let rows = pins.iter().map(|PinView { name, hash, path, pinned_at }| {
         let holds = match path {
-            Some(path) => path.clone(),
-            None => format!("{hash}, not served yet"),
+            Some(path) => TableField::text(path),
+            None => TableField::text(format!("{hash}, not served yet")).tone(Tone::Warning),
         };
-        table += &format!("{at}  {name:width$}  {holds}\n");
-    }
-    table
+        vec![TableField::text(time(*pinned_at)).tone(Tone::Dim), TableField::text(name), holds]
+    });
+    screen.table(&["PINNED AT", "NAME", "HOLDS"], rows)
 }
 
 impl Unpin {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        control::follow(WriteMethod::Delete, &self.state_dir.path()?, &pin_path(&self.what))
+        self.server.open()?.follow(WriteMethod::Delete, &pin_path(&self.what), self.output)
     }
 }
 
 impl Gc {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let arguments = CollectRequest { max_bytes: self.max_bytes, dry_run: self.dry_run };
-        control::post(&self.state_dir.path()?, "/api/v1/gc", &arguments)
+        self.server.open()?.post("/api/v1/gc", &arguments, self.output)
     }
 }
 
 impl Fsck {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let arguments = CheckRequest { verify: self.verify, repair: self.repair };
-        control::post(&self.state_dir.path()?, "/api/v1/fsck", &arguments)
+        self.server.open()?.post("/api/v1/fsck", &arguments, self.output)
     }
 }
 
@@ -124,13 +130,13 @@ mod tests {
             path: path.map(str::to_owned),
             pinned_at: 86_400,
         };
-        let pins = [pin("hello", Some("0123-hello-2.12")), pin("0123", None)];
+        let pins = vec![pin("hello", Some("0123-hello-2.12")), pin("0123", None)];
         let expected = "\
 PINNED AT             NAME   HOLDS
 1970-01-02T00:00:00Z  hello  0123-hello-2.12
 1970-01-02T00:00:00Z  0123   0123, not served yet
 ";
-        assert_eq!(table(&pins), expected);
-        assert_eq!(table(&[]), "nothing is pinned\n");
+        assert_eq!(table(&pins, Screen::default()), expected);
+        assert_eq!(table(&Vec::new(), Screen::default()), "Nothing is pinned.\n");
     }
 }

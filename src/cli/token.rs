@@ -1,14 +1,13 @@
 //! `ondine token`: tokens of clients of a running server.
 
 use std::process::ExitCode;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::StateDir;
-use super::control::{self, OTHER_VERSION, WriteMethod};
+use super::control::{OutputArgs, ServerArgs, WriteMethod};
+use super::screen::{Screen, TableField, time};
 use crate::config::lifetime;
 use crate::http::{IssueRequest, IssuedToken, TokenView};
 
@@ -20,13 +19,20 @@ pub(super) enum TokenCommand {
     /// Makes a token, and prints it this one time.
     New(NewTokenArguments),
     /// Lists the tokens, without their secrets.
-    List(StateDir),
+    List {
+        #[command(flatten)]
+        output: OutputArgs,
+        #[command(flatten)]
+        server: ServerArgs,
+    },
     /// Revokes a token: from then on it is refused.
     Revoke {
         /// Name or number of the token
         token: String,
         #[command(flatten)]
-        state_dir: StateDir,
+        output: OutputArgs,
+        #[command(flatten)]
+        server: ServerArgs,
     },
 }
 
@@ -49,30 +55,27 @@ pub(super) struct NewTokenArguments {
     #[arg(long, value_name = "NUMBER")]
     max_queued: Option<u64>,
     #[command(flatten)]
-    state_dir: StateDir,
+    output: OutputArgs,
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 impl TokenCommand {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
-            Self::New(new) => new.run()?,
-            Self::List(state_dir) => {
-                let tokens = control::get(&state_dir.path()?, TOKENS)?;
-                let tokens: Vec<TokenView> = serde_json::from_str(&tokens).context(OTHER_VERSION)?;
-                print!("{}", table(&tokens));
-            }
-            Self::Revoke { token, state_dir } => {
+            Self::New(new) => new.run(),
+            Self::List { output, server } => server.open()?.show(TOKENS, output, table),
+            Self::Revoke { token, output, server } => {
                 let path = format!("{TOKENS}/{}", utf8_percent_encode(&token, NON_ALPHANUMERIC));
-                return control::follow(WriteMethod::Delete, &state_dir.path()?, &path);
+                server.open()?.follow(WriteMethod::Delete, &path, output)
             }
         }
-        Ok(ExitCode::SUCCESS)
     }
 }
 
 impl NewTokenArguments {
     /// Prints the token alone, so that a script can take it.
-    fn run(self) -> anyhow::Result<()> {
+    fn run(self) -> anyhow::Result<ExitCode> {
         let request = IssueRequest {
             name: self.name,
             rights: self.may,
@@ -80,27 +83,23 @@ impl NewTokenArguments {
             expires_seconds: self.expires.map(|lifetime| lifetime.as_secs()),
             max_queued: self.max_queued,
         };
-        let issued = control::exchange(&self.state_dir.path()?, TOKENS, &request)?;
-        let IssuedToken { token, .. } = serde_json::from_str(&issued).context(OTHER_VERSION)?;
-        println!("{token}");
-        Ok(())
+        let issued: IssuedToken = self.server.open()?.exchange(TOKENS, &request)?;
+        match self.output.json {
+            true => println!("{}", serde_json::to_string(&issued)?),
+            false => println!("{}", issued.token),
+        }
+        Ok(ExitCode::SUCCESS)
     }
 }
 
-/// A line for each token.
-fn table(tokens: &[TokenView]) -> String {
+/// A row for each token.
+fn table(tokens: &Vec<TokenView>, screen: Screen) -> String {
     if tokens.is_empty() {
-        return "there is no token\n".to_owned();
+        return "There is no token.\n".to_owned();
     }
-    let time = |seconds: Option<u64>| match seconds {
-        Some(seconds) => {
-            humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
-        }
-        None => "never".to_owned(),
-    };
-    let width = tokens.iter().map(|token| token.name.len()).max().unwrap_or_default().max(4);
-    let mut table = format!("{:>4}  {:width$}  {:20}  {:20}  RIGHTS\n", "ID", "NAME", "EXPIRES", "LAST USED");
-    for TokenView { id, name, rights, only, expires_at, used_at, max_queued, .. } in tokens {
+    let moment = |unix: Option<u64>| unix.map_or_else(|| "never".to_owned(), time);
+    let rows = tokens.iter().map(|token| {
+        let TokenView { id, name, rights, only, expires_at, used_at, max_queued, .. } = token;
         let mut limits = rights.join(",");
         if !only.is_empty() {
             limits += &format!("; only {}", only.join(", "));
@@ -108,10 +107,15 @@ fn table(tokens: &[TokenView]) -> String {
         if let Some(max) = max_queued {
             limits += &format!("; at most {max} queued");
         }
-        let (expires, used) = (time(*expires_at), time(*used_at));
-        table += &format!("{id:>4}  {name:width$}  {expires:20}  {used:20}  {limits}\n");
-    }
-    table
+        vec![
+            TableField::number(id),
+            TableField::text(name),
+            TableField::text(moment(*expires_at)),
+            TableField::text(moment(*used_at)),
+            TableField::text(limits),
+        ]
+    });
+    screen.table(&["ID", "NAME", "EXPIRES", "LAST USED", "RIGHTS"], rows)
 }
 
 #[cfg(test)]
@@ -130,12 +134,13 @@ mod tests {
             used_at,
             max_queued: used_at,
         };
-        let tokens = [token(1, "ci", &[], None), token(12, "laptop", &["a-*", "b"], Some(86_400))];
-        let expected = "  ID  NAME    EXPIRES               LAST USED             RIGHTS
-   1  ci      never                 never                 read,push
-  12  laptop  1970-01-02T00:00:00Z  1970-01-02T00:00:00Z  read,push; only a-*, b; at most 86400 queued
+        let tokens = vec![token(1, "ci", &[], None), token(12, "laptop", &["a-*", "b"], Some(86_400))];
+        let expected = "\
+ID  NAME    EXPIRES               LAST USED             RIGHTS
+ 1  ci      never                 never                 read,push
+12  laptop  1970-01-02T00:00:00Z  1970-01-02T00:00:00Z  read,push; only a-*, b; at most 86400 queued
 ";
-        assert_eq!(table(&tokens), expected);
-        assert_eq!(table(&[]), "there is no token\n");
+        assert_eq!(table(&tokens, Screen::default()), expected);
+        assert_eq!(table(&Vec::new(), Screen::default()), "There is no token.\n");
     }
 }

@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use narinfo::StorePath;
 
-use super::control;
+use super::control::Session;
+use crate::http::{QueueStatus, RunningBuild};
 
 /// Time in which the temporary daemon must listen.
 const DAEMON_START_MAX: Duration = Duration::from_secs(20);
@@ -278,12 +279,12 @@ impl<'a> Demo<'a> {
 
     /// State of the server, in a few words.
     fn queue(&self) -> anyhow::Result<String> {
-        let status: serde_json::Value =
-            serde_json::from_str(&control::get(&self.state_dir(), "/api/v1/status")?)?;
-        let running = &status["queue"]["running"][0];
-        Ok(match (running["derivation"].as_str(), running["seconds"].as_u64()) {
-            (Some(drv), Some(seconds)) => format!("the server has been building {drv} for {seconds} s"),
-            _ => "the server has nothing to build".to_owned(),
+        let queue: QueueStatus = Session::of_state_dir(self.state_dir())?.read("/api/v1/queue")?;
+        Ok(match queue.running.first() {
+            Some(RunningBuild { derivation, seconds, .. }) => {
+                format!("the server has been building {derivation} for {seconds} s")
+            }
+            None => "the server has nothing to build".to_owned(),
         })
     }
 }

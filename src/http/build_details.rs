@@ -12,7 +12,7 @@ const LOG_LINES: usize = 20;
 
 pub(super) fn no_such_request(id: u64) -> Error {
     Error::NotFound(format!(
-        "no request has the number {id}, or it ended long ago; /api/v1/queue lists those that wait"
+        "no request has the number {id}, or it ended long ago; `ondine queue` lists those that wait"
     ))
 }
 

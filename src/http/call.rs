@@ -56,6 +56,13 @@ impl Call<'_> {
         self.caller.address().filter(|_| !self.head)
     }
 
+    /// The cache's address for this client: the public one, else that under which it has asked.
+    pub(super) fn client_url(&self) -> PublicUrl {
+        let state = &self.service.state;
+        let url = state.settings.public_url.clone().or_else(|| self.asked_url());
+        url.unwrap_or_else(|| state.url.clone())
+    }
+
     /// The address under which the client has asked, as far as it is known.
     pub(super) fn asked_url(&self) -> Option<PublicUrl> {
         self.peer.and_then(|peer| peer.asked_url(&self.headers))

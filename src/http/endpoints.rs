@@ -8,7 +8,7 @@ use super::api::{
     AttributeDetails, AttributePage, BuildList, BuildsAnswer, BuildsRequest, CheckRequest, CollectRequest,
     DirectoryListing, Explanation, IssueRequest, IssuedToken, MissingPathsAnswer, MissingPathsRequest,
     PackageSet, PackageSetDetails, PathDetails, PinView, QueueStatus, RememberedFailure, RequestDetails,
-    RetryRequest, ServerStatus, TokenView,
+    RetryRequest, ServerStatus, TokenView, UpstreamStatus,
 };
 use super::endpoint::{Content, Endpoint, Verb};
 use super::traffic::RouteLabel;
@@ -139,7 +139,7 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<ServerStatus>),
-        summary: "version, keys, contents of the cache, and the queue",
+        summary: "version, address, keys, contents of the cache, the queue, package sets and upstreams",
         ..Endpoint::api(Verb::Get, "/api/v1/status", Action::Read, status::server)
     },
     Endpoint {
@@ -153,6 +153,11 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         query: &[("derivation", "base name of the one derivation whose log is wanted")],
         is_page: true,
         ..Endpoint::api(Verb::Get, "/api/v1/events", Action::Read, live::get)
+    },
+    Endpoint {
+        answer: Content::Json(SchemaGenerator::subschema_for::<Vec<UpstreamStatus>>),
+        summary: "upstreams: their use, health and counts",
+        ..Endpoint::api(Verb::Get, "/api/v1/upstreams", Action::Read, status::upstreams)
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<RequestDetails>),

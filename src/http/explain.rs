@@ -91,6 +91,7 @@ async fn explanation(service: &Service, item: BuildItem) -> Result<Explanation, 
     }
     Ok(Explanation {
         advice: advice(&item),
+        notes: notes(&item),
         made_by,
         failed_since: failure.as_ref().map(|failure| unix_seconds(failure.failed_at)),
         retry_at: failure.as_ref().map(|failure| unix_seconds(failure.expires_at)),
@@ -99,18 +100,28 @@ async fn explanation(service: &Service, item: BuildItem) -> Result<Explanation, 
     })
 }
 
+/// Notes on clients that do not get what is served.
+fn notes(item: &BuildItem) -> Vec<String> {
+    match item.state {
+        BuildItemState::Served => vec![
+            REMEMBERED.to_owned(),
+            "A derivation with allowSubstitutes = false is fetched only with always-allow-substitutes = true (Nix \
+             2.19 and later), or by the path of its output."
+                .to_owned(),
+        ],
+        _ => Vec::new(),
+    }
+}
+
 fn advice(item: &BuildItem) -> String {
     let drv = item.derivation.as_deref().unwrap_or("DERIVATION");
     match item.state {
-        BuildItemState::Served => format!(
-            "fetch it with this cache as a substituter. {REMEMBERED} A derivation with allowSubstitutes = false is \
-             fetched only with always-allow-substitutes = true (Nix 2.19 and later), or by the path of its output."
-        ),
+        BuildItemState::Served => "fetch it with this cache as a substituter".to_owned(),
         BuildItemState::Building | BuildItemState::Queued => {
             "wait for it: a client that asks for it now is held until it is built".to_owned()
         }
-        BuildItemState::Known => "ask for it, and it is built: with this cache as a substituter, by POST \
-                                  /api/v1/builds, or by its name"
+        BuildItemState::Known => "ask for it, and it is built: with this cache as a substituter, with \
+                                  `ondine build`, or by its name"
             .to_owned(),
         BuildItemState::Failed => format!(
             "read the log, and repair what failed; `ondine retry {drv}` builds it again at once, and after the time \

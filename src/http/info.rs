@@ -12,8 +12,7 @@ use super::response_future::ResponseFuture;
 /// Instructions for the person who opens the cache's address, and all endpoints.
 pub(super) fn home(call: Call<'_>) -> Option<ResponseFuture> {
     let state = &call.service.state;
-    let url = state.settings.public_url.clone().or_else(|| call.asked_url());
-    let url = url.unwrap_or_else(|| state.url.clone());
+    let url = call.client_url();
     let key = state.public_keys.first().map_or("", String::as_str);
     let text = format!(
         "Ondine: a Nix binary cache that builds what it is missing.\n\n\

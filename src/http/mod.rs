@@ -71,8 +71,9 @@ use accept::{Preference, preference};
 use address::Peer;
 pub use address::{PublicUrl, TrustedProxies};
 pub(crate) use api::{
-    AttributeLine, AttributePage, CheckRequest, CollectRequest, IssueRequest, IssuedToken, PinView,
-    RememberedFailure, RetryRequest, TokenView,
+    AttributeLine, AttributePage, BuildList, CheckRequest, CollectRequest, IssueRequest, IssuedToken,
+    PackageSet, PinView, QueueStatus, RememberedFailure, RequestPhase, RequestStatus, RetryRequest,
+    RunningBuild, ServerStatus, TokenView, UpstreamHealth, UpstreamMode, UpstreamStatus,
 };
 use call::Call;
 use endpoint::{Endpoint, Verb};

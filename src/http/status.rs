@@ -6,6 +6,7 @@ use super::Service;
 use super::answer::{self, json};
 use super::api::{CacheCounts, PathComparison, PathDetails, QueueStatus, ServerStatus, UpstreamStatus};
 use super::call::Call;
+use super::catalogue;
 use super::error::{self, Error, INDEX_UNREADABLE};
 use super::response_future::ResponseFuture;
 use crate::index::{self, Index, Unfit};
@@ -15,14 +16,20 @@ const METRICS_END: &str = "# EOF\n";
 
 pub(super) fn server(call: Call<'_>) -> Option<ResponseFuture> {
     let service = call.service.clone();
+    let url = call.client_url().to_string();
     Some(ResponseFuture::pending(async move {
-        let (status, is_failing) = server_status(&service).await;
+        let (status, is_failing) = server_status(&service, url).await;
         Ok(if is_failing { error::partly(&status) } else { json(&status) })
     }))
 }
 
 pub(super) fn queue(call: Call<'_>) -> Option<ResponseFuture> {
     Some(ResponseFuture::ready(json(&QueueStatus::from(call.service.state.builds.snapshot()))))
+}
+
+/// Upstreams, their use, health and counts.
+pub(super) fn upstreams(call: Call<'_>) -> Option<ResponseFuture> {
+    Some(ResponseFuture::ready(json(&upstream_list(call.service))))
 }
 
 pub(super) fn path(call: Call<'_>) -> Option<ResponseFuture> {
@@ -40,8 +47,13 @@ pub(super) fn metrics(call: Call<'_>) -> Option<ResponseFuture> {
     Some(ResponseFuture::ready(answer::ready(answer::OPENMETRICS, text + METRICS_END)))
 }
 
-/// The state of the server; true beside it where its index cannot be relied on.
-pub(super) async fn server_status(service: &Service) -> (ServerStatus, bool) {
+fn upstream_list(service: &Service) -> Vec<UpstreamStatus> {
+    service.state.upstreams.views().into_iter().map(UpstreamStatus::from).collect()
+}
+
+/// The state of the server for a client that has asked under this address; true beside it where its index
+/// cannot be relied on.
+pub(super) async fn server_status(service: &Service, url: String) -> (ServerStatus, bool) {
     let state = &service.state;
     let counts = state.index.counts().await.inspect_err(|error| {
         tracing::error!(error = error as &dyn std::error::Error, "the index cannot be read");
@@ -53,14 +65,16 @@ pub(super) async fn server_status(service: &Service) -> (ServerStatus, bool) {
     let error =
         unfit.map(|unfit| unfit.to_string()).or_else(|| counts.is_err().then(|| INDEX_UNREADABLE.to_owned()));
     let status = ServerStatus {
-        version: env!("CARGO_PKG_VERSION"),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
         store_dir: state.store_dir.to_string(),
+        url,
         public_key: state.public_keys.first().cloned(),
         public_keys: state.public_keys.clone(),
         error,
         cache: counts.ok().map(CacheCounts::from),
         queue: state.builds.snapshot().into(),
-        upstreams: state.upstreams.health().into_iter().map(UpstreamStatus::from).collect(),
+        package_sets: catalogue::sets(service).await.ok(),
+        upstreams: upstream_list(service),
     };
     (status, is_failing)
 }

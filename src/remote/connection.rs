@@ -52,6 +52,24 @@ pub struct Remote {
     shown: String,
 }
 
+/// The head of an answer that is no success.
+struct ErrorHead {
+    code: u16,
+    location: String,
+    is_ondine: bool,
+}
+
+impl ErrorHead {
+    fn of(response: &Response) -> Self {
+        let location = response.headers().get(LOCATION).and_then(|to| to.to_str().ok());
+        Self {
+            code: response.status().as_u16(),
+            location: location.unwrap_or_default().to_owned(),
+            is_ondine: response.headers().contains_key(BUILDS_HEADER),
+        }
+    }
+}
+
 /// A successful answer, whose body is still arriving.
 #[derive(Debug)]
 pub struct ServerReply {
@@ -135,16 +153,17 @@ impl Remote {
         self.send(self.request(Method::GET, path)?, limit).await
     }
 
-    /// The body of `GET path`, as `Err` where the server reports an error in it.
+    /// The body of `GET path`, and the error that the server reports with it: a body may have a part of what
+    /// was asked for all the same.
     ///
     /// # Errors
     /// When there is no answer.
-    pub async fn body_of(&self, path: &str) -> Result<Result<String, String>, Error> {
-        let sent = self.request(Method::GET, path)?.send().await;
-        let response = sent.map_err(|error| self.unreachable(&error))?;
-        let is_success = response.status().is_success();
+    pub async fn body_of(&self, path: &str) -> Result<(String, Option<Error>), Error> {
+        let response = self.answer(self.request(Method::GET, path)?, ANSWER_TIMEOUT).await?;
+        let (is_success, head) = (response.status().is_success(), ErrorHead::of(&response));
         let text = ServerReply { response, server: self.shown.clone() }.text().await?;
-        Ok(if is_success { Ok(text) } else { Err(text) })
+        let error = (!is_success).then(|| self.error(head, &text));
+        Ok((text, error))
     }
 
     /// The answer to `DELETE path`.
@@ -195,32 +214,35 @@ impl Remote {
     }
 
     async fn send(&self, request: RequestBuilder, limit: Duration) -> Result<ServerReply, Error> {
+        let response = self.answer(request, limit).await?;
+        if response.status().is_success() {
+            return Ok(ServerReply { response, server: self.shown.clone() });
+        }
+        let head = ErrorHead::of(&response);
+        let reply = ServerReply { response, server: self.shown.clone() };
+        Err(self.error(head, &reply.text().await.unwrap_or_default()))
+    }
+
+    /// The answer, whatever its status.
+    async fn answer(&self, request: RequestBuilder, limit: Duration) -> Result<Response, Error> {
         let sent = tokio::time::timeout(limit, request.send()).await;
         let response = sent.map_err(|_| Error::Unreachable {
             server: self.shown.clone(),
             reason: format!("no answer came within {}", humantime::format_duration(limit)),
         })?;
-        let response = response.map_err(|error| self.unreachable(&error))?;
-        if response.status().is_success() {
-            return Ok(ServerReply { response, server: self.shown.clone() });
-        }
-        Err(self.error(response).await)
+        response.map_err(|error| self.unreachable(&error))
     }
 
     /// The error for an answer that is no success.
-    async fn error(&self, response: Response) -> Error {
+    fn error(&self, head: ErrorHead, text: &str) -> Error {
         let server = self.shown.clone();
-        let code = response.status().as_u16();
+        let ErrorHead { code, location, is_ondine } = head;
         if (300..400).contains(&code) {
-            let to = response.headers().get(LOCATION).and_then(|to| to.to_str().ok()).unwrap_or_default();
-            let to = crate::upstream::without_secrets(to);
+            let to = crate::upstream::without_secrets(&location);
             let reason = format!("it redirects to {}; give that address", Lines(to));
             return Error::Unreachable { server, reason };
         }
-        let is_ondine = response.headers().contains_key(BUILDS_HEADER);
-        let reply = ServerReply { response, server: server.clone() };
-        let text = reply.text().await.unwrap_or_default();
-        let reason = reason(&text);
+        let reason = reason(text);
         match code {
             401 | 407 => Error::Unauthorized { server, reason, config: shown_file() },
             403 => Error::Refused { server, reason },
@@ -241,7 +263,7 @@ impl Remote {
             let reason = match kind {
                 Some(io::ErrorKind::PermissionDenied) => {
                     "this user may not use the server's control socket: run the command as the user that runs the \
-                     server, or as root"
+                     server, or as root, or name the server with --server URL"
                 }
                 _ => "no server answers here; is it running, with this state directory (--state-dir)?",
             };

@@ -29,6 +29,9 @@ pub struct RemoteState {
     pub outputs: Option<Vec<RemoteOutput>>,
     /// The reason of the state.
     pub reason: Option<String>,
+    /// Makers of what is served.
+    #[serde(default)]
+    pub made_by: Vec<String>,
     /// Unix seconds of the failure.
     pub failed_since: Option<u64>,
     /// Unix seconds from which the next request tries again.
@@ -36,6 +39,9 @@ pub struct RemoteState {
     /// The way out, where there is one.
     #[serde(default)]
     pub advice: Option<String>,
+    /// Notes on clients for whom the advice does not work.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 impl Remote {

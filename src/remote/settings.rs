@@ -28,8 +28,8 @@ pub struct ServerChoice {
     pub token_file: Option<PathBuf>,
     /// State directory of a server on this machine, where one is named.
     pub state_dir: Option<PathBuf>,
-    /// State directory of a server on this machine, where nothing is named.
-    pub default_state_dir: Option<PathBuf>,
+    /// State directories of servers on this machine, where nothing is named: the first that has one.
+    pub default_state_dirs: Vec<PathBuf>,
 }
 
 /// The user's file.
@@ -47,7 +47,9 @@ impl ServerChoice {
     /// # Errors
     /// When no server is named, or a file cannot be read.
     pub fn connect(&self) -> Result<Remote, Error> {
-        let file = UserFile::read()?;
+        // Who names a state directory needs nothing of a file that may not be readable.
+        let is_local = self.state_dir.is_some() && self.server.as_deref().unwrap_or_default().is_empty();
+        let file = if is_local { UserFile::default() } else { UserFile::read()? };
         let address = self.address(file.server.as_deref())?;
         let (address, credentials) = match address {
             Named::Socket(state_dir) => {
@@ -68,11 +70,11 @@ impl ServerChoice {
         if let Some(server) = of_file {
             return parse(server).map(Named::Url);
         }
-        let here = self.default_state_dir.as_ref();
-        match here.filter(|dir| dir.join(crate::serve::CONTROL_SOCKET).exists()) {
+        let mut here = self.default_state_dirs.iter();
+        match here.find(|dir| has_socket(dir)) {
             Some(state_dir) => Ok(Named::Socket(state_dir.clone())),
             None => Err(Error::Settings(format!(
-                "no server is named: give its address with --server URL, in the variable ONDINE_SERVER, or as \
+                "no server is named, and none is found on this machine: give its address with --server URL, in the variable ONDINE_SERVER, or as \
                  `server = \"URL\"` in {}",
                 shown_file()
             ))),
@@ -112,6 +114,14 @@ impl ServerChoice {
 enum Named {
     Url(Url),
     Socket(PathBuf),
+}
+
+/// True for a state directory with a control socket, or one that this user may not look into.
+fn has_socket(state_dir: &Path) -> bool {
+    match state_dir.join(crate::serve::CONTROL_SOCKET).try_exists() {
+        Ok(exists) => exists,
+        Err(error) => error.kind() == std::io::ErrorKind::PermissionDenied,
+    }
 }
 
 /// The address of a server; one without a scheme is https, as people write them.

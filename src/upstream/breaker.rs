@@ -112,6 +112,11 @@ impl Breaker {
         self.lock().since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since))
     }
 
+    /// True if nothing was answered since the last failure.
+    pub(super) fn is_failing(&self) -> bool {
+        self.lock().failures > 0
+    }
+
     /// True after too many failures without an answer since.
     pub(super) fn rests(&self) -> bool {
         self.lock().rest.is_some()

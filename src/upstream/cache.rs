@@ -16,6 +16,7 @@ use super::metrics::{LookupOutcome, Metrics};
 use super::settings::CacheSettings;
 use super::transport::{self, Opened, ResumePoint, Transport};
 use super::turns::{Share, Turns};
+use super::view::UpstreamView;
 use crate::backoff::Backoff;
 
 /// Narinfos and realisations that one upstream is asked for at the same time.
@@ -125,10 +126,20 @@ impl Cache {
         self.breaker.answered_lately(Instant::now()) == Some(false)
     }
 
-    /// Reason that it did not answer last, while that counts.
-    pub(super) fn failure(&self) -> Option<String> {
-        let counts = self.breaker.rests() || self.is_failing();
-        counts.then(|| self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    /// Its state, for people and programs.
+    pub(super) fn view(&self) -> UpstreamView {
+        let is_failing = self.breaker.is_failing();
+        let failure =
+            is_failing.then(|| self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        UpstreamView {
+            name: self.name.clone(),
+            priority: self.settings.priority,
+            mode: self.settings.mode,
+            rests: self.breaker.rests(),
+            failure,
+            public_keys: self.settings.public_keys.iter().map(ToString::to_string).collect(),
+            counts: self.metrics.counts(&self.name),
+        }
     }
 
     /// True if one of its keys has signed the narinfo.

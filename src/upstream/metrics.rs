@@ -7,6 +7,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::document::DocumentKind;
+use super::view::UpstreamCounts;
 
 type Upstream = [(&'static str, String); 1];
 type OutcomeLabels = [(&'static str, String); 2];
@@ -133,6 +134,21 @@ impl Metrics {
 
     pub(super) fn came(&self, upstream: &str, bytes: u64) {
         self.bytes.get_or_create(&[("upstream", upstream.to_owned())]).inc_by(bytes);
+    }
+
+    /// Counts of one upstream.
+    pub(super) fn counts(&self, upstream: &str) -> UpstreamCounts {
+        // A counter that is only read is not made: metrics would show it from then on.
+        let narinfos =
+            |outcome| self.narinfos.get(&labels(upstream, outcome)).map_or(0, |counter| counter.get());
+        let bytes = self.bytes.get(&[("upstream", upstream.to_owned())]);
+        UpstreamCounts {
+            found: narinfos("found"),
+            missing: narinfos("missing"),
+            refused: narinfos("refused"),
+            failed: narinfos("failed"),
+            fetched_bytes: bytes.map_or(0, |counter| counter.get()),
+        }
     }
 
     /// All of it in the OpenMetrics text format, without its end; `resting` says which upstreams rest.

@@ -16,6 +16,7 @@ mod transfer;
 mod transport;
 mod turns;
 mod via;
+mod view;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -37,6 +38,7 @@ pub use transfer::{Broken, Transfer};
 pub use transport::BUILDS_HEADER;
 use turns::Share;
 pub use via::{Via, ViaName};
+pub use view::{UpstreamCounts, UpstreamView};
 
 /// Time limit of retries for a NAR, so that of the 300 s of silence that clients bear enough is left for a
 /// build.
@@ -160,17 +162,6 @@ pub enum FetchError {
     NotNow(String),
 }
 
-/// Health of an upstream.
-#[derive(Clone, Debug)]
-pub struct UpstreamHealth {
-    /// Its name.
-    pub name: String,
-    /// Clients are redirected there.
-    pub redirect: bool,
-    /// Reason of its latest failure; `None` while it answers.
-    pub failure: Option<String>,
-}
-
 /// The upstreams; clones share them.
 #[derive(Clone, Debug)]
 pub struct Upstreams {
@@ -240,15 +231,10 @@ impl Upstreams {
         self.caches.iter().map(|cache| (cache.name(), cache.settings().mode == Mode::Redirect))
     }
 
-    /// Health of all, the best first, as their latest requests showed it. Asks none.
+    /// All of them as people see them, the best first and those for builds alone last.
     #[must_use]
-    pub fn health(&self) -> Vec<UpstreamHealth> {
-        let health = |cache: &Arc<Cache>| UpstreamHealth {
-            name: cache.name().to_owned(),
-            redirect: cache.settings().mode == Mode::Redirect,
-            failure: cache.failure(),
-        };
-        self.caches.iter().map(health).collect()
+    pub fn views(&self) -> Vec<UpstreamView> {
+        self.caches.iter().chain(&*self.for_builds).map(|cache| cache.view()).collect()
     }
 
     /// The addresses of all that answer now, those for builds alone included: the daemon would wait long for

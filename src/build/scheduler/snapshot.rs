@@ -41,6 +41,7 @@ impl Scheduler {
         let running = state.running.iter().map(|(drv, since)| RunningView {
             derivation: drv.to_string(),
             seconds: since.elapsed().as_secs(),
+            expected_seconds: state.forecaster.estimate(drv, None).map(|estimate| estimate.mean() as u64),
             request: state.queue.needed_by(drv).next().map(|id| id.0),
             prebuild: state.prebuild.as_ref().is_some_and(|prebuild| prebuild.is_running(drv)),
         });

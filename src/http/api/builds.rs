@@ -128,10 +128,13 @@ pub struct Explanation {
     pub log: Option<String>,
     /// Advice for a person.
     pub advice: String,
+    /// Notes on clients for whom the advice does not work.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// Requests that wait, and the latest that have ended.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 pub struct BuildList {
     /// Requests that wait, in all.
     pub total: usize,

@@ -5,16 +5,16 @@ use std::time::SystemTime;
 use narinfo::StoreDir;
 
 use super::builds::{BuildItem, BuildItemOutput, BuildItemState};
+use super::server::{CacheCounts, UpstreamHealth, UpstreamMode, UpstreamStatus};
 use super::types::{
-    AttributeLine, CacheCounts, EvaluationFailure, EvaluationTime, PackageSetGeneration, PathComparison,
-    PinView, QueueStatus, RememberedFailure, RequestPhase, RequestPlace, RequestStatus, RunningBuild,
-    TokenView, UpstreamStatus,
+    AttributeLine, EvaluationFailure, EvaluationTime, PackageSetGeneration, PathComparison, PinView,
+    QueueStatus, RememberedFailure, RequestPhase, RequestPlace, RequestStatus, RunningBuild, TokenView,
 };
 use crate::build::{Outlook, QueueView, RequestState, RequestView, RunningView};
 use crate::catalogue::Indexing;
 use crate::model::{AttributeRow, Comparison, Counts, Failure, Generation, NewToken, PinRow, TokenRow};
 use crate::requests::{ItemOutput, ItemState, RequestItem};
-use crate::upstream::UpstreamHealth;
+use crate::upstream::{Mode, UpstreamView};
 
 impl BuildItem {
     /// A finding about the item `asked` for, with the paths of its outputs in this store.
@@ -65,9 +65,30 @@ impl From<Counts> for CacheCounts {
     }
 }
 
-impl From<UpstreamHealth> for UpstreamStatus {
-    fn from(UpstreamHealth { name, redirect, failure }: UpstreamHealth) -> Self {
-        Self { name, redirect, failure }
+impl From<UpstreamView> for UpstreamStatus {
+    fn from(view: UpstreamView) -> Self {
+        let UpstreamView { name, priority, mode, rests, failure, public_keys, counts } = view;
+        Self {
+            name,
+            priority,
+            mode: match mode {
+                Mode::Cache => UpstreamMode::Cache,
+                Mode::Redirect => UpstreamMode::Redirect,
+                Mode::BuildOnly => UpstreamMode::BuildOnly,
+            },
+            health: match (rests, &failure) {
+                (true, _) => UpstreamHealth::Resting,
+                (false, Some(_)) => UpstreamHealth::Failing,
+                (false, None) => UpstreamHealth::Answers,
+            },
+            failure,
+            public_keys,
+            found: counts.found,
+            missing: counts.missing,
+            refused: counts.refused,
+            failed: counts.failed,
+            fetched_bytes: counts.fetched_bytes,
+        }
     }
 }
 
@@ -99,8 +120,9 @@ impl From<QueueView> for QueueStatus {
 }
 
 impl From<RunningView> for RunningBuild {
-    fn from(RunningView { derivation, seconds, request, prebuild }: RunningView) -> Self {
-        Self { derivation, seconds, request, prebuild }
+    fn from(view: RunningView) -> Self {
+        let RunningView { derivation, seconds, expected_seconds, request, prebuild } = view;
+        Self { derivation, seconds, expected_seconds, request, prebuild }
     }
 }
 

@@ -3,9 +3,11 @@
 mod builds;
 mod convert;
 mod files;
+mod server;
 mod types;
 
 pub use builds::*;
 pub(super) use convert::unix_seconds;
 pub use files::*;
+pub use server::*;
 pub use types::*;

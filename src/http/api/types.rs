@@ -130,54 +130,8 @@ pub struct TokenView {
     pub max_queued: Option<u64>,
 }
 
-/// The server, its cache and its queue.
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct ServerStatus {
-    pub version: &'static str,
-    pub store_dir: String,
-    /// The first of `public_keys`.
-    pub public_key: Option<String>,
-    pub public_keys: Vec<String>,
-    /// Null while the index cannot be read.
-    pub cache: Option<CacheCounts>,
-    pub queue: QueueStatus,
-    /// Other caches, the best first.
-    pub upstreams: Vec<UpstreamStatus>,
-    /// Trouble with the index.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-}
-
-/// Contents of the cache in numbers.
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct CacheCounts {
-    /// Store paths that are served.
-    pub paths: u64,
-    /// NARs on disk.
-    pub nars: u64,
-    /// Bytes of those files.
-    pub nar_bytes: u64,
-    /// Failures that are remembered.
-    pub failures: u64,
-    /// Own builds that an upstream has with the same contents.
-    pub reproduced: u64,
-    /// Own builds that an upstream has with other contents.
-    pub not_reproduced: u64,
-}
-
-/// Another cache that paths are fetched from.
-#[derive(Debug, Serialize, JsonSchema)]
-pub struct UpstreamStatus {
-    /// Its URL.
-    pub name: String,
-    /// True where clients are redirected to it.
-    pub redirect: bool,
-    /// Reason that it did not answer last; null while it answers.
-    pub failure: Option<String>,
-}
-
 /// The queue.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 pub struct QueueStatus {
     /// Builds that run now.
     pub running: Vec<RunningBuild>,
@@ -190,12 +144,15 @@ pub struct QueueStatus {
 }
 
 /// A build that runs.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 pub struct RunningBuild {
     /// Base name of the derivation.
     pub derivation: String,
     /// Seconds since it was started.
     pub seconds: u64,
+    /// Seconds that it takes on average; null where nothing like it was built yet.
+    #[serde(default)]
+    pub expected_seconds: Option<u64>,
     /// Number of the request that it is built for.
     pub request: Option<u64>,
     /// True for a pre-build: no client has requested it, and it stops once a client waits for another
@@ -204,7 +161,7 @@ pub struct RunningBuild {
 }
 
 /// A request for a derivation.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 pub struct RequestStatus {
     /// Its number, which is never used again.
     pub id: u64,
@@ -225,7 +182,7 @@ pub struct RequestStatus {
 }
 
 /// Phase of a request's life.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(tag = "state", rename_all = "lowercase")]
 pub enum RequestPhase {
     /// In the queue; nothing is being built for it now.
@@ -258,7 +215,7 @@ pub enum RequestPhase {
 }
 
 /// Place of a request in the queue, and a forecast of its delivery.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 pub struct RequestPlace {
     /// Its place, 1 being the oldest.
     pub position: usize,
@@ -277,7 +234,7 @@ pub struct RequestPlace {
 }
 
 /// A request with the end of its log.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 pub struct RequestDetails {
     #[serde(flatten)]
     pub request: RequestStatus,
@@ -286,7 +243,7 @@ pub struct RequestDetails {
 }
 
 /// A store path that is served.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 pub struct PathDetails {
     /// Base name of the path.
     pub path: String,
@@ -307,7 +264,7 @@ pub struct PathDetails {
 }
 
 /// An upstream's NAR of a path that was built here.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 pub struct PathComparison {
     /// Name of the upstream.
     pub upstream: String,
@@ -317,7 +274,7 @@ pub struct PathComparison {
 }
 
 /// A package set.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 pub struct PackageSet {
     pub name: String,
     pub source: String,
@@ -339,7 +296,7 @@ pub struct PackageSet {
 }
 
 /// Time of evaluation of a set's attributes.
-#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum EvaluationTime {
     /// All attributes in each generation.
@@ -349,7 +306,7 @@ pub enum EvaluationTime {
 }
 
 /// A generation of a package set.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 pub struct PackageSetGeneration {
     pub id: u64,
     pub current: bool,
@@ -368,7 +325,7 @@ pub struct PackageSetGeneration {
 }
 
 /// A package set with its errors.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 pub struct PackageSetDetails {
     #[serde(flatten)]
     pub set: PackageSet,
@@ -377,7 +334,7 @@ pub struct PackageSetDetails {
 }
 
 /// An attribute that failed to evaluate.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 pub struct EvaluationFailure {
     pub attribute: String,
     pub system: String,
@@ -419,7 +376,7 @@ pub struct AttributeLine {
 }
 
 /// An attribute of a package set.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 pub struct AttributeDetails {
     pub set: String,
     pub generation: u64,
@@ -441,7 +398,7 @@ pub struct AttributeDetails {
 }
 
 /// An output of an attribute's derivation.
-#[derive(Debug, Serialize, JsonSchema)]
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
 pub struct AttributeOutput {
     pub name: String,
     /// Base name of its store path; null where it is known only after the build.

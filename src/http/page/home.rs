@@ -205,7 +205,7 @@ pub(in crate::http) fn get(call: Call<'_>) -> Option<ResponseFuture> {
 
 async fn page(service: &Service, visitor: &Visitor) -> Result<HomePage, error::Error> {
     let BuildList { total, requests, ended } = builds::all(service);
-    let (mut status, _) = status::server_status(service).await;
+    let (mut status, _) = status::server_status(service, visitor.url.to_string()).await;
     let remembered = failures::remembered(service).await?;
     let mut running = Vec::new();
     for build in std::mem::take(&mut status.queue.running).into_iter().take(RUNNING_SHOWN) {
