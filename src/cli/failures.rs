@@ -35,7 +35,8 @@ pub(super) struct RetryCommand {
 
 impl FailuresCommand {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        self.server.open()?.show("/api/v1/failures", self.output, table)
+        let shown = |list: &Vec<RememberedFailure>, screen| table(list, screen);
+        self.server.open()?.show("/api/v1/failures", self.output, shown)
     }
 }
 
@@ -49,7 +50,7 @@ impl RetryCommand {
 }
 
 /// A row for each failure.
-fn table(failures: &Vec<RememberedFailure>, screen: Screen) -> String {
+fn table(failures: &[RememberedFailure], screen: Screen) -> String {
     if failures.is_empty() {
         return "No failure is remembered.\n".to_owned();
     }
@@ -91,7 +92,7 @@ SINCE                 UNTIL                 CLASS      DERIVATION  REASON
 1970-01-02T00:00:00Z  1970-01-02T00:05:00Z  transient  a.drv       signal 9 and more
 1970-01-02T00:00:00Z  1970-01-02T00:05:00Z  transient  b.drv       cause: a.drv: signal 9 and more
 ";
-        assert_eq!(table(&vec![failure("a.drv"), failure("b.drv")], Screen::default()), expected);
-        assert_eq!(table(&Vec::new(), Screen::default()), "No failure is remembered.\n");
+        assert_eq!(table(&[failure("a.drv"), failure("b.drv")], Screen::default()), expected);
+        assert_eq!(table(&[], Screen::default()), "No failure is remembered.\n");
     }
 }

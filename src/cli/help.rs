@@ -4,9 +4,11 @@ use clap::{Command, CommandFactory};
 
 use super::Cli;
 
-/// Commands that belong together, under a title. A row of several commands has a text; that of a single
-/// command is its own.
-const GROUPS: &[(&str, &[(&[&str], &str)])] = &[
+/// Commands in a row, and their text; a single command may have its own instead.
+type CommandRow = (&'static [&'static str], &'static str);
+
+/// Commands that belong together, under a title.
+const GROUPS: &[(&str, &[CommandRow])] = &[
     (
         "Use a server",
         &[

@@ -75,12 +75,13 @@ impl Pin {
 
 impl PinList {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        self.server.open()?.show("/api/v1/pins", self.output, table)
+        let shown = |list: &Vec<PinView>, screen| table(list, screen);
+        self.server.open()?.show("/api/v1/pins", self.output, shown)
     }
 }
 
 /// A row for each pin.
-fn table(pins: &Vec<PinView>, screen: Screen) -> String {
+fn table(pins: &[PinView], screen: Screen) -> String {
     if pins.is_empty() {
         return "Nothing is pinned.\n".to_owned();
     }
@@ -130,13 +131,13 @@ mod tests {
             path: path.map(str::to_owned),
             pinned_at: 86_400,
         };
-        let pins = vec![pin("hello", Some("0123-hello-2.12")), pin("0123", None)];
+        let pins = [pin("hello", Some("0123-hello-2.12")), pin("0123", None)];
         let expected = "\
 PINNED AT             NAME   HOLDS
 1970-01-02T00:00:00Z  hello  0123-hello-2.12
 1970-01-02T00:00:00Z  0123   0123, not served yet
 ";
         assert_eq!(table(&pins, Screen::default()), expected);
-        assert_eq!(table(&Vec::new(), Screen::default()), "Nothing is pinned.\n");
+        assert_eq!(table(&[], Screen::default()), "Nothing is pinned.\n");
     }
 }

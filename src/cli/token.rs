@@ -64,7 +64,10 @@ impl TokenCommand {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         match self {
             Self::New(new) => new.run(),
-            Self::List { output, server } => server.open()?.show(TOKENS, output, table),
+            Self::List { output, server } => {
+                let shown = |list: &Vec<TokenView>, screen| table(list, screen);
+                server.open()?.show(TOKENS, output, shown)
+            }
             Self::Revoke { token, output, server } => {
                 let path = format!("{TOKENS}/{}", utf8_percent_encode(&token, NON_ALPHANUMERIC));
                 server.open()?.follow(WriteMethod::Delete, &path, output)
@@ -93,7 +96,7 @@ impl NewTokenArguments {
 }
 
 /// A row for each token.
-fn table(tokens: &Vec<TokenView>, screen: Screen) -> String {
+fn table(tokens: &[TokenView], screen: Screen) -> String {
     if tokens.is_empty() {
         return "There is no token.\n".to_owned();
     }
@@ -134,13 +137,13 @@ mod tests {
             used_at,
             max_queued: used_at,
         };
-        let tokens = vec![token(1, "ci", &[], None), token(12, "laptop", &["a-*", "b"], Some(86_400))];
+        let tokens = [token(1, "ci", &[], None), token(12, "laptop", &["a-*", "b"], Some(86_400))];
         let expected = "\
 ID  NAME    EXPIRES               LAST USED             RIGHTS
  1  ci      never                 never                 read,push
 12  laptop  1970-01-02T00:00:00Z  1970-01-02T00:00:00Z  read,push; only a-*, b; at most 86400 queued
 ";
         assert_eq!(table(&tokens, Screen::default()), expected);
-        assert_eq!(table(&Vec::new(), Screen::default()), "There is no token.\n");
+        assert_eq!(table(&[], Screen::default()), "There is no token.\n");
     }
 }
