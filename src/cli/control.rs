@@ -57,7 +57,7 @@ pub(super) struct WatchArgs {
 }
 
 /// A server, and the runtime in which it is asked.
-pub(super) struct Session {
+pub(super) struct ServerSession {
     runtime: Runtime,
     remote: Remote,
 }
@@ -81,8 +81,8 @@ impl ServerArgs {
     }
 
     /// A session with the server; nothing is sent yet.
-    pub(super) fn open(self) -> anyhow::Result<Session> {
-        Ok(Session { runtime: super::runtime()?, remote: self.connect()? })
+    pub(super) fn open(self) -> anyhow::Result<ServerSession> {
+        Ok(ServerSession { runtime: super::runtime()?, remote: self.connect()? })
     }
 }
 
@@ -98,7 +98,7 @@ pub(super) enum WriteMethod {
     Delete,
 }
 
-impl Session {
+impl ServerSession {
     /// A session with the server of this state directory.
     pub(super) fn of_state_dir(state_dir: PathBuf) -> anyhow::Result<Self> {
         let choice = ServerChoice { state_dir: Some(state_dir), ..ServerChoice::default() };

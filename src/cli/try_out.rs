@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use narinfo::StorePath;
 
-use super::control::Session;
+use super::control::ServerSession;
 use crate::http::{QueueStatus, RunningBuild};
 
 /// Time in which the temporary daemon must listen.
@@ -279,7 +279,7 @@ impl<'a> Demo<'a> {
 
     /// State of the server, in a few words.
     fn queue(&self) -> anyhow::Result<String> {
-        let queue: QueueStatus = Session::of_state_dir(self.state_dir())?.read("/api/v1/queue")?;
+        let queue: QueueStatus = ServerSession::of_state_dir(self.state_dir())?.read("/api/v1/queue")?;
         Ok(match queue.running.first() {
             Some(RunningBuild { derivation, seconds, .. }) => {
                 format!("the server has been building {derivation} for {seconds} s")
