@@ -234,6 +234,15 @@ impl Caller {
         }
     }
 
+    /// A place in the queue for the build of a derivation of this name; none for callers without a token, which
+    /// have no number of places of their own.
+    ///
+    /// # Errors
+    /// Its token is bound to other names, or has all the places that it may have.
+    pub fn place(&self, name: &str) -> Result<Option<QueuePlace>, Refusal> {
+        self.grant().map(|grant| grant.place(name)).transpose()
+    }
+
     /// The reason why a token that it has shown is not valid.
     #[must_use]
     pub fn rejected(&self) -> Option<&Rejection> {

@@ -267,3 +267,37 @@ fn a_token_may_be_bound_to_names_and_to_a_number_of_builds_that_wait() {
     assert_narinfo(&asked.join().expect("an answer"), first.out());
     assert_eq!(ask(second.out()).status, 200);
 }
+
+#[test]
+fn builds_that_wait_for_a_token_are_counted_together_whatever_asked_for_them() {
+    let cache = Cache::new(&CLOSED);
+    let gate = cache.store.gate();
+    let [first, second] = ["one", "two"].map(|name| cache.gated(name, &gate));
+    let bound = bearer(&cache, "bound", "read,build,cancel", &["--max-queued", "1"]);
+    let hash = |path: &std::path::Path| support::addresses::base_name(path)[..32].to_owned();
+    let ask = |hashes: &[String]| {
+        let body = serde_json::json!({ "hashes": hashes, "start": true }).to_string();
+        let head = format!(
+            "POST /api/v1/builds HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: {bound}\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let (answer, _) = raw(cache.ondine.address(), head.as_bytes(), SOON);
+        let answer = String::from_utf8_lossy(&answer).into_owned();
+        let json = answer.split("\r\n\r\n").nth(1).expect("a body").to_owned();
+        let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+        json["items"].as_array().expect("items").clone()
+    };
+    let both = ask(&[hash(first.out()), hash(second.out())]);
+    assert!(both[0]["request"].is_u64(), "{both:?}");
+    assert_eq!(both[1]["state"], "refused", "{both:?}");
+    // What waits already is asked for again without another place.
+    assert!(ask(&[hash(first.out())])[0]["request"].is_u64());
+    let refused = cache.http.get_with(&narinfo_address(second.out()), &[("authorization", &bound)]);
+    assert_missing(&refused, &["1 builds wait for the token bound"]);
+    gate.open();
+    let served = || ask(&[hash(first.out())])[0]["state"] == "served";
+    support::wait_until("the first is built", SOON, served);
+    let freed = || ask(&[hash(second.out())])[0]["state"] != "refused";
+    support::wait_until("its place is free", SOON, freed);
+}

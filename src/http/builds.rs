@@ -84,9 +84,10 @@ pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
     };
     let events = call.headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
     let events = events.is_some_and(|accept| accept.contains("text/event-stream"));
-    let (owner, adopts) = (call.caller.key(), may(&call.caller, Action::Build).is_ok());
+    let (owner, caller) = (call.caller.key(), call.caller);
     Some(ResponseFuture::pending(async move {
-        service.state.requests.polled(id, &owner, adopts);
+        let heir = may(&caller, Action::Build).is_ok().then_some(&caller);
+        service.state.requests.polled(id, &owner, heir);
         if events {
             return events::answer(&service, id, owner);
         }
@@ -96,7 +97,7 @@ pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
                 () = tokio::time::sleep(wait) => {}
                 () = service.stopping() => {}
             }
-            service.state.requests.polled(id, &owner, false);
+            service.state.requests.polled(id, &owner, None);
         }
         let request = service.state.builds.request(id).ok_or_else(|| no_such_request(id))?;
         Ok(json(&details(&service, request).await))

@@ -67,7 +67,7 @@ async fn write(service: &Service, id: u64, owner: &CallerKey, mut writer: BodyWr
             told_at = Instant::now();
             continue;
         }
-        service.state.requests.polled(id, owner, false);
+        service.state.requests.polled(id, owner, None);
         let Some(request) = builds.request(id) else { break };
         log.follow(&service.state.logs, &request).await;
         let state = event_text("state", &RequestStatus::from(request));

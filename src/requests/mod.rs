@@ -13,7 +13,7 @@ use narinfo::{StorePath, StorePathHash};
 use tokio::task::JoinSet;
 
 use crate::build::{Cancellation, Scheduler};
-use crate::caller::{Action, Caller, CallerKey, may_for};
+use crate::caller::{Action, Caller, CallerKey, QueuePlace, may_for};
 use crate::catalogue::{NameResolver, NoSuchName};
 use crate::model::FailureClass;
 use crate::nix::Outputs;
@@ -23,8 +23,6 @@ pub use target::{OutputChoice, RequestTarget, TargetError};
 
 /// Items of one request at most.
 pub const ITEMS_MAX: usize = 10_000;
-/// Reason for a token that has as many requests as it may have.
-const NO_ROOM: &str = "refused: as many builds wait for this token as may; ask again when some are done";
 /// Searches for the items of one request at a time: each may ask upstreams.
 const SEARCHES_MAX: usize = 16;
 
@@ -136,9 +134,9 @@ impl Requests {
     }
 
     /// Notes that an owner has asked for one of its requests. One that nobody stands for any more, as after a
-    /// restart of the server, is the owner's from then on, where `adopts` says that it may build.
-    pub fn polled(&self, id: u64, owner: &CallerKey, adopts: bool) {
-        self.owners.polled(id, owner, adopts);
+    /// restart of the server, is from then on that of `heir`, who may build.
+    pub fn polled(&self, id: u64, owner: &CallerKey, heir: Option<&Caller>) {
+        self.owners.polled(id, owner, heir);
     }
 
     /// Gives up a request for its owner, or for all owners where an administrator says so, and ends it where
@@ -235,35 +233,37 @@ impl Requests {
     /// Gives a place in the queue to each that can be built, in their order.
     async fn start(&self, drafts: &mut [ItemDraft], starter: &Caller) {
         let owner = &starter.key();
-        let mut room = starter.grant().and_then(|grant| grant.queued_max);
-        room = room.map(|max| max.saturating_sub(self.owners.count(owner)));
+        let mut places: HashMap<StorePath, Option<QueuePlace>> = HashMap::new();
         let mut wanted: Vec<(usize, StorePath)> = Vec::new();
         for (at, ItemDraft { item, decided, .. }) in drafts.iter_mut().enumerate() {
             let (ItemState::Known, false, Some(drv)) = (item.state, *decided, item.drv.clone()) else {
                 continue;
             };
-            let refusal = match may_for(starter, Action::Build, drv.name()) {
-                Err(refusal) => Some(refusal.to_string()),
-                Ok(()) if room == Some(0) => Some(NO_ROOM.to_owned()),
-                Ok(()) => None,
-            };
-            match refusal {
-                Some(_) => (item.state, item.reason) = (ItemState::Refused, refusal),
-                None => {
-                    room = room.map(|room| room - 1);
-                    wanted.push((at, drv));
+            // Items of one derivation share a place, and so they do with an earlier request of this owner.
+            let is_placed = places.contains_key(&drv)
+                || self.builds.request_for(&drv).is_some_and(|id| self.owners.has(id, owner));
+            let placed = may_for(starter, Action::Build, drv.name()).and_then(|()| {
+                if !is_placed {
+                    places.insert(drv.clone(), starter.place(drv.name())?);
                 }
+                Ok(())
+            });
+            match placed {
+                Err(refusal) => {
+                    (item.state, item.reason) = (ItemState::Refused, Some(refusal.to_string()));
+                }
+                Ok(()) => wanted.push((at, drv)),
             }
         }
         let drvs: Vec<StorePath> = wanted.iter().map(|(_, drv)| drv.clone()).collect();
         let tickets = self.builds.join_all(&drvs, starter.address()).await;
-        for ((at, _), ticket) in wanted.into_iter().zip(tickets) {
+        for ((at, drv), ticket) in wanted.into_iter().zip(tickets) {
             let item = &mut drafts[at].item;
             match ticket {
                 Ok(ticket) => {
                     item.request = Some(ticket.id());
                     item.state = ItemState::Queued;
-                    self.owners.hold(ticket, owner);
+                    self.owners.hold(ticket, owner, places.remove(&drv).flatten());
                 }
                 Err(full) => (item.state, item.reason) = (ItemState::Refused, Some(full.to_string())),
             }

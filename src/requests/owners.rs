@@ -7,8 +7,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use narinfo::StorePath;
+
 use crate::build::{Scheduler, Ticket};
-use crate::caller::CallerKey;
+use crate::caller::{Caller, CallerKey, QueuePlace};
 
 /// Interval at which requests that have ended or that nobody asks for are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -26,8 +28,15 @@ pub(super) struct Owners {
 /// A request that somebody owns.
 struct HeldRequest {
     ticket: Ticket,
-    /// The times at which its owners have last asked for it.
-    asked: BTreeMap<CallerKey, Instant>,
+    owners: BTreeMap<CallerKey, Ownership>,
+}
+
+/// The part of an owner in a request.
+struct Ownership {
+    /// The time at which it has last asked for it.
+    asked_at: Instant,
+    /// The place that it takes up of its token.
+    _place: Option<QueuePlace>,
 }
 
 impl Owners {
@@ -35,53 +44,65 @@ impl Owners {
         Self { builds, abandon_after, held: Arc::default() }
     }
 
-    /// Makes `owner` one of the owners of a request.
-    pub(super) fn hold(&self, ticket: Ticket, owner: &CallerKey) {
+    /// Makes `owner` one of the owners of a request, with the place that it takes up of its token.
+    pub(super) fn hold(&self, ticket: Ticket, owner: &CallerKey, place: Option<QueuePlace>) {
         let id = ticket.id();
         let mut held = self.lock();
-        let request = held.entry(id).or_insert_with(|| HeldRequest { ticket, asked: BTreeMap::new() });
-        if request.asked.len() < OWNERS_MAX {
-            request.asked.insert(*owner, Instant::now());
+        let request = held.entry(id).or_insert_with(|| HeldRequest { ticket, owners: BTreeMap::new() });
+        let asked_at = Instant::now();
+        match request.owners.get_mut(owner) {
+            Some(ownership) => ownership.asked_at = asked_at,
+            None => {
+                if request.owners.len() < OWNERS_MAX {
+                    request.owners.insert(*owner, Ownership { asked_at, _place: place });
+                }
+            }
         }
     }
 
-    /// Number of requests that an owner has.
-    pub(super) fn count(&self, owner: &CallerKey) -> u64 {
-        self.lock().values().filter(|request| request.asked.contains_key(owner)).count() as u64
+    /// True where a request is one of this owner's.
+    pub(super) fn has(&self, id: u64, owner: &CallerKey) -> bool {
+        self.lock().get(&id).is_some_and(|request| request.owners.contains_key(owner))
     }
 
-    pub(super) fn polled(&self, id: u64, owner: &CallerKey, adopts: bool) {
+    pub(super) fn polled(&self, id: u64, owner: &CallerKey, heir: Option<&Caller>) {
         let mut held = self.lock();
         match held.get_mut(&id) {
             Some(request) => {
-                if let Some(asked) = request.asked.get_mut(owner) {
-                    *asked = Instant::now();
+                if let Some(ownership) = request.owners.get_mut(owner) {
+                    ownership.asked_at = Instant::now();
                 }
             }
-            None if adopts && self.is_abandoned(id) => {
+            None => {
                 drop(held);
-                if let Some(ticket) = self.builds.rejoin(id) {
-                    self.hold(ticket, owner);
+                // One whose token has no place left does not inherit it.
+                if let Some((heir, drv)) = heir.zip(self.abandoned(id))
+                    && let Ok(place) = heir.place(drv.name())
+                    && let Some(ticket) = self.builds.rejoin(id)
+                {
+                    self.hold(ticket, owner, place);
                 }
             }
-            None => {}
         }
     }
 
-    fn is_abandoned(&self, id: u64) -> bool {
-        self.builds.request(id).is_some_and(|request| request.outlook.is_some() && request.clients == 0)
+    /// The derivation of a request that nobody waits for.
+    fn abandoned(&self, id: u64) -> Option<StorePath> {
+        let request = self.builds.request(id)?;
+        let is_abandoned = request.outlook.is_some() && request.clients == 0;
+        StorePath::parse(&request.derivation).ok().filter(|_| is_abandoned)
     }
 
     /// Gives up the place of one owner, or of all where that is the administrator.
     pub(super) fn leave(&self, id: u64, owner: &CallerKey) {
         let mut held = self.lock();
         let Some(request) = held.get_mut(&id) else { return };
-        request.asked.remove(owner);
+        let gone = request.owners.remove(owner);
         let left =
-            if *owner == CallerKey::Admin || request.asked.is_empty() { held.remove(&id) } else { None };
+            if *owner == CallerKey::Admin || request.owners.is_empty() { held.remove(&id) } else { None };
         // Outside of the lock: leaving locks the queue.
         drop(held);
-        drop(left);
+        drop((gone, left));
     }
 
     pub(super) async fn expire(&self) {
@@ -91,8 +112,8 @@ impl Owners {
             let mut held = self.lock();
             let gone: Vec<HeldRequest> = held
                 .extract_if(|_, request| {
-                    request.asked.retain(|_, asked| asked.elapsed() < self.abandon_after);
-                    request.asked.is_empty() || request.ticket.has_ended()
+                    request.owners.retain(|_, ownership| ownership.asked_at.elapsed() < self.abandon_after);
+                    request.owners.is_empty() || request.ticket.has_ended()
                 })
                 .map(|(_, request)| request)
                 .collect();
