@@ -10,6 +10,7 @@ use narinfo::{PublicKey, Realisation, StoreDir, StorePathHash};
 use tokio::sync::mpsc;
 
 use crate::index::{self, Index, LedgerReader, Record, Recorded, Recovered, has_ledger, salvage_pins};
+use crate::model::PushedDerivation;
 use crate::nar_store::{file_bytes, has_files};
 
 /// Records that one transaction takes over.
@@ -66,6 +67,8 @@ pub struct RecoveryReport {
     pub nars: u64,
     /// Realisations that are served again.
     pub realisations: u64,
+    /// Pushed derivations that are built on request again.
+    pub pushed: u64,
     /// Pins that could still be read.
     pub pins: usize,
     /// Paths that refer to something that is not served.
@@ -78,8 +81,12 @@ pub struct RecoveryReport {
 
 impl std::fmt::Display for RecoveryReport {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { paths, nars, realisations, pins, incomplete, unsigned, corrupt } = self;
-        write!(f, "recovered: {paths} paths with {nars} NARs, {realisations} realisations, {pins} pins")?;
+        let Self { paths, nars, realisations, pushed, pins, incomplete, unsigned, corrupt } = self;
+        write!(
+            f,
+            "recovered: {paths} paths with {nars} NARs, {realisations} realisations, {pushed} pushed derivations, \
+             {pins} pins; tokens are lost: make new ones with `ondine token new`"
+        )?;
         write!(
             f,
             "\nleft out: {incomplete} paths that refer to what is lost, {unsigned} records that no key of this cache has signed, "
@@ -93,6 +100,7 @@ impl std::fmt::Display for RecoveryReport {
 struct Batch {
     recovered: Vec<Recovered>,
     realisations: Vec<Realisation>,
+    pushed: Vec<PushedDerivation>,
 }
 
 impl Recovery {
@@ -132,15 +140,19 @@ impl Recovery {
         let (sender, mut batches) = mpsc::channel(BATCHES_WAITING_MAX);
         let reader = self.clone();
         let reading = tokio::task::spawn_blocking(move || reader.read(&sender));
-        let mut realisations = Vec::new();
+        let (mut realisations, mut pushed) = (Vec::new(), Vec::new());
         while let Some(batch) = batches.recv().await {
             index.recover(batch.recovered).await?;
             realisations.extend(batch.realisations);
+            pushed.extend(batch.pushed);
         }
         let mut outcome = reading.await.map_err(io::Error::other)??;
         outcome.incomplete = index.forget_incomplete().await?;
         for realisation in realisations {
             outcome.realisations += u64::from(index.publish_realisations(vec![realisation]).await?);
+        }
+        for batch in pushed.chunks(BATCH) {
+            outcome.pushed += index.restore_pushed(batch.to_vec()).await?;
         }
         let damaged = self.state_dir.join(ASIDE);
         let pins =
@@ -191,6 +203,8 @@ impl Recovery {
                 Record::Realisation(realisation) if realisation.is_trusted(&self.keys) => {
                     batch.realisations.push(realisation);
                 }
+                // Nothing is served because of it: what it makes is built.
+                Record::Pushed(derivation) => batch.pushed.push(derivation),
                 _ => outcome.unsigned += 1,
             }
             read += 1;

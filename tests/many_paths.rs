@@ -94,7 +94,7 @@ async fn an_eviction_among_many_takes_little_memory_and_lets_others_read_and_wri
         let done = Arc::new(AtomicBool::new(false));
         let others = tokio::spawn(others(index.clone(), done.clone()));
         let begun = Instant::now();
-        let bounds = Bounds { max_bytes: Some(stored - 1), used_since };
+        let bounds = Bounds { max_bytes: Some(stored - 1), used_since, pushed_since: used_since };
         let mut eviction = Eviction::new(index.clone(), bounds, false);
         let mut evicted = 0;
         while let Some(gone) = eviction.next().await.expect("evicted") {

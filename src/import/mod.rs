@@ -34,8 +34,6 @@ pub use upload_reader::{UploadFeed, UploadReader, upload_channel};
 
 /// Interval at which abandoned uploads are looked for.
 const SWEEP_EVERY: Duration = Duration::from_secs(15);
-/// Interval at which derivations that nobody uses any more are looked for.
-const EXPIRE_EVERY: Duration = Duration::from_secs(3600);
 /// Contents that are read again to be verified at the same time; each derivation among them is in memory.
 const VERIFIED_AT_ONCE_MAX: usize = 4;
 
@@ -47,8 +45,6 @@ const MAGIC_BYTES: usize = 3;
 pub struct Settings {
     /// Keys whose signatures make an input-addressed path believed, beside our own and those of upstreams.
     pub trusted_keys: Vec<PublicKey>,
-    /// Time for which a pushed derivation is kept after its last use.
-    pub keep_pushed: Duration,
 }
 
 /// Importer of pushes; clones share it.
@@ -61,7 +57,6 @@ struct Inner {
     packer: Packer,
     store_dir: StoreDir,
     trusted_keys: Vec<PublicKey>,
-    keep_pushed: Duration,
     received: ReceivedNars,
     turns: UploadTurns,
     verifying: Semaphore,
@@ -73,7 +68,7 @@ impl Importer {
     /// of `more_keys`, are believed, too.
     #[must_use]
     pub fn new(adopter: &Adopter, settings: Settings, more_keys: Vec<PublicKey>) -> Self {
-        let Settings { mut trusted_keys, keep_pushed } = settings;
+        let Settings { mut trusted_keys } = settings;
         trusted_keys.extend(more_keys);
         trusted_keys.extend(adopter.keys.public());
         Self(Arc::new(Inner {
@@ -82,7 +77,6 @@ impl Importer {
             packer: adopter.packer.clone(),
             store_dir: adopter.store_dir.clone(),
             trusted_keys,
-            keep_pushed,
             received: ReceivedNars::default(),
             turns: UploadTurns::default(),
             verifying: Semaphore::new(VERIFIED_AT_ONCE_MAX),
@@ -131,8 +125,8 @@ impl Importer {
         }
         // It may have taken long.
         may(uploader, Action::Push)?;
-        let nar = ReceivedNar::new(received, lease, compression, sent, uploader.key());
-        self.0.received.add(file, nar, limits.nar_bytes_max)
+        let nar = ReceivedNar::new(received, lease, compression, sent);
+        self.0.received.add(file, nar, uploader.key(), limits.nar_bytes_max)
     }
 
     /// Publishes the path of a narinfo whose NAR was received. Equal uploads succeed, whoever is first.
@@ -185,13 +179,19 @@ impl Importer {
         }
     }
 
-    /// Those of `paths` that are not served.
+    /// Those of `paths` that are not served. Who asks relies on the others, and pushes again what is evicted.
     ///
     /// # Errors
     /// When the index fails.
     pub async fn missing(&self, paths: Vec<StorePath>) -> Result<Vec<StorePath>, UploadError> {
-        let served = self.0.index.served(paths.iter().map(StorePath::hash).collect()).await?;
-        Ok(paths.into_iter().filter(|path| served.get(&path.hash()) != Some(path)).collect())
+        let found = self.0.index.served(paths.iter().map(StorePath::hash).collect()).await?;
+        let (served, missing): (Vec<_>, Vec<_>) =
+            paths.into_iter().partition(|path| found.get(&path.hash()) == Some(path));
+        let drvs: Vec<StorePath> = served.into_iter().filter(StorePath::is_derivation).collect();
+        if !drvs.is_empty() {
+            self.note_uses(&drvs).await;
+        }
+        Ok(missing)
     }
 
     /// Notes that derivations are about to be built, which keeps those that were pushed for longer. One whose
@@ -203,16 +203,12 @@ impl Importer {
         }
     }
 
-    /// Forgets uploads that nobody goes on with, and derivations that nobody uses, for as long as the server
-    /// runs.
+    /// Forgets uploads that nobody goes on with, for as long as the server runs.
     pub async fn run(self) {
-        let (mut sweep, mut expire) =
-            (tokio::time::interval(SWEEP_EVERY), tokio::time::interval(EXPIRE_EVERY));
+        let mut sweep = tokio::time::interval(SWEEP_EVERY);
         loop {
-            tokio::select! {
-                _ = sweep.tick() => self.0.received.sweep(),
-                _ = expire.tick() => self.0.expire().await,
-            }
+            sweep.tick().await;
+            self.0.received.sweep();
         }
     }
 }
@@ -296,21 +292,6 @@ impl Inner {
         received.published();
         self.packer.note_uploaded(&info.path, info.nar_hash).await;
         Ok(())
-    }
-
-    /// Forgets pushed derivations that were not used for long.
-    async fn expire(&self) {
-        let Some(before) = SystemTime::now().checked_sub(self.keep_pushed) else { return };
-        match self.index.expire_pushed(before).await {
-            Ok(0) => {}
-            Ok(derivations) => {
-                tracing::info!(derivations, "forgot pushed derivations that nobody has used (keep-pushed)")
-            }
-            Err(error) => {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "cannot forget pushed derivations; it is tried again in an hour");
-            }
-        }
     }
 }
 

@@ -3,7 +3,6 @@
 //! after which the orphaned files are swept.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,26 +29,63 @@ pub(super) struct ReceivedNar {
     compression: Compression,
     /// The file as it was sent.
     sent: NarDigest,
-    uploader: CallerKey,
-    is_published: AtomicBool,
+    /// There until a path has it.
+    unnamed: Mutex<Option<UnnamedShare>>,
     at: Instant,
     _lease: Lease,
 }
 
 /// The NARs by the names of their files.
 #[derive(Default)]
-pub(super) struct ReceivedNars(Mutex<HashMap<String, Arc<ReceivedNar>>>);
+pub(super) struct ReceivedNars {
+    known: Mutex<HashMap<String, Arc<ReceivedNar>>>,
+    unnamed: UnnamedNars,
+}
+
+/// Numbers and bytes of the NARs that wait for their narinfos, by uploader; clones share them.
+#[derive(Clone, Default)]
+struct UnnamedNars(Arc<Mutex<HashMap<CallerKey, (usize, u64)>>>);
+
+/// The part of one NAR in these; it ends when this is dropped.
+struct UnnamedShare {
+    unnamed: UnnamedNars,
+    uploader: CallerKey,
+    bytes: u64,
+}
+
+impl UnnamedNars {
+    /// Counts a NAR of so many bytes to an uploader, whose NARs may have `bytes_max` in all.
+    fn count(&self, uploader: CallerKey, bytes: u64, bytes_max: u64) -> Result<UnnamedShare, UploadError> {
+        let mut counts = self.lock();
+        let (count, sum) = counts.get(&uploader).copied().unwrap_or_default();
+        if count >= UNNAMED_OF_ONE_MAX || sum + bytes > bytes_max {
+            return Err(UploadError::TooMany("NARs without their narinfos"));
+        }
+        counts.insert(uploader, (count + 1, sum + bytes));
+        drop(counts);
+        Ok(UnnamedShare { unnamed: self.clone(), uploader, bytes })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<CallerKey, (usize, u64)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for UnnamedShare {
+    fn drop(&mut self) {
+        let mut counts = self.unnamed.lock();
+        if let Some((count, sum)) = counts.get_mut(&self.uploader) {
+            (*count, *sum) = (*count - 1, *sum - self.bytes);
+            if *count == 0 {
+                counts.remove(&self.uploader);
+            }
+        }
+    }
+}
 
 impl ReceivedNar {
-    pub(super) fn new(
-        received: Received,
-        lease: Lease,
-        compression: Compression,
-        sent: NarDigest,
-        uploader: CallerKey,
-    ) -> Self {
-        let (is_published, at) = (AtomicBool::new(false), Instant::now());
-        Self { received, compression, sent, uploader, is_published, at, _lease: lease }
+    pub(super) fn new(received: Received, lease: Lease, compression: Compression, sent: NarDigest) -> Self {
+        Self { received, compression, sent, unnamed: Mutex::default(), at: Instant::now(), _lease: lease }
     }
 
     /// The plain NAR.
@@ -64,7 +100,7 @@ impl ReceivedNar {
 
     /// Notes that a path has it.
     pub(super) fn published(&self) {
-        self.is_published.store(true, Ordering::Relaxed);
+        drop(self.share().take());
     }
 
     /// Fails unless a narinfo is about this NAR and this file.
@@ -101,7 +137,11 @@ impl ReceivedNar {
     }
 
     fn is_published(&self) -> bool {
-        self.is_published.load(Ordering::Relaxed)
+        self.share().is_none()
+    }
+
+    fn share(&self) -> MutexGuard<'_, Option<UnnamedShare>> {
+        self.unnamed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_over(&self) -> bool {
@@ -118,15 +158,15 @@ impl ReceivedNars {
     ///
     /// # Errors
     /// When the uploader has too many.
-    pub(super) fn add(&self, file: String, nar: ReceivedNar, bytes_max: u64) -> Result<(), UploadError> {
+    pub(super) fn add(
+        &self,
+        file: String,
+        nar: ReceivedNar,
+        uploader: CallerKey,
+        bytes_max: u64,
+    ) -> Result<(), UploadError> {
+        *nar.share() = Some(self.unnamed.count(uploader, nar.packed().file_size, bytes_max)?);
         let mut known = self.lock();
-        let own = known.values().filter(|known| known.uploader == nar.uploader && !known.is_published());
-        let (count, bytes) = own.fold((1, nar.packed().file_size), |(count, bytes), known| {
-            (count + 1, bytes + known.packed().file_size)
-        });
-        if count > UNNAMED_OF_ONE_MAX || bytes > bytes_max {
-            return Err(UploadError::TooMany("NARs without their narinfos"));
-        }
         if known.len() >= KNOWN_MAX {
             known.retain(|_, known| !known.is_published());
         }
@@ -143,6 +183,28 @@ impl ReceivedNars {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<ReceivedNar>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nars_without_narinfos_are_counted_to_their_uploader_until_they_are_named_or_gone() {
+        let unnamed = UnnamedNars::default();
+        let [one, other] = [1, 2].map(CallerKey::Token);
+        let mut shares: Vec<UnnamedShare> =
+            (0..UNNAMED_OF_ONE_MAX).map(|_| unnamed.count(one, 1, u64::MAX).ok().expect("room")).collect();
+        assert!(unnamed.count(one, 1, u64::MAX).is_err());
+        let large = unnamed.count(other, 60, 100).ok().expect("room");
+        assert!(unnamed.count(other, 41, 100).is_err());
+        drop(large);
+        drop(unnamed.count(other, 100, 100).ok().expect("room again"));
+        shares.pop();
+        drop(unnamed.count(one, 1, u64::MAX).ok().expect("room again"));
+        shares.clear();
+        assert!(unnamed.lock().is_empty());
     }
 }

@@ -1,11 +1,14 @@
 //! One line of the ledger: all that a served path, or a realisation, needs to be served again. A line whose
 //! checksum does not fit is skipped: corrupt bytes are never taken for data.
 
+use std::collections::BTreeMap;
+
+use narinfo::derivation::InputHash;
 use narinfo::{Compression, DrvOutput, NarHash, PathInfo, Realisation, StorePath};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::model::{NarRow, PathRow, UpstreamNar};
+use crate::model::{NarRow, PathRow, PushedDerivation, UpstreamNar};
 
 /// Characters of the checksum at the start of a line, in hexadecimal.
 const CHECKSUM_CHARS: usize = 16;
@@ -17,6 +20,8 @@ pub enum Record {
     Path(Box<Recorded>),
     /// An output of a content-addressed derivation is a served path.
     Realisation(Realisation),
+    /// A derivation was pushed.
+    Pushed(PushedDerivation),
 }
 
 /// A served path and where its contents are.
@@ -35,7 +40,17 @@ pub struct Recorded {
 #[serde(rename_all = "camelCase")]
 enum LedgerLine {
     Path(PathLine),
-    Realisation { id: String, body: String },
+    Realisation {
+        id: String,
+        body: String,
+    },
+    Pushed {
+        drv: String,
+        outputs: BTreeMap<String, String>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        identity: Option<String>,
+        fixed: bool,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -82,6 +97,7 @@ impl Record {
             Self::Realisation(realisation) => {
                 LedgerLine::Realisation { id: realisation.id().file(), body: realisation.render() }
             }
+            Self::Pushed(pushed) => pushed_line(pushed),
         };
         // Strings, numbers and nothing else: there is nothing in it that JSON could refuse.
         let text = serde_json::to_string(&line).unwrap_or_default();
@@ -101,7 +117,35 @@ impl Record {
                 let id = DrvOutput::from_file(&id).ok()?;
                 Self::Realisation(Realisation::parse(&id, body.as_bytes()).ok()?)
             }
+            LedgerLine::Pushed { drv, outputs, identity, fixed } => {
+                let identity = identity.map(|text| NarHash::from_nixbase32(&text)).transpose().ok()?;
+                let output = |(name, path): (String, String)| Some((name, StorePath::parse(&path).ok()?));
+                Self::Pushed(PushedDerivation {
+                    drv: StorePath::parse(&drv).ok()?,
+                    outputs: outputs.into_iter().map(output).collect::<Option<_>>()?,
+                    input_hash: match identity.map(|hash| *hash.as_bytes()) {
+                        Some(hash) if fixed => InputHash::Fixed(hash),
+                        Some(hash) => InputHash::Regular(hash),
+                        None => InputHash::Deferred,
+                    },
+                })
+            }
         })
+    }
+}
+
+fn pushed_line(pushed: &PushedDerivation) -> LedgerLine {
+    let PushedDerivation { drv, outputs, input_hash } = pushed;
+    let (identity, fixed) = match input_hash {
+        InputHash::Regular(hash) => (Some(hash), false),
+        InputHash::Fixed(hash) => (Some(hash), true),
+        InputHash::Deferred => (None, false),
+    };
+    LedgerLine::Pushed {
+        drv: drv.to_string(),
+        outputs: outputs.iter().map(|(name, path)| (name.clone(), path.to_string())).collect(),
+        identity: identity.map(|hash| NarHash::from_bytes(*hash).to_nixbase32()),
+        fixed,
     }
 }
 
@@ -193,8 +237,17 @@ mod tests {
         let packed = NarRow { nar_hash: nar(2), file_hash: nar(9), file_size: 7 };
         let all = Recorded { path: row(2, &[1, 2]), packed: Some(packed), upstreams: vec![upstream_nar(2)] };
         let least = Recorded { path: row(1, &[]), packed: None, upstreams: Vec::new() };
-        for recorded in [all, least] {
-            let record = Record::Path(Box::new(recorded));
+        let pushed = |input_hash| {
+            let outputs = BTreeMap::from([("out".to_owned(), row(1, &[]).info.path)]);
+            Record::Pushed(PushedDerivation { drv: row(3, &[]).info.path, outputs, input_hash })
+        };
+        for record in [
+            Record::Path(Box::new(all)),
+            Record::Path(Box::new(least)),
+            pushed(InputHash::Regular([7; 32])),
+            pushed(InputHash::Fixed([8; 32])),
+            pushed(InputHash::Deferred),
+        ] {
             let line = record.render();
             let bytes = line.strip_suffix('\n').expect("a line").as_bytes();
             assert_eq!(Record::parse(bytes).as_ref(), Some(&record));

@@ -88,7 +88,7 @@ pub(super) fn at(seconds: u64) -> SystemTime {
 
 /// Bounds by which everything may go that was used before the hundredth second.
 pub(super) fn down_to(target_bytes: u64) -> EvictionBounds {
-    EvictionBounds { target_bytes, used_since: at(100) }
+    EvictionBounds { target_bytes, used_since: at(100), pushed_since: at(100) }
 }
 
 /// All paths in eviction order.

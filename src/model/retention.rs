@@ -30,7 +30,8 @@ pub struct Candidate {
     pub file_bytes: Option<u64>,
     /// Last use of it, or of a path that refers to it; `None` while what it refers to may stand before it.
     pub needed_at: Option<SystemTime>,
-    /// True where it is pinned itself, or has contents that only the Nix store has yet.
+    /// True where it is pinned itself, is a pushed derivation that was used lately, or has contents that only
+    /// the Nix store has yet.
     pub held: bool,
     /// Its position.
     pub cursor: Cursor,
@@ -52,6 +53,8 @@ pub struct EvictionBounds {
     pub target_bytes: u64,
     /// Paths that were used since then are retained, whatever the target.
     pub used_since: SystemTime,
+    /// Pushed derivations that were used since then are retained, too.
+    pub pushed_since: SystemTime,
 }
 
 /// The fate of the candidates that stand first.

@@ -95,8 +95,8 @@ impl Eviction {
     }
 
     async fn paths(&mut self, room: u64, after: Option<Cursor>) -> Result<Vec<Gone>, Error> {
-        let bounds =
-            EvictionBounds { target_bytes: room + self.would_be_freed, used_since: self.bounds.used_since };
+        let Bounds { used_since, pushed_since, .. } = self.bounds;
+        let bounds = EvictionBounds { target_bytes: room + self.would_be_freed, used_since, pushed_since };
         // A clock that is set back must not let what is held stand first for ever.
         let now = SystemTime::now().max(self.begun);
         let evicted = match self.dry_run {

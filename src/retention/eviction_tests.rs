@@ -108,7 +108,7 @@ impl Served {
     /// and takes nothing.
     async fn evict(&self, max_bytes: u64, used_since: u64) -> Vec<usize> {
         let used_since = at(used_since) - super::RECORDED_WITHIN;
-        let bounds = Bounds { max_bytes: Some(max_bytes), used_since };
+        let bounds = Bounds { max_bytes: Some(max_bytes), used_since, pushed_since: used_since };
         let before = self.served().await;
         let told = self.gone(bounds, true).await;
         assert_eq!(self.served().await, before, "a dry run took something");

@@ -56,6 +56,8 @@ pub struct Settings {
     /// Time after its last use for which a path is not evicted: a client that has its narinfo gets it, and
     /// all that it refers to.
     pub keep_used: Duration,
+    /// The same for pushed derivations.
+    pub keep_pushed: Duration,
     /// Time in which all stored NARs are read and verified once; `None` is never.
     pub scrub_every: Option<Duration>,
 }
@@ -262,8 +264,13 @@ impl Retention {
     }
 
     fn bounds(&self, max_bytes: Option<u64>) -> Bounds {
-        let used_since = SystemTime::now().checked_sub(self.0.settings.keep_used + RECORDED_WITHIN);
-        Bounds { max_bytes, used_since: used_since.unwrap_or(SystemTime::UNIX_EPOCH) }
+        let ago = |time| SystemTime::now().checked_sub(time).unwrap_or(SystemTime::UNIX_EPOCH);
+        let Settings { keep_used, keep_pushed, .. } = self.0.settings;
+        Bounds {
+            max_bytes,
+            used_since: ago(keep_used + RECORDED_WITHIN),
+            pushed_since: ago(keep_pushed.saturating_add(RECORDED_WITHIN)),
+        }
     }
 
     /// Metrics of retention: the OpenMetrics text format, without its end.

@@ -55,6 +55,8 @@ pub struct Bounds {
     pub max_bytes: Option<u64>,
     /// Paths that were used since then are retained, whatever the limit.
     pub used_since: SystemTime,
+    /// Pushed derivations that were used since then are retained, too.
+    pub pushed_since: SystemTime,
 }
 
 /// Once something has to go, a twentieth of the limit is freed: else there would be something to do for each

@@ -22,11 +22,11 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
     },
     Setting {
         name: "keep-pushed",
-        doc: "Time for which a pushed derivation is kept, and built on request, after its last use.",
+        doc: "Time for which a pushed derivation is not evicted, and built on request, after its last use.",
         default: DefaultValue::Is("30d"),
         value: &Time {
             accepted: Duration::from_secs(1)..=Duration::MAX,
-            set: |to: &mut SettingsDraft, time| to.settings.import.keep_pushed = time,
+            set: |to: &mut SettingsDraft, time| to.settings.retention.keep_pushed = time,
         },
     },
 ];

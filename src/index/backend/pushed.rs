@@ -9,7 +9,7 @@ use narinfo::derivation::InputHash;
 use super::BackendFuture;
 use crate::model::{NarRow, PathRow, PushedDerivation, UploadOutcome};
 
-/// Uploads, and pushed derivations until they expire.
+/// Uploads, and pushed derivations for as long as their own paths are served.
 pub trait Pushes {
     /// Publishes an upload whose file is durable: its path, its NAR and, for a derivation, what it makes, all
     /// or nothing. A hash that is served already keeps its row; where that has the same name and contents,
@@ -36,8 +36,4 @@ pub trait Pushes {
 
     /// Notes a use of those of `drvs` that were pushed.
     fn note_pushed_uses(&self, drvs: Vec<StorePath>, now: SystemTime) -> BackendFuture<'_, ()>;
-
-    /// Forgets the derivations that were used last before `before`; their paths stay served until they are
-    /// evicted. Gives their number.
-    fn expire_pushed(&self, before: SystemTime) -> BackendFuture<'_, u64>;
 }

@@ -6,6 +6,7 @@ use narinfo::StorePathHash;
 
 use super::BackendFuture;
 use crate::index::Recorded;
+use crate::model::PushedDerivation;
 
 /// Reason why the index is not ready. The text is for the operator.
 #[derive(Debug, thiserror::Error)]
@@ -64,6 +65,10 @@ pub trait Upkeep {
 
 /// Recovery of an index that is not served from yet.
 pub trait RecoveryStore {
+    /// Takes over pushed derivations whose own paths are served, as if each had been used now. Gives their
+    /// number.
+    fn restore_pushed(&self, pushed: Vec<PushedDerivation>) -> BackendFuture<'_, u64>;
+
     /// Takes over records in their order: the latest one of a path counts. References may be missing until
     /// [`RecoveryStore::forget_incomplete`] is done.
     fn recover(&self, batch: Vec<Recovered>) -> BackendFuture<'_, ()>;

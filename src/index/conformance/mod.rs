@@ -92,7 +92,7 @@ promises! {
     one_that_needs_another_path_than_its_dependency_names_is_not_whole,
     a_use_counts_for_all_that_is_referred_to_as_soon_as_something_is_to_be_evicted,
     an_upload_is_published_whole_once_and_never_over_another_path,
-    a_pushed_derivation_is_found_by_its_outputs_and_its_name_until_it_expires,
+    a_pushed_derivation_is_found_by_its_outputs_and_its_name_until_it_is_evicted,
     what_is_evicted_is_not_served_any_more_and_remembered_for_those_who_ask_for_its_nar,
     a_token_is_read_as_it_was_recorded_and_neither_its_name_nor_its_number_is_given_twice,
     the_last_use_of_a_token_is_the_latest_that_was_recorded,

@@ -54,7 +54,7 @@ pub(super) async fn what_is_evicted_is_not_served_any_more_and_remembered_for_th
 /// Paths that an eviction of everything would take, or takes, once the order is known.
 async fn evict_all(index: &Index) -> Vec<StorePath> {
     // Uses are over by then, and what is held moves to a time at which they are not.
-    let bounds = EvictionBounds { target_bytes: 0, used_since: at(100) };
+    let bounds = EvictionBounds { target_bytes: 0, used_since: at(100), pushed_since: at(100) };
     loop {
         if let Evicted::Paths(evicted) = index.evict(at(200), bounds).await.expect("evicted") {
             return evicted.into_iter().map(|candidate| candidate.path).collect();

@@ -159,6 +159,18 @@ impl Upkeep for MemoryBackend {
 }
 
 impl RecoveryStore for MemoryBackend {
+    fn restore_pushed(&self, pushed: Vec<PushedDerivation>) -> BackendFuture<'_, u64> {
+        let (mut state, mut restored) = (self.state(), 0);
+        for derivation in pushed {
+            if state.serves(&derivation.drv) {
+                state.pushed.insert(derivation.drv.hash(), (derivation, SystemTime::now()));
+                restored += 1;
+            }
+        }
+        state.tell(&Changes { everything: true, ..Changes::default() });
+        done(restored)
+    }
+
     fn recover(&self, batch: Vec<Recovered>) -> BackendFuture<'_, ()> {
         let mut state = self.state();
         let mut changes = Changes { everything: true, ..Changes::default() };

@@ -100,11 +100,4 @@ impl Pushes for MemoryBackend {
         }
         done(())
     }
-
-    fn expire_pushed(&self, before: SystemTime) -> BackendFuture<'_, u64> {
-        let mut state = self.state();
-        let count = state.pushed.len();
-        state.pushed.retain(|_, (_, used_at)| *used_at >= before);
-        done((count - state.pushed.len()) as u64)
-    }
 }

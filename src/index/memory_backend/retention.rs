@@ -24,6 +24,9 @@ impl State {
     fn record_uses(&mut self, now: SystemTime, log: &AccessLog) {
         for nar in log.take() {
             for hash in self.hashes_of(nar) {
+                if let Some((_, used_at)) = self.pushed.get_mut(&hash) {
+                    *used_at = now.max(*used_at);
+                }
                 self.touch(hash, micros(now));
             }
         }
@@ -45,7 +48,7 @@ impl State {
     }
 
     /// The first candidates behind `after`, in order.
-    fn candidates(&self, after: Option<Cursor>) -> Vec<Candidate> {
+    fn candidates(&self, after: Option<Cursor>, pushed_since: SystemTime) -> Vec<Candidate> {
         let cursor =
             |hash: &StorePathHash| Cursor { needed_at_us: self.paths[hash].needed_at_us, hash: *hash };
         let mut order: Vec<Cursor> = self.paths.keys().map(cursor).collect();
@@ -62,7 +65,7 @@ impl State {
                 file_bytes: self.nars.get(&row.info.nar_hash).filter(|_| !shared).map(|nar| nar.file_size),
                 needed_at: (at.needed_at_us > 0).then(|| SystemTime::UNIX_EPOCH + since_epoch),
                 held: self.pins.keys().any(|(_, pinned)| *pinned == at.hash)
-                    || self.pushed.contains_key(&at.hash)
+                    || self.pushed.get(&at.hash).is_some_and(|(_, used_at)| *used_at >= pushed_since)
                     || self.is_to_pack(row.info.nar_hash),
                 cursor: *at,
             }
@@ -73,7 +76,7 @@ impl State {
 
     /// One step of an eviction, which evicts nothing yet.
     fn decide(&mut self, now: SystemTime, after: Option<Cursor>, bounds: &EvictionBounds) -> Evicted {
-        let mut first = self.candidates(after);
+        let mut first = self.candidates(after, bounds.pushed_since);
         match bounds.decide(&first, self.nar_bytes()) {
             Decision::Evict(count) => {
                 first.truncate(count);

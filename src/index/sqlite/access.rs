@@ -11,6 +11,8 @@ use crate::index::AccessLog;
 
 /// Rows that one transaction reads, roughly: other writes wait for its end.
 const BUDGET_ROWS: u32 = 8_000;
+/// Microseconds of a second.
+const MICROS: i64 = 1_000_000;
 /// A use within this time of the recorded one is not recorded.
 const SLACK: Duration = Duration::from_millis(250);
 
@@ -97,7 +99,11 @@ impl Touch {
     ) -> Result<bool, Error> {
         let mut statement = transaction.prepare_cached("SELECT hash FROM path WHERE nar_hash = ?1")?;
         let hashes = statement.query_map([nar.as_bytes()], |row| row.get(0))?;
+        let used_at = self.at / MICROS;
         for hash in hashes.collect::<Result<Vec<String>, _>>()? {
+            // Who asks for a pushed derivation relies on it, as who builds it does.
+            let sql = "UPDATE pushed_derivation SET used_at = ?2 WHERE hash = ?1 AND used_at < ?2";
+            transaction.prepare_cached(sql)?.execute(params![hash, used_at])?;
             if !self.path(transaction, hash, budget)? {
                 return Ok(false);
             }

@@ -105,7 +105,7 @@ fn first(
     after: Option<Cursor>,
     bounds: &EvictionBounds,
 ) -> Result<Evicted, Error> {
-    let mut next = candidates(transaction, after)?;
+    let mut next = candidates(transaction, after, bounds.pushed_since)?;
     match bounds.decide(&next, stored_bytes(transaction)?) {
         Decision::Evict(count) => {
             next.truncate(count);
@@ -131,21 +131,25 @@ fn first(
 }
 
 /// The first paths behind `after`, in order.
-fn candidates(transaction: &Transaction<'_>, after: Option<Cursor>) -> Result<Vec<Candidate>, Error> {
+fn candidates(
+    transaction: &Transaction<'_>,
+    after: Option<Cursor>,
+    pushed_since: SystemTime,
+) -> Result<Vec<Candidate>, Error> {
     let mut statement = transaction.prepare_cached(
         "SELECT t.needed_at, t.hash, p.name, p.nar_hash, \
          CASE WHEN EXISTS (SELECT 1 FROM path o CROSS JOIN eviction_order u ON u.hash = o.hash \
              WHERE o.nar_hash = p.nar_hash AND (u.needed_at, u.hash) > (t.needed_at, t.hash)) \
              THEN NULL ELSE n.file_size END, \
          EXISTS (SELECT 1 FROM pin WHERE pin.hash = p.hash) \
-             OR EXISTS (SELECT 1 FROM pushed_derivation d WHERE d.hash = p.hash) \
+             OR EXISTS (SELECT 1 FROM pushed_derivation d WHERE d.hash = p.hash AND d.used_at >= ?4) \
              OR EXISTS (SELECT 1 FROM to_pack WHERE to_pack.nar_hash = p.nar_hash) \
          FROM eviction_order t CROSS JOIN path p ON p.hash = t.hash LEFT JOIN nar n ON n.nar_hash = p.nar_hash \
          WHERE (t.needed_at, t.hash) > (?1, ?2) ORDER BY t.needed_at, t.hash LIMIT ?3",
     )?;
     let (needed_at_us, hash) =
         after.as_ref().map_or((i64::MIN, ""), |cursor| (cursor.needed_at_us, cursor.hash.as_str()));
-    let mut rows = statement.query(params![needed_at_us, hash, PART])?;
+    let mut rows = statement.query(params![needed_at_us, hash, PART, to_unix(pushed_since)])?;
     let mut found = Vec::new();
     while let Some(row) = rows.next()? {
         let (needed_at_us, hash, name): (i64, String, String) = (row.get(0)?, row.get(1)?, row.get(2)?);

@@ -14,6 +14,7 @@ use narinfo::{DrvOutput, Realisation};
 use rusqlite::{Connection, Row, Transaction};
 
 use super::nar::joined_nar_row;
+use super::pushed::recorded_pushed;
 use super::rows::{PATH_COLUMNS, path_row};
 use super::{Error, Sqlite, upstream};
 use crate::index::{Record, Recorded};
@@ -33,6 +34,7 @@ const RETRY_AFTER: Duration = Duration::from_secs(60);
 const NOTES: &str = "
 CREATE TEMP TABLE noted_path (hash TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TEMP TABLE noted_realisation (file TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TEMP TABLE noted_pushed (hash TEXT PRIMARY KEY NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TEMP TRIGGER packed_path_noted AFTER INSERT ON main.path
 WHEN EXISTS (SELECT 1 FROM main.nar WHERE nar_hash = NEW.nar_hash) BEGIN
     INSERT OR IGNORE INTO noted_path VALUES (NEW.hash);
@@ -54,6 +56,9 @@ BEGIN
 END;
 CREATE TEMP TRIGGER realisation_noted AFTER INSERT ON main.realisation BEGIN
     INSERT OR IGNORE INTO noted_realisation VALUES (NEW.file);
+END;
+CREATE TEMP TRIGGER pushed_noted AFTER INSERT ON main.pushed_derivation BEGIN
+    INSERT OR IGNORE INTO noted_pushed VALUES (NEW.hash);
 END;
 ";
 
@@ -93,12 +98,20 @@ impl LedgerHandle {
             while let Some(row) = rows.next()? {
                 lines.extend(realisation(row)?.map(|realisation| Record::Realisation(realisation).render()));
             }
+            let mut statement = transaction.prepare_cached("SELECT hash FROM temp.noted_pushed")?;
+            let mut rows = statement.query([])?;
+            while let Some(row) = rows.next()? {
+                let pushed = recorded_pushed(transaction, &row.get::<_, String>(0)?)?;
+                durable |= pushed.is_some();
+                lines.extend(pushed.map(|pushed| Record::Pushed(pushed).render()));
+            }
         }
         if lines.is_empty() {
             return Ok(());
         }
         transaction.prepare_cached("DELETE FROM temp.noted_path")?.execute([])?;
         transaction.prepare_cached("DELETE FROM temp.noted_realisation")?.execute([])?;
+        transaction.prepare_cached("DELETE FROM temp.noted_pushed")?.execute([])?;
         ledger.append(lines.as_bytes(), durable).map_err(Error::Ledger)
     }
 
@@ -299,6 +312,13 @@ fn write_all(connection: &Connection, dir: &Path) -> Result<(), Error> {
         while let Some(row) = rows.next()? {
             if let Some(realisation) = realisation(row)? {
                 write(Record::Realisation(realisation))?;
+            }
+        }
+        let mut statement = transaction.prepare("SELECT hash FROM pushed_derivation")?;
+        let mut rows = statement.query([])?;
+        while let Some(row) = rows.next()? {
+            if let Some(pushed) = recorded_pushed(&transaction, &row.get::<_, String>(0)?)? {
+                write(Record::Pushed(pushed))?;
             }
         }
     }

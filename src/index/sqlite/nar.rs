@@ -192,7 +192,11 @@ mod tests {
                         _ => {
                             // What is held moves behind that, everything else stands before it.
                             let used_since = SystemTime::now() + Duration::from_secs(60);
-                            let bounds = EvictionBounds { target_bytes: digit.into(), used_since };
+                            let bounds = EvictionBounds {
+                                target_bytes: digit.into(),
+                                used_since,
+                                pushed_since: used_since,
+                            };
                             let evict = || index.evict(used_since + Duration::from_secs(60), bounds);
                             while matches!(evict().await.expect("evicted"), Evicted::Reordered) {}
                         }

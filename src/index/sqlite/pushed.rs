@@ -54,19 +54,9 @@ impl Pushes for Sqlite {
         drvs: Vec<StorePath>,
     ) -> BackendFuture<'_, BTreeMap<StorePath, BTreeMap<String, StorePath>>> {
         self.read(move |connection| {
-            let mut statement = connection.prepare_cached(
-                "SELECT o.output, o.hash || '-' || o.name FROM pushed_output o \
-                 JOIN pushed_derivation d ON d.hash = o.drv WHERE o.drv = ?1 AND d.name = ?2",
-            )?;
             let mut found = BTreeMap::new();
             for drv in drvs {
-                let mut outputs = BTreeMap::new();
-                let mut rows = statement.query([drv.hash().as_str(), drv.name()])?;
-                while let Some(row) = rows.next()? {
-                    let base: String = row.get(1)?;
-                    outputs.insert(row.get(0)?, StorePath::parse(&base).map_err(|e| corrupt(&base, e))?);
-                }
-                drop(rows);
+                let outputs = outputs_of(connection, &drv)?;
                 if !outputs.is_empty() {
                     found.insert(drv, outputs);
                 }
@@ -94,11 +84,7 @@ impl Pushes for Sqlite {
             for drv in drvs {
                 let mut rows = statement.query([drv.hash().as_str(), drv.name()])?;
                 if let Some(row) = rows.next()? {
-                    let hash = match (row.get::<_, Option<[u8; 32]>>(0)?, row.get(1)?) {
-                        (Some(hash), true) => InputHash::Fixed(hash),
-                        (Some(hash), false) => InputHash::Regular(hash),
-                        (None, _) => InputHash::Deferred,
-                    };
+                    let hash = input_hash(row, 0)?;
                     drop(rows);
                     found.insert(drv, hash);
                 }
@@ -117,14 +103,43 @@ impl Pushes for Sqlite {
             Ok(())
         })
     }
+}
 
-    fn expire_pushed(&self, before: SystemTime) -> BackendFuture<'_, u64> {
-        self.write(move |transaction| {
-            let expired =
-                transaction.execute("DELETE FROM pushed_derivation WHERE used_at < ?1", [to_unix(before)])?;
-            Ok(expired as u64)
-        })
+/// A pushed derivation with its outputs.
+pub(super) fn recorded_pushed(
+    connection: &Connection,
+    hash: &str,
+) -> Result<Option<PushedDerivation>, Error> {
+    let mut statement = connection
+        .prepare_cached("SELECT hash, name, input_hash, is_fixed FROM pushed_derivation WHERE hash = ?1")?;
+    let mut rows = statement.query([hash])?;
+    let Some(row) = rows.next()? else { return Ok(None) };
+    let (drv, input_hash) = (drv(row)?, input_hash(row, 2)?);
+    let outputs = outputs_of(connection, &drv)?;
+    Ok(Some(PushedDerivation { drv, outputs, input_hash }))
+}
+
+fn outputs_of(connection: &Connection, drv: &StorePath) -> Result<BTreeMap<String, StorePath>, Error> {
+    let mut statement = connection.prepare_cached(
+        "SELECT o.output, o.hash || '-' || o.name FROM pushed_output o \
+         JOIN pushed_derivation d ON d.hash = o.drv WHERE o.drv = ?1 AND d.name = ?2",
+    )?;
+    let mut outputs = BTreeMap::new();
+    let mut rows = statement.query([drv.hash().as_str(), drv.name()])?;
+    while let Some(row) = rows.next()? {
+        let base: String = row.get(1)?;
+        outputs.insert(row.get(0)?, StorePath::parse(&base).map_err(|e| corrupt(&base, e))?);
     }
+    Ok(outputs)
+}
+
+/// The identity in two columns from this one on.
+fn input_hash(row: &Row<'_>, column: usize) -> Result<InputHash, Error> {
+    Ok(match (row.get::<_, Option<[u8; 32]>>(column)?, row.get(column + 1)?) {
+        (Some(hash), true) => InputHash::Fixed(hash),
+        (Some(hash), false) => InputHash::Regular(hash),
+        (None, _) => InputHash::Deferred,
+    })
 }
 
 /// The pushed derivations that have an output with this hash, the latest used first.
@@ -155,7 +170,7 @@ fn is_same(served: &PathRow, path: &PathRow) -> bool {
 }
 
 /// Inserts a derivation, or notes that it was used again.
-fn insert(transaction: &Transaction<'_>, derivation: &PushedDerivation) -> Result<(), Error> {
+pub(super) fn insert(transaction: &Transaction<'_>, derivation: &PushedDerivation) -> Result<(), Error> {
     let PushedDerivation { drv, outputs, input_hash } = derivation;
     let (hash, is_fixed) = match input_hash {
         InputHash::Regular(hash) => (Some(hash), false),

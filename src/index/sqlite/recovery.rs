@@ -5,12 +5,30 @@ use narinfo::{StorePath, StorePathHash};
 use rusqlite::{Connection, params};
 
 use super::paths::insert_paths;
+use super::pushed::insert as insert_pushed;
 use super::rows::{signed, to_unix};
 use super::{Error, Sqlite, upstream};
 use crate::index::Recorded;
 use crate::index::backend::{BackendFuture, Changes, Recovered, RecoveryStore};
+use crate::model::PushedDerivation;
 
 impl RecoveryStore for Sqlite {
+    fn restore_pushed(&self, pushed: Vec<PushedDerivation>) -> BackendFuture<'_, u64> {
+        self.change(move |transaction| {
+            let mut restored = 0;
+            for derivation in &pushed {
+                let drv = &derivation.drv;
+                let mut served =
+                    transaction.prepare_cached("SELECT 1 FROM path WHERE hash = ?1 AND name = ?2")?;
+                if served.exists([drv.hash().as_str(), drv.name()])? {
+                    insert_pushed(transaction, derivation)?;
+                    restored += 1;
+                }
+            }
+            Ok((Changes { everything: true, ..Changes::default() }, restored))
+        })
+    }
+
     fn recover(&self, batch: Vec<Recovered>) -> BackendFuture<'_, ()> {
         self.change(move |transaction| {
                 let mut added: Vec<StorePathHash> = Vec::new();
@@ -106,7 +124,7 @@ mod tests {
     fn records(dir: &Path) -> Vec<Recorded> {
         let path = |record| match record {
             Record::Path(recorded) => Some(*recorded),
-            Record::Realisation(_) => None,
+            Record::Realisation(_) | Record::Pushed(_) => None,
         };
         LedgerReader::new(dir).filter_map(|record| path(record.expect("read"))).collect()
     }
