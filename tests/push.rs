@@ -95,6 +95,52 @@ fn the_files_beside_narinfos_are_taken_from_every_release() {
     }
 }
 
+#[test]
+fn an_input_that_was_pushed_is_not_built_again() {
+    let scene = Scene::new(&[]);
+    let pusher = scene.pusher(&Release::Host);
+    let gate = scene.cache.store.gate();
+    let below = Derivation::new("below", &format!("{}mkdir \"$out\"", gate.note("below")));
+    let middle = Derivation::new("middle", &format!("{}echo \"$below\" > \"$out\"", gate.note("middle")));
+    let middle = middle.input("below", &below);
+    let top = Derivation::new("top", &format!("{}cat \"$middle\" > \"$out\"", gate.note("top")));
+    let top = top.input("middle", &middle);
+    let built = pusher.build(&middle);
+    let drv = pusher.instantiate(&top);
+    scene.push(&pusher, "?compression=zstd", &[text(&built[0])]);
+    scene.push(&pusher, "", &["--derivation", &drv]);
+    assert!(!scene.cache.store.is_valid(&built[0]));
+    let out = pusher.run("nix-store", &["--query", "--outputs", &drv]).must_succeed().text();
+    scene.reader().fetch(&scene.cache.ondine.substituter(), &[Path::new(out.trim())]).must_succeed();
+    assert_eq!(gate.starts(), ["below", "middle", "top"], "the first two where they were pushed from");
+    assert!(scene.cache.store.is_valid(&built[0]), "it was brought into the Nix store");
+}
+
+#[test]
+fn a_lost_index_forgets_neither_pushed_outputs_nor_pushed_derivations() {
+    let mut scene = Scene::new(&[]);
+    let pusher = scene.pusher(&Release::Host);
+    let output = pusher.build(&curious_tree("output"));
+    let drv = pusher.instantiate(&graph("graph", 3));
+    scene.push(&pusher, "?compression=zstd", &[text(&output[0])]);
+    scene.push(&pusher, "", &["--derivation", &drv]);
+    scene.cache.ondine.kill9();
+    for ending in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(scene.cache.ondine.state_dir().join(format!("index.sqlite{ending}")));
+    }
+    scene.cache.ondine.start_again();
+    let log = scene.cache.ondine.log();
+    assert!(log.contains("3 pushed derivations") && log.contains("tokens are lost"), "{log}");
+    let reader = scene.reader();
+    reader.copy(&scene.cache.ondine.cached(), &[&output[0]]).must_succeed();
+    assert_eq!(reader.nar_digest(&output[0]), pusher.nar_digest(&output[0]));
+    let out = pusher.run("nix-store", &["--query", "--outputs", &drv]).must_succeed().text();
+    reader.fetch(&scene.cache.ondine.substituter(), &[Path::new(out.trim())]).must_succeed();
+    // A derivation that needs them is verified by what is known of them.
+    let next = graph("graph", 4);
+    scene.push(&pusher, "", &["--derivation", &pusher.instantiate(&next)]);
+}
+
 /// Derivations in a row, each with a source of its own.
 fn graph(name: &str, length: usize) -> Derivation {
     let source = |number| format!("(builtins.toFile \"source-{number}\" \"text {name} {number}\")");

@@ -21,6 +21,8 @@ pub(super) struct Planned {
     pub(super) needs: Needs,
     /// The system each of them is built on, where that is known.
     pub(super) systems: BTreeMap<StorePath, String>,
+    /// The outputs of each of them, where they are known before it is built.
+    pub(super) outputs: BTreeMap<StorePath, Vec<StorePath>>,
 }
 
 /// Why there is no plan.
@@ -61,7 +63,7 @@ pub(super) async fn plan(
         let unknown = unknown.clone();
         move || read(&store_dir, missing.will_build, &unknown, &capabilities)
     });
-    let Read { mut needs, systems, lacks, unread, mut absent } = match reading.await {
+    let Read { mut needs, systems, outputs, lacks, unread, mut absent } = match reading.await {
         Ok(read) => read,
         Err(error) => return Err(DaemonError::Protocol(format!("reading .drv files failed: {error}")).into()),
     };
@@ -88,7 +90,7 @@ pub(super) async fn plan(
     }
     let planned: BTreeSet<StorePath> = needs.keys().cloned().collect();
     needs.values_mut().for_each(|inputs| inputs.retain(|input| planned.contains(input)));
-    Ok(Planned { needs, systems })
+    Ok(Planned { needs, systems, outputs })
 }
 
 /// True when every output of a derivation is valid, as far as their paths are known.
@@ -106,6 +108,7 @@ async fn has_outputs(daemon: &mut Daemon, drv: &StorePath) -> Result<bool, Daemo
 struct Read {
     needs: Needs,
     systems: BTreeMap<StorePath, String>,
+    outputs: BTreeMap<StorePath, Vec<StorePath>>,
     lacks: Vec<(StorePath, Lack)>,
     /// Those that cannot be read: the daemon knows what they need, and will say what it cannot build.
     unread: Vec<StorePath>,
@@ -126,6 +129,8 @@ fn read(
                 read.lacks.extend(capabilities.lack(&derivation).map(|lack| (drv.clone(), lack)));
                 let mut inputs = derivation.input_sources.iter().chain(&derivation.input_derivations);
                 read.absent = read.absent.or_else(|| inputs.find(|input| unknown.contains(*input)).cloned());
+                let outputs = derivation.outputs.into_values().flatten();
+                read.outputs.insert(drv.clone(), outputs.collect());
                 read.systems.insert(drv.clone(), derivation.system);
                 read.needs.insert(drv, derivation.input_derivations);
             }

@@ -82,7 +82,7 @@ impl Scheduler {
     /// A request is planned. True when it is complete already: then it has left the queue and has to be
     /// delivered.
     pub(in crate::build) fn planned(&self, id: RequestId, planned: Planned) -> bool {
-        let Planned { needs, systems } = planned;
+        let Planned { needs, systems, .. } = planned;
         let now = self.0.now();
         let mut state = self.0.lock();
         for (drv, system) in systems {

@@ -3,6 +3,7 @@
 //! daemon does.
 
 mod follow_up;
+mod inputs;
 mod prebuilding;
 mod record;
 mod roots;
@@ -117,7 +118,12 @@ impl Worker {
             self.runner.use_upstreams().await;
             let mut daemon = self.runner.connections.pool.get().await?;
             self.scheduler.daemon_answers();
-            plan::plan(&mut daemon, drv, self.settings.derivations_max, &capabilities).await
+            let max = self.settings.derivations_max;
+            let planned = plan::plan(&mut daemon, drv, max, &capabilities).await?;
+            if self.bring_inputs(&mut daemon, drv, &planned).await? {
+                return plan::plan(&mut daemon, drv, max, &capabilities).await;
+            }
+            Ok(planned)
         };
         let lost = |error: &plan::Error| match error {
             plan::Error::Daemon(error) => error.lost(),

@@ -97,7 +97,8 @@ impl Worker {
                 continue;
             }
             let max = self.settings.derivations_max;
-            let Planned { needs, systems } = match plan::plan(&mut daemon, &drv, max, &capabilities).await {
+            let Planned { needs, systems, .. } = match plan::plan(&mut daemon, &drv, max, &capabilities).await
+            {
                 Ok(planned) => planned,
                 Err(plan::Error::Daemon(error)) => return Err(error.into()),
                 Err(plan::Error::Impossible(_) | plan::Error::Collected) => continue,
