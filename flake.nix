@@ -23,7 +23,10 @@
           imports = [ ./nixos-module ];
           services.ondine.package = lib.mkDefault (package pkgs);
         };
-        client.imports = [ ./nixos-module/client.nix ];
+        client = { lib, pkgs, ... }: {
+          imports = [ ./nixos-module/client.nix ];
+          services.ondine.client.package = lib.mkDefault (package pkgs);
+        };
         default = ondine;
       };
 

@@ -1,9 +1,15 @@
-# The NixOS module `services.ondine.client`: this machine takes store paths from an Ondine, and has it build
-# what is missing.
-{ config, lib, ... }:
+# The NixOS module `services.ondine.client`: this machine takes store paths from an Ondine, has it build what is
+# missing, and uploads what it has built itself where that is wanted.
+{ config, lib, pkgs, ... }:
 
 let
   cfg = config.services.ondine.client;
+  queue = "/var/lib/ondine-push";
+  # Nix runs it after each build and waits for it: it only writes a small file.
+  hook = pkgs.writeShellScript "ondine-push-hook" ''
+    set -f
+    exec ${cfg.package}/bin/ondine push --queue ${queue} $OUT_PATHS
+  '';
 in
 {
   options.services.ondine.client = {
@@ -48,6 +54,26 @@ in
         used sooner.
       '';
     };
+
+    package = lib.mkOption {
+      type = lib.types.nullOr lib.types.package;
+      default = null;
+      description = "The package whose `bin/ondine` uploads; the flake's module sets it.";
+    };
+
+    push = {
+      enable = lib.mkEnableOption "uploads of all that this machine builds, by a durable queue";
+
+      tokenFile = lib.mkOption {
+        type = lib.types.nullOr lib.types.str;
+        default = null;
+        example = "/run/secrets/ondine-token";
+        description = ''
+          File with a token that has the rights `read` and `push`, and `vouch` unless the paths are signed by a key
+          that the server trusts. Root alone needs to read it. It must not be in the Nix store.
+        '';
+      };
+    };
   };
 
   config = lib.mkIf cfg.enable {
@@ -71,6 +97,17 @@ in
         assertion = cfg.netrcFile == null || builtins.match "/nix/store/.*" cfg.netrcFile == null;
         message = "services.ondine.client.netrcFile: everyone can read ${toString cfg.netrcFile}";
       }
+      {
+        assertion = !cfg.push.enable || cfg.package != null;
+        message = "services.ondine.client.package: uploads need the program; set the package that has it";
+      }
+      {
+        assertion = !cfg.push.enable || builtins.match "/nix/store/.*|" (toString cfg.push.tokenFile) == null;
+        message = ''
+          services.ondine.client.push.tokenFile: uploads need a file with a token, outside of the Nix store, where
+          everyone can read it
+        '';
+      }
     ];
 
     nix.settings = {
@@ -78,6 +115,60 @@ in
       trusted-public-keys = cfg.publicKeys;
       always-allow-substitutes = cfg.alwaysAllowSubstitutes;
       narinfo-cache-negative-ttl = cfg.negativeCacheSeconds;
-    } // lib.optionalAttrs (cfg.netrcFile != null) { netrc-file = cfg.netrcFile; };
+    } // lib.optionalAttrs (cfg.netrcFile != null) { netrc-file = cfg.netrcFile; }
+    // lib.optionalAttrs cfg.push.enable { post-build-hook = "${hook}"; };
+
+    systemd.services = lib.optionalAttrs cfg.push.enable {
+      ondine-push = {
+        description = "Sender of the queue of uploads to Ondine";
+        wantedBy = [ "multi-user.target" ];
+        after = [ "network.target" ];
+        path = [ config.nix.package ];
+        environment = {
+          # The database of Nix is read through its daemon.
+          NIX_REMOTE = "daemon";
+          HOME = queue;
+        };
+        serviceConfig = {
+          ExecStart = "${cfg.package}/bin/ondine push --server ${cfg.url} --token-file %d/token --send-queue ${queue} --follow";
+          LoadCredential = [ "token:${toString cfg.push.tokenFile}" ];
+          # Root, as the hook is: both use the queue.
+          StateDirectory = "ondine-push";
+          StateDirectoryMode = "0700";
+          UMask = "0077";
+          Restart = "always";
+          RestartSec = 10;
+
+          CapabilityBoundingSet = "";
+          AmbientCapabilities = "";
+          DevicePolicy = "closed";
+          KeyringMode = "private";
+          LockPersonality = true;
+          MemoryDenyWriteExecute = true;
+          NoNewPrivileges = true;
+          PrivateDevices = true;
+          PrivateMounts = true;
+          PrivateTmp = true;
+          ProcSubset = "pid";
+          ProtectClock = true;
+          ProtectControlGroups = true;
+          ProtectHome = true;
+          ProtectHostname = true;
+          ProtectKernelLogs = true;
+          ProtectKernelModules = true;
+          ProtectKernelTunables = true;
+          ProtectProc = "invisible";
+          ProtectSystem = "strict";
+          RemoveIPC = true;
+          RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" ];
+          RestrictNamespaces = true;
+          RestrictRealtime = true;
+          RestrictSUIDSGID = true;
+          SystemCallArchitectures = "native";
+          SystemCallErrorNumber = "EPERM";
+          SystemCallFilter = [ "@system-service" "~@privileged @resources" ];
+        };
+      };
+    };
   };
 }

@@ -1,40 +1,124 @@
-//! `ondine push`: uploads store paths, or derivations with all that their builds need.
+//! `ondine push`: uploads store paths, or derivations with all that their builds need, at once or through a
+//! queue.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
 
 use super::control::ServerArgs;
+use crate::escape::{Line, Lines};
 use crate::nix::Environment;
-use crate::remote::{LocalClosure, Remote, UploadCounts, upload};
+use crate::remote::{
+    LocalClosure, PushQueue, QueueSender, QueuedPush, Remote, SendEvent, UploadCounts, upload,
+};
 
 #[derive(Args, Debug)]
 pub(super) struct Push {
     /// Store paths, or symlinks to some, such as ./result
-    #[arg(required = true, value_name = "PATH")]
+    #[arg(required_unless_present_any = ["queue", "send_queue"], value_name = "PATH")]
     paths: Vec<String>,
     /// Uploads the derivations that make the paths, with all that their builds need, instead of the paths
     #[arg(long)]
     derivation: bool,
     #[command(flatten)]
     server: ServerArgs,
+    #[command(flatten)]
+    queue: QueueArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(next_help_heading = "Queue")]
+struct QueueArgs {
+    /// Adds the paths to the queue in this folder instead, and returns at once; without paths, shows the queue
+    #[arg(long, value_name = "DIR")]
+    queue: Option<PathBuf>,
+    /// Uploads what is in the queue in this folder, in its order, however long the server is away
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["queue", "paths", "derivation"])]
+    send_queue: Option<PathBuf>,
+    /// Goes on waiting for more once the queue is empty
+    #[arg(long, short, requires = "send_queue")]
+    follow: bool,
 }
 
 impl Push {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
+        if let Some(dir) = &self.queue.send_queue {
+            return super::runtime()?.block_on(send(dir, self.server.connect()?, self.queue.follow));
+        }
+        if let Some(dir) = &self.queue.queue {
+            return super::runtime()?.block_on(add(dir, &self.paths, self.derivation));
+        }
         let remote = self.server.connect()?;
         let paths = self.paths.iter().map(|path| resolved(path)).collect::<anyhow::Result<Vec<_>>>()?;
         let counts = super::runtime()?.block_on(push(&remote, &paths, self.derivation))?;
-        let UploadCounts { paths, sent, bytes } = counts;
-        println!(
-            "uploaded {sent} of {paths} paths ({}); the server had the others",
-            bytesize::ByteSize(bytes).display().iec()
-        );
+        println!("{}", summary(counts));
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Adds paths to a queue, or shows it.
+async fn add(dir: &Path, paths: &[String], derivation: bool) -> anyhow::Result<ExitCode> {
+    let queue = PushQueue::open(dir)?;
+    if paths.is_empty() {
+        return show(&queue);
+    }
+    let paths = paths.iter().map(|path| resolved(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    if let Some(reason) = queue.add(&Environment::from_env()?, paths, derivation).await? {
+        eprintln!(
+            "ondine: queued, but a garbage collection may take the paths before they are sent: {reason}"
+        );
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(queue: &PushQueue) -> anyhow::Result<ExitCode> {
+    let (waiting, refused) = (queue.waiting()?, queue.refused()?);
+    let sender = if queue.has_sender()? { "a sender runs" } else { "no sender runs" };
+    println!("{waiting} waiting, {} refused; {sender}", refused.len());
+    for QueuedPush { paths, refusal, .. } in refused.into_iter().filter_map(|entry| entry.push) {
+        println!("refused: {}: {}", Line(paths.join(" ")), Line(refusal.unwrap_or_default()));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Sends a queue. Fails where entries were refused.
+async fn send(dir: &Path, remote: Remote, follow: bool) -> anyhow::Result<ExitCode> {
+    let queue = PushQueue::open(dir)?;
+    let store_dir = Environment::from_env()?.store_dir;
+    let told = |event: SendEvent<'_>| match event {
+        SendEvent::Sent { entries, counts } => {
+            let plural = if entries == 1 { "entry" } else { "entries" };
+            println!("{entries} {plural}: {}", summary(counts));
+        }
+        SendEvent::Refused { paths, reason } => {
+            eprintln!("ondine: refused, and set aside: {}: {}", Line(paths.join(" ")), Lines(reason));
+        }
+        SendEvent::Waiting { reason, pause } => {
+            let pause = humantime::format_duration(pause);
+            eprintln!("ondine: {}; trying again in {pause}", Lines(reason));
+        }
+    };
+    let mut sender = QueueSender::new(queue.clone(), remote, store_dir, told)?;
+    if follow {
+        sender.follow().await?
+    } else {
+        sender.send().await?
+    }
+    match queue.refused()?.len() {
+        0 => Ok(ExitCode::SUCCESS),
+        refused => {
+            bail!("{refused} entries were refused; `ondine push --queue {}` lists them", dir.display())
+        }
+    }
+}
+
+fn summary(counts: UploadCounts) -> String {
+    let UploadCounts { paths, sent, bytes } = counts;
+    let bytes = bytesize::ByteSize(bytes).display().iec();
+    format!("uploaded {sent} of {paths} paths ({bytes}); the server had the others")
 }
 
 /// A path in the store, from one or a symlink to one.

@@ -21,6 +21,7 @@ in
     generate = name: value:
       toFile name (concatStringsSep "" (map (key: "${key} = ${inline value.${key}}\n") (attrNames value)));
   };
+  writeShellScript = name: text: toFile name text;
   # Not built: its file is the script, for the test to run.
   runCommand = name: environment: script: toFile name script;
 }
