@@ -5,91 +5,16 @@ mod support;
 use std::io::Write;
 use std::time::Duration;
 
+use support::Http;
 use support::http::{connect, raw};
-use support::{Cache, Door, Http};
+use support::uploads::{HASH, Uploads, nar};
 
 /// Time within which every refusal comes.
 const SOON: Duration = Duration::from_secs(20);
 
-struct Scene {
-    cache: Cache,
-    door: Door,
-}
-
-impl Scene {
-    fn new() -> Scene {
-        let cache = Cache::new(&[]);
-        Scene { door: Door::to(&cache.ondine), cache }
-    }
-
-    fn address(&self) -> &str {
-        self.door.url().strip_prefix("http://").expect("it is http")
-    }
-
-    /// Status and text of a PUT with these bytes.
-    fn put(&self, path: &str, body: &[u8]) -> (u16, String) {
-        self.send(path, &format!("Content-Length: {}\r\n", body.len()), body)
-    }
-
-    fn send(&self, path: &str, headers: &str, body: &[u8]) -> (u16, String) {
-        let mut request =
-            format!("PUT {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{headers}\r\n").into_bytes();
-        request.extend_from_slice(body);
-        let (answer, _) = raw(self.address(), &request, SOON);
-        let answer = String::from_utf8_lossy(&answer).into_owned();
-        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
-        (status.unwrap_or_else(|| panic!("no answer: {answer:?}")), answer)
-    }
-
-    /// Uploads a plain NAR, and gives the name of its file.
-    fn upload(&self, nar: &[u8]) -> String {
-        let (status, text) = self.put(&format!("/nar/{}.nar", "0".repeat(52)), nar);
-        assert_eq!(status, 400, "{text}");
-        let name = text.split("which is ").nth(1).expect("the refusal names it")[..52].to_owned();
-        assert_eq!(self.put(&format!("/nar/{name}.nar"), nar).0, 200);
-        name
-    }
-
-    fn narinfo(&self, path: &str, url: &str, nar_hash: &str, nar: &[u8], references: &str) -> String {
-        let dir = self.cache.store.store_dir();
-        format!(
-            "StorePath: {}/{path}\nURL: nar/{url}.nar\nCompression: none\nNarHash: sha256:{nar_hash}\nNarSize: {}\n\
-             References: {references}\n",
-            dir.display(),
-            nar.len()
-        )
-    }
-
-    fn served(&self) -> u64 {
-        let status = self.cache.http.get("/api/v1/status").text();
-        let status: serde_json::Value = serde_json::from_str(&status).expect("JSON");
-        status.pointer("/cache/paths").and_then(serde_json::Value::as_u64).expect("a number")
-    }
-
-    /// Files in the NAR store.
-    fn nar_files(&self) -> usize {
-        let folders = std::fs::read_dir(self.cache.ondine.state_dir().join("nar")).expect("the NAR store");
-        let folders = folders
-            .map(|folder| folder.expect("an entry").path())
-            .filter(|folder| folder.is_dir() && folder.file_name().is_some_and(|name| name.len() == 2));
-        folders.map(|folder| std::fs::read_dir(folder).expect("a folder").count()).sum()
-    }
-}
-
-/// The NAR of a file.
-fn nar(contents: &[u8]) -> Vec<u8> {
-    let folder = tempfile::tempdir().expect("a folder");
-    std::fs::write(folder.path().join("file"), contents).expect("written");
-    let mut bytes = Vec::new();
-    narinfo::nar::dump(&folder.path().join("file"), &mut bytes).expect("a NAR");
-    bytes
-}
-
-const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
-
 #[test]
 fn a_narinfo_that_is_not_about_its_nar_or_refers_to_nothing_is_refused() {
-    let scene = Scene::new();
+    let scene = Uploads::new(&[]);
     let (one, other) = (nar(b"one"), nar(b"other"));
     let (name, other_name) = (scene.upload(&one), scene.upload(&other));
     let (path, at) = (format!("{HASH}-one"), format!("/{HASH}.narinfo"));
@@ -111,7 +36,7 @@ fn a_narinfo_that_is_not_about_its_nar_or_refers_to_nothing_is_refused() {
 
 #[test]
 fn of_two_paths_with_one_hash_the_first_stays_and_equal_uploads_succeed() {
-    let scene = Scene::new();
+    let scene = Uploads::new(&[]);
     let (one, other) = (nar(b"one"), nar(b"other"));
     let (name, other_name) = (scene.upload(&one), scene.upload(&other));
     let at = format!("/{HASH}.narinfo");
@@ -132,7 +57,7 @@ fn of_two_paths_with_one_hash_the_first_stays_and_equal_uploads_succeed() {
 
 #[test]
 fn an_acknowledged_upload_survives_a_kill_and_one_without_a_narinfo_leaves_nothing() {
-    let mut scene = Scene::new();
+    let mut scene = Uploads::new(&[]);
     let (one, other) = (nar(b"one"), nar(b"other"));
     let (name, _) = (scene.upload(&one), scene.upload(&other));
     let at = format!("/{HASH}.narinfo");
@@ -155,7 +80,7 @@ fn an_acknowledged_upload_survives_a_kill_and_one_without_a_narinfo_leaves_nothi
 
 #[test]
 fn what_is_malformed_stalls_or_has_two_lengths_is_refused_and_leaves_nothing() {
-    let scene = Scene::new();
+    let scene = Uploads::new(&[]);
     let good = nar(b"good");
     let name = "0".repeat(52);
     for (path, body, reason) in [
@@ -185,7 +110,7 @@ fn what_is_malformed_stalls_or_has_two_lengths_is_refused_and_leaves_nothing() {
 
 #[test]
 fn clients_without_the_right_upload_nothing() {
-    let scene = Scene::new();
+    let scene = Uploads::new(&[]);
     let address = scene.cache.ondine.address();
     for path in [format!("/{HASH}.narinfo"), format!("/nar/{}.nar", "0".repeat(52)), format!("/{HASH}.ls")] {
         let request =

@@ -50,7 +50,12 @@ impl Client {
     /// Runs `program` of this client's Nix on its store.
     #[track_caller]
     pub fn run(&self, program: &str, arguments: &[&str]) -> Finished {
-        process::run(self.launcher.command(program, arguments))
+        process::run(self.command(program, arguments))
+    }
+
+    /// The same command, not started.
+    pub fn command(&self, program: &str, arguments: &[&str]) -> Command {
+        self.launcher.command(program, arguments)
     }
 
     /// `ondine` with these arguments as a user of this machine runs it.

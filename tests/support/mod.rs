@@ -22,6 +22,7 @@ pub mod programs;
 pub mod release;
 pub mod small_disk;
 pub mod store;
+pub mod uploads;
 pub mod upstream;
 
 pub use cache::Cache;
