@@ -1,19 +1,21 @@
 //! `ondine build`: evaluates here, has the server build, and fetches the results. The Nix of this machine
 //! builds nothing.
 
-use std::io::{self, IsTerminal, Write};
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use tokio::task::JoinSet;
 
+use super::build_progress::BuildProgress;
 use super::control::ServerArgs;
 use super::installables::{AttributesOf, RemoteTarget, evaluate};
 use super::push::push;
 use super::results;
-use crate::escape::{Line, Lines, in_one_line};
+use crate::escape::{Line, Lines};
 use crate::nix::Environment;
 use crate::remote::{BuildsQuestion, Error, Remote, RemoteItem, RemoteRequest};
 
@@ -21,10 +23,11 @@ use crate::remote::{BuildsQuestion, Error, Remote, RemoteItem, RemoteRequest};
 const OUTAGE_MAX: Duration = Duration::from_secs(300);
 /// Pause before it is asked again.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Characters of a line of a log in the line of progress.
-const LOG_CHARS_MAX: usize = 60;
-/// Characters of the server's words on a wait in the line of progress.
-const WAIT_CHARS_MAX: usize = 150;
+/// Requests that are asked for at once.
+const POLLS_MAX: usize = 8;
+/// Time that the server holds a question for the end of a request, and the same where somebody watches.
+const HOLD: Duration = Duration::from_secs(5);
+const WATCHED_HOLD: Duration = Duration::from_secs(1);
 
 #[derive(Args, Debug)]
 pub(super) struct Build {
@@ -141,80 +144,56 @@ fn requests(items: &[RemoteItem], all_are_known: bool) -> anyhow::Result<Vec<u64
 
 /// Waits until all outputs are served, which is so where their builds have ended.
 async fn wait_for_outputs(remote: &Remote, targets: &[RemoteTarget]) -> anyhow::Result<()> {
-    let is_shown = io::stderr().is_terminal();
+    let progress = BuildProgress::new(0);
     for path in targets.iter().flat_map(|target| target.outputs.values()) {
-        let told = |state: &str| {
-            if is_shown {
-                eprint!("\r\u{1b}[K{}: {}", path.name(), Line(in_one_line(state, WAIT_CHARS_MAX)));
-                let _ = io::stderr().flush();
-            }
-        };
-        let served = remote.wait_served(path.hash(), told).await;
-        if is_shown {
-            eprint!("\r\u{1b}[K");
-        }
+        let mut output = progress.output(path.name());
+        let served = remote.wait_served(path.hash(), |words| output.show(words)).await;
         served.with_context(|| format!("{path} was not built"))?;
     }
     Ok(())
 }
 
-/// Waits for the ends of all requests; gives those that have no result.
+/// Waits for the ends of all requests; gives those that have no result. Each is asked for again and again, a
+/// few at a time: the server gives up one that nobody asks for.
 async fn wait_for_all(remote: &Remote, mut open: Vec<u64>) -> anyhow::Result<Vec<(u64, RemoteRequest)>> {
     open.sort_unstable();
     open.dedup();
-    let (total, is_shown, mut failures) = (open.len(), io::stderr().is_terminal(), Vec::new());
+    let mut progress = BuildProgress::new(open.len());
+    let hold = if progress.is_watched() { WATCHED_HOLD } else { HOLD };
+    let (mut open, mut polls, mut failures) = (VecDeque::from(open), JoinSet::new(), Vec::new());
     let mut away_since: Option<Instant> = None;
-    // Requests are served in their order, so the oldest one is waited for.
-    while let Some(id) = open.first().copied() {
-        let request = match remote.wait_build(id).await {
+    loop {
+        while polls.len() < POLLS_MAX
+            && let Some(id) = open.pop_front()
+        {
+            let remote = remote.clone();
+            polls.spawn(async move { (id, remote.wait_build(id, hold).await) });
+        }
+        let Some(polled) = polls.join_next().await else { break };
+        let (id, request) = polled.context("the wait ended early")?;
+        let request = match request {
             Err(error) if error.is_transient() => {
                 if away_since.get_or_insert_with(Instant::now).elapsed() > OUTAGE_MAX {
                     return Err(error.into());
                 }
                 tokio::time::sleep(PAUSE).await;
+                open.push_back(id);
                 continue;
             }
             // It ended so long ago that it is forgotten; its outputs tell the rest.
-            Err(Error::NotFound(_)) => {
-                open.remove(0);
-                continue;
-            }
+            Err(Error::NotFound(_)) => continue,
             other => other?,
         };
         away_since = None;
-        if is_shown {
-            eprint!("\r\u{1b}[K[{}/{total}] {}", total - open.len(), progress(&request));
-            let _ = io::stderr().flush();
-        }
-        if request.has_ended() {
-            open.remove(0);
-            if request.state != "served" {
-                failures.push((id, request));
-            }
+        progress.show(id, &request);
+        match request.has_ended() {
+            false => open.push_back(id),
+            true if request.state != "served" => failures.push((id, request)),
+            true => {}
         }
     }
-    if is_shown {
-        eprint!("\r\u{1b}[K");
-    }
+    failures.sort_by_key(|(id, _)| *id);
     Ok(failures)
-}
-
-/// The state of a request in a line.
-fn progress(request: &RemoteRequest) -> String {
-    let mut text = Line(&request.derivation).to_string();
-    if let (Some(position), Some(of)) = (request.position, request.of) {
-        text += &format!(", {position} of {of} in the queue");
-    }
-    if let Some(building) = &request.building {
-        text += &format!(", building {}", Line(building));
-    }
-    if let Some((from, to)) = request.eta_seconds {
-        text += &format!(", {from} to {to} s left");
-    }
-    if let Some(line) = request.log.last() {
-        text += &format!(": {}", Line(in_one_line(line, LOG_CHARS_MAX)));
-    }
-    text
 }
 
 /// Tells of a request that has no result, with the end of its log.

@@ -4,6 +4,7 @@
 mod attributes;
 mod build;
 mod build_log;
+mod build_progress;
 mod cancel;
 mod completions;
 mod control;

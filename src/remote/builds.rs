@@ -9,9 +9,7 @@ use super::connection::Remote;
 use super::error::Error;
 use super::explain::RemoteOutput;
 
-/// Time that the server holds a question for the end of a request.
-const HOLD: Duration = Duration::from_secs(5);
-/// Time beyond that in which the answer must begin.
+/// Time beyond that of a question in which the answer must begin.
 const GRACE: Duration = Duration::from_secs(60);
 
 /// A question for builds.
@@ -94,12 +92,12 @@ impl Remote {
         Ok(reply.items)
     }
 
-    /// A request, when it has ended or after a few seconds.
+    /// A request, when it has ended or after this time, in whole seconds.
     ///
     /// # Errors
     /// When the server does not say.
-    pub async fn wait_build(&self, request: u64) -> Result<RemoteRequest, Error> {
-        let path = format!("api/v1/builds/{request}?wait={}", HOLD.as_secs());
-        self.get_within(&path, HOLD + GRACE).await?.json().await
+    pub async fn wait_build(&self, request: u64, hold: Duration) -> Result<RemoteRequest, Error> {
+        let path = format!("api/v1/builds/{request}?wait={}", hold.as_secs());
+        self.get_within(&path, hold + GRACE).await?.json().await
     }
 }
