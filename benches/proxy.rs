@@ -8,9 +8,9 @@ mod support;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use support::derivations::row_of_programs;
 use support::{
-    BinaryCache, Client, Compression, Derivation, FileServer, NixStore, Ondine, Release, Sample, Substituter,
-    text,
+    BinaryCache, Client, Compression, FileServer, NixStore, Ondine, Release, Sample, Substituter, text,
 };
 
 const PATHS: usize = 200;
@@ -18,22 +18,6 @@ const ROUNDS: usize = 5;
 /// Of the time straight from the upstream.
 const COLD_MAX: f64 = 1.15;
 const WARM_MAX: f64 = 0.6;
-
-/// Many outputs of one derivation, each with the path of the one before it and a piece of this very program,
-/// which compresses as programs do: from some kilobytes to some megabytes, by turns.
-fn closure() -> Derivation {
-    let outputs: Vec<String> = (1..=PATHS).map(|number| format!("o{number}")).collect();
-    let program = std::env::current_exe().expect("this program is a file");
-    let script = format!(
-        "before=nothing\nfor number in {{1..{PATHS}}}; do\n  output=o$number\n  mkdir -p \"${{!output}}/bin\"\n  \
-         echo \"number $number after $before\" > \"${{!output}}/before\"\n  \
-         size=$(( 4096 << (number % 11) ))\n  \
-         tail -c +$(( number * 20011 )) {} | head -c $size > \"${{!output}}/bin/program\"\n  \
-         before=${{!output}}\ndone\n:",
-        text(&program)
-    );
-    Derivation::new("row", &script).outputs(&outputs.iter().map(String::as_str).collect::<Vec<_>>())
-}
 
 /// Time that a client with an empty store takes to fetch the closure.
 fn fetched(store: &NixStore, from: &Substituter, sample: &Sample) -> Duration {
@@ -59,7 +43,7 @@ fn spread(rounds: &[Duration]) -> String {
 
 fn main() -> ExitCode {
     let store = NixStore::new(Release::Host);
-    let drv = store.nix_instantiate(&closure().to_nix()).swap_remove(0);
+    let drv = store.nix_instantiate(&row_of_programs("row", PATHS, 11).to_nix()).swap_remove(0);
     let last = store.nix_store(&["--query", "--binding", &format!("o{PATHS}"), text(&drv)]);
     let sample = Sample::of(&store, drv, last.into());
     assert_eq!(sample.closure.len(), PATHS);

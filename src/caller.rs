@@ -234,8 +234,8 @@ impl Caller {
         }
     }
 
-    /// A place in the queue for the build of a derivation of this name; none for callers without a token, which
-    /// have no number of places of their own.
+    /// A place in the queue for the build of a derivation of this name; none for callers without a token,
+    /// which have no number of places of their own.
     ///
     /// # Errors
     /// Its token is bound to other names, or has all the places that it may have.

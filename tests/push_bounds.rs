@@ -1,5 +1,5 @@
-//! Bounds of uploads: whoever opens many, never ends one, or sends a little that becomes very much, is refused
-//! with the reason, keeps nobody else from uploading, and leaves nothing.
+//! Bounds of uploads: whoever opens many, never ends one, or sends a little that becomes very much, is
+//! refused with the reason, keeps nobody else from uploading, and leaves nothing.
 
 mod support;
 

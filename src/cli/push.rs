@@ -32,7 +32,7 @@ pub(super) struct Push {
 #[derive(Args, Debug)]
 #[command(next_help_heading = "Queue")]
 struct QueueArgs {
-    /// Adds the paths to the queue in this folder instead, and returns at once; without paths, shows the queue
+    /// Adds the paths to the queue in this folder, and returns at once; without paths, shows the queue
     #[arg(long, value_name = "DIR")]
     queue: Option<PathBuf>,
     /// Uploads what is in the queue in this folder, in its order, however long the server is away

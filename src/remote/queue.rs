@@ -1,6 +1,6 @@
 //! A queue of pushes in a folder. Whoever queues returns at once; one sender at a time takes the entries in
-//! the order in which they came. An entry is durable before it is acknowledged, and stays until the server has
-//! all of its paths, however often either program is killed. GC roots hold the paths meanwhile.
+//! the order in which they came. An entry is durable before it is acknowledged, and stays until the server
+//! has all of its paths, however often either program is killed. GC roots hold the paths meanwhile.
 
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, TryLockError};

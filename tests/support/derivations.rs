@@ -202,6 +202,22 @@ pub fn row_of_outputs(name: &str, length: usize) -> Derivation {
     Derivation::new(name, &script).outputs(&outputs.iter().map(String::as_str).collect::<Vec<_>>())
 }
 
+/// Many outputs of one derivation, each with the path of the one before it and a piece of this very program,
+/// which compresses as programs do: of so many sizes by turns, from 4 KiB on, each twice the one before.
+pub fn row_of_programs(name: &str, length: usize, sizes: usize) -> Derivation {
+    let outputs: Vec<String> = (1..=length).map(|number| format!("o{number}")).collect();
+    let program = std::env::current_exe().expect("this program is a file");
+    let script = format!(
+        "before=nothing\nfor number in {{1..{length}}}; do\n  output=o$number\n  mkdir -p \"${{!output}}/bin\"\n  \
+         echo \"number $number after $before\" > \"${{!output}}/before\"\n  \
+         size=$(( 4096 << (number % {sizes}) ))\n  \
+         tail -c +$(( number * 20011 )) {} | head -c $size > \"${{!output}}/bin/program\"\n  \
+         before=${{!output}}\ndone\n:",
+        program.display()
+    );
+    Derivation::new(name, &script).outputs(&outputs.iter().map(String::as_str).collect::<Vec<_>>())
+}
+
 /// A closure of 20 paths with all that a NAR can hold, of eight derivations; it ends in one with an odd name.
 pub fn closure_of_20(name: &str) -> Derivation {
     let script = "mkdir $out; ln -s $tree $out/tree; ln -s $dev $out/dev; echo $row $chain > $out/names";

@@ -1,5 +1,5 @@
-//! Inputs that are served, and not valid in the Nix store: pushed, fetched, or collected there since. They are
-//! brought there before a build, which would build them again.
+//! Inputs that are served, and not valid in the Nix store: pushed, fetched, or collected there since. They
+//! are brought there before a build, which would build them again.
 
 use std::collections::BTreeSet;
 
@@ -52,8 +52,8 @@ impl Worker {
     }
 }
 
-/// Outputs that are served, of the inputs that are needed: nothing is needed of an input whose outputs are all
-/// served.
+/// Outputs that are served, of the inputs that are needed: an input whose outputs are all served needs no
+/// others.
 fn nearest(planned: &Planned, drv: &StorePath, is_served: impl Fn(&StorePath) -> bool) -> Vec<StorePath> {
     let (mut wanted, mut seen, mut open) = (Vec::new(), BTreeSet::from([drv]), vec![drv]);
     while let Some(next) = open.pop() {

@@ -1,0 +1,224 @@
+//! Cost of pushing and of asking for many builds, with a stock client of this machine's Nix: `nix copy` to
+//! Ondine beside `nix copy` to a folder, `ondine push` beside `nix copy`, turn by turn; and the answers to
+//! questions for a thousand derivations and for ten thousand hashes. Ends with status 1 when a target is
+//! missed.
+
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use support::addresses::base_name;
+use support::derivations::row_of_programs;
+use support::http::raw;
+use support::process::run;
+use support::store::Folder;
+use support::{Cache, Client, Release, text};
+
+/// Paths that a stock client pushes to a folder and to the server.
+const STOCK_PATHS: usize = 300;
+const STOCK_ROUNDS: usize = 5;
+const STOCK_RATIO_MAX: f64 = 1.3;
+/// Paths that both clients push to the server.
+const MANY_PATHS: usize = 2_000;
+const MANY_ROUNDS: usize = 3;
+const MANY_RATIO_MAX: f64 = 0.5;
+/// Derivations of one question, all of whose outputs are served.
+const DERIVATIONS: usize = 1_000;
+const DERIVATIONS_WITHIN: Duration = Duration::from_millis(150);
+/// Hashes of one question.
+const HASHES: usize = 10_000;
+const HASHES_WITHIN: Duration = Duration::from_millis(100);
+const ANSWERS: usize = 7;
+/// Sizes of the paths: from 4 KiB to 128 KiB.
+const SIZES: usize = 6;
+/// Time limit of an answer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(60);
+
+/// A client with a closure to push, and servers to push it to.
+struct Bench {
+    pusher: Client,
+    cache: Cache,
+}
+
+impl Bench {
+    fn new() -> Bench {
+        let cache = Cache::new(&[]);
+        let settings = [("max-jobs", "2")];
+        Bench { pusher: Client::with_settings(Release::Host, &cache.store.store_dir(), &settings), cache }
+    }
+
+    /// A server that has nothing, and its token in the pusher's netrc file.
+    fn empty_server(&mut self) -> String {
+        self.cache.ondine.kill9();
+        let state = self.cache.ondine.state_dir();
+        std::fs::remove_dir_all(&state).expect("the state is removed");
+        self.cache.ondine.start_again();
+        let token = self.cache.ondine.new_token("bench", "read,build,push,vouch", &[]);
+        let netrc = format!("machine 127.0.0.1 login x password {token}\n");
+        std::fs::write(self.netrc(), netrc).expect("written");
+        token
+    }
+
+    fn netrc(&self) -> PathBuf {
+        self.pusher.home().join("netrc")
+    }
+
+    /// Time that `nix copy` takes to push the closure of a path.
+    fn nix_copy(&self, to: &str, path: &Path) -> Duration {
+        let url = format!("{to}?compression=zstd");
+        let words = ["copy", "--netrc-file", text(&self.netrc()), "--to", &url, text(path)];
+        let words = words.map(str::to_owned);
+        // What the client remembers of the server before it was emptied is wrong.
+        self.pusher.forget_answers();
+        let begun = Instant::now();
+        self.pusher.run("nix", &words.each_ref().map(|word| &**word)).must_succeed();
+        begun.elapsed()
+    }
+
+    /// The same for `ondine push`.
+    fn ondine_push(&self, token: &str, path: &Path) -> Duration {
+        let url = self.cache.ondine.url();
+        let variables = [("ONDINE_SERVER", &*url), ("ONDINE_TOKEN", token)];
+        let command = self.pusher.ondine_command(&["push", text(path)], &variables);
+        let begun = Instant::now();
+        run(command).must_succeed();
+        begun.elapsed()
+    }
+
+    /// Time of the answer to a question for builds, which says so many times that something is served.
+    fn ask(&self, token: &str, question: &serde_json::Value, served: usize) -> Duration {
+        let body = question.to_string();
+        let request = format!(
+            "POST /api/v1/builds HTTP/1.1\r\nHost: x\r\nConnection: close\r\nAuthorization: Bearer {token}\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let begun = Instant::now();
+        let (answer, _) = raw(self.cache.ondine.address(), request.as_bytes(), ANSWER_LIMIT);
+        let took = begun.elapsed();
+        let answer = String::from_utf8_lossy(&answer);
+        assert_eq!(
+            answer.matches("\"state\":\"served\"").count(),
+            served,
+            "{}",
+            &answer[..answer.len().min(2000)]
+        );
+        took
+    }
+}
+
+fn median(rounds: &[Duration]) -> Duration {
+    let mut rounds = rounds.to_vec();
+    rounds.sort_unstable();
+    rounds[rounds.len() / 2]
+}
+
+/// The last output of a built row.
+fn last(built: &[PathBuf], length: usize) -> PathBuf {
+    let end = format!("-o{length}");
+    built.iter().find(|path| text(path).ends_with(&end)).expect("it is built").clone()
+}
+
+/// Rows of the table, and what they say.
+struct Report {
+    table: String,
+    held: bool,
+}
+
+impl Report {
+    fn row(&mut self, what: &str, measured: &str, target: &str, held: bool) {
+        self.held &= held;
+        let word = if held { "ok" } else { "MISSED" };
+        writeln!(self.table, "| {what} | {measured} | {target} | {word} |").expect("memory takes everything");
+    }
+
+    fn ratio(&mut self, what: &str, rounds: &[(Duration, Duration)], most: f64) {
+        let (ours, theirs): (Vec<_>, Vec<_>) = rounds.iter().copied().unzip();
+        let (ours, theirs) = (median(&ours).as_secs_f64(), median(&theirs).as_secs_f64());
+        let ratio = ours / theirs;
+        let measured = format!("{ours:.2} s beside {theirs:.2} s: {ratio:.2}");
+        self.row(what, &measured, &format!("<= {most}"), ratio <= most);
+    }
+}
+
+fn main() -> ExitCode {
+    let mut bench = Bench::new();
+    bench.empty_server();
+    let mut report = Report { table: String::new(), held: true };
+    let url = bench.cache.ondine.url();
+    let cached = format!("{url}/cached");
+
+    let built = bench.pusher.build(&row_of_programs("stock", STOCK_PATHS, SIZES));
+    let path = last(&built, STOCK_PATHS);
+    let mut rounds = Vec::new();
+    for _ in 0..STOCK_ROUNDS {
+        let folder = Folder::new();
+        let straight = bench.nix_copy(&format!("file://{}", folder.path().display()), &path);
+        bench.empty_server();
+        rounds.push((bench.nix_copy(&cached, &path), straight));
+    }
+    let what = format!("`nix copy` of {STOCK_PATHS} paths, beside the same to a folder");
+    report.ratio(&what, &rounds, STOCK_RATIO_MAX);
+
+    let built = bench.pusher.build(&row_of_programs("many", MANY_PATHS, SIZES));
+    let path = last(&built, MANY_PATHS);
+    let mut rounds = Vec::new();
+    for _ in 0..MANY_ROUNDS {
+        bench.empty_server();
+        let copied = bench.nix_copy(&cached, &path);
+        let token = bench.empty_server();
+        rounds.push((bench.ondine_push(&token, &path), copied));
+    }
+    let what = format!("`ondine push` of {MANY_PATHS} paths, beside `nix copy`");
+    report.ratio(&what, &rounds, MANY_RATIO_MAX);
+
+    questions(&mut bench, &mut report, &built);
+    println!("| check | measured | target | |\n|---|---|---|---|\n{}", report.table);
+    if report.held { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Questions for derivations that were pushed with their outputs, and for hashes of which a fifth is served.
+fn questions(bench: &mut Bench, report: &mut Report, built: &[PathBuf]) {
+    let token = bench.empty_server();
+    let expression = format!(
+        "let make = name: below: derivation {{ inherit name below; system = builtins.currentSystem; \
+         builder = \"/bin/sh\"; args = [ \"-c\" \"echo $name $below > $out; :\" ]; }}; \
+         below = builtins.genList (n: make \"below-${{toString n}}\" \"\") 10; \
+         in builtins.genList (n: make \"above-${{toString n}}\" (builtins.elemAt below (n - n / 10 * 10))) \
+         {DERIVATIONS}"
+    );
+    let drvs = bench.pusher.run("nix-instantiate", &["--expr", &expression]).must_succeed().text();
+    let tops: Vec<&str> = drvs.lines().collect();
+    let variables = [("ONDINE_SERVER", &*bench.cache.ondine.url()), ("ONDINE_TOKEN", &*token)];
+    let realised = bench.pusher.run("nix-store", &[&["--realise"], &tops[..]].concat()).must_succeed().text();
+    let outputs: Vec<&str> = realised.lines().collect();
+    for (kind, paths) in [(&["push", "--derivation"][..], &tops), (&["push"], &outputs)] {
+        run(bench.pusher.ondine_command(&[kind, &paths[..]].concat(), &variables)).must_succeed();
+    }
+    let names: Vec<&str> = tops.iter().map(|drv| base_name(Path::new(drv))).collect();
+    let question = serde_json::json!({ "derivations": names, "start": true });
+    let took: Vec<_> = (0..ANSWERS).map(|_| bench.ask(&token, &question, names.len())).collect();
+    let measured = median(&took);
+    let what = format!("answer for {} pushed derivations, all served", names.len());
+    let target = format!("<= {} ms", DERIVATIONS_WITHIN.as_millis());
+    report.row(&what, &format!("{:.1} ms", millis(measured)), &target, measured <= DERIVATIONS_WITHIN);
+
+    bench.ondine_push(&token, &last(built, MANY_PATHS));
+    let mut hashes: Vec<String> = built.iter().map(|path| base_name(path)[..32].to_owned()).collect();
+    let served = hashes.len();
+    hashes.extend((served..HASHES).map(|number| format!("{number:032}")));
+    let question = serde_json::json!({ "hashes": hashes, "start": false });
+    let took: Vec<_> = (0..ANSWERS).map(|_| bench.ask(&token, &question, served)).collect();
+    let measured = median(&took);
+    let what = format!("answer for {HASHES} hashes, of which {served} are served");
+    let target = format!("< {} ms", HASHES_WITHIN.as_millis());
+    report.row(&what, &format!("{:.1} ms", millis(measured)), &target, measured < HASHES_WITHIN);
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1_000.0
+}
