@@ -148,7 +148,7 @@ fn request_bar(name: &str) -> ProgressBar {
 fn part_done(elapsed: Duration, eta_seconds: Option<(u64, u64)>) -> u64 {
     let Some((from, to)) = eta_seconds else { return 0 };
     let (elapsed, left) = (elapsed.as_secs(), from.midpoint(to));
-    if elapsed + left == 0 { 0 } else { STEPS * elapsed / (elapsed + left) }
+    (STEPS * elapsed).checked_div(elapsed + left).unwrap_or(0)
 }
 
 /// Place, phase and time left.
