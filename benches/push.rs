@@ -70,12 +70,12 @@ impl Bench {
     /// Time that `nix copy` takes to push the closure of a path.
     fn nix_copy(&self, to: &str, path: &Path) -> Duration {
         let url = format!("{to}?compression=zstd");
-        let words = ["copy", "--netrc-file", text(&self.netrc()), "--to", &url, text(path)];
-        let words = words.map(str::to_owned);
+        let netrc = self.netrc();
+        let words = ["copy", "--netrc-file", text(&netrc), "--to", &url, text(path)];
         // What the client remembers of the server before it was emptied is wrong.
         self.pusher.forget_answers();
         let begun = Instant::now();
-        self.pusher.run("nix", &words.each_ref().map(|word| &**word)).must_succeed();
+        self.pusher.run("nix", &words).must_succeed();
         begun.elapsed()
     }
 
