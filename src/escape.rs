@@ -83,7 +83,9 @@ pub fn in_one_line(text: &str, chars_max: usize) -> String {
     line
 }
 
-fn acts(c: char) -> bool {
+/// True for a character that acts on what shows it.
+#[must_use]
+pub fn acts(c: char) -> bool {
     c.is_control() || MARKS.contains(&c)
 }
 

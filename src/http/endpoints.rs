@@ -6,15 +6,15 @@ use schemars::SchemaGenerator;
 
 use super::api::{
     AttributeDetails, AttributePage, BuildList, BuildsAnswer, BuildsRequest, CheckRequest, CollectRequest,
-    DirectoryListing, Explanation, IssueRequest, IssuedToken, MissingPathsAnswer, MissingPathsRequest,
-    PackageSet, PackageSetDetails, PathDetails, PinView, QueueStatus, RememberedFailure, RequestDetails,
-    RetryRequest, ServerStatus, TokenView, UpstreamStatus,
+    DirectoryListing, Explanation, HourOfUse, IssueRequest, IssuedToken, MissingPathsAnswer,
+    MissingPathsRequest, PackageSet, PackageSetDetails, PathDetails, PinView, QueueStatus, RememberedFailure,
+    RequestDetails, RetryRequest, ServerStatus, TokenView, UpstreamStatus,
 };
 use super::endpoint::{Content, Endpoint, Verb};
 use super::traffic::RouteLabel;
 use super::{
-    builds, by_name, catalogue, explain, failures, files, info, listing, live, log, maintenance, nar,
-    narinfo, openapi, page, pins, put, realisation, status, tokens,
+    builds, by_name, catalogue, explain, failures, files, history, info, listing, live, log, maintenance,
+    nar, narinfo, openapi, page, pins, put, realisation, status, tokens,
 };
 use crate::caller::Action;
 
@@ -229,6 +229,12 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         ..Endpoint::api(Verb::Get, "/api/v1/failures", Action::Read, failures::list)
     },
     Endpoint {
+        answer: Content::Json(SchemaGenerator::subschema_for::<Vec<HourOfUse>>),
+        summary: "use of the server, hour by hour",
+        query: &[("hours", "number of hours, 1 to 2160; default: 168")],
+        ..Endpoint::api(Verb::Get, "/api/v1/history", Action::Read, history::get)
+    },
+    Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<Vec<PinView>>),
         summary: "pins",
         ..Endpoint::api(Verb::Get, "/api/v1/pins", Action::Read, pins::list)
@@ -262,6 +268,27 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         query: &[("system", "system of the package")],
         ..Endpoint::html(Verb::Get, "/packages/<set>/<attribute>", Action::Read, page::attribute)
             .taking_slashes()
+    },
+    Endpoint {
+        summary: "page: a derivation with its inputs, outputs, failure and log",
+        query: &[
+            ("find", "text of the lines of the log that are wanted"),
+            ("from", "number of the first line that is wanted"),
+        ],
+        ..Endpoint::html(Verb::Get, "/derivations/<derivation>", Action::Read, page::derivation)
+    },
+    Endpoint {
+        summary: "page: a store path with its closure, references both ways, and why it is kept",
+        query: &[("at", "hash of the path of the closure that is drawn")],
+        ..Endpoint::html(Verb::Get, "/paths/<hash>", Action::Read, page::path)
+    },
+    Endpoint {
+        summary: "page: requests, sizes, builds and pre-building in numbers",
+        ..Endpoint::html(Verb::Get, "/statistics", Action::Read, page::statistics)
+    },
+    Endpoint {
+        summary: "page: all endpoints",
+        ..Endpoint::html(Verb::Get, "/reference", Action::Read, page::reference)
     },
     Endpoint {
         summary: "page: failures that are remembered, and what they block",

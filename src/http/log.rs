@@ -23,6 +23,35 @@ enum LogSource {
     Daemons(DaemonLog),
 }
 
+/// A log as far as it is there now.
+pub(super) enum LogSnapshot {
+    Ours(TailReader),
+    Daemons(DaemonLog),
+}
+
+impl LogSnapshot {
+    /// The log of a derivation, and true beside it while it is being written. One that cannot be read is as
+    /// none.
+    pub(super) async fn of(service: &Service, drv: &StorePath) -> Option<(Self, bool)> {
+        let (state, drv) = (std::sync::Arc::clone(&service.state), drv.clone());
+        let found = reading(move || {
+            Ok(match state.logs.snapshot(&drv)? {
+                Some((reader, is_running)) => Some((Self::Ours(reader), is_running)),
+                None => state.daemon_logs.open(&drv)?.map(|log| (Self::Daemons(log), false)),
+            })
+        });
+        found.await.ok().flatten()
+    }
+
+    /// The next bytes; `None` at the end.
+    pub(super) async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        match self {
+            Self::Ours(reader) => reader.next_chunk().await,
+            Self::Daemons(log) => log.next_chunk().await,
+        }
+    }
+}
+
 pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
     let path = StorePath::parse(call.arguments[0]).ok()?;
     let service = call.service.clone();

@@ -19,6 +19,7 @@ mod events;
 mod explain;
 mod failures;
 mod files;
+mod history;
 mod info;
 mod listing;
 mod live;

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use super::Service;
 use super::address::Peer;
 use super::client_stream::{AnswerPace, ClientStream};
+use super::history;
 use super::per_core::ConnectionThreads;
 use crate::tasks::Tasks;
 
@@ -104,6 +105,13 @@ pub async fn serve(listeners: Vec<Listener>, service: Service, tasks: &Tasks) ->
         move || {
             let traffic = Arc::clone(&traffic);
             async move { traffic.log_summaries().await }
+        }
+    });
+    tasks.restarted("history", {
+        let service = service.clone();
+        move || {
+            let service = service.clone();
+            async move { history::record(&service).await }
         }
     });
     accepting.join_all().await;

@@ -11,6 +11,8 @@ use super::error::{self, Error, INDEX_UNREADABLE};
 use super::response_future::ResponseFuture;
 use crate::index::{self, Index, Unfit};
 
+/// Paths that refer to one in an answer.
+const REFERRERS_MAX: u32 = 100;
 /// End of the metrics: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
 const METRICS_END: &str = "# EOF\n";
 
@@ -38,13 +40,18 @@ pub(super) fn path(call: Call<'_>) -> Option<ResponseFuture> {
 }
 
 pub(super) fn metrics(call: Call<'_>) -> Option<ResponseFuture> {
-    let (state, mut text) = (&call.service.state, String::new());
+    Some(ResponseFuture::ready(answer::ready(answer::OPENMETRICS, metrics_text(call.service) + METRICS_END)))
+}
+
+/// All metrics as OpenMetrics text, without its end.
+pub(super) fn metrics_text(service: &Service) -> String {
+    let (state, mut text) = (&service.state, String::new());
     state.builds.write_metrics(&mut text);
     state.upstreams.write_metrics(&mut text);
     state.catalogue.write_metrics(&mut text);
     state.retention.write_metrics(&mut text);
-    call.service.traffic.write_metrics(&mut text);
-    Some(ResponseFuture::ready(answer::ready(answer::OPENMETRICS, text + METRICS_END)))
+    service.traffic.write_metrics(&mut text);
+    text
 }
 
 fn upstream_list(service: &Service) -> Vec<UpstreamStatus> {
@@ -91,11 +98,16 @@ async fn known_path(index: &Index, hash: StorePathHash) -> Result<Option<PathDet
     let Some(hit) = index.find(hash).await? else { return Ok(None) };
     let upstreams = index.upstreams_with(hit.row.info.nar_hash).await?;
     let comparison = index.comparison(hash).await?;
+    let referrers = index.referrers(hash, REFERRERS_MAX).await?;
+    let pins = index.pins().await?.into_iter().filter(|pin| pin.hash == hash).map(|pin| pin.name);
     Ok(Some(PathDetails {
         path: hit.row.info.path.to_string(),
         nar_hash: hit.row.info.nar_hash.to_string(),
         nar_size: hit.row.info.nar_size,
         references: hit.row.info.references.iter().map(ToString::to_string).collect(),
+        referrers: referrers.iter().map(ToString::to_string).collect(),
+        signatures: hit.row.info.signatures.iter().map(ToString::to_string).collect(),
+        pins: pins.collect(),
         deriver: hit.row.info.deriver.as_ref().map(ToString::to_string),
         built_here: hit.row.built,
         file_size: hit.packed.map(|nar| nar.file_size),

@@ -105,6 +105,15 @@ struct Shard([Counters; LABELS.len()]);
 #[derive(Debug)]
 pub(super) struct Traffic(Box<[Shard]>);
 
+/// Numbers of requests for narinfos and downloads, by their end.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct RequestEnds {
+    pub(super) hits: u64,
+    pub(super) misses: u64,
+    pub(super) built: u64,
+    pub(super) failed: u64,
+}
+
 /// Sums of the requests of one label.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sums {
@@ -142,6 +151,18 @@ impl Traffic {
             add(&mut sums.nanoseconds, nanoseconds);
         }
         sums
+    }
+
+    /// Ends of all requests for narinfos and downloads since the start.
+    pub(super) fn ends(&self) -> RequestEnds {
+        let mut ends = RequestEnds::default();
+        for sums in [RouteLabel::NarInfo, RouteLabel::Download].map(|label| self.sums(label)) {
+            ends.hits += sums.outcomes[RequestOutcome::Hit as usize];
+            ends.misses += sums.outcomes[RequestOutcome::Miss as usize];
+            ends.built += sums.outcomes[RequestOutcome::Built as usize];
+            ends.failed += sums.outcomes[RequestOutcome::Failed as usize];
+        }
+        ends
     }
 
     /// Writes all counters as OpenMetrics text.

@@ -4,6 +4,7 @@
 
 mod catalogue;
 mod failure;
+mod history;
 mod path;
 mod pushed;
 mod queue;
@@ -15,6 +16,7 @@ pub use catalogue::{
     OutputRow, Search, SetRow, Swapped,
 };
 pub use failure::{Failure, FailureClass};
+pub use history::HourRow;
 pub use path::{Comparison, Counts, Hit, NarRow, PathRow, UpstreamNar};
 pub use pushed::{PushedDerivation, UploadOutcome};
 pub use queue::{DurationRow, RequestRow};

@@ -6,6 +6,7 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod addresses;
+pub mod browser;
 pub mod cache;
 pub mod client;
 pub mod crowd;
@@ -25,6 +26,7 @@ pub mod store;
 pub mod uploads;
 pub mod upstream;
 
+pub use browser::Browser;
 pub use cache::Cache;
 pub use client::{Client, Substituter, nar_digest};
 pub use derivations::Derivation;

@@ -5,10 +5,11 @@ use std::time::SystemTime;
 use narinfo::StoreDir;
 
 use super::builds::{BuildItem, BuildItemOutput, BuildItemState};
+use super::paths::PathComparison;
 use super::server::{CacheCounts, UpstreamHealth, UpstreamMode, UpstreamStatus};
 use super::types::{
-    AttributeLine, EvaluationFailure, EvaluationTime, PackageSetGeneration, PathComparison, PinView,
-    QueueStatus, RememberedFailure, RequestPhase, RequestPlace, RequestStatus, RunningBuild, TokenView,
+    AttributeLine, EvaluationFailure, EvaluationTime, PackageSetGeneration, PinView, QueueStatus,
+    RememberedFailure, RequestPhase, RequestPlace, RequestStatus, RunningBuild, TokenView,
 };
 use crate::build::{Outlook, QueueView, RequestState, RequestView, RunningView};
 use crate::catalogue::Indexing;

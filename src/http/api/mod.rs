@@ -3,11 +3,13 @@
 mod builds;
 mod convert;
 mod files;
+mod paths;
 mod server;
 mod types;
 
 pub use builds::*;
 pub(super) use convert::unix_seconds;
 pub use files::*;
+pub use paths::*;
 pub use server::*;
 pub use types::*;

@@ -242,37 +242,6 @@ pub struct RequestDetails {
     pub log: Vec<String>,
 }
 
-/// A store path that is served.
-#[derive(Debug, Deserialize, Serialize, JsonSchema)]
-pub struct PathDetails {
-    /// Base name of the path.
-    pub path: String,
-    pub nar_hash: String,
-    pub nar_size: u64,
-    /// Base names.
-    pub references: Vec<String>,
-    /// Base name of its derivation.
-    pub deriver: Option<String>,
-    /// True for a path that was built on this machine.
-    pub built_here: bool,
-    /// Bytes of its file in the NAR store; null while there is none.
-    pub file_size: Option<u64>,
-    /// Names of the upstreams that have the contents.
-    pub upstreams: Vec<String>,
-    /// An upstream's NAR beside the one that was built here; null as long as none is known to have it.
-    pub comparison: Option<PathComparison>,
-}
-
-/// An upstream's NAR of a path that was built here.
-#[derive(Debug, Deserialize, Serialize, JsonSchema)]
-pub struct PathComparison {
-    /// Name of the upstream.
-    pub upstream: String,
-    pub nar_hash: String,
-    /// True where both hashes are equal.
-    pub same: bool,
-}
-
 /// A package set.
 #[derive(Debug, Deserialize, Serialize, JsonSchema)]
 pub struct PackageSet {

@@ -33,6 +33,11 @@ struct FailuresPage {
     may_retry: bool,
 }
 
+/// True for a visitor whose forms to retry are taken.
+pub(super) fn may_retry(visitor: &Visitor) -> bool {
+    visitor.may(Action::Cancel) && visitor.session.is_some()
+}
+
 /// All failures, each with what it blocks.
 pub(in crate::http) fn list(call: Call<'_>) -> Option<ResponseFuture> {
     respond(&call, Action::Read, |service, visitor| async move {
@@ -62,8 +67,8 @@ pub(in crate::http) fn list(call: Call<'_>) -> Option<ResponseFuture> {
                 std::mem::swap(&mut group.first, &mut group.blocked[at]);
             }
         }
-        let may_retry = visitor.may(Action::Cancel) && visitor.session.is_some();
-        Ok(answer(&FailuresPage { shell: visitor.shell("Failures", "failures"), groups, total, may_retry }))
+        let (shell, may_retry) = (visitor.shell("Failures", "failures"), may_retry(&visitor));
+        Ok(answer(&FailuresPage { shell, groups, total, may_retry }))
     })
 }
 

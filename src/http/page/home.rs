@@ -1,6 +1,8 @@
 //! The first page: what is being built, who waits, what has ended, and how the server is. Clients that are no
 //! browsers get the text of `info`.
 
+use std::collections::BTreeMap;
+
 use askama::Template;
 use narinfo::StorePath;
 
@@ -78,6 +80,8 @@ pub(super) struct FailureLine {
     pub(super) cause: PathLabel,
     pub(super) since: PageTime,
     pub(super) failure: RememberedFailure,
+    /// Number of other failures that it causes.
+    pub(super) blocks: usize,
 }
 
 impl CacheFigures {
@@ -137,12 +141,15 @@ impl FailureLine {
             cause: PathLabel::new(&*failure.cause),
             since: PageTime(failure.since),
             failure,
+            blocks: 0,
         }
     }
 
-    /// The first line of the reason.
-    pub(super) fn summary(&self) -> &str {
-        self.failure.reason.lines().next().unwrap_or_default()
+    /// The first line of the reason, without the path that the daemon opens it with.
+    fn summary(&self) -> &str {
+        let line = self.failure.reason.lines().next().unwrap_or_default();
+        let rest = line.strip_prefix("builder for '").and_then(|rest| rest.split_once("' "));
+        rest.map_or(line, |(_, rest)| rest).trim_end_matches(';')
     }
 }
 
@@ -228,11 +235,25 @@ async fn page(service: &Service, visitor: &Visitor) -> Result<HomePage, error::E
         queue: requests.into_iter().take(QUEUE_SHOWN).map(line).collect(),
         stalled: status.queue.stalled.take(),
         ended: ended.into_iter().take(ENDED_SHOWN).map(ended_line).collect(),
-        failures: remembered.into_iter().take(ENDED_SHOWN).map(FailureLine::new).collect(),
+        failures: causes(remembered),
         cache: status.cache.as_ref().map(CacheFigures::of),
         status,
         url: visitor.url.clone(),
     })
+}
+
+/// Failures that are causes themselves, each with the number of those that it blocks.
+fn causes(remembered: Vec<RememberedFailure>) -> Vec<FailureLine> {
+    let mut blocked: BTreeMap<String, usize> = BTreeMap::new();
+    for failure in remembered.iter().filter(|failure| failure.derivation != failure.cause) {
+        *blocked.entry(failure.cause.clone()).or_default() += 1;
+    }
+    let causes = remembered.into_iter().filter(|failure| failure.derivation == failure.cause);
+    let line = |failure: RememberedFailure| FailureLine {
+        blocks: blocked.get(&failure.derivation).copied().unwrap_or_default(),
+        ..FailureLine::new(failure)
+    };
+    causes.take(ENDED_SHOWN).map(line).collect()
 }
 
 fn ended_line(request: RequestStatus) -> EndedLine {

@@ -5,6 +5,7 @@
 mod builds;
 mod catalogue;
 mod changes;
+mod closures;
 mod paths;
 mod pushed;
 mod retention;
@@ -21,6 +22,7 @@ use super::Error;
 pub use builds::{DemandStore, FailureStore, QueueLog};
 pub use catalogue::{Generations, PackageSets};
 pub use changes::{Changes, Follower};
+pub use closures::{Closures, History};
 pub use paths::{Comparisons, Nars, Paths, RealisationStore, UpstreamNars};
 pub use pushed::Pushes;
 pub use retention::{Pins, RetentionStore};
@@ -35,6 +37,8 @@ pub type BackendFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, Error>> + 
 /// it, once it is acknowledged; where it fails, nothing has changed.
 pub trait Backend:
     Paths
+    + Closures
+    + History
     + RealisationStore
     + Nars
     + UpstreamNars

@@ -3,6 +3,7 @@
 
 mod builds;
 mod catalogue;
+mod closures;
 mod health;
 mod nars;
 mod paths;
@@ -18,6 +19,7 @@ use super::tests::{every_write_that_changes_a_narinfo_is_told_of_at_once, what_i
 use super::{Index, Sqlite};
 use builds::*;
 use catalogue::*;
+use closures::*;
 use health::*;
 use nars::*;
 use paths::*;
@@ -86,6 +88,8 @@ promises! {
     all_paths_come_in_batches_in_the_order_of_their_hashes,
     signatures_are_replaced_or_added_where_they_belong,
     the_totals_follow_what_comes_and_goes,
+    references_are_known_both_ways_as_long_as_the_paths_are_served,
+    an_hour_has_the_latest_totals_and_all_its_events,
     all_hashes_are_sent_that_may_be_answered,
     a_realisation_goes_with_the_path_that_it_names_and_with_those_it_needs,
     none_is_published_when_one_names_a_path_that_is_not_served,

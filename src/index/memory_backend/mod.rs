@@ -4,6 +4,7 @@
 
 mod builds;
 mod catalogue;
+mod closures;
 mod paths;
 mod pushed;
 mod retention;
@@ -20,8 +21,8 @@ use tokio::sync::mpsc;
 
 use super::backend::{Backend, BackendFuture, Changes, Follower, Recovered, RecoveryStore, Unfit, Upkeep};
 use crate::model::{
-    Comparison, DemandRow, DurationRow, Failure, NarRow, PathRow, PushedDerivation, RequestRow, TokenRow,
-    UpstreamNar,
+    Comparison, DemandRow, DurationRow, Failure, HourRow, NarRow, PathRow, PushedDerivation, RequestRow,
+    TokenRow, UpstreamNar,
 };
 use catalogue::Sets;
 
@@ -47,6 +48,7 @@ struct State {
     demand: Vec<DemandRow>,
     prebuilt: (u64, Duration),
     sets: Sets,
+    history: BTreeMap<u64, HourRow>,
     tokens: BTreeMap<u64, TokenRow>,
     last_token: u64,
     /// Number of writes so far: orders what has no other order.

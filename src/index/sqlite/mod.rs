@@ -5,6 +5,7 @@ mod access;
 mod catalogue;
 #[cfg(test)]
 mod catalogue_tests;
+mod closure;
 mod comparison;
 mod condition;
 mod connection;

@@ -253,3 +253,22 @@ CREATE TABLE pushed_output (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX pushed_output_by_derivation ON pushed_output (drv);
+
+-- Which served paths refer to which, kept by triggers. Short: the row of the path that refers tells the rest.
+CREATE TABLE reference (
+    target TEXT NOT NULL,               -- the first 12 characters of the hash of a path that is referred to
+    source TEXT NOT NULL,               -- the same of the path that refers to it
+    PRIMARY KEY (target, source)
+) STRICT, WITHOUT ROWID;
+
+-- How the server was used: what there was at the end of each hour, and what happened in it.
+CREATE TABLE history (
+    hour      INTEGER PRIMARY KEY NOT NULL, -- Unix seconds, divided by 3600
+    paths     INTEGER NOT NULL,         -- served
+    nars      INTEGER NOT NULL,         -- stored
+    nar_bytes INTEGER NOT NULL,         -- of their files
+    hits      INTEGER NOT NULL,         -- requests that were answered with what was there
+    misses    INTEGER NOT NULL,         -- requests for what was not to be had
+    built     INTEGER NOT NULL,         -- requests that were answered after a build
+    failed    INTEGER NOT NULL          -- requests whose build failed
+) STRICT;

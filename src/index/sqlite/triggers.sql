@@ -81,3 +81,15 @@ END;
 CREATE TRIGGER pushed_derivation_gone AFTER DELETE ON pushed_derivation BEGIN
     DELETE FROM pushed_output WHERE drv = OLD.hash;
 END;
+
+CREATE TRIGGER path_refers AFTER INSERT ON path WHEN NEW.refs <> '' BEGIN
+    INSERT OR IGNORE INTO reference
+        SELECT substr(each.value, 1, 12), substr(NEW.hash, 1, 12)
+        FROM json_each('["' || replace(NEW.refs, ' ', '","') || '"]') each
+        WHERE substr(each.value, 1, 32) <> NEW.hash;
+END;
+
+CREATE TRIGGER path_refers_no_more AFTER DELETE ON path WHEN OLD.refs <> '' BEGIN
+    DELETE FROM reference WHERE source = substr(OLD.hash, 1, 12) AND target IN (
+        SELECT substr(each.value, 1, 12) FROM json_each('["' || replace(OLD.refs, ' ', '","') || '"]') each);
+END;

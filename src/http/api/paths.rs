@@ -1,0 +1,62 @@
+//! The JSON types of served paths, and of the server's use.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A store path that is served.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+pub struct PathDetails {
+    /// Base name of the path.
+    pub path: String,
+    pub nar_hash: String,
+    pub nar_size: u64,
+    /// Base names.
+    pub references: Vec<String>,
+    /// Base names of served paths that refer to it, itself excepted; a hundred at most.
+    pub referrers: Vec<String>,
+    /// Signatures that clients get.
+    pub signatures: Vec<String>,
+    /// Names under which it is pinned itself.
+    pub pins: Vec<String>,
+    /// Base name of its derivation.
+    pub deriver: Option<String>,
+    /// True for a path that was built on this machine.
+    pub built_here: bool,
+    /// Bytes of its file in the NAR store; null while there is none.
+    pub file_size: Option<u64>,
+    /// Names of the upstreams that have the contents.
+    pub upstreams: Vec<String>,
+    /// An upstream's NAR beside the one that was built here; null as long as none is known to have it.
+    pub comparison: Option<PathComparison>,
+}
+
+/// An upstream's NAR of a path that was built here.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+pub struct PathComparison {
+    /// Name of the upstream.
+    pub upstream: String,
+    pub nar_hash: String,
+    /// True where both hashes are equal.
+    pub same: bool,
+}
+
+/// Use of the server in an hour: totals at its end, and requests for narinfos and downloads in it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub struct HourOfUse {
+    /// Unix seconds.
+    pub begins_at: u64,
+    /// Store paths that are served.
+    pub paths: u64,
+    /// NARs on disk.
+    pub nars: u64,
+    /// Bytes of those files.
+    pub nar_bytes: u64,
+    /// Requests that were answered at once.
+    pub hits: u64,
+    /// Requests for what was not to be had.
+    pub misses: u64,
+    /// Requests that were answered after a build.
+    pub built: u64,
+    /// Requests whose build failed.
+    pub failed: u64,
+}

@@ -1,0 +1,81 @@
+//! One store path: its contents, what it needs and what needs it, and why it is kept.
+
+use askama::Template;
+use narinfo::StorePathHash;
+
+use super::super::Service;
+use super::super::api::PathDetails;
+use super::super::call::{Call, parameters};
+use super::super::error::Error;
+use super::super::response_future::ResponseFuture;
+use super::super::status;
+use super::format::{ByteCount, PathLabel};
+use super::treemap::{HEIGHT, Treemap, WIDTH};
+use super::visitor::{PageFrame, Visitor, answer, respond};
+use crate::caller::Action;
+
+/// Paths of a closure that are drawn.
+const CLOSURE_MAX: u32 = 2_000;
+
+#[derive(Template)]
+#[template(path = "path.html", config = "src/http/page/askama.toml")]
+struct PathPage {
+    shell: PageFrame,
+    label: PathLabel,
+    details: PathDetails,
+    size: ByteCount,
+    file_size: Option<ByteCount>,
+    references: Vec<PathLabel>,
+    referrers: Vec<PathLabel>,
+    deriver: Option<PathLabel>,
+    treemap: Treemap,
+    /// The path whose closure is drawn, where it is another one.
+    zoomed: Option<PathLabel>,
+    store_dir: String,
+    width: f64,
+    height: f64,
+}
+
+/// The page.
+pub(in crate::http) fn get(call: Call<'_>) -> Option<ResponseFuture> {
+    let hash: StorePathHash = call.arguments[0].parse().ok()?;
+    let at = parameters(call.query).find(|(key, _)| *key == "at").and_then(|(_, at)| at);
+    let at = at.and_then(|at| at.parse::<StorePathHash>().ok()).filter(|at| *at != hash);
+    respond(&call, Action::Read, |service, visitor| async move {
+        Ok(answer(&page(&service, &visitor, hash, at).await?))
+    })
+}
+
+async fn page(
+    service: &Service,
+    visitor: &Visitor,
+    hash: StorePathHash,
+    at: Option<StorePathHash>,
+) -> Result<PathPage, Error> {
+    let details = status::path_details(service, hash).await?;
+    let unreadable = |error| Error::index(&error, "a closure cannot be read");
+    let index = &service.state.index;
+    let mut rows = index.closure(at.unwrap_or(hash), CLOSURE_MAX).await.map_err(unreadable)?;
+    if rows.is_empty() && at.is_some() {
+        rows = index.closure(hash, CLOSURE_MAX).await.map_err(unreadable)?;
+    }
+    let root = rows.first().map(|row| row.info.path.clone());
+    let labels =
+        |names: &[String]| -> Vec<PathLabel> { names.iter().map(|name| PathLabel::new(&**name)).collect() };
+    let label = PathLabel::new(&*details.path);
+    Ok(PathPage {
+        shell: visitor.shell(label.name(), ""),
+        size: ByteCount(details.nar_size),
+        file_size: details.file_size.map(ByteCount),
+        references: labels(&details.references),
+        referrers: labels(&details.referrers),
+        deriver: details.deriver.as_ref().map(|deriver| PathLabel::new(&**deriver)),
+        treemap: Treemap::new(&rows),
+        zoomed: root.map(|root| PathLabel::new(root.to_string())).filter(|root| *root != label),
+        store_dir: service.state.store_dir.to_string(),
+        width: WIDTH,
+        height: HEIGHT,
+        label,
+        details,
+    })
+}

@@ -1,0 +1,264 @@
+//! A closure as a tree map: each path a rectangle as large as its contents, within that of the first path
+//! that needs it. Laid out here, so that it needs no script; zooming in is a link.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use narinfo::{StorePath, StorePathHash};
+
+use super::format::{ByteCount, PathLabel};
+use crate::model::PathRow;
+
+/// Size of the drawing.
+pub(super) const WIDTH: f64 = 1200.0;
+pub(super) const HEIGHT: f64 = 560.0;
+/// Height of the head of a group, which has its name.
+const HEAD: f64 = 20.0;
+/// Space around the contents of a group.
+const PADDING: f64 = 3.0;
+/// Width of a character of a name.
+const CHARACTER: f64 = 7.2;
+/// Colours of groups.
+const COLOURS: usize = 6;
+/// Smallest side of a rectangle that is drawn.
+const SIDE_MIN: f64 = 2.0;
+
+/// A rectangle.
+#[derive(Clone, Copy, Debug)]
+struct Area {
+    x: f64,
+    y: f64,
+    width: f64,
+    height: f64,
+}
+
+/// A path in the drawing, or a group of one with what it needs.
+pub(super) struct Tile {
+    pub(super) label: PathLabel,
+    /// Of the path itself.
+    pub(super) size: ByteCount,
+    /// Of it with what stands within it.
+    pub(super) whole: ByteCount,
+    pub(super) x: String,
+    pub(super) y: String,
+    pub(super) width: String,
+    pub(super) height: String,
+    /// Where the name stands; empty where there is no room for it.
+    pub(super) name: String,
+    pub(super) name_x: String,
+    pub(super) name_y: String,
+    pub(super) colour: usize,
+    pub(super) is_group: bool,
+}
+
+/// A drawing of a closure.
+pub(super) struct Treemap {
+    pub(super) tiles: Vec<Tile>,
+    pub(super) paths: usize,
+    pub(super) whole: ByteCount,
+    /// The largest paths, for those who cannot see it.
+    pub(super) largest: Vec<(PathLabel, ByteCount)>,
+}
+
+/// A path with those that it was the first to need.
+struct Branch<'r> {
+    row: &'r PathRow,
+    children: Vec<StorePathHash>,
+    /// Bytes of it with its children.
+    bytes: u64,
+}
+
+impl Treemap {
+    /// The closure of the first of these rows.
+    pub(super) fn new(rows: &[PathRow]) -> Self {
+        let branches = branches(rows);
+        let mut drawing = Self {
+            tiles: Vec::new(),
+            paths: rows.len(),
+            whole: ByteCount(rows.iter().map(|row| row.info.nar_size).sum()),
+            largest: largest(rows),
+        };
+        if let Some(root) = rows.first().map(|row| row.info.path.hash()) {
+            drawing.draw_root(&branches, root);
+        }
+        drawing
+    }
+
+    fn draw_root(&mut self, branches: &BTreeMap<StorePathHash, Branch<'_>>, root: StorePathHash) {
+        let whole = Area { x: 0.0, y: 0.0, width: WIDTH, height: HEIGHT };
+        let own = &branches[&root];
+        // The path itself, and each of those that it needs with what they need.
+        let mut parts = vec![(root, own.row.info.nar_size)];
+        parts.extend(own.children.iter().map(|child| (*child, branches[child].bytes)));
+        parts.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        let areas = squarified(&parts.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>(), whole);
+        for (at, ((hash, _), area)) in parts.into_iter().zip(areas).enumerate() {
+            let branch = &branches[&hash];
+            if hash == root || branch.children.is_empty() {
+                self.add(branch.row, branch.row.info.nar_size, area, at % COLOURS, false);
+            } else {
+                self.draw_group(branches, hash, area, at % COLOURS);
+            }
+        }
+    }
+
+    /// A group: its path, and all that stands within it, side by side.
+    fn draw_group(
+        &mut self,
+        branches: &BTreeMap<StorePathHash, Branch<'_>>,
+        group: StorePathHash,
+        area: Area,
+        colour: usize,
+    ) {
+        self.add(branches[&group].row, branches[&group].bytes, area, colour, true);
+        let inner = Area {
+            x: area.x + PADDING,
+            y: area.y + HEAD,
+            width: area.width - 2.0 * PADDING,
+            height: area.height - HEAD - PADDING,
+        };
+        if inner.width < SIDE_MIN || inner.height < SIDE_MIN {
+            return;
+        }
+        let (mut members, mut next) = (Vec::new(), VecDeque::from([group]));
+        while let Some(hash) = next.pop_front() {
+            members.push((hash, branches[&hash].row.info.nar_size));
+            next.extend(&branches[&hash].children);
+        }
+        members.sort_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        let areas = squarified(&members.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>(), inner);
+        for ((hash, bytes), area) in members.into_iter().zip(areas) {
+            self.add(branches[&hash].row, bytes, area, colour, false);
+        }
+    }
+
+    fn add(&mut self, row: &PathRow, bytes: u64, area: Area, colour: usize, is_group: bool) {
+        if area.width < SIDE_MIN || area.height < SIDE_MIN {
+            return;
+        }
+        let label = PathLabel::new(row.info.path.to_string());
+        let room = ((area.width - 10.0) / CHARACTER).max(0.0) as usize;
+        let has_room = room >= 4 && area.height >= HEAD;
+        let name = if has_room { crate::escape::in_one_line(label.name(), room) } else { String::new() };
+        let number = |value: f64| format!("{value:.1}");
+        self.tiles.push(Tile {
+            size: ByteCount(row.info.nar_size),
+            whole: ByteCount(bytes),
+            x: number(area.x),
+            y: number(area.y),
+            width: number(area.width),
+            height: number(area.height),
+            name,
+            name_x: number(area.x + 6.0),
+            name_y: number(area.y + 14.0),
+            colour,
+            is_group,
+            label,
+        });
+    }
+}
+
+fn largest(rows: &[PathRow]) -> Vec<(PathLabel, ByteCount)> {
+    const LISTED: usize = 10;
+    let mut sizes: Vec<(u64, &StorePath)> =
+        rows.iter().map(|row| (row.info.nar_size, &row.info.path)).collect();
+    sizes.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+    let named = |(bytes, path): (u64, &StorePath)| (PathLabel::new(path.to_string()), ByteCount(bytes));
+    sizes.into_iter().take(LISTED).map(named).collect()
+}
+
+/// The paths as a tree, in which each stands below the first that needs it.
+fn branches(rows: &[PathRow]) -> BTreeMap<StorePathHash, Branch<'_>> {
+    let mut branches: BTreeMap<StorePathHash, Branch<'_>> = rows
+        .iter()
+        .map(|row| (row.info.path.hash(), Branch { row, children: Vec::new(), bytes: row.info.nar_size }))
+        .collect();
+    let Some(root) = rows.first() else { return branches };
+    let (mut order, mut parents) = (vec![root.info.path.hash()], BTreeMap::new());
+    let mut at = 0;
+    while let Some(hash) = order.get(at).copied() {
+        at += 1;
+        let references: Vec<StorePathHash> =
+            branches[&hash].row.info.references.iter().map(StorePath::hash).collect();
+        for reference in references {
+            let is_new = reference != order[0] && !parents.contains_key(&reference);
+            if is_new && branches.contains_key(&reference) {
+                parents.insert(reference, hash);
+                order.push(reference);
+                branches.entry(hash).and_modify(|branch| branch.children.push(reference));
+            }
+        }
+    }
+    // From the leaves up.
+    for hash in order.into_iter().rev() {
+        let bytes = branches[&hash].bytes;
+        if let Some(parent) = parents.get(&hash) {
+            branches.entry(*parent).and_modify(|branch| branch.bytes += bytes);
+        }
+    }
+    branches
+}
+
+/// Areas as large as these weights, the largest first, which fill another and are as square as may be
+/// (Bruls, Huizing and van Wijk, "Squarified treemaps", 2000).
+fn squarified(weights: &[u64], area: Area) -> Vec<Area> {
+    let total: f64 = weights.iter().map(|weight| (*weight).max(1) as f64).sum();
+    let scale = area.width * area.height / total;
+    let sizes: Vec<f64> = weights.iter().map(|weight| (*weight).max(1) as f64 * scale).collect();
+    let (mut placed, mut rest, mut from) = (Vec::new(), area, 0);
+    while from < sizes.len() {
+        let side = rest.width.min(rest.height).max(f64::EPSILON);
+        let worst = |row: &[f64]| {
+            let sum: f64 = row.iter().sum();
+            let thickness = sum / side;
+            row.iter()
+                .map(|size| (size / thickness / thickness).max(thickness * thickness / size))
+                .fold(1.0, f64::max)
+        };
+        let mut to = from + 1;
+        while to < sizes.len() && worst(&sizes[from..=to]) <= worst(&sizes[from..to]) {
+            to += 1;
+        }
+        let thickness = sizes[from..to].iter().sum::<f64>() / side;
+        let mut along = 0.0;
+        for size in &sizes[from..to] {
+            let length = size / thickness;
+            placed.push(if rest.width >= rest.height {
+                Area { x: rest.x, y: rest.y + along, width: thickness, height: length }
+            } else {
+                Area { x: rest.x + along, y: rest.y, width: length, height: thickness }
+            });
+            along += length;
+        }
+        if rest.width >= rest.height {
+            (rest.x, rest.width) = (rest.x + thickness, rest.width - thickness);
+        } else {
+            (rest.y, rest.height) = (rest.y + thickness, rest.height - thickness);
+        }
+        from = to;
+    }
+    placed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn areas_are_as_large_as_their_weights_and_fill_the_whole() {
+        let whole = Area { x: 0.0, y: 0.0, width: 600.0, height: 400.0 };
+        let areas = squarified(&[6, 6, 4, 3, 2, 2, 1], whole);
+        let sizes: Vec<f64> = areas.iter().map(|area| area.width * area.height).collect();
+        for (size, weight) in sizes.iter().zip([6.0, 6.0, 4.0, 3.0, 2.0, 2.0, 1.0]) {
+            assert!((size - weight * 10_000.0).abs() < 1.0, "{size} for {weight}");
+        }
+        for area in &areas {
+            assert!(
+                area.x >= -0.01 && area.x + area.width < 600.01 && area.y + area.height < 400.01,
+                "{area:?}"
+            );
+            assert!(area.width / area.height < 4.0 && area.height / area.width < 4.0, "{area:?}");
+        }
+        assert_eq!(squarified(&[0, 0], whole).len(), 2);
+        assert!(squarified(&[], whole).is_empty());
+    }
+}
