@@ -91,7 +91,8 @@ fn the_files_beside_narinfos_are_taken_from_every_release() {
         scene.reader().copy(&scene.cache.ondine.cached(), &[&outputs[0]]).must_succeed();
         let http = Http::new(&scene.cache.ondine.url());
         let hash = &outputs[0].file_name().expect("a name").to_string_lossy()[..32];
-        assert_eq!(http.get(&format!("/{hash}.ls")).status, 404, "a listing is not kept");
+        let listing = http.get(&format!("/{hash}.ls"));
+        assert!(listing.status == 200 && listing.text().contains("\"root\""), "{}", listing.text());
     }
 }
 
@@ -154,7 +155,8 @@ fn graph(name: &str, length: usize) -> Derivation {
 
 #[test]
 fn a_pushed_graph_of_derivations_is_built_for_whoever_asks_for_its_top() {
-    for (release, length) in Release::all().into_iter().zip([100, 12, 12]) {
+    let length = 100;
+    for release in Release::all() {
         let scene = Scene::new(&[]);
         let pusher = scene.pusher(&release);
         let top = graph("graph", length);

@@ -3,9 +3,6 @@
 //! is left for the next upstream.
 
 mod support;
-#[path = "../narinfo/tests/support/wire.rs"]
-#[allow(dead_code, reason = "a part of it is used here")]
-mod wire;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -15,12 +12,12 @@ use sha2::{Digest, Sha256};
 use support::addresses::{field, fields, narinfo_address};
 use support::cache::{assert_missing, assert_narinfo};
 use support::derivations::{LARGE_FILE_BYTES, large_file};
+use support::malformed::{Nar, malformed};
 use support::upstream::{counted, stored_nars};
 use support::{
     BinaryCache, Cache, Compression, Daemon, Derivation, Fault, NixStore, Release, Sample, Upstream, Valve,
     text, wait_until,
 };
-use wire::Nar;
 
 /// Time limit of what takes no time, on a machine that does much else.
 const SOON: Duration = Duration::from_secs(60);
@@ -289,32 +286,6 @@ fn a_fetch_ends_with_its_last_reader() {
 }
 
 // NARs that are none.
-
-/// Each wrong in one way.
-fn malformed() -> Vec<(&'static str, Vec<u8>)> {
-    let named = |names: &[&[u8]]| {
-        Nar::new().folder(|nar| names.iter().fold(nar, |nar, name| nar.entry(name, |nar| nar.file(b"x")))).0
-    };
-    let padded =
-        Nar::new().tokens(&["(", "type", "regular", "contents"]).padded_token(b"x", 1).tokens(&[")"]);
-    vec![
-        ("a dot", named(&[b"."])),
-        ("two dots", named(&[b".."])),
-        ("a slash", named(&[b"../x"])),
-        ("a NUL", named(&[b"a\0b"])),
-        ("no name", named(&[b""])),
-        ("a long name", named(&[&[b'a'; 256]])),
-        ("a name twice", named(&[b"a", b"a"])),
-        ("disorder", named(&[b"b", b"a"])),
-        ("65 folders", Nar::nested(65).0),
-        ("5,000 folders", Nar::nested(5_000).0),
-        ("wrong padding", padded.0),
-        ("trailing bytes", [Nar::new().file(b"x").0, vec![0; 8]].concat()),
-        ("two NARs", [Nar::new().file(b"x").0, Nar::new().file(b"x").0].concat()),
-        ("a page", b"<html><body>Please log in</body></html>".to_vec()),
-        ("an empty target", Nar::new().symlink(b"").0),
-    ]
-}
 
 #[test]
 fn a_nar_that_no_client_could_unpack_reaches_nobody_though_a_trusted_key_signed_it() {

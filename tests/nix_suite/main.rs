@@ -2,8 +2,8 @@
 //! server for a client of every release: <https://github.com/NixOS/nix/tree/master/tests/functional>, the
 //! scripts that each part names.
 //!
-//! Left out: listings and the index of debug information (`.ls`, `debuginfo/`), uploads, and caches in a
-//! folder or behind a name with a plus sign, which concern the client alone.
+//! Left out: the index of debug information (`debuginfo/`), and caches in a folder or behind a name with a
+//! plus sign, which concern the client alone.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -14,3 +14,4 @@ mod multiple_outputs;
 mod nar_access;
 mod scene;
 mod signing;
+mod uploads;

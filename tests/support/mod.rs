@@ -16,6 +16,7 @@ pub mod door;
 pub mod gate;
 pub mod held_file;
 pub mod http;
+pub mod malformed;
 pub mod ondine;
 pub mod package_set;
 pub mod process;

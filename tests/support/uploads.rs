@@ -30,6 +30,13 @@ impl Uploads {
         Uploads { door: Door::to(&cache.ondine), cache }
     }
 
+    /// The same with small disks: see [`Cache::on_disks`].
+    #[track_caller]
+    pub fn on_disks(arguments: &[&str], disks: &[(&str, &str)]) -> Uploads {
+        let cache = Cache::on_disks(arguments, disks);
+        Uploads { door: Door::to(&cache.ondine), cache }
+    }
+
     /// The address of the way in.
     pub fn address(&self) -> &str {
         self.door.url().strip_prefix("http://").expect("it is http")

@@ -1,0 +1,163 @@
+//! Uploads that are not what they should be, in every part of the request: each is refused with the reason
+//! and no other status than those of a wrong request, and nothing of it is stored.
+
+mod support;
+
+use std::time::Duration;
+
+use support::http::raw;
+use support::malformed::malformed;
+use support::uploads::{HASH, Uploads, nar, parsed};
+use support::{Http, wait_until};
+
+const SOON: Duration = Duration::from_secs(60);
+
+#[test]
+fn a_nar_that_no_client_could_unpack_is_refused_in_every_form() {
+    let uploads = Uploads::new(&[]);
+    let name = "0".repeat(52);
+    for (said, nar) in malformed() {
+        let packed = zstd::encode_all(&nar[..], 1).expect("memory takes everything");
+        for (ending, body) in [("nar", &nar), ("nar.zst", &packed)] {
+            let (status, text) = uploads.put(&format!("/nar/{name}.{ending}"), body);
+            assert!(status == 400 && !text.contains("which is"), "{said}, {ending}: {text}");
+        }
+    }
+    // Its name alone is wrong of this one.
+    let (status, text) = uploads.put(&format!("/nar/{name}.nar"), &nar(b"good"));
+    assert!(status == 400 && text.contains("which is"), "{text}");
+    assert_eq!(uploads.served(), 0);
+    wait_until("nothing is left", SOON, || uploads.nar_files() == 0);
+}
+
+#[test]
+fn a_narinfo_that_no_client_would_write_is_refused_by_what_is_wrong_with_it() {
+    let uploads = Uploads::new(&[]);
+    let contents = nar(b"one");
+    let name = uploads.upload(&contents);
+    let good = uploads.narinfo(&format!("{HASH}-one"), &name, &name, &contents, "");
+    let size = format!("NarSize: {}", contents.len());
+    let replaced = |from: &str, to: &str| {
+        assert!(good.contains(from), "{from}");
+        good.replace(from, to)
+    };
+    let url = format!("URL: nar/{name}.nar");
+    let wrong: Vec<(&str, String)> = vec![
+        ("no narinfo", "<html></html>".to_owned()),
+        ("nothing", String::new()),
+        ("a line without a colon", format!("{good}what\n")),
+        ("no size", replaced(&size, "Other: 1")),
+        ("a size of nothing", replaced(&size, "NarSize: 0")),
+        ("a negative size", replaced(&size, "NarSize: -1")),
+        ("a size beyond all", replaced(&size, "NarSize: 18446744073709551616")),
+        ("two sizes", format!("{good}{size}\n")),
+        ("two paths", good.clone() + &good),
+        ("a NUL", replaced("-one\n", "-o\0ne\n")),
+        ("another store", replaced("StorePath: /", "StorePath: /elsewhere/")),
+        ("a path in a path", replaced("-one\n", "-one/bin\n")),
+        ("a folder above", replaced(&url, "URL: ../../nar/x.nar")),
+        ("another host", replaced(&url, "URL: //example.org/x.nar")),
+        ("an address", replaced(&url, "URL: http://127.0.0.1:1/x.nar")),
+        ("a file", replaced(&url, "URL: file:///etc/passwd")),
+        ("an unknown compression", replaced("Compression: none", "Compression: rot13")),
+        ("a wrong signature", format!("{good}Sig: nobody\n")),
+        ("a reference that is none", replaced("References: ", "References: ../x ")),
+        ("a wrong content address", format!("{good}CA: fixed:r:sha256:{name}\n")),
+    ];
+    for (said, narinfo) in wrong {
+        let (status, text) = uploads.put(&format!("/{HASH}.narinfo"), narinfo.as_bytes());
+        assert_eq!(status, 400, "{said}: {text}");
+        assert_eq!(uploads.served(), 0, "{said}");
+    }
+    let large = format!("{good}Extra: {}\n", "x".repeat(3 << 20));
+    let (status, text) = uploads.put(&format!("/{HASH}.narinfo"), large.as_bytes());
+    assert!(status == 413 && text.contains("bytes"), "{text}");
+    assert_eq!(uploads.put(&format!("/{HASH}.narinfo"), good.as_bytes()).0, 200);
+    assert_eq!(uploads.served(), 1);
+}
+
+#[test]
+fn an_address_that_names_nothing_takes_nothing() {
+    let uploads = Uploads::new(&[]);
+    let body = nar(b"one");
+    let name = "0".repeat(52);
+    for path in [
+        format!("/{}.narinfo", &HASH[1..]),
+        format!("/{HASH}0.narinfo"),
+        format!("/{}.narinfo", HASH.to_uppercase()),
+        format!("/{}e.narinfo", &HASH[1..]),
+        format!("/{}%2e%2e%2f.narinfo", &HASH[9..]),
+        format!("/{HASH}%00.narinfo"),
+        format!("/%252e%252e/{HASH}.narinfo"),
+        format!("/..%2f{HASH}.narinfo"),
+        format!("/nar/{}.nar", &name[1..]),
+        format!("/nar/{name}0.nar"),
+        format!("/nar/{name}.nar.exe"),
+        format!("/nar/..%2f{name}.nar"),
+        format!("/nar/{name}%00.nar"),
+        format!("/log/{HASH}-p"),
+        "/log/..%2f..%2fx.drv".to_owned(),
+        "/debuginfo/xyz".to_owned(),
+        "/realisations/sha256:xyz!out.doi".to_owned(),
+        format!("/{}", "a".repeat(64 * 1024)),
+    ] {
+        let (status, text) = uploads.put(&path, &body);
+        let shown = &path[..path.len().min(80)];
+        assert!((400..500).contains(&status), "{shown}: {text}");
+    }
+    assert_eq!((uploads.served(), uploads.nar_files()), (0, 0));
+}
+
+#[test]
+fn a_request_that_two_readers_read_in_two_ways_is_refused() {
+    let uploads = Uploads::new(&[]);
+    let body = nar(b"one");
+    let (length, path) = (body.len(), format!("/nar/{}.nar", "0".repeat(52)));
+    for (said, headers) in [
+        ("two lengths", format!("Content-Length: {length}\r\nContent-Length: 5\r\n")),
+        ("a length and chunks", format!("Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n")),
+        ("a folded header", format!("Content-Length: {length}\r\nX-A: 1\r\n 2\r\n")),
+        ("a space before the colon", format!("Content-Length : {length}\r\n")),
+        ("no number", "Content-Length: 0x10\r\n".to_owned()),
+        ("a negative length", "Content-Length: -1\r\n".to_owned()),
+        ("an unknown coding", "Transfer-Encoding: gzip\r\n".to_owned()),
+    ] {
+        let request = format!("PUT {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n");
+        let (answer, closed) =
+            raw(uploads.cache.ondine.address(), &[request.as_bytes(), &body].concat(), SOON);
+        let (status, text) = parsed(&answer);
+        assert!([400, 401].contains(&status) && closed, "{said}: {text}");
+        let (status, text) = uploads.send(&path, &headers, &body);
+        assert_eq!(status, 400, "{said}: {text}");
+    }
+    assert_eq!((uploads.served(), uploads.nar_files()), (0, 0));
+}
+
+#[test]
+fn an_upload_to_a_full_disk_is_refused_with_the_reason_and_taken_when_there_is_room() {
+    let uploads = Uploads::on_disks(&["--min-free-bytes", "0"], &[("", "size=64m")]);
+    // Less than a NAR may have on so small a disk.
+    let contents = nar(&noise(700 << 10));
+    uploads.cache.ondine.disks()[0].fill();
+    let path = format!("/nar/{}.nar", "0".repeat(52));
+    let (status, text) = uploads.put(&path, &contents);
+    assert!(status == 503 && text.contains("cannot be stored"), "{text}");
+    let drafts = uploads.cache.ondine.state_dir().join("nar/tmp");
+    assert_eq!(std::fs::read_dir(&drafts).expect("the folder of drafts").count(), 0);
+    assert_eq!(Http::new(&uploads.cache.ondine.url()).get("/nix-cache-info").status, 200);
+    uploads.cache.ondine.disks()[0].empty();
+    let name = uploads.upload(&contents);
+    let narinfo = uploads.narinfo(&format!("{HASH}-one"), &name, &name, &contents, "");
+    let published = || uploads.put(&format!("/{HASH}.narinfo"), narinfo.as_bytes()).0 == 200;
+    wait_until("there is room for a row", SOON, published);
+}
+
+/// Bytes that do not compress.
+fn noise(bytes: usize) -> Vec<u8> {
+    let mut state = 20260102_u32;
+    let next = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 16) as u8
+    };
+    std::iter::repeat_with(next).take(bytes).collect()
+}
