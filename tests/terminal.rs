@@ -125,6 +125,11 @@ fn a_busy_server_is_shown_with_its_builds_its_queue_and_its_sets() {
     assert_eq!((&why["state"], &why["derivation"]), (&"building".into(), &Value::from(&*name)), "{why}");
     gate.open();
     wait_until("the build has ended", SOON, || shown(&["builds"]).contains("served"));
+    let usage = shown(&["du"]);
+    assert!(
+        usage.contains("PACKAGE SET") && usage.contains("CLOSURE OF") && usage.contains("held"),
+        "{usage}"
+    );
     let served = shown(&["why", "held"]);
     assert!(served.contains("held: served") && served.contains("this server"), "{served}");
     assert_eq!(served.lines().count(), 5, "the advice is one line: {served}");
@@ -191,9 +196,15 @@ fn without_the_right_each_command_says_which_one_is_lacking() {
     let state_dir = server.state_dir();
     let new = ["token", "new", "--name", "reader", "--may", "read", "--state-dir", text(&state_dir)];
     let token = run(ondine(&new)).must_succeed().text();
-    for command in
-        [&["refresh"][..], &["retry", "a"], &["cancel", "1"], &["pin", "a"], &["gc"], &["token", "list"]]
-    {
+    for command in [
+        &["refresh"][..],
+        &["retry", "a"],
+        &["cancel", "1"],
+        &["pin", "a"],
+        &["gc"],
+        &["du"],
+        &["token", "list"],
+    ] {
         let mut command = ondine(&[command, &["--server", &server.url()]].concat());
         command.env("ONDINE_TOKEN", token.trim());
         let refused = run(command).must_fail();

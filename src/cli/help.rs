@@ -25,6 +25,7 @@ const GROUPS: &[(&str, &[CommandRow])] = &[
             (&["status", "top"], "Show the server at a glance, once or as it goes on"),
             (&["queue", "builds"], "List what is built and waits; what has ended"),
             (&["sets", "attributes"], "List package sets, and the attributes of one"),
+            (&["du"], "Shows what takes the disk space"),
             (&["failures", "pins", "upstreams"], "List remembered failures, pins, other caches"),
         ],
     ),
@@ -43,7 +44,9 @@ const GROUPS: &[(&str, &[CommandRow])] = &[
         &[
             (&["serve"], ""),
             (&["check-config"], "Checks a settings file on this machine"),
+            (&["doctor"], "Looks for what is wrong with a server or a client"),
             (&["key"], ""),
+            (&["import"], "Uploads a binary cache in a directory"),
             (&["recover"], "Rebuilds a lost or damaged index"),
             (&["try"], ""),
         ],

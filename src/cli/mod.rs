@@ -8,8 +8,11 @@ mod build_progress;
 mod cancel;
 mod completions;
 mod control;
+mod doctor;
+mod du;
 mod failures;
 mod help;
+mod import;
 mod installables;
 mod key;
 mod log;
@@ -89,6 +92,8 @@ enum Command {
     Builds(queue::BuildsCommand),
     /// Lists the package sets of a server.
     Sets(sets::Sets),
+    /// Shows what takes the disk space of a server: package sets, and closures that nothing else refers to.
+    Du(du::DiskUsage),
     /// Lists the upstreams of a server, their health and counts since its start.
     Upstreams(upstreams::UpstreamsCommand),
     /// Checks a server, and shows or writes the lines by which the Nix of this machine uses it.
@@ -161,10 +166,21 @@ enum Command {
     /// Makes, lists and revokes tokens of a running server, which give clients rights.
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Uploads a binary cache in a directory, as `nix copy --to file://` makes it, to a server.
+    ///
+    /// Each path needs a signature by a trusted key, or is named by its contents; the server verifies every
+    /// NAR. What the server has is not sent, and what is wrong takes nothing else with it. It fails when a
+    /// path was not taken.
+    Import(import::Import),
     /// Rebuilds a lost or damaged index from the records beside the NARs, while no server runs.
     ///
     /// An index that was there is kept as index.damaged.sqlite.
     Recover(StateDir),
+    /// Looks for what is wrong with a server, or with the Nix of this machine as its client.
+    ///
+    /// Each finding says what was found, why it matters and what to do. Run it as the server's user or as
+    /// root, with the server's settings. It fails when something does not work.
+    Doctor(Box<doctor::Doctor>),
     /// Runs an end-to-end demo in a temporary store.
     ///
     /// A server builds a sample derivation for a stock Nix client. The store, its daemon and all files are
@@ -225,6 +241,7 @@ impl Cli {
             Command::Queue(queue) => return queue.run(),
             Command::Builds(builds) => return builds.run(),
             Command::Sets(sets) => return sets.run(),
+            Command::Du(du) => return du.run(),
             Command::Upstreams(upstreams) => return upstreams.run(),
             Command::Refresh { name, output, server } => return refresh(name.as_deref(), output, server),
             Command::Use(use_server) => return use_server.run(),
@@ -248,6 +265,8 @@ impl Cli {
                 let state_dir = state_dir.path()?;
                 println!("{}", runtime()?.block_on(serve::recover(&state_dir, store_dir))?);
             }
+            Command::Doctor(doctor) => return doctor.run(),
+            Command::Import(import) => return import.run(),
             Command::Try(try_out) => try_out.run()?,
             Command::Completions(completions) => completions.run()?,
             Command::Man(man) => man.run()?,

@@ -8,13 +8,13 @@ use super::api::{
     AttributeDetails, AttributePage, BuildList, BuildsAnswer, BuildsRequest, CheckRequest, CollectRequest,
     DirectoryListing, Explanation, HourOfUse, IssueRequest, IssuedToken, MissingPathsAnswer,
     MissingPathsRequest, PackageSet, PackageSetDetails, PathDetails, PinView, QueueStatus, RememberedFailure,
-    RequestDetails, RetryRequest, ServerStatus, TokenView, UpstreamStatus,
+    RequestDetails, RetryRequest, ServerStatus, TokenView, UpstreamStatus, UsageReport,
 };
 use super::endpoint::{Content, Endpoint, Verb};
 use super::traffic::RouteLabel;
 use super::{
     builds, by_name, catalogue, explain, failures, files, history, info, listing, live, log, maintenance,
-    nar, narinfo, openapi, page, pins, put, realisation, status, tokens,
+    nar, narinfo, openapi, page, pins, put, realisation, status, tokens, usage, wait_lines,
 };
 use crate::caller::Action;
 
@@ -158,6 +158,17 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         answer: Content::Json(SchemaGenerator::subschema_for::<Vec<UpstreamStatus>>),
         summary: "upstreams: their use, health and counts",
         ..Endpoint::api(Verb::Get, "/api/v1/upstreams", Action::Read, status::upstreams)
+    },
+    Endpoint {
+        answer: Content::Json(SchemaGenerator::subschema_for::<UsageReport>),
+        summary: "disk space of NARs by package set and by closure",
+        query: &[("limit", "closures in the answer, 1 to 1000; default: 20")],
+        ..Endpoint::api(Verb::Get, "/api/v1/usage", Action::Admin, usage::get)
+    },
+    Endpoint {
+        answer: Content::Media("text/x-nix-narinfo"),
+        summary: "lines like those about a wait, one by one within two seconds: a test of the proxies between",
+        ..Endpoint::api(Verb::Get, "/api/v1/wait-lines", Action::Read, wait_lines::get)
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<RequestDetails>),

@@ -44,6 +44,8 @@ mod status;
 mod stream_body;
 mod tokens;
 mod traffic;
+mod usage;
+mod wait_lines;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,7 +76,7 @@ pub use address::{PublicUrl, TrustedProxies};
 pub(crate) use api::{
     AttributeLine, AttributePage, BuildList, CheckRequest, CollectRequest, IssueRequest, IssuedToken,
     PackageSet, PinView, QueueStatus, RememberedFailure, RequestPhase, RequestStatus, RetryRequest,
-    RunningBuild, ServerStatus, TokenView, UpstreamHealth, UpstreamMode, UpstreamStatus,
+    RunningBuild, ServerStatus, TokenView, UpstreamHealth, UpstreamMode, UpstreamStatus, UsageReport,
 };
 use call::Call;
 use endpoint::{Endpoint, Verb};

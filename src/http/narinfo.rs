@@ -149,7 +149,7 @@ async fn wait(mut waited: Box<Wait>, keep_alive: Duration, mut writer: BodyWrite
 }
 
 /// A narinfo field that clients ignore.
-fn wait_line(state: &str) -> String {
+pub(super) fn wait_line(state: &str) -> String {
     let state: String = state
         .chars()
         .take(WAIT_LINE_CHARS_MAX)

@@ -88,7 +88,7 @@ fn path_info(store_dir: &StoreDir, path: &str, info: &Value) -> Result<PathInfo,
 }
 
 /// The paths, each after its references.
-fn in_order(mut infos: BTreeMap<StorePath, PathInfo>) -> Vec<PathInfo> {
+pub(super) fn in_order(mut infos: BTreeMap<StorePath, PathInfo>) -> Vec<PathInfo> {
     let mut ordered = Vec::with_capacity(infos.len());
     while let Some(root) = infos.keys().next().cloned() {
         // A path stays on the stack until its references are done; a second look finds none of them left.

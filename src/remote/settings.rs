@@ -62,13 +62,13 @@ impl ServerChoice {
 
     fn address(&self, of_file: Option<&str>) -> Result<Named, Error> {
         if let Some(server) = self.server.as_deref().filter(|server| !server.is_empty()) {
-            return parse(server).map(Named::Url);
+            return parse_server(server).map(Named::Url);
         }
         if let Some(state_dir) = &self.state_dir {
             return Ok(Named::Socket(state_dir.clone()));
         }
         if let Some(server) = of_file {
-            return parse(server).map(Named::Url);
+            return parse_server(server).map(Named::Url);
         }
         let mut here = self.default_state_dirs.iter();
         match here.find(|dir| has_socket(dir)) {
@@ -86,7 +86,7 @@ impl ServerChoice {
         let mut url = url.clone();
         let of_url = Credentials::take_from(&mut url);
         let is_of_file = file.server.as_deref().is_some_and(|server| {
-            parse(server).is_ok_and(|mut server| {
+            parse_server(server).is_ok_and(|mut server| {
                 let _ = Credentials::take_from(&mut server);
                 server.origin() == url.origin()
             })
@@ -125,7 +125,10 @@ fn has_socket(state_dir: &Path) -> bool {
 }
 
 /// The address of a server; one without a scheme is https, as people write them.
-pub(super) fn parse(server: &str) -> Result<Url, Error> {
+///
+/// # Errors
+/// When it is no URL.
+pub fn parse_server(server: &str) -> Result<Url, Error> {
     // The text may have a password in it.
     let wrong = || {
         Error::Settings(

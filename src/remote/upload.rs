@@ -25,7 +25,7 @@ use super::programs::ProgramError;
 /// Paths in one question for what is missing.
 const ASKED_MAX: usize = 10_000;
 /// NARs that are packed and sent at once.
-const AT_ONCE_MAX: usize = 8;
+pub(super) const AT_ONCE_MAX: usize = 8;
 /// Paths whose upload has begun and not ended: a server drops NARs whose narinfo does not come.
 const UNDER_WAY_MAX: usize = 64;
 /// Bytes of a packed NAR that are held in memory; a larger one is in a temporary file.
@@ -89,10 +89,10 @@ struct MissingReply {
 }
 
 /// A NAR that is packed.
-struct PackedNar {
-    hash: NarHash,
-    bytes: u64,
-    data: SpooledData,
+pub(super) struct PackedNar {
+    pub(super) hash: NarHash,
+    pub(super) bytes: u64,
+    pub(super) data: SpooledData,
 }
 
 /// Uploads what the server lacks of a closure; `progress` is told of each path that is done.
@@ -147,12 +147,12 @@ pub async fn upload(
     Ok(counts)
 }
 
-fn panicked(error: tokio::task::JoinError) -> PushError {
+pub(super) fn panicked(error: tokio::task::JoinError) -> PushError {
     Error::Answer(format!("an upload ended early: {error}")).into()
 }
 
 /// Paths that the server lacks.
-async fn missing(remote: &Remote, infos: &[PathInfo]) -> Result<BTreeSet<StorePath>, Error> {
+pub(super) async fn missing(remote: &Remote, infos: &[PathInfo]) -> Result<BTreeSet<StorePath>, Error> {
     let mut missing = BTreeSet::new();
     let names: Vec<String> = infos.iter().map(|info| info.path.to_string()).collect();
     for paths in names.chunks(ASKED_MAX) {
@@ -188,7 +188,6 @@ async fn upload_path(
         // A reference that failed ends the whole with its own error.
         let _ = reference.wait_for(|done| *done).await;
     }
-    let name = format!("{}.narinfo", info.path.hash());
     let narinfo = NarInfo {
         path_info: info,
         url,
@@ -196,19 +195,28 @@ async fn upload_path(
         file_hash: Some(packed.hash),
         file_size: Some(packed.bytes),
     };
+    send_narinfo(remote, store_dir, &narinfo).await?;
+    Ok(packed.bytes)
+}
+
+pub(super) async fn send_narinfo(
+    remote: &Remote,
+    store_dir: &StoreDir,
+    narinfo: &NarInfo,
+) -> Result<(), PushError> {
+    let name = format!("{}.narinfo", narinfo.path_info.path.hash());
     let text = Bytes::from(narinfo.render(store_dir));
     let mut tries = 1;
     loop {
         match remote.put(&name, "text/x-nix-narinfo", text.clone(), text.len() as u64).await {
             Err(error) if error.is_transient() && tries < TRIES_MAX => pause(tries).await,
-            other => break other.map(drop)?,
+            other => return Ok(other.map(drop)?),
         }
         tries += 1;
     }
-    Ok(packed.bytes)
 }
 
-async fn send_nar(remote: &Remote, url: &str, packed: &mut PackedNar) -> Result<(), PushError> {
+pub(super) async fn send_nar(remote: &Remote, url: &str, packed: &mut PackedNar) -> Result<(), PushError> {
     let mut tries = 1;
     loop {
         let body = match &mut packed.data {

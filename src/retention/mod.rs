@@ -12,6 +12,7 @@ mod pins;
 mod policy;
 mod reserve;
 mod scrub;
+mod usage;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,6 +30,7 @@ use metrics::Metrics;
 pub use pins::{Pinned, Pinning};
 pub use policy::{Bounds, MinFree};
 pub use reserve::Reserve;
+pub use usage::{ClosureUsage, SetUsage, Usage};
 
 /// Time within which packed NARs are looked at together.
 const GATHERED_FOR: Duration = Duration::from_secs(1);

@@ -113,6 +113,17 @@ fn documentation() -> BTreeMap<String, String> {
 }
 
 #[test]
+fn the_site_has_every_page() {
+    let summary = read("docs/SUMMARY.md");
+    for page in documentation().into_keys().filter_map(|page| page.strip_prefix("docs/").map(str::to_owned)) {
+        let is_listed = page == "SUMMARY.md" || summary.contains(&format!("]({page})"));
+        assert!(is_listed, "docs/SUMMARY.md, the contents of the site, lacks {page}");
+    }
+    let book = read("book.toml");
+    assert!(book.contains("src = \"docs\""), "{book}");
+}
+
+#[test]
 fn pages_are_narrow() {
     for (page, text) in documentation() {
         let mut code = false;

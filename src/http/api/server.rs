@@ -102,3 +102,40 @@ pub enum UpstreamHealth {
     /// Left alone for a while, after several failures.
     Resting,
 }
+
+/// Disk space of stored NARs.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+pub struct UsageReport {
+    /// NARs on disk.
+    pub nars: u64,
+    /// Bytes of their files.
+    pub nar_bytes: u64,
+    pub package_sets: Vec<PackageSetSize>,
+    /// Closures of paths that no other path refers to, the largest first.
+    pub closures: Vec<ClosureSize>,
+}
+
+/// Disk space of a package set.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+pub struct PackageSetSize {
+    pub name: String,
+    /// Outputs of its attributes that are served.
+    pub outputs: u64,
+    /// Paths in the closure of those.
+    pub paths: u64,
+    /// Bytes of the files of that closure.
+    pub bytes: u64,
+}
+
+/// Disk space of a closure.
+#[derive(Clone, Debug, Deserialize, Serialize, JsonSchema)]
+pub struct ClosureSize {
+    /// Base name of the path that the closure is of.
+    pub path: String,
+    /// Paths of the closure.
+    pub paths: u64,
+    /// Bytes of their files.
+    pub bytes: u64,
+    /// Bytes that no other closure needs.
+    pub exclusive_bytes: u64,
+}

@@ -1,0 +1,129 @@
+//! A binary cache in a directory, as `nix copy --to file://` makes it: read and checked, and never changed.
+//! Believes nothing that no trusted key has signed, save paths that are named by their contents.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Component, Path, PathBuf};
+
+use narinfo::{CacheInfo, NarInfo, PublicKey, StoreDir, StorePath};
+
+/// Bytes of a narinfo at most.
+const NARINFO_BYTES_MAX: u64 = 1024 * 1024;
+/// File that describes a cache.
+const CACHE_INFO: &str = "nix-cache-info";
+
+/// A path of a cache that is not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RejectedPath {
+    /// The path, or the file that was to describe it.
+    pub path: String,
+    /// The defect.
+    pub reason: String,
+}
+
+/// The paths of a cache in a directory.
+#[derive(Debug)]
+pub struct FileCache {
+    dir: PathBuf,
+    narinfos: BTreeMap<StorePath, NarInfo>,
+    rejected: Vec<RejectedPath>,
+}
+
+impl FileCache {
+    /// Reads all narinfos of the directory. Those that are not right are rejected.
+    ///
+    /// # Errors
+    /// When the directory cannot be read, or is a cache of another store directory.
+    pub fn open(dir: &Path, store_dir: &StoreDir, keys: &[PublicKey]) -> io::Result<Self> {
+        let dir = dir.canonicalize()?;
+        check_store_dir(&dir, store_dir)?;
+        let (mut narinfos, mut rejected) = (BTreeMap::new(), Vec::new());
+        for entry in fs::read_dir(&dir)? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            let Some(hash) = name.strip_suffix(".narinfo") else { continue };
+            match read(&dir, &name, hash, store_dir, keys) {
+                Ok(narinfo) => drop(narinfos.insert(narinfo.path_info.path.clone(), narinfo)),
+                Err(reason) => rejected.push(RejectedPath { path: name, reason }),
+            }
+        }
+        Ok(Self { dir, narinfos, rejected })
+    }
+
+    /// The paths that are right.
+    #[must_use]
+    pub fn narinfos(&self) -> &BTreeMap<StorePath, NarInfo> {
+        &self.narinfos
+    }
+
+    /// The paths that are not.
+    #[must_use]
+    pub fn rejected(&self) -> &[RejectedPath] {
+        &self.rejected
+    }
+
+    /// Opens the file with the NAR of a path.
+    ///
+    /// # Errors
+    /// When it is not there, or outside of the cache.
+    pub fn open_nar(&self, narinfo: &NarInfo) -> io::Result<File> {
+        File::open(nar_file(&self.dir, &narinfo.url)?)
+    }
+}
+
+/// A directory without a description is taken for a cache of this store.
+fn check_store_dir(dir: &Path, store_dir: &StoreDir) -> io::Result<()> {
+    let text = match fs::read(dir.join(CACHE_INFO)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        other => other?,
+    };
+    let info = CacheInfo::parse(&text).map_err(|error| io::Error::other(format!("{CACHE_INFO}: {error}")))?;
+    if info.store_dir == *store_dir {
+        return Ok(());
+    }
+    let reason = format!("it is a cache of the store {}, and this one is {store_dir}", info.store_dir);
+    Err(io::Error::other(reason))
+}
+
+fn read(
+    dir: &Path,
+    name: &str,
+    hash: &str,
+    store_dir: &StoreDir,
+    keys: &[PublicKey],
+) -> Result<NarInfo, String> {
+    let mut text = Vec::new();
+    let file = File::open(dir.join(name)).map_err(|error| error.to_string())?;
+    file.take(NARINFO_BYTES_MAX + 1).read_to_end(&mut text).map_err(|error| error.to_string())?;
+    if text.len() as u64 > NARINFO_BYTES_MAX {
+        return Err(format!("it has more than {NARINFO_BYTES_MAX} bytes"));
+    }
+    let narinfo = NarInfo::parse(store_dir, &text).map_err(|error| error.to_string())?;
+    let info = &narinfo.path_info;
+    if info.path.hash().to_string() != hash {
+        return Err(format!("it describes {}, which has another hash", info.path));
+    }
+    if !info.is_signed(store_dir, keys) && !info.names_contents(store_dir) {
+        return Err(
+            "no trusted key has signed it, and it is not named by its contents: name the cache's public key with \
+             --trusted-key"
+                .to_owned(),
+        );
+    }
+    nar_file(dir, &narinfo.url).map_err(|error| format!("its NAR {}: {error}", narinfo.url))?;
+    Ok(narinfo)
+}
+
+/// The file of a URL, which must be in the directory.
+fn nar_file(dir: &Path, url: &str) -> io::Result<PathBuf> {
+    let relative = Path::new(url);
+    let is_plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
+    if !is_plain || url.is_empty() {
+        return Err(io::Error::other("it is outside of the cache"));
+    }
+    let file = dir.join(relative).canonicalize()?;
+    match file.starts_with(dir) && file.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::other("it is no file of the cache")),
+    }
+}

@@ -1,0 +1,134 @@
+//! `ondine import`: a binary cache in a directory, made by real Nix, is served with its signatures; what is
+//! wrong in it is refused with the reason, and takes nothing else with it.
+
+mod support;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use support::process::{Finished, run};
+use support::{Client, Instantiated, NixStore, Ondine, Release, derivations, text};
+
+/// A cache that real Nix made and signed, of a chain of three paths.
+struct MadeCache {
+    store: NixStore,
+    _daemon: support::Daemon,
+    dir: PathBuf,
+    key: String,
+    top: Instantiated,
+}
+
+fn made(compression: &str) -> MadeCache {
+    let store = NixStore::new(Release::Host);
+    let daemon = store.daemon();
+    let chain = derivations::chain("chain", 3, |_| String::new());
+    let top = store.instantiate(&chain);
+    store.realise(&top.drv).must_succeed();
+    let (secret, dir) = (store.folder().join("secret"), store.folder().join("cache"));
+    let secret_key = run(store.command(
+        "nix",
+        &["--extra-experimental-features", "nix-command", "key", "generate-secret", "--key-name", "old-1"],
+    ));
+    fs::write(&secret, secret_key.must_succeed().text()).expect("written");
+    let url = format!("file://{}?compression={compression}&secret-key={}", dir.display(), secret.display());
+    let copy = ["--extra-experimental-features", "nix-command", "copy", "--to", &url, text(top.out())];
+    run(store.command("nix", &copy)).must_succeed();
+    let mut public = std::process::Command::new("sh");
+    let words = "exec nix --extra-experimental-features nix-command key convert-secret-to-public < \"$1\"";
+    public.args(["-c", words, "sh", text(&secret)]).envs(store.variables());
+    let key = run(public).must_succeed().text();
+    MadeCache { store, _daemon: daemon, dir, key, top }
+}
+
+impl MadeCache {
+    fn import(&self, ondine: &Ondine, arguments: &[&str]) -> Finished {
+        let mut command = ondine.command("import");
+        command.arg(&self.dir).args(["--state-dir", text(&ondine.state_dir())]).args(arguments);
+        run(command)
+    }
+
+    fn narinfo(&self) -> PathBuf {
+        let name = support::addresses::base_name(self.top.out());
+        self.dir.join(format!("{}.narinfo", &name[..32]))
+    }
+}
+
+/// A server on a store of its own, which has built nothing, below the same store directory.
+fn empty_server(made: &MadeCache) -> (NixStore, support::Daemon, Ondine) {
+    let store = made.store.forgotten();
+    let daemon = store.daemon();
+    let ondine = Ondine::start(&store, &["--build-from="]);
+    (store, daemon, ondine)
+}
+
+fn served(ondine: &Ondine, path: &Path) -> String {
+    let answer = support::Http::new(&ondine.url()).get(&support::addresses::narinfo_address(path));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.text()
+}
+
+#[test]
+fn a_signed_cache_of_each_compression_is_served_to_a_client() {
+    for compression in ["xz", "zstd", "none"] {
+        let made = made(compression);
+        let (_store, _daemon, ondine) = empty_server(&made);
+        let dry = made.import(&ondine, &["--trusted-key", &made.key, "--dry-run"]).must_succeed().text();
+        assert!(dry.starts_with("imported 0 of "), "{dry}");
+        let first = made.import(&ondine, &["--trusted-key", &made.key]).must_succeed().text();
+        assert!(first.contains("0 were refused"), "{first}");
+        let narinfo = served(&ondine, made.top.out());
+        assert!(narinfo.contains("Sig: old-1:"), "its signature stays: {narinfo}");
+        let client = Client::new(Release::Host, &made.store.store_dir());
+        client.fetch(&ondine.substituter(), &[made.top.out()]).must_succeed();
+        // What is there is not sent again.
+        let again = made.import(&ondine, &["--trusted-key", &made.key]).must_succeed().text();
+        assert!(again.starts_with("imported 0 of "), "{again}");
+    }
+}
+
+#[test]
+fn what_no_trusted_key_has_signed_is_refused() {
+    let made = made("zstd");
+    let (_store, _daemon, ondine) = empty_server(&made);
+    let refused = made.import(&ondine, &[]).must_fail();
+    assert!(refused.stderr.contains("--trusted-key"), "{refused}");
+    let json = made.import(&ondine, &["--json"]).must_fail();
+    let report: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    assert!(
+        report["sent"] == 0 && report["refused"].as_array().is_some_and(|list| !list.is_empty()),
+        "{report}"
+    );
+}
+
+#[test]
+fn a_damaged_nar_and_a_file_outside_are_refused_and_the_rest_is_imported() {
+    let made = made("none");
+    let (_store, _daemon, ondine) = empty_server(&made);
+    let narinfo = fs::read_to_string(made.narinfo()).expect("the narinfo");
+    let url = support::addresses::field(&narinfo, "URL").to_owned();
+    let nar = made.dir.join(&url);
+    let mut bytes = fs::read(&nar).expect("the NAR");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&nar, &bytes).expect("written");
+    let refused = made.import(&ondine, &["--trusted-key", &made.key]).must_fail();
+    assert!(refused.stderr.contains(support::addresses::base_name(made.top.out())), "{refused}");
+    assert!(refused.text().contains("1 were refused"), "{refused}");
+    assert!(!refused.text().starts_with("imported 0 "), "its references are there: {refused}");
+
+    fs::remove_file(&nar).expect("removed");
+    std::os::unix::fs::symlink("/etc/passwd", &nar).expect("made");
+    let refused = made.import(&ondine, &["--trusted-key", &made.key]).must_fail();
+    assert!(refused.stderr.contains("no file of the cache"), "{refused}");
+    fs::write(made.narinfo(), narinfo.replace(&url, "../../etc/passwd")).expect("written");
+    let refused = made.import(&ondine, &["--trusted-key", &made.key]).must_fail();
+    assert!(refused.stderr.contains("not imported: "), "{refused}");
+    fs::write(made.narinfo(), "garbage").expect("written");
+    made.import(&ondine, &["--trusted-key", &made.key]).must_fail();
+    let nowhere = run({
+        let mut command = ondine.command("import");
+        command.args(["/nonexistent", "--state-dir", text(&ondine.state_dir())]);
+        command
+    });
+    assert!(nowhere.must_fail().stderr.contains("/nonexistent cannot be imported"));
+}
