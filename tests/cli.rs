@@ -57,6 +57,9 @@ fn key_show_prints_the_public_key_alone() {
     let (_store, _daemon, server) = a_server(&[]);
     let shown = run(ondine(&["key", "show", "--state-dir", text(&server.state_dir())])).must_succeed();
     assert_eq!(String::from_utf8_lossy(&shown.stdout), format!("{}\n", server.public_key()));
+    let json =
+        run(ondine(&["key", "list", "--json", "--state-dir", text(&server.state_dir())])).must_succeed();
+    assert_eq!(json.text(), format!("[\"{}\"]", server.public_key()));
     let missing = run(ondine(&["key", "show", "--state-dir", "/nonexistent"])).must_fail();
     assert!(missing.stderr.contains("/nonexistent/signing-key"), "{}", missing.stderr);
 }

@@ -57,6 +57,10 @@ fn bash_completes_commands_flags_sets_and_attributes_of_the_running_server() {
     assert_eq!(offered(&["attributes", ""])[0], "pkgs");
     assert_eq!(offered(&["attributes", "pkgs", "hel"]), ["hello", "help"]);
     assert_eq!(offered(&["pin", "j"]), ["jq"]);
+    // A server that is named by its URL is asked in the same way.
+    let by_url = |words: &[&str]| offered_by_bash(Path::new("/nonexistent"), words);
+    assert_eq!(by_url(&["attributes", "--server", &server.url(), "pkgs", "hel"]), ["hello", "help"]);
+    assert_eq!(by_url(&["refresh", "--server", &server.url(), ""])[0], "pkgs");
     server.start_stopping();
     let without_server = offered_by_bash(Path::new("/nonexistent"), &["attributes", "p"]);
     assert_eq!(without_server, Vec::<String>::new());

@@ -121,6 +121,9 @@ fn a_busy_server_is_shown_with_its_builds_its_queue_and_its_sets() {
     let attribute: Value =
         serde_json::from_str(&shown(&["attributes", "pkgs", "hello", "--json"])).expect("JSON");
     assert_eq!(attribute["attribute"], "hello");
+    let misspelt = run(ondine(&["why", "helo", "--state-dir", text(&state_dir)])).must_fail();
+    let told = format!("{}{}", misspelt.text(), misspelt.stderr);
+    assert!(told.contains("did you mean hello?"), "{misspelt}");
     let why: Value = serde_json::from_str(&shown(&["why", "held", "--json"])).expect("JSON");
     assert_eq!((&why["state"], &why["derivation"]), (&"building".into(), &Value::from(&*name)), "{why}");
     gate.open();

@@ -24,6 +24,9 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(1);
 /// Attributes that are asked for at most; a terminal shows no more.
 const ATTRIBUTES_MAX: usize = 200;
 
+/// Flags of commands that name a package set, each with a value after it.
+const FLAGS_WITH_VALUES: [&str; 4] = ["--server", "--token-file", "--state-dir", "--system"];
+
 #[derive(Args, Debug)]
 pub(super) struct Completions {
     /// Shell that the script is for
@@ -84,6 +87,7 @@ fn candidates_of(command: &str, argument: &Arg) -> Option<Candidates> {
         (_, "set") | ("refresh", "name") => Some(sets),
         (_, "pattern" | "attribute") => Some(attributes),
         (_, "what" | "hash") => Some(things),
+        ("cancel", "number") => Some(requests),
         _ => None,
     }
 }
@@ -96,8 +100,32 @@ fn sets(word: &str) -> Vec<CompletionCandidate> {
 fn attributes(word: &str) -> Vec<CompletionCandidate> {
     let words: Vec<String> =
         completed_words().iter().map(|word| word.to_string_lossy().into_owned()).collect();
-    let set = words.iter().position(|word| word == "attributes").and_then(|at| words.get(at + 1));
+    let set = first_positional(words.iter().skip_while(|word| *word != "attributes").skip(1));
     set.map(|set| attributes_of(set, word)).unwrap_or_default()
+}
+
+/// The first word that is neither a flag nor the value of one.
+fn first_positional<'w>(mut words: impl Iterator<Item = &'w String>) -> Option<&'w str> {
+    loop {
+        let word = words.next()?;
+        if FLAGS_WITH_VALUES.contains(&word.as_str()) {
+            words.next();
+        } else if !word.starts_with('-') {
+            return Some(word);
+        }
+    }
+}
+
+/// Numbers of the requests that wait.
+fn requests(word: &str) -> Vec<CompletionCandidate> {
+    let queue = ask("/api/v1/queue");
+    let requests = queue["requests"].as_array().into_iter().flatten();
+    requests
+        .filter_map(|request| {
+            let help = request["derivation"].as_str().map(str::to_owned);
+            candidate(word, &request["id"].as_u64()?.to_string(), help)
+        })
+        .collect()
 }
 
 fn attributes_of(set: &str, word: &str) -> Vec<CompletionCandidate> {

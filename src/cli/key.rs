@@ -4,6 +4,7 @@ use clap::Subcommand;
 use narinfo::KeyName;
 
 use super::StateDir;
+use super::control::OutputArgs;
 use crate::key::{self, Keys};
 
 /// Advice after a change.
@@ -12,9 +13,19 @@ const RESTART: &str = "restart the server to sign with";
 #[derive(Debug, Subcommand)]
 pub(super) enum Key {
     /// Prints the public key, for trusted-public-keys of clients.
-    Show(StateDir),
+    Show {
+        #[command(flatten)]
+        output: OutputArgs,
+        #[command(flatten)]
+        state_dir: StateDir,
+    },
     /// Prints the public keys of all signing keys, first the one that clients are told to trust.
-    List(StateDir),
+    List {
+        #[command(flatten)]
+        output: OutputArgs,
+        #[command(flatten)]
+        state_dir: StateDir,
+    },
     /// Creates another key, which signs beside the others.
     New {
         /// Name of the key, as clients will know it
@@ -41,8 +52,10 @@ pub(super) enum Key {
 impl Key {
     pub(super) fn run(self) -> anyhow::Result<()> {
         match self {
-            Self::Show(state_dir) => print(Keys::read(&state_dir.path()?, &[])?.public().take(1)),
-            Self::List(state_dir) => print(Keys::read(&state_dir.path()?, &[])?.public()),
+            Self::Show { output, state_dir } => {
+                show(Keys::read(&state_dir.path()?, &[])?.public().take(1), output)?;
+            }
+            Self::List { output, state_dir } => show(Keys::read(&state_dir.path()?, &[])?.public(), output)?,
             Self::New { name, state_dir } => {
                 print([key::create(&state_dir.path()?, name)?]);
                 eprintln!("{RESTART} it, too; served paths get its signature beside the others");
@@ -61,6 +74,15 @@ impl Key {
         }
         Ok(())
     }
+}
+
+fn show(keys: impl Iterator<Item = narinfo::PublicKey>, output: OutputArgs) -> anyhow::Result<()> {
+    if output.json {
+        println!("{}", serde_json::to_string(&keys.map(|key| key.to_string()).collect::<Vec<_>>())?);
+    } else {
+        print(keys);
+    }
+    Ok(())
 }
 
 fn print(keys: impl IntoIterator<Item = narinfo::PublicKey>) {

@@ -10,10 +10,18 @@ use super::call::Call;
 use super::error::{Error, REMEMBERED};
 use super::response_future::ResponseFuture;
 use crate::escape::Line;
+use crate::model::Search;
+use crate::nearest::similar;
 use crate::requests::{OutputChoice, RequestTarget};
 use crate::retry::Failed;
 use crate::substitute::OnMiss;
 
+/// Characters at the start of a name that are taken to be right.
+const START_CHARS: usize = 2;
+/// Bytes of a name that may be misspelt, at most: a store path has more.
+const NAME_BYTES_MAX: usize = 30;
+/// Attributes of a set that a misspelt name is compared with, at most.
+const SIMILAR_MAX: u32 = 1000;
 /// Pushed derivations of one name that are looked at, at most.
 const NAMED_MAX: usize = 10;
 
@@ -37,14 +45,23 @@ pub(super) async fn explain(
         Failed::Name(name) => named(service, &name).await?,
     };
     if targets.is_empty() {
-        let reason =
-            format!("{} is no hash, store path, attribute of a package set or derivation", Line(&asked));
+        let hint = similar_name(service, &asked).await.unwrap_or_default();
+        let reason = format!(
+            "{} is no hash, store path, attribute of a package set or derivation{hint}",
+            Line(&asked)
+        );
         return Err(Error::not_found(reason));
     }
     let mut items = state.requests.ask(targets, on_miss, None).await?;
     // Of a name that several sets may have, the first that is known.
     let known = items.iter().position(|item| item.drv.is_some()).unwrap_or_default();
-    let item = BuildItem::new(asked, items.swap_remove(known), &state.store_dir);
+    let mut item = BuildItem::new(asked, items.swap_remove(known), &state.store_dir);
+    if item.state == BuildItemState::Unknown
+        && item.derivation.is_none()
+        && let Some(hint) = similar_name(service, &item.asked).await
+    {
+        item.reason = Some(item.reason.unwrap_or_else(|| "nothing has this name".to_owned()) + &hint);
+    }
     explanation(service, item).await
 }
 
@@ -58,6 +75,23 @@ async fn named(service: &Service, name: &str) -> Result<Vec<RequestTarget>, Erro
     let derivations = pushed.into_iter().take(NAMED_MAX);
     targets.extend(derivations.map(|drv| RequestTarget::Derivation { drv, outputs: OutputChoice::All }));
     Ok(targets)
+}
+
+/// A question for the attribute that a name may mean, where one is much like it.
+async fn similar_name(service: &Service, name: &str) -> Option<String> {
+    let bare = name.rsplit_once('/').map_or(name, |(_, bare)| bare);
+    // A hash or a path is no misspelt name.
+    let is_name = bare.chars().count() >= START_CHARS && bare.len() <= NAME_BYTES_MAX;
+    let like = is_name.then(|| bare.chars().take(START_CHARS).collect::<String>() + "*")?;
+    let mut attributes = Vec::new();
+    for (set, _) in service.state.catalogue.sets() {
+        let system = set.systems.first().cloned().unwrap_or_default();
+        let search = Search { like: Some(like.clone()), after: String::new(), system, max: SIMILAR_MAX };
+        let listed = service.state.index.listed(set.name.to_string(), search).await.ok().flatten();
+        attributes.extend(listed.into_iter().flat_map(|(_, rows)| rows).map(|row| row.attribute));
+    }
+    let found = similar(bare, attributes.iter().map(String::as_str))?;
+    Some(format!("; did you mean {}?", Line(found)))
 }
 
 fn attributes_named(service: &Service, name: &str) -> Vec<RequestTarget> {
