@@ -3,9 +3,13 @@
 mod support;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use support::process::{Finished, run};
-use support::{Cache, Client, Derivation, Release, derivations, text};
+use support::{Background, Cache, Client, Derivation, Release, derivations, text, wait_until};
+
+/// Time for what a loaded machine does in a few seconds.
+const SOON: Duration = Duration::from_secs(120);
 
 struct Scene {
     cache: Cache,
@@ -101,6 +105,35 @@ fn a_flake_and_a_derivation_are_built_where_the_release_has_them() {
         let built = scene.ondine(&laptop, &["build", &drv, "--no-link"]).must_succeed();
         assert!(laptop.has(Path::new(&built.text())), "{name}: {built}");
     }
+}
+
+#[test]
+fn a_terminal_shows_the_phase_and_the_last_line_of_a_build_while_it_is_waited_for() {
+    let scene = Scene::new("read,build,push");
+    let laptop = Client::new(Release::Host, &scene.cache.store.store_dir());
+    let gate = scene.cache.store.gate();
+    let script = format!("echo 'a line of the log'; {}echo made > $out", gate.script("slow"));
+    let drv = laptop.instantiate(&Derivation::new("slow", &script));
+    let typescript = laptop.home().join("typescript");
+    let shown = || std::fs::read(&typescript).map(|text| String::from_utf8_lossy(&text).into_owned());
+    let words = format!("{} build {drv} --no-link", support::process::program());
+    let (url, token) = (scene.cache.ondine.url(), scene.token.clone());
+    let mut command = laptop.command("script", &["-qefc", &words, text(&typescript)]);
+    command.envs([("ONDINE_SERVER", &*url), ("ONDINE_TOKEN", &*token), ("TERM", "xterm")]);
+    let building = Background::start(command);
+    gate.wait_for_starts(1);
+    wait_until("the terminal shows the build", SOON, || {
+        let shown = shown().unwrap_or_default();
+        shown.contains("slow [") && shown.contains("building") && shown.contains("a line of the log")
+    });
+    gate.open();
+    building.finish().must_succeed();
+    let shown = shown().expect("what was shown");
+    assert!(shown.contains("[1/1]") && shown.contains("slow: built"), "{shown}");
+    assert!(
+        shown.trim_end().lines().any(|line| line.trim().ends_with("-slow")),
+        "the path at the end: {shown}"
+    );
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use narinfo::StorePath;
 
 use crate::escape::{Line, in_one_line};
 use crate::remote::RemoteRequest;
@@ -70,13 +71,13 @@ impl BuildProgress {
             if let Some(bar) = shown.and_then(|shown| shown.bar) {
                 bar.finish_and_clear();
             }
-            self.print(&format!("{}: {}", Line(&request.derivation), ended_as(&request.state)));
+            self.print(&format!("{}: {}", name(&request.derivation), ended_as(&request.state)));
             return;
         }
         match &self.bars {
             Some(bars) => {
                 if shown.bar.is_none() && number < BARS_MAX {
-                    shown.bar = Some(bars.add(request_bar(&Line(&request.derivation).to_string())));
+                    shown.bar = Some(bars.add(request_bar(&name(&request.derivation))));
                 }
                 if let Some(bar) = &shown.bar {
                     bar.set_position(part_done(shown.since.elapsed(), request.eta_seconds));
@@ -86,7 +87,7 @@ impl BuildProgress {
             None => {
                 let line = phase(request);
                 if line != shown.line {
-                    eprintln!("{}: {line}", Line(&request.derivation));
+                    eprintln!("{}: {line}", name(&request.derivation));
                     shown.line = line;
                 }
             }
@@ -151,6 +152,13 @@ fn part_done(elapsed: Duration, eta_seconds: Option<(u64, u64)>) -> u64 {
     (STEPS * elapsed).checked_div(elapsed + left).unwrap_or(0)
 }
 
+/// Name of a derivation for people, from its base name.
+fn name(derivation: &str) -> String {
+    let parsed = StorePath::parse(derivation);
+    let name = parsed.as_ref().map_or(derivation, StorePath::name);
+    Line(name.strip_suffix(".drv").unwrap_or(name)).to_string()
+}
+
 /// Place, phase and time left.
 fn phase(request: &RemoteRequest) -> String {
     let mut text = match &*request.state {
@@ -159,7 +167,7 @@ fn phase(request: &RemoteRequest) -> String {
         state => Line(state).to_string(),
     };
     if let Some(building) = request.building.as_ref().filter(|building| **building != request.derivation) {
-        text += &format!(" {}", Line(building));
+        text += &format!(" {}", name(building));
     }
     if let (Some(position), Some(of)) = (request.position, request.of) {
         text += &format!(", {position} of {of} in the queue");
@@ -214,7 +222,8 @@ mod tests {
         let mut building = request("building");
         (building.building, building.eta_seconds) = (Some("b.drv".to_owned()), Some((60, 90)));
         building.log = vec!["first".to_owned(), "\u{1b}[31mred\u{1b}[0m\u{7}".to_owned()];
-        assert_eq!(phase(&building), "building b.drv, 1m to 1m 30s left");
+        assert_eq!(phase(&building), "building b, 1m to 1m 30s left");
+        assert_eq!(name(&format!("{}-hello-2.12.drv", "a".repeat(32))), "hello-2.12");
         assert!(
             log_line(&building).starts_with(": red") && !log_line(&building).contains(['\u{1b}', '\u{7}'])
         );
