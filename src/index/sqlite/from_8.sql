@@ -21,3 +21,6 @@ CREATE TABLE history (
     built     INTEGER NOT NULL,
     failed    INTEGER NOT NULL
 ) STRICT;
+
+-- Pushed derivations go with their paths.
+DROP INDEX pushed_derivation_by_use;

@@ -241,7 +241,6 @@ CREATE TABLE pushed_derivation (
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX pushed_derivation_by_name ON pushed_derivation (name);
-CREATE INDEX pushed_derivation_by_use ON pushed_derivation (used_at);
 
 -- Outputs of pushed derivations whose paths are known before they are built.
 CREATE TABLE pushed_output (
