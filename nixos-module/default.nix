@@ -327,8 +327,9 @@ in
       wants = [ "nix-daemon.socket" ];
       after = [ "network.target" "nix-daemon.socket" ] ++ lib.optional cfg.socketActivation "ondine.socket";
       # `nix` detects the systems and features that the daemon builds for; `nix-instantiate`, or
-      # `nix-eval-jobs` where that is added, evaluates package sets.
-      path = [ config.nix.package ];
+      # `nix-eval-jobs` where that is added, evaluates package sets. `ssh` connects to builders.
+      path = [ config.nix.package ]
+        ++ lib.optional (config ? programs.ssh.package) config.programs.ssh.package;
 
       serviceConfig = {
         Type = "notify";

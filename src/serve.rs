@@ -86,6 +86,8 @@ pub struct Settings {
     pub substitute: substitute::Settings,
     /// The order of builds, and their bounds.
     pub build: build::Settings,
+    /// The machines that build.
+    pub farm: build::FarmSettings,
     /// Bounds of build logs.
     pub logs: build::LogSettings,
     /// Compression and memory of the NAR store.

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 pub const INDEX: &str = "index.sqlite";
 /// The folder of the NARs.
 pub const NARS: &str = "nar";
+/// Folder of the keys that hosts of builders may have.
+pub const KNOWN_HOSTS: &str = "known-hosts";
 /// The folder of what is recorded beside them.
 pub const LEDGER: &str = "ledger";
 /// The lock of the server that runs.

@@ -156,7 +156,7 @@ fn a_wrong_setting_is_told_with_its_line_and_without_the_words_of_the_program() 
         ("max-nar-store-bytes = 'much'", &[":2: max-nar-store-bytes = much: ", "512MiB"][..]),
         ("max-nar-store-bytes = true", &[":2: ", "a number of bytes"]),
         ("max-queued = -1", &[":2: max-queued = -1: ", "0 or more"]),
-        ("lanes = 'two'", &[":2: ", "a whole number from 1 to 32"]),
+        ("lanes = 'two'", &[":2: ", "a whole number from 0 to 32"]),
         ("hold = 5", &[":2: ", "a duration", "20s"]),
         ("listen = 8080", &[":2: ", "127.0.0.1:8080"]),
         ("listen = 'nowhere'", &[":2: ", "127.0.0.1:8080"]),

@@ -2,7 +2,9 @@
 //! Must never build twice what two clients ask for, nor run more builds at once than it has lanes.
 
 mod admission;
+mod builder_metrics;
 mod failures;
+mod farm;
 pub mod forecast;
 mod log;
 mod metrics;
@@ -23,12 +25,15 @@ use std::time::Duration;
 
 use crate::model::Failure;
 pub use failures::Failures;
+pub use farm::{BuilderSettings, Farm, FarmSettings, LOCAL};
 pub use log::{Log, Logs, Settings as LogSettings, plain_line};
 use prebuild::allowance::Allowance;
 pub use queue::{Overtaking, Policy};
-pub use runner::LocalRunner;
+pub use runner::{LocalRunner, MachineRunner, RemoteRunner};
 pub use scheduler::{Cancellation, EndSignal, QueueFull, Scheduler, Ticket};
-pub use view::{Outlook, QueuePulse, QueueView, RequestState, RequestView, RunningView};
+pub use view::{
+    BuilderState, BuilderView, Outlook, QueuePulse, QueueView, RequestState, RequestView, RunningView,
+};
 pub use worker::Worker;
 
 /// Order and bounds of builds.
@@ -40,7 +45,7 @@ pub struct Settings {
     pub transient_failure_ttl: Duration,
     /// Time for which a lost Nix daemon is waited for, from its loss.
     pub transient_retry: Duration,
-    /// Builds at a time. More than one is for a daemon with remote builders.
+    /// Builds at a time, on all machines.
     pub lanes: NonZeroUsize,
     /// Policy by which requests may be built before older ones.
     pub policy: Policy,

@@ -8,9 +8,14 @@ use std::sync::Arc;
 use narinfo::{StoreDir, StorePath};
 
 use super::admission;
+use super::farm::{Farm, Placement};
 use super::runner::known_outputs;
 use super::verdict::Verdict;
+use crate::index::Index;
 use crate::nix::{BuildTarget, Capabilities, Daemon, DaemonError, Lack, read_derivation};
+
+/// Derivations that are looked at for one request at most.
+const READ_MAX: usize = 100_000;
 
 /// The derivations that a request lacks, each with its inputs among them.
 pub(super) type Needs = BTreeMap<StorePath, BTreeSet<StorePath>>;
@@ -23,6 +28,21 @@ pub(super) struct Planned {
     pub(super) systems: BTreeMap<StorePath, String>,
     /// The outputs of each of them, where they are known before it is built.
     pub(super) outputs: BTreeMap<StorePath, Vec<StorePath>>,
+    /// Machines that can build each of them; nothing where there is but the local Nix daemon.
+    pub(super) placements: BTreeMap<StorePath, Placement>,
+}
+
+/// Conditions of a plan.
+#[derive(Clone)]
+pub(super) struct PlanRules {
+    /// Derivations to build at most.
+    pub(super) derivations_max: usize,
+    /// Capabilities of the local Nix daemon.
+    pub(super) capabilities: Arc<Capabilities>,
+    /// The machines that build.
+    pub(super) farm: Arc<Farm>,
+    /// Index of served paths.
+    pub(super) index: Index,
 }
 
 /// Why there is no plan.
@@ -42,31 +62,28 @@ impl From<DaemonError> for Error {
 }
 
 /// The derivations to build so that every output of `drv` is there; none when they are. Refused when there
-/// are more than `derivations_max` of them, or when one needs what is not among `capabilities`.
-pub(super) async fn plan(
-    daemon: &mut Daemon,
-    drv: &StorePath,
-    derivations_max: usize,
-    capabilities: &Arc<Capabilities>,
-) -> Result<Planned, Error> {
+/// are more than allowed, or when one needs what no machine has.
+pub(super) async fn plan(daemon: &mut Daemon, drv: &StorePath, rules: &PlanRules) -> Result<Planned, Error> {
     if !daemon.is_valid_path(drv).await? {
         return Err(Error::Collected);
     }
     let missing = daemon.query_missing(&[BuildTarget::All { drv: drv.clone() }]).await?;
-    let count = missing.will_build.len();
-    if let Some(refusal) = admission::too_many(count, derivations_max) {
+    let mut will_build = missing.will_build;
+    if !rules.farm.is_local() {
+        // What other machines have built is served, and not in the Nix store.
+        will_build = not_served(daemon.store_dir(), drv, will_build, rules).await?;
+    }
+    let count = will_build.len();
+    if let Some(refusal) = admission::too_many(count, rules.derivations_max) {
         return Err(Error::Impossible(refusal));
     }
-    let (store_dir, capabilities) = (daemon.store_dir().clone(), Arc::clone(capabilities));
-    let unknown = missing.unknown;
+    let (store_dir, unknown) = (daemon.store_dir().clone(), missing.unknown);
     let reading = tokio::task::spawn_blocking({
-        let unknown = unknown.clone();
-        move || read(&store_dir, missing.will_build, &unknown, &capabilities)
+        let (unknown, rules) = (unknown.clone(), rules.clone());
+        move || read(&store_dir, will_build, &unknown, &rules)
     });
-    let Read { mut needs, systems, outputs, lacks, unread, mut absent } = match reading.await {
-        Ok(read) => read,
-        Err(error) => return Err(DaemonError::Protocol(format!("reading .drv files failed: {error}")).into()),
-    };
+    let Read { mut needs, systems, outputs, placements, lacks, unread, mut absent } =
+        reading.await.map_err(not_read)?;
     if let Some(refusal) = admission::lacking(&lacks, count) {
         return Err(Error::Impossible(refusal));
     }
@@ -85,22 +102,75 @@ pub(super) async fn plan(
     // The daemon would fetch what it is asked for, as far as it knows. Whether it can is seen when it does:
     // what it cannot fetch, it builds. A system or a feature that is lacking here is no reason against
     // fetching.
-    if !needs.contains_key(drv) && !has_outputs(daemon, drv).await? {
+    if !needs.contains_key(drv) && !has_outputs(daemon, drv, rules).await? {
         needs.insert(drv.clone(), BTreeSet::new());
     }
     let planned: BTreeSet<StorePath> = needs.keys().cloned().collect();
     needs.values_mut().for_each(|inputs| inputs.retain(|input| planned.contains(input)));
-    Ok(Planned { needs, systems, outputs })
+    Ok(Planned { needs, systems, outputs, placements })
+}
+
+fn not_read(error: tokio::task::JoinError) -> Error {
+    DaemonError::Protocol(format!("reading .drv files failed: {error}")).into()
+}
+
+/// Those of `will_build` that are needed for `drv` and of which not all outputs are served. What only others
+/// need that are served is not needed.
+async fn not_served(
+    store_dir: &StoreDir,
+    drv: &StorePath,
+    will_build: BTreeSet<StorePath>,
+    rules: &PlanRules,
+) -> Result<BTreeSet<StorePath>, Error> {
+    if let Some(refusal) = admission::too_many(will_build.len(), READ_MAX) {
+        return Err(Error::Impossible(refusal));
+    }
+    let store_dir = store_dir.clone();
+    let reading = tokio::task::spawn_blocking(move || {
+        let outline = |drv: StorePath| match read_derivation(&store_dir, &drv) {
+            Ok(derivation) => {
+                let outputs = derivation.outputs.into_values().collect::<Option<Vec<_>>>();
+                (drv, (outputs, derivation.input_derivations))
+            }
+            // It is told when it is read to be built.
+            Err(_) => (drv, (None, BTreeSet::new())),
+        };
+        will_build.into_iter().map(outline).collect::<BTreeMap<_, _>>()
+    });
+    let outlines = reading.await.map_err(not_read)?;
+    let paths = outlines.values().filter_map(|(outputs, _)| outputs.as_ref()).flatten();
+    let served = rules.index.served(paths.map(StorePath::hash).collect()).await;
+    // What is served may be built again: better than not at all.
+    let served = served.unwrap_or_default();
+    let is_served = |outputs: &Option<Vec<StorePath>>| {
+        outputs.as_ref().is_some_and(|paths| paths.iter().all(|path| served.get(&path.hash()) == Some(path)))
+    };
+    let (mut needed, mut open) = (BTreeSet::new(), vec![drv.clone()]);
+    while let Some(drv) = open.pop() {
+        if let Some((outputs, inputs)) = outlines.get(&drv)
+            && !is_served(outputs)
+            && needed.insert(drv)
+        {
+            open.extend(inputs.iter().cloned());
+        }
+    }
+    Ok(needed)
 }
 
 /// True when every output of a derivation is valid, as far as their paths are known.
-async fn has_outputs(daemon: &mut Daemon, drv: &StorePath) -> Result<bool, DaemonError> {
+async fn has_outputs(daemon: &mut Daemon, drv: &StorePath, rules: &PlanRules) -> Result<bool, DaemonError> {
     for output in known_outputs(daemon, drv).await? {
-        if !daemon.is_valid_path(&output).await? {
+        if !daemon.is_valid_path(&output).await? && !is_built_elsewhere(&output, rules).await {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// True for a path that is served though it need not be in the Nix store, as what other machines have built.
+async fn is_built_elsewhere(path: &StorePath, rules: &PlanRules) -> bool {
+    !rules.farm.is_local()
+        && matches!(rules.index.find(path.hash()).await, Ok(Some(hit)) if hit.row.info.path == *path)
 }
 
 /// Contents of the files of derivations.
@@ -109,6 +179,7 @@ struct Read {
     needs: Needs,
     systems: BTreeMap<StorePath, String>,
     outputs: BTreeMap<StorePath, Vec<StorePath>>,
+    placements: BTreeMap<StorePath, Placement>,
     lacks: Vec<(StorePath, Lack)>,
     /// Those that cannot be read: the daemon knows what they need, and will say what it cannot build.
     unread: Vec<StorePath>,
@@ -120,13 +191,21 @@ fn read(
     store_dir: &StoreDir,
     drvs: BTreeSet<StorePath>,
     unknown: &BTreeSet<StorePath>,
-    capabilities: &Capabilities,
+    rules: &PlanRules,
 ) -> Read {
     let mut read = Read::default();
+    let capabilities = match rules.farm.is_local() {
+        true => Capabilities::clone(&rules.capabilities),
+        false => rules.farm.capabilities(&rules.capabilities),
+    };
     for drv in drvs {
         match read_derivation(store_dir, &drv) {
             Ok(derivation) => {
                 read.lacks.extend(capabilities.lack(&derivation).map(|lack| (drv.clone(), lack)));
+                if !rules.farm.is_local() {
+                    let placement = rules.farm.placement(&derivation, &rules.capabilities);
+                    read.placements.insert(drv.clone(), placement);
+                }
                 let mut inputs = derivation.input_sources.iter().chain(&derivation.input_derivations);
                 read.absent = read.absent.or_else(|| inputs.find(|input| unknown.contains(*input)).cloned());
                 let outputs = derivation.outputs.into_values().flatten();

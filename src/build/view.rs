@@ -41,8 +41,62 @@ pub struct RunningView {
     pub expected_seconds: Option<u64>,
     /// The request it is built for.
     pub request: Option<u64>,
+    /// The machine that builds it.
+    pub builder: Option<String>,
     /// True for a pre-build: it is for nobody yet, and stopped once someone waits for anything else.
     pub prebuild: bool,
+}
+
+/// State of a machine that builds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BuilderState {
+    /// Builds, or would.
+    Up,
+    /// Not reached yet since the server was started.
+    Connecting,
+    /// Lost; it is tried again.
+    Resting,
+    /// Nothing more is built there; something still is.
+    Draining,
+    /// Nothing is built there.
+    Drained,
+}
+
+/// A machine that builds.
+#[derive(Clone, Debug)]
+pub struct BuilderView {
+    /// Its name.
+    pub name: String,
+    /// Login, or nothing for the local Nix daemon.
+    pub address: Option<String>,
+    /// State of it.
+    pub state: BuilderState,
+    /// Begin of that state, in Unix seconds.
+    pub since: u64,
+    /// Systems it builds for.
+    pub systems: Vec<String>,
+    /// Features it offers.
+    pub features: Vec<String>,
+    /// Features that whatever it builds must require.
+    pub mandatory_features: Vec<String>,
+    /// Builds at a time.
+    pub slots: usize,
+    /// Speed in comparison with others.
+    pub speed: f64,
+    /// Builds that run there.
+    pub running: Vec<RunningView>,
+    /// Builds that ended well there since the server was started.
+    pub built: u64,
+    /// Builds that failed there.
+    pub failed: u64,
+    /// Builds that were lost with it.
+    pub lost: u64,
+    /// Reason why it was last lost.
+    pub last_error: Option<String>,
+    /// Time of that, in Unix seconds.
+    pub last_error_at: Option<u64>,
+    /// Release of Nix there.
+    pub nix_version: Option<String>,
 }
 
 /// A request that waits.

@@ -27,6 +27,7 @@ const GROUPS: &[(&str, &[CommandRow])] = &[
             (&["sets", "attributes"], "List package sets, and the attributes of one"),
             (&["du"], "Shows what takes the disk space"),
             (&["failures", "pins", "upstreams"], "List remembered failures, pins, other caches"),
+            (&["builders"], "Lists the machines that build, and drains one"),
         ],
     ),
     (

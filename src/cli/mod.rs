@@ -5,6 +5,7 @@ mod attributes;
 mod build;
 mod build_log;
 mod build_progress;
+mod builders;
 mod cancel;
 mod completions;
 mod control;
@@ -142,6 +143,10 @@ enum Command {
     ///
     /// A request goes on while clients wait for it on a connection; then it says so.
     Cancel(cancel::Cancel),
+    /// Lists the machines that build for a running server, and drains or resumes one.
+    ///
+    /// Each has its state, what runs there, its builds, and why it was last lost.
+    Builders(builders::BuildersCommand),
     /// Lists the attributes of a package set of a running server.
     ///
     /// Each line has the attribute, a tab and the name of its derivation; with --json it is an object. It
@@ -252,6 +257,7 @@ impl Cli {
             Command::Failures(failures) => return failures.run(),
             Command::Retry(retry) => return retry.run(),
             Command::Cancel(cancel) => return cancel.run(),
+            Command::Builders(builders) => return builders.run(),
             Command::Attributes(attributes) => return attributes.run(),
             Command::Pin(pin) => return pin.run(),
             Command::Unpin(unpin) => return unpin.run(),

@@ -2,13 +2,15 @@
 //! entries make together is made at the end, where it is also checked that they go together.
 
 use std::net::Ipv4Addr;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::error::Problem;
+use super::machines::add_machines;
 use super::raw::RawTable;
 use crate::build::prebuild::allowance::{Allowance, Hours};
-use crate::build::{LogSettings, Overtaking, Policy};
+use crate::build::{Farm, LogSettings, Overtaking, Policy};
 use crate::serve::{Settings, host_name};
 use crate::upstream::{self, NetrcFile};
 use crate::{auth, build, catalogue, http, import, key, nar_store, nix, requests, retention, substitute};
@@ -19,6 +21,10 @@ pub(super) struct SettingsDraft {
     pub(super) min_free_bytes: Option<u64>,
     /// Socket of the daemon of the background lane.
     pub(super) background_daemon: Option<PathBuf>,
+    /// Builds at a time on the local Nix daemon.
+    pub(super) lanes: usize,
+    /// Other machines in Nix's own syntax.
+    pub(super) machines: Option<String>,
     pub(super) overtaking: Overtaking,
     pub(super) prebuild_hours: Option<Hours>,
     pub(super) prebuild_time_per_day: Duration,
@@ -46,6 +52,7 @@ impl SettingsDraft {
             catalogue: catalogue::Settings::default(),
             substitute: substitute::Settings::default(),
             build: build::Settings::default(),
+            farm: build::FarmSettings::default(),
             logs: LogSettings::default(),
             nar_store: nar_store::Settings {
                 zstd_threads: nar_store::Settings::usual_threads(),
@@ -61,6 +68,8 @@ impl SettingsDraft {
             settings,
             min_free_bytes: None,
             background_daemon: None,
+            lanes: 1,
+            machines: None,
             overtaking: Overtaking::default(),
             prebuild_hours: None,
             prebuild_time_per_day: Duration::ZERO,
@@ -81,6 +90,7 @@ impl SettingsDraft {
     /// When settings do not go together.
     pub(super) fn finish(mut self, written: &RawTable) -> Result<Settings, Problem> {
         self.retention();
+        self.farm(written)?;
         self.order(written)?;
         self.prebuild(written)?;
         let Settings { logs, daemon, capabilities, upstream, substitute, http, .. } = &mut self.settings;
@@ -101,6 +111,27 @@ impl SettingsDraft {
         Ok(self.settings)
     }
 
+    /// The machines that build. With others than its own, the daemon is told of none: they are used directly.
+    fn farm(&mut self, written: &RawTable) -> Result<(), Problem> {
+        let machines = self.machines.take();
+        if let Some(machines) = &machines {
+            let Settings { farm, nix, .. } = &mut self.settings;
+            let added = add_machines(&mut farm.builders, machines, &nix.store_dir);
+            added.map_err(|reason| written.refuse("builders", "", reason))?;
+        }
+        let Settings { farm, build, capabilities, .. } = &mut self.settings;
+        farm.local_slots = NonZeroUsize::new(self.lanes);
+        if farm.local_slots.is_none() && farm.builders.is_empty() {
+            let reason = "expected 1 or more where there are no builders ([[builder]] or builders)";
+            return Err(written.refuse("lanes", "", reason));
+        }
+        build.lanes = Farm::new(farm).lanes();
+        if !farm.builders.is_empty() || machines.is_some() {
+            capabilities.builders = Some(String::new());
+        }
+        Ok(())
+    }
+
     fn retention(&mut self) {
         let bounds = &mut self.settings.retention;
         bounds.min_free = match self.min_free_bytes {
@@ -113,18 +144,18 @@ impl SettingsDraft {
 
     /// The order of builds. Overtaking has a bound only where one build runs at a time.
     fn order(&mut self, written: &RawTable) -> Result<(), Problem> {
-        let Settings { build, nix, background, .. } = &mut self.settings;
+        let Settings { build, farm, nix, background, .. } = &mut self.settings;
         let overtakes = !self.overtaking.budget.is_zero();
-        if overtakes && build.lanes.get() > 1 {
-            let reason = "expected 0s where lanes is more than 1: there is no bound to hold then";
+        let has_others = build.lanes.get() > 1 || !farm.builders.is_empty();
+        if overtakes && has_others {
+            let reason = "expected 0s where lanes is more than 1 or there are builders: there is no bound to hold then";
             return Err(written.refuse("overtake-budget", "", reason));
         }
         build.policy = match self.background_daemon.take() {
             None if overtakes => Policy::Overtaking(self.overtaking),
             None => Policy::Strict,
-            Some(_) if overtakes || build.lanes.get() > 1 => {
-                let reason =
-                    "it goes with lanes = 1 and without overtake-budget: only then is there a bound to hold";
+            Some(_) if overtakes || has_others => {
+                let reason = "it goes with lanes = 1, without builders and overtake-budget: only then is there a bound to hold";
                 return Err(written.refuse("background-daemon", "", reason));
             }
             Some(socket) => {

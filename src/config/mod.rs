@@ -2,11 +2,13 @@
 //! defines every setting once; a flag wins over a variable, a variable over the file, the file over the
 //! default.
 
+mod builder;
 mod catalogue;
 mod draft;
 mod error;
 mod file;
 mod flags;
+mod machines;
 mod oidc;
 #[cfg(test)]
 pub(crate) mod page;

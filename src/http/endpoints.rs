@@ -5,16 +5,16 @@
 use schemars::SchemaGenerator;
 
 use super::api::{
-    AttributeDetails, AttributePage, BuildList, BuildsAnswer, BuildsRequest, CheckRequest, CollectRequest,
-    DirectoryListing, Explanation, HourOfUse, IssueRequest, IssuedToken, MissingPathsAnswer,
+    AttributeDetails, AttributePage, BuildList, BuilderStatus, BuildsAnswer, BuildsRequest, CheckRequest,
+    CollectRequest, DirectoryListing, Explanation, HourOfUse, IssueRequest, IssuedToken, MissingPathsAnswer,
     MissingPathsRequest, PackageSet, PackageSetDetails, PathDetails, PinView, QueueStatus, RememberedFailure,
     RequestDetails, RetryRequest, ServerStatus, TokenView, UpstreamStatus, UsageReport,
 };
 use super::endpoint::{Content, Endpoint, Verb};
 use super::traffic::RouteLabel;
 use super::{
-    builds, by_name, catalogue, explain, failures, files, history, info, listing, live, log, maintenance,
-    nar, narinfo, openapi, page, pins, put, realisation, status, tokens, usage, wait_lines,
+    builders, builds, by_name, catalogue, explain, failures, files, history, info, listing, live, log,
+    maintenance, nar, narinfo, openapi, page, pins, put, realisation, status, tokens, usage, wait_lines,
 };
 use crate::caller::Action;
 
@@ -169,6 +169,11 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         answer: Content::Media("text/x-nix-narinfo"),
         summary: "lines like those about a wait, one by one within two seconds: a test of the proxies between",
         ..Endpoint::api(Verb::Get, "/api/v1/wait-lines", Action::Read, wait_lines::get)
+    },
+    Endpoint {
+        answer: Content::Json(SchemaGenerator::subschema_for::<Vec<BuilderStatus>>),
+        summary: "machines that build: their state, what runs there, and why one was lost",
+        ..Endpoint::api(Verb::Get, "/api/v1/builders", Action::Read, builders::list)
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<RequestDetails>),
@@ -423,6 +428,12 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         summary: "checks the index against the files of the NAR store",
         body: Some(SchemaGenerator::subschema_for::<CheckRequest>),
         ..Endpoint::api(Verb::Post, "/api/v1/fsck", Action::Admin, maintenance::check)
+    },
+    Endpoint {
+        label: RouteLabel::Change,
+        answer: Content::Lines,
+        summary: "has nothing more built on a machine (drain), or uses it again (resume)",
+        ..Endpoint::api(Verb::Post, "/api/v1/builders/<name>/<change>", Action::Admin, builders::change)
     },
     Endpoint {
         label: RouteLabel::Change,

@@ -7,6 +7,7 @@ mod answer;
 mod api;
 mod body;
 mod build_details;
+mod builders;
 mod builds;
 mod by_name;
 mod call;
@@ -74,9 +75,10 @@ use accept::{Preference, preference};
 use address::Peer;
 pub use address::{PublicUrl, TrustedProxies};
 pub(crate) use api::{
-    AttributeLine, AttributePage, BuildList, CheckRequest, CollectRequest, IssueRequest, IssuedToken,
-    PackageSet, PinView, QueueStatus, RememberedFailure, RequestPhase, RequestStatus, RetryRequest,
-    RunningBuild, ServerStatus, TokenView, UpstreamHealth, UpstreamMode, UpstreamStatus, UsageReport,
+    AttributeLine, AttributePage, BuildList, BuilderPhase, BuilderStatus, CheckRequest, CollectRequest,
+    IssueRequest, IssuedToken, PackageSet, PinView, QueueStatus, RememberedFailure, RequestPhase,
+    RequestStatus, RetryRequest, RunningBuild, ServerStatus, TokenView, UpstreamHealth, UpstreamMode,
+    UpstreamStatus, UsageReport,
 };
 use call::Call;
 use endpoint::{Endpoint, Verb};

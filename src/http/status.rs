@@ -47,6 +47,7 @@ pub(super) fn metrics(call: Call<'_>) -> Option<ResponseFuture> {
 pub(super) fn metrics_text(service: &Service) -> String {
     let (state, mut text) = (&service.state, String::new());
     state.builds.write_metrics(&mut text);
+    state.builds.write_builder_metrics(&mut text);
     state.upstreams.write_metrics(&mut text);
     state.catalogue.write_metrics(&mut text);
     state.retention.write_metrics(&mut text);

@@ -2,6 +2,7 @@
 //! derivations are remembered by their outputs. Must never publish a path that was not verified, or whose
 //! references are not served.
 
+mod built;
 mod derivation;
 mod error;
 mod received;
@@ -25,6 +26,7 @@ use crate::index::Index;
 use crate::model::{NarRow, PathRow, PushedDerivation, UploadOutcome};
 use crate::nar_store::Packed;
 use crate::packer::{Limits, Packer};
+pub use built::TakeError;
 use derivation::InputHashes;
 pub use error::UploadError;
 use received::{ReceivedNar, ReceivedNars};

@@ -1,10 +1,12 @@
-//! Pushed derivations on their way into the Nix store: with all that they refer to, when a build needs them.
+//! Paths on their way into the store of a Nix daemon, on this machine or another: each with all that it
+//! refers to, when a build needs it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::io::{self, Write};
 
 use bytes::Bytes;
-use narinfo::StorePath;
+use narinfo::{PathInfo, StorePath};
+use tokio::sync::mpsc;
 
 use super::Importer;
 use crate::index;
@@ -12,9 +14,12 @@ use crate::model::PathRow;
 use crate::nar_store::{Form, NarStream};
 use crate::nix::{Daemon, DaemonError, NarChunks};
 use crate::packer;
+use crate::upstream::Asker;
 
 /// Paths in the closure of derivations that are brought at once, at most.
 const CLOSURE_PATHS_MAX: usize = 1_000_000;
+/// Pieces of a tree's NAR that wait to be sent.
+const PIECES_WAITING_MAX: usize = 4;
 
 /// Reasons why a derivation was not brought into the Nix store.
 #[derive(Debug, thiserror::Error)]
@@ -34,6 +39,17 @@ pub enum StoreError {
         path: StorePath,
         /// The error of the packer.
         source: packer::Error,
+    },
+    /// Nobody has the path.
+    #[error("{0} is needed, and neither served here, nor in the Nix store, nor in another cache")]
+    Absent(StorePath),
+    /// The Nix store of this machine cannot be asked.
+    #[error("the Nix store of this machine cannot be asked for {path}")]
+    Local {
+        /// The path.
+        path: StorePath,
+        /// The daemon's error.
+        source: DaemonError,
     },
     /// The index failed.
     #[error("the index cannot be read")]
@@ -62,77 +78,213 @@ impl NarChunks for NarStream {
     }
 }
 
+/// InputOrigin of a path.
+enum InputOrigin {
+    /// The NAR store, or where its NARs are fetched from.
+    Served,
+    /// The Nix store of this machine.
+    Local,
+}
+
+/// Origins that are looked at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum SearchScope {
+    /// Served paths; anything else is left out.
+    Served,
+    /// Everything that this server can reach.
+    Everywhere,
+}
+
+/// A path that a daemon lacks.
+struct Lacking {
+    row: PathRow,
+    origin: InputOrigin,
+}
+
 impl Importer {
-    /// Adds those of `drvs` to the Nix store that are served and not valid there, each with all that it
+    /// Adds those of `paths` to the Nix store that are served and not valid there, each with all that it
     /// refers to. The connection holds them from then on. Those that are not served are left out.
     ///
     /// # Errors
     /// When the daemon, the index or the NAR store fails; what was added by then stays.
-    pub async fn bring_into_store(&self, daemon: &mut Daemon, drvs: &[StorePath]) -> Result<(), StoreError> {
+    pub async fn bring_into_store(&self, daemon: &mut Daemon, paths: &[StorePath]) -> Result<(), StoreError> {
+        self.bring(daemon, paths, SearchScope::Served).await
+    }
+
+    /// Adds those of `paths` to the store of a builder that are not valid there, each with all that it refers
+    /// to, from wherever they are: served here, in the Nix store of this machine, or in another cache. The
+    /// connection holds them from then on.
+    ///
+    /// # Errors
+    /// When one is nowhere, or a daemon, the index or the NAR store fails; what was added by then stays.
+    pub async fn supply(&self, daemon: &mut Daemon, paths: &[StorePath]) -> Result<(), StoreError> {
+        self.bring(daemon, paths, SearchScope::Everywhere).await
+    }
+
+    async fn bring(
+        &self,
+        daemon: &mut Daemon,
+        paths: &[StorePath],
+        search: SearchScope,
+    ) -> Result<(), StoreError> {
         let mut lacking = BTreeMap::new();
-        let mut level: BTreeSet<StorePath> = drvs.iter().cloned().collect();
+        let mut level: BTreeSet<StorePath> = paths.iter().cloned().collect();
         let mut seen = level.clone();
-        while !level.is_empty() {
-            let mut valid = BTreeSet::new();
-            for path in &level {
-                let failed = |source| StoreError::Daemon { path: path.clone(), source };
-                // First, so that none of them is collected once it was found to be valid.
-                daemon.add_temp_root(path).await.map_err(failed)?;
-                if daemon.is_valid_path(path).await.map_err(failed)? {
-                    valid.insert(path.clone());
-                }
-            }
+        while let Some(first) = level.first().cloned() {
+            let absent = daemon.hold_valid(&level).await;
+            let absent = absent.map_err(|source| StoreError::Daemon { path: first, source })?;
             let mut next = BTreeSet::new();
-            for path in level.into_iter().filter(|path| !valid.contains(path)) {
-                let hit = self.0.index.find(path.hash()).await?;
-                if let Some(hit) = hit.filter(|hit| hit.row.info.path == path) {
-                    let references = hit.row.info.references.iter();
-                    next.extend(references.filter(|other| seen.insert((*other).clone())).cloned());
-                    lacking.insert(path, hit.row);
-                }
+            for path in absent {
+                let Some(found) = self.origin_of(&path, search).await? else { continue };
+                let references = found.row.info.references.iter();
+                next.extend(references.filter(|other| seen.insert((*other).clone())).cloned());
+                lacking.insert(path, found);
             }
             level = next;
             if lacking.len() > CLOSURE_PATHS_MAX {
                 return Err(StoreError::TooLarge);
             }
         }
-        for row in references_first(lacking) {
-            self.add(daemon, &row).await?;
+        for lacking in references_first(lacking, |lacking| &lacking.row.info) {
+            self.add(daemon, lacking).await?;
         }
         Ok(())
     }
 
-    async fn add(&self, daemon: &mut Daemon, row: &PathRow) -> Result<(), StoreError> {
+    /// InputOrigin of a path; `None` where only what is served counts, and it is not.
+    async fn origin_of(&self, path: &StorePath, search: SearchScope) -> Result<Option<Lacking>, StoreError> {
+        if let Some(row) = self.served_row(path).await? {
+            return Ok(Some(Lacking { row, origin: InputOrigin::Served }));
+        }
+        if search == SearchScope::Served {
+            return Ok(None);
+        }
+        if let Some(row) = self.local_row(path).await? {
+            return Ok(Some(Lacking { row, origin: InputOrigin::Local }));
+        }
+        self.0.adopter.adopt_from_upstream(path.hash(), &Asker::default()).await;
+        if let Some(row) = self.served_row(path).await? {
+            return Ok(Some(Lacking { row, origin: InputOrigin::Served }));
+        }
+        // Nothing is served from some caches that builds may take inputs from.
+        let local = |source| StoreError::Local { path: path.clone(), source };
+        let fetched = self.0.adopter.pool.get().await.map_err(local)?.ensure_path(path).await;
+        match fetched {
+            Ok(()) => {}
+            Err(DaemonError::Nix(reason)) => tracing::debug!(%path, reason, "Nix cannot fetch an input"),
+            Err(error) => return Err(local(error)),
+        }
+        let row = self.local_row(path).await?.ok_or_else(|| StoreError::Absent(path.clone()))?;
+        Ok(Some(Lacking { row, origin: InputOrigin::Local }))
+    }
+
+    async fn served_row(&self, path: &StorePath) -> Result<Option<PathRow>, StoreError> {
+        let hit = self.0.index.find(path.hash()).await?;
+        Ok(hit.map(|hit| hit.row).filter(|row| row.info.path == *path))
+    }
+
+    /// Row of a path that is valid in the Nix store of this machine, with our signature: another machine may
+    /// trust nobody else.
+    async fn local_row(&self, path: &StorePath) -> Result<Option<PathRow>, StoreError> {
+        let local = |source| StoreError::Local { path: path.clone(), source };
+        let mut daemon = self.0.adopter.pool.get().await.map_err(local)?;
+        let Some(valid) = daemon.query_path_info(path).await.map_err(local)? else { return Ok(None) };
+        let mut row = PathRow { info: valid.info, built: valid.ultimate };
+        self.0.adopter.sign(&mut row);
+        Ok(Some(row))
+    }
+
+    async fn add(&self, daemon: &mut Daemon, lacking: Lacking) -> Result<(), StoreError> {
+        let Lacking { row, origin } = lacking;
         let path = &row.info.path;
-        let contents = |source| StoreError::Contents { path: path.clone(), source };
+        let refused = |source| StoreError::Daemon { path: path.clone(), source };
+        match origin {
+            InputOrigin::Served => {
+                let nar = self.served_nar(&row.info).await?;
+                daemon.add_to_store(&row.info, nar).await.map_err(refused)?;
+            }
+            InputOrigin::Local => {
+                let tree = std::path::PathBuf::from(path.in_dir(&self.0.store_dir));
+                // A store that is elsewhere is read through its daemon.
+                if tokio::fs::symlink_metadata(&tree).await.is_ok() {
+                    daemon.add_to_store(&row.info, TreeNar::start(tree)).await.map_err(refused)?;
+                } else {
+                    let local = |source| StoreError::Local { path: path.clone(), source };
+                    let nar = self.0.adopter.pool.nar(path, row.info.nar_size).await;
+                    let (nar, _) = nar.map_err(local)?;
+                    daemon.add_to_store(&row.info, nar).await.map_err(refused)?;
+                }
+            }
+        }
+        tracing::debug!(%path, "added a path to a Nix store");
+        Ok(())
+    }
+
+    async fn served_nar(&self, info: &PathInfo) -> Result<NarStream, StoreError> {
+        let contents = |source| StoreError::Contents { path: info.path.clone(), source };
         let gone = || packer::Error::NotToBeHad(io::ErrorKind::NotFound.into());
-        let served = self.0.packer.find(row.info.nar_hash, None).await.map_err(contents)?;
+        let served = self.0.packer.find(info.nar_hash, None).await.map_err(contents)?;
         let mut served = served.ok_or_else(|| contents(gone()))?;
         let (nar, form) = self.0.packer.open(&mut served, Form::Zstd).await.map_err(contents)?;
-        let whole = 0..row.info.nar_size;
-        let nar = match form {
-            Form::Plain => NarStream::as_it_is(nar, whole),
+        let whole = 0..info.nar_size;
+        match form {
+            Form::Plain => Ok(NarStream::as_it_is(nar, whole)),
             Form::Zstd => {
-                NarStream::decoded(nar, whole).map_err(|error| contents(packer::Error::Store(error)))?
+                NarStream::decoded(nar, whole).map_err(|error| contents(packer::Error::Store(error)))
             }
-        };
-        let added = daemon.add_to_store(&row.info, nar).await;
-        added.map_err(|source| StoreError::Daemon { path: path.clone(), source })?;
-        tracing::debug!(%path, "added a pushed path to the Nix store");
+        }
+    }
+}
+
+/// The NAR of a file tree, made on a thread that may wait.
+struct TreeNar(mpsc::Receiver<io::Result<Bytes>>);
+
+/// Passes on what is written.
+struct Pieces(mpsc::Sender<io::Result<Bytes>>);
+
+impl TreeNar {
+    fn start(tree: std::path::PathBuf) -> Self {
+        let (sender, pieces) = mpsc::channel(PIECES_WAITING_MAX);
+        tokio::task::spawn_blocking(move || {
+            let end = sender.clone();
+            if let Err(error) = narinfo::nar::dump(&tree, &mut io::BufWriter::new(Pieces(sender))) {
+                let _ = end.blocking_send(Err(io::Error::other(error)));
+            }
+        });
+        Self(pieces)
+    }
+}
+
+impl Write for Pieces {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let sent = self.0.blocking_send(Ok(Bytes::copy_from_slice(bytes)));
+        sent.map(|()| bytes.len()).map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// The rows in an order in which each comes after all that it refers to. References have no cycle but to the
-/// path itself.
-fn references_first(mut rows: BTreeMap<StorePath, PathRow>) -> Vec<PathRow> {
-    let mut ordered = Vec::with_capacity(rows.len());
-    while let Some((path, row)) = rows.pop_first() {
-        let mut pending = vec![(path, row)];
-        while let Some((_, row)) = pending.last() {
-            match row.info.references.iter().find_map(|reference| rows.remove_entry(reference)) {
+impl NarChunks for TreeNar {
+    async fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
+        self.0.recv().await.transpose()
+    }
+}
+
+/// The items in an order in which each path comes after all that it refers to. References have no cycle but
+/// to the path itself.
+pub(super) fn references_first<T>(
+    mut items: BTreeMap<StorePath, T>,
+    info: impl Fn(&T) -> &PathInfo,
+) -> Vec<T> {
+    let mut ordered = Vec::with_capacity(items.len());
+    while let Some((path, item)) = items.pop_first() {
+        let mut pending = vec![(path, item)];
+        while let Some((_, item)) = pending.last() {
+            match info(item).references.iter().find_map(|reference| items.remove_entry(reference)) {
                 Some(first) => pending.push(first),
-                None => ordered.extend(pending.pop().map(|(_, row)| row)),
+                None => ordered.extend(pending.pop().map(|(_, item)| item)),
             }
         }
     }

@@ -6,7 +6,7 @@ use std::io;
 use bytes::Bytes;
 use narinfo::PathInfo;
 
-use super::connection::{Daemon, OPERATION_TIMEOUT};
+use super::connection::Daemon;
 use super::error::DaemonError;
 use super::wire::{Patience, RequestBytes};
 
@@ -47,7 +47,8 @@ impl Daemon {
             .text(&info.ca.as_ref().map(ToString::to_string).unwrap_or_default())
             .number(0) // do not repair
             .number(1); // believe us, where we are trusted
-        let patience = || Some(Patience::new(DOING, OPERATION_TIMEOUT));
+        let limit = self.operation_timeout;
+        let patience = || Some(Patience::new(DOING, limit));
         self.has_temp_roots = true;
         self.begin(patience(), request).await?;
         while let Some(chunk) = nar.next_chunk().await? {
@@ -60,6 +61,8 @@ impl Daemon {
         self.wire.set_patience(patience());
         // The end of the frames.
         self.wire.send(&0_u64.to_le_bytes()).await?;
-        self.await_reply(|_| {}).await?.done(())
+        self.await_reply(|_| {}).await?.done(())?;
+        self.held.insert(info.path.clone());
+        Ok(())
     }
 }

@@ -73,6 +73,15 @@ impl Capabilities {
         matches!(self, Self::Machines(machines) if machines.len() == 1)
     }
 
+    /// Capabilities of these machines and of `more`.
+    #[must_use]
+    pub fn and(&self, more: impl IntoIterator<Item = Machine>) -> Self {
+        match self {
+            Self::Unknown => Self::Unknown,
+            Self::Machines(machines) => Self::Machines(machines.iter().cloned().chain(more).collect()),
+        }
+    }
+
     /// The requirement of `derivation` that nobody here meets; `None` if it can be built.
     #[must_use]
     pub fn lack(&self, derivation: &Derivation) -> Option<Lack> {
@@ -186,11 +195,13 @@ mod tests {
         Derivation {
             outputs: BTreeMap::new(),
             input_derivations: BTreeSet::new(),
+            input_outputs: BTreeMap::new(),
             input_sources: BTreeSet::new(),
             system: system.to_owned(),
             is_builtin: false,
             name: "x".to_owned(),
             required_features: set(features),
+            prefers_local: false,
         }
     }
 

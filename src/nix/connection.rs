@@ -2,13 +2,15 @@
 //! connection on which an operation was aborted half-way marks itself unusable, so that no reply is taken for
 //! another.
 
+use std::collections::BTreeSet;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use narinfo::StoreDir;
+use narinfo::{StoreDir, StorePath};
 
 use super::error::DaemonError;
 use super::protocol::{ProtocolVersion, Trust};
+use super::ssh_process::SshProcess;
 use super::stderr::{self, DaemonMessage};
 use super::wire::{Patience, RequestBytes, Wire};
 
@@ -34,6 +36,12 @@ pub struct Daemon {
     /// Set before the first byte of a request and cleared after the last one of its reply.
     in_operation: bool,
     pub(super) has_temp_roots: bool,
+    /// Paths that are valid, and that this connection holds.
+    pub(super) held: BTreeSet<StorePath>,
+    /// Time limit of an operation other than a build.
+    pub(super) operation_timeout: Duration,
+    /// The ssh that leads to the machine of the daemon, where that is another one.
+    ssh: Option<SshProcess>,
     /// Which edition of the pool's options it was told.
     pub(super) edition: u64,
 }
@@ -56,7 +64,25 @@ impl Daemon {
             realisations_by_hash,
             in_operation: false,
             has_temp_roots: false,
+            held: BTreeSet::new(),
+            operation_timeout: OPERATION_TIMEOUT,
+            ssh: None,
             edition: 0,
+        }
+    }
+
+    /// The same on another machine.
+    pub(super) fn over_ssh(mut self, process: SshProcess, operation_timeout: Duration) -> Self {
+        self.ssh = Some(process);
+        self.operation_timeout = operation_timeout;
+        self
+    }
+
+    /// The error of this connection, in ssh's words where it leads to another machine and is lost.
+    pub async fn explained(&mut self, error: DaemonError) -> DaemonError {
+        match &mut self.ssh {
+            Some(ssh) if error.is_connection_lost() => ssh.explained(error).await,
+            _ => error,
         }
     }
 
@@ -108,14 +134,14 @@ impl Daemon {
         self.usable() && self.wire.is_quiet()
     }
 
-    /// Does an operation up to its reply, which bounded by [`OPERATION_TIMEOUT`] is to be read and then
-    /// [`done`](Reply::done).
+    /// Does an operation up to its reply, which bounded by the time limit of operations is to be read and
+    /// then [`done`](Reply::done).
     pub(super) async fn ask(
         &mut self,
         doing: &'static str,
         request: RequestBytes,
     ) -> Result<Reply<'_>, DaemonError> {
-        self.follow(Some(Patience::new(doing, OPERATION_TIMEOUT)), request, |news| {
+        self.follow(Some(Patience::new(doing, self.operation_timeout)), request, |news| {
             if let DaemonMessage::Message(text) = news {
                 tracing::debug!(message = %text.trim_end().escape_debug(), "the Nix daemon says");
             }

@@ -3,8 +3,7 @@
 //! present. Builds nothing, and delays only requests for builds.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::sync::Arc;
@@ -15,13 +14,11 @@ use tokio::sync::SetOnce;
 
 use super::build_hook::without_remote_builders;
 use super::capabilities::{Capabilities, Machine};
-use super::machines::machines;
+use super::machines::{machines, read_bounded};
 use super::pool::Pool;
 
 /// Time limit for `nix` to show its settings.
 const NIX_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of a file of remote builders at most.
-const MACHINES_BYTES_MAX: u64 = 1024 * 1024;
 /// The feature of machines that can run others.
 const KVM: &str = "kvm";
 /// A file that a Linux kernel shows if it has KVM, also to users who may not open /dev/kvm, as the daemon
@@ -233,15 +230,6 @@ impl NixSettings {
         }
         Capabilities::Machines(all)
     }
-}
-
-fn read_bounded(file: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    File::open(file)?.take(MACHINES_BYTES_MAX + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > MACHINES_BYTES_MAX {
-        return Err(io::Error::other(format!("it has more than {MACHINES_BYTES_MAX} bytes")));
-    }
-    Ok(text)
 }
 
 #[cfg(test)]

@@ -19,6 +19,12 @@ pub enum DaemonError {
         /// The system's error.
         source: io::Error,
     },
+    /// Another machine was not reached; the text is ssh's own.
+    #[error("{words}")]
+    Ssh {
+        /// The last words of ssh.
+        words: String,
+    },
     /// The daemon closed the connection during the handshake, as Nix does with users whom it does not allow
     /// and when it cannot open its store.
     #[error(
@@ -101,6 +107,7 @@ impl DaemonError {
     pub fn is_connection_lost(&self) -> bool {
         match self {
             Self::Connect { .. }
+            | Self::Ssh { .. }
             | Self::Refused
             | Self::TimedOut { .. }
             | Self::Closed

@@ -3,33 +3,76 @@
 //! What this cannot read is an error, never a machine that is silently missing.
 
 use std::collections::BTreeSet;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
 
 use super::capabilities::Machine;
 
+/// Bytes of a file of remote builders at most.
+const MACHINES_BYTES_MAX: u64 = 1024 * 1024;
 /// Depth of files that name files.
 const DEPTH_MAX: u32 = 8;
 /// Machines at most: a file that names itself twice would double them at each depth.
 const MACHINES_MAX: usize = 10_000;
 
-/// The machines of `builders`, without those that do no builds. `read` reads a file that is named there. One
-/// without a system has `default_system`; a file that does not exist names nobody, as Nix has it.
+/// A machine of Nix's setting `builders`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BuilderLine {
+    /// Address, such as `ssh-ng://user@host`.
+    pub uri: String,
+    /// Systems and features.
+    pub machine: Machine,
+    /// Private key.
+    pub key_file: Option<String>,
+    /// Builds at a time.
+    pub slots: usize,
+    /// Speed in comparison with others.
+    pub speed: f64,
+    /// Public key of the host, as Nix has it: a line of a known-hosts file without the host, in base64.
+    pub host_key: Option<String>,
+}
+
+/// The machines of `builders`, without those that do no builds. Files are read as Nix reads them.
 ///
 /// # Errors
-/// If a file cannot be read, files name files without end, or there are very many machines.
+/// If a file cannot be read, a number is none, files name files without end, or there are very many machines.
+pub fn read_machines(builders: &str, default_system: &str) -> io::Result<Vec<BuilderLine>> {
+    lines(builders, default_system, &read_bounded)
+}
+
+/// Systems and features of those machines. `read` reads a file that is named there. One without a system has
+/// `default_system`; a file that does not exist names nobody, as Nix has it.
 pub(super) fn machines(
     builders: &str,
     default_system: &str,
     read: &impl Fn(&Path) -> io::Result<String>,
 ) -> io::Result<Vec<Machine>> {
+    Ok(lines(builders, default_system, read)?.into_iter().map(|line| line.machine).collect())
+}
+
+/// Reads a file of remote builders.
+pub(super) fn read_bounded(file: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    File::open(file)?.take(MACHINES_BYTES_MAX + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MACHINES_BYTES_MAX {
+        return Err(io::Error::other(format!("it has more than {MACHINES_BYTES_MAX} bytes")));
+    }
+    Ok(text)
+}
+
+fn lines(
+    builders: &str,
+    default_system: &str,
+    read: &impl Fn(&Path) -> io::Result<String>,
+) -> io::Result<Vec<BuilderLine>> {
     let mut found = Vec::new();
     add(&mut found, builders, default_system, read, DEPTH_MAX)?;
     Ok(found)
 }
 
 fn add(
-    found: &mut Vec<Machine>,
+    found: &mut Vec<BuilderLine>,
     builders: &str,
     default_system: &str,
     read: &impl Fn(&Path) -> io::Result<String>,
@@ -48,7 +91,7 @@ fn add(
                     Err(error) => return Err(io::Error::new(error.kind(), format!("{file}: {error}"))),
                 }
             } else {
-                found.extend(machine(entry, default_system));
+                found.extend(builder(entry, default_system)?);
             }
             if found.len() > MACHINES_MAX {
                 return Err(io::Error::other(format!("more than {MACHINES_MAX} builders")));
@@ -59,18 +102,33 @@ fn add(
 }
 
 /// `None` for a machine that is told to do no builds.
-fn machine(entry: &str, default_system: &str) -> Option<Machine> {
+fn builder(entry: &str, default_system: &str) -> io::Result<Option<BuilderLine>> {
     let fields: Vec<&str> = entry.split_whitespace().collect();
     let field = |number: usize| fields.get(number).copied().filter(|field| *field != "-");
     let names = |number| -> BTreeSet<String> {
         let listed = field(number).into_iter().flat_map(|list| list.split(','));
         listed.filter(|name| !name.is_empty()).map(str::to_owned).collect()
     };
-    if field(3) == Some("0") {
-        return None;
+    let no_number = |what: &str, text: &str| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("{entry:?}: {text:?} is no {what}"))
+    };
+    let slots = field(3).unwrap_or("1");
+    let slots: usize = slots.parse().map_err(|_| no_number("number of builds at a time", slots))?;
+    if slots == 0 {
+        return Ok(None);
     }
+    let speed = field(4).unwrap_or("1");
+    let speed = speed.parse::<f64>().ok().filter(|speed| speed.is_finite() && *speed > 0.0);
+    let speed = speed.ok_or_else(|| no_number("speed", field(4).unwrap_or_default()))?;
     let systems = if field(1).is_some() { names(1) } else { BTreeSet::from([default_system.to_owned()]) };
-    Some(Machine { systems, features: names(5), mandatory: names(6) })
+    Ok(Some(BuilderLine {
+        uri: fields.first().copied().unwrap_or_default().to_owned(),
+        machine: Machine { systems, features: names(5), mandatory: names(6) },
+        key_file: field(2).map(str::to_owned),
+        slots,
+        speed,
+        host_key: field(7).map(str::to_owned),
+    }))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Nix on this machine: a small client for its daemon, a reader of its database, and the lookups that use
 //! whichever works. Knows nothing of the cache: paths and targets in, Nix's answers out. Reading order:
-//! environment, handshake, connection, ops, build, pool, nar, add; then database, version, known,
-//! derivations, realisations, local; then logs; then capabilities, machines, detect.
+//! environment, handshake, ssh_process, connection, ssh, ops, build, pool, nar, add; then database, version,
+//! known, derivations, realisations, local; then logs; then capabilities, machines, detect.
 
 mod add;
 mod build;
@@ -25,6 +25,8 @@ mod ops;
 mod pool;
 mod protocol;
 mod realisations;
+mod ssh;
+mod ssh_process;
 mod stderr;
 mod version;
 mod wire;
@@ -41,8 +43,10 @@ pub use error::DaemonError;
 pub use handshake::{HANDSHAKE_TIMEOUT, Handshake};
 pub use local::{DatabaseVersion, LocalStore, LocalStoreError, Signed, StoreKnowledge};
 pub use logs::{DaemonLog, DaemonLogs};
+pub use machines::{BuilderLine, read_machines};
 pub use nar::NarReader;
 pub use ops::{MissingPaths, Options, ValidPath};
-pub use pool::{CONNECTIONS_MAX, Connections, IDLE_MAX, Pool, PooledDaemon};
+pub use pool::{CONNECTIONS_MAX, Connections, DaemonAddress, IDLE_MAX, Pool, PooledDaemon};
 pub use protocol::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion, Trust};
+pub use ssh::{SSH_TIMEOUT, SshMachine, SshTarget, SshTargetError};
 pub use wire::WireStream;

@@ -7,9 +7,10 @@ use bytes::{Buf, Bytes};
 use narinfo::StorePath;
 use tokio::sync::{mpsc, oneshot};
 
-use super::connection::{Daemon, OPERATION_TIMEOUT};
+use super::add::NarChunks;
+use super::connection::Daemon;
 use super::error::DaemonError;
-use super::pool::Pool;
+use super::pool::{Pool, PooledDaemon};
 use super::wire::{Patience, RequestBytes};
 
 const NAR_FROM_PATH: u64 = 38;
@@ -82,18 +83,46 @@ impl Pool {
         if !daemon.is_valid_path(path).await? {
             return Err(DaemonError::Nix(format!("path {path} is not valid")));
         }
+        let (reader, failure, _) = daemon.into_nar(path, bytes);
+        Ok((reader, failure))
+    }
+}
+
+impl PooledDaemon {
+    /// Starts to send the NAR of a valid path, which must have so many bytes. The second value receives an
+    /// error on the way, the third the connection once all of it was read.
+    #[must_use]
+    pub fn into_nar(
+        mut self,
+        path: &StorePath,
+        bytes: u64,
+    ) -> (NarReader, oneshot::Receiver<DaemonError>, oneshot::Receiver<Self>) {
         let (sender, chunks) = mpsc::channel(CHUNKS_WAITING_MAX);
         let (end, ended) = oneshot::channel();
         let (failed, failure) = oneshot::channel();
+        let (give_back, connection) = oneshot::channel();
         let path = path.clone();
         // It ends with its reader, and a panic in it is an error of the reader.
         tokio::spawn(async move {
-            let outcome = daemon.send_nar(&path, bytes, &sender).await;
-            // Something may be left in it.
-            daemon.discard();
+            let outcome = self.send_nar(&path, bytes, &sender).await;
+            // Something may be left in it where that is not for its next user to find out.
+            match give_back.send(self) {
+                Ok(()) => {}
+                Err(daemon) => daemon.discard(),
+            }
             let _ = end.send(outcome);
         });
-        Ok((NarReader { chunks, chunk: Bytes::new(), ended: Some(ended), failed: Some(failed) }, failure))
+        let reader = NarReader { chunks, chunk: Bytes::new(), ended: Some(ended), failed: Some(failed) };
+        (reader, failure, connection)
+    }
+}
+
+impl NarChunks for NarReader {
+    async fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
+        match self.chunks.recv().await {
+            Some(chunk) => Ok(Some(chunk)),
+            None => self.end().map(|()| None),
+        }
     }
 }
 
@@ -105,16 +134,17 @@ impl Daemon {
         chunks: &mpsc::Sender<Bytes>,
     ) -> Result<(), DaemonError> {
         let request = RequestBytes::default().number(NAR_FROM_PATH).text(&path.in_dir(&self.store_dir));
+        let limit = self.operation_timeout;
         let mut reply = self.ask(DOING, request).await?;
         let mut left = bytes;
         while left > 0 {
             // However long all of it takes: it goes on.
-            reply.set_patience(Some(Patience::new(DOING, OPERATION_TIMEOUT)));
+            reply.set_patience(Some(Patience::new(DOING, limit)));
             let chunk = reply.some_bytes(left.min(CHUNK_BYTES)).await?;
             left -= chunk.len() as u64;
-            // Whoever reads it has had enough.
+            // Whoever reads it has had enough, and the connection is of no more use.
             if chunks.send(chunk.into()).await.is_err() {
-                break;
+                return Ok(());
             }
         }
         reply.done(())

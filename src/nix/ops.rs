@@ -18,6 +18,7 @@ use super::wire::{LIST_ITEMS_MAX, RequestBytes};
 
 const IS_VALID_PATH: u64 = 1;
 const ADD_TO_STORE: u64 = 7;
+const ENSURE_PATH: u64 = 10;
 const ADD_TEMP_ROOT: u64 = 11;
 const ADD_INDIRECT_ROOT: u64 = 12;
 const SET_OPTIONS: u64 = 19;
@@ -143,6 +144,40 @@ impl Daemon {
         let request = self.about(ADD_TEMP_ROOT, path);
         self.has_temp_roots = true;
         let mut reply = self.ask("adding a temporary root", request).await?;
+        reply.number().await?;
+        reply.done(())
+    }
+
+    /// Holds those of `paths` that are valid for as long as this connection lives, and gives the others,
+    /// which are held once they are. Nothing is asked about what is held already.
+    ///
+    /// # Errors When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    pub async fn hold_valid(
+        &mut self,
+        paths: impl IntoIterator<Item = &StorePath>,
+    ) -> Result<BTreeSet<StorePath>, DaemonError> {
+        let mut unsure: BTreeSet<StorePath> = paths.into_iter().cloned().collect();
+        unsure.retain(|path| !self.held.contains(path));
+        if unsure.is_empty() {
+            return Ok(unsure);
+        }
+        // First, so that none of them is collected once it was found to be valid.
+        for path in &unsure {
+            self.add_temp_root(path).await?;
+        }
+        let valid = self.query_valid_paths(&unsure).await?;
+        unsure.retain(|path| !valid.contains(path));
+        self.held.extend(valid);
+        Ok(unsure)
+    }
+
+    /// Has the daemon fetch a path from its substituters, unless it is valid.
+    ///
+    /// # Errors
+    /// When none of them has it ([`DaemonError::Nix`]), or the daemon is lost.
+    pub async fn ensure_path(&mut self, path: &StorePath) -> Result<(), DaemonError> {
+        let request = self.about(ENSURE_PATH, path);
+        let mut reply = self.ask("fetching a path", request).await?;
         reply.number().await?;
         reply.done(())
     }

@@ -11,6 +11,7 @@ use super::connection::Daemon;
 use super::environment::Environment;
 use super::error::DaemonError;
 use super::ops::Options;
+use super::ssh::SshMachine;
 
 /// Connections in use at most. Each is a process of the daemon.
 pub const CONNECTIONS_MAX: usize = 64;
@@ -22,13 +23,28 @@ const TURN_TIMEOUT: Duration = Duration::from_secs(60);
 /// Without an attempt to connect for this long, nobody knows that the daemon was away all the time.
 const OUTAGE_AGE_MAX: Duration = Duration::from_secs(60);
 
+/// Where a daemon is.
+#[derive(Clone, Debug)]
+pub enum DaemonAddress {
+    /// On this machine.
+    Socket(Environment),
+    /// On another one.
+    Ssh(SshMachine),
+}
+
+impl From<Environment> for DaemonAddress {
+    fn from(environment: Environment) -> Self {
+        Self::Socket(environment)
+    }
+}
+
 /// Hands out connections that have the same options; clones share them.
 #[derive(Clone, Debug)]
 pub struct Pool(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    environment: Environment,
+    address: DaemonAddress,
     /// Options of new connections; a change makes a new edition, and connections of older ones are retired.
     options: Mutex<(u64, Options)>,
     /// The one that was used last is at the end, and used next. Never locked across an await.
@@ -51,10 +67,10 @@ struct DaemonOutage {
 impl Pool {
     /// A pool without connections yet; they are made when they are needed.
     #[must_use]
-    pub fn new(environment: Environment, options: Options) -> Self {
+    pub fn new(address: impl Into<DaemonAddress>, options: Options) -> Self {
         let turns = Arc::new(Semaphore::new(CONNECTIONS_MAX));
         Self(Arc::new(Shared {
-            environment,
+            address: address.into(),
             options: Mutex::new((0, options)),
             idle: Mutex::default(),
             turns,
@@ -123,12 +139,18 @@ impl Pool {
 
     async fn open(&self, turn: OwnedSemaphorePermit) -> Result<PooledDaemon, DaemonError> {
         let opened = self.try_open(turn).await;
-        self.0.note(opened.as_ref().err());
+        // Who uses other machines takes note of their outages.
+        if matches!(self.0.address, DaemonAddress::Socket(_)) {
+            self.0.note(opened.as_ref().err());
+        }
         opened
     }
 
     async fn try_open(&self, turn: OwnedSemaphorePermit) -> Result<PooledDaemon, DaemonError> {
-        let mut daemon = Daemon::connect(&self.0.environment).await?;
+        let mut daemon = match &self.0.address {
+            DaemonAddress::Socket(environment) => Daemon::connect(environment).await?,
+            DaemonAddress::Ssh(machine) => machine.connect().await?,
+        };
         let (edition, options) = self.0.options().clone();
         daemon.edition = edition;
         daemon.set_options(&options).await?;

@@ -1,12 +1,16 @@
 //! Opening of builds: package sets, the queue as it was, and the worker.
 
+use std::fs;
+use std::path::Path;
+
 use super::caches::Caches;
 use super::daemons::Daemons;
 use super::storage::Storage;
 use super::{Error, Settings};
-use crate::build::{Failures, LocalRunner, Scheduler, Worker};
+use crate::build::{Failures, Farm, LocalRunner, MachineRunner, RemoteRunner, Scheduler, Worker};
 use crate::catalogue::{Catalogue, NameResolver, Refresher, Tools};
-use crate::nix::Connections;
+use crate::nix::{Connections, DaemonAddress, Options, Pool};
+use crate::state_dir::{KNOWN_HOSTS, using};
 use crate::tasks::Tasks;
 
 /// Handles of what is built, and from what.
@@ -43,18 +47,22 @@ impl Builds {
             tasks: tasks.clone(),
         };
         let refresher = Refresher { catalogue: catalogue.clone(), tools: tools.clone() };
-        let scheduler = Scheduler::open(settings.build, index).await?;
+        let farm = Farm::new(&settings.farm);
+        let scheduler = Scheduler::open_farm(settings.build, farm.clone(), index).await?;
         let runner = LocalRunner {
             connections: Connections::new(daemons.pool.clone()),
             upstreams: caches.upstreams.clone(),
             roots: storage.roots("building")?,
+            inputs: (!farm.is_local()).then(|| caches.importer.clone()),
             settings: settings.build,
         };
+        let machines = machines(settings, state_dir, &runner, caches)?;
         let background = daemons.background.clone().map(Connections::new);
         let worker = Worker {
             scheduler: scheduler.clone(),
             background: background.map(|connections| LocalRunner { connections, ..runner.clone() }),
             runner,
+            machines,
             logs: storage.logs.clone(),
             adopter: caches.adopter.clone(),
             importer: caches.importer.clone(),
@@ -74,4 +82,39 @@ impl Builds {
         tasks.vital("builder", self.worker.run());
         tasks.vital("catalogue", self.refresher.run());
     }
+}
+
+/// Runners of all machines, in the order of the farm.
+fn machines(
+    settings: &Settings,
+    state_dir: &Path,
+    local: &LocalRunner,
+    caches: &Caches,
+) -> Result<Vec<MachineRunner>, Error> {
+    let mut machines = Vec::new();
+    machines.extend(settings.farm.local_slots.map(|_| MachineRunner::Local(local.clone())));
+    for builder in &settings.farm.builders {
+        let mut ssh = builder.ssh.clone();
+        if let Some(key) = &builder.host_key {
+            let folder = state_dir.join(KNOWN_HOSTS);
+            let file = folder.join(&builder.name);
+            using(&folder, |folder| fs::create_dir_all(folder))?;
+            using(&file, |file| fs::write(file, format!("* {key}\n")))?;
+            ssh.known_hosts = Some(file);
+        }
+        // Its inputs are copied there; it is to take them from nowhere else.
+        let options = Options {
+            build_cores: settings.build.cores,
+            extra: vec![("max-build-log-size".to_owned(), settings.logs.daemon_bytes_max().to_string())],
+            ..Options::default()
+        };
+        machines.push(MachineRunner::Remote(RemoteRunner {
+            name: builder.name.as_str().into(),
+            connections: Connections::new(Pool::new(DaemonAddress::Ssh(ssh), options)),
+            importer: caches.importer.clone(),
+            silent_max: builder.silent_max,
+            settings: settings.build,
+        }));
+    }
+    Ok(machines)
 }

@@ -1,5 +1,6 @@
 //! Opening of the Nix daemons and of the Nix store on this machine.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -41,9 +42,10 @@ impl Daemons {
             dir: state_dir.to_owned(),
             detected: detected.clone(),
         };
+        let local_slots = settings.farm.local_slots.map_or(0, NonZeroUsize::get);
         let bounds = isolation::BuildLimits {
             build_cores: settings.daemon.build_cores,
-            builds: settings.daemon.jobs.saturating_mul(settings.build.lanes.get() as u64),
+            builds: settings.daemon.jobs.saturating_mul(local_slots as u64),
         };
         Ok(Self {
             local: LocalStore::new(settings.nix.clone(), pool.clone()),

@@ -7,6 +7,7 @@
 
 pub mod addresses;
 pub mod browser;
+pub mod builder;
 pub mod cache;
 pub mod client;
 pub mod crowd;
@@ -28,6 +29,7 @@ pub mod uploads;
 pub mod upstream;
 
 pub use browser::Browser;
+pub use builder::Builder;
 pub use cache::Cache;
 pub use client::{Client, Substituter, nar_digest};
 pub use derivations::Derivation;

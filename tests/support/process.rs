@@ -246,6 +246,7 @@ fn children_of(id: u32) -> Vec<u32> {
 fn package_of(program: &str) -> &'static str {
     match program.rsplit('/').next().unwrap_or(program) {
         "nix" | "nix-daemon" | "nix-store" | "nix-instantiate" => "nix-bin",
+        "sshd" | "ssh-keygen" => "openssh-server",
         "nginx" => "nginx-light",
         "systemd-analyze" => "systemd",
         "unshare" => "util-linux",

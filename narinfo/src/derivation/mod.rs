@@ -48,6 +48,8 @@ pub struct Derivation {
     pub outputs: BTreeMap<String, Option<StorePath>>,
     /// The derivations whose outputs it needs.
     pub input_derivations: BTreeSet<StorePath>,
+    /// Outputs, by name, that it needs of each of them.
+    pub input_outputs: BTreeMap<StorePath, BTreeSet<String>>,
     /// The plain files and folders it needs.
     pub input_sources: BTreeSet<StorePath>,
     /// The system that builds it, such as `x86_64-linux`.
@@ -58,6 +60,8 @@ pub struct Derivation {
     pub name: String,
     /// Features that its builder must offer, such as `kvm` (requiredSystemFeatures).
     pub required_features: BTreeSet<String>,
+    /// True where building it is no more work than copying it (preferLocalBuild).
+    pub prefers_local: bool,
 }
 
 impl Derivation {
@@ -85,14 +89,21 @@ impl Derivation {
             .map(|(output, kind)| Ok((output.clone(), output_path(store_dir, kind, name, output)?)))
             .collect::<Result<_, Error>>()?;
         let paths = |path| StorePath::from_inner(path);
+        let input_outputs = parsed
+            .input_derivations()
+            .iter()
+            .map(|(drv, input)| Ok((StorePath::from_inner(drv)?, input.outputs().clone())))
+            .collect::<Result<_, Error>>()?;
         Ok(Self {
             outputs,
             input_derivations: parsed.input_derivations().keys().map(paths).collect::<Result<_, _>>()?,
+            input_outputs,
             input_sources: parsed.input_sources().iter().map(paths).collect::<Result<_, _>>()?,
             system: parsed.system().to_owned(),
             is_builtin: parsed.builder().starts_with("builtin:"),
             name: name.to_owned(),
             required_features: required_features(&parsed),
+            prefers_local: prefers_local(&parsed),
         })
     }
 }
@@ -120,4 +131,13 @@ fn required_features(derivation: &nix_derivation::Derivation) -> BTreeSet<String
     }
     let features = derivation.environment().get(ATTRIBUTE).map(|value| String::from_utf8_lossy(value));
     features.iter().flat_map(|value| value.split_ascii_whitespace()).map(str::to_owned).collect()
+}
+
+/// As Nix reads it: "1" in the environment, or true among structured attributes.
+fn prefers_local(derivation: &nix_derivation::Derivation) -> bool {
+    const ATTRIBUTE: &str = "preferLocalBuild";
+    if let Some(attributes) = derivation.structured_attrs() {
+        return attributes.get(ATTRIBUTE).and_then(|value| value.as_bool()).unwrap_or(false);
+    }
+    derivation.environment().get(ATTRIBUTE).is_some_and(|value| value.as_slice() == b"1")
 }

@@ -68,15 +68,34 @@ impl<D: Clone + Ord> Queue<D> {
         self.run(request?, now)
     }
 
+    /// The next derivation to build where several places can build different ones, with the place that
+    /// `place` chooses for it among those that are free: of the oldest request that has a ready one which
+    /// some place can build. No derivation starts while an older request has another ready one that could
+    /// have the same place.
+    pub fn start_placed<P>(&mut self, now: Duration, place: impl Fn(&D) -> Option<P>) -> Option<(D, P)> {
+        let (drv, place) = self
+            .planned()
+            .flat_map(|(id, _)| self.ready_steps(id))
+            .find_map(|drv| Some((drv.clone(), place(drv)?)))?;
+        self.run_step(&drv, now)?;
+        Some((drv, place))
+    }
+
     fn run(&mut self, request: RequestId, now: Duration) -> Option<D> {
         let drv = self.ready_step(request)?.clone();
-        let owner = *self.steps.get(&drv)?.needed_by.first()?;
+        self.run_step(&drv, now)?;
+        Some(drv)
+    }
+
+    /// Counts a derivation as running.
+    fn run_step(&mut self, drv: &D, now: Duration) -> Option<()> {
+        let owner = *self.steps.get(drv)?.needed_by.first()?;
         let overtakes =
             matches!(self.policy, Policy::Overtaking(_)) && Some(&owner) > self.requests.keys().next();
         let purpose = Purpose::Owner { id: owner, overtakes };
         self.running.insert(drv.clone(), ActiveBuild { since: now, purpose });
         self.mark_started(owner);
-        Some(drv)
+        Some(())
     }
 
     /// The requests up to the first one that is not planned, oldest first, and what they lack.
@@ -114,10 +133,21 @@ impl<D: Clone + Ord> Queue<D> {
     }
 
     fn ready_step(&self, id: RequestId) -> Option<&D> {
-        self.requests.get(&id)?.lacks.as_ref()?.iter().find(|drv| {
+        self.ready_steps(id).next()
+    }
+
+    /// Derivations of a request that could be built now, and are not being built.
+    fn ready_steps(&self, id: RequestId) -> impl Iterator<Item = &D> {
+        let lacks = self.requests.get(&id).and_then(|request| request.lacks.as_ref());
+        lacks.into_iter().flatten().filter(|drv| {
             !self.running.contains_key(*drv)
                 && self.steps.get(*drv).is_some_and(|step| step.waits_for.is_empty())
         })
+    }
+
+    /// Derivations that could be built now and are not being built, those of the oldest request first.
+    pub fn ready(&self) -> impl Iterator<Item = &D> {
+        self.planned().flat_map(|(id, _)| self.ready_steps(id))
     }
 
     /// Counts a derivation as running that nobody has asked for, and whose inputs are all built. False, and

@@ -1,19 +1,15 @@
 //! Runner of the local Nix daemon: a derivation is given to it, watched, and stopped where it goes over a
 //! bound. The outputs are held when this returns them.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
-
 use narinfo::StorePath;
 
-use super::{Built, Loss, NotBuilt, Runner};
+use super::watch::{RunBounds, Stop, WatchedBuild, watch};
+use super::{Built, Loss, NotBuilt, Runner, input_paths};
 use crate::build::Settings;
 use crate::build::log::LogWriter;
-use crate::build::verdict::{Evidence, Verdict, told_to_stop};
-use crate::nix::{
-    BuildEvent, BuildResult, BuildStatus, BuildTarget, Connections, Daemon, DaemonError, PooledDaemon,
-};
+use crate::build::verdict::Verdict;
+use crate::import::Importer;
+use crate::nix::{Connections, Daemon, DaemonError};
 use crate::roots::{self, Roots};
 use crate::upstream::Upstreams;
 
@@ -32,30 +28,10 @@ pub struct LocalRunner {
     pub upstreams: Upstreams,
     /// GC roots of outputs that others in the queue need.
     pub roots: Roots,
-    /// Bounds of a build.
+    /// Bringer of inputs that other machines have built; `None` where there are none.
+    pub inputs: Option<Importer>,
+    /// RunBounds of a build.
     pub settings: Settings,
-}
-
-/// Reason why an attempt ended early.
-enum Stop {
-    /// The daemon failed.
-    Daemon(DaemonError),
-    /// The builder was told to end, as if the daemon's service were stopped with all that is in it.
-    ToldToEnd(Verdict),
-    /// The build failed, or it was stopped.
-    NotBuilt(NotBuilt),
-}
-
-impl From<DaemonError> for Stop {
-    fn from(error: DaemonError) -> Self {
-        Self::Daemon(error)
-    }
-}
-
-impl From<Verdict> for Stop {
-    fn from(verdict: Verdict) -> Self {
-        Self::NotBuilt(verdict.into())
-    }
 }
 
 impl From<Stop> for NotBuilt {
@@ -72,6 +48,8 @@ impl From<Stop> for NotBuilt {
                 let reason = "the builder was told to stop (signal 15)".to_owned();
                 Self::Lost(Loss { reason, starts_max: TOLD_TO_STOP_MAX, verdict })
             }
+            Stop::Result(verdict) => Self::Failed(verdict),
+            Stop::Silent(max) => Verdict::transient(format!("silent for {} s", max.as_secs())).into(),
             Stop::NotBuilt(why) => why,
         }
     }
@@ -103,11 +81,13 @@ impl LocalRunner {
     ) -> Result<Built, Stop> {
         self.use_upstreams().await;
         let mut daemon = self.connections.get().await?;
+        self.bring_inputs(&mut daemon, drv).await?;
         // Before the build: its outputs must not be collected in the moment after it.
         for output in known_outputs(&mut daemon, drv).await? {
             daemon.add_temp_root(&output).await?;
         }
-        let (mut daemon, worked) = self.watched(daemon, drv, log, stop).await?;
+        let bounds = RunBounds { settings: &self.settings, machine_silent_max: None };
+        let WatchedBuild { mut daemon, worked, took } = watch(daemon, drv, log, bounds, stop).await?;
         let outputs = known_outputs(&mut daemon, drv).await?;
         self.roots.hold(&mut daemon, &outputs).await.map_err(|error| match error {
             roots::Error::Daemon(error) if error.is_connection_lost() => Stop::Daemon(error),
@@ -119,129 +99,33 @@ impl LocalRunner {
             }
         })?;
         self.connections.keep(daemon);
-        Ok(Built { outputs, worked })
+        Ok(Built { outputs, worked, took })
     }
 
-    /// The build itself, with its log. Gives the connection back unless it was stopped (closing it is what
-    /// stops a build), and whether there was anything to do.
-    async fn watched(
-        &self,
-        mut daemon: PooledDaemon,
-        drv: &StorePath,
-        log: &LogWriter,
-        stop: impl Future<Output = ()> + Send,
-    ) -> Result<(PooledDaemon, bool), Stop> {
-        log.start();
-        let heard = OutputWatch::new();
-        let daemon_error = Mutex::new(String::new());
-        let target = BuildTarget::All { drv: drv.clone() };
-        let building = daemon.build(&target, |event| {
-            heard.note();
-            match event {
-                BuildEvent::LogLine { line, dropped, .. } => log.line(&line, dropped),
-                BuildEvent::Message { text } => {
-                    tracing::debug!(%drv, message = %text.trim_end(), "the daemon says");
-                    if text.contains("error:") {
-                        *daemon_error.lock().unwrap_or_else(PoisonError::into_inner) = text;
-                    }
-                }
-                _ => {}
-            }
-        });
-        let ended = tokio::select! {
-            built = building => {
-                let daemon_error = daemon_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let log_end = log.last();
-                judge(built, Evidence { daemon_error: &daemon_error, log_end: &log_end }, log)
-            }
-            verdict = self.over_a_bound(&heard) => Err(Stop::from(verdict)),
-            reason = log.over_its_bound() => Err(Stop::from(Verdict::permanent(reason))),
-            () = stop => Err(Stop::NotBuilt(NotBuilt::Stopped)),
-        };
-        match ended {
-            Ok(worked) => Ok((daemon, worked)),
-            Err(stop) => {
-                daemon.discard();
-                Err(stop)
-            }
-        }
-    }
-
-    /// Resolves when the build takes too long, or says nothing for too long.
-    async fn over_a_bound(&self, heard: &OutputWatch) -> Verdict {
-        let too_long = async {
-            match self.settings.build_max {
-                Some(max) => tokio::time::sleep(max).await,
-                None => std::future::pending().await,
+    /// Adds inputs to the Nix store that other machines have built. The daemon builds those itself that
+    /// cannot be added.
+    async fn bring_inputs(&self, daemon: &mut Daemon, drv: &StorePath) -> Result<(), DaemonError> {
+        let Some(importer) = &self.inputs else { return Ok(()) };
+        let brought = match input_paths(daemon.store_dir(), drv).await {
+            Ok(inputs) => importer.bring_into_store(daemon, &inputs).await,
+            Err(reason) => {
+                tracing::debug!(%drv, reason, "the inputs of a derivation cannot be told");
+                return Ok(());
             }
         };
-        let too_silent = async {
-            match self.settings.silent_max {
-                Some(max) => heard.silent_for(max).await,
-                None => std::future::pending().await,
-            }
+        let Err(error) = brought else { return Ok(()) };
+        let error = match error.lost() {
+            Ok(lost) => return Err(lost),
+            Err(error) => error,
         };
-        let (what, setting, max) = tokio::select! {
-            () = too_long => ("took longer than", "max-build-time", self.settings.build_max),
-            () = too_silent => ("said nothing for", "max-silent-time", self.settings.silent_max),
-        };
-        let seconds = max.unwrap_or_default().as_secs();
-        Verdict::transient(format!("timed out: it {what} {seconds} seconds (setting {setting})"))
-    }
-}
-
-/// True when the daemon had anything to do; else the reason why there are no outputs.
-fn judge(
-    built: Result<BuildResult, DaemonError>,
-    evidence: Evidence<'_>,
-    log: &LogWriter,
-) -> Result<bool, Stop> {
-    let over = match &built {
-        Ok(result) if result.status == BuildStatus::LogLimitExceeded => log.over_by_daemon(&result.message),
-        // Whatever came of it in the moment in which it was to be stopped.
-        Ok(result) if result.status.is_success() => None,
-        _ => log.is_over(),
-    };
-    if let Some(reason) = over {
-        return Err(Verdict::permanent(reason).into());
-    }
-    match built {
-        Ok(result) => match Verdict::of(&result, evidence) {
-            Some(verdict) if told_to_stop(&result) => Err(Stop::ToldToEnd(verdict)),
-            Some(verdict) => Err(verdict.into()),
-            None => Ok(result.status == BuildStatus::Built),
-        },
-        Err(error) if error.is_connection_lost() => Err(error.into()),
-        Err(error) => Err(Verdict::of_build_error(&error, evidence).into()),
-    }
-}
-
-/// Time of the latest output of a build.
-struct OutputWatch {
-    begun: Instant,
-    millis: AtomicU64,
-}
-
-impl OutputWatch {
-    fn new() -> Self {
-        Self { begun: Instant::now(), millis: AtomicU64::new(0) }
-    }
-
-    fn note(&self) {
-        let millis = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.millis.store(millis, Ordering::Relaxed);
-    }
-
-    /// Resolves once there was no output for so long.
-    async fn silent_for(&self, max: Duration) {
-        loop {
-            let silent_since = self.begun + Duration::from_millis(self.millis.load(Ordering::Relaxed));
-            let silent = silent_since.elapsed();
-            if silent >= max {
-                return;
-            }
-            tokio::time::sleep(max - silent).await;
-        }
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(
+            %drv,
+            error,
+            "cannot add inputs to the Nix store, so its daemon builds them again; have it trust this user, or the \
+             public key of this server (trusted-public-keys)"
+        );
+        Ok(())
     }
 }
 

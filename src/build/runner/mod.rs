@@ -2,13 +2,30 @@
 //! never the failure of what it built.
 
 mod local;
+mod remote;
+mod watch;
 
-use narinfo::StorePath;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use narinfo::{StoreDir, StorePath};
 
 use super::log::LogWriter;
 use super::verdict::Verdict;
+use crate::causes::with_causes;
+use crate::nix::{Connections, read_derivation};
 pub use local::LocalRunner;
 pub(super) use local::known_outputs;
+pub use remote::RemoteRunner;
+
+/// Runner of any machine.
+#[derive(Clone)]
+pub enum MachineRunner {
+    /// The local Nix daemon.
+    Local(LocalRunner),
+    /// Another machine.
+    Remote(RemoteRunner),
+}
 
 /// Builds derivations on one machine. To add a kind of machine is to implement this.
 pub(super) trait Runner: Clone + Send + Sync + 'static {
@@ -22,6 +39,37 @@ pub(super) trait Runner: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Built, NotBuilt>> + Send;
 }
 
+impl Runner for MachineRunner {
+    async fn build(
+        &self,
+        drv: &StorePath,
+        log: &LogWriter,
+        stop: impl Future<Output = ()> + Send,
+    ) -> Result<Built, NotBuilt> {
+        match self {
+            Self::Local(runner) => runner.build(drv, log, stop).await,
+            Self::Remote(runner) => runner.build(drv, log, stop).await,
+        }
+    }
+}
+
+impl MachineRunner {
+    /// Connects anew. Gives the release of Nix there.
+    pub(super) async fn probe(&self) -> Result<String, String> {
+        let pool = &self.connections().pool;
+        let daemon = pool.get_fresh().await.map_err(|error| with_causes(&error))?;
+        Ok(daemon.nix_version().to_owned())
+    }
+
+    /// Connections to its daemon.
+    pub(super) fn connections(&self) -> &Connections {
+        match self {
+            Self::Local(runner) => &runner.connections,
+            Self::Remote(runner) => &runner.connections,
+        }
+    }
+}
+
 /// Outputs of a derivation that are there.
 #[derive(Clone, Debug)]
 pub(super) struct Built {
@@ -29,6 +77,8 @@ pub(super) struct Built {
     pub(super) outputs: Vec<StorePath>,
     /// True where they had to be built for that.
     pub(super) worked: bool,
+    /// Time that building took, without any wait or copying.
+    pub(super) took: Duration,
 }
 
 /// Reason why there are no outputs.
@@ -68,4 +118,50 @@ impl From<Verdict> for NotBuilt {
     fn from(verdict: Verdict) -> Self {
         Self::Failed(verdict)
     }
+}
+
+/// Paths that are known of a derivation before it is built.
+pub(super) struct KnownPaths {
+    /// Its outputs.
+    pub(super) outputs: Vec<StorePath>,
+    /// The outputs of others that it needs.
+    pub(super) inputs: Vec<StorePath>,
+}
+
+/// Reads a derivation of the Nix store, and those whose outputs it needs.
+///
+/// # Errors
+/// With the reason, when one cannot be read, or its outputs are known only once it is built.
+pub(super) async fn known_paths(store_dir: &StoreDir, drv: &StorePath) -> Result<KnownPaths, String> {
+    let (store_dir, drv) = (store_dir.clone(), drv.clone());
+    let reading = tokio::task::spawn_blocking(move || {
+        let derivation = read_derivation(&store_dir, &drv)?;
+        let outputs = derivation.outputs.values().cloned().collect::<Option<Vec<_>>>();
+        let outputs = outputs.ok_or("the paths of its outputs are known only once it is built")?;
+        Ok(KnownPaths { outputs, inputs: inputs_of(&store_dir, &derivation)? })
+    });
+    reading.await.unwrap_or_else(|panicked| Err(panicked.to_string()))
+}
+
+/// The outputs of others that a derivation of the Nix store needs.
+///
+/// # Errors
+/// As [`known_paths`].
+pub(super) async fn input_paths(store_dir: &StoreDir, drv: &StorePath) -> Result<Vec<StorePath>, String> {
+    let (store_dir, drv) = (store_dir.clone(), drv.clone());
+    let reading =
+        tokio::task::spawn_blocking(move || inputs_of(&store_dir, &read_derivation(&store_dir, &drv)?));
+    reading.await.unwrap_or_else(|panicked| Err(panicked.to_string()))
+}
+
+fn inputs_of(store_dir: &StoreDir, derivation: &narinfo::Derivation) -> Result<Vec<StorePath>, String> {
+    let mut inputs = BTreeSet::new();
+    for (drv, wanted) in &derivation.input_outputs {
+        let input = read_derivation(store_dir, drv)?;
+        for name in wanted {
+            let path = input.outputs.get(name).cloned().flatten();
+            inputs.insert(path.ok_or_else(|| format!("the path of {drv}!{name} is not known yet"))?);
+        }
+    }
+    Ok(inputs.into_iter().collect())
 }

@@ -3,6 +3,7 @@
 //! out for others to do.
 
 mod cancel;
+mod machines;
 mod outage;
 mod past;
 mod prebuild;
@@ -20,6 +21,7 @@ use std::time::{Duration, Instant, SystemTime};
 use narinfo::StorePath;
 use tokio::sync::{Notify, watch};
 
+use super::farm::Farm;
 use super::forecast::Forecaster;
 use super::metrics::{Ended, JoinOutcome, Metrics};
 use super::queue::{Queue, RequestId};
@@ -29,6 +31,7 @@ use crate::caller::QueuePlace;
 use crate::index::{self, Index};
 use crate::model::DurationRow;
 pub use cancel::Cancellation;
+use machines::Machines;
 use outage::Outage;
 pub(super) use outage::{DAEMON, INDEX};
 use past::Past;
@@ -93,6 +96,8 @@ struct State {
     waiters: Waiters,
     /// Builds under way, with their start.
     running: BTreeMap<StorePath, Instant>,
+    /// The machines that build.
+    machines: Machines,
     held: Vec<Held>,
     /// `None` where nothing is pre-built.
     prebuild: Option<PrebuildState>,
@@ -119,11 +124,19 @@ struct Held {
 }
 
 impl Scheduler {
-    /// The queue as it was when the server ended.
+    /// The queue as it was when the server ended, for the local Nix daemon alone.
     ///
     /// # Errors
     /// When the index cannot be read.
     pub async fn open(settings: Settings, index: &Index) -> Result<Self, index::Error> {
+        Self::open_farm(settings, Farm::local(settings.lanes), index).await
+    }
+
+    /// The queue as it was when the server ended, for these machines.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub async fn open_farm(settings: Settings, farm: Farm, index: &Index) -> Result<Self, index::Error> {
         let prebuild = match settings.prebuild {
             Some(allowance) => Some(PrebuildState::open(allowance, index).await?),
             None => None,
@@ -136,6 +149,7 @@ impl Scheduler {
             unplanned: VecDeque::new(),
             waiters: Waiters::default(),
             running: BTreeMap::new(),
+            machines: Machines::new(Arc::new(farm)),
             held: Vec::new(),
             prebuild,
             forecaster: Forecaster::new(durations),
@@ -300,8 +314,10 @@ struct Entered {
 impl State {
     /// Requests have left early: the kinds of derivations that only they needed are not expected any more.
     fn forget_kinds(&mut self) {
-        let Self { queue, running, forecaster, .. } = self;
-        forecaster.retain(|drv| running.contains_key(drv) || queue.needed_by(drv).next().is_some());
+        let Self { queue, running, forecaster, machines, .. } = self;
+        let waits = |drv: &StorePath| running.contains_key(drv) || queue.needed_by(drv).next().is_some();
+        forecaster.retain(waits);
+        machines.retain(waits);
     }
 
     /// A request has ended, or left the queue for good.

@@ -101,7 +101,7 @@ impl State {
 
     /// Why nothing goes on at the moment, for those who wait.
     pub(super) fn stalled(&self) -> Option<String> {
-        let Outage { since, lost, reason, .. } = self.outage.as_ref()?;
+        let Some(Outage { since, lost, reason, .. }) = &self.outage else { return self.lacks_machine() };
         Some(format!("waiting for {lost} for {} s: {reason}", since.elapsed().as_secs()))
     }
 }

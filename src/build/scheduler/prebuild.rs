@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use narinfo::StorePath;
 
 use super::{Scheduler, State};
+use crate::build::farm::{MachineId, Placement};
 use crate::build::forecast::estimate::Estimate;
 use crate::build::metrics::Prebuilt;
 use crate::build::prebuild::allowance::Allowance;
@@ -36,6 +37,8 @@ pub(in crate::build) struct PrebuildPlan {
     pub(in crate::build) choice: Prebuild<StorePath>,
     /// The system that each derivation of the choice is built on.
     pub(in crate::build) systems: BTreeMap<StorePath, String>,
+    /// Machines that can build each of them.
+    pub(in crate::build) placements: BTreeMap<StorePath, Placement>,
 }
 
 /// A pre-build that runs and is nobody's yet.
@@ -52,6 +55,10 @@ pub(super) struct PrebuildDone {
     /// True when its outputs are to be served, since they themselves were expected to be asked for.
     pub(super) expected: bool,
     pub(super) took: Duration,
+}
+
+fn cloned((drv, placement): (&StorePath, &Placement)) -> (StorePath, Placement) {
+    (drv.clone(), placement.clone())
 }
 
 /// Local time, since a midnight of long ago: people's nights and days.
@@ -186,8 +193,9 @@ impl Scheduler {
         state.prebuild.as_mut().map(|prebuild| std::mem::take(&mut prebuild.held)).unwrap_or_default()
     }
 
-    /// The next derivation to pre-build, if nobody waits for anything; it counts as running from now on.
-    pub(in crate::build) fn next_prebuild(&self) -> Option<StorePath> {
+    /// The next derivation to pre-build, and the machine that is to build it, if nobody waits for anything;
+    /// it counts as running from now on.
+    pub(in crate::build) fn next_prebuild(&self) -> Option<(StorePath, MachineId)> {
         let now = self.0.now();
         self.0.lock().start_prebuild(now, self.0.settings.cores)
     }
@@ -195,7 +203,7 @@ impl Scheduler {
 
 impl State {
     /// Starts what is worth most, if nobody waits and nothing runs.
-    fn start_prebuild(&mut self, now: Duration, cores: u64) -> Option<StorePath> {
+    fn start_prebuild(&mut self, now: Duration, cores: u64) -> Option<(StorePath, MachineId)> {
         let idle = self.queue.is_empty() && self.running.is_empty();
         let prebuild = self.prebuild.as_mut().filter(|_| idle)?;
         let local = local_now();
@@ -204,6 +212,8 @@ impl State {
             return None;
         }
         let drv = prebuild.plan.choice.next(left)?.clone();
+        self.machines.expect(prebuild.plan.placements.get_key_value(&drv).map(cloned).into_iter().collect());
+        let machine = self.machines.choose(&drv)?;
         if !self.queue.prebuild(&drv, now, now.saturating_add(left)) {
             return None;
         }
@@ -212,7 +222,8 @@ impl State {
         }
         prebuild.running = Some(PrebuildRun { drv: drv.clone(), since: local, begun: Instant::now() });
         self.running.insert(drv.clone(), Instant::now());
-        Some(drv)
+        self.machines.start(&drv, machine);
+        Some((drv, machine))
     }
 
     /// Hands a running pre-build over to a request that needs it. Gives for how long it was nobody's.

@@ -82,12 +82,13 @@ impl Scheduler {
     /// A request is planned. True when it is complete already: then it has left the queue and has to be
     /// delivered.
     pub(in crate::build) fn planned(&self, id: RequestId, planned: Planned) -> bool {
-        let Planned { needs, systems, .. } = planned;
+        let Planned { needs, systems, placements, .. } = planned;
         let now = self.0.now();
         let mut state = self.0.lock();
         for (drv, system) in systems {
             state.forecaster.expect(drv, &system, self.0.settings.cores);
         }
+        state.machines.expect(placements);
         let complete = state.queue.plan(id, needs, now);
         if let Some(before) = state.take_over_prebuild() {
             self.0.metrics.prebuild_ended(Prebuilt::TakenOver, before);

@@ -6,6 +6,7 @@ use std::time::Instant;
 use narinfo::StorePath;
 
 use super::{Held, Scheduler, State};
+use crate::build::farm::MachineId;
 use crate::build::metrics::{Ended, Prebuilt};
 use crate::build::queue::RequestId;
 use crate::build::runner::Built;
@@ -45,15 +46,26 @@ pub(in crate::build) enum FollowUp {
 }
 
 impl Scheduler {
-    /// The next derivation to build in a lane; it counts as running from now on.
-    pub(in crate::build) fn next(&self, lane: Lane) -> Option<StorePath> {
+    /// The next derivation to build in a lane, and the machine that is to build it; it counts as running from
+    /// now on.
+    pub(in crate::build) fn next(&self, lane: Lane) -> Option<(StorePath, MachineId)> {
+        let now = self.0.now();
         let mut state = self.0.lock();
-        let State { queue, forecaster, .. } = &mut *state;
+        let State { queue, forecaster, machines, .. } = &mut *state;
         let guess = |drvs: &BTreeSet<StorePath>| forecaster.guess(drvs);
-        let next = match lane {
-            Lane::Main => queue.start(self.0.now(), guess)?,
-            Lane::Background => queue.start_in_background(self.0.now(), guess)?,
+        let (next, machine) = match lane {
+            Lane::Main if !machines.have_room() => return None,
+            Lane::Main if machines.farm.is_local() => {
+                let next = queue.start(now, guess)?;
+                let machine = machines.choose(&next)?;
+                (next, machine)
+            }
+            Lane::Main => queue.start_placed(now, |drv| machines.choose(drv))?,
+            Lane::Background => (queue.start_in_background(now, guess)?, MachineId::default()),
         };
+        if lane == Lane::Main {
+            machines.start(&next, machine);
+        }
         state.running.insert(next.clone(), Instant::now());
         let owner = state.queue.needed_by(&next).next();
         if let Some(request) = owner.and_then(|owner| state.waiters.get_mut(owner))
@@ -63,7 +75,7 @@ impl Scheduler {
         }
         drop(state);
         self.0.changed.notify_one();
-        Some(next)
+        Some((next, machine))
     }
 
     /// Waits until something may be ready to build. For one caller.
@@ -114,8 +126,20 @@ impl Scheduler {
             Finished::Failed(_) => (Ended::Failed, Prebuilt::Failed),
             Finished::Stopped => (Ended::Early, Prebuilt::Stopped),
         };
-        let took = since.map(|since| since.elapsed()).unwrap_or_default();
+        let mut took = since.map(|since| since.elapsed()).unwrap_or_default();
         self.0.metrics.build_ended(how, took);
+        if lane == Lane::Main {
+            let well = match &finished {
+                Finished::Built(_) => Some(true),
+                Finished::Failed(_) => Some(false),
+                Finished::Stopped => None,
+            };
+            let speed = state.machines.end(drv, well);
+            if let Finished::Built(built) = &finished {
+                // What a machine of speed 1 needs for it, without the copying and the waits.
+                took = built.took.mul_f64(speed);
+            }
+        }
         let (built, worked) = match &finished {
             Finished::Built(built) => (true, built.worked),
             Finished::Failed(_) | Finished::Stopped => (false, true),

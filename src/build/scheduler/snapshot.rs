@@ -14,6 +14,8 @@ use crate::build::metrics::Gauges;
 use crate::build::queue::RequestId;
 use crate::build::view::{Outlook, QueuePulse, QueueView, RequestState, RequestView, RunningView};
 
+/// Builds that a waiting client is told of; of more, only the number.
+const TOLD_MAX: usize = 4;
 /// Requests that are listed; of more, only the number is given.
 const LISTED_MAX: usize = 1_000;
 /// Requests in the queue up to which each is forecast once it is planned.
@@ -38,14 +40,7 @@ impl Scheduler {
     #[must_use]
     pub fn snapshot(&self) -> QueueView {
         let mut state = self.0.lock();
-        let running = state.running.iter().map(|(drv, since)| RunningView {
-            derivation: drv.to_string(),
-            seconds: since.elapsed().as_secs(),
-            expected_seconds: state.forecaster.estimate(drv, None).map(|estimate| estimate.mean() as u64),
-            request: state.queue.needed_by(drv).next().map(|id| id.0),
-            prebuild: state.prebuild.as_ref().is_some_and(|prebuild| prebuild.is_running(drv)),
-        });
-        let running = running.collect();
+        let running = state.running.keys().map(|drv| state.running_view(drv)).collect();
         let ids: Vec<RequestId> = state.queue.requests().take(LISTED_MAX).collect();
         state.take_snapshot(self.0.settings.lanes);
         let views = ids.into_iter().map(|id| state.request_view(id, state.in_snapshot(id)));
@@ -146,9 +141,19 @@ impl Ticket {
         if let Some(stalled) = state.stalled() {
             return format!("{line}; {stalled}");
         }
-        for (drv, since) in &state.running {
+        let lacks = state.queue.lacks(self.id);
+        let is_own = |drv: &StorePath| lacks.is_some_and(|lacks| lacks.contains(drv));
+        let (own, others): (Vec<_>, Vec<_>) = state.running.iter().partition(|(drv, _)| is_own(drv));
+        for (drv, since) in own.iter().chain(&others).take(TOLD_MAX) {
             let name = drv.name().trim_end_matches(".drv");
-            line += &format!("; building {name} for {} s", since.elapsed().as_secs());
+            line += &format!("; building {name}");
+            if let (Some(builder), false) = (state.machines.machine_of(drv), state.machines.farm.is_local()) {
+                line += &format!(" on {builder}");
+            }
+            line += &format!(" for {} s", since.elapsed().as_secs());
+        }
+        if let Some(more @ 1..) = state.running.len().checked_sub(TOLD_MAX) {
+            line += &format!("; and {more} more");
         }
         line
     }
@@ -166,6 +171,18 @@ impl QueueSnapshot {
 }
 
 impl State {
+    /// A build that runs.
+    pub(super) fn running_view(&self, drv: &StorePath) -> RunningView {
+        RunningView {
+            derivation: drv.to_string(),
+            seconds: self.running.get(drv).map(|since| since.elapsed().as_secs()).unwrap_or_default(),
+            expected_seconds: self.forecaster.estimate(drv, None).map(|estimate| estimate.mean() as u64),
+            request: self.queue.needed_by(drv).next().map(|id| id.0),
+            builder: self.machines.machine_of(drv).map(str::to_owned),
+            prebuild: self.prebuild.as_ref().is_some_and(|prebuild| prebuild.is_running(drv)),
+        }
+    }
+
     /// The work that is owned by each request or an older one, shared by so many lanes.
     fn work_ahead(&self, lanes: NonZeroUsize) -> Ahead {
         let mut ahead = Sum::default();

@@ -95,6 +95,7 @@ mod tests {
                 outputs: [("a", vec!["a-out"]), ("b", vec!["b-out", "b-doc"]), ("c", vec!["c-out"])]
                     .map(|(drv, outputs)| (path(drv), outputs.into_iter().map(path).collect()))
                     .into(),
+                placements: BTreeMap::new(),
             };
             let served: Vec<StorePath> = served.iter().map(|path_name| path(path_name)).collect();
             let mut wanted = nearest(&planned, &path("d"), |output| served.contains(output));

@@ -16,9 +16,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::failures::Failures;
-use super::plan::{self, Needs, Planned};
+use super::plan::{self, Needs, PlanRules, Planned};
 use super::queue::RequestId;
-use super::runner::{LocalRunner, Runner};
+use super::runner::{LocalRunner, MachineRunner, NotBuilt, Runner};
 use super::scheduler::{Finished, Lane, Scheduler};
 use super::verdict::{Verdict, logged};
 use super::{Logs, Settings};
@@ -32,7 +32,10 @@ use crate::roots::Roots;
 /// Interval at which requests whose clients have left are looked for.
 const LOOK_FOR_ABANDONED_EVERY: Duration = Duration::from_secs(1);
 
-/// Time for which connections are kept when there is nothing to build.
+/// Time for which connections to other machines are kept when there is nothing to build. They hold paths
+/// there.
+const KEEP_REMOTE_FOR: Duration = Duration::from_secs(300);
+/// The same for the local Nix daemon.
 const REST_AFTER: Duration = Duration::from_millis(200);
 
 /// The worker of one server, with all that it needs.
@@ -42,6 +45,8 @@ pub struct Worker {
     pub scheduler: Scheduler,
     /// The Nix daemon that builds, and that is asked while requests are planned and outputs published.
     pub runner: LocalRunner,
+    /// The machines that build, in the order of the farm.
+    pub machines: Vec<MachineRunner>,
     /// A daemon of less weight beside that; only with [`Policy::Background`](super::Policy::Background).
     pub background: Option<LocalRunner>,
     /// Logs of builds.
@@ -73,6 +78,7 @@ impl Worker {
             self.plan_all(),
             self.build_all(),
             self.drop_abandoned(),
+            self.probe_machines(),
             self.plan_prebuilds(),
             self.record_all()
         );
@@ -112,16 +118,25 @@ impl Worker {
         }
     }
 
+    /// Conditions of plans, once the capabilities of the daemon are known.
+    async fn plan_rules(&self) -> PlanRules {
+        PlanRules {
+            derivations_max: self.settings.derivations_max,
+            capabilities: self.capabilities.known().await,
+            farm: self.scheduler.farm(),
+            index: self.index.clone(),
+        }
+    }
+
     async fn lacking(&self, drv: &StorePath) -> Result<Planned, plan::Error> {
-        let capabilities = self.capabilities.known().await;
+        let rules = self.plan_rules().await;
         let attempt = || async {
             self.runner.use_upstreams().await;
             let mut daemon = self.runner.connections.pool.get().await?;
             self.scheduler.daemon_answers();
-            let max = self.settings.derivations_max;
-            let planned = plan::plan(&mut daemon, drv, max, &capabilities).await?;
+            let planned = plan::plan(&mut daemon, drv, &rules).await?;
             if self.bring_inputs(&mut daemon, drv, &planned).await? {
-                return plan::plan(&mut daemon, drv, max, &capabilities).await;
+                return plan::plan(&mut daemon, drv, &rules).await;
             }
             Ok(planned)
         };
@@ -150,27 +165,24 @@ impl Worker {
         let (mut lanes, mut background, mut deliveries) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
         loop {
             while deliveries.try_join_next().is_some() {}
-            while lanes.len() < self.settings.lanes.get()
-                && let Some(drv) = self.scheduler.next(Lane::Main)
-            {
-                lanes.spawn(self.build_apart(&self.runner, drv));
+            while let Some((drv, machine)) = self.scheduler.next(Lane::Main) {
+                lanes.spawn(self.build_apart(&self.machines[machine.0], drv));
             }
             if let Some(runner) = &self.background
                 && background.is_empty()
-                && let Some(drv) = self.scheduler.next(Lane::Background)
+                && let Some((drv, _)) = self.scheduler.next(Lane::Background)
             {
                 background.spawn(self.build_apart(runner, drv));
             }
-            if let Some(drv) = self.scheduler.next_prebuild() {
-                lanes.spawn(self.build_apart(&self.runner, drv));
+            if let Some((drv, machine)) = self.scheduler.next_prebuild() {
+                lanes.spawn(self.build_apart(&self.machines[machine.0], drv));
             }
             let (lane, ended) = tokio::select! {
                 Some(ended) = lanes.join_next() => (Lane::Main, ended),
                 Some(ended) = background.join_next() => (Lane::Background, ended),
                 () = self.scheduler.work() => continue,
                 () = tokio::time::sleep(REST_AFTER), if lanes.is_empty() && background.is_empty() => {
-                    self.close_connections();
-                    self.scheduler.work().await;
+                    self.rest().await;
                     continue;
                 }
             };
@@ -183,8 +195,17 @@ impl Worker {
                     Finished::Built(built)
                 }
                 // Before it leaves the queue: whoever is planned from then on finds it remembered.
-                Err(Some(verdict)) => Finished::Failed(self.failures.note(&drv, verdict)),
-                Err(None) => Finished::Stopped,
+                Err(run::Unbuilt { why: NotBuilt::Failed(verdict), .. }) => {
+                    Finished::Failed(self.failures.note(&drv, verdict))
+                }
+                Err(run::Unbuilt { why: NotBuilt::Lost(loss), started }) => {
+                    if self.scheduler.lose_machine(&drv, &loss, started) {
+                        Finished::Failed(self.failures.note(&drv, loss.verdict))
+                    } else {
+                        Finished::Stopped
+                    }
+                }
+                Err(run::Unbuilt { why: NotBuilt::Stopped, .. }) => Finished::Stopped,
             };
             for follow_up in self.scheduler.finished(&drv, finished, lane) {
                 deliveries.spawn(self.clone().follow_up(follow_up));
@@ -192,12 +213,21 @@ impl Worker {
         }
     }
 
-    /// Closes the connections that are kept from one build to the next: nothing is to be built for now.
-    fn close_connections(&self) {
-        self.runner.connections.close();
+    /// Closes the connections that are kept from one build to the next, until something is to be built: at
+    /// once where they are made in a moment, those to other machines after a while.
+    async fn rest(&self) {
+        let (local, remote): (Vec<_>, Vec<_>) =
+            self.machines.iter().partition(|machine| matches!(machine, MachineRunner::Local(_)));
+        local.iter().for_each(|machine| machine.connections().close());
         if let Some(background) = &self.background {
             background.connections.close();
         }
+        tokio::select! {
+            () = self.scheduler.work() => return,
+            () = tokio::time::sleep(KEEP_REMOTE_FOR) => {}
+        }
+        remote.iter().for_each(|machine| machine.connections().close());
+        self.scheduler.work().await;
     }
 
     /// Builds in a task of its own, so that a bug in it ends this build and not the worker.
@@ -215,7 +245,8 @@ impl Worker {
                 Some(Ok(ended)) => ended,
                 _ => {
                     tracing::error!(%drv, "the build was given up because of a bug in this server");
-                    Err(Some(Verdict::transient("a bug in this server; its log has the details")))
+                    let verdict = Verdict::transient("a bug in this server; its log has the details");
+                    Err(run::Unbuilt { why: verdict.into(), started: true })
                 }
             };
             (drv, ended)
@@ -229,6 +260,38 @@ impl Worker {
             self.scheduler.drop_abandoned();
             // Of requests that were cancelled after something was built for them.
             self.scheduler.take_unneeded().iter().for_each(|output| self.runner.roots.release(output));
+            self.fail_hopeless().await;
         }
+    }
+
+    /// Fails what every machine for it was away for too long for.
+    async fn fail_hopeless(&self) {
+        for (drv, reason) in self.scheduler.hopeless() {
+            tracing::warn!(%drv, %reason, "nothing can build a derivation");
+            let failure = self.failures.note(&drv, Verdict::transient(reason));
+            for follow_up in self.scheduler.finished(&drv, Finished::Failed(failure), Lane::Main) {
+                self.clone().follow_up(follow_up).await;
+            }
+        }
+    }
+
+    /// Connects to the machines that are lost, for as long as the server runs.
+    async fn probe_machines(&self) {
+        let farm = self.scheduler.farm();
+        if farm.is_local() {
+            return;
+        }
+        let mut probes = JoinSet::new();
+        for ((id, _), runner) in farm.machines().zip(self.machines.clone()) {
+            let scheduler = self.scheduler.clone();
+            probes.spawn(async move {
+                loop {
+                    scheduler.probe_due(id).await;
+                    scheduler.probed(id, runner.probe().await);
+                }
+            });
+        }
+        // None of them ends.
+        while probes.join_next().await.is_some() {}
     }
 }

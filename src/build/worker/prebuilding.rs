@@ -89,15 +89,14 @@ impl Worker {
         let (names, asked): (Vec<AttributeName>, Vec<u32>) = self.scheduler.most_asked().into_iter().unzip();
         let drvs = self.index.derivations_named(names).await?;
         self.runner.use_upstreams().await;
-        let capabilities = self.capabilities.known().await;
+        let rules = self.plan_rules().await;
         let mut daemon = self.runner.connections.pool.get().await?;
         let mut prebuilds = PrebuildPlan::default();
         for (drv, asked) in drvs.into_iter().zip(asked).filter_map(|(drv, asked)| Some((drv?, asked))) {
             if prebuilds.choice.expects(&drv) {
                 continue;
             }
-            let max = self.settings.derivations_max;
-            let Planned { needs, systems, .. } = match plan::plan(&mut daemon, &drv, max, &capabilities).await
+            let Planned { needs, systems, placements, .. } = match plan::plan(&mut daemon, &drv, &rules).await
             {
                 Ok(planned) => planned,
                 Err(plan::Error::Daemon(error)) => return Err(error.into()),
@@ -109,6 +108,7 @@ impl Worker {
             let estimates = self.scheduler.estimates(&systems);
             prebuilds.choice.offer(&drv, asked, &needs, |drv| estimates.get(drv).copied());
             prebuilds.systems.extend(systems);
+            prebuilds.placements.extend(placements);
         }
         self.scheduler.set_prebuild_plan(prebuilds);
         if bumped {

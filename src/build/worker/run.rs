@@ -9,33 +9,49 @@ use crate::build::Logs;
 use crate::build::log::LogWriter;
 use crate::build::runner::{Built, Loss, NotBuilt, Runner};
 use crate::build::scheduler::Scheduler;
-use crate::build::verdict::{Verdict, logged};
+use crate::build::verdict::logged;
 
-/// A build that has ended and is not to be begun anew.
-pub(super) type RunEnd = Result<Built, Option<Verdict>>;
+/// A build that has ended and is not to be begun anew here.
+pub(super) type RunEnd = Result<Built, Unbuilt>;
 
-/// Has a runner build one derivation. The error is `None` where the build was stopped.
+/// Why a build has no outputs.
+#[derive(Debug)]
+pub(super) struct Unbuilt {
+    pub(super) why: NotBuilt,
+    /// True where a builder was started.
+    pub(super) started: bool,
+}
+
+/// Has a runner build one derivation. Where there is no other machine, a runner that is lost is waited for,
+/// and it is a failure when it does not come back.
 pub(super) async fn run(scheduler: &Scheduler, runner: &impl Runner, logs: &Logs, drv: &StorePath) -> RunEnd {
     tracing::info!(%drv, "building");
     let begun = Instant::now();
     let log = logs.begin(drv);
+    let waits = scheduler.farm().is_local();
     let lost = |why: &NotBuilt| match why {
-        NotBuilt::Lost(loss) if log.starts() < loss.starts_max => Some(loss.reason.clone()),
+        NotBuilt::Lost(loss) if waits && log.starts() < loss.starts_max => Some(loss.reason.clone()),
         _ => None,
     };
     let built = scheduler.patiently(drv, || attempt(scheduler, runner, &log, drv), lost).await;
+    let started = log.starts() > 0;
     log.finish(built.as_ref().err().map(NotBuilt::last_line).as_deref());
     let seconds = begun.elapsed().as_secs();
-    built.inspect(|_| tracing::info!(%drv, seconds, "built")).map_err(|why| match why {
-        NotBuilt::Stopped => {
-            tracing::info!(%drv, seconds, "stopped: others go first");
-            None
+    built.inspect(|_| tracing::info!(%drv, seconds, "built")).map_err(|why| {
+        let why = match why {
+            NotBuilt::Lost(Loss { verdict, .. }) if waits => NotBuilt::Failed(verdict),
+            why => why,
+        };
+        match &why {
+            NotBuilt::Stopped => tracing::info!(%drv, seconds, "stopped: others go first"),
+            NotBuilt::Failed(verdict) => {
+                let reason = logged(&verdict.reason);
+                tracing::warn!(%drv, seconds, %reason, "build failed");
+            }
+            // Told by who takes it elsewhere.
+            NotBuilt::Lost(_) => {}
         }
-        NotBuilt::Failed(verdict) | NotBuilt::Lost(Loss { verdict, .. }) => {
-            let reason = logged(&verdict.reason);
-            tracing::warn!(%drv, seconds, %reason, "build failed");
-            Some(verdict)
-        }
+        Unbuilt { why, started }
     })
 }
 
@@ -62,6 +78,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::build::verdict::Verdict;
     use crate::build::{LogSettings, Settings};
     use crate::index::Index;
 
@@ -101,7 +118,7 @@ mod tests {
                 stop.await;
                 return Err(NotBuilt::Stopped);
             }
-            Ok(Built { outputs: Vec::new(), worked: true })
+            Ok(Built { outputs: Vec::new(), worked: true, took: Duration::ZERO })
         }
     }
 
@@ -142,7 +159,8 @@ mod tests {
     async fn a_build_that_brings_its_runner_down_each_time_is_not_begun_for_ever() {
         let bench = Bench::new(Duration::from_secs(60)).await;
         let runner = Fragile::lost(u32::MAX, 2);
-        let verdict = bench.run(&runner).await.expect_err("it is lost").expect("it was not stopped");
+        let unbuilt = bench.run(&runner).await.expect_err("it is lost");
+        let NotBuilt::Failed(verdict) = unbuilt.why else { panic!("{unbuilt:?}") };
         assert_eq!(
             (verdict.reason.as_str(), runner.tried.load(Ordering::Relaxed)),
             ("it did not come back", 2)
@@ -163,6 +181,6 @@ mod tests {
         let bench = Bench::new(Duration::ZERO).await;
         let runner = Fragile { forever: true, ..Fragile::lost(0, 1) };
         bench.scheduler.start_prebuild_without_time(&bench.drv);
-        assert!(matches!(bench.run(&runner).await, Err(None)));
+        assert!(matches!(bench.run(&runner).await, Err(Unbuilt { why: NotBuilt::Stopped, .. })));
     }
 }

@@ -3,8 +3,11 @@
 
 use std::time::Duration;
 
+use crate::config::builder;
 use crate::config::draft::SettingsDraft;
-use crate::config::setting::{Bytes, DefaultValue, List, Number, Setting, SomeOf, Text, Time, TimeOr};
+use crate::config::setting::{
+    Bytes, DefaultValue, List, Number, Setting, SomeOf, Tables, Text, Time, TimeOr,
+};
 use crate::substitute::Source;
 
 pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
@@ -58,19 +61,35 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
         },
     },
     Setting {
+        name: "builder",
+        doc: "Remote machines that build, over ssh. In the file each is a table [[builder]]; a flag has `\"USER@HOST \
+              SYSTEM…\"`.",
+        default: DefaultValue::Is(""),
+        value: &Tables {
+            within: builder::WITHIN,
+            placeholder: "USER@HOST",
+            expected: "a table with ssh, or \"USER@HOST SYSTEM…\"",
+            keys: builder::KEYS,
+            short: builder::short,
+            add: builder::add,
+        },
+    },
+    Setting {
         name: "builders",
-        doc: "Remote machines that builds may run on (Nix's setting of this name). The daemon must trust this user.",
-        default: DefaultValue::Described("Nix's own"),
+        doc: "More of them in the syntax of Nix's setting of this name, such as `@/etc/nix/machines`. Without this and \
+              [[builder]] the Nix daemon uses the remote machines of its own settings.",
+        default: DefaultValue::Described("none"),
         value: &Text {
             placeholder: "MACHINES",
             expected: "machines as Nix has them, such as @/etc/nix/machines",
             parse: |text| Some(text.to_owned()),
-            set: |to: &mut SettingsDraft, machines| to.settings.capabilities.builders = Some(machines),
+            set: |to: &mut SettingsDraft, machines| to.machines = Some(machines),
         },
     },
     Setting {
         name: "max-jobs",
-        doc: "Builds that the daemon may run on this machine for each lane. 0 leaves them all to remote builders.",
+        doc: "Builds that the daemon may run on this machine for each lane. 0 leaves them all to remote machines of its own \
+              settings.",
         default: DefaultValue::Is("1"),
         value: &Number {
             accepted: 0..=i64::MAX,

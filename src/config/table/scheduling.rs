@@ -1,6 +1,5 @@
 //! Settings of the order of builds, and of the bounds of the queue.
 
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use crate::config::draft::SettingsDraft;
@@ -11,14 +10,10 @@ const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
     Setting {
         name: "lanes",
-        doc: "Builds at a time. More than one is for a daemon with remote builders.",
+        doc: "Builds at a time on the local Nix daemon. More than one is for a daemon with remote machines of its own. 0 \
+              leaves them all to builders.",
         default: DefaultValue::Is("1"),
-        value: &Number {
-            accepted: 1..=32,
-            set: |to: &mut SettingsDraft, number: usize| {
-                to.settings.build.lanes = NonZeroUsize::new(number).unwrap_or(NonZeroUsize::MIN);
-            },
-        },
+        value: &Number { accepted: 0..=32, set: |to: &mut SettingsDraft, number| to.lanes = number },
     },
     Setting {
         name: "overtake-budget",

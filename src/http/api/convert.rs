@@ -122,8 +122,8 @@ impl From<QueueView> for QueueStatus {
 
 impl From<RunningView> for RunningBuild {
     fn from(view: RunningView) -> Self {
-        let RunningView { derivation, seconds, expected_seconds, request, prebuild } = view;
-        Self { derivation, seconds, expected_seconds, request, prebuild }
+        let RunningView { derivation, seconds, expected_seconds, request, builder, prebuild } = view;
+        Self { derivation, seconds, expected_seconds, request, builder, prebuild }
     }
 }
 

@@ -1,5 +1,6 @@
 //! The API as others see it: its JSON types, and how they are made of the types within.
 
+mod builders;
 mod builds;
 mod convert;
 mod files;
@@ -7,6 +8,7 @@ mod paths;
 mod server;
 mod types;
 
+pub use builders::*;
 pub use builds::*;
 pub(super) use convert::unix_seconds;
 pub use files::*;

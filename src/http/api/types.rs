@@ -158,6 +158,9 @@ pub struct RunningBuild {
     /// True for a pre-build: no client has requested it, and it stops once a client waits for another
     /// derivation.
     pub prebuild: bool,
+    /// The machine that builds it.
+    #[serde(default)]
+    pub builder: Option<String>,
 }
 
 /// A request for a derivation.

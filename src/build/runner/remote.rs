@@ -1,0 +1,127 @@
+//! Runner of another machine, reached by ssh: inputs are copied to its Nix daemon, which builds, and outputs
+//! come straight into the NAR store. Whatever happens to the machine is its loss, and not the build's
+//! failure.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use narinfo::StorePath;
+
+use super::watch::{RunBounds, Stop, WatchedBuild, watch};
+use super::{Built, Loss, NotBuilt, Runner, known_paths};
+use crate::build::Settings;
+use crate::build::log::LogWriter;
+use crate::build::verdict::Verdict;
+use crate::causes::with_causes;
+use crate::import::{Importer, StoreError, TakeError};
+use crate::model::FailureClass;
+use crate::nix::{Connections, DaemonError};
+
+/// Starts of a build at most whose machine is lost each time.
+const STARTS_MAX: u32 = 5;
+/// The same where the machine answers, and is in trouble of its own: the build may be what fills its disk.
+const TROUBLED_STARTS_MAX: u32 = 3;
+
+/// One slot or several of a machine; clones share them.
+#[derive(Clone)]
+pub struct RemoteRunner {
+    /// Name of the builder.
+    pub name: Arc<str>,
+    /// Connections to its daemon.
+    pub connections: Connections,
+    /// Supplier of inputs, and publisher of outputs.
+    pub importer: Importer,
+    /// Silence of its daemon after which the machine is lost.
+    pub silent_max: Option<Duration>,
+    /// RunBounds of a build.
+    pub settings: Settings,
+}
+
+impl Runner for RemoteRunner {
+    async fn build(
+        &self,
+        drv: &StorePath,
+        log: &LogWriter,
+        stop: impl Future<Output = ()> + Send,
+    ) -> Result<Built, NotBuilt> {
+        // Dropping an attempt closes its connection, which stops whatever the daemon does for it.
+        tokio::select! {
+            built = self.attempt(drv, log) => built,
+            () = stop => Err(NotBuilt::Stopped),
+        }
+    }
+}
+
+impl RemoteRunner {
+    async fn attempt(&self, drv: &StorePath, log: &LogWriter) -> Result<Built, NotBuilt> {
+        let mut daemon = self.connections.get().await.map_err(|error| self.lost(&error))?;
+        let known = known_paths(daemon.store_dir(), drv).await.map_err(|reason| {
+            NotBuilt::Failed(Verdict::transient(format!("the derivation cannot be read: {reason}")))
+        })?;
+        // A build whose connection broke may have come to its end.
+        let absent = daemon.hold_valid(&known.outputs).await;
+        let is_there = absent.map_err(|error| self.lost(&error))?.is_empty();
+        let (daemon, worked, took) = if is_there {
+            (daemon, false, Duration::ZERO)
+        } else {
+            let needed: Vec<StorePath> = std::iter::once(drv).chain(&known.inputs).cloned().collect();
+            if let Err(error) = self.importer.supply(&mut daemon, &needed).await {
+                return Err(self.not_supplied(error));
+            }
+            let bounds = RunBounds { settings: &self.settings, machine_silent_max: self.silent_max };
+            let watched = watch(daemon, drv, log, bounds, std::future::pending()).await;
+            let WatchedBuild { daemon, worked, took } = watched.map_err(|stop| self.judge(stop))?;
+            (daemon, worked, took)
+        };
+        let daemon = self.importer.take_outputs(daemon, &known.outputs).await;
+        let daemon = daemon.map_err(|error| self.not_taken(drv, &error))?;
+        self.connections.keep(daemon);
+        Ok(Built { outputs: Vec::new(), worked, took })
+    }
+
+    fn loss(&self, reason: &str, starts_max: u32) -> NotBuilt {
+        let reason = format!("builder {}: {reason}", self.name);
+        let verdict = Verdict::transient(reason.clone());
+        NotBuilt::Lost(Loss { reason, starts_max, verdict })
+    }
+
+    fn lost(&self, error: &DaemonError) -> NotBuilt {
+        self.loss(&with_causes(error), STARTS_MAX)
+    }
+
+    /// Verdict of a build that has ended early: trouble that the daemon reports of its machine is no fault of
+    /// the build.
+    fn judge(&self, stop: Stop) -> NotBuilt {
+        match stop {
+            Stop::Daemon(error) => self.lost(&error),
+            Stop::ToldToEnd(verdict) => self.loss(&verdict.reason, TROUBLED_STARTS_MAX),
+            Stop::Result(verdict) if verdict.class == FailureClass::Transient => {
+                self.loss(&verdict.reason, TROUBLED_STARTS_MAX)
+            }
+            Stop::Result(verdict) => NotBuilt::Failed(verdict),
+            Stop::Silent(max) => {
+                let reason = format!("said nothing for {} s (setting max-silent)", max.as_secs());
+                self.loss(&reason, STARTS_MAX)
+            }
+            Stop::NotBuilt(why) => why,
+        }
+    }
+
+    /// A builder that takes no inputs is to blame, unless they are not to be had.
+    fn not_supplied(&self, error: StoreError) -> NotBuilt {
+        let reason = with_causes(&error);
+        match error {
+            StoreError::Daemon { .. } => self.loss(&reason, STARTS_MAX),
+            _ => NotBuilt::Failed(Verdict::transient(format!("its inputs cannot be copied: {reason}"))),
+        }
+    }
+
+    fn not_taken(&self, drv: &StorePath, error: &TakeError) -> NotBuilt {
+        let reason = with_causes(error);
+        if error.is_of_builder() {
+            return self.loss(&reason, STARTS_MAX);
+        }
+        tracing::error!(%drv, builder = %self.name, reason, "cannot publish what a builder has built");
+        NotBuilt::Failed(Verdict::transient(format!("it was built, but could not be published: {reason}")))
+    }
+}

@@ -1,0 +1,33 @@
+//! The machines that build: their list as JSON, and whether anything more is built on one.
+
+use super::answer::{self, json};
+use super::api::BuilderStatus;
+use super::call::Call;
+use super::error::Error;
+use super::response_future::ResponseFuture;
+
+/// No machine of this name.
+#[derive(Debug, thiserror::Error)]
+#[error("no builder is called {0}; ondine builders lists them")]
+struct NoSuchBuilder(String);
+
+pub(super) fn list(call: Call<'_>) -> Option<ResponseFuture> {
+    let builders = call.service.state.builds.builders();
+    Some(ResponseFuture::ready(json(&builders.into_iter().map(BuilderStatus::from).collect::<Vec<_>>())))
+}
+
+pub(super) fn change(call: Call<'_>) -> Option<ResponseFuture> {
+    let drain = match call.arguments[1] {
+        "drain" => true,
+        "resume" => false,
+        _ => return None,
+    };
+    let (name, builds) = (call.arguments[0].to_owned(), call.service.state.builds.clone());
+    Some(ResponseFuture::pending(async move {
+        if !builds.drain(&name, drain) {
+            return Err(Error::not_found(NoSuchBuilder(name)));
+        }
+        let done = if drain { "drained: nothing more is built on" } else { "resumed:" };
+        Ok(answer::ready(answer::TEXT, format!("{done} {name}\n")))
+    }))
+}
