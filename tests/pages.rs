@@ -202,3 +202,31 @@ fn events_tell_of_builds_and_their_logs() {
     let wrong = cache.http.get("/api/v1/events?derivation=x");
     assert_eq!(wrong.status, 400, "{}", wrong.text());
 }
+
+#[test]
+fn a_path_is_shown_with_both_ways_of_its_references_and_a_package_with_what_needs_it() {
+    let store = NixStore::new(Release::Host);
+    let below = Derivation::new("below-1.0", "echo below > $out");
+    let top = Derivation::new("top-1.0", "echo $below > $out").input("below", &below);
+    let set = PackageSet::new([("below".to_owned(), below.to_nix()), ("top".to_owned(), top.to_nix())]);
+    let settings = set.settings("", "");
+    let cache = Cache::of(store, &["--config", text(&settings)], &[]);
+    wait_for_generation(&cache.ondine);
+    let ((_, below), (_, top)) = (set.paths(&cache.store, "below"), set.paths(&cache.store, "top"));
+    assert_eq!(cache.ask(&top).status, 200);
+    let hash = |path: &std::path::Path| base_name(path)[..32].to_owned();
+    let shown = page(&cache.http, &format!("/paths/{}", hash(&top)));
+    assert!(shown.contains(&format!("?at={}#closure", hash(&below))) && shown.contains("2 paths"), "{shown}");
+    let shown = page(&cache.http, &format!("/paths/{}", hash(&below)));
+    assert!(shown.contains(&format!("href=\"{}\">top-1.0", hash(&top))), "{shown}");
+    let told = cache.http.get(&format!("/api/v1/paths/{}", hash(&below))).text();
+    assert!(told.contains("\"referrers\": [") && told.contains(base_name(&top)), "{told}");
+    let shown = page(&cache.http, "/packages/pkgs/below");
+    assert!(shown.contains("packages/pkgs/top") && shown.contains("Build times"), "{shown}");
+    assert!(page(&cache.http, "/statistics").contains("After a build"));
+    let told = cache.http.get("/api/v1/history?hours=1").text();
+    assert!(told.contains("\"paths\": 2"), "{told}");
+    let drv = cache.store.instantiate(&Derivation::new("x", "exit 1"));
+    let log = page(&cache.http, &format!("/derivations/{}", base_name(&drv.drv)));
+    assert!(log.contains("not built"), "{log}");
+}

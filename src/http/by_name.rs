@@ -2,11 +2,13 @@
 //! the build in silence, since its answer, a redirect or an error, is known only then. Decides nothing about
 //! builds: the name leads to a hash, which is asked for as by any client.
 
+use std::time::Duration;
+
 use narinfo::{Compression, NarHash, StorePath};
 
 use super::Service;
 use super::answer::{self, Answer, json};
-use super::api::{AttributeDetails, AttributeOutput, RememberedFailure};
+use super::api::{AttributeDependant, AttributeDetails, AttributeOutput, RememberedFailure};
 use super::call::{Call, parameters};
 use super::error::Error;
 use super::response_future::ResponseFuture;
@@ -14,6 +16,9 @@ use crate::catalogue::{NoSuchName, ResolvedName, Selection, SetName};
 use crate::index;
 use crate::model::AttributeName;
 use crate::substitute::{Missing, OnMiss, WaitEnd};
+
+/// Derivations that need a package, in an answer.
+const DEPENDANTS_MAX: u32 = 100;
 
 /// A package of a set, as an address names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,9 +121,13 @@ async fn view(service: &Service, named: ResolvedName) -> Result<AttributeDetails
     for (name, path) in named.outputs {
         outputs.push(output_view(service, name, path).await?);
     }
+    let dependants = dependants(service, &named.drv).await?;
+    let durations = state.builds.latest_durations(&named.drv, &named.system);
     let (attribute, system) = (named.attribute.to_string(), named.system);
     let name = AttributeName { set: named.set.to_string(), attribute, system };
     Ok(AttributeDetails {
+        build_seconds: durations.iter().map(Duration::as_secs_f64).collect(),
+        dependants,
         asked: state.builds.asked_lately(&name),
         set: name.set,
         generation: named.generation,
@@ -131,6 +140,17 @@ async fn view(service: &Service, named: ResolvedName) -> Result<AttributeDetails
         failure: failure.map(RememberedFailure::from),
         outputs,
     })
+}
+
+/// Derivations that need this one, with their names in package sets.
+async fn dependants(service: &Service, drv: &StorePath) -> Result<Vec<AttributeDependant>, index::Error> {
+    let found = service.state.retry.local.dependants_of(drv, DEPENDANTS_MAX).await;
+    let mut names = service.state.index.names_of(found.clone()).await?;
+    let dependant = |drv: StorePath| {
+        let (set, attribute) = names.remove(&drv).map(|name| (name.set, name.attribute)).unzip();
+        AttributeDependant { derivation: drv.to_string(), set, attribute }
+    };
+    Ok(found.into_iter().map(dependant).collect())
 }
 
 async fn output_view(

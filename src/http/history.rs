@@ -1,4 +1,4 @@
-//! Use of the server hour by hour: recorded every few minutes, and told as JSON.
+//! Use of the server hour by hour: recorded every minute, and told as JSON.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +13,7 @@ use crate::index;
 use crate::model::HourRow;
 
 /// Time between two records.
-const RECORD_EVERY: Duration = Duration::from_secs(300);
+const RECORD_EVERY: Duration = Duration::from_secs(60);
 /// Hours that are kept: 90 days.
 const HOURS_MAX: u64 = 90 * 24;
 /// Hours in an answer by default.
@@ -44,8 +44,21 @@ fn hours(query: Option<&str>) -> Result<u64, String> {
 pub(super) async fn latest(service: &Service, hours: u64) -> Result<Vec<HourOfUse>, Error> {
     let first = (this_hour() + 1).saturating_sub(hours);
     let rows = service.state.index.hours(first).await;
-    let rows = rows.map_err(|error| Error::index(&error, "the history cannot be read"))?;
+    let mut rows = rows.map_err(unreadable)?;
+    let counts = service.state.index.counts().await.map_err(unreadable)?;
+    let hour = this_hour();
+    if rows.last().is_none_or(|row| row.hour != hour) {
+        rows.push(HourRow { hour, ..HourRow::default() });
+    }
+    // Its totals are those of now, whenever they were recorded.
+    if let Some(row) = rows.last_mut() {
+        (row.paths, row.nars, row.nar_bytes) = (counts.paths, counts.nars, counts.nar_bytes);
+    }
     Ok(rows.into_iter().map(HourOfUse::from).collect())
+}
+
+fn unreadable(error: index::Error) -> Error {
+    Error::index(&error, "the history cannot be read")
 }
 
 /// The hour that it is, in hours since 1970.
@@ -62,7 +75,7 @@ pub(super) async fn record(service: &Service) {
             Ok(()) => before = now,
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "cannot record the use of this hour; tried again in some minutes");
+                tracing::warn!(error, "cannot record the use of this hour; tried again in a minute");
             }
         }
         tokio::time::sleep(RECORD_EVERY).await;

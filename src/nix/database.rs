@@ -36,6 +36,9 @@ const PATHS_SINCE: &str = "SELECT path FROM ValidPaths WHERE id > ?1 UNION ALL \
 const COUNT_SINCE: &str = "SELECT coalesce((SELECT max(id) FROM ValidPaths), 0), \
     (SELECT count(*) FROM ValidPaths WHERE id > ?1) + (SELECT count(*) FROM DerivationOutputs WHERE drv > ?1)";
 const VALID_ID: &str = "SELECT id FROM ValidPaths WHERE path = ?1";
+/// By the index of references.
+const REFERRERS: &str = "SELECT v.path FROM Refs r JOIN ValidPaths v ON v.id = r.referrer \
+    WHERE r.reference = ?1 AND r.referrer <> ?1 ORDER BY v.id DESC LIMIT ?2";
 const OUTPUTS: &str = "SELECT id, path FROM DerivationOutputs WHERE drv = ?1 ORDER BY id";
 pub(super) const VALID_PATH: &str =
     "SELECT path FROM ValidPaths WHERE path >= ?1 || '-' AND path < ?1 || '.' LIMIT 1";
@@ -187,6 +190,23 @@ impl Database {
         rows.into_iter()
             .map(|(drv, rows)| Ok((drv, rows.into_iter().map(parse).collect::<Result<_, _>>()?)))
             .collect()
+    }
+
+    /// Valid paths that refer to this one, itself excepted; at most `max`, the latest ones.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
+    pub fn referrers(&self, path: &StorePath, max: u32) -> Result<Vec<StorePath>, DatabaseError> {
+        let paths = self.read(|connection| {
+            let mut valid = connection.prepare_cached(VALID_ID)?;
+            let id: Option<i64> =
+                valid.query_row([path.in_dir(&self.store_dir)], |row| row.get(0)).optional()?;
+            let Some(id) = id else { return Ok(Vec::new()) };
+            let mut referrers = connection.prepare_cached(REFERRERS)?;
+            let rows = referrers.query_map(params![id, max], |row| row.get::<_, String>(0))?;
+            rows.collect::<rusqlite::Result<Vec<_>>>()
+        })?;
+        paths.into_iter().map(|path| self.parse(path)).collect()
     }
 
     /// Registered NAR hash and signatures of those of `paths` that are valid and signed.

@@ -207,6 +207,16 @@ impl LocalStore {
         Ok(read.into_iter().map(|(outputs, drv)| (drv, outputs)).collect())
     }
 
+    /// Derivations in the store that need the outputs of one, at most `max`, the latest ones; none where Nix's
+    /// database cannot be read.
+    pub async fn dependants_of(&self, drv: &StorePath, max: u32) -> Vec<StorePath> {
+        let drv = drv.clone();
+        let found = self.ask_database(move |database| database.referrers(&drv, max)).await;
+        let mut found = found.unwrap_or_default();
+        found.retain(StorePath::is_derivation);
+        found
+    }
+
     /// The version of Nix's database, where that can be read. Takes a moment.
     #[must_use]
     pub fn version(&self) -> Option<DatabaseVersion> {

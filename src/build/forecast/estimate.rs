@@ -250,6 +250,13 @@ impl Durations {
         }
     }
 
+    /// Durations of the latest builds of this kind, the oldest first.
+    #[must_use]
+    pub fn latest(&self, kind: &Kind) -> Vec<Duration> {
+        let built = self.kinds.get(kind).map(|seen| &seen.built);
+        built.into_iter().flatten().map(|log| duration(log.exp())).collect()
+    }
+
     /// Duration of a build of this kind; `None` when none was seen that came to its end.
     #[must_use]
     pub fn estimate(&self, kind: &Kind) -> Option<Estimate> {

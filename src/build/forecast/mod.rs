@@ -76,6 +76,11 @@ impl Forecaster {
         self.durations.estimate(&kind(drv, system, cores)).or_else(|| self.durations.of_unknown())
     }
 
+    /// Durations of the latest builds of the same kind, the oldest first.
+    pub(super) fn latest(&self, drv: &StorePath, system: &str, cores: u64) -> Vec<Duration> {
+        self.durations.latest(&kind(drv, system, cores))
+    }
+
     /// Delivery of a request that waits for all of this work.
     pub(super) fn forecast(&self, ahead: Sum) -> Option<Forecast> {
         Expected::after(ahead, &self.durations).map(|expected| self.etas.forecast(expected))

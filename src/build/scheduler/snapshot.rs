@@ -57,6 +57,12 @@ impl Scheduler {
         waiting.or_else(|| state.past.get(id).cloned())
     }
 
+    /// Durations of the latest builds of a derivation's kind, the oldest first.
+    #[must_use]
+    pub fn latest_durations(&self, drv: &StorePath, system: &str) -> Vec<Duration> {
+        self.0.lock().forecaster.latest(drv, system, self.0.settings.cores)
+    }
+
     /// The builds that run, the number of requests that wait, and the number of the request that ended last:
     /// for those who look often for a change.
     #[must_use]

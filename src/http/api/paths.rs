@@ -1,4 +1,4 @@
-//! The JSON types of served paths, and of the server's use.
+//! The JSON types of served paths, of what needs a package, and of the server's use.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -59,4 +59,15 @@ pub struct HourOfUse {
     pub built: u64,
     /// Requests whose build failed.
     pub failed: u64,
+}
+
+/// A derivation that needs another.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+pub struct AttributeDependant {
+    /// Base name of the derivation.
+    pub derivation: String,
+    /// A package set that has it; null where none does.
+    pub set: Option<String>,
+    /// Its attribute there.
+    pub attribute: Option<String>,
 }

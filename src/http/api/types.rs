@@ -5,6 +5,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::paths::AttributeDependant;
+
 /// An error. Its status fits its reason.
 #[derive(Debug, Serialize, JsonSchema)]
 pub struct ErrorBody {
@@ -364,6 +366,12 @@ pub struct AttributeDetails {
     pub failure: Option<RememberedFailure>,
     /// True while someone waits for its build.
     pub queued: bool,
+    /// Seconds that its latest builds took, or those of its other versions, the oldest first.
+    #[serde(default)]
+    pub build_seconds: Vec<f64>,
+    /// Derivations in the Nix store that need it, a hundred at most.
+    #[serde(default)]
+    pub dependants: Vec<AttributeDependant>,
     /// Requests for it in the last four weeks; null where nothing is pre-built.
     pub asked: Option<u32>,
     pub outputs: Vec<AttributeOutput>,

@@ -49,7 +49,8 @@ impl Chart {
                 let (x, from, to) =
                     (at as f64 * step, level(below[at], highest), level(below[at] + value, highest));
                 // Writing to a string does not fail.
-                let _ = write!(path, "M{x:.1} {from:.1}V{to:.1}h{:.1}V{from:.1}z", (step - 1.0).max(0.5));
+                let _ =
+                    write!(path, "M{x:.1} {from:.1}V{to:.1}h{:.1}V{from:.1}z", step - (step * 0.12).max(1.0));
                 below[at] += value;
             }
             outlines.push(Outline { name, class, path });

@@ -56,6 +56,15 @@ impl Display for Span {
     }
 }
 
+/// Seconds with a decimal where there are few.
+pub(super) fn short_seconds(seconds: f64) -> String {
+    match seconds {
+        ..0.1 => "under 0.1 s".to_owned(),
+        ..10.0 => format!("{seconds:.1} s"),
+        _ => Span(seconds.round() as u64).to_string(),
+    }
+}
+
 /// A moment, in Unix seconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct PageTime(pub(super) u64);

@@ -3,14 +3,18 @@
 use askama::Template;
 
 use super::super::Service;
-use super::super::api::{AttributeDetails, AttributeOutput, AttributePage, PackageSet, PathDetails};
+use super::super::api::{
+    AttributeDependant, AttributeDetails, AttributeOutput, AttributePage, PackageSet, PathDetails,
+};
 use super::super::by_name::{PackageAddress, description};
 use super::super::call::Call;
 use super::super::error::Error;
 use super::super::listing::ListingQuery;
 use super::super::response_future::ResponseFuture;
 use super::super::{catalogue, listing, status};
-use super::format::{ByteCount, Count, PageTime, PathLabel, encoded, form_encoded};
+use super::chart::{Chart, Series};
+use super::format::{ByteCount, Count, PageTime, PathLabel, encoded, form_encoded, short_seconds};
+use super::treemap::{CLOSURE_MAX, HEIGHT, Treemap, WIDTH};
 use super::visitor::{PageFrame, Visitor, answer, respond};
 use crate::caller::Action;
 use crate::catalogue::SetName;
@@ -52,6 +56,31 @@ struct PackagePage {
     store_dir: String,
     /// The part of `/get/` addresses.
     address: String,
+    build_times: Option<Chart>,
+    latest_build: Option<String>,
+    dependants: Vec<DependantLine>,
+    closure: Option<Treemap>,
+    width: f64,
+    height: f64,
+}
+
+/// A derivation that needs a package.
+struct DependantLine {
+    label: PathLabel,
+    /// Address from the cache's own folder.
+    address: String,
+}
+
+impl DependantLine {
+    fn new(dependant: AttributeDependant) -> Self {
+        let AttributeDependant { derivation, set, attribute } = dependant;
+        let label = PathLabel::new(derivation);
+        let address = match set.zip(attribute) {
+            Some((set, attribute)) => format!("packages/{}/{}", encoded(&set), encoded(&attribute)),
+            None => format!("derivations/{}", label.address()),
+        };
+        Self { label, address }
+    }
 }
 
 /// An output of a package.
@@ -140,6 +169,15 @@ async fn package(
         };
         outputs.push(OutputLine { output, details: found });
     }
+    let served = outputs.iter().filter(|line| line.output.served).find_map(|line| line.output.hash.as_ref());
+    let closure = match served.and_then(|hash| hash.parse().ok()) {
+        Some(hash) => {
+            let rows = service.state.index.closure(hash, CLOSURE_MAX).await;
+            Some(rows.map_err(|error| Error::index(&error, "a closure cannot be read"))?)
+        }
+        None => None,
+    };
+    let dependants = std::mem::take(&mut details.dependants);
     Ok(PackagePage {
         shell: visitor.shell(details.attribute.clone(), "packages"),
         drv: PathLabel::new(&*details.derivation),
@@ -147,7 +185,22 @@ async fn package(
         url: visitor.url.clone(),
         public_key: service.state.public_keys.first().cloned().unwrap_or_default(),
         store_dir: service.state.store_dir.to_string(),
+        build_times: build_times(&details.build_seconds),
+        latest_build: details.build_seconds.last().map(|seconds| short_seconds(*seconds)),
+        dependants: dependants.into_iter().map(DependantLine::new).collect(),
+        closure: closure.as_deref().map(Treemap::new),
+        width: WIDTH,
+        height: HEIGHT,
         address: format!("{}/{}", encoded(&details.set), encoded(&details.attribute)),
         details,
     })
+}
+
+/// A chart of the latest builds; `None` for less than two.
+fn build_times(seconds: &[f64]) -> Option<Chart> {
+    const MILLIS: f64 = 1000.0;
+    let values: Vec<u64> = seconds.iter().map(|seconds| (seconds * MILLIS) as u64).collect();
+    let written = |millis: u64| short_seconds(millis as f64 / MILLIS);
+    let series = Series { name: "build times", class: "s-accent", values };
+    (seconds.len() > 1).then(|| Chart::bars(vec![series], written))
 }

@@ -10,12 +10,9 @@ use super::super::error::Error;
 use super::super::response_future::ResponseFuture;
 use super::super::status;
 use super::format::{ByteCount, PathLabel};
-use super::treemap::{HEIGHT, Treemap, WIDTH};
+use super::treemap::{CLOSURE_MAX, HEIGHT, Treemap, WIDTH};
 use super::visitor::{PageFrame, Visitor, answer, respond};
 use crate::caller::Action;
-
-/// Paths of a closure that are drawn.
-const CLOSURE_MAX: u32 = 2_000;
 
 #[derive(Template)]
 #[template(path = "path.html", config = "src/http/page/askama.toml")]

@@ -9,7 +9,7 @@ use super::super::error::Error;
 use super::super::response_future::ResponseFuture;
 use super::super::{history, status};
 use super::chart::{Chart, Series};
-use super::format::{ByteCount, Count, Span};
+use super::format::{ByteCount, Count, Span, short_seconds};
 use super::visitor::{PageFrame, Visitor, answer, respond};
 use crate::caller::Action;
 
@@ -31,8 +31,8 @@ struct StatisticsPage {
     sent: ByteCount,
     builds: Count,
     build_time: Span,
-    mean_build: Option<Span>,
-    mean_wait: Option<Span>,
+    mean_build: Option<String>,
+    mean_wait: Option<String>,
     joined: Count,
     saved: Span,
     prebuilds: Count,
@@ -101,8 +101,8 @@ async fn page(service: &Service, visitor: &Visitor) -> Result<StatisticsPage, Er
         sent: ByteCount(values.count("ondine_http_response_bytes_total", &[])),
         builds: Count(builds),
         build_time: whole(build_seconds),
-        mean_build: mean_build.map(whole),
-        mean_wait: mean(values.sum("ondine_queue_wait_seconds_sum", &[]), waits).map(whole),
+        mean_build: mean_build.map(short_seconds),
+        mean_wait: mean(values.sum("ondine_queue_wait_seconds_sum", &[]), waits).map(short_seconds),
         joined: Count(joined),
         saved: whole(joined as f64 * mean_build.unwrap_or_default()),
         prebuilds: Count(values.count("ondine_prebuild_seconds_count", &built_label)),

@@ -8,6 +8,8 @@ use narinfo::{StorePath, StorePathHash};
 use super::format::{ByteCount, PathLabel};
 use crate::model::PathRow;
 
+/// Paths of a closure that are drawn.
+pub(super) const CLOSURE_MAX: u32 = 2_000;
 /// Size of the drawing.
 pub(super) const WIDTH: f64 = 1200.0;
 pub(super) const HEIGHT: f64 = 560.0;
@@ -19,8 +21,9 @@ const PADDING: f64 = 3.0;
 const CHARACTER: f64 = 7.2;
 /// Colours of groups.
 const COLOURS: usize = 6;
-/// Smallest side of a rectangle that is drawn.
-const SIDE_MIN: f64 = 2.0;
+/// Smallest side and smallest area of a rectangle that is drawn: a page with thousands would be large.
+const SIDE_MIN: f64 = 3.0;
+const AREA_MIN: f64 = 280.0;
 
 /// A rectangle.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +57,8 @@ pub(super) struct Tile {
 pub(super) struct Treemap {
     pub(super) tiles: Vec<Tile>,
     pub(super) paths: usize,
+    /// True where the closure has more paths than are drawn.
+    pub(super) is_cut: bool,
     pub(super) whole: ByteCount,
     /// The largest paths, for those who cannot see it.
     pub(super) largest: Vec<(PathLabel, ByteCount)>,
@@ -74,6 +79,7 @@ impl Treemap {
         let mut drawing = Self {
             tiles: Vec::new(),
             paths: rows.len(),
+            is_cut: rows.len() >= CLOSURE_MAX as usize,
             whole: ByteCount(rows.iter().map(|row| row.info.nar_size).sum()),
             largest: largest(rows),
         };
@@ -132,7 +138,8 @@ impl Treemap {
     }
 
     fn add(&mut self, row: &PathRow, bytes: u64, area: Area, colour: usize, is_group: bool) {
-        if area.width < SIDE_MIN || area.height < SIDE_MIN {
+        let is_small = area.width < SIDE_MIN || area.height < SIDE_MIN;
+        if is_small || area.width * area.height < AREA_MIN {
             return;
         }
         let label = PathLabel::new(row.info.path.to_string());
@@ -207,18 +214,17 @@ fn squarified(weights: &[u64], area: Area) -> Vec<Area> {
     let (mut placed, mut rest, mut from) = (Vec::new(), area, 0);
     while from < sizes.len() {
         let side = rest.width.min(rest.height).max(f64::EPSILON);
-        let worst = |row: &[f64]| {
-            let sum: f64 = row.iter().sum();
-            let thickness = sum / side;
-            row.iter()
-                .map(|size| (size / thickness / thickness).max(thickness * thickness / size))
-                .fold(1.0, f64::max)
+        // The first is the largest and the last the smallest: one of both is the least square.
+        let worst = |sum: f64, smallest: f64| {
+            let squared = sum * sum / (side * side);
+            (sizes[from] / squared).max(squared / smallest)
         };
-        let mut to = from + 1;
-        while to < sizes.len() && worst(&sizes[from..=to]) <= worst(&sizes[from..to]) {
+        let (mut to, mut sum) = (from + 1, sizes[from]);
+        while to < sizes.len() && worst(sum + sizes[to], sizes[to]) <= worst(sum, sizes[to - 1]) {
+            sum += sizes[to];
             to += 1;
         }
-        let thickness = sizes[from..to].iter().sum::<f64>() / side;
+        let thickness = sum / side;
         let mut along = 0.0;
         for size in &sizes[from..to] {
             let length = size / thickness;

@@ -91,13 +91,9 @@
   const only = document.body.querySelector("[data-only]");
   const query = only ? `?derivation=${encodeURIComponent(only.dataset.only)}` : "";
   const events = new EventSource(`${root}api/v1/events${query}`);
-  let first = true;
   events.addEventListener("open", () => { begun = new Map(); });
-  events.addEventListener("queue", () => {
-    // The page itself is as new as the first event.
-    if (!first) refresh();
-    first = false;
-  });
+  // The first event, too: something may have changed since the page was made.
+  events.addEventListener("queue", refresh);
   events.addEventListener("log", (event) => {
     const { derivation, lines } = JSON.parse(event.data);
     const kept = [...(begun.get(derivation) || []), ...lines].slice(-LINES_MAX);
