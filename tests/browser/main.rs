@@ -237,6 +237,9 @@ fn every_answer_of_the_api_is_as_its_openapi_document_says() {
     let url = scene.cache.ondine.url();
     let token = scene.cache.ondine.new_token("tests", "read,build,cancel,pin", &[]);
     let mut command = std::process::Command::new(program);
+    // It leaves a folder where it runs.
+    let folder = tempfile::tempdir().expect("a folder");
+    command.current_dir(folder.path());
     command.args(["run", &format!("{url}/api/v1/openapi.json"), "--url", &url]);
     command.args(["--header", &format!("Authorization: Bearer {token}")]);
     // The events have no end.

@@ -33,6 +33,9 @@
       wrap.append(block, button);
     }
   }
+  // Live parts as the server has made them: what is the same is left alone, with its place and its focus.
+  const made = new Map();
+  for (const part of document.querySelectorAll("[data-live]")) made.set(part.id, part.innerHTML);
   addCopyButtons(document);
 
   const seconds = (total) => {
@@ -71,7 +74,9 @@
         const page = new DOMParser().parseFromString(await answer.text(), "text/html");
         for (const part of document.querySelectorAll("[data-live]")) {
           const fresh = page.getElementById(part.id);
-          if (!fresh || part.contains(document.activeElement)) continue;
+          if (!fresh || fresh.innerHTML === made.get(part.id)) continue;
+          if (part.contains(document.activeElement)) continue;
+          made.set(part.id, fresh.innerHTML);
           part.replaceChildren(...fresh.childNodes);
           addCopyButtons(part);
         }
