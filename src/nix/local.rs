@@ -207,8 +207,8 @@ impl LocalStore {
         Ok(read.into_iter().map(|(outputs, drv)| (drv, outputs)).collect())
     }
 
-    /// Derivations in the store that need the outputs of one, at most `max`, the latest ones; none where Nix's
-    /// database cannot be read.
+    /// Derivations in the store that need the outputs of one, at most `max`, the latest ones; none where
+    /// Nix's database cannot be read.
     pub async fn dependants_of(&self, drv: &StorePath, max: u32) -> Vec<StorePath> {
         let drv = drv.clone();
         let found = self.ask_database(move |database| database.referrers(&drv, max)).await;
