@@ -67,11 +67,10 @@ impl Bench {
         self.pusher.home().join("netrc")
     }
 
-    /// Time that `nix copy` takes to push the closure of a path.
+    /// Time that `nix copy` takes to push the closure of a path, with its own compression.
     fn nix_copy(&self, to: &str, path: &Path) -> Duration {
-        let url = format!("{to}?compression=zstd");
         let netrc = self.netrc();
-        let words = ["copy", "--netrc-file", text(&netrc), "--to", &url, text(path)];
+        let words = ["copy", "--netrc-file", text(&netrc), "--to", to, text(path)];
         // What the client remembers of the server before it was emptied is wrong.
         self.pusher.forget_answers();
         let begun = Instant::now();
@@ -102,7 +101,7 @@ impl Bench {
         let took = begun.elapsed();
         let answer = String::from_utf8_lossy(&answer);
         assert_eq!(
-            answer.matches("\"state\":\"served\"").count(),
+            answer.matches("\"state\": \"served\"").count(),
             served,
             "{}",
             &answer[..answer.len().min(2000)]
@@ -133,6 +132,7 @@ impl Report {
     fn row(&mut self, what: &str, measured: &str, target: &str, held: bool) {
         self.held &= held;
         let word = if held { "ok" } else { "MISSED" };
+        eprintln!("{what}: {measured}");
         writeln!(self.table, "| {what} | {measured} | {target} | {word} |").expect("memory takes everything");
     }
 
@@ -169,7 +169,7 @@ fn main() -> ExitCode {
     let mut rounds = Vec::new();
     for _ in 0..MANY_ROUNDS {
         bench.empty_server();
-        let copied = bench.nix_copy(&cached, &path);
+        let copied = bench.nix_copy(&format!("{cached}?compression=zstd"), &path);
         let token = bench.empty_server();
         rounds.push((bench.ondine_push(&token, &path), copied));
     }
