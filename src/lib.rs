@@ -35,6 +35,7 @@ pub mod compare;
 pub mod retention;
 
 pub mod contents;
+pub mod debug_info;
 pub mod packer;
 pub mod recover;
 pub mod roots;

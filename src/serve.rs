@@ -195,6 +195,7 @@ impl Server {
             requests: requests.clone(),
             packer: caches.packer.clone(),
             contents,
+            debug_info: storage.debug_info.clone(),
             importer: caches.importer.clone(),
             retention: caches.retention.clone(),
             failures: builds.failures.clone(),

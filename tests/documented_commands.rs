@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use support::addresses::{base_name, narinfo_address};
 use support::process::{Finished, run};
-use support::{Background, Client, Http, NixStore, Ondine, Release, derivations, text, wait_until};
+use support::{
+    Background, Client, Derivation, Http, NixStore, Ondine, Release, derivations, text, wait_until,
+};
 
 /// Languages of blocks that are no commands: sessions and formats that a reader compares or adapts.
 const OTHER_LANGUAGES: [&str; 5] = ["", "console", "ini", "nginx", "yaml"];
@@ -119,11 +121,18 @@ fn all_blocks(language: &str) -> Vec<Block> {
     blocks.into_iter().filter(|block| block.language == language).collect()
 }
 
+/// The package of the documentation, with a program.
+fn sample() -> Derivation {
+    let script =
+        "mkdir -p $out/bin; printf '#!/bin/sh\necho Hello\n' > $out/bin/hello; chmod +x $out/bin/hello";
+    Derivation::new("hello-2.12.1", script)
+}
+
 /// The package set of the documentation: a derivation that builds, and one that fails.
 fn package_set(store: &NixStore) -> PathBuf {
     let folder = store.folder().join("nixpkgs");
     std::fs::create_dir(&folder).expect("the test's folder can be written to");
-    let hello = derivations::text_file("hello-2.12.1", "Hello").to_nix();
+    let hello = sample().to_nix();
     let openssl = derivations::failing("openssl").to_nix();
     std::fs::write(folder.join("default.nix"), format!("{{ hello = {hello}; openssl = {openssl}; }}"))
         .expect("the test's folder can be written to");
@@ -145,7 +154,7 @@ impl Scene {
         let daemon = store.daemon();
         let set = format!("nixpkgs expression:{}", package_set(&store).display());
         let ondine = Ondine::start(&store, &["--catalogue", &set, "--key-name", "cache-1"]);
-        let sample = store.instantiate(&derivations::text_file("hello-2.12.1", "Hello"));
+        let sample = store.instantiate(&sample());
         let failing = store.instantiate(&derivations::failing("openssl"));
         let http = Http::new(&ondine.url());
         http.wait_until_ready();

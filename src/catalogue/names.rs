@@ -12,11 +12,17 @@ use super::walk::THROWN;
 use super::{Catalogue, Tools};
 use crate::escape::Line;
 use crate::index::{self, Index};
-use crate::model::{AttributeName, AttributeRow, Attributed};
+use crate::model::{AttributeName, AttributeRow, Attributed, Search};
+use crate::nearest::similar;
 use crate::nix::read_derivation;
 
 /// The output that is meant where neither the name nor the evaluation says which.
 const DEFAULT_OUTPUT: &str = "out";
+
+/// Characters at its beginning that a suggested name has in common with the one that nothing has, and
+/// attributes that are compared at most.
+const SAME_CHARS: usize = 2;
+const COMPARED_MAX: u32 = 2000;
 
 /// Looks names up; clones share what it needs.
 #[derive(Clone)]
@@ -227,6 +233,17 @@ impl NameResolver {
             }
             (Err(reason), _) => Err(reason),
         }
+    }
+
+    /// The attribute of a set whose name is most like this one, among those with the same beginning.
+    pub async fn similar(&self, set: &SetName, name: &str, system: Option<&str>) -> Option<String> {
+        let settings = self.catalogue.settings_of(set.as_str())?;
+        let system = settings.system(system).ok()?.to_owned();
+        let beginning: String = name.chars().filter(|c| *c != '*').take(SAME_CHARS).collect();
+        let like = Some(format!("{beginning}*"));
+        let search = Search { like, after: String::new(), system, max: COMPARED_MAX };
+        let (_, rows) = self.index.listed(set.to_string(), search).await.ok()??;
+        similar(name, rows.iter().map(|row| &*row.attribute)).map(str::to_owned)
     }
 
     async fn look_up(

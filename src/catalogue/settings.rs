@@ -37,6 +37,8 @@ pub struct SetSettings {
     pub allow: Vec<NamePattern>,
     /// Attributes and names of what may not be built all the same.
     pub deny: Vec<NamePattern>,
+    /// Attribute below which the statically linked packages are, under the same names.
+    pub static_attributes: Option<AttributePath>,
     /// Time for which a replaced generation still answers.
     pub keep: Duration,
     /// Rights and limits of its evaluation.

@@ -101,6 +101,18 @@ pub(super) const KEYS: &[Setting<RawCatalogue>] = &[
         },
     },
     Setting {
+        name: "static-attributes",
+        doc: "Attribute below which the set has its packages linked statically, such as `pkgsStatic` in nixpkgs. A program \
+              that is requested by its name (`/bin/<program>`) is looked for there first.",
+        default: DefaultValue::Described("none"),
+        value: &Text {
+            placeholder: "ATTRIBUTE",
+            expected: "an attribute such as pkgsStatic",
+            parse: AttributePath::parse,
+            set: |to: &mut RawCatalogue, path| to.static_attributes = Some(path),
+        },
+    },
+    Setting {
         name: "retain",
         doc: "Time for which a replaced generation still answers.",
         default: DefaultValue::Is("14d"),
@@ -229,6 +241,7 @@ pub(super) struct RawCatalogue {
     refresh: Option<Duration>,
     allow: Vec<NamePattern>,
     deny: Vec<NamePattern>,
+    static_attributes: Option<AttributePath>,
     retain: Duration,
     import_from_derivation: bool,
     nix_path: Vec<String>,
@@ -285,6 +298,7 @@ pub(super) fn add(to: &mut SettingsDraft, read: RawCatalogue, table: &RawTable) 
         refresh: read.refresh,
         allow: read.allow,
         deny: read.deny,
+        static_attributes: read.static_attributes,
         keep: read.retain,
         evaluation: Evaluation {
             import_from_derivation: read.import_from_derivation,

@@ -106,7 +106,7 @@ const ALL: &str = "\
     priority = 4\nmode = 'redirect'\nconnect-timeout = '1s'\nstall-timeout = '9s'\ncredentials-file = '/c'\n\
     private-targets = true\n\
     [[catalogue]]\nname = 'pkgs'\nsource = { expression = '/p', attributes = ['a.b'] }\nindex = 'lazy'\n\
-    systems = ['a-linux']\nrefresh = '1h'\nallow = ['a*']\ndeny = ['b*']\nretain = '1d'\n\
+    systems = ['a-linux']\nrefresh = '1h'\nallow = ['a*']\ndeny = ['b*']\nstatic-attributes = 'musl'\nretain = '1d'\n\
     import-from-derivation = true\nnix-path = ['x=/x']\nallowed-uris = ['https://x']\ntimeout = '2h'\n\
     attribute-timeout = '1m'\nmax-memory-bytes = '1GiB'\n\
     [[catalogue]]\nname = 'flake'\nsource.flake = 'github:a/b'\nrefresh = 'manual'\n\

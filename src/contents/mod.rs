@@ -1,8 +1,13 @@
 //! Files within the NARs that are served: listings, single files and whole closures. Reads verified NARs
 //! alone, never the Nix store itself, so that a file is what its narinfo was signed for. Knows no HTTP.
 
+mod archive;
 mod blocking;
+mod closure;
+mod export;
+mod image;
 mod resolve;
+mod tar;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -11,13 +16,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use narinfo::nar::Listing;
 use narinfo::{NarHash, StoreDir};
+use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
 use crate::index::{self, Index};
 use crate::nar_store::{Form, NarStream};
 use crate::packer::{self, Packer};
 use crate::single_flight::{Joined, SingleFlight};
+pub use archive::{Archive, ArchiveForm};
 use blocking::BlockingReader;
+pub use closure::closure_digest;
+use image::BlobDigest;
+pub use image::ImageConfig;
 pub use resolve::{ResolveError, ResolvedFile};
 
 /// Memory of listings that are kept, in bytes, and time for which one is kept that nobody asks for. One that
@@ -26,6 +36,10 @@ const LISTINGS_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const LISTING_IDLE: Duration = Duration::from_secs(24 * 3600);
 /// NARs that are read for their listings at the same time; each takes a core.
 const LISTED_AT_ONCE_MAX: usize = 2;
+/// Digests of files, and of layers of images, that are remembered.
+const DIGESTS_MAX: u64 = 10_000;
+/// Archives that are sent at the same time, each by a thread.
+const ARCHIVES_MAX: usize = 32;
 
 /// Why contents cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +53,12 @@ pub enum Error {
     /// The NAR was evicted a moment ago.
     #[error("evicted at this moment; ask again")]
     Evicted,
+    /// The closure has too many paths.
+    #[error("its closure has more than {0} paths, which is too much for such an archive")]
+    TooLarge(usize),
+    /// Too many archives are being sent.
+    #[error("too many archives are being sent; ask again in a while")]
+    Busy,
     /// The NAR cannot be read to its end.
     #[error("its contents cannot be read: {0}")]
     Unreadable(Arc<str>),
@@ -55,6 +75,12 @@ struct Inner {
     listings: moka::sync::Cache<NarHash, Arc<Listing>>,
     under_way: SingleFlight<NarHash, Result<Arc<Listing>, Arc<str>>>,
     permits: Semaphore,
+    /// SHA-256 of files, by their NAR and their place in it.
+    digests: moka::sync::Cache<(NarHash, u64), [u8; 32]>,
+    /// Digests of layers of images, by their contents.
+    layers: moka::sync::Cache<[u8; 32], BlobDigest>,
+    /// Permits to send an archive.
+    archives: Arc<Semaphore>,
 }
 
 /// Bytes of a part of a plain NAR.
@@ -88,6 +114,9 @@ impl Contents {
             listings,
             under_way: SingleFlight::default(),
             permits: Semaphore::new(LISTED_AT_ONCE_MAX),
+            digests: moka::sync::Cache::new(DIGESTS_MAX),
+            layers: moka::sync::Cache::new(DIGESTS_MAX),
+            archives: Arc::new(Semaphore::new(ARCHIVES_MAX)),
         }))
     }
 
@@ -135,6 +164,11 @@ impl Contents {
     /// # Errors
     /// When the NAR cannot be opened.
     pub async fn slice(&self, nar: NarHash, part: Range<u64>) -> Result<NarSlice, Error> {
+        self.open(nar, part, Form::Plain).await
+    }
+
+    /// A part of a plain NAR, from the file in this form: the uncompressed copy, or the packed file.
+    async fn open(&self, nar: NarHash, part: Range<u64>, form: Form) -> Result<NarSlice, Error> {
         let packer = &self.0.packer;
         let mut served = packer.find(nar, Some(Form::Plain)).await?.ok_or(Error::Evicted)?;
         let part = part.start..part.end.min(served.nar_size());
@@ -143,12 +177,33 @@ impl Contents {
             let start = end.min(usize::try_from(part.start).unwrap_or(usize::MAX));
             return Ok(NarSlice::Memory(small.bytes.slice(start..end)));
         }
-        let (nar, form) = packer.open(&mut served, Form::Plain).await?;
+        let (nar, form) = packer.open(&mut served, form).await?;
         let stream = match form {
             Form::Plain => NarStream::as_it_is(nar, part),
             Form::Zstd => NarStream::decoded(nar, part).map_err(packer::Error::Store)?,
         };
         Ok(NarSlice::Streamed { stream, packed: served.packed.is_some() })
+    }
+
+    /// SHA-256 of a part of a NAR, which is read whole unless it was before.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub async fn sha256(&self, nar: NarHash, part: Range<u64>) -> Result<[u8; 32], Error> {
+        let key = (nar, part.start);
+        if let Some(digest) = self.0.digests.get(&key) {
+            return Ok(digest);
+        }
+        let mut reader = BlockingReader::new(self.slice(nar, part).await?);
+        let read = tokio::task::spawn_blocking(move || {
+            let mut digest = Sha256::new();
+            std::io::copy(&mut reader, &mut digest)?;
+            Ok(digest.finalize().into())
+        });
+        let read = read.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let digest = read.map_err(unreadable)?;
+        self.0.digests.insert(key, digest);
+        Ok(digest)
     }
 
     /// The first bytes of a part of a NAR, `bytes_max` at most.

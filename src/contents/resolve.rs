@@ -7,14 +7,13 @@ use std::sync::Arc;
 use narinfo::nar::{EntryKind, Listing, ListingEntry};
 use narinfo::{NarHash, StorePath, StorePathHash};
 
+use super::closure::CLOSURE_PATHS_MAX;
 use super::{Contents, Error};
 use crate::escape::Line;
 use crate::nearest::similar;
 
 /// Symlinks on the way to a file at most, as on Linux.
 const SYMLINKS_MAX: usize = 40;
-/// Paths of a closure that are looked at for the target of a symlink, at most.
-const CLOSURE_PATHS_MAX: usize = 100_000;
 /// Names of a directory that are looked through for one that is meant, at most.
 const SIBLINGS_MAX: usize = 10_000;
 

@@ -34,6 +34,8 @@ pub const NARINFO: HeaderValue = HeaderValue::from_static("text/x-nix-narinfo");
 pub const NAR: HeaderValue = HeaderValue::from_static("application/x-nix-nar");
 /// The media type of a zstd file.
 pub const ZSTD: HeaderValue = HeaderValue::from_static("application/zstd");
+/// Tar files.
+pub const TAR: HeaderValue = HeaderValue::from_static("application/x-tar");
 /// Plain text for people.
 pub const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 /// Server-sent events: <https://html.spec.whatwg.org/multipage/server-sent-events.html>.
@@ -224,6 +226,44 @@ pub fn plain_page(html: String) -> Answer {
     let policy =
         HeaderValue::from_static("default-src 'none'; style-src 'unsafe-inline'; form-action 'self'");
     answer.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+    answer
+}
+
+/// The answer as a file that is saved under this name.
+pub fn saved_as(mut answer: Answer, name: &str) -> Answer {
+    let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '"' | '\\' | '/' | ';' | '%');
+    let simple: String = name.chars().map(|c| if plain(c) { c } else { '_' }).collect();
+    let mut value = format!("attachment; filename=\"{simple}\"");
+    if simple != name {
+        // RFC 6266 and RFC 8187.
+        let encoded = percent_encoding::utf8_percent_encode(name, percent_encoding::NON_ALPHANUMERIC);
+        value.push_str(&format!("; filename*=UTF-8''{encoded}"));
+    }
+    set_text(answer.headers_mut(), header::CONTENT_DISPOSITION, &value);
+    answer
+}
+
+/// The answer with the SHA-256 of the whole file, in base64 (RFC 9530).
+pub fn with_digest(mut answer: Answer, sha256: &str) -> Answer {
+    set_text(answer.headers_mut(), HeaderName::from_static("repr-digest"), &format!("sha-256=:{sha256}:"));
+    answer
+}
+
+/// 202 for what is not there yet, with its state and the address at which that is told.
+pub fn accepted(state: &impl serde::Serialize, address: Option<&str>) -> Answer {
+    let mut answer = of_json(StatusCode::ACCEPTED, state);
+    if let Some(address) = address {
+        set_text(answer.headers_mut(), header::LOCATION, address);
+    }
+    noted(answer, RequestOutcome::Miss)
+}
+
+/// 200 with a body that is made while it is sent, and that has no ranges.
+pub fn made_anew(media_type: HeaderValue, etag: &str, body: Body) -> Answer {
+    let mut answer = streamed(media_type, body);
+    let headers = answer.headers_mut();
+    revalidated(headers, etag);
+    headers.insert(header::ACCEPT_RANGES, HeaderValue::from_static("none"));
     answer
 }
 

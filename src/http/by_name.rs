@@ -2,20 +2,27 @@
 //! the build in silence, since its answer, a redirect or an error, is known only then. Decides nothing about
 //! builds: the name leads to a hash, which is asked for as by any client.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use narinfo::{Compression, NarHash, StorePath};
+use narinfo::{Compression, StorePath};
+use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::Service;
 use super::answer::{self, Answer, json};
 use super::api::{AttributeDependant, AttributeDetails, AttributeOutput, RememberedFailure};
 use super::call::{Call, parameters};
+use super::delivery::{Delivery, DeliveryRequest, wait_of};
 use super::error::Error;
 use super::response_future::ResponseFuture;
 use crate::catalogue::{NoSuchName, ResolvedName, Selection, SetName};
-use crate::index;
+use crate::escape::Line;
+use crate::index::{self, CachedNarInfo};
 use crate::model::AttributeName;
-use crate::substitute::{Missing, OnMiss, WaitEnd};
+use crate::substitute::Missing;
+
+/// Ending of an address that leads to a tar file.
+const TAR: &str = ".tar.zst";
 
 /// Derivations that need a package, in an answer.
 const DEPENDANTS_MAX: u32 = 100;
@@ -30,88 +37,152 @@ pub(super) struct PackageAddress {
     system: Option<String>,
     /// Form of the download: plain, or zstd.
     compression: Compression,
+    /// Longest wait for a build.
+    wait: Option<Duration>,
+}
+
+/// A package that was found, and the output of it that is wanted.
+#[derive(Clone, Debug)]
+pub(super) struct NamedOutput {
+    pub(super) named: Arc<ResolvedName>,
+    /// `None` for the attribute's own.
+    output: Option<String>,
 }
 
 impl PackageAddress {
-    /// Parses `<set>` and `<attribute>[^<output>]`, and the query behind them.
-    pub(super) fn parse([set, attribute]: [&str; 2], query: Option<&str>) -> Option<Self> {
-        let mut address = Self {
-            set: SetName::new(set)?,
-            selection: Selection::parse(attribute)?,
-            system: None,
-            compression: Compression::None,
-        };
+    /// An attribute without its address.
+    pub(super) fn of(set: SetName, selection: Selection, system: Option<String>) -> Self {
+        Self { set, selection, system, compression: Compression::None, wait: None }
+    }
+
+    /// Parses `<set>` and `<attribute>[^<output>]`, and the query behind them, which has some of these keys.
+    pub(super) fn parse([set, attribute]: [&str; 2], query: Option<&str>, keys: &[&str]) -> Option<Self> {
+        let mut address = Self::of(SetName::new(set)?, Selection::parse(attribute)?, None);
         for (key, value) in parameters(query) {
-            let value: String = value?;
+            let value: String = value.filter(|_| keys.contains(&key))?;
             match key {
                 "system" => address.system = Some(value),
                 "compression" if value == "none" => address.compression = Compression::None,
                 "compression" if value == "zstd" => address.compression = Compression::Zstd,
+                "wait" => address.wait = Some(wait_of(&value)?),
+                // For the handler.
+                "program" => {}
                 _ => return None,
             }
         }
         Some(address)
     }
-}
 
-/// Describes an attribute, and what of it is served.
-pub(super) fn describe(call: Call<'_>) -> Option<ResponseFuture> {
-    let (service, address) = (call.service.clone(), PackageAddress::parse(call.arguments, call.query)?);
-    Some(ResponseFuture::pending(async move { Ok(json(&description(&service, &address).await?)) }))
-}
-
-/// Redirects to the NAR of an output, which is built first where need be.
-pub(super) fn download(call: Call<'_>) -> Option<ResponseFuture> {
-    let address = PackageAddress::parse(call.arguments, call.query)?;
-    let (service, on_miss) = (call.service.clone(), call.on_miss());
-    // Folders below the cache's own address: an attribute may have slashes.
-    let depth = call.raw_path.matches('/').count() - 1;
-    Some(ResponseFuture::pending(async move { nar_address(&service, &address, on_miss, depth).await }))
-}
-
-/// An attribute, and what of it is served.
-pub(super) async fn description(service: &Service, name: &PackageAddress) -> Result<AttributeDetails, Error> {
-    let (named, _) = find(service, name).await?;
-    let view = view(service, named).await;
-    view.map_err(|error| Error::index(&error, "an attribute cannot be read"))
-}
-
-async fn nar_address(
-    service: &Service,
-    name: &PackageAddress,
-    on_miss: OnMiss,
-    depth: usize,
-) -> Result<Answer, Error> {
-    let (named, output) = find(service, name).await?;
-    let denied = Missing::Denied { drv: named.drv.clone(), set: named.set.to_string() };
-    if named.denied && named.outputs.is_empty() {
-        return Err(denied.into());
+    /// The package that it stands for, and the output that is named.
+    pub(super) async fn resolve(&self, service: &Service) -> Result<NamedOutput, NoSuchName> {
+        let names = &service.state.names;
+        let (named, output) = names.select(&self.set, &self.selection, self.system.as_deref()).await?;
+        Ok(NamedOutput { named: Arc::new(named), output: output.map(str::to_owned) })
     }
-    let on_miss = if named.denied { on_miss.without_building() } else { on_miss };
-    let path = named.output(output)?;
-    match service.wait(path.hash(), on_miss).ended().await {
-        WaitEnd::Ready(ready) => Ok(leads_to(ready.nar_hash, name.compression, depth)),
-        WaitEnd::Missing(Missing::NotBuilt(_)) if named.denied => Err(denied.into()),
-        WaitEnd::Missing(reason) => Err(reason.into()),
-        WaitEnd::Stopped => {
-            let reason = "the server stops while this is built; ask again, it keeps its place";
-            Err(Error::unavailable(reason))
+
+    /// The same; the error suggests the nearest name.
+    pub(super) async fn find(&self, service: &Service) -> Result<NamedOutput, Error> {
+        match self.resolve(service).await {
+            Ok(named) => Ok(named),
+            Err(reason @ NoSuchName::Attribute { .. }) => {
+                let attribute = self.selection.path.to_string();
+                let similar =
+                    service.state.names.similar(&self.set, &attribute, self.system.as_deref()).await;
+                let hint = similar.map(|name| format!("; did you mean {}?", Line(name))).unwrap_or_default();
+                Err(Error::NotFound(format!("{reason}{hint}")))
+            }
+            Err(reason) => Err(reason.into()),
         }
     }
 }
 
-/// The address is relative, since the cache may itself be in a folder of a proxy.
-fn leads_to(nar: NarHash, compression: Compression, depth: usize) -> Answer {
-    let (up, ending) = ("../".repeat(depth), compression.file_ending());
-    answer::redirect(&format!("{up}nar/{}.nar{ending}", nar.to_nixbase32()))
+impl NamedOutput {
+    /// The path, once it is served.
+    pub(super) async fn delivered(&self, asked: &DeliveryRequest) -> Result<Delivery, Error> {
+        let named = &*self.named;
+        let denied = || Missing::Denied { drv: named.drv.clone(), set: named.set.to_string() };
+        if named.denied && named.outputs.is_empty() {
+            return Err(denied().into());
+        }
+        let hash = self.path()?.hash();
+        if !named.denied {
+            return asked.path(hash, asked.on_miss.clone()).await;
+        }
+        match asked.path(hash, asked.on_miss.clone().without_building()).await {
+            Err(Error::Missing(missing)) if matches!(*missing, Missing::NotBuilt(_)) => Err(denied().into()),
+            delivered => delivered,
+        }
+    }
+
+    /// Its path, which need not be served.
+    pub(super) fn path(&self) -> Result<&StorePath, NoSuchName> {
+        self.named.output(self.output.as_deref())
+    }
+
+    /// The output that is named; else these, as far as there are such, and the attribute's own.
+    pub(super) fn outputs(&self, preferred: &[&str]) -> Vec<Self> {
+        if self.output.is_some() {
+            return vec![self.clone()];
+        }
+        let (own, known) = (self.named.own_output.as_deref(), &self.named.outputs);
+        let mut names: Vec<&str> =
+            preferred.iter().copied().filter(|name| known.contains_key(*name)).collect();
+        names.extend(own.filter(|own| !names.contains(own)));
+        if names.is_empty() {
+            return vec![self.clone()];
+        }
+        let output = |name: &str| Self { named: Arc::clone(&self.named), output: Some(name.to_owned()) };
+        names.into_iter().map(output).collect()
+    }
 }
 
-/// The package that a name stands for, and the output that is named.
-async fn find<'a>(
-    service: &Service,
-    name: &'a PackageAddress,
-) -> Result<(ResolvedName, Option<&'a str>), NoSuchName> {
-    service.state.names.select(&name.set, &name.selection, name.system.as_deref()).await
+/// Describes an attribute, and what of it is served.
+pub(super) fn describe(call: Call<'_>) -> Option<ResponseFuture> {
+    let (service, address) = (call.service.clone(), described(&call)?);
+    Some(ResponseFuture::pending(async move { Ok(json(&description(&service, &address).await?)) }))
+}
+
+/// The attribute that an address describes.
+pub(super) fn described(call: &Call<'_>) -> Option<PackageAddress> {
+    let [set, attribute, ..] = call.arguments;
+    PackageAddress::parse([set, attribute], call.query, &["system"])
+}
+
+/// Redirects to the NAR of an output, or to its closure as a tar file; it is built first where need be.
+pub(super) fn download(call: Call<'_>) -> Option<ResponseFuture> {
+    let [set, attribute, ..] = call.arguments;
+    let (attribute, is_tar) = match attribute.strip_suffix(TAR) {
+        Some(attribute) => (attribute, true),
+        None => (attribute, false),
+    };
+    let address = PackageAddress::parse([set, attribute], call.query, &["system", "compression", "wait"])?;
+    // Folders below the cache's own address: an attribute may have slashes.
+    let up = "../".repeat(call.raw_path.matches('/').count() - 1);
+    let asked = DeliveryRequest::of(call).waiting(address.wait);
+    Some(ResponseFuture::pending(async move {
+        match address.find(&asked.service).await?.delivered(&asked).await? {
+            Delivery::Ready(ready) if is_tar => {
+                Ok(answer::redirect(&format!("{up}closure/{}{TAR}", ready.path.hash())))
+            }
+            Delivery::Ready(ready) => Ok(leads_to(&up, &ready, address.compression)),
+            Delivery::Pending(answer) => Ok(answer),
+        }
+    }))
+}
+
+/// An attribute, and what of it is served.
+pub(super) async fn description(service: &Service, name: &PackageAddress) -> Result<AttributeDetails, Error> {
+    let named = name.find(service).await?.named;
+    let view = view(service, Arc::unwrap_or_clone(named)).await;
+    view.map_err(|error| Error::index(&error, "an attribute cannot be read"))
+}
+
+/// The address is relative, since the cache may itself be in a folder of a proxy. It says under which name
+/// the file is saved.
+fn leads_to(up: &str, ready: &CachedNarInfo, compression: Compression) -> Answer {
+    let (nar, ending) = (ready.nar_hash.to_nixbase32(), compression.file_ending());
+    let name = utf8_percent_encode(ready.path.name(), NON_ALPHANUMERIC);
+    answer::redirect(&format!("{up}nar/{nar}.nar{ending}?name={name}"))
 }
 
 async fn view(service: &Service, named: ResolvedName) -> Result<AttributeDetails, index::Error> {
@@ -191,9 +262,11 @@ mod tests {
                 },
                 system: system.map(str::to_owned),
                 compression,
+                wait: None,
             }
         };
-        let parse = |attribute, query| PackageAddress::parse(["pkgs", attribute], query);
+        let keys = ["system", "compression", "wait"];
+        let parse = |attribute, query| PackageAddress::parse(["pkgs", attribute], query, &keys);
         for (path, query, expected) in [
             ("hello", None, name("hello", None, None, Compression::None)),
             ("a.narinfo", None, name("a.narinfo", None, None, Compression::None)),
@@ -217,9 +290,11 @@ mod tests {
             ("a^", None),
             ("a", Some("sistem=a-linux")),
             ("a", Some("compression=xz")),
+            ("a", Some("wait=301")),
         ] {
             assert_eq!(parse(path, query), None, "{path} {query:?}");
         }
-        assert_eq!(PackageAddress::parse(["p.k", "a"], None), None);
+        assert_eq!(PackageAddress::parse(["p.k", "a"], None, &keys), None);
+        assert_eq!(PackageAddress::parse(["pkgs", "a"], Some("compression=zstd"), &["system"]), None);
     }
 }

@@ -68,6 +68,28 @@ pub(super) enum Content {
     Redirect,
 }
 
+/// Parameters that several endpoints have.
+pub(super) const SYSTEM: (&str, &str) =
+    ("system", "system of the package; default: the first one of the set");
+pub(super) const WAIT_QUERY: (&str, &str) = (
+    "wait",
+    "longest wait for a build in seconds, at most 300; then 202 with its state; default: to its end",
+);
+pub(super) const RUN_QUERY: &[(&str, &str)] =
+    &[SYSTEM, ("program", "the program; default: the one with the name of the attribute, or the only one")];
+const SYSTEM_QUERY: &[(&str, &str)] = &[SYSTEM];
+pub(super) const PROGRAM_QUERY: &[(&str, &str)] = &[SYSTEM, WAIT_QUERY];
+
+pub(super) const ATTRIBUTES_QUERY: &[(&str, &str)] = &[
+    (
+        "q",
+        "a part of the attribute or of its derivation's name; with `*`, which stands for anything, all of it",
+    ),
+    ("system", "system of the attributes; default: the first one of the set"),
+    ("after", "`next` of the page before"),
+    ("limit", "attributes in a page, 1 to 1000; default: 100"),
+];
+
 impl Endpoint {
     /// An endpoint of the cache protocol.
     pub(super) const fn cache(pattern: &'static str, handler: Handler) -> Self {
@@ -85,6 +107,23 @@ impl Endpoint {
         Self { label: RouteLabel::Page, answer: Content::Media("text/html"), is_page: true, ..endpoint }
     }
 
+    /// An endpoint for people that gives a file of this media type.
+    pub(super) const fn file(media_type: &'static str, pattern: &'static str, handler: Handler) -> Self {
+        let endpoint = Self::page(pattern, handler);
+        Self { label: RouteLabel::File, answer: Content::Media(media_type), ..endpoint }
+    }
+
+    /// A file that is the same of an attribute as the row before is of a hash.
+    pub(super) const fn of_attribute(
+        media_type: &'static str,
+        pattern: &'static str,
+        handler: Handler,
+    ) -> Self {
+        let endpoint = Self::file(media_type, pattern, handler);
+        let summary = "the same of an attribute, which is built first where need be";
+        Self { summary, query: SYSTEM_QUERY, ..endpoint }.taking_slashes()
+    }
+
     /// An upload.
     pub(super) const fn upload(pattern: &'static str, handler: Handler) -> Self {
         let endpoint = Self::new(Audience::Upload, Verb::Put, pattern, Action::Push, handler);
@@ -94,6 +133,12 @@ impl Endpoint {
     /// An endpoint of the API.
     pub(super) const fn api(verb: Verb, pattern: &'static str, action: Action, handler: Handler) -> Self {
         Self::new(Audience::Api, verb, pattern, action, handler)
+    }
+
+    /// An endpoint of the API that changes something, and tells of it line by line.
+    pub(super) const fn change(verb: Verb, pattern: &'static str, action: Action, handler: Handler) -> Self {
+        let endpoint = Self::api(verb, pattern, action, handler);
+        Self { label: RouteLabel::Change, answer: Content::Lines, ..endpoint }
     }
 
     const fn new(

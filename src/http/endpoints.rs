@@ -10,7 +10,9 @@ use super::api::{
     MissingPathsRequest, PackageSet, PackageSetDetails, PathDetails, PinView, QueueStatus, RememberedFailure,
     RequestDetails, RetryRequest, ServerStatus, TokenView, UpstreamStatus, UsageReport,
 };
-use super::endpoint::{Content, Endpoint, Verb};
+use super::endpoint::{
+    ATTRIBUTES_QUERY, Content, Endpoint, PROGRAM_QUERY, RUN_QUERY, SYSTEM, Verb, WAIT_QUERY,
+};
 use super::traffic::RouteLabel;
 use super::{
     builders, builds, by_name, catalogue, explain, failures, files, history, info, listing, live, log,
@@ -76,16 +78,21 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
     Endpoint {
         label: RouteLabel::Download,
         answer: Content::Redirect,
-        summary: "NAR of a package by name (<attribute>^<output> for another output), which is built first where need be",
-        query: &[
-            ("system", "system of the package; default: the first one of the set"),
-            ("compression", "`none`, which is the default, or `zstd`"),
-        ],
+        summary: "NAR of a package by name (<attribute>^<output> for another output), or its closure (<attribute>.tar.zst), \
+                  built first where need be",
+        query: &[SYSTEM, ("compression", "`none`, which is the default, or `zstd`"), WAIT_QUERY],
         form: Some(
             "contents are at /get/<set>/<attribute>, with ^<output>, ?system=<system> and &compression=zstd where they \
              are wanted; an attribute is written as Nix writes it, percent-encoded",
         ),
         ..Endpoint::page("/get/<set>/<attribute>", by_name::download).taking_slashes()
+    },
+    Endpoint {
+        label: RouteLabel::Download,
+        answer: Content::Json(SchemaGenerator::subschema_for::<AttributePage>),
+        summary: "attributes of a package set, page by page; for a browser a page with a search",
+        query: ATTRIBUTES_QUERY,
+        ..Endpoint::page("/get/<set>/", listing::for_people)
     },
     Endpoint {
         label: RouteLabel::File,
@@ -95,11 +102,60 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         ..Endpoint::cache("/<hash>.ls", files::listing)
     },
     Endpoint {
+        summary: "executable of this name, of any package set, which is built first where need be",
+        query: PROGRAM_QUERY,
+        form: Some("a program is at /bin/<program>, or at /bin/<set>/<attribute>/<program>"),
+        ..Endpoint::file("application/octet-stream", "/bin/<program>", files::program)
+    },
+    Endpoint {
+        summary: "executable of an attribute, which is built first where need be",
+        query: PROGRAM_QUERY,
+        ..Endpoint::file("application/octet-stream", "/bin/<set>/<attribute>/<program>", files::program_of)
+    },
+    Endpoint {
+        summary: "store path and all that it refers to, as a tar file to unpack at /",
+        form: Some("a closure is at /closure/<hash>.tar.zst, or at /closure/<set>/<attribute>.tar.zst"),
+        ..Endpoint::file("application/zstd", "/closure/<hash>.tar.zst", files::tar)
+    },
+    Endpoint::of_attribute("application/zstd", "/closure/<set>/<attribute>.tar.zst", files::tar),
+    Endpoint {
+        summary: "the same without compression",
+        ..Endpoint::file("application/x-tar", "/closure/<hash>.tar", files::tar)
+    },
+    Endpoint {
+        summary: "store path and all that it refers to, as an OCI image",
+        form: Some("an image is at /image/<hash>.tar, or at /image/<set>/<attribute>.tar"),
+        ..Endpoint::file("application/x-tar", "/image/<hash>.tar", files::image)
+    },
+    Endpoint::of_attribute("application/x-tar", "/image/<set>/<attribute>.tar", files::image),
+    Endpoint {
+        summary: "shell script that fetches an attribute and runs a program of it, on machines without Nix",
+        query: RUN_QUERY,
+        form: Some("a script is at /run/<set>/<attribute>"),
+        ..Endpoint::file("text/x-shellscript", "/run/<set>/<attribute>", files::run).taking_slashes()
+    },
+    Endpoint {
+        summary: "store path and all that it refers to, for nix-store --import",
+        ..Endpoint::file("application/x-nix-export", "/closure/<hash>.closure", files::export)
+    },
+    Endpoint::of_attribute("application/x-nix-export", "/closure/<set>/<attribute>.closure", files::export),
+    Endpoint {
+        label: RouteLabel::File,
+        answer: Content::Media("application/json"),
+        summary: "NAR and file in it that has the debugging symbols of a build id",
+        form: Some("debugging symbols are at /debuginfo/<id>, a build id with 16 or more hexadecimal digits"),
+        ..Endpoint::cache("/debuginfo/<id>", files::place)
+    },
+    Endpoint {
         label: RouteLabel::File,
         answer: Content::Media("application/octet-stream"),
+        summary: "debugging symbols of a build id, as debuginfod serves them",
+        ..Endpoint::cache("/buildid/<id>/debuginfo", files::symbols)
+    },
+    Endpoint {
         summary: "one file of a store path; of a directory its entries, as a page or JSON",
         form: Some("a file is at /file/<hash>/<path>, with the first 32 characters of a store path's name"),
-        ..Endpoint::page("/file/<hash>/<path>", files::file).taking_slashes()
+        ..Endpoint::file("application/octet-stream", "/file/<hash>/<path>", files::file).taking_slashes()
     },
     Endpoint {
         label: RouteLabel::File,
@@ -198,10 +254,8 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         ..Endpoint::api(Verb::Post, "/api/v1/builds", Action::Build, builds::ask)
     },
     Endpoint {
-        label: RouteLabel::Change,
-        answer: Content::Lines,
         summary: "cancels a request for a build; it goes on where others wait for it",
-        ..Endpoint::api(Verb::Delete, "/api/v1/builds/<number>", Action::Cancel, builds::cancel)
+        ..Endpoint::change(Verb::Delete, "/api/v1/builds/<number>", Action::Cancel, builds::cancel)
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<PathDetails>),
@@ -221,15 +275,7 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<AttributePage>),
         summary: "attributes of a package set, page by page",
-        query: &[
-            (
-                "q",
-                "a part of the attribute or of its derivation's name; with `*`, which stands for anything, all of it",
-            ),
-            ("system", "system of the attributes; default: the first one of the set"),
-            ("after", "`next` of the page before"),
-            ("limit", "attributes in a page, 1 to 1000; default: 100"),
-        ],
+        query: ATTRIBUTES_QUERY,
         ..Endpoint::api(Verb::Get, "/api/v1/catalogue/<set>/", Action::Read, listing::get)
     },
     Endpoint {
@@ -370,7 +416,7 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         ..Endpoint::upload("/<hash>.ls", put::listing)
     },
     Endpoint {
-        summary: "index of debugging symbols; accepted, and not kept",
+        summary: "place of debugging symbols in a NAR that is uploaded next",
         ..Endpoint::upload("/debuginfo/<id>", put::debug_info)
     },
     Endpoint {
@@ -384,56 +430,40 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         ..Endpoint::api(Verb::Post, "/api/v1/missing", Action::Push, put::missing)
     },
     Endpoint {
-        label: RouteLabel::Change,
-        answer: Content::Lines,
         summary: "refreshes all package sets",
-        ..Endpoint::api(Verb::Post, "/api/v1/catalogue", Action::Refresh, catalogue::refresh_all)
+        ..Endpoint::change(Verb::Post, "/api/v1/catalogue", Action::Refresh, catalogue::refresh_all)
     },
     Endpoint {
-        label: RouteLabel::Change,
-        answer: Content::Lines,
         summary: "refreshes one package set",
-        ..Endpoint::api(Verb::Post, "/api/v1/catalogue/<set>", Action::Refresh, catalogue::refresh)
+        ..Endpoint::change(Verb::Post, "/api/v1/catalogue/<set>", Action::Refresh, catalogue::refresh)
     },
     Endpoint {
-        label: RouteLabel::Change,
-        answer: Content::Lines,
         summary: "takes back a remembered failure, and has it built again",
         body: Some(SchemaGenerator::subschema_for::<RetryRequest>),
-        ..Endpoint::api(Verb::Post, "/api/v1/failures/<what>/retry", Action::Cancel, failures::retry)
+        ..Endpoint::change(Verb::Post, "/api/v1/failures/<what>/retry", Action::Cancel, failures::retry)
             .taking_slashes()
     },
     Endpoint {
-        label: RouteLabel::Change,
-        answer: Content::Lines,
         summary: "pins a store path, or the outputs of an attribute",
-        ..Endpoint::api(Verb::Post, "/api/v1/pins/<what>", Action::Pin, pins::pin).taking_slashes()
+        ..Endpoint::change(Verb::Post, "/api/v1/pins/<what>", Action::Pin, pins::pin).taking_slashes()
     },
     Endpoint {
-        label: RouteLabel::Change,
-        answer: Content::Lines,
         summary: "unpins",
-        ..Endpoint::api(Verb::Delete, "/api/v1/pins/<what>", Action::Pin, pins::unpin).taking_slashes()
+        ..Endpoint::change(Verb::Delete, "/api/v1/pins/<what>", Action::Pin, pins::unpin).taking_slashes()
     },
     Endpoint {
-        label: RouteLabel::Change,
-        answer: Content::Lines,
         summary: "evicts NARs above the limit",
         body: Some(SchemaGenerator::subschema_for::<CollectRequest>),
-        ..Endpoint::api(Verb::Post, "/api/v1/gc", Action::Admin, maintenance::collect)
+        ..Endpoint::change(Verb::Post, "/api/v1/gc", Action::Admin, maintenance::collect)
     },
     Endpoint {
-        label: RouteLabel::Change,
-        answer: Content::Lines,
         summary: "checks the index against the files of the NAR store",
         body: Some(SchemaGenerator::subschema_for::<CheckRequest>),
-        ..Endpoint::api(Verb::Post, "/api/v1/fsck", Action::Admin, maintenance::check)
+        ..Endpoint::change(Verb::Post, "/api/v1/fsck", Action::Admin, maintenance::check)
     },
     Endpoint {
-        label: RouteLabel::Change,
-        answer: Content::Lines,
         summary: "has nothing more built on a machine (drain), or uses it again (resume)",
-        ..Endpoint::api(Verb::Post, "/api/v1/builders/<name>/<change>", Action::Admin, builders::change)
+        ..Endpoint::change(Verb::Post, "/api/v1/builders/<name>/<change>", Action::Admin, builders::change)
     },
     Endpoint {
         label: RouteLabel::Change,
@@ -449,47 +479,7 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         ..Endpoint::api(Verb::Post, "/api/v1/tokens", Action::Admin, tokens::issue)
     },
     Endpoint {
-        label: RouteLabel::Change,
-        answer: Content::Lines,
         summary: "revokes the token of a name or number",
-        ..Endpoint::api(Verb::Delete, "/api/v1/tokens/<name>", Action::Admin, tokens::revoke)
+        ..Endpoint::change(Verb::Delete, "/api/v1/tokens/<name>", Action::Admin, tokens::revoke)
     },
 ];
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-    use std::path::Path;
-
-    use super::*;
-
-    #[test]
-    fn every_row_is_reached_and_says_what_it_is() {
-        for (at, endpoint) in ENDPOINTS.iter().enumerate() {
-            let address = endpoint.pattern.as_str().replace(['<', '>'], "");
-            let first = ENDPOINTS
-                .iter()
-                .position(|row| row.verb == endpoint.verb && row.pattern.matches(&address).is_some());
-            assert_eq!(first, Some(at), "{address}");
-            assert!(!endpoint.summary.is_empty() && !endpoint.summary.ends_with('.'), "{address}");
-        }
-    }
-
-    #[test]
-    fn the_documentation_names_exactly_these_endpoints() {
-        let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/http-api.md");
-        let text = std::fs::read_to_string(&page).expect("a readable page");
-        let rows =
-            text.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`').map(|(cell, _)| cell));
-        let is_endpoint = |cell: &&str| {
-            cell.split_once(' ').is_some_and(|(verb, path)| verb != "HEAD" && path.starts_with('/'))
-        };
-        let named: Vec<&str> = rows.filter(is_endpoint).filter(|cell| *cell != "GET /cached/…").collect();
-        let named: BTreeSet<String> = named.into_iter().map(str::to_owned).collect();
-        let address = |row: &Endpoint| format!("{} {}", row.verb.as_str(), row.pattern.as_str());
-        let ours: BTreeSet<String> = ENDPOINTS.iter().map(address).collect();
-        let table: String =
-            ENDPOINTS.iter().map(|row| format!("| `{}` | {} |\n", address(row), row.summary)).collect();
-        assert_eq!(named, ours, "{} must have these rows:\n{table}", page.display());
-    }
-}

@@ -51,6 +51,12 @@ pub(super) enum Error {
     Unknown,
     /// A store path that cannot be served for another reason.
     Missing(Box<Missing>),
+    /// A build that failed, with the address of its log and the last lines of that.
+    BuildFailed {
+        missing: Box<Missing>,
+        log: String,
+        lines: Vec<String>,
+    },
     BadRequest(String),
     Refused(Refusal),
     /// The token of the request is not valid.
@@ -115,7 +121,12 @@ impl Error {
             }
             (Audience::Api, error) => {
                 let (reason, right) = (error.reason(), error.right());
-                answer::of_json(status, &ErrorBody { error: error.text(), reason, right })
+                let (log, log_lines) = error.log();
+                answer::of_json(status, &ErrorBody { error: error.text(), reason, right, log, log_lines })
+            }
+            (_, error @ Self::BuildFailed { .. }) => {
+                let text = answer::text(status, format_args!("{}\n{REMEMBERED}", error.text()));
+                return answer::noted(text, RequestOutcome::Failed);
             }
             (_, error) => answer::text(status, error.text()),
         };
@@ -147,7 +158,7 @@ impl Error {
             {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            (Self::Missing(_), _) => StatusCode::NOT_FOUND,
+            (Self::Missing(_) | Self::BuildFailed { .. }, _) => StatusCode::NOT_FOUND,
             (Self::Internal(_), Audience::Api) => StatusCode::INTERNAL_SERVER_ERROR,
             (Self::BadRequest(_) | Self::TokenInAddress, _) => StatusCode::BAD_REQUEST,
             (Self::Refused(refusal), _) if !refusal.wants_token() => StatusCode::FORBIDDEN,
@@ -162,7 +173,9 @@ impl Error {
 
     fn reason(&self) -> ErrorReason {
         match self {
-            Self::NotFound(_) | Self::Unknown | Self::Missing(_) => ErrorReason::NotFound,
+            Self::NotFound(_) | Self::Unknown | Self::Missing(_) | Self::BuildFailed { .. } => {
+                ErrorReason::NotFound
+            }
             Self::BadRequest(_) | Self::TokenInAddress | Self::RangeNotSatisfiable(_) => {
                 ErrorReason::BadRequest
             }
@@ -176,6 +189,14 @@ impl Error {
             Self::TooFast(_) => ErrorReason::TooFast,
             Self::Unavailable(_) => ErrorReason::Unavailable,
             Self::Internal(_) => ErrorReason::Internal,
+        }
+    }
+
+    /// Address of the log of a build that failed, and its last lines.
+    fn log(&self) -> (Option<String>, Vec<String>) {
+        match self {
+            Self::BuildFailed { log, lines, .. } => (Some(log.clone()), lines.clone()),
+            _ => (None, Vec::new()),
         }
     }
 
@@ -214,6 +235,10 @@ impl Error {
             | Self::Internal(text) => text,
             Self::Unknown => Missing::Unknown.to_string(),
             Self::Missing(missing) => missing.to_string(),
+            Self::BuildFailed { missing, lines, .. } if lines.is_empty() => missing.to_string(),
+            Self::BuildFailed { missing, lines, .. } => {
+                format!("{missing}\nthe end of the log:\n    {}", lines.join("\n    "))
+            }
             Self::Refused(refusal) => refusal.to_string(),
             Self::Rejected(rejection) => rejection.to_string(),
             Self::TokenInAddress => {
@@ -274,7 +299,10 @@ impl From<contents::Error> for Error {
                 Self::unavailable(format_args!("not available at the moment: {reason}"))
             }
             contents::Error::Packer(error) => error.into(),
-            contents::Error::Evicted | contents::Error::Unreadable(_) => Self::unavailable(error),
+            contents::Error::TooLarge(_) => Self::not_found(error),
+            contents::Error::Evicted | contents::Error::Unreadable(_) | contents::Error::Busy => {
+                Self::unavailable(error)
+            }
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Attributes of a package set as JSON, page by page: all, or those that match. Evaluates nothing.
 
 use super::Service;
-use super::answer::json;
+use super::accept::{Preference, preference};
+use super::answer::{self, json};
 use super::api::{AttributeLine, AttributePage};
 use super::call::{Call, parameters};
 use super::error::Error;
@@ -26,6 +27,16 @@ pub(super) struct ListingQuery {
     pub(super) after: String,
     /// Attributes at most.
     pub(super) max: u32,
+}
+
+/// The same for people: a browser is sent to the page of the set.
+pub(super) fn for_people(call: Call<'_>) -> Option<ResponseFuture> {
+    let set = SetName::new(call.arguments[0])?;
+    if preference(&call.headers) != Preference::Html {
+        return get(call);
+    }
+    let query = call.query.map(|query| format!("?{query}")).unwrap_or_default();
+    Some(ResponseFuture::ready(answer::redirect(&format!("../../packages/{set}/{query}"))))
 }
 
 pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {

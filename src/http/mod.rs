@@ -13,8 +13,11 @@ mod by_name;
 mod call;
 mod catalogue;
 mod client_stream;
+mod delivery;
 mod endpoint;
 mod endpoints;
+#[cfg(test)]
+mod endpoints_tests;
 mod error;
 mod events;
 mod explain;
@@ -62,6 +65,7 @@ use crate::build::{Failures, Logs, Scheduler};
 use crate::caller::{Caller, may};
 use crate::catalogue::{Catalogue, NameResolver};
 use crate::contents::Contents;
+use crate::debug_info::DebugInfo;
 use crate::import::Importer;
 use crate::index::Index;
 use crate::nix::{DaemonLogs, Detected, Pool};
@@ -121,6 +125,8 @@ pub struct AppState {
     pub packer: Packer,
     /// Files within NARs.
     pub contents: Contents,
+    /// Places of debugging symbols.
+    pub debug_info: DebugInfo,
     /// Importer of pushes.
     pub importer: Importer,
     /// Retention and eviction.

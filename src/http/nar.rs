@@ -11,7 +11,7 @@ use narinfo::{Compression, NarHash, StorePathHash};
 
 use super::Service;
 use super::answer::{self, Answer, Part};
-use super::call::Call;
+use super::call::{Call, parameters};
 use super::error::Error;
 use super::nar_restore;
 use super::put::was_uploaded;
@@ -41,7 +41,7 @@ pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
     if let Some(answer) = was_uploaded(&call) {
         return Some(ResponseFuture::ready(answer));
     }
-    let [name, ending] = call.arguments;
+    let [name, ending, _] = call.arguments;
     let compression = match ending {
         "" => Compression::None,
         // With its dot.
@@ -55,13 +55,32 @@ pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
         None => name,
     };
     let hash = NarHash::from_nixbase32(nar_hash).ok()?;
+    let saved_as = file_name(call.query, compression);
     if let Some(answer) = lookup_cached(call.service, hash, compression, &call.headers) {
-        return Some(answer.into());
+        return Some(answer.map(|answer| named(answer, saved_as.as_deref())).into());
     }
     let asked =
         NarRequest { hash, compression, head: call.head, reader: call.reader(), on_miss: call.on_miss() };
     let (service, headers) = (call.service.clone(), call.headers);
-    Some(ResponseFuture::pending(async move { answer(&service, asked, &headers).await }))
+    Some(ResponseFuture::pending(async move {
+        let answer = answer(&service, asked, &headers).await?;
+        Ok(named(answer, saved_as.as_deref()))
+    }))
+}
+
+/// The name under which a file is saved, where its address has one: the name of a store path.
+fn file_name(query: Option<&str>, compression: Compression) -> Option<String> {
+    // Clients of Nix have no query, or one of other servers.
+    let (_, name) = parameters(Some(query?)).find(|(key, _)| *key == "name")?;
+    let is_named = |name: &String| name.chars().all(|c| c.is_ascii_alphanumeric() || "+-._?=".contains(c));
+    Some(format!("{}.nar{}", name.filter(is_named)?, compression.file_ending()))
+}
+
+fn named(answer: Answer, name: Option<&str>) -> Answer {
+    match name {
+        Some(name) => answer::saved_as(answer, name),
+        None => answer,
+    }
 }
 
 async fn answer(service: &Service, asked: NarRequest, headers: &HeaderMap) -> Result<Answer, Error> {

@@ -4,7 +4,7 @@
 /// Beginning of the addresses whose errors are JSON.
 const API: &str = "/api";
 /// Placeholders of a pattern at most.
-pub(super) const PLACEHOLDERS_MAX: usize = 2;
+pub(super) const PLACEHOLDERS_MAX: usize = 3;
 
 /// The path of an endpoint: literal text with placeholders (`/api/v1/paths/<hash>`), taken apart when the
 /// program is compiled.
@@ -114,20 +114,22 @@ mod tests {
     #[test]
     fn a_pattern_matches_whole_paths_and_gives_what_they_have_for_each_placeholder() {
         for (pattern, path, found) in [
-            ("/", "/", Some(["", ""])),
+            ("/", "/", Some(["", "", ""])),
             ("/", "/a", None),
-            ("/healthz", "/healthz", Some(["", ""])),
+            ("/healthz", "/healthz", Some(["", "", ""])),
             ("/healthz", "/healthz/", None),
-            ("/<hash>.narinfo", "/a.narinfo", Some(["a", ""])),
+            ("/<hash>.narinfo", "/a.narinfo", Some(["a", "", ""])),
             ("/<hash>.narinfo", "/.narinfo", None),
             ("/<hash>.narinfo", "/get/pkgs/a.narinfo", None),
-            ("/nar/<hash>.nar", "/nar/a.nar", Some(["a", ""])),
+            ("/nar/<hash>.nar", "/nar/a.nar", Some(["a", "", ""])),
             ("/nar/<hash>.nar", "/nar/a.nar.zst", None),
-            ("/nar/<hash>.nar.<compression>", "/nar/a.nar.zst", Some(["a", "zst"])),
-            ("/catalogue/<set>/", "/catalogue/pkgs/", Some(["pkgs", ""])),
+            ("/nar/<hash>.nar.<compression>", "/nar/a.nar.zst", Some(["a", "zst", ""])),
+            ("/catalogue/<set>/", "/catalogue/pkgs/", Some(["pkgs", "", ""])),
             ("/catalogue/<set>/", "/catalogue/pkgs", None),
             ("/catalogue/<set>/", "/catalogue//", None),
             ("/catalogue/<set>", "/catalogue/pkgs/a", None),
+            ("/bin/<set>/<attribute>/<program>", "/bin/pkgs/jq/jq", Some(["pkgs", "jq", "jq"])),
+            ("/bin/<set>/<attribute>/<program>", "/bin/pkgs/jq", None),
         ] {
             assert_eq!(AddressPattern::new(pattern).matches(path), found, "{pattern} {path}");
         }
@@ -136,10 +138,10 @@ mod tests {
     #[test]
     fn the_last_placeholder_alone_may_take_slashes() {
         let get = AddressPattern::new("/get/<set>/<attribute>").taking_slashes();
-        assert_eq!(get.matches("/get/pkgs/a/b/c"), Some(["pkgs", "a/b/c"]));
+        assert_eq!(get.matches("/get/pkgs/a/b/c"), Some(["pkgs", "a/b/c", ""]));
         assert_eq!(get.matches("/get/pkgs/"), None);
         let retry = AddressPattern::new("/failures/<what>/retry").taking_slashes();
-        assert_eq!(retry.matches("/failures/set/a/retry"), Some(["set/a", ""]));
+        assert_eq!(retry.matches("/failures/set/a/retry"), Some(["set/a", "", ""]));
         assert_eq!(retry.matches("/failures//retry"), None);
         assert_eq!(retry.names().collect::<Vec<_>>(), ["what"]);
         assert_eq!(get.names().collect::<Vec<_>>(), ["set", "attribute"]);

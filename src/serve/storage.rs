@@ -8,6 +8,7 @@ use narinfo::StoreDir;
 
 use super::{Error, Settings};
 use crate::build::Logs;
+use crate::debug_info::DebugInfo;
 use crate::index::{Index, Sqlite, has_ledger};
 use crate::key::{self, Keys};
 use crate::nar_store::NarStore;
@@ -29,6 +30,7 @@ pub(super) struct Storage {
     pub(super) nars: NarStore,
     pub(super) reserve: Reserve,
     pub(super) logs: Logs,
+    pub(super) debug_info: DebugInfo,
 }
 
 /// The index and the NARs, whatever they are kept in.
@@ -80,7 +82,9 @@ impl Storage {
             None => Stores::open(&state_dir, settings, &keys).await?,
         };
         let logs = using(&state_dir.join("log"), |dir| Logs::open(dir, settings.logs))?;
-        Ok(Self { state_dir, store_dir, keys: Arc::new(keys), resign, index, nars, reserve, logs })
+        let debug_info = using(&state_dir.join("debuginfo"), DebugInfo::open)?;
+        let keys = Arc::new(keys);
+        Ok(Self { state_dir, store_dir, keys, resign, index, nars, reserve, logs, debug_info })
     }
 
     /// Keys that clients trust; the first is shown to them.

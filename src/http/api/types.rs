@@ -17,6 +17,12 @@ pub struct ErrorBody {
     /// The right that the caller lacks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub right: Option<&'static str>,
+    /// Address of the log of a build that failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log: Option<String>,
+    /// Its last lines.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub log_lines: Vec<String>,
 }
 
 /// Class of an error.

@@ -6,12 +6,12 @@ use narinfo::StorePathHash;
 use narinfo::nar::{EntryKind, ListingEntry};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-use super::ContentsRequest;
 use crate::contents::ResolvedFile;
 use crate::escape::Line;
 use crate::http::accept::{Preference, preference};
 use crate::http::answer::{self, Answer};
 use crate::http::api::{DirectoryEntry, DirectoryEntryType, DirectoryListing};
+use crate::http::delivery::DeliveryRequest;
 
 /// Entries of a directory in an answer at most; the listing of the NAR has all.
 const ENTRIES_MAX: usize = 10_000;
@@ -20,7 +20,7 @@ const IN_NAME: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 
 /// The entries of what was found at a path.
 pub(super) fn answer(
-    asked: &ContentsRequest,
+    asked: &DeliveryRequest,
     hash: StorePathHash,
     path: &str,
     found: &ResolvedFile,

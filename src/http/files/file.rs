@@ -2,11 +2,12 @@
 
 use narinfo::StorePathHash;
 
+use super::RegularFile;
 use super::directory;
 use super::media::media_type;
-use super::{ContentsRequest, RegularFile};
 use crate::http::answer::Answer;
 use crate::http::call::Call;
+use crate::http::delivery::{Delivery, DeliveryRequest};
 use crate::http::error::Error;
 use crate::http::response_future::ResponseFuture;
 
@@ -27,12 +28,15 @@ fn give(hash: StorePathHash, path: String, call: Call<'_>) -> ResponseFuture {
         let reason = "a path to a file has neither . nor .. in it";
         return ResponseFuture::failed(Error::BadRequest(reason.to_owned()));
     }
-    let asked = ContentsRequest::of(call);
+    let asked = DeliveryRequest::of(call);
     ResponseFuture::pending(async move { answer(&asked, hash, &path).await })
 }
 
-async fn answer(asked: &ContentsRequest, hash: StorePathHash, path: &str) -> Result<Answer, Error> {
-    let served = asked.served(hash).await?;
+async fn answer(asked: &DeliveryRequest, hash: StorePathHash, path: &str) -> Result<Answer, Error> {
+    let served = match asked.path(hash, asked.on_miss.clone()).await? {
+        Delivery::Ready(ready) => ready,
+        Delivery::Pending(answer) => return Ok(answer),
+    };
     let contents = &asked.service.state.contents;
     let found = contents.resolve(&served.path, served.nar_hash, path).await?;
     match RegularFile::of(&found) {

@@ -2,22 +2,25 @@
 
 use narinfo::StorePathHash;
 
-use super::ContentsRequest;
 use crate::http::accept;
 use crate::http::answer::{self, Answer};
 use crate::http::call::Call;
+use crate::http::delivery::{Delivery, DeliveryRequest};
 use crate::http::error::Error;
 use crate::http::range::is_known;
 use crate::http::response_future::ResponseFuture;
 
 pub(in crate::http) fn listing(call: Call<'_>) -> Option<ResponseFuture> {
     let hash: StorePathHash = call.arguments[0].parse().ok()?;
-    let asked = ContentsRequest::of(call);
+    let asked = DeliveryRequest::of(call);
     Some(ResponseFuture::pending(async move { answer(&asked, hash).await }))
 }
 
-async fn answer(asked: &ContentsRequest, hash: StorePathHash) -> Result<Answer, Error> {
-    let nar = asked.served(hash).await?.nar_hash;
+async fn answer(asked: &DeliveryRequest, hash: StorePathHash) -> Result<Answer, Error> {
+    let nar = match asked.path(hash, asked.on_miss.clone()).await? {
+        Delivery::Ready(ready) => ready.nar_hash,
+        Delivery::Pending(answer) => return Ok(answer),
+    };
     let encoding = accept::encoding(&asked.headers);
     let etag = format!("\"{}-ls{}\"", nar.to_nixbase32(), encoding.map_or("", |encoding| encoding.name()));
     if is_known(&asked.headers, &etag) {

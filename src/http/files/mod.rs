@@ -1,61 +1,39 @@
-//! Plain HTTP for people without Nix: listings, and files of store paths. Decides nothing about builds: the
-//! hash that is meant is asked for as by any client, in silence, so that each answer has its true status.
+//! Plain HTTP for people without Nix: listings and files of store paths, programs, and whole closures.
+//! Decides nothing about builds: the hash that is meant is asked for as by any client (`delivery.rs`).
 
+mod closure;
 mod directory;
 mod file;
+mod image;
 mod listing;
 mod media;
+mod program;
+mod run;
+mod symbols;
 
 use std::io;
-use std::sync::Arc;
 
 use bytes::Bytes;
-use hyper::HeaderMap;
 use hyper::header::HeaderValue;
+use narinfo::NarHash;
 use narinfo::nar::EntryKind;
-use narinfo::{NarHash, StorePathHash};
 
 use super::Service;
 use super::answer::{self, Answer, Part};
 use super::body::Body;
-use super::call::Call;
+use super::delivery::DeliveryRequest;
 use super::error::Error;
 use super::range::{is_known, part, wanted_range};
 use super::stream_body::{Chunks, stream_body};
 use crate::contents::{NarSlice, ResolvedFile};
-use crate::index::CachedNarInfo;
-use crate::substitute::{OnMiss, WaitEnd};
 
+pub(super) use closure::{export, tar};
 pub(super) use file::{file, root};
+pub(super) use image::image;
 pub(super) use listing::listing;
-
-/// Reason for a wait that the stop of the server ends.
-const STOPS: &str = "the server stops while this is built; ask again, it keeps its place";
-
-/// A request for contents, without the arguments of its address.
-struct ContentsRequest {
-    service: Service,
-    /// Cost that a miss may have.
-    on_miss: OnMiss,
-    headers: HeaderMap,
-    head: bool,
-}
-
-impl ContentsRequest {
-    fn of(call: Call<'_>) -> Self {
-        let (service, on_miss) = (call.service.clone(), call.on_miss());
-        Self { service, on_miss, head: call.head, headers: call.headers }
-    }
-
-    /// The path of this hash, once it is served.
-    async fn served(&self, hash: StorePathHash) -> Result<Arc<CachedNarInfo>, Error> {
-        match self.service.wait(hash, self.on_miss.clone()).ended().await {
-            WaitEnd::Ready(ready) => Ok(ready),
-            WaitEnd::Missing(reason) => Err(reason.into()),
-            WaitEnd::Stopped => Err(Error::unavailable(STOPS)),
-        }
-    }
-}
+pub(super) use program::{program, program_of};
+pub(super) use run::run;
+pub(super) use symbols::{place, symbols};
 
 /// A regular file of a NAR.
 struct RegularFile {
@@ -67,8 +45,13 @@ struct RegularFile {
 impl RegularFile {
     /// That of what was resolved, unless it is a directory.
     fn of(resolved: &ResolvedFile) -> Option<Self> {
-        match resolved.kind() {
-            EntryKind::Regular { bytes, offset, .. } => Some(Self { nar: resolved.nar, bytes, offset }),
+        Self::at(resolved.nar, resolved.kind())
+    }
+
+    /// That of an entry of a NAR.
+    fn at(nar: NarHash, entry: EntryKind<'_>) -> Option<Self> {
+        match entry {
+            EntryKind::Regular { bytes, offset, .. } => Some(Self { nar, bytes, offset }),
             EntryKind::Directory | EntryKind::Symlink(_) => None,
         }
     }
@@ -78,8 +61,8 @@ impl RegularFile {
     }
 
     /// The answer with the file, or the part of it that is wanted.
-    async fn answer(&self, asked: &ContentsRequest, media_type: HeaderValue) -> Result<Answer, Error> {
-        let ContentsRequest { service, headers, head, .. } = asked;
+    async fn answer(&self, asked: &DeliveryRequest, media_type: HeaderValue) -> Result<Answer, Error> {
+        let DeliveryRequest { service, headers, head, .. } = asked;
         let etag = self.etag();
         if is_known(headers, &etag) {
             return Ok(answer::still_the_same(&etag));

@@ -6,7 +6,7 @@ use super::super::Service;
 use super::super::api::{
     AttributeDependant, AttributeDetails, AttributeOutput, AttributePage, PackageSet, PathDetails,
 };
-use super::super::by_name::{PackageAddress, description};
+use super::super::by_name::{PackageAddress, described, description};
 use super::super::call::Call;
 use super::super::error::Error;
 use super::super::listing::ListingQuery;
@@ -148,7 +148,7 @@ pub(in crate::http) fn set(call: Call<'_>) -> Option<ResponseFuture> {
 
 /// One package.
 pub(in crate::http) fn attribute(call: Call<'_>) -> Option<ResponseFuture> {
-    let address = PackageAddress::parse(call.arguments, call.query)?;
+    let address = described(&call)?;
     respond(&call, Action::Read, |service, visitor| async move {
         Ok(answer(&package(&service, &visitor, &address).await?))
     })

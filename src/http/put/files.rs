@@ -1,12 +1,13 @@
-//! Uploads beside NARs and narinfos: logs and realisations are stored, listings and indexes of debugging
-//! symbols are accepted and dropped, since they follow from the NARs.
+//! Uploads beside NARs and narinfos: logs, realisations and the places of debugging symbols are stored,
+//! listings are accepted and dropped, since they follow from the NARs.
 
 use std::sync::Arc;
 
 use narinfo::{CacheInfo, DrvOutput, REALISATION_BYTES_MAX, Realisation, StorePath, StorePathHash};
 
-use super::{TAKEN, file};
+use super::{TAKEN, file, file_of};
 use crate::caller::Caller;
+use crate::debug_info::BuildId;
 use crate::http::Service;
 use crate::http::answer::{self, Answer};
 use crate::http::call::Call;
@@ -25,10 +26,31 @@ pub(in crate::http) fn listing(call: Call<'_>) -> Option<ResponseFuture> {
     Some(dropped(call, LISTING_BYTES_MAX))
 }
 
+/// The place of debugging symbols, in the format of Nix.
+#[derive(serde::Deserialize)]
+struct UploadedPlace {
+    /// Address of the NAR's file, relative to this one.
+    archive: String,
+    /// Path of the file in the NAR.
+    member: String,
+}
+
 pub(in crate::http) fn debug_info(call: Call<'_>) -> Option<ResponseFuture> {
-    let [id, _] = call.arguments;
-    let is_build_id = id.trim_end_matches(".debug").bytes().all(|byte| byte.is_ascii_hexdigit());
-    is_build_id.then(|| dropped(call, SMALL_BYTES_MAX))
+    let id = BuildId::parse(call.arguments[0])?;
+    let (service, headers, body) = (call.service.clone(), call.headers, call.body);
+    Some(ResponseFuture::pending(async move {
+        let bytes = file(&headers, body, SMALL_BYTES_MAX).await?;
+        let place: UploadedPlace = serde_json::from_slice(&bytes).map_err(|error| {
+            Error::BadRequest(format!(
+                "an index of debugging symbols is JSON with archive and member: {error}"
+            ))
+        })?;
+        if service.state.debug_info.announce(id, file_of(&place.archive), &place.member) {
+            return Ok(answer::ready(answer::TEXT, TAKEN));
+        }
+        let reason = "the member is no path in a NAR, or its NAR has too many symbols";
+        Err(Error::BadRequest(reason.to_owned()))
+    }))
 }
 
 fn dropped(call: Call<'_>, bytes_max: usize) -> ResponseFuture {

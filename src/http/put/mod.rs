@@ -57,6 +57,11 @@ async fn file(headers: &HeaderMap, body: Incoming, bytes_max: usize) -> Result<B
     }
 }
 
+/// The name of a file in the address of an uploaded NAR.
+fn file_of(address: &str) -> &str {
+    address.rsplit('/').next().unwrap_or_default()
+}
+
 /// Refuses a request whose length is given in two ways: a proxy may have read it in the other one.
 fn must_have_one_length(headers: &HeaderMap) -> Result<(), Error> {
     if headers.contains_key(header::CONTENT_LENGTH) && headers.contains_key(header::TRANSFER_ENCODING) {

@@ -38,7 +38,7 @@ struct NarUpload {
 }
 
 pub(in crate::http) fn nar(call: Call<'_>) -> Option<ResponseFuture> {
-    let [name, ending] = call.arguments;
+    let [name, ending, _] = call.arguments;
     let compression = match ending {
         "" => Compression::None,
         // With its dot.

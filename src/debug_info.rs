@@ -1,0 +1,174 @@
+//! Places of debugging symbols: by the build id of a program, the NAR and the file in it that has them, as
+//! clients upload them with `index-debug-info`. A client names the file in which it uploads the NAR, before
+//! it does so; what it says counts once a narinfo with that file was verified. Small files in a folder of the
+//! state directory, bounded in number. Must never name a NAR whose path was not published.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use narinfo::NarHash;
+
+/// Build ids that are kept at most; more are not, and the log says so.
+const KEPT_MAX: usize = 200_000;
+/// NAR files that are announced and not uploaded, build ids in one of them, and the time that they have.
+const ANNOUNCED_FILES_MAX: u64 = 1000;
+const ANNOUNCED_IDS_MAX: usize = 20_000;
+const ANNOUNCED_FOR: Duration = Duration::from_secs(3600);
+/// Hexadecimal digits of a build id: most have 40.
+const ID_DIGITS: std::ops::RangeInclusive<usize> = 16..=128;
+/// Bytes of the path of a file in a NAR, at most.
+const MEMBER_BYTES_MAX: usize = 4096;
+/// Digits that name the folder of an id.
+const FOLDER_DIGITS: usize = 2;
+
+/// Build id of a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BuildId(String);
+
+impl BuildId {
+    /// Parses the digits, with `.debug` behind them or without.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_suffix(".debug").unwrap_or(text);
+        let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        (ID_DIGITS.contains(&digits.len()) && digits.bytes().all(is_digit)).then(|| Self(digits.to_owned()))
+    }
+}
+
+/// Ids that were announced for one uploaded file, each with its file in the NAR.
+type Announced = Arc<Mutex<Vec<(BuildId, String)>>>;
+
+/// The places; clones share them.
+#[derive(Clone)]
+pub struct DebugInfo(Arc<Inner>);
+
+struct Inner {
+    dir: PathBuf,
+    kept: AtomicUsize,
+    announced: moka::sync::Cache<String, Announced>,
+}
+
+impl DebugInfo {
+    /// Opens the folder, which is made where it is not there.
+    ///
+    /// # Errors
+    /// When it cannot be made or read.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        fs::create_dir_all(dir)?;
+        let mut kept = 0;
+        for folder in fs::read_dir(dir)? {
+            let folder = folder?.path();
+            if folder.is_dir() {
+                kept += fs::read_dir(folder)?.count();
+            }
+        }
+        let announced = moka::sync::Cache::builder();
+        let announced = announced.max_capacity(ANNOUNCED_FILES_MAX).time_to_live(ANNOUNCED_FOR).build();
+        Ok(Self(Arc::new(Inner { dir: dir.to_owned(), kept: AtomicUsize::new(kept), announced })))
+    }
+
+    /// Notes that the NAR in the uploaded file of this name has symbols at `member`. False where more are
+    /// announced than may be, or the member's path is none.
+    #[must_use]
+    pub fn announce(&self, id: BuildId, file: &str, member: &str) -> bool {
+        let is_path = !member.is_empty() && member.len() <= MEMBER_BYTES_MAX;
+        let is_below = member.split('/').all(|name| !matches!(name, "" | "." | ".."));
+        if !is_path || !is_below || member.contains(|c: char| c.is_control()) {
+            return false;
+        }
+        let announced = self.0.announced.get_with(file.to_owned(), Announced::default);
+        let mut announced = announced.lock().unwrap_or_else(PoisonError::into_inner);
+        if announced.len() >= ANNOUNCED_IDS_MAX {
+            return false;
+        }
+        announced.push((id, member.to_owned()));
+        true
+    }
+
+    /// Keeps what was announced for the uploaded file of this name, which has this NAR. Blocking.
+    ///
+    /// # Errors
+    /// When it cannot be written; the NAR is served all the same.
+    pub fn publish(&self, file: &str, nar: NarHash) -> io::Result<()> {
+        let Some(announced) = self.0.announced.remove(file) else { return Ok(()) };
+        for (id, member) in announced.lock().unwrap_or_else(PoisonError::into_inner).iter() {
+            self.keep(id, nar, member)?;
+        }
+        Ok(())
+    }
+
+    /// The NAR and the file in it that has the symbols of a program. Blocking.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn find(&self, id: &BuildId) -> io::Result<Option<(NarHash, String)>> {
+        let text = match fs::read_to_string(self.0.file_of(id)) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let found = text.trim_end().split_once('\n');
+        Ok(found.and_then(|(nar, member)| Some((NarHash::from_nixbase32(nar).ok()?, member.to_owned()))))
+    }
+
+    fn keep(&self, id: &BuildId, nar: NarHash, member: &str) -> io::Result<()> {
+        let file = self.0.file_of(id);
+        if !file.exists() && self.0.kept.fetch_add(1, Ordering::Relaxed) >= KEPT_MAX {
+            self.0.kept.fetch_sub(1, Ordering::Relaxed);
+            tracing::warn!(kept = KEPT_MAX, "place of debugging symbols not kept: there are too many");
+            return Ok(());
+        }
+        let folder = file.parent().unwrap_or(&self.0.dir);
+        fs::create_dir_all(folder)?;
+        let mut written = tempfile::NamedTempFile::new_in(&self.0.dir)?;
+        writeln!(written, "{}\n{member}", nar.to_nixbase32())?;
+        written.persist(&file).map(drop).map_err(|failed| failed.error)
+    }
+}
+
+impl Inner {
+    fn file_of(&self, id: &BuildId) -> PathBuf {
+        let (folder, rest) = id.0.split_at(FOLDER_DIGITS);
+        self.dir.join(folder).join(rest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(digit: &str) -> BuildId {
+        BuildId::parse(&digit.repeat(40)).expect("an id")
+    }
+
+    #[test]
+    fn a_place_counts_once_its_nar_was_published_and_is_there_after_a_restart() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let info = DebugInfo::open(folder.path()).expect("opened");
+        let nar = NarHash::from_nixbase32(&"1".repeat(52)).expect("a hash");
+        let member = "lib/debug/.build-id/aa/bb.debug";
+        assert!(info.announce(id("a"), "x.nar.xz", member));
+        assert!(info.announce(id("b"), "x.nar.xz", member));
+        assert_eq!(info.find(&id("a")).expect("readable"), None);
+        info.publish("other.nar.xz", nar).expect("nothing to do");
+        info.publish("x.nar.xz", nar).expect("written");
+        let again = DebugInfo::open(folder.path()).expect("opened");
+        assert_eq!(again.find(&id("b")).expect("readable"), Some((nar, member.to_owned())));
+        assert_eq!(again.0.kept.load(Ordering::Relaxed), 2);
+        for member in ["", "../x", "a//b", "/a", "a\nb"] {
+            assert!(!info.announce(id("c"), "y.nar.xz", member), "{member:?}");
+        }
+    }
+
+    #[test]
+    fn a_build_id_has_hexadecimal_digits() {
+        assert_eq!(BuildId::parse(&format!("{}.debug", "a1".repeat(20))), BuildId::parse(&"a1".repeat(20)));
+        for text in ["", "ab", "../../../../../../etc", &"A".repeat(40), &"a".repeat(129), &"g".repeat(40)] {
+            assert_eq!(BuildId::parse(text), None, "{text}");
+        }
+    }
+}
