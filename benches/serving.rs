@@ -11,7 +11,7 @@ mod serving;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,9 @@ struct Flags {
     /// Another server of the same paths; the run waits until it is started
     #[arg(long, value_name = "NAME=URL", value_parser = |peer: &str| Server::peer(peer).map(|_| peer.to_owned()))]
     peer: Vec<String>,
+    /// Program of an earlier build, which takes its turn on a state of its own
+    #[arg(long, value_name = "FILE")]
+    earlier: Option<PathBuf>,
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -65,6 +68,10 @@ fn main() -> ExitCode {
     let folder = Folder::new();
     let ondine = Server::ondine(&data.cache, &data.cache.ondine.state_dir(), &data.files, &[]);
     let mut servers = vec![ondine, Server::nginx(&data, &folder)];
+    let earlier_state = folder.path().join("earlier");
+    if let Some(program) = &flags.earlier {
+        servers.push(Server::earlier(program, &data.cache, &earlier_state, &data.files));
+    }
     servers.extend(flags.peer.iter().map(|peer| Server::peer(peer).expect("it was parsed before")));
     if !flags.peer.is_empty() {
         wait_for_peers(&data, &servers);

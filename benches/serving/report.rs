@@ -4,9 +4,13 @@
 use serde_json::{Value, json};
 
 use super::machine;
+use super::servers::EARLIER;
 
 /// The server whose figures are judged, and the one they are held against.
 const JUDGED: (&str, &str) = ("Ondine", "nginx");
+
+/// Rate of an earlier build that must be reached at least.
+const EARLIER_RATIO: f64 = 0.97;
 
 /// The unit of what one request costs this program, not the server.
 pub const LOAD_UNIT: &str = "CPU µs/request of the load";
@@ -113,7 +117,37 @@ impl Report {
         self.trouble.push(line);
     }
 
-    /// Prints both tables. Whether all targets are met.
+    /// Prints what is held against an earlier build. Whether nothing is slower or dearer than may be.
+    fn print_earlier(&self) -> bool {
+        let compared: Vec<(&Metric, Spread)> = self
+            .metrics
+            .iter()
+            .filter(|metric| metric.unit != LOAD_UNIT)
+            .filter_map(|metric| Some((metric, metric.in_proportion_to(metric.samples(EARLIER)?)?)))
+            .collect();
+        if compared.is_empty() {
+            return true;
+        }
+        println!(
+            "\n{} / {EARLIER}, round by round:\n\n| | | wanted | measured | |\n|---|---|---|---|---|",
+            JUDGED.0
+        );
+        let mut holds = true;
+        for (metric, spread) in compared {
+            let is_rate = metric.unit.ends_with("/s");
+            let (wanted, held) = if is_rate {
+                (format!(">= {EARLIER_RATIO} x"), spread.median >= EARLIER_RATIO)
+            } else {
+                (format!("<= {:.2} x", 1.0 / EARLIER_RATIO), spread.median <= 1.0 / EARLIER_RATIO)
+            };
+            let verdict = if held { "ok" } else { "MISSED" };
+            println!("| {} | {} | {wanted} | {spread} x | {verdict} |", metric.name, metric.unit);
+            holds &= held;
+        }
+        holds
+    }
+
+    /// Prints all tables. Whether all targets are met.
     pub fn print(&self) -> bool {
         let mut names: Vec<&str> = Vec::new();
         for (server, _) in self.metrics.iter().flat_map(|metric| &metric.servers) {
@@ -154,9 +188,10 @@ impl Report {
                 percent(most)
             );
         }
+        let as_before = self.print_earlier();
         self.print_load();
         self.trouble.iter().for_each(|line| println!("Not measured: {line}"));
-        checks.iter().all(Check::holds) && self.trouble.is_empty()
+        checks.iter().all(Check::holds) && as_before && self.trouble.is_empty()
     }
 
     /// Rate that the load alone could reach, beside each figure.
@@ -211,17 +246,22 @@ impl Metric {
         self.servers.iter().find(|(name, _)| name == server).map(|(_, samples)| samples.as_slice())
     }
 
+    /// The judged server's samples in proportion to these. Both of a round were measured one after the other,
+    /// under the same conditions.
+    fn in_proportion_to(&self, against: &[f64]) -> Option<Spread> {
+        let judged = self.samples(JUDGED.0)?;
+        Some(Spread::of(&judged.iter().zip(against).map(|(a, b)| a / b).collect::<Vec<_>>()))
+    }
+
     fn check(&self, peers: &[String]) -> Option<Check<'_>> {
         let target = self.target?;
-        let judged = self.samples(JUDGED.0)?;
-        // Both of a round were measured one after the other, under the same conditions.
-        let in_proportion_to =
-            |against: &[f64]| Spread::of(&judged.iter().zip(against).map(|(a, b)| a / b).collect::<Vec<_>>());
         let spread = match target {
-            Target::AtMost(_) => Spread::of(judged),
-            Target::RatioAtLeast(_) | Target::RatioAtMost(_) => in_proportion_to(self.samples(JUDGED.1)?),
+            Target::AtMost(_) => Spread::of(self.samples(JUDGED.0)?),
+            Target::RatioAtLeast(_) | Target::RatioAtMost(_) => {
+                self.in_proportion_to(self.samples(JUDGED.1)?)?
+            }
             Target::PeersAtLeast(_) => {
-                let peers = peers.iter().filter_map(|peer| self.samples(peer)).map(in_proportion_to);
+                let peers = peers.iter().filter_map(|peer| self.in_proportion_to(self.samples(peer)?));
                 peers.min_by(|one, other| one.median.total_cmp(&other.median))?
             }
         };

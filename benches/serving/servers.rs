@@ -1,6 +1,7 @@
 //! The servers that are compared: Ondine, nginx with the same answers as static files, and peers that run
 //! already. The first two are started anew for each measurement.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -19,6 +20,9 @@ use crate::support::text;
 const LIMIT: Duration = Duration::from_secs(60);
 /// Pause between two tries at a server that starts.
 const TRY_EVERY: Duration = Duration::from_micros(200);
+
+/// Name of an earlier build in the tables.
+pub const EARLIER: &str = "earlier";
 
 /// Which program it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,17 +64,33 @@ pub struct Running {
 impl Server {
     /// Ondine on the store of `cache`, with this state and these arguments. It writes its log to that folder.
     pub fn ondine(cache: &Cache, state: &Path, log: &Folder, arguments: &[&str]) -> Server {
+        Server::of_command("Ondine", cache.ondine.command("serve"), cache, state, log, arguments)
+    }
+
+    /// An earlier build of Ondine, whose program this is, on the same store with a state of its own.
+    pub fn earlier(program: &Path, cache: &Cache, state: &Path, log: &Folder) -> Server {
+        let command = copy_of(program.as_os_str(), &cache.ondine.command("serve"), &[]);
+        Server::of_command(EARLIER, command, cache, state, log, &[])
+    }
+
+    fn of_command(
+        name: &str,
+        command: Command,
+        cache: &Cache,
+        state: &Path,
+        log: &Folder,
+        arguments: &[&str],
+    ) -> Server {
         let address = free_address();
-        let command = cache.ondine.command("serve");
         let own = ["--listen", &address.to_string(), "--state-dir", text(state)].map(str::to_owned);
         let arguments = [&own[..], &arguments.iter().map(ToString::to_string).collect::<Vec<_>>()].concat();
         let program = Program {
-            command: Box::new(move || copy_of(&command, &arguments)),
-            log: log.path().join("ondine.log"),
+            command: Box::new(move || copy_of(command.get_program(), &command, &arguments)),
+            log: log.path().join(format!("{name}.log")),
         };
         let helpers = vec![cache.daemon.id()];
         Server {
-            name: "Ondine".into(),
+            name: name.into(),
             address,
             prefix: String::new(),
             kind: Kind::Ondine,
@@ -87,7 +107,7 @@ impl Server {
         let log = folder.path().join("nginx.log");
         let arguments = ["-c", text(&settings), "-e", text(&log)].map(str::to_owned);
         let program = Program {
-            command: Box::new(move || copy_of(&Command::new(nginx()), &arguments)),
+            command: Box::new(move || copy_of(nginx().as_ref(), &Command::new(nginx()), &arguments)),
             log: log.clone(),
         };
         Server {
@@ -206,9 +226,9 @@ impl Drop for Running {
     }
 }
 
-/// The same command once more, with these arguments added.
-fn copy_of(command: &Command, arguments: &[String]) -> Command {
-    let mut copy = Command::new(command.get_program());
+/// The same command once more, of this program, with these arguments added.
+fn copy_of(program: &OsStr, command: &Command, arguments: &[String]) -> Command {
+    let mut copy = Command::new(program);
     if command.get_envs().next().is_some() {
         copy.env_clear();
     }
