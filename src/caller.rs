@@ -139,12 +139,17 @@ pub enum Refusal {
     )]
     Lacking(Action, String),
     /// The token of this name has it for other names only.
-    #[error("refused: the token {token} has the right {right:?} for other names than {name} only", right = .action.name())]
+    #[error(
+        "refused: the token {token} has the right {right:?} for names such as {patterns} alone, and {name} is none of them",
+        right = .action.name()
+    )]
     OtherName {
         /// The action.
         action: Action,
         /// Name of the token.
         token: String,
+        /// Its patterns.
+        patterns: String,
         /// The name that no pattern of it matches.
         name: String,
     },
@@ -277,11 +282,13 @@ impl Grant {
     }
 
     fn check_name(&self, action: Action, name: &str) -> Result<(), Refusal> {
-        let matches = |pattern: &NamePattern| pattern.matches(name.strip_suffix(".drv").unwrap_or(name));
-        if self.only.is_empty() || self.only.iter().any(matches) {
+        let name = name.strip_suffix(".drv").unwrap_or(name);
+        if self.only.is_empty() || self.only.iter().any(|pattern| pattern.matches(name)) {
             return Ok(());
         }
-        Err(Refusal::OtherName { action, token: self.name.clone(), name: name.to_owned() })
+        let patterns: Vec<&str> = self.only.iter().map(NamePattern::as_str).collect();
+        let (token, patterns) = (self.name.clone(), patterns.join(", "));
+        Err(Refusal::OtherName { action, token, patterns, name: name.to_owned() })
     }
 
     /// True from its expiry or revocation on.

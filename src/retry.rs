@@ -142,7 +142,8 @@ impl Retry {
 }
 
 /// True when a derivation has this name, with or without its version.
-fn has_name(drv: &StorePath, name: &str) -> bool {
+#[must_use]
+pub fn has_name(drv: &StorePath, name: &str) -> bool {
     let rest = drv.name().trim_end_matches(".drv").strip_prefix(name);
     let version = |rest: &str| {
         rest.strip_prefix('-').is_some_and(|version| version.starts_with(|c: char| !c.is_ascii_alphabetic()))

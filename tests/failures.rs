@@ -217,6 +217,14 @@ fn a_failure_is_listed_and_retried_by_whatever_names_it() {
     for words in [below_drv, top_drv, "permanent", &format!("cause: {below_drv}"), "exit code 3"] {
         assert!(table.contains(words), "no {words:?} in {table}");
     }
+    // The names that the queue and the list of failures show are those that are explained.
+    for name in ["top", "top-1.0", top_drv] {
+        let why = ondine(&cache, "why", &[name]);
+        assert!(!why.succeeded() && why.text().contains("failed") && why.text().contains(below_drv), "{why}");
+    }
+    // What was not begun has no log: that of its cause is the one to read.
+    let log = cache.http.get(&format!("/log/{top_drv}"));
+    assert!(log.status == 404 && log.text().contains(&format!("ondine log {below_drv}")), "{}", log.text());
     // Its reason is still there: tried again, and remembered again.
     let tries = |count: usize| {
         wait_until("it is tried again", SOON, || gate.starts().len() == count && failures(&cache).len() == 2);

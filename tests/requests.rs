@@ -314,6 +314,20 @@ fn a_request_is_followed_as_events_to_its_end() {
 }
 
 #[test]
+fn what_is_built_or_waits_is_explained_by_its_name() {
+    let cache = Cache::new(&[]);
+    let gate = cache.store.gate();
+    let [running, waiting] = ["running-1.0", "waiting-2.0"].map(|name| cache.gated(name, &gate));
+    let http = &cache.http;
+    ask(http, &json!({"derivations": [text(&running.drv), text(&waiting.drv)]}));
+    let state = |name: &str| get(http, &format!("/api/v1/explain/{name}"))["state"].clone();
+    wait_until("the first is built", SOON, || state("running-1.0") == "building");
+    assert_eq!([state("running"), state("waiting"), state("waiting-2.0")], ["building", "queued", "queued"]);
+    gate.open();
+    wait_until("both are served", SOON, || state("running") == "served" && state("waiting") == "served");
+}
+
+#[test]
 fn a_hash_a_path_a_derivation_and_a_name_are_explained() {
     let set = PackageSet::new([
         ("served".to_owned(), derivations::text_file("served", "1").to_nix()),

@@ -249,7 +249,7 @@ fn a_token_may_be_bound_to_names_and_to_a_number_of_builds_that_wait() {
     let bound = bearer(&cache, "bound", "read,build,pin", &["--only", "p-*", "--max-queued", "1"]);
     let ask = |path: &std::path::Path| cache.http.open(&narinfo_address(path), &[("authorization", &bound)]);
     let refused = cache.http.get_with(&narinfo_address(other.out()), &[("authorization", &bound)]);
-    assert_missing(&refused, &["token bound", "for other names than q"]);
+    assert_missing(&refused, &["token bound", "for names such as p-* alone, and q is none"]);
     let asked = {
         let (address, bound) = (cache.ondine.url(), bound.clone());
         let path = narinfo_address(first.out());
@@ -300,4 +300,21 @@ fn builds_that_wait_for_a_token_are_counted_together_whatever_asked_for_them() {
     support::wait_until("the first is built", SOON, served);
     let freed = || ask(&[hash(second.out())])[0]["state"] != "refused";
     support::wait_until("its place is free", SOON, freed);
+}
+
+#[test]
+fn what_a_token_may_not_have_built_is_explained_as_refused() {
+    let cache = Cache::new(&["--build", "token"]);
+    let sample = cache.store.instantiate(&support::derivations::text_file("sample", "text"));
+    let address = format!("/api/v1/explain/{}", support::addresses::base_name(sample.out()));
+    let state = |authorization: &[(&str, &str)]| {
+        let answer = cache.http.get_with(&address, authorization);
+        assert_eq!(answer.status, 200, "{}", answer.text());
+        serde_json::from_slice::<serde_json::Value>(&answer.body).expect("JSON")
+    };
+    let refused = state(&[]);
+    let reason = refused["reason"].as_str().unwrap_or_default();
+    assert!(refused["state"] == "refused" && reason.contains("--may read,build"), "{refused}");
+    let builder = bearer(&cache, "builder", "read,build", &[]);
+    assert_eq!(state(&[("authorization", &builder)])["state"], "known");
 }

@@ -198,7 +198,11 @@ async fn wait_for_all(remote: &Remote, mut open: Vec<u64>) -> anyhow::Result<Vec
 
 /// Tells of a request that has no result, with the end of its log.
 fn tell(id: u64, request: &RemoteRequest) {
-    let reason = request.reason.as_deref().unwrap_or("no reason is given");
+    let reason = match (request.reason.as_deref(), &*request.state) {
+        (Some(reason), _) => reason,
+        (None, "cancelled") => "its owner or an administrator has cancelled it (ondine cancel)",
+        (None, _) => "no reason is given",
+    };
     eprintln!(
         "ondine: {} ({}, request {id}): {}",
         Line(&request.derivation),

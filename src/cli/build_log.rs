@@ -1,5 +1,7 @@
 //! `ondine log`: the log of a build, whole or as it grows. Escape codes of builders act on no terminal.
 
+use std::borrow::Cow;
+use std::fs;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -41,13 +43,25 @@ impl BuildLog {
     }
 }
 
-/// Base name of a store path, wherever the store is.
-pub(super) fn base_name(what: &str) -> &str {
-    if what.starts_with('/') { what.rsplit('/').next().unwrap_or(what) } else { what }
+/// Base name of a store path, wherever the store is, or of the store path that a symlink such as `./result`
+/// leads to.
+pub(super) fn base_name(what: &str) -> Cow<'_, str> {
+    let is_path = what.starts_with('/') || what.starts_with("./") || what.starts_with("../");
+    if !is_path {
+        return Cow::Borrowed(what);
+    }
+    let base = what.rsplit('/').next().unwrap_or(what);
+    if StorePath::parse(base).is_err()
+        && let Ok(target) = fs::canonicalize(what)
+        && let Some(name) = target.file_name()
+    {
+        return Cow::Owned(name.to_string_lossy().into_owned());
+    }
+    Cow::Borrowed(base)
 }
 
 async fn open(remote: &Remote, what: &str, follow: bool) -> Result<ServerReply, Error> {
-    let what = base_name(what);
+    let what = &*base_name(what);
     loop {
         // The address of a log needs a name, which only the server may know.
         let name = match StorePath::parse(what) {

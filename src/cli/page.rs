@@ -26,9 +26,10 @@ are escaped (`\\u{1b}`).
 `--json` prints the answer of the HTTP API; commands that follow progress print an object with `failed` and
 `line` in each line. Colours and bars are for terminals alone; the variable `NO_COLOR` turns colours off.
 
-Every command that asks a server takes it from `--server`, else from the user's file
-`~/.config/ondine/config.toml`, else it uses the control socket of a server on this machine: that in
-`--state-dir`, `~/.local/state/ondine` or `/var/lib/ondine`. The control socket is for the server's user and
+Every command that asks a server takes it from `--server`, else uses the control socket of the server with
+the `--state-dir` that is given, else takes it from the variable `ONDINE_SERVER` or from the user's file
+`~/.config/ondine/config.toml`, else uses the control socket of a server on this machine, in
+`~/.local/state/ondine` or `/var/lib/ondine`. The control socket is for the server's user and
 root, who may do everything; elsewhere the rights of the token count. The user's file has the keys `server`,
 and `token` or `token-file`. A token comes from `--token-file`, the variable `ONDINE_TOKEN`, the server's URL,
 the user's file (for the server that it names), or a netrc file: `NETRC` or `~/.netrc`, then those of Nix. Any

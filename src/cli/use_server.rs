@@ -93,7 +93,12 @@ impl UseServer {
         if self.write {
             self.write(trust, &files, &lines, &text, remote)?;
         } else if !missing.is_empty() {
-            println!("Add them with: ondine use {url} --write{}", if self.system { " --system" } else { "" });
+            let (system, by) = match (self.system, trust) {
+                (true, _) => (" --system", ""),
+                (false, UserTrust::NotTrusted) => (" --system", ", as root"),
+                (false, UserTrust::Trusted | UserTrust::Unknown) => ("", ""),
+            };
+            println!("Add them with: ondine use {url} --write{system}{by}");
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -120,8 +125,8 @@ impl UseServer {
                 "Nix trusts this user, so lines in the user's nix.conf are in effect."
             }
             (false, UserTrust::NotTrusted) => {
-                "Nix does not trust this user: its daemon ignores substituters and keys in the user's nix.conf. Let an \
-                 administrator run the command with --system, or add the user to trusted-users."
+                "Nix does not trust this user: its daemon ignores substituters and keys in the user's nix.conf. They \
+                 belong to the system's, or the user to trusted-users."
             }
             (false, UserTrust::Unknown) => {
                 "Nix does not say if it trusts this user. If it ignores the lines, run the command with --system."

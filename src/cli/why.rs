@@ -28,7 +28,7 @@ pub(super) struct Why {
 impl Why {
     /// Fails for what is not served and will not be.
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
-        let what = base_name(&self.what);
+        let what = &*base_name(&self.what);
         let path = format!("/api/v1/explain/{}", path_part(what));
         let session = self.server.open()?;
         let answer: serde_json::Value = session.read(&path)?;

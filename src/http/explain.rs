@@ -1,6 +1,8 @@
 //! Explanation of one hash, path, derivation or name: where it is, or why it is not, and what to do. Starts
 //! nothing.
 
+use std::collections::BTreeSet;
+
 use narinfo::StorePath;
 
 use super::Service;
@@ -13,8 +15,8 @@ use crate::escape::Line;
 use crate::model::Search;
 use crate::nearest::similar;
 use crate::requests::{OutputChoice, RequestTarget};
-use crate::retry::Failed;
-use crate::substitute::OnMiss;
+use crate::retry::{Failed, has_name};
+use crate::substitute::{Missing, OnMiss};
 
 /// Characters at the start of a name that are taken to be right.
 const START_CHARS: usize = 2;
@@ -22,7 +24,7 @@ const START_CHARS: usize = 2;
 const NAME_BYTES_MAX: usize = 30;
 /// Attributes of a set that a misspelt name is compared with, at most.
 const SIMILAR_MAX: u32 = 1000;
-/// Pushed derivations of one name that are looked at, at most.
+/// Derivations of one name that are looked at, at most.
 const NAMED_MAX: usize = 10;
 
 pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
@@ -52,6 +54,7 @@ pub(super) async fn explain(
         );
         return Err(Error::not_found(reason));
     }
+    let may_not_build = matches!(on_miss, OnMiss::Unentitled(_));
     let mut items = state.requests.ask(targets, on_miss, None).await?;
     // Of a name that several sets may have, the first that is known.
     let known = items.iter().position(|item| item.drv.is_some()).unwrap_or_default();
@@ -62,17 +65,28 @@ pub(super) async fn explain(
     {
         item.reason = Some(item.reason.unwrap_or_else(|| "nothing has this name".to_owned()) + &hint);
     }
+    if may_not_build && item.state == BuildItemState::Known {
+        let drv = item.derivation.as_deref().and_then(|drv| StorePath::parse(drv).ok());
+        item.state = BuildItemState::Refused;
+        item.reason = drv.map(|drv| Missing::NeedsRight(drv).to_string());
+    }
     explanation(service, item).await
 }
 
-/// The attribute of this name in the set that it names, or in each set; then the pushed derivations of this
-/// name, the latest used first.
+/// The attribute of this name in the set that it names, or in each set; then the derivations of this name
+/// that were requested or have failed, and those that were pushed, the latest used first.
 async fn named(service: &Service, name: &str) -> Result<Vec<RequestTarget>, Error> {
+    let state = &service.state;
+    let unreadable = |error| Error::index(&error, "the explanation cannot be given");
     let mut targets = attributes_named(service, name);
+    let mut derivations = state.builds.requested();
+    let failures = state.failures.list().await.map_err(unreadable)?.into_iter();
+    derivations.extend(failures.map(|failure| failure.drv));
+    derivations.retain(|drv| has_name(drv, name));
     let drv_name = format!("{}.drv", name.strip_suffix(".drv").unwrap_or(name));
-    let pushed = service.state.index.pushed_named(drv_name).await;
-    let pushed = pushed.map_err(|error| Error::index(&error, "the explanation cannot be given"))?;
-    let derivations = pushed.into_iter().take(NAMED_MAX);
+    derivations.extend(state.index.pushed_named(drv_name).await.map_err(unreadable)?);
+    let mut seen = BTreeSet::new();
+    let derivations = derivations.into_iter().filter(|drv| seen.insert(drv.clone())).take(NAMED_MAX);
     targets.extend(derivations.map(|drv| RequestTarget::Derivation { drv, outputs: OutputChoice::All }));
     Ok(targets)
 }
@@ -124,7 +138,7 @@ async fn explanation(service: &Service, item: BuildItem) -> Result<Explanation, 
         made_by.extend(upstreams.into_iter().map(|nar| nar.upstream));
     }
     Ok(Explanation {
-        advice: advice(&item),
+        advice: advice(&item, failure.as_ref().map(|failure| &failure.cause)),
         notes: notes(&item),
         made_by,
         failed_since: failure.as_ref().map(|failure| unix_seconds(failure.failed_at)),
@@ -147,19 +161,21 @@ fn notes(item: &BuildItem) -> Vec<String> {
     }
 }
 
-fn advice(item: &BuildItem) -> String {
+fn advice(item: &BuildItem, cause: Option<&StorePath>) -> String {
+    let cause = cause.map_or_else(|| "DERIVATION".to_owned(), ToString::to_string);
     let drv = item.derivation.as_deref().unwrap_or("DERIVATION");
     match item.state {
         BuildItemState::Served => "fetch it with this cache as a substituter".to_owned(),
         BuildItemState::Building | BuildItemState::Queued => {
-            "wait for it: a client that asks for it now is held until it is built".to_owned()
+            format!("wait for it: a client that asks for it now is held until it is built. {REMEMBERED}")
         }
-        BuildItemState::Known => "ask for it, and it is built: with this cache as a substituter, with \
-                                  `ondine build`, or by its name"
-            .to_owned(),
+        BuildItemState::Known => format!(
+            "ask for it, and it is built: with this cache as a substituter, with `ondine build`, or by its name. \
+             {REMEMBERED}"
+        ),
         BuildItemState::Failed => format!(
-            "read the log, and repair what failed; `ondine retry {drv}` builds it again at once, and after the time \
-             in retry_at any request does"
+            "read the log (`ondine log {cause}`) and repair what failed; `ondine retry {drv}` builds it again at once, \
+             and any request does so once the failure is forgotten. {REMEMBERED}"
         ),
         BuildItemState::Refused => "see the reason, which says what would have to change".to_owned(),
         BuildItemState::Unknown => {

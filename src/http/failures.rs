@@ -6,7 +6,7 @@ use super::Service;
 use super::answer::{self, json};
 use super::api::{RememberedFailure, RetryRequest};
 use super::call::Call;
-use super::error::Error;
+use super::error::{Error, REMEMBERED};
 use super::request_body;
 use super::response_future::ResponseFuture;
 use crate::escape::Lines;
@@ -56,7 +56,7 @@ fn lines(done: &[Retried]) -> String {
         }
         let _ = match request {
             None => Ok(()),
-            Some(Ok(id)) => writeln!(text, "queued: {drv}, request {id}"),
+            Some(Ok(id)) => writeln!(text, "queued: {drv}, request {id}. {REMEMBERED}"),
             Some(Err(reason)) => writeln!(text, "failed: {drv} is forgotten, but not queued: {reason}"),
         };
     }

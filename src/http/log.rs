@@ -70,9 +70,10 @@ async fn answer(service: &Service, path: StorePath) -> Result<Answer, Error> {
             Err(reason) => return Err(Error::not_found(reason)),
         }
     };
-    let state = std::sync::Arc::clone(&service.state);
+    let (state, failures) = (std::sync::Arc::clone(&service.state), service.state.failures.clone());
+    let makers = drvs.clone();
     let found = reading(move || {
-        for drv in drvs {
+        for drv in makers {
             if let Some(log) = state.logs.read(&drv)? {
                 return Ok(Some(LogSource::Ours(log)));
             }
@@ -87,9 +88,21 @@ async fn answer(service: &Service, path: StorePath) -> Result<Answer, Error> {
         Ok(Some(LogSource::Daemons(log))) => {
             Ok(answer::streamed(answer::TEXT, stream_body(|writer| writer.send_all(log))))
         }
-        Ok(None) => Err(Error::NotFound(format!(
-            "no log: {path} was not built by this machine's Nix, or so long ago that its log was deleted"
-        ))),
+        Ok(None) => {
+            for drv in &drvs {
+                if let Ok(Some(failure)) = failures.of(drv).await
+                    && failure.cause != *drv
+                {
+                    let cause = failure.cause;
+                    return Err(Error::NotFound(format!(
+                        "no log: {drv} was not begun, since {cause} failed, whose log is at /log/{cause} (`ondine log {cause}`)"
+                    )));
+                }
+            }
+            Err(Error::NotFound(format!(
+                "no log: {path} was not built by this server, or so long ago that its log was deleted"
+            )))
+        }
         Err(error) => {
             tracing::error!(%path, %error, "cannot read a build log; check its file and its permissions");
             Err(Error::not_found("this log cannot be read at the moment; the server's log has the details"))

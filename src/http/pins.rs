@@ -156,7 +156,7 @@ async fn unpinned(service: &Service, what: Pinned) -> Result<Answer, Error> {
         Pinned::Attribute(text) => (name_of_pin(service, text).await?, None),
     };
     match service.state.retention.unpin(name, hash).await.map_err(unchangeable)? {
-        0 => Err(Error::not_found("there is no such pin; `ondine pin` lists all")),
+        0 => Err(Error::not_found("there is no such pin; `ondine pins` lists all")),
         count => Ok(answer::ready(answer::TEXT, format!("unpinned: {count}\n"))),
     }
 }

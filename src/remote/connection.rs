@@ -275,6 +275,10 @@ impl Remote {
                     .to_owned()
             }
             // The error would say the URL again, whose query may be secret.
+            _ if server.starts_with("https:") => format!(
+                "it cannot be reached: {}; the address of a server without TLS begins with http://",
+                deepest(error)
+            ),
             _ => format!("it cannot be reached: {}", deepest(error)),
         };
         Error::Unreachable { server, reason }

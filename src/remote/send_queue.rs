@@ -168,7 +168,7 @@ fn is_of_derivation(entry: &QueueEntry) -> bool {
 /// True where the fault is not the entry's: the next one would meet it, too.
 fn may_pass(error: &PushError) -> bool {
     match error {
-        PushError::Server(Error::Unauthorized { .. } | Error::NotOndine { .. }) => true,
+        PushError::Server(Error::NotOndine { .. }) => true,
         PushError::Server(error) => error.is_transient(),
         PushError::Nix(ProgramError::NotStarted { .. }) => true,
         PushError::Nix(_) | PushError::Pack { .. } => false,

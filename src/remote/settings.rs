@@ -14,6 +14,8 @@ use super::error::Error;
 use super::places::{nix_conf_dir_of_user, shown_file, user_file};
 use crate::upstream::{Credentials, NetrcFile};
 
+/// The variable with the URL of a server.
+const SERVER_VARIABLE: &str = "ONDINE_SERVER";
 /// The variable with a token.
 const TOKEN_VARIABLE: &str = "ONDINE_TOKEN";
 /// Bytes of a token at most.
@@ -67,6 +69,9 @@ impl ServerChoice {
         if let Some(state_dir) = &self.state_dir {
             return Ok(Named::Socket(state_dir.clone()));
         }
+        if let Some(server) = env::var(SERVER_VARIABLE).ok().filter(|server| !server.is_empty()) {
+            return parse(&server).map(Named::Url);
+        }
         if let Some(server) = of_file {
             return parse_server(server).map(Named::Url);
         }
@@ -75,7 +80,7 @@ impl ServerChoice {
             Some(state_dir) => Ok(Named::Socket(state_dir.clone())),
             None => Err(Error::Settings(format!(
                 "no server is named, and none is found on this machine: give its address with --server URL, in the variable ONDINE_SERVER, or as \
-                 `server = \"URL\"` in {}",
+                 `server = \"URL\"` in {}; for a server on this machine give its --state-dir",
                 shown_file()
             ))),
         }

@@ -109,7 +109,7 @@ impl NotBuilt {
     pub(super) fn last_line(&self) -> String {
         match self {
             Self::Failed(verdict) | Self::Lost(Loss { verdict, .. }) => verdict.reason.clone(),
-            Self::Stopped => "stopped: others go first; it is built later".to_owned(),
+            Self::Stopped => "stopped: nobody waits for it any more, or others go first".to_owned(),
         }
     }
 }

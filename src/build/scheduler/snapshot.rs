@@ -82,6 +82,17 @@ impl Scheduler {
         self.0.lock().past.latest().take(max).cloned().collect()
     }
 
+    /// Derivations that are being built, and those of requests that wait, are being delivered, or have ended
+    /// lately, the last one first.
+    #[must_use]
+    pub fn requested(&self) -> Vec<StorePath> {
+        let state = self.0.lock();
+        let running = state.running.keys().cloned();
+        let waiting = state.waiters.ids().filter_map(|id| Some(state.waiters.get(id)?.drv.clone()));
+        let ended = state.past.latest().filter_map(|request| StorePath::parse(&request.derivation).ok());
+        running.chain(waiting).chain(ended).collect()
+    }
+
     /// Places in the queue of all requests, and whether something is being built for each.
     #[must_use]
     pub fn places(&self) -> HashMap<u64, (usize, bool)> {
