@@ -70,7 +70,7 @@ impl ServerChoice {
             return Ok(Named::Socket(state_dir.clone()));
         }
         if let Some(server) = env::var(SERVER_VARIABLE).ok().filter(|server| !server.is_empty()) {
-            return parse(&server).map(Named::Url);
+            return parse_server(&server).map(Named::Url);
         }
         if let Some(server) = of_file {
             return parse_server(server).map(Named::Url);
