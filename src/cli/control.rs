@@ -30,8 +30,8 @@ pub(super) const OTHER_VERSION: &str =
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Connection")]
 pub(super) struct ServerArgs {
-    /// URL of the server [default: the variable ONDINE_SERVER, `server` in ~/.config/ondine/config.toml, else the
-    /// server on this machine]
+    /// URL of the server [default: the variable ONDINE_SERVER, `server` in ~/.config/ondine/config.toml, else
+    /// the server on this machine]
     #[arg(long, value_name = "URL")]
     pub(super) server: Option<String>,
     /// File with a token [default: the variable ONDINE_TOKEN, ~/.config/ondine/config.toml, or a netrc file]
