@@ -7,7 +7,8 @@ use std::path::Path;
 
 use support::addresses::{base_name, log_address};
 use support::cache::assert_missing;
-use support::{Cache, Derivation, Instantiated, NixStore, Release, text};
+use support::uploads::Uploads;
+use support::{Cache, Derivation, Door, Instantiated, NixStore, Release, text};
 
 /// A derivation that says a word.
 fn talking(store: &NixStore, word: &str) -> Instantiated {
@@ -57,6 +58,33 @@ fn an_output_has_the_log_of_what_makes_it_whoever_built_it_and_ours_comes_first(
     // Its derivation is gone, and it is still served.
     cache.store.gc();
     assert_eq!(log(&cache, ours.out()), "ours\n");
+}
+
+#[test]
+fn a_log_that_a_client_uploads_takes_the_place_of_no_other() {
+    let cache = Cache::new(&["--max-build-log-bytes", "4096", "--max-total-log-bytes", "9000"]);
+    let uploads = Uploads { door: Door::to(&cache.ondine), cache };
+    let cache = &uploads.cache;
+    let [ours, daemons, later] = ["ours", "daemons", "later"].map(|word| talking(&cache.store, word));
+    cache.narinfo(ours.out());
+    cache.store.realise(&daemons.drv);
+    for of in [&ours, &daemons] {
+        let (status, text) = uploads.put(&log_address(&of.drv), b"uploaded\n");
+        assert!(status == 200 && text.contains("not kept"), "{text}");
+    }
+    for number in 0..5 {
+        let address = format!("/log/{number:032}-p.drv");
+        assert_eq!(uploads.put(&address, &[b'x'; 4000]).0, 200, "{number}");
+    }
+    assert_eq!(uploads.put(&log_address(&later.drv), b"uploaded\n").0, 200);
+    for (of, shown) in [(&ours, "ours\n"), (&daemons, "daemons\n"), (&later, "uploaded\n")] {
+        assert_eq!(log(cache, &of.drv), shown);
+        assert_eq!(log(cache, of.out()), shown);
+    }
+    let kept = (0..5).filter(|number| cache.http.get(&format!("/log/{number:032}-p.drv")).status == 200);
+    assert_eq!(kept.count(), 2, "the others have made room");
+    cache.narinfo(later.out());
+    assert_eq!(log(cache, &later.drv), "later\n");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! `/log/…`: the log of a build as the builder wrote it, escape codes included, since `nix log` shows their
-//! colours. Our log, else the Nix daemon's own. The log of a running build is followed to its end; a body is
+//! colours. Our log, else the Nix daemon's own, else one that a client has uploaded. The log of a running build is followed to its end; a body is
 //! complete only when its log is.
 
 use std::io;
@@ -19,6 +19,7 @@ use crate::tail_file::{TailReader, reading};
 
 /// The log that was found.
 enum LogSource {
+    /// In our folders.
     Ours(Log),
     Daemons(DaemonLog),
 }
@@ -37,7 +38,10 @@ impl LogSnapshot {
         let found = reading(move || {
             Ok(match state.logs.snapshot(&drv)? {
                 Some((reader, is_running)) => Some((Self::Ours(reader), is_running)),
-                None => state.daemon_logs.open(&drv)?.map(|log| (Self::Daemons(log), false)),
+                None => match state.daemon_logs.open(&drv)? {
+                    Some(log) => Some((Self::Daemons(log), false)),
+                    None => state.logs.read_uploaded(&drv)?.map(|log| (Self::Ours(log.reader), false)),
+                },
             })
         });
         found.await.ok().flatten()
@@ -73,12 +77,18 @@ async fn answer(service: &Service, path: StorePath) -> Result<Answer, Error> {
     let (state, failures) = (std::sync::Arc::clone(&service.state), service.state.failures.clone());
     let makers = drvs.clone();
     let found = reading(move || {
-        for drv in makers {
-            if let Some(log) = state.logs.read(&drv)? {
+        for drv in &makers {
+            if let Some(log) = state.logs.read(drv)? {
                 return Ok(Some(LogSource::Ours(log)));
             }
-            if let Some(log) = state.daemon_logs.open(&drv)? {
+            if let Some(log) = state.daemon_logs.open(drv)? {
                 return Ok(Some(LogSource::Daemons(log)));
+            }
+        }
+        // Whoever may push can write anything into one.
+        for drv in &makers {
+            if let Some(log) = state.logs.read_uploaded(drv)? {
+                return Ok(Some(LogSource::Ours(log)));
             }
         }
         Ok(None)

@@ -1,7 +1,9 @@
 //! The logs of our builds: one file for each derivation, as the builder wrote it, escape codes and all;
-//! readers follow the one that is being written. Must never grow past its bounds, and never stop a build
-//! because a log cannot be written.
+//! readers follow the one that is being written. Logs that clients upload lie apart, and have a bound of their
+//! own: they never take the place of ours. Must never grow past its bounds, and never stop a build because a
+//! log cannot be written.
 
+mod folder;
 mod tail;
 mod writer;
 
@@ -9,19 +11,18 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
 
 use narinfo::StorePath;
 use tokio::sync::watch;
 
 use crate::tail_file::{TailCursor, TailReader, WriteProgress};
+use folder::LogFolder;
 pub use tail::plain_line;
 pub(super) use writer::LogWriter;
 
-/// The end of the name of every log.
-const EXTENSION: &str = "log";
+/// The folder of uploaded logs, in that of ours.
+const UPLOADED: &str = "uploaded";
 
 /// Bounds of build logs.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,7 +30,8 @@ pub struct Settings {
     /// Bytes that one build may write; one that writes more is stopped. A build that lost its daemon and is
     /// begun anew may write as much again, into the same log.
     pub log_bytes_max: u64,
-    /// Bytes of all logs together. When a build ends, the oldest logs go until the rest fits.
+    /// Bytes of all logs together. When a build ends, the oldest logs go until the rest fits. Uploaded logs
+    /// may have as many beside them.
     pub logs_bytes_max: u64,
 }
 
@@ -52,16 +54,12 @@ pub struct Logs(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    dir: PathBuf,
+    ours: LogFolder,
+    uploaded: LogFolder,
     settings: Settings,
     /// The logs that are being written, by their file.
     running: Mutex<HashMap<PathBuf, RunningLog>>,
-    /// Bytes of all others together, at most: only above the bound the directory is read to know them.
-    bytes_at_most: AtomicU64,
 }
-
-/// Nobody has looked yet.
-const UNKNOWN: u64 = u64::MAX;
 
 /// A log that is being written, as its readers need it.
 #[derive(Debug)]
@@ -87,8 +85,9 @@ impl Logs {
     /// When it cannot be made.
     pub fn open(dir: &Path, settings: Settings) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
-        let (running, bytes_at_most) = (Mutex::default(), AtomicU64::new(UNKNOWN));
-        Ok(Self(Arc::new(Shared { dir: dir.to_owned(), settings, running, bytes_at_most })))
+        let ours = LogFolder::new(dir.to_owned(), settings.logs_bytes_max);
+        let uploaded = LogFolder::new(dir.join(UPLOADED), settings.logs_bytes_max);
+        Ok(Self(Arc::new(Shared { ours, uploaded, settings, running: Mutex::default() })))
     }
 
     /// The log of a derivation, if it was built (or tried) here. Blocks for as long as opening a file takes.
@@ -105,17 +104,16 @@ impl Logs {
                 bytes: None,
             }));
         }
-        match File::open(path) {
-            Ok(file) => {
-                let bytes = file.metadata()?.len();
-                Ok(Some(Log {
-                    reader: TailReader::new(Arc::new(file), TailCursor::part(0..bytes)),
-                    bytes: Some(bytes),
-                }))
-            }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
+        complete(&path)
+    }
+
+    /// The log that a client has uploaded of a derivation, for one that has no other. Blocks for as long as
+    /// opening a file takes.
+    ///
+    /// # Errors
+    /// When it is there and cannot be opened.
+    pub fn read_uploaded(&self, drv: &StorePath) -> io::Result<Option<Log>> {
+        complete(&self.0.uploaded.file_of(drv))
     }
 
     /// The log that is being written of a derivation, from so many bytes before its end; `None` where no
@@ -163,25 +161,26 @@ impl Logs {
         self.0.settings.log_bytes_max
     }
 
-    /// Stores the log of a build elsewhere, unless this derivation has one; the oldest logs go for it.
+    /// Stores the log of a build elsewhere, unless this derivation has one; the oldest of these go for it.
     /// Returns true if it did. Blocking.
     ///
     /// # Errors
     /// When it cannot be written.
     pub fn store(&self, drv: &StorePath, log: &[u8]) -> io::Result<bool> {
-        let path = self.file_of(drv);
-        let mut draft = tempfile::NamedTempFile::new_in(&self.0.dir)?;
-        draft.write_all(log)?;
-        {
-            // A build that begins meanwhile has the name.
-            let running = self.0.running();
-            if running.contains_key(&path) || path.exists() {
-                return Ok(false);
-            }
-            draft.persist_noclobber(&path).map_err(|error| error.error)?;
+        let (ours, path) = (self.file_of(drv), self.0.uploaded.file_of(drv));
+        let is_ours = self.0.running().contains_key(&ours) || ours.exists();
+        if is_ours || path.exists() {
+            return Ok(false);
         }
-        self.0.add(log.len() as u64);
-        self.make_room()?;
+        fs::create_dir_all(&self.0.uploaded.dir)?;
+        let mut draft = tempfile::NamedTempFile::new_in(&self.0.uploaded.dir)?;
+        draft.write_all(log)?;
+        match draft.persist_noclobber(&path) {
+            Err(error) if error.error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+            persisted => drop(persisted.map_err(|error| error.error)?),
+        }
+        self.0.uploaded.add(Some(log.len() as u64));
+        self.0.uploaded.make_room(|path| fs::remove_file(path).map(|()| true))?;
         Ok(true)
     }
 
@@ -203,68 +202,42 @@ impl Logs {
     }
 
     fn file_of(&self, drv: &StorePath) -> PathBuf {
-        self.0.dir.join(format!("{drv}.{EXTENSION}"))
+        self.0.ours.file_of(drv)
     }
 
     /// Nothing more is written to this log.
     fn ended(&self, path: &Path) {
-        let ended = self.0.running().remove(path);
-        let bytes = ended.map(|ended| ended.file.metadata().map_or(UNKNOWN, |metadata| metadata.len()));
-        self.0.add(bytes.unwrap_or_default());
+        if let Some(ended) = self.0.running().remove(path) {
+            self.0.ours.add(ended.file.metadata().ok().map(|metadata| metadata.len()));
+        }
     }
 
-    /// Deletes the oldest logs until the rest fits, sparing those that are being written, where there may be
-    /// too many. Blocking.
+    /// Deletes the oldest of our logs until the rest fits, sparing those that are being written. Blocking.
     fn make_room(&self) -> io::Result<()> {
-        if self.0.bytes_at_most.load(Ordering::Relaxed) <= self.0.settings.logs_bytes_max {
-            return Ok(());
-        }
-        // A log that ends meanwhile may be counted twice, and none is left out.
-        self.0.bytes_at_most.store(0, Ordering::Relaxed);
-        let left = self.delete_oldest();
-        self.0.add(*left.as_ref().unwrap_or(&UNKNOWN));
-        left.map(drop)
-    }
-
-    /// Gives the bytes that are left.
-    fn delete_oldest(&self) -> io::Result<u64> {
-        let mut logs = Vec::new();
-        for entry in fs::read_dir(&self.0.dir)? {
-            let path = entry?.path();
-            // One that went meanwhile takes no room.
-            if path.extension().is_some_and(|extension| extension == EXTENSION)
-                && let Ok(metadata) = path.metadata()
-            {
-                let written = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
-                logs.push((written, path, metadata.len()));
-            }
-        }
-        let mut bytes: u64 = logs.iter().map(|(_, _, bytes)| bytes).sum();
-        logs.sort_unstable();
-        for (_, path, length) in logs {
-            if bytes <= self.0.settings.logs_bytes_max {
-                break;
-            }
+        self.0.ours.make_room(|path| {
             let running = self.0.running();
-            if running.contains_key(&path) {
-                continue;
+            if running.contains_key(path) {
+                return Ok(false);
             }
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => bytes -= length,
-            }
+            fs::remove_file(path).map(|()| true)
+        })
+    }
+}
+
+/// A log that nobody writes any more.
+fn complete(path: &Path) -> io::Result<Option<Log>> {
+    match File::open(path) {
+        Ok(file) => {
+            let bytes = file.metadata()?.len();
+            let reader = TailReader::new(Arc::new(file), TailCursor::part(0..bytes));
+            Ok(Some(Log { reader, bytes: Some(bytes) }))
         }
-        Ok(bytes)
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
 impl Shared {
-    fn add(&self, bytes: u64) {
-        let add = |sum: u64| Some(sum.saturating_add(bytes));
-        // Always updated: nothing is refused.
-        let _ = self.bytes_at_most.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add);
-    }
-
     fn running(&self) -> MutexGuard<'_, HashMap<PathBuf, RunningLog>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -272,7 +245,7 @@ impl Shared {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::time::{Duration, SystemTime};
 
     use super::*;
 
@@ -333,6 +306,27 @@ mod tests {
         build("two");
         assert_eq!(there(), [false; 4], "300 bytes were known, and it was not read");
         assert!(["one", "two"].map(|name| logs.file_of(&drv(name)).exists()) == [true; 2]);
+    }
+
+    #[test]
+    fn uploaded_logs_make_room_among_themselves_and_take_no_place_of_ours() {
+        let (_folder, logs) = logs(100, 250);
+        let ours = logs.begin(&drv("ours"));
+        assert!(!logs.store(&drv("ours"), b"uploaded").expect("asked"), "it is being written");
+        drop(ours);
+        let old = File::open(logs.file_of(&drv("ours"))).expect("there");
+        old.set_modified(SystemTime::UNIX_EPOCH).expect("aged");
+        for number in 0..5 {
+            assert!(logs.store(&drv(&number.to_string()), &[b'x'; 100]).expect("written"));
+        }
+        assert!(!logs.store(&drv("ours"), b"uploaded").expect("asked"));
+        assert!(logs.read(&drv("ours")).expect("no error").is_some() && logs.file_of(&drv("ours")).exists());
+        let left = (0..5).filter(|number| {
+            let uploaded = logs.read_uploaded(&drv(&number.to_string()));
+            assert!(logs.read(&drv(&number.to_string())).expect("no error").is_none(), "it is not ours");
+            uploaded.expect("no error").is_some()
+        });
+        assert_eq!(left.count(), 2);
     }
 
     #[test]

@@ -127,7 +127,8 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
     },
     Setting {
         name: "max-total-log-bytes",
-        doc: "Size of all logs together, at least max-build-log-bytes. The oldest are deleted when a build ends.",
+        doc: "Size of all logs together, at least max-build-log-bytes. The oldest are deleted when a build ends. Uploaded \
+              logs may have as much again.",
         default: DefaultValue::Is("1GiB"),
         value: &Bytes {
             min: 1024,

@@ -76,7 +76,7 @@ pub(in crate::http) fn cache_info(call: Call<'_>) -> Option<ResponseFuture> {
     }))
 }
 
-/// The log of a build on another machine; a log of our own is not replaced.
+/// The log of a build on another machine; a log of our own or of the Nix daemon is not replaced.
 pub(in crate::http) fn log(call: Call<'_>) -> Option<ResponseFuture> {
     let drv = StorePath::parse(call.arguments[0]).ok().filter(StorePath::is_derivation)?;
     let (service, headers, body) = (call.service.clone(), call.headers, call.body);
@@ -84,7 +84,8 @@ pub(in crate::http) fn log(call: Call<'_>) -> Option<ResponseFuture> {
         let bytes_max = usize::try_from(service.state.logs.log_bytes_max()).unwrap_or(usize::MAX);
         let log = file(&headers, body, bytes_max).await?;
         let state = Arc::clone(&service.state);
-        let stored = tokio::task::spawn_blocking(move || state.logs.store(&drv, &log)).await;
+        let store = move || Ok(state.daemon_logs.open(&drv)?.is_none() && state.logs.store(&drv, &log)?);
+        let stored = tokio::task::spawn_blocking(store).await;
         match stored.unwrap_or_else(|panicked| Err(std::io::Error::other(panicked))) {
             Ok(true) => Ok(answer::ready(answer::TEXT, TAKEN)),
             Ok(false) => Ok(answer::ready(answer::TEXT, "not kept: this derivation has a log here\n")),
