@@ -1,7 +1,8 @@
 //! Places of debugging symbols: by the build id of a program, the NAR and the file in it that has them, as
 //! clients upload them with `index-debug-info`. A client names the file in which it uploads the NAR, before
-//! it does so; what it says counts once a narinfo with that file was verified. Small files in a folder of the
-//! state directory, bounded in number. Must never name a NAR whose path was not published.
+//! it does so; what it says counts once a narinfo with that file was published, as far as the NAR has the file.
+//! Small files in a folder of the state directory, bounded in number. Must never name a NAR whose path was not
+//! published, nor exchange a place whose NAR is served.
 
 use std::fs;
 use std::io::{self, Write};
@@ -89,16 +90,12 @@ impl DebugInfo {
         true
     }
 
-    /// Keeps what was announced for the uploaded file of this name, which has this NAR. Blocking.
-    ///
-    /// # Errors
-    /// When it cannot be written; the NAR is served all the same.
-    pub fn publish(&self, file: &str, nar: NarHash) -> io::Result<()> {
-        let Some(announced) = self.0.announced.remove(file) else { return Ok(()) };
-        for (id, member) in announced.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-            self.keep(id, nar, member)?;
-        }
-        Ok(())
+    /// Takes what was announced for the uploaded file of this name: each id with the path of its file.
+    #[must_use]
+    pub fn take_announced(&self, file: &str) -> Vec<(BuildId, String)> {
+        let announced = self.0.announced.remove(file).unwrap_or_default();
+        let mut announced = announced.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut announced)
     }
 
     /// The NAR and the file in it that has the symbols of a program. Blocking.
@@ -115,7 +112,11 @@ impl DebugInfo {
         Ok(found.and_then(|(nar, member)| Some((NarHash::from_nixbase32(nar).ok()?, member.to_owned()))))
     }
 
-    fn keep(&self, id: &BuildId, nar: NarHash, member: &str) -> io::Result<()> {
+    /// Keeps the place of the symbols of a program. An earlier one is replaced. Blocking.
+    ///
+    /// # Errors
+    /// When it cannot be written; the NAR is served all the same.
+    pub fn keep(&self, id: &BuildId, nar: NarHash, member: &str) -> io::Result<()> {
         let file = self.0.file_of(id);
         if !file.exists() && self.0.kept.fetch_add(1, Ordering::Relaxed) >= KEPT_MAX {
             self.0.kept.fetch_sub(1, Ordering::Relaxed);
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_counts_once_its_nar_was_published_and_is_there_after_a_restart() {
+    fn a_place_is_announced_by_the_file_of_its_nar_and_is_there_after_a_restart_once_kept() {
         let folder = tempfile::tempdir().expect("a folder");
         let info = DebugInfo::open(folder.path()).expect("opened");
         let nar = NarHash::from_nixbase32(&"1".repeat(52)).expect("a hash");
@@ -154,8 +155,13 @@ mod tests {
         assert!(info.announce(id("a"), "x.nar.xz", member));
         assert!(info.announce(id("b"), "x.nar.xz", member));
         assert_eq!(info.find(&id("a")).expect("readable"), None);
-        info.publish("other.nar.xz", nar).expect("nothing to do");
-        info.publish("x.nar.xz", nar).expect("written");
+        assert_eq!(info.take_announced("other.nar.xz"), []);
+        let announced = info.take_announced("x.nar.xz");
+        assert_eq!(announced, [(id("a"), member.to_owned()), (id("b"), member.to_owned())]);
+        assert_eq!(info.take_announced("x.nar.xz"), []);
+        for (id, member) in &announced {
+            info.keep(id, nar, member).expect("written");
+        }
         let again = DebugInfo::open(folder.path()).expect("opened");
         assert_eq!(again.find(&id("b")).expect("readable"), Some((nar, member.to_owned())));
         assert_eq!(again.0.kept.load(Ordering::Relaxed), 2);

@@ -2,6 +2,7 @@
 //! file (or an upstream), and refers to nothing that has not. An index that is there is moved aside, never
 //! removed.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +11,7 @@ use narinfo::{PublicKey, Realisation, StoreDir, StorePathHash};
 use tokio::sync::mpsc;
 
 use crate::index::{self, Index, LedgerReader, Record, Recorded, Recovered, has_ledger, salvage_pins};
-use crate::model::PushedDerivation;
+use crate::model::{PushedDerivation, RealisationOutcome};
 use crate::nar_store::{file_bytes, has_files};
 
 /// Records that one transaction takes over.
@@ -140,16 +141,18 @@ impl Recovery {
         let (sender, mut batches) = mpsc::channel(BATCHES_WAITING_MAX);
         let reader = self.clone();
         let reading = tokio::task::spawn_blocking(move || reader.read(&sender));
-        let (mut realisations, mut pushed) = (Vec::new(), Vec::new());
+        // The latest record of an output is the one that was served last.
+        let (mut realisations, mut pushed) = (BTreeMap::new(), Vec::new());
         while let Some(batch) = batches.recv().await {
             index.recover(batch.recovered).await?;
-            realisations.extend(batch.realisations);
+            realisations.extend(batch.realisations.into_iter().map(|one| (one.id().clone(), one)));
             pushed.extend(batch.pushed);
         }
         let mut outcome = reading.await.map_err(io::Error::other)??;
         outcome.incomplete = index.forget_incomplete().await?;
-        for realisation in realisations {
-            outcome.realisations += u64::from(index.publish_realisations(vec![realisation]).await?);
+        for realisation in realisations.into_values() {
+            let published = index.publish_realisations(vec![realisation]).await?;
+            outcome.realisations += u64::from(published == RealisationOutcome::Published);
         }
         for batch in pushed.chunks(BATCH) {
             outcome.pushed += index.restore_pushed(batch.to_vec()).await?;

@@ -14,6 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::config::RawSettings;
 use crate::index::{Index, MemoryBackend};
+use crate::model::RealisationOutcome;
 use crate::nar_store::NarStore;
 use crate::nar_store::blobs::memory::MemoryBlobs;
 use crate::nix;
@@ -140,9 +141,9 @@ async fn open(below: Below, settings: Settings) -> Server {
         Below::Disk => Server::open(settings).await,
         Below::Memory => {
             let index = Index::new(MemoryBackend::default(), settings.narinfo_memory_bytes);
-            let plain = settings.state_dir.join("plain");
+            let dir = settings.state_dir.join("nar");
             std::fs::create_dir_all(&settings.state_dir).expect("made");
-            let nars = NarStore::new(Arc::new(MemoryBlobs::default()), &plain, settings.nar_store);
+            let nars = NarStore::new(Arc::new(MemoryBlobs::default()), &dir, settings.nar_store);
             Server::open_over(settings, Stores { index, nars: nars.expect("opened") }).await
         }
     };
@@ -268,7 +269,7 @@ fn a_realisation_is_served_as_long_as_its_path_is(below: Below) {
     let realisation = Realisation::new(id, store_path(path.out()));
     let runtime = Builder::new_current_thread().build().expect("a runtime");
     let published = runtime.block_on(bench.index.publish_realisations(vec![realisation]));
-    assert!(published.expect("published"));
+    assert_eq!(published.expect("asked"), RealisationOutcome::Published);
     let answer = bench.http.get(&address);
     assert!(answer.status == 200 && answer.text().contains(base_name(path.out())), "{}", answer.text());
 }

@@ -16,6 +16,7 @@ use support::http::raw;
 use support::package_set::{get, wait_for_generation};
 use support::process::run;
 use support::store::Folder;
+use support::uploads::{HASH, Uploads, nar};
 use support::{Derivation, Http, NixStore, Ondine, PackageSet, Release, derivations, text, wait_until};
 
 /// Time limit of a build, or of an answer.
@@ -333,8 +334,28 @@ fn pushed_debugging_symbols_are_found_by_their_build_id() {
     }
     let symbols = cache.http.get(&format!("/buildid/{id}/debuginfo"));
     assert_eq!((symbols.status, symbols.text().as_str()), (200, "symbols\n"));
+    let other = Derivation::new("other-debug", &script.replace("echo symbols", "echo others"));
+    let other = pusher.build(&other);
+    pusher.run("nix", &["copy", "--to", &url, text(&other[0])]).must_succeed();
+    let symbols = cache.http.get(&format!("/buildid/{id}/debuginfo"));
+    assert_eq!(symbols.text(), "symbols\n", "the first one stays");
     for address in ["/debuginfo/xyz", "/buildid/00/debuginfo", "/debuginfo/%2e%2e%2f%2e%2e%2fsigning-key"] {
         assert_eq!(cache.http.get(address).status, 404, "{address}");
+    }
+}
+
+#[test]
+fn a_place_of_symbols_that_the_pushed_path_does_not_have_is_not_kept() {
+    let uploads = Uploads::new(&[]);
+    let contents = nar(b"no folder");
+    let name = uploads.upload(&contents);
+    let [id, late] = ["ab", "cd"].map(|byte| byte.repeat(20));
+    let place = format!(r#"{{"archive": "../nar/{name}.nar", "member": "lib/debug/x.debug"}}"#);
+    let narinfo = uploads.narinfo(&format!("{HASH}-p"), &name, &name, &contents, "");
+    for id in [&id, &late] {
+        assert_eq!(uploads.put(&format!("/debuginfo/{id}"), place.as_bytes()).0, 200);
+        assert_eq!(uploads.put(&format!("/{HASH}.narinfo"), narinfo.as_bytes()).0, 200);
+        assert_eq!(uploads.cache.http.get(&format!("/debuginfo/{id}")).status, 404);
     }
 }
 

@@ -5,7 +5,7 @@ mod support;
 
 use std::path::{Path, PathBuf};
 
-use support::derivations::{curious_tree, multiple_outputs, row_of_outputs};
+use support::derivations::{curious_tree, multiple_outputs, row_of_outputs, text_file};
 use support::{Cache, Client, Derivation, Door, Http, Release, text};
 
 /// Paths that each release pushes.
@@ -115,6 +115,30 @@ fn an_input_that_was_pushed_is_not_built_again() {
     scene.reader().fetch(&scene.cache.ondine.substituter(), &[Path::new(out.trim())]).must_succeed();
     assert_eq!(gate.starts(), ["below", "middle", "top"], "the first two where they were pushed from");
     assert!(scene.cache.store.is_valid(&built[0]), "it was brought into the Nix store");
+}
+
+#[test]
+fn a_path_with_the_contents_of_another_one_is_pushed_without_its_nar_by_every_release() {
+    let mut scene = Scene::new(&[]);
+    let releases = Release::all();
+    let pushers: Vec<Client> = releases.iter().map(|release| scene.pusher(release)).collect();
+    let pair = |name: &str, release: &Release| text_file(name, &format!("contents {}", release.version()));
+    let built: Vec<[PathBuf; 2]> = releases
+        .iter()
+        .zip(&pushers)
+        .map(|(release, pusher)| ["one", "two"].map(|name| pusher.build(&pair(name, release)).swap_remove(0)))
+        .collect();
+    for number in 0..2 {
+        for (pusher, paths) in pushers.iter().zip(&built) {
+            scene.push(pusher, "/cached?compression=none", &[text(&paths[number])]);
+        }
+        // The server knows uploads no longer by the names of their files.
+        scene.cache.ondine.crash_and_restart();
+        scene.door = Door::to(&scene.cache.ondine);
+    }
+    let reader = scene.reader();
+    let all: Vec<&Path> = built.iter().flatten().map(PathBuf::as_path).collect();
+    reader.copy(&scene.cache.ondine.cached(), &all).must_succeed();
 }
 
 #[test]

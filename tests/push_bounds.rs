@@ -72,6 +72,28 @@ fn a_thousand_half_open_uploads_keep_nobody_from_uploading_and_leave_nothing() {
 }
 
 #[test]
+fn clients_that_hold_all_uploads_that_they_may_keep_nobody_from_uploading() {
+    let uploads = Uploads::new(&[]);
+    let address = uploads.cache.ondine.address().to_owned();
+    let path = format!("/nar/{}.nar", "0".repeat(52));
+    let mut held = Vec::new();
+    for name in ["one", "two", "three"] {
+        let headers = format!("Content-Length: 100000\r\n{}", bearer(&uploads, name, "push"));
+        for number in 0..64 {
+            let mut upload = OpenUpload::begin(&address, &path, &headers);
+            // The others send nothing at all.
+            assert!(number % 2 == 0 || upload.send(b"\r"));
+            held.push(upload);
+        }
+    }
+    uploads.upload(&nar(b"of somebody else"));
+    let answers = held.iter_mut().map(|upload| upload.read(Duration::from_millis(1)));
+    assert!(answers.filter(Vec::is_empty).count() > 64, "they are open still");
+    drop(held);
+    wait_until("nothing is left of them", SOON, || uploads.nar_files() == 1);
+}
+
+#[test]
 fn an_endless_body_without_a_length_ends_at_the_bound_with_the_reason() {
     const NAR_BYTES_MAX: u64 = 8 << 20;
     let uploads = Uploads::new(&["--max-upstream-nar-bytes", "8MiB"]);

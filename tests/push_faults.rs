@@ -5,9 +5,12 @@ mod support;
 use std::io::Write;
 use std::time::Duration;
 
-use support::Http;
+use sha2::{Digest, Sha256};
+use support::addresses::base_name;
+use support::derivations::text_file;
 use support::http::{connect, raw};
 use support::uploads::{HASH, Uploads, nar};
+use support::{Door, Http};
 
 /// Time within which every refusal comes.
 const SOON: Duration = Duration::from_secs(20);
@@ -67,15 +70,101 @@ fn an_acknowledged_upload_survives_a_kill_and_one_without_a_narinfo_leaves_nothi
     let http = Http::new(&scene.cache.ondine.url());
     assert_eq!(http.get(&at).status, 200);
     assert_eq!(http.get(&format!("/nar/{name}.nar")).body, one);
-    let collected = scene
-        .cache
-        .ondine
-        .command("gc")
-        .args(["--state-dir", support::text(&scene.cache.ondine.state_dir())])
-        .output();
-    let collected = collected.expect("it runs");
-    assert!(collected.status.success(), "{collected:?}");
+    support::wait_until("the other one is swept", SOON, || scene.nar_files() == 1);
+    let door = Door::to(&scene.cache.ondine);
+    let again = Uploads { cache: scene.cache, door };
+    assert_eq!(again.upload(&other).len(), 52, "it can be uploaded again");
+}
+
+#[test]
+fn a_narinfo_names_a_nar_that_another_path_has_in_every_form_and_no_other() {
+    let scene = Uploads::new(&[]);
+    let local = scene.cache.store.instantiate(&text_file("local", "in the Nix store alone"));
+    scene.cache.narinfo(local.out());
+    let contents = scene.cache.dump(local.out());
+    let nar_hash = narinfo::NarHash::from_bytes(Sha256::digest(&contents).into()).to_nixbase32();
+    let path = |number: usize| format!("{number:032}");
+    for (number, file) in [
+        format!("{nar_hash}.nar"),
+        format!("{nar_hash}.nar.zst"),
+        format!("{}-{nar_hash}.nar", &base_name(local.out())[..32]),
+    ]
+    .iter()
+    .enumerate()
+    {
+        assert_eq!(scene.cache.http.head(&format!("/nar/{file}")).status, 200, "{file}");
+        let narinfo = scene.narinfo(&format!("{}-p", path(number)), &nar_hash, &nar_hash, &contents, "");
+        let narinfo = narinfo.replace(&format!("{nar_hash}.nar\n"), &format!("{file}\n"));
+        let wrong = narinfo.replace("NarSize: ", "NarSize: 1");
+        let (status, text) = scene.put(&format!("/{}.narinfo", path(number)), wrong.as_bytes());
+        assert!(status == 400 && text.contains("says NarSize"), "{file}: {text}");
+        let (status, text) = scene.put(&format!("/{}.narinfo", path(number)), narinfo.as_bytes());
+        assert_eq!(status, 200, "{file}: {text}");
+        assert_eq!(scene.cache.http.get(&format!("/{}.narinfo", path(number))).status, 200);
+    }
+    let absent = "1".repeat(52);
+    let narinfo = scene.narinfo(&format!("{HASH}-p"), &absent, &absent, &contents, "");
+    let (status, text) = scene.put(&format!("/{HASH}.narinfo"), narinfo.as_bytes());
+    assert!(status == 400 && text.contains("there is no NAR at"), "{text}");
+}
+
+#[test]
+fn two_clients_that_compress_a_nar_in_their_own_ways_are_both_served() {
+    let scene = Uploads::new(&[]);
+    let contents = nar(&b"compressed twice ".repeat(2_000));
+    let hash = |bytes: &[u8]| narinfo::NarHash::from_bytes(Sha256::digest(bytes).into()).to_nixbase32();
+    let nar_hash = hash(&contents);
+    let files = [1, 19].map(|level| zstd::encode_all(&contents[..], level).expect("memory takes everything"));
+    assert_ne!(files[0], files[1]);
+    for file in &files {
+        assert_eq!(scene.put(&format!("/nar/{nar_hash}.nar.zst"), file).0, 200);
+    }
+    for (number, file) in files.iter().enumerate() {
+        let path = format!("{number:032}");
+        let narinfo = scene.narinfo(&format!("{path}-p"), &nar_hash, &nar_hash, &contents, "");
+        let narinfo =
+            narinfo.replace(".nar\n", ".nar.zst\n").replace("Compression: none", "Compression: zstd");
+        let narinfo = format!("{narinfo}FileHash: sha256:{}\nFileSize: {}\n", hash(file), file.len());
+        let (status, text) = scene.put(&format!("/{path}.narinfo"), narinfo.as_bytes());
+        assert_eq!(status, 200, "{text}");
+    }
+    assert_eq!(scene.cache.http.get(&format!("/nar/{nar_hash}.nar")).body, contents);
     assert_eq!(scene.nar_files(), 1);
+}
+
+#[test]
+fn whoever_vouches_publishes_no_derivation_that_is_none_and_nothing_else_than_the_nix_store_has() {
+    let scene = Uploads::new(&[]);
+    let store = &scene.cache.store;
+    let honest = store.instantiate(&text_file("honest", "honest"));
+    let forged = std::fs::read(&honest.drv).expect("a derivation");
+    let large = vec![b' '; 65 << 20];
+    let local = store.instantiate(&text_file("local", "built here"));
+    store.realise(&local.drv);
+    let drv = format!("{HASH}-some.drv");
+    for (path, contents, refusal, reason) in [
+        (&*drv, &b"anything"[..], 400, "some.drv"),
+        (&*drv, &forged, 400, "some.drv"),
+        (&*drv, &large, 400, "is no derivation: the file in the NAR has"),
+        (
+            base_name(local.out()),
+            b"something else",
+            409,
+            "in the Nix store of the server with other contents",
+        ),
+    ] {
+        let contents = nar(contents);
+        let name = scene.upload(&contents);
+        let narinfo = scene.narinfo(path, &name, &name, &contents, "");
+        let (status, text) = scene.put(&format!("/{}.narinfo", &path[..32]), narinfo.as_bytes());
+        assert!(status == refusal && text.contains(reason), "{path}: {text}");
+    }
+    assert_eq!(scene.served(), 0);
+    let contents = scene.cache.dump(local.out());
+    let (name, path) = (scene.upload(&contents), base_name(local.out()));
+    let narinfo = scene.narinfo(path, &name, &name, &contents, "");
+    let (status, text) = scene.put(&format!("/{}.narinfo", &path[..32]), narinfo.as_bytes());
+    assert_eq!(status, 200, "{text}");
 }
 
 #[test]

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use narinfo::{DrvOutput, PublicKey, Realisation, SecretKey, StoreDir, StorePath};
 use ondine::nix::{HANDSHAKE_TIMEOUT, Handshake};
 use support::addresses::{base_name, narinfo_address};
+use support::uploads::{Uploads, nar};
 use support::{
-    BinaryCache, Client, Compression, Derivation, Fault, Http, NixStore, Ondine, Release, Upstream,
-    nar_digest, text,
+    BinaryCache, Cache, Client, Compression, Derivation, Door, Fault, Http, NixStore, Ondine, Release,
+    Upstream, nar_digest, text,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -422,6 +423,36 @@ fn by_the_path_of_a_derivation_is_known_what_was_built_of_it_as_it_stands() {
         let kept = believed(&ondine, &address(&first_drv, "out"));
         assert_eq!(kept.path().to_string(), base_name(&first[0]), "what was served stays so");
     }
+}
+
+#[test]
+fn of_two_realisations_of_an_output_the_first_stays_whether_it_was_pushed_or_built_here() {
+    let store = NixStore::with_settings(Release::Host, &[FEATURES]);
+    let cache = Cache::of(store, &[], &[]);
+    let uploads = Uploads { door: Door::to(&cache.ondine), cache };
+    let (drv, built) = build(&uploads.cache.store, &floating("built", "echo built > $out"));
+    let paths = [1, 2].map(|number| {
+        let (path, contents) = (format!("{number:032}-p"), nar(number.to_string().as_bytes()));
+        let name = uploads.upload(&contents);
+        let narinfo = uploads.narinfo(&path, &name, &name, &contents, "");
+        assert_eq!(uploads.put(&format!("/{}.narinfo", &path[..32]), narinfo.as_bytes()).0, 200);
+        StorePath::parse(&path).expect("a path")
+    });
+    let push = |file: &str, path: &StorePath| {
+        let id = DrvOutput::from_file(file).expect("an address");
+        uploads.put(&format!("/{file}"), Realisation::new(id, path.clone()).render().as_bytes())
+    };
+    let pushed = format!("realisations/sha256:{}!out.doi", "0f".repeat(32));
+    for (path, status) in [(&paths[0], 200), (&paths[0], 200), (&paths[1], 409)] {
+        let (answer, text) = push(&pushed, path);
+        assert!(answer == status && (status == 200 || text.contains("came first")), "{path}: {text}");
+    }
+    assert_eq!(believed(&uploads.cache.ondine, &pushed).path(), &paths[0]);
+    // Nobody has asked for it yet.
+    let ours = format!("build-trace-v2/{}/out.doi", base_name(&drv));
+    let (status, text) = push(&ours, &paths[0]);
+    assert!(status == 409 && text.contains(base_name(&built[0])), "{text}");
+    assert_eq!(believed(&uploads.cache.ondine, &ours).path().to_string(), base_name(&built[0]));
 }
 
 #[test]

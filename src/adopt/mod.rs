@@ -15,7 +15,7 @@ use narinfo::{Realisation, StoreDir, StorePath, StorePathHash};
 
 use crate::index::{self, Index};
 use crate::key::Keys;
-use crate::model::{Hit, PathRow};
+use crate::model::{Hit, PathRow, RealisationOutcome};
 use crate::nix::{DaemonError, LocalStore, LocalStoreError, Pool};
 use crate::packer::Packer;
 use crate::roots::{self, Roots};
@@ -122,11 +122,13 @@ fn adopted_under_another_name(
 
 impl Adopter {
     /// Publishes realisations of Nix or of upstreams, with our signature beside those they have, all or none.
-    /// False if one names a path that is not served.
     ///
     /// # Errors
     /// When the index fails; nothing is published then.
-    pub async fn publish_realisations(&self, mut realisations: Vec<Realisation>) -> Result<bool, Error> {
+    pub async fn publish_realisations(
+        &self,
+        mut realisations: Vec<Realisation>,
+    ) -> Result<RealisationOutcome, Error> {
         for realisation in &mut realisations {
             self.keys.sign_realisation(realisation);
         }

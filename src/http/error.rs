@@ -269,7 +269,9 @@ impl From<UploadError> for Error {
         let text = error.to_string();
         match error {
             UploadError::Invalid(_) => Self::BadRequest(text),
-            UploadError::Conflict { .. } => Self::Conflict(text),
+            UploadError::Conflict { .. } | UploadError::InNixStore(_) | UploadError::Realised { .. } => {
+                Self::Conflict(text)
+            }
             UploadError::Unvouched(_) => Self::Unvouched(text),
             UploadError::Refused(refusal) => Self::Refused(refusal),
             UploadError::TooLarge(bytes_max) => {

@@ -1,7 +1,7 @@
 //! Derivations among the uploads: each must be named by its text, and its outputs must be those that it
 //! makes, since requests for these outputs are answered with its build.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,8 +9,7 @@ use std::sync::Arc;
 use narinfo::derivation::{DERIVATION_BYTES_MAX, InputHash};
 use narinfo::{Derivation, PathInfo, StorePath, nar};
 
-use super::received::ReceivedNar;
-use super::{Inner, UploadError, is_derivation};
+use super::{Inner, UploadError};
 use crate::model::PushedDerivation;
 
 /// Identities of derivations that are remembered.
@@ -31,16 +30,23 @@ impl Default for InputHashes {
 type HashFuture<'a> = Pin<Box<dyn Future<Output = Result<(), UploadError>> + Send + 'a>>;
 
 impl Inner {
-    /// The derivation in an upload, verified; `None` for anything else.
+    /// The derivation in an upload, verified; `None` for a path of another name. Whoever vouches for it, a
+    /// path that is named as a derivation is built as one.
     pub(super) async fn derivation(
         self: &Arc<Self>,
         info: &PathInfo,
-        received: &Arc<ReceivedNar>,
     ) -> Result<Option<PushedDerivation>, UploadError> {
-        if !is_derivation(info) {
+        if !info.path.is_derivation() {
             return Ok(None);
         }
-        let bytes = self.reading(received, |nar| read_file(nar)).await?;
+        let read = self.reading(info, |nar| Ok(read_file(nar))).await?;
+        let bytes = read.map_err(|error| match error.kind() {
+            // Its NAR was verified a moment ago: it is that of something else, or of too much.
+            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
+                UploadError::Invalid(format!("{} is no derivation: {error}", info.path))
+            }
+            _ => UploadError::unavailable(&error),
+        })?;
         let (parsed, input_hash) = self.verified(&info.path, bytes, 0).await?;
         if info.references != parsed.input_derivations.union(&parsed.input_sources).cloned().collect() {
             return Err(UploadError::Invalid(format!("{} refers to other paths than its inputs", info.path)));

@@ -2,7 +2,7 @@
 
 use std::error::Error as StdError;
 
-use narinfo::StorePath;
+use narinfo::{DrvOutput, StorePath};
 
 use crate::caller::Refusal;
 use crate::causes::with_causes;
@@ -25,6 +25,19 @@ pub enum UploadError {
         path: StorePath,
         /// The path that is served.
         served: StorePath,
+    },
+    /// The Nix store of this machine has it with other contents.
+    #[error("{0} is in the Nix store of the server with other contents: those stay")]
+    InNixStore(StorePath),
+    /// The output of a content-addressed derivation is known to be another path.
+    #[error("{id} is {known} here, and not {pushed}: the realisation that came first stays")]
+    Realised {
+        /// The output.
+        id: Box<DrvOutput>,
+        /// The path that was pushed.
+        pushed: StorePath,
+        /// The path that is known.
+        known: StorePath,
     },
     /// Nobody who is believed vouches for the path.
     #[error(

@@ -15,22 +15,23 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use narinfo::{
-    Addressed, Compression, ContentAddress, NarHash, NarInfo, PathInfo, PublicKey, Realisation, StoreDir,
-    StorePath, StorePathHash,
+    Addressed, Compression, NarHash, NarInfo, PathInfo, PublicKey, Realisation, StoreDir, StorePath,
+    StorePathHash,
 };
 use tokio::sync::Semaphore;
 
 use crate::adopt::Adopter;
 use crate::caller::{Action, Caller, may, may_for};
 use crate::index::Index;
-use crate::model::{NarRow, PathRow, PushedDerivation, UploadOutcome};
+use crate::model::{NarRow, PathRow, PushedDerivation, RealisationOutcome, UploadOutcome};
 use crate::nar_store::Packed;
-use crate::packer::{Limits, Packer};
+use crate::packer::{self, LeasedNar, Limits, Packer};
 pub use built::TakeError;
 use derivation::InputHashes;
 pub use error::UploadError;
 use received::{ReceivedNar, ReceivedNars};
 pub use store::StoreError;
+pub use turns::OpenUpload;
 use turns::UploadTurns;
 pub use upload_reader::{UploadFeed, UploadReader, upload_channel};
 
@@ -89,15 +90,15 @@ impl Importer {
     /// True where a NAR of this file name was received lately.
     #[must_use]
     pub fn has_received(&self, file: &str) -> bool {
-        self.0.received.get(file).is_some()
+        self.0.received.has(file)
     }
 
-    /// Waits for the turn of an uploader to send a NAR.
+    /// Opens the upload of a NAR, which is to wait for its turn before it is received.
     ///
     /// # Errors
-    /// When it has too many uploads open, or the turn does not come in time.
-    pub async fn turn(&self, uploader: &Caller) -> Result<turns::UploadTurn, UploadError> {
-        self.0.turns.take(uploader.key()).await
+    /// When the uploader has too many open.
+    pub fn open(&self, uploader: &Caller) -> Result<OpenUpload, UploadError> {
+        self.0.turns.open(uploader.key())
     }
 
     /// Receives the NAR in the file `file`, which is named by `name`, the hash of the file or of the NAR. It
@@ -127,11 +128,13 @@ impl Importer {
         }
         // It may have taken long.
         may(uploader, Action::Push)?;
-        let nar = ReceivedNar::new(received, lease, compression, sent);
+        let nar = ReceivedNar::new(received, lease, name, compression, sent);
         self.0.received.add(file, nar, uploader.key(), limits.nar_bytes_max)
     }
 
-    /// Publishes the path of a narinfo whose NAR was received. Equal uploads succeed, whoever is first.
+    /// Publishes the path of a narinfo whose NAR was received, or is stored because another path has it: a
+    /// client does not upload what is there. Equal uploads succeed, whoever is first. True where it was not
+    /// served before.
     ///
     /// # Errors
     /// When it is not as it must be, nobody vouches for it, or another path has its hash.
@@ -140,9 +143,10 @@ impl Importer {
         hash: StorePathHash,
         narinfo: &[u8],
         uploader: &Caller,
-    ) -> Result<(), UploadError> {
-        let NarInfo { path_info: info, url, compression, file_hash, file_size } =
+    ) -> Result<bool, UploadError> {
+        let narinfo =
             NarInfo::parse(&self.0.store_dir, narinfo).map_err(|error| UploadError::invalid(&error))?;
+        let info = &narinfo.path_info;
         if info.path.hash() != hash {
             return Err(UploadError::Invalid(format!("this narinfo is that of {}", info.path)));
         }
@@ -152,12 +156,13 @@ impl Importer {
         if info.ca.is_none() {
             may_for(uploader, Action::Push, info.path.name())?;
         }
-        let received = url.strip_prefix("nar/").and_then(|file| self.0.received.get(file));
-        let Some(received) = received else { return self.0.is_published(&info, &url).await };
-        received.must_be(&info, compression, file_hash, file_size)?;
-        self.0.must_be_believed(&info, &received, uploader).await?;
-        let derivation = self.0.derivation(&info, &received).await?;
-        self.0.publish(info, &received, derivation).await
+        let Some(nar) = self.0.named_nar(&narinfo).await? else {
+            return self.0.is_published(info, &narinfo.url).await.map(|()| false);
+        };
+        self.0.must_be_believed(info, uploader).await?;
+        self.0.must_be_as_in_the_nix_store(info).await?;
+        let derivation = self.0.derivation(info).await?;
+        self.0.publish(narinfo.path_info, &nar, derivation).await
     }
 
     /// Publishes a realisation whose path is served.
@@ -173,10 +178,21 @@ impl Importer {
         if !vouches && !realisation.is_trusted(&self.0.trusted_keys) {
             return Err(UploadError::Unvouched(realisation.path().clone()));
         }
-        let path = realisation.path().clone();
+        let (id, pushed) = (realisation.id().clone(), realisation.path().clone());
+        let conflict =
+            |known| UploadError::Realised { id: Box::new(id.clone()), pushed: pushed.clone(), known };
+        // A build of this machine counts from its end on, not only once somebody has asked for it.
+        match self.0.adopter.local.realisation(&id).await {
+            Ok(Some(built)) if *built.path() != pushed => return Err(conflict(built.path().clone())),
+            Ok(_) => {}
+            Err(error) => return Err(UploadError::unavailable(&error)),
+        }
         match self.0.adopter.publish_realisations(vec![realisation]).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(UploadError::Invalid(format!("{path} is not served here: upload it first"))),
+            Ok(RealisationOutcome::Published) => Ok(()),
+            Ok(RealisationOutcome::Lacks(path)) => {
+                Err(UploadError::Invalid(format!("{path} is not served here: upload it first")))
+            }
+            Ok(RealisationOutcome::Conflict { known, .. }) => Err(conflict(known)),
             Err(error) => Err(UploadError::unavailable(&error)),
         }
     }
@@ -227,18 +243,45 @@ impl Inner {
         }
     }
 
+    /// The NAR that a narinfo names, whose file stays for as long as the answer is held: one that was
+    /// received, or one of another path. `None` where there is none.
+    async fn named_nar(&self, narinfo: &NarInfo) -> Result<Option<NamedNar>, UploadError> {
+        let NarInfo { path_info: info, url, compression, file_hash, file_size } = narinfo;
+        let Some(file) = url.strip_prefix("nar/") else { return Ok(None) };
+        if let Some(received) = self.received.get(file) {
+            received.must_be(info, *compression, *file_hash, *file_size)?;
+            return Ok(Some(NamedNar::Received(received)));
+        }
+        // The hash of our own addresses, in whatever form they are asked for.
+        let name = file.split(['.', '?']).next().unwrap_or_default();
+        let name = name.rsplit('-').next().unwrap_or_default();
+        let is_named_by_nar = NarHash::from_nixbase32(name).is_ok_and(|hash| hash == info.nar_hash);
+        if !is_named_by_nar {
+            return Ok(None);
+        }
+        let Some(stored) = self.packer.lease_served(info.nar_hash).await.map_err(unreadable)? else {
+            return Ok(None);
+        };
+        if stored.nar_size != info.nar_size {
+            return Err(UploadError::Invalid(format!(
+                "the narinfo of {} says NarSize {}, what is stored has {}",
+                info.path, info.nar_size, stored.nar_size
+            )));
+        }
+        Ok(Some(NamedNar::Served(stored)))
+    }
+
     /// Fails unless the path is named by its contents, or somebody who is believed vouches for it.
     async fn must_be_believed(
         self: &Arc<Self>,
         info: &PathInfo,
-        received: &Arc<ReceivedNar>,
         uploader: &Caller,
     ) -> Result<(), UploadError> {
         if let Some(ca) = &info.ca {
             let addressed = Addressed::new(ca.clone(), &info.path, &info.references);
             let is_named = info.names_contents(&self.store_dir)
                 && self
-                    .reading(received, move |nar| Ok(narinfo::nar::check_addressed(nar, &addressed).is_ok()))
+                    .reading(info, move |nar| Ok(narinfo::nar::check_addressed(nar, &addressed).is_ok()))
                     .await?;
             let path = &info.path;
             return if is_named {
@@ -256,33 +299,52 @@ impl Inner {
         Err(UploadError::Unvouched(info.path.clone()))
     }
 
-    /// Reads a received NAR again, on a thread that may wait.
+    /// Fails where the Nix store of this machine has the path with other contents. What is named by its
+    /// contents was compared with them.
+    async fn must_be_as_in_the_nix_store(&self, info: &PathInfo) -> Result<(), UploadError> {
+        let local = &self.adopter.local;
+        if info.ca.is_some() || local.definitely_absent(info.path.hash()) {
+            return Ok(());
+        }
+        match local.nar_hash(&info.path).await {
+            Ok(Some(hash)) if hash != info.nar_hash => Err(UploadError::InNixStore(info.path.clone())),
+            Ok(_) => Ok(()),
+            Err(error) => Err(UploadError::unavailable(&error)),
+        }
+    }
+
+    /// Reads a NAR that is held, on a thread that may wait.
     async fn reading<T: Send + 'static>(
-        self: &Arc<Self>,
-        received: &Arc<ReceivedNar>,
+        &self,
+        info: &PathInfo,
         work: impl FnOnce(&mut dyn Read) -> std::io::Result<T> + Send + 'static,
     ) -> Result<T, UploadError> {
         // The semaphore is never closed.
         let _turn = self.verifying.acquire().await;
-        let read = self.packer.read_plain(received.nar().hash, work).await;
-        read.map_err(|error| UploadError::unavailable(&error))?
-            .ok_or_else(|| UploadError::Invalid("its NAR is not there any more: upload it again".to_owned()))
+        let read = self.packer.read_plain(info.nar_hash, work).await.map_err(unreadable)?;
+        read.ok_or_else(|| UploadError::Invalid("its NAR is not there any more: upload it again".to_owned()))
     }
 
     async fn publish(
         &self,
         info: PathInfo,
-        received: &ReceivedNar,
+        named: &NamedNar,
         derivation: Option<PushedDerivation>,
-    ) -> Result<(), UploadError> {
-        let Packed { file_hash, file_size } = received.packed();
+    ) -> Result<bool, UploadError> {
+        let Packed { file_hash, file_size } = named.packed();
         let nar = NarRow { nar_hash: info.nar_hash, file_hash, file_size };
         let mut row = PathRow { info: info.clone(), built: false };
         self.adopter.sign(&mut row);
-        match self.index.publish_upload(row, nar, derivation).await? {
-            UploadOutcome::Published => tracing::info!(path = %info.path, "published a pushed path"),
+        let is_new = match self.index.publish_upload(row, nar, derivation).await? {
+            UploadOutcome::Published => {
+                tracing::info!(path = %info.path, "published a pushed path");
+                true
+            }
             UploadOutcome::Served(served)
-                if (&served.info.path, served.info.nar_hash) == (&info.path, info.nar_hash) => {}
+                if (&served.info.path, served.info.nar_hash) == (&info.path, info.nar_hash) =>
+            {
+                false
+            }
             UploadOutcome::Served(served) => return Err(conflict(&info, &served.info)),
             UploadOutcome::Lacks(path) => {
                 return Err(UploadError::Invalid(format!(
@@ -290,10 +352,12 @@ impl Inner {
                     info.path
                 )));
             }
+        };
+        if let NamedNar::Received(received) = named {
+            received.published();
         }
-        received.published();
         self.packer.note_uploaded(&info.path, info.nar_hash).await;
-        Ok(())
+        Ok(is_new)
     }
 }
 
@@ -310,7 +374,22 @@ fn conflict(info: &PathInfo, served: &PathInfo) -> UploadError {
     UploadError::Conflict { path: info.path.clone(), served: served.path.clone() }
 }
 
-/// True for a derivation file, which is named by its text.
-fn is_derivation(info: &PathInfo) -> bool {
-    info.path.is_derivation() && info.ca.as_ref().is_some_and(ContentAddress::is_text)
+fn unreadable(error: packer::Error) -> UploadError {
+    UploadError::unavailable(&error)
+}
+
+/// A NAR that a narinfo names, held so that its file stays.
+enum NamedNar {
+    Received(Arc<ReceivedNar>),
+    /// Stored because another path has it.
+    Served(LeasedNar),
+}
+
+impl NamedNar {
+    fn packed(&self) -> Packed {
+        match self {
+            Self::Received(received) => received.packed(),
+            Self::Served(stored) => stored.packed,
+        }
+    }
 }

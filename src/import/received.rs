@@ -1,6 +1,6 @@
 //! NARs that were received and that a narinfo is to name: each has a lease, which keeps its file from being
-//! swept. An abandoned one goes after a while, and its file with it. Nothing of this survives a restart,
-//! after which the orphaned files are swept.
+//! swept. An abandoned one goes after a while, and its file with it. Of equal NARs under one name the first
+//! stays, whoever uploaded it. Nothing of this survives a restart, after which the packer sweeps the files.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,9 +15,12 @@ use crate::packer::Lease;
 
 /// Time within which a narinfo is to name a NAR. A stock client sends it within a moment.
 const NAMED_WITHIN: Duration = Duration::from_secs(15 * 60);
-/// Time for which a NAR is known by the name of its upload after it was named: another path with the same
-/// contents names it, too.
+/// Time for which a NAR is known by the name of its upload after it was last named: another path with the
+/// same contents names it, too.
 const KNOWN_FOR: Duration = Duration::from_secs(60);
+/// Part of either time that is left where a client hears that it need not upload the NAR again: its narinfo
+/// is yet to come.
+const LEFT_FOR_NARINFO_PART: u32 = 2;
 /// NARs of one uploader that wait for their narinfos.
 const UNNAMED_OF_ONE_MAX: usize = 1_000;
 /// NARs that are known in all.
@@ -26,13 +29,21 @@ const KNOWN_MAX: usize = 100_000;
 /// A NAR that was received.
 pub(super) struct ReceivedNar {
     received: Received,
+    /// The hash that its file is named by.
+    name: NarHash,
     compression: Compression,
     /// The file as it was sent.
     sent: NarDigest,
-    /// There until a path has it.
-    unnamed: Mutex<Option<UnnamedShare>>,
-    at: Instant,
+    state: Mutex<NamingState>,
     _lease: Lease,
+}
+
+/// Progress of a NAR towards the path that is to have it.
+struct NamingState {
+    /// There until a path has it.
+    unnamed: Option<UnnamedShare>,
+    /// Time at which it was last uploaded or named.
+    at: Instant,
 }
 
 /// The NARs by the names of their files.
@@ -84,13 +95,16 @@ impl Drop for UnnamedShare {
 }
 
 impl ReceivedNar {
-    pub(super) fn new(received: Received, lease: Lease, compression: Compression, sent: NarDigest) -> Self {
-        Self { received, compression, sent, unnamed: Mutex::default(), at: Instant::now(), _lease: lease }
-    }
-
-    /// The plain NAR.
-    pub(super) fn nar(&self) -> NarDigest {
-        self.received.nar
+    /// A NAR whose file was sent under the name `name`, the hash of the file or of the NAR.
+    pub(super) fn new(
+        received: Received,
+        lease: Lease,
+        name: NarHash,
+        compression: Compression,
+        sent: NarDigest,
+    ) -> Self {
+        let state = Mutex::new(NamingState { unnamed: None, at: Instant::now() });
+        Self { received, name, compression, sent, state, _lease: lease }
     }
 
     /// The file in the NAR store.
@@ -100,10 +114,13 @@ impl ReceivedNar {
 
     /// Notes that a path has it.
     pub(super) fn published(&self) {
-        drop(self.share().take());
+        let mut state = self.state();
+        state.at = Instant::now();
+        drop(state.unnamed.take());
     }
 
-    /// Fails unless a narinfo is about this NAR and this file.
+    /// Fails unless a narinfo is about this NAR, and about this file where its hash names the file. By the name
+    /// of its NAR, a client may mean a file that it has compressed in another way.
     pub(super) fn must_be(
         &self,
         info: &PathInfo,
@@ -124,6 +141,9 @@ impl ReceivedNar {
         if info.nar_size != nar.bytes {
             return other("NarSize", &info.nar_size, &nar.bytes);
         }
+        if self.name == nar.hash {
+            return Ok(());
+        }
         if compression != self.compression {
             return other("Compression", &compression, &self.compression);
         }
@@ -137,27 +157,36 @@ impl ReceivedNar {
     }
 
     fn is_published(&self) -> bool {
-        self.share().is_none()
+        self.state().unnamed.is_none()
     }
 
-    fn share(&self) -> MutexGuard<'_, Option<UnnamedShare>> {
-        self.unnamed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, NamingState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn is_over(&self) -> bool {
-        self.at.elapsed() > if self.is_published() { KNOWN_FOR } else { NAMED_WITHIN }
+    /// True once nothing is left of its time, or, with a larger `part`, once that part of it is over.
+    fn is_over(&self, part: u32) -> bool {
+        let state = self.state();
+        let time = if state.unnamed.is_none() { KNOWN_FOR } else { NAMED_WITHIN };
+        state.at.elapsed() > time / part
     }
 }
 
 impl ReceivedNars {
+    /// True where a client need not upload this file again.
+    pub(super) fn has(&self, file: &str) -> bool {
+        self.get(file).is_some_and(|nar| !nar.is_over(LEFT_FOR_NARINFO_PART))
+    }
+
     pub(super) fn get(&self, file: &str) -> Option<Arc<ReceivedNar>> {
         self.lock().get(file).cloned()
     }
 
-    /// Adds a NAR. Those of one uploader that wait for their narinfos have `bytes_max` bytes in all.
+    /// Adds a NAR; where the same one is known by this name, that stays. Those of one uploader that wait for
+    /// their narinfos have `bytes_max` bytes in all.
     ///
     /// # Errors
-    /// When the uploader has too many.
+    /// When the uploader has too many, or another NAR has the name.
     pub(super) fn add(
         &self,
         file: String,
@@ -165,8 +194,15 @@ impl ReceivedNars {
         uploader: CallerKey,
         bytes_max: u64,
     ) -> Result<(), UploadError> {
-        *nar.share() = Some(self.unnamed.count(uploader, nar.packed().file_size, bytes_max)?);
         let mut known = self.lock();
+        if let Some(first) = known.get(&file) {
+            if first.received.nar != nar.received.nar {
+                return Err(UploadError::Invalid(format!("another NAR was uploaded as {file} before")));
+            }
+            first.state().at = Instant::now();
+            return Ok(());
+        }
+        nar.state().unnamed = Some(self.unnamed.count(uploader, nar.packed().file_size, bytes_max)?);
         if known.len() >= KNOWN_MAX {
             known.retain(|_, known| !known.is_published());
         }
@@ -179,7 +215,7 @@ impl ReceivedNars {
 
     /// Forgets those whose time is over.
     pub(super) fn sweep(&self) {
-        self.lock().retain(|_, known| !known.is_over());
+        self.lock().retain(|_, known| !known.is_over(1));
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, Arc<ReceivedNar>>> {

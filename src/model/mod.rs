@@ -18,7 +18,7 @@ pub use catalogue::{
 pub use failure::{Failure, FailureClass};
 pub use history::HourRow;
 pub use path::{Comparison, Counts, Hit, NarRow, PathRow, UpstreamNar};
-pub use pushed::{PushedDerivation, UploadOutcome};
+pub use pushed::{PushedDerivation, RealisationOutcome, UploadOutcome};
 pub use queue::{DurationRow, RequestRow};
 pub use retention::{Candidate, Cursor, Decision, Evicted, EvictionBounds, PinRow};
 pub use token::{NewToken, TokenRow};

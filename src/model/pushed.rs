@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use narinfo::{StorePath, derivation::InputHash};
+use narinfo::{DrvOutput, StorePath, derivation::InputHash};
 
 use super::PathRow;
 
@@ -26,4 +26,20 @@ pub enum UploadOutcome {
     Served(Box<PathRow>),
     /// The upload refers to this path, which is not served; nothing was published.
     Lacks(StorePath),
+}
+
+/// Outcome of publishing realisations.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RealisationOutcome {
+    /// All are served from now on, or were before.
+    Published,
+    /// One names this path, which is not served; none was published.
+    Lacks(StorePath),
+    /// An output is served as another path; none was published.
+    Conflict {
+        /// The output.
+        id: DrvOutput,
+        /// The path that it is.
+        known: StorePath,
+    },
 }

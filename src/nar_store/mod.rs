@@ -11,6 +11,7 @@ mod plain_cache;
 mod receive;
 mod small_cache;
 mod stream;
+mod unnamed;
 mod verify;
 
 use std::io::{self, Write};
@@ -31,6 +32,7 @@ pub use receive::file_bytes_max;
 pub use small_cache::{Epoch, Small};
 use small_cache::{SMALL_BYTES_MAX, SmallCache};
 pub use stream::NarStream;
+pub use unnamed::UnnamedMarks;
 pub use verify::{Error as PackError, NarDigest, Promise};
 
 use crate::decode;
@@ -82,6 +84,7 @@ pub struct NarStore {
     settings: Settings,
     plain: PlainCache,
     small: Arc<SmallCache>,
+    unnamed: UnnamedMarks,
     /// The last failure to write, until a write works again.
     trouble: Trouble,
 }
@@ -101,17 +104,18 @@ impl NarStore {
     /// # Errors
     /// When the directory cannot be created or read.
     pub fn open(dir: &Path, settings: Settings) -> io::Result<Self> {
-        Self::new(Arc::new(LocalBlobs::open(dir)?), &dir.join("plain"), settings)
+        Self::new(Arc::new(LocalBlobs::open(dir)?), dir, settings)
     }
 
-    /// Opens a store over `blobs`, with its plain cache in the directory `plain`.
+    /// Opens a store over `blobs`, with its plain cache and its marks in the directory `dir`.
     ///
     /// # Errors
     /// When that directory cannot be created or read.
-    pub fn new(blobs: Arc<dyn Blobs>, plain: &Path, settings: Settings) -> io::Result<Self> {
-        let plain = PlainCache::open(plain, settings.plain_bytes_max)?;
+    pub fn new(blobs: Arc<dyn Blobs>, dir: &Path, settings: Settings) -> io::Result<Self> {
+        let plain = PlainCache::open(&dir.join("plain"), settings.plain_bytes_max)?;
+        let unnamed = UnnamedMarks::open(&dir.join("unnamed"))?;
         let small = Arc::new(SmallCache::new(settings.memory_bytes_max));
-        Ok(Self { blobs, settings, plain, small, trouble: Trouble::default() })
+        Ok(Self { blobs, settings, plain, small, unnamed, trouble: Trouble::default() })
     }
 
     /// Room of the storage. Blocking.
@@ -174,6 +178,12 @@ impl NarStore {
     #[must_use]
     pub fn plain(&self, nar: NarDigest, source: CopySource) -> Option<Nar> {
         if nar.bytes <= SMALL_BYTES_MAX { None } else { self.plain.get(nar, source) }
+    }
+
+    /// Marks of the NARs that no path has yet.
+    #[must_use]
+    pub fn unnamed(&self) -> &UnnamedMarks {
+        &self.unnamed
     }
 
     /// True while a plain copy is being made.

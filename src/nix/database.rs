@@ -27,6 +27,7 @@ const HASH_CHARS: usize = 32;
 pub(super) const DERIVERS: &str =
     "SELECT o.path, d.path, o.id FROM DerivationOutputs o JOIN ValidPaths d ON d.id = o.drv
     WHERE o.path >= ?1 || '-' AND o.path < ?1 || '.' ORDER BY o.path, d.id LIMIT ?2";
+const NAR_HASH: &str = "SELECT hash FROM ValidPaths WHERE path = ?1";
 const SIGNATURES: &str = "SELECT hash, sigs FROM ValidPaths WHERE path = ?1 AND sigs <> ''";
 /// Paths after a row of ValidPaths, whose numbers are never reused. The outputs of a derivation come with its
 /// row; the later outputs of a content-addressed one are valid then, too.
@@ -166,6 +167,17 @@ impl Database {
             rows.next()?.map(|row| row.get::<_, String>(0)).transpose()
         })?;
         path.map(|path| self.parse(path)).transpose()
+    }
+
+    /// The registered NAR hash of a path, where it is valid.
+    ///
+    /// # Errors
+    /// When the database cannot be read.
+    pub fn nar_hash(&self, path: &StorePath) -> Result<Option<String>, DatabaseError> {
+        self.read(|connection| {
+            let mut statement = connection.prepare_cached(NAR_HASH)?;
+            statement.query_row([path.in_dir(&self.store_dir)], |row| row.get(0)).optional()
+        })
     }
 
     /// The outputs of those of `drvs` that are valid, as far as their paths are known before they are built.

@@ -135,6 +135,18 @@ impl LocalStore {
         Box::pin(async { Ok(self.pool.get().await?.query_path_from_hash_part(hash).await?) }).await
     }
 
+    /// The hash of the NAR of a path, where it is valid.
+    ///
+    /// # Errors
+    /// When neither the database nor the daemon answers.
+    pub async fn nar_hash(&self, path: &StorePath) -> Result<Option<NarHash>, LocalStoreError> {
+        let wanted = path.clone();
+        match self.ask_database(move |database| database.nar_hash(&wanted)).await {
+            Some(found) => Ok(found.and_then(|hash| hash.parse().ok())),
+            None => Ok(self.pool.get().await?.query_path_info(path).await?.map(|valid| valid.info.nar_hash)),
+        }
+    }
+
     /// The derivations in the store that give an output with this hash, whether or not it is there.
     ///
     /// # Errors

@@ -38,7 +38,7 @@ pub use leases::Lease;
 use leases::Leases;
 pub use prove::NotProven;
 use prove::Proofs;
-pub use receive::{Limits, ReceiveError};
+pub use receive::{LeasedNar, Limits, ReceiveError};
 pub use upkeep::{Corruption, Fault, Look};
 
 /// Pause of background packing after the NAR store could not be written.
@@ -367,6 +367,7 @@ impl Packer {
                 "cannot restore GC roots: store paths may stay until the next start"
             );
         }
+        self.sweep_marked().await;
         loop {
             self.sweep().await;
             if self.pack_all().await {

@@ -6,8 +6,9 @@ use std::io::{self, Read};
 use narinfo::{Compression, NarHash, StorePath};
 
 use super::bring::Committed;
-use super::{Error, Lease, Packer};
-use crate::nar_store::{Blob, Commit, PackError, Promise, Received};
+use super::{Error, Lease, Packer, Priority};
+use crate::model::NarRow;
+use crate::nar_store::{Blob, Commit, Nar, PackError, Packed, Promise, Received};
 use crate::tail_file::reading;
 
 /// Bounds of a NAR that is received.
@@ -15,6 +16,15 @@ use crate::tail_file::reading;
 pub struct Limits {
     /// Bytes of the plain NAR, at most.
     pub nar_bytes_max: u64,
+}
+
+/// A NAR that a served path has, with a lease on its file.
+pub struct LeasedNar {
+    /// Bytes of the plain NAR.
+    pub nar_size: u64,
+    /// Its file.
+    pub packed: Packed,
+    _lease: Lease,
 }
 
 /// Reasons why a NAR was not received.
@@ -47,7 +57,12 @@ impl Packer {
         let promise = Promise::AtMost(limits.nar_bytes_max);
         let (_, committed) = self
             .0
-            .write(draft, move |nars, draft| nars.receive(draft, input, compression, promise, None))
+            .write(draft, move |nars, draft| {
+                let received = nars.receive(draft, input, compression, promise, None)?;
+                // Before its file is there.
+                nars.unnamed().mark(received.nar.hash).map_err(PackError::Write)?;
+                Ok(received)
+            })
             .await;
         let Committed { mut received, commit, lease } = committed?;
         if commit == Commit::Lost {
@@ -62,6 +77,33 @@ impl Packer {
             .map_err(|panicked| ReceiveError::Store(std::io::Error::other(panicked)))??;
         }
         Ok((received, lease))
+    }
+
+    /// The NAR that a served path has, which is brought where it is not stored yet; `None` if no path has it.
+    /// Its file stays for as long as the answer is held, even if the path is evicted meanwhile.
+    ///
+    /// # Errors
+    /// When the index or the NAR store fails.
+    pub async fn lease_served(&self, nar: NarHash) -> Result<Option<LeasedNar>, Error> {
+        let leases = self.0.leases.clone();
+        // First: what the index says from now on stays true of the file.
+        let lease = reading(move || Ok(leases.take(nar))).await.map_err(Error::Store)?;
+        let Some((row, mut packed)) = self.0.index.nar(nar).await? else { return Ok(None) };
+        let nar_size = row.info.nar_size;
+        if packed.is_none() {
+            if let Nar::Growing(mut growing) = self.start(row, Priority::Client).await?
+                && growing.finished().await.is_err()
+            {
+                return Ok(None);
+            }
+            // Its row may be yet to come.
+            if let Some(stored) = self.0.blob(nar).await? {
+                self.0.record_found(nar, stored).await;
+            }
+            packed = self.0.index.packed(nar).await?;
+        }
+        let Some(NarRow { file_hash, file_size, .. }) = packed else { return Ok(None) };
+        Ok(Some(LeasedNar { nar_size, packed: Packed { file_hash, file_size }, _lease: lease }))
     }
 
     /// Largest received NAR, in bytes.
@@ -90,6 +132,9 @@ impl Packer {
 
     /// Takes note that an uploaded NAR has its row: more is stored, and no path needs the Nix store for it.
     pub async fn note_uploaded(&self, path: &StorePath, nar: NarHash) {
+        let nars = self.0.nars.clone();
+        // A mark that stays is removed by the next start. The runtime reports a panic.
+        let _ = tokio::task::spawn_blocking(move || nars.unnamed().clear(nar)).await;
         self.0.stored.notify_one();
         self.0.release_roots(path, nar).await;
     }

@@ -49,7 +49,7 @@ impl Fixture {
         let blobs = blobs(path("nar"));
         let settings =
             Settings { zstd_level: 3, zstd_threads: 2, memory_bytes_max: 1 << 20, plain_bytes_max: 1 << 30 };
-        let nars = NarStore::new(Arc::clone(&blobs), &path("plain"), settings).expect("opened");
+        let nars = NarStore::new(Arc::clone(&blobs), folder.path(), settings).expect("opened");
         let index = Index::open(&path("index")).expect("opened");
         let environment = Environment {
             store_dir: store_dir.clone(),

@@ -234,12 +234,35 @@ impl Packer {
 
     /// Removes the files whose last lease has ended without a row, unless a path has them by now.
     pub(super) async fn sweep(&self) {
-        for nar in self.0.leases.take_unrecorded() {
+        self.sweep_all(self.0.leases.take_unrecorded()).await;
+    }
+
+    /// Does the same with NARs that an earlier run has received, and that no narinfo has named.
+    pub(super) async fn sweep_marked(&self) {
+        let nars = self.0.nars.clone();
+        match reading(move || nars.unnamed().list()).await {
+            Ok(marked) => self.sweep_all(marked).await,
+            Err(error) => {
+                tracing::warn!(%error, "cannot list uploads of an earlier run: run `ondine gc` to remove them");
+            }
+        }
+    }
+
+    async fn sweep_all(&self, nars: Vec<NarHash>) {
+        for nar in nars {
             let swept = async {
                 if self.0.index.packed(nar).await?.is_none() && self.0.is_orphan(nar).await? {
                     self.discard(nar).await?;
                 }
-                Ok::<_, Error>(())
+                let inner = Arc::clone(&self.0);
+                let clear = move || {
+                    // Of a NAR that is received again, the mark is needed.
+                    if !inner.leases.is_leased(nar) {
+                        inner.nars.unnamed().clear(nar);
+                    }
+                    Ok(())
+                };
+                reading(clear).await.map_err(Error::Store)
             };
             if let Err(error) = swept.await {
                 let error = &error as &dyn std::error::Error;

@@ -4,6 +4,7 @@
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use hyper::{HeaderMap, header};
@@ -16,7 +17,7 @@ use crate::http::answer::{self, Answer};
 use crate::http::call::Call;
 use crate::http::error::Error;
 use crate::http::response_future::ResponseFuture;
-use crate::import::{UploadFeed, upload_channel};
+use crate::import::{UploadError, UploadFeed, upload_channel};
 use crate::nar_store::file_bytes_max;
 
 /// Time that a client may take for so many bytes; the time that we take does not count.
@@ -82,11 +83,14 @@ async fn take(
         return Err(Error::TooLarge(usize::try_from(bytes_max).unwrap_or(usize::MAX)));
     }
     let NarUpload { file, name, compression, uploader } = upload;
-    let _turn = importer.turn(&uploader).await?;
+    let mut upload = importer.open(&uploader)?;
+    // One that sends nothing has no turn.
+    let first = first_bytes(&mut body).await?;
+    upload.turn().await?;
     let (feed, reader) = upload_channel();
     let received = {
         let mut receiving = pin!(importer.receive(file, name, compression, reader, &uploader));
-        let mut passing = pin!(pass_on(&mut body, feed));
+        let mut passing = pin!(pass_on(&mut body, first, feed));
         tokio::select! {
             biased;
             received = &mut receiving => received,
@@ -99,9 +103,30 @@ async fn take(
     Ok(received?)
 }
 
-/// Passes the body on to its end, until it stalls, or until its receiver is gone.
-async fn pass_on(body: &mut Incoming, mut feed: UploadFeed) {
-    let (mut bytes_left, mut waited) = (PROGRESS_BYTES, Duration::ZERO);
+/// The first bytes of a body; none where it is empty.
+async fn first_bytes(body: &mut Incoming) -> Result<Bytes, UploadError> {
+    let first = async {
+        while let Some(frame) = body.frame().await {
+            let frame =
+                frame.map_err(|error| UploadError::Invalid(format!("the upload broke off: {error}")))?;
+            if let Ok(bytes) = frame.into_data()
+                && !bytes.is_empty()
+            {
+                return Ok(bytes);
+            }
+        }
+        Ok(Bytes::new())
+    };
+    tokio::time::timeout(STALLED_AFTER, first).await.unwrap_or(Err(UploadError::Stalled))
+}
+
+/// Passes the body on to its end, beginning with what came first, until it stalls, or until its receiver is
+/// gone.
+async fn pass_on(body: &mut Incoming, first: Bytes, mut feed: UploadFeed) {
+    let (mut bytes_left, mut waited) = (PROGRESS_BYTES.saturating_sub(first.len() as u64), Duration::ZERO);
+    if !first.is_empty() && !feed.send(first).await {
+        return;
+    }
     loop {
         let asked = Instant::now();
         let frame = tokio::time::timeout(STALLED_AFTER.saturating_sub(waited), body.frame()).await;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use narinfo::{DrvOutput, NarHash, Realisation, Signature, StorePath, StorePathHash};
 
 use super::BackendFuture;
-use crate::model::{Comparison, Counts, Hit, NarRow, PathRow, UpstreamNar};
+use crate::model::{Comparison, Counts, Hit, NarRow, PathRow, RealisationOutcome, UpstreamNar};
 
 /// Served paths and their signatures.
 pub trait Paths {
@@ -88,9 +88,9 @@ pub trait RealisationStore {
     /// The realisation of this output, if it is published and everything that it needs is, too.
     fn realisation(&self, id: DrvOutput) -> BackendFuture<'_, Option<Realisation>>;
 
-    /// Publishes realisations: all or none. False, and none is published, where one names a path that is not
-    /// served.
-    fn publish_realisations(&self, realisations: Vec<Realisation>) -> BackendFuture<'_, bool>;
+    /// Publishes realisations: all or none. One that is served, with everything that it needs, stays: clients
+    /// may have it.
+    fn publish_realisations(&self, realisations: Vec<Realisation>) -> BackendFuture<'_, RealisationOutcome>;
 }
 
 /// Own builds beside the same paths of upstreams.

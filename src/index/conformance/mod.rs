@@ -94,6 +94,7 @@ promises! {
     a_realisation_goes_with_the_path_that_it_names_and_with_those_it_needs,
     none_is_published_when_one_names_a_path_that_is_not_served,
     one_that_needs_another_path_than_its_dependency_names_is_not_whole,
+    of_two_realisations_of_an_output_the_first_stays_as_long_as_it_is_served,
     a_use_counts_for_all_that_is_referred_to_as_soon_as_something_is_to_be_evicted,
     an_upload_is_published_whole_once_and_never_over_another_path,
     a_pushed_derivation_is_found_by_its_outputs_and_its_name_until_it_is_evicted,

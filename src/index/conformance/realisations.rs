@@ -3,7 +3,7 @@
 use narinfo::{DrvOutput, NarHash, PathInfo, Realisation, StorePath};
 
 use crate::index::Index;
-use crate::model::PathRow;
+use crate::model::{PathRow, RealisationOutcome};
 
 fn path(digit: u8) -> StorePath {
     StorePath::parse(&format!("{digit}123456789abcdfghijklmnpqrsvwxyz-p")).expect("a path")
@@ -44,7 +44,7 @@ async fn serve(index: &Index) {
 pub(super) async fn a_realisation_goes_with_the_path_that_it_names_and_with_those_it_needs(index: Index) {
     serve(&index).await;
     let all = [realisation(1, &[2]), realisation(2, &[3]), realisation(3, &[3])];
-    assert!(index.publish_realisations(all.to_vec()).await.expect("published"));
+    assert_eq!(index.publish_realisations(all.to_vec()).await.expect("asked"), RealisationOutcome::Published);
     for one in &all {
         assert_eq!(index.realisation(one.id().clone()).await.expect("read").as_ref(), Some(one));
     }
@@ -57,14 +57,37 @@ pub(super) async fn a_realisation_goes_with_the_path_that_it_names_and_with_thos
 pub(super) async fn none_is_published_when_one_names_a_path_that_is_not_served(index: Index) {
     serve(&index).await;
     let all = vec![realisation(1, &[]), realisation(4, &[])];
-    assert!(!index.publish_realisations(all).await.expect("asked"));
+    let lacks = RealisationOutcome::Lacks(path(4));
+    assert_eq!(index.publish_realisations(all).await.expect("asked"), lacks);
     assert_eq!(index.realisation(id(1)).await.expect("read"), None);
 }
 
 pub(super) async fn one_that_needs_another_path_than_its_dependency_names_is_not_whole(index: Index) {
     serve(&index).await;
     let other = Realisation::new(id(2), path(3));
-    assert!(index.publish_realisations(vec![realisation(1, &[2]), other.clone()]).await.expect("published"));
+    let published = index.publish_realisations(vec![realisation(1, &[2]), other.clone()]).await;
+    assert_eq!(published.expect("asked"), RealisationOutcome::Published);
     assert_eq!(index.realisation(id(1)).await.expect("read"), None);
+    assert_eq!(index.realisation(id(2)).await.expect("read"), Some(other));
+}
+
+pub(super) async fn of_two_realisations_of_an_output_the_first_stays_as_long_as_it_is_served(index: Index) {
+    serve(&index).await;
+    let publish = async |all: &[Realisation]| index.publish_realisations(all.to_vec()).await.expect("asked");
+    let all = [realisation(1, &[2]), realisation(2, &[])];
+    for _ in 0..2 {
+        assert_eq!(publish(&all).await, RealisationOutcome::Published);
+    }
+    let conflict = RealisationOutcome::Conflict { id: id(2), known: path(2) };
+    let other = Realisation::new(id(2), path(3));
+    assert_eq!(publish(&[realisation(3, &[]), other.clone()]).await, conflict);
+    assert_eq!(index.realisation(id(3)).await.expect("read"), None, "none of them is published");
+    // The same without what it needs, or with other needs, changes nothing.
+    assert_eq!(publish(&[realisation(1, &[]), realisation(2, &[3])]).await, RealisationOutcome::Published);
+    for one in &all {
+        assert_eq!(index.realisation(one.id().clone()).await.expect("read").as_ref(), Some(one));
+    }
+    index.forget_paths(NarHash::from_bytes([2; 32])).await.expect("forgotten");
+    assert_eq!(publish(std::slice::from_ref(&other)).await, RealisationOutcome::Published);
     assert_eq!(index.realisation(id(2)).await.expect("read"), Some(other));
 }

@@ -9,7 +9,7 @@ use super::{MemoryBackend, Served, State, done};
 use crate::index::backend::{
     BackendFuture, Changes, Comparisons, Nars, Paths, RealisationStore, UpstreamNars,
 };
-use crate::model::{Comparison, Counts, Hit, NarRow, PathRow, UpstreamNar};
+use crate::model::{Comparison, Counts, Hit, NarRow, PathRow, RealisationOutcome, UpstreamNar};
 
 /// Rows in one batch: few, so that tests see several.
 const BATCH: usize = 16;
@@ -53,6 +53,22 @@ impl State {
         }
         rows.clone().for_each(|row| self.insert_path(row.clone()));
         Some(Changes::added(rows.map(|row| row.info.path.hash()).collect()))
+    }
+
+    /// The realisation of an output, if everything that it needs is there.
+    fn whole_realisation(&self, id: &DrvOutput) -> Option<Realisation> {
+        let (mut open, mut seen) = (vec![id.clone()], BTreeSet::new());
+        while let Some(next) = open.pop() {
+            for (needed, path) in self.realisations.get(&next.file())?.dependencies() {
+                if self.realisations.get(&needed.file())?.path() != path {
+                    return None;
+                }
+                if seen.insert(needed.clone()) {
+                    open.push(needed.clone());
+                }
+            }
+        }
+        self.realisations.get(&id.file()).cloned()
     }
 
     /// True where only the Nix store has this NAR.
@@ -173,32 +189,29 @@ impl Paths for MemoryBackend {
 
 impl RealisationStore for MemoryBackend {
     fn realisation(&self, id: DrvOutput) -> BackendFuture<'_, Option<Realisation>> {
-        let state = self.state();
-        let (mut open, mut seen) = (vec![id.clone()], BTreeSet::new());
-        while let Some(next) = open.pop() {
-            let Some(found) = state.realisations.get(&next.file()) else { return done(None) };
-            for (needed, path) in found.dependencies() {
-                match state.realisations.get(&needed.file()) {
-                    Some(there) if there.path() == path => {}
-                    _ => return done(None),
-                }
-                if seen.insert(needed.clone()) {
-                    open.push(needed.clone());
-                }
-            }
-        }
-        done(state.realisations.get(&id.file()).cloned())
+        done(self.state().whole_realisation(&id))
     }
 
-    fn publish_realisations(&self, realisations: Vec<Realisation>) -> BackendFuture<'_, bool> {
+    fn publish_realisations(&self, realisations: Vec<Realisation>) -> BackendFuture<'_, RealisationOutcome> {
         let mut state = self.state();
-        if !realisations.iter().all(|realisation| state.serves(realisation.path())) {
-            return done(false);
-        }
+        let mut new = Vec::new();
         for realisation in realisations {
+            if !state.serves(realisation.path()) {
+                return done(RealisationOutcome::Lacks(realisation.path().clone()));
+            }
+            match state.whole_realisation(realisation.id()) {
+                Some(first) if first.path() == realisation.path() => {}
+                Some(first) => {
+                    let (id, known) = (first.id().clone(), first.path().clone());
+                    return done(RealisationOutcome::Conflict { id, known });
+                }
+                None => new.push(realisation),
+            }
+        }
+        for realisation in new {
             state.realisations.insert(realisation.id().file(), realisation);
         }
-        done(true)
+        done(RealisationOutcome::Published)
     }
 }
 
