@@ -1,8 +1,8 @@
 //! Places of debugging symbols: by the build id of a program, the NAR and the file in it that has them, as
 //! clients upload them with `index-debug-info`. A client names the file in which it uploads the NAR, before
-//! it does so; what it says counts once a narinfo with that file was published, as far as the NAR has the file.
-//! Small files in a folder of the state directory, bounded in number. Must never name a NAR whose path was not
-//! published, nor exchange a place whose NAR is served.
+//! it does so; what it says counts once a narinfo with that file was published, as far as the NAR has it.
+//! Small files in a folder of the state directory, bounded in number. Must never name a NAR whose path was
+//! not published, nor exchange a place whose NAR is served.
 
 use std::fs;
 use std::io::{self, Write};

@@ -1,6 +1,6 @@
 //! `/log/…`: the log of a build as the builder wrote it, escape codes included, since `nix log` shows their
-//! colours. Our log, else the Nix daemon's own, else one that a client has uploaded. The log of a running build is followed to its end; a body is
-//! complete only when its log is.
+//! colours. Our log, else the Nix daemon's own, else one that a client has uploaded. The log of a running
+//! build is followed to its end; a body is complete only when its log is.
 
 use std::io;
 

@@ -119,8 +119,8 @@ impl ReceivedNar {
         drop(state.unnamed.take());
     }
 
-    /// Fails unless a narinfo is about this NAR, and about this file where its hash names the file. By the name
-    /// of its NAR, a client may mean a file that it has compressed in another way.
+    /// Fails unless a narinfo is about this NAR, and about this file where its hash names the file. By the
+    /// name of its NAR, a client may mean a file that it has compressed in another way.
     pub(super) fn must_be(
         &self,
         info: &PathInfo,

@@ -1,6 +1,6 @@
-//! Turns of uploaders: receiving a NAR takes threads and a file, so few are received at once. An uploader takes
-//! one more only while more are free than it has: each has at most half of what the others leave, and a few
-//! never keep the next one from uploading.
+//! Turns of uploaders: receiving a NAR takes threads and a file, so few are received at once. An uploader
+//! takes one more only while more are free than it has: each has at most half of what the others leave, and a
+//! few never keep the next one from uploading.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,7 +1,7 @@
 //! The logs of our builds: one file for each derivation, as the builder wrote it, escape codes and all;
-//! readers follow the one that is being written. Logs that clients upload lie apart, and have a bound of their
-//! own: they never take the place of ours. Must never grow past its bounds, and never stop a build because a
-//! log cannot be written.
+//! readers follow the one that is being written. Logs that clients upload lie apart, and have a bound of
+//! their own: they never take the place of ours. Must never grow past its bounds, and never stop a build
+//! because a log cannot be written.
 
 mod folder;
 mod tail;

@@ -12,8 +12,8 @@ use crate::http::call::Call;
 use crate::http::response_future::ResponseFuture;
 use crate::tail_file::reading;
 
-/// Keeps the places of debugging symbols that were uploaded for the NAR of a narinfo that was published, as far
-/// as the NAR has them. A place whose NAR is served stays as it is.
+/// Keeps the places of debugging symbols that were uploaded for the NAR of a narinfo that was published, as
+/// far as the NAR has them. A place whose NAR is served stays as it is.
 async fn publish_debug_info(
     service: &Service,
     narinfo: &[u8],
