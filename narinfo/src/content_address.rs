@@ -58,11 +58,33 @@ impl ContentAddress {
             }
             _ => {}
         }
-        let inner = |path: &StorePath| nix_derivation::StorePath::from_basename(path.to_string().as_bytes());
         let others = references.iter().filter(|reference| *reference != path);
-        let Ok(others) = others.map(inner).collect::<Result<Vec<_>, _>>() else { return false };
-        let named = store_dir.inner().build_ca_path(path.name(), &address, &others, refers_to_itself);
-        named.is_ok_and(|named| named.to_basename() == path.to_string())
+        self.path_of(store_dir, path.name(), others, refers_to_itself).as_ref() == Some(path)
+    }
+
+    /// The path of this name that has these contents and refers to these paths; `None` where there is none,
+    /// as for a flat file that refers to others.
+    #[must_use]
+    pub fn path<'a>(
+        &self,
+        store_dir: &StoreDir,
+        name: &str,
+        references: impl IntoIterator<Item = &'a StorePath>,
+    ) -> Option<StorePath> {
+        self.path_of(store_dir, name, references, false)
+    }
+
+    fn path_of<'a>(
+        &self,
+        store_dir: &StoreDir,
+        name: &str,
+        others: impl IntoIterator<Item = &'a StorePath>,
+        refers_to_itself: bool,
+    ) -> Option<StorePath> {
+        let inner = |path: &StorePath| nix_derivation::StorePath::from_basename(path.to_string().as_bytes());
+        let others = others.into_iter().map(inner).collect::<Result<Vec<_>, _>>().ok()?;
+        let named = store_dir.inner().build_ca_path(name, &self.inner()?, &others, refers_to_itself);
+        StorePath::from_inner(&named.ok()?).ok()
     }
 
     fn inner(&self) -> Option<CAHash> {

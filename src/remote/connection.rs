@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::header::{CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
+use reqwest::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, LOCATION};
 use reqwest::redirect::Policy;
 use reqwest::{Body, Client, Method, RequestBuilder, Response, Url};
 use serde::Serialize;
@@ -164,6 +164,15 @@ impl Remote {
         let text = ServerReply { response, server: self.shown.clone() }.text().await?;
         let error = (!is_success).then(|| self.error(head, &text));
         Ok((text, error))
+    }
+
+    /// The answer to `GET path` as server-sent events.
+    ///
+    /// # Errors
+    /// When there is no successful answer.
+    pub(super) async fn get_events(&self, path: &str) -> Result<ServerReply, Error> {
+        let request = self.request(Method::GET, path)?.header(ACCEPT, "text/event-stream");
+        self.send(request, ANSWER_TIMEOUT).await
     }
 
     /// The answer to `DELETE path`.

@@ -16,7 +16,8 @@ use super::closure::in_order;
 use super::connection::Remote;
 use super::error::ErrorClass;
 use super::file_cache::{FileCache, RejectedPath};
-use super::upload::{AT_ONCE_MAX, PackedNar, missing, panicked, send_nar, send_narinfo};
+use super::packed_nar::PackedNar;
+use super::upload::{AT_ONCE_MAX, panicked, send_nar, send_narinfo};
 use super::{PushError, UploadCounts};
 
 /// Bytes of a file that are hashed together.
@@ -47,7 +48,7 @@ pub async fn import(
     let narinfos = cache.narinfos();
     let infos = narinfos.iter().map(|(path, narinfo)| (path.clone(), narinfo.path_info.clone()));
     let ordered = in_order(infos.collect());
-    let lacked = missing(remote, &ordered).await?;
+    let lacked = remote.missing_paths(ordered.iter().map(|info| &info.path)).await?;
     let mut outcome = ImportOutcome::default();
     outcome.counts.paths = ordered.len();
     let at_once = Arc::new(Semaphore::new(AT_ONCE_MAX));

@@ -1,25 +1,25 @@
-//! Uploads of a closure by the PUT requests of the binary-cache protocol: NARs in parallel, and each narinfo
-//! after those of its references. What the server has is not sent, so an upload that was interrupted goes on
+//! Uploads by the PUT requests of the binary-cache protocol: NARs in parallel, and each narinfo after those
+//! of its references. What the server has of a closure is not sent, so an upload that was interrupted goes on
 //! where it stopped.
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
-use std::io::{self, BufWriter, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use narinfo::{Compression, NarHash, NarInfo, PathInfo, StoreDir, StorePath};
+use narinfo::{Compression, NarInfo, PathInfo, StoreDir, StorePath};
 use reqwest::Body;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use tempfile::{SpooledData, SpooledTempFile};
+use tempfile::SpooledData;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use super::closure::LocalClosure;
 use super::connection::Remote;
 use super::error::Error;
+use super::packed_nar::{CompressedNar, PackedNar, pack};
 use super::programs::ProgramError;
 
 /// Paths in one question for what is missing.
@@ -28,16 +28,13 @@ const ASKED_MAX: usize = 10_000;
 pub(super) const AT_ONCE_MAX: usize = 8;
 /// Paths whose upload has begun and not ended: a server drops NARs whose narinfo does not come.
 const UNDER_WAY_MAX: usize = 64;
-/// Bytes of a packed NAR that are held in memory; a larger one is in a temporary file.
-const MEMORY_BYTES_MAX: usize = 1024 * 1024;
-/// Bytes of a NAR that are hashed and compressed together.
-const PIECE_BYTES: usize = 128 * 1024;
-/// Level of zstd: the server's own default is about the same.
-const ZSTD_LEVEL: i32 = 3;
 /// Tries of one request.
 const TRIES_MAX: u32 = 5;
 /// Pause after the first failed try; it doubles with each.
 const PAUSE: Duration = Duration::from_millis(500);
+/// Reason for a path that is not as it was.
+const DAMAGED: &str = "its contents are not those that Nix has registered: nix-store --verify-path shows it, and nix-store \
+                       --repair-path repairs it";
 
 /// The reason that an upload did not go through.
 #[derive(Debug, thiserror::Error)]
@@ -88,13 +85,6 @@ struct MissingReply {
     missing: Vec<String>,
 }
 
-/// A NAR that is packed.
-pub(super) struct PackedNar {
-    pub(super) hash: NarHash,
-    pub(super) bytes: u64,
-    pub(super) data: SpooledData,
-}
-
 /// Uploads what the server lacks of a closure; `progress` is told of each path that is done.
 ///
 /// # Errors
@@ -105,88 +95,179 @@ pub async fn upload(
     closure: LocalClosure,
     progress: impl Fn(UploadCounts),
 ) -> Result<UploadCounts, PushError> {
-    let total = closure.paths().len();
-    let missing = missing(remote, closure.paths()).await?;
-    let mut counts = UploadCounts { paths: total, ..UploadCounts::default() };
-    let at_once = Arc::new(Semaphore::new(AT_ONCE_MAX));
-    let under_way = Arc::new(Semaphore::new(UNDER_WAY_MAX));
-    let mut done: HashMap<StorePath, watch::Receiver<bool>> = HashMap::new();
-    let mut tasks: JoinSet<Result<u64, PushError>> = JoinSet::new();
-    let mut note = |bytes: u64| {
+    let paths = closure.paths();
+    let missing = remote.missing_paths(paths.iter().map(|info| &info.path)).await?;
+    let mut counts = UploadCounts { paths: paths.len(), ..UploadCounts::default() };
+    let mut note = |ended: UploadedPath| {
         counts.sent += 1;
-        counts.bytes += bytes;
+        counts.bytes += ended.bytes;
         progress(counts);
     };
+    let at_once = Arc::new(Semaphore::new(AT_ONCE_MAX));
+    let mut uploads = Uploads::new(remote, store_dir, Unsigned::Fail);
     for info in closure.into_those(&missing) {
-        // In the order of references: whoever waits for others has them all under way.
-        let permit = loop {
-            tokio::select! {
-                permit = Arc::clone(&under_way).acquire_owned() => break permit,
-                Some(ended) = tasks.join_next() => note(ended.map_err(panicked)??),
+        let (at_once, source, promised) = (Arc::clone(&at_once), info.path.in_dir(store_dir), info.clone());
+        let packing = async move {
+            let _permit = at_once.acquire().await;
+            let reason = |reason: String| PushError::Pack { path: source.clone(), reason };
+            let from = source.clone();
+            let packed = tokio::task::spawn_blocking(move || pack(&from)).await.map_err(panicked)?;
+            let packed = packed.map_err(|error| reason(error.to_string()))?;
+            match packed.is_of(&promised) {
+                true => Ok(packed),
+                false => Err(reason(DAMAGED.to_owned())),
             }
         };
-        let (sender, receiver) = watch::channel(false);
-        let needed: Vec<_> = info
-            .references
-            .iter()
-            .filter(|path| **path != info.path)
-            .filter_map(|path| done.get(path).cloned())
-            .collect();
-        done.insert(info.path.clone(), receiver);
-        let (remote, store_dir, at_once) = (remote.clone(), store_dir.clone(), Arc::clone(&at_once));
-        tasks.spawn(async move {
-            let _permit = permit;
-            let bytes = upload_path(&remote, &store_dir, info, &at_once, needed).await?;
-            sender.send_replace(true);
-            Ok(bytes)
-        });
+        // In the order of references: whoever waits for others has them all under way.
+        uploads.begin(info, packing).await?.into_iter().for_each(&mut note);
     }
-    while let Some(ended) = tasks.join_next().await {
-        note(ended.map_err(panicked)??);
-    }
+    uploads.finish().await?.into_iter().for_each(&mut note);
     Ok(counts)
+}
+
+/// Treatment of a path that the server does not believe without a signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unsigned {
+    /// The upload fails.
+    Fail,
+    /// The path is left out, with all that refer to it and are not named by their contents.
+    LeaveOut,
+}
+
+/// A path whose upload has ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UploadedPath {
+    /// The path.
+    pub path: StorePath,
+    /// Bytes that were sent for it.
+    pub bytes: u64,
+    /// Reason for which it was left out.
+    pub left_out: Option<String>,
+}
+
+/// Progress of the upload of a path, for those that refer to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum UploadStep {
+    UnderWay,
+    Served,
+    LeftOut,
+}
+
+/// Uploads under way, in an order in which each path comes after its references.
+pub struct Uploads {
+    remote: Remote,
+    store_dir: StoreDir,
+    unsigned: Unsigned,
+    under_way: Arc<Semaphore>,
+    steps: HashMap<StorePath, watch::Receiver<UploadStep>>,
+    tasks: JoinSet<Result<UploadedPath, PushError>>,
+}
+
+impl Uploads {
+    /// None so far.
+    #[must_use]
+    pub fn new(remote: &Remote, store_dir: &StoreDir, unsigned: Unsigned) -> Self {
+        Self {
+            remote: remote.clone(),
+            store_dir: store_dir.clone(),
+            unsigned,
+            under_way: Arc::new(Semaphore::new(UNDER_WAY_MAX)),
+            steps: HashMap::new(),
+            tasks: JoinSet::new(),
+        }
+    }
+
+    /// Begins to upload a path once there is room; `packing` gives its NAR. Gives those that have ended.
+    ///
+    /// # Errors
+    /// When an upload has failed.
+    pub async fn begin(
+        &mut self,
+        info: PathInfo,
+        packing: impl Future<Output = Result<CompressedNar, PushError>> + Send + 'static,
+    ) -> Result<Vec<UploadedPath>, PushError> {
+        let mut ended = Vec::new();
+        let permit = loop {
+            tokio::select! {
+                permit = Arc::clone(&self.under_way).acquire_owned() => break permit,
+                Some(task) = self.tasks.join_next() => ended.push(task.map_err(panicked)??),
+            }
+        };
+        let (sender, receiver) = watch::channel(UploadStep::UnderWay);
+        let references = info.references.iter().filter(|path| **path != info.path);
+        let needed = references.filter_map(|path| self.steps.get(path).cloned()).collect();
+        self.steps.insert(info.path.clone(), receiver);
+        let (remote, store_dir, unsigned) = (self.remote.clone(), self.store_dir.clone(), self.unsigned);
+        self.tasks.spawn(async move {
+            let _permit = permit;
+            let uploaded = upload_path(&remote, &store_dir, info, packing.await?, needed, unsigned).await?;
+            let is_served = uploaded.left_out.is_none();
+            sender.send_replace(if is_served { UploadStep::Served } else { UploadStep::LeftOut });
+            Ok(uploaded)
+        });
+        Ok(ended)
+    }
+
+    /// Waits for the rest.
+    ///
+    /// # Errors
+    /// When an upload has failed.
+    pub async fn finish(mut self) -> Result<Vec<UploadedPath>, PushError> {
+        let mut ended = Vec::new();
+        while let Some(task) = self.tasks.join_next().await {
+            ended.push(task.map_err(panicked)??);
+        }
+        Ok(ended)
+    }
 }
 
 pub(super) fn panicked(error: tokio::task::JoinError) -> PushError {
     Error::Answer(format!("an upload ended early: {error}")).into()
 }
 
-/// Paths that the server lacks.
-pub(super) async fn missing(remote: &Remote, infos: &[PathInfo]) -> Result<BTreeSet<StorePath>, Error> {
-    let mut missing = BTreeSet::new();
-    let names: Vec<String> = infos.iter().map(|info| info.path.to_string()).collect();
-    for paths in names.chunks(ASKED_MAX) {
-        let reply: MissingReply =
-            remote.post("api/v1/missing", &MissingQuestion { paths }).await?.json().await?;
-        for name in reply.missing {
-            missing.insert(StorePath::parse(&name).map_err(|error| Error::OtherVersion(error.to_string()))?);
+impl Remote {
+    /// Those of `paths` that the server lacks.
+    ///
+    /// # Errors
+    /// When the server does not say.
+    pub async fn missing_paths(
+        &self,
+        paths: impl IntoIterator<Item = &StorePath>,
+    ) -> Result<BTreeSet<StorePath>, Error> {
+        let mut missing = BTreeSet::new();
+        let names: Vec<String> = paths.into_iter().map(ToString::to_string).collect();
+        for paths in names.chunks(ASKED_MAX) {
+            let reply: MissingReply =
+                self.post("api/v1/missing", &MissingQuestion { paths }).await?.json().await?;
+            for name in reply.missing {
+                let path = StorePath::parse(&name);
+                missing.insert(path.map_err(|error| Error::OtherVersion(error.to_string()))?);
+            }
         }
+        Ok(missing)
     }
-    Ok(missing)
 }
 
 async fn upload_path(
     remote: &Remote,
     store_dir: &StoreDir,
     info: PathInfo,
-    at_once: &Semaphore,
-    needed: Vec<watch::Receiver<bool>>,
-) -> Result<u64, PushError> {
-    let (packed, url) = {
-        let _permit = at_once.acquire().await;
-        let (source, promised) = (info.path.in_dir(store_dir), info.clone());
-        let packed = tokio::task::spawn_blocking(move || pack(&source, &promised)).await.map_err(panicked)?;
-        let mut packed = packed.map_err(|reason| PushError::Pack {
-            path: info.path.in_dir(store_dir),
-            reason: reason.to_string(),
-        })?;
-        let url = format!("nar/{}.nar.zst", packed.hash.to_nixbase32());
-        send_nar(remote, &url, &mut packed).await?;
-        (packed, url)
-    };
+    packed: CompressedNar,
+    needed: Vec<watch::Receiver<UploadStep>>,
+    unsigned: Unsigned,
+) -> Result<UploadedPath, PushError> {
+    let mut packed = packed.file;
+    let mut uploaded = UploadedPath { path: info.path.clone(), bytes: packed.bytes, left_out: None };
+    let may_be_left_out = unsigned == Unsigned::LeaveOut && info.ca.is_none();
+    let url = format!("nar/{}.nar.zst", packed.hash.to_nixbase32());
+    send_nar(remote, &url, &mut packed).await?;
     for mut reference in needed {
         // A reference that failed ends the whole with its own error.
-        let _ = reference.wait_for(|done| *done).await;
+        let step = reference.wait_for(|step| *step != UploadStep::UnderWay).await;
+        if may_be_left_out && step.is_ok_and(|step| *step == UploadStep::LeftOut) {
+            uploaded.left_out = Some("it refers to a path that was left out".to_owned());
+            return Ok(uploaded);
+        }
     }
     let narinfo = NarInfo {
         path_info: info,
@@ -195,8 +276,13 @@ async fn upload_path(
         file_hash: Some(packed.hash),
         file_size: Some(packed.bytes),
     };
-    send_narinfo(remote, store_dir, &narinfo).await?;
-    Ok(packed.bytes)
+    match send_narinfo(remote, store_dir, &narinfo).await {
+        Err(PushError::Server(Error::Refused { reason, .. })) if may_be_left_out => {
+            uploaded.left_out = Some(reason);
+        }
+        other => other?,
+    }
+    Ok(uploaded)
 }
 
 pub(super) async fn send_narinfo(
@@ -241,45 +327,4 @@ fn again(file: &mut File) -> io::Result<File> {
 
 async fn pause(tries: u32) {
     tokio::time::sleep(PAUSE * 2_u32.pow(tries - 1)).await;
-}
-
-/// Packs a path, and checks that it is the one that Nix has registered. Blocking.
-fn pack(source: &str, info: &PathInfo) -> io::Result<PackedNar> {
-    let file = HashedWriter { to: SpooledTempFile::new(MEMORY_BYTES_MAX), digest: Sha256::new(), bytes: 0 };
-    let mut encoder = zstd::Encoder::new(file, ZSTD_LEVEL)?;
-    encoder.include_checksum(true)?;
-    let plain = HashedWriter { to: encoder, digest: Sha256::new(), bytes: 0 };
-    let mut plain = BufWriter::with_capacity(PIECE_BYTES, plain);
-    narinfo::nar::dump(source.as_ref(), &mut plain).map_err(io::Error::other)?;
-    let plain = plain.into_inner().map_err(io::IntoInnerError::into_error)?;
-    let hash = NarHash::from_bytes(plain.digest.finalize().into());
-    if hash != info.nar_hash || plain.bytes != info.nar_size {
-        return Err(io::Error::other(
-            "its contents are not those that Nix has registered: nix-store --verify-path shows it, and nix-store \
-             --repair-path repairs it",
-        ));
-    }
-    let file = plain.to.finish()?;
-    let (hash, bytes) = (NarHash::from_bytes(file.digest.finalize().into()), file.bytes);
-    Ok(PackedNar { hash, bytes, data: file.to.into_inner() })
-}
-
-/// A writer that hashes and counts what goes through it.
-struct HashedWriter<W> {
-    to: W,
-    digest: Sha256,
-    bytes: u64,
-}
-
-impl<W: Write> Write for HashedWriter<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let written = self.to.write(bytes)?;
-        self.digest.update(&bytes[..written]);
-        self.bytes += written as u64;
-        Ok(written)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.to.flush()
-    }
 }

@@ -1,17 +1,14 @@
 //! The wait for a path as any client of the cache waits: a request for its narinfo, which has the path built
 //! where need be and ends when it is served.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use narinfo::StorePathHash;
 
 use super::connection::Remote;
 use super::error::Error;
+use super::outage::{OUTAGE_MAX, PAUSE};
 
-/// Time for which a server that is away is asked again.
-const OUTAGE_MAX: Duration = Duration::from_secs(300);
-/// Pause before it is asked again.
-const PAUSE: Duration = Duration::from_secs(1);
 /// Begin of a line that tells of the wait.
 const WAIT_LINE: &str = "X-Ondine-Wait: ";
 /// Bytes of an answer at most: lines come every ten seconds, for days.
