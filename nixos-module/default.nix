@@ -59,6 +59,9 @@ let
   # Where programs of this machine reach the server.
   local = "127.0.0.1:${toString port}";
 
+  builder = cfg.remoteBuilder;
+  builderHome = "/var/lib/nix-builder";
+
   types = lib.types;
   # The type of a setting, which the table describes.
   typeOf = setting:
@@ -161,6 +164,33 @@ in
       };
     };
 
+    remoteBuilder = {
+      enable = lib.mkEnableOption "the server as a remote builder of other machines, through sshd";
+
+      user = lib.mkOption {
+        type = lib.types.str;
+        default = "nix-builder";
+        description = "Name of the user that other machines log in as: `builders = ssh-ng://nix-builder@HOST`.";
+      };
+
+      authorizedKeys = lib.mkOption {
+        type = lib.types.listOf lib.types.str;
+        default = [ ];
+        example = [ "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIH8yVbmCzV0YqvXZzFDfqRkYy0KkxzC0rYvA1m2eFQwM alice" ];
+        description = "Public keys of those machines. Whoever has one can start builds, and nothing else.";
+      };
+
+      tokenFile = lib.mkOption {
+        type = lib.types.nullOr lib.types.str;
+        default = null;
+        example = "${builderHome}/token";
+        description = ''
+          File with a token with the rights `read`, `build` and `push`, which the user can read. It must not be in
+          the Nix store, where everyone can read it.
+        '';
+      };
+    };
+
     prometheus.enable = lib.mkEnableOption "scraping of the metrics by this machine's Prometheus, and the alerts";
 
     settings = lib.mkOption {
@@ -242,15 +272,54 @@ in
           open 80 and 443
         '';
       }
+      {
+        assertion = builder.enable -> builder.tokenFile != null;
+        message = "services.ondine.remoteBuilder.tokenFile: uploads and builds of other machines need a token";
+      }
+      {
+        assertion = builder.tokenFile == null || builtins.match "/nix/store/.*" builder.tokenFile == null;
+        message = "services.ondine.remoteBuilder.tokenFile: everyone can read ${toString builder.tokenFile}";
+      }
+      {
+        assertion = builtins.match "[a-z_][a-z0-9_-]*" builder.user != null;
+        message = "services.ondine.remoteBuilder.user: expected a name of a user, not \"${builder.user}\"";
+      }
     ];
 
     # A fixed user: the state directory holds GC roots that Nix's own point to by path.
-    users.users.ondine = {
-      isSystemUser = true;
-      group = "ondine";
-      description = "Ondine binary cache";
+    users.users = {
+      ondine = {
+        isSystemUser = true;
+        group = "ondine";
+        description = "Ondine binary cache";
+      };
+    } // lib.optionalAttrs builder.enable {
+      # sshd starts the command by the user's shell.
+      ${builder.user} = {
+        isSystemUser = true;
+        group = builder.user;
+        description = "Remote builder of the Ondine binary cache";
+        home = builderHome;
+        createHome = true;
+        useDefaultShell = true;
+        openssh.authorizedKeys.keys = map (key: "restrict ${key}") builder.authorizedKeys;
+      };
     };
-    users.groups.ondine = { };
+    users.groups = { ondine = { }; } // lib.optionalAttrs builder.enable { ${builder.user} = { }; };
+
+    services.openssh = lib.mkIf builder.enable {
+      enable = true;
+      extraConfig = ''
+        Match User ${builder.user}
+          ForceCommand ${cfg.package}/bin/ondine stdio --server http://${local} --token-file ${toString builder.tokenFile}
+          AllowTcpForwarding no
+          AllowAgentForwarding no
+          AllowStreamLocalForwarding no
+          X11Forwarding no
+          PermitTTY no
+        Match All
+      '';
+    };
 
     networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall [ port ];
 

@@ -10,6 +10,8 @@ mod serving_tests;
 mod support;
 
 pub mod cli;
+pub mod remote_builder;
+
 pub mod remote;
 
 pub mod config;

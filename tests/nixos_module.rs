@@ -167,6 +167,34 @@ fn the_check_can_be_turned_off_and_the_settings_are_the_same() {
 }
 
 #[test]
+fn a_remote_builder_has_a_user_that_can_do_nothing_but_start_builds() {
+    let machine = Machine::new();
+    let keys = json!(["ssh-ed25519 AAAA alice"]);
+    let builder = json!({ "enable": true, "tokenFile": "/var/lib/token", "authorizedKeys": keys });
+    let configuration = machine.evaluate(json!({ "enable": true, "remoteBuilder": builder }));
+    let user = &configuration["users"]["users"]["nix-builder"];
+    assert_eq!(user["openssh"]["authorizedKeys"]["keys"], json!(["restrict ssh-ed25519 AAAA alice"]));
+    let lines = configuration["services"]["openssh"]["extraConfig"].as_str().expect("lines");
+    // The real sshd takes them.
+    let (file, key) = (machine.store.folder().join("sshd_config"), machine.store.folder().join("host"));
+    std::fs::write(&file, format!("HostKey {}\n{lines}", key.display())).expect("written");
+    let script = format!(
+        "mkdir -p /run/sshd; ssh-keygen -q -t ed25519 -N '' -f {} && exec /usr/sbin/sshd -T -f {} -C user=nix-builder,host=x,addr=::1",
+        key.display(),
+        file.display()
+    );
+    let mut sshd = Command::new("/bin/sh");
+    sshd.args(["-c", &script]);
+    let effective = process::run(sshd).must_succeed().text().to_lowercase();
+    for set in ["permittty no", "allowtcpforwarding no", "bin/ondine stdio --server http://127.0.0.1:8080"] {
+        assert!(effective.contains(set), "{set}: {effective}");
+    }
+    let builder = json!({ "enable": true, "tokenFile": "/nix/store/x" });
+    let refused = machine.try_evaluate(json!({ "enable": true, "remoteBuilder": builder })).must_fail();
+    assert!(refused.stderr.contains("everyone can read"), "{refused}");
+}
+
+#[test]
 fn the_firewall_opens_the_port_that_is_listened_on_and_only_when_told() {
     let machine = Machine::new();
     for (listen, port) in [("0.0.0.0:8080", 8080), ("[::]:443", 443)] {

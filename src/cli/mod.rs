@@ -27,6 +27,7 @@ mod retention;
 mod screen;
 mod sets;
 mod status;
+mod stdio;
 mod token;
 mod try_out;
 mod upstreams;
@@ -120,6 +121,11 @@ enum Command {
     ///
     /// The command fails for what is not served and will not be built.
     Why(why::Why),
+    /// Serves one Nix client over its standard input and output, as a remote builder.
+    ///
+    /// sshd starts it for each connection, as ForceCommand or as the command of a key. Requests go to a
+    /// server, with the rights of a token.
+    Stdio(stdio::Stdio),
     /// Refreshes a package set of a running server, or all of them, and shows the progress.
     ///
     /// It fails when a refresh fails.
@@ -254,6 +260,7 @@ impl Cli {
             Command::Push(push) => return push.run(),
             Command::Log(log) => return log.run(),
             Command::Why(why) => return why.run(),
+            Command::Stdio(stdio) => return stdio.run(),
             Command::Failures(failures) => return failures.run(),
             Command::Retry(retry) => return retry.run(),
             Command::Cancel(cancel) => return cancel.run(),

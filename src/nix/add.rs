@@ -8,9 +8,9 @@ use narinfo::PathInfo;
 
 use super::connection::Daemon;
 use super::error::DaemonError;
+use super::operation::ADD_TO_STORE_NAR;
 use super::wire::{Patience, RequestBytes};
 
-const ADD_TO_STORE_NAR: u64 = 39;
 /// Name of the operation in a time-out error.
 const DOING: &str = "adding a path to the store";
 

@@ -4,24 +4,25 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
-use narinfo::{StoreDir, StorePath};
+use narinfo::{NarHash, StoreDir, StorePath};
+use sha2::{Digest, Sha256};
 
 use super::connection::{Daemon, Reply};
 use super::error::DaemonError;
+use super::operation::BUILD_PATHS_WITH_RESULTS;
 use super::protocol::ProtocolVersion;
 use super::stderr::{DaemonMessage, Field};
 use super::wire::{LIST_ITEMS_MAX, RequestBytes};
 
-const BUILD_PATHS_WITH_RESULTS: u64 = 46;
 /// Neither repair nor check.
 const MODE_NORMAL: u64 = 0;
 
 /// The activity of building a derivation; its fields are the derivation, the machine, and two counters.
-const ACTIVITY_BUILD: u64 = 105;
+pub(super) const ACTIVITY_BUILD: u64 = 105;
 /// A line that a builder printed.
-const RESULT_BUILD_LOG_LINE: u64 = 101;
+pub(super) const RESULT_BUILD_LOG_LINE: u64 = 101;
 /// A builder entered a phase.
-const RESULT_SET_PHASE: u64 = 104;
+pub(super) const RESULT_SET_PHASE: u64 = 104;
 /// A line that a post-build hook printed.
 const RESULT_HOOK_LOG_LINE: u64 = 107;
 
@@ -57,6 +58,18 @@ impl BuildTarget {
         match self {
             Self::All { drv } | Self::Outputs { drv, .. } => drv,
         }
+    }
+
+    /// A target as clients write it; `None` where it is none.
+    pub(super) fn from_wire(dir: &StoreDir, text: &str) -> Option<Self> {
+        let (drv, outputs) = text.split_once('!')?;
+        let drv = StorePath::parse_in(dir, drv).ok().filter(StorePath::is_derivation)?;
+        if outputs == "*" {
+            return Some(Self::All { drv });
+        }
+        let outputs: BTreeSet<String> = outputs.split(',').map(str::to_owned).collect();
+        let is_named = outputs.iter().all(|name| !name.is_empty());
+        is_named.then_some(Self::Outputs { drv, outputs })
     }
 
     /// `/nix/store/….drv!*` or `/nix/store/….drv!dev,out`, in every protocol from 1.30 to 1.38.
@@ -165,6 +178,27 @@ impl BuildStatus {
         }
     }
 
+    fn to_wire(self) -> u64 {
+        match self {
+            Self::Built => 0,
+            Self::Substituted => 1,
+            Self::AlreadyValid => 2,
+            Self::PermanentFailure => 3,
+            Self::InputRejected => 4,
+            Self::OutputRejected => 5,
+            Self::TransientFailure => 6,
+            Self::CachedFailure => 7,
+            Self::TimedOut => 8,
+            Self::MiscFailure => 9,
+            Self::DependencyFailed => 10,
+            Self::LogLimitExceeded => 11,
+            Self::NotDeterministic => 12,
+            Self::ResolvesToAlreadyValid => 13,
+            Self::NoSubstituters => 14,
+            Self::Unknown(other) => other,
+        }
+    }
+
     /// True if the outputs are valid.
     #[must_use]
     pub fn is_success(self) -> bool {
@@ -191,6 +225,36 @@ pub struct BuildResult {
     pub cpu_system: Option<Duration>,
     /// The outputs that were asked for, by name; empty when it failed.
     pub outputs: BTreeMap<String, StorePath>,
+}
+
+impl BuildResult {
+    /// The result as a client of this protocol reads it. Outputs are named by `drv`: no client goes by the
+    /// rest of an id where the paths of the outputs are known before the build.
+    pub(super) fn to_wire(
+        &self,
+        bytes: RequestBytes,
+        drv: &StorePath,
+        version: ProtocolVersion,
+    ) -> RequestBytes {
+        let bytes = bytes.number(self.status.to_wire()).text(&self.message).number(self.times_built);
+        let bytes = bytes.number(0).number(self.start_time).number(self.stop_time);
+        let cpu = |bytes: RequestBytes, time: Option<Duration>| match time {
+            Some(time) => bytes.number(1).number(u64::try_from(time.as_micros()).unwrap_or(u64::MAX)),
+            None => bytes.number(0),
+        };
+        let bytes = match version >= CPU_SINCE {
+            true => cpu(cpu(bytes, self.cpu_user), self.cpu_system),
+            false => bytes,
+        };
+        let named_by = NarHash::from_bytes(Sha256::digest(drv.to_string()).into()).to_hex();
+        self.outputs.iter().fold(bytes.number(self.outputs.len() as u64), |bytes, (name, path)| {
+            let id = format!("sha256:{named_by}!{name}");
+            let realisation = serde_json::json!({
+                "id": id, "outPath": path.to_string(), "signatures": [], "dependentRealisations": {},
+            });
+            bytes.text(&id).text(&realisation.to_string())
+        })
+    }
 }
 
 impl Daemon {

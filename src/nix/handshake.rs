@@ -22,13 +22,13 @@ pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const TRY_AGAIN_AFTER: Duration = Duration::from_millis(5);
 
 /// First word of a client.
-const CLIENT_MAGIC: u64 = 0x6e69_7863;
+pub(super) const CLIENT_MAGIC: u64 = 0x6e69_7863;
 /// First word of a daemon.
-const DAEMON_MAGIC: u64 = 0x6478_696f;
+pub(super) const DAEMON_MAGIC: u64 = 0x6478_696f;
 /// From here on a daemon tells whether it trusts us.
-const TRUST_SINCE: ProtocolVersion = ProtocolVersion { major: 1, minor: 35 };
+pub(super) const TRUST_SINCE: ProtocolVersion = ProtocolVersion { major: 1, minor: 35 };
 /// From here on both sides list their features.
-const FEATURES_SINCE: ProtocolVersion = ProtocolVersion { major: 1, minor: 38 };
+pub(super) const FEATURES_SINCE: ProtocolVersion = ProtocolVersion { major: 1, minor: 38 };
 /// The feature of daemons that keep realisations by the derivation's path, and have none by hash: Nix 2.35.
 const REALISATIONS_BY_PATH: &str = "realisation-with-path-not-hash";
 

@@ -1,12 +1,15 @@
 //! Nix on this machine: a small client for its daemon, a reader of its database, and the lookups that use
 //! whichever works. Knows nothing of the cache: paths and targets in, Nix's answers out. Reading order:
 //! environment, handshake, ssh_process, connection, ssh, ops, build, pool, nar, add; then database, version,
-//! known, derivations, realisations, local; then logs; then capabilities, machines, detect.
+//! known, derivations, realisations, local; then logs; then capabilities, machines, detect. The side of the
+//! daemon, for clients that take this program for one: client_request, client_connection.
 
 mod add;
 mod build;
 mod build_hook;
 mod capabilities;
+mod client_connection;
+mod client_request;
 mod connection;
 mod database;
 #[cfg(test)]
@@ -21,6 +24,7 @@ mod local;
 mod logs;
 mod machines;
 mod nar;
+mod operation;
 mod ops;
 mod pool;
 mod protocol;
@@ -34,6 +38,8 @@ mod wire;
 pub use add::NarChunks;
 pub use build::{BuildEvent, BuildResult, BuildStatus, BuildTarget};
 pub use capabilities::{Capabilities, Lack, Machine};
+pub use client_connection::{ActivityId, ClientBody, ClientConnection, ClientNews, NewClient};
+pub use client_request::{ClientRequest, ClientTarget};
 pub use connection::{Daemon, OPERATION_TIMEOUT};
 pub use database::{Database, DatabaseError, KnownOutput, Outputs};
 pub use derivations::{DERIVATIONS_MAX, Derivations, read_derivation};

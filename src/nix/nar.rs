@@ -10,10 +10,10 @@ use tokio::sync::{mpsc, oneshot};
 use super::add::NarChunks;
 use super::connection::Daemon;
 use super::error::DaemonError;
+use super::operation::NAR_FROM_PATH;
 use super::pool::{Pool, PooledDaemon};
 use super::wire::{Patience, RequestBytes};
 
-const NAR_FROM_PATH: u64 = 38;
 /// Bytes that are passed on at a time.
 const CHUNK_BYTES: u64 = 256 * 1024;
 /// Chunks that wait to be read.

@@ -7,30 +7,22 @@ use std::path::Path;
 use std::str::FromStr;
 
 use narinfo::{
-    DrvOutput, NarHash, PathInfo, REALISATION_BYTES_MAX, Realisation, SIGNATURES_MAX, StorePath,
+    DrvOutput, NarHash, PathInfo, REALISATION_BYTES_MAX, Realisation, SIGNATURES_MAX, StoreDir, StorePath,
     StorePathHash,
 };
 
 use super::build::BuildTarget;
-use super::connection::{Daemon, Reply};
+use super::connection::Daemon;
 use super::error::DaemonError;
-use super::wire::{LIST_ITEMS_MAX, RequestBytes};
+use super::operation::{
+    ADD_INDIRECT_ROOT, ADD_TEMP_ROOT, ADD_TO_STORE, ENSURE_PATH, IS_VALID_PATH, QUERY_ALL_VALID_PATHS,
+    QUERY_DERIVATION_OUTPUT_MAP, QUERY_MISSING, QUERY_PATH_FROM_HASH_PART, QUERY_PATH_INFO,
+    QUERY_REALISATION, QUERY_VALID_DERIVERS, QUERY_VALID_PATHS, SET_OPTIONS,
+};
+use super::wire::{LIST_ITEMS_MAX, RequestBytes, Wire};
 
-const IS_VALID_PATH: u64 = 1;
-const ADD_TO_STORE: u64 = 7;
-const ENSURE_PATH: u64 = 10;
-const ADD_TEMP_ROOT: u64 = 11;
-const ADD_INDIRECT_ROOT: u64 = 12;
-const SET_OPTIONS: u64 = 19;
-const QUERY_ALL_VALID_PATHS: u64 = 23;
-const QUERY_PATH_INFO: u64 = 26;
-const QUERY_PATH_FROM_HASH_PART: u64 = 29;
-const QUERY_VALID_PATHS: u64 = 31;
-const QUERY_VALID_DERIVERS: u64 = 33;
-const QUERY_MISSING: u64 = 40;
-const QUERY_DERIVATION_OUTPUT_MAP: u64 = 41;
-const QUERY_REALISATION: u64 = 43;
-
+/// References of one path at most.
+const REFERENCES_MAX: u64 = 1_000_000;
 /// Nix's level of messages that `nix build` shows by default.
 const VERBOSITY_INFO: u64 = 3;
 /// Nix's most talkative level: what is shown from there only is not shown.
@@ -218,7 +210,7 @@ impl Daemon {
         let mut reply = self.ask("writing a file to the store", request).await?;
         let dir = reply.store_dir();
         let path = reply.path(&dir).await?;
-        path_info(&mut reply, &path).await?;
+        path_info(&mut reply, &dir, &path).await?;
         reply.done(path)
     }
 
@@ -229,7 +221,8 @@ impl Daemon {
     pub async fn query_path_info(&mut self, path: &StorePath) -> Result<Option<ValidPath>, DaemonError> {
         let request = self.about(QUERY_PATH_INFO, path);
         let mut reply = self.ask("asking about a path", request).await?;
-        let info = if reply.flag().await? { Some(path_info(&mut reply, path).await?) } else { None };
+        let dir = reply.store_dir();
+        let info = if reply.flag().await? { Some(path_info(&mut reply, &dir, path).await?) } else { None };
         reply.done(info)
     }
 
@@ -356,11 +349,15 @@ impl Daemon {
     }
 }
 
-async fn path_info(reply: &mut Reply<'_>, path: &StorePath) -> Result<ValidPath, DaemonError> {
-    let dir = reply.store_dir();
-    let deriver = reply.optional_path(&dir).await?;
+/// Nix's record of `path`, as daemons send it, and clients before the contents of a path.
+pub(super) async fn path_info(
+    reply: &mut Wire,
+    dir: &StoreDir,
+    path: &StorePath,
+) -> Result<ValidPath, DaemonError> {
+    let deriver = reply.optional_path(dir).await?;
     let nar_hash = nar_hash(&reply.text("the hash of a NAR").await?)?;
-    let references = reply.paths(&dir).await?;
+    let references = reply.paths_within(dir, REFERENCES_MAX).await?;
     let registration_time = reply.number().await?;
     let nar_size = reply.number().await?;
     let ultimate = reply.flag().await?;

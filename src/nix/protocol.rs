@@ -33,6 +33,16 @@ impl fmt::Display for ProtocolVersion {
     }
 }
 
+impl Trust {
+    pub(super) fn to_wire(self) -> u64 {
+        match self {
+            Self::Unknown => 0,
+            Self::Trusted => 1,
+            Self::NotTrusted => 2,
+        }
+    }
+}
+
 /// The daemon's trust in this user: more than building and adding content-addressed paths.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {

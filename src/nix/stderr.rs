@@ -2,7 +2,7 @@
 //! or an error. We never exchange data in between, so frames that ask for it break the protocol.
 
 use super::error::DaemonError;
-use super::wire::Wire;
+use super::wire::{RequestBytes, Wire};
 
 const NEXT: u64 = 0x6f6c_6d67;
 const READ: u64 = 0x6461_7461;
@@ -12,6 +12,12 @@ const ERROR: u64 = 0x6378_7470;
 const START_ACTIVITY: u64 = 0x5354_5254;
 const STOP_ACTIVITY: u64 = 0x5354_4f50;
 const RESULT: u64 = 0x5253_4c54;
+/// The only kind of error that there is.
+const ERROR_KIND: &str = "Error";
+/// Level of messages that are shown unless the user wants to see none.
+const LEVEL_ERROR: u64 = 0;
+/// Level of activities that are shown by default.
+const LEVEL_INFO: u64 = 3;
 
 /// Fields of an activity or a result at most; Nix sends up to four.
 const FIELDS_MAX: u64 = 1_000;
@@ -103,10 +109,50 @@ async fn fields(wire: &mut Wire) -> Result<Vec<Field>, DaemonError> {
     Ok(fields)
 }
 
+/// Frames that this program sends to a client.
+impl RequestBytes {
+    /// The end of an operation that went well. Its reply follows.
+    pub(super) fn last(self) -> Self {
+        self.number(LAST)
+    }
+
+    /// The end of an operation that did not.
+    pub(super) fn error(self, text: &str) -> Self {
+        let error = self.number(ERROR).text(ERROR_KIND).number(LEVEL_ERROR).text(ERROR_KIND).text(text);
+        // Neither a position nor traces.
+        error.number(0).number(0)
+    }
+
+    /// Lines for the user.
+    pub(super) fn message(self, text: &str) -> Self {
+        self.number(NEXT).text(&format!("{text}\n"))
+    }
+
+    pub(super) fn started(self, id: u64, kind: u64, text: &str, fields: &[Field]) -> Self {
+        let started = self.number(START_ACTIVITY).number(id).number(LEVEL_INFO).number(kind).text(text);
+        started.fields(fields).number(0) // no activity around it
+    }
+
+    pub(super) fn stopped(self, id: u64) -> Self {
+        self.number(STOP_ACTIVITY).number(id)
+    }
+
+    pub(super) fn result(self, id: u64, kind: u64, fields: &[Field]) -> Self {
+        self.number(RESULT).number(id).number(kind).fields(fields)
+    }
+
+    fn fields(self, fields: &[Field]) -> Self {
+        fields.iter().fold(self.number(fields.len() as u64), |frame, field| match field {
+            Field::Number(number) => frame.number(0).number(*number),
+            Field::Text(text) | Field::Cut(text, _) => frame.number(1).text(text),
+        })
+    }
+}
+
 /// The message and its traces, one after the other, as Nix wrote them.
 async fn error(wire: &mut Wire) -> Result<String, DaemonError> {
     let kind = wire.text("the kind of an error").await?;
-    if kind != "Error" {
+    if kind != ERROR_KIND {
         return Err(DaemonError::Protocol(format!("{kind:?} is no kind of error")));
     }
     let _level = wire.number().await?;

@@ -9,7 +9,7 @@ use std::task::{Context, Waker};
 use std::time::Duration;
 
 use narinfo::{StoreDir, StorePath};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
@@ -85,6 +85,21 @@ impl Wire {
         let stream = Pin::new(self.stream.get_mut());
         let is_pending = stream.poll_read(&mut context, &mut ReadBuf::new(&mut byte)).is_pending();
         self.stream.buffer().is_empty() && is_pending
+    }
+
+    /// True once the other side has closed the connection and all that it sent was read. Waits for the next
+    /// byte, and takes none.
+    pub(super) async fn is_at_end(&mut self) -> Result<bool, DaemonError> {
+        let patience = self.patience;
+        Ok(bounded(patience, self.stream.fill_buf()).await?.is_empty())
+    }
+
+    /// Resolves once the other side closes the connection without having sent anything more. May be dropped.
+    pub(super) async fn hung_up(&mut self) {
+        let has_more = !self.stream.buffer().is_empty();
+        if has_more || self.stream.fill_buf().await.is_ok_and(|bytes| !bytes.is_empty()) {
+            std::future::pending().await
+        }
     }
 
     pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), DaemonError> {
@@ -191,8 +206,16 @@ impl Wire {
     }
 
     pub(super) async fn paths(&mut self, dir: &StoreDir) -> Result<BTreeSet<StorePath>, DaemonError> {
+        self.paths_within(dir, LIST_ITEMS_MAX).await
+    }
+
+    pub(super) async fn paths_within(
+        &mut self,
+        dir: &StoreDir,
+        limit: u64,
+    ) -> Result<BTreeSet<StorePath>, DaemonError> {
         let mut paths = BTreeSet::new();
-        for _ in 0..self.count("a list of store paths", LIST_ITEMS_MAX).await? {
+        for _ in 0..self.count("a list of store paths", limit).await? {
             paths.insert(self.path(dir).await?);
         }
         Ok(paths)

@@ -2,6 +2,7 @@
 //! server's, and no other substituter. It may not build unless a test says so, so what it holds came from the
 //! cache.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -47,6 +48,22 @@ impl Client {
         Client { folder, launcher }
     }
 
+    /// The same with a program `ssh` that has these options. That of this machine: a chroot has none.
+    pub fn with_ssh(mut self, options: &str) -> Client {
+        let (bin, usr) = (self.folder.subfolder("bin"), self.folder.subfolder("host-usr"));
+        let libraries = usr.join("lib/x86_64-linux-gnu");
+        let loader = libraries.join("ld-linux-x86-64.so.2");
+        let program = usr.join("bin/ssh");
+        let line = [text(&loader), "--library-path", text(&libraries), text(&program)].join(" ");
+        write(&bin.join("ssh"), &format!("#!/bin/sh\nexec {line} \"$@\"\n"));
+        std::fs::set_permissions(bin.join("ssh"), std::fs::Permissions::from_mode(0o755))
+            .expect("it is ours");
+        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", bin.display());
+        let launcher = self.launcher.bind(Path::new("/usr"), &usr);
+        self.launcher = launcher.variable("PATH", path).variable("NIX_SSHOPTS", options);
+        self
+    }
+
     /// Runs `program` of this client's Nix on its store.
     #[track_caller]
     pub fn run(&self, program: &str, arguments: &[&str]) -> Finished {
@@ -56,6 +73,12 @@ impl Client {
     /// The same command, not started.
     pub fn command(&self, program: &str, arguments: &[&str]) -> Command {
         self.launcher.command(program, arguments)
+    }
+
+    /// The same in the background.
+    #[track_caller]
+    pub fn start(&self, program: &str, arguments: &[&str]) -> Background {
+        Background::start(self.launcher.command(program, arguments))
     }
 
     /// `ondine` with these arguments as a user of this machine runs it.
