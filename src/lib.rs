@@ -21,8 +21,9 @@ pub mod isolation;
 pub mod state_dir;
 
 pub mod http;
-pub mod requests;
 pub mod retry;
+
+pub mod requests;
 pub mod substitute;
 
 pub mod build;

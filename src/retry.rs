@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 
 use narinfo::{StorePath, StorePathHash};
 
-use crate::build::{Failures, Scheduler};
+use crate::build::Failures;
+use crate::caller::{Action, Caller, Refusal, may, may_for};
 use crate::catalogue::AttributePath;
 use crate::index::{self, Index};
 use crate::nix::{LocalStore, LocalStoreError};
-use crate::tasks::Tasks;
+use crate::requests::Requests;
 
 /// Failure to be retried.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +44,9 @@ pub enum RetryError {
         "no failure of {0} is remembered, so the next request tries it anyway; `ondine failures` lists those that are"
     )]
     NotRemembered(String),
+    /// The caller may not have it forgotten, or not have it built.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// The index failed.
     #[error("the index cannot be read or written")]
     Index(#[from] index::Error),
@@ -60,10 +64,8 @@ pub struct Retry {
     pub local: LocalStore,
     /// Failures that are remembered.
     pub failures: Failures,
-    /// The queue.
-    pub builds: Scheduler,
-    /// Spawner of the tasks that wait for it.
-    pub tasks: Tasks,
+    /// Requests that no connection stands for.
+    pub requests: Requests,
 }
 
 impl Failed {
@@ -84,11 +86,17 @@ impl Failed {
 
 impl Retry {
     /// Forgets the failures of what is named, with their causes and dependants, and unless `forget_only` has
-    /// it built at once.
+    /// it built at once, in requests of the caller.
     ///
     /// # Errors
-    /// When nothing of that name is remembered to have failed, or the index or the store fails.
-    pub async fn retry(&self, what: Failed, forget_only: bool) -> Result<Vec<Retried>, RetryError> {
+    /// When nothing of that name is remembered to have failed, the caller lacks the right to any of it (then
+    /// nothing is done), or the index or the store fails.
+    pub async fn retry(
+        &self,
+        what: Failed,
+        forget_only: bool,
+        caller: &Caller,
+    ) -> Result<Vec<Retried>, RetryError> {
         let mut failed = Vec::new();
         for drv in self.named(&what).await? {
             if self.failures.of(&drv).await?.is_some() {
@@ -96,13 +104,20 @@ impl Retry {
             }
         }
         if failed.is_empty() {
+            may(caller, Action::Cancel)?;
             return Err(RetryError::NotRemembered(what.to_string()));
+        }
+        for drv in &failed {
+            may_for(caller, Action::Cancel, drv.name())?;
+            if !forget_only {
+                may_for(caller, Action::Build, drv.name())?;
+            }
         }
         let mut done = Vec::new();
         for drv in failed {
             let forgotten = self.failures.forget(&drv).await?;
             tracing::info!(%drv, failures = forgotten.len(), "forgot failures on request");
-            let request = if forget_only { None } else { Some(self.build(&drv).await) };
+            let request = if forget_only { None } else { Some(self.build(&drv, caller).await) };
             done.push(Retried { drv, forgotten, request });
         }
         Ok(done)
@@ -132,12 +147,9 @@ impl Retry {
         })
     }
 
-    /// Asks as a client does that waits to the end.
-    async fn build(&self, drv: &StorePath) -> Result<u64, String> {
-        let mut ticket = self.builds.join(drv, None).await.map_err(|full| full.to_string())?;
-        let id = ticket.id();
-        self.tasks.optional("retry", async move { drop(ticket.ended().await) });
-        Ok(id)
+    /// Number of the request that builds it, which the caller owns to its end.
+    async fn build(&self, drv: &StorePath, caller: &Caller) -> Result<u64, String> {
+        self.requests.keep(drv, caller).await.map_err(|reason| reason.to_string())
     }
 }
 

@@ -181,8 +181,7 @@ impl Server {
             index: storage.index.clone(),
             local: daemons.local.clone(),
             failures: builds.failures.clone(),
-            builds: builds.scheduler.clone(),
-            tasks: tasks.clone(),
+            requests: requests.clone(),
         };
         let auth = Auth::open(storage.index.clone(), settings.auth).await?;
         let (public, address) = systemd::listeners(settings.listen)?;

@@ -119,13 +119,19 @@ fn wait(query: Option<&str>) -> Result<Duration, String> {
 /// Cancels a request, for its owner.
 pub(super) fn cancel(call: Call<'_>) -> Option<ResponseFuture> {
     let id = call.arguments[0].parse().ok()?;
-    let cancelled = call.service.state.requests.cancel(id, &call.caller.key());
+    let cancelled = match call.service.state.requests.cancel(id, &call.caller) {
+        Ok(cancelled) => cancelled,
+        Err(not_owner) => return Some(ResponseFuture::failed(Error::Forbidden(not_owner.to_string()))),
+    };
     let line = match cancelled {
         None => return Some(ResponseFuture::failed(no_such_request(id))),
         Some(Cancellation::Cancelled) => format!("cancelled: request {id}\n"),
         Some(Cancellation::Awaited(1)) => format!("goes on: another client waits for request {id}\n"),
         Some(Cancellation::Awaited(clients)) => {
             format!("goes on: {clients} other clients wait for request {id}\n")
+        }
+        Some(Cancellation::Left) => {
+            format!("given up: request {id} ends soon, unless who asked for it returns\n")
         }
         Some(Cancellation::Delivering) => format!("too late: request {id} is being delivered\n"),
     };

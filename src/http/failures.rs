@@ -9,6 +9,7 @@ use super::call::Call;
 use super::error::{Error, REMEMBERED};
 use super::request_body;
 use super::response_future::ResponseFuture;
+use crate::caller::Caller;
 use crate::escape::Lines;
 use crate::retry::{Failed, Retried, RetryError};
 
@@ -27,10 +28,10 @@ pub(super) async fn remembered(service: &Service) -> Result<Vec<RememberedFailur
 /// Reports each forgotten failure and each new request in a line.
 pub(super) fn retry(call: Call<'_>) -> Option<ResponseFuture> {
     let what = Failed::parse(call.arguments[0])?;
-    let (service, body) = (call.service.clone(), call.body);
+    let (service, caller, body) = (call.service.clone(), call.caller, call.body);
     Some(ResponseFuture::pending(async move {
         let RetryRequest { forget_only } = request_body::json(body).await?;
-        let done = retried(&service, what, forget_only).await?;
+        let done = retried(&service, what, forget_only, &caller).await?;
         Ok(answer::ready(answer::TEXT, Lines(lines(&done)).to_string()))
     }))
 }
@@ -40,9 +41,11 @@ pub(super) async fn retried(
     service: &Service,
     what: Failed,
     forget_only: bool,
+    caller: &Caller,
 ) -> Result<Vec<Retried>, Error> {
-    service.state.retry.retry(what, forget_only).await.map_err(|error| match error {
+    service.state.retry.retry(what, forget_only, caller).await.map_err(|error| match error {
         RetryError::NotRemembered(_) => Error::not_found(error),
+        RetryError::Refused(refusal) => Error::Refused(refusal),
         error => Error::internal(&error, "the failure cannot be forgotten"),
     })
 }

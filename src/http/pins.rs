@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use narinfo::StorePath;
+use narinfo::{StorePath, StorePathHash};
 
 use super::Service;
 use super::answer::{self, Answer, json};
@@ -57,7 +57,8 @@ pub(super) fn pin(call: Call<'_>) -> Option<ResponseFuture> {
 
 pub(super) fn unpin(call: Call<'_>) -> Option<ResponseFuture> {
     let (service, what) = (call.service.clone(), Pinned::parse(call.arguments[0])?);
-    Some(ResponseFuture::pending(async move { unpinned(&service, what).await }))
+    let caller = call.caller;
+    Some(ResponseFuture::pending(async move { unpinned(&service, &caller, what).await }))
 }
 
 async fn all(service: &Service) -> Result<Answer, Error> {
@@ -68,23 +69,48 @@ async fn all(service: &Service) -> Result<Answer, Error> {
 async fn pinned(service: &Service, caller: &Caller, what: Pinned) -> Result<Answer, Error> {
     let (name, pinnings) = match what {
         Pinned::Path(hash, name) => {
-            let path = StorePath::parse(&name).ok();
-            (name, vec![Pinning { of: None, hash, path, served: false }])
+            let path = path_of(service, caller, hash).await?;
+            let sent = StorePath::parse(&name).ok();
+            if let (Some(path), Some(sent)) = (&path, &sent)
+                && path != sent
+            {
+                return Err(Error::BadRequest(format!("{sent} is not what its hash names, which is {path}")));
+            }
+            // The name that was sent proves nothing: an unknown path has none that a pattern could allow.
+            may_pin(caller, path.as_ref())?;
+            (name, vec![Pinning { of: None, hash, path: path.or(sent), served: false }])
         }
         Pinned::Attribute(text) => attribute(service, &text).await?,
     };
-    for Pinning { hash, path, .. } in &pinnings {
-        let found = match path {
-            Some(_) => None,
-            None => service.state.index.find(*hash).await.map_err(unreadable)?.map(|hit| hit.row.info.path),
-        };
-        // An unknown path has no name that a pattern could allow.
-        let name = path.as_ref().or(found.as_ref()).map_or("", |path| path.name());
-        may_for(caller, Action::Pin, name).map_err(Error::Refused)?;
+    for pinning in pinnings.iter().filter(|pinning| pinning.of.is_some()) {
+        may_pin(caller, pinning.path.as_ref())?;
     }
     let pinnings = service.state.retention.pin(name, pinnings).await.map_err(unchangeable)?;
     let lines: String = pinnings.iter().map(|pinning| format!("pinned: {pinning}\n")).collect();
     Ok(answer::ready(answer::TEXT, Lines(lines).to_string()))
+}
+
+fn may_pin(caller: &Caller, path: Option<&StorePath>) -> Result<(), Error> {
+    may_for(caller, Action::Pin, path.map_or("", StorePath::name)).map_err(Error::Refused)
+}
+
+/// The path with this hash, as the index names it; for who is bound to names, else as a derivation that makes
+/// it does.
+async fn path_of(
+    service: &Service,
+    caller: &Caller,
+    hash: StorePathHash,
+) -> Result<Option<StorePath>, Error> {
+    let served = service.state.index.find(hash).await.map_err(unreadable)?;
+    match served {
+        Some(hit) => Ok(Some(hit.row.info.path)),
+        None if is_bound(caller) => Ok(service.state.substitute.path_to_build(hash).await?),
+        None => Ok(None),
+    }
+}
+
+fn is_bound(caller: &Caller) -> bool {
+    caller.grant().is_some_and(|grant| !grant.only.is_empty())
 }
 
 /// The outputs of an attribute in the one set that has it, and the name of the pin.
@@ -150,11 +176,21 @@ async fn outputs(
     }
 }
 
-async fn unpinned(service: &Service, what: Pinned) -> Result<Answer, Error> {
+async fn unpinned(service: &Service, caller: &Caller, what: Pinned) -> Result<Answer, Error> {
     let (name, hash) = match what {
         Pinned::Path(hash, name) => (name, Some(hash)),
         Pinned::Attribute(text) => (name_of_pin(service, text).await?, None),
     };
+    if is_bound(caller) {
+        let pins = service.state.retention.pins().await.map_err(unreadable)?;
+        for pin in pins.into_iter().filter(|pin| pin.name == name || Some(pin.hash) == hash) {
+            let path = match pin.path {
+                Some(path) => Some(path),
+                None => path_of(service, caller, pin.hash).await?,
+            };
+            may_pin(caller, path.as_ref())?;
+        }
+    }
     match service.state.retention.unpin(name, hash).await.map_err(unchangeable)? {
         0 => Err(Error::not_found("there is no such pin; `ondine pins` lists all")),
         count => Ok(answer::ready(answer::TEXT, format!("unpinned: {count}\n"))),

@@ -174,6 +174,18 @@ impl Importer {
         realisation: Realisation,
         uploader: &Caller,
     ) -> Result<(), UploadError> {
+        let drv = realisation.id().drv();
+        // A token may have been revoked since the request began, or be bound to names. Where the address names
+        // the derivation by a hash alone, its output has the name that counts.
+        for name in drv.into_iter().chain([realisation.path()]).map(StorePath::name) {
+            may_for(uploader, Action::Push, name)?;
+        }
+        if drv.is_some_and(|drv| !makes(drv, &realisation)) {
+            return Err(UploadError::Invalid(format!(
+                "{} has not the name that this output of its derivation has",
+                realisation.path()
+            )));
+        }
         let vouches = may_for(uploader, Action::Vouch, realisation.path().name()).is_ok();
         if !vouches && !realisation.is_trusted(&self.0.trusted_keys) {
             return Err(UploadError::Unvouched(realisation.path().clone()));
@@ -391,5 +403,14 @@ impl NamedNar {
             Self::Received(received) => received.packed(),
             Self::Served(stored) => stored.packed,
         }
+    }
+}
+
+/// True where the path has the name that Nix gives to this output of the derivation.
+fn makes(drv: &StorePath, realisation: &Realisation) -> bool {
+    let name = drv.name().strip_suffix(".drv").unwrap_or(drv.name());
+    match realisation.id().output().as_str() {
+        "out" => realisation.path().name() == name,
+        output => realisation.path().name().strip_prefix(name) == Some(&format!("-{output}")),
     }
 }

@@ -12,13 +12,13 @@ use std::time::Duration;
 use narinfo::{StorePath, StorePathHash};
 use tokio::task::JoinSet;
 
-use crate::build::{Cancellation, Scheduler};
-use crate::caller::{Action, Caller, CallerKey, QueuePlace, may_for};
+use crate::build::{Cancellation, QueueFull, Scheduler};
+use crate::caller::{Action, Caller, CallerKey, QueuePlace, Refusal, may, may_for};
 use crate::catalogue::{NameResolver, NoSuchName};
 use crate::model::FailureClass;
 use crate::nix::Outputs;
 use crate::substitute::{Located, Missing, OnMiss, Substitute, Surveyed};
-use owners::Owners;
+use owners::{Leaving, Owners, Stay};
 pub use target::{OutputChoice, RequestTarget, TargetError};
 
 /// Items of one request at most.
@@ -89,6 +89,25 @@ pub struct Requests {
     owners: Owners,
 }
 
+/// The reason why a build has no place in the queue.
+#[derive(Debug, thiserror::Error)]
+pub enum NotStarted {
+    /// The starter may not have it built.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Too many wait.
+    #[error(transparent)]
+    Full(#[from] QueueFull),
+}
+
+/// The request of this number is another client's, who alone may cancel it beside an administrator.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "request {0} is another client's: who asked for it may cancel it, and a token with the right \"admin\" or \
+     `ondine cancel` on the server"
+)]
+pub struct NotOwner(u64);
+
 /// An item on its way to its state.
 struct ItemDraft {
     item: RequestItem,
@@ -139,12 +158,45 @@ impl Requests {
         self.owners.polled(id, owner, heir);
     }
 
+    /// A place in the queue for a derivation that `starter` keeps until the build has ended or it cancels it,
+    /// whether or not it asks for it: the number of the request.
+    ///
+    /// # Errors
+    /// The starter may not have it built, or too many wait.
+    pub async fn keep(&self, drv: &StorePath, starter: &Caller) -> Result<u64, NotStarted> {
+        may_for(starter, Action::Build, drv.name())?;
+        let owner = &starter.key();
+        let place = if self.is_owned(drv, owner) { None } else { starter.place(drv.name())? };
+        let ticket = self.builds.join(drv, starter.address()).await?;
+        let id = ticket.id();
+        self.owners.hold(ticket, owner, place, Stay::ToTheEnd);
+        Ok(id)
+    }
+
     /// Gives up a request for its owner, or for all owners where an administrator says so, and ends it where
-    /// nobody else waits. `None` where no such request waits.
-    #[must_use]
-    pub fn cancel(&self, id: u64, owner: &CallerKey) -> Option<Cancellation> {
-        self.owners.leave(id, owner);
-        self.builds.cancel(id)
+    /// nobody else waits. Whoever has only inherited it leaves it to the grace that abandoned requests have.
+    /// `None` where no such request waits.
+    ///
+    /// # Errors
+    /// It is another client's.
+    pub fn cancel(&self, id: u64, caller: &Caller) -> Result<Option<Cancellation>, NotOwner> {
+        if self.builds.end_signal(id).is_none() {
+            return Ok(None);
+        }
+        if may(caller, Action::Admin).is_ok() {
+            self.owners.leave_all(id);
+            return Ok(self.builds.cancel(id));
+        }
+        match self.owners.leave(id, &caller.key()) {
+            Leaving::Owner => Ok(self.builds.cancel(id)),
+            Leaving::Heir => Ok(Some(Cancellation::Left)),
+            Leaving::Stranger => Err(NotOwner(id)),
+        }
+    }
+
+    /// True where a request for the derivation is one of this owner's.
+    fn is_owned(&self, drv: &StorePath, owner: &CallerKey) -> bool {
+        self.builds.request_for(drv).is_some_and(|id| self.owners.has(id, owner))
     }
 
     async fn resolve(&self, targets: Vec<RequestTarget>) -> Result<Vec<ItemDraft>, Missing> {
@@ -240,8 +292,7 @@ impl Requests {
                 continue;
             };
             // Items of one derivation share a place, and so they do with an earlier request of this owner.
-            let is_placed = places.contains_key(&drv)
-                || self.builds.request_for(&drv).is_some_and(|id| self.owners.has(id, owner));
+            let is_placed = places.contains_key(&drv) || self.is_owned(&drv, owner);
             let placed = may_for(starter, Action::Build, drv.name()).and_then(|()| {
                 if !is_placed {
                     places.insert(drv.clone(), starter.place(drv.name())?);
@@ -263,7 +314,7 @@ impl Requests {
                 Ok(ticket) => {
                     item.request = Some(ticket.id());
                     item.state = ItemState::Queued;
-                    self.owners.hold(ticket, owner, places.remove(&drv).flatten());
+                    self.owners.hold(ticket, owner, places.remove(&drv).flatten(), Stay::WhileAsked);
                 }
                 Err(full) => (item.state, item.reason) = (ItemState::Refused, Some(full.to_string())),
             }

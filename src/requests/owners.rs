@@ -1,7 +1,7 @@
 //! Owners of requests that no connection stands for. Such a request keeps its place until it ends, until its
-//! owner cancels it, or until its owner has not asked for it for as long as `abandon-asked-after` says. It
-//! counts as one waiting client, however many owners it has. A server that restarts finds the requests again,
-//! and an owner who asks within `abandon-after` keeps its place.
+//! owner cancels it, or until its owner has not asked for it for as long as `abandon-asked-after` says (a
+//! retry: to its end). It counts as one waiting client, however many owners it has. A server that restarts
+//! finds the requests again, and an owner who asks within `abandon-after` keeps its place.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,8 +35,31 @@ struct HeldRequest {
 struct Ownership {
     /// The time at which it has last asked for it.
     asked_at: Instant,
+    stay: Stay,
     /// The place that it takes up of its token.
     _place: Option<QueuePlace>,
+}
+
+/// The time for which an owner keeps a request, and the right to end it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stay {
+    /// Until it has not asked for it for too long.
+    WhileAsked,
+    /// Until the request ends.
+    ToTheEnd,
+    /// As [`Stay::WhileAsked`], of a request that nobody stood for and that another client may return to.
+    Inherited,
+}
+
+/// Standing of a caller that gives up a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Leaving {
+    /// An owner, who has asked for the build.
+    Owner,
+    /// An owner by inheritance alone.
+    Heir,
+    /// No owner.
+    Stranger,
 }
 
 impl Owners {
@@ -45,16 +68,21 @@ impl Owners {
     }
 
     /// Makes `owner` one of the owners of a request, with the place that it takes up of its token.
-    pub(super) fn hold(&self, ticket: Ticket, owner: &CallerKey, place: Option<QueuePlace>) {
+    pub(super) fn hold(&self, ticket: Ticket, owner: &CallerKey, place: Option<QueuePlace>, stay: Stay) {
         let id = ticket.id();
         let mut held = self.lock();
         let request = held.entry(id).or_insert_with(|| HeldRequest { ticket, owners: BTreeMap::new() });
         let asked_at = Instant::now();
         match request.owners.get_mut(owner) {
-            Some(ownership) => ownership.asked_at = asked_at,
+            Some(ownership) => {
+                ownership.asked_at = asked_at;
+                if ownership.stay != Stay::ToTheEnd && stay != Stay::Inherited {
+                    ownership.stay = stay;
+                }
+            }
             None => {
                 if request.owners.len() < OWNERS_MAX {
-                    request.owners.insert(*owner, Ownership { asked_at, _place: place });
+                    request.owners.insert(*owner, Ownership { asked_at, stay, _place: place });
                 }
             }
         }
@@ -80,7 +108,7 @@ impl Owners {
                     && let Ok(place) = heir.place(drv.name())
                     && let Some(ticket) = self.builds.rejoin(id)
                 {
-                    self.hold(ticket, owner, place);
+                    self.hold(ticket, owner, place, Stay::Inherited);
                 }
             }
         }
@@ -93,16 +121,23 @@ impl Owners {
         StorePath::parse(&request.derivation).ok().filter(|_| is_abandoned)
     }
 
-    /// Gives up the place of one owner, or of all where that is the administrator.
-    pub(super) fn leave(&self, id: u64, owner: &CallerKey) {
+    /// Gives up the place of one owner.
+    pub(super) fn leave(&self, id: u64, owner: &CallerKey) -> Leaving {
         let mut held = self.lock();
-        let Some(request) = held.get_mut(&id) else { return };
-        let gone = request.owners.remove(owner);
-        let left =
-            if *owner == CallerKey::Admin || request.owners.is_empty() { held.remove(&id) } else { None };
+        let Some(request) = held.get_mut(&id) else { return Leaving::Stranger };
+        let Some(gone) = request.owners.remove(owner) else { return Leaving::Stranger };
+        let left = if request.owners.is_empty() { held.remove(&id) } else { None };
         // Outside of the lock: leaving locks the queue.
         drop(held);
-        drop((gone, left));
+        drop(left);
+        if gone.stay == Stay::Inherited { Leaving::Heir } else { Leaving::Owner }
+    }
+
+    /// Gives up the places of all owners.
+    pub(super) fn leave_all(&self, id: u64) {
+        let gone = self.lock().remove(&id);
+        // Outside of the lock, as above.
+        drop(gone);
     }
 
     pub(super) async fn expire(&self) {
@@ -112,7 +147,9 @@ impl Owners {
             let mut held = self.lock();
             let gone: Vec<HeldRequest> = held
                 .extract_if(|_, request| {
-                    request.owners.retain(|_, ownership| ownership.asked_at.elapsed() < self.abandon_after);
+                    request.owners.retain(|_, ownership| {
+                        ownership.stay == Stay::ToTheEnd || ownership.asked_at.elapsed() < self.abandon_after
+                    });
                     request.owners.is_empty() || request.ticket.has_ended()
                 })
                 .map(|(_, request)| request)

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use narinfo::{StorePath, StorePathHash};
 
-use super::{KnownDerivation, Missing, Substitute, local_trouble, trouble};
+use super::{KnownDerivation, Missing, Substitute, UNREADABLE, local_trouble, trouble};
 use crate::model::Failure;
 use crate::nix::{Outputs, StoreKnowledge};
 
@@ -84,6 +84,19 @@ impl Substitute {
             found.entry(drv).or_insert_with(|| known.collect());
         }
         Ok(found)
+    }
+
+    /// The path with this hash that a derivation would make, where one is known.
+    ///
+    /// # Errors
+    /// When the index or the Nix store cannot be asked.
+    pub async fn path_to_build(&self, hash: StorePathHash) -> Result<Option<StorePath>, Missing> {
+        let listed = self.index.makers(hash).await.map_err(|error| trouble(&error, UNREADABLE))?;
+        let mut makers: Vec<StorePath> = listed.into_iter().map(|maker| maker.drv).collect();
+        makers.extend(self.local.derivers_of(hash).await.map_err(|error| local_trouble(&error))?);
+        let known = self.outputs_of(makers).await?;
+        let mut paths = known.into_values().flat_map(BTreeMap::into_values).flatten();
+        Ok(paths.find(|path| path.hash() == hash))
     }
 
     /// The same choice as that of a request: one that is on its way, else one that has not failed, else the

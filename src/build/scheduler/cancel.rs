@@ -14,6 +14,8 @@ pub enum Cancellation {
     Cancelled,
     /// So many others wait for it, and it goes on.
     Awaited(usize),
+    /// Its heir has left, and it ends after the grace of abandoned requests unless somebody asks for it.
+    Left,
     /// All is built for it, and it is about to end.
     Delivering,
 }

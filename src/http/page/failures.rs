@@ -35,7 +35,7 @@ struct FailuresPage {
 
 /// True for a visitor whose forms to retry are taken.
 pub(super) fn may_retry(visitor: &Visitor) -> bool {
-    visitor.may(Action::Cancel) && visitor.session.is_some()
+    visitor.may(Action::Cancel) && visitor.may(Action::Build) && visitor.session.is_some()
 }
 
 /// All failures, each with what it blocks.
@@ -82,7 +82,7 @@ pub(in crate::http) fn retry(call: Call<'_>) -> Option<ResponseFuture> {
             let form = PageForm::read(&headers, body).await?;
             may(&visitor.caller, Action::Cancel).map_err(Error::Refused)?;
             form.check(&visitor)?;
-            failures::retried(&service, what, false).await
+            failures::retried(&service, what, false, &visitor.caller).await
         };
         Ok(match done.await {
             Ok(_) => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use narinfo::{CacheInfo, DrvOutput, REALISATION_BYTES_MAX, Realisation, StorePath, StorePathHash};
 
 use super::{TAKEN, file, file_of};
-use crate::caller::Caller;
+use crate::caller::{Action, Caller, may_for};
 use crate::debug_info::BuildId;
 use crate::http::Service;
 use crate::http::answer::{self, Answer};
@@ -79,6 +79,9 @@ pub(in crate::http) fn cache_info(call: Call<'_>) -> Option<ResponseFuture> {
 /// The log of a build on another machine; a log of our own or of the Nix daemon is not replaced.
 pub(in crate::http) fn log(call: Call<'_>) -> Option<ResponseFuture> {
     let drv = StorePath::parse(call.arguments[0]).ok().filter(StorePath::is_derivation)?;
+    if let Err(refusal) = may_for(&call.caller, Action::Push, drv.name()) {
+        return Some(ResponseFuture::failed(Error::Refused(refusal)));
+    }
     let (service, headers, body) = (call.service.clone(), call.headers, call.body);
     Some(ResponseFuture::pending(async move {
         let bytes_max = usize::try_from(service.state.logs.log_bytes_max()).unwrap_or(usize::MAX);
