@@ -4,21 +4,21 @@
 //! Small files in a folder of the state directory, bounded in number. Must never name a NAR whose path was
 //! not published, nor exchange a place whose NAR is served.
 
+mod announced;
+
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
-use narinfo::NarHash;
+use narinfo::{Compression, NarHash};
+
+use crate::caller::CallerKey;
+use announced::Announced;
 
 /// Build ids that are kept at most; more are not, and the log says so.
 const KEPT_MAX: usize = 200_000;
-/// NAR files that are announced and not uploaded, build ids in one of them, and the time that they have.
-const ANNOUNCED_FILES_MAX: u64 = 1000;
-const ANNOUNCED_IDS_MAX: usize = 20_000;
-const ANNOUNCED_FOR: Duration = Duration::from_secs(3600);
 /// Hexadecimal digits of a build id: most have 40.
 const ID_DIGITS: std::ops::RangeInclusive<usize> = 16..=128;
 /// Bytes of the path of a file in a NAR, at most.
@@ -40,9 +40,6 @@ impl BuildId {
     }
 }
 
-/// Ids that were announced for one uploaded file, each with its file in the NAR.
-type Announced = Arc<Mutex<Vec<(BuildId, String)>>>;
-
 /// The places; clones share them.
 #[derive(Clone)]
 pub struct DebugInfo(Arc<Inner>);
@@ -50,7 +47,7 @@ pub struct DebugInfo(Arc<Inner>);
 struct Inner {
     dir: PathBuf,
     kept: AtomicUsize,
-    announced: moka::sync::Cache<String, Announced>,
+    announced: Announced,
 }
 
 impl DebugInfo {
@@ -67,35 +64,27 @@ impl DebugInfo {
                 kept += fs::read_dir(folder)?.count();
             }
         }
-        let announced = moka::sync::Cache::builder();
-        let announced = announced.max_capacity(ANNOUNCED_FILES_MAX).time_to_live(ANNOUNCED_FOR).build();
-        Ok(Self(Arc::new(Inner { dir: dir.to_owned(), kept: AtomicUsize::new(kept), announced })))
+        let (kept, announced) = (AtomicUsize::new(kept), Announced::default());
+        Ok(Self(Arc::new(Inner { dir: dir.to_owned(), kept, announced })))
     }
 
-    /// Notes that the NAR in the uploaded file of this name has symbols at `member`. False where more are
-    /// announced than may be, or the member's path is none.
+    /// Notes that the NAR in the uploaded file of this name has symbols at `member`. False where the file or
+    /// the member has not the name of one, or the uploader has announced as much as it may.
     #[must_use]
-    pub fn announce(&self, id: BuildId, file: &str, member: &str) -> bool {
+    pub fn announce(&self, uploader: CallerKey, id: BuildId, file: &str, member: &str) -> bool {
         let is_path = !member.is_empty() && member.len() <= MEMBER_BYTES_MAX;
         let is_below = member.split('/').all(|name| !matches!(name, "" | "." | ".."));
-        if !is_path || !is_below || member.contains(|c: char| c.is_control()) {
+        if !is_nar_file(file) || !is_path || !is_below || member.contains(|c: char| c.is_control()) {
             return false;
         }
-        let announced = self.0.announced.get_with(file.to_owned(), Announced::default);
-        let mut announced = announced.lock().unwrap_or_else(PoisonError::into_inner);
-        if announced.len() >= ANNOUNCED_IDS_MAX {
-            return false;
-        }
-        announced.push((id, member.to_owned()));
-        true
+        self.0.announced.add(uploader, file, id, member)
     }
 
-    /// Takes what was announced for the uploaded file of this name: each id with the path of its file.
+    /// Takes what this uploader has announced for the uploaded file of this name: each id with the path of
+    /// its file.
     #[must_use]
-    pub fn take_announced(&self, file: &str) -> Vec<(BuildId, String)> {
-        let announced = self.0.announced.remove(file).unwrap_or_default();
-        let mut announced = announced.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut announced)
+    pub fn take_announced(&self, uploader: CallerKey, file: &str) -> Vec<(BuildId, String)> {
+        self.0.announced.take(uploader, file)
     }
 
     /// The NAR and the file in it that has the symbols of a program. Blocking.
@@ -131,6 +120,13 @@ impl DebugInfo {
     }
 }
 
+/// True for the name of an uploaded NAR: its hash, `.nar`, and the ending of a compression or none.
+fn is_nar_file(name: &str) -> bool {
+    let Some((hash, ending)) = name.split_once(".nar") else { return false };
+    let is_ending = ending.is_empty() || Compression::from_file_ending(ending).is_some();
+    NarHash::from_nixbase32(hash).is_ok() && is_ending
+}
+
 impl Inner {
     fn file_of(&self, id: &BuildId) -> PathBuf {
         let (folder, rest) = id.0.split_at(FOLDER_DIGITS);
@@ -152,13 +148,16 @@ mod tests {
         let info = DebugInfo::open(folder.path()).expect("opened");
         let nar = NarHash::from_nixbase32(&"1".repeat(52)).expect("a hash");
         let member = "lib/debug/.build-id/aa/bb.debug";
-        assert!(info.announce(id("a"), "x.nar.xz", member));
-        assert!(info.announce(id("b"), "x.nar.xz", member));
+        let (ci, stranger) = (CallerKey::Token(1), CallerKey::Token(2));
+        let [x, y] = ["0", "1"].map(|digit| format!("{}.nar.xz", digit.repeat(52)));
+        assert!(info.announce(ci, id("a"), &x, member));
+        assert!(info.announce(ci, id("b"), &x, member));
         assert_eq!(info.find(&id("a")).expect("readable"), None);
-        assert_eq!(info.take_announced("other.nar.xz"), []);
-        let announced = info.take_announced("x.nar.xz");
+        assert_eq!(info.take_announced(ci, &y), []);
+        assert_eq!(info.take_announced(stranger, &x), []);
+        let announced = info.take_announced(ci, &x);
         assert_eq!(announced, [(id("a"), member.to_owned()), (id("b"), member.to_owned())]);
-        assert_eq!(info.take_announced("x.nar.xz"), []);
+        assert_eq!(info.take_announced(ci, &x), []);
         for (id, member) in &announced {
             info.keep(id, nar, member).expect("written");
         }
@@ -166,7 +165,10 @@ mod tests {
         assert_eq!(again.find(&id("b")).expect("readable"), Some((nar, member.to_owned())));
         assert_eq!(again.0.kept.load(Ordering::Relaxed), 2);
         for member in ["", "../x", "a//b", "/a", "a\nb"] {
-            assert!(!info.announce(id("c"), "y.nar.xz", member), "{member:?}");
+            assert!(!info.announce(ci, id("c"), &y, member), "{member:?}");
+        }
+        for file in ["", "y.nar.xz", &y[1..], &y.replace(".xz", ".exe"), &"a".repeat(60_000)] {
+            assert!(!info.announce(ci, id("c"), file, member), "{file:.60?}");
         }
     }
 

@@ -29,6 +29,7 @@ pub mod substitute;
 pub mod build;
 pub mod catalogue;
 
+pub mod debug_info;
 pub mod import;
 
 pub mod adopt;
@@ -38,7 +39,6 @@ pub mod compare;
 pub mod retention;
 
 pub mod contents;
-pub mod debug_info;
 pub mod packer;
 pub mod recover;
 pub mod roots;
@@ -62,6 +62,7 @@ pub mod escape;
 pub mod name_pattern;
 pub mod nearest;
 pub mod room;
+pub mod shares;
 pub mod single_flight;
 pub mod tail_file;
 pub mod tasks;

@@ -126,6 +126,21 @@ fn a_failure_is_shown_and_retried_with_a_token_and_its_form_alone() {
     assert_eq!(send(&cache.http, &retry, "", cookie).status, 400);
     let foreign = [("cookie", cookie), ("sec-fetch-site", "cross-site")];
     assert_eq!(cache.http.post_form(&retry, &proof, &foreign).status, 400);
+    for address in ["/sign-in", "/theme"] {
+        for origin in
+            ["https://elsewhere.example", "null", &cache.ondine.url().replace("127.0.0.1", "127.0.0.2")]
+        {
+            let answer = cache.http.post_form(address, &format!("token={token}"), &[("origin", origin)]);
+            assert!(answer.status == 400 && answer.header("set-cookie").is_none(), "{address} of {origin}");
+        }
+        let own = cache.ondine.url();
+        let answer = cache.http.post_form(address, &format!("token={token}"), &[("origin", &own)]);
+        assert_eq!(answer.status, 302, "{}", answer.text());
+    }
+    for back in ["%0d%0aX-A:%201", "a%00", "%5c%5celsewhere.example", "\u{fc}"] {
+        let answer = send(&cache.http, "/theme", &format!("theme=dark&back={back}"), "");
+        assert_eq!((answer.status, answer.header("location")), (302, Some("./")), "{back}");
+    }
     let api = format!("/api/v1{retry}");
     assert_eq!(cache.http.post_form(&api, "", &[("cookie", cookie)]).status, 401);
     assert_eq!(gate.starts().len(), 1, "nothing was retried");
@@ -199,6 +214,18 @@ fn events_tell_of_builds_and_their_logs() {
     assert_eq!(asked.answer().status, 200);
     let home = page(&cache.http, "/");
     assert!(home.contains("Recent builds") && home.contains("state served"), "{home}");
+    let others: Vec<_> = (0..31).map(|_| cache.http.open("/api/v1/events", &[])).collect();
+    assert!(others.iter().all(|stream| stream.status == 200));
+    let refused = cache.http.get("/api/v1/events");
+    assert!(
+        refused.status == 503 && refused.text().contains("32 streams of one client"),
+        "{}",
+        refused.text()
+    );
+    let token = cache.ondine.new_token("other", "read", &[]);
+    let authorization = format!("Bearer {token}");
+    let own = cache.http.open("/api/v1/events", &[("authorization", &authorization)]);
+    assert_eq!(own.status, 200, "a token has a share of its own");
     let wrong = cache.http.get("/api/v1/events?derivation=x");
     assert_eq!(wrong.status, 400, "{}", wrong.text());
 }

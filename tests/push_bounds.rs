@@ -174,15 +174,45 @@ fn a_small_file_that_becomes_very_large_by_its_content_encoding_is_refused() {
     let uploads = Uploads::new(&[]);
     let before = uploads.cache.ondine.rss_bytes();
     let zeros = support::upstream::bombs::zstd_bomb();
-    for path in [format!("/{HASH}.narinfo"), format!("/{HASH}.ls"), format!("/log/{HASH}-p.drv")] {
+    // A listing is not kept, so nothing decodes it.
+    for (path, expected) in
+        [(format!("/{HASH}.narinfo"), 413), (format!("/{HASH}.ls"), 200), (format!("/log/{HASH}-p.drv"), 413)]
+    {
         let head = format!(
             "PUT {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Encoding: zstd\r\nContent-Length: {}\r\n\r\n",
             zeros.len()
         );
         let (answer, _) = raw(uploads.address(), &[head.as_bytes(), &zeros].concat(), SOON);
         let (status, text) = parsed(&answer);
-        assert_eq!(status, 413, "{path}: {text}");
+        assert_eq!(status, expected, "{path}: {text}");
     }
     let peak = uploads.cache.ondine.peak_rss_bytes();
     assert!(peak < before + 2 * MEMORY_MAX, "{before} bytes before, {peak} at most");
+}
+
+#[test]
+fn many_bodies_of_one_client_at_once_take_no_more_memory_than_one_client_may() {
+    const CLIENTS: usize = 32;
+    const BODY: usize = 24 << 20;
+    let uploads = Uploads::new(&[]);
+    let before = uploads.cache.ondine.rss_bytes();
+    let token = uploads.cache.ondine.new_token("ci", "push", &[]);
+    let address = uploads.cache.ondine.address();
+    let log = vec![b'x'; BODY];
+    std::thread::scope(|scope| {
+        for number in 0..CLIENTS {
+            let (token, log) = (&token, &log);
+            scope.spawn(move || {
+                let headers = format!("Authorization: Bearer {token}\r\nContent-Length: {BODY}\r\n");
+                let path = format!("/log/{number:032}-p.drv");
+                let mut upload = support::uploads::OpenUpload::begin(address, &path, &headers);
+                upload.send(log);
+                let (status, text) = upload.answer();
+                assert_eq!(status, 200, "{text}");
+            });
+        }
+    });
+    let peak = uploads.cache.ondine.peak_rss_bytes();
+    // 128 MiB of bodies, and what collecting and storing them takes.
+    assert!(peak < before + 3 * MEMORY_MAX, "{before} bytes before, {peak} at most");
 }

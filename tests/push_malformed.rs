@@ -109,6 +109,33 @@ fn an_address_that_names_nothing_takes_nothing() {
 }
 
 #[test]
+fn a_request_of_any_method_with_two_lengths_is_the_last_of_its_connection_and_two_hosts_are_refused() {
+    let uploads = Uploads::new(&[]);
+    for (verb, path) in [
+        ("GET", "/nix-cache-info"),
+        ("GET", "/0123456789abcdfghijklmnpqrsvwxyz.narinfo"),
+        ("POST", "/api/v1/builds"),
+        ("DELETE", "/api/v1/builds/1"),
+    ] {
+        let next = "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n";
+        for (lengths, headers) in [
+            (true, "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n"),
+            (true, "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n"),
+            (false, "Host: y\r\nContent-Length: 5\r\n"),
+        ] {
+            let request = format!("{verb} {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n0\r\n\r\n{next}");
+            let (answer, closed) = raw(uploads.cache.ondine.address(), request.as_bytes(), SOON);
+            let (status, text) = parsed(&answer);
+            assert!(closed && text.matches("HTTP/1.1 ").count() == 1, "{verb} {path}: {text}");
+            assert!(
+                lengths || status == 400 && text.contains("more than one header Host"),
+                "{verb} {path}: {text}"
+            );
+        }
+    }
+}
+
+#[test]
 fn a_request_that_two_readers_read_in_two_ways_is_refused() {
     let uploads = Uploads::new(&[]);
     let body = nar(b"one");
@@ -116,6 +143,7 @@ fn a_request_that_two_readers_read_in_two_ways_is_refused() {
     for (said, headers) in [
         ("two lengths", format!("Content-Length: {length}\r\nContent-Length: 5\r\n")),
         ("a length and chunks", format!("Content-Length: {length}\r\nTransfer-Encoding: chunked\r\n")),
+        ("two hosts", format!("Content-Length: {length}\r\nHost: y\r\n")),
         ("a folded header", format!("Content-Length: {length}\r\nX-A: 1\r\n 2\r\n")),
         ("a space before the colon", format!("Content-Length : {length}\r\n")),
         ("no number", "Content-Length: 0x10\r\n".to_owned()),

@@ -67,9 +67,13 @@ fn a_token_that_is_revoked_in_mid_upload_uploads_nothing_more() {
     let name = uploads.upload(&contents);
     let narinfo = uploads.narinfo(&format!("{}-p", hash(1)), &name, &name, &contents, "");
     let files = uploads.nar_files();
-    for (path, body) in
-        [(format!("/nar/{name}.nar"), &contents[..]), (format!("/{}.narinfo", hash(1)), narinfo.as_bytes())]
-    {
+    let log = format!("/log/{}-p.drv", hash(1));
+    for (path, body) in [
+        (format!("/nar/{name}.nar"), &contents[..]),
+        (format!("/{}.narinfo", hash(1)), narinfo.as_bytes()),
+        (log.clone(), b"a forged log"),
+        (format!("/{}.ls", hash(1)), b"{}"),
+    ] {
         let token = uploads.cache.ondine.new_token("ends", "push,vouch", &[]);
         let headers = format!("Content-Length: {}\r\nAuthorization: Bearer {token}\r\n", body.len());
         let mut upload = OpenUpload::begin(&address, &path, &headers);
@@ -86,6 +90,7 @@ fn a_token_that_is_revoked_in_mid_upload_uploads_nothing_more() {
     }
     assert_eq!(uploads.served(), 0);
     assert_eq!(uploads.nar_files(), files, "only what an administrator has uploaded");
+    assert_eq!(uploads.cache.http.get(&log).status, 404);
 }
 
 fn token_list(uploads: &Uploads) -> String {

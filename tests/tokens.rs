@@ -7,13 +7,15 @@ use std::time::Duration;
 
 use support::addresses::{field, narinfo_address};
 use support::cache::{assert_missing, assert_narinfo, status_of};
-use support::http::raw;
 use support::process::run;
 use support::store::{Folder, write};
+use support::tokens::{bearer, json_of, send, send_body};
 use support::{Cache, Client, Derivation, Release, text};
 
 /// Names of all rights.
 const RIGHTS: [&str; 8] = ["read", "build", "push", "vouch", "refresh", "cancel", "pin", "admin"];
+/// The hash of a path that nothing makes.
+const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
 /// Time that an answer may take.
 const SOON: Duration = Duration::from_secs(60);
 /// Settings under which a client without a token may do nothing.
@@ -26,42 +28,6 @@ fn token(cache: &Cache, arguments: &[&str]) -> support::Finished {
     run(program)
 }
 
-/// The value of a header Authorization with a new token of these rights.
-fn bearer(cache: &Cache, name: &str, rights: &str, more: &[&str]) -> String {
-    format!("Bearer {}", cache.ondine.new_token(name, rights, more))
-}
-
-/// A request of any method without a body, its answer as text.
-fn send(cache: &Cache, verb: &str, path: &str, authorization: Option<&str>) -> String {
-    send_body(cache, verb, path, authorization, "")
-}
-
-/// The same with a body.
-fn send_body(cache: &Cache, verb: &str, path: &str, authorization: Option<&str>, body: &str) -> String {
-    let authorization = authorization.map(|value| format!("Authorization: {value}\r\n")).unwrap_or_default();
-    let length = body.len();
-    let request = format!(
-        "{verb} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n{authorization}\r\n{body}"
-    );
-    let (answer, closed) = raw(cache.ondine.address(), request.as_bytes(), SOON);
-    assert!(closed, "{verb} {path} was not answered in time");
-    String::from_utf8_lossy(&answer).into_owned()
-}
-
-/// The JSON in an answer.
-fn json_of(answer: &str) -> serde_json::Value {
-    let body = answer.split("\r\n\r\n").nth(1).expect("a body");
-    serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer}"))
-}
-
-/// The number of a request for the build of a derivation, which this client begins.
-fn request_for(cache: &Cache, drv: &std::path::Path, authorization: &str) -> String {
-    let drv = support::addresses::base_name(drv);
-    let body = serde_json::json!({ "derivations": [drv], "start": true }).to_string();
-    let answer = send_body(cache, "POST", "/api/v1/builds", Some(authorization), &body);
-    json_of(&answer)["items"][0]["request"].as_u64().unwrap_or_else(|| panic!("{answer}")).to_string()
-}
-
 /// The endpoints of the server: method, path and right; none for an endpoint that is for all.
 fn endpoints(cache: &Cache, authorization: &str) -> Vec<(String, String, Option<String>)> {
     let document = cache.http.get_with("/api/v1/openapi.json", &[("authorization", authorization)]);
@@ -70,7 +36,15 @@ fn endpoints(cache: &Cache, authorization: &str) -> Vec<(String, String, Option<
     for (path, operations) in document["paths"].as_object().expect("paths") {
         for (verb, operation) in operations.as_object().expect("operations") {
             let right = operation["x-ondine-right"].as_str().map(str::to_owned);
-            endpoints.push((verb.to_uppercase(), path.replace(['{', '}'], ""), right));
+            // Events have no end.
+            let verb = if path == "/api/v1/events" { "head" } else { verb };
+            // A page has its address only where the argument is a path.
+            let path = match &**path {
+                "/paths/{hash}" => format!("/paths/{HASH}"),
+                "/derivations/{derivation}" => format!("/derivations/{HASH}-p.drv"),
+                path => path.replace(['{', '}'], ""),
+            };
+            endpoints.push((verb.to_uppercase(), path, right));
         }
     }
     endpoints
@@ -82,7 +56,8 @@ fn every_endpoint_is_closed_to_everyone_and_open_to_the_right_that_it_names() {
     let tokens = RIGHTS.map(|right| (right, bearer(&cache, right, right, &[])));
     let endpoints = endpoints(&cache, &tokens[0].1);
     let open = endpoints.iter().filter(|(.., right)| right.is_none()).map(|(_, path, _)| &**path);
-    assert_eq!(open.collect::<Vec<_>>(), ["/", "/healthz", "/readyz"]);
+    let all = ["/", "/assets/file", "/healthz", "/readyz", "/sign-in", "/sign-in", "/sign-out", "/theme"];
+    assert_eq!(open.collect::<Vec<_>>(), all);
     assert!(endpoints.len() > 30, "only {} were found", endpoints.len());
     for (verb, path, needed) in &endpoints {
         let callers = [("nobody", None)]
@@ -137,6 +112,16 @@ fn a_stock_client_of_every_release_reads_with_a_token_in_netrc_and_is_told_why_w
         let client = Client::with_settings(release, &cache.store.store_dir(), &settings);
         client.fetch(&cache.ondine.substituter(), &[built.out()]).must_succeed();
         assert!(client.has(built.out()));
+    }
+    // A cache between that several share would give it to everyone.
+    let authorization = format!("Bearer {made}");
+    let narinfo =
+        cache.http.get_with(&narinfo_address(built.out()), &[("authorization", &authorization)]).text();
+    let nar = format!("/{}", field(&narinfo, "URL"));
+    for path in [&*nar, &narinfo_address(built.out()).replace("narinfo", "ls")] {
+        let answer = cache.http.get_with(path, &[("authorization", &authorization)]);
+        let kept = answer.header("cache-control").unwrap_or_default();
+        assert!(kept.starts_with("private") && !kept.contains("public"), "{path}: {kept}");
     }
     let list = token(&cache, &["list"]).must_succeed().text();
     assert!(list.contains("laptop") && !list.contains(&made) && !list.contains("never  never"), "{list}");
@@ -215,8 +200,15 @@ fn the_secret_of_a_token_is_in_no_log_no_metric_no_answer_and_no_file() {
     let metrics = cache.http.get_with("/metrics", &[("authorization", &basic)]).text();
     let list = cache.http.get_with("/api/v1/tokens", &[("authorization", &basic)]).text();
     assert!(list.contains("\"ci\""), "{list}");
-    for path in [format!("/?token={made}"), format!("/{made}/x.narinfo"), format!("/api/v1/status?t={made}")]
-    {
+    let identity = format!("eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJodHRwczovL2V4YW1wbGUifQ.{secret}");
+    for path in [
+        format!("/?token={made}"),
+        format!("/{made}/x.narinfo"),
+        format!("/api/v1/status?t={made}"),
+        format!("/log/{}", made.replace('_', "%5F")),
+        format!("/log/{}", made.replace('_', "%255F")),
+        format!("/log/{identity}"),
+    ] {
         let answer = cache.http.get(&path);
         assert_eq!(answer.status, 400, "{}", answer.text());
         assert!(answer.text().contains("has a token in it") && !answer.text().contains(secret));
@@ -258,6 +250,10 @@ fn a_client_that_asks_too_often_is_told_when_it_may_and_a_narinfo_waits() {
         assert_eq!(field(&answer.text(), "Compression"), "zstd");
     }
     assert!(begun.elapsed() < SOON);
+    let unknown = format!("Bearer ondine_99_{}", "0".repeat(52));
+    let guess = || cache.http.get_with("/api/v1/status", &[("authorization", &unknown)]).status;
+    let guesses: Vec<u16> = (0..12).map(|_| guess()).collect();
+    assert!(guesses.contains(&429), "{guesses:?}");
     let ci = bearer(&cache, "ci", "read", &[]);
     let own = cache.http.get_with("/api/v1/status", &[("authorization", &ci)]);
     assert_eq!(own.status, 200, "a token has a rate of its own");
@@ -331,152 +327,4 @@ fn what_a_token_may_not_have_built_is_explained_as_refused() {
     assert!(refused["state"] == "refused" && reason.contains("--may read,build"), "{refused}");
     let builder = bearer(&cache, "builder", "read,build", &[]);
     assert_eq!(state(&[("authorization", &builder)])["state"], "known");
-}
-
-#[test]
-fn a_token_that_is_bound_to_names_reaches_no_other_by_any_way() {
-    let cache = Cache::new(&CLOSED);
-    let gate = cache.store.gate();
-    let admin = bearer(&cache, "admin", "admin", &[]);
-    let bound = bearer(&cache, "bound", "read,build,push,vouch,cancel,pin", &["--only", "p-*"]);
-    let failed = cache.failing("q", &gate, "exit 1");
-    let ask = |path| cache.http.get_with(&narinfo_address(path), &[("authorization", &admin)]);
-    assert_missing(&ask(failed.out()), &["famous last words"]);
-    let [own, other] = ["p-own", "other"]
-        .map(|name| cache.store.instantiate(&Derivation::new(name, &format!("echo {name} > $out"))));
-    for built in [&own, &other] {
-        assert_eq!(ask(built.out()).status, 200);
-    }
-    let base = support::addresses::base_name;
-    let hash = |path| &base(path)[..32];
-    let is_pinned =
-        || cache.http.get_with("/api/v1/pins", &[("authorization", &admin)]).text().contains("-other");
-    let send = |verb, path: &str, body: &str| {
-        let answer = send_body(&cache, verb, path, Some(&bound), body);
-        (status_of(answer.as_bytes()), answer)
-    };
-    let refused = |verb, path: &str, body: &str| {
-        let (status, answer) = send(verb, path, body);
-        assert!(status == 403 && answer.contains("token bound has the right"), "{verb} {path}: {answer}");
-    };
-    for body in ["", "{\"forget_only\": true}"] {
-        refused("POST", &format!("/api/v1/failures/{}/retry", base(&failed.drv)), body);
-    }
-    assert_missing(&ask(failed.out()), &["famous last words"]);
-    assert_eq!(gate.starts().len(), 1, "nothing was forgotten");
-    refused("POST", &format!("/api/v1/pins/{}", hash(other.out())), "");
-    // A name that is none of the hash's proves nothing, whether or not the path is served.
-    for path in [other.out(), failed.out()] {
-        let (status, answer) = send("POST", &format!("/api/v1/pins/{}-p-own", hash(path)), "");
-        assert!(status == 400 && answer.contains("is not what its hash names"), "{answer}");
-    }
-    let nobodys = "0123456789abcdfghijklmnpqrsvwxyz-p-own";
-    refused("POST", &format!("/api/v1/pins/{nobodys}"), "");
-    assert!(!is_pinned());
-    let pin = format!("/api/v1/pins/{}", base(other.out()));
-    let pinned = send_body(&cache, "POST", &pin, Some(&admin), "");
-    assert!(is_pinned(), "{pinned}");
-    refused("DELETE", &pin, "");
-    refused("DELETE", &format!("/api/v1/pins/{}", hash(other.out())), "");
-    assert!(is_pinned());
-    refused("PUT", &format!("/log/{}", base(&other.drv)), "forged");
-    let realisation = format!("{{\"outPath\": \"{}\", \"signatures\": []}}", base(own.out()));
-    refused("PUT", &format!("/build-trace-v2/{}/out.doi", base(&other.drv)), &realisation);
-    // The output of another derivation of a name that is allowed.
-    let wrong = format!("/build-trace-v2/{}-p-new.drv/out.doi", hash(own.out()));
-    let (status, answer) = send("PUT", &wrong, &realisation);
-    assert!(status == 400 && answer.contains("has not the name"), "{answer}");
-    for (verb, path, body) in [
-        ("PUT", format!("/build-trace-v2/{}/out.doi", base(&own.drv)), &*realisation),
-        ("PUT", format!("/log/{}-p-new.drv", hash(own.out())), "words"),
-        ("POST", format!("/api/v1/pins/{}", base(own.out())), ""),
-        ("DELETE", format!("/api/v1/pins/{}", base(own.out())), ""),
-    ] {
-        let (status, answer) = send(verb, &path, body);
-        assert_eq!(status, 200, "{answer}");
-    }
-}
-
-#[test]
-fn a_request_is_cancelled_by_its_owner_or_an_administrator_and_so_is_a_retry() {
-    let cache = Cache::new(&[]);
-    let gate = cache.store.gate();
-    let [owner, stranger] = ["owner", "stranger"].map(|name| bearer(&cache, name, "build,cancel", &[]));
-    let admin = bearer(&cache, "admin", "admin", &[]);
-    let failed = ["one", "two", "three"].map(|name| cache.failing(name, &gate, "exit 1"));
-    for failed in &failed {
-        assert_missing(&cache.ask(failed.out()), &["famous last words"]);
-    }
-    let running = cache.gated("running", &gate);
-    let running = request_for(&cache, &running.drv, &owner);
-    gate.wait_for_starts(4);
-    let cancel = |number: &str, authorization: &str| {
-        send(&cache, "DELETE", &format!("/api/v1/builds/{number}"), Some(authorization))
-    };
-    let must_be_refused = |number: &str| {
-        let refused = cancel(number, &stranger);
-        assert!(status_of(refused.as_bytes()) == 403 && refused.contains("another client's"), "{refused}");
-    };
-    let retry = |failed: &support::Instantiated, authorization: &str| {
-        let path = format!("/api/v1/failures/{}/retry", support::addresses::base_name(&failed.drv));
-        send(&cache, "POST", &path, Some(authorization))
-    };
-    let [one, two, three] = &failed;
-    for (failed, canceller) in [(one, &owner), (two, &admin)] {
-        let asked = retry(failed, &owner);
-        let number = asked.split("request ").nth(1).unwrap_or_else(|| panic!("{asked}")).trim();
-        must_be_refused(number);
-        let told = cancel(number, canceller);
-        assert!(told.contains(&format!("cancelled: request {number}")), "{told}");
-    }
-    // A retry takes up a place of its token.
-    let full = bearer(&cache, "full", "build,cancel", &["--max-queued", "1"]);
-    let held = cache.gated("held", &gate);
-    let held = request_for(&cache, &held.drv, &full);
-    let asked = retry(three, &full);
-    assert!(asked.contains("not queued: refused: 1 builds wait for the token full"), "{asked}");
-
-    // Whoever leaves has a time to return in, which nobody else ends.
-    let left = cache.gated("left", &gate);
-    drop(cache.stand_in_line(left.out()));
-    let abandoned = || {
-        let list: serde_json::Value =
-            serde_json::from_str(&cache.http.get("/api/v1/builds").text()).expect("JSON");
-        let requests = list["requests"].as_array().expect("requests").clone();
-        let is_left = |request: &serde_json::Value| request["clients"] == 0;
-        requests.into_iter().find(is_left).and_then(|request| request["id"].as_u64())
-    };
-    support::wait_until("the client has left", SOON, || abandoned().is_some());
-    let number = abandoned().expect("it waits").to_string();
-    must_be_refused(&number);
-    let seen = send(&cache, "GET", &format!("/api/v1/builds/{number}"), Some(&stranger));
-    assert_eq!(status_of(seen.as_bytes()), 200);
-    let told = cancel(&number, &stranger);
-    assert!(told.contains("given up: "), "{told}");
-    cache.wait_for_queue(&["running", "held", "left"]);
-    for (number, owner) in [(&running, &owner), (&held, &full)] {
-        must_be_refused(number);
-        let told = cancel(number, owner);
-        assert!(told.contains("cancelled: "), "{told}");
-    }
-    gate.open();
-}
-
-#[test]
-fn where_building_needs_a_token_a_retry_needs_the_right_to_build() {
-    let cache = Cache::new(&["--build", "token"]);
-    let gate = cache.store.gate();
-    let failed = cache.failing("failed", &gate, "exit 1");
-    let builder = bearer(&cache, "builder", "build", &[]);
-    let answer = cache.http.get_with(&narinfo_address(failed.out()), &[("authorization", &builder)]);
-    assert_missing(&answer, &["famous last words"]);
-    let canceller = bearer(&cache, "canceller", "cancel", &[]);
-    let path = format!("/api/v1/failures/{}/retry", support::addresses::base_name(&failed.drv));
-    let retry = |body| send_body(&cache, "POST", &path, Some(&canceller), body);
-    let refused = retry("");
-    assert_eq!(status_of(refused.as_bytes()), 403, "{refused}");
-    assert!(refused.contains("lacks the right \\\"build\\\""), "{refused}");
-    let forgotten = retry("{\"forget_only\": true}");
-    assert!(forgotten.contains("forgotten: "), "{forgotten}");
-    assert_eq!(gate.starts().len(), 1);
 }

@@ -1,11 +1,13 @@
 //! The text of a token, `ondine_<number>_<secret>`, and the header that clients send it in. Must never let a
 //! secret be shown or logged.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use narinfo::{NIXBASE32_ALPHABET, NarHash};
+use percent_encoding::percent_decode_str;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
@@ -15,7 +17,13 @@ const PREFIX: &str = "ondine_";
 const SECRET_CHARS: usize = 52;
 /// Characters of the number at most.
 const NUMBER_CHARS_MAX: usize = 20;
-/// Characters of the shortest token.
+/// Begin of a JSON object in base64url.
+const OBJECT: &str = "eyJ";
+/// Characters of each part of an identity token: the shortest header that names an algorithm has more.
+const PART_CHARS_MIN: usize = 16;
+/// Times that a text may be percent-encoded and is still searched for tokens: proxies may have done so.
+const ENCODED_TIMES_MAX: usize = 2;
+/// Characters of the shortest token, ours or an identity token.
 const TOKEN_CHARS_MIN: usize = PREFIX.len() + 2 + SECRET_CHARS;
 
 /// The text of a token, as its user has it.
@@ -91,19 +99,52 @@ impl TokenText {
     }
 }
 
-/// True where a text, such as the address of a request, has a token in it.
+/// True where a text, such as the address of a request, has a token in it, of ours or of an issuer of
+/// identity tokens, also one that is percent-encoded. Costs nothing for the address of a narinfo.
 #[must_use]
 pub fn has_token(text: &str) -> bool {
-    text.len() >= TOKEN_CHARS_MIN
-        && memchr::memmem::find_iter(text.as_bytes(), PREFIX).any(|at| {
-            let rest = &text[at + PREFIX.len()..];
-            let Some((number, secret)) = rest.split_once('_') else { return false };
-            let secret = secret.as_bytes().get(..SECRET_CHARS).unwrap_or_default();
-            !number.is_empty()
-                && number.bytes().all(|b| b.is_ascii_digit())
-                && secret.len() == SECRET_CHARS
-                && secret.iter().all(u8::is_ascii_alphanumeric)
-        })
+    if text.len() < TOKEN_CHARS_MIN {
+        return false;
+    }
+    let mut text = Cow::Borrowed(text);
+    for _ in 0..=ENCODED_TIMES_MAX {
+        if has_plain_token(&text) || has_identity_token(&text) {
+            return true;
+        }
+        if memchr::memchr(b'%', text.as_bytes()).is_none() {
+            return false;
+        }
+        text = percent_decode_str(&text).decode_utf8_lossy().into_owned().into();
+    }
+    false
+}
+
+fn has_plain_token(text: &str) -> bool {
+    memchr::memmem::find_iter(text.as_bytes(), PREFIX).any(|at| {
+        let rest = &text[at + PREFIX.len()..];
+        let Some((number, secret)) = rest.split_once('_') else { return false };
+        let secret = secret.as_bytes().get(..SECRET_CHARS).unwrap_or_default();
+        !number.is_empty()
+            && number.bytes().all(|b| b.is_ascii_digit())
+            && secret.len() == SECRET_CHARS
+            && secret.iter().all(u8::is_ascii_alphanumeric)
+    })
+}
+
+/// True where three parts in base64url stand in a row, the first two of which begin as JSON objects do (RFC
+/// 7519).
+fn has_identity_token(text: &str) -> bool {
+    let is_part = |part: &str| part.len() >= PART_CHARS_MIN;
+    let part = |text: &str| -> usize {
+        text.bytes().take_while(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_')).count()
+    };
+    memchr::memmem::find_iter(text.as_bytes(), OBJECT).any(|at| {
+        let (head, rest) = text[at..].split_at(part(&text[at..]));
+        let Some(rest) = rest.strip_prefix('.').filter(|rest| rest.starts_with(OBJECT)) else { return false };
+        let (body, rest) = rest.split_at(part(rest));
+        let Some(rest) = rest.strip_prefix('.') else { return false };
+        is_part(head) && is_part(body) && is_part(&rest[..part(rest)])
+    })
 }
 
 /// The password of Basic credentials (RFC 7617), or what Bearer has (RFC 6750).
@@ -159,6 +200,31 @@ mod tests {
         }
         assert!(!has_token(&format!("/get/pkgs/ondine_x_{SECRET}")));
         assert!(!has_token("/0123456789abcdfghijklmnpqrsvwxyz.narinfo"));
+        assert!(!has_token(&format!("/nar/{SECRET}.nar.zst")));
+        for text in ["/log/ondine%5F2%5F", "/log/%6Fndine_2_", "/x/ondine%255F2%255F"] {
+            assert!(has_token(&format!("{text}{SECRET}")), "{text}");
+        }
+    }
+
+    #[test]
+    fn an_identity_token_is_found_in_a_text() {
+        let (header, claims) = ("eyJhbGciOiJSUzI1NiJ9", "eyJpc3MiOiJodHRwczovL2lzc3Vlci5leGFtcGxlIn0");
+        let jwt = format!("{header}.{claims}.{SECRET}");
+        for text in [
+            format!("/{jwt}"),
+            format!("/log/x-{jwt}.drv"),
+            format!("token={jwt}&x"),
+            jwt.replace('.', "%2E"),
+        ] {
+            assert!(has_token(&text), "{text}");
+        }
+        for text in [
+            format!("/{header}.{claims}."),
+            format!("/{header}.{SECRET}.{claims}"),
+            format!("/{header}/{claims}/{SECRET}"),
+        ] {
+            assert!(!has_token(&text), "{text}");
+        }
     }
 
     #[test]

@@ -267,6 +267,16 @@ pub fn made_anew(media_type: HeaderValue, etag: &str, body: Body) -> Answer {
     answer
 }
 
+/// Forbids caches that several share to keep the answer: reading needs a token, and they would give it to
+/// whoever asks (RFC 9111, section 3.5).
+pub fn make_private(answer: &mut Answer) {
+    let Some(value) = answer.headers_mut().get_mut(header::CACHE_CONTROL) else { return };
+    let rest = value.to_str().ok().and_then(|value| value.strip_prefix("public"));
+    if let Some(private) = rest.and_then(|rest| HeaderValue::from_str(&format!("private{rest}")).ok()) {
+        *value = private;
+    }
+}
+
 /// The answer without its body, for HEAD; the length stays.
 pub fn without_body(answer: Answer) -> Answer {
     let (mut parts, body) = answer.into_parts();

@@ -3,13 +3,13 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use hyper::body::Incoming;
 use hyper::{HeaderMap, Version};
 use percent_encoding::percent_decode_str;
 
 use super::Service;
 use super::address::{Peer, PublicUrl};
 use super::pattern::PLACEHOLDERS_MAX;
+use super::request_body::RequestBody;
 use crate::caller::{Action, Caller, may};
 use crate::substitute::OnMiss;
 
@@ -32,7 +32,7 @@ pub(super) struct Call<'r> {
     pub(super) head: bool,
     pub(super) version: Version,
     pub(super) headers: HeaderMap,
-    pub(super) body: Incoming,
+    pub(super) body: RequestBody,
 }
 
 impl Call<'_> {

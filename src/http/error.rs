@@ -63,6 +63,8 @@ pub(super) enum Error {
     Rejected(Rejection),
     /// The address of the request has a token in it, which it never should.
     TokenInAddress,
+    /// The request names several hosts, of which a proxy may have read another one than this server.
+    TwoHosts,
     /// A path that is believed only of those who have the right to vouch.
     Unvouched(String),
     /// Nobody may have it.
@@ -160,7 +162,7 @@ impl Error {
             }
             (Self::Missing(_) | Self::BuildFailed { .. }, _) => StatusCode::NOT_FOUND,
             (Self::Internal(_), Audience::Api) => StatusCode::INTERNAL_SERVER_ERROR,
-            (Self::BadRequest(_) | Self::TokenInAddress, _) => StatusCode::BAD_REQUEST,
+            (Self::BadRequest(_) | Self::TokenInAddress | Self::TwoHosts, _) => StatusCode::BAD_REQUEST,
             (Self::Refused(refusal), _) if !refusal.wants_token() => StatusCode::FORBIDDEN,
             (Self::Refused(_) | Self::Rejected(_), _) => StatusCode::UNAUTHORIZED,
             (Self::Unvouched(_) | Self::Forbidden(_), _) => StatusCode::FORBIDDEN,
@@ -176,7 +178,7 @@ impl Error {
             Self::NotFound(_) | Self::Unknown | Self::Missing(_) | Self::BuildFailed { .. } => {
                 ErrorReason::NotFound
             }
-            Self::BadRequest(_) | Self::TokenInAddress | Self::RangeNotSatisfiable(_) => {
+            Self::BadRequest(_) | Self::TokenInAddress | Self::TwoHosts | Self::RangeNotSatisfiable(_) => {
                 ErrorReason::BadRequest
             }
             Self::Refused(refusal) if !refusal.wants_token() => ErrorReason::Refused,
@@ -219,7 +221,9 @@ impl Error {
             }
             Self::TooFast(TooFast(wait)) => Some((header::RETRY_AFTER, (wait.as_secs() + 1).to_string())),
             // What is left of the body is not read.
-            Self::TooLarge(_) | Self::TooSlow => Some((header::CONNECTION, "close".to_owned())),
+            Self::TooLarge(_) | Self::TooSlow | Self::TwoHosts => {
+                Some((header::CONNECTION, "close".to_owned()))
+            }
             _ => None,
         }
     }
@@ -246,6 +250,7 @@ impl Error {
                                      revoke it, and send another one in netrc or in the header Authorization"
                     .to_owned()
             }
+            Self::TwoHosts => "the request has more than one header Host: send one alone".to_owned(),
             Self::TooFast(wait) => wait.to_string(),
             Self::MethodNotAllowed(allowed) => format!("only {allowed} are answered here"),
             Self::TooLarge(bytes_max) => format!("the body of the request has more than {bytes_max} bytes"),

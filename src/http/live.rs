@@ -7,7 +7,6 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use narinfo::StorePath;
-use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::Service;
 use super::answer;
@@ -19,11 +18,12 @@ use super::page;
 use super::response_future::ResponseFuture;
 use super::stream_body::{Aborted, BodyWriter, stream_body};
 use crate::build::QueuePulse;
-use crate::caller::{Action, may};
+use crate::caller::{Action, CallerKey, may};
+use crate::shares::{ClientShare, ShareBounds};
 
-/// Streams at a time, in the whole server.
-const STREAMS_MAX: usize = 256;
-static STREAMS: Semaphore = Semaphore::const_new(STREAMS_MAX);
+/// Streams at a time, in the whole server and of one client.
+pub(super) const STREAMS: ShareBounds =
+    ShareBounds { all: 256, of_one: 32, open_of_one: 32, within: Duration::ZERO };
 /// Interval at which the queue is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// Logs that one stream follows at a time.
@@ -32,21 +32,25 @@ const LOGS_MAX: usize = 8;
 const LOG_BYTES_BEFORE: u64 = 64 * 1024;
 
 pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
-    if let Err(refusal) = may(&page::caller(&call), Action::Read) {
+    let caller = page::caller(&call);
+    if let Err(refusal) = may(&caller, Action::Read) {
         return Some(ResponseFuture::failed(Error::Refused(refusal)));
     }
     let only = match only(call.query) {
         Ok(only) => only,
         Err(reason) => return Some(ResponseFuture::failed(Error::BadRequest(reason))),
     };
-    let Ok(permit) = STREAMS.try_acquire() else {
-        let reason = format!("{STREAMS_MAX} clients follow the events already; ask again later");
+    let Some(share) = call.service.streams.try_take(caller.key()) else {
+        let ShareBounds { all, of_one, .. } = STREAMS;
+        let reason = format!(
+            "too many follow the events already: {of_one} streams of one client, or {all} of all; ask again later"
+        );
         return Some(ResponseFuture::failed(Error::Unavailable(reason)));
     };
     let service = call.service.clone();
     let body = stream_body(|writer| async move {
         tokio::select! {
-            () = write(&service, only, permit, writer) => Ok(()),
+            () = write(&service, only, share, writer) => Ok(()),
             () = service.stopping() => Err(Aborted),
         }
     });
@@ -63,7 +67,12 @@ fn only(query: Option<&str>) -> Result<Option<StorePath>, String> {
     Ok(only)
 }
 
-async fn write(service: &Service, only: Option<StorePath>, _: SemaphorePermit<'_>, mut writer: BodyWriter) {
+async fn write(
+    service: &Service,
+    only: Option<StorePath>,
+    _: ClientShare<CallerKey>,
+    mut writer: BodyWriter,
+) {
     let (builds, logs) = (&service.state.builds, &service.state.logs);
     let mut followers: Vec<LogFollower> = Vec::new();
     let (mut told, mut told_at) = (None, Instant::now());

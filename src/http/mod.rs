@@ -62,7 +62,7 @@ use tokio::sync::watch;
 
 use crate::auth::{Auth, RateLimits, has_token};
 use crate::build::{Failures, Logs, Scheduler};
-use crate::caller::{Caller, may};
+use crate::caller::{Action, Caller, CallerKey, may};
 use crate::catalogue::{Catalogue, NameResolver};
 use crate::contents::Contents;
 use crate::debug_info::DebugInfo;
@@ -73,6 +73,7 @@ use crate::packer::Packer;
 use crate::requests::Requests;
 use crate::retention::Retention;
 use crate::retry::Retry;
+use crate::shares::Shares;
 use crate::substitute::{OnMiss, Substitute, Wait};
 use crate::upstream::{Upstreams, Via};
 use accept::{Preference, preference};
@@ -89,6 +90,7 @@ use endpoint::{Endpoint, Verb};
 use endpoints::ENDPOINTS;
 use error::{Audience, Error};
 use pattern::is_for_programs;
+use request_body::{BodySender, RequestBody};
 use response_future::ResponseFuture;
 use route::{Address, Match, without_cached};
 pub use server::{Listener, adopt_listener, listen, serve};
@@ -170,6 +172,10 @@ pub struct AppState {
 pub struct Service {
     state: Arc<AppState>,
     traffic: Arc<Traffic>,
+    /// Memory for bodies of requests, in MiB.
+    bodies: Shares<CallerKey>,
+    /// Streams of events.
+    streams: Shares<CallerKey>,
     stopping: watch::Receiver<bool>,
 }
 
@@ -177,7 +183,13 @@ impl Service {
     /// A service that ends its waits when `stopping` turns true.
     #[must_use]
     pub fn new(state: AppState, stopping: watch::Receiver<bool>) -> Self {
-        Self { state: Arc::new(state), traffic: Arc::new(Traffic::new(per_core::threads())), stopping }
+        Self {
+            state: Arc::new(state),
+            traffic: Arc::new(Traffic::new(per_core::threads())),
+            bodies: Shares::new(request_body::MEMORY),
+            streams: Shares::new(live::STREAMS),
+            stopping,
+        }
     }
 
     /// Begins to wait for what becomes of a hash.
@@ -205,13 +217,19 @@ impl Service {
     /// through the control socket.
     fn answer(&self, request: Request<Incoming>, peer: Option<Peer>, thread: usize) -> ResponseFuture {
         let head = request.method() == Method::HEAD;
-        let caller = self.caller(request.headers(), peer);
+        let identification = Identification::of(request.headers());
+        let has_one_host = identification.hosts <= 1;
+        let caller = self.caller(&identification, request.headers(), peer);
         let line = AccessLine::of(&request, caller.address());
         let (label, audience, future) = match self.keys_needed(&request, peer) {
+            _ if !has_one_host => {
+                (RouteLabel::Unknown, Audience::Person, ResponseFuture::failed(Error::TwoHosts))
+            }
             None => self.dispatch(request, peer, caller),
             Some(keys) => self.dispatch_after(keys, request, peer),
         };
-        future.read_by(audience, head).counted(&self.traffic, thread, label, line)
+        let is_private = !self.state.auth.public().allow(Action::Read);
+        future.read_by(audience, head).private(is_private).counted(&self.traffic, thread, label, line)
     }
 
     /// A wait for the keys of an issuer, where the request has an identity token that needs them.
@@ -243,7 +261,8 @@ impl Service {
             .unwrap_or((RouteLabel::Unknown, Audience::Person));
         let future = ResponseFuture::pending(async move {
             keys.await;
-            let caller = service.caller(request.headers(), peer);
+            let identification = Identification::of(request.headers());
+            let caller = service.caller(&identification, request.headers(), peer);
             let (_, audience, future) = service.dispatch(request, peer, caller);
             let Ok(answer) = future.read_by(audience, head).await;
             Ok(answer)
@@ -252,9 +271,9 @@ impl Service {
     }
 
     /// The one place where a caller is made.
-    fn caller(&self, headers: &HeaderMap, peer: Option<Peer>) -> Caller {
+    fn caller(&self, identification: &Identification<'_>, headers: &HeaderMap, peer: Option<Peer>) -> Caller {
         let Some(peer) = peer else { return Caller::Admin };
-        let Identification { authorization, is_relayed } = Identification::of(headers);
+        let Identification { authorization, is_relayed, .. } = *identification;
         let via = || headers.get_all(header::VIA).iter().filter_map(|value| value.to_str().ok());
         let via = if is_relayed { Via::parse(via()) } else { Via::default() };
         let address = peer.client(headers, &self.state.settings.trusted_proxies);
@@ -299,6 +318,11 @@ impl Service {
         if let Err(error) = admit(endpoint, &caller, self.state.auth.rates()) {
             return (endpoint.label, endpoint.audience, ResponseFuture::failed(error));
         }
+        let sender = (endpoint.verb != Verb::Get).then(|| BodySender {
+            caller: caller.clone(),
+            right: (!endpoint.open && !endpoint.is_page).then_some(endpoint.action),
+            memory: self.bodies.clone(),
+        });
         let call = Call {
             service: self,
             caller,
@@ -311,7 +335,7 @@ impl Service {
             head: head.method == Method::HEAD,
             version: head.version,
             headers: head.headers,
-            body,
+            body: RequestBody::new(body, sender),
         };
         let audience = match endpoint.audience {
             Audience::Person if preference(&call.headers) == Preference::Json => Audience::Api,
@@ -324,13 +348,15 @@ impl Service {
     }
 }
 
-/// Headers that tell who asks. Most requests have neither: one pass over the few that there are costs less
-/// than a look-up of each by its hash.
+/// Headers that tell who asks, and of what. Most requests have few of them: one pass over those that there
+/// are costs less than a look-up of each by its hash.
 #[derive(Default)]
 struct Identification<'r> {
     authorization: Option<&'r HeaderValue>,
     /// Has the header Via.
     is_relayed: bool,
+    /// Headers Host.
+    hosts: usize,
 }
 
 impl<'r> Identification<'r> {
@@ -341,6 +367,8 @@ impl<'r> Identification<'r> {
                 found.authorization.get_or_insert(value);
             } else if *name == header::VIA {
                 found.is_relayed = true;
+            } else if *name == header::HOST {
+                found.hosts += 1;
             }
         }
         found
@@ -354,13 +382,13 @@ fn admit(endpoint: &Endpoint, caller: &Caller, rates: &RateLimits) -> Result<(),
         return Ok(());
     }
     let reads_cache = endpoint.audience == Audience::Cache && endpoint.verb == Verb::Get;
-    match caller.rejected() {
-        Some(rejection) if !reads_cache => return Err(Error::Rejected(rejection.clone())),
-        _ => may(caller, endpoint.action).map_err(Error::Refused)?,
-    }
-    // Reads of the cache are counted where memory has no answer.
-    if !reads_cache {
+    let admitted = match caller.rejected() {
+        Some(rejection) if !reads_cache => Err(Error::Rejected(rejection.clone())),
+        _ => may(caller, endpoint.action).map_err(Error::Refused),
+    };
+    // Reads of the cache that are allowed are counted where memory has no answer.
+    if !reads_cache || admitted.is_err() {
         rates.count(caller).map_err(Error::TooFast)?;
     }
-    Ok(())
+    admitted
 }

@@ -19,6 +19,8 @@ pub(super) struct ResponseFuture {
     /// The body is not wanted.
     head: bool,
     audience: Audience,
+    /// Shared caches may not keep it.
+    private: bool,
     /// Counter of the answer, where it is not counted yet.
     tally: Option<Box<Tally>>,
     stage: ResponseStage,
@@ -46,7 +48,7 @@ impl ResponseFuture {
     }
 
     fn at(stage: ResponseStage) -> Self {
-        Self { head: false, audience: Audience::Person, tally: None, stage }
+        Self { head: false, audience: Audience::Person, private: false, tally: None, stage }
     }
 
     /// True where all of the answer is there, and a socket takes it at once.
@@ -62,6 +64,12 @@ impl ResponseFuture {
             let answer = error.take().map(|error| error.answer(audience));
             self.stage = ResponseStage::Ready(answer);
         }
+        self
+    }
+
+    /// The same, kept by no cache that several share where that is so.
+    pub(super) fn private(mut self, private: bool) -> Self {
+        self.private = private;
         self
     }
 
@@ -108,6 +116,9 @@ impl Future for ResponseFuture {
         };
         let result = result.expect("a future that has ended is not polled again");
         let mut answer = result.unwrap_or_else(|error| error.answer(audience));
+        if self.private {
+            answer::make_private(&mut answer);
+        }
         if let Some(mut tally) = self.tally.take() {
             tally.begun(answer.status().as_u16(), answer::outcome(&answer), answer::length(&answer));
             if self.head {

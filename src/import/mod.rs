@@ -175,8 +175,8 @@ impl Importer {
         uploader: &Caller,
     ) -> Result<(), UploadError> {
         let drv = realisation.id().drv();
-        // A token may have been revoked since the request began, or be bound to names. Where the address names
-        // the derivation by a hash alone, its output has the name that counts.
+        // A token may be bound to names. Where the address names the derivation by a hash alone, the name of
+        // its output counts.
         for name in drv.into_iter().chain([realisation.path()]).map(StorePath::name) {
             may_for(uploader, Action::Push, name)?;
         }

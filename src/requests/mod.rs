@@ -2,6 +2,7 @@
 //! where every item is, and a place in the queue for those that are to be built. What may be built, and in
 //! which order, is decided as for a request of a Nix client.
 
+mod error;
 mod owners;
 mod target;
 
@@ -12,12 +13,13 @@ use std::time::Duration;
 use narinfo::{StorePath, StorePathHash};
 use tokio::task::JoinSet;
 
-use crate::build::{Cancellation, QueueFull, Scheduler};
-use crate::caller::{Action, Caller, CallerKey, QueuePlace, Refusal, may, may_for};
+use crate::build::{Cancellation, Scheduler};
+use crate::caller::{Action, Caller, CallerKey, QueuePlace, may, may_for};
 use crate::catalogue::{NameResolver, NoSuchName};
 use crate::model::FailureClass;
 use crate::nix::Outputs;
 use crate::substitute::{Located, Missing, OnMiss, Substitute, Surveyed};
+pub use error::{NotOwner, NotStarted};
 use owners::{Leaving, Owners, Stay};
 pub use target::{OutputChoice, RequestTarget, TargetError};
 
@@ -88,25 +90,6 @@ pub struct Requests {
     builds: Scheduler,
     owners: Owners,
 }
-
-/// The reason why a build has no place in the queue.
-#[derive(Debug, thiserror::Error)]
-pub enum NotStarted {
-    /// The starter may not have it built.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// Too many wait.
-    #[error(transparent)]
-    Full(#[from] QueueFull),
-}
-
-/// The request of this number is another client's, who alone may cancel it beside an administrator.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "request {0} is another client's: who asked for it may cancel it, and a token with the right \"admin\" or \
-     `ondine cancel` on the server"
-)]
-pub struct NotOwner(u64);
 
 /// An item on its way to its state.
 struct ItemDraft {

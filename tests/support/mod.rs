@@ -26,6 +26,7 @@ pub mod release;
 pub mod small_disk;
 pub mod sshd;
 pub mod store;
+pub mod tokens;
 pub mod uploads;
 pub mod upstream;
 

@@ -79,7 +79,7 @@ pub(in crate::http) fn retry(call: Call<'_>) -> Option<ResponseFuture> {
     let (asked, headers, body) = (call.arguments[0].to_owned(), call.headers, call.body);
     Some(ResponseFuture::pending(async move {
         let done = async {
-            let form = PageForm::read(&headers, body).await?;
+            let form = PageForm::read(&visitor, &headers, body).await?;
             may(&visitor.caller, Action::Cancel).map_err(Error::Refused)?;
             form.check(&visitor)?;
             failures::retried(&service, what, false, &visitor.caller).await

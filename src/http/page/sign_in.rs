@@ -4,14 +4,13 @@
 use std::time::Duration;
 
 use askama::Template;
-use hyper::HeaderMap;
-use hyper::body::Incoming;
+use hyper::{HeaderMap, header};
 use subtle::ConstantTimeEq;
 
 use super::super::answer::{self, Answer};
 use super::super::call::{Call, parameters};
 use super::super::error::Error;
-use super::super::request_body::{self, BodyBounds};
+use super::super::request_body::{BodyBounds, RequestBody};
 use super::super::response_future::ResponseFuture;
 use super::format::form_encoded;
 use super::session::{Session, THEME_COOKIE, TOKEN_COOKIE, Theme};
@@ -37,13 +36,16 @@ struct SignInPage {
 
 impl PageForm {
     /// Reads a form that a page of ours has sent.
-    pub(super) async fn read(headers: &HeaderMap, body: Incoming) -> Result<Self, Error> {
-        let site = headers.get("sec-fetch-site").map(|site| site.as_bytes());
-        if site.is_some_and(|site| site != b"same-origin" && site != b"none") {
+    pub(super) async fn read(
+        visitor: &Visitor,
+        headers: &HeaderMap,
+        body: RequestBody,
+    ) -> Result<Self, Error> {
+        if !is_ours(visitor, headers) {
             let reason = "this form was sent by another site, and nothing was done; open the page here";
             return Err(Error::BadRequest(reason.to_owned()));
         }
-        let body = request_body::collect(body, FORM).await?;
+        let body = body.collect(FORM).await?;
         let text = form_encoded(std::str::from_utf8(&body).unwrap_or_default());
         let fields = parameters(Some(&text));
         Ok(Self(fields.filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()))
@@ -66,6 +68,21 @@ impl PageForm {
     }
 }
 
+/// True for a form of this server's own pages: browsers say so, those before 2023 and those without HTTPS by
+/// the header Origin alone. Other programs send neither, and have no cookies that could be abused.
+fn is_ours(visitor: &Visitor, headers: &HeaderMap) -> bool {
+    if let Some(site) = headers.get("sec-fetch-site") {
+        return [&b"same-origin"[..], b"none"].contains(&site.as_bytes());
+    }
+    let Some(origin) = headers.get(header::ORIGIN) else { return true };
+    let host =
+        |url: &str| url.split_once("://").map(|(_, rest)| rest.split('/').next().unwrap_or(rest).to_owned());
+    let Some(origin) = origin.to_str().ok().and_then(host) else { return false };
+    let asked = headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    asked.is_some_and(|asked| asked.eq_ignore_ascii_case(&origin))
+        || host(&visitor.url).is_some_and(|own| own.eq_ignore_ascii_case(&origin))
+}
+
 fn set_cookie(answer: Answer, visitor: &Visitor, name: &str, value: &str, seconds: u64) -> Answer {
     let secure = if visitor.url.starts_with("https:") { "; Secure" } else { "" };
     let cookie = format!("{name}={value}; Path=/; Max-Age={seconds}; HttpOnly; SameSite=Strict{secure}");
@@ -74,6 +91,8 @@ fn set_cookie(answer: Answer, visitor: &Visitor, name: &str, value: &str, second
 
 /// The way back to a page, which never leaves this server.
 fn back_to(visitor: &Visitor, page: &str) -> Answer {
+    // Addresses of pages are plain; anything else was not made by one of ours.
+    let page = if page.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'\\') { page } else { "" };
     answer::redirect(&format!("{}{}", visitor.root, page.trim_start_matches('/')))
 }
 
@@ -97,7 +116,7 @@ pub(in crate::http) fn sign_in(call: Call<'_>) -> Option<ResponseFuture> {
         if let Err(error) = service.state.auth.rates().count(&visitor.caller) {
             return Ok(visitor.error(Error::TooFast(error)));
         }
-        let form = match PageForm::read(&headers, body).await {
+        let form = match PageForm::read(&visitor, &headers, body).await {
             Ok(form) => form,
             Err(error) => return Ok(visitor.error(error)),
         };
@@ -130,7 +149,7 @@ pub(in crate::http) fn sign_out(call: Call<'_>) -> Option<ResponseFuture> {
     let visitor = Visitor::of(&call);
     let (headers, body) = (call.headers, call.body);
     Some(ResponseFuture::pending(async move {
-        if let Err(error) = PageForm::read(&headers, body).await {
+        if let Err(error) = PageForm::read(&visitor, &headers, body).await {
             return Ok(visitor.error(error));
         }
         Ok(set_cookie(back_to(&visitor, ""), &visitor, TOKEN_COOKIE, "", 0))
@@ -142,7 +161,7 @@ pub(in crate::http) fn theme(call: Call<'_>) -> Option<ResponseFuture> {
     let visitor = Visitor::of(&call);
     let (headers, body) = (call.headers, call.body);
     Some(ResponseFuture::pending(async move {
-        let form = match PageForm::read(&headers, body).await {
+        let form = match PageForm::read(&visitor, &headers, body).await {
             Ok(form) => form,
             Err(error) => return Ok(visitor.error(error)),
         };

@@ -145,9 +145,8 @@ where
     F: Future<Output = Result<Answer, Error>> + Send + 'static,
 {
     let visitor = Arc::new(Visitor::of(call));
-    let admitted = may(&visitor.caller, action).map_err(Error::Refused);
-    let rates = call.service.state.auth.rates();
-    let admitted = admitted.and_then(|()| rates.count(&visitor.caller).map_err(Error::TooFast));
+    let counted = call.service.state.auth.rates().count(&visitor.caller).map_err(Error::TooFast);
+    let admitted = counted.and_then(|()| may(&visitor.caller, action).map_err(Error::Refused));
     if let Err(error) = admitted {
         return Some(ResponseFuture::ready(visitor.error(error)));
     }

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use narinfo::{CacheInfo, DrvOutput, REALISATION_BYTES_MAX, Realisation, StorePath, StorePathHash};
 
-use super::{TAKEN, file, file_of};
+use super::{FILE_WITHIN, TAKEN, file, file_of};
 use crate::caller::{Action, Caller, may_for};
 use crate::debug_info::BuildId;
 use crate::http::Service;
 use crate::http::answer::{self, Answer};
 use crate::http::call::Call;
 use crate::http::error::Error;
+use crate::http::request_body::BodyBounds;
 use crate::http::response_future::ResponseFuture;
 
 /// Bytes of a listing: of the largest packages some ten MiB.
@@ -37,7 +38,8 @@ struct UploadedPlace {
 
 pub(in crate::http) fn debug_info(call: Call<'_>) -> Option<ResponseFuture> {
     let id = BuildId::parse(call.arguments[0])?;
-    let (service, headers, body) = (call.service.clone(), call.headers, call.body);
+    let (service, uploader) = (call.service.clone(), call.caller.key());
+    let (headers, body) = (call.headers, call.body);
     Some(ResponseFuture::pending(async move {
         let bytes = file(&headers, body, SMALL_BYTES_MAX).await?;
         let place: UploadedPlace = serde_json::from_slice(&bytes).map_err(|error| {
@@ -45,18 +47,18 @@ pub(in crate::http) fn debug_info(call: Call<'_>) -> Option<ResponseFuture> {
                 "an index of debugging symbols is JSON with archive and member: {error}"
             ))
         })?;
-        if service.state.debug_info.announce(id, file_of(&place.archive), &place.member) {
+        if service.state.debug_info.announce(uploader, id, file_of(&place.archive), &place.member) {
             return Ok(answer::ready(answer::TEXT, TAKEN));
         }
-        let reason = "the member is no path in a NAR, or its NAR has too many symbols";
+        let reason = "expected the address of an uploaded NAR and the path of a file in it, and not too many before \
+             their NARs are uploaded";
         Err(Error::BadRequest(reason.to_owned()))
     }))
 }
 
 fn dropped(call: Call<'_>, bytes_max: usize) -> ResponseFuture {
-    let (headers, body) = (call.headers, call.body);
     ResponseFuture::pending(async move {
-        file(&headers, body, bytes_max).await?;
+        call.body.discard(BodyBounds { bytes_max, time_max: FILE_WITHIN }).await?;
         Ok(answer::ready(answer::TEXT, DROPPED))
     })
 }

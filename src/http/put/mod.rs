@@ -10,8 +10,6 @@ use std::io::{Cursor, Read};
 use std::time::Duration;
 
 use ::narinfo::Compression;
-use bytes::Bytes;
-use hyper::body::Incoming;
 use hyper::{HeaderMap, header};
 
 pub(super) use files::{cache_info, debug_info, listing, log, realisation};
@@ -20,7 +18,7 @@ pub(super) use nar::{nar, was_uploaded};
 pub(super) use narinfo::narinfo;
 
 use super::error::Error;
-use super::request_body::{BodyBounds, collect};
+use super::request_body::{BodyBounds, RequestBody, WholeBody};
 use crate::decode;
 
 /// Answer to an upload that was taken.
@@ -29,8 +27,7 @@ const TAKEN: &str = "uploaded\n";
 const FILE_WITHIN: Duration = Duration::from_secs(120);
 
 /// All of a small file, decoded, with `bytes_max` bytes at most in either form.
-async fn file(headers: &HeaderMap, body: Incoming, bytes_max: usize) -> Result<Bytes, Error> {
-    must_have_one_length(headers)?;
+async fn file(headers: &HeaderMap, body: RequestBody, bytes_max: usize) -> Result<WholeBody, Error> {
     let encoding = match headers.get(header::CONTENT_ENCODING).map(|value| value.to_str().unwrap_or("?")) {
         None | Some("" | "identity" | "none") => None,
         Some(name) => Some(Compression::from_name(name.trim_start_matches("x-")).ok_or_else(|| {
@@ -40,8 +37,9 @@ async fn file(headers: &HeaderMap, body: Incoming, bytes_max: usize) -> Result<B
             ))
         })?),
     };
-    let body = collect(body, BodyBounds { bytes_max, time_max: FILE_WITHIN }).await?;
-    let Some(encoding) = encoding else { return Ok(body) };
+    let bounds = BodyBounds { bytes_max, time_max: FILE_WITHIN };
+    let Some(encoding) = encoding else { return body.collect(bounds).await };
+    let (body, with) = body.with_decoded(bytes_max).collect(bounds).await?.replaced();
     let decoding = tokio::task::spawn_blocking(move || {
         let mut decoded = Vec::new();
         let plain = decode::encoded(encoding, Cursor::new(body))?;
@@ -49,7 +47,7 @@ async fn file(headers: &HeaderMap, body: Incoming, bytes_max: usize) -> Result<B
     });
     match decoding.await {
         Ok(Ok(decoded)) if decoded.len() > bytes_max => Err(Error::TooLarge(bytes_max)),
-        Ok(Ok(decoded)) => Ok(decoded.into()),
+        Ok(Ok(decoded)) => Ok(with(decoded)),
         Ok(Err(error)) => {
             Err(Error::BadRequest(format!("the body is not in the Content-Encoding {encoding}: {error}")))
         }
@@ -60,14 +58,4 @@ async fn file(headers: &HeaderMap, body: Incoming, bytes_max: usize) -> Result<B
 /// The name of a file in the address of an uploaded NAR.
 fn file_of(address: &str) -> &str {
     address.rsplit('/').next().unwrap_or_default()
-}
-
-/// Refuses a request whose length is given in two ways: a proxy may have read it in the other one.
-fn must_have_one_length(headers: &HeaderMap) -> Result<(), Error> {
-    if headers.contains_key(header::CONTENT_LENGTH) && headers.contains_key(header::TRANSFER_ENCODING) {
-        return Err(Error::BadRequest(
-            "the request has both Content-Length and Transfer-Encoding".to_owned(),
-        ));
-    }
-    Ok(())
 }

@@ -10,7 +10,7 @@ use hyper::body::{Body, Incoming};
 use hyper::{HeaderMap, header};
 use narinfo::{Compression, NarHash};
 
-use super::{TAKEN, must_have_one_length};
+use super::TAKEN;
 use crate::caller::Caller;
 use crate::http::Service;
 use crate::http::answer::{self, Answer};
@@ -51,7 +51,7 @@ pub(in crate::http) fn nar(call: Call<'_>) -> Option<ResponseFuture> {
         compression,
         uploader: call.caller,
     };
-    let (service, headers, body) = (call.service.clone(), call.headers, call.body);
+    let (service, headers, body) = (call.service.clone(), call.headers, call.body.into_stream());
     Some(ResponseFuture::pending(async move {
         let taken = take(&service, upload, &headers, body).await;
         taken.map(|()| answer::ready(answer::TEXT, TAKEN))
@@ -72,7 +72,6 @@ async fn take(
     mut body: Incoming,
 ) -> Result<(), Error> {
     let importer = &service.state.importer;
-    must_have_one_length(headers)?;
     if headers.contains_key(header::CONTENT_ENCODING) {
         return Err(Error::BadRequest(
             "a NAR is uploaded without Content-Encoding: its name tells its compression".to_owned(),

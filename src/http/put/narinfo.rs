@@ -6,6 +6,7 @@ use narinfo::nar::EntryKind;
 use narinfo::{NARINFO_BYTES_MAX, NarInfo};
 
 use super::{TAKEN, file, file_of};
+use crate::caller::CallerKey;
 use crate::http::Service;
 use crate::http::answer;
 use crate::http::call::Call;
@@ -16,10 +17,11 @@ use crate::tail_file::reading;
 /// far as the NAR has them. A place whose NAR is served stays as it is.
 async fn publish_debug_info(
     service: &Service,
+    uploader: CallerKey,
     narinfo: &[u8],
 ) -> Result<(), Box<dyn StdError + Send + Sync>> {
     let NarInfo { path_info, url, .. } = NarInfo::parse(&service.state.store_dir, narinfo)?;
-    let announced = service.state.debug_info.take_announced(file_of(&url));
+    let announced = service.state.debug_info.take_announced(uploader, file_of(&url));
     if announced.is_empty() {
         return Ok(());
     }
@@ -50,7 +52,7 @@ pub(in crate::http) fn narinfo(call: Call<'_>) -> Option<ResponseFuture> {
     Some(ResponseFuture::pending(async move {
         let narinfo = file(&headers, body, NARINFO_BYTES_MAX).await?;
         let is_new = service.state.importer.publish(hash, &narinfo, &uploader).await?;
-        if is_new && let Err(error) = publish_debug_info(&service, &narinfo).await {
+        if is_new && let Err(error) = publish_debug_info(&service, uploader.key(), &narinfo).await {
             let error: &(dyn StdError + 'static) = &*error;
             tracing::warn!(error, "cannot keep the places of debugging symbols; check the disk");
         }
