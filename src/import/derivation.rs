@@ -40,13 +40,7 @@ impl Inner {
             return Ok(None);
         }
         let read = self.reading(info, |nar| Ok(read_file(nar))).await?;
-        let bytes = read.map_err(|error| match error.kind() {
-            // Its NAR was verified a moment ago: it is that of something else, or of too much.
-            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
-                UploadError::Invalid(format!("{} is no derivation: {error}", info.path))
-            }
-            _ => UploadError::unavailable(&error),
-        })?;
+        let bytes = read.map_err(|error| not_read(&info.path, &error))?;
         let (parsed, input_hash) = self.verified(&info.path, bytes, 0).await?;
         if info.references != parsed.input_derivations.union(&parsed.input_sources).cloned().collect() {
             return Err(UploadError::Invalid(format!("{} refers to other paths than its inputs", info.path)));
@@ -106,8 +100,20 @@ impl Inner {
         if let Ok(Ok(bytes)) = local.await {
             return Ok(Some(bytes));
         }
-        let read = self.packer.read_plain(hit.row.info.nar_hash, |nar| read_file(nar)).await;
-        read.map_err(|error| UploadError::unavailable(&error))
+        let read = self.packer.read_plain(hit.row.info.nar_hash, |nar| Ok(read_file(nar))).await;
+        let read = read.map_err(|error| UploadError::unavailable(&error))?;
+        read.transpose().map_err(|error| not_read(drv, &error))
+    }
+}
+
+/// The reason why the NAR of a derivation was not read.
+fn not_read(drv: &StorePath, error: &std::io::Error) -> UploadError {
+    match error.kind() {
+        // The NAR was verified before: it is that of something else, or of too much.
+        ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
+            UploadError::Invalid(format!("{drv} is no derivation: {error}"))
+        }
+        _ => UploadError::unavailable(error),
     }
 }
 
