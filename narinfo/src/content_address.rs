@@ -31,12 +31,6 @@ impl FromStr for ContentAddress {
 }
 
 impl ContentAddress {
-    /// True for the address of a text that may have references, as that of a derivation is.
-    #[must_use]
-    pub fn is_text(&self) -> bool {
-        self.0.starts_with("text:")
-    }
-
     /// True when a path has its name from this address and these references. Then no signature is needed, but
     /// for nothing else: the size of the contents is not fixed, their NAR hash only where the address is that
     /// hash, and the contents are proven only by themselves (see [`Addressed`]). Always false for git trees,
