@@ -432,7 +432,7 @@ fn of_two_realisations_of_an_output_the_first_stays_whether_it_was_pushed_or_bui
     let uploads = Uploads { door: Door::to(&cache.ondine), cache };
     let (drv, built) = build(&uploads.cache.store, &floating("built", "echo built > $out"));
     let paths = [1, 2].map(|number| {
-        let (path, contents) = (format!("{number:032}-p"), nar(number.to_string().as_bytes()));
+        let (path, contents) = (format!("{number:032}-built"), nar(number.to_string().as_bytes()));
         let name = uploads.upload(&contents);
         let narinfo = uploads.narinfo(&path, &name, &name, &contents, "");
         assert_eq!(uploads.put(&format!("/{}.narinfo", &path[..32]), narinfo.as_bytes()).0, 200);

@@ -130,7 +130,9 @@ fn items_are_told_apart_and_built_in_the_order_in_which_they_were_asked_for() {
     let list = get(&cache.http, "/api/v1/builds");
     let ended: Vec<&Value> =
         list["ended"].as_array().expect("a list").iter().map(|request| &request["id"]).collect();
-    assert_eq!((&list["total"], ended[0]), (&json!(0), &json!(numbers[3])), "{list}");
+    let place = |number: u64| ended.iter().position(|id| **id == json!(number)).expect("it has ended");
+    // The second may end before the one with several outputs, which take longer to be delivered.
+    assert!(list["total"] == 0 && place(numbers[3]) < place(numbers[0]), "{list}");
 }
 
 #[test]
