@@ -2,16 +2,14 @@
 //! hours of building its inputs; and whoever comes next is served. What can be built is what the real Nix
 //! says of itself, or the settings.
 
-mod support;
-
 use std::path::Path;
 use std::time::Duration;
 
-use support::addresses::{base_name, narinfo_address};
-use support::cache::{assert_missing, assert_narinfo};
-use support::derivations::{chain, text_file};
-use support::process::wait_until;
-use support::{Cache, Derivation, NixStore, Release, text};
+use crate::support::addresses::{base_name, narinfo_address};
+use crate::support::cache::{assert_missing, assert_narinfo};
+use crate::support::derivations::{chain, text_file};
+use crate::support::process::wait_until;
+use crate::support::{Cache, Derivation, NixStore, Release, text};
 
 /// A system that no machine has.
 const ELSEWHERE: &str = "vax-vms";

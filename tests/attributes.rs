@@ -1,15 +1,13 @@
 //! Attributes and their names: the same in every way to evaluate a set, with every release of Nix. Real
 //! evaluations and real daemons.
 
-mod support;
-
 use std::path::PathBuf;
 use std::time::Duration;
 
-use support::addresses::base_name;
-use support::package_set::{dump, get, refresh, small, told_in};
-use support::programs::{install_eval_jobs, path};
-use support::{NixStore, Ondine, PackageSet, Release, derivations, text, wait_until};
+use crate::support::addresses::base_name;
+use crate::support::package_set::{dump, get, refresh, small, told_in};
+use crate::support::programs::{install_eval_jobs, path};
+use crate::support::{NixStore, Ondine, PackageSet, Release, derivations, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 /// The sets of a server: one evaluated as a whole, one attribute by attribute.

@@ -2,15 +2,14 @@
 //! short while the first one builds in the order of the queue; and its refusal where it would have as much
 //! weight.
 
-mod support;
-
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use support::cache::assert_narinfo;
-use support::process::run;
-use support::{Cache, Derivation, NixStore, Ondine, Release, text};
+use crate::support;
+use crate::support::cache::assert_narinfo;
+use crate::support::process::run;
+use crate::support::{Cache, Derivation, NixStore, Ondine, Release, text};
 
 /// A control group with a tenth of the usual weight, gone with the test. Made only when ONDINE_TEST_CGROUPS
 /// is set: it takes root and writable control groups.

@@ -1,13 +1,12 @@
 //! Bounds of one client, one build and the queue, and the number of builds at once.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
-use support::addresses::{base_name, narinfo_address};
-use support::cache::{assert_missing, assert_narinfo};
-use support::process::runs;
-use support::{Cache, Derivation, wait_until};
+use crate::support;
+use crate::support::addresses::{base_name, narinfo_address};
+use crate::support::cache::{assert_missing, assert_narinfo};
+use crate::support::process::runs;
+use crate::support::{Cache, Derivation, wait_until};
 
 /// Time limit of a build that is stopped, or of a short one.
 const SOON: Duration = Duration::from_secs(30);

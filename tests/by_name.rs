@@ -1,17 +1,17 @@
 //! Package sets by name: what an attribute is told to be, and downloads of it for those who have no Nix,
 //! which build what is missing as any request does. Real evaluations and a real daemon.
 
-mod support;
-
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::addresses::{base_name, narinfo_address};
+use crate::support::cache::status_of;
+use crate::support::http::{Response, raw};
+use crate::support::package_set::{LOOPS, api, dump, get, start_refresh, told, wait_for_generation};
+use crate::support::{
+    Derivation, Http, NixStore, Ondine, PackageSet, Release, derivations, text, wait_until,
+};
 use serde_json::{Value, json};
-use support::addresses::{base_name, narinfo_address};
-use support::cache::status_of;
-use support::http::{Response, raw};
-use support::package_set::{LOOPS, api, dump, get, start_refresh, told, wait_for_generation};
-use support::{Derivation, Http, NixStore, Ondine, PackageSet, Release, derivations, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 const CATALOGUE_ONLY: &str = "build-from = ['catalogue']";

@@ -2,15 +2,16 @@
 //! collections. Real evaluations, a real daemon, stock clients. Nothing but package sets is built from,
 //! unless a test says so.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use support::addresses::narinfo_address;
-use support::http::Response;
-use support::package_set::{api, must_be_had, refresh, start_refresh, wait_for_generation};
-use support::{Client, Derivation, Http, NixStore, Ondine, PackageSet, Release, derivations, wait_until};
+use crate::support;
+use crate::support::addresses::narinfo_address;
+use crate::support::http::Response;
+use crate::support::package_set::{api, must_be_had, refresh, start_refresh, wait_for_generation};
+use crate::support::{
+    Client, Derivation, Http, NixStore, Ondine, PackageSet, Release, derivations, wait_until,
+};
 
 const SOON: Duration = Duration::from_secs(30);
 const CATALOGUE_ONLY: &str = "build-from = ['catalogue']";

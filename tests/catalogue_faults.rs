@@ -1,20 +1,18 @@
 //! Evaluations that do what they must not, and servers that die in a refresh: whatever happens, it is told
 //! of, and what was known goes on being served.
 
-mod support;
-
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use rustix::fs::OFlags;
-use support::package_set::{
+use crate::support::package_set::{
     EATS, LOOPS, PRINTS, api, links, must_be_had, refresh, small, start_refresh, wait_for_generation,
 };
-use support::process::Background;
-use support::{NixStore, PackageSet, Release, derivations, process, text, wait_until};
+use crate::support::process::Background;
+use crate::support::{NixStore, PackageSet, Release, derivations, process, text, wait_until};
+use rustix::fs::OFlags;
 
 const SOON: Duration = Duration::from_secs(30);
 

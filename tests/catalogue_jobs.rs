@@ -2,13 +2,13 @@
 //! whatever goes wrong with it, a walk takes its place. Where a release has none, the program is a script
 //! that evaluates with the real Nix.
 
-mod support;
-
 use std::time::Duration;
 
-use support::package_set::{EATS, LOOPS, PRINTS, api, must_be_had, refresh, small, wait_for_generation};
-use support::programs::{EVAL_JOBS, install, install_eval_jobs, path, remove};
-use support::{Http, NixStore, Ondine, PackageSet, Release, derivations, process, text, wait_until};
+use crate::support::package_set::{
+    EATS, LOOPS, PRINTS, api, must_be_had, refresh, small, wait_for_generation,
+};
+use crate::support::programs::{EVAL_JOBS, install, install_eval_jobs, path, remove};
+use crate::support::{Http, NixStore, Ondine, PackageSet, Release, derivations, process, text, wait_until};
 
 const PROGRAM: &str = "nix-eval-jobs";
 const LIMITS: &str = "attribute-timeout = '5s'\nmax-memory-bytes = 536870912";

@@ -1,13 +1,12 @@
 //! Package sets with every release of Nix that there is to test with: its evaluator, its daemon.
 //! The evaluator is the one on the server's PATH, which these tests lead into the release.
 
-mod support;
-
 use std::path::Path;
 
-use support::addresses::base_name;
-use support::package_set::{api, must_be_had, refresh, wait_for_generation};
-use support::{Derivation, Http, NixStore, Ondine, PackageSet, Release, derivations, programs, text};
+use crate::support;
+use crate::support::addresses::base_name;
+use crate::support::package_set::{api, must_be_had, refresh, wait_for_generation};
+use crate::support::{Derivation, Http, NixStore, Ondine, PackageSet, Release, derivations, programs, text};
 
 fn serve(store: &NixStore, settings: &Path) -> Ondine {
     Ondine::start_with(store, &["--config", text(settings)], &[("PATH", &programs::path(store))])

@@ -1,16 +1,15 @@
 //! The command line as scripts and admins rely on it: what it prints, what it makes, what it refuses and why.
 //! Everything runs the built program.
 
-mod support;
-
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use support::process::run;
-use support::{Background, Http, NixStore, Ondine, Release, text, wait_until};
+use crate::support;
+use crate::support::process::run;
+use crate::support::{Background, Http, NixStore, Ondine, Release, text, wait_until};
 
 fn ondine(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_ondine"));

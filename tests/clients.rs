@@ -5,12 +5,11 @@
 //! Prints one line for each pair, and writes it to the file that ONDINE_TEST_MATRIX_REPORT names, for CI to
 //! count.
 
-mod support;
-
 use std::io::Write;
 
-use support::derivations::{ODD_NAME, chain, curious_tree, multiple_outputs};
-use support::{Client, Derivation, NixStore, Ondine, Release, nar_digest};
+use crate::support;
+use crate::support::derivations::{ODD_NAME, chain, curious_tree, multiple_outputs};
+use crate::support::{Client, Derivation, NixStore, Ondine, Release, nar_digest};
 
 /// Four derivations that need each other, one with more outputs than one, which end in two that are asked
 /// for.

@@ -1,14 +1,14 @@
 //! Own builds beside what another cache has of the same paths: the same bytes or others, noted once it has
 //! them, told and counted, and served as they were built here.
 
-mod support;
-
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::addresses::{base_name, field};
+use crate::support::{
+    BinaryCache, Cache, Compression, Derivation, FileServer, NixStore, Release, wait_until,
+};
 use serde_json::Value;
-use support::addresses::{base_name, field};
-use support::{BinaryCache, Cache, Compression, Derivation, FileServer, NixStore, Release, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 

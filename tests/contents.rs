@@ -1,17 +1,18 @@
 //! Contents that are served are those that were built: names, trees, sizes, references and signatures arrive
 //! as they are in the store. Real clients that require signatures and trust our key alone.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
+use crate::support;
+use crate::support::addresses::{base_name, field, fields, log_address};
+use crate::support::derivations::{
+    LARGE_FILE_BYTES, ODD_NAME, chain, curious_tree, large_file, multiple_outputs,
+};
+use crate::support::{Cache, Client, Derivation, Substituter, nar_digest, text};
 use narinfo::{KeyName, NarInfo, PublicKey, SecretKey, StoreDir};
 use sha2::{Digest, Sha256};
-use support::addresses::{base_name, field, fields, log_address};
-use support::derivations::{LARGE_FILE_BYTES, ODD_NAME, chain, curious_tree, large_file, multiple_outputs};
-use support::{Cache, Client, Derivation, Substituter, nar_digest, text};
 
 /// The most memory that the server may hold, in bytes, however large what it serves.
 const SERVER_RSS_BYTES_MAX: u64 = 200 * 1024 * 1024;

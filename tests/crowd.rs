@@ -2,11 +2,9 @@
 //! the whole narinfo moments after the build's end, from a server that stays small. How fast it is exactly,
 //! `cargo bench --bench crowd` tells.
 
-mod support;
-
 use std::time::Duration;
 
-use support::crowd;
+use crate::support::crowd;
 
 const CLIENTS: usize = 10_000;
 /// Memory that they may cost the server, in bytes.

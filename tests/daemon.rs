@@ -2,20 +2,19 @@
 //! (colons between them). Then against fake ones that do what a daemon must not. Every daemon has a store of
 //! its own under a temporary folder.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::support;
+use crate::support::derivations::{self, Derivation};
+use crate::support::{NixStore, Release, text, wait_until};
 use narinfo::{StoreDir, StorePath};
 use ondine::nix::{
     BuildEvent, BuildStatus, BuildTarget, Daemon, DaemonError, Database, DatabaseError, Derivations,
     Environment, Handshake, LocalStore, NEWEST_PROTOCOL, OLDEST_PROTOCOL, Options, Pool, Trust, ValidPath,
 };
-use support::derivations::{self, Derivation};
-use support::{NixStore, Release, text, wait_until};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 

@@ -1,14 +1,13 @@
 //! The promise about logs that are not ours: what the Nix daemon built without us has its log here, too,
 //! whatever form Nix gave it, and an output leads to the log of what makes it. Real daemons of every release.
 
-mod support;
-
 use std::path::Path;
 
-use support::addresses::{base_name, log_address};
-use support::cache::assert_missing;
-use support::uploads::Uploads;
-use support::{Cache, Derivation, Door, Instantiated, NixStore, Release, text};
+use crate::support;
+use crate::support::addresses::{base_name, log_address};
+use crate::support::cache::assert_missing;
+use crate::support::uploads::Uploads;
+use crate::support::{Cache, Derivation, Door, Instantiated, NixStore, Release, text};
 
 /// A derivation that says a word.
 fn talking(store: &NixStore, word: &str) -> Instantiated {

@@ -1,17 +1,16 @@
 //! The promise about a Nix daemon that is away for a while: what needs none is served, and the rest waits for
 //! it, told why. Real daemons that are stopped and started again.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::support;
+use crate::support::addresses::{base_name, narinfo_address};
+use crate::support::cache::{assert_missing, assert_narinfo};
+use crate::support::derivations::text_file;
+use crate::support::http::Streaming;
+use crate::support::{Cache, Derivation, Ending, NixStore, Release, Sample, Upstream, text, wait_until};
 use narinfo::{NarInfo, StoreDir};
-use support::addresses::{base_name, narinfo_address};
-use support::cache::{assert_missing, assert_narinfo};
-use support::derivations::text_file;
-use support::http::Streaming;
-use support::{Cache, Derivation, Ending, NixStore, Release, Sample, Upstream, text, wait_until};
 
 /// An answer that waits for nothing, on a machine that builds and tests other things meanwhile.
 const AT_ONCE: Duration = Duration::from_secs(5);

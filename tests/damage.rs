@@ -1,16 +1,15 @@
 //! Damage of stored NARs is noticed: at the latest when it is asked for, and by `ondine fsck` before. What
 //! can be had again is, from the Nix store or another cache; nothing that is wrong goes out as a whole twice.
 
-mod support;
-
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use support::addresses::{base_name, field};
-use support::derivations::noise;
-use support::upstream::stored_nars;
-use support::{
+use crate::support;
+use crate::support::addresses::{base_name, field};
+use crate::support::derivations::noise;
+use crate::support::upstream::stored_nars;
+use crate::support::{
     Cache, Compression, Ending, Finished, Instantiated, NixStore, Release, Sample, Upstream, process, text,
     wait_until,
 };

@@ -1,11 +1,9 @@
 //! Dashboards and alerts ask for metrics that the server has, and each alert says what to do about it.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use support::{Http, NixStore, PackageSet, Release, package_set};
+use crate::support::{Http, NixStore, PackageSet, Release, package_set};
 
 fn read(file: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);

@@ -1,13 +1,12 @@
 //! Memory of decoders: however many files with large windows are fetched at once, they share a budget, and
 //! each comes whole.
 
-mod support;
-
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use support::addresses::field;
-use support::{Cache, Client, Compression, Derivation, Http, NixStore, Release, Upstream};
+use crate::support;
+use crate::support::addresses::field;
+use crate::support::{Cache, Client, Compression, Derivation, Http, NixStore, Release, Upstream};
 
 /// Fetches at once.
 const FILES: usize = 8;

@@ -2,12 +2,10 @@
 //! by whatever name it is reached, and names that people make up leave nothing behind. Real evaluations and a
 //! real daemon.
 
-mod support;
-
-use support::addresses::narinfo_address;
-use support::package_set::{api, get, must_be_had, refresh, small, told, wait_for_generation};
-use support::programs::{install_eval_jobs, path};
-use support::{NixStore, Ondine, PackageSet, Release, derivations, text};
+use crate::support::addresses::narinfo_address;
+use crate::support::package_set::{api, get, must_be_had, refresh, small, told, wait_for_generation};
+use crate::support::programs::{install_eval_jobs, path};
+use crate::support::{NixStore, Ondine, PackageSet, Release, derivations, text};
 
 const CATALOGUE_ONLY: &str = "build-from = ['catalogue']";
 /// As in a folder of packages that knows itself.

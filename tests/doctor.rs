@@ -1,13 +1,11 @@
 //! `ondine doctor` on real servers and clients: what is well, what is not, and what it mends.
 
-mod support;
-
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
 
+use crate::support::process::{Finished, run};
+use crate::support::{NixStore, Ondine, Release, text};
 use serde_json::Value;
-use support::process::{Finished, run};
-use support::{NixStore, Ondine, Release, text};
 
 /// `ondine doctor` in the environment of the server.
 fn doctor(ondine: &Ondine, arguments: &[&str]) -> Finished {

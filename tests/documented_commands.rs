@@ -2,16 +2,15 @@
 //! does not; each TOML block passes `check-config`, each Nix block parses, and the README's session is one
 //! that happened.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use support::addresses::{base_name, narinfo_address};
-use support::process::{Finished, run};
-use support::{
+use crate::support;
+use crate::support::addresses::{base_name, narinfo_address};
+use crate::support::process::{Finished, run};
+use crate::support::{
     Background, Client, Derivation, Http, NixStore, Ondine, Release, derivations, text, wait_until,
 };
 

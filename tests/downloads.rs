@@ -1,23 +1,24 @@
 //! Downloads for people without Nix: programs by name, whole closures as tar files, exports and images, and
 //! the script that runs a program. What is missing is built, with a true status; what they unpack to runs.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::support;
+use crate::support::addresses::base_name;
+use crate::support::http::raw;
+use crate::support::package_set::{get, wait_for_generation};
+use crate::support::process::run;
+use crate::support::store::Folder;
+use crate::support::uploads::{HASH, Uploads, nar};
+use crate::support::{
+    Derivation, Http, NixStore, Ondine, PackageSet, Release, derivations, text, wait_until,
+};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
-use support::addresses::base_name;
-use support::http::raw;
-use support::package_set::{get, wait_for_generation};
-use support::process::run;
-use support::store::Folder;
-use support::uploads::{HASH, Uploads, nar};
-use support::{Derivation, Http, NixStore, Ondine, PackageSet, Release, derivations, text, wait_until};
 
 /// Time limit of a build, or of an answer.
 const SOON: Duration = Duration::from_secs(60);

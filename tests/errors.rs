@@ -1,19 +1,18 @@
 //! Words for what is wrong: errors are told as errors, to programs as JSON with a status that is true, and to
 //! people with what to do; and nothing that others have sent acts on what shows it.
 
-mod support;
-
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::support;
+use crate::support::http::{Response, raw};
+use crate::support::package_set::{PackageSet, small, wait_for_generation};
+use crate::support::process::run;
+use crate::support::{Daemon, Http, NixStore, Ondine, Release, derivations, text};
 use serde_json::Value;
-use support::http::{Response, raw};
-use support::package_set::{PackageSet, small, wait_for_generation};
-use support::process::run;
-use support::{Daemon, Http, NixStore, Ondine, Release, derivations, text};
 
 const SOON: Duration = Duration::from_secs(30);
 

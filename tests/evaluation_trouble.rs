@@ -2,17 +2,15 @@
 //! the source has it, and it is tried again soon. Real evaluators and daemons, and a server that fails when
 //! it is told to.
 
-mod support;
-
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use support::addresses::base_name;
-use support::package_set::{EATS, api, must_be_had, refresh, small, wait_for_generation};
-use support::{Http, NixStore, Ondine, PackageSet, Release, programs, text, wait_until};
+use crate::support::addresses::base_name;
+use crate::support::package_set::{EATS, api, must_be_had, refresh, small, wait_for_generation};
+use crate::support::{Http, NixStore, Ondine, PackageSet, Release, programs, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(90);
 

@@ -2,22 +2,21 @@
 //! nothing that was promised a moment ago goes, nothing that is pinned, and nothing that either needs. Real
 //! Nix collects at every step.
 
-mod support;
-
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use narinfo::NarHash;
-use sha2::{Digest, Sha256};
-use support::addresses::{base_name, field, narinfo_address};
-use support::cache::assert_narinfo;
-use support::derivations::{chain, noise, text_file};
-use support::upstream::stored_nars;
-use support::{
+use crate::support;
+use crate::support::addresses::{base_name, field, narinfo_address};
+use crate::support::cache::assert_narinfo;
+use crate::support::derivations::{chain, noise, text_file};
+use crate::support::upstream::stored_nars;
+use crate::support::{
     Cache, Client, Compression, Derivation, Finished, Http, Instantiated, NixStore, Ondine, PackageSet,
     Release, Sample, Upstream, package_set, process, text, wait_until,
 };
+use narinfo::NarHash;
+use sha2::{Digest, Sha256};
 
 const SOON: Duration = Duration::from_secs(60);
 

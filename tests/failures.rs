@@ -1,17 +1,16 @@
 //! Failed builds, how long they are remembered, and the ways out: on real daemons, by builds that really
 //! fail.
 
-mod support;
-
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::support;
+use crate::support::addresses::base_name;
+use crate::support::cache::{assert_missing, assert_narinfo, status_of};
+use crate::support::http::raw;
+use crate::support::process::{Signal, memory_bytes, run, signal, tree_of};
+use crate::support::{Cache, Derivation, Instantiated, NixStore, Release, text, wait_until};
 use serde_json::Value;
-use support::addresses::base_name;
-use support::cache::{assert_missing, assert_narinfo, status_of};
-use support::http::raw;
-use support::process::{Signal, memory_bytes, run, signal, tree_of};
-use support::{Cache, Derivation, Instantiated, NixStore, Release, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 

@@ -1,16 +1,15 @@
 //! Builders over ssh: each derivation is built once, on a machine that can build it, and its outputs come
 //! back verified and signed, without passing the local Nix store.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use support::builder::{note_start, settings};
-use support::cache::{Asked, assert_narinfo};
-use support::derivations::{curious_tree, multiple_outputs, text_file};
-use support::process::{run, wait_until};
-use support::{Builder, Cache, Client, Derivation, Gate, Instantiated, NixStore, Release};
+use crate::support;
+use crate::support::builder::{note_start, settings};
+use crate::support::cache::{Asked, assert_narinfo};
+use crate::support::derivations::{curious_tree, multiple_outputs, text_file};
+use crate::support::process::{run, wait_until};
+use crate::support::{Builder, Cache, Client, Derivation, Gate, Instantiated, NixStore, Release};
 
 /// Time limit of a change of state: this machine may be very busy.
 const SOON: Duration = Duration::from_secs(120);

@@ -1,18 +1,16 @@
 //! The promise about a large NAR of another cache: a hundred clients at once have one fetch, each gets its
 //! first bytes when the first bytes are there, and the server stays small however slowly some of them read.
 
-mod support;
-
 use std::io::Write;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
+use crate::support::addresses::{field, narinfo_address};
+use crate::support::derivations::{LARGE_FILE_BYTES, large_file};
+use crate::support::http::Streaming;
+use crate::support::{Compression, Ending, Fault, Http, NixStore, Ondine, Release, Sample, Upstream};
 use narinfo::NarHash;
 use sha2::{Digest, Sha256};
-use support::addresses::{field, narinfo_address};
-use support::derivations::{LARGE_FILE_BYTES, large_file};
-use support::http::Streaming;
-use support::{Compression, Ending, Fault, Http, NixStore, Ondine, Release, Sample, Upstream};
 
 const CLIENTS: usize = 100;
 /// Every so many clients, one reads all; the others stop after their first bytes and stay, which is the

@@ -1,17 +1,15 @@
 //! Files of store paths over plain HTTP: listings in Nix's own format, single files whole and in parts, and
 //! directories. A path that leads out of the closure, or that no file has, is refused with the reason.
 
-mod support;
-
 use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::addresses::base_name;
+use crate::support::http::raw;
+use crate::support::store::Folder;
+use crate::support::{Cache, Derivation, Instantiated, text, wait_until};
 use serde_json::{Value, json};
-use support::addresses::base_name;
-use support::http::raw;
-use support::store::Folder;
-use support::{Cache, Derivation, Instantiated, text, wait_until};
 
 /// Time limit of packing.
 const SOON: Duration = Duration::from_secs(60);

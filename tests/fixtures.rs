@@ -1,13 +1,12 @@
 //! Fixtures of the tests of other caches do what they say: a stock client takes the stand-in for a cache, and
 //! each fault looks to a client as it is meant to.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
-use support::addresses::narinfo_address;
-use support::derivations::{closure_of_20, noise};
-use support::{
+use crate::support;
+use crate::support::addresses::narinfo_address;
+use crate::support::derivations::{closure_of_20, noise};
+use crate::support::{
     BinaryCache, Client, Ending, Fault, Http, NixStore, Release, Substituter, Upstream, nar_digest, text,
 };
 

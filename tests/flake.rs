@@ -1,12 +1,10 @@
 //! The flake evaluates with every release of Nix, without the network: a small flake stands for nixpkgs.
 
-mod support;
-
 use std::path::Path;
 use std::process::Command;
 
-use support::process::run;
-use support::{NixStore, Release, text};
+use crate::support::process::run;
+use crate::support::{NixStore, Release, text};
 
 /// Files of the project that the flake needs.
 const PARTS: [&str; 5] = ["flake.nix", "packaging", "nixos-module", "Cargo.toml", "Cargo.lock"];

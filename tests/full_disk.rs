@@ -1,17 +1,15 @@
 //! A disk that is full, of bytes or of inodes: what is stored is served, what cannot be stored fails by
 //! itself, and there is a way out. Each server has its state on a small file system in memory.
 
-mod support;
-
 use std::path::Path;
 use std::time::Duration;
 
-use support::addresses::{base_name, field};
-use support::cache::assert_narinfo;
-use support::derivations::noise;
-use support::http::Response;
-use support::upstream::stored_nars;
-use support::{Cache, Instantiated, process, text, wait_until};
+use crate::support::addresses::{base_name, field};
+use crate::support::cache::assert_narinfo;
+use crate::support::derivations::noise;
+use crate::support::http::Response;
+use crate::support::upstream::stored_nars;
+use crate::support::{Cache, Instantiated, process, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 const MIB: u32 = 1024 * 1024;

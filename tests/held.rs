@@ -2,15 +2,14 @@
 //! collector, whenever that runs, and nothing is held once they have it. Real daemons of every release, whose
 //! stores have no other roots.
 
-mod support;
-
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use support::addresses::narinfo_address;
-use support::cache::{assert_missing, assert_narinfo};
-use support::{Cache, Derivation, Gate, Instantiated, NixStore, Release, wait_until};
+use crate::support;
+use crate::support::addresses::narinfo_address;
+use crate::support::cache::{assert_missing, assert_narinfo};
+use crate::support::{Cache, Derivation, Gate, Instantiated, NixStore, Release, wait_until};
 
 /// Time limit of all that is queued, each a trivial build.
 const SOON: Duration = Duration::from_secs(60);

@@ -1,13 +1,12 @@
 //! `ondine import`: a binary cache in a directory, made by real Nix, is served with its signatures; what is
 //! wrong in it is refused with the reason, and takes nothing else with it.
 
-mod support;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use support::process::{Finished, run};
-use support::{Client, Instantiated, NixStore, Ondine, Release, derivations, text};
+use crate::support;
+use crate::support::process::{Finished, run};
+use crate::support::{Client, Instantiated, NixStore, Ondine, Release, derivations, text};
 
 /// A cache that real Nix made and signed, of a chain of three paths.
 struct MadeCache {

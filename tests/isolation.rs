@@ -2,8 +2,6 @@
 //! the network. Each attempt fails in every kind of set and is told with the set, and what it wanted is
 //! neither told nor in the store.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpListener;
@@ -11,10 +9,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::support;
+use crate::support::addresses::narinfo_address;
+use crate::support::package_set::{api, refresh, small, wait_for_generation};
+use crate::support::{Http, NixStore, Ondine, PackageSet, Release, derivations, programs, text};
 use seccompiler::{SeccompAction, SeccompFilter};
-use support::addresses::narinfo_address;
-use support::package_set::{api, refresh, small, wait_for_generation};
-use support::{Http, NixStore, Ondine, PackageSet, Release, derivations, programs, text};
 
 /// Targets of hostile sets: a store, files of somebody else, a server that counts who comes.
 struct Attacked {

@@ -1,16 +1,15 @@
 //! The promise about signing keys: several may sign, one follows another without a client that notices, and
 //! one that is lost or exchanged is refused at the start, before anyone fetches half of a closure.
 
-mod support;
-
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support;
+use crate::support::addresses::narinfo_address;
+use crate::support::derivations::closure_of_20;
+use crate::support::process::run;
+use crate::support::{Cache, Derivation, Finished, Http, Release, Substituter, text, wait_until};
 use narinfo::{NarInfo, PublicKey, StoreDir};
-use support::addresses::narinfo_address;
-use support::derivations::closure_of_20;
-use support::process::run;
-use support::{Cache, Derivation, Finished, Http, Release, Substituter, text, wait_until};
 
 /// A change in the background.
 const SOON: Duration = Duration::from_secs(60);

@@ -1,13 +1,11 @@
 //! The promise about signatures that come later: what is signed in the Nix store after it was served is
 //! served with that signature, beside those that it had. Real `nix store sign` of every release.
 
-mod support;
-
 use std::time::Duration;
 
-use support::addresses::fields;
-use support::derivations::text_file;
-use support::{BinaryCache, Cache, NixStore, Release, Substituter, text, wait_until};
+use crate::support::addresses::fields;
+use crate::support::derivations::text_file;
+use crate::support::{BinaryCache, Cache, NixStore, Release, Substituter, text, wait_until};
 
 /// Time until it is seen, on a machine that does much else.
 const SOON: Duration = Duration::from_secs(120);

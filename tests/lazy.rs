@@ -2,15 +2,15 @@
 //! is kept as long as the generation is. Real evaluations and a real daemon; nothing but package sets is
 //! built from.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
+use crate::support::addresses::{base_name, narinfo_address};
+use crate::support::http::Response;
+use crate::support::package_set::{LOOPS, api, links, must_be_had, refresh, wait_for_generation};
+use crate::support::{
+    Derivation, Http, NixStore, Ondine, PackageSet, Release, derivations, text, wait_until,
+};
 use serde_json::Value;
-use support::addresses::{base_name, narinfo_address};
-use support::http::Response;
-use support::package_set::{LOOPS, api, links, must_be_had, refresh, wait_for_generation};
-use support::{Derivation, Http, NixStore, Ondine, PackageSet, Release, derivations, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 const CATALOGUE_ONLY: &str = "build-from = ['catalogue']";

@@ -1,17 +1,16 @@
 //! Clients that leave, or stay and take nothing: whatever they sent, their places in the queue and their
 //! descriptors are given back, and those who only wait are left alone.
 
-mod support;
-
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
-use support::addresses::{field, narinfo_address};
-use support::cache::{assert_narinfo, status_of};
-use support::derivations::noise;
-use support::http::connect;
-use support::{Cache, Derivation, wait_until};
+use crate::support;
+use crate::support::addresses::{field, narinfo_address};
+use crate::support::cache::{assert_narinfo, status_of};
+use crate::support::derivations::noise;
+use crate::support::http::connect;
+use crate::support::{Cache, Derivation, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 

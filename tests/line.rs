@@ -1,14 +1,13 @@
 //! Standing in line: a stock client behind ten builds of other people only waits, whoever looks sees it move
 //! up, and what happens when someone ahead goes away is what was promised.
 
-mod support;
-
 use std::time::Duration;
 
-use support::addresses::narinfo_address;
-use support::cache::assert_narinfo;
-use support::http::hang_up;
-use support::{Cache, Client, Ending, Release, nar_digest, wait_until};
+use crate::support;
+use crate::support::addresses::narinfo_address;
+use crate::support::cache::assert_narinfo;
+use crate::support::http::hang_up;
+use crate::support::{Cache, Client, Ending, Release, nar_digest, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 

@@ -1,13 +1,11 @@
 //! Contents of a package set, listed and searched by address and by command, and pinned by a name that says
 //! which set is meant. Real evaluations.
 
-mod support;
-
+use crate::support::addresses::base_name;
+use crate::support::package_set::small;
+use crate::support::process::{Finished, run};
+use crate::support::{Http, NixStore, Ondine, PackageSet, Release, derivations, text, wait_until};
 use serde_json::{Value, json};
-use support::addresses::base_name;
-use support::package_set::small;
-use support::process::{Finished, run};
-use support::{Http, NixStore, Ondine, PackageSet, Release, derivations, text, wait_until};
 
 const SOON: std::time::Duration = std::time::Duration::from_secs(60);
 

@@ -1,18 +1,16 @@
 //! Logs of builders: a log can be followed while they say it, it is kept as they said it, and it is bounded.
 //! Real daemon; builds stop at gates, so that a test knows what was said when it reads.
 
-mod support;
-
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::support::addresses::{base_name, log_address};
+use crate::support::cache::{assert_missing, assert_narinfo};
+use crate::support::http::Streaming;
+use crate::support::process::runs;
+use crate::support::{Cache, Derivation, Ending, Gate, Http, Instantiated, text, wait_until};
 use narinfo::StorePath;
 use ondine::build::{LogSettings, Logs};
-use support::addresses::{base_name, log_address};
-use support::cache::{assert_missing, assert_narinfo};
-use support::http::Streaming;
-use support::process::runs;
-use support::{Cache, Derivation, Ending, Gate, Http, Instantiated, text, wait_until};
 
 /// Time limit of the end of a short build.
 const SOON: Duration = Duration::from_secs(30);

@@ -1,15 +1,13 @@
 //! Misses are settled in memory, and the server answers before it knows what it can build: neither may hide
 //! anything.
 
-mod support;
-
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use support::addresses::narinfo_address;
-use support::cache::{Cache, assert_missing, assert_narinfo};
-use support::store::{Folder, write};
-use support::{Client, Derivation, NixStore, Release, text};
+use crate::support::addresses::narinfo_address;
+use crate::support::cache::{Cache, assert_missing, assert_narinfo};
+use crate::support::store::{Folder, write};
+use crate::support::{Client, Derivation, NixStore, Release, text};
 
 #[test]
 fn what_comes_into_the_store_is_found_by_the_very_next_request() {

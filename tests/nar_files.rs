@@ -2,19 +2,17 @@
 //! those that are asked for without compression; small ones in memory. Every byte is held against what Nix
 //! itself dumps.
 
-mod support;
-
 use std::collections::BTreeSet;
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use support::addresses::field;
-use support::derivations::{LARGE_FILE_BYTES, large_file, noise};
-use support::http::{Ending, Streaming};
-use support::process::memory_bytes;
-use support::{Cache, Derivation, Instantiated, wait_until};
+use crate::support::addresses::field;
+use crate::support::derivations::{LARGE_FILE_BYTES, large_file, noise};
+use crate::support::http::{Ending, Streaming};
+use crate::support::process::memory_bytes;
+use crate::support::{Cache, Derivation, Instantiated, wait_until};
 
 /// Time limit of packing, or of copying.
 const SOON: Duration = Duration::from_secs(60);

@@ -1,18 +1,16 @@
 //! NARs over HTTP: whole or in parts, compressed or not, the moment they are built or years later, and over a
 //! network that breaks. Every byte is held against what Nix itself dumps.
 
-mod support;
-
 use std::path::Path;
 use std::time::Duration;
 
+use crate::support::addresses::{base_name, field};
+use crate::support::cache::connections;
+use crate::support::cutting_proxy::client_that_resumed;
+use crate::support::derivations::{noise, noise_behind_a_file};
+use crate::support::http::Response;
+use crate::support::{Cache, HeldFile, Instantiated, nar_digest, wait_until};
 use sha2::{Digest, Sha256};
-use support::addresses::{base_name, field};
-use support::cache::connections;
-use support::cutting_proxy::client_that_resumed;
-use support::derivations::{noise, noise_behind_a_file};
-use support::http::Response;
-use support::{Cache, HeldFile, Instantiated, nar_digest, wait_until};
 
 /// Time limit of packing.
 const SOON: Duration = Duration::from_secs(60);

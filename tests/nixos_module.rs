@@ -2,14 +2,12 @@
 //! nixpkgs' `lib` (or the real one, where ONDINE_TEST_NIXPKGS_LIB names its folder), the build-time check run
 //! with the built program, and the unit weighed by systemd-analyze.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::process::{self, Finished};
+use crate::support::{NixStore, Release, text};
 use serde_json::{Value, json};
-use support::process::{self, Finished};
-use support::{NixStore, Release, text};
 
 /// The exposure that the unit may have at most: what the best peers with outbound connections reach.
 const EXPOSURE_MAX: f64 = 1.1;

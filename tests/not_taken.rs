@@ -2,15 +2,14 @@
 //! whatever the reason, and served. Real daemons of every release, which would fetch it themselves as far as
 //! they know.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 
-use support::addresses::narinfo_address;
-use support::cache::assert_narinfo;
-use support::derivations::multiple_outputs;
-use support::upstream::table;
-use support::{Cache, Compression, Derivation, Fault, Gate, NixStore, Release, Sample, Upstream};
+use crate::support;
+use crate::support::addresses::narinfo_address;
+use crate::support::cache::assert_narinfo;
+use crate::support::derivations::multiple_outputs;
+use crate::support::upstream::table;
+use crate::support::{Cache, Compression, Derivation, Fault, Gate, NixStore, Release, Sample, Upstream};
 
 /// A key of nobody.
 const STRANGER: &str = "upstream-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";

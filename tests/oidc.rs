@@ -1,21 +1,20 @@
 //! Identity tokens of CI systems: an issuer with real keys, and what is taken and refused of its tokens.
 
-mod support;
-
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use crate::support;
+use crate::support::http::raw;
+use crate::support::process::run;
+use crate::support::store::{Folder, write};
+use crate::support::upstream::settings_file;
+use crate::support::{Cache, FileServer, NixStore, Release};
 use ring::rand::SystemRandom;
 use ring::signature::{
     ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, Ed25519KeyPair, KeyPair, RSA_PKCS1_SHA256, RsaKeyPair,
     RsaPublicKeyComponents,
 };
 use serde_json::{Value, json};
-use support::http::raw;
-use support::process::run;
-use support::store::{Folder, write};
-use support::upstream::settings_file;
-use support::{Cache, FileServer, NixStore, Release};
 
 /// Audience of good tokens.
 const AUDIENCE: &str = "https://cache.example.org";

@@ -2,15 +2,13 @@
 //! the headers and the API. And what that knowledge is used for: a short build may go first, within its
 //! bound.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::addresses::{base_name, narinfo_address};
+use crate::support::cache::assert_narinfo;
+use crate::support::derivations::failing;
+use crate::support::{Cache, Derivation, Ending, Instantiated, wait_until};
 use serde_json::Value;
-use support::addresses::{base_name, narinfo_address};
-use support::cache::assert_narinfo;
-use support::derivations::failing;
-use support::{Cache, Derivation, Ending, Instantiated, wait_until};
 
 /// Last words of a failing derivation.
 const LAST_WORDS: &str = "the last words of a failing build";

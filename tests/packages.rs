@@ -1,14 +1,12 @@
 //! Packages to install: the tarball with its installer, the Debian package, the container image, the bill of
 //! materials. Tests that need more than Rust and binutils are ignored; `.ci/run` runs them.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::support::process::{Finished, run};
+use crate::support::{Release, text};
 use serde_json::Value;
-use support::process::{Finished, run};
-use support::{Release, text};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// Names a static program for the image, made with a musl target.

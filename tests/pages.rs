@@ -1,13 +1,12 @@
 //! Pages for people, as a browser gets them over HTTP. What needs a browser to be seen is in `browser.rs`.
 
-mod support;
-
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use support::addresses::base_name;
-use support::package_set::{small, wait_for_generation};
-use support::{Cache, Derivation, Http, NixStore, PackageSet, Release, text, wait_until};
+use crate::support;
+use crate::support::addresses::base_name;
+use crate::support::package_set::{small, wait_for_generation};
+use crate::support::{Cache, Derivation, Http, NixStore, PackageSet, Release, text, wait_until};
 
 /// Time limit of a change of state.
 const SOON: Duration = Duration::from_secs(60);

@@ -2,14 +2,14 @@
 //! way to everyone who does. A real daemon; builds stop at gates, so that a test knows what runs.
 //! tests/prebuild.rs has the bounds.
 
-mod support;
-
 use std::time::{Duration, SystemTime};
 
+use crate::support::addresses::narinfo_address;
+use crate::support::package_set::{must_be_had, refresh, wait_for_generation};
+use crate::support::{
+    Derivation, Gate, Http, NixStore, Ondine, PackageSet, Release, derivations, text, wait_until,
+};
 use serde_json::Value;
-use support::addresses::narinfo_address;
-use support::package_set::{must_be_had, refresh, wait_for_generation};
-use support::{Derivation, Gate, Http, NixStore, Ondine, PackageSet, Release, derivations, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 /// Time enough for a build to start that must not.

@@ -1,12 +1,10 @@
 //! Pushes of stock clients: `nix copy --to` uploads what was built elsewhere, and derivations that the server
 //! then builds for whoever asks.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 
-use support::derivations::{curious_tree, multiple_outputs, row_of_outputs, text_file};
-use support::{Cache, Client, Derivation, Door, Http, Release, text};
+use crate::support::derivations::{curious_tree, multiple_outputs, row_of_outputs, text_file};
+use crate::support::{Cache, Client, Derivation, Door, Http, Release, text};
 
 /// Paths that each release pushes.
 const PATHS: usize = 300;

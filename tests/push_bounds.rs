@@ -1,14 +1,13 @@
 //! Bounds of uploads: whoever opens many, never ends one, or sends a little that becomes very much, is
 //! refused with the reason, keeps nobody else from uploading, and leaves nothing.
 
-mod support;
-
 use std::time::Duration;
 
-use support::http::raw;
-use support::uploads::{HASH, OpenUpload, Uploads, nar, parsed};
-use support::upstream::bombs::{xz_with_a_dictionary_of_4_gib, zstd_with_a_window_of_2_gib};
-use support::{Client, Derivation, Release, text, wait_until};
+use crate::support;
+use crate::support::http::raw;
+use crate::support::uploads::{HASH, OpenUpload, Uploads, nar, parsed};
+use crate::support::upstream::bombs::{xz_with_a_dictionary_of_4_gib, zstd_with_a_window_of_2_gib};
+use crate::support::{Client, Derivation, Release, text, wait_until};
 
 /// Time limit of every answer.
 const SOON: Duration = Duration::from_secs(120);

@@ -1,16 +1,15 @@
 //! Uploads that are not as they must be: refused with the reason, and nothing of them is served.
 
-mod support;
-
 use std::io::Write;
 use std::time::Duration;
 
+use crate::support;
+use crate::support::addresses::base_name;
+use crate::support::derivations::text_file;
+use crate::support::http::{connect, raw};
+use crate::support::uploads::{HASH, Uploads, nar};
+use crate::support::{Door, Http};
 use sha2::{Digest, Sha256};
-use support::addresses::base_name;
-use support::derivations::text_file;
-use support::http::{connect, raw};
-use support::uploads::{HASH, Uploads, nar};
-use support::{Door, Http};
 
 /// Time within which every refusal comes.
 const SOON: Duration = Duration::from_secs(20);

@@ -1,14 +1,12 @@
 //! Uploads that are not what they should be, in every part of the request: each is refused with the reason
 //! and no other status than those of a wrong request, and nothing of it is stored.
 
-mod support;
-
 use std::time::Duration;
 
-use support::http::raw;
-use support::malformed::malformed;
-use support::uploads::{HASH, Uploads, nar, parsed};
-use support::{Http, wait_until};
+use crate::support::http::raw;
+use crate::support::malformed::malformed;
+use crate::support::uploads::{HASH, Uploads, nar, parsed};
+use crate::support::{Http, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 

@@ -1,15 +1,14 @@
 //! The queue of pushes: a hook returns at once, an outage of the server loses nothing, and one sender uploads
 //! in the order in which paths came, however often it is killed.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use support::process::{Background, Finished, run, wait_until};
-use support::store::Folder;
-use support::{Cache, Client, Ondine, Release, derivations, text};
+use crate::support;
+use crate::support::process::{Background, Finished, run, wait_until};
+use crate::support::store::Folder;
+use crate::support::{Cache, Client, Ondine, Release, derivations, text};
 
 /// Time for what a loaded machine does in a few seconds.
 const SOON: Duration = Duration::from_secs(120);

@@ -1,16 +1,15 @@
 //! Uploads that meet something at a bad moment: another equal one, the end of their token, the end of the
 //! server. What was acknowledged is served; of everything else nothing is left.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::support;
+use crate::support::http::raw;
+use crate::support::process::{Background, run};
+use crate::support::uploads::{OpenUpload, Uploads, nar, parsed};
+use crate::support::{Client, Door, Http, Release, derivations, text, wait_until};
 use sha2::{Digest, Sha256};
-use support::http::raw;
-use support::process::{Background, run};
-use support::uploads::{OpenUpload, Uploads, nar, parsed};
-use support::{Client, Door, Http, Release, derivations, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(120);
 

@@ -2,18 +2,17 @@
 //! path. Those of what was built here, and those of other caches that a trusted key has signed, are served
 //! with all that they lead to.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 
-use narinfo::{DrvOutput, PublicKey, Realisation, SecretKey, StoreDir, StorePath};
-use ondine::nix::{HANDSHAKE_TIMEOUT, Handshake};
-use support::addresses::{base_name, narinfo_address};
-use support::uploads::{Uploads, nar};
-use support::{
+use crate::support;
+use crate::support::addresses::{base_name, narinfo_address};
+use crate::support::uploads::{Uploads, nar};
+use crate::support::{
     BinaryCache, Cache, Client, Compression, Derivation, Door, Fault, Http, NixStore, Ondine, Release,
     Upstream, nar_digest, text,
 };
+use narinfo::{DrvOutput, PublicKey, Realisation, SecretKey, StoreDir, StorePath};
+use ondine::nix::{HANDSHAKE_TIMEOUT, Handshake};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 

@@ -2,16 +2,14 @@
 //! beside the NARs, with whole closures or not at all; and a server never says that it is ready while it has
 //! lost what it promised.
 
-mod support;
-
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use support::addresses::{base_name, field, narinfo_address};
-use support::derivations::{chain, noise, text_file};
-use support::{
+use crate::support::addresses::{base_name, field, narinfo_address};
+use crate::support::derivations::{chain, noise, text_file};
+use crate::support::{
     Cache, Client, Compression, Finished, NixStore, Ondine, Release, Sample, Upstream, nar_digest, process,
     text, wait_until,
 };

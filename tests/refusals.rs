@@ -1,15 +1,13 @@
 //! The promise about a no: it says why, and whoever hears it can go on. Failed, unknown, not to be built, or
 //! no name at all: each with its reason, and nothing is built for it twice.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
-use support::addresses::{base_name, log_address, narinfo_address};
-use support::cache::{assert_missing, assert_narinfo, status_of};
-use support::derivations::failing;
-use support::http::raw;
-use support::{Cache, Derivation, Ending, nar_digest, text};
+use crate::support::addresses::{base_name, log_address, narinfo_address};
+use crate::support::cache::{assert_missing, assert_narinfo, status_of};
+use crate::support::derivations::failing;
+use crate::support::http::raw;
+use crate::support::{Cache, Derivation, Ending, nar_digest, text};
 
 /// Time limit of what needs no build, or only a short one.
 const SOON: Duration = Duration::from_secs(30);

@@ -1,12 +1,11 @@
 //! `ondine build`: a laptop that may not build has its own expressions built by the server.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use support::process::{Finished, run};
-use support::{Background, Cache, Client, Derivation, Release, derivations, text, wait_until};
+use crate::support;
+use crate::support::process::{Finished, run};
+use crate::support::{Background, Cache, Client, Derivation, Release, derivations, text, wait_until};
 
 /// Time for what a loaded machine does in a few seconds.
 const SOON: Duration = Duration::from_secs(120);

@@ -1,16 +1,15 @@
 //! `ondine stdio`: a team's `builders = ssh-ng://…` leads to the server, through a real sshd, with stock
 //! clients that may not build.
 
-mod support;
-
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use support::process::{Background, Finished, program, runs};
-use support::store::write;
-use support::{Cache, Client, Derivation, Release, Sshd, derivations, text, wait_until};
+use crate::support;
+use crate::support::process::{Background, Finished, program, runs};
+use crate::support::store::write;
+use crate::support::{Cache, Client, Derivation, Release, Sshd, derivations, text, wait_until};
 
 /// Time limit of a change of state.
 const SOON: Duration = Duration::from_secs(60);

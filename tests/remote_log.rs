@@ -1,11 +1,9 @@
 //! `ondine log`: the log of a build on the server, for a user on another machine.
 
-mod support;
-
 use std::time::Duration;
 
-use support::process::run;
-use support::{
+use crate::support::process::run;
+use crate::support::{
     Background, Client, Derivation, Http, NixStore, Ondine, Release, derivations, text, wait_until,
 };
 

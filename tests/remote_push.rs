@@ -1,11 +1,9 @@
 //! `ondine push`: paths that a machine has built are uploaded, verified, and served to others.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 
-use support::process::{Finished, run};
-use support::{Cache, Client, Ondine, Release, derivations, text};
+use crate::support::process::{Finished, run};
+use crate::support::{Cache, Client, Ondine, Release, derivations, text};
 
 fn push(machine: &Client, server: &Ondine, token: &str, paths: &[&str]) -> Finished {
     let (url, mut arguments) = (server.url(), vec!["push"]);

@@ -1,11 +1,10 @@
 //! `ondine use`: a new user's first command. What it writes is what real Nix then goes by.
 
-mod support;
-
 use std::os::unix::fs::PermissionsExt;
 
-use support::process::{Finished, run};
-use support::{Client, FileServer, NixStore, Ondine, Release, derivations, text};
+use crate::support;
+use crate::support::process::{Finished, run};
+use crate::support::{Client, FileServer, NixStore, Ondine, Release, derivations, text};
 
 fn a_server() -> (NixStore, support::Daemon, Ondine) {
     let store = NixStore::new(Release::Host);

@@ -1,18 +1,17 @@
 //! Requests through the API: many items at once, each told apart and built in order, without a connection
 //! that stands for them; and their end, however that comes. Real builds by real daemons.
 
-mod support;
-
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::support;
+use crate::support::addresses::base_name;
+use crate::support::cache::{assert_narinfo, status_of};
+use crate::support::http::raw;
+use crate::support::package_set::wait_for_generation;
+use crate::support::process::run;
+use crate::support::{Cache, Derivation, Http, NixStore, PackageSet, Release, derivations, text, wait_until};
 use serde_json::{Value, json};
-use support::addresses::base_name;
-use support::cache::{assert_narinfo, status_of};
-use support::http::raw;
-use support::package_set::wait_for_generation;
-use support::process::run;
-use support::{Cache, Derivation, Http, NixStore, PackageSet, Release, derivations, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 

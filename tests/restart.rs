@@ -1,14 +1,12 @@
 //! The queue survives the end of the server, however sudden: the same order, nothing twice, nothing lost.
 
-mod support;
-
 use std::io::Read;
 use std::net::TcpStream;
 use std::time::Duration;
 
-use support::cache::assert_narinfo;
-use support::process::runs;
-use support::{Cache, Derivation, Gate, Instantiated, wait_until};
+use crate::support::cache::assert_narinfo;
+use crate::support::process::runs;
+use crate::support::{Cache, Derivation, Gate, Instantiated, wait_until};
 
 /// Time limit of all that is queued, each a trivial build.
 const SOON: Duration = Duration::from_secs(60);

@@ -1,16 +1,15 @@
 //! Promised paths stay servable: through garbage collection, crashes, restarts and lost files. Real daemon,
 //! real clients; the server is killed as hard as it can be.
 
-mod support;
-
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use support::addresses::{field, narinfo_address};
-use support::cache::without_wait_and_file;
-use support::derivations::{noise, noise_behind_a_file};
-use support::{
+use crate::support;
+use crate::support::addresses::{field, narinfo_address};
+use crate::support::cache::without_wait_and_file;
+use crate::support::derivations::{noise, noise_behind_a_file};
+use crate::support::{
     Client, Derivation, Ending, HeldFile, Http, Instantiated, NixStore, Ondine, Release, wait_until,
 };
 

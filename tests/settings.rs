@@ -1,15 +1,13 @@
 //! Settings that are wrong: told with file and line, in words that need no source code, by `check-config` as
 //! by the start.
 
-mod support;
-
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use support::process::run;
-use support::{Cache, NixStore, Ondine, Release, text};
+use crate::support::process::run;
+use crate::support::{Cache, NixStore, Ondine, Release, text};
 
 /// The built program without any capability: to it, permissions count although root runs the tests.
 fn ondine(store: &NixStore, arguments: &[&str]) -> Command {

@@ -1,14 +1,12 @@
 //! The order of builds as the builders themselves tell it: each notes its start, on a real daemon.
 //! Closures that share a derivation have it built once, and nobody waits for more than they need.
 
-mod support;
-
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use support::Derivation;
-use support::cache::Cache;
+use crate::support::Derivation;
+use crate::support::cache::Cache;
 
 #[test]
 fn a_shared_derivation_is_built_once_in_the_order_of_its_owner_and_what_is_complete_is_delivered_early() {

@@ -1,12 +1,10 @@
 //! A shell's part of the program: completion of commands and of names of the running server, and man pages.
 
-mod support;
-
 use std::path::Path;
 use std::process::Command;
 
-use support::process::run;
-use support::{NixStore, Ondine, PackageSet, Release, package_set, text};
+use crate::support::process::run;
+use crate::support::{NixStore, Ondine, PackageSet, Release, package_set, text};
 
 /// Headings of a help in groups, that of the options which every command has among them.
 const HEADINGS_MIN: usize = 3;

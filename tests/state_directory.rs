@@ -1,14 +1,12 @@
 //! The state directory is the server's alone: who else could write or lock there is kept out, and what does
 //! not belong there stands in nobody's way.
 
-mod support;
-
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use support::derivations::text_file;
-use support::{Cache, process, text};
+use crate::support::derivations::text_file;
+use crate::support::{Cache, process, text};
 
 fn mode_of(path: &Path) -> u32 {
     let metadata = fs::metadata(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));

@@ -1,13 +1,11 @@
 //! Stories of users that must be true, from end to end, with stock clients.
 
-mod support;
-
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use support::addresses::narinfo_address;
-use support::cache::assert_missing;
-use support::{Cache, Client, Derivation, NixStore, Ondine, Release, derivations};
+use crate::support::addresses::narinfo_address;
+use crate::support::cache::assert_missing;
+use crate::support::{Cache, Client, Derivation, NixStore, Ondine, Release, derivations};
 
 const SOON: Duration = Duration::from_secs(60);
 

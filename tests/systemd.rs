@@ -1,8 +1,6 @@
 //! The server as a service of systemd: it takes the sockets that systemd opened, and tells when it is ready,
 //! alive and stopping. The sockets are passed by systemd's own program; the manager's end is the test's.
 
-mod support;
-
 use std::io::Write;
 use std::net::TcpStream;
 use std::os::unix::net::{UnixDatagram, UnixStream};
@@ -10,8 +8,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use support::process::wait_until;
-use support::{Background, Http, NixStore, Ondine, Release, text};
+use crate::support::process::wait_until;
+use crate::support::{Background, Http, NixStore, Ondine, Release, text};
 
 /// Time in which a message must come.
 const SOON: Duration = Duration::from_secs(30);

@@ -1,17 +1,16 @@
 //! The commands that show a server, as people and scripts read them: each on a busy server, an empty one, one
 //! that is down, without the right to it, and with a wrong argument; locally and by URL alike.
 
-mod support;
-
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use serde_json::Value;
-use support::process::{Finished, run};
-use support::{
+use crate::support;
+use crate::support::process::{Finished, run};
+use crate::support::{
     Background, Daemon, Derivation, Http, NixStore, Ondine, PackageSet, Release, package_set, text,
     wait_until,
 };
+use serde_json::Value;
 
 /// Commands that show something, with the words of each about an empty server.
 const SHOWN: [(&[&str], &str); 8] = [

@@ -1,13 +1,12 @@
 //! The reach of tokens: one that is bound to names touches no other, and nobody ends the requests of others.
 
-mod support;
-
 use std::time::Duration;
 
-use support::addresses::narinfo_address;
-use support::cache::{assert_missing, status_of};
-use support::tokens::{bearer, json_of, send, send_body};
-use support::{Cache, Derivation};
+use crate::support;
+use crate::support::addresses::narinfo_address;
+use crate::support::cache::{assert_missing, status_of};
+use crate::support::tokens::{bearer, json_of, send, send_body};
+use crate::support::{Cache, Derivation};
 
 /// Time that an answer may take.
 const SOON: Duration = Duration::from_secs(60);

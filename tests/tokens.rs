@@ -1,16 +1,15 @@
 //! Tokens: what a client may do with one and without, on every endpoint and with stock clients of every
 //! release; and where the secret of one never is.
 
-mod support;
-
 use std::time::Duration;
 
-use support::addresses::{field, narinfo_address};
-use support::cache::{assert_missing, assert_narinfo, status_of};
-use support::process::run;
-use support::store::{Folder, write};
-use support::tokens::{bearer, json_of, send, send_body};
-use support::{Cache, Client, Derivation, Release, text};
+use crate::support;
+use crate::support::addresses::{field, narinfo_address};
+use crate::support::cache::{assert_missing, assert_narinfo, status_of};
+use crate::support::process::run;
+use crate::support::store::{Folder, write};
+use crate::support::tokens::{bearer, json_of, send, send_body};
+use crate::support::{Cache, Client, Derivation, Release, text};
 
 /// Names of all rights.
 const RIGHTS: [&str; 8] = ["read", "build", "push", "vouch", "refresh", "cancel", "pin", "admin"];

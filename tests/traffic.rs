@@ -1,15 +1,13 @@
 //! Records of requests and answers, for those who run the server: numbers for Prometheus, and a line for each
 //! request where the log is told to have them.
 
-mod support;
-
 use std::time::Duration;
 
-use support::addresses::{field, narinfo_address};
-use support::cache::assert_missing;
-use support::derivations::failing;
-use support::http::hang_up;
-use support::{Cache, Derivation, NixStore, Release, wait_until};
+use crate::support::addresses::{field, narinfo_address};
+use crate::support::cache::assert_missing;
+use crate::support::derivations::failing;
+use crate::support::http::hang_up;
+use crate::support::{Cache, Derivation, NixStore, Release, wait_until};
 
 const SOON: Duration = Duration::from_secs(30);
 

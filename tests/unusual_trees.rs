@@ -1,13 +1,12 @@
 //! Paths whose bytes are not where their names say, and trees that not every Nix unpacks: a narinfo is given
 //! for what can be fetched, and for nothing else.
 
-mod support;
-
 use std::time::Duration;
 
-use support::addresses::field;
-use support::cache::{assert_missing, assert_narinfo};
-use support::{Cache, Client, Derivation, NixStore, Release, text, wait_until};
+use crate::support;
+use crate::support::addresses::field;
+use crate::support::cache::{assert_missing, assert_narinfo};
+use crate::support::{Cache, Client, Derivation, NixStore, Release, text, wait_until};
 
 const SOON: Duration = Duration::from_secs(60);
 

@@ -1,18 +1,17 @@
 //! Faults of narinfos of another cache, one after the other: the path is not served, not signed and counted,
 //! nothing of what the narinfo names is fetched, and where a second cache has the path, that one is used.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 
-use narinfo::{NarHash, SecretKey};
-use sha2::{Digest, Sha256};
-use support::addresses::{field, fields, narinfo_address};
-use support::derivations::text_file;
-use support::upstream::{counted, settings_file, stored_nars};
-use support::{
+use crate::support;
+use crate::support::addresses::{field, fields, narinfo_address};
+use crate::support::derivations::text_file;
+use crate::support::upstream::{counted, settings_file, stored_nars};
+use crate::support::{
     BinaryCache, Client, Daemon, Derivation, Fault, FileServer, Http, NixStore, Ondine, Release, Upstream,
 };
+use narinfo::{NarHash, SecretKey};
+use sha2::{Digest, Sha256};
 
 /// Bytes of one narinfo that the server may have taken; the buffers of two sockets are among them.
 const TAKEN_MAX: u64 = 12 << 20;

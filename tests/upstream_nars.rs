@@ -1,21 +1,22 @@
 //! Faults of NARs of another cache, one after the other: no client gets a complete body that is wrong,
 //! nothing wrong is kept, and where a second cache has the path, its bytes are delivered.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use narinfo::NarHash;
-use sha2::{Digest, Sha256};
-use support::addresses::{field, narinfo_address};
-use support::upstream::bombs::{bomb, xz_with_a_dictionary_of_4_gib, zstd_bomb, zstd_with_a_window_of_2_gib};
-use support::upstream::{counted, settings_file, stored_nars};
-use support::{
+use crate::support;
+use crate::support::addresses::{field, narinfo_address};
+use crate::support::upstream::bombs::{
+    bomb, xz_with_a_dictionary_of_4_gib, zstd_bomb, zstd_with_a_window_of_2_gib,
+};
+use crate::support::upstream::{counted, settings_file, stored_nars};
+use crate::support::{
     BinaryCache, Client, Compression, Daemon, Derivation, Ending, Fault, FileServer, Http, NixStore, Ondine,
     Release, Upstream, text, wait_until,
 };
+use narinfo::NarHash;
+use sha2::{Digest, Sha256};
 
 /// Memory that all hostile files of a test together may cost the server, in bytes.
 const MEMORY_MAX: u64 = 64 << 20;

@@ -1,12 +1,11 @@
 //! The way to other caches as an operator has set it up: proxies, certificates, and a machine without any.
 
-mod support;
-
-use support::derivations::text_file;
-use support::process::run;
-use support::store::{Folder, write};
-use support::upstream::{FileServer, table};
-use support::{
+use crate::support;
+use crate::support::derivations::text_file;
+use crate::support::process::run;
+use crate::support::store::{Folder, write};
+use crate::support::upstream::{FileServer, table};
+use crate::support::{
     BinaryCache, Cache, Compression, NixStore, Ondine, Release, Sample, TlsServer, Upstream, text,
 };
 

@@ -1,17 +1,17 @@
 //! Other caches that come and go: dead ones cost a moment a few times and then nothing, builds go on without
 //! them, and what was fetched before stays.
 
-mod support;
-
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use support::addresses::{field, narinfo_address};
-use support::cache::{assert_missing, assert_narinfo};
-use support::derivations::text_file;
-use support::upstream::{counted, table};
-use support::{Cache, Compression, Derivation, Fault, NixStore, Release, Sample, Upstream, wait_until};
+use crate::support::addresses::{field, narinfo_address};
+use crate::support::cache::{assert_missing, assert_narinfo};
+use crate::support::derivations::text_file;
+use crate::support::upstream::{counted, table};
+use crate::support::{
+    Cache, Compression, Derivation, Fault, NixStore, Release, Sample, Upstream, wait_until,
+};
 
 /// Time limit of all upstreams together for one path.
 const WITHIN: Duration = Duration::from_secs(3);

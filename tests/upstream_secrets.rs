@@ -1,17 +1,18 @@
 //! Credentials of other caches reach those caches and nobody else: no client, no log, no metric, no file of
 //! this server or of Nix, and no other host. What takes them is served from here.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::addresses::{base_name, field};
-use support::derivations::closure_of_20;
-use support::process::run;
-use support::store::{Folder, write};
-use support::upstream::{Seen, stored_nars, table};
-use support::{Cache, Compression, Derivation, Fault, FileServer, NixStore, Release, Sample, Upstream, text};
+use crate::support;
+use crate::support::addresses::{base_name, field};
+use crate::support::derivations::closure_of_20;
+use crate::support::process::run;
+use crate::support::store::{Folder, write};
+use crate::support::upstream::{Seen, stored_nars, table};
+use crate::support::{
+    Cache, Compression, Derivation, Fault, FileServer, NixStore, Release, Sample, Upstream, text,
+};
 
 const SECRET: &str = "hunter2secret";
 /// `bob:hunter2secret` in base 64.

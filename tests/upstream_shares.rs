@@ -1,16 +1,15 @@
 //! One slow cache and many who ask: a client that asks for thousands of paths takes no other client's turn,
 //! and whoever waits while the narinfos of a closure are looked up is told how far that is.
 
-mod support;
-
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use crate::support;
+use crate::support::addresses::{base_name, narinfo_address};
+use crate::support::derivations::{row_of_outputs, text_file};
+use crate::support::{Cache, Compression, Fault, NixStore, Release, Sample, Upstream, text};
 use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
-use support::addresses::{base_name, narinfo_address};
-use support::derivations::{row_of_outputs, text_file};
-use support::{Cache, Compression, Fault, NixStore, Release, Sample, Upstream, text};
 
 /// Delay of each answer of the upstream.
 const LATE: Duration = Duration::from_millis(500);

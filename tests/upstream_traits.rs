@@ -2,16 +2,15 @@
 //! server, too. What it does not take is refused with the reason, or harmless. One row of a table for each
 //! trait.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use support::addresses::{field, narinfo_address};
-use support::process::run;
-use support::store::{Folder, NixStore};
-use support::upstream::settings_file;
-use support::{
+use crate::support;
+use crate::support::addresses::{field, narinfo_address};
+use crate::support::process::run;
+use crate::support::store::{Folder, NixStore};
+use crate::support::upstream::settings_file;
+use crate::support::{
     BinaryCache, Client, Compression, Derivation, Http, Ondine, Release, Substituter, Upstream, text,
 };
 

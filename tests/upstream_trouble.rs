@@ -2,15 +2,14 @@
 //! upstream who can be served without it, and what was promised and cannot be kept is had from elsewhere, or
 //! taken back.
 
-mod support;
-
 use std::time::{Duration, Instant};
 
-use support::addresses::{field, narinfo_address};
-use support::cache::{assert_missing, assert_narinfo};
-use support::derivations::{noise, text_file};
-use support::upstream::counted;
-use support::{
+use crate::support;
+use crate::support::addresses::{field, narinfo_address};
+use crate::support::cache::{assert_missing, assert_narinfo};
+use crate::support::derivations::{noise, text_file};
+use crate::support::upstream::counted;
+use crate::support::{
     Cache, Client, Compression, Derivation, Ending, Fault, NixStore, Release, Sample, Upstream, wait_until,
 };
 

@@ -2,22 +2,21 @@
 //! unpack however well they are signed. Nothing of them is believed before the bytes are here; whoever lied
 //! is left for the next upstream.
 
-mod support;
-
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use narinfo::NarHash;
-use sha2::{Digest, Sha256};
-use support::addresses::{field, fields, narinfo_address};
-use support::cache::{assert_missing, assert_narinfo};
-use support::derivations::{LARGE_FILE_BYTES, large_file};
-use support::malformed::{Nar, malformed};
-use support::upstream::{counted, stored_nars};
-use support::{
+use crate::support;
+use crate::support::addresses::{field, fields, narinfo_address};
+use crate::support::cache::{assert_missing, assert_narinfo};
+use crate::support::derivations::{LARGE_FILE_BYTES, large_file};
+use crate::support::malformed::{Nar, malformed};
+use crate::support::upstream::{counted, stored_nars};
+use crate::support::{
     BinaryCache, Cache, Compression, Daemon, Derivation, Fault, NixStore, Release, Sample, Upstream, Valve,
     text, wait_until,
 };
+use narinfo::NarHash;
+use sha2::{Digest, Sha256};
 
 /// Time limit of what takes no time, on a machine that does much else.
 const SOON: Duration = Duration::from_secs(60);

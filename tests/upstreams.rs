@@ -2,18 +2,17 @@
 //! was built here, to stock clients and with that cache gone. Nothing is built for it; what no cache has is
 //! built as ever.
 
-mod support;
-
 use std::path::Path;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
-use support::addresses::{base_name, field, fields, narinfo_address};
-use support::cache::{assert_missing, assert_narinfo};
-use support::cutting_proxy::client_that_resumed;
-use support::derivations::{closure_of_20, noise, row_of_outputs, text_file};
-use support::upstream::{counted, table};
-use support::{
+use crate::support;
+use crate::support::addresses::{base_name, field, fields, narinfo_address};
+use crate::support::cache::{assert_missing, assert_narinfo};
+use crate::support::cutting_proxy::client_that_resumed;
+use crate::support::derivations::{closure_of_20, noise, row_of_outputs, text_file};
+use crate::support::upstream::{counted, table};
+use crate::support::{
     BinaryCache, Cache, Client, Compression, Derivation, Fault, FileServer, Http, NixStore, Ondine, Release,
     Sample, Substituter, Upstream, Valve, text, wait_until,
 };

@@ -2,16 +2,15 @@
 //! once for all who ask and in the order they asked. Real daemon, real clients; builds stop at gates, so that
 //! a test knows what runs while it asks.
 
-mod support;
-
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use support::addresses::{field, narinfo_address};
-use support::cache::{assert_missing, assert_narinfo, connections, status_of, without_wait_and_file};
-use support::derivations::failing;
-use support::http::{Response, connect, hang_up, raw};
-use support::{Cache, Client, Derivation, Ending, nar_digest, text, wait_until};
+use crate::support;
+use crate::support::addresses::{field, narinfo_address};
+use crate::support::cache::{assert_missing, assert_narinfo, connections, status_of, without_wait_and_file};
+use crate::support::derivations::failing;
+use crate::support::http::{Response, connect, hang_up, raw};
+use crate::support::{Cache, Client, Derivation, Ending, nar_digest, text, wait_until};
 
 /// Time limit of what needs no build, or only a short one.
 const SOON: Duration = Duration::from_secs(30);

@@ -44,8 +44,8 @@ const GROUPS: &[(&str, &[CommandRow])] = &[
         "Run a server",
         &[
             (&["serve"], ""),
-            (&["check-config"], "Checks a settings file on this machine"),
-            (&["doctor"], "Looks for what is wrong with a server or a client"),
+            (&["stdio"], "Serves one Nix client as a remote builder, for sshd"),
+            (&["check-config", "doctor"], "Check a settings file; find what is wrong here"),
             (&["key"], ""),
             (&["import"], "Uploads a binary cache in a directory"),
             (&["recover"], "Rebuilds a lost or damaged index"),

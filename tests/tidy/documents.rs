@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use super::files::{read, root};
+use super::files::{read, root, rust_files};
 use super::prose::COMMENT_COLUMNS_MAX;
 
 /// Words of the README at most, code included.
@@ -27,6 +27,22 @@ fn every_dependency_has_its_reason() {
             before = line;
         }
         assert!(count > 3, "{manifest}: no dependencies were found, which cannot be");
+    }
+}
+
+#[test]
+fn every_file_of_tests_is_a_part_of_a_program() {
+    let (manifest, server) = (read("Cargo.toml"), read("tests/main.rs"));
+    for file in rust_files("tests").into_keys() {
+        let Some(name) = file.strip_prefix("tests/").and_then(|name| name.strip_suffix(".rs")) else {
+            continue;
+        };
+        if name == "main" || name.contains('/') {
+            continue;
+        }
+        let runs = server.contains(&format!("\nmod {name};\n"))
+            || manifest.contains(&format!("path = \"tests/{name}.rs\"\n"));
+        assert!(runs, "{file} is in no program: name it in tests/main.rs, or no test of it ever runs");
     }
 }
 

@@ -5,9 +5,6 @@
 //! Left out: the index of debug information (`debuginfo/`), and caches in a folder or behind a name with a
 //! plus sign, which concern the client alone.
 
-#[path = "../support/mod.rs"]
-mod support;
-
 mod binary_cache;
 mod ca_substitute;
 mod multiple_outputs;
@@ -15,3 +12,5 @@ mod nar_access;
 mod scene;
 mod signing;
 mod uploads;
+
+use crate::support;
