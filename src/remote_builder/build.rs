@@ -268,8 +268,14 @@ impl TargetWait {
             && let Ok(log) = reply.text().await
         {
             let log = anstream::adapter::strip_str(&log).to_string();
-            let lines: Vec<String> = log.lines().map(str::to_owned).collect();
+            let mut lines: Vec<String> = log.lines().map(str::to_owned).collect();
+            lines.drain(..lines.len().saturating_sub(TAIL_LINES_MAX));
             result.message += &tail(&drv.to_string(), &lines);
+            // Nix 2.26 shows no message of a failed build, but its log, which may not have been followed: the
+            // build was over too soon.
+            if !self.told.borrow().contains(&drv.to_string()) {
+                self.tell_lines(&drv.to_string(), lines).await;
+            }
         }
         result
     }
