@@ -77,15 +77,7 @@ impl<'w> Farm<'w> {
         let slots = (0..lanes).map(|slot| (slot as u64 % KINDS, None)).collect();
         let queue = Queue::new(Policy::Strict);
         let (built, running) = (BTreeSet::new(), BTreeSet::new());
-        Farm {
-            world,
-            queue,
-            slots,
-            built,
-            running,
-            ends: BinaryHeap::new(),
-            now: 0,
-        }
+        Farm { world, queue, slots, built, running, ends: BinaryHeap::new(), now: 0 }
     }
 
     fn ask(&mut self, wanted: u32) {

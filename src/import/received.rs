@@ -231,15 +231,16 @@ mod tests {
     fn nars_without_narinfos_are_counted_to_their_uploader_until_they_are_named_or_gone() {
         let unnamed = UnnamedNars::default();
         let [one, other] = [1, 2].map(CallerKey::Token);
-        let mut shares: Vec<UnnamedShare> =
-            (0..UNNAMED_OF_ONE_MAX).map(|_| unnamed.count(one, 1, u64::MAX).ok().expect("room")).collect();
+        let mut shares: Vec<UnnamedShare> = (0..UNNAMED_OF_ONE_MAX)
+            .map(|_| unnamed.count(one, 1, u64::MAX).unwrap_or_else(|_| panic!("room")))
+            .collect();
         assert!(unnamed.count(one, 1, u64::MAX).is_err());
-        let large = unnamed.count(other, 60, 100).ok().expect("room");
+        let large = unnamed.count(other, 60, 100).unwrap_or_else(|_| panic!("room"));
         assert!(unnamed.count(other, 41, 100).is_err());
         drop(large);
-        drop(unnamed.count(other, 100, 100).ok().expect("room again"));
+        drop(unnamed.count(other, 100, 100).unwrap_or_else(|_| panic!("room again")));
         shares.pop();
-        drop(unnamed.count(one, 1, u64::MAX).ok().expect("room again"));
+        drop(unnamed.count(one, 1, u64::MAX).unwrap_or_else(|_| panic!("room again")));
         shares.clear();
         assert!(unnamed.lock().is_empty());
     }
