@@ -54,7 +54,7 @@ impl DebugInfo {
     /// Opens the folder, which is made where it is not there.
     ///
     /// # Errors
-    /// When it cannot be made or read.
+    /// The folder cannot be made or read.
     pub fn open(dir: &Path) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
         let mut kept = 0;
@@ -90,7 +90,7 @@ impl DebugInfo {
     /// The NAR and the file in it that has the symbols of a program. Blocking.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// The place cannot be read.
     pub fn find(&self, id: &BuildId) -> io::Result<Option<(NarHash, String)>> {
         let text = match fs::read_to_string(self.0.file_of(id)) {
             Ok(text) => text,
@@ -104,7 +104,7 @@ impl DebugInfo {
     /// Keeps the place of the symbols of a program. An earlier one is replaced. Blocking.
     ///
     /// # Errors
-    /// When it cannot be written; the NAR is served all the same.
+    /// The place cannot be written; the NAR is served all the same.
     pub fn keep(&self, id: &BuildId, nar: NarHash, member: &str) -> io::Result<()> {
         let file = self.0.file_of(id);
         if !file.exists() && self.0.kept.fetch_add(1, Ordering::Relaxed) >= KEPT_MAX {

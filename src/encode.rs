@@ -44,7 +44,7 @@ impl Encoding {
     /// The encoded bytes.
     ///
     /// # Errors
-    /// When the encoder fails.
+    /// The encoder fails.
     pub fn encode(self, bytes: &[u8]) -> io::Result<Vec<u8>> {
         match self {
             Self::Zstd => zstd::bulk::compress(bytes, ZSTD_LEVEL),

@@ -131,7 +131,7 @@ impl Recovery {
     /// Makes the index anew. Nobody else may use the state directory meanwhile.
     ///
     /// # Errors
-    /// When there is no ledger, or it cannot be read, or the index not be written: the next try begins anew.
+    /// There is no ledger, or it cannot be read, or the index not be written: the next try begins anew.
     pub async fn run(&self) -> Result<RecoveryReport, Error> {
         if !has_ledger(&self.ledger) {
             return Err(Error::NoLedger(self.ledger.clone()));

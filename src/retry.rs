@@ -89,7 +89,7 @@ impl Retry {
     /// it built at once, in requests of the caller.
     ///
     /// # Errors
-    /// When nothing of that name is remembered to have failed, the caller lacks the right to any of it (then
+    /// Nothing of that name is remembered to have failed, the caller lacks the right to any of it (then
     /// nothing is done), or the index or the store fails.
     pub async fn retry(
         &self,

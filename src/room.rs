@@ -32,7 +32,7 @@ impl Room {
     /// The file system of `dir`.
     ///
     /// # Errors
-    /// When the system call fails.
+    /// The system call fails.
     pub fn of(dir: &Path) -> io::Result<Self> {
         Ok(statvfs(dir)?.into())
     }
@@ -40,7 +40,7 @@ impl Room {
     /// The file system of an open file.
     ///
     /// # Errors
-    /// When the system call fails.
+    /// The system call fails.
     pub fn of_file(file: impl AsFd) -> io::Result<Self> {
         Ok(fstatvfs(file)?.into())
     }

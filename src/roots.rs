@@ -49,7 +49,7 @@ impl Roots {
     /// Uses `dir` (an absolute path that the daemon can follow), making it when it is not there.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// The directory cannot be made.
     pub fn open(dir: &Path, store_dir: StoreDir) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
         Ok(Self { dir: dir.to_owned(), store_dir })
@@ -58,7 +58,7 @@ impl Roots {
     /// Holds every one of `paths`. They must be held by something else (a temporary root) until this returns.
     ///
     /// # Errors
-    /// When a symlink cannot be made or the daemon does not register it.
+    /// A symlink cannot be made or the daemon does not register it.
     pub async fn hold<'a>(
         &self,
         daemon: &mut Daemon,
@@ -92,7 +92,7 @@ impl Roots {
     /// Every path that is held.
     ///
     /// # Errors
-    /// When the directory cannot be read.
+    /// The directory cannot be read.
     pub fn held(&self) -> io::Result<Vec<StorePath>> {
         let mut held = Vec::new();
         for entry in fs::read_dir(&self.dir)? {

@@ -129,7 +129,7 @@ impl Server {
     /// Opens everything and binds the address. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// When the state, the key, the index or the address cannot be used.
+    /// The state, the key, the index or the address cannot be used.
     pub async fn open(settings: Settings) -> Result<Self, Error> {
         Self::open_on(settings, None).await
     }
@@ -240,7 +240,7 @@ impl Server {
     /// Serves until `until` resolves, then drains: waits are ended, running downloads are given their time.
     ///
     /// # Errors
-    /// When a task without which the server cannot go on has ended: a bug, after which only a restart helps.
+    /// A task without which the server cannot go on has ended: a bug, after which only a restart helps.
     pub async fn run(self, until: impl Future<Output = ()>) -> Result<(), Error> {
         let (tasks, mut supervisor, index) = (self.tasks, self.supervisor, self.storage.index.clone());
         self.storage.start(&tasks);
@@ -304,7 +304,7 @@ pub fn host_name() -> String {
 /// aside.
 ///
 /// # Errors
-/// When a server runs there, the key cannot be read, or nothing is recorded.
+/// A server runs there, the key cannot be read, or nothing is recorded.
 pub async fn recover(dir: &Path, store_dir: StoreDir) -> Result<recover::RecoveryReport, Error> {
     let state_dir = state_dir::open(dir)?;
     let _lock = state_dir::lock(&state_dir)?;
@@ -326,7 +326,7 @@ fn raise_descriptor_limit() {
 /// Resolves when a signal tells the process to end.
 ///
 /// # Errors
-/// When signals cannot be watched.
+/// Signals cannot be watched.
 pub fn told_to_end() -> Result<impl Future<Output = ()>, Error> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate()).map_err(Error::Signals)?;

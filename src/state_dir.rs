@@ -54,7 +54,7 @@ pub enum Error {
 /// Runs `open` on a part of the state.
 ///
 /// # Errors
-/// What it fails with, and where.
+/// `open` fails; the error names the path, too.
 pub fn using<T>(path: &Path, open: impl FnOnce(&Path) -> io::Result<T>) -> Result<T, Error> {
     open(path).map_err(|source| Error::Use { path: path.to_owned(), source })
 }
@@ -93,7 +93,7 @@ pub fn open(dir: &Path) -> Result<PathBuf, Error> {
 /// Looks whether the directory, if there is one, could be opened; changes nothing.
 ///
 /// # Errors
-/// When everyone may write to it.
+/// Everyone may write to it.
 pub fn check(dir: &Path) -> Result<(), Error> {
     match dir.metadata().map(|found| found.mode() & 0o7777) {
         Ok(mode) if mode & EVERYONE_WRITES != 0 => Err(Error::Exposed { dir: dir.to_owned(), mode }),
@@ -104,7 +104,7 @@ pub fn check(dir: &Path) -> Result<(), Error> {
 /// Locks the directory for as long as the file is open.
 ///
 /// # Errors
-/// When another server has it locked, or the file cannot be opened.
+/// Another server has it locked, or the file cannot be opened.
 pub fn lock(dir: &Path) -> Result<File, Error> {
     let path = dir.join(LOCK);
     let file = using(&path, |path| {

@@ -330,7 +330,7 @@ impl Substitute {
     /// The derivations that make a path, as far as they are known: the one that made what is served first.
     ///
     /// # Errors
-    /// When the index or the Nix store cannot be asked.
+    /// The index or the Nix store cannot be asked.
     pub async fn makers_of(&self, path: &StorePath) -> Result<Vec<StorePath>, Missing> {
         let hash = path.hash();
         let served = self.index.find(hash).await.map_err(|e| trouble(&e, UNREADABLE))?;

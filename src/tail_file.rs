@@ -75,7 +75,7 @@ impl TailCursor {
     /// Range of the next bytes, at most `bytes_max`, once there are some; `None` at the end.
     ///
     /// # Errors
-    /// When the file turned out wrong, or its writer went away without a verdict.
+    /// The file turned out wrong, or its writer went away without a verdict.
     pub async fn next(&mut self, bytes_max: u64) -> io::Result<Option<Range<u64>>> {
         let Some(progress) = &mut self.progress else { return Ok(self.take(self.end, bytes_max)) };
         let (offset, end, early) = (self.offset, self.end, self.early);
@@ -127,7 +127,7 @@ impl TailReader {
     /// The next bytes, once there are some; `None` at the end.
     ///
     /// # Errors
-    /// When the file cannot be read, turned out wrong, or its writer went away without a verdict.
+    /// The file cannot be read, turned out wrong, or its writer went away without a verdict.
     pub async fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
         let Some(next) = self.cursor.next(CHUNK_BYTES as u64).await? else { return Ok(None) };
         let file = Arc::clone(&self.file);
@@ -143,7 +143,7 @@ impl TailReader {
 /// Puts the bytes of `part`, which must be there, in cursor of what is in `buffer`.
 ///
 /// # Errors
-/// When the file cannot be read, or ends before them.
+/// The file cannot be read, or ends before them.
 pub fn read_at(file: &File, part: Range<u64>, buffer: &mut Vec<u8>) -> io::Result<()> {
     let bytes = usize::try_from(part.end - part.start).map_err(io::Error::other)?;
     // Old contents are overwritten: only bytes beyond the old length need be cleared.

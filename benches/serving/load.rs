@@ -66,7 +66,7 @@ impl Head {
 /// Every answer must have this status.
 ///
 /// # Errors
-/// When an answer is another one, or none comes.
+/// An answer is another one, or none comes.
 pub fn measure(
     address: SocketAddr,
     connections: usize,
@@ -107,7 +107,7 @@ pub fn measure(
 /// number of answers so far and says whether to go on.
 ///
 /// # Errors
-/// When an answer has another status, or none comes.
+/// An answer has another status, or none comes.
 pub fn latencies(
     address: SocketAddr,
     requests: &[Vec<u8>],

@@ -123,7 +123,7 @@ impl Server {
     /// A server that runs at `NAME=http://host:port/prefix`.
     ///
     /// # Errors
-    /// When that is not how it is written, or the host is not known.
+    /// That is not how it is written, or the host is not known.
     pub fn peer(written: &str) -> Result<Server, String> {
         let parts =
             written.split_once('=').and_then(|(name, url)| Some((name, url.strip_prefix("http://")?)));

@@ -33,7 +33,7 @@ pub struct Seen {
 /// Downloads over and over on so many connections, each on its own thread.
 ///
 /// # Errors
-/// When an answer is not 200 or is cut.
+/// An answer is not 200 or is cut.
 pub fn measure(
     address: SocketAddr,
     wanted: &Wanted,
@@ -82,7 +82,7 @@ pub fn measure(
 /// One download, from the request to the last byte.
 ///
 /// # Errors
-/// When the answer is not 200 or is cut.
+/// The answer is not 200 or is cut.
 pub fn once(address: SocketAddr, wanted: &Wanted, processes: &Processes) -> io::Result<Seen> {
     let mut sink = Sink::connect(address)?;
     let window = Window::open(processes);

@@ -40,7 +40,7 @@ impl CacheInfo {
     /// Parses the file.
     ///
     /// # Errors
-    /// When it is malformed.
+    /// The file is malformed.
     pub fn parse(bytes: &[u8]) -> Result<Self, CacheInfoError> {
         let text = std::str::from_utf8(bytes).map_err(|_| CacheInfoError::NoText)?;
         if text.len() > CACHE_INFO_BYTES_MAX {

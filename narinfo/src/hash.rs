@@ -51,7 +51,7 @@ impl NarHash {
     /// Parses 52 characters of Nix's base 32, without a prefix.
     ///
     /// # Errors
-    /// When it is anything else.
+    /// The text is anything else.
     pub fn from_nixbase32(text: &str) -> Result<Self, HashError> {
         nixbase32::decode(text.as_bytes()).map(Self).ok_or_else(|| HashError::of(text))
     }
@@ -59,7 +59,7 @@ impl NarHash {
     /// Parses 64 hexadecimal digits, without a prefix.
     ///
     /// # Errors
-    /// When it is anything else.
+    /// The text is anything else.
     pub fn from_hex(text: &str) -> Result<Self, HashError> {
         let digits: Option<Vec<u8>> =
             text.chars().map(|c| c.to_digit(16).and_then(|d| u8::try_from(d).ok())).collect();

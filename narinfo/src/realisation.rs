@@ -194,7 +194,7 @@ impl Realisation {
     /// Parses the file that a cache has for `id`.
     ///
     /// # Errors
-    /// When it is too large, malformed, has a field that is not known, or is of something else.
+    /// The file is too large, malformed, has a field that is not known, or is of something else.
     pub fn parse(id: &DrvOutput, bytes: &[u8]) -> Result<Self, RealisationError> {
         if bytes.len() > REALISATION_BYTES_MAX {
             return Err(RealisationError::TooLarge(bytes.len()));

@@ -47,7 +47,7 @@ impl StoreDir {
     /// Checks that `path` is absolute and canonical, and one line of text.
     ///
     /// # Errors
-    /// When it is not.
+    /// The path is relative, not canonical, or more than a line.
     pub fn new(path: &str) -> Result<Self, StorePathError> {
         let error = || StorePathError::StoreDir(excerpt(path));
         if path == "/" || path.chars().any(char::is_control) {
@@ -120,7 +120,7 @@ impl StorePath {
     /// Parses a base name, `<hash>-<name>`.
     ///
     /// # Errors
-    /// When it is anything else.
+    /// The name is anything else.
     pub fn parse(base_name: &str) -> Result<Self, StorePathError> {
         let error = || StorePathError::BaseName(excerpt(base_name));
         let (hash, name) = base_name.split_at_checked(HASH_CHARS).ok_or_else(error)?;
@@ -132,7 +132,7 @@ impl StorePath {
     /// Parses a full path in `store_dir`.
     ///
     /// # Errors
-    /// When it is not directly in that directory, or no store path.
+    /// The path is not directly in that directory, or no store path.
     pub fn parse_in(store_dir: &StoreDir, path: &str) -> Result<Self, StorePathError> {
         let rest = path.strip_prefix(store_dir.as_str()).and_then(|rest| rest.strip_prefix('/'));
         match rest {

@@ -13,7 +13,7 @@ impl Adopter {
     /// Adopts `paths` and their closures, all or nothing.
     ///
     /// # Errors
-    /// When one of them is not valid, or the daemon, the index or the file system fails; nothing is published
+    /// One of them is not valid, or the daemon, the index or the file system fails; nothing is published
     /// then.
     pub async fn adopt(&self, paths: &[StorePath]) -> Result<(), Error> {
         if paths.is_empty() {

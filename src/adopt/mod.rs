@@ -124,7 +124,7 @@ impl Adopter {
     /// Publishes realisations of Nix or of upstreams, with our signature beside those they have, all or none.
     ///
     /// # Errors
-    /// When the index fails; nothing is published then.
+    /// The index fails; nothing is published then.
     pub async fn publish_realisations(
         &self,
         mut realisations: Vec<Realisation>,

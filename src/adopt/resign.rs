@@ -15,7 +15,7 @@ impl Adopter {
     /// Adds the signatures that served paths lack, and returns the number of paths that lacked one.
     ///
     /// # Errors
-    /// When the index fails; signatures that were added by then stay.
+    /// The index fails; signatures that were added by then stay.
     pub async fn resign(&self) -> Result<u64, Error> {
         let (mut after, mut resigned) = (None, 0);
         loop {

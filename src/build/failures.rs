@@ -33,7 +33,7 @@ impl Failures {
     /// this may be another machine.
     ///
     /// # Errors
-    /// When the index fails.
+    /// The index fails.
     pub async fn apply_settings(&self) -> Result<(), index::Error> {
         self.index.forget_refusals().await?;
         let now = SystemTime::now();
@@ -46,7 +46,7 @@ impl Failures {
     /// The failure that stands in the way of a derivation.
     ///
     /// # Errors
-    /// When the index fails.
+    /// The index fails.
     pub async fn of(&self, drv: &StorePath) -> Result<Option<Failure>, index::Error> {
         let unrecorded = self.unrecorded().get(drv).cloned();
         if unrecorded.is_some() {
@@ -66,7 +66,7 @@ impl Failures {
     /// Remembered failures, the latest first.
     ///
     /// # Errors
-    /// When the index fails.
+    /// The index fails.
     pub async fn list(&self) -> Result<Vec<Failure>, index::Error> {
         self.index.failures(SystemTime::now()).await
     }
@@ -75,7 +75,7 @@ impl Failures {
     /// derivations.
     ///
     /// # Errors
-    /// When the index fails.
+    /// The index fails.
     pub async fn forget(&self, drv: &StorePath) -> Result<Vec<StorePath>, index::Error> {
         self.index.forget_failure(drv.clone()).await
     }

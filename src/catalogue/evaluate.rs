@@ -157,7 +157,7 @@ impl Evaluator {
     /// Starts a program. Blocks for moments.
     ///
     /// # Errors
-    /// When it cannot be isolated, or there is no shell.
+    /// The program cannot be isolated, or there is no shell.
     pub(super) fn start(invocation: Invocation<'_>) -> Result<Self, StartError> {
         let Invocation { program, arguments, variables, mark, bounds, enclosure } = invocation;
         let gateway = enclosure.map(|enclosure| Gateway::open(&enclosure.reach)).transpose()?;

@@ -144,7 +144,7 @@ impl Gateway {
     /// Opens the way to these hosts.
     ///
     /// # Errors
-    /// When there can be no socket in the folder for temporary files.
+    /// There can be no socket in the folder for temporary files.
     pub(super) fn open(reach: &AllowedHosts) -> io::Result<Self> {
         // Not in the state directory: the path of a socket must be short.
         let folder = tempfile::Builder::new().prefix("ondine").tempdir()?;

@@ -105,7 +105,7 @@ impl<'a> Jobs<'a> {
     /// The next attribute, in any order.
     ///
     /// # Errors
-    /// When the set as a whole cannot be evaluated.
+    /// The set as a whole cannot be evaluated.
     pub(super) async fn next(&mut self) -> Result<Option<Attribute>, JobsError> {
         loop {
             let running = match &mut self.running {

@@ -217,7 +217,7 @@ impl NameResolver {
     /// The same of what someone has written, with the output that is named there.
     ///
     /// # Errors
-    /// When there is no such attribute, or it cannot be told.
+    /// There is no such attribute, or it cannot be told.
     pub async fn select<'a>(
         &self,
         set: &SetName,
@@ -306,7 +306,7 @@ impl ResolvedName {
     /// The path of the output of this name; without one, of the attribute's own.
     ///
     /// # Errors
-    /// When there is no such output, or its path is not known.
+    /// There is no such output, or its path is not known.
     pub fn output(&self, name: Option<&str>) -> Result<&StorePath, NoSuchName> {
         let Self { drv, outputs, own_output, .. } = self;
         let name = name.or(own_output.as_deref()).unwrap_or(DEFAULT_OUTPUT);
@@ -323,7 +323,7 @@ impl SetSettings {
     /// A system that the set is evaluated for: this one, or else the first.
     ///
     /// # Errors
-    /// When it is not evaluated for this one.
+    /// The set is not evaluated for the wanted one.
     pub fn system(&self, wanted: Option<&str>) -> Result<&str, NoSuchName> {
         let found = self.systems.iter().find(|system| wanted.is_none_or(|wanted| *system == wanted));
         found.map(String::as_str).ok_or_else(|| NoSuchName::System {

@@ -79,7 +79,7 @@ impl Setup {
     /// Finds the source of a set and pins it.
     ///
     /// # Errors
-    /// When something is not there, the evaluator cannot be isolated, or Nix cannot make out the flake.
+    /// Something is not there, the evaluator cannot be isolated, or Nix cannot make out the flake.
     pub(super) async fn new(tools: &Tools, set: &SetSettings) -> Result<Self, RefreshError> {
         let home = &tools.home;
         let temporary = home.join(TEMPORARY);

@@ -79,7 +79,7 @@ pub(super) struct Prepared {
 /// Finds the paths of a source. Blocks for moments.
 ///
 /// # Errors
-/// When something is not there.
+/// Something is not there.
 pub(super) fn prepare(origin: &SetSource, evaluation: &Evaluation) -> std::io::Result<Prepared> {
     let mut prepared = Prepared::new(evaluation)?;
     match origin {
@@ -183,7 +183,7 @@ pub(super) fn links(origin: &SetSource) -> std::io::Result<Vec<(AttributePath, P
 /// The derivation that a link leads to.
 ///
 /// # Errors
-/// When the daemon does not answer.
+/// The daemon does not answer.
 pub(super) async fn linked(
     store_dir: &StoreDir,
     target: &Path,

@@ -218,7 +218,7 @@ impl<'a> Walk<'a> {
     /// The next attribute.
     ///
     /// # Errors
-    /// When the set as a whole cannot be evaluated.
+    /// The set as a whole cannot be evaluated.
     pub(super) async fn next(&mut self) -> Result<Option<Attribute>, WalkError> {
         loop {
             let running = match &mut self.running {

@@ -131,7 +131,7 @@ impl ServerSession {
     /// Prints the answer to `GET path`: as it is, or as `render` shows it.
     ///
     /// # Errors
-    /// When the server cannot be reached, or reports an error, be it in an answer that was printed all the
+    /// The server cannot be reached, or reports an error, be it in an answer that was printed all the
     /// same.
     pub(super) fn show<T: DeserializeOwned>(
         &self,

@@ -238,7 +238,7 @@ impl Cli {
     /// Runs the command.
     ///
     /// # Errors
-    /// When it fails; the error is for people.
+    /// The command fails; the error is for people.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Serve(serve) => {

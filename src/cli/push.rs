@@ -137,7 +137,7 @@ fn resolved(path: &str) -> anyhow::Result<String> {
 /// Uploads the closure of the paths.
 ///
 /// # Errors
-/// When one is not valid here, or the server does not take it.
+/// One is not valid here, or the server does not take it.
 pub(super) async fn push(
     remote: &Remote,
     paths: &[String],

@@ -171,7 +171,7 @@ pub(super) fn short(text: &str, location: &Location) -> Vec<(&'static str, RawCo
 /// Adds a builder to the settings.
 ///
 /// # Errors
-/// When it has the name of another one.
+/// Another builder has its name.
 pub(super) fn add(to: &mut SettingsDraft, read: RawBuilder, table: &RawTable) -> Result<(), Problem> {
     let Some(target) = read.target else { return Err(table.refuse("ssh", WITHIN, "expected a login")) };
     let systems = if read.systems.is_empty() { vec![nix::own_system()] } else { read.systems };

@@ -276,7 +276,7 @@ pub(super) fn short(text: &str, location: &Location) -> Vec<(&'static str, RawCo
 /// Adds a package set to the settings.
 ///
 /// # Errors
-/// When another set has its name, or it has no system.
+/// Another set has its name, or it has no system.
 pub(super) fn add(to: &mut SettingsDraft, read: RawCatalogue, table: &RawTable) -> Result<(), Problem> {
     let refuse = |key, reason: &str| Err(table.refuse(key, WITHIN, reason));
     let RawCatalogue { name: Some(name), origin: Some(origin), .. } = read else {

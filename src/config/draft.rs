@@ -87,7 +87,7 @@ impl SettingsDraft {
     /// Makes what depends on several settings. The table is what was written, for errors.
     ///
     /// # Errors
-    /// When settings do not go together.
+    /// Settings do not go together.
     pub(super) fn finish(mut self, written: &RawTable) -> Result<Settings, Problem> {
         self.retention();
         self.farm(written)?;

@@ -17,7 +17,7 @@ impl RawSettings {
     /// Reads a settings file. Dashes and underscores in names are the same.
     ///
     /// # Errors
-    /// When it cannot be read, is no TOML, names a setting twice or names one that does not exist.
+    /// The file cannot be read, is no TOML, names a setting twice or names one that does not exist.
     pub fn read(file: &Path) -> Result<Self, Error> {
         let text =
             fs::read_to_string(file).map_err(|source| Problem::Read { file: file.to_owned(), source })?;

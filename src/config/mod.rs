@@ -47,7 +47,7 @@ impl RawSettings {
     /// Fills in the defaults and checks the bounds.
     ///
     /// # Errors
-    /// When a value is out of bounds, or the environment does not describe a Nix store.
+    /// A value is out of bounds, or the environment does not describe a Nix store.
     pub fn resolve(self) -> Result<Settings, Error> {
         let mut draft =
             SettingsDraft::new(self.state_dir()?, nix::Environment::from_env().map_err(Problem::from)?)?;
@@ -85,7 +85,7 @@ impl StateDir {
     /// The directory that is named, or the default one.
     ///
     /// # Errors
-    /// When nothing names one.
+    /// Nothing names one.
     pub fn path(self) -> Result<PathBuf, Error> {
         Ok(self.0.state_dir()?)
     }

@@ -103,7 +103,7 @@ pub(super) fn short(text: &str, location: &Location) -> Vec<(&'static str, RawCo
 /// Adds an issuer to the settings.
 ///
 /// # Errors
-/// When it has no claims.
+/// The issuer has no claims.
 pub(super) fn add(to: &mut SettingsDraft, read: RawOidc, table: &RawTable) -> Result<(), Problem> {
     let RawOidc { issuer, audience, claims, rights, only } = read;
     if claims.iter().all(|(_, pattern)| pattern.as_str().chars().all(|c| c == '*')) {

@@ -44,7 +44,7 @@ impl RawTable {
     /// Adds an entry.
     ///
     /// # Errors
-    /// When the table has one of this name.
+    /// The table has one of this name.
     pub(super) fn insert(&mut self, key: &str, value: RawValue) -> Result<(), Problem> {
         let key = key.replace('_', "-");
         if self.get(&key).is_some() {

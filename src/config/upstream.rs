@@ -128,7 +128,7 @@ pub(super) fn short(text: &str, location: &Location) -> Vec<(&'static str, RawCo
 /// Adds an upstream to the settings.
 ///
 /// # Errors
-/// When its keys do not go together, or it is this server itself.
+/// Its keys do not go together, or it is this server itself.
 pub(super) fn add(to: &mut SettingsDraft, read: RawUpstream, table: &RawTable) -> Result<(), Problem> {
     let refuse = |key, reason: &str| Err(table.refuse(key, WITHIN, reason));
     let RawUpstream { url, public_keys, priority, mode, connect_timeout, stall_timeout, .. } = read;

@@ -42,7 +42,7 @@ impl Contents {
     /// Begins an archive of a closure.
     ///
     /// # Errors
-    /// When too many archives are being sent.
+    /// Too many archives are being sent.
     pub fn archive(&self, rows: Vec<PathRow>, form: ArchiveForm) -> Result<Archive, Error> {
         let store_dir = self.0.store_dir.clone();
         self.write_archive(move |source, out| match form {
@@ -85,7 +85,7 @@ impl Archive {
     /// The next bytes; `None` at the end.
     ///
     /// # Errors
-    /// When the archive cannot be completed.
+    /// The archive cannot be completed.
     pub async fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
         match self.0.recv().await {
             Some(ArchivePiece::Bytes(bytes)) => Ok(Some(bytes)),

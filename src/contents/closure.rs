@@ -16,7 +16,7 @@ impl Contents {
     /// A served path with all that it refers to, dependencies first.
     ///
     /// # Errors
-    /// When the index fails, or the closure has more than a hundred thousand paths.
+    /// The index fails, or the closure has more than a hundred thousand paths.
     pub async fn closure(&self, of: StorePathHash) -> Result<Vec<PathRow>, Error> {
         let mut rows = self.closure_rows(of).await?;
         let mut ordered = Vec::with_capacity(rows.len());

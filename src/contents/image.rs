@@ -47,7 +47,7 @@ impl Contents {
     /// Begins an image of a closure, whose layers are read once before, unless they are known.
     ///
     /// # Errors
-    /// When the closure is too large, or too many archives are being sent.
+    /// The closure is too large, or too many archives are being sent.
     pub fn image(&self, rows: Vec<PathRow>, config: ImageConfig) -> Result<Archive, Error> {
         if rows.len() > IMAGE_PATHS_MAX {
             return Err(Error::TooLarge(IMAGE_PATHS_MAX));

@@ -123,7 +123,7 @@ impl Contents {
     /// The listing of a served NAR, made once for all who ask by reading all of it.
     ///
     /// # Errors
-    /// When the NAR cannot be read.
+    /// The NAR cannot be read.
     pub async fn listing(&self, nar: NarHash) -> Result<Arc<Listing>, Error> {
         if let Some(listing) = self.0.listings.get(&nar) {
             return Ok(listing);
@@ -162,7 +162,7 @@ impl Contents {
     /// where there can be one, so that the next part needs no decompression.
     ///
     /// # Errors
-    /// When the NAR cannot be opened.
+    /// The NAR cannot be opened.
     pub async fn slice(&self, nar: NarHash, part: Range<u64>) -> Result<NarSlice, Error> {
         self.open(nar, part, Form::Plain).await
     }
@@ -188,7 +188,7 @@ impl Contents {
     /// SHA-256 of a part of a NAR, which is read whole unless it was before.
     ///
     /// # Errors
-    /// When it cannot be read.
+    /// The NAR cannot be read.
     pub async fn sha256(&self, nar: NarHash, part: Range<u64>) -> Result<[u8; 32], Error> {
         let key = (nar, part.start);
         if let Some(digest) = self.0.digests.get(&key) {
@@ -209,7 +209,7 @@ impl Contents {
     /// The first bytes of a part of a NAR, `bytes_max` at most.
     ///
     /// # Errors
-    /// When they cannot be read.
+    /// The NAR cannot be read.
     pub async fn beginning(&self, nar: NarHash, part: Range<u64>, bytes_max: u64) -> Result<Vec<u8>, Error> {
         let end = part.end.min(part.start.saturating_add(bytes_max));
         let mut slice = self.slice(nar, part.start..end).await?;
@@ -225,7 +225,7 @@ impl NarSlice {
     /// The next bytes; `None` at the end.
     ///
     /// # Errors
-    /// When the NAR cannot be read, or turned out wrong.
+    /// The NAR cannot be read, or turned out wrong.
     pub async fn next_piece(&mut self) -> std::io::Result<Option<Bytes>> {
         match self {
             Self::Memory(bytes) if bytes.is_empty() => Ok(None),

@@ -90,7 +90,7 @@ impl Contents {
     /// The file at `path` below a served store path. Neither `.` nor `..` may be in it.
     ///
     /// # Errors
-    /// When there is none, a symlink leaves the closure, or the contents cannot be read.
+    /// There is none, a symlink leaves the closure, or the contents cannot be read.
     pub async fn resolve(
         &self,
         start: &StorePath,

@@ -28,7 +28,7 @@ const LZ4_BYTES: u64 = 17 * 1024 * 1024;
 /// Decodes `input`. Waits for memory while other decoders have it.
 ///
 /// # Errors
-/// When no decoder can be made. Reading fails when the input is damaged, ends early, or asks for too much
+/// No decoder can be made. Reading fails when the input is damaged, ends early, or asks for too much
 /// memory.
 pub fn plain<'a>(
     compression: Compression,
@@ -120,7 +120,7 @@ impl<R: BufRead> Read for Lz4Frames<R> {
 /// Bytes of the window of a zstd file's first frame, and the file; `None` if it is no zstd file.
 ///
 /// # Errors
-/// When it cannot be read.
+/// The file cannot be read.
 pub fn window_of<R: Read>(mut input: R) -> io::Result<(Option<u64>, impl Read + use<R>)> {
     let mut header = Vec::new();
     input.by_ref().take(HEADER_BYTES_MAX as u64).read_to_end(&mut header)?;
@@ -144,7 +144,7 @@ pub fn content_encoding(name: &str) -> Option<Compression> {
 /// Decodes a small file into at most `bytes_max` bytes.
 ///
 /// # Errors
-/// When it is damaged or longer than that.
+/// The file is damaged or longer than that.
 pub fn all(compression: Compression, bytes: &[u8], bytes_max: usize) -> io::Result<Vec<u8>> {
     let mut out = Vec::new();
     encoded(compression, bytes)?.take(bytes_max as u64 + 1).read_to_end(&mut out)?;

@@ -96,7 +96,7 @@ impl Importer {
     /// Opens the upload of a NAR, which is to wait for its turn before it is received.
     ///
     /// # Errors
-    /// When the uploader has too many open.
+    /// The uploader has too many open.
     pub fn open(&self, uploader: &Caller) -> Result<OpenUpload, UploadError> {
         self.0.turns.open(uploader.key())
     }
@@ -105,7 +105,7 @@ impl Importer {
     /// is kept for a while, until a narinfo names it.
     ///
     /// # Errors
-    /// When it is damaged, too large or another one than its name says, or cannot be stored.
+    /// The NAR is damaged, too large or another one than its name says, or cannot be stored.
     pub async fn receive(
         &self,
         file: String,
@@ -137,7 +137,7 @@ impl Importer {
     /// served before.
     ///
     /// # Errors
-    /// When it is not as it must be, nobody vouches for it, or another path has its hash.
+    /// The narinfo is not as it must be, nobody vouches for it, or another path has its hash.
     pub async fn publish(
         &self,
         hash: StorePathHash,
@@ -168,7 +168,7 @@ impl Importer {
     /// Publishes a realisation whose path is served.
     ///
     /// # Errors
-    /// When nobody who is believed vouches for it, or its path is not served.
+    /// Nobody who is believed vouches for it, or its path is not served.
     pub async fn publish_realisation(
         &self,
         realisation: Realisation,
@@ -212,7 +212,7 @@ impl Importer {
     /// Those of `paths` that are not served. Who asks relies on the others, and pushes again what is evicted.
     ///
     /// # Errors
-    /// When the index fails.
+    /// The index fails.
     pub async fn missing(&self, paths: Vec<StorePath>) -> Result<Vec<StorePath>, UploadError> {
         let found = self.0.index.served(paths.iter().map(StorePath::hash).collect()).await?;
         let (served, missing): (Vec<_>, Vec<_>) =

@@ -186,7 +186,7 @@ impl ReceivedNars {
     /// their narinfos have `bytes_max` bytes in all.
     ///
     /// # Errors
-    /// When the uploader has too many, or another NAR has the name.
+    /// The uploader has too many, or another NAR has the name.
     pub(super) fn add(
         &self,
         file: String,

@@ -106,7 +106,7 @@ impl Importer {
     /// refers to. The connection holds them from then on. Those that are not served are left out.
     ///
     /// # Errors
-    /// When the daemon, the index or the NAR store fails; what was added by then stays.
+    /// The daemon, the index or the NAR store fails; what was added by then stays.
     pub async fn bring_into_store(&self, daemon: &mut Daemon, paths: &[StorePath]) -> Result<(), StoreError> {
         self.bring(daemon, paths, SearchScope::Served).await
     }
@@ -116,7 +116,7 @@ impl Importer {
     /// connection holds them from then on.
     ///
     /// # Errors
-    /// When one is nowhere, or a daemon, the index or the NAR store fails; what was added by then stays.
+    /// One is nowhere, or a daemon, the index or the NAR store fails; what was added by then stays.
     pub async fn supply(&self, daemon: &mut Daemon, paths: &[StorePath]) -> Result<(), StoreError> {
         self.bring(daemon, paths, SearchScope::Everywhere).await
     }

@@ -72,7 +72,7 @@ impl OpenUpload {
     /// Waits for the turn of this upload, which it has to its end.
     ///
     /// # Errors
-    /// When the turn does not come in time.
+    /// The turn does not come in time.
     pub async fn turn(&mut self) -> Result<(), UploadError> {
         let taken = async {
             loop {

@@ -84,7 +84,7 @@ impl UploadReader {
     /// once they are there, so that no thread waits for a client that sends nothing.
     ///
     /// # Errors
-    /// When the body breaks off or stalls before.
+    /// The body breaks off or stalls before.
     pub async fn first(&mut self, bytes: usize) -> io::Result<Bytes> {
         while self.piece.len() < bytes && !self.is_whole() {
             let piece = self.pieces.recv().await;

@@ -81,7 +81,7 @@ impl Index {
     /// Opens an index in a file of SQLite, making it when it is not there. Caches no narinfo.
     ///
     /// # Errors
-    /// When the file cannot be opened, is no database, or is of a newer version.
+    /// The file cannot be opened, is no database, or is of a newer version.
     pub fn open(file: &Path) -> Result<Self, Error> {
         Ok(Self::new(Sqlite::open(file)?, 0))
     }
@@ -95,7 +95,7 @@ impl Index {
     /// The path with this hash, if it is served, for [`Index::cache`].
     ///
     /// # Errors
-    /// When the backend fails or the row is damaged.
+    /// The backend fails or the row is damaged.
     pub async fn lookup(&self, hash: StorePathHash) -> Result<Option<FreshHit>, Error> {
         let read_at = self.hot.moment();
         Ok(self.find(hash).await?.map(|hit| FreshHit { hit, read_at }))
@@ -140,7 +140,7 @@ impl Index {
     /// Records the uses that were noted, as of `now`.
     ///
     /// # Errors
-    /// When the backend fails; what was not recorded stays noted.
+    /// The backend fails; what was not recorded stays noted.
     pub async fn record_uses(&self, now: SystemTime) -> Result<(), Error> {
         self.backend.record_uses(now, self.access_log()).await
     }
@@ -148,7 +148,7 @@ impl Index {
     /// Evicts the paths that stand first, within the bounds; noted uses count.
     ///
     /// # Errors
-    /// When the backend fails; nothing is evicted then.
+    /// The backend fails; nothing is evicted then.
     pub async fn evict(&self, now: SystemTime, bounds: EvictionBounds) -> Result<Evicted, Error> {
         self.backend.evict(now, bounds, self.access_log()).await
     }
@@ -156,7 +156,7 @@ impl Index {
     /// The paths behind `after` that [`Index::evict`] would evict.
     ///
     /// # Errors
-    /// When the backend fails.
+    /// The backend fails.
     pub async fn preview_eviction(
         &self,
         now: SystemTime,

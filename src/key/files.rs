@@ -68,7 +68,7 @@ pub(super) fn create_first(state_dir: &Path, name: KeyName) -> Result<(), Error>
 /// Makes a further key, which signs beside the others from the next start on.
 ///
 /// # Errors
-/// When the name is in use, the present keys cannot be read, or the file cannot be written.
+/// The name is in use, the present keys cannot be read, or the file cannot be written.
 pub fn create(state_dir: &Path, name: KeyName) -> Result<PublicKey, Error> {
     ensure_free(state_dir, &name)?;
     let key = SecretKey::generate(name);
@@ -96,7 +96,7 @@ pub fn rotate(state_dir: &Path, name: Option<KeyName>) -> Result<PublicKey, Erro
 /// Removes a key, or the record of a key whose file is missing. Signatures that it made stay.
 ///
 /// # Errors
-/// When it is the first, unknown, or cannot be removed.
+/// The key is the first, unknown, or cannot be removed.
 pub fn retire(state_dir: &Path, name: &KeyName) -> Result<(), Error> {
     let mut known = Vec::new();
     let mut found = Vec::new();

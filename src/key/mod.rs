@@ -126,7 +126,7 @@ impl Keys {
     /// directory without an index gets a first key with the wanted name.
     ///
     /// # Errors
-    /// When a key is missing, unreadable, malformed or has the name of another.
+    /// A key is missing, unreadable, malformed or has the name of another.
     pub fn open(
         state_dir: &Path,
         named: &[PathBuf],

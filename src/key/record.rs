@@ -38,7 +38,7 @@ impl SignerRecord {
     /// Reads the record; an empty one where there is none yet.
     ///
     /// # Errors
-    /// When it cannot be read or is malformed.
+    /// The record cannot be read or is malformed.
     pub fn read(state_dir: &Path) -> Result<Self, Error> {
         let file = state_dir.join(FILE);
         let text = match fs::read_to_string(&file) {
@@ -59,7 +59,7 @@ impl SignerRecord {
     /// Replaces the file.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// The file cannot be written.
     pub fn write(&self, state_dir: &Path) -> Result<(), Error> {
         let written = |Signer { key, complete }: &Signer| RawSigner {
             public_key: key.to_string(),
@@ -75,7 +75,7 @@ impl SignerRecord {
     /// is served may lack a signature of one of them.
     ///
     /// # Errors
-    /// When a key that signed before is not among them, or cannot be noted.
+    /// A key that signed before is not among them, or cannot be noted.
     pub fn begin(state_dir: &Path, keys: &Keys, fresh: bool) -> Result<bool, Error> {
         let mut record = if fresh { Self::default() } else { Self::read(state_dir)? };
         record.check(keys)?;
@@ -94,7 +94,7 @@ impl SignerRecord {
     /// Looks whether all keys that have signed are among `keys`.
     ///
     /// # Errors
-    /// When one is missing, or is another one of its name.
+    /// One is missing, or is another one of its name.
     pub fn check(&self, keys: &Keys) -> Result<(), Error> {
         for Signer { key, .. } in &self.0 {
             let name = key.name().clone();
@@ -111,7 +111,7 @@ impl SignerRecord {
     /// meanwhile stays so.
     ///
     /// # Errors
-    /// When the record cannot be read or written.
+    /// The record cannot be read or written.
     pub fn finish(state_dir: &Path, keys: &Keys) -> Result<(), Error> {
         let mut record = Self::read(state_dir)?;
         for signer in &mut record.0 {

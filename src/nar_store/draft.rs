@@ -63,7 +63,7 @@ impl Draft {
     /// Starts again from the first byte. No reader may have read any of it.
     ///
     /// # Errors
-    /// When the file cannot be cut.
+    /// The file cannot be cut.
     pub fn rewind(&self) -> io::Result<()> {
         self.file.set_len(0)?;
         (&*self.file).rewind()?;
@@ -116,7 +116,7 @@ impl Growing {
     /// Waits until there is something to read, or a reason why there never will be.
     ///
     /// # Errors
-    /// When nothing was written and nothing will be.
+    /// Nothing was written and nothing will be.
     pub async fn begun(&mut self) -> io::Result<()> {
         let begun = |progress: &WriteProgress| progress.bytes > 0 || progress.end.is_some();
         let progress = self.progress.wait_for(begun).await.map_err(|_| abandoned())?;
@@ -135,7 +135,7 @@ impl Growing {
     /// Waits until the file is complete, verified and committed.
     ///
     /// # Errors
-    /// When it will not be.
+    /// The file will not be committed.
     pub async fn finished(&mut self) -> io::Result<()> {
         if self.committed.wait_for(|committed| *committed).await.is_ok() {
             return Ok(());

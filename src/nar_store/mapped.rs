@@ -35,7 +35,7 @@ pub struct FileRange {
 /// the file's own, and go with the last handle; where a file cannot be mapped, it is read.
 ///
 /// # Errors
-/// When the file cannot be read, or ends before them.
+/// The file cannot be read, or ends before them.
 pub(super) fn window(file: &Arc<File>, part: Range<u64>) -> io::Result<Bytes> {
     mapped(file, &part).or_else(|_| {
         let mut bytes = Vec::new();

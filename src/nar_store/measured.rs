@@ -29,7 +29,7 @@ impl Blob {
     /// Reads all of it, and measures the file if the NAR in it is the one promised. Blocking.
     ///
     /// # Errors
-    /// When the file cannot be read or holds something else.
+    /// The file cannot be read or holds something else.
     pub fn verify(&self, promised: NarDigest) -> Result<Packed, Error> {
         self.verify_within(promised, u64::MAX)
     }
@@ -37,7 +37,7 @@ impl Blob {
     /// Reads the plain NAR in the file. Blocking.
     ///
     /// # Errors
-    /// When no decoder can be made.
+    /// No decoder can be made.
     pub fn plain(&self) -> io::Result<Box<dyn Read + Send>> {
         let Self::File(BlobFile { file, .. }) = self;
         decode::plain(Compression::Zstd, StoredRead { file: Arc::clone(file), at: 0 })
@@ -46,7 +46,7 @@ impl Blob {
     /// Verifies the file as [`Blob::verify`] does, within a rate.
     ///
     /// # Errors
-    /// When the file cannot be read or holds something else.
+    /// The file cannot be read or holds something else.
     pub fn verify_within(&self, promised: NarDigest, bytes_per_second: u64) -> Result<Packed, Error> {
         let Self::File(BlobFile { file, .. }) = self;
         let mut input =

@@ -102,7 +102,7 @@ impl NarStore {
     /// Opens the store in the directory `dir`, creating it if needed.
     ///
     /// # Errors
-    /// When the directory cannot be created or read.
+    /// The directory cannot be created or read.
     pub fn open(dir: &Path, settings: Settings) -> io::Result<Self> {
         Self::new(Arc::new(LocalBlobs::open(dir)?), dir, settings)
     }
@@ -110,7 +110,7 @@ impl NarStore {
     /// Opens a store over `blobs`, with its plain cache and its marks in the directory `dir`.
     ///
     /// # Errors
-    /// When that directory cannot be created or read.
+    /// That directory cannot be created or read.
     pub fn new(blobs: Arc<dyn Blobs>, dir: &Path, settings: Settings) -> io::Result<Self> {
         let plain = PlainCache::open(&dir.join("plain"), settings.plain_bytes_max)?;
         let unnamed = UnnamedMarks::open(&dir.join("unnamed"))?;
@@ -121,7 +121,7 @@ impl NarStore {
     /// Room of the storage. Blocking.
     ///
     /// # Errors
-    /// When the system call fails.
+    /// The system call fails.
     pub fn room(&self) -> io::Result<Room> {
         self.blobs.room()
     }
@@ -160,7 +160,7 @@ impl NarStore {
     /// Opens the file of a NAR, if it is there. Blocking.
     ///
     /// # Errors
-    /// When it is there and cannot be opened.
+    /// The file is there and cannot be opened.
     pub fn blob(&self, nar: NarHash) -> io::Result<Option<Blob>> {
         self.blobs.open(nar)
     }
@@ -168,7 +168,7 @@ impl NarStore {
     /// The NARs behind `after`, in the order of their nixbase32 text, one page at a time. Blocking.
     ///
     /// # Errors
-    /// When the storage cannot be read.
+    /// The storage cannot be read.
     pub fn list(&self, after: Option<NarHash>) -> io::Result<Vec<NarHash>> {
         self.blobs.list(after)
     }
@@ -243,7 +243,7 @@ impl NarStore {
     /// it. Returns true if there was one. Blocking.
     ///
     /// # Errors
-    /// When it cannot be removed.
+    /// The file cannot be removed.
     pub fn remove(&self, nar: NarHash) -> io::Result<bool> {
         let removed = self.blobs.delete(nar)?;
         self.forget(nar);
@@ -254,7 +254,7 @@ impl NarStore {
     /// any more. Blocking.
     ///
     /// # Errors
-    /// When it can neither be moved nor removed.
+    /// The file can neither be moved nor removed.
     pub fn quarantine(&self, nar: NarHash) -> io::Result<()> {
         self.blobs.quarantine(nar)?;
         self.forget(nar);
@@ -269,7 +269,7 @@ impl NarStore {
     /// Begins a file, with a reading side that follows it. Blocking.
     ///
     /// # Errors
-    /// When nothing can be stored.
+    /// Nothing can be stored.
     pub fn draft(&self) -> io::Result<(Draft, Growing)> {
         let upload = self.blobs.begin().inspect_err(|error| self.trouble.note(error))?;
         Ok(Draft::new(upload, 0))

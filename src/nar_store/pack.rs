@@ -34,7 +34,7 @@ impl NarStore {
     /// Writes the NAR of the tree at `source` into `draft`. Blocking.
     ///
     /// # Errors
-    /// When the tree cannot be read or is not the one promised, or the file cannot be written.
+    /// The tree cannot be read or is not the one promised, or the file cannot be written.
     pub fn pack(&self, draft: &Draft, source: &Path, promised: NarDigest) -> Result<Received, Error> {
         let make = |chunks: &mut ChunkWriter| dump(source, chunks);
         compress(draft, self.settings, Promise::Exactly(promised), Origin::Tree, make)
@@ -43,7 +43,7 @@ impl NarStore {
     /// Writes the plain NAR that comes as `input` into `draft`, as [`NarStore::pack`] does. Blocking.
     ///
     /// # Errors
-    /// When the input fails or is not the NAR promised, or the file cannot be written.
+    /// The input fails or is not the NAR promised, or the file cannot be written.
     pub fn pack_sent(
         &self,
         draft: &Draft,
@@ -58,7 +58,7 @@ impl NarStore {
     /// durable. Blocking.
     ///
     /// # Errors
-    /// When the storage fails; nothing is kept then.
+    /// The storage fails; nothing is kept then.
     pub fn commit(&self, draft: Draft, nar: NarHash) -> io::Result<Commit> {
         draft.is_right();
         draft.commit(nar)

@@ -35,7 +35,7 @@ impl NarStore {
     /// With `addressed`, the contents must be those that the path is named by. Blocking.
     ///
     /// # Errors
-    /// When the input fails, is damaged, is no NAR, or breaks the promise; when a draft whose NAR is promised
+    /// The input fails, is damaged, is no NAR, or breaks the promise; when a draft whose NAR is promised
     /// is not followed any more and much is left; or when the file cannot be written.
     pub fn receive(
         &self,

@@ -44,7 +44,7 @@ impl NarStream {
     /// Streams a part of the plain NAR in the zstd file of `nar`.
     ///
     /// # Errors
-    /// When no decoder can be made.
+    /// No decoder can be made.
     pub fn decoded(nar: Nar, part: Range<u64>) -> io::Result<Self> {
         let (file, cursor, follows) = match nar {
             Nar::Stored(Blob::File(BlobFile { file, bytes })) => (file, TailCursor::part(0..bytes), false),
@@ -65,7 +65,7 @@ impl NarStream {
     /// The next bytes; `None` at the end.
     ///
     /// # Errors
-    /// When the file cannot be read, is damaged, or turned out wrong.
+    /// The file cannot be read, is damaged, or turned out wrong.
     pub async fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
         match self {
             Self::AsItIs(windows) => windows.next_piece().await,

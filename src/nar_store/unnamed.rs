@@ -23,7 +23,7 @@ impl UnnamedMarks {
     /// journalling file systems.
     ///
     /// # Errors
-    /// When the mark cannot be written.
+    /// The mark cannot be written.
     pub fn mark(&self, nar: NarHash) -> io::Result<()> {
         File::create(self.file_of(nar)).map(drop)
     }
@@ -41,7 +41,7 @@ impl UnnamedMarks {
     /// The marked NARs.
     ///
     /// # Errors
-    /// When the folder cannot be read.
+    /// The folder cannot be read.
     pub fn list(&self) -> io::Result<Vec<NarHash>> {
         let mut marked = Vec::new();
         for entry in fs::read_dir(&self.dir)? {

@@ -106,7 +106,7 @@ pub(super) enum Origin<'a> {
 /// Blocking.
 ///
 /// # Errors
-/// When either fails, or what was made breaks the promise. One that is too long was stopped for that,
+/// Either fails, or what was made breaks the promise. One that is too long was stopped for that,
 /// whatever else is said of it; one that broke off says why.
 pub(super) fn verify(
     promise: Promise,

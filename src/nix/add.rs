@@ -24,7 +24,7 @@ impl Daemon {
     /// Adds a path whose references are valid. This connection is a temporary root of it.
     ///
     /// # Errors
-    /// When the NAR cannot be read, or the daemon refuses ([`DaemonError::Nix`]) or is lost. Unless the
+    /// The NAR cannot be read, or the daemon refuses ([`DaemonError::Nix`]) or is lost. Unless the
     /// daemon has refused it, the connection is not usable afterwards.
     pub async fn add_to_store(
         &mut self,

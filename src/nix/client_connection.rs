@@ -86,7 +86,7 @@ impl NewClient {
     /// Greets a client. `name` is shown where it tells the version of the daemon.
     ///
     /// # Errors
-    /// When it is no Nix client, speaks an unknown protocol or says nothing.
+    /// The peer is no Nix client, speaks an unknown protocol or says nothing.
     pub async fn greet(stream: impl WireStream + 'static, name: &str) -> Result<Self, DaemonError> {
         let mut wire = Wire::over(stream);
         wire.set_patience(Some(Patience::new(GREETING, GREETING_TIMEOUT)));
@@ -130,7 +130,7 @@ impl NewClient {
     /// Lets the client ask, about paths of this store.
     ///
     /// # Errors
-    /// When it is gone.
+    /// The client is gone.
     pub async fn welcome(self, store_dir: StoreDir) -> Result<ClientConnection, DaemonError> {
         let Self { mut wire, version } = self;
         wire.send(RequestBytes::default().last().as_bytes()).await?;
@@ -140,7 +140,7 @@ impl NewClient {
     /// Tells the client that nothing can be done for it.
     ///
     /// # Errors
-    /// When it is gone.
+    /// The client is gone.
     pub async fn refuse(mut self, reason: &str) -> Result<(), DaemonError> {
         self.wire.send(RequestBytes::default().error(reason).as_bytes()).await
     }
@@ -163,7 +163,7 @@ impl ClientConnection {
     /// connection.
     ///
     /// # Errors
-    /// When the request is malformed, exceeds a bound, or stalls.
+    /// The request is malformed, exceeds a bound, or stalls.
     pub async fn next_request(&mut self) -> Result<Option<ClientRequest>, DaemonError> {
         self.wire.set_patience(None);
         if self.wire.is_at_end().await? {
@@ -181,7 +181,7 @@ impl ClientConnection {
     /// Reads what follows a request, up to its end, whatever is taken of it.
     ///
     /// # Errors
-    /// When the client goes away before the end, or stalls.
+    /// The client goes away before the end, or stalls.
     pub async fn body<T>(&mut self, take: impl AsyncFnOnce(ClientBody) -> T) -> Result<T, DaemonError> {
         let (theirs, ours) = tokio::io::duplex(BODY_BUFFER_BYTES);
         let body = ClientBody { wire: Wire::over(ours), store_dir: self.store_dir.clone() };
@@ -201,7 +201,7 @@ impl ClientConnection {
     /// Tells the user something.
     ///
     /// # Errors
-    /// When the client is gone.
+    /// The client is gone.
     pub async fn tell(&mut self, news: &ClientNews) -> Result<(), DaemonError> {
         let frame = RequestBytes::default();
         let text = |text: &str| Field::Text(text.to_owned());
@@ -223,7 +223,7 @@ impl ClientConnection {
     /// Ends the request with an error; the client may ask again.
     ///
     /// # Errors
-    /// When the client is gone.
+    /// The client is gone.
     pub async fn refuse(&mut self, reason: &str) -> Result<(), DaemonError> {
         self.send(&RequestBytes::default().error(reason)).await
     }
@@ -231,7 +231,7 @@ impl ClientConnection {
     /// Ends a request that is answered with nothing more.
     ///
     /// # Errors
-    /// When the client is gone.
+    /// The client is gone.
     pub async fn done(&mut self) -> Result<(), DaemonError> {
         self.send(&RequestBytes::default().last()).await
     }
@@ -239,7 +239,7 @@ impl ClientConnection {
     /// Ends a request with a number: a flag, the length of an empty list, or 1 for what was done.
     ///
     /// # Errors
-    /// When the client is gone.
+    /// The client is gone.
     pub async fn reply_number(&mut self, number: u64) -> Result<(), DaemonError> {
         self.send(&RequestBytes::default().last().number(number)).await
     }
@@ -247,7 +247,7 @@ impl ClientConnection {
     /// Ends a request with paths.
     ///
     /// # Errors
-    /// When the client is gone.
+    /// The client is gone.
     pub async fn reply_paths(&mut self, paths: &BTreeSet<StorePath>) -> Result<(), DaemonError> {
         let reply = self.paths(RequestBytes::default().last(), paths);
         self.send(&reply).await
@@ -256,7 +256,7 @@ impl ClientConnection {
     /// Ends a request with a path, or none.
     ///
     /// # Errors
-    /// When the client is gone.
+    /// The client is gone.
     pub async fn reply_path(&mut self, path: Option<&StorePath>) -> Result<(), DaemonError> {
         let reply = RequestBytes::default().last().text(&self.text_of(path));
         self.send(&reply).await
@@ -265,7 +265,7 @@ impl ClientConnection {
     /// Ends a request with the record of a path, if there is one.
     ///
     /// # Errors
-    /// When the client is gone.
+    /// The client is gone.
     pub async fn reply_info(&mut self, info: Option<&PathInfo>) -> Result<(), DaemonError> {
         let reply = RequestBytes::default().last();
         let reply = match info {
@@ -278,7 +278,7 @@ impl ClientConnection {
     /// Ends a request with a path that was added.
     ///
     /// # Errors
-    /// When the client is gone.
+    /// The client is gone.
     pub async fn reply_added(&mut self, info: &PathInfo) -> Result<(), DaemonError> {
         let reply = self.info(RequestBytes::default().last().text(&self.text_of(Some(&info.path))), info);
         self.send(&reply).await
@@ -287,7 +287,7 @@ impl ClientConnection {
     /// Ends a request with the outputs of a derivation.
     ///
     /// # Errors
-    /// When the client is gone.
+    /// The client is gone.
     pub async fn reply_outputs(
         &mut self,
         outputs: &BTreeMap<String, Option<StorePath>>,
@@ -302,7 +302,7 @@ impl ClientConnection {
     /// Ends a request with the work that a build would take.
     ///
     /// # Errors
-    /// When the client is gone.
+    /// The client is gone.
     pub async fn reply_missing(&mut self, missing: &MissingPaths) -> Result<(), DaemonError> {
         let MissingPaths { will_build, will_substitute, unknown, download_size, nar_size } = missing;
         let reply = [will_build, will_substitute, unknown]
@@ -314,7 +314,7 @@ impl ClientConnection {
     /// Ends a request with the result of one build.
     ///
     /// # Errors
-    /// When the client is gone.
+    /// The client is gone.
     pub async fn reply_result(&mut self, drv: &StorePath, result: &BuildResult) -> Result<(), DaemonError> {
         let reply = result.to_wire(RequestBytes::default().last(), drv, self.version);
         self.send(&reply).await
@@ -323,7 +323,7 @@ impl ClientConnection {
     /// Ends a request with the results of its targets.
     ///
     /// # Errors
-    /// When the client is gone.
+    /// The client is gone.
     pub async fn reply_results(
         &mut self,
         results: &[(ClientTarget, BuildResult)],
@@ -338,7 +338,7 @@ impl ClientConnection {
     /// Sends bytes of a NAR, after [`done`](Self::done).
     ///
     /// # Errors
-    /// When the client is gone.
+    /// The client is gone.
     pub async fn send_nar(&mut self, bytes: &[u8]) -> Result<(), DaemonError> {
         self.wire.set_patience(Some(Patience::new(TAKING, STALLED_AFTER)));
         self.wire.send(bytes).await
@@ -400,7 +400,7 @@ impl ClientBody {
     /// Number of paths that follow.
     ///
     /// # Errors
-    /// When they are too many, or there is no number.
+    /// The paths are too many, or there is no number.
     pub async fn path_count(&mut self) -> Result<u64, DaemonError> {
         self.wire.count("a list of paths", ADDED_PATHS_MAX).await.map_err(too_short)
     }
@@ -408,7 +408,7 @@ impl ClientBody {
     /// The record of the next path, whose NAR follows.
     ///
     /// # Errors
-    /// When it is malformed, or there is none.
+    /// The record is malformed, or there is none.
     pub async fn path_info(&mut self) -> Result<PathInfo, DaemonError> {
         let path = self.wire.path(&self.store_dir).await.map_err(too_short)?;
         Ok(path_info(&mut self.wire, &self.store_dir, &path).await.map_err(too_short)?.info)
@@ -417,7 +417,7 @@ impl ClientBody {
     /// The next bytes: at least one, at most so many.
     ///
     /// # Errors
-    /// When there are none.
+    /// There are none.
     pub async fn some_bytes(&mut self, most: u64) -> Result<Bytes, DaemonError> {
         self.wire.some_bytes(most).await.map(Bytes::from).map_err(too_short)
     }

@@ -124,7 +124,7 @@ impl ClientTarget {
 /// Reads a request up to what follows it, if anything does.
 ///
 /// # Errors
-/// When it is malformed or exceeds a bound, or the connection ends: there is no way to the next one then.
+/// The request is malformed or exceeds a bound, or the connection ends: there is no way to the next one then.
 pub(super) async fn read(wire: &mut Wire, dir: &StoreDir) -> Result<ClientRequest, DaemonError> {
     Ok(match wire.number().await? {
         IS_VALID_PATH => ClientRequest::IsValidPath(wire.path(dir).await?),

@@ -118,8 +118,8 @@ impl Database {
     /// Opens the database of `environment`.
     ///
     /// # Errors
-    /// When it is not there or cannot be read. It can also be unreadable only because nobody has it open: see
-    /// [`Database::lazy`].
+    /// The database is not there or cannot be read. It can also be unreadable only because nobody has it
+    /// open: see [`Database::lazy`].
     pub fn open(environment: &Environment) -> Result<Self, DatabaseError> {
         let database = Self::lazy(environment);
         let open = OpenDatabase::new(&database.file)?;
@@ -159,7 +159,7 @@ impl Database {
     /// The valid path with this hash.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// The database cannot be read.
     pub fn valid_path(&self, hash: StorePathHash) -> Result<Option<StorePath>, DatabaseError> {
         let path = self.read(|connection| {
             let mut statement = connection.prepare_cached(VALID_PATH)?;
@@ -172,7 +172,7 @@ impl Database {
     /// The registered NAR hash of a path, where it is valid.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// The database cannot be read.
     pub fn nar_hash(&self, path: &StorePath) -> Result<Option<String>, DatabaseError> {
         self.read(|connection| {
             let mut statement = connection.prepare_cached(NAR_HASH)?;
@@ -274,7 +274,7 @@ impl Database {
     /// Where its transactions are counted, as long as it is open here.
     ///
     /// # Errors
-    /// When the database cannot be read.
+    /// The database cannot be read.
     pub(super) fn counted_in(&self) -> Result<CounterFile, DatabaseError> {
         let mode = self.read(|connection| {
             connection.pragma_query_value(None, "journal_mode", |row| row.get::<_, String>(0))

@@ -78,7 +78,7 @@ impl Handshake {
     /// Greets the daemon and makes it ours.
     ///
     /// # Errors
-    /// When it is no Nix daemon, speaks an unknown protocol, refuses us or does not answer in time.
+    /// The peer is no Nix daemon, speaks an unknown protocol, refuses us or does not answer in time.
     pub async fn perform(self) -> Result<Daemon, DaemonError> {
         let done = async { self.agree().await?.introduce().await }.await;
         // Nix hangs up without a word on those whom it does not allow, and when its store is in trouble.

@@ -126,7 +126,7 @@ impl LocalStore {
     /// The valid path with this hash.
     ///
     /// # Errors
-    /// When neither the database nor the daemon answers.
+    /// Neither the database nor the daemon answers.
     pub async fn valid_path(&self, hash: StorePathHash) -> Result<Option<StorePath>, LocalStoreError> {
         if let Some(path) = self.ask_database(move |database| database.valid_path(hash)).await {
             return Ok(path);
@@ -138,7 +138,7 @@ impl LocalStore {
     /// The hash of the NAR of a path, where it is valid.
     ///
     /// # Errors
-    /// When neither the database nor the daemon answers.
+    /// Neither the database nor the daemon answers.
     pub async fn nar_hash(&self, path: &StorePath) -> Result<Option<NarHash>, LocalStoreError> {
         let wanted = path.clone();
         match self.ask_database(move |database| database.nar_hash(&wanted)).await {
@@ -150,7 +150,7 @@ impl LocalStore {
     /// The derivations in the store that give an output with this hash, whether or not it is there.
     ///
     /// # Errors
-    /// When neither the database nor the daemon answers.
+    /// Neither the database nor the daemon answers.
     pub async fn derivers_of(&self, hash: StorePathHash) -> Result<Vec<StorePath>, LocalStoreError> {
         let known = match self.ask_database(move |database| database.derivers_of(hash)).await {
             Some(known) => known,
@@ -165,7 +165,7 @@ impl LocalStore {
     /// Knowledge about many hashes, in their order, in one read of the database.
     ///
     /// # Errors
-    /// When neither the database nor the daemon answers.
+    /// Neither the database nor the daemon answers.
     pub async fn survey(&self, hashes: Vec<StorePathHash>) -> Result<Vec<StoreKnowledge>, LocalStoreError> {
         let all: Arc<[StorePathHash]> = hashes.into();
         let read = {
@@ -192,7 +192,7 @@ impl LocalStore {
     /// Outputs of those of `drvs` that are in the store, in one read of the database.
     ///
     /// # Errors
-    /// When neither the database nor the daemon answers. A derivation that cannot be read is left out.
+    /// Neither the database nor the daemon answers. A derivation that cannot be read is left out.
     pub async fn outputs_of(
         &self,
         drvs: Vec<StorePath>,

@@ -52,7 +52,7 @@ impl DaemonLogs {
     /// The log of a derivation, if there is one. Blocks for as long as opening a file takes.
     ///
     /// # Errors
-    /// When it is there and cannot be opened.
+    /// The log is there and cannot be opened.
     pub fn open(&self, drv: &StorePath) -> io::Result<Option<DaemonLog>> {
         let name = drv.to_string();
         let (prefix, rest) = name.split_at(PREFIX_CHARS);
@@ -89,7 +89,7 @@ impl DaemonLog {
     /// The next bytes; `None` at the end. The last ones say so where something is missing.
     ///
     /// # Errors
-    /// When the file cannot be read or decompressed.
+    /// The file cannot be read or decompressed.
     pub async fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
         let Some(mut plain) = self.plain.take() else { return Ok(None) };
         if self.left == 0 {

@@ -92,7 +92,7 @@ impl Daemon {
     /// Sets how this connection builds.
     ///
     /// # Errors
-    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    /// The daemon refuses ([`DaemonError::Nix`]) or is lost.
     pub async fn set_options(&mut self, options: &Options) -> Result<(), DaemonError> {
         let mut request = RequestBytes::default()
             .number(SET_OPTIONS)
@@ -131,7 +131,7 @@ impl Daemon {
     /// Holds a path, valid or not, for as long as this connection lives.
     ///
     /// # Errors
-    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    /// The daemon refuses ([`DaemonError::Nix`]) or is lost.
     pub async fn add_temp_root(&mut self, path: &StorePath) -> Result<(), DaemonError> {
         let request = self.about(ADD_TEMP_ROOT, path);
         self.has_temp_roots = true;
@@ -166,7 +166,7 @@ impl Daemon {
     /// Has the daemon fetch a path from its substituters, unless it is valid.
     ///
     /// # Errors
-    /// When none of them has it ([`DaemonError::Nix`]), or the daemon is lost.
+    /// None of them has it ([`DaemonError::Nix`]), or the daemon is lost.
     pub async fn ensure_path(&mut self, path: &StorePath) -> Result<(), DaemonError> {
         let request = self.about(ENSURE_PATH, path);
         let mut reply = self.ask("fetching a path", request).await?;
@@ -229,7 +229,7 @@ impl Daemon {
     /// The valid path with this hash.
     ///
     /// # Errors
-    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    /// The daemon refuses ([`DaemonError::Nix`]) or is lost.
     pub async fn query_path_from_hash_part(
         &mut self,
         hash: StorePathHash,
@@ -244,7 +244,7 @@ impl Daemon {
     /// Every path in the store: seconds, and some hundred MB, where the store has a million.
     ///
     /// # Errors
-    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    /// The daemon refuses ([`DaemonError::Nix`]) or is lost.
     pub async fn query_all_valid_paths(&mut self) -> Result<BTreeSet<StorePath>, DaemonError> {
         let request = RequestBytes::default().number(QUERY_ALL_VALID_PATHS);
         let mut reply = self.ask("listing all paths", request).await?;
@@ -256,7 +256,7 @@ impl Daemon {
     /// Those of the paths that are in the store; nothing is substituted.
     ///
     /// # Errors
-    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    /// The daemon refuses ([`DaemonError::Nix`]) or is lost.
     pub async fn query_valid_paths(
         &mut self,
         paths: impl IntoIterator<Item = &StorePath>,
@@ -272,7 +272,7 @@ impl Daemon {
     /// The valid derivations of which `path` is an output, whether or not it was built.
     ///
     /// # Errors
-    /// When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    /// The daemon refuses ([`DaemonError::Nix`]) or is lost.
     pub async fn query_valid_derivers(
         &mut self,
         path: &StorePath,
@@ -287,7 +287,7 @@ impl Daemon {
     /// The outputs of a valid derivation by name; `None` where the path is not known before the build.
     ///
     /// # Errors
-    /// When the daemon refuses ([`DaemonError::Nix`], also for a derivation that is not valid) or is lost.
+    /// The daemon refuses ([`DaemonError::Nix`], also for a derivation that is not valid) or is lost.
     pub async fn query_derivation_output_map(
         &mut self,
         drv: &StorePath,

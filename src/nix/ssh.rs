@@ -110,7 +110,7 @@ impl SshMachine {
     /// Connects, and greets the daemon there.
     ///
     /// # Errors
-    /// When ssh cannot be started or does not get through, in its own words, or what answers is no Nix daemon
+    /// Ssh cannot be started or does not get through, in its own words, or what answers is no Nix daemon
     /// of a known protocol.
     pub(super) async fn connect(&self) -> Result<Daemon, DaemonError> {
         let (stream, mut process) = self.start()?;

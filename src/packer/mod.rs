@@ -195,7 +195,7 @@ impl Packer {
     /// nothing.
     ///
     /// # Errors
-    /// When the index fails.
+    /// The index fails.
     pub async fn find(&self, nar: NarHash, form: Option<Form>) -> Result<Option<Served>, Error> {
         // Before the index is read: what is forgotten from now on does not come into memory again.
         let epoch = self.0.nars.epoch();
@@ -222,7 +222,7 @@ impl Packer {
     /// `None` to serve it here.
     ///
     /// # Errors
-    /// When the index fails.
+    /// The index fails.
     pub async fn redirect(&self, served: &Served, compression: Compression) -> Result<Option<String>, Error> {
         let ours = matches!(compression, Compression::Zstd | Compression::None);
         if ours && served.packed.is_some() {
@@ -238,7 +238,7 @@ impl Packer {
     /// way. Joins or begins packing or fetching if the NAR is not stored yet.
     ///
     /// # Errors
-    /// When the index or the NAR store fails, or it can neither be packed nor fetched.
+    /// The index or the NAR store fails, or it can neither be packed nor fetched.
     pub async fn open(&self, served: &mut Served, form: Form) -> Result<(Nar, Form), Error> {
         let hash = served.row.info.nar_hash;
         self.0.index.access_log().note(hash);

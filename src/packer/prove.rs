@@ -53,7 +53,7 @@ impl Packer {
     /// those that the path is named by.
     ///
     /// # Errors
-    /// When they are not, or do not come.
+    /// The contents are others, or do not come.
     pub async fn prove(&self, found: &FoundNarInfo) -> Result<(), NotProven> {
         let info = &found.info.path_info;
         let claim = (found.upstream.clone(), info.path.clone(), info.nar_hash, info.nar_size);

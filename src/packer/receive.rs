@@ -44,7 +44,7 @@ impl Packer {
     /// NARs share the file that came first.
     ///
     /// # Errors
-    /// When the input fails, is damaged, is no NAR or has too many bytes, or the file cannot be written.
+    /// The input fails, is damaged, is no NAR or has too many bytes, or the file cannot be written.
     pub async fn receive(
         &self,
         input: impl Read + Send + 'static,
@@ -83,7 +83,7 @@ impl Packer {
     /// Its file stays for as long as the answer is held, even if the path is evicted meanwhile.
     ///
     /// # Errors
-    /// When the index or the NAR store fails.
+    /// The index or the NAR store fails.
     pub async fn lease_served(&self, nar: NarHash) -> Result<Option<LeasedNar>, Error> {
         let leases = self.0.leases.clone();
         // First: what the index says from now on stays true of the file.
@@ -116,7 +116,7 @@ impl Packer {
     /// if there is none.
     ///
     /// # Errors
-    /// When the file cannot be read, or `work` fails.
+    /// The file cannot be read, or `work` fails.
     pub async fn read_plain<T: Send + 'static>(
         &self,
         nar: NarHash,

@@ -97,7 +97,7 @@ impl Packer {
     /// Inspects a packed NAR as deeply as `look` says.
     ///
     /// # Errors
-    /// When the index fails, or the file cannot be opened.
+    /// The index fails, or the file cannot be opened.
     pub async fn inspect(&self, row: &NarRow, look: Look) -> Result<Option<Corruption>, Error> {
         let Some(stored) = self.0.blob(row.nar_hash).await? else {
             return Ok(Some(Corruption { fault: Fault::Missing, row: *row, seen: None }));
@@ -125,7 +125,7 @@ impl Packer {
     /// fetched again, or its paths stop being served.
     ///
     /// # Errors
-    /// When the index or the NAR store fails.
+    /// The index or the NAR store fails.
     pub async fn repair(&self, corruption: Corruption) -> Result<(), Error> {
         self.remove_corrupt(corruption, Removal::Deleted).await
     }
@@ -133,7 +133,7 @@ impl Packer {
     /// Does as [`Packer::repair`], but moves the file to the quarantine.
     ///
     /// # Errors
-    /// When the index or the NAR store fails.
+    /// The index or the NAR store fails.
     pub async fn quarantine(&self, corruption: Corruption) -> Result<(), Error> {
         self.remove_corrupt(corruption, Removal::Quarantined).await
     }
@@ -158,7 +158,7 @@ impl Packer {
     /// Room of the NAR store.
     ///
     /// # Errors
-    /// When the system call fails.
+    /// The system call fails.
     pub fn room(&self) -> Result<Room, Error> {
         self.0.nars.room().map_err(Error::Store)
     }
@@ -196,7 +196,7 @@ impl Packer {
     /// Removes the file of a NAR without a row, unless a lease on it is held. Returns true if it did.
     ///
     /// # Errors
-    /// When the index or the NAR store fails.
+    /// The index or the NAR store fails.
     pub async fn discard(&self, nar: NarHash) -> Result<bool, Error> {
         let _lock = self.0.file_row_lock.lock().await;
         if self.0.index.packed(nar).await?.is_some() {
@@ -216,7 +216,7 @@ impl Packer {
     /// instead.
     ///
     /// # Errors
-    /// When the index fails, or the NAR store cannot be read.
+    /// The index fails, or the NAR store cannot be read.
     pub async fn orphans(&self) -> Result<Vec<NarHash>, Error> {
         let (mut orphans, mut after) = (Vec::new(), None);
         loop {

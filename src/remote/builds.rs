@@ -82,7 +82,7 @@ impl Remote {
     /// The state of each item, in the order of derivations, then hashes.
     ///
     /// # Errors
-    /// When the server does not say.
+    /// The server does not say.
     pub async fn ask_builds(&self, question: &BuildsQuestion) -> Result<Vec<RemoteItem>, Error> {
         let reply: BuildsReply = self.post("api/v1/builds", question).await?.json().await?;
         let asked = question.derivations.len() + question.hashes.len();
@@ -95,7 +95,7 @@ impl Remote {
     /// A request, when it has ended or after this time, in whole seconds.
     ///
     /// # Errors
-    /// When the server does not say.
+    /// The server does not say.
     pub async fn wait_build(&self, request: u64, hold: Duration) -> Result<RemoteRequest, Error> {
         let path = format!("api/v1/builds/{request}?wait={}", hold.as_secs());
         self.get_within(&path, hold + GRACE).await?.json().await

@@ -15,7 +15,7 @@ impl LocalClosure {
     /// The closure of these paths. With `derivation`, of the derivations that make them.
     ///
     /// # Errors
-    /// When one is not valid, or the answer of Nix is not understood.
+    /// One is not valid, or the answer of Nix is not understood.
     pub async fn of(store_dir: &StoreDir, roots: &[String], derivation: bool) -> Result<Self, ProgramError> {
         let mut infos = BTreeMap::new();
         // A .drv file stands for itself only with the option, in older releases.

@@ -81,7 +81,7 @@ impl Remote {
     /// A client of the server; nothing is sent yet.
     ///
     /// # Errors
-    /// When the address cannot be spoken to.
+    /// The address cannot be spoken to.
     pub fn new(address: ServerAddress, credentials: Credentials) -> Result<Self, Error> {
         // Another part of the program may have chosen it already: it is the same one.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -140,7 +140,7 @@ impl Remote {
     /// The answer to `GET path`. The path has no slash at its beginning.
     ///
     /// # Errors
-    /// When there is no successful answer.
+    /// There is no successful answer.
     pub async fn get(&self, path: &str) -> Result<ServerReply, Error> {
         self.send(self.request(Method::GET, path)?, ANSWER_TIMEOUT).await
     }
@@ -148,7 +148,7 @@ impl Remote {
     /// The same, for an answer that may begin as late as this.
     ///
     /// # Errors
-    /// When there is no successful answer.
+    /// There is no successful answer.
     pub async fn get_within(&self, path: &str, limit: Duration) -> Result<ServerReply, Error> {
         self.send(self.request(Method::GET, path)?, limit).await
     }
@@ -157,7 +157,7 @@ impl Remote {
     /// was asked for all the same.
     ///
     /// # Errors
-    /// When there is no answer.
+    /// There is no answer.
     pub async fn body_of(&self, path: &str) -> Result<(String, Option<Error>), Error> {
         let response = self.answer(self.request(Method::GET, path)?, ANSWER_TIMEOUT).await?;
         let (is_success, head) = (response.status().is_success(), ErrorHead::of(&response));
@@ -169,7 +169,7 @@ impl Remote {
     /// The answer to `GET path` as server-sent events.
     ///
     /// # Errors
-    /// When there is no successful answer.
+    /// There is no successful answer.
     pub(super) async fn get_events(&self, path: &str) -> Result<ServerReply, Error> {
         let request = self.request(Method::GET, path)?.header(ACCEPT, "text/event-stream");
         self.send(request, ANSWER_TIMEOUT).await
@@ -178,7 +178,7 @@ impl Remote {
     /// The answer to `DELETE path`.
     ///
     /// # Errors
-    /// When there is no successful answer.
+    /// There is no successful answer.
     pub async fn delete(&self, path: &str) -> Result<ServerReply, Error> {
         self.send(self.request(Method::DELETE, path)?, ANSWER_TIMEOUT).await
     }
@@ -186,7 +186,7 @@ impl Remote {
     /// The answer to `POST path` with no body, which may begin late.
     ///
     /// # Errors
-    /// When there is no successful answer.
+    /// There is no successful answer.
     pub async fn post_nothing(&self, path: &str) -> Result<ServerReply, Error> {
         self.send(self.request(Method::POST, path)?.header(CONTENT_LENGTH, 0), ANSWER_TIMEOUT).await
     }
@@ -194,7 +194,7 @@ impl Remote {
     /// The answer to `POST path` with a JSON body.
     ///
     /// # Errors
-    /// When there is no successful answer.
+    /// There is no successful answer.
     pub async fn post(&self, path: &str, body: &impl Serialize) -> Result<ServerReply, Error> {
         let body = serde_json::to_vec(body).map_err(|error| Error::Settings(error.to_string()))?;
         let request = self.request(Method::POST, path)?.header(CONTENT_TYPE, "application/json").body(body);
@@ -204,7 +204,7 @@ impl Remote {
     /// Uploads a body of so many bytes to `path`.
     ///
     /// # Errors
-    /// When there is no successful answer.
+    /// There is no successful answer.
     pub async fn put(
         &self,
         path: &str,
@@ -311,7 +311,7 @@ impl ServerReply {
     /// The next bytes; `None` at the end.
     ///
     /// # Errors
-    /// When the connection ends before the body does.
+    /// The connection ends before the body does.
     pub async fn next_chunk(&mut self) -> Result<Option<Bytes>, Error> {
         self.response
             .chunk()
@@ -322,7 +322,7 @@ impl ServerReply {
     /// The whole body.
     ///
     /// # Errors
-    /// When it is too large, or the connection ends before it does.
+    /// The body is too large, or the connection ends before it does.
     pub async fn text(mut self) -> Result<String, Error> {
         let mut bytes = Vec::new();
         while let Some(chunk) = self.next_chunk().await? {
@@ -337,7 +337,7 @@ impl ServerReply {
     /// The whole body as JSON.
     ///
     /// # Errors
-    /// When it is not what is expected.
+    /// The body is not what is expected.
     pub async fn json<T: DeserializeOwned>(self) -> Result<T, Error> {
         let is_ondine = self.response.headers().contains_key(BUILDS_HEADER);
         let server = self.server.clone();

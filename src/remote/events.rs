@@ -40,7 +40,7 @@ impl Remote {
     /// The events of a request from now on.
     ///
     /// # Errors
-    /// When the server does not say, or knows no such request.
+    /// The server does not say, or knows no such request.
     pub async fn events(&self, request: u64) -> Result<RequestEvents, Error> {
         let reply = self.get_events(&format!("api/v1/builds/{request}")).await?;
         Ok(RequestEvents { reply, partial: Vec::new() })
@@ -51,7 +51,7 @@ impl RequestEvents {
     /// The next event; `None` where the server has closed the connection before the last one.
     ///
     /// # Errors
-    /// When the connection is cut, or an event is not understood.
+    /// The connection is cut, or an event is not understood.
     pub async fn next(&mut self) -> Result<Option<RequestEvent>, Error> {
         loop {
             while let Some(end) = self.partial.windows(2).position(|two| two == b"\n\n") {

@@ -48,7 +48,7 @@ impl Remote {
     /// The state of a hash, a name, a store path or a derivation.
     ///
     /// # Errors
-    /// When the server does not say.
+    /// The server does not say.
     pub async fn explain(&self, what: &str) -> Result<RemoteState, Error> {
         self.get(&format!("api/v1/explain/{}", path_part(what))).await?.json().await
     }

@@ -34,7 +34,7 @@ impl FileCache {
     /// Reads all narinfos of the directory. Those that are not right are rejected.
     ///
     /// # Errors
-    /// When the directory cannot be read, or is a cache of another store directory.
+    /// The directory cannot be read, or is a cache of another store directory.
     pub fn open(dir: &Path, store_dir: &StoreDir, keys: &[PublicKey]) -> io::Result<Self> {
         let dir = dir.canonicalize()?;
         check_store_dir(&dir, store_dir)?;
@@ -65,7 +65,7 @@ impl FileCache {
     /// Opens the file with the NAR of a path.
     ///
     /// # Errors
-    /// When it is not there, or outside of the cache.
+    /// The file is not there, or outside of the cache.
     pub fn open_nar(&self, narinfo: &NarInfo) -> io::Result<File> {
         File::open(nar_file(&self.dir, &narinfo.url)?)
     }

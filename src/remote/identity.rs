@@ -20,7 +20,7 @@ impl Remote {
     /// Asks the server for its version, its store and its keys.
     ///
     /// # Errors
-    /// When it does not answer, or is no Ondine.
+    /// The server does not answer, or is no Ondine.
     pub async fn identity(&self) -> Result<ServerIdentity, Error> {
         match self.get("api/v1/status").await {
             Err(Error::NotFound(reason)) => Err(self.not_ondine(&reason)),

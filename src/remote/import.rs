@@ -38,7 +38,7 @@ pub struct ImportOutcome {
 /// Uploads what the server lacks of a cache; `progress` is told of each path that is done.
 ///
 /// # Errors
-/// When the server cannot be reached, or refuses the caller.
+/// The server cannot be reached, or refuses the caller.
 pub async fn import(
     remote: &Remote,
     store_dir: &StoreDir,

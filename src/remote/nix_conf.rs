@@ -151,7 +151,7 @@ pub fn target(file: &Path) -> PathBuf {
 /// The text of a file, empty where there is none.
 ///
 /// # Errors
-/// When it cannot be read.
+/// The file cannot be read.
 pub fn read(file: &Path) -> io::Result<String> {
     match fs::read_to_string(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),

@@ -12,7 +12,7 @@ pub(super) const PAUSE: Duration = Duration::from_secs(1);
 /// The result of `ask`, which is asked again while the server is away, up to a bound.
 ///
 /// # Errors
-/// When the server answers with an error, or stays away.
+/// The server answers with an error, or stays away.
 pub async fn through_outage<T>(mut ask: impl AsyncFnMut() -> Result<T, Error>) -> Result<T, Error> {
     let begun = Instant::now();
     loop {

@@ -44,7 +44,7 @@ impl NarPacker {
     /// A packer that nothing was written to.
     ///
     /// # Errors
-    /// When zstd cannot be set up.
+    /// Zstd cannot be set up.
     pub fn new() -> io::Result<Self> {
         let mut encoder =
             zstd::Encoder::new(HashedWriter::new(SpooledTempFile::new(MEMORY_BYTES_MAX)), ZSTD_LEVEL)?;
@@ -55,7 +55,7 @@ impl NarPacker {
     /// The NAR once all of it was written.
     ///
     /// # Errors
-    /// When the temporary file cannot be written.
+    /// The temporary file cannot be written.
     pub fn finish(self) -> io::Result<CompressedNar> {
         let plain = self.0.into_inner().map_err(io::IntoInnerError::into_error)?;
         let (nar_hash, nar_size) = plain.measured();
@@ -79,7 +79,7 @@ impl Write for NarPacker {
 /// Packs a file or folder. Blocking.
 ///
 /// # Errors
-/// When it cannot be read, or the temporary file cannot be written.
+/// The source cannot be read, or the temporary file cannot be written.
 pub fn pack(source: &str) -> io::Result<CompressedNar> {
     let mut packer = NarPacker::new()?;
     narinfo::nar::dump(source.as_ref(), &mut packer).map_err(io::Error::other)?;

@@ -67,7 +67,7 @@ pub enum Messages {
 /// Standard output of a program of Nix.
 ///
 /// # Errors
-/// When it cannot be started, or fails.
+/// The program cannot be started, or fails.
 pub async fn output<S: AsRef<OsStr>>(
     program: &str,
     arguments: impl IntoIterator<Item = S>,
@@ -105,7 +105,7 @@ fn shown(command: &Command) -> String {
 /// Nix's settings as they are in effect for this user.
 ///
 /// # Errors
-/// When Nix cannot be asked.
+/// Nix cannot be asked.
 pub async fn settings() -> Result<BTreeMap<String, String>, ProgramError> {
     let text = match output("nix", ["config", "show"], Messages::Kept).await {
         Err(ProgramError::Failed { .. }) => output("nix", ["show-config"], Messages::Kept).await?,

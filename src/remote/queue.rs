@@ -94,7 +94,7 @@ impl PushQueue {
     /// The queue in this folder, which is made where it is missing, for its user alone.
     ///
     /// # Errors
-    /// When the folder cannot be made.
+    /// The folder cannot be made.
     pub fn open(dir: &Path) -> Result<Self, QueueError> {
         for folder in [WAITING, REFUSED, ROOTS] {
             let folder = dir.join(folder);
@@ -109,7 +109,7 @@ impl PushQueue {
     /// none is given beside.
     ///
     /// # Errors
-    /// When the queue is full or cannot be written.
+    /// The queue is full or cannot be written.
     pub async fn add(
         &self,
         nix: &Environment,
@@ -133,7 +133,7 @@ impl PushQueue {
     /// The right to send.
     ///
     /// # Errors
-    /// When somebody else has it.
+    /// Somebody else has it.
     pub fn lock(&self) -> Result<SenderLock, QueueError> {
         let file = self.0.join(LOCK);
         let failed = |source| QueueError::Files { file: file.clone(), source };
@@ -156,7 +156,7 @@ impl PushQueue {
     /// True while somebody sends.
     ///
     /// # Errors
-    /// When the queue cannot be read.
+    /// The queue cannot be read.
     pub fn has_sender(&self) -> Result<bool, QueueError> {
         let file = self.0.join(LOCK);
         match File::open(&file).map(|lock| lock.try_lock_shared()) {
@@ -170,7 +170,7 @@ impl PushQueue {
     /// The first entries that wait, at most so many.
     ///
     /// # Errors
-    /// When the queue cannot be read.
+    /// The queue cannot be read.
     pub fn first(&self, max: usize) -> Result<Vec<QueueEntry>, QueueError> {
         self.entries(WAITING, max)
     }
@@ -178,7 +178,7 @@ impl PushQueue {
     /// Number of entries that wait.
     ///
     /// # Errors
-    /// When the queue cannot be read.
+    /// The queue cannot be read.
     pub fn waiting(&self) -> Result<usize, QueueError> {
         Ok(self.names(WAITING)?.len())
     }
@@ -186,7 +186,7 @@ impl PushQueue {
     /// The entries that were refused, each with the reason.
     ///
     /// # Errors
-    /// When the queue cannot be read.
+    /// The queue cannot be read.
     pub fn refused(&self) -> Result<Vec<QueueEntry>, QueueError> {
         self.entries(REFUSED, ENTRIES_MAX)
     }
@@ -194,7 +194,7 @@ impl PushQueue {
     /// Removes an entry whose paths the server has.
     ///
     /// # Errors
-    /// When the queue cannot be written.
+    /// The queue cannot be written.
     pub fn remove(&self, entry: &QueueEntry) -> Result<(), QueueError> {
         self.remove_file(&self.file(WAITING, &entry.name))?;
         self.sync(WAITING)?;
@@ -206,7 +206,7 @@ impl PushQueue {
     /// Sets an entry aside that the server refuses, so that those behind it are sent.
     ///
     /// # Errors
-    /// When the queue cannot be written.
+    /// The queue cannot be written.
     pub fn set_aside(&self, entry: &QueueEntry, reason: &str) -> Result<(), QueueError> {
         let push = entry.push.clone();
         let push = push.unwrap_or(QueuedPush { paths: Vec::new(), derivation: false, refusal: None });
@@ -217,7 +217,7 @@ impl PushQueue {
     /// Has the refused entries wait again. Gives their number.
     ///
     /// # Errors
-    /// When the queue cannot be written.
+    /// The queue cannot be written.
     pub fn retry_refused(&self) -> Result<usize, QueueError> {
         let names = self.names(REFUSED)?;
         for name in &names {

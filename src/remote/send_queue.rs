@@ -64,7 +64,7 @@ impl<'a> QueueSender<'a> {
     /// The sender of a queue, whose refused entries are tried again.
     ///
     /// # Errors
-    /// When the queue has a sender, or cannot be used.
+    /// The queue has a sender, or cannot be used.
     pub fn new(
         queue: PushQueue,
         remote: Remote,
@@ -80,7 +80,7 @@ impl<'a> QueueSender<'a> {
     /// Sends until the queue is empty, however long the server is away.
     ///
     /// # Errors
-    /// When the queue cannot be read or written.
+    /// The queue cannot be read or written.
     pub async fn send(&mut self) -> Result<(), QueueError> {
         loop {
             let mut entries = self.queue.first(TOGETHER_MAX)?;
@@ -95,7 +95,7 @@ impl<'a> QueueSender<'a> {
     /// Sends what comes, for as long as the program runs.
     ///
     /// # Errors
-    /// When the queue cannot be read or written.
+    /// The queue cannot be read or written.
     pub async fn follow(&mut self) -> Result<(), QueueError> {
         let mut refused_at = Instant::now();
         loop {

@@ -47,7 +47,7 @@ impl ServerChoice {
     /// A client of the server.
     ///
     /// # Errors
-    /// When no server is named, or a file cannot be read.
+    /// No server is named, or a file cannot be read.
     pub fn connect(&self) -> Result<Remote, Error> {
         // Who names a state directory needs nothing of a file that may not be readable.
         let is_local = self.state_dir.is_some() && self.server.as_deref().unwrap_or_default().is_empty();
@@ -132,7 +132,7 @@ fn has_socket(state_dir: &Path) -> bool {
 /// The address of a server; one without a scheme is https, as people write them.
 ///
 /// # Errors
-/// When it is no URL.
+/// The text is no URL.
 pub fn parse_server(server: &str) -> Result<Url, Error> {
     // The text may have a password in it.
     let wrong = || {

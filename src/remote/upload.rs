@@ -88,7 +88,7 @@ struct MissingReply {
 /// Uploads what the server lacks of a closure; `progress` is told of each path that is done.
 ///
 /// # Errors
-/// When a path cannot be packed, or the server does not take it.
+/// A path cannot be packed, or the server does not take it.
 pub async fn upload(
     remote: &Remote,
     store_dir: &StoreDir,
@@ -180,7 +180,7 @@ impl Uploads {
     /// Begins to upload a path once there is room; `packing` gives its NAR. Gives those that have ended.
     ///
     /// # Errors
-    /// When an upload has failed.
+    /// An upload has failed.
     pub async fn begin(
         &mut self,
         info: PathInfo,
@@ -211,7 +211,7 @@ impl Uploads {
     /// Waits for the rest.
     ///
     /// # Errors
-    /// When an upload has failed.
+    /// An upload has failed.
     pub async fn finish(mut self) -> Result<Vec<UploadedPath>, PushError> {
         let mut ended = Vec::new();
         while let Some(task) = self.tasks.join_next().await {
@@ -229,7 +229,7 @@ impl Remote {
     /// Those of `paths` that the server lacks.
     ///
     /// # Errors
-    /// When the server does not say.
+    /// The server does not say.
     pub async fn missing_paths(
         &self,
         paths: impl IntoIterator<Item = &StorePath>,

@@ -18,7 +18,7 @@ impl Remote {
     /// Waits until the path with this hash is served; `progress` is told of the wait.
     ///
     /// # Errors
-    /// When it will not be served, with the reason, or the server stays away.
+    /// The path will not be served, with the reason, or the server stays away.
     pub async fn wait_served(
         &self,
         hash: StorePathHash,

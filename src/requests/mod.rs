@@ -118,7 +118,7 @@ impl Requests {
     /// queue, in the same order, where `starter` is given; they keep it as `owners.rs` says.
     ///
     /// # Errors
-    /// When the index or the Nix store cannot be asked.
+    /// The index or the Nix store cannot be asked.
     pub async fn ask(
         &self,
         targets: Vec<RequestTarget>,
@@ -161,7 +161,7 @@ impl Requests {
     /// `None` where no such request waits.
     ///
     /// # Errors
-    /// It is another client's.
+    /// The request is another client's.
     pub fn cancel(&self, id: u64, caller: &Caller) -> Result<Option<Cancellation>, NotOwner> {
         if self.builds.end_signal(id).is_none() {
             return Ok(None);

@@ -73,7 +73,7 @@ impl RequestTarget {
     /// A derivation as `<hash>-<name>.drv` or its path in the store, perhaps with `^` and outputs.
     ///
     /// # Errors
-    /// When it is none.
+    /// The text is no derivation.
     pub fn derivation(store_dir: &StoreDir, text: &str) -> Result<Self, TargetError> {
         let malformed = || TargetError::Derivation { text: text.to_owned(), store_dir: store_dir.clone() };
         let (path, outputs) = match text.split_once(['^', '!']) {
@@ -93,7 +93,7 @@ impl RequestTarget {
     /// The hash of a store path.
     ///
     /// # Errors
-    /// When it is none.
+    /// The text is no hash.
     pub fn hash(text: &str) -> Result<Self, TargetError> {
         text.parse().map(Self::Hash).map_err(|_| TargetError::Hash(text.to_owned()))
     }
@@ -101,7 +101,7 @@ impl RequestTarget {
     /// An attribute of a set, perhaps with `^` and an output.
     ///
     /// # Errors
-    /// When it is none.
+    /// The text is no attribute.
     pub fn attribute(set: &str, attribute: &str, system: Option<String>) -> Result<Self, TargetError> {
         let malformed = || TargetError::Attribute(format!("{set}/{attribute}"));
         let set = SetName::new(set).ok_or_else(malformed)?;

@@ -73,7 +73,7 @@ impl Eviction {
     /// Bytes of the files that stay, as far as it is now.
     ///
     /// # Errors
-    /// When the index fails.
+    /// The index fails.
     pub async fn kept_bytes(&self) -> Result<u64, Error> {
         Ok(self.index.nar_bytes().await?.saturating_sub(self.would_be_freed))
     }

@@ -46,7 +46,7 @@ impl Retention {
     /// Holds these paths under a name, and all that they refer to, from now on or from when they are served.
     ///
     /// # Errors
-    /// When the index fails.
+    /// The index fails.
     pub async fn pin(&self, name: String, mut pinnings: Vec<Pinning>) -> Result<Vec<Pinning>, index::Error> {
         let index = &self.0.index;
         index.pin(name, pinnings.iter().map(|pinning| pinning.hash).collect()).await?;
@@ -63,7 +63,7 @@ impl Retention {
     /// there were.
     ///
     /// # Errors
-    /// When the index fails.
+    /// The index fails.
     pub async fn unpin(&self, name: String, hash: Option<StorePathHash>) -> Result<usize, index::Error> {
         let removed = self.0.index.unpin(name, hash).await?;
         self.0.metrics.pins(self.0.index.pin_count().await?);
@@ -73,7 +73,7 @@ impl Retention {
     /// All pins, by name.
     ///
     /// # Errors
-    /// When the index fails.
+    /// The index fails.
     pub async fn pins(&self) -> Result<Vec<PinRow>, index::Error> {
         self.0.index.pins().await
     }

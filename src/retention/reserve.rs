@@ -31,7 +31,7 @@ impl Reserve {
     /// Gives it up where there is hardly any other room. Whether it did.
     ///
     /// # Errors
-    /// When the file system does not tell, or the file cannot be removed.
+    /// The file system does not tell, or the file cannot be removed.
     pub fn release_if_needed(&self) -> io::Result<bool> {
         let room = Room::of(&self.dir)?;
         if room.free_bytes >= room.spared_bytes() && room.inodes.is_none_or(|(_, free)| free > 0) {
@@ -43,7 +43,7 @@ impl Reserve {
     /// Gives it up. Whether there was one.
     ///
     /// # Errors
-    /// When the file cannot be removed.
+    /// The file cannot be removed.
     pub fn release(&self) -> io::Result<bool> {
         match fs::remove_file(&self.file) {
             Ok(()) => Ok(true),
@@ -55,7 +55,7 @@ impl Reserve {
     /// Makes it where it is not there and as much again stays free. Whether it is there.
     ///
     /// # Errors
-    /// When the file cannot be written; nothing of it is left then.
+    /// The file cannot be written; nothing of it is left then.
     pub fn make(&self) -> io::Result<bool> {
         if self.file.exists() {
             return Ok(true);

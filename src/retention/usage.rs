@@ -47,7 +47,7 @@ impl Retention {
     /// Disk space by closure, so many at most, and by these package sets.
     ///
     /// # Errors
-    /// When the index fails.
+    /// The index fails.
     pub async fn usage(&self, sets: Vec<String>, closures_max: usize) -> Result<Usage, Error> {
         let index = &self.0.index;
         let (mut files, mut after) = (HashMap::new(), None);

@@ -23,7 +23,7 @@ impl Substitute {
     /// another cache has it, with all that it leads to; else a reason. Builds nothing.
     ///
     /// # Errors
-    /// When nobody knows, or what it leads to is not to be had.
+    /// Nobody knows, or what it leads to is not to be had.
     pub async fn realisation(&self, id: &DrvOutput, asker: &Asker) -> Result<Realisation, Missing> {
         let patience = if asker.via.is_empty() {
             self.settings.transient_retry.min(SILENCE_MAX)

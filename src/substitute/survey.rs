@@ -27,7 +27,7 @@ impl Substitute {
     /// Finding about each of these hashes.
     ///
     /// # Errors
-    /// When the index or the Nix store cannot be asked.
+    /// The index or the Nix store cannot be asked.
     pub async fn survey(
         &self,
         hashes: impl IntoIterator<Item = StorePathHash>,
@@ -74,7 +74,7 @@ impl Substitute {
     /// built.
     ///
     /// # Errors
-    /// When the Nix store cannot be asked.
+    /// The Nix store cannot be asked.
     pub async fn outputs_of(&self, drvs: Vec<StorePath>) -> Result<BTreeMap<StorePath, Outputs>, Missing> {
         let pushed = self.index.pushed_outputs(drvs.clone()).await;
         let pushed = pushed.map_err(|error| trouble(&error, "the index cannot be read"))?;
@@ -89,7 +89,7 @@ impl Substitute {
     /// The path with this hash that a derivation would make, where one is known.
     ///
     /// # Errors
-    /// When the index or the Nix store cannot be asked.
+    /// The index or the Nix store cannot be asked.
     pub async fn path_to_build(&self, hash: StorePathHash) -> Result<Option<StorePath>, Missing> {
         let listed = self.index.makers(hash).await.map_err(|error| trouble(&error, UNREADABLE))?;
         let mut makers: Vec<StorePath> = listed.into_iter().map(|maker| maker.drv).collect();

@@ -142,7 +142,7 @@ impl Credentials {
     /// Adds what this netrc file has for the host, where there is no login yet.
     ///
     /// # Errors
-    /// When the file cannot be read, or has another form.
+    /// The file cannot be read, or has another form.
     pub fn complete_from(&mut self, netrc: &NetrcFile, url: &Url) -> Result<(), Error> {
         if self.login.is_none() {
             self.complete(&netrc.read()?, url);

@@ -46,7 +46,7 @@ impl IssuerDocuments {
     /// The issuer's key set, as JSON.
     ///
     /// # Errors
-    /// It is not available; the text says why.
+    /// The key set is not available; the text says why.
     pub async fn keys(&self) -> Result<Vec<u8>, String> {
         let timed = tokio::time::timeout(TIME_MAX, self.ask()).await;
         timed.unwrap_or_else(|_| Err(format!("no answer in {}", humantime::format_duration(TIME_MAX))))

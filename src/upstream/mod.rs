@@ -63,7 +63,7 @@ impl Settings {
     /// Reads the files with credentials into the settings of the caches that they are for.
     ///
     /// # Errors
-    /// When one cannot be read, or has another form.
+    /// One cannot be read, or has another form.
     pub fn read_credentials(&mut self) -> Result<(), CredentialsError> {
         if self.caches.is_empty() {
             return Ok(());
@@ -180,7 +180,7 @@ impl Upstreams {
     /// The upstreams of these settings; `own` is this cache itself.
     ///
     /// # Errors
-    /// When one has an address that cannot be used, or a file with credentials cannot be read.
+    /// One has an address that cannot be used, or a file with credentials cannot be read.
     pub fn new(mut settings: Settings, store_dir: &StoreDir, own: ViaName) -> Result<Self, Error> {
         // An error means that there is one already, which is as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
@@ -338,7 +338,7 @@ impl Upstreams {
     /// Begins to fetch the file of a NAR that an upstream has; at most `bytes_max` come of it.
     ///
     /// # Errors
-    /// When it cannot be opened.
+    /// The file cannot be opened.
     pub async fn fetch(
         &self,
         upstream: &str,

@@ -44,7 +44,7 @@ fn hold(fault: &str, found: impl Iterator<Item = String>) {
     assert!(found.is_empty(), "a comment {fault}:\n{}", found.join("\n"));
 }
 
-/// The first line of each doc comment.
+/// The first line of each doc comment, and of what stands below each heading in one.
 fn doc_comments(file: &str, text: &str) -> Vec<usize> {
     let lines: Vec<&str> = text.lines().collect();
     let mut docs: Vec<LineColumn> = Vec::new();
@@ -57,8 +57,11 @@ fn doc_comments(file: &str, text: &str) -> Vec<usize> {
     let kind = |line: usize| lines[line - 1].trim_start().chars().take(3).collect::<String>();
     let goes_on =
         |before: &LineColumn, line: usize| before.line + 1 == line && kind(before.line) == kind(line);
-    let firsts =
-        docs.iter().enumerate().filter(|(at, start)| *at == 0 || !goes_on(&docs[at - 1], start.line));
+    let is_heading = |before: &LineColumn| {
+        lines[before.line - 1].trim_start().trim_start_matches(['/', '!']).trim_start().starts_with("# ")
+    };
+    let opens = |before: &LineColumn, line: usize| !goes_on(before, line) || is_heading(before);
+    let firsts = docs.iter().enumerate().filter(|(at, start)| *at == 0 || opens(&docs[at - 1], start.line));
     firsts.map(|(_, start)| start.line).collect()
 }
 
@@ -110,8 +113,9 @@ fn literals(tokens: TokenStream, found: &mut dyn FnMut(LineColumn, LineColumn)) 
 #[test]
 fn comments_are_found_wherever_they_are() {
     let text = "//! One\n//! two\n\n/// Three\n#[derive(Debug)]\nstruct A {\n    /// Four\n    b: u8, // five\n}\n\
-                m! {\n    /// Six\n    c: \"/// no\",\n}\nconst D: &str = \"a\n/// nor this\";\n";
-    assert_eq!(doc_comments("a.rs", text), [1, 4, 7, 11]);
+                m! {\n    /// Six\n    c: \"/// no\",\n}\nconst D: &str = \"a\n/// nor this\";\n\
+                /// Seven\n///\n/// # Errors\n/// Eight\n/// nine\nfn e() {}\n";
+    assert_eq!(doc_comments("a.rs", text), [1, 4, 7, 11, 16, 19]);
     let strings = strings("a.rs", text);
     let commented =
         |number: usize| comment_column(text.lines().nth(number - 1).expect("a line"), number, &strings);

@@ -68,7 +68,7 @@ impl Derivation {
     /// Parses the file of the derivation `drv`.
     ///
     /// # Errors
-    /// When it is too large or malformed.
+    /// The file is too large or malformed.
     pub fn parse(store_dir: &StoreDir, drv: &StorePath, bytes: &[u8]) -> Result<Self, Error> {
         if bytes.len() > DERIVATION_BYTES_MAX {
             return Err(Error::TooLarge(bytes.len()));

@@ -156,7 +156,7 @@ impl NarInfo {
     /// Parses a narinfo of a cache whose store is `store_dir`.
     ///
     /// # Errors
-    /// When it is malformed, too large, or names something outside the store or the cache.
+    /// The narinfo is malformed, too large, or names something outside the store or the cache.
     pub fn parse(store_dir: &StoreDir, bytes: &[u8]) -> Result<Self, ParseError> {
         parse::parse(store_dir, bytes)
     }

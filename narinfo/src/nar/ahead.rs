@@ -133,7 +133,7 @@ impl<'scope, 'env> Ahead<'scope, 'env> {
     /// The next one of those that were given and are not back.
     ///
     /// # Errors
-    /// When it was lost.
+    /// The next one was lost.
     pub(super) fn next(&mut self) -> Result<Option<Batch>, Error> {
         self.pending.pop_front().map(|pending| pending.recv().map_err(|_| lost())).transpose()
     }

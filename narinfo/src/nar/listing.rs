@@ -70,7 +70,7 @@ impl Listing {
     /// Reads a whole NAR.
     ///
     /// # Errors
-    /// When `input` fails, is no NAR, or has more than [`LISTING_ENTRIES_MAX`] entries.
+    /// `input` fails, is no NAR, or has more than [`LISTING_ENTRIES_MAX`] entries.
     pub fn read(input: &mut dyn Read) -> Result<Self, Error> {
         let mut listing = Self { nodes: Vec::new(), text: Vec::new() };
         let mut open = Vec::new();
@@ -152,7 +152,7 @@ impl Listing {
     /// characters, since JSON cannot hold them.
     ///
     /// # Errors
-    /// When `out` fails.
+    /// `out` fails.
     pub fn write_json(&self, out: &mut dyn Write) -> io::Result<()> {
         out.write_all(b"{\"root\":")?;
         self.root().write_json(out)?;

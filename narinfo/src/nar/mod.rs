@@ -91,7 +91,7 @@ pub struct Summary {
 /// Reads a whole NAR and refuses it unless it is exactly one, within the limits of this module.
 ///
 /// # Errors
-/// When `input` fails, or is anything else.
+/// `input` fails, or is anything else.
 pub fn check(input: &mut dyn Read) -> Result<Summary, Error> {
     read(input, |_| Ok(()))
 }
@@ -99,7 +99,7 @@ pub fn check(input: &mut dyn Read) -> Result<Summary, Error> {
 /// The same of a NAR that must have these contents, too.
 ///
 /// # Errors
-/// When `input` fails, is no NAR, or has other contents.
+/// `input` fails, is no NAR, or has other contents.
 pub fn check_addressed(input: &mut dyn Read, addressed: &Addressed) -> Result<Summary, Error> {
     let other = || Error::Refused("its contents are not those that its path is named by".into());
     let mut recomputed = addressed.recompute().ok_or_else(other)?;

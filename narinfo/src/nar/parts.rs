@@ -44,7 +44,7 @@ pub enum PartKind<'a> {
 /// of it were shown by then.
 ///
 /// # Errors
-/// When `input` fails, is no NAR, or `see` fails.
+/// `input` fails, is no NAR, or `see` fails.
 pub fn read_parts(
     input: &mut dyn Read,
     see: &mut dyn FnMut(Part<'_>) -> io::Result<()>,

@@ -82,7 +82,7 @@ impl Logs {
     /// Uses `dir`, making it when it is not there.
     ///
     /// # Errors
-    /// When it cannot be made.
+    /// The directory cannot be made.
     pub fn open(dir: &Path, settings: Settings) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
         let ours = LogFolder::new(dir.to_owned(), settings.logs_bytes_max);
@@ -93,7 +93,7 @@ impl Logs {
     /// The log of a derivation, if it was built (or tried) here. Blocks for as long as opening a file takes.
     ///
     /// # Errors
-    /// When it is there and cannot be opened.
+    /// The log is there and cannot be opened.
     pub fn read(&self, drv: &StorePath) -> io::Result<Option<Log>> {
         let path = self.file_of(drv);
         // Held until the file is open: a build may begin, and put a new file in its place.
@@ -111,7 +111,7 @@ impl Logs {
     /// opening a file takes.
     ///
     /// # Errors
-    /// When it is there and cannot be opened.
+    /// The log is there and cannot be opened.
     pub fn read_uploaded(&self, drv: &StorePath) -> io::Result<Option<Log>> {
         complete(&self.0.uploaded.file_of(drv))
     }
@@ -132,7 +132,7 @@ impl Logs {
     /// Blocks for as long as opening a file takes.
     ///
     /// # Errors
-    /// When it is there and cannot be opened.
+    /// The log is there and cannot be opened.
     pub fn snapshot(&self, drv: &StorePath) -> io::Result<Option<(TailReader, bool)>> {
         let path = self.file_of(drv);
         if let Some(RunningLog { file, progress }) = self.0.running().get(&path) {
@@ -146,7 +146,7 @@ impl Logs {
     /// none when there is no log. Blocking; reads a bounded number of bytes, however long the log is.
     ///
     /// # Errors
-    /// When it is there and cannot be read.
+    /// The log is there and cannot be read.
     pub fn last_lines(&self, drv: &StorePath, n: usize) -> io::Result<Vec<String>> {
         match File::open(self.file_of(drv)) {
             Ok(file) => tail::last_lines(&file, n),
@@ -165,7 +165,7 @@ impl Logs {
     /// Returns true if it did. Blocking.
     ///
     /// # Errors
-    /// When it cannot be written.
+    /// The log cannot be written.
     pub fn store(&self, drv: &StorePath, log: &[u8]) -> io::Result<bool> {
         let (ours, path) = (self.file_of(drv), self.0.uploaded.file_of(drv));
         let is_ours = self.0.running().contains_key(&ours) || ours.exists();

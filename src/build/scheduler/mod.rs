@@ -127,7 +127,7 @@ impl Scheduler {
     /// The queue as it was when the server ended, for the local Nix daemon alone.
     ///
     /// # Errors
-    /// When the index cannot be read.
+    /// The index cannot be read.
     pub async fn open(settings: Settings, index: &Index) -> Result<Self, index::Error> {
         Self::open_farm(settings, Farm::local(settings.lanes), index).await
     }
@@ -135,7 +135,7 @@ impl Scheduler {
     /// The queue as it was when the server ended, for these machines.
     ///
     /// # Errors
-    /// When the index cannot be read.
+    /// The index cannot be read.
     pub async fn open_farm(settings: Settings, farm: Farm, index: &Index) -> Result<Self, index::Error> {
         let prebuild = match settings.prebuild {
             Some(allowance) => Some(PrebuildState::open(allowance, index).await?),
@@ -184,7 +184,7 @@ impl Scheduler {
     /// so.
     ///
     /// # Errors
-    /// When too many wait already.
+    /// Too many wait already.
     pub async fn join(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Ticket, QueueFull> {
         self.note_demand(drv);
         let Entered { ticket, change, .. } = self.enter_counted(drv, client)?;

@@ -38,7 +38,7 @@ pub(super) trait Value<T> {
     /// Reads the value and stores it.
     ///
     /// # Errors
-    /// When it has another type, or is out of bounds.
+    /// The value has another type, or is out of bounds.
     fn set(&self, to: &mut T, given: Given<'_>) -> Result<(), Problem>;
 
     /// Accepted values, for errors and documentation: "a whole number from 1 to 19".
@@ -55,7 +55,7 @@ pub(super) trait Value<T> {
     /// Checks the names of a table's keys.
     ///
     /// # Errors
-    /// When one is unknown.
+    /// One is unknown.
     fn check_names(&self, _given: Given<'_>) -> Result<(), Problem> {
         Ok(())
     }
@@ -178,7 +178,7 @@ impl<T> Setting<T> {
 /// Stores each setting's value, or else its default, in the order of the settings.
 ///
 /// # Errors
-/// When a value is not as it must be, or one that is required is not written.
+/// A value is not as it must be, or one that is required is not written.
 pub(super) fn apply<'s, T: 'static>(
     settings: impl Iterator<Item = &'s Setting<T>>,
     to: &mut T,
@@ -207,7 +207,7 @@ pub(super) fn apply<'s, T: 'static>(
 /// file.
 ///
 /// # Errors
-/// When one is not; the error names the nearest that is.
+/// One is not; the error names the nearest that is.
 pub(super) fn check_names<'s, T: 'static>(
     settings: impl Iterator<Item = &'s Setting<T>> + Clone,
     table: &RawTable,

@@ -12,7 +12,7 @@ pub(super) const DURATION: &str = "a duration (20s, 5m, 24h)";
 /// Bytes, with or without a unit: those of `G` and `GB` are 10^9, of `GiB` 2^30.
 ///
 /// # Errors
-/// When the text is no number of bytes; the error says how to write one.
+/// The text is no number of bytes; the error says how to write one.
 pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     text.parse::<ByteSize>().map(|size| size.as_u64()).map_err(|_| format!("expected {BYTES}"))
 }
@@ -25,7 +25,7 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
 /// A duration with its unit, for a flag of a command.
 ///
 /// # Errors
-/// When the text is no duration; the error says how to write one.
+/// The text is no duration; the error says how to write one.
 pub(crate) fn lifetime(text: &str) -> Result<Duration, String> {
     duration(text).ok_or_else(|| "expected a duration (12h, 90d)".to_owned())
 }

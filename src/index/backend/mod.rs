@@ -63,7 +63,7 @@ pub trait Backend:
     /// Number of hashes that [`Backend::hashes`] sends, roughly.
     ///
     /// # Errors
-    /// When the backend fails.
+    /// The backend fails.
     fn hash_count(&self) -> BackendFuture<'_, u64>;
 
     /// Sends every hash that is served, that a package set or a pushed derivation can build, or that a
@@ -72,6 +72,6 @@ pub trait Backend:
     /// receives them.
     ///
     /// # Errors
-    /// When the backend fails; then some were not sent.
+    /// The backend fails; then some were not sent.
     fn hashes(&self, batches: mpsc::Sender<Vec<StorePathHash>>) -> BackendFuture<'_, ()>;
 }

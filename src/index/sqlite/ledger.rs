@@ -191,7 +191,7 @@ impl Sqlite {
     /// anew.
     ///
     /// # Errors
-    /// When the files there cannot be opened.
+    /// The files there cannot be opened.
     pub async fn with_ledger(self, dir: &Path) -> Result<Self, crate::index::Error> {
         self.writer.on_connection(|connection| Ok(connection.execute_batch(NOTES)?)).await?;
         self.writer.ledger().open(dir).map_err(Error::Ledger)?;

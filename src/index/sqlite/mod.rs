@@ -63,7 +63,7 @@ impl Sqlite {
     /// Opens the file, making it when it is not there.
     ///
     /// # Errors
-    /// When the file cannot be opened, is no database, or is of a newer version.
+    /// The file cannot be opened, is no database, or is of a newer version.
     pub fn open(file: &Path) -> Result<Self, super::Error> {
         let condition = Condition::new(file);
         Ok(Self {
@@ -76,7 +76,7 @@ impl Sqlite {
     /// Checks that a file could be opened, without changing anything.
     ///
     /// # Errors
-    /// When it is no index, or one of a newer version.
+    /// The file is no index, or one of a newer version.
     pub fn check_file(file: &Path) -> Result<(), super::Error> {
         Ok(connection::check(file)?)
     }

@@ -35,7 +35,7 @@ impl LocalBlobs {
     /// Opens the directory, creating it if needed, and removes the uploads that an interrupted run left.
     ///
     /// # Errors
-    /// When the directory cannot be created or read.
+    /// The directory cannot be created or read.
     pub fn open(dir: &Path) -> io::Result<Self> {
         let uploads = dir.join(UPLOADS);
         fs::create_dir_all(&uploads)?;
@@ -168,7 +168,7 @@ fn sweep(entry: &DirEntry) -> io::Result<()> {
 /// Bytes of the file of a NAR in the folder of a NAR store, if there is one. Blocking.
 ///
 /// # Errors
-/// When the system call fails.
+/// The system call fails.
 pub fn file_bytes(dir: &Path, nar: NarHash) -> io::Result<Option<u64>> {
     match fs::metadata(file_in(dir, &nar.to_nixbase32())) {
         Ok(file) => Ok(Some(file.len())),

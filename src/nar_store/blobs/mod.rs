@@ -31,39 +31,39 @@ pub trait Blobs: Debug + Send + Sync {
     /// its end even if it is deleted meanwhile.
     ///
     /// # Errors
-    /// When it is there and cannot be opened.
+    /// The blob is there and cannot be opened.
     fn open(&self, key: NarHash) -> io::Result<Option<Blob>>;
 
     /// Begins an upload. Refused when there is no room but what the index needs.
     ///
     /// # Errors
-    /// When nothing can be stored.
+    /// Nothing can be stored.
     fn begin(&self) -> io::Result<Box<dyn Upload>>;
 
     /// Deletes a blob, and returns true if there was one.
     ///
     /// # Errors
-    /// When it cannot be deleted.
+    /// The blob cannot be deleted.
     fn delete(&self, key: NarHash) -> io::Result<bool>;
 
     /// The keys behind `after`, in the order of their nixbase32 text: [`LIST_PAGE_MAX`] of them, fewer only
     /// at the end.
     ///
     /// # Errors
-    /// When the storage cannot be read.
+    /// The storage cannot be read.
     fn list(&self, after: Option<NarHash>) -> io::Result<Vec<NarHash>>;
 
     /// Free and total room of the storage.
     ///
     /// # Errors
-    /// When the system call fails.
+    /// The system call fails.
     fn room(&self) -> io::Result<Room>;
 
     /// Moves a damaged blob out of the way, for an investigation of the cause; deletes it where it cannot be
     /// moved.
     ///
     /// # Errors
-    /// When it can neither be moved nor deleted.
+    /// The blob can neither be moved nor deleted.
     fn quarantine(&self, key: NarHash) -> io::Result<()> {
         self.delete(key).map(drop)
     }
@@ -92,7 +92,7 @@ pub trait Upload: Debug + Send + Sync {
     /// and a blob never changes. The winner's blob is durable when this returns.
     ///
     /// # Errors
-    /// When the storage fails; nothing is kept then.
+    /// The storage fails; nothing is kept then.
     fn commit(self: Box<Self>, key: NarHash) -> io::Result<Commit>;
 }
 
@@ -132,7 +132,7 @@ impl Blob {
     /// True if `other` is this very file, and not one that has taken its place.
     ///
     /// # Errors
-    /// When the system call fails.
+    /// The system call fails.
     pub fn is(&self, other: &Self) -> io::Result<bool> {
         let (Self::File(own), Self::File(other)) = (self, other);
         let (own, other) = (own.file.metadata()?, other.file.metadata()?);
