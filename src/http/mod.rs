@@ -6,6 +6,7 @@ mod address;
 mod answer;
 mod api;
 mod body;
+mod body_memory;
 mod build_details;
 mod builders;
 mod builds;

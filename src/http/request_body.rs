@@ -6,10 +6,11 @@ use std::ops::Deref;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use serde::de::DeserializeOwned;
 
+use super::body_memory::BodyMemory;
 use super::error::Error;
 use crate::caller::{Action, Caller, CallerKey, may};
 use crate::shares::{ClientShare, ShareBounds, Shares};
@@ -65,9 +66,9 @@ impl Deref for WholeBody {
 
 impl WholeBody {
     /// The bytes, and the same with others in their place: those that they decode to.
-    pub(super) fn replaced(self) -> (Bytes, impl FnOnce(Vec<u8>) -> Self) {
+    pub(super) fn replaced(self) -> (Bytes, impl FnOnce(Bytes) -> Self) {
         let Self { bytes, _memory } = self;
-        (bytes, |decoded| Self { bytes: decoded.into(), _memory })
+        (bytes, |decoded| Self { bytes: decoded, _memory })
     }
 }
 
@@ -123,14 +124,10 @@ where
         let BodyBounds { bytes_max, time_max } = bounds;
         self.check_length(bytes_max)?;
         let memory = self.memory(bytes_max).await?;
-        let Self { bytes, sender, .. } = self;
-        let body = match tokio::time::timeout(time_max, Limited::new(bytes, bytes_max).collect()).await {
-            Ok(Ok(body)) => body.to_bytes(),
-            Ok(Err(error)) => return Err(broken(&*error, bytes_max)),
-            Err(_) => return Err(Error::TooSlow),
-        };
-        check_right(sender.as_ref())?;
-        Ok(WholeBody { bytes: body, _memory: memory })
+        let whole = tokio::time::timeout(time_max, whole(self.bytes, bytes_max));
+        let bytes = whole.await.map_err(|_| Error::TooSlow)??;
+        check_right(self.sender.as_ref())?;
+        Ok(WholeBody { bytes, _memory: memory })
     }
 
     /// Reads it to its end, and keeps nothing of it.
@@ -156,16 +153,41 @@ where
 
     /// Waits for its share of the memory for bodies.
     async fn memory(&self, bytes_max: usize) -> Result<Option<ClientShare<CallerKey>>, Error> {
-        let length = self.bytes.size_hint().upper().and_then(|bytes| usize::try_from(bytes).ok());
-        let length = length.unwrap_or(bytes_max).min(bytes_max);
-        // For a moment it is there in the pieces that came, and as a whole.
-        let bytes = length.saturating_mul(2).saturating_add(self.decoded_bytes_max);
+        let bytes = length_max(&self.bytes, bytes_max).saturating_add(self.decoded_bytes_max);
         let Some(sender) = self.sender.as_ref().filter(|_| bytes > FREE_BYTES_MAX) else { return Ok(None) };
         let units = u32::try_from(bytes.div_ceil(UNIT_BYTES)).unwrap_or(u32::MAX);
         let share = sender.memory.take(sender.caller.key(), units).await;
         let too_much = |_| Error::unavailable("too much is being sent at once: try again in a moment");
         share.map(Some).map_err(too_much)
     }
+}
+
+/// Bytes that the body may have, by its head.
+fn length_max(body: &impl Body, bytes_max: usize) -> usize {
+    let length = body.size_hint().upper().and_then(|bytes| usize::try_from(bytes).ok());
+    length.unwrap_or(bytes_max).min(bytes_max)
+}
+
+async fn whole<B>(body: B, bytes_max: usize) -> Result<Bytes, Error>
+where
+    B: Body,
+    B::Error: Into<Box<dyn StdError + Send + Sync>>,
+{
+    let length_max = length_max(&body, bytes_max);
+    let mut body = std::pin::pin!(Limited::new(body, bytes_max));
+    if length_max <= FREE_BYTES_MAX {
+        let collected = body.collect().await;
+        return collected.map(Collected::to_bytes).map_err(|error| broken(&*error, bytes_max));
+    }
+    let no_memory = |error| Error::internal(&error, "the body of the request cannot be read");
+    let mut memory = BodyMemory::new(length_max).map_err(no_memory)?;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| broken(&*error, bytes_max))?;
+        if frame.into_data().is_ok_and(|bytes| !memory.push(bytes)) {
+            return Err(Error::TooLarge(length_max));
+        }
+    }
+    Ok(memory.into_bytes())
 }
 
 fn broken(error: &(dyn StdError + Send + Sync + 'static), bytes_max: usize) -> Error {
@@ -199,6 +221,16 @@ mod tests {
     async fn a_body_within_its_bounds_is_read_whole_and_any_other_is_refused_for_what_it_is() {
         let whole = body(Full::new(Bytes::from("8 bytes!"))).collect(BOUNDS).await.expect("read");
         assert_eq!(&whole[..], b"8 bytes!");
+        // One that is not read into the heap.
+        let pieces = stream_body(|mut writer| async move {
+            for _ in 0..3 {
+                writer.send("x".repeat(FREE_BYTES_MAX)).await;
+            }
+            Ok(())
+        });
+        let large = BodyBounds { bytes_max: 3 * FREE_BYTES_MAX, time_max: Duration::from_secs(60) };
+        let whole = body(pieces).collect(large).await.expect("read");
+        assert!(whole.len() == 3 * FREE_BYTES_MAX && whole.iter().all(|byte| *byte == b'x'));
         body(Full::new(Bytes::from("8 bytes!"))).discard(BOUNDS).await.expect("read");
         // Of unknown length.
         let growing = || {

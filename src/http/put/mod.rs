@@ -6,7 +6,7 @@ mod missing;
 mod nar;
 mod narinfo;
 
-use std::io::{Cursor, Read};
+use std::io::{self, Cursor};
 use std::time::Duration;
 
 use ::narinfo::Compression;
@@ -17,6 +17,7 @@ pub(super) use missing::missing;
 pub(super) use nar::{nar, was_uploaded};
 pub(super) use narinfo::narinfo;
 
+use super::body_memory::BodyMemory;
 use super::error::Error;
 use super::request_body::{BodyBounds, RequestBody, WholeBody};
 use crate::decode;
@@ -41,13 +42,13 @@ async fn file(headers: &HeaderMap, body: RequestBody, bytes_max: usize) -> Resul
     let Some(encoding) = encoding else { return body.collect(bounds).await };
     let (body, with) = body.with_decoded(bytes_max).collect(bounds).await?.replaced();
     let decoding = tokio::task::spawn_blocking(move || {
-        let mut decoded = Vec::new();
-        let plain = decode::encoded(encoding, Cursor::new(body))?;
-        plain.take(bytes_max as u64 + 1).read_to_end(&mut decoded).map(|_| decoded)
+        let mut decoded = BodyMemory::new(bytes_max)?;
+        let is_whole = decoded.push_all_of(decode::encoded(encoding, Cursor::new(body))?)?;
+        io::Result::Ok(is_whole.then(|| decoded.into_bytes()))
     });
     match decoding.await {
-        Ok(Ok(decoded)) if decoded.len() > bytes_max => Err(Error::TooLarge(bytes_max)),
-        Ok(Ok(decoded)) => Ok(with(decoded)),
+        Ok(Ok(None)) => Err(Error::TooLarge(bytes_max)),
+        Ok(Ok(Some(decoded))) => Ok(with(decoded)),
         Ok(Err(error)) => {
             Err(Error::BadRequest(format!("the body is not in the Content-Encoding {encoding}: {error}")))
         }
