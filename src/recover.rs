@@ -60,7 +60,7 @@ pub struct Recovery {
 }
 
 /// Outcome of a recovery.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, serde::Serialize)]
 pub struct RecoveryReport {
     /// Paths that are served again.
     pub paths: u64,

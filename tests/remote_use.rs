@@ -100,6 +100,12 @@ fn a_token_goes_to_a_private_file_and_is_never_shown() {
         conf.contains(&format!("netrc-file = {}\n", netrc.display())) && !conf.contains(secret),
         "{conf}"
     );
+    // Nix reads one netrc file, so the system's is not read any more.
+    let of_system = client.home().with_file_name("etc").join("netrc");
+    let told = format!("copy the entries of {}", of_system.display());
+    assert!(!written.text().contains("copy the entries"), "{written}");
+    std::fs::write(&of_system, "machine other login a password b\n").expect("written");
+    assert!(write(&[("ONDINE_TOKEN", secret)]).must_succeed().text().contains(&told));
     // From now on it is found where Nix finds it.
     let again = write(&[]).must_succeed();
     assert!(again.text().contains("The token belongs to"), "{again}");

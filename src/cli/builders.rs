@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::control::{OutputArgs, ServerArgs, WriteMethod};
-use super::screen::{Screen, TableField, Tone, time};
+use super::screen::{Screen, TableField, Tone};
 use crate::http::{BuilderPhase, BuilderStatus};
 
 /// Address of them in the API.
@@ -77,7 +77,7 @@ fn builders(builders: &[BuilderStatus], screen: Screen) -> String {
         vec![
             TableField::text(&builder.name),
             TableField::text(state).tone(tone),
-            TableField::text(time(builder.since)).tone(Tone::Dim),
+            TableField::text(screen.moment(builder.since)).tone(Tone::Dim),
             TableField::number(format!("{}/{}", running.len(), builder.slots)),
             TableField::number(builder.built),
             TableField::number(builder.failed),

@@ -63,7 +63,10 @@ pub fn complete() {
 
 /// The command line, with a source of candidates for each argument that names something of the server.
 fn command() -> Command {
-    with_candidates(super::help::command())
+    let mut command = super::help::command();
+    // Arguments are there once the commands are built.
+    command.build();
+    with_candidates(command)
 }
 
 fn with_candidates(command: Command) -> Command {

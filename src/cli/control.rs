@@ -1,5 +1,6 @@
 //! Requests of commands to a server: which one, and its answers as text or JSON.
 
+use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -26,7 +27,7 @@ const STATE_DIR_OF_THE_SERVICE: &str = "/var/lib/ondine";
 pub(super) const OTHER_VERSION: &str =
     "the server's response cannot be parsed; run the command with the version of ondine that the server runs";
 
-/// The server of a command.
+// The server of a command. Not as documentation, which clap would take for the text of each such command.
 #[derive(Args, Clone, Debug, Default)]
 #[command(next_help_heading = "Connection")]
 pub(super) struct ServerArgs {
@@ -41,7 +42,7 @@ pub(super) struct ServerArgs {
     pub(super) state_dir: StateDir,
 }
 
-/// The form of a command's output.
+// The form of a command's output.
 #[derive(Args, Clone, Copy, Debug)]
 pub(super) struct OutputArgs {
     /// Prints JSON
@@ -49,7 +50,14 @@ pub(super) struct OutputArgs {
     pub(super) json: bool,
 }
 
-/// The repetition of a command.
+impl OutputArgs {
+    /// A result in its form: as JSON, or as the text.
+    pub(super) fn text(self, result: &impl Serialize, text: impl Display) -> anyhow::Result<String> {
+        Ok(if self.json { serde_json::to_string_pretty(result)? } else { text.to_string() })
+    }
+}
+
+// The repetition of a command.
 #[derive(Args, Clone, Copy, Debug)]
 pub(super) struct WatchArgs {
     /// Shows it anew every second, until it is interrupted

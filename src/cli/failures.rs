@@ -6,7 +6,7 @@ use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::control::{OutputArgs, ServerArgs};
-use super::screen::{Screen, TableField, Tone, time};
+use super::screen::{Screen, TableField, Tone};
 use crate::http::{RememberedFailure, RetryRequest};
 
 /// Characters of a reason, at most.
@@ -59,13 +59,13 @@ fn table(failures: &[RememberedFailure], screen: Screen) -> String {
         let tone = if class == "transient" { Tone::Warning } else { Tone::Bad };
         let reason = match cause == derivation {
             true => reason.clone(),
-            false => format!("cause: {cause}: {reason}"),
+            false => format!("cause: {}: {reason}", screen.derivation(cause)),
         };
         vec![
-            TableField::text(time(*since)).tone(Tone::Dim),
-            TableField::text(time(*until)).tone(Tone::Dim),
+            TableField::text(screen.moment(*since)).tone(Tone::Dim),
+            TableField::text(screen.moment(*until)).tone(Tone::Dim),
             TableField::text(class).tone(tone),
-            TableField::text(derivation),
+            TableField::text(screen.derivation(derivation)),
             TableField::short(&reason, REASON_CHARS_MAX),
         ]
     });

@@ -36,10 +36,8 @@ pub(super) struct Import {
 /// The result as JSON.
 #[derive(Serialize)]
 struct ImportReport<'a> {
-    /// Paths of the cache that may be imported.
-    paths: usize,
-    sent: usize,
-    bytes: u64,
+    #[serde(flatten)]
+    counts: UploadCounts,
     refused: Vec<RefusedLine<'a>>,
 }
 
@@ -79,12 +77,12 @@ impl Import {
 }
 
 fn print(output: OutputArgs, counts: UploadCounts, refused: &[RejectedPath]) -> anyhow::Result<ExitCode> {
-    let UploadCounts { paths, sent, bytes } = counts;
     if output.json {
         let refused = refused.iter().map(|RejectedPath { path, reason }| RefusedLine { path, reason });
-        let report = ImportReport { paths, sent, bytes, refused: refused.collect() };
+        let report = ImportReport { counts, refused: refused.collect() };
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
+        let UploadCounts { paths, sent, bytes } = counts;
         for RejectedPath { path, reason } in refused {
             eprintln!("not imported: {}: {}", Line(path), Line(reason));
         }

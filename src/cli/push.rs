@@ -7,8 +7,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::Args;
+use serde::Serialize;
 
-use super::control::ServerArgs;
+use super::control::{OutputArgs, ServerArgs};
 use crate::escape::{Line, Lines};
 use crate::nix::Environment;
 use crate::remote::{
@@ -23,6 +24,8 @@ pub(super) struct Push {
     /// Uploads the derivations that make the paths, with all that their builds need, instead of the paths
     #[arg(long)]
     derivation: bool,
+    #[command(flatten)]
+    output: OutputArgs,
     #[command(flatten)]
     server: ServerArgs,
     #[command(flatten)]
@@ -46,24 +49,27 @@ struct QueueArgs {
 impl Push {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         if let Some(dir) = &self.queue.send_queue {
-            return super::runtime()?.block_on(send(dir, self.server.connect()?, self.queue.follow));
+            let remote = self.server.connect()?;
+            return super::runtime()?.block_on(send(dir, remote, self.queue.follow, self.output));
         }
         if let Some(dir) = &self.queue.queue {
-            return super::runtime()?.block_on(add(dir, &self.paths, self.derivation));
+            return super::runtime()?.block_on(add(dir, &self.paths, self.derivation, self.output));
         }
         let remote = self.server.connect()?;
         let paths = self.paths.iter().map(|path| resolved(path)).collect::<anyhow::Result<Vec<_>>>()?;
         let counts = super::runtime()?.block_on(push(&remote, &paths, self.derivation))?;
-        println!("{}", summary(counts));
+        println!("{}", self.output.text(&counts, summary(counts))?);
         Ok(ExitCode::SUCCESS)
     }
 }
 
 /// Adds paths to a queue, or shows it.
-async fn add(dir: &Path, paths: &[String], derivation: bool) -> anyhow::Result<ExitCode> {
+async fn add(dir: &Path, paths: &[String], derivation: bool, output: OutputArgs) -> anyhow::Result<ExitCode> {
     let queue = PushQueue::open(dir)?;
     if paths.is_empty() {
-        return show(&queue);
+        let queue = PushQueueView::of(&queue)?;
+        println!("{}", output.text(&queue, &queue)?);
+        return Ok(ExitCode::SUCCESS);
     }
     let paths = paths.iter().map(|path| resolved(path)).collect::<anyhow::Result<Vec<_>>>()?;
     if let Some(reason) = queue.add(&Environment::from_env()?, paths, derivation).await? {
@@ -74,24 +80,56 @@ async fn add(dir: &Path, paths: &[String], derivation: bool) -> anyhow::Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(queue: &PushQueue) -> anyhow::Result<ExitCode> {
-    let (waiting, refused) = (queue.waiting()?, queue.refused()?);
-    let sender = if queue.has_sender()? { "a sender runs" } else { "no sender runs" };
-    println!("{waiting} waiting, {} refused; {sender}", refused.len());
-    for QueuedPush { paths, refusal, .. } in refused.into_iter().filter_map(|entry| entry.push) {
-        println!("refused: {}: {}", Line(paths.join(" ")), Line(refusal.unwrap_or_default()));
+/// The state of a queue.
+#[derive(Serialize)]
+struct PushQueueView {
+    /// Entries that wait.
+    waiting: usize,
+    has_sender: bool,
+    refused: Vec<RefusedEntry>,
+}
+
+/// An entry that the server refused.
+#[derive(Serialize)]
+struct RefusedEntry {
+    paths: Vec<String>,
+    reason: String,
+}
+
+impl PushQueueView {
+    fn of(queue: &PushQueue) -> anyhow::Result<Self> {
+        let (waiting, refused) = (queue.waiting()?, queue.refused()?);
+        let refused = refused.into_iter().filter_map(|entry| entry.push);
+        let refused = refused.map(|QueuedPush { paths, refusal, .. }| RefusedEntry {
+            paths,
+            reason: refusal.unwrap_or_default(),
+        });
+        Ok(Self { waiting, has_sender: queue.has_sender()?, refused: refused.collect() })
     }
-    Ok(ExitCode::SUCCESS)
+}
+
+impl std::fmt::Display for PushQueueView {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let sender = if self.has_sender { "a sender runs" } else { "no sender runs" };
+        write!(f, "{} waiting, {} refused; {sender}", self.waiting, self.refused.len())?;
+        for RefusedEntry { paths, reason } in &self.refused {
+            write!(f, "\nrefused: {}: {}", Line(paths.join(" ")), Line(reason))?;
+        }
+        Ok(())
+    }
 }
 
 /// Sends a queue. Fails where entries were refused.
-async fn send(dir: &Path, remote: Remote, follow: bool) -> anyhow::Result<ExitCode> {
+async fn send(dir: &Path, remote: Remote, follow: bool, output: OutputArgs) -> anyhow::Result<ExitCode> {
     let queue = PushQueue::open(dir)?;
     let store_dir = Environment::from_env()?.store_dir;
     let told = |event: SendEvent<'_>| match event {
         SendEvent::Sent { entries, counts } => {
             let plural = if entries == 1 { "entry" } else { "entries" };
-            println!("{entries} {plural}: {}", summary(counts));
+            match output.json {
+                true => println!("{}", serde_json::json!({ "entries": entries, "upload": counts })),
+                false => println!("{entries} {plural}: {}", summary(counts)),
+            }
         }
         SendEvent::Refused { paths, reason } => {
             eprintln!("ondine: refused, and set aside: {}: {}", Line(paths.join(" ")), Lines(reason));

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::control::{OutputArgs, ServerArgs, WatchArgs};
-use super::screen::{Screen, TableField, Tone, name, seconds, time};
+use super::screen::{Screen, TableField, Tone, name, seconds};
 use crate::http::{BuildList, QueueStatus, RequestPhase, RequestStatus, RunningBuild};
 
 /// Characters of a reason in a table.
@@ -115,9 +115,9 @@ fn builds(builds: &BuildList, screen: Screen) -> String {
         let (state, tone, reason) = phase(&request.phase);
         vec![
             TableField::number(request.id),
-            TableField::text(time(request.asked_at)).tone(Tone::Dim),
+            TableField::text(screen.moment(request.asked_at)).tone(Tone::Dim),
             TableField::text(state).tone(tone),
-            TableField::text(&request.derivation),
+            TableField::text(screen.derivation(&request.derivation)),
             TableField::short(reason.unwrap_or_default(), REASON_CHARS_MAX),
         ]
     });

@@ -6,7 +6,7 @@ use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::control::{OutputArgs, ServerArgs, WriteMethod};
-use super::screen::{Screen, TableField, Tone, time};
+use super::screen::{Screen, TableField, Tone};
 use crate::config::bytes;
 use crate::http::{CheckRequest, CollectRequest, PinView};
 
@@ -90,7 +90,7 @@ fn table(pins: &[PinView], screen: Screen) -> String {
             Some(path) => TableField::text(path),
             None => TableField::text(format!("{hash}, not served yet")).tone(Tone::Warning),
         };
-        vec![TableField::text(time(*pinned_at)).tone(Tone::Dim), TableField::text(name), holds]
+        vec![TableField::text(screen.moment(*pinned_at)).tone(Tone::Dim), TableField::text(name), holds]
     });
     screen.table(&["PINNED AT", "NAME", "HOLDS"], rows)
 }

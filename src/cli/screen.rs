@@ -3,7 +3,7 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 
@@ -138,6 +138,23 @@ impl Screen {
         table.trim_fmt() + "\n"
     }
 
+    /// A moment, from Unix seconds: on a terminal how long ago it was or how soon it comes, else in UTC.
+    pub(super) fn moment(self, unix: u64) -> String {
+        if !self.is_terminal {
+            return time(unix);
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        match now.checked_sub(unix) {
+            Some(past) => format!("{} ago", in_one_unit(past)),
+            None => format!("in {}", in_one_unit(unix - now)),
+        }
+    }
+
+    /// A derivation, by its base name: on a terminal its name alone, by which commands find it, too.
+    pub(super) fn derivation(self, base_name: &str) -> &str {
+        if self.is_terminal { name(base_name) } else { base_name }
+    }
+
     /// So much of a whole as a bar on a terminal, and in figures.
     pub(super) fn bar(self, part: u64, whole: u64) -> String {
         let part = part.min(whole);
@@ -189,6 +206,13 @@ pub(super) fn time(unix: u64) -> String {
     humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(unix.min(YEAR_9999))).to_string()
 }
 
+/// Seconds in the largest unit of which there are two.
+fn in_one_unit(seconds: u64) -> String {
+    const UNITS: [(u64, &str); 3] = [(86_400, "d"), (3_600, "h"), (60, "m")];
+    let unit = UNITS.into_iter().find(|(length, _)| seconds >= 2 * length);
+    unit.map_or_else(|| format!("{seconds}s"), |(length, name)| format!("{}{name}", seconds / length))
+}
+
 /// Bytes as people read them.
 pub(super) fn size(bytes: u64) -> String {
     bytesize::ByteSize(bytes).display().iec().to_string()
@@ -226,6 +250,10 @@ mod tests {
         assert_eq!(screen.bar(5, 0), "░░░░░░░░░░░░░░░░░░░░ 0/0");
         assert!(screen.table(&["A"], [vec![TableField::text("b").tone(Tone::Good)]]).contains("\u{1b}["));
         assert_eq!(screen.heading("A"), "\u{1b}[1mA\u{1b}[0m");
+        assert_eq!(screen.derivation("0-a-1.drv"), "a-1");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("a moment").as_secs();
+        assert_eq!(screen.moment(now - 7_300), "2h ago");
+        assert_eq!(screen.moment(now + 90 * 86_400 + 60), "in 90d");
     }
 
     #[test]
@@ -236,5 +264,6 @@ mod tests {
         assert_eq!(time(u64::MAX), time(YEAR_9999));
         assert_eq!(size(1536), "1.5 KiB");
         assert_eq!(seconds(75), "1m 15s");
+        assert_eq!([0, 119, 120, 7_199, 172_800].map(in_one_unit), ["0s", "119s", "2m", "119m", "2d"]);
     }
 }

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::control::{OutputArgs, ServerArgs};
-use super::screen::{Screen, TableField, Tone, time};
+use super::screen::{Screen, TableField, Tone};
 use crate::http::PackageSet;
 
 /// Characters of a failure in a table.
@@ -46,7 +46,7 @@ pub(super) fn sets(sets: &[PackageSet], screen: Screen) -> String {
             count(current.map(|generation| generation.attributes)),
             count(current.map(|generation| generation.derivations)),
             count(errors).tone(if errors.unwrap_or_default() > 0 { Tone::Warning } else { Tone::Plain }),
-            TableField::option(current.map(|generation| time(generation.made_at))),
+            TableField::option(current.map(|generation| screen.moment(generation.made_at))),
             state,
         ]
     });

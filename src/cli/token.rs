@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::control::{OutputArgs, ServerArgs, WriteMethod};
-use super::screen::{Screen, TableField, time};
+use super::screen::{Screen, TableField};
 use crate::config::lifetime;
 use crate::http::{IssueRequest, IssuedToken, TokenView};
 
@@ -100,7 +100,7 @@ fn table(tokens: &[TokenView], screen: Screen) -> String {
     if tokens.is_empty() {
         return "There is no token.\n".to_owned();
     }
-    let moment = |unix: Option<u64>| unix.map_or_else(|| "never".to_owned(), time);
+    let moment = |unix: Option<u64>| unix.map_or_else(|| "never".to_owned(), |unix| screen.moment(unix));
     let rows = tokens.iter().map(|token| {
         let TokenView { id, name, rights, only, expires_at, used_at, max_queued, .. } = token;
         let mut limits = rights.join(",");

@@ -88,6 +88,14 @@ impl UseServer {
         if password.is_some() {
             println!("\nThe token belongs to {}:\n", files.netrc.display());
             println!("    machine {} login ondine password (the token)", host(remote));
+            let of_system = netrc_file();
+            if files.netrc != of_system && of_system.exists() {
+                println!(
+                    "\nNix reads one netrc file, from then on {} alone: copy the entries of {} that are still needed.",
+                    files.netrc.display(),
+                    of_system.display()
+                );
+            }
         }
         println!("\n{}", self.about(trust));
         if self.write {

@@ -222,7 +222,7 @@ impl Service {
         let has_one_host = identification.hosts <= 1;
         let caller = self.caller(&identification, request.headers(), peer);
         let line = AccessLine::of(&request, caller.address());
-        let (label, audience, future) = match self.keys_needed(&request, peer) {
+        let (label, audience, future) = match self.keys_needed(identification.authorization, peer) {
             _ if !has_one_host => {
                 (RouteLabel::Unknown, Audience::Person, ResponseFuture::failed(Error::TwoHosts))
             }
@@ -234,16 +234,15 @@ impl Service {
     }
 
     /// A wait for the keys of an issuer, where the request has an identity token that needs them.
-    fn keys_needed<B>(
+    fn keys_needed(
         &self,
-        request: &Request<B>,
+        authorization: Option<&HeaderValue>,
         peer: Option<Peer>,
-    ) -> Option<impl Future<Output = ()> + Send + use<B>> {
+    ) -> Option<impl Future<Output = ()> + Send + use<>> {
         if peer.is_none() || !self.state.auth.has_issuers() {
             return None;
         }
-        let value = request.headers().get(header::AUTHORIZATION)?;
-        self.state.auth.keys_needed(value.as_bytes())
+        self.state.auth.keys_needed(authorization?.as_bytes())
     }
 
     /// Dispatches a request once its identity token can be verified.

@@ -48,6 +48,8 @@ pub struct Remote {
     /// Ends with a slash.
     base: Url,
     credentials: Credentials,
+    /// The place of the credentials, for messages.
+    credentials_place: Option<String>,
     address: ServerAddress,
     shown: String,
 }
@@ -116,7 +118,12 @@ impl Remote {
         }
         let client = builder.build().map_err(|error| wrong(with_causes(&error)))?;
         let shown = address.shown();
-        Ok(Self { client, base, credentials, address, shown })
+        Ok(Self { client, base, credentials, credentials_place: None, address, shown })
+    }
+
+    /// The same, with the place of its credentials for messages.
+    pub(super) fn with_credentials_of(self, place: Option<String>) -> Self {
+        Self { credentials_place: place, ..self }
     }
 
     /// The server's address, for messages.
@@ -253,7 +260,7 @@ impl Remote {
         }
         let reason = reason(text);
         match code {
-            401 | 407 => Error::Unauthorized { server, reason, config: shown_file() },
+            401 | 407 => Error::Unauthorized { server, reason, advice: self.login_advice() },
             403 => Error::Refused { server, reason },
             _ if !is_ondine => Error::NotOndine {
                 server,
@@ -262,6 +269,16 @@ impl Remote {
             404 | 410 => Error::NotFound(reason),
             408 | 425 | 429 | 502..=504 => Error::Unavailable { server, reason },
             _ => Error::Answer(reason),
+        }
+    }
+
+    /// The way out for a caller that the server does not know.
+    fn login_advice(&self) -> String {
+        let ask = "ask its administrator for a token (`ondine token new` prints one)";
+        let places = "in the variable ONDINE_TOKEN, with --token-file, in a netrc file, or as `token` in";
+        match &self.credentials_place {
+            Some(place) => format!("The token is the one of {place}: correct it there, or {ask}"),
+            None => format!("No token was sent: {ask}, and give it {places} {}", shown_file()),
         }
     }
 

@@ -29,18 +29,14 @@ pub enum Error {
         reason: String,
     },
     /// The caller is not known.
-    #[error(
-        "{server} does not know this caller: {reason}. Ask its administrator for a token (`ondine token new` prints \
-         one), and give it in the variable ONDINE_TOKEN, with --token-file, in a netrc file, or as `token` in \
-         {config}"
-    )]
+    #[error("{server} does not know this caller: {reason}. {advice}")]
     Unauthorized {
         /// The server.
         server: String,
         /// The server's words.
         reason: String,
-        /// The user's file.
-        config: String,
+        /// The place of the token that was sent, or the places for one.
+        advice: String,
     },
     /// The caller is known, or needs no name, and may not do this.
     #[error("{server} refuses: {reason}")]

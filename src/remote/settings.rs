@@ -53,13 +53,13 @@ impl ServerChoice {
         let is_local = self.state_dir.is_some() && self.server.as_deref().unwrap_or_default().is_empty();
         let file = if is_local { UserFile::default() } else { UserFile::read()? };
         let address = self.address(file.server.as_deref())?;
-        let (address, credentials) = match address {
+        let ((address, credentials), place) = match address {
             Named::Socket(state_dir) => {
                 return Remote::new(ServerAddress::of_state_dir(&state_dir), Credentials::default());
             }
             Named::Url(url) => self.credentials(&url, &file)?,
         };
-        Remote::new(address, credentials)
+        Ok(Remote::new(address, credentials)?.with_credentials_of(place))
     }
 
     fn address(&self, of_file: Option<&str>) -> Result<Named, Error> {
@@ -86,33 +86,47 @@ impl ServerChoice {
         }
     }
 
-    /// The address without credentials, and the credentials.
-    fn credentials(&self, url: &Url, file: &UserFile) -> Result<(ServerAddress, Credentials), Error> {
+    /// The address without credentials, the credentials, and the place that they were found in.
+    fn credentials(&self, url: &Url, file: &UserFile) -> Result<(PlaceAndLogin, Option<String>), Error> {
         let mut url = url.clone();
         let of_url = Credentials::take_from(&mut url);
-        let is_of_file = file.server.as_deref().is_some_and(|server| {
-            parse_server(server).is_ok_and(|mut server| {
-                let _ = Credentials::take_from(&mut server);
-                server.origin() == url.origin()
-            })
-        });
-        let token = match (&self.token_file, env::var(TOKEN_VARIABLE).ok().filter(|token| !token.is_empty()))
-        {
-            (Some(file), _) => Some(read_token(file)?),
-            (None, Some(token)) => Some(checked(&token, TOKEN_VARIABLE)?),
-            (None, None) if of_url.has_login() => None,
-            (None, None) if is_of_file => file.token()?,
-            (None, None) => None,
+        let given = match self.token()? {
+            None if !of_url.has_login() && file.is_about(&url) => file.token()?,
+            given => given,
         };
-        let mut credentials = match token {
-            Some(token) => Credentials::of_token(token),
-            None => of_url,
+        let (mut credentials, mut place) = match given {
+            Some(FoundToken { token, place }) => (Credentials::of_token(token), Some(place)),
+            None => {
+                let place = of_url.has_login().then(|| "its URL".to_owned());
+                (of_url, place)
+            }
         };
         for netrc in netrc_files() {
             credentials.complete_from(&netrc, &url).map_err(|error| Error::Settings(error.to_string()))?;
+            if place.is_none() && credentials.has_login() {
+                place = Some(netrc.path().display().to_string());
+            }
         }
-        Ok((ServerAddress::Url(url), credentials))
+        Ok(((ServerAddress::Url(url), credentials), place))
     }
+
+    /// The token of the command line or of the environment.
+    fn token(&self) -> Result<Option<FoundToken>, Error> {
+        if let Some(file) = &self.token_file {
+            return read_token(file).map(Some);
+        }
+        let variable = env::var(TOKEN_VARIABLE).ok().filter(|token| !token.is_empty());
+        variable.map(|token| checked(&token, &format!("the variable {TOKEN_VARIABLE}"))).transpose()
+    }
+}
+
+/// A server, and what it is asked with.
+type PlaceAndLogin = (ServerAddress, Credentials);
+
+/// A token, and the place that it was found in.
+struct FoundToken {
+    token: String,
+    place: String,
 }
 
 /// Place of a server, with credentials that its URL may have.
@@ -169,7 +183,16 @@ impl UserFile {
         })
     }
 
-    fn token(&self) -> Result<Option<String>, Error> {
+    /// True where the file names the server of this URL.
+    fn is_about(&self, url: &Url) -> bool {
+        let server = self.server.as_deref().and_then(|server| parse_server(server).ok());
+        server.is_some_and(|mut server| {
+            let _ = Credentials::take_from(&mut server);
+            server.origin() == url.origin()
+        })
+    }
+
+    fn token(&self) -> Result<Option<FoundToken>, Error> {
         match (&self.token, &self.token_file) {
             (Some(token), _) => checked(token, &shown_file()).map(Some),
             (None, Some(file)) => read_token(file).map(Some),
@@ -179,7 +202,7 @@ impl UserFile {
 }
 
 /// A token alone in a file.
-fn read_token(file: &Path) -> Result<String, Error> {
+fn read_token(file: &Path) -> Result<FoundToken, Error> {
     let text = fs::read_to_string(file).map_err(|error| {
         Error::Settings(format!("the token file {} cannot be read: {error}", file.display()))
     })?;
@@ -187,10 +210,10 @@ fn read_token(file: &Path) -> Result<String, Error> {
 }
 
 /// The token, if it may be one. Its text is not shown.
-fn checked(token: &str, place: &str) -> Result<String, Error> {
+fn checked(token: &str, place: &str) -> Result<FoundToken, Error> {
     let is_token = !token.is_empty() && token.len() <= TOKEN_BYTES_MAX;
     if is_token && token.bytes().all(|byte| byte.is_ascii_graphic()) {
-        return Ok(token.to_owned());
+        return Ok(FoundToken { token: token.to_owned(), place: place.to_owned() });
     }
     Err(Error::Settings(format!(
         "{place} holds no token: one word is expected, as `ondine token new` prints it"

@@ -65,7 +65,7 @@ pub fn server_error<'e>(error: &'e (dyn std::error::Error + 'static)) -> Option<
 }
 
 /// Counts of an upload.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct UploadCounts {
     /// Paths of the closure.
     pub paths: usize,

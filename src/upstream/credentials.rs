@@ -198,6 +198,14 @@ impl Default for NetrcFile {
 }
 
 impl NetrcFile {
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::OfNix(file) | Self::Named(file) => file,
+        }
+    }
+
     /// Reads it.
     pub(super) fn read(&self) -> Result<Netrc, Error> {
         let (file, text) = match self {
