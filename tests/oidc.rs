@@ -154,9 +154,14 @@ impl Issuer {
 
     /// A server that trusts it.
     fn cache(&self) -> Cache {
+        self.cache_with("")
+    }
+
+    /// The same with these lines in its table.
+    fn cache_with(&self, lines: &str) -> Cache {
         let store = NixStore::new(Release::Host);
         let table = format!(
-            "[[oidc]]\nissuer = \"{}\"\naudience = \"{AUDIENCE}\"\nclaims = [\"repository=acme/*\"]\nmay = [\"read\", \"pin\"]\n",
+            "[[oidc]]\nissuer = \"{}\"\naudience = \"{AUDIENCE}\"\nclaims = [\"repository=acme/*\"]\nmay = [\"read\", \"pin\"]\n{lines}",
             self.url()
         );
         let file = settings_file(&store, &[table]);
@@ -252,4 +257,26 @@ fn a_new_key_is_asked_for_and_an_issuer_that_does_not_answer_is_reported() {
         status(&cache, &first.token("first", &issuer.claims())).0 == 200
     });
     assert_eq!(status(&cache, &second.token("second", &issuer.claims())).0, 200);
+}
+
+#[test]
+fn a_key_that_is_withdrawn_is_refused_and_an_issuer_that_is_away_withdraws_none() {
+    let issuer = Issuer::new();
+    let (kept, withdrawn) = (SigningPair::es256(), SigningPair::ed25519());
+    issuer.show(&[("kept", &kept), ("withdrawn", &withdrawn)]);
+    let cache = issuer.cache_with("keys-fresh-for = \"1s\"\n");
+    let tokens = [kept.token("kept", &issuer.claims()), withdrawn.token("withdrawn", &issuer.claims())];
+    for token in &tokens {
+        assert_eq!(status(&cache, token).0, 200);
+    }
+    // What it answers is no key set: the keys that were read stay.
+    write(&issuer.folder.path().join("keys.json"), "503");
+    support::wait_until("the keys are asked for again", SOON, || {
+        assert_eq!(status(&cache, &tokens[1]).0, 200);
+        cache.ondine.log().contains("cannot read the keys of an issuer")
+    });
+    issuer.show(&[("kept", &kept)]);
+    support::wait_until("the key is refused", SOON, || status(&cache, &tokens[1]).0 == 401);
+    assert_refused(&cache, &tokens[1], "has not shown its key");
+    assert_eq!(status(&cache, &tokens[0]).0, 200);
 }

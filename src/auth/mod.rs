@@ -16,8 +16,8 @@ use crate::index::{self, Index};
 use crate::model::{NewToken, TokenRow};
 use crate::name_pattern::NamePattern;
 use jwt::UnverifiedJwt;
+use oidc::Issuers;
 pub use oidc::OidcSettings;
-use oidc::{Issuers, JwtOutcome};
 pub use rate::{RateLimits, RateSettings, TooFast};
 use secret::Secret;
 pub use secret::{TokenText, has_token};
@@ -151,13 +151,7 @@ impl Auth {
     pub fn authenticate(&self, header: &[u8]) -> Result<Arc<Grant>, Rejection> {
         let text = secret::credentials(header).ok_or(Rejection::Foreign)?;
         if self.has_issuers() && UnverifiedJwt::is_form(&text) {
-            return match self.0.issuers.look(&text) {
-                JwtOutcome::Valid(grant) => Ok(grant),
-                JwtOutcome::Rejected(rejection) => Err(rejection),
-                JwtOutcome::KeysNeeded => {
-                    Err(Rejection::Identity("the keys of its issuer cannot be read".to_owned()))
-                }
-            };
+            return self.0.issuers.authenticate(&text);
         }
         let token = TokenText::parse(&text).ok_or_else(|| {
             // One that is cut short is a token that is misspelt.
@@ -185,7 +179,7 @@ impl Auth {
     #[must_use]
     pub fn keys_needed(&self, header: &[u8]) -> Option<impl Future<Output = ()> + Send + use<>> {
         let text = secret::credentials(header).filter(|text| UnverifiedJwt::is_form(text))?;
-        if !matches!(self.0.issuers.look(&text), JwtOutcome::KeysNeeded) {
+        if !self.0.issuers.needs_keys(&text) {
             return None;
         }
         let shared = Arc::clone(&self.0);

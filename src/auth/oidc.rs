@@ -1,10 +1,10 @@
 //! Identity tokens of CI systems (OpenID Connect). The issuer's keys prove whose they are, and the rights
 //! follow from their claims. Keys are asked for when they are first needed, and again when an unknown one is
-//! named, at most once a minute.
+//! named, at most once a minute, or when they are old: the issuer may have withdrawn one.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::Value;
@@ -19,6 +19,8 @@ use crate::upstream::IssuerDocuments;
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(60);
 /// The same after a look that failed.
 const ASK_AGAIN_AFTER_FAILURE: Duration = Duration::from_secs(5);
+/// Age up to which keys are used while their issuer cannot be reached.
+const KEYS_KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
 /// Verified tokens that are remembered, so that a signature is verified once.
 const VERIFIED_MAX: u64 = 10_000;
 /// Numbers of tokens on record have not this bit.
@@ -37,29 +39,45 @@ pub struct OidcSettings {
     pub rights: Vec<Action>,
     /// Patterns of the names that may be pushed, built and pinned; empty for all names.
     pub only: Vec<NamePattern>,
+    /// Age up to which the keys of the issuer are used without asking for them again.
+    pub keys_fresh_for: Duration,
 }
 
 /// All issuers.
 pub(super) struct Issuers {
     issuers: Vec<Issuer>,
-    verified: moka::sync::Cache<[u8; 32], Arc<Grant>>,
+    verified: moka::sync::Cache<[u8; 32], VerifiedToken>,
     public: Rights,
+}
+
+/// A token whose signature was verified.
+#[derive(Clone)]
+struct VerifiedToken {
+    grant: Arc<Grant>,
+    /// Time from which its issuer's keys were old, and are to be read again.
+    until: Instant,
+}
+
+/// The keys that an issuer has shown.
+#[derive(Default)]
+struct KnownKeys {
+    keys: IssuerKeys,
+    read_at: Option<Instant>,
+}
+
+impl KnownKeys {
+    /// True where they were read within this time.
+    fn is_within(&self, age: Duration) -> bool {
+        self.read_at.is_some_and(|read_at| read_at.elapsed() < age)
+    }
 }
 
 struct Issuer {
     settings: OidcSettings,
     documents: IssuerDocuments,
-    keys: RwLock<IssuerKeys>,
+    known: RwLock<KnownKeys>,
     /// Time from which the keys may be asked for again. Held while they are.
     ask_from: tokio::sync::Mutex<Instant>,
-}
-
-/// Outcome of a look at an identity token.
-pub(super) enum JwtOutcome {
-    Valid(Arc<Grant>),
-    Rejected(Rejection),
-    /// The keys of its issuer have to be asked for first.
-    KeysNeeded,
 }
 
 impl Issuers {
@@ -68,7 +86,7 @@ impl Issuers {
         let issuer = |settings: &OidcSettings| Issuer {
             settings: settings.clone(),
             documents: IssuerDocuments::new(&settings.issuer),
-            keys: RwLock::default(),
+            known: RwLock::default(),
             ask_from: tokio::sync::Mutex::new(Instant::now()),
         };
         let verified = moka::sync::Cache::new(VERIFIED_MAX);
@@ -80,34 +98,41 @@ impl Issuers {
         !self.issuers.is_empty()
     }
 
-    /// Looks at an identity token, without waiting.
-    pub(super) fn look(&self, text: &str) -> JwtOutcome {
-        let digest: [u8; 32] = Sha256::digest(text).into();
-        if let Some(grant) = self.verified.get(&digest) {
-            if grant.has_ended(SystemTime::now()) {
-                return rejected("it has expired");
-            }
-            return JwtOutcome::Valid(grant);
+    /// The grant of an identity token, by the keys that are known.
+    pub(super) fn authenticate(&self, text: &str) -> Result<Arc<Grant>, Rejection> {
+        let digest = digest_of(text);
+        if let Some(grant) = self.verified_lately(&digest) {
+            return if grant.has_ended(SystemTime::now()) {
+                Err(rejection("it has expired"))
+            } else {
+                Ok(grant)
+            };
         }
-        let jwt = match UnverifiedJwt::parse(text) {
-            Ok(jwt) => jwt,
-            Err(reason) => return rejected(&reason),
-        };
-        let mut last = JwtOutcome::Rejected(Rejection::Identity(format!(
-            "this server trusts no issuer {}",
-            jwt.issuer.escape_default()
-        )));
+        let jwt = UnverifiedJwt::parse(text).map_err(|reason| rejection(&reason))?;
+        let mut last = rejection(&format!("this server trusts no issuer {}", jwt.issuer.escape_default()));
         for issuer in self.issuers_of(&jwt) {
-            match issuer.look(&jwt, self.public) {
-                JwtOutcome::Valid(grant) => {
-                    self.verified.insert(digest, Arc::clone(&grant));
-                    return JwtOutcome::Valid(grant);
+            match issuer.verify(&jwt, self.public) {
+                Ok(grant) => {
+                    let until = issuer.keys_old_from();
+                    self.verified.insert(digest, VerifiedToken { grant: Arc::clone(&grant), until });
+                    return Ok(grant);
                 }
-                JwtOutcome::KeysNeeded => return JwtOutcome::KeysNeeded,
-                other => last = other,
+                Err(reason) => last = rejection(&reason),
             }
         }
-        last
+        Err(last)
+    }
+
+    /// True where keys have to be asked for before an identity token is looked at, and may be.
+    pub(super) fn needs_keys(&self, text: &str) -> bool {
+        self.verified_lately(&digest_of(text)).is_none()
+            && UnverifiedJwt::parse(text)
+                .is_ok_and(|jwt| self.issuers_of(&jwt).any(|issuer| issuer.needs_key(&jwt.key_id)))
+    }
+
+    fn verified_lately(&self, digest: &[u8; 32]) -> Option<Arc<Grant>> {
+        let verified = self.verified.get(digest).filter(|verified| verified.until > Instant::now());
+        verified.map(|verified| verified.grant)
     }
 
     /// Asks for the keys that an identity token needs, where that may be done now.
@@ -124,46 +149,58 @@ impl Issuers {
 }
 
 impl Issuer {
-    fn look(&self, jwt: &UnverifiedJwt, public: Rights) -> JwtOutcome {
+    fn verify(&self, jwt: &UnverifiedJwt, public: Rights) -> Result<Arc<Grant>, String> {
         let settings = &self.settings;
-        let keys = self.keys.read().unwrap_or_else(PoisonError::into_inner);
-        let Some(key) = keys.get(&jwt.key_id) else {
-            drop(keys);
-            // Whoever asks just now may bring it.
-            let may_ask = self.ask_from.try_lock().map_or(true, |from| *from <= Instant::now());
-            return if may_ask {
-                JwtOutcome::KeysNeeded
-            } else {
-                rejected("its issuer has not shown its key, or cannot be reached")
-            };
-        };
-        let claims = match jwt.verify(key, &settings.issuer, &settings.audience) {
-            Ok(claims) => claims,
-            Err(reason) => return rejected(&reason),
-        };
+        let known = self.known();
+        let key = known.keys.get(&jwt.key_id).filter(|_| known.is_within(KEYS_KEPT_FOR));
+        let key = key.ok_or("its issuer has not shown its key, or cannot be reached")?;
+        let claims = jwt.verify(key, &settings.issuer, &settings.audience)?;
         match settings.claims.iter().find(|(name, pattern)| !has(&claims, name, pattern)) {
-            Some((name, pattern)) => {
-                rejected(&format!("its claim {name} does not match {}", pattern.as_str()))
-            }
-            None => JwtOutcome::Valid(Arc::new(settings.grant(jwt, &claims, public))),
+            Some((name, pattern)) => Err(format!("its claim {name} does not match {}", pattern.as_str())),
+            None => Ok(Arc::new(settings.grant(jwt, &claims, public))),
         }
+    }
+
+    fn known(&self) -> RwLockReadGuard<'_, KnownKeys> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Time from which the keys are to be read again.
+    fn keys_old_from(&self) -> Instant {
+        self.known().read_at.map_or_else(Instant::now, |read_at| read_at + self.settings.keys_fresh_for)
+    }
+
+    /// True where a key is not known, or an old one.
+    fn lacks(&self, key_id: &str) -> bool {
+        let known = self.known();
+        !known.keys.contains_key(key_id) || !known.is_within(self.settings.keys_fresh_for)
+    }
+
+    /// The same, where the keys may be asked for now. Whoever asks just now may bring it.
+    fn needs_key(&self, key_id: &str) -> bool {
+        self.lacks(key_id) && self.ask_from.try_lock().map_or(true, |from| *from <= Instant::now())
     }
 
     async fn ask_for_key(&self, key_id: &str) {
         let mut ask_from = self.ask_from.lock().await;
-        let known = || self.keys.read().unwrap_or_else(PoisonError::into_inner).contains_key(key_id);
-        if *ask_from > Instant::now() || known() {
+        if *ask_from > Instant::now() || !self.lacks(key_id) {
             return;
         }
         let read = self.documents.keys().await.and_then(|text| jwt::parse_keys(&text));
         match read {
             Ok(keys) => {
-                *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
-                *ask_from = Instant::now() + ASK_AGAIN_AFTER;
+                let now = Instant::now();
+                *self.known.write().unwrap_or_else(PoisonError::into_inner) =
+                    KnownKeys { keys, read_at: Some(now) };
+                *ask_from = now + ASK_AGAIN_AFTER.min(self.settings.keys_fresh_for);
             }
             Err(reason) => {
                 let issuer = &self.settings.issuer;
-                tracing::warn!(issuer, reason, "cannot read the keys of an issuer; its tokens are refused");
+                tracing::warn!(
+                    issuer,
+                    reason,
+                    "cannot read the keys of an issuer; tokens whose key is not known are refused"
+                );
                 *ask_from = Instant::now() + ASK_AGAIN_AFTER_FAILURE;
             }
         }
@@ -204,6 +241,10 @@ fn has(claims: &Claims, name: &str, pattern: &NamePattern) -> bool {
     claims.get(name).is_some_and(|value| matches(value, pattern))
 }
 
-fn rejected(reason: &str) -> JwtOutcome {
-    JwtOutcome::Rejected(Rejection::Identity(reason.to_owned()))
+fn digest_of(text: &str) -> [u8; 32] {
+    Sha256::digest(text).into()
+}
+
+fn rejection(reason: &str) -> Rejection {
+    Rejection::Identity(reason.to_owned())
 }

@@ -1,9 +1,11 @@
 //! Keys of an [[oidc]] table, and the short form of a flag.
 
+use std::time::Duration;
+
 use super::draft::SettingsDraft;
 use super::error::{Location, Problem};
 use super::raw::{RawContent, RawTable};
-use super::setting::{DefaultValue, List, Setting, SomeOf, Text};
+use super::setting::{DefaultValue, List, Setting, SomeOf, Text, Time};
 use crate::auth::OidcSettings;
 use crate::caller::Action;
 use crate::http::PublicUrl;
@@ -80,6 +82,16 @@ pub(super) const KEYS: &[Setting<RawOidc>] = &[
             set: |to: &mut RawOidc, patterns| to.only = patterns,
         },
     },
+    Setting {
+        name: "keys-fresh-for",
+        doc: "Time after which the keys of the issuer are read again, at the next token. A key that the issuer has \
+              withdrawn is refused from then on.",
+        default: DefaultValue::Is("30m"),
+        value: &Time {
+            accepted: Duration::from_secs(1)..=Duration::from_secs(86_400),
+            set: |to: &mut RawOidc, time| to.keys_fresh_for = time,
+        },
+    },
 ];
 
 /// The keys of one table, read.
@@ -90,6 +102,7 @@ pub(super) struct RawOidc {
     claims: Vec<(String, NamePattern)>,
     rights: Vec<Action>,
     only: Vec<NamePattern>,
+    keys_fresh_for: Duration,
 }
 
 /// Reads `ISSUER AUDIENCE CLAIM…`, as a flag has it.
@@ -105,7 +118,7 @@ pub(super) fn short(text: &str, location: &Location) -> Vec<(&'static str, RawCo
 /// # Errors
 /// The issuer has no claims.
 pub(super) fn add(to: &mut SettingsDraft, read: RawOidc, table: &RawTable) -> Result<(), Problem> {
-    let RawOidc { issuer, audience, claims, rights, only } = read;
+    let RawOidc { issuer, audience, claims, rights, only, keys_fresh_for } = read;
     if claims.iter().all(|(_, pattern)| pattern.as_str().chars().all(|c| c == '*')) {
         return Err(table.refuse(
             "claims",
@@ -113,7 +126,8 @@ pub(super) fn add(to: &mut SettingsDraft, read: RawOidc, table: &RawTable) -> Re
             "expected at least one claim that not every token matches",
         ));
     }
-    to.settings.auth.oidc.push(OidcSettings { issuer, audience, claims, rights, only });
+    let oidc = OidcSettings { issuer, audience, claims, rights, only, keys_fresh_for };
+    to.settings.auth.oidc.push(oidc);
     Ok(())
 }
 
