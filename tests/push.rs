@@ -2,9 +2,11 @@
 //! then builds for whoever asks.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::support::derivations::{curious_tree, multiple_outputs, row_of_outputs, text_file};
-use crate::support::{Cache, Client, Derivation, Door, Http, Release, text};
+use crate::support::process::run;
+use crate::support::{Cache, Client, Derivation, Door, Http, Release, text, wait_until};
 
 /// Paths that each release pushes.
 const PATHS: usize = 300;
@@ -197,4 +199,36 @@ fn a_pushed_graph_of_derivations_is_built_for_whoever_asks_for_its_top() {
         assert!(text.ends_with(&format!("text graph {}", length - 1)), "{text}");
         assert_eq!(text.matches("text graph").count(), length);
     }
+}
+
+#[test]
+fn a_pushed_derivation_is_kept_for_its_time_and_can_be_pushed_again_afterwards() {
+    let scenes = ["1h", "1s"].map(|keep| Scene::new(&["--eviction-grace", "0s", "--keep-pushed", keep]));
+    let [kept, forgotten] = &scenes;
+    let top = graph("short-lived", 2);
+    let is_known = |scene: &Scene| {
+        let mut gc = scene.cache.ondine.command("gc");
+        gc.args(["--max-bytes", "0", "--state-dir", text(&scene.cache.ondine.state_dir())]);
+        run(gc).must_succeed();
+        let explained = scene.cache.http.get("/api/v1/explain/short-lived-1").text();
+        explained.contains("\"known\"")
+    };
+    let pushers = scenes.each_ref().map(|scene| {
+        let pusher = scene.pusher(&Release::Host);
+        let drv = pusher.instantiate(&top);
+        scene.push(&pusher, "", &["--derivation", &drv]);
+        (pusher, drv)
+    });
+    wait_until("it is forgotten", Duration::from_secs(60), || !is_known(forgotten));
+    assert!(is_known(kept), "its time is not over");
+
+    let (pusher, drv) = &pushers[1];
+    let out = pusher.run("nix-store", &["--query", "--outputs", drv]).must_succeed().text();
+    let out = PathBuf::from(out.trim());
+    let reader = forgotten.reader();
+    reader.fetch(&forgotten.cache.ondine.substituter(), &[&out]).must_fail();
+    pusher.forget_answers();
+    forgotten.push(pusher, "", &["--derivation", drv]);
+    reader.forget_answers();
+    reader.fetch(&forgotten.cache.ondine.substituter(), &[&out]).must_succeed();
 }

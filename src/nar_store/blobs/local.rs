@@ -138,15 +138,16 @@ impl Upload for LocalUpload {
         let folder = target.parent().unwrap_or(&dir);
         if !folder.is_dir() {
             fs::create_dir_all(folder)?;
-            File::open(&dir)?.sync_all()?;
         }
         let commit = match path.persist_noclobber(&target) {
             Ok(()) => Commit::Won,
             Err(lost) if lost.error.kind() == io::ErrorKind::AlreadyExists => Commit::Lost,
             Err(failed) => return Err(failed.error),
         };
-        // Of a winner's name, too: it may have been there for a moment only.
+        // Of a winner's name, too: it may have been there for a moment only, as may the folder, which another
+        // upload has made. One write of the file system's journal makes both durable.
         File::open(folder)?.sync_all()?;
+        File::open(&dir)?.sync_all()?;
         Ok(commit)
     }
 }
