@@ -2,8 +2,7 @@
 //! server for a client of every release: <https://github.com/NixOS/nix/tree/master/tests/functional>, the
 //! scripts that each part names.
 //!
-//! Left out: the index of debug information (`debuginfo/`), and caches in a folder or behind a name with a
-//! plus sign, which concern the client alone.
+//! Left out: caches in a folder or behind a name with a plus sign, which concern the client alone.
 
 mod binary_cache;
 mod ca_substitute;

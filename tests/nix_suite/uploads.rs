@@ -79,6 +79,34 @@ fn a_listing_is_that_of_a_cache_in_a_folder_whatever_compression_it_was_uploaded
     }
 }
 
+/// An output with debugging symbols of a build id, as a separate output of a real package has them.
+fn symbols() -> Derivation {
+    let folder = "$out/lib/debug/.build-id/02";
+    Derivation::new(
+        "symbols",
+        &format!("mkdir -p {folder}; echo symbols > {folder}/623eda209c26a59b1a8638ff7752f6b945c26b.debug"),
+    )
+}
+
+#[test]
+fn the_index_of_debug_information_is_that_of_a_cache_in_a_folder() {
+    let name = "debuginfo/02623eda209c26a59b1a8638ff7752f6b945c26b.debug";
+    for release in Release::all() {
+        for compression in ["xz", "zstd", "none"] {
+            let stage = Stage::new(&release, &symbols(), &[]);
+            let folder = stage.upload(&format!("index-debug-info=1&compression={compression}"));
+            let written = std::fs::read(folder.join(name)).expect("the client writes it into the folder");
+            let served = json(&stage.http().get(&format!("/{name}")).body);
+            assert_eq!(served["member"], json(&written)["member"], "{release:?} {compression}");
+            let archive = served["archive"].as_str().and_then(|address| address.strip_prefix("../"));
+            let archive = archive.expect("an address beside its folder").to_owned();
+            let narinfo = stage.http().get(&format!("/{}.narinfo", stage.hash())).text();
+            assert!(narinfo.contains(&format!("URL: {archive}\n")), "{archive} in: {narinfo}");
+            assert_eq!(stage.http().get(&format!("/{archive}")).status, 200, "{archive}");
+        }
+    }
+}
+
 #[test]
 fn a_log_that_was_copied_is_shown_to_others() {
     for release in Release::all() {
