@@ -1,6 +1,7 @@
 //! The commands that show a server, as people and scripts read them: each on a busy server, an empty one, one
 //! that is down, without the right to it, and with a wrong argument; locally and by URL alike.
 
+use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use crate::support::{
 use serde_json::Value;
 
 /// Commands that show something, with the words of each about an empty server.
-const SHOWN: [(&[&str], &str); 8] = [
+const SHOWN: [(&[&str], &str); 12] = [
     (&["status"], "Nothing is built, and nothing waits."),
     (&["queue"], "Nothing is built, and nothing waits."),
     (&["builds"], "Nothing was requested"),
@@ -21,10 +22,16 @@ const SHOWN: [(&[&str], &str); 8] = [
     (&["upstreams"], "There is no upstream"),
     (&["failures"], "No failure is remembered."),
     (&["pins"], "Nothing is pinned."),
+    (&["builders"], "local"),
     (&["token", "list"], "There is no token."),
+    (&["du"], "0 NARs"),
+    (&["gc"], "nothing has to go"),
+    (&["fsck"], "sound: 0 NARs"),
 ];
+/// Those of them that are for administrators.
+const FOR_ADMINISTRATORS: [&str; 4] = ["token", "du", "gc", "fsck"];
 /// Commands that change something, each with an argument that names nothing.
-const CHANGES: [&[&str]; 8] = [
+const CHANGES: [&[&str]; 9] = [
     &["refresh", "nope"],
     &["retry", "nope"],
     &["cancel", "77"],
@@ -33,6 +40,25 @@ const CHANGES: [&[&str]; 8] = [
     &["attributes", "nope"],
     &["why", "nope"],
     &["log", "nope"],
+    &["builders", "drain", "nope"],
+];
+/// Commands whose cases stand in other files, or that ask no server.
+const ELSEWHERE: [&str; 15] = [
+    "serve",
+    "key",
+    "check-config",
+    "recover",
+    "doctor",
+    "import",
+    "try",
+    "completions",
+    "man",
+    "help",
+    "use",
+    "build",
+    "push",
+    "stdio",
+    "top",
 ];
 /// Exit codes, as they are documented.
 const FAILURE: i32 = 1;
@@ -72,7 +98,7 @@ fn an_empty_server_is_said_to_be_empty_over_its_socket_and_by_its_url() {
         let here = run(ondine(&[command, &["--state-dir", text(&state_dir)]].concat())).must_succeed();
         assert!(here.text().contains(words), "{command:?}: {here}");
         assert!(!here.text().contains('\u{1b}'), "colours for a script: {here}");
-        if command == ["token", "list"] {
+        if FOR_ADMINISTRATORS.contains(&command[0]) {
             continue;
         }
         let there = run(ondine(&[command, &["--server", &url]].concat())).must_succeed();
@@ -204,8 +230,10 @@ fn without_the_right_each_command_says_which_one_is_lacking() {
         &["cancel", "1"],
         &["pin", "a"],
         &["gc"],
+        &["fsck"],
         &["du"],
         &["token", "list"],
+        &["builders", "drain", "local"],
     ] {
         let mut command = ondine(&[command, &["--server", &server.url()]].concat());
         command.env("ONDINE_TOKEN", token.trim());
@@ -240,4 +268,16 @@ fn a_wrong_argument_is_told_with_what_would_be_right() {
     let unnamed = run(ondine(&["status"])).must_fail();
     assert_eq!(code(&unnamed), Some(USAGE), "{unnamed}");
     assert!(unnamed.stderr.contains("--server URL"), "{unnamed}");
+}
+
+#[test]
+fn every_command_of_the_help_has_its_cases() {
+    let help = run(ondine(&["help"])).must_succeed().text();
+    let rows =
+        help.lines().filter_map(|line| line.strip_prefix("  ")).filter(|row| !row.starts_with([' ', '-']));
+    let named: BTreeSet<&str> =
+        rows.flat_map(|row| row.split("  ").next().unwrap_or_default().split(", ")).collect();
+    let tried = SHOWN.map(|(command, _)| command).into_iter().chain(CHANGES).map(|command| command[0]);
+    let tried: BTreeSet<&str> = tried.chain(ELSEWHERE).collect();
+    assert_eq!(named, tried);
 }
