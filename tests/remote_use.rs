@@ -111,6 +111,12 @@ fn a_token_goes_to_a_private_file_and_is_never_shown() {
     assert!(again.text().contains("The token belongs to"), "{again}");
     assert_eq!(std::fs::read_to_string(&netrc).expect("the user's netrc"), expected);
 
+    let report = client.ondine_command(&["use", &server.url(), "--write", "--json"], &[]);
+    let report = run(report).must_succeed().text();
+    let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
+    assert_eq!(report["missing"], serde_json::json!([]), "{report}");
+    assert_eq!(report["netrc"], text(&netrc), "{report}");
+
     let wrong = write(&[("ONDINE_TOKEN", "two words")]).must_fail();
     assert_eq!(wrong.status.code(), Some(2), "{wrong}");
     assert!(!both(&wrong).contains("two words"), "{wrong}");

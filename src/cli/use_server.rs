@@ -7,7 +7,9 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use clap::Args;
 use narinfo::CacheInfo;
+use serde::Serialize;
 
+use super::control::OutputArgs;
 use crate::escape::Line;
 use crate::nix::{Environment, netrc_file};
 use crate::remote::nix_conf::{self, ConfLine, ConfLines};
@@ -32,11 +34,30 @@ pub(super) struct UseServer {
     #[arg(long)]
     system: bool,
     /// Shows a NixOS module instead
-    #[arg(long, conflicts_with_all = ["write", "system"])]
+    #[arg(long, conflicts_with_all = ["write", "system", "json"])]
     nixos: bool,
     /// File with a token [default: the variable ONDINE_TOKEN, ~/.config/ondine/config.toml, or a netrc file]
     #[arg(long, env = "ONDINE_TOKEN_FILE", hide_env_values = true, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    #[command(flatten)]
+    output: OutputArgs,
+}
+
+/// The lines that the Nix of this machine lacks for a server, and what was done about them.
+#[derive(Serialize)]
+struct UseReport<'a> {
+    server: &'a str,
+    version: &'a str,
+    /// The nix.conf.
+    conf: &'a Path,
+    /// The netrc file, where there is a token.
+    netrc: Option<&'a PathBuf>,
+    /// Lines that the nix.conf lacked.
+    missing: Vec<String>,
+    /// True where Nix trusts the user, null where it does not say.
+    trust: Option<bool>,
+    /// Files that were written.
+    wrote: Vec<PathBuf>,
 }
 
 /// The files to change.
@@ -59,35 +80,57 @@ impl UseServer {
     async fn check_and_show(&self, remote: &Remote) -> anyhow::Result<ExitCode> {
         let identity = check(remote).await?;
         let url = remote.shown().to_owned();
-        let mut out = format!("{url} is Ondine {}", Line(&identity.version));
-        out += &format!("; its store directory is {}\n", Line(&identity.store_dir));
         let settings = programs::settings().await?;
-        let lines = lines(&url, &identity, &settings);
+        let mut lines = lines(&url, &identity, &settings);
         if self.nixos {
-            print!("{out}\n{}", nixos(&lines, remote.credentials().has_login()));
+            print!("{}\n{}", about_server(&url, &identity), nixos(&lines, remote.credentials().has_login()));
             return Ok(ExitCode::SUCCESS);
         }
         let files = self.files(&settings)?;
         let trust = programs::trust(&settings).await;
-        let (mut lines, password) = (lines, remote.credentials().password());
-        if password.is_some() && settings.get("netrc-file").is_none_or(|file| Path::new(file) != files.netrc)
-        {
+        let has_token = remote.credentials().password().is_some();
+        if has_token && settings.get("netrc-file").is_none_or(|file| Path::new(file) != files.netrc) {
             let value = files.netrc.display().to_string();
             lines.0.push(ConfLine::Value { setting: "netrc-file", value });
         }
-        print!("{out}");
         let text = read(&files.conf)?;
-        let missing = lines.missing_in(&text);
+        let missing: Vec<String> = lines.missing_in(&text).iter().map(|line| line.text()).collect();
+        if !self.output.json {
+            print!("{}", about_server(&url, &identity));
+            self.show(&files, &missing, has_token.then(|| host(remote)), trust);
+        }
+        let wrote = if self.write { self.write(trust, &files, &lines, &text, remote)? } else { Vec::new() };
+        if self.output.json {
+            let netrc = has_token.then_some(&files.netrc);
+            let (conf, version) = (&files.conf, &identity.version);
+            let report =
+                UseReport { server: &url, version, conf, netrc, missing, trust: trust.known(), wrote };
+            println!("{}", serde_json::to_string_pretty(&report)?);
+            return Ok(ExitCode::SUCCESS);
+        }
+        if !self.write && !missing.is_empty() {
+            let (system, by) = match (self.system, trust) {
+                (true, _) => (" --system", ""),
+                (false, UserTrust::NotTrusted) => (" --system", ", as root"),
+                (false, UserTrust::Trusted | UserTrust::Unknown) => ("", ""),
+            };
+            println!("Add them with: ondine use {url} --write{system}{by}");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// Shows the lines that are missing, the login for a host, and who is trusted.
+    fn show(&self, files: &Files, missing: &[String], login: Option<String>, trust: UserTrust) {
         if missing.is_empty() {
             println!("\n{} has all lines that are needed.", files.conf.display());
         } else {
             let verb = if self.write { "Lines that are added to" } else { "Lines for" };
             println!("\n{verb} {}:\n", files.conf.display());
-            missing.iter().for_each(|line| println!("    {}", line.text()));
+            missing.iter().for_each(|line| println!("    {line}"));
         }
-        if password.is_some() {
+        if let Some(host) = login {
             println!("\nThe token belongs to {}:\n", files.netrc.display());
-            println!("    machine {} login ondine password (the token)", host(remote));
+            println!("    machine {host} login ondine password (the token)");
             let of_system = netrc_file();
             if files.netrc != of_system && of_system.exists() {
                 println!(
@@ -98,17 +141,6 @@ impl UseServer {
             }
         }
         println!("\n{}", self.about(trust));
-        if self.write {
-            self.write(trust, &files, &lines, &text, remote)?;
-        } else if !missing.is_empty() {
-            let (system, by) = match (self.system, trust) {
-                (true, _) => (" --system", ""),
-                (false, UserTrust::NotTrusted) => (" --system", ", as root"),
-                (false, UserTrust::Trusted | UserTrust::Unknown) => ("", ""),
-            };
-            println!("Add them with: ondine use {url} --write{system}{by}");
-        }
-        Ok(ExitCode::SUCCESS)
     }
 
     fn files(&self, settings: &BTreeMap<String, String>) -> anyhow::Result<Files> {
@@ -149,7 +181,7 @@ impl UseServer {
         lines: &ConfLines,
         text: &str,
         remote: &Remote,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Vec<PathBuf>> {
         if !self.system && trust == UserTrust::NotTrusted {
             bail!("nothing was written, since Nix would ignore it");
         }
@@ -165,23 +197,33 @@ impl UseServer {
                 );
             }
         }
-        let wrote = |file: &Path, result: std::io::Result<()>| {
-            result.with_context(|| format!("cannot write {}", file.display()))?;
-            println!("Wrote {}.", file.display());
+        let mut wrote = Vec::new();
+        let mut replace = |file: &Path, text: &str, mode| {
+            let replaced = nix_conf::replace(file, text, mode);
+            replaced.with_context(|| format!("cannot write {}", file.display()))?;
+            if !self.output.json {
+                println!("Wrote {}.", file.display());
+            }
+            wrote.push(file.to_owned());
             anyhow::Ok(())
         };
         // The token first: lines that need it are of no use before.
         if let Some(password) = remote.credentials().password() {
             let netrc = read(&files.netrc)?;
             if let Some(text) = nix_conf::netrc_with(&netrc, &host(remote), password) {
-                wrote(&files.netrc, nix_conf::replace(&files.netrc, &text, NETRC_MODE))?;
+                replace(&files.netrc, &text, NETRC_MODE)?;
             }
         }
-        match lines.added_to(text) {
-            Some(text) => wrote(&files.conf, nix_conf::replace(&files.conf, &text, CONF_MODE)),
-            None => Ok(()),
+        if let Some(text) = lines.added_to(text) {
+            replace(&files.conf, &text, CONF_MODE)?;
         }
+        Ok(wrote)
     }
+}
+
+fn about_server(url: &str, identity: &ServerIdentity) -> String {
+    let (version, store_dir) = (Line(&identity.version), Line(&identity.store_dir));
+    format!("{url} is Ondine {version}; its store directory is {store_dir}\n")
 }
 
 fn read(file: &Path) -> anyhow::Result<String> {

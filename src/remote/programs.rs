@@ -55,6 +55,18 @@ pub enum UserTrust {
     Unknown,
 }
 
+impl UserTrust {
+    /// True where Nix trusts the user, `None` where it does not say.
+    #[must_use]
+    pub fn known(self) -> Option<bool> {
+        match self {
+            Self::Trusted => Some(true),
+            Self::NotTrusted => Some(false),
+            Self::Unknown => None,
+        }
+    }
+}
+
 /// Where a program's standard error goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Messages {
