@@ -33,8 +33,8 @@ use crate::state_dir::{INDEX, LEDGER, NARS, using};
 use crate::substitute::Substitute;
 use crate::tasks::{Supervisor, Tasks};
 use crate::{
-    auth, build, catalogue, http, import, key, nar_store, nix, recover, requests, retention, state_dir,
-    substitute, upstream,
+    auth, build, catalogue, http, import, index, key, nar_store, nix, recover, requests, retention,
+    state_dir, substitute, upstream,
 };
 
 use builds::Builds;
@@ -78,6 +78,8 @@ pub struct Settings {
     pub upstream: upstream::Settings,
     /// Bytes that a NAR may have to be fetched; `None` goes by what is free.
     pub nar_bytes_max: Option<u64>,
+    /// Database of the index.
+    pub index: index::Settings,
     /// Bytes of narinfos that are kept in memory.
     pub narinfo_memory_bytes: u64,
     /// Package sets.
@@ -298,6 +300,27 @@ impl Server {
 #[must_use]
 pub fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// Copies the index that the settings name to another database. Gives the number of rows.
+///
+/// # Errors
+/// A server that runs with the state directory, or an index that cannot be copied.
+#[cfg(feature = "postgres")]
+pub async fn migrate(
+    settings: &Settings,
+    target: &index::CopyPlace,
+    told: &mut (dyn FnMut(index::CopyProgress) + Send),
+) -> Result<u64, Error> {
+    let state_dir = state_dir::open(&settings.state_dir)?;
+    let _lock = state_dir::lock(&state_dir)?;
+    let source = match &settings.index.location {
+        index::IndexLocation::Sqlite => index::CopyPlace::Sqlite(state_dir.join(INDEX)),
+        index::IndexLocation::Postgres(url) => {
+            index::CopyPlace::Postgres(url.clone(), settings.index.password_file.clone())
+        }
+    };
+    Ok(source.copy_to(target, told).await?)
 }
 
 /// Makes the index of a state directory anew from what is recorded beside its NARs; what was there is moved

@@ -1,5 +1,9 @@
-//! Serving, shown by one suite that runs twice: over SQLite and a directory, and over the doubles of both
-//! walls, an index and NARs in memory. Nix, its daemon, the upstream and HTTP are real both times.
+//! Serving, shown by one suite that runs over SQLite and a directory, over PostgreSQL and a directory, and
+//! over the doubles of both walls, an index and NARs in memory. Nix, its daemon, the upstream and HTTP are
+//! real each time.
+
+#[cfg(feature = "postgres")]
+mod database_away;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -38,6 +42,9 @@ const UNKNOWN: &str = "00000000000000000000000000000000";
 enum Below {
     /// SQLite, and a directory of NARs.
     Disk,
+    /// PostgreSQL, and a directory of NARs.
+    #[cfg(feature = "postgres")]
+    Postgres,
     /// The doubles.
     Memory,
 }
@@ -70,7 +77,19 @@ impl ServingBench {
     fn behind(below: Below, store: NixStore, tables: &[String]) -> Self {
         let daemon = store.daemon();
         let folder = Folder::new();
-        let settings = settings(&folder, &store, tables);
+        #[cfg(feature = "postgres")]
+        let index = match below {
+            Below::Postgres => format!("index = \"{}\"", crate::support::PostgresServer::shared().schema()),
+            _ => String::new(),
+        };
+        #[cfg(not(feature = "postgres"))]
+        let index = String::new();
+        let settings = settings(&folder, &store, &[&[index], tables].concat());
+        Self::start(below, store, daemon, folder, settings)
+    }
+
+    /// A server with these settings, of this store and in this folder.
+    fn start(below: Below, store: NixStore, daemon: Daemon, folder: Folder, settings: Settings) -> Self {
         let runtime = Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
         let server = runtime.block_on(open(below, settings));
         let (http, index) = (Http::new(&server.url.to_string()), server.index());
@@ -138,6 +157,8 @@ fn settings(folder: &Folder, store: &NixStore, tables: &[String]) -> Settings {
 
 async fn open(below: Below, settings: Settings) -> Server {
     let opened = match below {
+        #[cfg(feature = "postgres")]
+        Below::Postgres => Server::open(settings).await,
         Below::Disk => Server::open(settings).await,
         Below::Memory => {
             let index = Index::new(MemoryBackend::default(), settings.narinfo_memory_bytes);
@@ -281,6 +302,16 @@ macro_rules! promises {
                 #[test]
                 fn $promise() {
                     super::$promise(super::Below::Disk);
+                }
+            )*
+        }
+
+        #[cfg(feature = "postgres")]
+        mod on_postgres {
+            $(
+                #[test]
+                fn $promise() {
+                    super::$promise(super::Below::Postgres);
                 }
             )*
         }

@@ -43,11 +43,12 @@ const CHANGES: [&[&str]; 9] = [
     &["builders", "drain", "nope"],
 ];
 /// Commands whose cases stand in other files, or that ask no server.
-const ELSEWHERE: [&str; 15] = [
+const ELSEWHERE: [&str; 16] = [
     "serve",
     "key",
     "check-config",
     "recover",
+    "migrate",
     "doctor",
     "import",
     "try",

@@ -49,6 +49,7 @@ const GROUPS: &[(&str, &[CommandRow])] = &[
             (&["key"], ""),
             (&["import"], "Uploads a binary cache in a directory"),
             (&["recover"], "Rebuilds a lost or damaged index"),
+            (&["migrate"], "Copies the index to another database"),
             (&["try"], ""),
         ],
     ),

@@ -18,6 +18,7 @@ mod installables;
 mod key;
 mod log;
 mod man;
+mod migrate;
 #[cfg(test)]
 mod page;
 mod push;
@@ -194,6 +195,11 @@ enum Command {
         #[command(flatten)]
         state_dir: StateDir,
     },
+    /// Copies the index to another database, while no server runs.
+    ///
+    /// The index is that of the settings. One that was interrupted goes on with the same command, and the
+    /// copy is compared row by row at the end. Then set `index` to the new database, and start the server.
+    Migrate(Box<migrate::Migrate>),
     /// Looks for what is wrong with a server, or with the Nix of this machine as its client.
     ///
     /// Each finding says what was found, why it matters and what to do. Run it as the server's user or as
@@ -288,6 +294,7 @@ impl Cli {
                 let report = runtime()?.block_on(serve::recover(&state_dir, store_dir))?;
                 println!("{}", output.text(&report, report)?);
             }
+            Command::Migrate(migrate) => migrate.run()?,
             Command::Doctor(doctor) => return doctor.run(),
             Command::Import(import) => return import.run(),
             Command::Try(try_out) => try_out.run()?,

@@ -13,7 +13,9 @@ use crate::build::prebuild::allowance::{Allowance, Hours};
 use crate::build::{Farm, LogSettings, Overtaking, Policy};
 use crate::serve::{Settings, host_name};
 use crate::upstream::{self, NetrcFile};
-use crate::{auth, build, catalogue, http, import, key, nar_store, nix, requests, retention, substitute};
+use crate::{
+    auth, build, catalogue, http, import, index, key, nar_store, nix, requests, retention, substitute,
+};
 
 pub(super) struct SettingsDraft {
     pub(super) settings: Settings,
@@ -48,6 +50,7 @@ impl SettingsDraft {
             capabilities: nix::CapabilitySettings::default(),
             upstream: upstream::Settings { netrc: NetrcFile::OfNix(nix::netrc_file()), ..Default::default() },
             nar_bytes_max: None,
+            index: index::Settings::default(),
             narinfo_memory_bytes: 0,
             catalogue: catalogue::Settings::default(),
             substitute: substitute::Settings::default(),

@@ -331,6 +331,12 @@ impl From<packer::Error> for Error {
             packer::Error::NotToBeHad(reason) => {
                 Self::NotFound(format!("not available at the moment: {reason}"))
             }
+            // It may be there: a client that is told of an error of the server would retry for a minute.
+            packer::Error::Index(error) if error.is_transient() => {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "the index cannot be read, so a NAR is not served");
+                Self::NotFound(format!("not available at the moment: {INDEX_UNREADABLE}"))
+            }
             error => Self::internal(&error, "this NAR cannot be read at the moment"),
         }
     }

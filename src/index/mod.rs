@@ -4,16 +4,25 @@
 
 mod access_log;
 pub mod backend;
+mod columns;
 #[cfg(test)]
 mod conformance;
+#[cfg(feature = "postgres")]
+mod copy;
 mod error;
+mod eviction_order;
 mod hot;
+mod location;
 #[cfg(test)]
 mod memory_backend;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod record;
 #[cfg(test)]
 mod samples;
 mod sqlite;
+#[cfg(feature = "postgres")]
+mod tables;
 #[cfg(test)]
 mod tests;
 
@@ -23,19 +32,24 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use narinfo::StorePathHash;
+use narinfo::{NarHash, StorePathHash};
 use tokio::sync::mpsc;
 
-use crate::model::{Cursor, Evicted, EvictionBounds, Hit};
+use crate::model::{Cursor, Evicted, EvictionBounds, Hit, NarRow, PathRow};
 pub use access_log::AccessLog;
 use access_log::LastNoted;
 use backend::Backend;
 pub use backend::{Recovered, Unfit};
+#[cfg(feature = "postgres")]
+pub use copy::{CopyError, CopyPlace, CopyProgress};
 pub use error::Error;
 pub use hot::CachedNarInfo;
 use hot::{Hot, Moment};
+pub use location::{IndexLocation, PostgresUrl, Settings};
 #[cfg(test)]
 pub(crate) use memory_backend::MemoryBackend;
+#[cfg(feature = "postgres")]
+pub use postgres::Postgres;
 pub use record::{Record, Recorded};
 pub use sqlite::{LedgerReader, Sqlite, has_ledger, salvage_pins};
 
@@ -86,6 +100,42 @@ impl Index {
         Ok(Self::new(Sqlite::open(file)?, 0))
     }
 
+    /// Opens an index in PostgreSQL, with room for so many bytes of narinfos in memory. Must be called within
+    /// the runtime that is to drive its connections.
+    ///
+    /// # Errors
+    /// A server that does not answer or lets us not in, a schema of a newer version, or a program that
+    /// was built without PostgreSQL.
+    pub async fn open_postgres(
+        url: &PostgresUrl,
+        password_file: Option<&Path>,
+        narinfo_bytes_max: u64,
+    ) -> Result<Self, Error> {
+        #[cfg(feature = "postgres")]
+        let opened = Ok(Self::new(Postgres::open(url, password_file).await?, narinfo_bytes_max));
+        #[cfg(not(feature = "postgres"))]
+        let opened = {
+            let _ = (password_file, narinfo_bytes_max);
+            Err(Error::Unavailable(Box::new(location::NoPostgres(url.clone()))))
+        };
+        opened
+    }
+
+    /// Checks that an index in PostgreSQL could be opened, without changing anything.
+    ///
+    /// # Errors
+    /// As [`Index::open_postgres`].
+    pub async fn check_postgres(url: &PostgresUrl, password_file: Option<&Path>) -> Result<(), Error> {
+        #[cfg(feature = "postgres")]
+        let checked = Postgres::check(url, password_file).await;
+        #[cfg(not(feature = "postgres"))]
+        let checked = {
+            let _ = password_file;
+            Err(Error::Unavailable(Box::new(location::NoPostgres(url.clone()))))
+        };
+        checked
+    }
+
     /// The narinfo of the path with this hash, if it is cached.
     #[must_use]
     pub fn lookup_cached(&self, hash: StorePathHash) -> Option<Arc<CachedNarInfo>> {
@@ -99,6 +149,22 @@ impl Index {
     pub async fn lookup(&self, hash: StorePathHash) -> Result<Option<FreshHit>, Error> {
         let read_at = self.hot.moment();
         Ok(self.find(hash).await?.map(|hit| FreshHit { hit, read_at }))
+    }
+
+    /// A served path with this NAR, and its stored file; as they were read last where the backend does not
+    /// answer.
+    ///
+    /// # Errors
+    /// A backend that does not answer for a NAR that was not served lately, or a damaged row.
+    pub async fn nar(&self, nar: NarHash) -> Result<Option<(PathRow, Option<NarRow>)>, Error> {
+        match self.backend.nar(nar).await {
+            Ok(found) => {
+                self.hot.note_nar_row(nar, found.as_ref());
+                Ok(found)
+            }
+            Err(error) if error.is_transient() => self.hot.nar_row(nar).map(Some).ok_or(error),
+            Err(error) => Err(error),
+        }
     }
 
     /// Caches the narinfo that was rendered of a hit, unless a write has changed one meanwhile.

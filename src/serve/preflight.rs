@@ -10,11 +10,12 @@ use rustix::fs::{Access, access};
 
 use super::Settings;
 use super::steps::{CONTROL_SOCKET, Error, listen, pools};
+use super::storage::has_served;
 use crate::catalogue::{SetSettings, SetSource};
-use crate::index::{Sqlite, has_ledger};
+use crate::index::{Index, IndexLocation, Sqlite};
 use crate::isolation;
 use crate::key::Keys;
-use crate::state_dir::{self, INDEX, LEDGER, LOCK, using};
+use crate::state_dir::{self, INDEX, LOCK, using};
 use crate::upstream::{CredentialsError, Upstreams, ViaName};
 
 /// Folders of a state directory that a server writes to.
@@ -32,11 +33,17 @@ pub async fn check(settings: Settings) -> Result<Vec<String>, Error> {
     state_dir::check(dir)?;
     using(&dir.join(CONTROL_SOCKET), |path| SocketAddr::from_pathname(path).map(drop))?;
     let index = dir.join(INDEX);
-    let keys = Keys::check(dir, &settings.signing_keys, index.exists() || has_ledger(&dir.join(LEDGER)))?;
+    let keys = Keys::check(dir, &settings.signing_keys, has_served(dir, &settings.index.location)?)?;
     warnings.extend(keys.and_then(|keys| keys.unheeded(&settings.key_name)));
-    if index.exists() {
-        using(&index, |file| Ok(access(file, Access::READ_OK | Access::WRITE_OK)?))?;
-        Sqlite::check_file(&index)?;
+    match &settings.index.location {
+        IndexLocation::Sqlite if index.exists() => {
+            using(&index, |file| Ok(access(file, Access::READ_OK | Access::WRITE_OK)?))?;
+            Sqlite::check_file(&index)?;
+        }
+        IndexLocation::Sqlite => {}
+        IndexLocation::Postgres(url) => {
+            Index::check_postgres(url, settings.index.password_file.as_deref()).await?;
+        }
     }
     let (main, background) = pools(&settings);
     if let Some(background) = &background {

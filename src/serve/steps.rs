@@ -29,6 +29,10 @@ pub enum Error {
     /// The index cannot be used.
     #[error(transparent)]
     Index(#[from] index::Error),
+    /// The index cannot be copied.
+    #[cfg(feature = "postgres")]
+    #[error("the index was not copied")]
+    Copy(#[from] index::CopyError),
     /// A missing index cannot be recovered.
     #[error("no index was made anew")]
     Recover(#[from] recover::Error),

@@ -9,7 +9,7 @@ use narinfo::StoreDir;
 use super::{Error, Settings};
 use crate::build::Logs;
 use crate::debug_info::DebugInfo;
-use crate::index::{Index, Sqlite, has_ledger};
+use crate::index::{Index, IndexLocation, Sqlite, has_ledger};
 use crate::key::{self, Keys};
 use crate::nar_store::NarStore;
 use crate::recover::Recovery;
@@ -40,22 +40,42 @@ pub(crate) struct Stores {
 }
 
 impl Stores {
-    /// SQLite and a directory in a state directory; a missing index is recovered first.
+    /// The index that the settings name, and a directory in the state directory.
     async fn open(state_dir: &Path, settings: &Settings, keys: &Keys) -> Result<Self, Error> {
-        let [index, ledger, nar_dir] = [INDEX, LEDGER, NARS].map(|name| state_dir.join(name));
-        let nars = using(&nar_dir, |dir| NarStore::open(dir, settings.nar_store))?;
-        let recovery = Recovery {
-            state_dir: state_dir.to_owned(),
-            index: index.clone(),
-            ledger: ledger.clone(),
-            nars: nar_dir,
-            store_dir: settings.nix.store_dir.clone(),
-            keys: keys.public().collect(),
+        let nars = using(&state_dir.join(NARS), |dir| NarStore::open(dir, settings.nar_store))?;
+        let bytes = settings.narinfo_memory_bytes;
+        let index = match &settings.index.location {
+            IndexLocation::Sqlite => Index::new(sqlite(state_dir, settings, keys).await?, bytes),
+            IndexLocation::Postgres(url) => {
+                let password_file = settings.index.password_file.as_deref();
+                Index::open_postgres(url, password_file, bytes).await?
+            }
         };
-        recovery.run_if_needed().await?;
-        let sqlite = Sqlite::open(&index)?.with_ledger(&ledger).await?;
-        Ok(Self { index: Index::new(sqlite, settings.narinfo_memory_bytes), nars })
+        Ok(Self { index, nars })
     }
+}
+
+/// True where a server with this state directory has served something, as far as the directory tells.
+pub(super) fn has_served(state_dir: &Path, location: &IndexLocation) -> Result<bool, Error> {
+    Ok(match location {
+        IndexLocation::Sqlite => state_dir.join(INDEX).exists() || has_ledger(&state_dir.join(LEDGER)),
+        IndexLocation::Postgres(_) => key::SignerRecord::read(state_dir)?.keys().next().is_some(),
+    })
+}
+
+/// The index in a state directory, made anew where it is lost.
+async fn sqlite(state_dir: &Path, settings: &Settings, keys: &Keys) -> Result<Sqlite, Error> {
+    let [index, ledger, nars] = [INDEX, LEDGER, NARS].map(|name| state_dir.join(name));
+    let recovery = Recovery {
+        state_dir: state_dir.to_owned(),
+        index: index.clone(),
+        ledger: ledger.clone(),
+        nars,
+        store_dir: settings.nix.store_dir.clone(),
+        keys: keys.public().collect(),
+    };
+    recovery.run_if_needed().await?;
+    Ok(Sqlite::open(&index)?.with_ledger(&ledger).await?)
 }
 
 impl Storage {
@@ -66,21 +86,25 @@ impl Storage {
         settings: &Settings,
         stores: Option<Stores>,
     ) -> Result<Self, Error> {
-        let index_file = state_dir.join(INDEX);
         // On a full disk the index could not even be opened.
         let reserve = Reserve::of(&state_dir);
         using(&state_dir, |_| reserve.release_if_needed())?;
-        let is_old = index_file.exists() || has_ledger(&state_dir.join(LEDGER));
+        let is_old = has_served(&state_dir, &settings.index.location)?;
         let keys = Keys::open(&state_dir, &settings.signing_keys, &settings.key_name, is_old)?;
         if let Some(warning) = keys.unheeded(&settings.key_name) {
             tracing::warn!("{warning}");
         }
-        let resign = key::SignerRecord::begin(&state_dir, &keys, !is_old)?;
         let store_dir = settings.nix.store_dir.clone();
         let Stores { index, nars } = match stores {
             Some(stores) => stores,
             None => Stores::open(&state_dir, settings, &keys).await?,
         };
+        let is_fresh = match settings.index.location {
+            IndexLocation::Sqlite => !is_old,
+            // Another server may have filled it, with other keys.
+            IndexLocation::Postgres(_) => index.counts().await?.paths == 0,
+        };
+        let resign = key::SignerRecord::begin(&state_dir, &keys, is_fresh)?;
         let logs = using(&state_dir.join("log"), |dir| Logs::open(dir, settings.logs))?;
         let debug_info = using(&state_dir.join("debuginfo"), DebugInfo::open)?;
         let keys = Arc::new(keys);

@@ -252,6 +252,7 @@ fn package_of(program: &str) -> &'static str {
         "unshare" => "util-linux",
         "xz" => "xz-utils",
         "bzip2" => "bzip2",
+        "setpriv" => "util-linux",
         "mount" => "mount",
         "chroot" => "coreutils",
         _ => "(no package known for it)",

@@ -9,13 +9,15 @@ use super::files::{
 };
 
 /// Crates whose types stand in public signatures only within these places.
-const FOREIGN: [(&str, &[&str]); 14] = [
+const FOREIGN: [(&str, &[&str]); 16] = [
     ("rusqlite", &["src/index/sqlite/", "src/nix/database.rs"]),
+    ("tokio_postgres", &["src/index/postgres/"]),
+    ("deadpool_postgres", &["src/index/postgres/"]),
     ("hyper", &["src/http/", "src/upstream/proxies.rs"]),
     ("hyper_util", &["src/http/", "src/upstream/proxies.rs"]),
     ("http_body_util", &["src/http/"]),
     ("reqwest", &["src/upstream/", "src/remote/"]),
-    ("rustls", &["src/upstream/"]),
+    ("rustls", &["src/upstream/", "src/index/postgres/"]),
     ("clap", &["src/cli/", "src/config/"]),
     ("toml", &["src/config/"]),
     ("anyhow", &["src/cli/", "src/main.rs"]),

@@ -39,6 +39,9 @@ fn modes(settings: &Settings, report: &mut DoctorReport) {
     for key in keys {
         report.private("keys", &key, "who can read a signing key can sign anything in this cache's name");
     }
+    if let Some(file) = &settings.index.password_file {
+        report.private("index", file, "who can read it can change what is served");
+    }
     for cache in &settings.upstream.caches {
         if let Some(file) = cache.credentials_file.as_ref().filter(|file| file.is_absolute()) {
             report.private("credentials", file, "who can read it has this server's access to the upstream");

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::config::draft::SettingsDraft;
 use crate::config::setting::{DefaultValue, Number, Setting, Text};
+use crate::index::IndexLocation;
 
 pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
     Setting {
@@ -15,6 +16,31 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
             expected: "the path of a directory",
             parse: |text| Some(PathBuf::from(text)),
             set: |to: &mut SettingsDraft, directory| to.settings.state_dir = directory,
+        },
+    },
+    Setting {
+        name: "index",
+        doc: "Database of the index: `sqlite`, a file in the state directory, or the URL of a PostgreSQL from version 13 on, \
+              such as `postgres://ondine@db.example.org/ondine`. Its parameters are those of libpq; `sslmode` is `disable` \
+              or `verify-full`, which is the default except on this machine. See `ondine migrate`.",
+        default: DefaultValue::Is("sqlite"),
+        value: &Text {
+            placeholder: "DATABASE",
+            expected: "sqlite, or the URL of a PostgreSQL",
+            parse: IndexLocation::parse,
+            set: |to: &mut SettingsDraft, location| to.settings.index.location = location,
+        },
+    },
+    Setting {
+        name: "index-password-file",
+        doc: "File with the password for PostgreSQL. Without it the password is that of the URL, or of the file that \
+              PGPASSFILE names, else of ~/.pgpass.",
+        default: DefaultValue::Described("none"),
+        value: &Text {
+            placeholder: "FILE",
+            expected: "the path of a file",
+            parse: |text| Some(PathBuf::from(text)),
+            set: |to: &mut SettingsDraft, file| to.settings.index.password_file = Some(file),
         },
     },
     Setting {

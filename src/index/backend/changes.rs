@@ -42,13 +42,20 @@ impl Changes {
     }
 }
 
-/// Receiver of a backend's changes. While it lags it must answer "maybe", never "no" and never an old answer.
+/// Receiver of a backend's changes. While it lags it must answer "maybe" and never "no": hits that it has are
+/// served meanwhile, and nothing is added to them.
 pub trait Follower: Send + Sync {
     /// Applies a committed write before it is acknowledged. Each write that changes something raises
     /// `sequence` by one; after a gap, anything may have changed.
     fn apply(&self, sequence: u64, changes: &Changes);
 
-    /// Notes that changes are being missed, as when the connection to a database is lost. The next applied
-    /// change ends that.
+    /// Notes that changes come late from now on, as when the connection to a database is lost.
     fn interrupted(&self);
+
+    /// Ends an interruption: every change until now was applied.
+    fn resumed(&self);
+
+    /// Goes on after the change with this number. What came before may have been missed: anything may have
+    /// changed.
+    fn restarted(&self, sequence: u64);
 }

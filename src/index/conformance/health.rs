@@ -77,6 +77,10 @@ impl Follower for Noted {
     }
 
     fn interrupted(&self) {}
+
+    fn resumed(&self) {}
+
+    fn restarted(&self, _: u64) {}
 }
 
 pub(super) async fn each_write_that_changes_an_answer_is_told_once_in_its_order(index: Index) {

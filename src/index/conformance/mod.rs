@@ -1,4 +1,4 @@
-//! The conformance suite: promises that every backend keeps, each run against SQLite and against memory,
+//! The conformance suite: promises that every backend keeps, each run against SQLite, PostgreSQL and memory,
 //! behind the same hot layer. A new backend is one more module in the macro below.
 
 mod builds;
@@ -41,6 +41,21 @@ macro_rules! promises {
                     let folder = tempfile::tempdir().expect("a folder");
                     let sqlite = super::Sqlite::open(&folder.path().join("index")).expect("opened");
                     super::$promise(super::Index::new(sqlite, super::NARINFO_BYTES)).await;
+                }
+            )*
+        }
+
+        #[cfg(feature = "postgres")]
+        mod postgres {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $promise() {
+                    let url = crate::support::PostgresServer::shared().schema();
+                    let Some(crate::index::IndexLocation::Postgres(url)) = crate::index::IndexLocation::parse(&url) else {
+                        panic!("no URL: {url}")
+                    };
+                    let index = super::Index::open_postgres(&url, None, super::NARINFO_BYTES).await;
+                    super::$promise(index.expect("opened")).await;
                 }
             )*
         }
@@ -133,10 +148,14 @@ async fn a_hot_layer_that_misses_changes_answers_maybe_until_it_has_read_everyth
     index.fill_filter().await.expect("asked");
     assert!(!index.definitely_absent(path(2).hash()), "it was published, and nobody was told");
     assert!(!index.definitely_absent(path(3).hash()), "nobody knows");
-    assert!(cache().await.is_some() && index.lookup_cached(path(1).hash()).is_none());
+    assert!(index.lookup_cached(path(1).hash()).is_some(), "hits go on");
+    let found = index.lookup(path(2).hash()).await.expect("read").expect("served");
+    let _ = index.cache(found, "a narinfo".into());
+    assert!(index.lookup_cached(path(2).hash()).is_none(), "nothing is added meanwhile");
     memory.resume();
     assert!(index.publish(vec![row(4, &[])]).await.expect("published"));
     assert!(!index.definitely_absent(path(3).hash()), "what was missed is not read yet");
+    assert!(index.lookup_cached(path(1).hash()).is_none(), "it may have changed");
     index.fill_filter().await.expect("read");
     assert!(index.definitely_absent(path(3).hash()) && !index.definitely_absent(path(2).hash()));
     assert!(cache().await.is_some() && index.lookup_cached(path(1).hash()).is_some());

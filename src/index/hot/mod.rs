@@ -1,17 +1,21 @@
 //! Hot layer of the index: answers that need no backend. Narinfos that were asked for often, the Bloom filter
-//! of all hashes, and the access log. Kept true by the backend's changes; where some may have been missed, it
-//! answers "maybe" until it has read everything again, never "no", and never what was true before.
+//! of all hashes, and the access log. Kept true by the backend's changes. While those come late it answers
+//! "maybe", never "no", and serves the hits that it has; where some were missed, it forgets everything.
 
+mod nar_rows;
 mod narinfos;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use narinfo::StorePathHash;
+use narinfo::{NarHash, StorePathHash};
 use tokio::sync::Notify;
 
 use super::AccessLog;
 use super::backend::{Changes, Follower};
 use crate::bloom::BloomFilter;
+pub(super) use nar_rows::NarOfPath;
+use nar_rows::NarRows;
 pub use narinfos::CachedNarInfo;
 pub(super) use narinfos::Moment;
 use narinfos::NarInfoCache;
@@ -19,18 +23,17 @@ use narinfos::NarInfoCache;
 /// Answers in memory.
 pub(super) struct Hot {
     narinfos: NarInfoCache,
+    nar_rows: NarRows,
     hashes: BloomFilter,
     access_log: AccessLog,
-    position: Mutex<Position>,
-    /// Notified once changes were missed and are told again.
-    resumed: Notify,
-}
-
-/// Position up to which the backend's changes were followed.
-#[derive(Debug, Default)]
-struct Position {
-    sequence: u64,
-    interrupted: bool,
+    /// Number of the latest change that was applied; `None` before the first.
+    position: Mutex<Option<u64>>,
+    /// True while changes come late. Set before, and cleared after, all else of an interruption.
+    interrupted: AtomicBool,
+    /// True where the filter could not be filled during an interruption.
+    filter_wanted: AtomicBool,
+    /// Notified when the filter is to be filled anew, or can be.
+    refill: Notify,
 }
 
 impl Hot {
@@ -38,10 +41,13 @@ impl Hot {
     pub(super) fn new(narinfo_bytes_max: u64) -> Self {
         Self {
             narinfos: NarInfoCache::new(narinfo_bytes_max),
+            nar_rows: NarRows::default(),
             hashes: BloomFilter::default(),
             access_log: AccessLog::default(),
             position: Mutex::default(),
-            resumed: Notify::new(),
+            interrupted: AtomicBool::new(false),
+            filter_wanted: AtomicBool::new(false),
+            refill: Notify::new(),
         }
     }
 
@@ -59,9 +65,19 @@ impl Hot {
         self.narinfos.put(read_at, narinfo);
     }
 
+    /// Row of a NAR as the backend had it last, for a time in which that does not answer.
+    pub(super) fn nar_row(&self, nar: NarHash) -> Option<NarOfPath> {
+        self.nar_rows.get(nar)
+    }
+
+    /// Notes what the backend has said of a NAR.
+    pub(super) fn note_nar_row(&self, nar: NarHash, found: Option<&NarOfPath>) {
+        self.nar_rows.note(nar, found);
+    }
+
     /// True where no write that was acknowledged has added this hash. False in doubt.
     pub(super) fn definitely_absent(&self, hash: StorePathHash) -> bool {
-        !self.hashes.may_have(hash)
+        !self.hashes.may_have(hash) && !self.interrupted.load(Ordering::SeqCst)
     }
 
     pub(super) fn access_log(&self) -> &AccessLog {
@@ -69,13 +85,15 @@ impl Hot {
     }
 
     /// Begins to fill the Bloom filter anew, for `count` hashes and some more: the backend's hashes are to be
-    /// added from now on. False, and nothing is begun, as long as changes are missed.
+    /// added from now on. False, and nothing is begun, as long as changes come late.
     pub(super) fn begin_filter(&self, count: u64) -> bool {
-        let position = self.position();
-        if !position.interrupted {
+        let _position = self.position();
+        let is_told = !self.interrupted.load(Ordering::SeqCst);
+        if is_told {
             self.hashes.begin(count);
         }
-        !position.interrupted
+        self.filter_wanted.store(!is_told, Ordering::SeqCst);
+        is_told
     }
 
     pub(super) fn add_to_filter(&self, hashes: Vec<StorePathHash>) {
@@ -91,11 +109,11 @@ impl Hot {
     pub(super) async fn filter_outgrown(&self) {
         tokio::select! {
             () = self.hashes.outgrown() => {}
-            () = self.resumed.notified() => {}
+            () = self.refill.notified() => {}
         }
     }
 
-    fn position(&self) -> MutexGuard<'_, Position> {
+    fn position(&self) -> MutexGuard<'_, Option<u64>> {
         self.position.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -103,12 +121,10 @@ impl Hot {
 impl Follower for Hot {
     fn apply(&self, sequence: u64, changes: &Changes) {
         let mut position = self.position();
-        let missed = position.interrupted || sequence != position.sequence + 1;
-        *position = Position { sequence, interrupted: false };
-        if missed {
-            self.hashes.forget();
-            self.narinfos.reopen();
-            self.resumed.notify_one();
+        let is_next = position.is_none_or(|position| sequence == position + 1);
+        *position = Some(sequence);
+        if !is_next {
+            self.forget();
             return;
         }
         self.hashes.add(changes.added.iter().copied());
@@ -120,9 +136,32 @@ impl Follower for Hot {
     }
 
     fn interrupted(&self) {
-        let mut position = self.position();
-        position.interrupted = true;
-        self.hashes.forget();
+        let _position = self.position();
+        self.interrupted.store(true, Ordering::SeqCst);
         self.narinfos.close();
+    }
+
+    fn resumed(&self) {
+        let _position = self.position();
+        self.narinfos.reopen();
+        self.interrupted.store(false, Ordering::SeqCst);
+        if self.filter_wanted.swap(false, Ordering::SeqCst) {
+            self.refill.notify_one();
+        }
+    }
+
+    fn restarted(&self, sequence: u64) {
+        let mut position = self.position();
+        *position = Some(sequence);
+        self.forget();
+    }
+}
+
+impl Hot {
+    /// Forgets everything: changes were missed. To be called with the position locked.
+    fn forget(&self) {
+        self.hashes.forget();
+        self.narinfos.forget_all();
+        self.refill.notify_one();
     }
 }

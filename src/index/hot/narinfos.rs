@@ -103,16 +103,16 @@ impl NarInfoCache {
         self.narinfos.clear();
     }
 
-    /// Invalidates everything, and caches nothing until it is reopened.
+    /// Caches nothing more until it is reopened; what is cached stays.
     pub(super) fn close(&self) {
         self.state().closed = true;
-        self.forget_all();
     }
 
-    /// Invalidates everything, and caches again what is read from now on.
+    /// Caches again what is read from now on.
     pub(super) fn reopen(&self) {
-        self.state().closed = false;
-        self.forget_all();
+        let mut state = self.state();
+        state.closed = false;
+        state.moment.0 += 1;
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -78,9 +78,14 @@ impl MemoryBackend {
         }
     }
 
-    /// Tells changes again, from the next one on.
+    /// Tells changes again, from the next one on. Those between were missed.
     pub(crate) fn resume(&self) {
-        self.state().interrupted = false;
+        let mut state = self.state();
+        state.interrupted = false;
+        if let Some(follower) = &state.follower {
+            follower.restarted(state.sequence);
+            follower.resumed();
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

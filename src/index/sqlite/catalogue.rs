@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use narinfo::{StorePath, StorePathHash};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::rows::{corrupt, from_unix, unsigned};
+use super::rows::{corrupt, from_unix, like_pattern, unsigned};
 use super::{Error, Sqlite, pushed};
 use crate::index::backend::{BackendFuture, PackageSets};
 use crate::model::{
@@ -69,7 +69,7 @@ impl PackageSets for Sqlite {
                      ORDER BY attribute LIMIT ?5",
                 )?;
                 let Search { like, after, system, max } = search;
-                let mut rows = statement.query(params![set, after, system, like.map(|like| pattern(&like)), max])?;
+                let mut rows = statement.query(params![set, after, system, like.map(|like| like_pattern(&like)), max])?;
                 let mut found = Vec::new();
                 while let Some(row) = rows.next()? {
                     found.push(attribute_row(row)?);
@@ -219,17 +219,6 @@ fn makers(connection: &Connection, hash: StorePathHash) -> Result<Vec<Maker>, Er
         }
     }
     Ok(found)
-}
-
-/// As SQL has it.
-fn pattern(like: &str) -> String {
-    let character = |c| match c {
-        '*' => "%".to_owned(),
-        '%' | '_' | '\\' => format!("\\{c}"),
-        c => c.to_string(),
-    };
-    let pattern: String = like.chars().map(character).collect();
-    if like.contains('*') { pattern } else { format!("%{pattern}%") }
 }
 
 fn store_path(name: &str) -> Result<StorePath, Error> {

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::condition::is_damage;
-use crate::index;
+use crate::index::{self, columns::DamagedRow};
 
 /// Reason why SQLite could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +58,12 @@ pub(super) enum Error {
 impl Error {
     pub(super) fn open(file: &Path, source: rusqlite::Error) -> Self {
         Self::Open { file: file.to_owned(), source }
+    }
+}
+
+impl From<DamagedRow> for Error {
+    fn from(DamagedRow { row, source }: DamagedRow) -> Self {
+        Self::Corrupt { row, source }
     }
 }
 

@@ -6,12 +6,13 @@ use std::time::{Duration, SystemTime};
 use narinfo::{NarHash, StorePath, StorePathHash};
 use rusqlite::{OptionalExtension, Transaction, params};
 
-use super::access::{RowBudget, Touch, record_uses};
-use super::rows::{corrupt, signed, to_unix, unsigned};
+use super::access::{PlaceRows, record_uses};
+use super::rows::{corrupt, from_micros, signed, to_unix, unsigned};
 use super::stored::{nars_behind, stored_bytes};
 use super::{Error, Sqlite, paths_of};
 use crate::index::AccessLog;
 use crate::index::backend::{BackendFuture, Changes, RetentionStore};
+use crate::index::eviction_order::{EvictionPlaces, Touch};
 use crate::model::{Candidate, Cursor, Decision, Evicted, EvictionBounds, NarRow};
 
 /// Time for which the last path of a NAR is remembered: as long as clients remember narinfos.
@@ -112,16 +113,14 @@ fn first(
             Ok(Evicted::Paths(next))
         }
         Decision::Retain(count) => {
-            let (mut budget, mut touch) = (RowBudget::default(), Touch::at(now));
+            let (mut places, mut touch) = (PlaceRows::new(transaction), Touch::at(now));
             for Candidate { needed_at, cursor, .. } in next.into_iter().take(count) {
                 let hash = cursor.hash.as_str().to_owned();
                 let done = match needed_at {
-                    Some(_) => touch.path(transaction, hash, &mut budget)?,
-                    None => {
-                        Touch::since(came_at(cursor.needed_at_us)).path(transaction, hash, &mut budget)?
-                    }
+                    Some(_) => touch.path(&mut places, hash)?,
+                    None => Touch::since(came_at(cursor.needed_at_us)).path(&mut places, hash)?,
                 };
-                if !done || !budget.is_left() {
+                if !done || places.is_spent() {
                     break;
                 }
             }
@@ -158,7 +157,7 @@ fn candidates(
         found.push(Candidate {
             nar: NarHash::from_bytes(row.get(3)?),
             file_bytes: row.get::<_, Option<i64>>(4)?.map(unsigned),
-            needed_at: (needed_at_us > 0).then(|| after_epoch(needed_at_us)),
+            needed_at: (needed_at_us > 0).then(|| from_micros(needed_at_us)),
             held: row.get(5)?,
             cursor: Cursor { needed_at_us, hash: path.hash() },
             path,
@@ -190,11 +189,7 @@ fn delete(transaction: &Transaction<'_>, evicted: &[Candidate]) -> Result<Vec<St
 
 /// Time at which a path was published, from its provisional place in the order.
 fn came_at(needed_at_us: i64) -> SystemTime {
-    after_epoch(needed_at_us.saturating_neg().max(1))
-}
-
-fn after_epoch(micros: i64) -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_micros(unsigned(micros))
+    from_micros(needed_at_us.saturating_neg().max(1))
 }
 
 #[cfg(test)]

@@ -24,6 +24,8 @@ mod realisation;
 mod recovery;
 mod rows;
 mod stored;
+#[cfg(feature = "postgres")]
+mod tables;
 mod token;
 mod upstream;
 

@@ -2,20 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use narinfo::{Compression, NarHash};
+use narinfo::NarHash;
 use rusqlite::{Connection, Row, Transaction, params};
 
-use super::rows::{corrupt, signed, unsigned};
+use super::rows::signed;
 use super::{Error, Sqlite, paths_of};
 use crate::index::backend::{BackendFuture, Changes, UpstreamNars};
+use crate::index::columns::UpstreamColumns;
 use crate::model::UpstreamNar;
 
 const COLUMNS: &str = "nar_hash, upstream, url, compression, file_hash, file_size, redirect";
-
-/// A compression that no version of this program has written.
-#[derive(Debug, thiserror::Error)]
-#[error("there is no compression {0:?}")]
-struct UnknownCompression(String);
 
 impl UpstreamNars for Sqlite {
     fn upstreams_with(&self, nar: NarHash) -> BackendFuture<'_, Vec<UpstreamNar>> {
@@ -95,15 +91,14 @@ pub(super) fn redirect(connection: &Connection, nar: NarHash) -> Result<Option<U
 }
 
 fn upstream_nar(row: &Row<'_>) -> Result<UpstreamNar, Error> {
-    let (url, compression): (String, String) = (row.get(2)?, row.get(3)?);
-    let known = Compression::from_name(&compression);
-    Ok(UpstreamNar {
-        nar_hash: NarHash::from_bytes(row.get(0)?),
+    let columns = UpstreamColumns {
+        nar_hash: row.get(0)?,
         upstream: row.get(1)?,
-        compression: known.ok_or_else(|| corrupt(&url, UnknownCompression(compression)))?,
-        url,
-        file_hash: row.get::<_, Option<[u8; 32]>>(4)?.map(NarHash::from_bytes),
-        file_size: row.get::<_, Option<i64>>(5)?.map(unsigned),
+        url: row.get(2)?,
+        compression: row.get(3)?,
+        file_hash: row.get(4)?,
+        file_size: row.get(5)?,
         redirect: row.get(6)?,
-    })
+    };
+    Ok(columns.row()?)
 }

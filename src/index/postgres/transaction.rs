@@ -1,0 +1,294 @@
+//! Reads and writes: each is tried again, within a bound, where the connection was lost or the server rolled
+//! it back for another one's sake. A write happens once: where the connection is lost during its commit, the
+//! server is asked for the fate of that transaction.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::Error;
+use super::condition::ServerCondition;
+use super::feed::ChangeFeed;
+use super::session::{Connector, DatabaseSession, Sessions, column};
+use crate::index::backend::Changes;
+
+/// Time after which a read that found nobody is not tried again.
+const READ_AGAIN_FOR: Duration = Duration::from_secs(2);
+/// Time after which a write that found nobody is not tried again: longer than a server takes to restart.
+const WRITE_AGAIN_FOR: Duration = Duration::from_secs(10);
+/// Time that a read may take.
+const READ_FOR: Duration = Duration::from_secs(10);
+/// Time that a read may take while the server does not tell of changes.
+const HANGING_READ_FOR: Duration = Duration::from_secs(1);
+/// Time that a write may take: a generation of all of nixpkgs takes some ten seconds.
+const WRITE_FOR: Duration = Duration::from_secs(300);
+/// Pauses between two tries.
+const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// Class of our advisory locks; the other half is the schema's name.
+const LOCKS: i32 = 0x6f6e_6469;
+
+/// The work of a read or a write. It is called again for each try, with the same data.
+pub(super) type Work<D, T> =
+    for<'a> fn(&'a DatabaseSession, &'a D) -> Pin<Box<dyn Future<Output = Result<T, Error>> + Send + 'a>>;
+
+/// Writes that exclude each other, as all writes of SQLite do: none of them sees a part of another one, and
+/// nothing is published that refers to what is being evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Domain {
+    /// Paths, their NARs, and their order.
+    Paths,
+    /// Package sets.
+    Sets,
+    /// Failures, the queue, tokens, and all else.
+    Rest,
+}
+
+impl Domain {
+    const ALL: [Self; 3] = [Self::Paths, Self::Sets, Self::Rest];
+
+    /// Number of its lock.
+    fn lock(self) -> i32 {
+        LOCKS + self as i32
+    }
+}
+
+/// Parts that reads and writes need; clones share them.
+#[derive(Clone)]
+pub(super) struct Transactor(Arc<Shared>);
+
+struct Shared {
+    connector: Connector,
+    sessions: Sessions,
+    feed: ChangeFeed,
+    condition: ServerCondition,
+    /// One write of each domain at a time: those that wait have no connection meanwhile.
+    turns: BTreeMap<Domain, Mutex<()>>,
+}
+
+/// A value of a write that changes no answer.
+pub(super) fn quiet<T>(value: T) -> (Changes, T) {
+    (Changes::default(), value)
+}
+
+impl Transactor {
+    pub(super) fn new(
+        connector: Connector,
+        feed: ChangeFeed,
+        condition: ServerCondition,
+    ) -> Result<Self, Error> {
+        let sessions = Sessions::new(&connector)?;
+        let turns = Domain::ALL.into_iter().map(|domain| (domain, Mutex::new(()))).collect();
+        Ok(Self(Arc::new(Shared { connector, sessions, feed, condition, turns })))
+    }
+
+    pub(super) fn feed(&self) -> &ChangeFeed {
+        &self.0.feed
+    }
+
+    pub(super) fn condition(&self) -> &ServerCondition {
+        &self.0.condition
+    }
+
+    pub(super) fn connector(&self) -> &Connector {
+        &self.0.connector
+    }
+
+    pub(super) fn close(&self) {
+        self.0.sessions.close();
+    }
+
+    pub(super) async fn session(&self) -> Result<DatabaseSession, Error> {
+        self.0.sessions.get().await
+    }
+
+    pub(super) async fn read<D: Sync, T>(&self, data: D, work: Work<D, T>) -> Result<T, Error> {
+        // Where nobody answers, whoever waits for that asks again.
+        let is_live = self.0.feed.is_live();
+        let mut tries = Tries::within(if is_live { READ_AGAIN_FOR } else { Duration::ZERO });
+        let time = if is_live { READ_FOR } else { HANGING_READ_FOR };
+        loop {
+            let outcome = self.try_read(&data, work, time).await;
+            self.0.condition.note_read(&outcome);
+            match outcome {
+                Err(error) if tries.again_after(&error).await => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn try_read<D: Sync, T>(&self, data: &D, work: Work<D, T>, time: Duration) -> Result<T, Error> {
+        let session = timeout(time, self.session()).await.map_err(|_| Error::Slow(time))??;
+        match timeout(time, work(&session, data)).await {
+            Ok(outcome) => outcome,
+            Err(_) => {
+                session.discard();
+                Err(Error::Slow(time))
+            }
+        }
+    }
+
+    /// Runs a write in one transaction. It is done to its end also when the caller has gone: its changes are
+    /// told before anyone can learn that it is done.
+    pub(super) async fn write<D: Send + Sync + 'static, T: Send + 'static>(
+        &self,
+        domain: Domain,
+        data: D,
+        work: Work<D, (Changes, T)>,
+    ) -> Result<T, Error> {
+        let database = self.clone();
+        let written = self.0.connector.runtime().spawn(async move {
+            let outcome = database.write_here(domain, &data, work).await;
+            database.0.condition.note_write(&outcome);
+            outcome
+        });
+        match written.await {
+            Ok(outcome) => outcome,
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The runtime ends.
+            Err(error) => Err(Error::Away(Box::new(error))),
+        }
+    }
+
+    async fn write_here<D: Sync, T>(
+        &self,
+        domain: Domain,
+        data: &D,
+        work: Work<D, (Changes, T)>,
+    ) -> Result<T, Error> {
+        let mut tries = Tries::within(WRITE_AGAIN_FOR);
+        let _turn = match self.0.turns.get(&domain) {
+            Some(turn) => Some(turn.lock().await),
+            None => None,
+        };
+        loop {
+            match self.try_write(domain, data, work, &mut tries).await {
+                Err(error) if tries.again_after(&error).await => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn try_write<D: Sync, T>(
+        &self,
+        domain: Domain,
+        data: &D,
+        work: Work<D, (Changes, T)>,
+        tries: &mut Tries,
+    ) -> Result<T, Error> {
+        let session = self.session().await?;
+        let transaction = async {
+            session.batch("BEGIN").await?;
+            let lock =
+                "SELECT pg_advisory_xact_lock($1, hashtext(current_schema())), pg_current_xact_id()::text";
+            let id: String = column(&session.one(lock, &[&domain.lock()]).await?, 1)?;
+            let (changes, value) = work(&session, data).await?;
+            let sequence = record(&session, &changes).await?;
+            Ok::<_, Error>((id, sequence, changes, value))
+        };
+        let (id, sequence, changes, value) = match timeout(WRITE_FOR, transaction).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(error)) => {
+                match session.batch("ROLLBACK").await {
+                    Ok(()) => {}
+                    Err(_) => session.discard(),
+                }
+                return Err(error);
+            }
+            Err(_) => {
+                session.discard();
+                return Err(Error::Slow(WRITE_FOR));
+            }
+        };
+        let committed = match timeout(READ_FOR, session.batch("COMMIT")).await {
+            Ok(committed) => committed,
+            Err(_) => Err(Error::Slow(READ_FOR)),
+        };
+        match committed {
+            Ok(()) => drop(session),
+            Err(error) if error.is_rolled_back() => return Err(error),
+            Err(error) => {
+                session.discard();
+                if !self.was_committed(&id, tries).await? {
+                    return Err(error);
+                }
+            }
+        }
+        if let Some(sequence) = sequence {
+            self.0.feed.committed(&self.0.sessions, sequence, changes).await;
+        }
+        Ok(value)
+    }
+
+    /// The fate of a transaction whose commit was not answered.
+    async fn was_committed(&self, id: &str, tries: &mut Tries) -> Result<bool, Error> {
+        loop {
+            let asked = async {
+                let session = self.session().await?;
+                let row = session.one("SELECT pg_xact_status($1::text::xid8)", &[&id]).await?;
+                column::<Option<String>>(&row, 0)
+            };
+            match asked.await {
+                Ok(Some(status)) if status == "committed" => return Ok(true),
+                Ok(Some(status)) if status == "aborted" => return Ok(false),
+                // A number that the server has not given yet: it is another one, which lacks the transaction.
+                Err(Error::Sql(_)) => return Ok(false),
+                // The server has not noticed yet that we are gone, or is away.
+                Ok(_) | Err(_) => {
+                    if !tries.pause().await {
+                        return Err(Error::Unknown);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Records the changes of a transaction for all servers, and gives their number. The last statement: the lock
+/// of that number is held until the commit.
+async fn record(session: &DatabaseSession, changes: &Changes) -> Result<Option<u64>, Error> {
+    if changes.is_empty() {
+        return Ok(None);
+    }
+    let sql = "WITH next AS (UPDATE change_position SET latest = latest + 1 RETURNING latest) \
+        INSERT INTO change (sequence, added, changed, removed, everything) SELECT latest, $1, $2, $3, $4 FROM next \
+        RETURNING sequence, pg_notify('ondine_' || current_schema(), sequence::text)";
+    let texts = |hashes: &[narinfo::StorePathHash]| -> Vec<String> {
+        hashes.iter().map(|hash| hash.as_str().to_owned()).collect()
+    };
+    let [added, changed, removed] =
+        [&changes.added, &changes.changed, &changes.removed].map(|all| texts(all));
+    let row = session.one(sql, &[&added, &changed, &removed, &changes.everything]).await?;
+    Ok(Some(crate::index::columns::unsigned(column(&row, 0)?)))
+}
+
+/// Tries of one request, with growing pauses between them.
+struct Tries {
+    until: Instant,
+    pause: Duration,
+}
+
+impl Tries {
+    fn within(bound: Duration) -> Self {
+        Self { until: Instant::now() + bound, pause: PAUSE }
+    }
+
+    /// Pauses before another try. False where this was the last one, or another one is of no use.
+    async fn again_after(&mut self, error: &Error) -> bool {
+        (error.is_away() || error.is_rolled_back()) && self.pause().await
+    }
+
+    /// False once the time is over.
+    async fn pause(&mut self) -> bool {
+        if Instant::now() + self.pause >= self.until {
+            return false;
+        }
+        sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        true
+    }
+}

@@ -1,0 +1,224 @@
+//! A PostgreSQL of its own, in a folder that is thrown away. One is shared by all tests of a program, each of
+//! which gets a schema; a test that stops or kills its server starts another one.
+
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use super::process::{Finished, Signal, run, signal, spawn, wait_until};
+use super::store::{Folder, text};
+
+/// Time limit until it answers.
+const START_LIMIT: Duration = Duration::from_secs(60);
+/// Folder of the releases that Debian has.
+const RELEASES: &str = "/usr/lib/postgresql";
+/// Runs the server until its standard input ends: it goes with the test, however that ends.
+const WRAPPER: &str = "\"$@\" & server=$!; echo $server >\"$PID_FILE\"; read -r _; kill -s QUIT $server; \
+    kill -s CONT $server; wait $server; rm -rf \"$REMOVE\"";
+/// For tests, which lose nothing that matters with the machine.
+const OPTIONS: [&str; 5] = [
+    "fsync=off",
+    "max_connections=300",
+    "shared_buffers=64MB",
+    "listen_addresses=",
+    "log_min_messages=warning",
+];
+
+/// A running PostgreSQL.
+pub struct PostgresServer {
+    folder: Folder,
+    wrapper: Option<Child>,
+    user: Option<PostgresUser>,
+    schemas: AtomicU32,
+}
+
+/// The user that PostgreSQL runs as, where this is root.
+#[derive(Clone, Copy)]
+struct PostgresUser {
+    id: u32,
+    group: u32,
+}
+
+impl PostgresServer {
+    /// The server that all tests of this program share.
+    #[track_caller]
+    pub fn shared() -> &'static PostgresServer {
+        static SHARED: OnceLock<PostgresServer> = OnceLock::new();
+        SHARED.get_or_init(PostgresServer::start)
+    }
+
+    /// A server of its own.
+    #[track_caller]
+    pub fn start() -> PostgresServer {
+        let folder = Folder::new();
+        let user = postgres_user();
+        if let Some(PostgresUser { id, group }) = user {
+            chown(folder.path(), Some(id), Some(group)).expect("this is root");
+        }
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("it is ours");
+        let mut server = PostgresServer { folder, wrapper: None, user, schemas: AtomicU32::new(0) };
+        let data = server.data();
+        let mut initdb = server.command("initdb");
+        initdb.args([
+            "--no-sync",
+            "--auth=trust",
+            "--username=postgres",
+            "--encoding=UTF8",
+            "--locale=C",
+            "-D",
+        ]);
+        initdb.arg(data);
+        run(initdb).must_succeed();
+        server.restart();
+        server
+    }
+
+    /// Starts it again, after [`PostgresServer::kill`].
+    #[track_caller]
+    pub fn restart(&mut self) {
+        let pid_file = self.folder.path().join("pid");
+        let log =
+            std::fs::File::create(self.folder.path().join("log")).expect("the folder can be written to");
+        let server = self.command("postgres");
+        let mut wrapper = Command::new("/bin/sh");
+        wrapper.args(["-c", WRAPPER, "sh"]).arg(server.get_program()).args(server.get_args());
+        wrapper.arg("-D").arg(self.data()).arg("-k").arg(self.folder.path());
+        wrapper.args(OPTIONS.iter().flat_map(|option| ["-c", option]));
+        wrapper.env("PID_FILE", &pid_file).env("REMOVE", self.folder.path());
+        wrapper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
+        self.wrapper = Some(spawn(&mut wrapper));
+        wait_until("PostgreSQL answers", START_LIMIT, || self.try_sql("SELECT 1").succeeded());
+    }
+
+    /// Kills it with all its connections, as a crash does.
+    pub fn kill(&mut self) {
+        self.signal(Signal::Kill);
+        if let Some(mut wrapper) = self.wrapper.take() {
+            // What is left of the data is needed by the next start.
+            signal(&[wrapper.id()], Signal::Kill);
+            let _ = wrapper.wait();
+        }
+        // The process that these name is not waited for by all systems at once.
+        for left in [".s.PGSQL.5432", ".s.PGSQL.5432.lock", "data/postmaster.pid"] {
+            let _ = std::fs::remove_file(self.folder.path().join(left));
+        }
+        // Its children end by themselves.
+        std::thread::sleep(Duration::from_millis(300));
+    }
+
+    /// Freezes or unfreezes all of it.
+    pub fn signal(&self, name: Signal) {
+        let main = self.main_process();
+        let listed = Command::new("ps").args(["-o", "pid=", "--ppid", &main.to_string()]).output();
+        let listed = String::from_utf8_lossy(&listed.expect("procps is there").stdout).into_owned();
+        let mut all = vec![main];
+        all.extend(listed.split_ascii_whitespace().filter_map(|id| id.parse::<u32>().ok()));
+        signal(&all, name);
+    }
+
+    /// URL of a schema that nobody has used.
+    #[track_caller]
+    pub fn schema(&self) -> String {
+        let name = format!("test{}", self.schemas.fetch_add(1, Ordering::Relaxed));
+        self.sql(&format!("CREATE SCHEMA {name}"));
+        self.url_of(&name)
+    }
+
+    /// URL of a schema.
+    pub fn url_of(&self, schema: &str) -> String {
+        let folder = text(self.folder.path()).replace('/', "%2F");
+        format!("postgres:///postgres?host={folder}&user=postgres&options=-csearch_path%3D{schema}")
+    }
+
+    /// Runs a statement, and gives what it says.
+    #[track_caller]
+    pub fn sql(&self, statement: &str) -> String {
+        self.try_sql(statement).must_succeed().text()
+    }
+
+    fn try_sql(&self, statement: &str) -> Finished {
+        let mut psql = self.command("psql");
+        psql.args([
+            "-X",
+            "-q",
+            "-A",
+            "-t",
+            "-U",
+            "postgres",
+            "-h",
+            text(self.folder.path()),
+            "-c",
+            statement,
+            "postgres",
+        ]);
+        run(psql)
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn main_process(&self) -> u32 {
+        let written = std::fs::read_to_string(self.folder.path().join("pid")).expect("it was started");
+        written.trim().parse().expect("a number")
+    }
+
+    /// A program of PostgreSQL, as its user.
+    fn command(&self, program: &str) -> Command {
+        let path = program_path(program);
+        let mut command = match self.user {
+            None => Command::new(path),
+            Some(PostgresUser { id, group }) => {
+                let mut command = Command::new("setpriv");
+                command.args([
+                    format!("--reuid={id}"),
+                    format!("--regid={group}"),
+                    "--clear-groups".to_owned(),
+                ]);
+                command.arg("--").arg(path);
+                command
+            }
+        };
+        command.current_dir("/");
+        command
+    }
+}
+
+impl Drop for PostgresServer {
+    fn drop(&mut self) {
+        if let Some(mut wrapper) = self.wrapper.take() {
+            // Its standard input ends.
+            drop(wrapper.stdin.take());
+            let _ = wrapper.wait();
+        }
+    }
+}
+
+/// A program of the newest release, or a failed test with what to install.
+#[track_caller]
+fn program_path(program: &str) -> PathBuf {
+    let releases = std::fs::read_dir(RELEASES).into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> = releases.map(|release| release.path().join("bin").join(program)).collect();
+    found.retain(|path| path.exists());
+    found.sort();
+    found.pop().unwrap_or_else(|| panic!("there is no {program}; it comes with: apt-get install postgresql"))
+}
+
+/// `None` where this is not root: PostgreSQL runs as whoever runs the tests.
+#[track_caller]
+fn postgres_user() -> Option<PostgresUser> {
+    let id = |flag: &str, user: &[&str]| -> Option<u32> {
+        let output = Command::new("id").arg(flag).args(user).output().ok()?;
+        String::from_utf8(output.stdout).ok()?.trim().parse().ok()
+    };
+    if id("-u", &[]) != Some(0) {
+        return None;
+    }
+    let user = ["postgres"];
+    let found = id("-u", &user).zip(id("-g", &user));
+    let (id, group) = found.expect("there is no user postgres; it comes with: apt-get install postgresql");
+    Some(PostgresUser { id, group })
+}
