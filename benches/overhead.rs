@@ -5,14 +5,12 @@
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use support::addresses::narinfo_address;
-use support::http::connect;
-use support::{Cache, Derivation, text};
+use support::Cache;
+use support::burst::{self, asked_at_once, realised};
 
 const BUILDS: usize = 200;
 const ROUNDS: usize = 5;
@@ -21,45 +19,7 @@ const ADDED_MAX: f64 = 15.0;
 
 /// New derivations, in the store and not built: each with its output.
 fn instantiate(cache: &Cache, round: &str) -> Vec<(PathBuf, PathBuf)> {
-    let trivial = |n| Derivation::new(&format!("trivial-{round}-{n}"), &format!("echo {n} > $out")).to_nix();
-    let all: Vec<String> = (0..BUILDS).map(trivial).collect();
-    let drvs = cache.store.nix_instantiate(&format!("[ {} ]", all.join(" ")));
-    let mut arguments = vec!["--query", "--outputs"];
-    arguments.extend(drvs.iter().map(|drv| text(drv)));
-    let outputs: Vec<PathBuf> = cache.store.nix_store(&arguments).lines().map(PathBuf::from).collect();
-    assert_eq!((drvs.len(), outputs.len()), (BUILDS, BUILDS));
-    drvs.into_iter().zip(outputs).collect()
-}
-
-/// Time of `nix-store --realise`, told to build one at a time.
-fn realised(cache: &Cache, wanted: &[(PathBuf, PathBuf)]) -> Duration {
-    let mut arguments = vec!["--realise", "--max-jobs", "1"];
-    arguments.extend(wanted.iter().map(|(drv, _)| text(drv)));
-    let command = cache.store.command_through_daemon("nix-store", &arguments);
-    let begun = Instant::now();
-    support::process::run(command).must_succeed();
-    begun.elapsed()
-}
-
-/// Time until the last of all is served, asked for all at once, each in its own connection.
-fn asked_at_once(cache: &Cache, wanted: &[(PathBuf, PathBuf)]) -> Duration {
-    let begun = Instant::now();
-    let asked: Vec<_> = wanted
-        .iter()
-        .map(|(_, output)| {
-            let mut stream = connect(cache.ondine.address());
-            let address = narinfo_address(output);
-            let request = format!("GET {address} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).expect("sent");
-            stream
-        })
-        .collect();
-    for mut stream in asked {
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("an answer");
-        assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("\nStorePath: "), "{answer}");
-    }
-    begun.elapsed()
+    burst::instantiate(&cache.store, &format!("trivial-{round}"), BUILDS, |n| format!("echo {n} > $out"))
 }
 
 /// Time to ask for one after the other.
@@ -83,7 +43,7 @@ fn main() -> ExitCode {
     for round in 0..ROUNDS {
         let new = |of: &str| instantiate(&cache, &format!("{of}{round}"));
         let (a, b, c) = (new("a"), new("b"), new("c"));
-        nix.push(realised(&cache, &a));
+        nix.push(realised(&cache.store, &["--max-jobs", "1"], &a));
         at_once.push(asked_at_once(&cache, &b));
         in_turn.push(asked_in_turn(&cache, &c));
     }

@@ -20,6 +20,8 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 pub struct Builder {
     name: String,
     port: u16,
+    /// Its Nix, without a daemon.
+    nix: Launcher,
     sshd: Option<Child>,
     /// Its store, where that is small.
     disk: Option<SmallDisk>,
@@ -63,10 +65,29 @@ impl Builder {
         }
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
         let port = free.expect("the loopback interface has a free port").port();
-        let mut builder = Builder { name: name.to_owned(), port, sshd: None, disk, folder };
+        let name = name.to_owned();
+        let mut builder = Builder { name, port, nix: launcher, sshd: None, disk, folder };
         builder.configure(&script);
         builder.start_again();
         builder
+    }
+
+    /// Adds lines to its nix.conf.
+    #[track_caller]
+    pub fn configure_nix(&self, lines: &str) {
+        let file = self.folder.path().join("etc/nix.conf");
+        let before = std::fs::read_to_string(&file).expect("it was written");
+        write(&file, &format!("{before}{lines}\n"));
+    }
+
+    /// A command of its Nix on its own store.
+    pub fn nix_command(&self, program: &str, arguments: &[&str]) -> Command {
+        self.nix.clone().variable("NIX_REMOTE", "local").command(program, arguments)
+    }
+
+    /// True where a path is valid in its store.
+    pub fn has(&self, path: &Path) -> bool {
+        run(self.nix_command("nix-store", &["--check-validity", text(path)])).succeeded()
     }
 
     fn configure(&self, script: &Path) {
@@ -168,6 +189,14 @@ impl Builder {
         let key = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, key.trim());
         let client = self.folder.path().join("client");
         format!("ssh-ng://root@127.0.0.1:{} {system} {} {slots} 1 - - {key}", self.port, client.display())
+    }
+
+    /// Options of ssh with which a Nix logs in that names no port.
+    pub fn ssh_options(&self) -> String {
+        let at = self.folder.path();
+        let (key, hosts) = (at.join("client"), at.join("known-hosts"));
+        let files = format!("-F /dev/null -i {} -o UserKnownHostsFile={}", key.display(), hosts.display());
+        format!("{files} -p {} -o BatchMode=yes", self.port)
     }
 
     /// Text of sshd's log.

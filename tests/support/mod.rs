@@ -8,6 +8,7 @@
 pub mod addresses;
 pub mod browser;
 pub mod builder;
+pub mod burst;
 pub mod cache;
 pub mod client;
 pub mod crowd;
