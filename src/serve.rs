@@ -205,6 +205,7 @@ impl Server {
             daemon_logs: daemons.logs.clone(),
             auth: auth.clone(),
             builds: builds.scheduler.clone(),
+            drained: builds.drained.clone(),
             names: builds.names.clone(),
             catalogue: builds.catalogue.clone(),
             upstreams: caches.upstreams.clone(),

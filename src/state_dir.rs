@@ -12,6 +12,8 @@ pub const INDEX: &str = "index.sqlite";
 pub const NARS: &str = "nar";
 /// Folder of the keys that hosts of builders may have.
 pub const KNOWN_HOSTS: &str = "known-hosts";
+/// Folder of the names of drained builders.
+pub const DRAINED: &str = "drained";
 /// The folder of what is recorded beside them.
 pub const LEDGER: &str = "ledger";
 /// The lock of the server that runs.

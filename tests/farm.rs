@@ -41,6 +41,14 @@ fn wait_for_state(cache: &Cache, name: &str, state: &str) {
     });
 }
 
+/// Drains or resumes a builder.
+#[track_caller]
+fn change(cache: &Cache, verb: &str, name: &str) {
+    let mut command = cache.ondine.command("builders");
+    command.args([verb, name, "--state-dir", support::text(&cache.ondine.state_dir())]);
+    run(command).must_succeed();
+}
+
 /// A derivation that notes where it is built, waits at a gate, and makes a file.
 fn gated(store: &NixStore, starts: &Path, gate: &Gate, name: &str) -> Derivation {
     let script = format!("{}{}echo {name} > $out", note_start(store, starts, name), gate.script(name));
@@ -276,6 +284,117 @@ fn a_server_that_is_killed_goes_on_with_what_its_builders_were_at() {
     });
     let inputs = noted(&starts).iter().filter(|line| line.starts_with("input")).count();
     assert_eq!(inputs, 1, "what was built is not built again");
+}
+
+#[test]
+fn what_a_builder_has_built_for_a_server_that_was_killed_is_taken_from_there() {
+    let store = NixStore::new(Release::Host);
+    let (starts, gate) = (store.folder().join("starts"), store.gate());
+    let first = Builder::start(&store, &Release::Host, "first");
+    let other = Builder::start(&store, &Release::Host, "other");
+    let top = store.instantiate(&gated(&store, &starts, &gate, "top"));
+    let exported = store.folder().join("exported");
+    let export = format!("nix-store --export {} > {}", top.drv.display(), exported.display());
+    run(store.command("sh", &["-c", &export])).must_succeed();
+    let tables = format!("{}{}", first.table("weight = 2"), other.table(""));
+    let mut cache = serve(store, &format!("lanes = 0\n{tables}"));
+    for name in ["first", "other"] {
+        wait_for_state(&cache, name, "up");
+    }
+    let asked = cache.ask_in_background(top.out());
+    gate.wait_for_starts(1);
+    cache.ondine.kill9();
+    drop(asked);
+    gate.open();
+    // As if it had come to its end there in the moment of the kill.
+    let import = format!("nix-store --import < {}", exported.display());
+    run(other.nix_command("sh", &["-c", &import])).must_succeed();
+    run(other.nix_command("nix-store", &["--realise", support::text(&top.drv)])).must_succeed();
+    cache.ondine.start_again();
+    wait_until("it is served", SOON, || {
+        cache.http.get(&format!("/cached{}", support::addresses::narinfo_address(top.out()))).status == 200
+    });
+    assert_eq!(noted(&starts), ["top first", "top other"], "it is not built again");
+    wait_until("the server tells of it", SOON, || {
+        cache.ondine.log().contains("built before the server was started")
+    });
+}
+
+#[test]
+fn a_builder_that_fails_what_another_one_builds_is_told_and_another_one_is_tried() {
+    let store = NixStore::new(Release::Host);
+    let starts = store.folder().join("starts");
+    let (one, two) =
+        (Builder::start(&store, &Release::Host, "one"), Builder::start(&store, &Release::Host, "two"));
+    let script = format!(
+        "{}read -r machine < {}/machine || :\nif [ $machine = one ]; then exit 3; fi\necho made > $out",
+        note_start(&store, &starts, "fussy"),
+        store.folder().display()
+    );
+    let fussy = store.instantiate(&Derivation::new("fussy", &script));
+    let tables = format!("{}{}", one.table("weight = 2"), two.table(""));
+    let cache = serve(store, &format!("lanes = 0\n{tables}"));
+    for name in ["one", "two"] {
+        wait_for_state(&cache, name, "up");
+    }
+    assert_eq!(cache.ask(fussy.out()).status, 404);
+    let mut retry = cache.ondine.command("retry");
+    let state_dir = cache.ondine.state_dir();
+    retry.args([support::text(&fussy.drv), "--state-dir", support::text(&state_dir)]);
+    run(retry).must_succeed();
+    assert_narinfo(&cache.ask(fussy.out()), fussy.out());
+    assert_eq!(noted(&starts), ["fussy one", "fussy two"]);
+    for builder in builders(&cache) {
+        assert_eq!(builder["disagreements"], 1, "{builder}");
+        let told = builder["last_disagreement"].as_str().unwrap_or_default();
+        assert!(told.ends_with("-fussy.drv failed on one, and was built on two"), "{builder}");
+    }
+    assert!(cache.ondine.log().contains("two builders disagree"));
+}
+
+#[test]
+fn what_is_built_on_two_machines_is_compared_and_what_was_first_is_served() {
+    let store = NixStore::new(Release::Host);
+    let starts = store.folder().join("starts");
+    let (one, two) =
+        (Builder::start(&store, &Release::Host, "one"), Builder::start(&store, &Release::Host, "two"));
+    let drv = |name: &str, what: &str| {
+        let script = format!("{}echo {what} > $out", note_start(&store, &starts, name));
+        store.instantiate(&Derivation::new(name, &script))
+    };
+    let (steady, whim) = (drv("steady", "always"), drv("whim", "$RANDOM $RANDOM"));
+    let cache = serve(store, &format!("lanes = 0\nrepeat = 2\n{}{}", one.table(""), two.table("")));
+    for (made, same) in [(steady, true), (whim, false)] {
+        let hash = cache.narinfo(made.out());
+        let mut path = serde_json::Value::Null;
+        wait_until("it is compared", SOON, || {
+            let name = support::addresses::base_name(made.out());
+            let answer = cache.http.get(&format!("/api/v1/paths/{}", &name[..32]));
+            path = serde_json::from_slice(&answer.body).expect("JSON");
+            path["comparison"].is_object()
+        });
+        assert_eq!(path["comparison"]["same"], same, "{path}");
+        let other = path["comparison"]["upstream"].as_str().unwrap_or_default();
+        assert!(other == "builder one" || other == "builder two", "{path}");
+        let field = |narinfo: &str| support::addresses::field(narinfo, "NarHash").to_owned();
+        assert_eq!(field(&cache.narinfo(made.out())), field(&hash), "what was first is served");
+    }
+    assert_eq!(noted(&starts).len(), 4, "each is built twice: {:?}", noted(&starts));
+}
+
+#[test]
+fn a_drained_builder_is_drained_after_a_restart_too() {
+    let store = NixStore::new(Release::Host);
+    let builder = Builder::start(&store, &Release::Host, "far");
+    let mut cache = serve(store, &builder.table(""));
+    change(&cache, "drain", "far");
+    cache.ondine.kill9();
+    cache.ondine.start_again();
+    wait_for_state(&cache, "far", "drained");
+    change(&cache, "resume", "far");
+    cache.ondine.kill9();
+    cache.ondine.start_again();
+    wait_for_state(&cache, "far", "up");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::time::Duration;
 
-use ondine::build::queue::{Policy, Queue};
+use ondine::build::queue::{PlaceClass, Policy, Queue};
 
 /// Kinds of slots; a derivation can be built on one or two of them.
 const KINDS: u64 = 3;
@@ -84,7 +84,10 @@ impl<'w> Farm<'w> {
         let (id, new) = self.queue.ask(&wanted);
         if new {
             let needs = self.world.closure(wanted, &self.built);
-            self.queue.plan(id, needs, Duration::from_millis(self.now));
+            // The kinds of slots, as bits of a number.
+            let class =
+                |drv: &u32| PlaceClass(self.world.kinds[*drv as usize].iter().map(|kind| 1 << kind).sum());
+            self.queue.plan_placed(id, needs, Duration::from_millis(self.now), class);
         }
     }
 

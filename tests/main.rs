@@ -32,6 +32,7 @@ mod evaluation_trouble;
 mod eviction;
 mod failures;
 mod farm;
+mod farm_faults;
 mod fetching;
 mod files;
 mod fixtures;

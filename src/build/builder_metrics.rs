@@ -25,9 +25,13 @@ pub(super) fn write(builders: &[BuilderView], out: &mut String) {
     let builds: Family<Labels, Counter> = Family::default();
     let help = "Builds on the machine: built, failed, or lost with it and built elsewhere";
     registry.register("builds", help, builds.clone());
+    let disagreements: Family<Labels, Counter> = Family::default();
+    let help = "Derivations that failed on the machine and were built on another one, or the reverse";
+    registry.register("disagreements", help, disagreements.clone());
     for builder in builders {
         let label = || vec![("builder", builder.name.clone())];
         up.get_or_create(&label()).set((builder.state == BuilderState::Up).into());
+        disagreements.get_or_create(&label()).inc_by(builder.disagreements);
         slots.get_or_create(&label()).set(count(builder.slots));
         running.get_or_create(&label()).set(count(builder.running.len()));
         for (outcome, times) in [("built", builder.built), ("failed", builder.failed), ("lost", builder.lost)]

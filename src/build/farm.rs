@@ -10,6 +10,8 @@ use narinfo::{Derivation, StorePath};
 
 use crate::nix::{Capabilities, Machine, SshMachine};
 
+/// Weight of a builder without one of its own.
+pub const WEIGHT: u32 = 1;
 /// Name of the local Nix daemon among the builders.
 pub const LOCAL: &str = "local";
 
@@ -29,6 +31,8 @@ pub struct BuilderSettings {
     pub slots: NonZeroUsize,
     /// Speed in comparison with others.
     pub speed: f64,
+    /// Preference before others, whatever is to be copied there.
+    pub weight: u32,
     /// Silence after which it counts as lost.
     pub silent_max: Option<Duration>,
 }
@@ -43,7 +47,7 @@ pub struct FarmSettings {
 }
 
 /// Names a machine of the farm.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MachineId(pub(in crate::build) usize);
 
 /// A machine that builds.
@@ -59,6 +63,8 @@ pub struct FarmMachine {
     pub slots: NonZeroUsize,
     /// Speed in comparison with others.
     pub speed: f64,
+    /// Preference before others, whatever is to be copied there.
+    pub weight: u32,
 }
 
 /// All machines that build.
@@ -91,6 +97,7 @@ impl Farm {
             machine: Machine::default(),
             slots,
             speed: 1.0,
+            weight: WEIGHT,
         });
         let remote = settings.builders.iter().map(|builder| FarmMachine {
             name: builder.name.clone(),
@@ -98,6 +105,7 @@ impl Farm {
             machine: builder.machine.clone(),
             slots: builder.slots,
             speed: builder.speed,
+            weight: builder.weight,
         });
         Self { machines: local.into_iter().chain(remote).collect() }
     }
@@ -105,6 +113,11 @@ impl Farm {
     /// The machines with their names.
     pub(in crate::build) fn machines(&self) -> impl Iterator<Item = (MachineId, &FarmMachine)> {
         self.machines.iter().enumerate().map(|(number, machine)| (MachineId(number), machine))
+    }
+
+    /// Names of the machines.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.machines.iter().map(|machine| machine.name.as_str())
     }
 
     /// True where nothing but the local Nix daemon builds.
@@ -181,6 +194,7 @@ mod tests {
             machine: Machine { systems: set(systems), features: set(features), mandatory: set(mandatory) },
             slots: NonZeroUsize::MIN,
             speed: 1.0,
+            weight: WEIGHT,
             silent_max: None,
         }
     }

@@ -3,6 +3,7 @@
 
 mod admission;
 mod builder_metrics;
+mod drained;
 mod failures;
 mod farm;
 pub mod forecast;
@@ -24,8 +25,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::model::Failure;
+pub use drained::DrainedBuilders;
 pub use failures::Failures;
-pub use farm::{BuilderSettings, Farm, FarmSettings, LOCAL};
+pub use farm::{BuilderSettings, Farm, FarmSettings, LOCAL, WEIGHT};
 pub use log::{Log, Logs, Settings as LogSettings, plain_line};
 use prebuild::allowance::Allowance;
 pub use queue::{Overtaking, Policy};
@@ -64,6 +66,8 @@ pub struct Settings {
     pub build_max: Option<Duration>,
     /// Silence of one build at most.
     pub silent_max: Option<Duration>,
+    /// True where each derivation is built on a second machine, too, to compare the outputs.
+    pub repeat: bool,
     /// Hours and seconds a day in which something may be built before anyone asks, if ever.
     pub prebuild: Option<Allowance>,
 }
@@ -84,6 +88,7 @@ impl Default for Settings {
             cores: 0,
             build_max: None,
             silent_max: None,
+            repeat: false,
             prebuild: None,
         }
     }

@@ -83,6 +83,8 @@ pub struct BuilderView {
     pub slots: usize,
     /// Speed in comparison with others.
     pub speed: f64,
+    /// Preference before others.
+    pub weight: u32,
     /// Builds that run there.
     pub running: Vec<RunningView>,
     /// Builds that ended well there since the server was started.
@@ -95,6 +97,10 @@ pub struct BuilderView {
     pub last_error: Option<String>,
     /// Time of that, in Unix seconds.
     pub last_error_at: Option<u64>,
+    /// Derivations that failed there and were built elsewhere, or the reverse.
+    pub disagreements: u64,
+    /// The latest of them, in words.
+    pub last_disagreement: Option<String>,
     /// Release of Nix there.
     pub nix_version: Option<String>,
 }

@@ -82,14 +82,31 @@ fn builders(builders: &[BuilderStatus], screen: Screen) -> String {
             TableField::number(builder.built),
             TableField::number(builder.failed),
             TableField::number(builder.lost),
+            TableField::number(builder.disagreements),
             TableField::text(builder.nix_version.as_deref().unwrap_or_default()),
             TableField::short(&running.join(" "), ERROR_CHARS_MAX),
-            TableField::short(builder.last_error.as_deref().unwrap_or_default(), ERROR_CHARS_MAX),
+            TableField::short(trouble(builder), ERROR_CHARS_MAX),
         ]
     });
-    let headings =
-        ["BUILDER", "STATE", "SINCE", "LOAD", "BUILT", "FAILED", "LOST", "NIX", "BUILDING", "LAST ERROR"];
+    let headings = [
+        "BUILDER",
+        "STATE",
+        "SINCE",
+        "LOAD",
+        "BUILT",
+        "FAILED",
+        "LOST",
+        "DISAGREED",
+        "NIX",
+        "BUILDING",
+        "LAST TROUBLE",
+    ];
     screen.table(&headings, rows)
+}
+
+/// Reason why a builder was last lost, or else its latest disagreement with another one.
+fn trouble(builder: &BuilderStatus) -> &str {
+    builder.last_error.as_deref().or(builder.last_disagreement.as_deref()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -99,13 +116,14 @@ mod tests {
     #[test]
     fn each_builder_has_its_state_load_builds_and_last_error() {
         let list = r#"[{ "name": "far", "address": "nix@far", "state": "resting", "since": 0, "systems": [],
-            "features": [], "mandatory_features": [], "slots": 4, "speed": 1.0,
+            "features": [], "mandatory_features": [], "slots": 4, "speed": 1.0, "weight": 1,
             "running": [{ "derivation": "a.drv", "seconds": 61, "request": 1, "prebuild": false }],
             "built": 7, "failed": 1, "lost": 2, "last_error": "Connection refused", "last_error_at": 1,
+            "disagreements": 3, "last_disagreement": "b.drv failed on far, and was built on near",
             "nix_version": "2.34.8" }]"#;
         let list: Vec<BuilderStatus> = serde_json::from_str(list).expect("JSON");
         let table = builders(&list, Screen::default());
-        let expected = ["far", "resting", "1/4", "7", "1", "2", "2.34.8", "a.drv", "Connection refused"];
+        let expected = ["far", "resting", "1/4", "7", "1", "2", "3", "2.34.8", "a.drv", "Connection refused"];
         let line = table.lines().nth(1).expect("a row");
         assert!(expected.iter().all(|word| line.contains(word)), "{table}");
     }

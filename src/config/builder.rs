@@ -114,9 +114,17 @@ pub(super) const KEYS: &[Setting<RawBuilder>] = &[
     },
     Setting {
         name: "speed",
-        doc: "Speed in comparison with other builders. Of several that are equally suited the fastest is taken.",
+        doc: "Speed in comparison with other builders: a builder of speed 2 gets twice as many builds at a time as one of \
+              speed 1, as far as its slots go.",
         default: DefaultValue::Is("1"),
         value: &Number { accepted: 1..=1000, set: |to: &mut RawBuilder, speed: u16| to.speed = speed.into() },
+    },
+    Setting {
+        name: "weight",
+        doc: "Preference among builders. As long as a builder of a higher weight is free, nothing that it can build is \
+              started on one of a lower weight. The local Nix daemon has weight 1.",
+        default: DefaultValue::Is("1"),
+        value: &Number { accepted: 0..=1000, set: |to: &mut RawBuilder, weight: u32| to.weight = weight },
     },
     Setting {
         name: "max-silent",
@@ -144,6 +152,7 @@ pub(super) struct RawBuilder {
     mandatory: Vec<String>,
     slots: usize,
     speed: f64,
+    weight: u32,
     silent_max: Option<Duration>,
 }
 
@@ -202,6 +211,7 @@ pub(super) fn add(to: &mut SettingsDraft, read: RawBuilder, table: &RawTable) ->
         },
         slots: NonZeroUsize::new(read.slots).unwrap_or(NonZeroUsize::MIN),
         speed: read.speed,
+        weight: read.weight,
         silent_max: read.silent_max,
     };
     to.settings.farm.builders.push(builder);

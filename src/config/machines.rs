@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use narinfo::StoreDir;
 
-use crate::build::BuilderSettings;
+use crate::build::{BuilderSettings, WEIGHT};
 use crate::nix::{self, BuilderLine, SshMachine, SshTarget};
 
 /// Time limit of an operation of a builder's daemon that is no build.
@@ -71,6 +71,7 @@ fn of_line(line: &BuilderLine, store_dir: &StoreDir) -> Result<BuilderSettings, 
         machine: line.machine.clone(),
         slots: NonZeroUsize::new(line.slots).unwrap_or(NonZeroUsize::MIN),
         speed: line.speed,
+        weight: WEIGHT,
         silent_max: None,
     })
 }

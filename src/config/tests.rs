@@ -93,7 +93,7 @@ const ALL: &str = "\
     transient-failure-ttl = '1m'\nlanes = 2\novertake-budget = '0s'\novertake-share = 10\n\
     background-daemon = '/b'\nprebuild = '22:00-06:00'\nprebuild-time-per-day = '60s'\n\
     max-derivations-per-request = 7\nmax-queued = 5\nmax-queued-per-client = 2\nabandon-after = '9s'\n\
-    abandon-asked-after = '9m'\nunknown-wait = '9s'\n\
+    repeat = 2\nabandon-asked-after = '9m'\nunknown-wait = '9s'\n\
     upstream-lookup-timeout = '3s'\nnegative-ttl = '1m'\nnetrc-file = '/n'\nmax-upstream-nar-bytes = '8M'\n\
     state-dir = '/s'\nindex = 'postgres://h/d'\nindex-password-file = '/p'\nzstd-level = 3\nzstd-threads = 3\nmax-nar-store-bytes = '9G'\nmin-free-bytes = 9\n\
     eviction-grace = '3m'\nscrub-interval = '1d'\nkey-name = 'k-1'\nsigning-key = ['/k']\n\
@@ -101,6 +101,7 @@ const ALL: &str = "\
     max-request-burst = 9\ntrusted-keys = ['k-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=']\nkeep-pushed = '9d'\n\
     [[builder]]\nname = 'b'\nssh = 'nix@b:22'\nkey-file = '/k'\nknown-hosts = '/h'\nremote-program = 'p'\n\
     systems = ['a-linux']\nfeatures = ['kvm']\nmandatory-features = ['big']\nslots = 2\nspeed = 3\nmax-silent = '1m'\n\
+    weight = 2\ncache-url = 'https://c'\n\
     [[oidc]]\nissuer = 'https://i'\naudience = 'a'\nclaims = ['a=b']\nmay = ['pin']\nonly = ['p*']\n\
     [[upstream]]\nurl = 'https://cache.example.org'\npublic-keys = ['cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=']\n\
     priority = 4\nmode = 'redirect'\nconnect-timeout = '1s'\nstall-timeout = '9s'\ncredentials-file = '/c'\n\

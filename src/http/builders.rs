@@ -22,11 +22,19 @@ pub(super) fn change(call: Call<'_>) -> Option<ResponseFuture> {
         "resume" => false,
         _ => return None,
     };
-    let (name, builds) = (call.arguments[0].to_owned(), call.service.state.builds.clone());
+    let name = call.arguments[0].to_owned();
+    let (builds, drained) = (call.service.state.builds.clone(), call.service.state.drained.clone());
     Some(ResponseFuture::pending(async move {
         if !builds.drain(&name, drain) {
             return Err(Error::not_found(NoSuchBuilder(name)));
         }
+        let recorded = {
+            let name = name.clone();
+            tokio::task::spawn_blocking(move || drained.set(&name, drain)).await
+        };
+        recorded.unwrap_or_else(|panic| Err(std::io::Error::other(panic))).map_err(|error| {
+            Error::internal(&error, "it is so until the next start only, because that cannot be recorded")
+        })?;
         let done = if drain { "drained: nothing more is built on" } else { "resumed:" };
         Ok(answer::ready(answer::TEXT, format!("{done} {name}\n")))
     }))

@@ -62,7 +62,7 @@ use hyper::{HeaderMap, Method, Request, header};
 use tokio::sync::watch;
 
 use crate::auth::{Auth, RateLimits, has_token};
-use crate::build::{Failures, Logs, Scheduler};
+use crate::build::{DrainedBuilders, Failures, Logs, Scheduler};
 use crate::caller::{Action, Caller, CallerKey, may};
 use crate::catalogue::{Catalogue, NameResolver};
 use crate::contents::Contents;
@@ -146,6 +146,8 @@ pub struct AppState {
     pub auth: Auth,
     /// The queue.
     pub builds: Scheduler,
+    /// Record of drained builders.
+    pub drained: DrainedBuilders,
     /// Package sets.
     pub catalogue: Catalogue,
     /// Attributes by name.

@@ -7,10 +7,13 @@ use super::caches::Caches;
 use super::daemons::Daemons;
 use super::storage::Storage;
 use super::{Error, Settings};
-use crate::build::{Failures, Farm, LocalRunner, MachineRunner, RemoteRunner, Scheduler, Worker};
+use crate::build::{
+    DrainedBuilders, Failures, Farm, LocalRunner, MachineRunner, RemoteRunner, Scheduler,
+    Worker,
+};
 use crate::catalogue::{Catalogue, NameResolver, Refresher, Tools};
 use crate::nix::{Connections, DaemonAddress, Options, Pool};
-use crate::state_dir::{KNOWN_HOSTS, using};
+use crate::state_dir::{DRAINED, KNOWN_HOSTS, using};
 use crate::tasks::Tasks;
 
 /// Handles of what is built, and from what.
@@ -19,6 +22,7 @@ pub(super) struct Builds {
     pub(super) names: NameResolver,
     pub(super) failures: Failures,
     pub(super) scheduler: Scheduler,
+    pub(super) drained: DrainedBuilders,
     worker: Worker,
     refresher: Refresher,
 }
@@ -49,6 +53,10 @@ impl Builds {
         let refresher = Refresher { catalogue: catalogue.clone(), tools: tools.clone() };
         let farm = Farm::new(&settings.farm);
         let scheduler = Scheduler::open_farm(settings.build, farm.clone(), index).await?;
+        let drained = using(&state_dir.join(DRAINED), DrainedBuilders::open)?;
+        for name in farm.names().filter(|name| drained.has(name)) {
+            let _ = scheduler.drain(name, true);
+        }
         let runner = LocalRunner {
             connections: Connections::new(daemons.pool.clone()),
             upstreams: caches.upstreams.clone(),
@@ -74,7 +82,7 @@ impl Builds {
             settings: settings.build,
         };
         let names = NameResolver::new(catalogue.clone(), tools);
-        Ok(Self { catalogue, names, failures, scheduler, worker, refresher })
+        Ok(Self { catalogue, names, failures, scheduler, drained, worker, refresher })
     }
 
     /// Tasks that build and that refresh package sets.

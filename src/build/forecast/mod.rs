@@ -91,6 +91,11 @@ impl Forecaster {
         self.etas.finished(forecast, actual);
     }
 
+    /// Number of derivations whose kinds are known.
+    pub(super) fn len(&self) -> usize {
+        self.kinds.len()
+    }
+
     /// Forgets the kinds of derivations that are not in the queue any more.
     pub(super) fn retain(&mut self, waits: impl Fn(&StorePath) -> bool) {
         self.kinds.retain(|drv, _| waits(drv));

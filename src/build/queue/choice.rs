@@ -71,12 +71,10 @@ impl<D: Clone + Ord> Queue<D> {
     /// The next derivation to build where several places can build different ones, with the place that
     /// `place` chooses for it among those that are free: of the oldest request that has a ready one which
     /// some place can build. No derivation starts while an older request has another ready one that could
-    /// have the same place.
+    /// have the same place. Where `place` finds none, it is asked for no other derivation of that class.
     pub fn start_placed<P>(&mut self, now: Duration, place: impl Fn(&D) -> Option<P>) -> Option<(D, P)> {
-        let (drv, place) = self
-            .planned()
-            .flat_map(|(id, _)| self.ready_steps(id))
-            .find_map(|drv| Some((drv.clone(), place(drv)?)))?;
+        let heads = self.ready_heads().into_iter();
+        let (drv, place) = heads.map(|(_, drv)| drv).find_map(|drv| Some((drv.clone(), place(drv)?)))?;
         self.run_step(&drv, now)?;
         Some((drv, place))
     }
@@ -94,6 +92,7 @@ impl<D: Clone + Ord> Queue<D> {
             matches!(self.policy, Policy::Overtaking(_)) && Some(&owner) > self.requests.keys().next();
         let purpose = Purpose::Owner { id: owner, overtakes };
         self.running.insert(drv.clone(), ActiveBuild { since: now, purpose });
+        self.relist(drv);
         self.mark_started(owner);
         Some(())
     }
@@ -104,7 +103,7 @@ impl<D: Clone + Ord> Queue<D> {
     }
 
     fn oldest_ready(&self) -> Option<RequestId> {
-        self.planned().map(|(id, _)| id).find(|id| self.ready_step(*id).is_some())
+        self.ready_heads().first().map(|(owner, _)| *owner)
     }
 
     /// The shortest request that may go before older ones: everyone can bear that it takes as long as it may.
@@ -132,22 +131,10 @@ impl<D: Clone + Ord> Queue<D> {
             .map(|(id, _)| id)
     }
 
+    /// The first derivation of a request that could be built now, and is not being built.
     fn ready_step(&self, id: RequestId) -> Option<&D> {
-        self.ready_steps(id).next()
-    }
-
-    /// Derivations of a request that could be built now, and are not being built.
-    fn ready_steps(&self, id: RequestId) -> impl Iterator<Item = &D> {
-        let lacks = self.requests.get(&id).and_then(|request| request.lacks.as_ref());
-        lacks.into_iter().flatten().filter(|drv| {
-            !self.running.contains_key(*drv)
-                && self.steps.get(*drv).is_some_and(|step| step.waits_for.is_empty())
-        })
-    }
-
-    /// Derivations that could be built now and are not being built, those of the oldest request first.
-    pub fn ready(&self) -> impl Iterator<Item = &D> {
-        self.planned().flat_map(|(id, _)| self.ready_steps(id))
+        let lacks = self.requests.get(&id)?.lacks.as_ref()?;
+        lacks.iter().find(|drv| self.steps.get(*drv).is_some_and(|step| step.ready_at.is_some()))
     }
 
     /// Counts a derivation as running that nobody has asked for, and whose inputs are all built. False, and

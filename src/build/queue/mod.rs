@@ -5,6 +5,7 @@
 mod account;
 mod choice;
 mod questions;
+mod ready;
 #[cfg(test)]
 mod tests;
 
@@ -14,6 +15,8 @@ use std::time::Duration;
 use account::Account;
 pub use account::Overtaking;
 pub use choice::{Guess, Policy};
+pub use ready::PlaceClass;
+use ready::{ReadyPosition, ReadySteps};
 
 /// Names a request; never used twice. Older ones are smaller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,6 +47,9 @@ struct QueuedStep<D> {
     awaited_by: BTreeSet<D>,
     /// The requests that need it; the oldest one owns it.
     needed_by: BTreeSet<RequestId>,
+    class: PlaceClass,
+    /// Position among those that are ready, if it is.
+    ready_at: Option<ReadyPosition>,
 }
 
 /// A build that is under way.
@@ -96,12 +102,13 @@ pub struct Queue<D> {
     by_wanted: BTreeMap<D, RequestId>,
     /// Not one of these is built; those in `running` are under way.
     steps: BTreeMap<D, QueuedStep<D>>,
+    ready: ReadySteps<D>,
     running: BTreeMap<D, ActiveBuild>,
     /// Built while some request was not planned yet: its plan may be older than that.
     built_meanwhile: BTreeSet<D>,
     /// Requests that are no longer as they were saved.
     changed: BTreeSet<RequestId>,
-    unplanned: usize,
+    unplanned: BTreeSet<RequestId>,
     last_id: u64,
 }
 
@@ -120,10 +127,11 @@ impl<D: Clone + Ord> Queue<D> {
             requests: BTreeMap::new(),
             by_wanted: BTreeMap::new(),
             steps: BTreeMap::new(),
+            ready: ReadySteps::new(),
             running: BTreeMap::new(),
             built_meanwhile: BTreeSet::new(),
             changed: BTreeSet::new(),
-            unplanned: 0,
+            unplanned: BTreeSet::new(),
             last_id: 0,
         }
     }
@@ -178,7 +186,7 @@ impl<D: Clone + Ord> Queue<D> {
         self.last_id = self.last_id.max(id.0);
         self.by_wanted.insert(wanted.clone(), id);
         self.changed.insert(id);
-        self.unplanned += 1;
+        self.unplanned.insert(id);
         let request = Request {
             wanted,
             clients: 0,
@@ -193,7 +201,18 @@ impl<D: Clone + Ord> Queue<D> {
 
     /// Sets what a request lacks: each derivation with those of its inputs that are lacking, too. True when
     /// it lacks nothing (any more): then it has left the queue and can be delivered.
-    pub fn plan(&mut self, id: RequestId, mut needs: BTreeMap<D, BTreeSet<D>>, now: Duration) -> bool {
+    pub fn plan(&mut self, id: RequestId, needs: BTreeMap<D, BTreeSet<D>>, now: Duration) -> bool {
+        self.plan_placed(id, needs, now, |_| PlaceClass::default())
+    }
+
+    /// The same, with the class of each derivation. One that was in another class is in this one from now on.
+    pub fn plan_placed(
+        &mut self,
+        id: RequestId,
+        mut needs: BTreeMap<D, BTreeSet<D>>,
+        now: Duration,
+        class: impl Fn(&D) -> PlaceClass,
+    ) -> bool {
         needs.retain(|drv, _| !self.built_meanwhile.contains(drv));
         let Some(request) = self.requests.get_mut(&id).filter(|request| request.lacks.is_none()) else {
             return false;
@@ -201,7 +220,7 @@ impl<D: Clone + Ord> Queue<D> {
         request.steps = needs.len();
         request.lacks = Some(needs.keys().cloned().collect());
         request.account.open(now);
-        self.one_less_unplanned();
+        self.no_more_unplanned(id);
         for (drv, inputs) in &needs {
             let waits_for: BTreeSet<D> =
                 inputs.iter().filter(|input| needs.contains_key(*input)).cloned().collect();
@@ -211,6 +230,10 @@ impl<D: Clone + Ord> Queue<D> {
             let step = self.step(drv);
             step.needed_by.insert(id);
             step.waits_for.extend(waits_for);
+            step.class = class(drv);
+        }
+        for drv in needs.keys() {
+            self.relist(drv);
         }
         self.update_due_owner(id);
         self.take_over_prebuilt(id, &needs);
@@ -223,15 +246,11 @@ impl<D: Clone + Ord> Queue<D> {
         if let Some((owner, since)) = self.end_run(drv) {
             self.settle(|account, _| account.spend(owner, since, now));
         }
-        if self.unplanned > 0 {
+        if !self.unplanned.is_empty() {
             self.built_meanwhile.insert(drv.clone());
         }
-        let Some(step) = self.steps.remove(drv) else { return Vec::new() };
-        for waiting in &step.awaited_by {
-            if let Some(waiting) = self.steps.get_mut(waiting) {
-                waiting.waits_for.remove(drv);
-            }
-        }
+        let Some(step) = self.remove_step(drv) else { return Vec::new() };
+        self.release_awaiting(drv, step.awaited_by);
         let mut complete = Vec::new();
         for id in step.needed_by {
             self.mark_started(id);
@@ -252,6 +271,7 @@ impl<D: Clone + Ord> Queue<D> {
         if let Some((owner, since)) = self.end_run(drv) {
             self.settle(|account, _| account.spend(owner, since, now));
         }
+        self.relist(drv);
         let needed_by = self.steps.get(drv).map(|step| step.needed_by.clone()).unwrap_or_default();
         for id in &needed_by {
             self.remove(*id);
@@ -266,6 +286,7 @@ impl<D: Clone + Ord> Queue<D> {
         if let Some((owner, since)) = self.end_run(drv) {
             self.settle(|account, overtaking| account.lose(overtaking, owner, since, now));
         }
+        self.relist(drv);
         self.forget_unless_needed(drv);
     }
 
@@ -278,6 +299,7 @@ impl<D: Clone + Ord> Queue<D> {
                 step.needed_by.remove(&id);
                 inherited.extend(step.needed_by.iter().copied());
             }
+            self.relist(&drv);
             self.forget_unless_needed(&drv);
         }
         for heir in inherited {
@@ -336,14 +358,14 @@ impl<D: Clone + Ord> Queue<D> {
         self.by_wanted.remove(&request.wanted);
         self.changed.insert(id);
         if request.lacks.is_none() {
-            self.one_less_unplanned();
+            self.no_more_unplanned(id);
         }
         Some(request)
     }
 
-    fn one_less_unplanned(&mut self) {
-        self.unplanned -= 1;
-        if self.unplanned == 0 {
+    fn no_more_unplanned(&mut self, id: RequestId) {
+        self.unplanned.remove(&id);
+        if self.unplanned.is_empty() {
             self.built_meanwhile.clear();
         }
     }
@@ -396,10 +418,8 @@ impl<D: Clone + Ord> Queue<D> {
         {
             return;
         }
-        for waiting in self.steps.remove(drv).into_iter().flat_map(|step| step.awaited_by) {
-            if let Some(waiting) = self.steps.get_mut(&waiting) {
-                waiting.waits_for.remove(drv);
-            }
+        if let Some(step) = self.remove_step(drv) {
+            self.release_awaiting(drv, step.awaited_by);
         }
     }
 
@@ -408,6 +428,8 @@ impl<D: Clone + Ord> Queue<D> {
             waits_for: BTreeSet::new(),
             awaited_by: BTreeSet::new(),
             needed_by: BTreeSet::new(),
+            class: PlaceClass::default(),
+            ready_at: None,
         })
     }
 }

@@ -56,7 +56,7 @@ impl<D: Clone + Ord> Queue<D> {
     }
 
     /// Every derivation that is not built yet.
-    pub fn lacking(&self) -> impl Iterator<Item = &D> {
+    pub fn lacking(&self) -> impl ExactSizeIterator<Item = &D> {
         self.steps.keys()
     }
 

@@ -8,7 +8,7 @@ mod watch;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use narinfo::{StoreDir, StorePath};
+use narinfo::{NarHash, StoreDir, StorePath};
 
 use super::log::LogWriter;
 use super::verdict::Verdict;
@@ -80,6 +80,9 @@ pub(super) struct Built {
     /// Time that building took, without any wait or copying.
     pub(super) took: Duration,
 }
+
+/// Outputs of a second build, each with the hash of its NAR.
+pub(super) type RebuiltOutputs = Vec<(StorePath, NarHash)>;
 
 /// Reason why there are no outputs.
 #[derive(Clone, Debug)]

@@ -8,19 +8,22 @@ use std::time::Duration;
 use narinfo::StorePath;
 
 use super::watch::{RunBounds, Stop, WatchedBuild, watch};
-use super::{Built, Loss, NotBuilt, Runner, known_paths};
+use super::{Built, Loss, NotBuilt, RebuiltOutputs, Runner, known_paths};
 use crate::build::Settings;
 use crate::build::log::LogWriter;
-use crate::build::verdict::Verdict;
+use crate::build::verdict::{Evidence, Verdict};
 use crate::causes::with_causes;
 use crate::import::{Importer, StoreError, TakeError};
 use crate::model::FailureClass;
-use crate::nix::{Connections, DaemonError};
+use crate::nix::{BuildTarget, Connections, DaemonError};
 
 /// Starts of a build at most whose machine is lost each time.
 const STARTS_MAX: u32 = 5;
 /// The same where the machine answers, and is in trouble of its own: the build may be what fills its disk.
 const TROUBLED_STARTS_MAX: u32 = 3;
+
+/// Time limit of a second build where builds have none.
+const REBUILT_WITHIN: Duration = Duration::from_secs(24 * 3600);
 
 /// One slot or several of a machine; clones share them.
 #[derive(Clone)]
@@ -77,6 +80,52 @@ impl RemoteRunner {
         let daemon = daemon.map_err(|error| self.not_taken(drv, &error))?;
         self.connections.keep(daemon);
         Ok(Built { outputs: Vec::new(), worked, took })
+    }
+
+    /// Takes the outputs of a derivation if the machine has them all. Builds nothing.
+    pub(in crate::build) async fn take_if_built(&self, drv: &StorePath) -> Result<Option<Built>, NotBuilt> {
+        let mut daemon = self.connections.get().await.map_err(|error| self.lost(&error))?;
+        let Ok(known) = known_paths(daemon.store_dir(), drv).await else { return Ok(None) };
+        let absent = daemon.hold_valid(&known.outputs).await.map_err(|error| self.lost(&error))?;
+        if !absent.is_empty() {
+            self.connections.keep(daemon);
+            return Ok(None);
+        }
+        let taken = self.importer.take_outputs(daemon, &known.outputs).await;
+        self.connections.keep(taken.map_err(|error| self.not_taken(drv, &error))?);
+        Ok(Some(Built { outputs: Vec::new(), worked: false, took: Duration::ZERO }))
+    }
+
+    /// Builds a derivation whose outputs are served, and gives those of this machine; they stay there. None
+    /// where it has them already.
+    pub(in crate::build) async fn rebuild(&self, drv: &StorePath) -> Result<RebuiltOutputs, NotBuilt> {
+        let mut daemon = self.connections.get().await.map_err(|error| self.lost(&error))?;
+        let known = known_paths(daemon.store_dir(), drv).await;
+        let known = known.map_err(|reason| NotBuilt::Failed(Verdict::transient(reason)))?;
+        let absent = daemon.hold_valid(&known.outputs).await.map_err(|error| self.lost(&error))?;
+        if absent.len() < known.outputs.len() {
+            self.connections.keep(daemon);
+            return Ok(Vec::new());
+        }
+        let needed: Vec<StorePath> = std::iter::once(drv).chain(&known.inputs).cloned().collect();
+        let supplied = self.importer.supply(&mut daemon, &needed).await;
+        supplied.map_err(|error| self.not_supplied(error))?;
+        let target = BuildTarget::All { drv: drv.clone() };
+        let limit = self.settings.build_max.unwrap_or(REBUILT_WITHIN);
+        let built = tokio::time::timeout(limit, daemon.build(&target, |_| {})).await;
+        let built = built.map_err(|_| self.loss("it took too long", STARTS_MAX))?;
+        let built = built.map_err(|error| self.lost(&error))?;
+        let evidence = Evidence { daemon_error: "", log_end: &[] };
+        if let Some(verdict) = Verdict::of(&built, evidence) {
+            return Err(self.judge(Stop::Result(verdict)));
+        }
+        let mut outputs = Vec::new();
+        for path in known.outputs {
+            let valid = daemon.query_path_info(&path).await.map_err(|error| self.lost(&error))?;
+            outputs.extend(valid.map(|valid| (path, valid.info.nar_hash)));
+        }
+        self.connections.keep(daemon);
+        Ok(outputs)
     }
 
     fn loss(&self, reason: &str, starts_max: u32) -> NotBuilt {

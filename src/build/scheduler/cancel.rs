@@ -36,11 +36,7 @@ impl Scheduler {
             return Some(Cancellation::Awaited(clients));
         }
         state.queue.cancel(id, now);
-        for held in &mut state.held {
-            held.needed_by.remove(&id);
-        }
-        let unneeded = state.held.extract_if(.., |held| held.needed_by.is_empty());
-        let unneeded: Vec<StorePath> = unneeded.flat_map(|held| held.outputs).collect();
+        let unneeded = state.held.release(id);
         state.unneeded.extend(unneeded);
         state.forget(id, RequestState::Cancelled, &self.0.metrics);
         state.forget_kinds();

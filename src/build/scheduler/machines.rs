@@ -8,10 +8,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use narinfo::StorePath;
 
+use super::disagreement::FailedBuilds;
+use super::places::Places;
 use super::{Scheduler, State};
 use crate::backoff::Backoff;
 use crate::build::builder_metrics;
-use crate::build::farm::{Farm, FarmMachine, MachineId, Placement};
+use crate::build::farm::{Farm, FarmMachine, MachineId};
 use crate::build::runner::Loss;
 use crate::build::view::{BuilderState, BuilderView, RunningView};
 
@@ -26,10 +28,10 @@ const BUILT_MAX: usize = 10_000;
 pub(super) struct Machines {
     pub(super) farm: Arc<Farm>,
     machines: Vec<MachineState>,
-    placements: BTreeMap<StorePath, Placement>,
-    anywhere: Placement,
+    pub(super) places: Places,
     /// Derivations that are being built, each with its machine.
     placed: BTreeMap<StorePath, MachineId>,
+    failed: FailedBuilds,
     /// Starts of each derivation that have lost their machine.
     losses: HashMap<StorePath, u32>,
 }
@@ -48,6 +50,8 @@ struct MachineState {
     failed: u64,
     lost: u64,
     last_error: Option<(SystemTime, String)>,
+    /// Number of builds that failed here and not elsewhere, or the reverse, and the latest one in words.
+    disagreements: (u64, Option<String>),
     /// Derivations that were built there.
     outputs: BTreeSet<StorePath>,
     nix_version: Option<String>,
@@ -84,6 +88,7 @@ impl MachineState {
             failed: 0,
             lost: 0,
             last_error: None,
+            disagreements: (0, None),
             outputs: BTreeSet::new(),
             nix_version: None,
         }
@@ -123,20 +128,12 @@ impl Machines {
     pub(super) fn new(farm: Arc<Farm>) -> Self {
         Self {
             machines: farm.machines().map(|(_, machine)| MachineState::new(machine.clone())).collect(),
-            anywhere: farm.default_placement(),
-            placements: BTreeMap::new(),
+            places: Places::new(farm.default_placement()),
             placed: BTreeMap::new(),
+            failed: FailedBuilds::default(),
             losses: HashMap::new(),
             farm,
         }
-    }
-
-    pub(super) fn expect(&mut self, placements: BTreeMap<StorePath, Placement>) {
-        self.placements.extend(placements);
-    }
-
-    fn placement(&self, drv: &StorePath) -> &Placement {
-        self.placements.get(drv).unwrap_or(&self.anywhere)
     }
 
     /// True where any machine has a free slot.
@@ -144,20 +141,63 @@ impl Machines {
         self.machines.iter().any(MachineState::is_free)
     }
 
-    /// The machine for a derivation among those that are free: the one that has most of its inputs, then the
-    /// one that was idle for longest, then the fastest.
+    /// The machine for a derivation among those that are free: rather another one than that on which it has
+    /// failed; of the highest weight the one that has most of
+    /// its inputs, then the one with the fewest builds for its speed, then the one that was idle for longest.
     pub(super) fn choose(&self, drv: &StorePath) -> Option<MachineId> {
-        let Placement { fits, inputs } = self.placement(drv);
+        let (fits, inputs) = (self.places.fits(drv), self.places.inputs(drv));
         let free = fits.iter().map(|id| (*id, &self.machines[id.0])).filter(|(_, machine)| machine.is_free());
-        let best = free.max_by(|(_, one), (_, other)| {
+        let best = free.max_by(|(one_id, one), (other_id, other)| {
             let inputs_of = |machine: &MachineState| inputs.intersection(&machine.outputs).count();
             let inputs = inputs_of(one).cmp(&inputs_of(other));
+            let weight = one.spec.weight.cmp(&other.spec.weight);
             // A machine whose other slots are busy is as fast as they let it be.
-            let busy = other.running.len().cmp(&one.running.len());
-            let idle = other.used.cmp(&one.used);
-            inputs.then(busy).then(idle).then(one.spec.speed.total_cmp(&other.spec.speed))
+            let load_of = |machine: &MachineState| (machine.running.len() + 1) as f64 / machine.spec.speed;
+            let load = load_of(other).total_cmp(&load_of(one));
+            let failed = |id: MachineId| self.failed.machine_of(drv) == Some(id);
+            let untried = failed(*other_id).cmp(&failed(*one_id));
+            untried.then(weight).then(inputs).then(load).then_with(|| other.used.cmp(&one.used))
         });
         best.map(|(id, _)| id)
+    }
+
+    /// True while machines were not tried yet since the server was started.
+    pub(super) fn are_connecting(&self) -> bool {
+        let is_untried =
+            |machine: &MachineState| matches!(machine.reach, Reach::Resting { reason: None, .. });
+        self.machines.iter().any(is_untried)
+    }
+
+    /// Other machines than that on which a derivation runs, reached by ssh, which could have built it.
+    pub(super) fn others_for(&self, drv: &StorePath) -> Vec<MachineId> {
+        let is_other =
+            |id: &MachineId| self.placed.get(drv) != Some(id) && self.machines[id.0].spec.address.is_some();
+        self.places.fits(drv).iter().copied().filter(is_other).collect()
+    }
+
+    /// True where a machine has a free slot.
+    pub(super) fn is_free(&self, id: MachineId) -> bool {
+        self.machines[id.0].is_free()
+    }
+
+    /// True where a machine can be used, or could if its slots were free.
+    pub(super) fn is_up(&self, id: MachineId) -> bool {
+        matches!(self.machines[id.0].reach, Reach::Up)
+    }
+
+    /// The machine on which a derivation runs.
+    pub(super) fn placed_on(&self, drv: &StorePath) -> Option<MachineId> {
+        self.placed.get(drv).copied()
+    }
+
+    /// Takes up a slot for something that is not in the queue.
+    pub(super) fn occupy(&mut self, drv: &StorePath, id: MachineId) {
+        self.machines[id.0].running.insert(drv.clone());
+    }
+
+    /// Frees it.
+    pub(super) fn vacate(&mut self, drv: &StorePath, id: MachineId) {
+        self.machines[id.0].running.remove(drv);
     }
 
     pub(super) fn start(&mut self, drv: &StorePath, id: MachineId) {
@@ -171,7 +211,7 @@ impl Machines {
     /// speed.
     pub(super) fn end(&mut self, drv: &StorePath, well: Option<bool>) -> f64 {
         if well.is_some() {
-            self.placements.remove(drv);
+            self.places.forget(drv);
             self.losses.remove(drv);
         }
         let Some(id) = self.placed.remove(drv) else { return 1.0 };
@@ -186,13 +226,41 @@ impl Machines {
                 }
                 machine.outputs.insert(drv.clone());
             }
-            Some(false) => machine.failed += 1,
+            Some(false) => {
+                machine.failed += 1;
+                self.failed.failed(drv, id);
+            }
             None => {}
         }
         if well.is_some() && matches!(machine.reach, Reach::Up) {
             machine.backoff.reset();
         }
-        machine.spec.speed
+        let speed = machine.spec.speed;
+        if well == Some(true)
+            && let Some(other) = self.failed.built(drv)
+            && other != id
+        {
+            self.disagree(drv, other, id);
+        }
+        speed
+    }
+
+    /// Notes that a derivation has failed on one machine and was built on another.
+    pub(super) fn disagree(&mut self, drv: &StorePath, failed_on: MachineId, built_on: MachineId) {
+        let name_of = |id: MachineId| self.machines[id.0].spec.name.clone();
+        let (failed, built) = (name_of(failed_on), name_of(built_on));
+        tracing::warn!(
+            %drv,
+            failed,
+            built,
+            "two builders disagree: a derivation failed on one and was built on the other; compare their systems"
+        );
+        let words = format!("{drv} failed on {failed}, and was built on {built}");
+        for id in [failed_on, built_on] {
+            let (count, latest) = &mut self.machines[id.0].disagreements;
+            *count += 1;
+            *latest = Some(words.clone());
+        }
     }
 
     /// The machine that a running derivation is built on.
@@ -215,9 +283,8 @@ impl Machines {
         *losses >= loss.starts_max
     }
 
-    /// Forgets what is not in the queue any more.
-    pub(super) fn retain(&mut self, waits: impl Fn(&StorePath) -> bool) {
-        self.placements.retain(|drv, _| waits(drv));
+    /// Forgets the losses of what is not in the queue any more.
+    pub(super) fn retain_losses(&mut self, waits: impl Fn(&StorePath) -> bool) {
         self.losses.retain(|drv, _| waits(drv));
     }
 
@@ -226,7 +293,7 @@ impl Machines {
     fn missing(&self, drv: &StorePath) -> Option<(Duration, String)> {
         let mut words = Vec::new();
         let mut least = None;
-        for id in &self.placement(drv).fits {
+        for id in self.places.fits(drv) {
             let machine = &self.machines[id.0];
             let name = &machine.spec.name;
             match &machine.reach {
@@ -259,12 +326,15 @@ impl Machines {
             mandatory_features: machine.spec.machine.mandatory.iter().cloned().collect(),
             slots: machine.spec.slots.get(),
             speed: machine.spec.speed,
+            weight: machine.spec.weight,
             running: machine.running.iter().map(&running_for).collect(),
             built: machine.built,
             failed: machine.failed,
             lost: machine.lost,
             last_error: machine.last_error.as_ref().map(|(_, reason)| reason.clone()),
             last_error_at: machine.last_error.as_ref().map(|(at, _)| unix(*at)),
+            disagreements: machine.disagreements.0,
+            last_disagreement: machine.disagreements.1.clone(),
             nix_version: machine.nix_version.clone(),
         };
         self.machines.iter().map(view).collect()
@@ -274,7 +344,7 @@ impl Machines {
 impl State {
     /// Why the oldest request that is ready does not go on, where that is for the lack of a machine.
     pub(super) fn lacks_machine(&self) -> Option<String> {
-        let (_, words) = self.machines.missing(self.queue.ready().next()?)?;
+        let (_, words) = self.machines.missing(self.queue.first_ready()?)?;
         Some(format!("waiting for {words}"))
     }
 }
@@ -371,11 +441,15 @@ impl Scheduler {
         if !state.machines.machines.iter().any(is_lost) {
             return Vec::new();
         }
-        let ready: BTreeSet<&StorePath> = state.queue.ready().collect();
-        let missing = ready.into_iter().filter_map(|drv| Some((drv, state.machines.missing(drv)?)));
-        missing
-            .filter(|(_, (away, _))| *away > patience)
-            .map(|(drv, (_, words))| (drv.clone(), format!("no machine for it was there: {words}")))
-            .collect()
+        let mut hopeless = Vec::new();
+        // The machines of a class are away for all that is in it.
+        for class in state.queue.ready() {
+            let mut class = class.peekable();
+            let missing = class.peek().and_then(|drv| state.machines.missing(drv));
+            let Some((_, words)) = missing.filter(|(away, _)| *away > patience) else { continue };
+            let reason = format!("no machine for it was there: {words}");
+            hopeless.extend(class.map(|drv| (drv.clone(), reason.clone())));
+        }
+        hopeless
     }
 }

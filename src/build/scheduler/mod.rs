@@ -3,11 +3,17 @@
 //! out for others to do.
 
 mod cancel;
+mod disagreement;
+#[cfg(test)]
+mod farm_tests;
+mod held;
 mod machines;
 mod outage;
 mod past;
+mod places;
 mod prebuild;
 mod record;
+mod repeats;
 mod requests;
 mod runs;
 mod snapshot;
@@ -31,6 +37,7 @@ use crate::caller::QueuePlace;
 use crate::index::{self, Index};
 use crate::model::DurationRow;
 pub use cancel::Cancellation;
+use held::HeldOutputs;
 use machines::Machines;
 use outage::Outage;
 pub(super) use outage::{DAEMON, INDEX};
@@ -38,11 +45,16 @@ use past::Past;
 pub(super) use prebuild::PrebuildPlan;
 use prebuild::PrebuildState;
 pub(super) use record::QueueChanges;
+pub(super) use repeats::Repeat;
+use repeats::Repeats;
 pub(super) use requests::RootChanges;
 use requests::RootProgress;
 pub(super) use runs::{Finished, FollowUp, Lane};
 use snapshot::QueueSnapshot;
 use waiters::{PendingRequest, Waiters};
+
+/// Derivations that may be remembered though nobody needs them any more, beside as many as are needed.
+const KINDS_MIN: usize = 1_000;
 
 /// Why a request for something new is refused.
 #[derive(Debug, thiserror::Error)]
@@ -98,7 +110,8 @@ struct State {
     running: BTreeMap<StorePath, Instant>,
     /// The machines that build.
     machines: Machines,
-    held: Vec<Held>,
+    repeats: Repeats,
+    held: HeldOutputs,
     /// `None` where nothing is pre-built.
     prebuild: Option<PrebuildState>,
     forecaster: Forecaster,
@@ -107,6 +120,8 @@ struct State {
     /// Durations that were learned and are not recorded yet.
     learned: Vec<DurationRow>,
     snapshot: Option<QueueSnapshot>,
+    /// Requests that were at work when the server ended: builders may have gone on for them.
+    interrupted: BTreeSet<RequestId>,
     /// The latest requests that have ended.
     past: Past,
     /// Outputs that only cancelled requests held.
@@ -115,12 +130,6 @@ struct State {
     ended: BTreeSet<u64>,
     /// Number of requests that were made.
     made: u64,
-}
-
-/// Outputs that must not be collected, for as long as these requests have not ended.
-struct Held {
-    outputs: Vec<StorePath>,
-    needed_by: BTreeSet<RequestId>,
 }
 
 impl Scheduler {
@@ -150,12 +159,14 @@ impl Scheduler {
             waiters: Waiters::default(),
             running: BTreeMap::new(),
             machines: Machines::new(Arc::new(farm)),
-            held: Vec::new(),
+            repeats: Repeats::default(),
+            held: HeldOutputs::default(),
             prebuild,
             forecaster: Forecaster::new(durations),
             outage: None,
             learned: Vec::new(),
             snapshot: None,
+            interrupted: BTreeSet::new(),
             past: Past::default(),
             unneeded: Vec::new(),
             ended: BTreeSet::new(),
@@ -313,17 +324,24 @@ struct Entered {
 
 impl State {
     /// Requests have left early: the kinds of derivations that only they needed are not expected any more.
+    /// All are looked at, and so not each time.
     fn forget_kinds(&mut self) {
+        let queue = &self.queue;
+        self.machines.retain_losses(|drv| queue.needed_by(drv).next().is_some());
+        if self.machines.places.len() + self.forecaster.len() < 4 * self.queue.lacking().len() + KINDS_MIN {
+            return;
+        }
         let Self { queue, running, forecaster, machines, .. } = self;
         let waits = |drv: &StorePath| running.contains_key(drv) || queue.needed_by(drv).next().is_some();
         forecaster.retain(waits);
-        machines.retain(waits);
+        machines.places.retain(waits);
     }
 
     /// A request has ended, or left the queue for good.
     fn forget(&mut self, id: RequestId, past: RequestState, metrics: &Metrics) -> Option<PendingRequest> {
         let request = self.waiters.leave(id)?;
         self.ended.insert(id.0);
+        self.interrupted.remove(&id);
         let how = match past {
             RequestState::Served => Ended::Well,
             RequestState::Dropped | RequestState::Cancelled => Ended::Early,

@@ -212,7 +212,8 @@ impl State {
             return None;
         }
         let drv = prebuild.plan.choice.next(left)?.clone();
-        self.machines.expect(prebuild.plan.placements.get_key_value(&drv).map(cloned).into_iter().collect());
+        let placement = prebuild.plan.placements.get_key_value(&drv).map(cloned);
+        self.machines.places.expect(placement.into_iter().collect());
         let machine = self.machines.choose(&drv)?;
         if !self.queue.prebuild(&drv, now, now.saturating_add(left)) {
             return None;

@@ -43,6 +43,9 @@ impl Scheduler {
                 },
                 now,
             );
+            if row.started {
+                state.interrupted.insert(id);
+            }
             state.unheld.push_back(id);
             let ending = watch::channel(None).0;
             state.waiters.join(id, || PendingRequest {

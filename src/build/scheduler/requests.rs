@@ -88,8 +88,9 @@ impl Scheduler {
         for (drv, system) in systems {
             state.forecaster.expect(drv, &system, self.0.settings.cores);
         }
-        state.machines.expect(placements);
-        let complete = state.queue.plan(id, needs, now);
+        let State { queue, machines, .. } = &mut *state;
+        machines.places.expect(placements);
+        let complete = queue.plan_placed(id, needs, now, |drv| machines.places.class(drv));
         if let Some(before) = state.take_over_prebuild() {
             self.0.metrics.prebuild_ended(Prebuilt::TakenOver, before);
             self.0.demand.notify_one();
@@ -125,11 +126,7 @@ impl Scheduler {
 
     /// A request needs no held outputs any more. Gives those that nobody else needs, to be released.
     pub(in crate::build) fn release(&self, id: RequestId) -> Vec<StorePath> {
-        let mut state = self.0.lock();
-        for held in &mut state.held {
-            held.needed_by.remove(&id);
-        }
-        state.held.extract_if(.., |held| held.needed_by.is_empty()).flat_map(|held| held.outputs).collect()
+        self.0.lock().held.release(id)
     }
 
     /// A request that has left the queue ends: those who wait for it are told.
@@ -174,7 +171,7 @@ impl Scheduler {
         if needed_by.is_empty() {
             return outputs;
         }
-        state.held.push(super::Held { outputs, needed_by });
+        state.held.hold(outputs, needed_by);
         Vec::new()
     }
 }

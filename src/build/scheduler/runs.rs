@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use narinfo::StorePath;
 
-use super::{Held, Scheduler, State};
+use super::{Scheduler, State};
 use crate::build::farm::MachineId;
 use crate::build::metrics::{Ended, Prebuilt};
 use crate::build::queue::RequestId;
@@ -51,10 +51,12 @@ impl Scheduler {
     pub(in crate::build) fn next(&self, lane: Lane) -> Option<(StorePath, MachineId)> {
         let now = self.0.now();
         let mut state = self.0.lock();
-        let State { queue, forecaster, machines, .. } = &mut *state;
+        let State { queue, forecaster, machines, interrupted, .. } = &mut *state;
         let guess = |drvs: &BTreeSet<StorePath>| forecaster.guess(drvs);
         let (next, machine) = match lane {
             Lane::Main if !machines.have_room() => return None,
+            // One of them may have what is to be built.
+            Lane::Main if !interrupted.is_empty() && machines.are_connecting() => return None,
             Lane::Main if machines.farm.is_local() => {
                 let next = queue.start(now, guess)?;
                 let machine = machines.choose(&next)?;
@@ -76,6 +78,17 @@ impl Scheduler {
         drop(state);
         self.0.changed.notify_one();
         Some((next, machine))
+    }
+
+    /// Other machines that may have built a derivation which starts now, for a request that was at work when
+    /// the server ended.
+    pub(in crate::build) fn may_have_built(&self, drv: &StorePath) -> Vec<MachineId> {
+        let state = self.0.lock();
+        if !state.queue.needed_by(drv).any(|id| state.interrupted.contains(&id)) {
+            return Vec::new();
+        }
+        let others = state.machines.others_for(drv).into_iter();
+        others.filter(|id| state.machines.is_up(*id)).collect()
     }
 
     /// Waits until something may be ready to build. For one caller.
@@ -134,6 +147,12 @@ impl Scheduler {
                 Finished::Failed(_) => Some(false),
                 Finished::Stopped => None,
             };
+            if self.0.settings.repeat && matches!(&finished, Finished::Built(built) if built.worked) {
+                let State { machines, repeats, .. } = &mut *state;
+                if let Some(first) = machines.placed_on(drv) {
+                    repeats.built(drv, first, machines.others_for(drv));
+                }
+            }
             let speed = state.machines.end(drv, well);
             if let Finished::Built(built) = &finished {
                 // What a machine of speed 1 needs for it, without the copying and the waits.
@@ -159,7 +178,7 @@ impl Scheduler {
                 match &nobodys {
                     Some(done) if done.expected => follow_ups.push(FollowUp::Serve(drv.clone(), outputs)),
                     Some(_) => state.hold_prebuilt(outputs),
-                    None => state.held.push(Held { outputs, needed_by: needed_by.keys().copied().collect() }),
+                    None => state.held.hold(outputs, needed_by.keys().copied().collect()),
                 }
                 let complete = state.queue.built(drv, now).into_iter().filter_map(wanted);
                 follow_ups.extend(complete.map(|(id, drv)| FollowUp::Deliver(id, drv)));

@@ -106,7 +106,7 @@ impl Scheduler {
         let state = self.0.lock();
         let gauges = Gauges {
             requests: state.queue.len(),
-            derivations: state.queue.lacking().count(),
+            derivations: state.queue.lacking().len(),
             clients: state.queue.requests().map(|id| state.queue.clients(id)).sum(),
             running: state.running.len(),
             oldest: state.oldest_waits(),

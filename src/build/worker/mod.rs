@@ -6,6 +6,7 @@ mod follow_up;
 mod inputs;
 mod prebuilding;
 mod record;
+mod repeat;
 mod roots;
 mod run;
 
@@ -163,21 +164,28 @@ impl Worker {
     /// Keeps the lanes full in the order of the queue; deliveries go on beside the builds.
     async fn build_all(&self) {
         let (mut lanes, mut background, mut deliveries) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
+        let mut repeats = JoinSet::new();
         loop {
             while deliveries.try_join_next().is_some() {}
             while let Some((drv, machine)) = self.scheduler.next(Lane::Main) {
-                lanes.spawn(self.build_apart(&self.machines[machine.0], drv));
+                let others = self.scheduler.may_have_built(&drv);
+                let others = others.into_iter().map(|id| self.machines[id.0].clone()).collect();
+                lanes.spawn(self.build_apart(&self.machines[machine.0], drv, others));
             }
             if let Some(runner) = &self.background
                 && background.is_empty()
                 && let Some((drv, _)) = self.scheduler.next(Lane::Background)
             {
-                background.spawn(self.build_apart(runner, drv));
+                background.spawn(self.build_apart(runner, drv, Vec::new()));
             }
             if let Some((drv, machine)) = self.scheduler.next_prebuild() {
-                lanes.spawn(self.build_apart(&self.machines[machine.0], drv));
+                lanes.spawn(self.build_apart(&self.machines[machine.0], drv, Vec::new()));
+            }
+            while let Some((repeat, machine)) = self.scheduler.next_repeat() {
+                repeats.spawn(self.clone().repeat(repeat, machine));
             }
             let (lane, ended) = tokio::select! {
+                Some(_) = repeats.join_next() => continue,
                 Some(ended) = lanes.join_next() => (Lane::Main, ended),
                 Some(ended) = background.join_next() => (Lane::Background, ended),
                 () = self.scheduler.work() => continue,
@@ -188,28 +196,33 @@ impl Worker {
             };
             // A lane does not panic: what it builds is built apart.
             let Ok((drv, built)) = ended else { continue };
-            let finished = match built {
-                Ok(built) => {
-                    let (failures, drv) = (self.failures.clone(), drv.clone());
-                    deliveries.spawn(async move { failures.built(&drv).await });
-                    Finished::Built(built)
-                }
-                // Before it leaves the queue: whoever is planned from then on finds it remembered.
-                Err(run::Unbuilt { why: NotBuilt::Failed(verdict), .. }) => {
-                    Finished::Failed(self.failures.note(&drv, verdict))
-                }
-                Err(run::Unbuilt { why: NotBuilt::Lost(loss), started }) => {
-                    if self.scheduler.lose_machine(&drv, &loss, started) {
-                        Finished::Failed(self.failures.note(&drv, loss.verdict))
-                    } else {
-                        Finished::Stopped
-                    }
-                }
-                Err(run::Unbuilt { why: NotBuilt::Stopped, .. }) => Finished::Stopped,
-            };
+            if built.is_ok() {
+                let (failures, drv) = (self.failures.clone(), drv.clone());
+                deliveries.spawn(async move { failures.built(&drv).await });
+            }
+            let finished = self.finished(&drv, built);
             for follow_up in self.scheduler.finished(&drv, finished, lane) {
                 deliveries.spawn(self.clone().follow_up(follow_up));
             }
+        }
+    }
+
+    /// What the end of a build is for the queue.
+    fn finished(&self, drv: &StorePath, built: run::RunEnd) -> Finished {
+        match built {
+            Ok(built) => Finished::Built(built),
+            // Before it leaves the queue: whoever is planned from then on finds it remembered.
+            Err(run::Unbuilt { why: NotBuilt::Failed(verdict), .. }) => {
+                Finished::Failed(self.failures.note(drv, verdict))
+            }
+            Err(run::Unbuilt { why: NotBuilt::Lost(loss), started }) => {
+                if self.scheduler.lose_machine(drv, &loss, started) {
+                    Finished::Failed(self.failures.note(drv, loss.verdict))
+                } else {
+                    Finished::Stopped
+                }
+            }
+            Err(run::Unbuilt { why: NotBuilt::Stopped, .. }) => Finished::Stopped,
         }
     }
 
@@ -230,17 +243,24 @@ impl Worker {
         self.scheduler.work().await;
     }
 
-    /// Builds in a task of its own, so that a bug in it ends this build and not the worker.
+    /// Builds in a task of its own, so that a bug in it ends this build and not the worker. What one of the
+    /// `others` has built is taken from there.
     fn build_apart<R: Runner>(
         &self,
         runner: &R,
         drv: StorePath,
+        others: Vec<MachineRunner>,
     ) -> impl Future<Output = (StorePath, run::RunEnd)> + Send + use<R> {
         let (scheduler, runner, logs) = (self.scheduler.clone(), runner.clone(), self.logs.clone());
         async move {
             let mut task = JoinSet::new();
             let wanted = drv.clone();
-            task.spawn(async move { run::run(&scheduler, &runner, &logs, &wanted).await });
+            task.spawn(async move {
+                match run::found_elsewhere(&wanted, &others).await {
+                    Some(built) => Ok(built),
+                    None => run::run(&scheduler, &runner, &logs, &wanted).await,
+                }
+            });
             let ended = match task.join_next().await {
                 Some(Ok(ended)) => ended,
                 _ => {

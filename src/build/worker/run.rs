@@ -1,15 +1,18 @@
 //! One build by a runner, from the first line of its log to the last: begun anew while the runner is lost.
 
 use std::pin::pin;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use narinfo::StorePath;
 
 use crate::build::Logs;
 use crate::build::log::LogWriter;
-use crate::build::runner::{Built, Loss, NotBuilt, Runner};
+use crate::build::runner::{Built, Loss, MachineRunner, NotBuilt, Runner};
 use crate::build::scheduler::Scheduler;
 use crate::build::verdict::logged;
+
+/// Time limit of a question to a machine for what it may have built, with the outputs.
+const FOUND_WITHIN: Duration = Duration::from_secs(60);
 
 /// A build that has ended and is not to be begun anew here.
 pub(super) type RunEnd = Result<Built, Unbuilt>;
@@ -53,6 +56,26 @@ pub(super) async fn run(scheduler: &Scheduler, runner: &impl Runner, logs: &Logs
         }
         Unbuilt { why, started }
     })
+}
+
+/// Outputs of a derivation that a machine has built for a server which ended meanwhile.
+pub(super) async fn found_elsewhere(drv: &StorePath, machines: &[MachineRunner]) -> Option<Built> {
+    for machine in machines {
+        let MachineRunner::Remote(runner) = machine else { continue };
+        match tokio::time::timeout(FOUND_WITHIN, runner.take_if_built(drv)).await {
+            Ok(Ok(Some(built))) => {
+                tracing::info!(%drv, builder = %runner.name, "built before the server was started");
+                return Some(built);
+            }
+            Ok(Ok(None)) => {}
+            Ok(Err(why)) => {
+                let reason = why.last_line();
+                tracing::debug!(%drv, builder = %runner.name, reason, "cannot ask a builder for outputs");
+            }
+            Err(_) => tracing::debug!(%drv, builder = %runner.name, "a builder does not tell of outputs"),
+        }
+    }
+    None
 }
 
 async fn attempt(

@@ -96,6 +96,16 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
         },
     },
     Setting {
+        name: "repeat",
+        doc: "Builds of each derivation. With 2, another builder builds it again when it has nothing else to do, and the \
+              outputs are compared. The first ones are served.",
+        default: DefaultValue::Is("1"),
+        value: &Number {
+            accepted: 1..=2,
+            set: |to: &mut SettingsDraft, number: u8| to.settings.build.repeat = number > 1,
+        },
+    },
+    Setting {
         name: "abandon-after",
         doc: "Time for which a request keeps its place in the queue after its last client has disconnected. Only where \
               nothing of it is being built.",

@@ -24,6 +24,8 @@ pub struct BuilderStatus {
     pub slots: usize,
     /// Speed in comparison with others.
     pub speed: f64,
+    /// Preference before others.
+    pub weight: u32,
     /// Builds that run there.
     pub running: Vec<RunningBuild>,
     /// Builds that ended well there since the server was started.
@@ -36,6 +38,10 @@ pub struct BuilderStatus {
     pub last_error: Option<String>,
     /// Unix seconds of that.
     pub last_error_at: Option<u64>,
+    /// Derivations that failed there and were built on another builder, or the reverse.
+    pub disagreements: u64,
+    /// The latest of them.
+    pub last_disagreement: Option<String>,
     /// Release of Nix there.
     pub nix_version: Option<String>,
 }
@@ -74,12 +80,15 @@ impl From<BuilderView> for BuilderStatus {
             mandatory_features: view.mandatory_features,
             slots: view.slots,
             speed: view.speed,
+            weight: view.weight,
             running: view.running.into_iter().map(RunningBuild::from).collect(),
             built: view.built,
             failed: view.failed,
             lost: view.lost,
             last_error: view.last_error,
             last_error_at: view.last_error_at,
+            disagreements: view.disagreements,
+            last_disagreement: view.last_disagreement,
             nix_version: view.nix_version,
         }
     }
