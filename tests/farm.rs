@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::support;
 use crate::support::builder::{note_start, settings};
 use crate::support::cache::{Asked, assert_narinfo};
-use crate::support::derivations::{curious_tree, multiple_outputs, text_file};
+use crate::support::derivations::{curious_tree, multiple_outputs, noise, text_file};
 use crate::support::process::{run, wait_until};
 use crate::support::{Builder, Cache, Client, Derivation, Gate, Instantiated, NixStore, Release};
 
@@ -318,6 +318,43 @@ fn what_a_builder_has_built_for_a_server_that_was_killed_is_taken_from_there() {
     wait_until("the server tells of it", SOON, || {
         cache.ondine.log().contains("built before the server was started")
     });
+}
+
+#[test]
+fn a_large_input_is_fetched_by_the_builder_where_it_may_and_copied_where_it_cannot() {
+    let store = NixStore::new(Release::Host);
+    let able = Builder::start(&store, Release::all().last().expect("the host's at least"), "able");
+    let unable = Builder::start(&store, &Release::Host, "unable");
+    let input_drv = noise("input", 3_000_000).attribute("preferLocalBuild", "true");
+    let input = store.instantiate(&input_drv);
+    let drv = |name: &str| {
+        let top = Derivation::new(name, "read -rn 10 start < $input || :\necho $input > $out");
+        store.instantiate(
+            &top.input("input", &input_drv).attribute("requiredSystemFeatures", "[ \"moon-dust\" ]"),
+        )
+    };
+    let (by_able, by_unable) = (drv("by-able"), drv("by-unable"));
+    // Built here, and served. The server keeps its address over a restart.
+    let mut cache = serve(store, &able.table(""));
+    assert_narinfo(&cache.ask(input.out()), input.out());
+    let lines = format!(
+        "{}{}",
+        able.table(&format!("features = ['moon-dust']\nweight = 2\ncache-url = '{}'", cache.ondine.url())),
+        unable.table("features = ['moon-dust']\ncache-url = 'http://127.0.0.1:1'")
+    );
+    settings(&cache.store, &lines);
+    cache.ondine.kill9();
+    cache.ondine.start_again();
+    for name in ["able", "unable"] {
+        wait_for_state(&cache, name, "up");
+    }
+    assert_narinfo(&cache.ask(by_able.out()), by_able.out());
+    assert!(able.has(input.out()));
+    let fetched = || cache.ondine.log().contains("a builder has fetched inputs");
+    assert!(fetched(), "{}", cache.ondine.log());
+    change(&cache, "drain", "able");
+    assert_narinfo(&cache.ask(by_unable.out()), by_unable.out());
+    assert!(unable.has(input.out()), "it was copied");
 }
 
 #[test]

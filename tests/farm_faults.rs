@@ -24,7 +24,7 @@ enum Fault {
     Cut,
     /// Nothing can be written to its store.
     Full,
-    /// It answers, and its Nix does nothing.
+    /// Its Nix does nothing, though the machine answers.
     Silent,
     /// Builds take ten times as long.
     Slow,

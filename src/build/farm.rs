@@ -35,6 +35,8 @@ pub struct BuilderSettings {
     pub weight: u32,
     /// Silence after which it counts as lost.
     pub silent_max: Option<Duration>,
+    /// Address at which it reaches this server; `None` for that of all clients.
+    pub cache_url: Option<String>,
 }
 
 /// Settings of the machines that build.
@@ -196,6 +198,7 @@ mod tests {
             speed: 1.0,
             weight: WEIGHT,
             silent_max: None,
+            cache_url: None,
         }
     }
 

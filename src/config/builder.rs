@@ -11,6 +11,7 @@ use super::machines::{OPERATION_TIMEOUT, REMOTE_PROGRAM, host_of};
 use super::raw::{RawContent, RawTable};
 use super::setting::{DefaultValue, List, Number, Setting, Text, TimeOr};
 use crate::build::{BuilderSettings, LOCAL};
+use crate::http::PublicUrl;
 use crate::nix::{self, Machine, SshMachine, SshTarget};
 
 pub(super) const WITHIN: &str = " in [[builder]]";
@@ -137,6 +138,18 @@ pub(super) const KEYS: &[Setting<RawBuilder>] = &[
             set: |to: &mut RawBuilder, time| to.silent_max = time,
         },
     },
+    Setting {
+        name: "cache-url",
+        doc: "Address at which the builder reaches this server. Its Nix fetches large inputs from there, where it may and \
+              can; else they are copied over ssh.",
+        default: DefaultValue::Described("public-url"),
+        value: &Text {
+            placeholder: "URL",
+            expected: "http://HOST… or https://HOST…, without a password or a query",
+            parse: |text| text.parse::<PublicUrl>().ok(),
+            set: |to: &mut RawBuilder, url| to.cache_url = Some(url.to_string()),
+        },
+    },
 ];
 
 /// The keys of one table, read.
@@ -154,6 +167,7 @@ pub(super) struct RawBuilder {
     speed: f64,
     weight: u32,
     silent_max: Option<Duration>,
+    cache_url: Option<String>,
 }
 
 fn word(text: &str) -> Option<String> {
@@ -213,6 +227,7 @@ pub(super) fn add(to: &mut SettingsDraft, read: RawBuilder, table: &RawTable) ->
         speed: read.speed,
         weight: read.weight,
         silent_max: read.silent_max,
+        cache_url: read.cache_url,
     };
     to.settings.farm.builders.push(builder);
     Ok(())

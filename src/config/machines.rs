@@ -73,6 +73,7 @@ fn of_line(line: &BuilderLine, store_dir: &StoreDir) -> Result<BuilderSettings, 
         speed: line.speed,
         weight: WEIGHT,
         silent_max: None,
+        cache_url: None,
     })
 }
 

@@ -7,6 +7,7 @@ mod derivation;
 mod error;
 mod received;
 mod store;
+mod supply;
 mod turns;
 mod upload_reader;
 
@@ -31,6 +32,7 @@ use derivation::InputHashes;
 pub use error::UploadError;
 use received::{ReceivedNar, ReceivedNars};
 pub use store::StoreError;
+pub use supply::InputFetcher;
 pub use turns::OpenUpload;
 use turns::UploadTurns;
 pub use upload_reader::{UploadFeed, UploadReader, upload_channel};

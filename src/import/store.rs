@@ -12,7 +12,7 @@ use super::Importer;
 use crate::index;
 use crate::model::PathRow;
 use crate::nar_store::{Form, NarStream};
-use crate::nix::{Daemon, DaemonError, NarChunks};
+use crate::nix::{Daemon, DaemonError, NarChunks, NarReader};
 use crate::packer;
 use crate::upstream::Asker;
 
@@ -29,6 +29,14 @@ pub enum StoreError {
     Daemon {
         /// The path.
         path: StorePath,
+        /// The daemon's error.
+        source: DaemonError,
+    },
+    /// The daemon failed or refused one of several paths.
+    #[error("the Nix daemon did not take {count} paths that a build needs")]
+    Inputs {
+        /// Number of the paths.
+        count: usize,
         /// The daemon's error.
         source: DaemonError,
     },
@@ -66,7 +74,9 @@ impl StoreError {
     /// With the error, when the daemon answers.
     pub fn lost(self) -> Result<DaemonError, Self> {
         match self {
-            Self::Daemon { source, .. } if source.is_connection_lost() => Ok(source),
+            Self::Daemon { source, .. } | Self::Inputs { source, .. } if source.is_connection_lost() => {
+                Ok(source)
+            }
             other => Err(other),
         }
     }
@@ -78,8 +88,8 @@ impl NarChunks for NarStream {
     }
 }
 
-/// InputOrigin of a path.
-enum InputOrigin {
+/// Place from which a path is taken.
+pub(super) enum InputOrigin {
     /// The NAR store, or where its NARs are fetched from.
     Served,
     /// The Nix store of this machine.
@@ -88,7 +98,7 @@ enum InputOrigin {
 
 /// Origins that are looked at.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum SearchScope {
+pub(super) enum SearchScope {
     /// Served paths; anything else is left out.
     Served,
     /// Everything that this server can reach.
@@ -96,9 +106,17 @@ enum SearchScope {
 }
 
 /// A path that a daemon lacks.
-struct Lacking {
-    row: PathRow,
-    origin: InputOrigin,
+pub(super) struct Lacking {
+    pub(super) row: PathRow,
+    pub(super) origin: InputOrigin,
+}
+
+/// The NAR of a path.
+pub(super) enum InputNar {
+    Served(NarStream),
+    Tree(TreeNar),
+    /// Of a store whose files are elsewhere.
+    Daemon(NarReader),
 }
 
 impl Importer {
@@ -108,25 +126,20 @@ impl Importer {
     /// # Errors
     /// The daemon, the index or the NAR store fails; what was added by then stays.
     pub async fn bring_into_store(&self, daemon: &mut Daemon, paths: &[StorePath]) -> Result<(), StoreError> {
-        self.bring(daemon, paths, SearchScope::Served).await
+        for lacking in self.lacking(daemon, paths, SearchScope::Served).await? {
+            self.add(daemon, lacking).await?;
+        }
+        Ok(())
     }
 
-    /// Adds those of `paths` to the store of a builder that are not valid there, each with all that it refers
-    /// to, from wherever they are: served here, in the Nix store of this machine, or in another cache. The
-    /// connection holds them from then on.
-    ///
-    /// # Errors
-    /// One is nowhere, or a daemon, the index or the NAR store fails; what was added by then stays.
-    pub async fn supply(&self, daemon: &mut Daemon, paths: &[StorePath]) -> Result<(), StoreError> {
-        self.bring(daemon, paths, SearchScope::Everywhere).await
-    }
-
-    async fn bring(
+    /// Those of `paths` that a daemon lacks, and what it lacks of all that they refer to, in an order in
+    /// which each can be added. The connection holds the others, and these once they are valid.
+    pub(super) async fn lacking(
         &self,
         daemon: &mut Daemon,
         paths: &[StorePath],
         search: SearchScope,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Vec<Lacking>, StoreError> {
         let mut lacking = BTreeMap::new();
         let mut level: BTreeSet<StorePath> = paths.iter().cloned().collect();
         let mut seen = level.clone();
@@ -145,13 +158,10 @@ impl Importer {
                 return Err(StoreError::TooLarge);
             }
         }
-        for lacking in references_first(lacking, |lacking| &lacking.row.info) {
-            self.add(daemon, lacking).await?;
-        }
-        Ok(())
+        Ok(references_first(lacking, |lacking| &lacking.row.info))
     }
 
-    /// InputOrigin of a path; `None` where only what is served counts, and it is not.
+    /// Place from which a path is taken; `None` where only what is served counts, and it is not.
     async fn origin_of(&self, path: &StorePath, search: SearchScope) -> Result<Option<Lacking>, StoreError> {
         if let Some(row) = self.served_row(path).await? {
             return Ok(Some(Lacking { row, origin: InputOrigin::Served }));
@@ -197,27 +207,30 @@ impl Importer {
     async fn add(&self, daemon: &mut Daemon, lacking: Lacking) -> Result<(), StoreError> {
         let Lacking { row, origin } = lacking;
         let path = &row.info.path;
-        let refused = |source| StoreError::Daemon { path: path.clone(), source };
-        match origin {
-            InputOrigin::Served => {
-                let nar = self.served_nar(&row.info).await?;
-                daemon.add_to_store(&row.info, nar).await.map_err(refused)?;
-            }
-            InputOrigin::Local => {
-                let tree = std::path::PathBuf::from(path.in_dir(&self.0.store_dir));
-                // A store that is elsewhere is read through its daemon.
-                if tokio::fs::symlink_metadata(&tree).await.is_ok() {
-                    daemon.add_to_store(&row.info, TreeNar::start(tree)).await.map_err(refused)?;
-                } else {
-                    let local = |source| StoreError::Local { path: path.clone(), source };
-                    let nar = self.0.adopter.pool.nar(path, row.info.nar_size).await;
-                    let (nar, _) = nar.map_err(local)?;
-                    daemon.add_to_store(&row.info, nar).await.map_err(refused)?;
-                }
-            }
-        }
+        let added = match self.nar(&row, &origin).await? {
+            InputNar::Served(nar) => daemon.add_to_store(&row.info, nar).await,
+            InputNar::Tree(nar) => daemon.add_to_store(&row.info, nar).await,
+            InputNar::Daemon(nar) => daemon.add_to_store(&row.info, nar).await,
+        };
+        added.map_err(|source| StoreError::Daemon { path: path.clone(), source })?;
         tracing::debug!(%path, "added a path to a Nix store");
         Ok(())
+    }
+
+    /// The NAR of a path.
+    pub(super) async fn nar(&self, row: &PathRow, origin: &InputOrigin) -> Result<InputNar, StoreError> {
+        let path = &row.info.path;
+        if matches!(origin, InputOrigin::Served) {
+            return Ok(InputNar::Served(self.served_nar(&row.info).await?));
+        }
+        let tree = std::path::PathBuf::from(path.in_dir(&self.0.store_dir));
+        // A store that is elsewhere is read through its daemon.
+        if tokio::fs::symlink_metadata(&tree).await.is_ok() {
+            return Ok(InputNar::Tree(TreeNar::start(tree)));
+        }
+        let local = |source| StoreError::Local { path: path.clone(), source };
+        let (nar, _) = self.0.adopter.pool.nar(path, row.info.nar_size).await.map_err(local)?;
+        Ok(InputNar::Daemon(nar))
     }
 
     async fn served_nar(&self, info: &PathInfo) -> Result<NarStream, StoreError> {
@@ -237,7 +250,7 @@ impl Importer {
 }
 
 /// The NAR of a file tree, made on a thread that may wait.
-struct TreeNar(mpsc::Receiver<io::Result<Bytes>>);
+pub(super) struct TreeNar(mpsc::Receiver<io::Result<Bytes>>);
 
 /// Passes on what is written.
 struct Pieces(mpsc::Sender<io::Result<Bytes>>);

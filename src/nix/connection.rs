@@ -141,7 +141,17 @@ impl Daemon {
         doing: &'static str,
         request: RequestBytes,
     ) -> Result<Reply<'_>, DaemonError> {
-        self.follow(Some(Patience::new(doing, self.operation_timeout)), request, |news| {
+        self.ask_within(doing, self.operation_timeout, request).await
+    }
+
+    /// The same with another time limit.
+    pub(super) async fn ask_within(
+        &mut self,
+        doing: &'static str,
+        limit: Duration,
+        request: RequestBytes,
+    ) -> Result<Reply<'_>, DaemonError> {
+        self.follow(Some(Patience::new(doing, limit)), request, |news| {
             if let DaemonMessage::Message(text) = news {
                 tracing::debug!(message = %text.trim_end().escape_debug(), "the Nix daemon says");
             }
@@ -172,6 +182,28 @@ impl Daemon {
         self.in_operation = true;
         self.wire.set_patience(patience);
         self.wire.send(request.as_bytes()).await
+    }
+
+    /// Sends several requests at once. Each [reply](Self::next_reply) is to be read before their
+    /// [end](Self::end_many).
+    pub(super) async fn begin_many(
+        &mut self,
+        doing: &'static str,
+        requests: RequestBytes,
+    ) -> Result<(), DaemonError> {
+        self.begin(Some(Patience::new(doing, self.operation_timeout)), requests).await
+    }
+
+    /// The reply to the next of several requests. After an error, the others are never read: the connection
+    /// is unusable.
+    pub(super) async fn next_reply(&mut self) -> Result<Reply<'_>, DaemonError> {
+        stderr::until_last(&mut self.wire, |_| {}).await?;
+        Ok(Reply { daemon: self })
+    }
+
+    /// All replies were read.
+    pub(super) fn end_many(&mut self) {
+        self.in_operation = false;
     }
 
     /// Waits for the reply to a request that was sent.

@@ -35,7 +35,7 @@ mod stderr;
 mod version;
 mod wire;
 
-pub use add::NarChunks;
+pub use add::{AddError, Additions, NarChunks};
 pub use build::{BuildEvent, BuildResult, BuildStatus, BuildTarget};
 pub use capabilities::{Capabilities, Lack, Machine};
 pub use client_connection::{ActivityId, ClientBody, ClientConnection, ClientNews, NewClient};

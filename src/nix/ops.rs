@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::str::FromStr;
+use std::time::Duration;
 
 use narinfo::{
     DrvOutput, NarHash, PathInfo, REALISATION_BYTES_MAX, Realisation, SIGNATURES_MAX, StoreDir, StorePath,
@@ -23,6 +24,8 @@ use super::wire::{LIST_ITEMS_MAX, RequestBytes, Wire};
 
 /// References of one path at most.
 const REFERENCES_MAX: u64 = 1_000_000;
+/// Requests that are sent before the first reply is read, at most: their replies fit into the socket.
+const PIPELINED_MAX: usize = 256;
 /// Nix's level of messages that `nix build` shows by default.
 const VERBOSITY_INFO: u64 = 3;
 /// Nix's most talkative level: what is shown from there only is not shown.
@@ -140,6 +143,24 @@ impl Daemon {
         reply.done(())
     }
 
+    /// The same for many, with one round trip for each [`PIPELINED_MAX`] of them.
+    async fn add_temp_roots(&mut self, paths: &BTreeSet<StorePath>) -> Result<(), DaemonError> {
+        self.has_temp_roots = true;
+        let paths: Vec<&StorePath> = paths.iter().collect();
+        for chunk in paths.chunks(PIPELINED_MAX) {
+            let request = chunk.iter().fold(RequestBytes::default(), |request, path| {
+                request.number(ADD_TEMP_ROOT).text(&path.in_dir(&self.store_dir))
+            });
+            self.begin_many("adding temporary roots", request).await?;
+            for _ in chunk {
+                let mut reply = self.next_reply().await?;
+                reply.number().await?;
+            }
+            self.end_many();
+        }
+        Ok(())
+    }
+
     /// Holds those of `paths` that are valid for as long as this connection lives, and gives the others,
     /// which are held once they are. Nothing is asked about what is held already.
     ///
@@ -154,9 +175,7 @@ impl Daemon {
             return Ok(unsure);
         }
         // First, so that none of them is collected once it was found to be valid.
-        for path in &unsure {
-            self.add_temp_root(path).await?;
-        }
+        self.add_temp_roots(&unsure).await?;
         let valid = self.query_valid_paths(&unsure).await?;
         unsure.retain(|path| !valid.contains(path));
         self.held.extend(valid);
@@ -264,6 +283,24 @@ impl Daemon {
         let paths: Vec<String> = paths.into_iter().map(|path| path.in_dir(&self.store_dir)).collect();
         let request = RequestBytes::default().number(QUERY_VALID_PATHS).texts(&paths).number(0);
         let mut reply = self.ask("asking which paths are valid", request).await?;
+        let dir = reply.store_dir();
+        let valid = reply.paths(&dir).await?;
+        reply.done(valid)
+    }
+
+    /// Has the daemon fetch what it can of the paths from its substituters, and gives those that are valid
+    /// then.
+    ///
+    /// # Errors
+    /// The daemon refuses ([`DaemonError::Nix`]), takes longer than `limit`, or is lost.
+    pub async fn fetch_paths(
+        &mut self,
+        paths: impl IntoIterator<Item = &StorePath>,
+        limit: Duration,
+    ) -> Result<BTreeSet<StorePath>, DaemonError> {
+        let paths: Vec<String> = paths.into_iter().map(|path| path.in_dir(&self.store_dir)).collect();
+        let request = RequestBytes::default().number(QUERY_VALID_PATHS).texts(&paths).number(1);
+        let mut reply = self.ask_within("fetching paths", limit, request).await?;
         let dir = reply.store_dir();
         let valid = reply.paths(&dir).await?;
         reply.done(valid)

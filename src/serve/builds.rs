@@ -8,13 +8,17 @@ use super::daemons::Daemons;
 use super::storage::Storage;
 use super::{Error, Settings};
 use crate::build::{
-    DrainedBuilders, Failures, Farm, LocalRunner, MachineRunner, RemoteRunner, Scheduler,
+    BuilderSettings, DrainedBuilders, Failures, Farm, LocalRunner, MachineRunner, RemoteRunner, Scheduler,
     Worker,
 };
 use crate::catalogue::{Catalogue, NameResolver, Refresher, Tools};
-use crate::nix::{Connections, DaemonAddress, Options, Pool};
+use crate::import::InputFetcher;
+use crate::nix::{Connections, DaemonAddress, Options, Pool, SshMachine};
 use crate::state_dir::{DRAINED, KNOWN_HOSTS, using};
 use crate::tasks::Tasks;
+
+/// Time that a builder may take to connect to this server.
+const FETCH_CONNECT_SECONDS: u32 = 5;
 
 /// Handles of what is built, and from what.
 pub(super) struct Builds {
@@ -110,7 +114,8 @@ fn machines(
             using(&file, |file| fs::write(file, format!("* {key}\n")))?;
             ssh.known_hosts = Some(file);
         }
-        // Its inputs are copied there; it is to take them from nowhere else.
+        // It is to take inputs from nowhere but here, and outputs from nowhere at all.
+        let fetcher = fetcher(settings, builder, &ssh, caches);
         let options = Options {
             build_cores: settings.build.cores,
             extra: vec![("max-build-log-size".to_owned(), settings.logs.daemon_bytes_max().to_string())],
@@ -120,9 +125,32 @@ fn machines(
             name: builder.name.as_str().into(),
             connections: Connections::new(Pool::new(DaemonAddress::Ssh(ssh), options)),
             importer: caches.importer.clone(),
+            fetcher,
             silent_max: builder.silent_max,
             settings: settings.build,
         }));
     }
     Ok(machines)
+}
+
+/// Fetcher of inputs on a builder, where it is known how that reaches this server.
+fn fetcher(
+    settings: &Settings,
+    builder: &BuilderSettings,
+    ssh: &SshMachine,
+    caches: &Caches,
+) -> Option<InputFetcher> {
+    let public_url = settings.http.public_url.as_ref().map(ToString::to_string);
+    let url = builder.cache_url.clone().or(public_url)?;
+    let keys: Vec<String> = caches.adopter.keys.public().map(|key| key.to_string()).collect();
+    let options = Options {
+        substituters: format!("{url}/cached"),
+        extra: vec![
+            ("connect-timeout".to_owned(), FETCH_CONNECT_SECONDS.to_string()),
+            ("download-attempts".to_owned(), "1".to_owned()),
+            ("extra-trusted-public-keys".to_owned(), keys.join(" ")),
+        ],
+        ..Options::default()
+    };
+    Some(InputFetcher::new(&builder.name, Pool::new(DaemonAddress::Ssh(ssh.clone()), options)))
 }

@@ -13,7 +13,7 @@ use crate::build::Settings;
 use crate::build::log::LogWriter;
 use crate::build::verdict::{Evidence, Verdict};
 use crate::causes::with_causes;
-use crate::import::{Importer, StoreError, TakeError};
+use crate::import::{Importer, InputFetcher, StoreError, TakeError};
 use crate::model::FailureClass;
 use crate::nix::{BuildTarget, Connections, DaemonError};
 
@@ -34,6 +34,8 @@ pub struct RemoteRunner {
     pub connections: Connections,
     /// Supplier of inputs, and publisher of outputs.
     pub importer: Importer,
+    /// Fetcher of large inputs on the machine itself; `None` where they are copied.
+    pub fetcher: Option<InputFetcher>,
     /// Silence of its daemon after which the machine is lost.
     pub silent_max: Option<Duration>,
     /// RunBounds of a build.
@@ -68,7 +70,7 @@ impl RemoteRunner {
             (daemon, false, Duration::ZERO)
         } else {
             let needed: Vec<StorePath> = std::iter::once(drv).chain(&known.inputs).cloned().collect();
-            if let Err(error) = self.importer.supply(&mut daemon, &needed).await {
+            if let Err(error) = self.importer.supply(&mut daemon, &needed, self.fetcher.as_ref()).await {
                 return Err(self.not_supplied(error));
             }
             let bounds = RunBounds { settings: &self.settings, machine_silent_max: self.silent_max };
@@ -108,7 +110,7 @@ impl RemoteRunner {
             return Ok(Vec::new());
         }
         let needed: Vec<StorePath> = std::iter::once(drv).chain(&known.inputs).cloned().collect();
-        let supplied = self.importer.supply(&mut daemon, &needed).await;
+        let supplied = self.importer.supply(&mut daemon, &needed, self.fetcher.as_ref()).await;
         supplied.map_err(|error| self.not_supplied(error))?;
         let target = BuildTarget::All { drv: drv.clone() };
         let limit = self.settings.build_max.unwrap_or(REBUILT_WITHIN);
@@ -160,7 +162,7 @@ impl RemoteRunner {
     fn not_supplied(&self, error: StoreError) -> NotBuilt {
         let reason = with_causes(&error);
         match error {
-            StoreError::Daemon { .. } => self.loss(&reason, STARTS_MAX),
+            StoreError::Daemon { .. } | StoreError::Inputs { .. } => self.loss(&reason, STARTS_MAX),
             _ => NotBuilt::Failed(Verdict::transient(format!("its inputs cannot be copied: {reason}"))),
         }
     }

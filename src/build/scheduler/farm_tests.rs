@@ -89,6 +89,7 @@ fn builder(name: String, systems: BTreeSet<String>) -> BuilderSettings {
         speed: 1.0,
         weight: 1,
         silent_max: None,
+        cache_url: None,
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use narinfo::StorePath;
 
 use super::disagreement::FailedBuilds;
-use super::places::Places;
+use super::places::BuildPlaces;
 use super::{Scheduler, State};
 use crate::backoff::Backoff;
 use crate::build::builder_metrics;
@@ -28,7 +28,7 @@ const BUILT_MAX: usize = 10_000;
 pub(super) struct Machines {
     pub(super) farm: Arc<Farm>,
     machines: Vec<MachineState>,
-    pub(super) places: Places,
+    pub(super) places: BuildPlaces,
     /// Derivations that are being built, each with its machine.
     placed: BTreeMap<StorePath, MachineId>,
     failed: FailedBuilds,
@@ -128,7 +128,7 @@ impl Machines {
     pub(super) fn new(farm: Arc<Farm>) -> Self {
         Self {
             machines: farm.machines().map(|(_, machine)| MachineState::new(machine.clone())).collect(),
-            places: Places::new(farm.default_placement()),
+            places: BuildPlaces::new(farm.default_placement()),
             placed: BTreeMap::new(),
             failed: FailedBuilds::default(),
             losses: HashMap::new(),

@@ -9,7 +9,7 @@ use crate::build::farm::{MachineId, Placement};
 use crate::build::queue::PlaceClass;
 
 /// Places of derivations.
-pub(super) struct Places {
+pub(super) struct BuildPlaces {
     /// Machines of each class. The first is that of derivations of which nothing is known.
     classes: Vec<Vec<MachineId>>,
     by_drv: BTreeMap<StorePath, Placed>,
@@ -21,7 +21,7 @@ struct Placed {
     inputs: BTreeSet<StorePath>,
 }
 
-impl Places {
+impl BuildPlaces {
     pub(super) fn new(anywhere: Placement) -> Self {
         let Placement { fits, inputs } = anywhere;
         Self { classes: vec![fits], by_drv: BTreeMap::new(), no_inputs: inputs }

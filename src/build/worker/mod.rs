@@ -207,7 +207,7 @@ impl Worker {
         }
     }
 
-    /// What the end of a build is for the queue.
+    /// Outcome of a build for the queue.
     fn finished(&self, drv: &StorePath, built: run::RunEnd) -> Finished {
         match built {
             Ok(built) => Finished::Built(built),

@@ -1,5 +1,5 @@
 //! Second builds, where the settings want them: their outputs beside those that are served, noted as a
-//! comparison with an upstream is. What was built first stays.
+//! comparison with an upstream is. Outputs that were built first stay.
 
 use super::Worker;
 use crate::build::farm::MachineId;
