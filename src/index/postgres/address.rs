@@ -203,10 +203,10 @@ fn fields(line: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::index::Location;
+    use crate::index::IndexLocation;
 
     fn address(url: &str, password_file: Option<&Path>) -> Result<DatabaseAddress, AddressError> {
-        let Some(Location::Postgres(url)) = Location::parse(url) else { panic!("no URL: {url}") };
+        let Some(IndexLocation::Postgres(url)) = IndexLocation::parse(url) else { panic!("no URL: {url}") };
         DatabaseAddress::new(&url, password_file)
     }
 
