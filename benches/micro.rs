@@ -168,6 +168,7 @@ fn settings() -> Settings {
         zstd_threads: Settings::usual_threads(),
         memory_bytes_max: 0,
         plain_bytes_max: 0,
+        ..Settings::default()
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use crate::index::{self, Index, LedgerReader, Record, Recorded, Recovered, has_ledger, salvage_pins};
 use crate::model::{PushedDerivation, RealisationOutcome};
-use crate::nar_store::{file_bytes, has_files};
+use crate::nar_store::{FileSizes, NarStore, is_away};
 
 /// Records that one transaction takes over.
 const BATCH: usize = 1_000;
@@ -51,8 +51,8 @@ pub struct Recovery {
     pub index: PathBuf,
     /// The folder of the ledger.
     pub ledger: PathBuf,
-    /// The folder of the NARs.
-    pub nars: PathBuf,
+    /// The NARs.
+    pub nars: NarStore,
     /// The store that is served.
     pub store_dir: StoreDir,
     /// The keys of this cache, one of which has signed what is recorded.
@@ -119,13 +119,23 @@ impl Recovery {
         if self.is_needed() {
             tracing::warn!("index lost; recovering it from the ledger beside the NARs");
             tracing::warn!("{}", self.run().await?);
-        } else if !self.index.exists() && has_files(&self.nars) {
+        } else if !self.index.exists() && self.has_nars().await? {
             tracing::warn!(
                 "the index is lost, and nothing beside the NARs says of which paths they are: each is used again once its \
                  path is asked for, and `ondine gc` removes the others"
             );
         }
         Ok(())
+    }
+
+    async fn has_nars(&self) -> io::Result<bool> {
+        let first = self.nars.run(|nars| nars.list(None)).await;
+        match first {
+            Ok(first) => Ok(!first.is_empty()),
+            // What is there does not matter to a start without an index.
+            Err(error) if is_away(&error) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes the index anew. Nobody else may use the state directory meanwhile.
@@ -197,11 +207,12 @@ impl Recovery {
             let full = std::mem::take(batch);
             batches.blocking_send(full).map_err(|_| io::Error::other("the index is not written any more"))
         };
+        let sizes = self.nars.file_sizes()?;
         let mut ledger = LedgerReader::new(&self.ledger);
         for record in ledger.by_ref() {
             match record? {
                 Record::Path(recorded) if self.vouches_for(&recorded) => {
-                    batch.recovered.push(self.found(recorded)?);
+                    batch.recovered.push(found(&sizes, recorded)?);
                 }
                 Record::Realisation(realisation) if realisation.is_trusted(&self.keys) => {
                     batch.realisations.push(realisation);
@@ -228,18 +239,18 @@ impl Recovery {
         let is_ours = |signature| self.keys.iter().any(|key| key.verify(signature, &signed));
         row.info.signatures.iter().any(is_ours)
     }
+}
 
-    /// The rest of a path: its file, if that has its size, or an upstream.
-    fn found(&self, mut recorded: Box<Recorded>) -> io::Result<Recovered> {
-        let hash: StorePathHash = recorded.path.info.path.hash();
-        if let Some(nar) = recorded.packed
-            && file_bytes(&self.nars, nar.nar_hash)? != Some(nar.file_size)
-        {
-            recorded.packed = None;
-        }
-        let is_lost = recorded.packed.is_none() && recorded.upstreams.is_empty();
-        Ok(if is_lost { Recovered::Gone(hash) } else { Recovered::Served(recorded) })
+/// The rest of a path: its file, if that has its size, or an upstream.
+fn found(sizes: &FileSizes, mut recorded: Box<Recorded>) -> io::Result<Recovered> {
+    let hash: StorePathHash = recorded.path.info.path.hash();
+    if let Some(nar) = recorded.packed
+        && sizes.get(nar.nar_hash)? != Some(nar.file_size)
+    {
+        recorded.packed = None;
     }
+    let is_lost = recorded.packed.is_none() && recorded.upstreams.is_empty();
+    Ok(if is_lost { Recovered::Gone(hash) } else { Recovered::Served(recorded) })
 }
 
 fn with_ending(file: &Path, ending: &str) -> PathBuf {

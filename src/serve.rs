@@ -14,11 +14,10 @@ mod tests;
 use std::fs::{self, File};
 use std::net::SocketAddr;
 use std::panic::resume_unwind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use narinfo::StoreDir;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -26,6 +25,7 @@ use tokio::time::timeout;
 use crate::auth::Auth;
 use crate::contents::Contents;
 use crate::http::{AppState, Listener, PublicUrl, Service};
+use crate::nar_store::NarStore;
 use crate::recover::Recovery;
 use crate::requests::Requests;
 use crate::retry::Retry;
@@ -329,11 +329,13 @@ pub async fn migrate(
 ///
 /// # Errors
 /// A server runs there, the key cannot be read, or nothing is recorded.
-pub async fn recover(dir: &Path, store_dir: StoreDir) -> Result<recover::RecoveryReport, Error> {
-    let state_dir = state_dir::open(dir)?;
+pub async fn recover(settings: Settings) -> Result<recover::RecoveryReport, Error> {
+    let state_dir = state_dir::open(&settings.state_dir)?;
     let _lock = state_dir::lock(&state_dir)?;
     let keys = key::SignerRecord::read(&state_dir)?.keys().cloned().collect();
     let [index, ledger, nars] = [INDEX, LEDGER, NARS].map(|name| state_dir.join(name));
+    let nars = using(&nars, |dir| NarStore::open(dir, settings.nar_store))?;
+    let store_dir = settings.nix.store_dir;
     Ok(Recovery { state_dir, index, ledger, nars, store_dir, keys }.run().await?)
 }
 

@@ -164,7 +164,7 @@ async fn open(below: Below, settings: Settings) -> Server {
             let index = Index::new(MemoryBackend::default(), settings.narinfo_memory_bytes);
             let dir = settings.state_dir.join("nar");
             std::fs::create_dir_all(&settings.state_dir).expect("made");
-            let nars = NarStore::new(Arc::new(MemoryBlobs::default()), &dir, settings.nar_store);
+            let nars = NarStore::new(Arc::new(MemoryBlobs::default()), &dir, settings.nar_store.clone());
             Server::open_over(settings, Stores { index, nars: nars.expect("opened") }).await
         }
     };

@@ -7,6 +7,7 @@ mod admission;
 mod attributes;
 mod background;
 mod bounds;
+mod bucket;
 mod by_name;
 mod catalogue;
 mod catalogue_faults;

@@ -43,7 +43,6 @@ use clap::{Args, FromArgMatches, Parser, Subcommand};
 
 use crate::catalogue::SetName;
 use crate::config::{self, RawSettings, StateDir};
-use crate::nix;
 use crate::remote::{self, ErrorClass};
 use crate::serve::{self, Server};
 pub use completions::complete;
@@ -188,13 +187,8 @@ enum Command {
     Import(import::Import),
     /// Rebuilds a lost or damaged index from the records beside the NARs, while no server runs.
     ///
-    /// An index that was there is kept as index.damaged.sqlite.
-    Recover {
-        #[command(flatten)]
-        output: OutputArgs,
-        #[command(flatten)]
-        state_dir: StateDir,
-    },
+    /// An index that was there is kept as index.damaged.sqlite. Run it with the server's settings.
+    Recover(Box<Recover>),
     /// Copies the index to another database, while no server runs.
     ///
     /// The index is that of the settings. One that was interrupted goes on with the same command, and the
@@ -222,6 +216,17 @@ enum Command {
 #[derive(Args, Debug)]
 struct Serve {
     /// Settings file (TOML)
+    #[arg(long, env = "ONDINE_CONFIG", hide_env_values = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: RawSettings,
+}
+
+#[derive(Args, Debug)]
+struct Recover {
+    #[command(flatten)]
+    output: OutputArgs,
+    /// Settings file (TOML) of the server
     #[arg(long, env = "ONDINE_CONFIG", hide_env_values = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -287,13 +292,7 @@ impl Cli {
             Command::Gc(gc) => return gc.run(),
             Command::Fsck(fsck) => return fsck.run(),
             Command::Token(token) => return token.run(),
-            Command::Recover { output, state_dir } => {
-                log::to_stderr();
-                let store_dir = nix::Environment::from_env()?.store_dir;
-                let state_dir = state_dir.path()?;
-                let report = runtime()?.block_on(serve::recover(&state_dir, store_dir))?;
-                println!("{}", output.text(&report, report)?);
-            }
+            Command::Recover(recover) => recover.run()?,
             Command::Migrate(migrate) => migrate.run()?,
             Command::Doctor(doctor) => return doctor.run(),
             Command::Import(import) => return import.run(),
@@ -323,6 +322,19 @@ impl Serve {
             server.run(until).await?;
             Ok(())
         })
+    }
+}
+
+impl Recover {
+    fn run(self) -> anyhow::Result<()> {
+        log::to_stderr();
+        let settings = match &self.config {
+            Some(file) => resolve(self.settings, file)?,
+            None => self.settings.resolve()?,
+        };
+        let report = runtime()?.block_on(serve::recover(settings))?;
+        println!("{}", self.output.text(&report, report)?);
+        Ok(())
     }
 }
 

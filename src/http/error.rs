@@ -20,6 +20,7 @@ use crate::contents::{self, ResolveError};
 use crate::import::UploadError;
 use crate::index;
 use crate::model::FailureClass;
+use crate::nar_store::is_away;
 use crate::packer;
 use crate::substitute::Missing;
 
@@ -336,6 +337,14 @@ impl From<packer::Error> for Error {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, "the index cannot be read, so a NAR is not served");
                 Self::NotFound(format!("not available at the moment: {INDEX_UNREADABLE}"))
+            }
+            // A client that is told so asks again, where it would take a miss for an hour.
+            packer::Error::Store(reason) if is_away(&reason) => {
+                tracing::warn!(
+                    error = &reason as &dyn std::error::Error,
+                    "the storage of the NARs does not answer"
+                );
+                Self::unavailable("the storage of the NARs does not answer at the moment; ask again")
             }
             error => Self::internal(&error, "this NAR cannot be read at the moment"),
         }

@@ -88,7 +88,8 @@ async fn answer(service: &Service, asked: NarRequest, headers: &HeaderMap) -> Re
         service.state.packer.read_ahead(reader, asked.hash);
     }
     let (begun, packer, hash) = (Instant::now(), &service.state.packer, asked.hash);
-    let form = form(asked.compression);
+    // The head of an answer needs none of its bytes.
+    let form = form(asked.compression).filter(|_| !asked.head);
     if let Some(served) = packer.find(hash, form).await? {
         match give(packer, served, &asked, headers).await {
             // The upstream does not deliver: the path is restored from another source.
@@ -137,7 +138,7 @@ async fn give(
     if let (Some(form), Some(small)) = (form, served.small.take()) {
         return Ok(whole(&small, form, headers));
     }
-    if let Some(address) = packer.redirect(&served, compression).await? {
+    if let Some(address) = packer.redirect(&served, compression, asked.reader).await? {
         return Ok(Ok(answer::redirect(&address)));
     }
     let Some(form) = form else {
@@ -185,7 +186,9 @@ async fn body(
 ) -> Result<Result<Answer, Error>, packer::Error> {
     let (mut nar, mut given) = packer.open(&mut served, form).await?;
     // A range of a zstd file can be given once its length is known.
-    if let (Form::Zstd, Some(_), Nar::Growing(growing)) = (form, range, &mut nar) {
+    if let (Form::Zstd, Some(_), Nar::Growing(growing)) = (form, range, &mut nar)
+        && served.packed.is_none()
+    {
         growing.finished().await.map_err(packer::Error::NotToBeHad)?;
         let Some(complete) = packer.find(hash, None).await? else {
             return Ok(Err(Error::not_found(EVICTED)));
@@ -196,7 +199,8 @@ async fn body(
     let length = match (form, &nar) {
         (Form::Plain, _) => Some(served.nar_size()),
         (Form::Zstd, Nar::Stored(stored)) => Some(stored.bytes()),
-        (Form::Zstd, Nar::Growing(_)) => None,
+        // Of a copy it is known.
+        (Form::Zstd, Nar::Growing(_)) => served.packed.map(|nar| nar.file_size),
     };
     let Some(part) = part(range, length) else {
         return Ok(Err(Error::RangeNotSatisfiable(length.unwrap_or_default())));

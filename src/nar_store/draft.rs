@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, Write};
+use std::path::Path;
 use std::sync::Arc;
 
 use narinfo::NarHash;
@@ -58,6 +59,11 @@ impl Draft {
     #[must_use]
     pub fn as_blob(&self) -> Blob {
         Blob::File(BlobFile { file: Arc::clone(&self.file), bytes: 0 })
+    }
+
+    /// Name of its file, where that goes with the draft.
+    pub(super) fn spool(&self) -> Option<&Path> {
+        self.upload.spool()
     }
 
     /// Starts again from the first byte. No reader may have read any of it.

@@ -1,16 +1,13 @@
 //! Files that are hashed and counted: a draft while it is written, a stored file while it is read to be
 //! verified.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use narinfo::{Compression, NarHash};
 use sha2::{Digest, Sha256};
 
-use super::blobs::{Blob, BlobFile};
+use super::blobs::Blob;
 use super::draft::Draft;
 use super::verify::{ChunkWriter, Error, FLUSH_AFTER, NarDigest, Origin, Promise, copy, verify};
 use crate::decode;
@@ -23,6 +20,13 @@ pub struct Packed {
     pub file_hash: NarHash,
     /// Bytes of the zstd file.
     pub file_size: u64,
+}
+
+impl Packed {
+    /// Hash and size of the file as it is.
+    pub(super) fn contents(self) -> NarDigest {
+        NarDigest { hash: self.file_hash, bytes: self.file_size }
+    }
 }
 
 impl Blob {
@@ -39,8 +43,7 @@ impl Blob {
     /// # Errors
     /// No decoder can be made.
     pub fn plain(&self) -> io::Result<Box<dyn Read + Send>> {
-        let Self::File(BlobFile { file, .. }) = self;
-        decode::plain(Compression::Zstd, StoredRead { file: Arc::clone(file), at: 0 })
+        decode::plain(Compression::Zstd, self.reader())
     }
 
     /// Verifies the file as [`Blob::verify`] does, within a rate.
@@ -48,9 +51,8 @@ impl Blob {
     /// # Errors
     /// The file cannot be read or holds something else.
     pub fn verify_within(&self, promised: NarDigest, bytes_per_second: u64) -> Result<Packed, Error> {
-        let Self::File(BlobFile { file, .. }) = self;
-        let mut input =
-            MeasuredRead { file, hasher: Sha256::new(), bytes: 0, begun: Instant::now(), bytes_per_second };
+        let (input, begun) = (self.reader(), Instant::now());
+        let mut input = MeasuredRead { input, hasher: Sha256::new(), bytes: 0, begun, bytes_per_second };
         let plain = &mut input;
         let make = |chunks: &mut ChunkWriter| {
             copy(&mut decode::plain(Compression::Zstd, plain).map_err(Error::Sent)?, chunks, |_| Ok(()))
@@ -64,32 +66,18 @@ impl Blob {
     }
 }
 
-/// A stored file from its start on, independent of other readers.
-struct StoredRead {
-    file: Arc<File>,
-    at: u64,
-}
-
-impl Read for StoredRead {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read_at(buffer, self.at)?;
-        self.at += read as u64;
-        Ok(read)
-    }
-}
-
 /// A stored file from its start on, hashed and counted as it is read.
-struct MeasuredRead<'f> {
-    file: &'f File,
+struct MeasuredRead {
+    input: Box<dyn Read + Send>,
     hasher: Sha256,
     bytes: u64,
     begun: Instant,
     bytes_per_second: u64,
 }
 
-impl Read for MeasuredRead<'_> {
+impl Read for MeasuredRead {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.file.read_at(buffer, self.bytes)?;
+        let read = self.input.read(buffer)?;
         self.hasher.update(&buffer[..read]);
         self.bytes += read as u64;
         let due = Duration::from_secs_f64(self.bytes as f64 / self.bytes_per_second as f64);

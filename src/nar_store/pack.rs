@@ -4,7 +4,6 @@
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use narinfo::NarHash;
 use zstd::zstd_safe::CParameter;
 
 use super::blobs::Commit;
@@ -37,7 +36,7 @@ impl NarStore {
     /// The tree cannot be read or is not the one promised, or the file cannot be written.
     pub fn pack(&self, draft: &Draft, source: &Path, promised: NarDigest) -> Result<Received, Error> {
         let make = |chunks: &mut ChunkWriter| dump(source, chunks);
-        compress(draft, self.settings, Promise::Exactly(promised), Origin::Tree, make)
+        compress(draft, &self.settings, Promise::Exactly(promised), Origin::Tree, make)
     }
 
     /// Writes the plain NAR that comes as `input` into `draft`, as [`NarStore::pack`] does. Blocking.
@@ -51,7 +50,7 @@ impl NarStore {
         promised: NarDigest,
     ) -> Result<Received, Error> {
         let make = |chunks: &mut ChunkWriter| copy(&mut input, chunks, |_| Ok(()));
-        compress(draft, self.settings, Promise::Exactly(promised), Origin::Sent(None), make)
+        compress(draft, &self.settings, Promise::Exactly(promised), Origin::Sent(None), make)
     }
 
     /// Commits a draft that was written and verified. Its readers have all that they asked for before it is
@@ -59,9 +58,21 @@ impl NarStore {
     ///
     /// # Errors
     /// The storage fails; nothing is kept then.
-    pub fn commit(&self, draft: Draft, nar: NarHash) -> io::Result<Commit> {
+    pub fn commit(&self, draft: Draft, received: &Received) -> io::Result<Commit> {
+        let Received { nar, packed } = received;
         draft.is_right();
-        draft.commit(nar)
+        let copies = self.copies.as_ref().zip(draft.spool());
+        let copy = copies.and_then(|(copies, file)| {
+            copies.prepare(nar.hash, packed.contents(), file).map(|copy| (copies, copy))
+        });
+        if copy.is_some() {
+            draft.sync()?;
+        }
+        let commit = draft.commit(nar.hash)?;
+        if let (Some((copies, copy)), Commit::Won) = (copy, commit) {
+            copies.take(copy);
+        }
+        Ok(commit)
     }
 }
 
@@ -76,12 +87,12 @@ pub(super) fn dump(source: &Path, chunks: &mut ChunkWriter) -> Result<(), Error>
 /// Writes the plain NAR that `make` makes into `draft`, as zstd.
 pub(super) fn compress(
     draft: &Draft,
-    settings: Settings,
+    settings: &Settings,
     promise: Promise,
     origin: Origin<'_>,
     make: impl FnOnce(&mut ChunkWriter) -> Result<(), Error> + Send,
 ) -> Result<Received, Error> {
-    let Settings { zstd_level, zstd_threads, .. } = settings;
+    let Settings { zstd_level, zstd_threads, .. } = *settings;
     let mut encoder = zstd::Encoder::new(Measured::new(draft), zstd_level)?;
     if zstd_threads > 1 && zstd_level <= PARALLEL_ZSTD_LEVEL_MAX {
         encoder.multithread(zstd_threads)?;

@@ -55,9 +55,9 @@ impl NarStore {
         }
         let mut plain = decode::plain(compression, input).map_err(Error::Sent)?;
         let zstd_level = self.settings.zstd_level.min(RECEIVED_ZSTD_LEVEL);
-        let settings = Settings { zstd_level, ..self.settings };
+        let settings = Settings { zstd_level, ..self.settings.clone() };
         let mut attended = Attended::new(draft, promise);
-        compress(draft, settings, promise, origin, |chunks| {
+        compress(draft, &settings, promise, origin, |chunks| {
             copy(&mut plain, chunks, |bytes| attended.came(bytes))
         })
     }

@@ -8,11 +8,18 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
+use tokio::sync::Semaphore;
 use zstd::stream::raw::{Decoder, InBuffer, Operation, OutBuffer};
 
-use super::blobs::{Blob, BlobFile};
+use super::blobs::{Blob, BlobFile, BlobObject};
 use super::{Nar, mapped};
 use crate::tail_file::{CHUNK_BYTES, ReadPermit, Reading, TailCursor, abandoned, read_at, reading};
+
+/// Bytes of an object that are asked for and sent at a time: a client holds one of these in memory, and at
+/// most 32 clients one more, which is read ahead.
+const OBJECT_WINDOW_BYTES: u64 = 1024 * 1024;
+/// Permits to read such a window ahead: not those of files, for which nobody is to wait for a slow storage.
+static OBJECTS_AHEAD: Semaphore = Semaphore::const_new(32);
 
 /// Bytes of a file that are sent at a time. A client holds two of these, however slow it is: pages of the
 /// file, which the kernel may take back, and which count as memory of this program only if they had to be
@@ -32,13 +39,17 @@ impl NarStream {
     /// Streams a part of the file of `nar`; `u64::MAX` is the end of one that grows.
     #[must_use]
     pub fn as_it_is(nar: Nar, part: Range<u64>) -> Self {
-        let (file, cursor) = match nar {
-            Nar::Stored(Blob::File(BlobFile { file, .. })) => (file, TailCursor::part(part)),
-            Nar::Growing(growing) => {
-                (growing.file, TailCursor::following_part(growing.progress, part, growing.trusted))
+        let (source, cursor) = match nar {
+            Nar::Stored(Blob::File(BlobFile { file, .. })) => {
+                (StreamSource::File(file), TailCursor::part(part))
             }
+            Nar::Stored(Blob::Object(object)) => (StreamSource::object(object), TailCursor::part(part)),
+            Nar::Growing(growing) => (
+                StreamSource::File(growing.file),
+                TailCursor::following_part(growing.progress, part, growing.trusted),
+            ),
         };
-        Self::AsItIs(Windows { file, cursor, ahead: None })
+        Self::AsItIs(Windows { source, cursor, ahead: None })
     }
 
     /// Streams a part of the plain NAR in the zstd file of `nar`.
@@ -46,12 +57,21 @@ impl NarStream {
     /// # Errors
     /// No decoder can be made.
     pub fn decoded(nar: Nar, part: Range<u64>) -> io::Result<Self> {
-        let (file, cursor, follows) = match nar {
-            Nar::Stored(Blob::File(BlobFile { file, bytes })) => (file, TailCursor::part(0..bytes), false),
-            Nar::Growing(growing) => (growing.file, TailCursor::following(growing.progress), true),
+        let (source, cursor, follows) = match nar {
+            Nar::Stored(stored) => {
+                let cursor = TailCursor::part(0..stored.bytes());
+                let source = match stored {
+                    Blob::File(BlobFile { file, .. }) => StreamSource::File(file),
+                    Blob::Object(object) => StreamSource::object(object),
+                };
+                (source, cursor, false)
+            }
+            Nar::Growing(growing) => {
+                (StreamSource::File(growing.file), TailCursor::following(growing.progress), true)
+            }
         };
         let decoding =
-            Decoding { file, decoder: Decoder::new()?, input: Vec::new(), used: 0, is_full: false };
+            Decoding { source, decoder: Decoder::new()?, input: Vec::new(), used: 0, is_full: false };
         Ok(Self::Decoded(Box::new(Decoded {
             cursor,
             follows,
@@ -74,41 +94,92 @@ impl NarStream {
     }
 }
 
+/// Bytes that are sent.
+#[derive(Debug)]
+enum StreamSource {
+    File(Arc<File>),
+    Object {
+        object: BlobObject,
+        /// The window that was read last, and its offset.
+        last: (u64, Bytes),
+    },
+}
+
+impl StreamSource {
+    fn object(object: BlobObject) -> Self {
+        Self::Object { object, last: (0, Bytes::new()) }
+    }
+
+    /// Reads the bytes of `part`, which must be there. Blocking.
+    fn read_at(&mut self, part: Range<u64>, buffer: &mut Vec<u8>) -> io::Result<()> {
+        let (object, last) = match self {
+            Self::File(file) => return read_at(file, part, buffer),
+            Self::Object { object, last } => (object, last),
+        };
+        buffer.clear();
+        let mut at = part.start;
+        while at < part.end {
+            if !(last.0..last.0 + last.1.len() as u64).contains(&at) {
+                let end = object.bytes.min(at + OBJECT_WINDOW_BYTES.max(part.end - at));
+                *last = (at, object.read(at..end)?);
+            }
+            // Within the window, whose length fits a usize.
+            let from = (at - last.0) as usize;
+            let to = last.1.len().min(from + (part.end - at) as usize);
+            buffer.extend_from_slice(&last.1[from..to]);
+            at += (to - from) as u64;
+        }
+        Ok(())
+    }
+}
+
 /// A part of a file, window by window.
 #[derive(Debug)]
 pub struct Windows {
-    file: Arc<File>,
+    source: StreamSource,
     cursor: TailCursor,
-    /// The next window, read from disk while the one before it is sent.
+    /// The next window, read while the one before it is sent.
     ahead: Option<Reading<Bytes>>,
 }
 
 impl Windows {
     async fn next_piece(&mut self) -> io::Result<Option<Bytes>> {
+        let window_bytes = match &self.source {
+            StreamSource::File(_) => WINDOW_BYTES,
+            StreamSource::Object { .. } => OBJECT_WINDOW_BYTES,
+        };
         let window = match self.ahead.take() {
             Some(ahead) => ahead.await.map_err(io::Error::other)??,
             None => {
-                let Some(next) = self.cursor.next(WINDOW_BYTES).await? else { return Ok(None) };
-                if let Some(window) = mapped::window_in_memory(&self.file, &next) {
-                    return Ok(Some(window));
+                let Some(next) = self.cursor.next(window_bytes).await? else { return Ok(None) };
+                match &self.source {
+                    StreamSource::Object { object, .. } => {
+                        object.begin_read(next, ()).await.map_err(io::Error::other)??
+                    }
+                    StreamSource::File(file) => match mapped::window_in_memory(file, &next) {
+                        Some(window) => return Ok(Some(window)),
+                        None => reading(window(file, next)).await?,
+                    },
                 }
-                reading(self.window(next)).await?
             }
         };
-        // The disk reads the next one while this one is sent; without a free permit, it is read when it is
-        // asked for.
-        if let Some(permit) = ReadPermit::free()
-            && let Some(next) = self.cursor.next_now(WINDOW_BYTES)
-        {
-            self.ahead = Some(permit.read(self.window(next)));
-        }
+        // The next one is read while this one is sent; without a free permit, when it is asked for.
+        self.ahead = match &self.source {
+            StreamSource::File(file) => ReadPermit::free().and_then(|permit| {
+                self.cursor.next_now(window_bytes).map(|next| permit.read(self::window(file, next)))
+            }),
+            StreamSource::Object { object, .. } => OBJECTS_AHEAD.try_acquire().ok().and_then(|permit| {
+                self.cursor.next_now(window_bytes).map(|next| object.begin_read(next, permit))
+            }),
+        };
         Ok(Some(window))
     }
+}
 
-    fn window(&self, part: Range<u64>) -> impl FnOnce() -> io::Result<Bytes> + Send + use<> {
-        let file = Arc::clone(&self.file);
-        move || mapped::window(&file, part)
-    }
+/// Maps a window of a file.
+fn window(file: &Arc<File>, part: Range<u64>) -> impl FnOnce() -> io::Result<Bytes> + Send + use<> {
+    let file = Arc::clone(file);
+    move || mapped::window(&file, part)
 }
 
 /// A plain NAR, decompressed as it is read.
@@ -150,11 +221,16 @@ impl Decoded {
             } else {
                 None
             };
-            let (decoding, mut output) = reading(move || {
+            let is_file = matches!(decoding.source, StreamSource::File(_));
+            let step = move || {
                 let output = decoding.step(next)?;
                 Ok((decoding, output))
-            })
-            .await?;
+            };
+            let (decoding, mut output) = match is_file {
+                true => reading(step).await?,
+                // A slow storage holds no permit to read files.
+                false => tokio::task::spawn_blocking(step).await.map_err(io::Error::other)??,
+            };
             self.decoding = Some(decoding);
             let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(output.len());
             self.skip -= skipped as u64;
@@ -172,7 +248,7 @@ impl Decoded {
 
 /// State of decoding a zstd file.
 struct Decoding {
-    file: Arc<File>,
+    source: StreamSource,
     decoder: Decoder<'static>,
     input: Vec<u8>,
     /// Bytes of the input that were decoded.
@@ -183,7 +259,7 @@ struct Decoding {
 
 impl std::fmt::Debug for Decoding {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Decoding").field("file", &self.file).finish_non_exhaustive()
+        f.debug_struct("Decoding").field("source", &self.source).finish_non_exhaustive()
     }
 }
 
@@ -196,7 +272,7 @@ impl Decoding {
     /// Blocking.
     fn step(&mut self, next: Option<Range<u64>>) -> io::Result<Bytes> {
         if let Some(next) = next {
-            read_at(&self.file, next, &mut self.input)?;
+            self.source.read_at(next, &mut self.input)?;
             self.used = 0;
         }
         let mut output = Vec::with_capacity(CHUNK_BYTES);

@@ -12,7 +12,6 @@ use crate::index;
 use crate::model::{NarRow, PathRow, UpstreamNar};
 use crate::nar_store::{Blob, Commit, Draft, NarDigest, NarStore, PackError, Packed, Received};
 use crate::nix::DaemonError;
-use crate::tail_file::reading;
 
 /// A NAR that is verified and durable, and has no row yet.
 pub(super) struct Committed {
@@ -76,11 +75,15 @@ impl Inner {
         row: PathRow,
         reason: Option<String>,
     ) -> Option<Committed> {
-        let _slot = self.slots.acquire().await.ok()?;
+        let slot = Arc::clone(&self.slots).acquire_owned().await.ok()?;
         let PathInfo { path, nar_hash: hash, nar_size: bytes, .. } = row.info;
         let source = std::path::PathBuf::from(path.in_dir(&self.store_dir));
         let promised = NarDigest { hash, bytes };
-        let pack = move |nars: &NarStore, draft: &Draft| nars.pack(draft, &source, promised);
+        let pack = move |nars: &NarStore, draft: &Draft| {
+            // Not for the time of the commit, which may wait for a storage elsewhere.
+            let _slot = slot;
+            nars.pack(draft, &source, promised)
+        };
         let (mut left, mut packed) = self.write(draft, pack).await;
         let mut is_final = true;
         if let Err(PackError::Vanished | PackError::Dump(_)) = packed
@@ -149,7 +152,12 @@ impl Inner {
             Err(DaemonError::Nix(_)) => return (Some(draft), Err(PackError::Vanished), true),
             Err(error) => return (Some(draft), Err(PackError::Sent(std::io::Error::other(error))), false),
         };
-        let (left, packed) = self.write(draft, move |nars, draft| nars.pack_sent(draft, nar, promised)).await;
+        let slot = Arc::clone(&self.slots).acquire_owned().await;
+        let pack = move |nars: &NarStore, draft: &Draft| {
+            let _slot = slot;
+            nars.pack_sent(draft, nar, promised)
+        };
+        let (left, packed) = self.write(draft, pack).await;
         let lost = failure.try_recv().is_ok_and(|error| error.is_connection_lost());
         // A daemon that sends nothing of a valid path cannot read it; one that stops on the way may be
         // shutting down.
@@ -175,7 +183,7 @@ impl Inner {
             let (left, written) = match work(&inner.nars, &draft) {
                 Ok(received) => {
                     let lease = inner.leases.take(received.nar.hash);
-                    let commit = inner.nars.commit(draft, received.nar.hash).map_err(PackError::Write);
+                    let commit = inner.nars.commit(draft, &received).map_err(PackError::Write);
                     (None, commit.map(|commit| Committed { received, commit, lease }))
                 }
                 Err(error) => (Some(draft), Err(error)),
@@ -193,8 +201,7 @@ impl Inner {
 
     /// Opens the file of a NAR on a blocking thread.
     pub(super) async fn blob(self: &Arc<Self>, nar: NarHash) -> Result<Option<Blob>, Error> {
-        let inner = Arc::clone(self);
-        reading(move || inner.nars.blob(nar)).await.map_err(Error::Store)
+        self.nars.run(move |nars| nars.blob(nar)).await.map_err(Error::Store)
     }
 
     /// Stops serving a NAR without any source.

@@ -4,6 +4,7 @@
 
 mod ahead;
 mod bring;
+mod copies;
 mod fetch;
 mod leases;
 mod prove;
@@ -14,7 +15,6 @@ mod upkeep;
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -74,8 +74,9 @@ pub struct Served {
     pub packed: Option<NarRow>,
     /// All of it, if it is small.
     pub small: Option<Small>,
-    /// Its file, opened by the thread that read the row: no connection's thread waits for that.
-    blob: Option<Blob>,
+    /// Its file, or a copy of it, opened by the thread that read the row: no connection's thread waits for
+    /// that.
+    near: Option<(Nar, Form)>,
 }
 
 impl Served {
@@ -147,7 +148,7 @@ struct Inner {
     /// Requests that clients will make next.
     ahead: Mutex<Prefetch>,
     /// Permits to pack, one for each core.
-    slots: Semaphore,
+    slots: Arc<Semaphore>,
     /// Lock of everything that needs a file and its row to agree, so that neither goes while the other comes.
     file_row_lock: tokio::sync::Mutex<()>,
     work: Notify,
@@ -176,7 +177,7 @@ impl Packer {
             awaited: AtomicUsize::new(0),
             unservable: Mutex::default(),
             ahead: Mutex::default(),
-            slots: Semaphore::new(cores),
+            slots: Arc::new(Semaphore::new(cores)),
             file_row_lock: tokio::sync::Mutex::default(),
             work: Notify::new(),
             stored: Notify::new(),
@@ -200,17 +201,21 @@ impl Packer {
         // Before the index is read: what is forgotten from now on does not come into memory again.
         let epoch = self.0.nars.epoch();
         let Some((row, packed)) = self.0.index.nar(nar).await? else { return Ok(None) };
-        let mut served = Served { row, packed, small: None, blob: None };
+        let mut served = Served { row, packed, small: None, near: None };
         if let (Some(form), Some(NarRow { file_hash, file_size, .. })) = (form, packed) {
             let (nars, digest) = (self.0.nars.clone(), served.digest());
-            let open = move || match nars.small(digest, Packed { file_hash, file_size }, form, epoch) {
+            let packed = Packed { file_hash, file_size };
+            let open = move || match nars.small(digest, packed, form, epoch) {
                 Some(small) => (Some(small), None),
-                // The reader that opens it for its bytes meets and reports the same error.
-                None => (None, nars.blob(nar).ok().flatten()),
+                None => (None, nars.near(digest, packed, form)),
             };
             let opened = tokio::task::spawn_blocking(open).await;
-            (served.small, served.blob) =
+            (served.small, served.near) =
                 opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+            if self.0.nars.is_remote() && served.small.is_none() && served.near.is_none() {
+                let fetch = move |nars: &NarStore| nars.fetch_small(digest, packed, form, epoch);
+                served.small = self.0.nars.run(fetch).await.map_err(Error::Store)?;
+            }
         }
         if served.small.is_some() {
             self.0.index.access_log().note(nar);
@@ -218,15 +223,25 @@ impl Packer {
         Ok(Some(served))
     }
 
-    /// Address of an upstream to which clients are redirected for the file of `served` in this compression;
-    /// `None` to serve it here.
+    /// Address to which a client is redirected for the file of `served` in this compression: of the storage,
+    /// or of an upstream; `None` to serve it here, or without a reader.
     ///
     /// # Errors
-    /// The index fails.
-    pub async fn redirect(&self, served: &Served, compression: Compression) -> Result<Option<String>, Error> {
+    /// The index fails, or the storage gives no address.
+    pub async fn redirect(
+        &self,
+        served: &Served,
+        compression: Compression,
+        reader: Option<IpAddr>,
+    ) -> Result<Option<String>, Error> {
         let ours = matches!(compression, Compression::Zstd | Compression::None);
-        if ours && served.packed.is_some() {
-            return Ok(None);
+        if ours && let Some(NarRow { nar_hash, .. }) = served.packed {
+            let Some(reader) = reader.filter(|_| compression == Compression::Zstd) else { return Ok(None) };
+            let address = self.0.nars.address(nar_hash, reader).await.map_err(Error::Store)?;
+            if address.is_some() {
+                self.0.index.access_log().note(nar_hash);
+            }
+            return Ok(address);
         }
         let upstreams = self.0.upstreams_with(served.row.info.nar_hash).await?;
         // A NAR that can be served here is redirected only if the upstream's settings say so.
@@ -247,11 +262,12 @@ impl Packer {
         {
             return Ok((copy, form));
         }
-        let mut nar = match served.blob.take() {
-            Some(blob) => Nar::Stored(blob),
-            None => self.start(served.row.clone(), Priority::Client).await?,
+        let (mut nar, is_copy) = match served.near.take() {
+            Some((copy, Form::Plain)) => return Ok((copy, Form::Plain)),
+            Some((nar, Form::Zstd)) => (nar, self.0.nars.is_remote()),
+            None => (self.start(served.row.clone(), Priority::Client).await?, false),
         };
-        if let Some(packed) = served.packed
+        if let Some(packed) = served.packed.filter(|_| !is_copy)
             && let Some(corruption) = Corruption::at_sight(&nar, &packed)
         {
             tracing::warn!(nar = %hash, fault = %corruption.fault, "packing or fetching a stored NAR again");
@@ -265,6 +281,9 @@ impl Packer {
             self.0.tasks.optional("nar-record", async move {
                 inner.record_found(hash, stored).await;
             });
+        }
+        if let (Form::Zstd, Some(packed), Nar::Stored(Blob::Object(_))) = (form, served.packed, &nar) {
+            nar = self.copy_of_object(packed, nar).await?;
         }
         let mut given = Form::Zstd;
         if let (Form::Plain, Nar::Stored(stored)) = (form, &nar)
@@ -282,37 +301,6 @@ impl Packer {
             return Err(Error::NotToBeHad(error));
         }
         Ok((nar, given))
-    }
-
-    /// The plain copy of a NAR that only the Nix store has, read from there, so that the client does not wait
-    /// for compression. `None` if it is packed, if upstreams have it, or if no copy can be made; packing
-    /// reports why.
-    async fn copy_of_tree(&self, served: &Served) -> Result<Option<Nar>, Error> {
-        let hash = served.row.info.nar_hash;
-        if served.packed.is_some()
-            || self.0.blob(hash).await?.is_some()
-            || !self.0.upstreams_with(hash).await?.is_empty()
-        {
-            return Ok(None);
-        }
-        let tree = PathBuf::from(served.row.info.path.in_dir(&self.0.store_dir));
-        let mut copy = self.copy(served, CopySource::Tree(tree)).await?;
-        if let Some(Nar::Growing(growing)) = &mut copy
-            && growing.begun().await.is_err()
-        {
-            copy = None;
-        }
-        Ok(copy)
-    }
-
-    /// A plain copy, complete or on its way, if one can be made of `source`.
-    async fn copy(&self, served: &Served, source: CopySource) -> Result<Option<Nar>, Error> {
-        let (inner, digest) = (Arc::clone(&self.0), served.digest());
-        let copy = tokio::task::spawn_blocking(move || match &source {
-            CopySource::Tree(tree) if tree.symlink_metadata().is_err() => None,
-            _ => inner.nars.plain(digest, source),
-        });
-        copy.await.map_err(|error| Error::Store(std::io::Error::other(error)))
     }
 
     /// Notes that a client has the narinfo of a NAR that is not stored yet: it will ask for the NAR.
@@ -430,24 +418,30 @@ impl Packer {
     }
 
     /// Joins the packing under way, or leads it; a file that is there already is opened. All files are opened
-    /// and made on blocking threads, outside of every lock.
+    /// and made on blocking threads, outside of every lock. Storage elsewhere is asked for what has a row
+    /// alone: it may be slow or away, and a commit tells if it has the NAR.
     async fn start(&self, row: PathRow, priority: Priority) -> Result<Nar, Error> {
+        let is_remote = self.0.nars.is_remote();
         let flight = match self.0.under_way.join(&row.info.nar_hash).await {
             // Its row is yet to come; its length is known.
-            Joined::Follows(Nar::Growing(growing)) if growing.is_committed() => {
+            Joined::Follows(Nar::Growing(growing)) if growing.is_committed() && !is_remote => {
                 let blob = self.0.blob(row.info.nar_hash).await?;
                 return Ok(blob.map_or(Nar::Growing(growing), Nar::Stored));
             }
             Joined::Follows(nar) => return Ok(nar),
             Joined::Leads(flight) => flight,
         };
-        let (inner, nar) = (Arc::clone(&self.0), row.info.nar_hash);
+        let (nars, nar) = (self.0.nars.clone(), row.info.nar_hash);
         // The leader looks for the file: a flight ends only after its commit.
-        let begun = reading(move || match inner.nars.blob(nar)? {
+        let look = move |nars: &NarStore| match nars.blob(nar)? {
             Some(blob) => Ok(Err(blob)),
-            None => inner.nars.draft().map(Ok),
-        });
-        let (draft, growing) = match begun.await.map_err(Error::Store)? {
+            None => nars.draft().map(Ok),
+        };
+        let begun = match is_remote && self.0.index.packed(nar).await?.is_none() {
+            true => reading(move || nars.draft().map(Ok)).await,
+            false => nars.run(look).await,
+        };
+        let (draft, growing) = match begun.map_err(Error::Store)? {
             Ok(begun) => begun,
             Err(blob) => {
                 flight.publish(Nar::Stored(blob.clone()));

@@ -127,7 +127,9 @@ impl Inner {
         let (nar, Packed { file_hash, file_size }) = (received.nar.hash, received.packed);
         let recorded = async {
             let _lock = self.file_row_lock.lock().await;
-            if commit == Commit::Won && self.is_in_place(nar, Some(written)).await? {
+            // What was put elsewhere is no file of this machine; the lease protects it.
+            let is_there = self.nars.is_remote() || self.is_in_place(nar, Some(written)).await?;
+            if commit == Commit::Won && is_there {
                 self.index.record_packed(NarRow { nar_hash: nar, file_hash, file_size }).await?;
             }
             Ok::<_, Error>(())

@@ -47,8 +47,13 @@ impl Fixture {
         std::fs::create_dir(&store).expect("a folder");
         let store_dir = StoreDir::new(store.to_str().expect("text")).expect("a store directory");
         let blobs = blobs(path("nar"));
-        let settings =
-            Settings { zstd_level: 3, zstd_threads: 2, memory_bytes_max: 1 << 20, plain_bytes_max: 1 << 30 };
+        let settings = Settings {
+            zstd_level: 3,
+            zstd_threads: 2,
+            memory_bytes_max: 1 << 20,
+            plain_bytes_max: 1 << 30,
+            ..Settings::default()
+        };
         let nars = NarStore::new(Arc::clone(&blobs), folder.path(), settings).expect("opened");
         let index = Index::open(&path("index")).expect("opened");
         let environment = Environment {

@@ -10,7 +10,7 @@ use super::{Error, Inner, Nar, Packer};
 use crate::causes::with_causes;
 use crate::index;
 use crate::model::NarRow;
-use crate::nar_store::{Blob, NarDigest, PackError, Packed};
+use crate::nar_store::{Blob, NarDigest, NarStore, PackError, Packed};
 use crate::room::Room;
 use crate::tail_file::reading;
 
@@ -151,8 +151,13 @@ impl Packer {
     /// # Errors
     /// With the reason why not.
     pub async fn check_writable(&self) -> std::io::Result<()> {
-        let nars = self.0.nars.clone();
-        reading(move || nars.check_writable()).await
+        self.0.nars.run(NarStore::check_writable).await
+    }
+
+    /// True where evicting a NAR gives the disk of this machine no room.
+    #[must_use]
+    pub fn stores_elsewhere(&self) -> bool {
+        self.0.nars.is_remote()
     }
 
     /// Room of the NAR store.
@@ -181,6 +186,13 @@ impl Packer {
         self.0.tasks.optional("nar-verification", async move {
             let judged = async {
                 let Some(row) = packer.0.index.packed(nar).await? else { return Ok(()) };
+                let nars = packer.0.nars.clone();
+                // It is what could not be read, where there is one.
+                let forget = move || {
+                    nars.forget_copy(nar);
+                    Ok(())
+                };
+                reading(forget).await.map_err(Error::Store)?;
                 let Some(corruption) = packer.inspect(&row, Look::Contents).await? else { return Ok(()) };
                 let fault = with_causes(&corruption.fault);
                 tracing::error!(%nar, fault, "quarantined a stored NAR: it is packed or fetched again");
@@ -203,8 +215,8 @@ impl Packer {
             return Ok(false);
         }
         let inner = Arc::clone(&self.0);
-        let removed = reading(move || match inner.leases.remove(nar) {
-            Some(_removal) => inner.nars.remove(nar),
+        let removed = self.0.nars.run(move |nars| match inner.leases.remove(nar) {
+            Some(_removal) => nars.remove(nar),
             // Committed a moment ago, and its row is to come.
             None => Ok(false),
         });
@@ -220,8 +232,7 @@ impl Packer {
     pub async fn orphans(&self) -> Result<Vec<NarHash>, Error> {
         let (mut orphans, mut after) = (Vec::new(), None);
         loop {
-            let nars = self.0.nars.clone();
-            let page = reading(move || nars.list(after)).await.map_err(Error::Store)?;
+            let page = self.0.nars.run(move |nars| nars.list(after)).await.map_err(Error::Store)?;
             let Some(last) = page.last().copied() else { return Ok(orphans) };
             after = Some(last);
             for nar in self.0.index.not_packed(page).await? {
@@ -342,8 +353,8 @@ impl Inner {
         if self.index.packed(nar).await? != row || !self.is_in_place(nar, seen).await? {
             return Ok(());
         }
-        let (nars, is_missing) = (self.nars.clone(), seen.is_none());
-        let removing = reading(move || match removal {
+        let is_missing = seen.is_none();
+        let removing = self.nars.run(move |nars| match removal {
             // A file that has come since is another one.
             _ if is_missing => {
                 nars.forget(nar);

@@ -196,7 +196,9 @@ impl Retention {
         let (room, min_free) = (self.0.packer.room()?, self.0.settings.min_free);
         self.0.metrics.room(&room, min_free.bytes(&room));
         let by_room = min_free.limit(stored, &room);
-        let max_bytes = [self.0.settings.max_bytes, by_room].into_iter().flatten().min();
+        // What is stored elsewhere takes no room here but for its copies, which go first.
+        let evicts = by_room.filter(|_| !self.0.packer.stores_elsewhere());
+        let max_bytes = [self.0.settings.max_bytes, evicts].into_iter().flatten().min();
         Ok(Limit { stored, by_room, max_bytes })
     }
 

@@ -15,7 +15,8 @@ use crate::catalogue::{SetSettings, SetSource};
 use crate::index::{Index, IndexLocation, Sqlite};
 use crate::isolation;
 use crate::key::Keys;
-use crate::state_dir::{self, INDEX, LOCK, using};
+use crate::nar_store::{NarStore, is_away};
+use crate::state_dir::{self, INDEX, LOCK, NARS, using};
 use crate::upstream::{CredentialsError, Upstreams, ViaName};
 
 /// Folders of a state directory that a server writes to.
@@ -54,6 +55,13 @@ pub async fn check(settings: Settings) -> Result<Vec<String>, Error> {
             "no Nix daemon answers at {} ({error}): what needs it waits until one does",
             settings.nix.socket.display()
         ));
+    }
+    match NarStore::check(&settings.nar_store).await {
+        // It may answer by then, and what does not need it goes on without.
+        Err(error) if is_away(&error) => {
+            warnings.push(format!("the storage of the NARs does not answer now: {error}"));
+        }
+        checked => using(&dir.join(NARS), |_| checked)?,
     }
     warnings.extend(settings.catalogue.sets.iter().filter_map(unreadable));
     let mut upstreams = settings.upstream;

@@ -42,10 +42,10 @@ pub(crate) struct Stores {
 impl Stores {
     /// The index that the settings name, and a directory in the state directory.
     async fn open(state_dir: &Path, settings: &Settings, keys: &Keys) -> Result<Self, Error> {
-        let nars = using(&state_dir.join(NARS), |dir| NarStore::open(dir, settings.nar_store))?;
+        let nars = using(&state_dir.join(NARS), |dir| NarStore::open(dir, settings.nar_store.clone()))?;
         let bytes = settings.narinfo_memory_bytes;
         let index = match &settings.index.location {
-            IndexLocation::Sqlite => Index::new(sqlite(state_dir, settings, keys).await?, bytes),
+            IndexLocation::Sqlite => Index::new(sqlite(state_dir, settings, keys, &nars).await?, bytes),
             IndexLocation::Postgres(url) => {
                 let password_file = settings.index.password_file.as_deref();
                 Index::open_postgres(url, password_file, bytes).await?
@@ -64,13 +64,18 @@ pub(super) fn has_served(state_dir: &Path, location: &IndexLocation) -> Result<b
 }
 
 /// The index in a state directory, made anew where it is lost.
-async fn sqlite(state_dir: &Path, settings: &Settings, keys: &Keys) -> Result<Sqlite, Error> {
-    let [index, ledger, nars] = [INDEX, LEDGER, NARS].map(|name| state_dir.join(name));
+async fn sqlite(
+    state_dir: &Path,
+    settings: &Settings,
+    keys: &Keys,
+    nars: &NarStore,
+) -> Result<Sqlite, Error> {
+    let [index, ledger] = [INDEX, LEDGER].map(|name| state_dir.join(name));
     let recovery = Recovery {
         state_dir: state_dir.to_owned(),
         index: index.clone(),
         ledger: ledger.clone(),
-        nars,
+        nars: nars.clone(),
         store_dir: settings.nix.store_dir.clone(),
         keys: keys.public().collect(),
     };

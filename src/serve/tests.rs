@@ -23,7 +23,7 @@ async fn server(folder: &Path) -> Server {
     let raw = RawSettings::from_arg_matches(&matches).expect("settings");
     let mut settings = raw.resolve().expect("settings");
     settings.nix = nix::Environment {
-        store_dir: StoreDir::default(),
+        store_dir: narinfo::StoreDir::default(),
         state_dir: folder.join("nix"),
         log_dir: folder.join("nix-log"),
         socket: folder.join("no-socket"),

@@ -236,7 +236,11 @@ impl NetrcFile {
     }
 }
 
-fn located(setting: &'static str, file: &Path) -> Result<PathBuf, Error> {
+/// Place of a file with credentials: an absolute path, or a name among those that systemd gives a service.
+///
+/// # Errors
+/// The file is a name, and systemd gives none.
+pub fn located(setting: &'static str, file: &Path) -> Result<PathBuf, Error> {
     if file.is_absolute() {
         return Ok(file.to_owned());
     }

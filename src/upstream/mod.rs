@@ -27,7 +27,7 @@ use tokio::task::JoinSet;
 
 use cache::{Cache, CacheReply};
 pub use certificates::Authorities;
-pub use credentials::{Credentials, Error as CredentialsError, NetrcFile, without_secrets};
+pub use credentials::{Credentials, Error as CredentialsError, NetrcFile, located, without_secrets};
 use document::Document;
 pub use issuer::IssuerDocuments;
 use metrics::Metrics;

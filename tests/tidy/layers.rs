@@ -9,7 +9,7 @@ use super::files::{
 };
 
 /// Crates whose types stand in public signatures only within these places.
-const FOREIGN: [(&str, &[&str]); 16] = [
+const FOREIGN: [(&str, &[&str]); 17] = [
     ("rusqlite", &["src/index/sqlite/", "src/nix/database.rs"]),
     ("tokio_postgres", &["src/index/postgres/"]),
     ("deadpool_postgres", &["src/index/postgres/"]),
@@ -24,6 +24,7 @@ const FOREIGN: [(&str, &[&str]); 16] = [
     ("landlock", &["src/catalogue/sandbox.rs"]),
     ("memmap2", &["src/nar_store/mapped.rs"]),
     ("zstd", &["src/nar_store/", "src/decode/"]),
+    ("object_store", &["src/nar_store/blobs/bucket/"]),
     ("nix_archive", &["narinfo/src/nar/"]),
     ("nix_derivation", &["narinfo/src/derivation/"]),
 ];
@@ -239,7 +240,8 @@ fn http_stands_at_the_edges() {
 
 #[test]
 fn other_servers_are_asked_in_two_places() {
-    only_in(rust_files("src"), &["reqwest"], &["src/upstream/", "src/remote/", "src/config/upstream.rs"]);
+    let clients = ["src/upstream/", "src/remote/", "src/config/upstream.rs", "src/nar_store/blobs/bucket/"];
+    only_in(rust_files("src"), &["reqwest"], &clients);
 }
 
 #[test]

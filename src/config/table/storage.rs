@@ -1,10 +1,12 @@
-//! Settings of the state directory and of compression.
+//! Settings of the state directory, of storage elsewhere and of compression.
 
 use std::path::PathBuf;
 
 use crate::config::draft::SettingsDraft;
-use crate::config::setting::{DefaultValue, Number, Setting, Text};
+use crate::config::setting::{Bytes, DefaultValue, List, Number, OneOf, Setting, Text};
+use crate::http::TrustedProxies;
 use crate::index::IndexLocation;
+use crate::nar_store::BucketUrl;
 
 pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
     Setting {
@@ -41,6 +43,68 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
             expected: "the path of a file",
             parse: |text| Some(PathBuf::from(text)),
             set: |to: &mut SettingsDraft, file| to.settings.index.password_file = Some(file),
+        },
+    },
+    Setting {
+        name: "nar-store",
+        doc: "Bucket of an S3-compatible object store that NARs are stored in, instead of the state directory. It must \
+              honour conditional puts (`If-None-Match`). The region and the endpoint may be left to the environment \
+              (`AWS_REGION`, `AWS_ENDPOINT_URL`). Percent signs encode what an address cannot have.",
+        default: DefaultValue::Described("the state directory"),
+        value: &Text {
+            placeholder: "URL",
+            expected: BucketUrl::EXPECTED,
+            parse: BucketUrl::parse,
+            set: |to: &mut SettingsDraft, url| to.settings.nar_store.bucket = Some(url),
+        },
+    },
+    Setting {
+        name: "nar-store-credentials",
+        doc: "File with the credentials of that bucket: lines `aws_access_key_id=…`, `aws_secret_access_key=…` and \
+              perhaps `aws_session_token=…`. It is an absolute path, or a name in `$CREDENTIALS_DIRECTORY` (systemd's \
+              `LoadCredential=`).",
+        default: DefaultValue::Described(
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, else the role of the machine",
+        ),
+        value: &Text {
+            placeholder: "FILE",
+            expected: "the path of a file",
+            parse: |text| Some(PathBuf::from(text)),
+            set: |to: &mut SettingsDraft, file| to.settings.nar_store.credentials_file = Some(file),
+        },
+    },
+    Setting {
+        name: "nar-cache-bytes",
+        doc: "Disk space for copies of NARs that are stored in a bucket. They outlive the server. The least recently \
+              used ones make room for what is asked for a second time. 0 is none.",
+        default: DefaultValue::Is("16GiB"),
+        value: &Bytes {
+            min: 0,
+            set: |to: &mut SettingsDraft, bytes| to.settings.nar_store.copy_bytes_max = bytes,
+        },
+    },
+    Setting {
+        name: "serve-nars",
+        doc: "Way in which clients get NARs that are stored in a bucket. With `\"proxy\"` the server sends them; with \
+              `\"redirect\"` clients are redirected to the bucket, at addresses that anybody can use for 15 minutes. \
+              Small NARs, plain ones and those that are not stored yet are sent by the server all the same.",
+        default: DefaultValue::Is("proxy"),
+        value: &OneOf {
+            placeholder: "WAY",
+            choices: &[("proxy", false), ("redirect", true)],
+            set: |to: &mut SettingsDraft, redirects| to.settings.nar_store.redirects = redirects,
+        },
+    },
+    Setting {
+        name: "redirect-networks",
+        doc: "Networks whose clients are redirected with `serve-nars = \"redirect\"`; the server sends NARs to all \
+              others.",
+        default: DefaultValue::Is("0.0.0.0/0,::/0"),
+        value: &List {
+            placeholder: "NETWORK",
+            expected: "an address or a network, such as 10.0.0.0/8",
+            parse: TrustedProxies::parse_network,
+            set: |to: &mut SettingsDraft, networks| to.settings.nar_store.redirect_networks = networks,
         },
     },
     Setting {

@@ -1,13 +1,13 @@
 //! Promises that every [`Blobs`] keeps, each tried on all of them. A new one is added to the list at the end.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::sync::Barrier;
 
 use narinfo::NarHash;
 
 use super::memory::MemoryBlobs;
-use super::{Blob, BlobFile, Blobs, Commit, LIST_PAGE_MAX, LocalBlobs, Upload};
+use super::{Blob, Blobs, Commit, LIST_PAGE_MAX, LocalBlobs, Upload};
 
 /// Uploads that commit the same key at the same time.
 const RACING: usize = 8;
@@ -42,9 +42,8 @@ impl Subject {
 }
 
 fn contents(blob: &Blob) -> Vec<u8> {
-    let Blob::File(BlobFile { file, bytes }) = blob;
-    let mut contents = vec![0; usize::try_from(*bytes).expect("few")];
-    file.read_exact_at(&mut contents, 0).expect("all of them are there");
+    let mut contents = Vec::new();
+    blob.reader().read_to_end(&mut contents).expect("all of them are there");
     contents
 }
 
@@ -110,16 +109,23 @@ fn a_blob_is_told_from_one_that_takes_its_place(subject: &Subject) {
     assert!(subject.blobs.delete(key(1)).expect("deleted"));
     subject.put(key(1), b"other");
     assert!(!first.is(&open()).expect("both are there"));
-    assert_eq!(contents(&first), b"first", "who has it open has all of it");
+    match first {
+        Blob::File(_) => assert_eq!(contents(&first), b"first", "who has it open has all of it"),
+        // Never a part of the other.
+        Blob::Object(_) => drop(first.reader().read_to_end(&mut Vec::new()).expect_err("it is gone")),
+    }
 }
 
 fn each_who_opens_a_blob_reads_it_from_its_start(subject: &Subject) {
     subject.put(key(1), b"bytes");
     let open = || subject.blobs.open(key(1)).expect("opened").expect("it is there");
     let blobs = [open(), open()];
-    for Blob::File(BlobFile { file, .. }) in &blobs {
-        let mut bytes = Vec::new();
-        (&**file).read_to_end(&mut bytes).expect("read");
+    for blob in &blobs {
+        let bytes = match blob {
+            // As a reader of the descriptor has it.
+            Blob::File(file) => std::io::read_to_string(&*file.file).expect("read").into_bytes(),
+            Blob::Object(_) => contents(blob),
+        };
         assert_eq!(bytes, b"bytes");
     }
 }
@@ -175,6 +181,13 @@ macro_rules! on_all {
                 });
             })*
         }
+        #[cfg(feature = "object-store")]
+        mod bucket {
+            $(#[test] fn $promise() {
+                let Some(bucket) = super::on_bucket::Fixture::new() else { return };
+                super::$promise(&bucket.subject());
+            })*
+        }
         mod memory {
             $(#[test] fn $promise() {
                 let blobs = super::MemoryBlobs::default();
@@ -197,6 +210,74 @@ on_all! {
     deleting_says_whether_there_was_something
     keys_are_listed_in_order_page_by_page
     a_blob_in_quarantine_is_neither_opened_nor_listed_and_its_key_is_free
+}
+
+#[cfg(feature = "object-store")]
+mod on_bucket {
+    use std::sync::OnceLock;
+
+    use tempfile::TempDir;
+    use tokio::runtime::Runtime;
+
+    use super::super::{Bucket, BucketUrl};
+    use super::*;
+    use crate::support;
+
+    /// A bucket of a real store, and a directory for its uploads.
+    pub(super) struct Fixture {
+        bucket: support::Bucket,
+        folder: TempDir,
+    }
+
+    impl Fixture {
+        pub(super) fn new() -> Option<Self> {
+            let fixture =
+                Self { bucket: support::Bucket::new()?, folder: tempfile::tempdir().expect("a folder") };
+            std::fs::write(fixture.folder.path().join("key"), support::Bucket::credentials())
+                .expect("written");
+            Some(fixture)
+        }
+
+        fn open(&self) -> Bucket {
+            static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+            let _entered = RUNTIME.get_or_init(|| Runtime::new().expect("a runtime")).enter();
+            let url = BucketUrl::parse(&self.bucket.url()).expect("an address");
+            Bucket::open(url, Some(&self.folder.path().join("key")), self.folder.path()).expect("opened")
+        }
+
+        pub(super) fn subject(&self) -> Subject {
+            let uploads = self.folder.path().join("tmp");
+            let leftovers = move || std::fs::read_dir(&uploads).expect("a folder").count();
+            Subject { blobs: Box::new(self.open()), leftovers: Box::new(leftovers) }
+        }
+    }
+
+    #[test]
+    fn a_large_blob_is_put_in_parts_of_which_none_is_left_and_the_first_stays() {
+        let Some(fixture) = Fixture::new() else { return };
+        let subject = fixture.subject();
+        let large: Vec<u8> = (0..20 << 20).map(|n: u32| (n % 251) as u8).collect();
+        subject.put(key(1), &large);
+        let blob = subject.blobs.open(key(1)).expect("opened").expect("it is there");
+        assert!(contents(&blob) == large, "it has other bytes");
+        assert_eq!(subject.upload(&large[1..]).commit(key(1)).expect("committed"), Commit::Lost);
+        assert_eq!(blob.bytes(), large.len() as u64);
+        assert_eq!((fixture.bucket.uploads(), (subject.leftovers)()), (0, 0));
+    }
+
+    #[test]
+    fn uploads_that_an_interrupted_run_left_are_aborted_at_the_next_start() {
+        let Some(fixture) = Fixture::new() else { return };
+        let bucket = fixture.open();
+        std::mem::forget(fixture.subject().upload(b"half"));
+        bucket.begin_parts_and_forget(key(1)).expect("begun");
+        assert_eq!(fixture.bucket.uploads(), 1);
+        let subject = fixture.subject();
+        support::wait_until("the upload is aborted", std::time::Duration::from_secs(30), || {
+            fixture.bucket.uploads() == 0
+        });
+        assert_eq!((subject.leftovers)(), 0);
+    }
 }
 
 /// Shown where a test can fill the storage; tests/full_disk.rs does it to a directory.
@@ -228,8 +309,6 @@ fn a_directory_of_blobs_opens_again_without_uploads_that_an_interrupted_run_left
     std::mem::forget(subject.upload(b"half"));
     let uploads = || std::fs::read_dir(folder.path().join("tmp")).expect("a folder").count();
     assert_eq!(uploads(), 1);
-    let mut bytes = Vec::new();
-    let Blob::File(BlobFile { file, .. }) = open().open(key(1)).expect("opened").expect("it is there");
-    (&*file).read_to_end(&mut bytes).expect("read");
+    let bytes = contents(&open().open(key(1)).expect("opened").expect("it is there"));
     assert_eq!((&bytes[..], uploads()), (&b"bytes"[..], 0));
 }

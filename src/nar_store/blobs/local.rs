@@ -20,7 +20,7 @@ const FILE_ENDING: &str = ".nar.zst";
 /// Characters of the hash that name the folder of a file, so that no folder grows without bound.
 const FOLDER_CHARS: usize = 2;
 /// Folder of uploads.
-const UPLOADS: &str = "tmp";
+pub(super) const UPLOADS: &str = "tmp";
 /// Folder of damaged files, which are not served, and the number of them that are kept; the oldest go first.
 const QUARANTINE: &str = "quarantine";
 const QUARANTINED_MAX: usize = 16;
@@ -164,25 +164,6 @@ pub(in crate::nar_store) fn spool_in(folder: &Path) -> io::Result<(Arc<File>, Te
 fn sweep(entry: &DirEntry) -> io::Result<()> {
     let path = entry.path();
     if entry.file_type()?.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }
-}
-
-/// Bytes of the file of a NAR in the folder of a NAR store, if there is one. Blocking.
-///
-/// # Errors
-/// The system call fails.
-pub fn file_bytes(dir: &Path, nar: NarHash) -> io::Result<Option<u64>> {
-    match fs::metadata(file_in(dir, &nar.to_nixbase32())) {
-        Ok(file) => Ok(Some(file.len())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-/// True if the folder of a NAR store has a folder of files of NARs. Blocking.
-#[must_use]
-pub fn has_files(dir: &Path) -> bool {
-    let folders = fs::read_dir(dir).into_iter().flatten().flatten();
-    folders.into_iter().any(|folder| folder.file_name().len() == FOLDER_CHARS)
 }
 
 /// Opens a file, if it is there.

@@ -1,37 +1,51 @@
-//! Complete NAR files by NAR hash, behind one trait: a directory of this machine today, other storage without
-//! a change outside this folder and the variant of [`Blob`] that it needs. Dynamic dispatch happens once for
-//! each file that is opened, never for each chunk: bytes are written to, and read from, what `begin` and
-//! `open` return. Callers verify a NAR before they commit it, and write its row afterwards.
+//! Complete NAR files by NAR hash, behind one trait: a directory of this machine, or a bucket of an object
+//! store. Dynamic dispatch happens once for each file that is opened and each range of an object, never for
+//! each chunk of a file: bytes are written to, and read from, what `begin` and `open` return. Callers verify
+//! a NAR before they commit it, and write its row afterwards.
 
+#[cfg(feature = "object-store")]
+mod bucket;
+mod bucket_url;
 mod local;
+mod object;
 
 #[cfg(test)]
 mod conformance;
 #[cfg(test)]
 pub(crate) mod memory;
 
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::fs::File;
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use narinfo::NarHash;
 
 use crate::room::Room;
-pub use local::{LocalBlobs, file_bytes, has_files};
+#[cfg(feature = "object-store")]
+pub use bucket::Bucket;
+pub use bucket_url::BucketUrl;
+pub use local::LocalBlobs;
 pub(super) use local::{open_file, spool_in};
+pub(in crate::nar_store) use object::BlobObject;
+
+/// Bytes of the file that shows whether files can be written again: a block of most file systems.
+const PROBE_BYTES: usize = 4096;
 
 /// Keys in one page of [`Blobs::list`], at most. Tests of pages have few files.
 pub const LIST_PAGE_MAX: usize = if cfg!(test) { 8 } else { 1_000 };
 
 /// Storage of complete, verified files. Every method blocks: call it on a thread that may wait.
 pub trait Blobs: Debug + Send + Sync {
-    /// The blob of a key, if it was committed, read from its start by each who opens it. It can be read to
-    /// its end even if it is deleted meanwhile.
+    /// The blob of a key, if it was committed, read from its start by each who opens it. A file can be read
+    /// to its end even if it is deleted meanwhile; reading an object fails then.
     ///
     /// # Errors
-    /// The blob is there and cannot be opened.
+    /// The blob is there and cannot be opened, or the storage does not answer ([`is_away`]).
     fn open(&self, key: NarHash) -> io::Result<Option<Blob>>;
 
     /// Begins an upload. Refused when there is no room but what the index needs.
@@ -53,11 +67,44 @@ pub trait Blobs: Debug + Send + Sync {
     /// The storage cannot be read.
     fn list(&self, after: Option<NarHash>) -> io::Result<Vec<NarHash>>;
 
-    /// Free and total room of the storage.
+    /// Address at which anybody can get a blob for this time; `None` where there is none.
+    ///
+    /// # Errors
+    /// No address can be made.
+    fn address(&self, key: NarHash, lifetime: Duration) -> io::Result<Option<String>> {
+        let _ = (key, lifetime);
+        Ok(None)
+    }
+
+    /// Sizes of all blobs, where asking for each by itself would take long.
+    ///
+    /// # Errors
+    /// The storage cannot be read.
+    fn sizes(&self) -> io::Result<Option<HashMap<NarHash, u64>>> {
+        Ok(None)
+    }
+
+    /// Free and total room of the file system that takes uploads.
     ///
     /// # Errors
     /// The system call fails.
     fn room(&self) -> io::Result<Room>;
+
+    /// True for storage elsewhere: it may be slow or away, and deleting its blobs gives that file system no
+    /// room.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    /// Checks by writing that something can be stored.
+    ///
+    /// # Errors
+    /// With the reason why not.
+    fn check_writable(&self) -> io::Result<()> {
+        let upload = self.begin()?;
+        upload.file().write_all_at(&[0; PROBE_BYTES], 0)?;
+        upload.file().sync_all()
+    }
 
     /// Moves a damaged blob out of the way, for an investigation of the cause; deletes it where it cannot be
     /// moved.
@@ -88,6 +135,11 @@ pub trait Upload: Debug + Send + Sync {
         Room::of_file(self.file())?.check()
     }
 
+    /// Name of that file, which goes with the upload; `None` for one that has none, or that becomes the blob.
+    fn spool(&self) -> Option<&Path> {
+        None
+    }
+
     /// Makes the bytes durable under `key`, unless that has a blob already: of concurrent commits one wins,
     /// and a blob never changes. The winner's blob is durable when this returns.
     ///
@@ -112,6 +164,8 @@ pub enum Commit {
 pub enum Blob {
     /// A file of this machine, which is mapped and sent by the kernel.
     File(BlobFile),
+    /// An object elsewhere, which is read by ranges.
+    Object(BlobObject),
 }
 
 /// An open file of this machine that never changes.
@@ -125,8 +179,9 @@ impl Blob {
     /// Bytes of the file.
     #[must_use]
     pub fn bytes(&self) -> u64 {
-        let Self::File(BlobFile { bytes, .. }) = self;
-        *bytes
+        match self {
+            Self::File(BlobFile { bytes, .. }) | Self::Object(BlobObject { bytes, .. }) => *bytes,
+        }
     }
 
     /// True if `other` is this very file, and not one that has taken its place.
@@ -134,8 +189,47 @@ impl Blob {
     /// # Errors
     /// The system call fails.
     pub fn is(&self, other: &Self) -> io::Result<bool> {
-        let (Self::File(own), Self::File(other)) = (self, other);
-        let (own, other) = (own.file.metadata()?, other.file.metadata()?);
-        Ok((own.dev(), own.ino()) == (other.dev(), other.ino()))
+        match (self, other) {
+            (Self::File(own), Self::File(other)) => {
+                let (own, other) = (own.file.metadata()?, other.file.metadata()?);
+                Ok((own.dev(), own.ino()) == (other.dev(), other.ino()))
+            }
+            (Self::Object(own), Self::Object(other)) => Ok(own.version == other.version),
+            (Self::File(_), Self::Object(_)) | (Self::Object(_), Self::File(_)) => Ok(false),
+        }
     }
+
+    /// Reads all of it in order, independent of other readers, on a thread that may wait.
+    pub(super) fn reader(&self) -> Box<dyn Read + Send> {
+        match self {
+            Self::File(BlobFile { file, .. }) => Box::new(FileReader { file: Arc::clone(file), at: 0 }),
+            Self::Object(object) => Box::new(object.reader()),
+        }
+    }
+}
+
+/// A file from its start on, independent of other readers.
+struct FileReader {
+    file: Arc<File>,
+    at: u64,
+}
+
+impl Read for FileReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read_at(buffer, self.at)?;
+        self.at += read as u64;
+        Ok(read)
+    }
+}
+
+/// The error of storage elsewhere that does not answer, and may do so again.
+#[cfg(feature = "object-store")]
+fn away(reason: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, reason)
+}
+
+/// True for the error of storage elsewhere that does not answer, and may do so again.
+#[must_use]
+pub fn is_away(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotConnected
 }
