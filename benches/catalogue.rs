@@ -119,6 +119,7 @@ async fn generation(index: &Index, dir: &StoreDir, numbers: std::ops::Range<usiz
             system: SYSTEM.into(),
             outcome: Ok(drv.clone()),
             output: None,
+            program: None,
             denied: false,
         };
         index.add_attributes(drvs.iter().enumerate().map(row).collect()).await.expect("added");

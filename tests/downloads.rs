@@ -24,7 +24,7 @@ use sha2::{Digest, Sha256};
 const SOON: Duration = Duration::from_secs(60);
 
 /// A program that says hello, by means of a library of another path, and a long name beside it.
-fn greeter() -> Derivation {
+pub(crate) fn greeter() -> Derivation {
     let lib = Derivation::new("words", "mkdir $out; echo 'hello from the closure' > $out/words");
     let script = r#"
 mkdir -p "$out/bin" "$out/share/$(printf 'a%.0s' {1..90})"
@@ -38,16 +38,16 @@ ln -s greet "$out/bin/welcome"
 }
 
 /// A server with a set that has the greeter and others.
-struct Scene {
-    ondine: Ondine,
-    http: Http,
-    set: PackageSet,
+pub(crate) struct Scene {
+    pub(crate) ondine: Ondine,
+    pub(crate) http: Http,
+    pub(crate) set: PackageSet,
     _daemon: support::Daemon,
-    store: NixStore,
+    pub(crate) store: NixStore,
 }
 
 impl Scene {
-    fn new(more: impl IntoIterator<Item = (String, String)>, within: &str) -> Scene {
+    pub(crate) fn new(more: impl IntoIterator<Item = (String, String)>, within: &str) -> Scene {
         let store = NixStore::new(Release::Host);
         let daemon = store.daemon();
         let mut attributes = vec![("greet".to_owned(), greeter().to_nix())];
@@ -58,13 +58,13 @@ impl Scene {
         Scene { http: Http::new(&ondine.url()), ondine, set, _daemon: daemon, store }
     }
 
-    fn out(&self) -> PathBuf {
+    pub(crate) fn out(&self) -> PathBuf {
         self.set.paths(&self.store, "greet").1
     }
 
     /// A file with the body of an answer.
     #[track_caller]
-    fn download(&self, folder: &Folder, address: &str) -> PathBuf {
+    pub(crate) fn download(&self, folder: &Folder, address: &str) -> PathBuf {
         let answer = get(&self.ondine, address);
         assert_eq!(answer.status, 200, "{address}: {}", answer.text());
         let file = folder.path().join("download");
@@ -73,12 +73,12 @@ impl Scene {
     }
 }
 
-fn hash(path: &Path) -> &str {
+pub(crate) fn hash(path: &Path) -> &str {
     &base_name(path)[..32]
 }
 
 #[track_caller]
-fn shell(script: &str) -> String {
+pub(crate) fn shell(script: &str) -> String {
     let mut command = Command::new("bash");
     command.args(["-euo", "pipefail", "-c", script]);
     run(command).must_succeed().text()
@@ -170,6 +170,55 @@ fn a_program_is_had_by_its_name_and_built_for_it_with_a_true_status() {
 }
 
 #[test]
+fn a_program_is_found_by_its_name_in_built_outputs_and_in_descriptions() {
+    let tools = |name: &str, programs: &str, more: &str| {
+        let script = format!(
+            "mkdir -p $out/bin; cd $out/bin; for p in {programs}; do echo {name} > $p; chmod +x $p; done"
+        );
+        (name.to_owned(), format!("({}) // {{ {more} }}", Derivation::new(name, &script).to_nix()))
+    };
+    let linked = tools("linked", "rg", "meta.mainProgram = \"rg\";").1;
+    let scene = Scene::new(
+        [
+            tools("ripgrep", "rg rg-extra", "meta.mainProgram = \"rg\";"),
+            tools("coreutils", "ls cat", ""),
+            tools("liar", "other", "meta.mainProgram = \"odd\";"),
+            tools("honest", "odd", "meta.mainProgram = throw \"none\";"),
+            ("musl".to_owned(), format!("{{ recurseForDerivations = true; linked = {linked}; }}")),
+        ],
+        "static-attributes = 'musl'",
+    );
+    let http = &scene.http;
+    let packages = |program: &str| {
+        let told = http.get(&format!("/api/v1/programs/{program}")).body;
+        let told: Value = serde_json::from_slice(&told).expect("JSON");
+        let named = |each: &Value| {
+            let attribute = each["attribute"].as_str().expect("a name").to_owned();
+            (attribute, each["is_certain"] == true, each["served"] == true)
+        };
+        let found: Vec<_> = told["packages"].as_array().expect("packages").iter().map(named).collect();
+        (found, told["similar"].as_str().map(str::to_owned))
+    };
+    // By descriptions, before anything is built; statically linked ones first.
+    let named = |name: &str, is_certain, served| (name.to_owned(), is_certain, served);
+    assert_eq!(packages("rg").0, [named("musl.linked", false, false), named("ripgrep", false, false)]);
+    assert_eq!(http.get("/bin/rg").text(), "linked\n");
+    wait_until("its programs are known", SOON, || packages("rg").0[0] == named("musl.linked", true, true));
+    // By what a build has shown.
+    assert_eq!((http.get("/bin/cat").status, packages("cat")), (404, (Vec::new(), None)));
+    assert_eq!(http.get("/bin/pkgs/coreutils/ls").text(), "coreutils\n");
+    wait_until("its programs are known", SOON, || packages("cat").0 == [named("coreutils", true, true)]);
+    assert_eq!(http.get("/bin/cat").text(), "coreutils\n");
+    assert!(http.get("/bin/catt").text().contains("did you mean cat?"), "{}", http.get("/bin/catt").text());
+    assert_eq!(packages("catt").1.as_deref(), Some("cat"));
+    // A description that is wrong gives way to what is.
+    assert!(http.get("/bin/odd").text().contains("liar has other"), "{}", http.get("/bin/odd").text());
+    assert_eq!(http.get("/bin/pkgs/honest/odd").text(), "honest\n");
+    wait_until("its programs are known", SOON, || packages("odd").0.contains(&named("honest", true, true)));
+    assert_eq!(http.get("/bin/odd").text(), "honest\n");
+}
+
+#[test]
 fn a_closure_is_the_same_tar_each_time_and_its_program_runs_where_it_is_unpacked() {
     let scene = Scene::new([], "");
     let folder = Folder::new();
@@ -182,6 +231,7 @@ fn a_closure_is_the_same_tar_each_time_and_its_program_runs_where_it_is_unpacked
     assert_eq!(scene.http.get(&by_hash).body, first.body);
     let plain = scene.http.get(&format!("/closure/{}.tar", hash(&scene.out())));
     assert_eq!(plain.body, zstd::decode_all(&first.body[..]).expect("zstd"));
+    assert_eq!(scene.http.get("/closure/pkgs/greet.tar").body, plain.body);
     let tag = first.header("etag").expect("a tag").to_owned();
     assert_eq!(scene.http.get_with(address, &[("If-None-Match", &tag)]).status, 304);
     let led = scene.http.get("/get/pkgs/greet.tar.zst");
@@ -215,21 +265,55 @@ fn a_closure_is_the_same_tar_each_time_and_its_program_runs_where_it_is_unpacked
 }
 
 #[test]
+fn an_archive_has_a_length_and_ranges_once_it_was_sent_or_a_range_is_wanted() {
+    let scene = Scene::new([], "");
+    assert_eq!(get(&scene.ondine, "/get/pkgs/greet").status, 302);
+    for ending in ["tar", "tar.zst", "closure"] {
+        let address = format!("/closure/pkgs/greet.{ending}");
+        let unknown = scene.http.head(&address);
+        assert_eq!((unknown.status, unknown.header("accept-ranges")), (200, Some("none")), "{ending}");
+        // A download that breaks off, before all was sent once.
+        let range = |range: &str| scene.http.get_with(&address, &[("Range", range)]);
+        let rest = range("bytes=100-");
+        assert_eq!(rest.status, 206, "{ending}: {}", rest.text());
+        let whole = scene.http.get(&address);
+        let length = whole.body.len();
+        assert_eq!(whole.header("content-length"), Some(&*length.to_string()), "{ending}");
+        assert_eq!(scene.http.head(&address).header("content-length"), Some(&*length.to_string()));
+        assert!(rest.body == whole.body[100..], "{ending}");
+        let last = length - 1;
+        for (from, to) in [(0, 0), (0, last), (last, last), (511, 513), (length / 2, length / 2 + 9)] {
+            let part = range(&format!("bytes={from}-{to}"));
+            assert!(part.status == 206 && part.body == whole.body[from..=to], "{ending} {from} {to}");
+        }
+        assert!(range("bytes=-7").body == whole.body[length - 7..], "{ending}");
+        assert_eq!(range(&format!("bytes={length}-")).status, 416, "{ending}");
+        let tag = whole.header("etag").expect("a tag").to_owned();
+        let resumed = [("Range", "bytes=5-"), ("If-Range", &*tag)];
+        assert_eq!(scene.http.get_with(&address, &resumed).status, 206);
+        let other = [("Range", "bytes=5-"), ("If-Range", "\"other\"")];
+        assert_eq!(scene.http.get_with(&address, &other).body.len(), length);
+    }
+}
+
+#[test]
 fn an_export_is_imported_by_nix_into_an_empty_store() {
     let scene = Scene::new([], "");
     let folder = Folder::new();
     let export = scene.download(&folder, "/closure/pkgs/greet.closure");
-    let client =
-        support::Client::with_settings(Release::Host, &scene.store.store_dir(), &[("require-sigs", "false")]);
-    let script = format!("nix-store --import < {}", text(&export));
-    let imported = client.run("bash", &["-c", &script]).must_succeed().text();
-    let mut imported: Vec<&str> = imported.lines().collect();
     let wanted = scene.store.nix_store(&["--query", "--requisites", text(&scene.out())]);
     let mut wanted: Vec<&str> = wanted.lines().collect();
-    imported.sort_unstable();
     wanted.sort_unstable();
-    assert_eq!(imported, wanted);
-    client.run("nix-store", &["--verify", "--check-contents"]).must_succeed();
+    for release in Release::all() {
+        let settings = [("require-sigs", "false")];
+        let client = support::Client::with_settings(release, &scene.store.store_dir(), &settings);
+        let script = format!("nix-store --import < {}", text(&export));
+        let imported = client.run("bash", &["-c", &script]).must_succeed().text();
+        let mut imported: Vec<&str> = imported.lines().collect();
+        imported.sort_unstable();
+        assert_eq!(imported, wanted);
+        client.run("nix-store", &["--verify", "--check-contents"]).must_succeed();
+    }
 }
 
 #[test]
@@ -335,6 +419,13 @@ fn pushed_debugging_symbols_are_found_by_their_build_id() {
     }
     let symbols = cache.http.get(&format!("/buildid/{id}/debuginfo"));
     assert_eq!((symbols.status, symbols.text().as_str()), (200, "symbols\n"));
+    // The client of elfutils, which gdb and others use.
+    let folder = Folder::new();
+    let mut find = Command::new("debuginfod-find");
+    find.args(["debuginfo", id]).env("DEBUGINFOD_URLS", cache.ondine.url());
+    find.env("DEBUGINFOD_CACHE_PATH", folder.path());
+    let found = run(find).must_succeed().text();
+    assert_eq!(std::fs::read_to_string(found.trim()).expect("it was fetched"), "symbols\n");
     let other = Derivation::new("other-debug", &script.replace("echo symbols", "echo others"));
     let other = pusher.build(&other);
     pusher.run("nix", &["copy", "--to", &url, text(&other[0])]).must_succeed();

@@ -53,8 +53,14 @@ fn whole_ones_are_counted() {
                 nar.tokens(&["(", "type", "regular", "executable", "", "contents", "678", ")"])
             })
     });
-    let expected =
-        Summary { bytes: nar.0.len() as u64, files: 2, contents_bytes: 8, directories: 2, symlinks: 1 };
+    let expected = Summary {
+        bytes: nar.0.len() as u64,
+        files: 2,
+        contents_bytes: 8,
+        directories: 2,
+        symlinks: 1,
+        programs: Vec::new(),
+    };
     assert_eq!(check(&nar.0).expect("a NAR"), expected);
     for (nar, what) in [
         (Nar::new().file(b""), "an empty file"),

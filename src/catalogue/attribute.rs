@@ -21,6 +21,8 @@ pub(super) struct FoundDerivation {
     /// The output that the attribute itself is: its name, or its path where evaluation gives no name; `None`
     /// where that gives neither.
     pub(super) output: Option<String>,
+    /// The program that it is run by, where its description says so.
+    pub(super) program: Option<String>,
 }
 
 impl FoundDerivation {

@@ -134,9 +134,9 @@ impl<'a> Gathered<'a> {
             let (text, system) = (attribute.to_string(), self.system.clone());
             let before = self.index.attribute(name.clone(), text.clone(), system).await?;
             let outcome = match before.filter(|_| is_alike).and_then(|before| before.row) {
-                Some(AttributeRow { outcome: Ok(drv), output, .. }) => {
+                Some(AttributeRow { outcome: Ok(drv), output, program, .. }) => {
                     let name = drv.name().trim_end_matches(".drv").to_owned();
-                    Ok(FoundDerivation { drv, name, output })
+                    Ok(FoundDerivation { drv, name, output, program })
                 }
                 _ => Err(error.clone()),
             };
@@ -158,25 +158,25 @@ impl<'a> Gathered<'a> {
         outcome: Evaluated,
     ) -> Result<(), RefreshError> {
         let system = self.system.clone();
-        let (outcome, output, verdict) = match outcome {
+        let (outcome, output, program, verdict) = match outcome {
             Ok(found) => {
                 let verdict = self.set.settings.verdict(&attribute, &found.names());
                 self.take_derivation(&found.drv, verdict).await?;
-                (Ok(found.drv), found.output, verdict)
+                (Ok(found.drv), found.output, found.program, verdict)
             }
             Err(error) => {
                 self.size.errors += 1;
                 self.first_error.get_or_insert_with(|| (attribute.to_string(), error.clone()));
-                (Err(error), None, Permission::Allowed)
+                (Err(error), None, None, Permission::Allowed)
             }
         };
         let text = attribute.to_string();
         let outcome_text = outcome.as_ref().map(ToString::to_string);
-        let all = format!("{text:?} {rank} {system:?} {verdict:?} {output:?} {outcome_text:?}");
+        let all = format!("{text:?} {rank} {system:?} {verdict:?} {output:?} {program:?} {outcome_text:?}");
         self.digests.push(Sha256::digest(all).into());
         if self.is_best(attribute, rank) {
             let (system, denied) = (system.clone(), verdict != Permission::Allowed);
-            self.rows.push(AttributeRow { attribute: text, system, outcome, output, denied });
+            self.rows.push(AttributeRow { attribute: text, system, outcome, output, program, denied });
         }
         self.show(&system);
         if self.size.attributes + self.size.errors > ATTRIBUTES_MAX {

@@ -17,7 +17,7 @@ use super::evaluate::{Evaluator, EvaluatorEnd, EvaluatorEvent, Program};
 use super::settings::SetSettings;
 use super::source::{AttributePlace, EvaluatorRun};
 use super::trouble;
-use super::walk::{Attribute, Task, WalkError, derivation, shortened, trouble_in};
+use super::walk::{Attribute, DerivationNames, Task, WalkError, derivation, shortened, trouble_in};
 
 const NIX_EVAL_JOBS: Program = Program { name: "nix-eval-jobs", prints: true };
 /// Bytes of memory for which there is one worker: those of a large set need as much.
@@ -78,7 +78,7 @@ enum JobEvent {
         attr_path: Vec<String>,
         error: Option<String>,
         drv_path: Option<String>,
-        /// Its name and its own output, as JSON: what else it tells is not ours.
+        /// Its name, its own output and its program, as JSON: what else it tells is not ours.
         #[serde(default)]
         name: String,
     },
@@ -170,8 +170,8 @@ impl<'a> Jobs<'a> {
         let outcome = match (error, drv_path) {
             (None, Some(drv)) => {
                 let told = serde_json::from_str(&name);
-                let (name, output) = told.map_err(|_| nonsense("not a derivation of this set"))?;
-                derivation(self.task.store_dir, drv, name, output)
+                let (name, output, program) = told.map_err(|_| nonsense("not a derivation of this set"))?;
+                derivation(self.task.store_dir, drv, DerivationNames { name, output, program })
             }
             (None, None) => return Err(nonsense("neither a derivation nor an error")),
             (Some(error), _) => {

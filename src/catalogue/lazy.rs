@@ -323,7 +323,7 @@ impl Lazy {
                         at.path = path;
                         continue;
                     }
-                    let outcome = walk::derivation(&nix.store_dir, event.drv, event.name, event.output);
+                    let outcome = walk::derivation(&nix.store_dir, event.drv, event.names);
                     if let Ok(found) = &outcome {
                         // While the evaluator holds it.
                         daemon.add_temp_root(&found.drv).await?;
@@ -349,7 +349,8 @@ impl Lazy {
         let (attribute, system) = (name.attribute.clone(), name.system.clone());
         let failed = |error| {
             let (attribute, system) = (name.attribute.clone(), name.system.clone());
-            (AttributeRow { attribute, system, outcome: Err(error), output: None, denied: false }, Vec::new())
+            let (outcome, output, program) = (Err(error), None, None);
+            (AttributeRow { attribute, system, outcome, output, program, denied: false }, Vec::new())
         };
         let found = match looked.outcome {
             Ok(found) => found,
@@ -362,8 +363,8 @@ impl Lazy {
             || denied::has(&self.0.tools, set, &system, &looked.path, &found.drv).await?;
         match outputs(&self.0.tools, found.drv.clone(), denied).await? {
             Ok(outputs) => {
-                let (outcome, output) = (Ok(found.drv), found.output);
-                Ok((AttributeRow { attribute, system, outcome, output, denied }, outputs))
+                let (outcome, output, program) = (Ok(found.drv), found.output, found.program);
+                Ok((AttributeRow { attribute, system, outcome, output, program, denied }, outputs))
             }
             Err(reason) => Ok(failed(unreadable(&found.drv, &reason))),
         }

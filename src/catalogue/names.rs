@@ -50,6 +50,8 @@ pub struct ResolvedName {
     pub denied: bool,
     /// The output that the attribute itself is; `None` where there is none at all.
     pub own_output: Option<String>,
+    /// Name of the program that it is run by, where its description says so.
+    pub program: Option<String>,
     /// The outputs by name; the path is `None` where it is known only after the build. None at all when it is
     /// denied and the Nix store has the derivation no more, since nothing holds it there.
     pub outputs: BTreeMap<String, Option<StorePath>>,
@@ -199,6 +201,7 @@ impl NameResolver {
             drv,
             denied,
             own_output,
+            program: row.program,
             outputs,
         })
     }

@@ -9,7 +9,7 @@ use super::sandbox::Isolation;
 use crate::name_pattern::NamePattern;
 
 /// The form of what is on record of a generation. Another one has all sets evaluated anew.
-const FORM: u32 = 2;
+const FORM: u32 = 3;
 
 /// All package sets.
 #[derive(Clone, Debug, Default)]

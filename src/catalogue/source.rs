@@ -193,7 +193,7 @@ pub(super) async fn linked(
     match drv.filter(StorePath::is_derivation) {
         Some(drv) if daemon.is_valid_path(&drv).await? => {
             let name = drv.name().trim_end_matches(".drv").to_owned();
-            Ok(Ok(FoundDerivation { drv, name, output: None }))
+            Ok(Ok(FoundDerivation { drv, name, output: None, program: None }))
         }
         _ => Ok(Err(format!("{} is no derivation in the Nix store", target.display()))),
     }

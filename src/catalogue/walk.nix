@@ -32,8 +32,11 @@ let
         # The output that this value is, which need not be the first: its name, or else its path.
         own = value.outputName or value.outPath or null;
         output = if builtins.isString own then builtins.unsafeDiscardStringContext own else null;
+        # The program that it is run by. A description that throws is no error of the derivation.
+        main = builtins.tryEval (value.meta.mainProgram or null);
+        program = if main.success && builtins.isString main.value then builtins.unsafeDiscardStringContext main.value else null;
       in
-      builtins.seq drv (builtins.seq name (builtins.seq output { inherit drv name output; }))
+      builtins.seq drv (builtins.seq name (builtins.seq output (builtins.seq program { inherit drv name output program; })))
     else if builtins.length path < depthMax && (path == [ ] || (value.recurseForDerivations or false) == true) then
       let names = builtins.attrNames value; in builtins.seq names { inherit names; }
     else { };
@@ -55,7 +58,7 @@ let
         else go (builtins.tail resume);
       walk =
         if !tried.success then say { inherit root; thrown = path; } true
-        else if told ? drv then say { inherit root; inherit (told) drv name output; found = path; } true
+        else if told ? drv then say { inherit root; inherit (told) drv name output program; found = path; } true
         else if told ? names then builtins.foldl' (done: name: builtins.seq done (child name)) true told.names
         else true;
       begin = say { inherit root; begun = path; };
@@ -86,7 +89,7 @@ let
           if rest != [ ] then
             if builtins.isAttrs value && value ? ${name} then go value.${name} (done ++ [ name ]) (builtins.tail rest)
             else say { inherit root; missing = path; } { }
-          else if told ? drv then say { inherit root; inherit (told) drv name output; found = path; } { }
+          else if told ? drv then say { inherit root; inherit (told) drv name output program; found = path; } { }
           else { }
         );
     in
@@ -102,7 +105,7 @@ let
       node =
         # It prints the name as it is, and of the outputs each release something else.
         if told ? drv
-        then { type = "derivation"; name = builtins.toJSON [ told.name told.output ]; drvPath = told.drv; outPath = told.drv; }
+        then { type = "derivation"; name = builtins.toJSON [ told.name told.output told.program ]; drvPath = told.drv; outPath = told.drv; }
         else if told ? names then folder (map child (builtins.filter (name: !isLeftOut name) told.names))
         else { };
     in

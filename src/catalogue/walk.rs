@@ -116,9 +116,19 @@ pub(super) struct Event {
     pub(super) missing: Option<Vec<String>>,
     #[serde(default)]
     pub(super) drv: String,
+    #[serde(flatten)]
+    pub(super) names: DerivationNames,
+}
+
+/// Names of a derivation, beside that of its file.
+#[derive(serde::Deserialize)]
+pub(super) struct DerivationNames {
     #[serde(default)]
     pub(super) name: String,
+    /// The output that the attribute itself is.
     pub(super) output: Option<String>,
+    /// The program that it is run by.
+    pub(super) program: Option<String>,
 }
 
 /// A line for us as what it tells.
@@ -173,15 +183,11 @@ impl Task<'_> {
 }
 
 /// The result of an evaluator for a derivation.
-pub(super) fn derivation(
-    store_dir: &StoreDir,
-    drv: String,
-    name: String,
-    output: Option<String>,
-) -> Evaluated {
+pub(super) fn derivation(store_dir: &StoreDir, drv: String, names: DerivationNames) -> Evaluated {
+    let DerivationNames { name, output, program } = names;
     let parsed = StorePath::parse_in(store_dir, &drv).ok().filter(StorePath::is_derivation);
     let parsed = parsed.ok_or_else(|| format!("its drvPath is no derivation: {drv:?}"));
-    parsed.map(|drv| FoundDerivation { drv, name, output })
+    parsed.map(|drv| FoundDerivation { drv, name, output, program })
 }
 
 /// An error where the machine, or its daemon, is in trouble, which is not to be blamed on an attribute.
@@ -265,7 +271,7 @@ impl<'a> Walk<'a> {
             return Ok(Some(self.failed(&place, THROWN.to_owned())));
         }
         let Some(path) = event.found else { return Ok(None) };
-        let outcome = derivation(self.task.store_dir, event.drv, event.name, event.output);
+        let outcome = derivation(self.task.store_dir, event.drv, event.names);
         Ok(Some(self.task.attribute(&AttributePlace { root, path }, outcome)))
     }
 

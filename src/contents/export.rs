@@ -14,29 +14,31 @@ const EXPORT_MAGIC: u64 = 0x4558_494e;
 /// Mark of the end, and of a signature that is not there.
 const NOTHING: u64 = 0;
 
-/// Writes the stream of these paths, each behind those that it refers to.
-pub(super) fn write(
+/// Writes a path, which comes behind those that it refers to.
+pub(super) fn write_path(
     store_dir: &StoreDir,
-    rows: &[PathRow],
+    row: &PathRow,
     source: &NarSource,
     out: &mut dyn Write,
 ) -> io::Result<()> {
-    for row in rows {
-        number(out, PATH_FOLLOWS)?;
-        let copied = io::copy(&mut source.nar(row)?, out)?;
-        if copied != row.info.nar_size {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        number(out, EXPORT_MAGIC)?;
-        text(out, &row.info.path.in_dir(store_dir))?;
-        number(out, row.info.references.len() as u64)?;
-        for reference in &row.info.references {
-            text(out, &reference.in_dir(store_dir))?;
-        }
-        let deriver = row.info.deriver.as_ref().map(|deriver: &StorePath| deriver.in_dir(store_dir));
-        text(out, &deriver.unwrap_or_default())?;
-        number(out, NOTHING)?;
+    number(out, PATH_FOLLOWS)?;
+    let copied = io::copy(&mut source.nar(row)?, out)?;
+    if copied != row.info.nar_size {
+        return Err(io::ErrorKind::UnexpectedEof.into());
     }
+    number(out, EXPORT_MAGIC)?;
+    text(out, &row.info.path.in_dir(store_dir))?;
+    number(out, row.info.references.len() as u64)?;
+    for reference in &row.info.references {
+        text(out, &reference.in_dir(store_dir))?;
+    }
+    let deriver = row.info.deriver.as_ref().map(|deriver: &StorePath| deriver.in_dir(store_dir));
+    text(out, &deriver.unwrap_or_default())?;
+    number(out, NOTHING)
+}
+
+/// Writes the end of the stream.
+pub(super) fn finish(out: &mut dyn Write) -> io::Result<()> {
     number(out, NOTHING)
 }
 

@@ -23,7 +23,7 @@ use crate::index::{self, Index};
 use crate::nar_store::{Form, NarStream};
 use crate::packer::{self, Packer};
 use crate::single_flight::{Joined, SingleFlight};
-pub use archive::{Archive, ArchiveForm};
+pub use archive::{Archive, ArchiveForm, ArchiveParts, ArchivePlan};
 use blocking::BlockingReader;
 pub use closure::closure_digest;
 use image::BlobDigest;
@@ -38,6 +38,8 @@ const LISTING_IDLE: Duration = Duration::from_secs(24 * 3600);
 const LISTED_AT_ONCE_MAX: usize = 2;
 /// Digests of files, and of layers of images, that are remembered.
 const DIGESTS_MAX: u64 = 10_000;
+/// Memory of the places of parts of archives, in bytes.
+const PARTS_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Archives that are sent at the same time, each by a thread.
 const ARCHIVES_MAX: usize = 32;
 
@@ -56,6 +58,9 @@ pub enum Error {
     /// The closure has too many paths.
     #[error("its closure has more than {0} paths, which is too much for such an archive")]
     TooLarge(usize),
+    /// The archive is too large to be measured first.
+    #[error("no part of this archive can be sent before all of it was once")]
+    Unmeasured,
     /// Too many archives are being sent.
     #[error("too many archives are being sent; ask again in a while")]
     Busy,
@@ -79,6 +84,8 @@ struct Inner {
     digests: moka::sync::Cache<(NarHash, u64), [u8; 32]>,
     /// Digests of layers of images, by their contents.
     layers: moka::sync::Cache<[u8; 32], BlobDigest>,
+    /// Places of the parts of archives, by their identity.
+    archive_parts: moka::sync::Cache<(String, ArchiveForm), Arc<ArchiveParts>>,
     /// Permits to send an archive.
     archives: Arc<Semaphore>,
 }
@@ -116,6 +123,12 @@ impl Contents {
             permits: Semaphore::new(LISTED_AT_ONCE_MAX),
             digests: moka::sync::Cache::new(DIGESTS_MAX),
             layers: moka::sync::Cache::new(DIGESTS_MAX),
+            archive_parts: moka::sync::Cache::builder()
+                .max_capacity(PARTS_BYTES_MAX)
+                .weigher(|_, parts: &Arc<ArchiveParts>| {
+                    u32::try_from(parts.memory_bytes()).unwrap_or(u32::MAX)
+                })
+                .build(),
             archives: Arc::new(Semaphore::new(ARCHIVES_MAX)),
         }))
     }
@@ -152,10 +165,19 @@ impl Contents {
         let mut reader = BlockingReader::new(slice);
         let read = tokio::task::spawn_blocking(move || Listing::read(&mut reader)).await;
         let read = read.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        read.map(Arc::new).map_err(|error| {
+        let listing = read.map_err(|error| {
             tracing::warn!(%nar, error = &error as &dyn std::error::Error, "cannot list the files of a NAR");
             Error::Unreadable(error.to_string().into())
-        })
+        })?;
+        let programs = listing.programs();
+        if !programs.is_empty() {
+            // A NAR that was stored before an index had any is found by them from now on.
+            if let Err(error) = self.0.index.record_programs(nar, programs).await {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(%nar, error, "cannot record programs: they are recorded when the NAR is listed");
+            }
+        }
+        Ok(Arc::new(listing))
     }
 
     /// A part of a plain NAR, which ends with the NAR at the latest. It is taken from the uncompressed copy

@@ -5,12 +5,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use narinfo::{Compression, StorePath};
+use narinfo::{Compression, StorePath, StorePathHash};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::Service;
 use super::answer::{self, Answer, json};
-use super::api::{AttributeDependant, AttributeDetails, AttributeOutput, RememberedFailure};
+use super::api::{
+    AttributeDependant, AttributeDetails, AttributeOutput, AttributeVersion, RememberedFailure,
+};
 use super::call::{Call, parameters};
 use super::delivery::{Delivery, DeliveryRequest, wait_of};
 use super::error::Error;
@@ -26,6 +28,10 @@ const TAR: &str = ".tar.zst";
 
 /// Derivations that need a package, in an answer.
 const DEPENDANTS_MAX: u32 = 100;
+
+/// Versions of an attribute, and programs of an output, in an answer.
+const VERSIONS_MAX: u32 = 50;
+const PROGRAMS_MAX: u32 = 100;
 
 /// A package of a set, as an address names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,6 +125,13 @@ impl NamedOutput {
         self.named.output(self.output.as_deref())
     }
 
+    /// The output at the path with this hash, if it has one.
+    pub(super) fn at(&self, hash: StorePathHash) -> Option<Self> {
+        let mut outputs = self.named.outputs.iter();
+        let (name, _) = outputs.find(|(_, path)| path.as_ref().is_some_and(|path| path.hash() == hash))?;
+        Some(Self { named: Arc::clone(&self.named), output: Some(name.clone()) })
+    }
+
     /// The output that is named; else these, as far as there are such, and the attribute's own.
     pub(super) fn outputs(&self, preferred: &[&str]) -> Vec<Self> {
         if self.output.is_some() {
@@ -196,6 +209,7 @@ async fn view(service: &Service, named: ResolvedName) -> Result<AttributeDetails
     let durations = state.builds.latest_durations(&named.drv, &named.system);
     let (attribute, system) = (named.attribute.to_string(), named.system);
     let name = AttributeName { set: named.set.to_string(), attribute, system };
+    let versions = state.index.versions(name.clone(), VERSIONS_MAX).await?;
     Ok(AttributeDetails {
         build_seconds: durations.iter().map(Duration::as_secs_f64).collect(),
         dependants,
@@ -207,6 +221,8 @@ async fn view(service: &Service, named: ResolvedName) -> Result<AttributeDetails
         queued: state.builds.contains(&named.drv),
         derivation: named.drv.to_string(),
         output: named.own_output,
+        main_program: named.program,
+        versions: versions.into_iter().map(AttributeVersion::from).collect(),
         denied: named.denied,
         failure: failure.map(RememberedFailure::from),
         outputs,
@@ -234,6 +250,10 @@ async fn output_view(
         Some(hash) => service.state.index.find(hash).await?,
         None => None,
     };
+    let programs = match &hit {
+        Some(hit) => service.state.index.programs_of(hit.row.info.nar_hash, PROGRAMS_MAX).await?,
+        None => Vec::new(),
+    };
     Ok(AttributeOutput {
         name,
         path: path.as_ref().map(ToString::to_string),
@@ -241,6 +261,7 @@ async fn output_view(
         served: hit.is_some(),
         narinfo: hash.map(|hash| format!("/{hash}.narinfo")),
         nar: hit.map(|hit| format!("/nar/{}.nar.zst", hit.row.info.nar_hash.to_nixbase32())),
+        programs,
     })
 }
 

@@ -7,8 +7,8 @@ use schemars::SchemaGenerator;
 use super::api::{
     AttributeDetails, AttributePage, BuildList, BuilderStatus, BuildsAnswer, BuildsRequest, CheckRequest,
     CollectRequest, DirectoryListing, Explanation, HourOfUse, IssueRequest, IssuedToken, MissingPathsAnswer,
-    MissingPathsRequest, PackageSet, PackageSetDetails, PathDetails, PinView, QueueStatus, RememberedFailure,
-    RequestDetails, RetryRequest, ServerStatus, TokenView, UpstreamStatus, UsageReport,
+    MissingPathsRequest, PackageSet, PackageSetDetails, PathDetails, PinView, ProgramDetails, QueueStatus,
+    RememberedFailure, RequestDetails, RetryRequest, ServerStatus, TokenView, UpstreamStatus, UsageReport,
 };
 use super::endpoint::{
     ATTRIBUTES_QUERY, Content, Endpoint, PROGRAM_QUERY, RUN_QUERY, SYSTEM, Verb, WAIT_QUERY,
@@ -122,6 +122,7 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         summary: "the same without compression",
         ..Endpoint::file("application/x-tar", "/closure/<hash>.tar", files::tar)
     },
+    Endpoint::of_attribute("application/x-tar", "/closure/<set>/<attribute>.tar", files::tar),
     Endpoint {
         summary: "store path and all that it refers to, as an OCI image",
         form: Some("an image is at /image/<hash>.tar, or at /image/<set>/<attribute>.tar"),
@@ -284,6 +285,12 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         query: &[("system", "system of the attribute; default: the first one of the set")],
         ..Endpoint::api(Verb::Get, "/api/v1/catalogue/<set>/<attribute>", Action::Read, by_name::describe)
             .taking_slashes()
+    },
+    Endpoint {
+        answer: Content::Json(SchemaGenerator::subschema_for::<ProgramDetails>),
+        summary: "packages that have a program of this name",
+        query: &[("system", "system of the packages; default: the first one of each set")],
+        ..Endpoint::api(Verb::Get, "/api/v1/programs/<program>", Action::Read, files::owners)
     },
     Endpoint {
         answer: Content::Json(SchemaGenerator::subschema_for::<Vec<RememberedFailure>>),

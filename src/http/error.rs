@@ -307,7 +307,7 @@ impl From<contents::Error> for Error {
                 Self::unavailable(format_args!("not available at the moment: {reason}"))
             }
             contents::Error::Packer(error) => error.into(),
-            contents::Error::TooLarge(_) => Self::not_found(error),
+            contents::Error::TooLarge(_) | contents::Error::Unmeasured => Self::not_found(error),
             contents::Error::Evicted | contents::Error::Unreadable(_) | contents::Error::Busy => {
                 Self::unavailable(error)
             }

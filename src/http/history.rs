@@ -7,10 +7,11 @@ use super::answer::json;
 use super::api::{HourOfUse, unix_seconds};
 use super::call::{Call, parameters};
 use super::error::Error;
+use super::metric_values::MetricValues;
 use super::response_future::ResponseFuture;
 use super::traffic::RequestEnds;
 use crate::index;
-use crate::model::HourRow;
+use crate::model::{BuildingUse, HourRow};
 
 /// Time between two records.
 const RECORD_EVERY: Duration = Duration::from_secs(60);
@@ -68,9 +69,9 @@ pub(super) fn this_hour() -> u64 {
 
 /// Records the use of the server, for as long as it runs.
 pub(super) async fn record(service: &Service) {
-    let mut before = service.traffic.ends();
+    let mut before = (service.traffic.ends(), BuildingUse::default());
     loop {
-        let now = service.traffic.ends();
+        let now = (service.traffic.ends(), MetricValues::now(service).building());
         match record_since(service, before, now).await {
             Ok(()) => before = now,
             Err(error) => {
@@ -82,7 +83,14 @@ pub(super) async fn record(service: &Service) {
     }
 }
 
-async fn record_since(service: &Service, before: RequestEnds, now: RequestEnds) -> Result<(), index::Error> {
+/// Events until some moment: ends of requests, and builds.
+type Events = (RequestEnds, BuildingUse);
+
+async fn record_since(
+    service: &Service,
+    (before, built_before): Events,
+    (now, built_now): Events,
+) -> Result<(), index::Error> {
     let index = &service.state.index;
     let counts = index.counts().await?;
     let hour = this_hour();
@@ -95,15 +103,47 @@ async fn record_since(service: &Service, before: RequestEnds, now: RequestEnds) 
         misses: now.misses - before.misses,
         built: now.built - before.built,
         failed: now.failed - before.failed,
+        building: built_now.with(built_before, u64::saturating_sub),
     };
     index.record_hour(row, hour.saturating_sub(HOURS_MAX)).await
 }
 
 impl From<HourRow> for HourOfUse {
     fn from(row: HourRow) -> Self {
-        let HourRow { hour, paths, nars, nar_bytes, hits, misses, built, failed } = row;
-        Self { begins_at: hour * HOUR_SECONDS, paths, nars, nar_bytes, hits, misses, built, failed }
+        let HourRow { hour, paths, nars, nar_bytes, hits, misses, built, failed, building } = row;
+        let BuildingUse {
+            builds,
+            build_millis,
+            waits,
+            wait_millis,
+            joined,
+            prebuilds,
+            prebuild_millis,
+            taken_over,
+        } = building;
+        Self {
+            begins_at: hour * HOUR_SECONDS,
+            paths,
+            nars,
+            nar_bytes,
+            hits,
+            misses,
+            built,
+            failed,
+            builds,
+            build_seconds: seconds(build_millis),
+            waits,
+            wait_seconds: seconds(wait_millis),
+            joined,
+            prebuilds,
+            prebuild_seconds: seconds(prebuild_millis),
+            taken_over,
+        }
     }
+}
+
+fn seconds(millis: u64) -> f64 {
+    Duration::from_millis(millis).as_secs_f64()
 }
 
 #[cfg(test)]

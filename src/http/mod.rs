@@ -30,6 +30,7 @@ mod listing;
 mod live;
 mod log;
 mod maintenance;
+mod metric_values;
 mod nar;
 mod nar_restore;
 mod narinfo;

@@ -136,7 +136,7 @@ impl Importer {
         received: Received,
         lease: Lease,
     ) -> Result<(), TakeError> {
-        let Packed { file_hash, file_size } = received.packed;
+        let Received { packed: Packed { file_hash, file_size }, programs, .. } = received;
         let nar = NarRow { nar_hash: info.nar_hash, file_hash, file_size };
         let (path, nar_hash) = (info.path.clone(), info.nar_hash);
         let mut row = PathRow { info, built: true };
@@ -150,7 +150,7 @@ impl Importer {
             }
             UploadOutcome::Lacks(reference) => return Err(TakeError::Lacks(reference)),
         }
-        self.0.packer.note_uploaded(&path, nar_hash).await;
+        self.0.packer.note_uploaded(&path, nar_hash, programs).await;
         Ok(())
     }
 }

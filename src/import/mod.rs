@@ -370,7 +370,7 @@ impl Inner {
         if let NamedNar::Received(received) = named {
             received.published();
         }
-        self.packer.note_uploaded(&info.path, info.nar_hash).await;
+        self.packer.note_uploaded(&info.path, info.nar_hash, named.programs()).await;
         Ok(is_new)
     }
 }
@@ -404,6 +404,14 @@ impl NamedNar {
         match self {
             Self::Received(received) => received.packed(),
             Self::Served(stored) => stored.packed,
+        }
+    }
+
+    /// Names of its programs; those of a NAR that is stored are on record.
+    fn programs(&self) -> Vec<String> {
+        match self {
+            Self::Received(received) => received.programs(),
+            Self::Served(_) => Vec::new(),
         }
     }
 }

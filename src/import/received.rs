@@ -112,6 +112,11 @@ impl ReceivedNar {
         self.received.packed
     }
 
+    /// Names of its programs.
+    pub(super) fn programs(&self) -> Vec<String> {
+        self.received.programs.clone()
+    }
+
     /// Notes that a path has it.
     pub(super) fn published(&self) {
         let mut state = self.state();

@@ -69,6 +69,7 @@ pub(super) async fn bump(index: &Index, set: &str, outputs: Vec<OutputRow>) -> S
         system: "a-linux".into(),
         outcome: Ok(output.drv.clone()),
         output: None,
+        program: None,
         denied: output.denied,
     };
     index.add_attributes(outputs.iter().map(row).collect()).await.expect("added");

@@ -137,7 +137,11 @@ pub(super) static TABLES: &[IndexTable] = &[
     ),
     table!(
         "catalogue_attribute", 3, false, "set_id" Integer, "attribute" Text, "system" Text, "drv" Text,
-        "error" Text, "denied" Boolean, "output" Text
+        "error" Text, "denied" Boolean, "output" Text, "program" Text
+    ),
+    table!(
+        "catalogue_version", 4, false, "set_id" Integer, "attribute" Text, "system" Text, "first" Integer,
+        "drv" Text, "since" Integer, "last" Integer
     ),
     table!(
         "catalogue_output", 4, false, "hash" Text, "drv" Text, "set_id" Integer, "first" Integer,
@@ -157,9 +161,12 @@ pub(super) static TABLES: &[IndexTable] = &[
         "is_fixed" Boolean, "used_at" Integer
     ),
     table!("pushed_output", 3, false, "hash" Text, "drv" Text, "output" Text, "name" Text),
+    table!("program", 2, false, "name" Text, "nar_hash" Bytes),
     table!("reference", 2, false, "target" Text, "source" Text),
     table!(
         "history", 1, false, "hour" Integer, "paths" Integer, "nars" Integer, "nar_bytes" Integer,
-        "hits" Integer, "misses" Integer, "built" Integer, "failed" Integer
+        "hits" Integer, "misses" Integer, "built" Integer, "failed" Integer, "builds" Integer,
+        "build_millis" Integer, "waits" Integer, "wait_millis" Integer, "joined" Integer,
+        "prebuilds" Integer, "prebuild_millis" Integer, "taken_over" Integer
     ),
 ];

@@ -15,8 +15,34 @@ pub struct AttributeRow {
     pub outcome: Result<StorePath, String>,
     /// The output that it is: its name, or its path; `None` where evaluation gave neither.
     pub output: Option<String>,
+    /// Name of the program that it is run by, where its description says so.
+    pub program: Option<String>,
     /// True where it may not be built.
     pub denied: bool,
+}
+
+/// A derivation that an attribute had, from one generation to another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VersionRow {
+    /// The derivation.
+    pub drv: StorePath,
+    /// The first generation with it.
+    pub first: u64,
+    /// The last one; `None` for the current one.
+    pub last: Option<u64>,
+    /// Time at which the first one was made.
+    pub since: SystemTime,
+    /// Time at which the last one was replaced.
+    pub until: Option<SystemTime>,
+}
+
+/// A package of a set that has a program.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ProgramOwner {
+    /// The package.
+    pub name: AttributeName,
+    /// The path that has it, where that was read; `None` where only the package's description says so.
+    pub path: Option<StorePathHash>,
 }
 
 /// An attribute as the current generation of its set has it.

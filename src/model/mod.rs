@@ -13,10 +13,10 @@ mod token;
 
 pub use catalogue::{
     AttributeName, AttributeRow, Attributed, DemandRow, Generation, GenerationSize, Maker, NewGeneration,
-    OutputRow, Search, SetRow, Swapped,
+    OutputRow, ProgramOwner, Search, SetRow, Swapped, VersionRow,
 };
 pub use failure::{Failure, FailureClass};
-pub use history::HourRow;
+pub use history::{BuildingUse, HourRow};
 pub use path::{Comparison, Counts, Hit, NarRow, PathRow, UpstreamNar};
 pub use pushed::{PushedDerivation, RealisationOutcome, UploadOutcome};
 pub use queue::{DurationRow, RequestRow};

@@ -9,7 +9,7 @@ use zstd::zstd_safe::CParameter;
 use super::blobs::Commit;
 use super::draft::Draft;
 use super::measured::{Measured, Packed};
-use super::verify::{ChunkWriter, Error, NarDigest, Origin, Promise, copy, verify};
+use super::verify::{ChunkWriter, Error, NarDigest, Origin, Promise, Verified, copy, verify};
 use super::{NarStore, Settings};
 use crate::tail_file::CHUNK_BYTES;
 
@@ -21,12 +21,14 @@ const JOB_BYTES: u32 = 1024 * 1024;
 const PARALLEL_ZSTD_LEVEL_MAX: i32 = 9;
 
 /// A NAR that was verified, and the file that it was written to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Received {
     /// The plain NAR.
     pub nar: NarDigest,
     /// The zstd file.
     pub packed: Packed,
+    /// Names of its programs.
+    pub programs: Vec<String>,
 }
 
 impl NarStore {
@@ -36,7 +38,10 @@ impl NarStore {
     /// The tree cannot be read or is not the one promised, or the file cannot be written.
     pub fn pack(&self, draft: &Draft, source: &Path, promised: NarDigest) -> Result<Received, Error> {
         let make = |chunks: &mut ChunkWriter| dump(source, chunks);
-        compress(draft, &self.settings, Promise::Exactly(promised), Origin::Tree, make)
+        let received = compress(draft, &self.settings, Promise::Exactly(promised), Origin::Tree, make)?;
+        // The names only help to find it: a tree that is gone by now has none.
+        let programs = narinfo::nar::programs_of(source).unwrap_or_default();
+        Ok(Received { programs, ..received })
     }
 
     /// Writes the plain NAR that comes as `input` into `draft`, as [`NarStore::pack`] does. Blocking.
@@ -105,10 +110,10 @@ pub(super) fn compress(
     // What does not compress is stored as it is: without this, damage in it would be decompressed without an
     // error.
     encoder.include_checksum(true)?;
-    let nar = verify(promise, origin, make, |chunk| {
+    let Verified { digest: nar, programs } = verify(promise, origin, make, |chunk| {
         encoder.write_all(chunk)?;
         // Its maker waits for more, and so do the readers.
         if chunk.len() < CHUNK_BYTES { encoder.flush() } else { Ok(()) }
     })?;
-    Ok(Received { nar, packed: encoder.finish()?.packed()? })
+    Ok(Received { nar, packed: encoder.finish()?.packed()?, programs })
 }

@@ -9,7 +9,7 @@ use narinfo::{Addressed, Compression};
 use super::draft::Draft;
 use super::measured::Measured;
 use super::pack::{Received, compress};
-use super::verify::{ChunkWriter, Error, NarDigest, Origin, Promise, copy, verify};
+use super::verify::{ChunkWriter, Error, NarDigest, Origin, Promise, Verified, copy, verify};
 use super::{NarStore, Settings};
 use crate::decode;
 
@@ -80,7 +80,10 @@ fn receive_zstd(
     let verified = verify(promise, origin, make, |_| Ok(()));
     match not_written {
         Some(error) => Err(Error::Write(error)),
-        None => verified.and_then(|nar| Ok(Received { nar, packed: file.packed()? })),
+        None => {
+            let Verified { digest: nar, programs } = verified?;
+            Ok(Received { nar, packed: file.packed()?, programs })
+        }
     }
 }
 

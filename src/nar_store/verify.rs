@@ -72,6 +72,14 @@ pub struct NarDigest {
     pub bytes: u64,
 }
 
+/// A NAR that was verified.
+#[derive(Debug)]
+pub(super) struct Verified {
+    pub(super) digest: NarDigest,
+    /// Names of its programs; none of a NAR that was made of a file tree, which tells them itself.
+    pub(super) programs: Vec<String>,
+}
+
 /// Condition under which a NAR is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Promise {
@@ -113,7 +121,7 @@ pub(super) fn verify(
     origin: Origin<'_>,
     make: impl FnOnce(&mut ChunkWriter) -> Result<(), Error> + Send,
     mut take: impl FnMut(&[u8]) -> io::Result<()>,
-) -> Result<NarDigest, Error> {
+) -> Result<Verified, Error> {
     let bytes_max = promise.bytes_max();
     let (to_hash, hashing) = sync_channel(CHUNKS_WAITING_MAX);
     let (to_take, taking) = sync_channel(CHUNKS_WAITING_MAX);
@@ -130,19 +138,23 @@ pub(super) fn verify(
         })?;
         let taken = take_all(taking, &used, &mut take);
         let ((found_bytes, made), (found, parsed)) = (ended(maker), ended(hasher));
+        let mut programs = Vec::new();
         if found_bytes <= bytes_max {
             taken?;
             match (made, parsed) {
                 // The maker was stopped for what it made.
                 (Ok(()) | Err(Error::Write(_)), Err(refused)) => return Err(Error::Malformed(refused)),
-                (made, _) => made?,
+                (made, parsed) => {
+                    made?;
+                    programs = parsed.unwrap_or_default();
+                }
             }
         }
-        let measured = NarDigest { hash: found, bytes: found_bytes };
+        let digest = NarDigest { hash: found, bytes: found_bytes };
         match promise {
-            Promise::Exactly(promised) if measured == promised => Ok(measured),
+            Promise::Exactly(promised) if digest == promised => Ok(Verified { digest, programs }),
             Promise::Exactly(promised) => Err(Error::Mismatch { promised, found, found_bytes }),
-            Promise::AtMost(_) if found_bytes <= bytes_max => Ok(measured),
+            Promise::AtMost(_) if found_bytes <= bytes_max => Ok(Verified { digest, programs }),
             Promise::AtMost(_) => Err(Error::TooLarge { bytes_max }),
         }
     })
@@ -159,12 +171,15 @@ struct Hashing {
 }
 
 impl Hashing {
-    /// Hashes all chunks, and stops early, and with it their maker, if they are no NAR.
-    fn run(mut self, origin: Origin<'_>) -> (NarHash, Result<(), nar::Error>) {
+    /// Hashes all chunks, and stops early, and with it their maker, if they are no NAR. Gives the names of
+    /// its programs.
+    fn run(mut self, origin: Origin<'_>) -> (NarHash, Result<Vec<String>, nar::Error>) {
         let parsed = match origin {
-            Origin::Tree => Ok(()),
-            Origin::Sent(None) => nar::check(&mut self).map(drop),
-            Origin::Sent(Some(addressed)) => nar::check_addressed(&mut self, addressed).map(drop),
+            Origin::Tree => Ok(Vec::new()),
+            Origin::Sent(None) => nar::check(&mut self).map(|summary| summary.programs),
+            Origin::Sent(Some(addressed)) => {
+                nar::check_addressed(&mut self, addressed).map(|summary| summary.programs)
+            }
         };
         if parsed.is_ok() {
             while self.next() {}
@@ -392,7 +407,7 @@ mod tests {
             verify(Promise::AtMost(bytes_max), Origin::Sent(None), pieces(&nar, 1000), |_| Ok(()))
         };
         for bytes_max in [bytes, u64::MAX] {
-            assert_eq!(measure(bytes_max).expect("it may have as many"), digest(&nar));
+            assert_eq!(measure(bytes_max).expect("it may have as many").digest, digest(&nar));
         }
         for bytes_max in [bytes - 1, 1000, 0] {
             let error = measure(bytes_max).expect_err("it has more");

@@ -46,8 +46,8 @@ impl Inner {
             }
             return;
         }
-        let Packed { file_hash, file_size } = received.packed;
-        match self.record(NarRow { nar_hash: nar, file_hash, file_size }).await {
+        let Received { packed: Packed { file_hash, file_size }, programs, .. } = received;
+        match self.record(NarRow { nar_hash: nar, file_hash, file_size }, programs).await {
             Ok(()) => {
                 lease.recorded();
                 self.release_roots(&path, nar).await;

@@ -125,12 +125,14 @@ impl Inner {
     async fn put_on_record(self: &Arc<Self>, committed: Committed, written: &Blob) {
         let Committed { received, commit, lease } = committed;
         let (nar, Packed { file_hash, file_size }) = (received.nar.hash, received.packed);
+        let programs = received.programs;
         let recorded = async {
             let _lock = self.file_row_lock.lock().await;
             // What was put elsewhere is no file of this machine; the lease protects it.
             let is_there = self.nars.is_remote() || self.is_in_place(nar, Some(written)).await?;
             if commit == Commit::Won && is_there {
                 self.index.record_packed(NarRow { nar_hash: nar, file_hash, file_size }).await?;
+                self.record_programs(nar, programs).await;
             }
             Ok::<_, Error>(())
         };

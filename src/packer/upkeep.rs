@@ -300,12 +300,24 @@ impl Inner {
         }
     }
 
-    /// Records a packed NAR. Its file is committed.
-    pub(super) async fn record(&self, row: NarRow) -> Result<(), index::Error> {
+    /// Records a packed NAR and its programs. Its file is committed.
+    pub(super) async fn record(&self, row: NarRow, programs: Vec<String>) -> Result<(), index::Error> {
         let _lock = self.file_row_lock.lock().await;
         self.index.record_packed(row).await?;
+        self.record_programs(row.nar_hash, programs).await;
         self.stored.notify_one();
         Ok(())
+    }
+
+    /// Records the programs of a NAR that has its row, by which packages are found.
+    pub(super) async fn record_programs(&self, nar: NarHash, programs: Vec<String>) {
+        if programs.is_empty() {
+            return;
+        }
+        if let Err(error) = self.index.record_programs(nar, programs).await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(%nar, error, "cannot record programs: they are recorded when the NAR is listed");
+        }
     }
 
     /// Verifies and records a file without a row, which an interrupted run leaves. False if that must be

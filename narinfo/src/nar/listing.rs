@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 
 use super::Error;
 use super::parts::{PartKind, read_parts};
+use super::programs::{FOLDER, PROGRAMS_MAX};
 
 /// Entries of a listing at most; each takes about 60 bytes of memory.
 pub const LISTING_ENTRIES_MAX: usize = 2_000_000;
@@ -134,6 +135,18 @@ impl Listing {
     #[must_use]
     pub fn entry(&self, number: usize) -> Option<ListingEntry<'_>> {
         (number < self.nodes.len()).then_some(ListingEntry { listing: self, at: number })
+    }
+
+    /// Names of its programs, as of [`super::Summary`].
+    #[must_use]
+    pub fn programs(&self) -> Vec<String> {
+        let folder = self.root().child(FOLDER.as_bytes());
+        let entries = folder.into_iter().flat_map(ListingEntry::children);
+        let programs = entries.filter(|entry| {
+            matches!(entry.kind(), EntryKind::Symlink(_) | EntryKind::Regular { executable: true, .. })
+        });
+        let names = programs.filter_map(|entry| std::str::from_utf8(entry.name()).ok());
+        names.take(PROGRAMS_MAX).map(str::to_owned).collect()
     }
 
     /// Number of entries, the root included.

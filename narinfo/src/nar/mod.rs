@@ -7,6 +7,7 @@ mod count;
 mod listing;
 mod only_file;
 mod parts;
+mod programs;
 mod tree;
 
 use std::io::{self, BufReader, Read, Write};
@@ -19,6 +20,8 @@ use count::Counted;
 pub use listing::{EntryKind, LISTING_ENTRIES_MAX, Listing, ListingEntry};
 pub use only_file::only_file;
 pub use parts::{Part, PartKind, read_parts};
+use programs::ProgramCollector;
+pub use programs::{PROGRAMS_MAX, programs_of};
 
 /// Directories within directories at most.
 pub const DEPTH_MAX: usize = 64;
@@ -74,7 +77,7 @@ pub fn is_too_deep(path: &Path) -> io::Result<bool> {
 }
 
 /// Contents of a NAR.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Bytes of the whole NAR.
     pub bytes: u64,
@@ -86,6 +89,8 @@ pub struct Summary {
     pub directories: u64,
     /// Symbolic links.
     pub symlinks: u64,
+    /// Names of executables and symlinks in its folder `bin`, at most [`PROGRAMS_MAX`].
+    pub programs: Vec<String>,
 }
 
 /// Reads a whole NAR and refuses it unless it is exactly one, within the limits of this module.
@@ -123,7 +128,7 @@ fn read(
     input: &mut dyn Read,
     mut see: impl FnMut(&mut NarEvent<'_, BufReader<Counted<&mut dyn Read>>>) -> Result<(), ArchiveError>,
 ) -> Result<Summary, Error> {
-    let mut summary = Summary::default();
+    let (mut summary, mut programs) = (Summary::default(), ProgramCollector::default());
     let mut refusal = None;
     let mut input = BufReader::new(Counted::new(input));
     let decoded = nix_archive::nar::decode_events_reader(&mut input, |mut event| {
@@ -133,6 +138,7 @@ fn read(
             // The visitor can only stop with an error of the archive crate; which one does not matter.
             ArchiveError::UnexpectedEof
         })?;
+        programs.take(&event);
         see(&mut event)
     });
     if let Some(reason) = refusal {
@@ -141,6 +147,7 @@ fn read(
     decoded?;
     // The decoder has seen the end of the input, so nothing that was counted is left over.
     summary.bytes = input.get_ref().bytes();
+    summary.programs = programs.names;
     Ok(summary)
 }
 

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use narinfo::StoreDir;
 
 use super::builds::{BuildItem, BuildItemOutput, BuildItemState};
-use super::paths::PathComparison;
+use super::paths::{AttributeVersion, PathComparison};
 use super::server::{CacheCounts, UpstreamHealth, UpstreamMode, UpstreamStatus};
 use super::types::{
     AttributeLine, EvaluationFailure, EvaluationTime, PackageSetGeneration, PinView, QueueStatus,
@@ -13,9 +13,19 @@ use super::types::{
 };
 use crate::build::{Outlook, QueueView, RequestState, RequestView, RunningView};
 use crate::catalogue::Indexing;
-use crate::model::{AttributeRow, Comparison, Counts, Failure, Generation, NewToken, PinRow, TokenRow};
+use crate::model::{
+    AttributeRow, Comparison, Counts, Failure, Generation, NewToken, PinRow, TokenRow, VersionRow,
+};
 use crate::requests::{ItemOutput, ItemState, RequestItem};
 use crate::upstream::{Mode, UpstreamView};
+
+impl From<VersionRow> for AttributeVersion {
+    fn from(version: VersionRow) -> Self {
+        let VersionRow { drv, first, last, since, until } = version;
+        let (since, until) = (unix_seconds(since), until.map(unix_seconds));
+        Self { derivation: drv.to_string(), first, last, since, until }
+    }
+}
 
 impl BuildItem {
     /// A finding about the item `asked` for, with the paths of its outputs in this store.

@@ -41,3 +41,33 @@ pub enum DirectoryEntryType {
     /// A symlink, which is not followed here.
     Symlink,
 }
+
+/// A program, and the packages that have one of its name.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ProgramDetails {
+    /// Its name.
+    pub program: String,
+    /// The packages, in the order in which `/bin/<program>` tries them.
+    pub packages: Vec<ProgramPackage>,
+    /// The nearest name, where no package has one of this.
+    pub similar: Option<String>,
+}
+
+/// A package that has a program.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct ProgramPackage {
+    /// The package set.
+    pub set: String,
+    /// The attribute.
+    pub attribute: String,
+    /// The system.
+    pub system: String,
+    /// Base name of the output's path.
+    pub path: String,
+    /// True if that is served; otherwise it is built on the first request.
+    pub served: bool,
+    /// True if the program was seen in the output; otherwise a name or a description says so.
+    pub is_certain: bool,
+    /// True if it is linked statically, as its set says.
+    pub is_static: bool,
+}

@@ -41,7 +41,7 @@ pub struct PathComparison {
 }
 
 /// Use of the server in an hour: totals at its end, and requests for narinfos and downloads in it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 pub struct HourOfUse {
     /// Unix seconds.
     pub begins_at: u64,
@@ -59,6 +59,34 @@ pub struct HourOfUse {
     pub built: u64,
     /// Requests whose build failed.
     pub failed: u64,
+    /// Builds that ended well, and the seconds that they took.
+    pub builds: u64,
+    pub build_seconds: f64,
+    /// Requests whose first build began, and the seconds that they had waited for it.
+    pub waits: u64,
+    pub wait_seconds: f64,
+    /// Requests that joined one that waited.
+    pub joined: u64,
+    /// Builds ahead of requests that ended well, and the seconds that they took.
+    pub prebuilds: u64,
+    pub prebuild_seconds: f64,
+    /// Builds ahead of requests that a request joined.
+    pub taken_over: u64,
+}
+
+/// A derivation that an attribute had.
+#[derive(Debug, Deserialize, Serialize, JsonSchema)]
+pub struct AttributeVersion {
+    /// Base name of the derivation.
+    pub derivation: String,
+    /// The first generation with it.
+    pub first: u64,
+    /// The last one; null for the current one.
+    pub last: Option<u64>,
+    /// Unix seconds at which the first one was made.
+    pub since: u64,
+    /// Unix seconds at which the last one was replaced.
+    pub until: Option<u64>,
 }
 
 /// A derivation that needs another.

@@ -72,13 +72,6 @@ pub struct UpstreamStatus {
     pub fetched_bytes: u64,
 }
 
-impl UpstreamStatus {
-    /// True where clients are redirected to it.
-    pub fn redirects(&self) -> bool {
-        self.mode == UpstreamMode::Redirect
-    }
-}
-
 /// Use of an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

@@ -5,7 +5,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::paths::AttributeDependant;
+use super::paths::{AttributeDependant, AttributeVersion};
 
 /// An error. Its status fits its reason.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -380,6 +380,11 @@ pub struct AttributeDetails {
     pub dependants: Vec<AttributeDependant>,
     /// Requests for it in the last four weeks; null where nothing is pre-built.
     pub asked: Option<u32>,
+    /// Program that it is run by, where its description (`meta.mainProgram`) says so.
+    pub main_program: Option<String>,
+    /// Derivations that it had in the generations that are kept, the latest first, fifty at most.
+    #[serde(default)]
+    pub versions: Vec<AttributeVersion>,
     pub outputs: Vec<AttributeOutput>,
 }
 
@@ -396,6 +401,9 @@ pub struct AttributeOutput {
     pub narinfo: Option<String>,
     /// Address of its NAR; null until it is served.
     pub nar: Option<String>,
+    /// Names of its programs, as far as they are known, a hundred at most.
+    #[serde(default)]
+    pub programs: Vec<String>,
 }
 
 /// A failure that is remembered.

@@ -1,18 +1,19 @@
 //! `/closure/…`: a path and all that it refers to, as one archive.
 
 use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::header::HeaderValue;
 use narinfo::StorePathHash;
 
-use crate::contents::{Archive, ArchiveForm, closure_digest};
-use crate::http::answer::{self, Answer};
-use crate::http::by_name::PackageAddress;
+use crate::contents::{self, Archive, ArchiveForm, ArchiveParts, ArchivePlan};
+use crate::http::answer::{self, Answer, Part};
+use crate::http::by_name::{NamedOutput, PackageAddress};
 use crate::http::call::Call;
 use crate::http::delivery::{Delivery, DeliveryRequest};
 use crate::http::error::Error;
-use crate::http::range::is_known;
+use crate::http::range::{is_known, part, wanted_range};
 use crate::http::response_future::ResponseFuture;
 use crate::http::stream_body::{Chunks, stream_body};
 use crate::index::CachedNarInfo;
@@ -33,11 +34,11 @@ impl NamedPath {
         PackageAddress::parse([first, second], call.query, &["system"]).map(Self::Package)
     }
 
-    /// The system of a package.
-    pub(super) async fn system(&self, asked: &DeliveryRequest) -> Result<Option<String>, Error> {
+    /// The package that is named.
+    pub(super) async fn package(&self, asked: &DeliveryRequest) -> Result<Option<NamedOutput>, Error> {
         match self {
             Self::Hash(_) => Ok(None),
-            Self::Package(package) => Ok(Some(package.find(&asked.service).await?.named.system.clone())),
+            Self::Package(package) => Ok(Some(package.find(&asked.service).await?)),
         }
     }
 
@@ -80,13 +81,57 @@ async fn answer(asked: &DeliveryRequest, ready: &CachedNarInfo, form: ArchiveFor
         ArchiveForm::Tar => ("tar", answer::TAR),
         ArchiveForm::Export => ("closure", HeaderValue::from_static("application/x-nix-export")),
     };
-    let etag = format!("\"{}-{ending}\"", closure_digest(&rows));
+    let plan = ArchivePlan::new(rows, form);
+    let etag = format!("\"{}-{ending}\"", plan.digest());
     if is_known(&asked.headers, &etag) {
         return Ok(answer::still_the_same(&etag));
     }
-    let body = if asked.head { answer::empty() } else { archive_body(contents.archive(rows, form)?) };
-    let answer = answer::made_anew(media_type, &etag, body);
+    let answer = match parts(asked, &plan, &etag).await? {
+        Some(parts) => part_of(asked, &plan, &parts, media_type, &etag)?,
+        None => {
+            let body =
+                if asked.head { answer::empty() } else { archive_body(contents.archive(&plan, None)?) };
+            answer::made_anew(media_type, &etag, body)
+        }
+    };
     Ok(answer::saved_as(answer, &format!("{}.{ending}", ready.path.name())))
+}
+
+/// The parts of the archive, where they are known or needed for a range of it.
+async fn parts(
+    asked: &DeliveryRequest,
+    plan: &ArchivePlan,
+    etag: &str,
+) -> Result<Option<Arc<ArchiveParts>>, Error> {
+    let contents = &asked.service.state.contents;
+    if asked.head || wanted_range(&asked.headers, Some(etag)).is_none() {
+        return Ok(contents.known_parts(plan));
+    }
+    match contents.parts(plan).await {
+        Ok(parts) => Ok(Some(parts)),
+        // It may be sent whole.
+        Err(contents::Error::Unmeasured) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The archive, or the range of it that is wanted.
+fn part_of(
+    asked: &DeliveryRequest,
+    plan: &ArchivePlan,
+    parts: &ArchiveParts,
+    media_type: HeaderValue,
+    etag: &str,
+) -> Result<Answer, Error> {
+    let (contents, length) = (&asked.service.state.contents, parts.bytes());
+    let range = wanted_range(&asked.headers, Some(etag)).filter(|_| !asked.head);
+    let part = part(range, Some(length)).ok_or(Error::RangeNotSatisfiable(length))?;
+    let body = match part {
+        _ if asked.head => answer::empty(),
+        Part::Whole(_) => archive_body(contents.archive(plan, None)?),
+        Part::Slice { start, end, .. } => archive_body(contents.archive(plan, Some((parts, start..end)))?),
+    };
+    Ok(answer::contents(media_type, etag, &part, body))
 }
 
 /// The body with an archive.

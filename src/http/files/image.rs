@@ -5,6 +5,7 @@ use narinfo::nar::{EntryKind, Listing, ListingEntry};
 use super::closure::{NamedPath, archive_body};
 use crate::contents::{ImageConfig, closure_digest};
 use crate::http::answer::{self, Answer};
+use crate::http::by_name::NamedOutput;
 use crate::http::call::Call;
 use crate::http::delivery::{Delivery, DeliveryRequest};
 use crate::http::error::Error;
@@ -26,9 +27,9 @@ pub(in crate::http) fn image(call: Call<'_>) -> Option<ResponseFuture> {
     let path = NamedPath::parse(&call)?;
     let asked = DeliveryRequest::of(call);
     Some(ResponseFuture::pending(async move {
-        let system = path.system(&asked).await?;
+        let package = path.package(&asked).await?;
         match path.delivered(&asked).await? {
-            Delivery::Ready(ready) => answer(&asked, &ready, system.as_deref()).await,
+            Delivery::Ready(ready) => answer(&asked, &ready, package.as_ref()).await,
             Delivery::Pending(answer) => Ok(answer),
         }
     }))
@@ -37,17 +38,18 @@ pub(in crate::http) fn image(call: Call<'_>) -> Option<ResponseFuture> {
 async fn answer(
     asked: &DeliveryRequest,
     ready: &CachedNarInfo,
-    system: Option<&str>,
+    package: Option<&NamedOutput>,
 ) -> Result<Answer, Error> {
     let state = &asked.service.state;
     let rows = state.contents.closure(ready.path.hash()).await?;
     let listing = state.contents.listing(ready.nar_hash).await?;
     let path = ready.path.in_dir(&state.store_dir);
     let (name, version) = name_and_version(ready.path.name());
-    let program = main_program(&listing, &name);
+    let described = package.and_then(|package| package.named.program.as_deref());
+    let program = main_program(&listing, described.into_iter().chain([&*name]));
     let config = ImageConfig {
         name: format!("{}:{}", reference(&name), reference(version.as_deref().unwrap_or("latest"))),
-        architecture: architecture(system),
+        architecture: architecture(package.map(|package| &*package.named.system)),
         folder: format!("{path}/bin"),
         entrypoint: program.map(|program| format!("{path}/bin/{program}")),
     };
@@ -67,10 +69,10 @@ fn architecture(system: Option<&str>) -> String {
     known.map_or(processor, |(_, oci)| oci).to_owned()
 }
 
-/// The program that has the name of the package; else the only one.
-fn main_program(listing: &Listing, name: &str) -> Option<String> {
+/// The first of these programs that there is; else the only one.
+fn main_program<'n>(listing: &Listing, mut names: impl Iterator<Item = &'n str>) -> Option<String> {
     let folder = listing.root().child(b"bin")?;
-    if folder.child(name.as_bytes()).is_some() {
+    if let Some(name) = names.find(|name| folder.child(name.as_bytes()).is_some()) {
         return Some(name.to_owned());
     }
     let is_program = |entry: &ListingEntry<'_>| !matches!(entry.kind(), EntryKind::Directory);

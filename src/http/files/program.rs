@@ -1,6 +1,4 @@
-//! `/bin/…`: the executable of a program by its name. Of several packages that have one, the statically
-//! linked one comes first, where its set says which those are; then the attribute of the same name, in the
-//! order of the sets.
+//! `/bin/…`: the executable of a program by its name, of the first package that has one (`owners.rs`).
 
 use std::time::Duration;
 
@@ -9,7 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use narinfo::nar::{EntryKind, ListingEntry};
 
 use super::RegularFile;
-use crate::catalogue::{AttributePath, NoSuchName, Selection, SetName};
+use super::owners::{PROGRAM_OUTPUTS, candidates, unknown};
+use crate::catalogue::NoSuchName;
 use crate::contents::{ResolveError, ResolvedFile};
 use crate::escape::Line;
 use crate::http::answer::{self, Answer};
@@ -23,8 +22,8 @@ use crate::nearest::similar;
 
 /// Folder of programs in a store path.
 const FOLDER: &str = "bin";
-/// Output that has programs where they are apart from the rest, and the one that has everything else.
-const PROGRAM_OUTPUTS: [&str; 2] = ["bin", "out"];
+/// Packages that are tried at most, and built where need be.
+const TRIED_MAX: usize = 8;
 /// Bytes of a name at most, as in a file system.
 const NAME_BYTES_MAX: usize = 255;
 /// Bytes of a program at most whose digest is told: it is computed before the first byte is sent.
@@ -60,7 +59,7 @@ pub(in crate::http) fn program_of(call: Call<'_>) -> Option<ResponseFuture> {
     let asked = DeliveryRequest::of(call).waiting(address.wait);
     Some(ResponseFuture::pending(async move {
         let named = package.find(&asked.service).await?;
-        match of_package(&asked, &named, &address.program).await? {
+        match of_outputs(&asked, named.outputs(&PROGRAM_OUTPUTS), &address.program).await? {
             ProgramLookup::Found(found) => send(&asked, &found, &address.program).await,
             ProgramLookup::Pending(answer) => Ok(answer),
             ProgramLookup::Lacks(reason) => Err(Error::NotFound(reason)),
@@ -87,12 +86,12 @@ impl ProgramAddress {
 }
 
 async fn of_any_set(asked: &DeliveryRequest, address: &ProgramAddress) -> Result<Answer, Error> {
-    let ProgramAddress { program, system, .. } = address;
-    let mut lacking = None;
-    let mut refused = None;
-    for package in candidates(asked, address) {
-        let named = match package.resolve(&asked.service).await {
-            Ok(named) => named,
+    let program = &address.program;
+    let (mut failed, mut lacking, mut refused, mut tried) = (None, None, None, 0);
+    for candidate in candidates(&asked.service, program, address.system.as_deref()).await? {
+        let outputs = match candidate.outputs(&asked.service).await {
+            Ok(outputs) if outputs.is_empty() => continue,
+            Ok(outputs) => outputs,
             Err(NoSuchName::Attribute { .. }) => continue,
             // Another set may have it.
             Err(reason) => {
@@ -100,47 +99,46 @@ async fn of_any_set(asked: &DeliveryRequest, address: &ProgramAddress) -> Result
                 continue;
             }
         };
-        match of_package(asked, &named, program).await? {
-            ProgramLookup::Found(found) => return send(asked, &found, program).await,
-            ProgramLookup::Pending(answer) => return Ok(answer),
-            ProgramLookup::Lacks(reason) => {
+        tried += 1;
+        match of_outputs(asked, outputs, program).await {
+            Ok(ProgramLookup::Found(found)) => return send(asked, &found, program).await,
+            Ok(ProgramLookup::Pending(answer)) => return Ok(answer),
+            Ok(ProgramLookup::Lacks(reason)) => {
                 lacking.get_or_insert(reason);
             }
+            // Another package may have it.
+            Err(
+                error @ (Error::Missing(_)
+                | Error::BuildFailed { .. }
+                | Error::NotFound(_)
+                | Error::Forbidden(_)),
+            ) => {
+                failed.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+        if tried == TRIED_MAX {
+            break;
         }
     }
-    match (lacking, refused) {
-        (Some(reason), _) => Err(Error::NotFound(reason)),
-        (None, Some(reason)) => Err(reason.into()),
-        (None, None) => Err(Error::NotFound(unknown(asked, program, system.as_deref()).await)),
+    match (failed, lacking, refused) {
+        (Some(error), ..) => Err(error),
+        (None, Some(reason), _) => Err(Error::NotFound(reason)),
+        (None, None, Some(reason)) => Err(reason.into()),
+        (None, None, None) => {
+            Err(Error::NotFound(unknown(&asked.service, program, address.system.as_deref()).await))
+        }
     }
 }
 
-/// The packages that may have a program, those that are preferred first.
-fn candidates(asked: &DeliveryRequest, address: &ProgramAddress) -> Vec<PackageAddress> {
-    let sets: Vec<_> = asked.service.state.catalogue.sets().map(|(settings, _)| settings).collect();
-    let of = |set: &SetName, names: Vec<String>| {
-        let path = AttributePath::new(names)?;
-        let selection = Selection { path, output: None, otherwise: None };
-        Some(PackageAddress::of(set.clone(), selection, address.system.clone()))
-    };
-    let program = || address.program.clone();
-    let linked_statically = sets.iter().filter_map(|settings| {
-        let mut names = settings.static_attributes.as_ref()?.names().to_vec();
-        names.push(program());
-        of(&settings.name, names)
-    });
-    let plain = sets.iter().filter_map(|settings| of(&settings.name, vec![program()]));
-    linked_statically.chain(plain).collect()
-}
-
-/// A program of one package, which is built first where need be.
-async fn of_package(
+/// A program of one of these outputs, which are built first where need be.
+async fn of_outputs(
     asked: &DeliveryRequest,
-    named: &NamedOutput,
+    outputs: Vec<NamedOutput>,
     program: &str,
 ) -> Result<ProgramLookup, Error> {
     let mut lacks = None;
-    for output in named.outputs(&PROGRAM_OUTPUTS) {
+    for output in outputs {
         let ready = match output.delivered(asked).await? {
             Delivery::Ready(ready) => ready,
             Delivery::Pending(answer) => return Ok(ProgramLookup::Pending(answer)),
@@ -181,28 +179,6 @@ async fn programs_instead(
     let similar = similar(program, names.iter().map(String::as_str));
     let hint = similar.map(|name| format!("; did you mean {name}?")).unwrap_or_default();
     Ok(format!("no such program: {path} has {}{hint}", names.join(", ")))
-}
-
-/// The reason why no set has a program.
-async fn unknown(asked: &DeliveryRequest, program: &str, system: Option<&str>) -> String {
-    let state = &asked.service.state;
-    let sets: Vec<SetName> = state.catalogue.sets().map(|(set, _)| set.name.clone()).collect();
-    if sets.is_empty() {
-        return "no such program: this server has no package set (setting [[catalogue]])".to_owned();
-    }
-    let names: Vec<String> = sets.iter().map(ToString::to_string).collect();
-    let mut hint = String::new();
-    for set in &sets {
-        if let Some(similar) = state.names.similar(set, program, system).await {
-            hint = format!("; did you mean {}?", Line(similar));
-            break;
-        }
-    }
-    let (program, sets) = (Line(program), names.join(", "));
-    format!(
-        "no such program: no package set ({sets}) has the attribute {program}{hint}; a program of another attribute is at \
-         /bin/<set>/<attribute>/{program}"
-    )
 }
 
 async fn send(asked: &DeliveryRequest, found: &ResolvedFile, program: &str) -> Result<Answer, Error> {

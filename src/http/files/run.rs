@@ -41,7 +41,11 @@ async fn answer(
     let output = named.outputs(&PROGRAM_OUTPUTS).into_iter().next().unwrap_or(named);
     let path = output.path()?;
     let (name, _) = name_and_version(path.name());
-    let programs = program.map_or_else(|| vec![last, name], |program| vec![program]);
+    let described = output.named.program.clone();
+    let programs = match program {
+        Some(program) => vec![program],
+        None => described.into_iter().chain([last, name]).collect(),
+    };
     let programs: Vec<String> = programs.iter().map(|program| quoted(program)).collect();
     let store_dir = &asked.service.state.store_dir;
     let script = format!(

@@ -4,6 +4,7 @@ use std::fmt::{self, Display};
 use std::time::{Duration, SystemTime};
 
 use bytesize::ByteSize;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::super::api::unix_seconds;
 
@@ -115,9 +116,12 @@ impl PathLabel {
     }
 }
 
+/// Bytes of an address that are escaped: all but those that need it nowhere, and that no shell looks at.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
 /// A text as a part of an address.
 pub(super) fn encoded(text: &str) -> String {
-    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
+    utf8_percent_encode(text, ESCAPED).to_string()
 }
 
 /// The fields of a form, in which a plus stands for a space, as any query has them.
@@ -156,6 +160,6 @@ mod tests {
     fn a_name_is_told_from_its_hash_and_ending() {
         let label = PathLabel::new("0123456789abcdfghijklmnpqrsvwxyz-a-1.drv");
         assert_eq!((label.hash(), label.name()), ("0123456789abcdfghijklmnpqrsvwxyz", "a-1"));
-        assert_eq!(encoded("a?b/c"), "a%3Fb%2Fc");
+        assert_eq!(encoded("a.b-1?b/c'\"+"), "a.b-1%3Fb%2Fc%27%22%2B");
     }
 }

@@ -8,7 +8,8 @@ use narinfo::StorePath;
 
 use super::super::Service;
 use super::super::api::{
-    BuildList, CacheCounts, RememberedFailure, RequestPhase, RequestStatus, RunningBuild, ServerStatus,
+    BuildList, BuilderPhase, BuilderStatus, CacheCounts, RememberedFailure, RequestPhase, RequestStatus,
+    RunningBuild, ServerStatus, UpstreamHealth, UpstreamMode, UpstreamStatus,
 };
 use super::super::build_details::last_lines;
 use super::super::call::Call;
@@ -39,6 +40,9 @@ struct HomePage {
     failures: Vec<FailureLine>,
     status: ServerStatus,
     cache: Option<CacheFigures>,
+    /// Machines that build; none where the local Nix daemon is the only one.
+    builders: Vec<BuilderRow>,
+    upstreams: Vec<UpstreamRow>,
     url: String,
 }
 
@@ -49,6 +53,19 @@ struct CacheFigures {
     bytes: ByteCount,
     reproduced: Count,
     not_reproduced: Option<Count>,
+}
+
+/// A machine that builds.
+struct BuilderRow {
+    builder: BuilderStatus,
+    since: PageTime,
+}
+
+/// An upstream.
+struct UpstreamRow {
+    upstream: UpstreamStatus,
+    found: Count,
+    fetched: ByteCount,
 }
 
 /// A build that runs.
@@ -92,6 +109,51 @@ impl CacheFigures {
             bytes: ByteCount(counts.nar_bytes),
             reproduced: Count(counts.reproduced),
             not_reproduced: Some(counts.not_reproduced).filter(|count| *count > 0).map(Count),
+        }
+    }
+}
+
+impl BuilderRow {
+    /// Its state, and its class of the style sheet.
+    fn state(&self) -> (&'static str, &'static str) {
+        match self.builder.state {
+            BuilderPhase::Up => ("up", "served"),
+            BuilderPhase::Connecting => ("connecting", "waiting"),
+            BuilderPhase::Resting => ("lost", "failed"),
+            BuilderPhase::Draining => ("draining", "refused"),
+            BuilderPhase::Drained => ("drained", "refused"),
+        }
+    }
+
+    /// Reason why it is not in use.
+    fn trouble(&self) -> Option<&str> {
+        self.builder.last_error.as_deref().filter(|_| self.builder.state == BuilderPhase::Resting)
+    }
+
+    fn built(&self) -> Count {
+        Count(self.builder.built)
+    }
+}
+
+impl UpstreamRow {
+    fn new(upstream: UpstreamStatus) -> Self {
+        Self { found: Count(upstream.found), fetched: ByteCount(upstream.fetched_bytes), upstream }
+    }
+
+    /// Its state, and its class of the style sheet.
+    fn state(&self) -> (&'static str, &'static str) {
+        match self.upstream.health {
+            UpstreamHealth::Answers => ("answers", "served"),
+            UpstreamHealth::Failing => ("failing", "refused"),
+            UpstreamHealth::Resting => ("left alone for a while", "failed"),
+        }
+    }
+
+    fn role(&self) -> &'static str {
+        match self.upstream.mode {
+            UpstreamMode::Cache => "cached here",
+            UpstreamMode::Redirect => "clients are redirected",
+            UpstreamMode::BuildOnly => "inputs of builds only",
         }
     }
 }
@@ -228,6 +290,7 @@ async fn page(service: &Service, visitor: &Visitor) -> Result<HomePage, error::E
         asked: PageTime(request.asked_at),
         request,
     };
+    let upstreams = std::mem::take(&mut status.upstreams).into_iter().map(UpstreamRow::new).collect();
     Ok(HomePage {
         shell: visitor.shell("Overview", "overview"),
         running,
@@ -237,9 +300,20 @@ async fn page(service: &Service, visitor: &Visitor) -> Result<HomePage, error::E
         ended: ended.into_iter().take(ENDED_SHOWN).map(ended_line).collect(),
         failures: causes(remembered),
         cache: status.cache.as_ref().map(CacheFigures::of),
+        builders: builder_lines(service),
+        upstreams,
         status,
         url: visitor.url.clone(),
     })
+}
+
+/// The machines that build, unless the local Nix daemon is the only one.
+fn builder_lines(service: &Service) -> Vec<BuilderRow> {
+    let builders = service.state.builds.builders().into_iter().map(BuilderStatus::from);
+    let lines: Vec<BuilderRow> =
+        builders.map(|builder| BuilderRow { since: PageTime(builder.since), builder }).collect();
+    let is_farm = lines.iter().any(|line| line.builder.address.is_some());
+    if is_farm { lines } else { Vec::new() }
 }
 
 /// Failures that are causes themselves, each with the number of those that it blocks.

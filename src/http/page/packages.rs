@@ -4,7 +4,8 @@ use askama::Template;
 
 use super::super::Service;
 use super::super::api::{
-    AttributeDependant, AttributeDetails, AttributeOutput, AttributePage, PackageSet, PathDetails,
+    AttributeDependant, AttributeDetails, AttributeOutput, AttributePage, AttributeVersion, PackageSet,
+    PathDetails,
 };
 use super::super::by_name::{PackageAddress, described, description};
 use super::super::call::Call;
@@ -59,9 +60,40 @@ struct PackagePage {
     build_times: Option<Chart>,
     latest_build: Option<String>,
     dependants: Vec<DependantLine>,
+    versions: Vec<VersionLine>,
+    /// Programs of its outputs.
+    programs: Vec<String>,
+    /// The program that is offered, and whether there may be any.
+    program: Option<String>,
+    may_run: bool,
     closure: Option<Treemap>,
     width: f64,
     height: f64,
+}
+
+/// Derivations of one name that a package had one after the other.
+struct VersionLine {
+    /// The latest of them.
+    label: PathLabel,
+    since: PageTime,
+    until: Option<PageTime>,
+    /// Number of derivations.
+    derivations: usize,
+}
+
+impl VersionLine {
+    /// Versions, the latest first, of derivations in the same order.
+    fn of(versions: Vec<AttributeVersion>) -> Vec<Self> {
+        let mut lines: Vec<Self> = Vec::new();
+        for AttributeVersion { derivation, since, until, .. } in versions {
+            let (label, since) = (PathLabel::new(derivation), PageTime(since));
+            match lines.last_mut().filter(|line| line.label.name() == label.name()) {
+                Some(line) => (line.since, line.derivations) = (since, line.derivations + 1),
+                None => lines.push(Self { label, since, until: until.map(PageTime), derivations: 1 }),
+            }
+        }
+        lines
+    }
 }
 
 /// A derivation that needs a package.
@@ -178,6 +210,10 @@ async fn package(
         None => None,
     };
     let dependants = std::mem::take(&mut details.dependants);
+    let versions = VersionLine::of(std::mem::take(&mut details.versions));
+    let programs: Vec<String> =
+        outputs.iter_mut().flat_map(|line| std::mem::take(&mut line.output.programs)).collect();
+    let is_served = outputs.iter().any(|line| line.output.served);
     Ok(PackagePage {
         shell: visitor.shell(details.attribute.clone(), "packages"),
         drv: PathLabel::new(&*details.derivation),
@@ -187,6 +223,10 @@ async fn package(
         store_dir: service.state.store_dir.to_string(),
         build_times: build_times(&details.build_seconds),
         latest_build: details.build_seconds.last().map(|seconds| short_seconds(*seconds)),
+        program: offered_program(&details, &programs),
+        may_run: !is_served || !programs.is_empty() || details.main_program.is_some(),
+        programs,
+        versions,
         dependants: dependants.into_iter().map(DependantLine::new).collect(),
         closure: closure.as_deref().map(Treemap::new),
         width: WIDTH,
@@ -196,6 +236,14 @@ async fn package(
     })
 }
 
+/// The program by which a package is run, as far as that is known.
+fn offered_program(details: &AttributeDetails, programs: &[String]) -> Option<String> {
+    let last = details.attribute.rsplit('.').next().unwrap_or_default();
+    let by_name = || programs.iter().find(|program| *program == last);
+    let only = || programs.first().filter(|_| programs.len() == 1);
+    details.main_program.as_ref().or_else(by_name).or_else(only).cloned()
+}
+
 /// A chart of the latest builds; `None` for less than two.
 fn build_times(seconds: &[f64]) -> Option<Chart> {
     const MILLIS: f64 = 1000.0;
@@ -203,4 +251,31 @@ fn build_times(seconds: &[f64]) -> Option<Chart> {
     let written = |millis: u64| short_seconds(millis as f64 / MILLIS);
     let series = Series { name: "build times", class: "s-accent", values };
     (seconds.len() > 1).then(|| Chart::bars(vec![series], written))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn derivations_of_one_name_in_a_row_are_one_version() {
+        let version = |derivation: &str, since, until| AttributeVersion {
+            derivation: format!("{}-{derivation}.drv", "0".repeat(32)),
+            first: since,
+            last: until,
+            since,
+            until,
+        };
+        let lines = VersionLine::of(vec![
+            version("a-2", 30, None),
+            version("a-2", 20, Some(30)),
+            version("a-1", 10, Some(20)),
+            version("a-2", 5, Some(10)),
+        ]);
+        let shown: Vec<_> = lines
+            .iter()
+            .map(|line| (line.label.name(), line.since.0, line.until.map(|until| until.0), line.derivations))
+            .collect();
+        assert_eq!(shown, [("a-2", 20, None, 2), ("a-1", 10, Some(20), 1), ("a-2", 5, Some(10), 1)]);
+    }
 }

@@ -1,4 +1,4 @@
-//! Statistics: the last days hour by hour, and what the metrics have counted since the start.
+//! Statistics: the last days hour by hour, from the index, and what the metrics have counted since the start.
 
 use askama::Template;
 
@@ -6,56 +6,168 @@ use super::super::Service;
 use super::super::api::HourOfUse;
 use super::super::call::Call;
 use super::super::error::Error;
+use super::super::history;
+use super::super::metric_values::MetricValues;
 use super::super::response_future::ResponseFuture;
-use super::super::{history, status};
 use super::chart::{Chart, Series};
 use super::format::{ByteCount, Count, Span, short_seconds};
 use super::visitor::{PageFrame, Visitor, answer, respond};
 use crate::caller::Action;
+use crate::model::BuildingUse;
 
 /// Hours that are drawn.
 const HOURS_DRAWN: u64 = 7 * 24;
+/// A mean of nothing.
+const NOTHING: &str = "–";
 
 #[derive(Template)]
 #[template(path = "statistics.html", config = "src/http/page/askama.toml")]
 struct StatisticsPage {
     shell: PageFrame,
     requests: Chart,
+    building: Chart,
     sizes: Chart,
     latest_size: ByteCount,
-    hits: Count,
-    misses: Count,
-    built: Count,
-    failed: Count,
-    hit_share: Option<String>,
-    sent: ByteCount,
-    builds: Count,
-    build_time: Span,
-    mean_build: Option<String>,
-    mean_wait: Option<String>,
-    joined: Count,
-    saved: Span,
-    prebuilds: Count,
-    prebuild_time: Span,
-    taken_over: Count,
+    week: UseFigures,
+    groups: [FigureGroup; 3],
 }
 
-/// Values of metrics by name and labels.
-struct MetricValues(String);
+/// Rows of the table below one heading: a label, and its value of the week and since the start.
+struct FigureGroup {
+    title: &'static str,
+    rows: Vec<(&'static str, String, String)>,
+}
 
-impl MetricValues {
-    /// The sum of all values of a metric that have these labels.
-    fn sum(&self, name: &str, labels: &[&str]) -> f64 {
-        let lines = self.0.lines().filter(|line| {
-            let rest = line.strip_prefix(name);
-            rest.is_some_and(|rest| rest.starts_with(['{', ' ']))
-                && labels.iter().all(|label| line.contains(label))
-        });
-        lines.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum()
+/// Requests and builds of a time.
+#[derive(Clone, Copy, Default)]
+struct UseFigures {
+    hits: u64,
+    misses: u64,
+    after_build: u64,
+    failed: u64,
+    building: BuildingUse,
+}
+
+impl UseFigures {
+    fn of_hours(hours: &[HourOfUse]) -> Self {
+        hours.iter().fold(Self::default(), |sum, hour| Self {
+            hits: sum.hits + hour.hits,
+            misses: sum.misses + hour.misses,
+            after_build: sum.after_build + hour.built,
+            failed: sum.failed + hour.failed,
+            building: sum.building.with(building(hour), |one, other| one + other),
+        })
     }
 
-    fn count(&self, name: &str, labels: &[&str]) -> u64 {
-        self.sum(name, labels) as u64
+    fn since_start(values: &MetricValues) -> Self {
+        let requests = |outcome: &str| {
+            let label = format!("outcome=\"{outcome}\"");
+            let of = |route: &str| {
+                values.count("ondine_http_requests_total", &[&format!("route=\"{route}\""), &label])
+            };
+            of("narinfo") + of("get")
+        };
+        Self {
+            hits: requests("hit"),
+            misses: requests("miss"),
+            after_build: requests("built"),
+            failed: requests("failed"),
+            building: values.building(),
+        }
+    }
+
+    fn hit_share(&self) -> String {
+        let asked = self.hits + self.misses + self.after_build;
+        if asked == 0 {
+            NOTHING.to_owned()
+        } else {
+            format!("{:.1} %", self.hits as f64 * 100.0 / asked as f64)
+        }
+    }
+
+    fn mean_build(&self) -> String {
+        mean(self.building.build_millis, self.building.builds)
+    }
+
+    fn mean_wait(&self) -> String {
+        mean(self.building.wait_millis, self.building.waits)
+    }
+
+    /// Building that did not happen because requests joined others, by the mean of all builds.
+    fn saved(&self) -> Span {
+        let BuildingUse { builds, build_millis, joined, .. } = self.building;
+        Span(joined.saturating_mul(build_millis) / builds.max(1) / 1000)
+    }
+
+    fn hits(&self) -> Count {
+        Count(self.hits)
+    }
+
+    fn builds(&self) -> Count {
+        Count(self.building.builds)
+    }
+
+    /// Values in the order of the labels of [`figure_groups`].
+    fn groups(&self) -> [Vec<String>; 3] {
+        let BuildingUse { build_millis, joined, prebuilds, prebuild_millis, taken_over, .. } = self.building;
+        let count = |number| Count(number).to_string();
+        let span = |millis: u64| Span(millis / 1000).to_string();
+        let (hits, failed) = (count(self.hits), count(self.failed));
+        let requests = vec![hits, count(self.after_build), count(self.misses), failed, self.hit_share()];
+        let builds = vec![
+            self.builds().to_string(),
+            span(build_millis),
+            self.mean_build(),
+            self.mean_wait(),
+            count(joined),
+            self.saved().to_string(),
+        ];
+        [requests, builds, vec![count(prebuilds), span(prebuild_millis), count(taken_over)]]
+    }
+}
+
+fn figure_groups(week: &UseFigures, start: &UseFigures) -> [FigureGroup; 3] {
+    const LABELS: [(&str, &[&str]); 3] = [
+        (
+            "Requests",
+            &["Answered at once", "Answered after a build", "Misses", "Failed", "Share answered at once"],
+        ),
+        (
+            "Builds",
+            &[
+                "Builds",
+                "Time of builds",
+                "Mean build",
+                "Mean wait for the first build",
+                "Requests that joined another",
+                "Building saved by joining, about",
+            ],
+        ),
+        ("Pre-building", &["Built ahead of requests", "Time of those builds", "Taken over by a request"]),
+    ];
+    let mut values = week.groups().into_iter().zip(start.groups());
+    LABELS.map(|(title, labels)| {
+        let (week, start) = values.next().unwrap_or_default();
+        let rows = labels.iter().zip(week.into_iter().zip(start));
+        FigureGroup { title, rows: rows.map(|(label, (week, start))| (*label, week, start)).collect() }
+    })
+}
+
+fn mean(millis: u64, count: u64) -> String {
+    if count == 0 { NOTHING.to_owned() } else { short_seconds(millis as f64 / 1000.0 / count as f64) }
+}
+
+fn building(hour: &HourOfUse) -> BuildingUse {
+    let millis = |seconds: f64| (seconds * 1000.0).round() as u64;
+    BuildingUse {
+        builds: hour.builds,
+        build_millis: millis(hour.build_seconds),
+        waits: hour.waits,
+        wait_millis: millis(hour.wait_seconds),
+        joined: hour.joined,
+        prebuilds: hour.prebuilds,
+        prebuild_millis: millis(hour.prebuild_seconds),
+        taken_over: hour.taken_over,
     }
 }
 
@@ -70,44 +182,16 @@ pub(in crate::http) fn get(call: Call<'_>) -> Option<ResponseFuture> {
 
 async fn page(service: &Service, visitor: &Visitor) -> Result<StatisticsPage, Error> {
     let hours = hours_without_gaps(&history::latest(service, HOURS_DRAWN).await?);
-    let values = MetricValues(status::metrics_text(service));
-    let narinfos = |outcome: &str| {
-        let label = format!("outcome=\"{outcome}\"");
-        ["narinfo", "get"]
-            .map(|route| values.count("ondine_http_requests_total", &[&format!("route=\"{route}\""), &label]))
-            .iter()
-            .sum::<u64>()
-    };
-    let (hits, misses, built) = (narinfos("hit"), narinfos("miss"), narinfos("built"));
-    let asked = hits + misses + built;
-    let built_label = ["outcome=\"built\""];
-    let builds = values.count("ondine_build_seconds_count", &built_label);
-    let build_seconds = values.sum("ondine_build_seconds_sum", &built_label);
-    let waits = values.count("ondine_queue_wait_seconds_count", &[]);
-    let joined = values.count("ondine_queue_asked_total", &["outcome=\"joined\""]);
-    let mean = |sum: f64, count: u64| (count > 0).then(|| sum / count as f64);
-    let mean_build = mean(build_seconds, builds);
-    let whole = |seconds: f64| Span(seconds.round() as u64);
+    let week = UseFigures::of_hours(&hours);
+    let start = UseFigures::since_start(&MetricValues::now(service));
     Ok(StatisticsPage {
         shell: visitor.shell("Statistics", "statistics"),
         requests: requests_chart(&hours),
+        building: building_chart(&hours),
         latest_size: ByteCount(hours.last().map_or(0, |hour| hour.nar_bytes)),
         sizes: sizes_chart(&hours),
-        hits: Count(hits),
-        misses: Count(misses),
-        built: Count(built),
-        failed: Count(narinfos("failed")),
-        hit_share: (asked > 0).then(|| format!("{:.1} %", hits as f64 * 100.0 / asked as f64)),
-        sent: ByteCount(values.count("ondine_http_response_bytes_total", &[])),
-        builds: Count(builds),
-        build_time: whole(build_seconds),
-        mean_build: mean_build.map(short_seconds),
-        mean_wait: mean(values.sum("ondine_queue_wait_seconds_sum", &[]), waits).map(short_seconds),
-        joined: Count(joined),
-        saved: whole(joined as f64 * mean_build.unwrap_or_default()),
-        prebuilds: Count(values.count("ondine_prebuild_seconds_count", &built_label)),
-        prebuild_time: whole(values.sum("ondine_prebuild_seconds_sum", &built_label)),
-        taken_over: Count(values.count("ondine_prebuild_seconds_count", &["outcome=\"taken_over\""])),
+        groups: figure_groups(&week, &start),
+        week,
     })
 }
 
@@ -137,6 +221,15 @@ fn requests_chart(hours: &[HourOfUse]) -> Chart {
     Chart::bars(series, |value| Count(value).to_string())
 }
 
+fn building_chart(hours: &[HourOfUse]) -> Chart {
+    let values = |value: fn(&BuildingUse) -> u64| hours.iter().map(|hour| value(&building(hour))).collect();
+    let series = vec![
+        Series { name: "builds", class: "s-accent", values: values(|hour| hour.build_millis) },
+        Series { name: "ahead of requests", class: "s-good", values: values(|hour| hour.prebuild_millis) },
+    ];
+    Chart::bars(series, |millis| short_seconds(millis as f64 / 1000.0))
+}
+
 fn sizes_chart(hours: &[HourOfUse]) -> Chart {
     let values = hours.iter().map(|hour| hour.nar_bytes).collect();
     let series = vec![Series { name: "NAR store", class: "s-accent", values }];
@@ -148,13 +241,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn metrics_are_read_by_their_whole_name_and_labels() {
-        let text = "# HELP a x\na_total{route=\"b\",outcome=\"hit\"} 3\na_total{route=\"c\",outcome=\"hit\"} 4.5\na_totals 9\nb 2\n";
-        let values = MetricValues(text.to_owned());
-        assert_eq!(values.sum("a_total", &["outcome=\"hit\""]), 7.5);
-        assert_eq!(values.count("a_total", &["route=\"c\""]), 4);
-        assert_eq!(values.count("b", &[]), 2);
-        assert_eq!(values.count("a", &[]), 0);
+    fn figures_of_a_time_are_sums_and_means_of_its_hours() {
+        let hour = |builds, build_seconds, joined| HourOfUse {
+            hits: 3,
+            misses: 1,
+            builds,
+            build_seconds,
+            joined,
+            waits: 2,
+            wait_seconds: 5.0,
+            ..HourOfUse::default()
+        };
+        let week = UseFigures::of_hours(&[hour(1, 10.0, 0), hour(3, 30.0, 6)]);
+        assert_eq!((week.hits, week.building.builds, week.building.build_millis), (6, 4, 40_000));
+        assert_eq!((week.hit_share().as_str(), week.mean_build().as_str()), ("75.0 %", "10 s"));
+        assert_eq!((week.mean_wait().as_str(), week.saved()), ("2.5 s", Span(60)));
+        let nothing = UseFigures::default();
+        assert_eq!((nothing.hit_share().as_str(), nothing.mean_build().as_str()), (NOTHING, NOTHING));
+        for group in figure_groups(&week, &nothing) {
+            let complete = group.rows.iter().all(|(_, week, start)| !week.is_empty() && !start.is_empty());
+            assert!(complete && group.rows.len() >= 3, "{}", group.title);
+        }
     }
 
     #[test]

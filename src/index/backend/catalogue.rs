@@ -8,7 +8,7 @@ use narinfo::{StorePath, StorePathHash};
 use super::BackendFuture;
 use crate::model::{
     AttributeName, AttributeRow, Attributed, GenerationSize, Maker, NewGeneration, OutputRow, Search, SetRow,
-    Swapped,
+    Swapped, VersionRow,
 };
 
 /// Package sets as they are.
@@ -57,6 +57,10 @@ pub trait PackageSets {
     /// Names under which sets have these derivations now: one of each, and none of a derivation that no set
     /// has.
     fn names_of(&self, drvs: Vec<StorePath>) -> BackendFuture<'_, BTreeMap<StorePath, AttributeName>>;
+
+    /// Derivations that an attribute had in the generations that are kept, the latest first, at most `max`.
+    /// One that came, went and came again is there twice.
+    fn versions(&self, name: AttributeName, max: u32) -> BackendFuture<'_, Vec<VersionRow>>;
 
     /// The derivation of each of these names now, in the same order; `None` for an attribute that cannot be
     /// evaluated, is denied or is no more.

@@ -7,6 +7,7 @@ mod catalogue;
 mod changes;
 mod closures;
 mod paths;
+mod programs;
 mod pushed;
 mod retention;
 mod tokens;
@@ -24,6 +25,7 @@ pub use catalogue::{Generations, PackageSets};
 pub use changes::{Changes, Follower};
 pub use closures::{Closures, History};
 pub use paths::{Comparisons, Nars, Paths, RealisationStore, UpstreamNars};
+pub use programs::Programs;
 pub use pushed::Pushes;
 pub use retention::{Pins, RetentionStore};
 pub use tokens::Tokens;
@@ -41,6 +43,7 @@ pub trait Backend:
     + History
     + RealisationStore
     + Nars
+    + Programs
     + UpstreamNars
     + Comparisons
     + RetentionStore

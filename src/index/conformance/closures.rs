@@ -2,7 +2,7 @@
 
 use crate::index::Index;
 use crate::index::samples::{nar, path, row};
-use crate::model::HourRow;
+use crate::model::{BuildingUse, HourRow};
 
 pub(super) async fn references_are_known_both_ways_as_long_as_the_paths_are_served(index: Index) {
     let rows = vec![row(3, &[2, 3]), row(4, &[2, 1]), row(2, &[1]), row(1, &[])];
@@ -24,7 +24,9 @@ pub(super) async fn references_are_known_both_ways_as_long_as_the_paths_are_serv
 }
 
 pub(super) async fn an_hour_has_the_latest_totals_and_all_its_events(index: Index) {
-    let hour = |hour, paths, hits| HourRow { hour, paths, hits, ..HourRow::default() };
+    let building = |factor| BuildingUse::of(std::array::from_fn(|at| (at as u64 + 1) * factor));
+    let hour =
+        |hour, paths, hits| HourRow { hour, paths, hits, building: building(hits), ..HourRow::default() };
     for row in [hour(1, 1, 1), hour(5, 10, 3), hour(6, 11, 1), hour(5, 12, 4)] {
         index.record_hour(row, 2).await.expect("recorded");
     }

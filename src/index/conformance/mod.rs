@@ -7,6 +7,7 @@ mod closures;
 mod health;
 mod nars;
 mod paths;
+mod programs;
 mod pushed;
 mod realisations;
 mod retention;
@@ -23,6 +24,7 @@ use closures::*;
 use health::*;
 use nars::*;
 use paths::*;
+use programs::*;
 use pushed::*;
 use realisations::*;
 use retention::*;
@@ -106,6 +108,8 @@ promises! {
     references_are_known_both_ways_as_long_as_the_paths_are_served,
     an_hour_has_the_latest_totals_and_all_its_events,
     all_hashes_are_sent_that_may_be_answered,
+    a_program_is_found_by_what_was_read_and_by_what_descriptions_say,
+    the_programs_of_an_evicted_path_are_remembered_with_it,
     a_realisation_goes_with_the_path_that_it_names_and_with_those_it_needs,
     none_is_published_when_one_names_a_path_that_is_not_served,
     one_that_needs_another_path_than_its_dependency_names_is_not_whole,
@@ -128,6 +132,7 @@ promises! {
     a_set_tells_its_generations_and_its_latest_refresh,
     a_swap_forgets_the_failures_of_what_is_there_no_more,
     an_output_that_is_allowed_once_is_not_denied_any_more,
+    the_versions_of_an_attribute_are_those_of_the_generations_that_are_kept,
     an_attribute_that_is_evaluated_later_joins_its_generation_while_that_is_current,
 }
 

@@ -21,12 +21,13 @@ fn attribute(name: &str, denied: bool) -> AttributeRow {
         system: LINUX.into(),
         outcome: Ok(drv(name.trim_matches('"'))),
         output: Some("out".into()),
+        program: Some(format!("run-{name}")),
         denied,
     }
 }
 
 fn broken(name: &str, why: &str) -> AttributeRow {
-    AttributeRow { outcome: Err(why.into()), output: None, ..attribute(name, false) }
+    AttributeRow { outcome: Err(why.into()), output: None, program: None, ..attribute(name, false) }
 }
 
 fn of_other_system(row: AttributeRow) -> AttributeRow {
@@ -270,4 +271,38 @@ pub(super) async fn an_attribute_that_is_evaluated_later_joins_its_generation_wh
     assert!(!add(second + 1, attribute("d", false), vec![output('d', "d", false)]).await);
     assert_eq!(index.makers(hash('d')).await.expect("read"), []);
     assert_eq!(index.attributes("d".into()).await.expect("read"), []);
+}
+
+pub(super) async fn the_versions_of_an_attribute_are_those_of_the_generations_that_are_kept(index: Index) {
+    configure(&index).await;
+    let with = |drv_name: &str| AttributeRow { outcome: Ok(drv(drv_name)), ..attribute("a", false) };
+    let versions = async || {
+        let found = index.versions(name("one", "a"), 9).await.expect("read");
+        for version in &found {
+            assert_eq!(version.last.is_some(), version.until.is_some(), "{version:?}");
+        }
+        let short = found.into_iter().map(|it| (it.drv.name().to_owned(), it.first, it.last));
+        short.collect::<Vec<_>>()
+    };
+    let named = |name: &str, first, last| (format!("{name}.drv"), first, last);
+    let one = generation(&index, "one", vec![with("a-1")]).await;
+    let same = generation(&index, "one", vec![with("a-1"), attribute("b", false)]).await;
+    assert_eq!(versions().await, [named("a-1", one, None)]);
+    let two = generation(&index, "one", vec![with("a-2")]).await;
+    let gone = generation(&index, "one", vec![broken("a", "why")]).await;
+    let again = generation(&index, "one", vec![with("a-1")]).await;
+    assert!(two < gone && gone < again);
+    let all = [named("a-1", again, None), named("a-2", two, Some(two)), named("a-1", one, Some(same))];
+    assert_eq!(versions().await, all);
+    assert_eq!(index.versions(name("one", "a"), 1).await.expect("read").len(), 1);
+    assert_eq!(index.versions(name("two", "a"), 9).await.expect("read"), []);
+    index.expire_generations("one".into(), Duration::ZERO).await.expect("expired");
+    assert_eq!(versions().await, all[..1]);
+    // What is evaluated later joins.
+    let later = AttributeRow { attribute: "later".into(), ..with("later-1") };
+    assert!(index.add_evaluated(again, later, Vec::new(), drv("holder")).await.expect("added"));
+    let found = index.versions(name("one", "later"), 9).await.expect("read");
+    assert_eq!(found.iter().map(|it| (it.first, it.last)).collect::<Vec<_>>(), [(again, None)]);
+    index.sync_sets(vec!["two".into()]).await.expect("configured");
+    assert_eq!(versions().await, []);
 }

@@ -9,7 +9,7 @@ use super::{MemoryBackend, State, done};
 use crate::index::backend::{BackendFuture, Changes, Generations, PackageSets};
 use crate::model::{
     AttributeName, AttributeRow, Attributed, Generation, GenerationSize, Maker, NewGeneration, OutputRow,
-    Search, SetRow, Swapped,
+    ProgramOwner, Search, SetRow, Swapped, VersionRow,
 };
 
 /// All package sets, and the generation that was started.
@@ -30,6 +30,8 @@ struct Set {
     /// The current one last.
     generations: Vec<Generation>,
     attributes: BTreeMap<(String, String), AttributeRow>,
+    /// The latest last; `until` is that of the generation.
+    versions: Vec<((String, String), VersionRow)>,
     outputs: Vec<Output>,
 }
 
@@ -45,6 +47,32 @@ impl Sets {
     pub(super) fn hashes(&self) -> impl Iterator<Item = StorePathHash> {
         let outputs = self.sets.iter().flat_map(|set| &set.outputs).map(|output| output.row.hash);
         outputs.chain(self.new_outputs.keys().map(|(hash, _)| *hash))
+    }
+
+    /// Names of programs by which packages are run.
+    pub(super) fn programs(&self) -> impl Iterator<Item = String> {
+        self.sets.iter().flat_map(|set| set.attributes.values()).filter_map(|row| row.program.clone())
+    }
+
+    /// The packages that are run by a program of this name, and those with an output at one of these paths.
+    pub(super) fn program_owners(&self, program: &str, paths: &BTreeSet<StorePathHash>) -> Vec<ProgramOwner> {
+        let mut found = Vec::new();
+        for set in &self.sets {
+            for row in set.attributes.values().filter(|row| row.outcome.is_ok() && !row.denied) {
+                let (attribute, system) = (row.attribute.clone(), row.system.clone());
+                let name = AttributeName { set: set.name.clone(), attribute, system };
+                if row.program.as_deref() == Some(program) {
+                    found.push(ProgramOwner { name: name.clone(), path: None });
+                }
+                let is_output =
+                    |output: &&Output| output.last.is_none() && row.outcome.as_ref() == Ok(&output.row.drv);
+                let hashes = set.outputs.iter().filter(is_output).map(|output| output.row.hash);
+                let hashes: BTreeSet<StorePathHash> = hashes.filter(|hash| paths.contains(hash)).collect();
+                let owner = |hash| ProgramOwner { name: name.clone(), path: Some(hash) };
+                found.extend(hashes.into_iter().map(owner));
+            }
+        }
+        found
     }
 
     fn set(&self, name: &str) -> Option<&Set> {
@@ -64,6 +92,36 @@ impl Sets {
 impl Set {
     fn current(&self) -> Option<&Generation> {
         self.generations.last().filter(|generation| generation.replaced_at.is_none())
+    }
+
+    /// Ends the versions that a new generation does not have, and adds those that it has.
+    fn add_versions(
+        &mut self,
+        attributes: &BTreeMap<(String, String), AttributeRow>,
+        generation: u64,
+        before: Option<u64>,
+    ) {
+        for (key, version) in self.versions.iter_mut().filter(|(_, version)| version.last.is_none()) {
+            let drv = attributes.get(key).map(|row| row.outcome.as_ref());
+            if drv != Some(Ok(&version.drv)) {
+                version.last = before;
+            }
+        }
+        for row in attributes.values() {
+            self.add_version(row, generation);
+        }
+    }
+
+    fn add_version(&mut self, row: &AttributeRow, generation: u64) {
+        let Ok(drv) = row.outcome.clone() else { return };
+        let key = (row.attribute.clone(), row.system.clone());
+        let is_known = |(known, version): &((String, String), VersionRow)| {
+            *known == key && version.drv == drv && version.last.is_none()
+        };
+        if !self.versions.iter().any(is_known) {
+            let since = SystemTime::now();
+            self.versions.push((key, VersionRow { drv, first: generation, last: None, since, until: None }));
+        }
     }
 }
 
@@ -208,6 +266,19 @@ impl PackageSets for MemoryBackend {
         done(drvs.into_iter().filter_map(name).collect())
     }
 
+    fn versions(&self, name: AttributeName, max: u32) -> BackendFuture<'_, Vec<VersionRow>> {
+        let state = self.state();
+        let key = (name.attribute, name.system);
+        let Some(set) = state.sets.set(&name.set) else { return done(Vec::new()) };
+        let replaced_at = |id: u64| set.generations.iter().find(|it| it.id == id)?.replaced_at;
+        let versions = set.versions.iter().rev().filter(|(known, _)| *known == key);
+        let version = |(_, version): &((String, String), VersionRow)| VersionRow {
+            until: version.last.and_then(replaced_at),
+            ..version.clone()
+        };
+        done(versions.take(max as usize).map(version).collect())
+    }
+
     fn derivations_named(&self, names: Vec<AttributeName>) -> BackendFuture<'_, Vec<Option<StorePath>>> {
         let state = self.state();
         let drv = |AttributeName { set, attribute, system }: AttributeName| {
@@ -269,6 +340,7 @@ impl Generations for MemoryBackend {
         for (drv, reason) in failures {
             for row in state.sets.new_attributes.values_mut().filter(|row| row.outcome.as_ref() == Ok(&drv)) {
                 (row.outcome, row.output, row.denied) = (Err(reason.clone()), None, false);
+                row.program = None;
                 count += 1;
             }
         }
@@ -332,6 +404,7 @@ impl Generations for MemoryBackend {
                 swapped.added += 1;
             }
         }
+        set.add_versions(&attributes, swapped.generation, before);
         set.attributes = attributes;
         (set.tried_at, set.failure) = (Some(now), None);
         set.generations.push(Generation {
@@ -376,6 +449,7 @@ impl Generations for MemoryBackend {
             current.size.errors += u64::from(row.outcome.is_err());
             current.size.derivations += new.len() as u64;
         }
+        set.add_version(&row, generation);
         set.attributes.insert((row.attribute.clone(), row.system.clone()), row);
         state.tell(&Changes::added(added));
         done(true)
@@ -401,6 +475,7 @@ impl Generations for MemoryBackend {
         let expired: BTreeSet<u64> =
             set.generations.iter().filter(|it| is_expired(it)).map(|generation| generation.id).collect();
         set.outputs.retain(|output| output.last.is_none_or(|last| !expired.contains(&last)));
+        set.versions.retain(|(_, version)| version.last.is_none_or(|last| !expired.contains(&last)));
         set.generations.retain(|generation| !expired.contains(&generation.id));
         done(())
     }

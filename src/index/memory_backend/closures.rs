@@ -41,6 +41,7 @@ impl History for MemoryBackend {
             misses: before.misses + row.misses,
             built: before.built + row.built,
             failed: before.failed + row.failed,
+            building: before.building.with(row.building, |before, new| before + new),
             ..row
         };
         state.history.insert(row.hour, row);

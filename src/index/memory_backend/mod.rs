@@ -6,11 +6,12 @@ mod builds;
 mod catalogue;
 mod closures;
 mod paths;
+mod programs;
 mod pushed;
 mod retention;
 mod tokens;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::ready;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -38,6 +39,7 @@ struct State {
     upstreams: BTreeMap<String, bool>,
     realisations: BTreeMap<String, Realisation>,
     former_nars: BTreeMap<NarHash, StorePathHash>,
+    programs: BTreeSet<(String, NarHash)>,
     pins: BTreeMap<(String, StorePathHash), SystemTime>,
     pushed: BTreeMap<StorePathHash, (PushedDerivation, SystemTime)>,
     comparisons: BTreeMap<StorePathHash, (u64, Option<Comparison>)>,

@@ -8,15 +8,15 @@ use tokio_postgres::Row;
 
 use super::rows::{base_name, hash_texts, path_hash};
 use super::session::{DatabaseSession, column};
-use super::{Error, Postgres, pushed};
+use super::{Error, Postgres, pushed, version};
 use crate::index::backend::{BackendFuture, PackageSets};
 use crate::index::columns::{from_unix, like_pattern, unsigned};
 use crate::model::{
-    AttributeName, AttributeRow, Attributed, Generation, GenerationSize, Maker, Search, SetRow,
+    AttributeName, AttributeRow, Attributed, Generation, GenerationSize, Maker, Search, SetRow, VersionRow,
 };
 
 /// Columns of [`attribute_row`].
-const ATTRIBUTE_COLUMNS: &str = "a.attribute, a.system, a.drv, a.error, a.denied, a.output";
+const ATTRIBUTE_COLUMNS: &str = "a.attribute, a.system, a.drv, a.error, a.denied, a.output, a.program";
 /// Pattern for an attribute, or for the name of its derivation.
 const MATCHES: &str = "($4::text IS NULL OR a.attribute ILIKE $4 ESCAPE '\\' \
     OR replace(a.attribute, '\"', '') ILIKE $4 ESCAPE '\\' \
@@ -55,7 +55,7 @@ impl PackageSets for Postgres {
                 );
                 let Some(row) = session.row(&sql, &[set, attribute, system]).await? else { return Ok(None) };
                 let is_known = column::<Option<&str>>(&row, 0)?.is_some();
-                let generation = unsigned(column(&row, 6)?);
+                let generation = unsigned(column(&row, 7)?);
                 let row = is_known.then(|| attribute_row(&row)).transpose()?;
                 Ok(Some(Attributed { generation, row }))
             })
@@ -74,7 +74,7 @@ impl PackageSets for Postgres {
                      JOIN catalogue_attribute a ON a.set_id = s.id AND a.attribute = $1 ORDER BY s.id, a.system"
                 );
                 let rows = session.rows(&sql, &[attribute]).await?;
-                rows.iter().map(|row| Ok((column(row, 6)?, attribute_row(row)?))).collect()
+                rows.iter().map(|row| Ok((column(row, 7)?, attribute_row(row)?))).collect()
             })
         })
     }
@@ -156,6 +156,12 @@ impl PackageSets for Postgres {
         })
     }
 
+    fn versions(&self, name: AttributeName, max: u32) -> BackendFuture<'_, Vec<VersionRow>> {
+        self.read((name, i64::from(max)), |session, (name, max)| {
+            Box::pin(version::versions(session, name, *max))
+        })
+    }
+
     fn derivations_named(&self, names: Vec<AttributeName>) -> BackendFuture<'_, Vec<Option<StorePath>>> {
         self.read(names, |session, names| {
             Box::pin(async move {
@@ -233,6 +239,7 @@ fn attribute_row(row: &Row) -> Result<AttributeRow, Error> {
         },
         denied: column(row, 4)?,
         output: column(row, 5)?,
+        program: column(row, 6)?,
     })
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use narinfo::{StorePath, StorePathHash};
 use tokio_postgres::Row;
+use tokio_postgres::types::ToSql;
 
 use super::rows::{PATH_COLUMNS, hash_texts, path_row};
 use super::session::{DatabaseSession, column};
@@ -11,7 +12,18 @@ use super::transaction::{Domain, quiet};
 use super::{Error, Postgres};
 use crate::index::backend::{BackendFuture, Closures, History};
 use crate::index::columns::{signed, unsigned};
-use crate::model::{HourRow, PathRow};
+use crate::model::{BuildingUse, HourRow, PathRow};
+
+/// Totals as they are now, and events in addition to those on record.
+const RECORD_HOUR: &str = "INSERT INTO history AS h (hour, paths, nars, nar_bytes, hits, misses, built, failed, builds, \
+    build_millis, waits, wait_millis, joined, prebuilds, prebuild_millis, taken_over) \
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) ON CONFLICT (hour) DO UPDATE SET \
+    paths = excluded.paths, nars = excluded.nars, nar_bytes = excluded.nar_bytes, hits = h.hits + excluded.hits, \
+    misses = h.misses + excluded.misses, built = h.built + excluded.built, failed = h.failed + excluded.failed, \
+    builds = h.builds + excluded.builds, build_millis = h.build_millis + excluded.build_millis, \
+    waits = h.waits + excluded.waits, wait_millis = h.wait_millis + excluded.wait_millis, \
+    joined = h.joined + excluded.joined, prebuilds = h.prebuilds + excluded.prebuilds, \
+    prebuild_millis = h.prebuild_millis + excluded.prebuild_millis, taken_over = h.taken_over + excluded.taken_over";
 
 impl Closures for Postgres {
     fn closure(&self, hash: StorePathHash, max: u32) -> BackendFuture<'_, Vec<PathRow>> {
@@ -67,18 +79,13 @@ impl History for Postgres {
     fn record_hour(&self, row: HourRow, first: u64) -> BackendFuture<'_, ()> {
         self.write(Domain::Rest, (row, signed(first)), |session, (row, first)| {
             Box::pin(async move {
-                let HourRow { hour, paths, nars, nar_bytes, hits, misses, built, failed } = *row;
+                let HourRow { hour, paths, nars, nar_bytes, hits, misses, built, failed, building } = *row;
                 session.execute("DELETE FROM history WHERE hour < $1", &[first]).await?;
-                let [hour, paths, nars, nar_bytes, hits, misses, built, failed] =
-                    [hour, paths, nars, nar_bytes, hits, misses, built, failed].map(signed);
-                let sql = "INSERT INTO history AS h (hour, paths, nars, nar_bytes, hits, misses, built, failed) \
-                    VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (hour) DO UPDATE SET \
-                    paths = excluded.paths, nars = excluded.nars, nar_bytes = excluded.nar_bytes, \
-                    hits = h.hits + excluded.hits, misses = h.misses + excluded.misses, \
-                    built = h.built + excluded.built, failed = h.failed + excluded.failed";
-                session
-                    .execute(sql, &[&hour, &paths, &nars, &nar_bytes, &hits, &misses, &built, &failed])
-                    .await?;
+                let numbers = [hour, paths, nars, nar_bytes, hits, misses, built, failed].into_iter();
+                let numbers: Vec<i64> = numbers.chain(building.numbers()).map(signed).collect();
+                let numbers: Vec<&(dyn ToSql + Sync)> =
+                    numbers.iter().map(|number| number as &(dyn ToSql + Sync)).collect();
+                session.execute(RECORD_HOUR, &numbers).await?;
                 Ok(quiet(()))
             })
         })
@@ -87,7 +94,8 @@ impl History for Postgres {
     fn hours(&self, first: u64) -> BackendFuture<'_, Vec<HourRow>> {
         self.read(signed(first), |session, first| {
             Box::pin(async move {
-                let sql = "SELECT hour, paths, nars, nar_bytes, hits, misses, built, failed FROM history \
+                let sql = "SELECT hour, paths, nars, nar_bytes, hits, misses, built, failed, builds, build_millis, \
+                    waits, wait_millis, joined, prebuilds, prebuild_millis, taken_over FROM history \
                     WHERE hour >= $1 ORDER BY hour";
                 session.rows(sql, &[first]).await?.iter().map(hour).collect()
             })
@@ -97,6 +105,10 @@ impl History for Postgres {
 
 fn hour(row: &Row) -> Result<HourRow, Error> {
     let number = |index| column(row, index).map(unsigned);
+    let mut building = [0; 8];
+    for (at, value) in building.iter_mut().enumerate() {
+        *value = number(8 + at)?;
+    }
     Ok(HourRow {
         hour: number(0)?,
         paths: number(1)?,
@@ -106,5 +118,6 @@ fn hour(row: &Row) -> Result<HourRow, Error> {
         misses: number(5)?,
         built: number(6)?,
         failed: number(7)?,
+        building: BuildingUse::of(building),
     })
 }

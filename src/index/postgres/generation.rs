@@ -5,21 +5,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 use narinfo::{StorePath, StorePathHash};
+use tokio_postgres::types::ToSql;
 
 use super::rows::{hash_texts, text};
 use super::session::{DatabaseSession, column};
 use super::transaction::{Domain, quiet};
-use super::{Error, Postgres};
+use super::{Error, Postgres, version};
 use crate::index::backend::{BackendFuture, Changes, Generations};
 use crate::index::columns::{signed, to_unix, unsigned};
 use crate::model::{AttributeName, AttributeRow, GenerationSize, NewGeneration, OutputRow, Swapped};
 
 /// Removes sets that are not configured any more, with all that they had.
-const SYNC: [&str; 5] = [
+const SYNC: [&str; 6] = [
     "INSERT INTO catalogue_set (name) SELECT DISTINCT name FROM unnest($1::text[]) AS configured (name) \
      WHERE name NOT IN (SELECT s.name FROM catalogue_set s)",
     "DELETE FROM catalogue_generation WHERE set_id IN (SELECT id FROM catalogue_set WHERE name <> ALL ($1::text[]))",
     "DELETE FROM catalogue_attribute WHERE set_id IN (SELECT id FROM catalogue_set WHERE name <> ALL ($1::text[]))",
+    "DELETE FROM catalogue_version WHERE set_id IN (SELECT id FROM catalogue_set WHERE name <> ALL ($1::text[]))",
     "DELETE FROM catalogue_output WHERE set_id IN (SELECT id FROM catalogue_set WHERE name <> ALL ($1::text[]))",
     "DELETE FROM catalogue_set WHERE name <> ALL ($1::text[])",
 ];
@@ -86,7 +88,7 @@ impl Generations for Postgres {
             failures.iter().map(|(drv, reason)| (drv.to_string(), text(reason))).collect();
         self.write(Domain::Sets, failures, |session, failures| {
             Box::pin(async move {
-                let sql = "UPDATE catalogue_new_attribute a SET drv = NULL, output = NULL, denied = FALSE, \
+                let sql = "UPDATE catalogue_new_attribute a SET drv = NULL, output = NULL, program = NULL, denied = FALSE, \
                     error = f.reason FROM unnest($1::text[], $2::text[]) AS f (drv, reason) WHERE a.drv = f.drv";
                 let (drvs, reasons): (Vec<&String>, Vec<&String>) = failures.iter().unzip();
                 Ok(quiet(session.execute(sql, &[&drvs, &reasons]).await?))
@@ -177,6 +179,8 @@ impl Generations for Postgres {
                     let expired = rows.iter().map(|row| column(row, 0)).collect::<Result<Vec<i64>, _>>()?;
                     let sql = "DELETE FROM catalogue_output WHERE set_id = $1 AND last = ANY($2)";
                     session.execute(sql, &[&set, &expired]).await?;
+                    let sql = "DELETE FROM catalogue_version WHERE set_id = $1 AND last = ANY($2)";
+                    session.execute(sql, &[&set, &expired]).await?;
                 }
                 Ok(quiet(()))
             })
@@ -219,10 +223,10 @@ async fn add_attributes(session: &DatabaseSession, rows: &[AttributeRow]) -> Res
     // The last row of each counts.
     let latest: BTreeMap<(String, &String), &AttributeRow> =
         rows.iter().map(|row| ((text(&row.attribute), &row.system), row)).collect();
-    let sql = "INSERT INTO catalogue_new_attribute (attribute, system, drv, error, denied, output) \
-        SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::boolean[], $6::text[]) \
+    let sql = "INSERT INTO catalogue_new_attribute (attribute, system, drv, error, denied, output, program) \
+        SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::boolean[], $6::text[], $7::text[]) \
         ON CONFLICT (attribute, system) DO UPDATE SET drv = excluded.drv, error = excluded.error, \
-        denied = excluded.denied, output = excluded.output";
+        denied = excluded.denied, output = excluded.output, program = excluded.program";
     let (attributes, systems): (Vec<&String>, Vec<&String>) =
         latest.keys().map(|(attribute, system)| (attribute, *system)).unzip();
     let drvs: Vec<Option<String>> =
@@ -231,7 +235,11 @@ async fn add_attributes(session: &DatabaseSession, rows: &[AttributeRow]) -> Res
         latest.values().map(|row| row.outcome.as_ref().err().map(|error| text(error))).collect();
     let denied: Vec<bool> = latest.values().map(|row| row.denied).collect();
     let outputs: Vec<Option<&str>> = latest.values().map(|row| row.output.as_deref()).collect();
-    session.execute(sql, &[&attributes, &systems, &drvs, &errors, &denied, &outputs]).await.map(drop)
+    let programs: Vec<Option<String>> = latest.values().map(|row| row.program.as_deref().map(text)).collect();
+    session
+        .execute(sql, &[&attributes, &systems, &drvs, &errors, &denied, &outputs, &programs])
+        .await
+        .map(drop)
 }
 
 /// A package set that is not configured, or not any more.
@@ -258,9 +266,10 @@ async fn swap(session: &DatabaseSession, new: &NewGeneration) -> Result<Swapped,
         .await?;
     let generation: i64 = column(&made, 0)?;
     session.execute("DELETE FROM catalogue_attribute WHERE set_id = $1", &[&set]).await?;
-    let sql = "INSERT INTO catalogue_attribute (set_id, attribute, system, drv, error, denied, output) \
-        SELECT $1, attribute, system, drv, error, denied, output FROM catalogue_new_attribute";
+    let sql = "INSERT INTO catalogue_attribute (set_id, attribute, system, drv, error, denied, output, program) \
+        SELECT $1, attribute, system, drv, error, denied, output, program FROM catalogue_new_attribute";
     session.execute(sql, &[&set]).await?;
+    version::swap(session, set, generation, before).await?;
     // What stayed the same stays: only differences are written.
     let removed = session.execute(END_OUTPUTS, &[&set, &before]).await?;
     let added = session.execute(BEGIN_OUTPUTS, &[&set, &generation]).await?;
@@ -295,13 +304,18 @@ async fn add_evaluated(
         let (drv, denied, is_new): (String, bool, bool) = (column(row, 0)?, column(row, 1)?, column(row, 2)?);
         new.extend((is_new && !denied).then_some(drv));
     }
-    let sql = "INSERT INTO catalogue_attribute (set_id, attribute, system, drv, error, denied, output) \
-        VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (set_id, attribute, system) DO UPDATE SET \
-        drv = excluded.drv, error = excluded.error, denied = excluded.denied, output = excluded.output";
+    let sql = "INSERT INTO catalogue_attribute (set_id, attribute, system, drv, error, denied, output, program) \
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (set_id, attribute, system) DO UPDATE SET \
+        drv = excluded.drv, error = excluded.error, denied = excluded.denied, output = excluded.output, \
+        program = excluded.program";
     let drv = row.outcome.as_ref().ok().map(ToString::to_string);
     let error = row.outcome.as_ref().err().map(|error| text(error));
     let attribute = text(&row.attribute);
-    session.execute(sql, &[&set, &attribute, &row.system, &drv, &error, &row.denied, &row.output]).await?;
+    let program = row.program.as_deref().map(text);
+    let values: [&(dyn ToSql + Sync); 8] =
+        [&set, &attribute, &row.system, &drv, &error, &row.denied, &row.output, &program];
+    session.execute(sql, &values).await?;
+    version::add(session, set, generation, row).await?;
     let sql = "UPDATE catalogue_generation SET holder = $2, attributes = attributes + $3, denied = denied + $4, \
         errors = errors + $5, derivations = derivations + $6 WHERE id = $1";
     let [attributes, denied, errors] = [row.outcome.is_ok(), row.denied, row.outcome.is_err()].map(i64::from);

@@ -13,6 +13,7 @@ mod generation;
 mod nar;
 mod paths;
 mod pin;
+mod program;
 mod pushed;
 mod queue;
 mod realisation;
@@ -26,6 +27,7 @@ mod token;
 mod transaction;
 mod upkeep;
 mod upstream;
+mod version;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use narinfo::{StorePath, StorePathHash};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::rows::{corrupt, from_unix, like_pattern, unsigned};
-use super::{Error, Sqlite, pushed};
+use super::rows::{corrupt, from_unix, like_pattern, store_path, unsigned};
+use super::{Error, Sqlite, pushed, version};
 use crate::index::backend::{BackendFuture, PackageSets};
 use crate::model::{
-    AttributeName, AttributeRow, Attributed, Generation, GenerationSize, Maker, Search, SetRow,
+    AttributeName, AttributeRow, Attributed, Generation, GenerationSize, Maker, Search, SetRow, VersionRow,
 };
 
 impl PackageSets for Sqlite {
@@ -42,7 +42,7 @@ impl PackageSets for Sqlite {
     ) -> BackendFuture<'_, Option<Attributed>> {
         self.read(move |connection| {
                 let mut statement = connection.prepare_cached(
-                    "SELECT a.attribute, a.system, a.drv, a.error, a.denied, a.output, g.id FROM catalogue_set s \
+                    "SELECT a.attribute, a.system, a.drv, a.error, a.denied, a.output, a.program, g.id FROM catalogue_set s \
                      JOIN catalogue_generation g ON g.set_id = s.id AND g.replaced_at IS NULL \
                      LEFT JOIN catalogue_attribute a ON a.set_id = s.id AND a.attribute = ?2 AND a.system = ?3 \
                      WHERE s.name = ?1",
@@ -51,7 +51,7 @@ impl PackageSets for Sqlite {
                 let Some(row) = rows.next()? else { return Ok(None) };
                 let known = row.get::<_, Option<String>>(0)?.is_some();
                 let row_of_it = known.then(|| attribute_row(row)).transpose()?;
-                Ok(Some(Attributed { generation: unsigned(row.get(6)?), row: row_of_it }))
+                Ok(Some(Attributed { generation: unsigned(row.get(7)?), row: row_of_it }))
             })
     }
 
@@ -62,7 +62,7 @@ impl PackageSets for Sqlite {
                 let current = connection.query_row(sql, [set], |row| Ok((row.get(0)?, row.get(1)?)));
                 let Some((set, generation)): Option<(i64, i64)> = current.optional()? else { return Ok(None) };
                 let mut statement = connection.prepare_cached(
-                    "SELECT attribute, system, drv, error, denied, output FROM catalogue_attribute \
+                    "SELECT attribute, system, drv, error, denied, output, program FROM catalogue_attribute \
                      WHERE set_id = ?1 AND attribute > ?2 AND system = ?3 \
                      AND (?4 IS NULL OR attribute LIKE ?4 ESCAPE '\\' OR replace(attribute, '\"', '') LIKE ?4 ESCAPE '\\' \
                           OR substr(drv, 34, length(drv) - 37) LIKE ?4 ESCAPE '\\') \
@@ -81,13 +81,13 @@ impl PackageSets for Sqlite {
     fn attributes(&self, attribute: String) -> BackendFuture<'_, Vec<(String, AttributeRow)>> {
         self.read(move |connection| {
                 let mut statement = connection.prepare_cached(
-                    "SELECT a.attribute, a.system, a.drv, a.error, a.denied, a.output, s.name FROM catalogue_set s \
+                    "SELECT a.attribute, a.system, a.drv, a.error, a.denied, a.output, a.program, s.name FROM catalogue_set s \
                      JOIN catalogue_attribute a ON a.set_id = s.id AND a.attribute = ?1 ORDER BY s.id, a.system",
                 )?;
                 let mut rows = statement.query([attribute])?;
                 let mut found = Vec::new();
                 while let Some(row) = rows.next()? {
-                    found.push((row.get(6)?, attribute_row(row)?));
+                    found.push((row.get(7)?, attribute_row(row)?));
                 }
                 Ok(found)
             })
@@ -117,7 +117,7 @@ impl PackageSets for Sqlite {
     fn failed_attributes(&self, set: String, max: u32) -> BackendFuture<'_, Vec<AttributeRow>> {
         self.read(move |connection| {
             let mut statement = connection.prepare_cached(
-                "SELECT attribute, system, drv, error, denied, output FROM catalogue_attribute \
+                "SELECT attribute, system, drv, error, denied, output, program FROM catalogue_attribute \
                      WHERE set_id = (SELECT id FROM catalogue_set WHERE name = ?1) AND error IS NOT NULL \
                      ORDER BY attribute, system LIMIT ?2",
             )?;
@@ -177,6 +177,10 @@ impl PackageSets for Sqlite {
         })
     }
 
+    fn versions(&self, name: AttributeName, max: u32) -> BackendFuture<'_, Vec<VersionRow>> {
+        self.read(move |connection| version::versions(connection, &name, max))
+    }
+
     fn derivations_named(&self, names: Vec<AttributeName>) -> BackendFuture<'_, Vec<Option<StorePath>>> {
         self.read(move |connection| {
             let mut statement = connection.prepare_cached(
@@ -221,10 +225,6 @@ fn makers(connection: &Connection, hash: StorePathHash) -> Result<Vec<Maker>, Er
     Ok(found)
 }
 
-fn store_path(name: &str) -> Result<StorePath, Error> {
-    StorePath::parse(name).map_err(|error| corrupt(name, error))
-}
-
 fn attribute_row(row: &Row<'_>) -> Result<AttributeRow, Error> {
     let (drv, error): (Option<String>, Option<String>) = (row.get(2)?, row.get(3)?);
     Ok(AttributeRow {
@@ -236,6 +236,7 @@ fn attribute_row(row: &Row<'_>) -> Result<AttributeRow, Error> {
         },
         denied: row.get(4)?,
         output: row.get(5)?,
+        program: row.get(6)?,
     })
 }
 

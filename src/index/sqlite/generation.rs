@@ -8,7 +8,7 @@ use narinfo::StorePath;
 use rusqlite::{Connection, OptionalExtension, Transaction, params};
 
 use super::rows::{signed, to_unix, unsigned};
-use super::{Error, Sqlite};
+use super::{Error, Sqlite, version};
 use crate::index::backend::{BackendFuture, Changes, Generations};
 use crate::model::{AttributeName, AttributeRow, GenerationSize, NewGeneration, OutputRow, Swapped};
 
@@ -34,6 +34,7 @@ impl Generations for Sqlite {
                 transaction.execute_batch(
                     "DELETE FROM catalogue_generation WHERE set_id NOT IN (SELECT id FROM catalogue_set); \
                          DELETE FROM catalogue_attribute WHERE set_id NOT IN (SELECT id FROM catalogue_set); \
+                         DELETE FROM catalogue_version WHERE set_id NOT IN (SELECT id FROM catalogue_set); \
                          DELETE FROM catalogue_output WHERE set_id NOT IN (SELECT id FROM catalogue_set)",
                 )?;
             }
@@ -48,8 +49,8 @@ impl Generations for Sqlite {
     fn add_attributes(&self, rows: Vec<AttributeRow>) -> BackendFuture<'_, ()> {
         self.write(move |transaction| {
                 let mut insert = transaction.prepare_cached(
-                    "INSERT OR REPLACE INTO catalogue_new_attribute (attribute, system, drv, error, denied, output) \
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+                    "INSERT OR REPLACE INTO catalogue_new_attribute (attribute, system, drv, error, denied, output, program) \
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
                 )?;
                 for row in &rows {
                     let drv = row.outcome.as_ref().ok().map(ToString::to_string);
@@ -60,7 +61,8 @@ impl Generations for Sqlite {
                         drv,
                         error,
                         row.denied,
-                        row.output
+                        row.output,
+                        row.program
                     ])?;
                 }
                 Ok(())
@@ -102,7 +104,7 @@ impl Generations for Sqlite {
     fn fail_attributes(&self, failures: Vec<(StorePath, String)>) -> BackendFuture<'_, u64> {
         self.write(move |transaction| {
             let mut fail = transaction.prepare_cached(
-                "UPDATE catalogue_new_attribute SET drv = NULL, output = NULL, denied = 0, error = ?2 \
+                "UPDATE catalogue_new_attribute SET drv = NULL, output = NULL, program = NULL, denied = 0, error = ?2 \
                      WHERE drv = ?1",
             )?;
             let mut count = 0;
@@ -187,6 +189,7 @@ impl Generations for Sqlite {
             for id in expired.collect::<Result<Vec<_>, _>>()? {
                 transaction
                     .execute("DELETE FROM catalogue_output WHERE set_id = ?1 AND last = ?2", [set, id])?;
+                version::expire(transaction, set, id)?;
                 transaction.execute("DELETE FROM catalogue_generation WHERE id = ?1", [id])?;
             }
             Ok(())
@@ -230,10 +233,11 @@ fn swap(transaction: &Transaction<'_>, new: &NewGeneration) -> Result<Swapped, E
         .execute("UPDATE catalogue_generation SET replaced_at = ?2 WHERE id = ?1", params![before, now])?;
     transaction.execute("DELETE FROM catalogue_attribute WHERE set_id = ?1", [set])?;
     transaction.execute(
-        "INSERT INTO catalogue_attribute (set_id, attribute, system, drv, error, denied, output) \
-         SELECT ?1, attribute, system, drv, error, denied, output FROM catalogue_new_attribute",
+        "INSERT INTO catalogue_attribute (set_id, attribute, system, drv, error, denied, output, program) \
+         SELECT ?1, attribute, system, drv, error, denied, output, program FROM catalogue_new_attribute",
         [set],
     )?;
+    version::swap(transaction, set, generation, before)?;
     // What stayed the same stays: only differences are written.
     let removed = transaction.execute(
         "UPDATE catalogue_output SET last = ?2 WHERE set_id = ?1 AND last IS NULL AND NOT EXISTS \
@@ -284,11 +288,12 @@ fn add_evaluated(
             allow.execute(params![hash.as_str(), text, set, generation])?;
         }
     }
+    version::add(transaction, set, generation, row)?;
     let drv = row.outcome.as_ref().ok().map(ToString::to_string);
     transaction.execute(
-        "INSERT OR REPLACE INTO catalogue_attribute (set_id, attribute, system, drv, error, denied, output) \
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
-        params![set, row.attribute, row.system, drv, row.outcome.as_ref().err(), row.denied, row.output],
+        "INSERT OR REPLACE INTO catalogue_attribute (set_id, attribute, system, drv, error, denied, output, program) \
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+        params![set, row.attribute, row.system, drv, row.outcome.as_ref().err(), row.denied, row.output, row.program],
     )?;
     transaction.execute(
         "UPDATE catalogue_generation SET holder = ?2, attributes = attributes + ?3, denied = denied + ?4, \

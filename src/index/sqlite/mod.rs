@@ -18,6 +18,7 @@ mod ledger;
 mod nar;
 mod paths;
 mod pin;
+mod program;
 mod pushed;
 mod queue;
 mod realisation;
@@ -28,6 +29,7 @@ mod stored;
 mod tables;
 mod token;
 mod upstream;
+mod version;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,10 +1,10 @@
 //! Rows of SQLite to types of the model.
 
-use narinfo::{NarHash, StorePathHash};
+use narinfo::{NarHash, StorePath, StorePathHash};
 use rusqlite::Row;
 
 use super::Error;
-use crate::index::columns::{DamagedRow, FailureColumns, PathColumns};
+use crate::index::columns::{self, DamagedRow, FailureColumns, PathColumns};
 pub(super) use crate::index::columns::{
     class_number, from_micros, from_unix, join, like_pattern, millis, signed, to_unix, unsigned,
 };
@@ -56,4 +56,9 @@ pub(super) fn hash_text(hash: &StorePathHash) -> String {
 
 pub(super) fn corrupt(row: &str, source: impl std::error::Error + Send + Sync + 'static) -> Error {
     DamagedRow::new(row, source).into()
+}
+
+/// The path of this base name.
+pub(super) fn store_path(name: &str) -> Result<StorePath, Error> {
+    Ok(columns::store_path(name)?)
 }

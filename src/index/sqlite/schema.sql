@@ -168,10 +168,24 @@ CREATE TABLE catalogue_attribute (
     error     TEXT,                     -- why it failed
     denied    INTEGER NOT NULL,         -- whether it may not be built
     output    TEXT,                     -- name or path of the output that it is; null where evaluation gave neither
+    program   TEXT,                     -- name of the program that it is run by; null where its description has none
     PRIMARY KEY (set_id, attribute, system)
 ) STRICT, WITHOUT ROWID;
 
 CREATE INDEX catalogue_attribute_by_drv ON catalogue_attribute (drv);
+CREATE INDEX catalogue_attribute_by_program ON catalogue_attribute (program) WHERE program IS NOT NULL;
+
+-- The derivations of attributes, from the first generation that has one under a name to the last.
+CREATE TABLE catalogue_version (
+    set_id    INTEGER NOT NULL,
+    attribute TEXT NOT NULL,
+    system    TEXT NOT NULL,
+    first     INTEGER NOT NULL,         -- a generation
+    drv       TEXT NOT NULL,            -- base name
+    since     INTEGER NOT NULL,         -- Unix seconds at which that generation was made
+    last      INTEGER,                  -- a generation; null while the current one has it
+    PRIMARY KEY (set_id, attribute, system, first)
+) STRICT, WITHOUT ROWID;
 
 -- What the derivations of all generations give, from the first generation that has it to the last.
 CREATE TABLE catalogue_output (
@@ -192,6 +206,7 @@ CREATE TABLE catalogue_new_attribute (
     error     TEXT,
     denied    INTEGER NOT NULL,
     output    TEXT,
+    program   TEXT,
     PRIMARY KEY (attribute, system)
 ) STRICT, WITHOUT ROWID;
 
@@ -260,6 +275,16 @@ CREATE TABLE reference (
     PRIMARY KEY (target, source)
 ) STRICT, WITHOUT ROWID;
 
+-- Programs of NARs that were read: names of executables and links in bin/. Kept for as long as a path has the NAR, or
+-- former_nar remembers one.
+CREATE TABLE program (
+    name     TEXT NOT NULL,             -- of a file in bin/
+    nar_hash BLOB NOT NULL,
+    PRIMARY KEY (name, nar_hash)
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX program_by_nar ON program (nar_hash);
+
 -- How the server was used: what there was at the end of each hour, and what happened in it.
 CREATE TABLE history (
     hour      INTEGER PRIMARY KEY NOT NULL, -- Unix seconds, divided by 3600
@@ -269,5 +294,13 @@ CREATE TABLE history (
     hits      INTEGER NOT NULL,         -- requests that were answered with what was there
     misses    INTEGER NOT NULL,         -- requests for what was not to be had
     built     INTEGER NOT NULL,         -- requests that were answered after a build
-    failed    INTEGER NOT NULL          -- requests whose build failed
+    failed    INTEGER NOT NULL,         -- requests whose build failed
+    builds    INTEGER NOT NULL DEFAULT 0, -- builds that ended well, and how long they took
+    build_millis INTEGER NOT NULL DEFAULT 0,
+    waits     INTEGER NOT NULL DEFAULT 0, -- requests whose first build began, and how long they had waited for it
+    wait_millis INTEGER NOT NULL DEFAULT 0,
+    joined    INTEGER NOT NULL DEFAULT 0, -- requests that joined one that waited
+    prebuilds INTEGER NOT NULL DEFAULT 0, -- builds ahead of requests that ended well, and how long they took
+    prebuild_millis INTEGER NOT NULL DEFAULT 0,
+    taken_over INTEGER NOT NULL DEFAULT 0 -- builds ahead of requests that a request joined
 ) STRICT;

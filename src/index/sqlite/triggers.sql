@@ -93,3 +93,9 @@ CREATE TRIGGER path_refers_no_more AFTER DELETE ON path WHEN OLD.refs <> '' BEGI
     DELETE FROM reference WHERE source = substr(OLD.hash, 1, 12) AND target IN (
         SELECT substr(each.value, 1, 12) FROM json_each('["' || replace(OLD.refs, ' ', '","') || '"]') each);
 END;
+
+CREATE TRIGGER former_nar_forgotten AFTER DELETE ON former_nar
+WHEN NOT EXISTS (SELECT 1 FROM path WHERE nar_hash = OLD.nar_hash)
+BEGIN
+    DELETE FROM program WHERE nar_hash = OLD.nar_hash;
+END;
