@@ -67,7 +67,7 @@ fn main() -> ExitCode {
     let data = Data::make(size);
     let folder = Folder::new();
     let ondine = Server::ondine(&data.cache, &data.cache.ondine.state_dir(), &data.files, &[]);
-    let mut servers = vec![ondine, Server::nginx(&data, &folder)];
+    let mut servers = vec![ondine, Server::nginx(data.files.path(), &folder)];
     let earlier_state = folder.path().join("earlier");
     if let Some(program) = &flags.earlier {
         servers.push(Server::earlier(program, &data.cache, &earlier_state, &data.files));

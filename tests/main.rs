@@ -27,6 +27,7 @@ mod decoder_memory;
 mod denied;
 mod doctor;
 mod documented_commands;
+mod doors;
 mod downloads;
 mod errors;
 mod evaluation_trouble;

@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::data::Data;
 use super::usage::{Processes, listener};
 use crate::support::Cache;
 use crate::support::process::{self, Signal, kill_tree, signal, wait};
@@ -99,11 +98,11 @@ impl Server {
         }
     }
 
-    /// nginx on the static files of `data`, set up in `folder`.
-    pub fn nginx(data: &Data, folder: &Folder) -> Server {
+    /// nginx on static files, set up in `folder`.
+    pub fn nginx(files: &Path, folder: &Folder) -> Server {
         let address = free_address();
         let settings = folder.path().join("nginx.conf");
-        write(&settings, &nginx_conf(data.files.path(), folder.path(), address));
+        write(&settings, &nginx_conf(files, folder.path(), address));
         let log = folder.path().join("nginx.log");
         let arguments = ["-c", text(&settings), "-e", text(&log)].map(str::to_owned);
         let program = Program {

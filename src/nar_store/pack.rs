@@ -64,7 +64,7 @@ impl NarStore {
     /// # Errors
     /// The storage fails; nothing is kept then.
     pub fn commit(&self, draft: Draft, received: &Received) -> io::Result<Commit> {
-        let Received { nar, packed } = received;
+        let Received { nar, packed, .. } = received;
         draft.is_right();
         let copies = self.copies.as_ref().zip(draft.spool());
         let copy = copies.and_then(|(copies, file)| {
