@@ -105,7 +105,7 @@ const ALL: &str = "\
     [[builder]]\nname = 'b'\nssh = 'nix@b:22'\nkey-file = '/k'\nknown-hosts = '/h'\nremote-program = 'p'\n\
     systems = ['a-linux']\nfeatures = ['kvm']\nmandatory-features = ['big']\nslots = 2\nspeed = 3\nmax-silent = '1m'\n\
     weight = 2\ncache-url = 'https://c'\n\
-    [[oidc]]\nissuer = 'https://i'\naudience = 'a'\nclaims = ['a=b']\nmay = ['pin']\nonly = ['p*']\n\
+    [[oidc]]\nissuer = 'https://i'\naudience = 'a'\nclaims = ['a=b']\nmay = ['pin']\nonly = ['p*']\nkeys-fresh-for = '1h'\n\
     [[upstream]]\nurl = 'https://cache.example.org'\npublic-keys = ['cache.nixos.org-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=']\n\
     priority = 4\nmode = 'redirect'\nconnect-timeout = '1s'\nstall-timeout = '9s'\ncredentials-file = '/c'\n\
     private-targets = true\n\
