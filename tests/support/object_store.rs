@@ -63,7 +63,7 @@ impl Engine {
             "-s3",
             "-s3.port.iceberg=0",
             "-s3.port.lance=0",
-            "-volume.max=50",
+            "-volume.max=1000",
             "-master.volumeSizeLimitMB=64",
             "-master.telemetry=false",
         ]);
