@@ -51,7 +51,7 @@ fn a_set_that_cannot_be_evaluated_as_a_whole_leaves_the_generation_as_it_is() {
     let store = NixStore::new(Release::Host);
     let _daemon = store.daemon();
     let set = PackageSet::new([small("a"), small("b")]);
-    let limits = "attribute-timeout = '4s'\nmax-memory-bytes = 536870912";
+    let limits = "attribute-timeout = '10s'\nmax-memory-bytes = 536870912";
     let ondine = set.serve(&store, "build-from = ['catalogue']", limits);
     wait_for_generation(&ondine);
     let (_, out) = set.paths(&store, "a");
