@@ -5,6 +5,7 @@
 mod access_log;
 pub mod backend;
 mod columns;
+mod condition;
 #[cfg(test)]
 mod conformance;
 #[cfg(feature = "postgres")]

@@ -1,5 +1,5 @@
 //! Tables that every backend in SQL has, as the copy of an index from one to the other reads and writes them.
-//! What follows from them is not here: totals are computed, generations under way begin anew.
+//! Tables that follow from others are left out: totals are computed, generations under way begin anew.
 
 use super::backend::BackendFuture;
 

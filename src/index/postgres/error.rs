@@ -4,7 +4,9 @@
 use deadpool_postgres::PoolError;
 use tokio_postgres::error::SqlState;
 
-use crate::index::{self, columns::DamagedRow};
+use crate::index;
+use crate::index::columns::DamagedRow;
+use crate::index::condition::ConditionError;
 
 /// Class of errors by which the server refuses a transaction that may be tried again.
 const ROLLED_BACK: &str = "40";
@@ -71,9 +73,13 @@ impl Error {
     pub(super) fn is_away(&self) -> bool {
         matches!(self, Self::Away(_))
     }
+}
+
+impl ConditionError for Error {
+    const DAMAGE: &'static str = "the index in PostgreSQL is damaged; restore it from a backup";
 
     /// True where the system of the server refuses a write, as on a full disk.
-    pub(super) fn is_refused_by_the_system(&self) -> bool {
+    fn is_refused_by_the_system(&self) -> bool {
         let refused = [
             SqlState::DISK_FULL,
             SqlState::IO_ERROR,
@@ -85,7 +91,7 @@ impl Error {
     }
 
     /// True for corruption: a row or a page is not as it was written.
-    pub(super) fn is_damage(&self) -> bool {
+    fn is_damage(&self) -> bool {
         let damaged = [SqlState::DATA_CORRUPTED, SqlState::INDEX_CORRUPTED];
         match self {
             Self::Damaged(_) => true,

@@ -4,7 +4,6 @@
 mod address;
 mod catalogue;
 mod closure;
-mod condition;
 mod error;
 mod eviction;
 mod failure;
@@ -42,7 +41,6 @@ use super::backend::{Backend, BackendFuture, Changes, Follower};
 use super::columns::unsigned;
 use super::location::PostgresUrl;
 use address::DatabaseAddress;
-use condition::ServerCondition;
 use error::Error;
 use feed::ChangeFeed;
 use paths::paths_of;
@@ -113,7 +111,7 @@ impl Postgres {
         let connector = connector(url, password_file)?;
         prepared(&connector, is_copy).await?;
         let feed = ChangeFeed::default();
-        let database = Transactor::new(connector.clone(), feed.clone(), ServerCondition::default())?;
+        let database = Transactor::new(connector.clone(), feed.clone())?;
         let listening = feed.clone();
         let listener = tokio::spawn(async move { listening.listen(&connector).await }).abort_handle();
         let index = Self { database, listener };

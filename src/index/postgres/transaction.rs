@@ -11,10 +11,10 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::Error;
-use super::condition::ServerCondition;
 use super::feed::ChangeFeed;
 use super::session::{Connector, DatabaseSession, Sessions, column};
 use crate::index::backend::Changes;
+use crate::index::condition::IndexCondition;
 
 /// Time after which a read that found nobody is not tried again.
 const READ_AGAIN_FOR: Duration = Duration::from_secs(2);
@@ -65,7 +65,7 @@ struct Shared {
     connector: Connector,
     sessions: Sessions,
     feed: ChangeFeed,
-    condition: ServerCondition,
+    condition: IndexCondition,
     /// One write of each domain at a time: those that wait have no connection meanwhile.
     turns: BTreeMap<Domain, Mutex<()>>,
 }
@@ -76,13 +76,10 @@ pub(super) fn quiet<T>(value: T) -> (Changes, T) {
 }
 
 impl Transactor {
-    pub(super) fn new(
-        connector: Connector,
-        feed: ChangeFeed,
-        condition: ServerCondition,
-    ) -> Result<Self, Error> {
+    pub(super) fn new(connector: Connector, feed: ChangeFeed) -> Result<Self, Error> {
         let sessions = Sessions::new(&connector)?;
         let turns = Domain::ALL.into_iter().map(|domain| (domain, Mutex::new(()))).collect();
+        let condition = IndexCondition::default();
         Ok(Self(Arc::new(Shared { connector, sessions, feed, condition, turns })))
     }
 
@@ -90,7 +87,7 @@ impl Transactor {
         &self.0.feed
     }
 
-    pub(super) fn condition(&self) -> &ServerCondition {
+    pub(super) fn condition(&self) -> &IndexCondition {
         &self.0.condition
     }
 

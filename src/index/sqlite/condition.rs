@@ -1,10 +1,10 @@
-//! Condition of the index: sound, damaged, or not writable. Noted from failures, and from a check of all
-//! pages after each start. Damage stays noted until the next start, since nothing here repairs it.
+//! Condition of the index, as its reads and writes show it, and a check of all pages after each start.
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
@@ -13,8 +13,8 @@ use super::stored::COUNTED;
 use super::{Error, Sqlite};
 use crate::causes::with_causes;
 use crate::index::backend::{BackendFuture, Unfit, Upkeep};
+use crate::index::condition::{ConditionError, IndexCondition};
 use crate::room::Room;
-use crate::trouble::Trouble;
 
 /// Priority of the check of all pages, in steps of nice(2): below everything else.
 const NICE: i32 = 19;
@@ -25,8 +25,6 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(5);
 /// Time after the start for which the index is not ready until that check is done. A million paths take some
 /// seconds.
 const FIRST_CHECK_WAIT_MAX: Duration = Duration::from_secs(5);
-/// Interval of test writes to an index that could not be written.
-const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Free bytes of its file system below which the index counts as not writable: a small write may still
 /// succeed where the next larger one fails.
 const WRITABLE_BYTES_MIN: u64 = 1024 * 1024;
@@ -37,60 +35,27 @@ pub(super) struct Condition(Arc<Shared>);
 
 struct Shared {
     file: PathBuf,
-    damage: Trouble,
-    writes: Trouble,
+    noted: IndexCondition,
     pages_checked: AtomicBool,
     opened_at: Instant,
-    probed_at: Mutex<Option<Instant>>,
+}
+
+impl Deref for Condition {
+    type Target = IndexCondition;
+
+    fn deref(&self) -> &IndexCondition {
+        &self.0.noted
+    }
 }
 
 impl Condition {
     pub(super) fn new(file: &Path) -> Self {
         Self(Arc::new(Shared {
             file: file.to_owned(),
-            damage: Trouble::default(),
-            writes: Trouble::default(),
+            noted: IndexCondition::default(),
             pages_checked: AtomicBool::new(false),
             opened_at: Instant::now(),
-            probed_at: Mutex::new(None),
         }))
-    }
-
-    /// Notes the outcome of a read.
-    pub(super) fn note_read<T>(&self, outcome: &Result<T, Error>) {
-        if let Err(error) = outcome
-            && is_damage(error)
-        {
-            if self.0.damage.get().is_none() {
-                let error = error as &dyn std::error::Error;
-                tracing::error!(error, "the index is damaged: stop the server and run `ondine recover`");
-            }
-            self.0.damage.note(error);
-        }
-    }
-
-    /// Notes the outcome of a write.
-    pub(super) fn note_write<T>(&self, outcome: &Result<T, Error>) {
-        self.note_read(outcome);
-        match outcome {
-            Ok(_) => {
-                if self.0.writes.clear() {
-                    tracing::info!("index writable again");
-                }
-            }
-            Err(error) if is_refused_by_the_system(error) => self.0.writes.note(error),
-            Err(_) => {}
-        }
-    }
-
-    /// True where the next test write is due; then that is noted as made.
-    fn is_time_to_probe(&self) -> bool {
-        let mut probed_at = self.0.probed_at.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = probed_at.is_none_or(|at| at.elapsed() >= PROBE_EVERY);
-        if due {
-            *probed_at = Some(Instant::now());
-        }
-        due
     }
 
     /// Free bytes of its file system, where those are fewer than [`WRITABLE_BYTES_MIN`].
@@ -109,7 +74,7 @@ impl Condition {
         match found {
             Ok(found) if found == "ok" => Ok(()),
             Ok(found) => Err(Error::Pages(found)),
-            Err(error) if is_damage(&error) => Err(Error::Pages(with_causes(&error))),
+            Err(error) if error.is_damage() => Err(Error::Pages(with_causes(&error))),
             Err(error) => Err(error),
         }
     }
@@ -122,7 +87,7 @@ impl Sqlite {
             let outcome = self.check_pages().await;
             self.condition.0.pages_checked.store(true, Ordering::Relaxed);
             if let Err(error) = outcome
-                && !is_damage(&error)
+                && !error.is_damage()
             {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(
@@ -165,8 +130,8 @@ impl Upkeep for Sqlite {
 
     fn check(&self) -> Pin<Box<dyn Future<Output = Result<(), Unfit>> + Send + '_>> {
         Box::pin(async {
-            let Shared { damage, writes, pages_checked, opened_at, .. } = &*self.condition.0;
-            if let Some(reason) = damage.get() {
+            let Shared { noted, pages_checked, opened_at, .. } = &*self.condition.0;
+            if let Some(reason) = noted.damage() {
                 return Err(Unfit::Damaged(reason));
             }
             if !pages_checked.load(Ordering::Relaxed) && opened_at.elapsed() < FIRST_CHECK_WAIT_MAX {
@@ -177,7 +142,7 @@ impl Upkeep for Sqlite {
             if let Some(bytes) = self.condition.short_of_room() {
                 return Err(Unfit::NotWritable(format!("the disk is full: {bytes} bytes are left")));
             }
-            if writes.get().is_some() && self.condition.is_time_to_probe() {
+            if noted.refused().is_some() && noted.is_time_to_probe() {
                 // The same values: no trigger and no reader sees it.
                 let write = self.writer.run(|transaction| {
                     transaction.execute("UPDATE stored SET nars = nars", [])?;
@@ -186,7 +151,7 @@ impl Upkeep for Sqlite {
                 // Noted where it was done.
                 let _ = write.await;
             }
-            writes.get().map_or(Ok(()), |reason| Err(Unfit::NotWritable(reason)))
+            noted.refused().map_or(Ok(()), |reason| Err(Unfit::NotWritable(reason)))
         })
     }
 
@@ -205,7 +170,7 @@ impl Upkeep for Sqlite {
     }
 
     fn write_refused(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
-        Box::pin(self.condition.0.writes.noted())
+        Box::pin(self.condition.write_refused())
     }
 
     fn close(&self) -> BackendFuture<'_, ()> {
@@ -213,24 +178,28 @@ impl Upkeep for Sqlite {
     }
 }
 
-/// True for corruption: the file is not what SQLite or this program has written.
-pub(super) fn is_damage(error: &Error) -> bool {
-    matches!(error, Error::Corrupt { .. } | Error::Pages(_))
-        || matches!(code(error), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
-}
+impl ConditionError for Error {
+    const DAMAGE: &'static str = "the index is damaged: stop the server and run `ondine recover`";
 
-fn is_refused_by_the_system(error: &Error) -> bool {
-    matches!(error, Error::Ledger(_))
-        || matches!(
-            code(error),
-            Some(
-                ErrorCode::DiskFull
-                    | ErrorCode::SystemIoFailure
-                    | ErrorCode::ReadOnly
-                    | ErrorCode::CannotOpen
-                    | ErrorCode::PermissionDenied
+    /// True for corruption: the file is not what SQLite or this program has written.
+    fn is_damage(&self) -> bool {
+        matches!(self, Self::Corrupt { .. } | Self::Pages(_))
+            || matches!(code(self), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+    }
+
+    fn is_refused_by_the_system(&self) -> bool {
+        matches!(self, Self::Ledger(_))
+            || matches!(
+                code(self),
+                Some(
+                    ErrorCode::DiskFull
+                        | ErrorCode::SystemIoFailure
+                        | ErrorCode::ReadOnly
+                        | ErrorCode::CannotOpen
+                        | ErrorCode::PermissionDenied
+                )
             )
-        )
+    }
 }
 
 fn code(error: &Error) -> Option<ErrorCode> {

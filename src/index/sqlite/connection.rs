@@ -305,8 +305,8 @@ pub(super) fn check(file: &Path) -> Result<(), Error> {
     known_version(&connection.map_err(|source| Error::open(file, source))?, file).map(drop)
 }
 
-/// They are made anew after the migrations, and have no data of their own.
-fn drop_triggers(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
+/// Drops all triggers, which have no data of their own, until `triggers.sql` makes them anew.
+pub(super) fn drop_triggers(transaction: &Transaction<'_>) -> rusqlite::Result<()> {
     let mut statement = transaction.prepare("SELECT name FROM sqlite_schema WHERE type = 'trigger'")?;
     let names = statement.query_map([], |row| row.get(0))?.collect::<rusqlite::Result<Vec<String>>>()?;
     names.iter().try_for_each(|name| transaction.execute_batch(&format!("DROP TRIGGER {name}")))

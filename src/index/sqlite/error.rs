@@ -3,8 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::condition::is_damage;
-use crate::index::{self, columns::DamagedRow};
+use crate::index;
+use crate::index::columns::DamagedRow;
+use crate::index::condition::ConditionError;
 
 /// Reason why SQLite could not answer.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +70,7 @@ impl From<DamagedRow> for Error {
 
 impl From<Error> for index::Error {
     fn from(error: Error) -> Self {
-        let damaged = is_damage(&error);
+        let damaged = error.is_damage();
         match error {
             Error::Newer { file, found, known } => {
                 Self::Newer { index: file.display().to_string(), found, known }

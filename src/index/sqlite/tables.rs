@@ -3,13 +3,11 @@
 use rusqlite::types::{Value, ValueRef};
 use rusqlite::{OptionalExtension, Row, params_from_iter};
 
+use super::connection::drop_triggers;
 use super::stored::COUNTED;
 use super::{Error, Sqlite, rows};
 use crate::index::backend::BackendFuture;
 use crate::index::tables::{Cell, CellRow, ColumnType, IndexTable, TableStore};
-
-/// Triggers, which have nothing to do while rows are inserted as they are.
-const DROP_TRIGGERS: &str = "SELECT name FROM sqlite_schema WHERE type = 'trigger'";
 
 impl TableStore for Sqlite {
     fn rows(
@@ -78,11 +76,8 @@ impl TableStore for Sqlite {
 
     fn begin_copy(&self, _: String) -> BackendFuture<'_, bool> {
         self.write(|transaction| {
-            let mut statement = transaction.prepare(DROP_TRIGGERS)?;
-            let names = statement.query_map([], |row| row.get(0))?;
-            for name in names.collect::<rusqlite::Result<Vec<String>>>()? {
-                transaction.execute_batch(&format!("DROP TRIGGER {name}"))?;
-            }
+            // They have nothing to do while rows are inserted as they are.
+            drop_triggers(transaction)?;
             Ok(true)
         })
     }
