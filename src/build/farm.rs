@@ -172,6 +172,32 @@ impl Farm {
 }
 
 #[cfg(test)]
+impl BuilderSettings {
+    /// A machine with one slot.
+    pub(in crate::build) fn sample(name: &str, machine: Machine) -> Self {
+        let ssh = SshMachine {
+            target: name.parse().expect("a host"),
+            key_file: None,
+            known_hosts: None,
+            remote_program: "nix-daemon".to_owned(),
+            store_dir: narinfo::StoreDir::default(),
+            operation_timeout: Duration::from_secs(60),
+        };
+        Self {
+            name: name.to_owned(),
+            ssh,
+            host_key: None,
+            machine,
+            slots: NonZeroUsize::MIN,
+            speed: 1.0,
+            weight: WEIGHT,
+            silent_max: None,
+            cache_url: None,
+        }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
@@ -182,24 +208,8 @@ mod tests {
     }
 
     fn builder(name: &str, systems: &str, features: &str, mandatory: &str) -> BuilderSettings {
-        BuilderSettings {
-            name: name.to_owned(),
-            ssh: SshMachine {
-                target: name.parse().expect("a host"),
-                key_file: None,
-                known_hosts: None,
-                remote_program: "nix-daemon".to_owned(),
-                store_dir: narinfo::StoreDir::default(),
-                operation_timeout: Duration::from_secs(60),
-            },
-            host_key: None,
-            machine: Machine { systems: set(systems), features: set(features), mandatory: set(mandatory) },
-            slots: NonZeroUsize::MIN,
-            speed: 1.0,
-            weight: WEIGHT,
-            silent_max: None,
-            cache_url: None,
-        }
+        let machine = Machine { systems: set(systems), features: set(features), mandatory: set(mandatory) };
+        BuilderSettings::sample(name, machine)
     }
 
     fn derivation(system: &str, features: &str, prefers_local: bool) -> Derivation {

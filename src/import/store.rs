@@ -119,6 +119,16 @@ pub(super) enum InputNar {
     Daemon(NarReader),
 }
 
+impl NarChunks for InputNar {
+    async fn next_chunk(&mut self) -> io::Result<Option<Bytes>> {
+        match self {
+            Self::Served(nar) => nar.next_chunk().await,
+            Self::Tree(nar) => nar.next_chunk().await,
+            Self::Daemon(nar) => nar.next_chunk().await,
+        }
+    }
+}
+
 impl Importer {
     /// Adds those of `paths` to the Nix store that are served and not valid there, each with all that it
     /// refers to. The connection holds them from then on. Those that are not served are left out.
@@ -207,11 +217,7 @@ impl Importer {
     async fn add(&self, daemon: &mut Daemon, lacking: Lacking) -> Result<(), StoreError> {
         let Lacking { row, origin } = lacking;
         let path = &row.info.path;
-        let added = match self.nar(&row, &origin).await? {
-            InputNar::Served(nar) => daemon.add_to_store(&row.info, nar).await,
-            InputNar::Tree(nar) => daemon.add_to_store(&row.info, nar).await,
-            InputNar::Daemon(nar) => daemon.add_to_store(&row.info, nar).await,
-        };
+        let added = daemon.add_to_store(&row.info, self.nar(&row, &origin).await?).await;
         added.map_err(|source| StoreError::Daemon { path: path.clone(), source })?;
         tracing::debug!(%path, "added a path to a Nix store");
         Ok(())

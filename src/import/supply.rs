@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use narinfo::StorePath;
 
 use super::Importer;
-use super::store::{InputNar, InputOrigin, Lacking, SearchScope, StoreError};
+use super::store::{InputOrigin, Lacking, SearchScope, StoreError};
 use crate::causes::with_causes;
 use crate::nix::{AddError, Daemon, DaemonError, Pool};
 use crate::packer;
@@ -128,11 +128,7 @@ impl Importer {
         let mut additions =
             daemon.begin_additions(count).await.map_err(|source| not_taken(&lacking, source))?;
         for Lacking { row, origin } in &lacking {
-            let added = match self.nar(row, origin).await? {
-                InputNar::Served(nar) => additions.add(&row.info, nar).await,
-                InputNar::Tree(nar) => additions.add(&row.info, nar).await,
-                InputNar::Daemon(nar) => additions.add(&row.info, nar).await,
-            };
+            let added = additions.add(&row.info, self.nar(row, origin).await?).await;
             let path = || row.info.path.clone();
             added.map_err(|error| match error {
                 AddError::Daemon(source) => StoreError::Daemon { path: path(), source },

@@ -8,14 +8,14 @@ use std::time::Duration;
 use narinfo::StorePath;
 
 use super::watch::{RunBounds, Stop, WatchedBuild, watch};
-use super::{Built, Loss, NotBuilt, RebuiltOutputs, Runner, known_paths};
+use super::{Built, KnownPaths, Loss, NotBuilt, RebuiltOutputs, Runner, known_paths};
 use crate::build::Settings;
 use crate::build::log::LogWriter;
 use crate::build::verdict::{Evidence, Verdict};
 use crate::causes::with_causes;
 use crate::import::{Importer, InputFetcher, StoreError, TakeError};
 use crate::model::FailureClass;
-use crate::nix::{BuildTarget, Connections, DaemonError};
+use crate::nix::{BuildTarget, Connections, Daemon, DaemonError};
 
 /// Starts of a build at most whose machine is lost each time.
 const STARTS_MAX: u32 = 5;
@@ -69,10 +69,7 @@ impl RemoteRunner {
         let (daemon, worked, took) = if is_there {
             (daemon, false, Duration::ZERO)
         } else {
-            let needed: Vec<StorePath> = std::iter::once(drv).chain(&known.inputs).cloned().collect();
-            if let Err(error) = self.importer.supply(&mut daemon, &needed, self.fetcher.as_ref()).await {
-                return Err(self.not_supplied(error));
-            }
+            self.supply(&mut daemon, drv, &known).await?;
             let bounds = RunBounds { settings: &self.settings, machine_silent_max: self.silent_max };
             let watched = watch(daemon, drv, log, bounds, std::future::pending()).await;
             let WatchedBuild { daemon, worked, took } = watched.map_err(|stop| self.judge(stop))?;
@@ -109,9 +106,7 @@ impl RemoteRunner {
             self.connections.keep(daemon);
             return Ok(Vec::new());
         }
-        let needed: Vec<StorePath> = std::iter::once(drv).chain(&known.inputs).cloned().collect();
-        let supplied = self.importer.supply(&mut daemon, &needed, self.fetcher.as_ref()).await;
-        supplied.map_err(|error| self.not_supplied(error))?;
+        self.supply(&mut daemon, drv, &known).await?;
         let target = BuildTarget::All { drv: drv.clone() };
         let limit = self.settings.build_max.unwrap_or(REBUILT_WITHIN);
         let built = tokio::time::timeout(limit, daemon.build(&target, |_| {})).await;
@@ -128,6 +123,13 @@ impl RemoteRunner {
         }
         self.connections.keep(daemon);
         Ok(outputs)
+    }
+
+    /// Brings a derivation and its inputs to the machine.
+    async fn supply(&self, daemon: &mut Daemon, drv: &StorePath, known: &KnownPaths) -> Result<(), NotBuilt> {
+        let needed: Vec<StorePath> = std::iter::once(drv).chain(&known.inputs).cloned().collect();
+        let supplied = self.importer.supply(daemon, &needed, self.fetcher.as_ref()).await;
+        supplied.map_err(|error| self.not_supplied(error))
     }
 
     fn loss(&self, reason: &str, starts_max: u32) -> NotBuilt {

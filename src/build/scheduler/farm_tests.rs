@@ -14,7 +14,7 @@ use crate::build::plan::Planned;
 use crate::build::runner::{Built, Loss};
 use crate::build::verdict::Verdict;
 use crate::index::Index;
-use crate::nix::{Machine, SshMachine};
+use crate::nix::Machine;
 
 const MACHINES: usize = 16;
 const SLOTS: usize = 4;
@@ -72,31 +72,15 @@ fn systems(machine: usize) -> impl Iterator<Item = usize> {
     (0..SYSTEMS.len()).filter(move |system| has_system(machine, *system))
 }
 
-fn builder(name: String, systems: BTreeSet<String>) -> BuilderSettings {
-    BuilderSettings {
-        ssh: SshMachine {
-            target: name.parse().expect("a host"),
-            key_file: None,
-            known_hosts: None,
-            remote_program: "nix-daemon".to_owned(),
-            store_dir: narinfo::StoreDir::default(),
-            operation_timeout: Duration::from_secs(60),
-        },
-        name,
-        host_key: None,
-        machine: Machine { systems, ..Machine::default() },
-        slots: NonZeroUsize::new(SLOTS).expect("some"),
-        speed: 1.0,
-        weight: 1,
-        silent_max: None,
-        cache_url: None,
-    }
+fn builder(name: &str, systems: BTreeSet<String>) -> BuilderSettings {
+    let slots = NonZeroUsize::new(SLOTS).expect("some");
+    BuilderSettings { slots, ..BuilderSettings::sample(name, Machine { systems, ..Machine::default() }) }
 }
 
 fn farm() -> Farm {
     let builder = |number: usize| {
         let systems = systems(number).map(|system| SYSTEMS[system].to_owned());
-        builder(format!("m{number}"), systems.collect())
+        builder(&format!("m{number}"), systems.collect())
     };
     Farm::new(&FarmSettings { local_slots: None, builders: (0..MACHINES).map(builder).collect() })
 }
@@ -344,7 +328,7 @@ async fn simulate(requests: u32) {
 async fn builders_are_used_by_their_weight_and_then_by_their_speed() {
     let folder = tempfile::tempdir().expect("a folder");
     let index = Index::open(&folder.path().join("index")).expect("opened");
-    let named = |name: &str| builder(name.to_owned(), BTreeSet::new());
+    let named = |name: &str| builder(name, BTreeSet::new());
     let builders = vec![
         BuilderSettings { weight: 0, ..named("spare") },
         named("slow"),

@@ -142,8 +142,8 @@ impl Machines {
     }
 
     /// The machine for a derivation among those that are free: rather another one than that on which it has
-    /// failed; of the highest weight the one that has most of
-    /// its inputs, then the one with the fewest builds for its speed, then the one that was idle for longest.
+    /// failed; of the highest weight the one that has most of its inputs, then the one with the fewest builds
+    /// for its speed, then the one that was idle for longest.
     pub(super) fn choose(&self, drv: &StorePath) -> Option<MachineId> {
         let (fits, inputs) = (self.places.fits(drv), self.places.inputs(drv));
         let free = fits.iter().map(|id| (*id, &self.machines[id.0])).filter(|(_, machine)| machine.is_free());

@@ -14,7 +14,6 @@ use crate::http::by_name::{NamedOutput, PackageAddress};
 use crate::http::call::{Call, parameters};
 use crate::http::error::Error;
 use crate::http::response_future::ResponseFuture;
-use crate::index;
 use crate::model::ProgramOwner;
 use crate::nearest::similar;
 
@@ -145,11 +144,17 @@ async fn packages(
     program: &str,
     system: Option<&str>,
 ) -> Result<Vec<ProgramPackage>, Error> {
-    let mut packages: Vec<ProgramPackage> = Vec::new();
+    let mut found = Vec::new();
     for candidate in candidates(service, program, system).await? {
         let Ok(outputs) = candidate.outputs(service).await else { continue };
         let Some(path) = outputs.first().and_then(|output| output.path().ok()) else { continue };
-        let served = is_served(service, path.hash()).await?;
+        found.push((candidate, path.clone()));
+    }
+    let hashes = found.iter().map(|(_, path)| path.hash()).collect();
+    let served = service.state.index.served(hashes).await;
+    let served = served.map_err(|error| Error::index(&error, "paths cannot be looked up"))?;
+    let mut packages: Vec<ProgramPackage> = Vec::new();
+    for (candidate, path) in found {
         let ProgramCandidate { set, attribute, system, path: read, is_static } = candidate;
         let (set, attribute) = (set.to_string(), attribute.to_string());
         if let Some(known) =
@@ -158,21 +163,15 @@ async fn packages(
             known.is_certain |= read.is_some();
             continue;
         }
-        let path = path.to_string();
         packages.push(ProgramPackage {
             set,
             attribute,
             system,
-            path,
-            served,
+            served: served.contains_key(&path.hash()),
+            path: path.to_string(),
             is_certain: read.is_some(),
             is_static,
         });
     }
     Ok(packages)
-}
-
-async fn is_served(service: &Service, hash: StorePathHash) -> Result<bool, Error> {
-    let found: Result<_, index::Error> = service.state.index.find(hash).await;
-    Ok(found.map_err(|error| Error::index(&error, "a path cannot be looked up"))?.is_some())
 }
