@@ -5,7 +5,7 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -24,6 +24,9 @@ use crate::index::{Record, Recorded};
 static FILES: [&str; 3] = ["base", "before", "added"];
 /// Bytes appended before a compaction, at least; more where the compacted ledger is larger.
 const ADDED_BYTES_MIN: u64 = 16 * 1024 * 1024;
+/// Bytes of empty lines that are written ahead of the next ones: to write over them changes no length of a
+/// file, and so takes the disk once instead of twice (the file system's journal).
+const ROOM_AHEAD: usize = 256 * 1024;
 /// Bytes of a line at most: a path that refers to a hundred thousand others.
 const LINE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// Interval at which a compaction is considered, and the pause after one failed.
@@ -70,7 +73,10 @@ pub(super) struct LedgerHandle(Arc<Mutex<Option<Ledger>>>);
 struct Ledger {
     dir: PathBuf,
     file: File,
+    /// End of the last line, where the next one is written.
     bytes: u64,
+    /// End of the empty lines behind it.
+    room: u64,
 }
 
 impl LedgerHandle {
@@ -152,29 +158,55 @@ impl Ledger {
     fn open(dir: &Path) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         let path = dir.join(FILES[2]);
-        let mut file = OpenOptions::new().read(true).append(true).create(true).mode(0o600).open(path)?;
-        let bytes = file.metadata()?.len();
-        let mut ledger = Self { dir: dir.to_owned(), file: file.try_clone()?, bytes };
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        let room = file.metadata()?.len();
+        let mut bytes = end_of_lines(&file, room)?;
         if bytes > 0 {
             // A run that was killed may have left a part of a line: the next one begins on its own.
-            file.write_all(b"\n")?;
-            ledger.bytes += 1;
+            file.write_all_at(b"\n", bytes)?;
+            bytes += 1;
         }
         File::open(dir)?.sync_all()?;
-        Ok(ledger)
+        Ok(Self { dir: dir.to_owned(), file, bytes, room: room.max(bytes) })
     }
 
     fn append(&mut self, lines: &[u8], durable: bool) -> io::Result<()> {
-        let written = self.file.write_all(lines).and_then(|()| match durable {
+        let written = self.write(lines).and_then(|()| match durable {
             true => self.file.sync_data(),
             false => Ok(()),
         });
         match written {
             Ok(()) => self.bytes += lines.len() as u64,
-            // The part of a line would spoil the next one.
-            Err(_) => self.file.set_len(self.bytes)?,
+            Err(_) => self.cut()?,
         }
         written
+    }
+
+    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+        let end = self.bytes + lines.len() as u64;
+        if end <= self.room {
+            return self.file.write_all_at(lines, self.bytes);
+        }
+        let mut with_room = lines.to_vec();
+        with_room.resize(lines.len() + ROOM_AHEAD, b'\n');
+        match self.file.write_all_at(&with_room, self.bytes) {
+            Ok(()) => self.room = end + ROOM_AHEAD as u64,
+            // The lines themselves may still have a place.
+            Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                self.cut()?;
+                self.file.write_all_at(lines, self.bytes)?;
+                self.room = end;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Removes what was written behind the last line: a part of a line would spoil the next one.
+    fn cut(&mut self) -> io::Result<()> {
+        self.room = self.bytes;
+        self.file.set_len(self.bytes)
     }
 
     fn is_due(&self) -> bool {
@@ -184,6 +216,22 @@ impl Ledger {
             Err(_) => true,
         }
     }
+}
+
+/// End of the last line that is not empty, before `end`.
+fn end_of_lines(file: &File, end: u64) -> io::Result<u64> {
+    let mut part = [0; 4096];
+    let mut behind = end;
+    while behind > 0 {
+        let begin = behind.saturating_sub(part.len() as u64);
+        let read = &mut part[..usize::try_from(behind - begin).unwrap_or_default()];
+        file.read_exact_at(read, begin)?;
+        if let Some(last) = read.iter().rposition(|byte| *byte != b'\n') {
+            return Ok(begin + last as u64 + 1);
+        }
+        behind = begin;
+    }
+    Ok(0)
 }
 
 impl Sqlite {
@@ -348,4 +396,32 @@ fn realisation(row: &Row<'_>) -> Result<Option<Realisation>, Error> {
     let (file, body): (String, String) = (row.get(0)?, row.get(1)?);
     let id = DrvOutput::from_file(&file).ok();
     Ok(id.and_then(|id| Realisation::parse(&id, body.as_bytes()).ok()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_take_the_room_ahead_of_them_also_behind_a_torn_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join(FILES[2]);
+        let mut ledger = Ledger::open(folder.path()).expect("opened");
+        assert!(!has_ledger(folder.path()), "room alone is no record");
+        ledger.append(b"one\n", true).expect("written");
+        let length = ledger.file.metadata().expect("there").len();
+        for _ in 0..100 {
+            ledger.append(b"two\n", true).expect("written");
+        }
+        assert_eq!(ledger.file.metadata().expect("there").len(), length, "they need no room of their own");
+        ledger.file.write_all_at(b"tor", ledger.bytes).expect("written");
+        drop(ledger);
+        let mut ledger = Ledger::open(folder.path()).expect("opened");
+        ledger.append(b"three\n", false).expect("written");
+        ledger.append(&[b'4'; ROOM_AHEAD * 2], false).expect("written");
+        let text = fs::read_to_string(file).expect("text");
+        let mut lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
+        assert_eq!(lines.pop().map(str::len), Some(ROOM_AHEAD * 2));
+        assert_eq!(lines, [&["one"][..], &["two"; 100], &["tor", "three"]].concat());
+    }
 }
