@@ -101,7 +101,7 @@ fn look_ups(criterion: &mut Criterion) {
     }
     for row in &rows[..BATCH] {
         let nar = NarRow { nar_hash: row.info.nar_hash, file_hash: row.info.nar_hash, file_size: 100_000 };
-        runtime.block_on(index.record_packed(nar)).expect("recorded");
+        runtime.block_on(index.record_packed(nar.into())).expect("recorded");
     }
     let mut turn = 0;
     criterion.bench_function("index, a path that is there", |b| {

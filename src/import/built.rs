@@ -9,7 +9,7 @@ use super::Importer;
 use super::store::references_first;
 use crate::adopt;
 use crate::index;
-use crate::model::{NarRow, PathRow, UploadOutcome};
+use crate::model::{NarRow, NewNar, PathRow, UploadOutcome};
 use crate::nar_store::{PackError, Packed, Received};
 use crate::nix::{DaemonError, PooledDaemon};
 use crate::packer::{self, Lease, Limits, ReceiveError};
@@ -137,7 +137,8 @@ impl Importer {
         lease: Lease,
     ) -> Result<(), TakeError> {
         let Received { packed: Packed { file_hash, file_size }, programs, .. } = received;
-        let nar = NarRow { nar_hash: info.nar_hash, file_hash, file_size };
+        let row = NarRow { nar_hash: info.nar_hash, file_hash, file_size };
+        let nar = NewNar { row, programs };
         let (path, nar_hash) = (info.path.clone(), info.nar_hash);
         let mut row = PathRow { info, built: true };
         self.0.adopter.sign(&mut row);
@@ -150,7 +151,7 @@ impl Importer {
             }
             UploadOutcome::Lacks(reference) => return Err(TakeError::Lacks(reference)),
         }
-        self.0.packer.note_uploaded(&path, nar_hash, programs).await;
+        self.0.packer.note_uploaded(&path, nar_hash).await;
         Ok(())
     }
 }

@@ -24,7 +24,7 @@ use tokio::sync::Semaphore;
 use crate::adopt::Adopter;
 use crate::caller::{Action, Caller, may, may_for};
 use crate::index::Index;
-use crate::model::{NarRow, PathRow, PushedDerivation, RealisationOutcome, UploadOutcome};
+use crate::model::{NarRow, NewNar, PathRow, PushedDerivation, RealisationOutcome, UploadOutcome};
 use crate::nar_store::Packed;
 use crate::packer::{self, LeasedNar, Limits, Packer};
 pub use built::TakeError;
@@ -346,7 +346,8 @@ impl Inner {
         derivation: Option<PushedDerivation>,
     ) -> Result<bool, UploadError> {
         let Packed { file_hash, file_size } = named.packed();
-        let nar = NarRow { nar_hash: info.nar_hash, file_hash, file_size };
+        let nar_row = NarRow { nar_hash: info.nar_hash, file_hash, file_size };
+        let nar = NewNar { row: nar_row, programs: named.programs() };
         let mut row = PathRow { info: info.clone(), built: false };
         self.adopter.sign(&mut row);
         let is_new = match self.index.publish_upload(row, nar, derivation).await? {
@@ -370,7 +371,7 @@ impl Inner {
         if let NamedNar::Received(received) = named {
             received.published();
         }
-        self.packer.note_uploaded(&info.path, info.nar_hash, named.programs()).await;
+        self.packer.note_uploaded(&info.path, info.nar_hash).await;
         Ok(is_new)
     }
 }

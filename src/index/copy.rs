@@ -219,7 +219,7 @@ mod tests {
         assert!(index.publish(vec![row(2, &[1, 2]), row(1, &[])]).await.expect("published"));
         let upstream = vec![(row(3, &[1]), upstream_nar(3))];
         assert!(index.publish_from_upstream(upstream).await.expect("published"));
-        index.record_packed(packed).await.expect("recorded");
+        index.record_packed(packed.into()).await.expect("recorded");
         index.pin("held".into(), vec![path(2).hash()]).await.expect("pinned");
         configure(index).await;
         bump(index, "one", vec![output('a', "a", false), output('b', "b", true)]).await;

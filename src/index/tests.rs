@@ -103,7 +103,7 @@ async fn nobody_is_told_what_was_true_before_an_acknowledged_write() {
             let at = usize::from(number);
             begun[at].store(step, Ordering::SeqCst);
             let written = match step % 2 {
-                1 => index.record_packed(packed(number, step)).await,
+                1 => index.record_packed(packed(number, step).into()).await,
                 _ => index.forget_packed(nar(number)).await,
             };
             written.expect("written");
@@ -151,7 +151,7 @@ pub(in crate::index) async fn every_write_that_changes_a_narinfo_is_told_of_at_o
     assert!(told(&index, hash).await.expect("served").contains("Compression: xz"));
     index.sync_upstreams(others.into()).await.expect("kept");
     assert!(told(&index, hash).await.expect("served").contains("Compression: zstd"), "no redirect any more");
-    index.record_packed(packed(1, 9)).await.expect("recorded");
+    index.record_packed(packed(1, 9).into()).await.expect("recorded");
     assert_eq!(file_size(&told(&index, hash).await.expect("served")), Some(9));
     assert!(!index.lookup_cached(hash).expect("remembered").to_come);
     index.forget_paths(nar(1)).await.expect("forgotten");

@@ -17,7 +17,7 @@ pub use catalogue::{
 };
 pub use failure::{Failure, FailureClass};
 pub use history::{BuildingUse, HourRow};
-pub use path::{Comparison, Counts, Hit, NarRow, PathRow, UpstreamNar};
+pub use path::{Comparison, Counts, Hit, NarRow, NewNar, PathRow, UpstreamNar};
 pub use pushed::{PushedDerivation, RealisationOutcome, UploadOutcome};
 pub use queue::{DurationRow, RequestRow};
 pub use retention::{Candidate, Cursor, Decision, Evicted, EvictionBounds, PinRow};

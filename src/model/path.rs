@@ -22,6 +22,21 @@ pub struct NarRow {
     pub file_size: u64,
 }
 
+/// A NAR that was stored just now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewNar {
+    /// Its file.
+    pub row: NarRow,
+    /// Names of its programs, in its folder `bin`.
+    pub programs: Vec<String>,
+}
+
+impl From<NarRow> for NewNar {
+    fn from(row: NarRow) -> Self {
+        Self { row, programs: Vec::new() }
+    }
+}
+
 /// A NAR that an upstream has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamNar {

@@ -9,7 +9,7 @@ use narinfo::{NarHash, PathInfo, StorePath};
 use super::leases::Lease;
 use super::{Error, Inner};
 use crate::index;
-use crate::model::{NarRow, PathRow, UpstreamNar};
+use crate::model::{NarRow, NewNar, PathRow, UpstreamNar};
 use crate::nar_store::{Blob, Commit, Draft, NarDigest, NarStore, PackError, Packed, Received};
 use crate::nix::DaemonError;
 
@@ -47,7 +47,8 @@ impl Inner {
             return;
         }
         let Received { packed: Packed { file_hash, file_size }, programs, .. } = received;
-        match self.record(NarRow { nar_hash: nar, file_hash, file_size }, programs).await {
+        let row = NarRow { nar_hash: nar, file_hash, file_size };
+        match self.record(NewNar { row, programs }).await {
             Ok(()) => {
                 lease.recorded();
                 self.release_roots(&path, nar).await;

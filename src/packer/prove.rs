@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::bring::Committed;
 use super::fetch::{Blame, NotFetched, upstream_nar};
 use super::{Error, Inner, Packer};
-use crate::model::NarRow;
+use crate::model::{NarRow, NewNar};
 use crate::nar_store::{Blob, Commit, Draft, Growing, NarDigest, Packed};
 use crate::single_flight::{Joined, SingleFlight};
 use crate::tail_file::reading;
@@ -131,8 +131,8 @@ impl Inner {
             // What was put elsewhere is no file of this machine; the lease protects it.
             let is_there = self.nars.is_remote() || self.is_in_place(nar, Some(written)).await?;
             if commit == Commit::Won && is_there {
-                self.index.record_packed(NarRow { nar_hash: nar, file_hash, file_size }).await?;
-                self.record_programs(nar, programs).await;
+                let row = NarRow { nar_hash: nar, file_hash, file_size };
+                self.index.record_packed(NewNar { row, programs }).await?;
             }
             Ok::<_, Error>(())
         };

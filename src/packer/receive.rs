@@ -130,10 +130,8 @@ impl Packer {
         reading.await.unwrap_or_else(|panicked| Err(io::Error::other(panicked))).map_err(Error::Store)
     }
 
-    /// Takes note that an uploaded NAR with these programs has its row: more is stored, and no path needs the
-    /// Nix store for it.
-    pub async fn note_uploaded(&self, path: &StorePath, nar: NarHash, programs: Vec<String>) {
-        self.0.record_programs(nar, programs).await;
+    /// Takes note that an uploaded NAR has its row: more is stored, and no path needs the Nix store for it.
+    pub async fn note_uploaded(&self, path: &StorePath, nar: NarHash) {
         let nars = self.0.nars.clone();
         // A mark that stays is removed by the next start. The runtime reports a panic.
         let _ = tokio::task::spawn_blocking(move || nars.unnamed().clear(nar)).await;

@@ -261,7 +261,7 @@ async fn a_received_nar_with_a_row_stays_and_equal_ones_share_its_file(fixture: 
     assert_eq!(first, second);
     let (hash, packed) = (first.nar.hash, first.packed);
     let row = NarRow { nar_hash: hash, file_hash: packed.file_hash, file_size: packed.file_size };
-    fixture.index.record_packed(row).await.expect("recorded");
+    fixture.index.record_packed(row.into()).await.expect("recorded");
     lease.recorded();
     drop(other_lease);
     fixture.packer.sweep().await;

@@ -9,7 +9,7 @@ use narinfo::NarHash;
 use super::{Error, Inner, Nar, Packer};
 use crate::causes::with_causes;
 use crate::index;
-use crate::model::NarRow;
+use crate::model::{NarRow, NewNar};
 use crate::nar_store::{Blob, NarDigest, NarStore, PackError, Packed};
 use crate::room::Room;
 use crate::tail_file::reading;
@@ -301,23 +301,11 @@ impl Inner {
     }
 
     /// Records a packed NAR and its programs. Its file is committed.
-    pub(super) async fn record(&self, row: NarRow, programs: Vec<String>) -> Result<(), index::Error> {
+    pub(super) async fn record(&self, nar: NewNar) -> Result<(), index::Error> {
         let _lock = self.file_row_lock.lock().await;
-        self.index.record_packed(row).await?;
-        self.record_programs(row.nar_hash, programs).await;
+        self.index.record_packed(nar.into()).await?;
         self.stored.notify_one();
         Ok(())
-    }
-
-    /// Records the programs of a NAR that has its row, by which packages are found.
-    pub(super) async fn record_programs(&self, nar: NarHash, programs: Vec<String>) {
-        if programs.is_empty() {
-            return;
-        }
-        if let Err(error) = self.index.record_programs(nar, programs).await {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(%nar, error, "cannot record programs: they are recorded when the NAR is listed");
-        }
     }
 
     /// Verifies and records a file without a row, which an interrupted run leaves. False if that must be
@@ -340,7 +328,7 @@ impl Inner {
                 if !self.is_in_place(nar, Some(&stored)).await? {
                     return Ok(false);
                 }
-                self.index.record_packed(NarRow { nar_hash: nar, file_hash, file_size }).await?;
+                self.index.record_packed(NarRow { nar_hash: nar, file_hash, file_size }.into()).await?;
             }
             self.stored.notify_one();
             self.release_roots(&path.info.path, nar).await;

@@ -88,7 +88,7 @@ impl Served {
 
     async fn pack(&self, number: usize) {
         let packed = NarRow { nar_hash: nar(number), file_hash: nar(number), file_size: BYTES };
-        self.index.record_packed(packed).await.expect("recorded");
+        self.index.record_packed(packed.into()).await.expect("recorded");
     }
 
     async fn pin(&self, number: usize) {

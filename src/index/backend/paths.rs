@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use narinfo::{DrvOutput, NarHash, Realisation, Signature, StorePath, StorePathHash};
 
 use super::BackendFuture;
-use crate::model::{Comparison, Counts, Hit, NarRow, PathRow, RealisationOutcome, UpstreamNar};
+use crate::model::{Comparison, Counts, Hit, NarRow, NewNar, PathRow, RealisationOutcome, UpstreamNar};
 
 /// Served paths and their signatures.
 pub trait Paths {
@@ -63,8 +63,8 @@ pub trait Nars {
     /// Packed NARs behind `after`, in the order of their hashes: a batch, empty at the end.
     fn nars(&self, after: Option<NarHash>) -> BackendFuture<'_, Vec<NarRow>>;
 
-    /// Records a packed NAR. The file must be durable before this is called.
-    fn record_packed(&self, nar: NarRow) -> BackendFuture<'_, ()>;
+    /// Records a packed NAR with its programs. The file must be durable before this is called.
+    fn record_packed(&self, nar: NewNar) -> BackendFuture<'_, ()>;
 
     /// Takes back that a NAR is packed: its file is gone. Its paths stay served from the Nix store.
     fn forget_packed(&self, nar: NarHash) -> BackendFuture<'_, ()>;

@@ -7,17 +7,17 @@ use narinfo::StorePath;
 use narinfo::derivation::InputHash;
 
 use super::BackendFuture;
-use crate::model::{NarRow, PathRow, PushedDerivation, UploadOutcome};
+use crate::model::{NewNar, PathRow, PushedDerivation, UploadOutcome};
 
 /// Uploads, and pushed derivations for as long as their own paths are served.
 pub trait Pushes {
-    /// Publishes an upload whose file is durable: its path, its NAR and, for a derivation, what it makes, all
-    /// or nothing. A hash that is served already keeps its row; where that has the same name and contents,
-    /// the NAR and the derivation are recorded all the same.
+    /// Publishes an upload whose file is durable: its path, its NAR with its programs and, for a derivation,
+    /// what it makes, all or nothing. A hash that is served already keeps its row; where that has the same
+    /// name and contents, the NAR and the derivation are recorded all the same.
     fn publish_upload(
         &self,
         path: PathRow,
-        nar: NarRow,
+        nar: NewNar,
         derivation: Option<PushedDerivation>,
     ) -> BackendFuture<'_, UploadOutcome>;
 

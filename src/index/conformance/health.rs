@@ -99,7 +99,7 @@ pub(super) async fn each_write_that_changes_an_answer_is_told_once_in_its_order(
         changes.removed.sort_unstable();
         assert_eq!((*next, &*changes), (sequence, &expected));
     };
-    index.record_packed(packed(1)).await.expect("recorded");
+    index.record_packed(packed(1).into()).await.expect("recorded");
     told(Changes::changed(hashes(&[1, 2])));
     // What changes no answer is not told.
     assert!(!index.publish(vec![row(5, &[9])]).await.expect("asked"));

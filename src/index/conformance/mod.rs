@@ -109,6 +109,7 @@ promises! {
     an_hour_has_the_latest_totals_and_all_its_events,
     all_hashes_are_sent_that_may_be_answered,
     a_program_is_found_by_what_was_read_and_by_what_descriptions_say,
+    programs_are_recorded_with_the_nar_that_has_them_or_not_at_all,
     the_programs_of_an_evicted_path_are_remembered_with_it,
     a_realisation_goes_with_the_path_that_it_names_and_with_those_it_needs,
     none_is_published_when_one_names_a_path_that_is_not_served,

@@ -41,7 +41,7 @@ pub(super) async fn a_nar_is_found_with_its_paths_and_its_file(index: Index) {
     assert!(both.contains(&row.info.path) && file.is_none());
     assert_eq!(index.packed(nar(1)).await.expect("read"), None);
     for file in [packed(1, 5), packed(1, 6)] {
-        index.record_packed(file).await.expect("recorded");
+        index.record_packed(file.into()).await.expect("recorded");
         assert_eq!(index.packed(nar(1)).await.expect("read"), Some(file));
         assert_eq!(index.nar(nar(1)).await.expect("read").expect("served").1, Some(file));
     }
@@ -62,7 +62,7 @@ pub(super) async fn what_only_the_nix_store_has_is_to_be_packed_the_oldest_first
     assert!(index.publish(vec![row(1, &[])]).await.expect("published"));
     assert!(index.publish_from_upstream(vec![(row(3, &[]), upstream_nar(3))]).await.expect("published"));
     assert_eq!(unpacked(&index).await, [path(2), path(1)]);
-    index.record_packed(packed(2, 1)).await.expect("recorded");
+    index.record_packed(packed(2, 1).into()).await.expect("recorded");
     assert_eq!(unpacked(&index).await, [path(1)]);
     index.forget_packed(nar(2)).await.expect("forgotten");
     assert_eq!(unpacked(&index).await, [path(2), path(1)]);
@@ -76,7 +76,7 @@ pub(super) async fn what_only_the_nix_store_has_is_to_be_packed_the_oldest_first
 pub(super) async fn packed_nars_come_in_order_and_those_of_no_path_apart(index: Index) {
     assert!(index.publish(vec![row(2, &[]), row(4, &[])]).await.expect("published"));
     for digit in [4, 1, 3, 2] {
-        index.record_packed(packed(digit, digit.into())).await.expect("recorded");
+        index.record_packed(packed(digit, digit.into()).into()).await.expect("recorded");
     }
     let all: Vec<_> = (1..=4).map(|digit| packed(digit, digit.into())).collect();
     assert_eq!(index.nars(None).await.expect("read"), all);
@@ -106,7 +106,7 @@ pub(super) async fn upstreams_that_are_configured_no_more_take_along_what_only_t
     ];
     assert!(index.publish_from_upstream(rows).await.expect("published"));
     assert!(index.publish(vec![row(4, &[])]).await.expect("published"));
-    index.record_packed(packed(2, 1)).await.expect("recorded");
+    index.record_packed(packed(2, 1).into()).await.expect("recorded");
     index.sync_upstreams(configured(&[("b", true)])).await.expect("written");
     let all = (1..=4).map(|digit| path(digit).hash()).collect();
     let served: Vec<StorePath> = index.served(all).await.expect("read").into_values().collect();

@@ -65,7 +65,7 @@ pub(super) async fn a_closure_of_an_upstream_comes_with_the_addresses_there(inde
     assert_eq!(found(&index, 2).await.expect("served").redirect, Some(redirecting));
     // What is packed is served from here.
     let packed = NarRow { nar_hash: nar(2), file_hash: nar(9), file_size: 1 };
-    index.record_packed(packed).await.expect("recorded");
+    index.record_packed(packed.into()).await.expect("recorded");
     let expected = Hit { row: row(2, &[1]), packed: Some(packed), redirect: None };
     assert_eq!(found(&index, 2).await, Some(expected));
 }
@@ -118,7 +118,7 @@ pub(super) async fn the_totals_follow_what_comes_and_goes(index: Index) {
     assert!(index.publish(vec![row(1, &[]), row(2, &[])]).await.expect("published"));
     let packed = |digit, file_size| NarRow { nar_hash: nar(digit), file_hash: nar(9), file_size };
     for nar in [packed(1, 10), packed(2, 5), packed(1, 20)] {
-        index.record_packed(nar).await.expect("recorded");
+        index.record_packed(nar.into()).await.expect("recorded");
     }
     let counts = index.counts().await.expect("read");
     assert_eq!(counts, Counts { paths: 2, nars: 2, nar_bytes: 25, ..Counts::default() });

@@ -3,7 +3,8 @@
 use crate::index::Index;
 use crate::index::samples::{at, bump, configure, down_to, drv, nar, path, row};
 use crate::model::{
-    AttributeName, AttributeRow, Evicted, GenerationSize, NewGeneration, OutputRow, ProgramOwner,
+    AttributeName, AttributeRow, Evicted, GenerationSize, NarRow, NewGeneration, NewNar, OutputRow,
+    ProgramOwner, UploadOutcome,
 };
 
 const LINUX: &str = "a-linux";
@@ -19,6 +20,10 @@ fn package(attribute: &str, program: Option<&str>, digit: u8, denied: bool) -> (
         denied,
     };
     (row, OutputRow { hash: path(digit).hash(), drv: drv(attribute), denied })
+}
+
+fn packed(digit: u8) -> NarRow {
+    NarRow { nar_hash: nar(digit), file_hash: nar(9), file_size: 5 }
 }
 
 /// Makes a generation of the set `one` with these packages.
@@ -79,12 +84,24 @@ pub(super) async fn a_program_is_found_by_what_was_read_and_by_what_descriptions
     assert_eq!(owners(&index, "rg").await, []);
 }
 
+pub(super) async fn programs_are_recorded_with_the_nar_that_has_them_or_not_at_all(index: Index) {
+    let new = |digit, program: &str| NewNar { row: packed(digit), programs: vec![program.to_owned()] };
+    assert!(index.publish(vec![row(1, &[])]).await.expect("published"));
+    index.record_packed(new(1, "jq")).await.expect("recorded");
+    assert_eq!(index.programs_of(nar(1), 9).await.expect("read"), ["jq"]);
+    let lacking = index.publish_upload(row(3, &[2]), new(3, "fd"), None).await.expect("asked");
+    assert_eq!(lacking, UploadOutcome::Lacks(path(2)));
+    assert_eq!(index.programs_of(nar(3), 9).await.expect("read"), [""; 0], "nothing is left of it");
+    let published = index.publish_upload(row(2, &[]), new(2, "rg"), None).await.expect("written");
+    assert_eq!(published, UploadOutcome::Published);
+    assert_eq!(index.programs_of(nar(2), 9).await.expect("read"), ["rg"]);
+}
+
 pub(super) async fn the_programs_of_an_evicted_path_are_remembered_with_it(index: Index) {
     configure(&index).await;
     assert!(index.publish(vec![row(1, &[])]).await.expect("published"));
-    let packed = crate::model::NarRow { nar_hash: nar(1), file_hash: nar(9), file_size: 5 };
-    index.record_packed(packed).await.expect("recorded");
-    record(&index, 1, &["jq"]).await;
+    let new = NewNar { row: packed(1), programs: vec!["jq".to_owned()] };
+    index.record_packed(new).await.expect("recorded");
     generation(&index, vec![package("jq", None, 1, false)]).await;
     index.access_log().note(nar(1));
     index.record_uses(at(1)).await.expect("written");

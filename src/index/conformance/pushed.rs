@@ -15,7 +15,7 @@ fn packed(digit: u8) -> NarRow {
 }
 
 pub(super) async fn an_upload_is_published_whole_once_and_never_over_another_path(index: Index) {
-    let upload = |row, digit| index.publish_upload(row, packed(digit), None);
+    let upload = |row, digit| index.publish_upload(row, packed(digit).into(), None);
     assert_eq!(upload(row(2, &[1, 2]), 2).await.expect("asked"), UploadOutcome::Lacks(path(1)));
     assert_eq!(index.packed(nar(2)).await.expect("read"), None, "nothing is left of it");
     assert_eq!(upload(row(1, &[]), 1).await.expect("written"), UploadOutcome::Published);
@@ -46,7 +46,7 @@ pub(super) async fn a_pushed_derivation_is_found_by_its_outputs_and_its_name_unt
     };
     index.fill_filter().await.expect("read");
     assert!(index.definitely_absent(path(5).hash()));
-    index.publish_upload(row, packed(1), Some(derivation.clone())).await.expect("written");
+    index.publish_upload(row, packed(1).into(), Some(derivation.clone())).await.expect("written");
     assert!(!index.definitely_absent(path(5).hash()));
     let maker = Maker { drv: drv.clone(), denied_by: None };
     assert_eq!(index.makers(path(5).hash()).await.expect("read"), [maker]);

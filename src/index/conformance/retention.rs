@@ -11,7 +11,7 @@ async fn serve(index: &Index) {
     assert!(index.publish(vec![row(2, &[1, 2]), row(1, &[])]).await.expect("published"));
     for digit in [1, 2] {
         let packed = NarRow { nar_hash: nar(digit), file_hash: nar(9), file_size: u64::from(digit) };
-        index.record_packed(packed).await.expect("recorded");
+        index.record_packed(packed.into()).await.expect("recorded");
     }
 }
 
@@ -67,7 +67,7 @@ pub(super) async fn what_is_pinned_or_not_packed_yet_is_retained_with_all_that_i
     assert!(index.publish(vec![row(3, &[]), row(4, &[3]), row(5, &[])]).await.expect("published"));
     for digit in [3, 5] {
         let packed = NarRow { nar_hash: nar(digit), file_hash: nar(9), file_size: 1 };
-        index.record_packed(packed).await.expect("recorded");
+        index.record_packed(packed.into()).await.expect("recorded");
     }
     for digit in 1..=5 {
         index.access_log().note(nar(digit));
@@ -102,7 +102,7 @@ pub(super) async fn a_file_goes_with_the_last_path_that_has_its_contents(index: 
     let twin = row_of(PathInfo { path: path(2), references: [path(1)].into(), ..row(1, &[]).info });
     assert!(index.publish(vec![row(1, &[]), twin]).await.expect("published"));
     let packed = NarRow { nar_hash: nar(1), file_hash: nar(9), file_size: 5 };
-    index.record_packed(packed).await.expect("recorded");
+    index.record_packed(packed.into()).await.expect("recorded");
     index.access_log().note(nar(1));
     let of = |candidates: Vec<Candidate>| {
         candidates.into_iter().map(|candidate| (candidate.path, candidate.file_bytes)).collect::<Vec<_>>()

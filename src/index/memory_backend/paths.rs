@@ -9,7 +9,7 @@ use super::{MemoryBackend, Served, State, done};
 use crate::index::backend::{
     BackendFuture, Changes, Comparisons, Nars, Paths, RealisationStore, UpstreamNars,
 };
-use crate::model::{Comparison, Counts, Hit, NarRow, PathRow, RealisationOutcome, UpstreamNar};
+use crate::model::{Comparison, Counts, Hit, NarRow, NewNar, PathRow, RealisationOutcome, UpstreamNar};
 
 /// Rows in one batch: few, so that tests see several.
 const BATCH: usize = 16;
@@ -263,10 +263,10 @@ impl Nars for MemoryBackend {
         done(behind.take(BATCH).copied().collect())
     }
 
-    fn record_packed(&self, nar: NarRow) -> BackendFuture<'_, ()> {
+    fn record_packed(&self, nar: NewNar) -> BackendFuture<'_, ()> {
         let mut state = self.state();
-        state.nars.insert(nar.nar_hash, nar);
-        let changed = state.hashes_of(nar.nar_hash);
+        let changed = state.hashes_of(nar.row.nar_hash);
+        state.insert_new(nar);
         state.tell(&Changes::changed(changed));
         done(())
     }

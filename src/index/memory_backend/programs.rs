@@ -6,9 +6,19 @@ use narinfo::{NarHash, StorePathHash};
 
 use super::{MemoryBackend, State, done};
 use crate::index::backend::{BackendFuture, Programs};
-use crate::model::ProgramOwner;
+use crate::model::{NewNar, ProgramOwner};
 
 impl State {
+    /// Records a packed NAR in place of an earlier file, with its programs.
+    pub(super) fn insert_new(&mut self, nar: NewNar) {
+        self.nars.insert(nar.row.nar_hash, nar.row);
+        self.insert_programs(nar.row.nar_hash, nar.programs);
+    }
+
+    fn insert_programs(&mut self, nar: NarHash, programs: Vec<String>) {
+        self.programs.extend(programs.into_iter().map(|program| (program, nar)));
+    }
+
     /// Paths that have or had one of these NARs.
     fn hashes_of_all(&self, nars: &BTreeSet<NarHash>) -> BTreeSet<StorePathHash> {
         let served = self.paths.iter().filter(|(_, served)| nars.contains(&served.row.info.nar_hash));
@@ -19,7 +29,7 @@ impl State {
 
 impl Programs for MemoryBackend {
     fn record_programs(&self, nar: NarHash, programs: Vec<String>) -> BackendFuture<'_, ()> {
-        self.state().programs.extend(programs.into_iter().map(|program| (program, nar)));
+        self.state().insert_programs(nar, programs);
         done(())
     }
 

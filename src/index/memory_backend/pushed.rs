@@ -9,7 +9,7 @@ use narinfo::{StorePath, StorePathHash};
 
 use super::{MemoryBackend, State, done};
 use crate::index::backend::{BackendFuture, Pushes};
-use crate::model::{NarRow, PathRow, PushedDerivation, UploadOutcome};
+use crate::model::{NewNar, PathRow, PushedDerivation, UploadOutcome};
 
 impl State {
     /// Hashes that pushed derivations can build.
@@ -33,7 +33,7 @@ impl Pushes for MemoryBackend {
     fn publish_upload(
         &self,
         path: PathRow,
-        nar: NarRow,
+        nar: NewNar,
         derivation: Option<PushedDerivation>,
     ) -> BackendFuture<'_, UploadOutcome> {
         let mut state = self.state();
@@ -54,8 +54,8 @@ impl Pushes for MemoryBackend {
             return done(UploadOutcome::Lacks(lacking.clone()));
         }
         let mut changes = state.publish(std::iter::once(&path)).unwrap_or_default();
-        state.nars.insert(nar.nar_hash, nar);
-        changes.changed.extend(state.hashes_of(nar.nar_hash));
+        changes.changed.extend(state.hashes_of(nar.row.nar_hash));
+        state.insert_new(nar);
         if let Some(derivation) = derivation {
             changes.added.extend(derivation.outputs.values().map(StorePath::hash));
             state.pushed.insert(derivation.drv.hash(), (derivation, SystemTime::now()));

@@ -5,13 +5,14 @@ use std::time::SystemTime;
 use narinfo::{NarHash, StorePath};
 
 use super::paths::paths_of;
+use super::program::insert_programs;
 use super::rows::{PATH_COLUMNS, joined_nar_row, nar_bytes, nar_hash, nar_row, path_row};
 use super::session::DatabaseSession;
 use super::transaction::Domain;
 use super::{Error, Postgres};
 use crate::index::backend::{BackendFuture, Changes, Nars};
 use crate::index::columns::{signed, to_unix};
-use crate::model::{NarRow, PathRow};
+use crate::model::{NarRow, NewNar, PathRow};
 
 /// NARs that are listed at once.
 const NARS_AT_ONCE: i64 = 256;
@@ -86,11 +87,11 @@ impl Nars for Postgres {
         self.read(after, |session, after| Box::pin(nars_behind(session, *after, "TRUE")))
     }
 
-    fn record_packed(&self, nar: NarRow) -> BackendFuture<'_, ()> {
+    fn record_packed(&self, nar: NewNar) -> BackendFuture<'_, ()> {
         self.write(Domain::Paths, nar, |session, nar| {
             Box::pin(async move {
-                upsert_nars(session, std::slice::from_ref(nar)).await?;
-                Ok((Changes::changed(paths_of(session, &[nar.nar_hash]).await?), ()))
+                insert_new(session, nar).await?;
+                Ok((Changes::changed(paths_of(session, &[nar.row.nar_hash]).await?), ()))
             })
         })
     }
@@ -118,6 +119,12 @@ pub(super) async fn nars_behind(
     let after = after.map_or_else(Vec::new, |nar| nar.as_bytes().to_vec());
     let rows = session.rows(&sql, &[&after, &NARS_AT_ONCE]).await?;
     rows.iter().map(|row| nar_row(row, 0)).collect()
+}
+
+/// Records a packed NAR in place of an earlier file, with its programs.
+pub(super) async fn insert_new(session: &DatabaseSession, nar: &NewNar) -> Result<(), Error> {
+    upsert_nars(session, &[nar.row]).await?;
+    insert_programs(session, nar.row.nar_hash, &nar.programs).await
 }
 
 /// Records stored NARs, each in place of an earlier file; the last one of each counts.

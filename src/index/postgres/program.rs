@@ -31,14 +31,8 @@ const LIKE: &str = "SELECT name FROM program WHERE name >= $1 AND name < $2 COLL
 
 impl Programs for Postgres {
     fn record_programs(&self, nar: NarHash, programs: Vec<String>) -> BackendFuture<'_, ()> {
-        let programs: Vec<String> = programs.iter().map(|program| text(program)).collect();
-        self.write(Domain::Rest, (nar, programs), |session, (nar, programs)| {
-            Box::pin(async move {
-                let sql = "INSERT INTO program SELECT DISTINCT name, $2::bytea FROM unnest($1::text[]) AS new (name) \
-                    ON CONFLICT DO NOTHING";
-                session.execute(sql, &[programs, &nar.as_bytes().as_slice()]).await?;
-                Ok(quiet(()))
-            })
+        self.write(Domain::Paths, (nar, programs), |session, (nar, programs)| {
+            Box::pin(async move { insert_programs(session, *nar, programs).await.map(quiet) })
         })
     }
 
@@ -69,6 +63,21 @@ impl Programs for Postgres {
             })
         })
     }
+}
+
+/// Records the names of a NAR's programs.
+pub(super) async fn insert_programs(
+    session: &DatabaseSession,
+    nar: NarHash,
+    programs: &[String],
+) -> Result<(), Error> {
+    if programs.is_empty() {
+        return Ok(());
+    }
+    let sql = "INSERT INTO program SELECT DISTINCT name, $2::bytea FROM unnest($1::text[]) AS new (name) \
+        ON CONFLICT DO NOTHING";
+    let programs: Vec<String> = programs.iter().map(|program| text(program)).collect();
+    session.execute(sql, &[&programs, &nar.as_bytes().as_slice()]).await.map(drop)
 }
 
 async fn owners(session: &DatabaseSession, program: &String, max: i64) -> Result<Vec<ProgramOwner>, Error> {

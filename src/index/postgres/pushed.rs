@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use narinfo::derivation::InputHash;
 use narinfo::{StorePath, StorePathHash};
 
-use super::nar::upsert_nars;
+use super::nar::insert_new;
 use super::paths::{first_lacking, insert_paths, paths_of};
 use super::rows::{PATH_COLUMNS, base_name, hash_texts, optional_hash, path_row};
 use super::session::{DatabaseSession, column};
@@ -14,13 +14,13 @@ use super::transaction::{Domain, quiet};
 use super::{Error, Postgres};
 use crate::index::backend::{BackendFuture, Changes, Pushes};
 use crate::index::columns::{store_path, to_unix};
-use crate::model::{NarRow, PathRow, PushedDerivation, UploadOutcome};
+use crate::model::{NewNar, PathRow, PushedDerivation, UploadOutcome};
 
 impl Pushes for Postgres {
     fn publish_upload(
         &self,
         path: PathRow,
-        nar: NarRow,
+        nar: NewNar,
         derivation: Option<PushedDerivation>,
     ) -> BackendFuture<'_, UploadOutcome> {
         self.write(Domain::Paths, (path, nar, derivation), |session, (path, nar, derivation)| {
@@ -92,7 +92,7 @@ impl Pushes for Postgres {
 async fn publish(
     session: &DatabaseSession,
     path: &PathRow,
-    nar: &NarRow,
+    nar: &NewNar,
     derivation: Option<&PushedDerivation>,
 ) -> Result<(Changes, UploadOutcome), Error> {
     let hash = path.info.path.hash();
@@ -111,10 +111,10 @@ async fn publish(
         }
     };
     // The NAR first: a path without one is to be packed.
-    upsert_nars(session, std::slice::from_ref(nar)).await?;
+    insert_new(session, nar).await?;
     insert_paths(session, std::slice::from_ref(path)).await?;
     let mut changes = Changes::added(vec![hash]);
-    changes.changed = paths_of(session, &[nar.nar_hash]).await?;
+    changes.changed = paths_of(session, &[nar.row.nar_hash]).await?;
     if let Some(derivation) = derivation {
         insert(session, std::slice::from_ref(derivation)).await?;
         changes.added.extend(derivation.outputs.values().map(StorePath::hash));

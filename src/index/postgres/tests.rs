@@ -55,7 +55,9 @@ async fn what_one_server_writes_the_others_know() {
     until("the other one knows", || !two.definitely_absent(path(1).hash())).await;
     assert!(two.definitely_absent(path(2).hash()), "it has read no more than what changed");
     cache(&two, 1).await;
-    one.record_packed(NarRow { nar_hash: nar(1), file_hash: nar(9), file_size: 1 }).await.expect("recorded");
+    one.record_packed(NarRow { nar_hash: nar(1), file_hash: nar(9), file_size: 1 }.into())
+        .await
+        .expect("recorded");
     until("the narinfo is another one", || two.lookup_cached(path(1).hash()).is_none()).await;
     cache(&two, 1).await;
     one.forget_paths(nar(1)).await.expect("forgotten");

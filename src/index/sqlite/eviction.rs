@@ -214,7 +214,7 @@ mod tests {
         });
         assert!(index.publish(rows.collect()).await.expect("published"));
         let packed = NarRow { nar_hash: nar(1), file_hash: nar(9), file_size: 1 };
-        index.record_packed(packed).await.expect("recorded");
+        index.record_packed(packed.into()).await.expect("recorded");
         // Each layer refers to all of the one below: more to look at than one transaction may.
         assert!(u64::from(width * width * (layers - 1)) > 8_000);
         index.access_log().note(nar(1));

@@ -5,11 +5,12 @@ use std::time::SystemTime;
 use narinfo::{NarHash, StorePath};
 use rusqlite::{Row, Transaction, params};
 
+use super::program::insert_programs;
 use super::rows::{PATH_COLUMN_COUNT, PATH_COLUMNS, nar_row, path_row, signed, to_unix};
 use super::stored::nars_behind;
 use super::{Error, Sqlite, paths_of};
 use crate::index::backend::{BackendFuture, Changes, Nars};
-use crate::model::{NarRow, PathRow};
+use crate::model::{NarRow, NewNar, PathRow};
 
 impl Nars for Sqlite {
     fn path_with_nar(&self, nar: NarHash) -> BackendFuture<'_, Option<PathRow>> {
@@ -84,10 +85,10 @@ impl Nars for Sqlite {
         })
     }
 
-    fn record_packed(&self, nar: NarRow) -> BackendFuture<'_, ()> {
+    fn record_packed(&self, nar: NewNar) -> BackendFuture<'_, ()> {
         self.change(move |transaction| {
-            upsert_nar(transaction, &nar)?;
-            Ok((Changes::changed(paths_of(transaction, nar.nar_hash)?), ()))
+            insert_new(transaction, &nar)?;
+            Ok((Changes::changed(paths_of(transaction, nar.row.nar_hash)?), ()))
         })
     }
 
@@ -97,6 +98,12 @@ impl Nars for Sqlite {
             Ok((Changes::changed(paths_of(transaction, nar)?), ()))
         })
     }
+}
+
+/// Records a packed NAR in place of an earlier file, with its programs.
+pub(super) fn insert_new(transaction: &Transaction<'_>, nar: &NewNar) -> Result<(), Error> {
+    upsert_nar(transaction, &nar.row)?;
+    insert_programs(transaction, nar.row.nar_hash, &nar.programs)
 }
 
 /// Records a packed NAR in place of an earlier file.
@@ -181,7 +188,7 @@ mod tests {
                         }
                         2 => {
                             let packed = NarRow { nar_hash: nar(digit), file_hash: nar(9), file_size: 1 };
-                            index.record_packed(packed).await.expect("recorded");
+                            index.record_packed(packed.into()).await.expect("recorded");
                         }
                         3 => index.forget_packed(nar(digit)).await.expect("forgotten"),
                         4 => index.forget_paths(nar(digit)).await.expect("forgotten"),

@@ -2,10 +2,10 @@
 //! descriptions of packages say.
 
 use narinfo::NarHash;
-use rusqlite::params;
+use rusqlite::{Transaction, params};
 
-use super::Sqlite;
 use super::rows::corrupt;
+use super::{Error, Sqlite};
 use crate::index::backend::{BackendFuture, Programs};
 use crate::model::{AttributeName, ProgramOwner};
 
@@ -35,13 +35,7 @@ const LIKE: &str = "SELECT DISTINCT name FROM program WHERE name >= ?1 AND name 
 
 impl Programs for Sqlite {
     fn record_programs(&self, nar: NarHash, programs: Vec<String>) -> BackendFuture<'_, ()> {
-        self.write(move |transaction| {
-            let mut insert = transaction.prepare_cached("INSERT OR IGNORE INTO program VALUES (?1, ?2)")?;
-            for program in &programs {
-                insert.execute(params![program, nar.as_bytes()])?;
-            }
-            Ok(())
-        })
+        self.write(move |transaction| insert_programs(transaction, nar, &programs))
     }
 
     fn programs_of(&self, nar: NarHash, max: u32) -> BackendFuture<'_, Vec<String>> {
@@ -79,6 +73,19 @@ impl Programs for Sqlite {
             Ok(names.collect::<Result<_, _>>()?)
         })
     }
+}
+
+/// Records the names of a NAR's programs.
+pub(super) fn insert_programs(
+    transaction: &Transaction<'_>,
+    nar: NarHash,
+    programs: &[String],
+) -> Result<(), Error> {
+    let mut insert = transaction.prepare_cached("INSERT OR IGNORE INTO program VALUES (?1, ?2)")?;
+    for program in programs {
+        insert.execute(params![program, nar.as_bytes()])?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

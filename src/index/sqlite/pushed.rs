@@ -7,18 +7,18 @@ use narinfo::derivation::InputHash;
 use narinfo::{StorePath, StorePathHash};
 use rusqlite::{Connection, Row, Transaction, params};
 
-use super::nar::upsert_nar;
+use super::nar::insert_new;
 use super::paths::{first_lacking, insert_paths, paths_of};
 use super::rows::{PATH_COLUMNS, corrupt, path_row, to_unix};
 use super::{Error, Sqlite};
 use crate::index::backend::{BackendFuture, Changes, Pushes};
-use crate::model::{NarRow, PathRow, PushedDerivation, UploadOutcome};
+use crate::model::{NewNar, PathRow, PushedDerivation, UploadOutcome};
 
 impl Pushes for Sqlite {
     fn publish_upload(
         &self,
         path: PathRow,
-        nar: NarRow,
+        nar: NewNar,
         derivation: Option<PushedDerivation>,
     ) -> BackendFuture<'_, UploadOutcome> {
         self.change(move |transaction| {
@@ -37,10 +37,10 @@ impl Pushes for Sqlite {
                 }
             };
             // The NAR first: a path without one is to be packed.
-            upsert_nar(transaction, &nar)?;
+            insert_new(transaction, &nar)?;
             insert_paths(transaction, [&path])?;
             let mut changes = Changes::added(vec![hash]);
-            changes.changed = paths_of(transaction, nar.nar_hash)?;
+            changes.changed = paths_of(transaction, nar.row.nar_hash)?;
             if let Some(derivation) = derivation {
                 insert(transaction, &derivation)?;
                 changes.added.extend(derivation.outputs.values().map(StorePath::hash));

@@ -140,7 +140,7 @@ mod tests {
         // Not packed yet: Nix has it still.
         index.publish(vec![row(1, &[])]).await.expect("published");
         assert!(records(dir).is_empty());
-        index.record_packed(packed(1)).await.expect("recorded");
+        index.record_packed(packed(1).into()).await.expect("recorded");
         let expected = Recorded { path: row(1, &[]), packed: Some(packed(1)), upstreams: Vec::new() };
         assert_eq!(records(dir), [expected]);
         // Another path with contents that are packed already, and one that an upstream has.
@@ -154,7 +154,7 @@ mod tests {
 
         // Written out, it says no less, and what comes later is added.
         index.compact_ledger().await.expect("written out");
-        index.record_packed(packed(3)).await.expect("recorded");
+        index.record_packed(packed(3).into()).await.expect("recorded");
         let mut again = records(dir);
         assert_eq!(again.pop().expect("the last").packed, Some(packed(3)));
         again.sort_by_key(|recorded| recorded.path.info.path.to_string());

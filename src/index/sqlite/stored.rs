@@ -49,7 +49,7 @@ mod tests {
         let file = folder.path().join("index");
         let index = Index::open(&file).expect("opened");
         let pack = |digit, file_size| {
-            index.record_packed(NarRow { nar_hash: nar(digit), file_hash: nar(9), file_size })
+            index.record_packed(NarRow { nar_hash: nar(digit), file_hash: nar(9), file_size }.into())
         };
         for (digit, bytes, sum) in [(1, 10, 10), (2, 5, 15), (1, 7, 12)] {
             pack(digit, bytes).await.expect("recorded");
@@ -87,7 +87,7 @@ mod tests {
         };
         for number in (0..600).rev() {
             let packed = NarRow { nar_hash: nar(number), file_hash: nar(0), file_size: 1 };
-            index.record_packed(packed).await.expect("recorded");
+            index.record_packed(packed.into()).await.expect("recorded");
         }
         let (mut listed, mut after) = (Vec::new(), None);
         loop {
