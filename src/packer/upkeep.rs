@@ -303,7 +303,7 @@ impl Inner {
     /// Records a packed NAR and its programs. Its file is committed.
     pub(super) async fn record(&self, nar: NewNar) -> Result<(), index::Error> {
         let _lock = self.file_row_lock.lock().await;
-        self.index.record_packed(nar.into()).await?;
+        self.index.record_packed(nar).await?;
         self.stored.notify_one();
         Ok(())
     }
