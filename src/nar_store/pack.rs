@@ -37,7 +37,7 @@ impl NarStore {
     /// # Errors
     /// The tree cannot be read or is not the one promised, or the file cannot be written.
     pub fn pack(&self, draft: &Draft, source: &Path, promised: NarDigest) -> Result<Received, Error> {
-        let make = |chunks: &mut ChunkWriter| dump(source, chunks);
+        let make = |chunks: &mut ChunkWriter<'_>| dump(source, chunks);
         let received = compress(draft, &self.settings, Promise::Exactly(promised), Origin::Tree, make)?;
         // The names only help to find it: a tree that is gone by now has none.
         let programs = narinfo::nar::programs_of(source).unwrap_or_default();
@@ -54,7 +54,7 @@ impl NarStore {
         mut input: impl Read + Send,
         promised: NarDigest,
     ) -> Result<Received, Error> {
-        let make = |chunks: &mut ChunkWriter| copy(&mut input, chunks, |_| Ok(()));
+        let make = |chunks: &mut ChunkWriter<'_>| copy(&mut input, chunks, |_| Ok(()));
         compress(draft, &self.settings, Promise::Exactly(promised), Origin::Sent(None), make)
     }
 
@@ -82,7 +82,7 @@ impl NarStore {
 }
 
 /// Writes the NAR of a file tree to `chunks`.
-pub(super) fn dump(source: &Path, chunks: &mut ChunkWriter) -> Result<(), Error> {
+pub(super) fn dump(source: &Path, chunks: &mut ChunkWriter<'_>) -> Result<(), Error> {
     if source.symlink_metadata().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
         return Err(Error::Vanished);
     }
@@ -95,11 +95,40 @@ pub(super) fn compress(
     settings: &Settings,
     promise: Promise,
     origin: Origin<'_>,
-    make: impl FnOnce(&mut ChunkWriter) -> Result<(), Error> + Send,
+    make: impl FnOnce(&mut ChunkWriter<'_>) -> Result<(), Error> + Send,
 ) -> Result<Received, Error> {
+    let mut encoder = None;
+    let Verified { digest: nar, programs } = verify(promise, origin, make, |chunk| {
+        let encoder = match &mut encoder {
+            Some(encoder) => encoder,
+            // A first chunk that is not full is all there is, or its sender is slow.
+            none => none.insert(encoder_of(draft, settings, promise, chunk.len() == CHUNK_BYTES)?),
+        };
+        encoder.write_all(chunk)?;
+        // Its maker waits for more, and so do the readers.
+        if chunk.len() < CHUNK_BYTES { encoder.flush() } else { Ok(()) }
+    })?;
+    let encoder = match encoder {
+        Some(encoder) => encoder,
+        None => encoder_of(draft, settings, promise, false)?,
+    };
+    Ok(Received { nar, packed: encoder.finish()?.packed()?, programs })
+}
+
+/// Encoder into `draft`; on several threads if it is to get more than one chunk.
+fn encoder_of<'d>(
+    draft: &'d Draft,
+    settings: &Settings,
+    promise: Promise,
+    more: bool,
+) -> io::Result<zstd::Encoder<'static, Measured<'d>>> {
     let Settings { zstd_level, zstd_threads, .. } = *settings;
     let mut encoder = zstd::Encoder::new(Measured::new(draft), zstd_level)?;
-    if zstd_threads > 1 && zstd_level <= PARALLEL_ZSTD_LEVEL_MAX {
+    let more = match promise {
+        Promise::Exactly(NarDigest { bytes, .. }) => bytes > CHUNK_BYTES as u64,
+        Promise::AtMost(_) => more,
+    };
+    if more && zstd_threads > 1 && zstd_level <= PARALLEL_ZSTD_LEVEL_MAX {
         encoder.multithread(zstd_threads)?;
         encoder.set_parameter(CParameter::JobSize(JOB_BYTES))?;
     }
@@ -110,10 +139,5 @@ pub(super) fn compress(
     // What does not compress is stored as it is: without this, damage in it would be decompressed without an
     // error.
     encoder.include_checksum(true)?;
-    let Verified { digest: nar, programs } = verify(promise, origin, make, |chunk| {
-        encoder.write_all(chunk)?;
-        // Its maker waits for more, and so do the readers.
-        if chunk.len() < CHUNK_BYTES { encoder.flush() } else { Ok(()) }
-    })?;
-    Ok(Received { nar, packed: encoder.finish()?.packed()?, programs })
+    Ok(encoder)
 }

@@ -73,7 +73,7 @@ fn receive_zstd(
     let mut attended = Attended::new(draft, promise);
     let (mut file, mut not_written) = (Measured::new(draft), None);
     let through = Through { input, file: &mut file, not_written: &mut not_written };
-    let make = |chunks: &mut ChunkWriter| {
+    let make = |chunks: &mut ChunkWriter<'_>| {
         let mut plain = decode::plain(Compression::Zstd, through).map_err(Error::Sent)?;
         copy(&mut plain, chunks, |bytes| attended.came(bytes))
     };

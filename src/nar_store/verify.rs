@@ -1,6 +1,7 @@
 //! Verification of a NAR while it streams: made on one thread, hashed and parsed on a second, used on a
-//! third, since each of these takes a core. Bounded in memory, and stopped as soon as a NAR is longer than
-//! promised or malformed. Must be passed by everything that is kept.
+//! third, since each of these takes a core; a NAR that is one chunk takes less than threads do. Bounded in
+//! memory, and stopped as soon as a NAR is longer than promised or malformed. Must be passed by everything
+//! that is kept.
 
 use std::io::{self, Read, Write};
 use std::panic::resume_unwind;
@@ -119,25 +120,56 @@ pub(super) enum Origin<'a> {
 pub(super) fn verify(
     promise: Promise,
     origin: Origin<'_>,
-    make: impl FnOnce(&mut ChunkWriter) -> Result<(), Error> + Send,
-    mut take: impl FnMut(&[u8]) -> io::Result<()>,
+    make: impl FnOnce(&mut ChunkWriter<'_>) -> Result<(), Error>,
+    take: impl FnMut(&[u8]) -> io::Result<()> + Send,
 ) -> Result<Verified, Error> {
     let bytes_max = promise.bytes_max();
-    let (to_hash, hashing) = sync_channel(CHUNKS_WAITING_MAX);
-    let (to_take, taking) = sync_channel(CHUNKS_WAITING_MAX);
-    let (used, reusable) = channel();
-    let mut chunks = ChunkWriter { chunk: Vec::new(), bytes: 0, bytes_max, to_hash, to_take, reusable };
     std::thread::scope(|scope| {
-        let maker = Builder::new().name("nar-maker".into()).spawn_scoped(scope, move || {
-            let made = make(&mut chunks).and_then(|()| Ok(chunks.flush()?));
-            (chunks.bytes, made)
-        })?;
-        let hashed = used.clone();
-        let hasher = Builder::new().name("nar-hasher".into()).spawn_scoped(scope, move || {
-            Hashing { chunks: hashing, used: hashed, hasher: Sha256::new(), chunk: None, at: 0 }.run(origin)
-        })?;
-        let taken = take_all(taking, &used, &mut take);
-        let ((found_bytes, made), (found, parsed)) = (ended(maker), ended(hasher));
+        let (mut take, mut started) = (Some(take), None);
+        let mut start = || {
+            let threads = take.take().map(|mut take| {
+                let (to_hash, hashing) = sync_channel(CHUNKS_WAITING_MAX);
+                let (to_take, taking) = sync_channel(CHUNKS_WAITING_MAX);
+                let (used, reusable) = channel();
+                let hashed = used.clone();
+                let hasher = Builder::new().name("nar-hasher".into()).spawn_scoped(scope, move || {
+                    Hashing::new(hashing.into_iter(), Some(hashed)).run(origin)
+                })?;
+                let taker = Builder::new()
+                    .name("nar-taker".into())
+                    .spawn_scoped(scope, move || take_all(taking, &used, &mut take))?;
+                Ok((hasher, taker, ChunkSenders { to_hash, to_take, reusable }))
+            });
+            match threads {
+                Some(Ok((hasher, taker, senders))) => {
+                    started = Some(Ok((hasher, taker)));
+                    Some(senders)
+                }
+                Some(Err(error)) => {
+                    started = Some(Err(error));
+                    None
+                }
+                None => None,
+            }
+        };
+        let mut chunks =
+            ChunkWriter { chunk: Vec::new(), bytes: 0, bytes_max, senders: None, start: &mut start };
+        let made = make(&mut chunks).and_then(|()| Ok(chunks.flush_last()?));
+        let ChunkWriter { chunk, bytes: found_bytes, senders, .. } = chunks;
+        // That was all of it.
+        drop(senders);
+        let (taken, (found, parsed)) = match started {
+            Some(Ok((hasher, taker))) => (ended(taker), ended(hasher)),
+            Some(Err(error)) => return Err(Error::Write(error)),
+            None => {
+                let whole = Some(chunk).filter(|chunk| made.is_ok() && !chunk.is_empty()).map(Arc::new);
+                let taken = match (&whole, &mut take) {
+                    (Some(chunk), Some(take)) => take(chunk),
+                    _ => Ok(()),
+                };
+                (taken, Hashing::new(whole.into_iter(), None).run(origin))
+            }
+        };
         let mut programs = Vec::new();
         if found_bytes <= bytes_max {
             taken?;
@@ -161,16 +193,21 @@ pub(super) fn verify(
 }
 
 /// Reader of all chunks in a row, each hashed before it is read.
-struct Hashing {
-    chunks: Receiver<Arc<Vec<u8>>>,
-    used: Sender<Vec<u8>>,
+struct Hashing<C> {
+    chunks: C,
+    /// Way back for chunks that are to be filled again.
+    used: Option<Sender<Vec<u8>>>,
     hasher: Sha256,
     chunk: Option<Arc<Vec<u8>>>,
     /// Bytes of the chunk that were read.
     at: usize,
 }
 
-impl Hashing {
+impl<C: Iterator<Item = Arc<Vec<u8>>>> Hashing<C> {
+    fn new(chunks: C, used: Option<Sender<Vec<u8>>>) -> Self {
+        Self { chunks, used, hasher: Sha256::new(), chunk: None, at: 0 }
+    }
+
     /// Hashes all chunks, and stops early, and with it their maker, if they are no NAR. Gives the names of
     /// its programs.
     fn run(mut self, origin: Origin<'_>) -> (NarHash, Result<Vec<String>, nar::Error>) {
@@ -189,16 +226,16 @@ impl Hashing {
 
     /// Advances to the next chunk, if there is one.
     fn next(&mut self) -> bool {
-        if let Some(chunk) = self.chunk.take() {
-            reuse(chunk, &self.used);
+        if let (Some(chunk), Some(used)) = (self.chunk.take(), &self.used) {
+            reuse(chunk, used);
         }
-        self.chunk = self.chunks.recv().ok();
+        self.chunk = self.chunks.next();
         self.at = 0;
         self.chunk.as_ref().inspect(|chunk| self.hasher.update(chunk.as_slice())).is_some()
     }
 }
 
-impl Read for Hashing {
+impl<C: Iterator<Item = Arc<Vec<u8>>>> Read for Hashing<C> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let rest = self.chunk.as_ref().map_or(&[][..], |chunk| &chunk[self.at..]);
@@ -240,32 +277,49 @@ fn ended<T>(thread: ScopedJoinHandle<'_, T>) -> T {
     thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
-/// Writer that counts bytes, and passes them on in chunks.
-pub(super) struct ChunkWriter {
+/// Writer that counts bytes, and passes them on in chunks: to threads that are started for the first one, or
+/// to nobody where that is the last one, too.
+pub(super) struct ChunkWriter<'s> {
     chunk: Vec<u8>,
     /// Bytes written, with the first that are too many.
     bytes: u64,
     bytes_max: u64,
+    senders: Option<ChunkSenders>,
+    /// Starts the threads; `None` where they could not be started.
+    start: &'s mut dyn FnMut() -> Option<ChunkSenders>,
+}
+
+/// The ways to the two threads that use chunks, and from them.
+struct ChunkSenders {
     to_hash: SyncSender<Arc<Vec<u8>>>,
     to_take: SyncSender<Arc<Vec<u8>>>,
     reusable: Receiver<Vec<u8>>,
 }
 
-impl Write for ChunkWriter {
+impl ChunkWriter<'_> {
+    /// Passes on the last bytes, unless they are the first, too.
+    fn flush_last(&mut self) -> io::Result<()> {
+        if self.senders.is_some() { self.flush() } else { Ok(()) }
+    }
+}
+
+impl Write for ChunkWriter<'_> {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        // Full, and more is to come.
+        if self.chunk.len() == CHUNK_BYTES && !data.is_empty() {
+            self.flush()?;
+        }
         let fit = data.len().min(CHUNK_BYTES - self.chunk.len());
         self.bytes += fit as u64;
         if self.bytes > self.bytes_max {
             return Err(io::Error::other("larger than promised"));
         }
         if self.chunk.capacity() == 0 {
-            self.chunk = self.reusable.try_recv().unwrap_or_else(|_| Vec::with_capacity(CHUNK_BYTES));
+            let used = self.senders.as_ref().and_then(|senders| senders.reusable.try_recv().ok());
+            self.chunk = used.unwrap_or_else(|| Vec::with_capacity(CHUNK_BYTES));
             self.chunk.clear();
         }
         self.chunk.extend_from_slice(&data[..fit]);
-        if self.chunk.len() == CHUNK_BYTES {
-            self.flush()?;
-        }
         Ok(fit)
     }
 
@@ -274,9 +328,13 @@ impl Write for ChunkWriter {
         if self.chunk.is_empty() {
             return Ok(());
         }
+        if self.senders.is_none() {
+            self.senders = (self.start)();
+        }
+        let gone = || io::Error::other("nobody takes it any more");
+        let ChunkSenders { to_hash, to_take, .. } = self.senders.as_ref().ok_or_else(gone)?;
         let chunk = Arc::new(std::mem::take(&mut self.chunk));
-        let sent = self.to_hash.send(Arc::clone(&chunk)).and_then(|()| self.to_take.send(chunk));
-        sent.map_err(|_| io::Error::other("nobody takes it any more"))
+        to_hash.send(Arc::clone(&chunk)).and_then(|()| to_take.send(chunk)).map_err(|_| gone())
     }
 }
 
@@ -284,7 +342,7 @@ impl Write for ChunkWriter {
 /// enough.
 pub(super) fn copy(
     input: &mut dyn Read,
-    chunks: &mut ChunkWriter,
+    chunks: &mut ChunkWriter<'_>,
     mut came: impl FnMut(u64) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let (mut buffer, mut flushed) = (vec![0; CHUNK_BYTES], Instant::now());
@@ -318,7 +376,7 @@ mod tests {
     }
 
     /// Writes `bytes` in pieces of such a size.
-    fn pieces(bytes: &[u8], size: usize) -> impl FnOnce(&mut ChunkWriter) -> Result<(), Error> {
+    fn pieces(bytes: &[u8], size: usize) -> impl FnOnce(&mut ChunkWriter<'_>) -> Result<(), Error> {
         move |chunks| Ok(bytes.chunks(size).try_for_each(|piece| chunks.write_all(piece))?)
     }
 
@@ -336,6 +394,37 @@ mod tests {
             assert!(taken == bytes, "pieces of {size}");
             assert_eq!(sizes, [CHUNK_BYTES, CHUNK_BYTES, CHUNK_BYTES, 5], "pieces of {size}");
         }
+    }
+
+    #[test]
+    fn what_is_one_chunk_is_verified_as_whatever_is_more() {
+        for length in [0, 1, CHUNK_BYTES] {
+            let bytes = vec![3; length];
+            let mut sizes = Vec::new();
+            let take = |chunk: &[u8]| {
+                sizes.push(chunk.len());
+                Ok(())
+            };
+            let verified =
+                verify(exactly(&bytes), Origin::Tree, pieces(&bytes, 1000), take).expect("promised");
+            assert_eq!(verified.digest, digest(&bytes));
+            assert_eq!(sizes, [length].into_iter().filter(|bytes| *bytes > 0).collect::<Vec<_>>());
+        }
+        let nar = nar_of(b"small");
+        let sent = |promise, bytes| verify(promise, Origin::Sent(None), pieces(bytes, 10), |_| Ok(()));
+        sent(Promise::AtMost(1000), &nar).expect("a NAR");
+        assert!(matches!(sent(Promise::AtMost(20), &nar), Err(Error::TooLarge { bytes_max: 20 })));
+        assert!(matches!(sent(exactly(b"other"), &nar), Err(Error::Mismatch { .. })));
+        assert!(matches!(sent(Promise::AtMost(1000), &nar[..40]), Err(Error::Malformed(_))));
+        let broken = |chunks: &mut ChunkWriter<'_>| {
+            chunks.write_all(&nar[..40])?;
+            Err(Error::Sent(io::ErrorKind::UnexpectedEof.into()))
+        };
+        let error = verify(Promise::AtMost(1000), Origin::Sent(None), broken, |_| Ok(()));
+        assert!(matches!(error, Err(Error::Sent(_))), "{error:?}");
+        let full = |_: &[u8]| Err(io::ErrorKind::StorageFull.into());
+        let error = verify(exactly(&nar), Origin::Sent(None), pieces(&nar, 10), full);
+        assert!(matches!(error, Err(Error::Write(_))), "{error:?}");
     }
 
     #[test]
