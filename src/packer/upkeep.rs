@@ -323,6 +323,8 @@ impl Inner {
                     return Ok(false);
                 }
             };
+            let file = stored.clone();
+            reading(move || file.sync()).await.map_err(Error::Store)?;
             {
                 let _lock = self.file_row_lock.lock().await;
                 if !self.is_in_place(nar, Some(&stored)).await? {

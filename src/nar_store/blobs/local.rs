@@ -1,5 +1,5 @@
 //! Blobs in a directory of this machine: `ab/<hash>.nar.zst`, where `ab` are the first characters of the
-//! hash. Written under a temporary name, fsynced, renamed without replacing. Looks only into its own folders,
+//! hash. Written under a temporary name, renamed without replacing, fsynced. Looks only into its own folders,
 //! never into others beside them.
 
 use std::fs::{self, DirEntry, File};
@@ -133,22 +133,30 @@ impl Upload for LocalUpload {
 
     fn commit(self: Box<Self>, key: NarHash) -> io::Result<Commit> {
         let Self { file, path, dir } = *self;
-        file.sync_all()?;
         let target = file_in(&dir, &key.to_nixbase32());
         let folder = target.parent().unwrap_or(&dir);
         if !folder.is_dir() {
             fs::create_dir_all(folder)?;
         }
-        let commit = match path.persist_noclobber(&target) {
-            Ok(()) => Commit::Won,
-            Err(lost) if lost.error.kind() == io::ErrorKind::AlreadyExists => Commit::Lost,
+        // The name first: one write of the file system's journal makes the contents and the names durable. A
+        // crash before that may leave a name of half a file: what has no row is verified before it gets one.
+        let (commit, file) = match path.persist_noclobber(&target) {
+            Ok(()) => (Commit::Won, file),
+            // Another upload may have made the name and the folder a moment ago.
+            Err(lost) if lost.error.kind() == io::ErrorKind::AlreadyExists => {
+                (Commit::Lost, Arc::new(File::open(&target)?))
+            }
             Err(failed) => return Err(failed.error),
         };
-        // Of a winner's name, too: it may have been there for a moment only, as may the folder, which another
-        // upload has made. One write of the file system's journal makes both durable.
-        File::open(folder)?.sync_all()?;
-        File::open(&dir)?.sync_all()?;
-        Ok(commit)
+        let durable = file
+            .sync_all()
+            .and_then(|()| File::open(folder)?.sync_all())
+            .and_then(|()| File::open(&dir)?.sync_all());
+        if durable.is_err() && commit == Commit::Won {
+            // The kernel may say that it is written the next time, though it is not.
+            let _ = fs::remove_file(&target);
+        }
+        durable.map(|()| commit)
     }
 }
 

@@ -176,6 +176,17 @@ pub struct BlobFile {
 }
 
 impl Blob {
+    /// Waits until it is durable, where that is up to this machine.
+    ///
+    /// # Errors
+    /// The disk fails.
+    pub fn sync(&self) -> io::Result<()> {
+        match self {
+            Self::File(BlobFile { file, .. }) => file.sync_all(),
+            Self::Object(_) => Ok(()),
+        }
+    }
+
     /// Bytes of the file.
     #[must_use]
     pub fn bytes(&self) -> u64 {
