@@ -1,4 +1,4 @@
-//! Marks of NARs that were received and that no path has yet: an empty file for each. They tell a server that
+//! Marks of NARs that were received and that no path has yet: a name for each of one empty file. They tell a server that
 //! starts again which files an interrupted upload has left, among those that have lost their rows otherwise.
 
 use std::fs::{self, File};
@@ -6,6 +6,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use narinfo::NarHash;
+
+/// The file that has the marks as its other names: to make and to remove a file for each takes a file system
+/// longer.
+const STAMP: &str = "mark";
 
 /// The marks; clones share them. Blocking.
 #[derive(Clone, Debug)]
@@ -16,6 +20,7 @@ pub struct UnnamedMarks {
 impl UnnamedMarks {
     pub(super) fn open(dir: &Path) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
+        File::create(dir.join(STAMP))?;
         Ok(Self { dir: dir.to_owned() })
     }
 
@@ -25,7 +30,13 @@ impl UnnamedMarks {
     /// # Errors
     /// The mark cannot be written.
     pub fn mark(&self, nar: NarHash) -> io::Result<()> {
-        File::create(self.file_of(nar)).map(drop)
+        let mark = self.file_of(nar);
+        match fs::hard_link(self.dir.join(STAMP), &mark) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            // A file has that many names at most, or one only.
+            Err(_) => File::create(mark).map(drop),
+        }
     }
 
     /// Removes the mark of a NAR, if there is one.

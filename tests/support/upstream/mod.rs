@@ -81,10 +81,12 @@ pub fn counted(ondine: &Ondine, what: &str, outcomes: &[&str]) -> u64 {
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }
 
-/// The files in the server's NAR store, drafts and all, from its folder.
+/// The files in the server's NAR store, drafts and marks and all, from its folder.
 #[track_caller]
 pub fn stored_nars(ondine: &Ondine) -> Vec<String> {
     let root = ondine.state_dir().join("nar");
+    // The file that the marks are names of.
+    let stamp = root.join("unnamed/mark");
     let (mut folders, mut files) = (vec![root.clone()], Vec::new());
     while let Some(folder) = folders.pop() {
         // What is removed in this very moment is not there.
@@ -92,6 +94,7 @@ pub fn stored_nars(ondine: &Ondine) -> Vec<String> {
             let path = entry.path();
             match path.is_dir() {
                 true => folders.push(path),
+                false if path == stamp => {}
                 false => files.push(path.strip_prefix(&root).expect("below it").display().to_string()),
             }
         }
