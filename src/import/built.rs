@@ -151,7 +151,7 @@ impl Importer {
             }
             UploadOutcome::Lacks(reference) => return Err(TakeError::Lacks(reference)),
         }
-        self.0.packer.note_uploaded(&path, nar_hash).await;
+        self.0.packer.note_uploaded(path, nar_hash);
         Ok(())
     }
 }

@@ -371,7 +371,7 @@ impl Inner {
         if let NamedNar::Received(received) = named {
             received.published();
         }
-        self.packer.note_uploaded(&info.path, info.nar_hash).await;
+        self.packer.note_uploaded(info.path, info.nar_hash);
         Ok(is_new)
     }
 }

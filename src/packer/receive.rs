@@ -2,6 +2,7 @@
 //! streams in, committed, and protected from eviction by a lease until its sender has given it a row.
 
 use std::io::{self, Read};
+use std::sync::Arc;
 
 use narinfo::{Compression, NarHash, StorePath};
 
@@ -130,12 +131,16 @@ impl Packer {
         reading.await.unwrap_or_else(|panicked| Err(io::Error::other(panicked))).map_err(Error::Store)
     }
 
-    /// Takes note that an uploaded NAR has its row: more is stored, and no path needs the Nix store for it.
-    pub async fn note_uploaded(&self, path: &StorePath, nar: NarHash) {
-        let nars = self.0.nars.clone();
-        // A mark that stays is removed by the next start. The runtime reports a panic.
-        let _ = tokio::task::spawn_blocking(move || nars.unnamed().clear(nar)).await;
+    /// Takes note that an uploaded NAR has its row: more is stored, and no path needs the Nix store for it. Its
+    /// sender waits for none of that.
+    pub fn note_uploaded(&self, path: StorePath, nar: NarHash) {
+        let inner = Arc::clone(&self.0);
         self.0.stored.notify_one();
-        self.0.release_roots(path, nar).await;
+        self.0.tasks.optional("nar-uploaded", async move {
+            let nars = inner.nars.clone();
+            // A mark that stays is removed by the next start. The runtime reports a panic.
+            let _ = tokio::task::spawn_blocking(move || nars.unnamed().clear(nar)).await;
+            inner.release_roots(&path, nar).await;
+        });
     }
 }
