@@ -205,14 +205,23 @@ pub fn row_of_outputs(name: &str, length: usize) -> Derivation {
 /// Many outputs of one derivation, each with the path of the one before it and a piece of this very program,
 /// which compresses as programs do: of so many sizes by turns, from 4 KiB on, each twice the one before.
 pub fn row_of_programs(name: &str, length: usize, sizes: usize) -> Derivation {
+    rows_of_programs(name, length, sizes, 1)
+}
+
+/// The same with so many rows beside each other, whose ends the last output refers to.
+pub fn rows_of_programs(name: &str, length: usize, sizes: usize, rows: usize) -> Derivation {
     let outputs: Vec<String> = (1..=length).map(|number| format!("o{number}")).collect();
     let program = std::env::current_exe().expect("this program is a file");
     let script = format!(
-        "before=nothing\nfor number in {{1..{length}}}; do\n  output=o$number\n  mkdir -p \"${{!output}}/bin\"\n  \
-         echo \"number $number after $before\" > \"${{!output}}/before\"\n  \
+        "for number in {{1..{length}}}; do\n  output=o$number\n  mkdir -p \"${{!output}}/bin\"\n  \
+         first=$(( number - {rows} )) last=$(( number - {rows} ))\n  \
+         if [ $number = {length} ]; then last=$(( number - 1 )); fi\n  \
+         echo \"number $number\" > \"${{!output}}/before\"\n  \
+         while [ $first -le $last ]; do\n    before=o$first\n    \
+         if [ $first -gt 0 ]; then echo \"after ${{!before}}\" >> \"${{!output}}/before\"; fi\n    \
+         first=$(( first + 1 ))\n  done\n  \
          size=$(( 4096 << (number % {sizes}) ))\n  \
-         tail -c +$(( number * 20011 )) {} | head -c $size > \"${{!output}}/bin/program\"\n  \
-         before=${{!output}}\ndone\n:",
+         tail -c +$(( number * 20011 )) {} | head -c $size > \"${{!output}}/bin/program\"\ndone\n:",
         program.display()
     );
     Derivation::new(name, &script).outputs(&outputs.iter().map(String::as_str).collect::<Vec<_>>())
