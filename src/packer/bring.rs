@@ -173,6 +173,15 @@ impl Inner {
         draft: Draft,
         work: impl FnOnce(&NarStore, &Draft) -> Result<Received, PackError> + Send + 'static,
     ) -> (Option<Draft>, Result<Committed, PackError>) {
+        self.write_new(|_| Ok(draft), work).await
+    }
+
+    /// The same with a draft that is begun there: nobody follows it yet.
+    pub(super) async fn write_new(
+        self: &Arc<Self>,
+        begin: impl FnOnce(&NarStore) -> std::io::Result<Draft> + Send + 'static,
+        work: impl FnOnce(&NarStore, &Draft) -> Result<Received, PackError> + Send + 'static,
+    ) -> (Option<Draft>, Result<Committed, PackError>) {
         let inner = Arc::clone(self);
         let (done, written) = tokio::sync::oneshot::channel();
         // A fresh thread hands its rank down to those that it starts; a pooled one could not get its own
@@ -181,13 +190,16 @@ impl Inner {
             if let Err(error) = rustix::process::nice(NICE) {
                 tracing::debug!(%error, "cannot lower the rank of a packing thread");
             }
-            let (left, written) = match work(&inner.nars, &draft) {
-                Ok(received) => {
-                    let lease = inner.leases.take(received.nar.hash);
-                    let commit = inner.nars.commit(draft, &received).map_err(PackError::Write);
-                    (None, commit.map(|commit| Committed { received, commit, lease }))
-                }
-                Err(error) => (Some(draft), Err(error)),
+            let (left, written) = match begin(&inner.nars) {
+                Ok(draft) => match work(&inner.nars, &draft) {
+                    Ok(received) => {
+                        let lease = inner.leases.take(received.nar.hash);
+                        let commit = inner.nars.commit(draft, &received).map_err(PackError::Write);
+                        (None, commit.map(|commit| Committed { received, commit, lease }))
+                    }
+                    Err(error) => (Some(draft), Err(error)),
+                },
+                Err(error) => (None, Err(PackError::Write(error))),
             };
             inner.nars.note_written(&written);
             // Nobody waits for it when the server stops.

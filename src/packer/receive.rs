@@ -9,7 +9,7 @@ use narinfo::{Compression, NarHash, StorePath};
 use super::bring::Committed;
 use super::{Error, Lease, Packer, Priority};
 use crate::model::NarRow;
-use crate::nar_store::{Blob, Commit, Nar, PackError, Packed, Promise, Received};
+use crate::nar_store::{Blob, Commit, Nar, NarStore, PackError, Packed, Promise, Received};
 use crate::tail_file::reading;
 
 /// Bounds of a NAR that is received.
@@ -52,13 +52,12 @@ impl Packer {
         compression: Compression,
         limits: Limits,
     ) -> Result<(Received, Lease), ReceiveError> {
-        let nars = self.0.nars.clone();
         // Nobody follows it.
-        let (draft, _) = reading(move || nars.draft()).await.map_err(ReceiveError::Store)?;
+        let begin = |nars: &NarStore| nars.draft().map(|(draft, _)| draft);
         let promise = Promise::AtMost(limits.nar_bytes_max);
         let (_, committed) = self
             .0
-            .write(draft, move |nars, draft| {
+            .write_new(begin, move |nars, draft| {
                 let received = nars.receive(draft, input, compression, promise, None)?;
                 // Before its file is there.
                 nars.unnamed().mark(received.nar.hash).map_err(PackError::Write)?;
