@@ -35,6 +35,7 @@ mod eviction;
 mod failures;
 mod farm;
 mod farm_faults;
+mod farm_on;
 mod fetching;
 mod files;
 mod fixtures;

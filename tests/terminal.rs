@@ -115,6 +115,21 @@ fn an_empty_server_is_said_to_be_empty_over_its_socket_and_by_its_url() {
 }
 
 #[test]
+fn a_builder_that_is_named_has_to_be_one_of_the_server() {
+    let (store, _daemon, server) = server(&[]);
+    let drv = store.instantiate(&Derivation::new("named", "echo named > $out")).drv;
+    let state_dir = server.state_dir();
+    let build = |builder: &str| {
+        let mut command = server.command("build");
+        command.args([text(&drv), "--no-link", "--on", builder, "--state-dir", text(&state_dir)]);
+        run(command)
+    };
+    let unknown = build("nope").must_fail();
+    assert_eq!(code(&unknown), Some(FAILURE), "{unknown}");
+    assert!(unknown.stderr.contains("no builder is called nope; there are local"), "{unknown}");
+}
+
+#[test]
 fn a_busy_server_is_shown_with_its_builds_its_queue_and_its_sets() {
     let store = NixStore::new(Release::Host);
     let _daemon = store.daemon();

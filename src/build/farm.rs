@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use narinfo::{Derivation, StorePath};
 
-use crate::nix::{Capabilities, Machine, SshMachine};
+use crate::nix::{Capabilities, Lack, Machine, SshMachine};
 
 /// Weight of a builder without one of its own.
 pub const WEIGHT: u32 = 1;
@@ -122,6 +122,11 @@ impl Farm {
         self.machines.iter().map(|machine| machine.name.as_str())
     }
 
+    /// The machine of this name.
+    pub(in crate::build) fn find(&self, name: &str) -> Option<MachineId> {
+        self.machines().find(|(_, machine)| machine.name == name).map(|(id, _)| id)
+    }
+
     /// True where nothing but the local Nix daemon builds.
     #[must_use]
     pub fn is_local(&self) -> bool {
@@ -155,10 +160,7 @@ impl Farm {
     /// where that is possible. Outputs whose paths are known only after the build are not copied from machine
     /// to machine, so they are built locally, too.
     pub(in crate::build) fn placement(&self, derivation: &Derivation, local: &Capabilities) -> Placement {
-        let is_fit = |machine: &FarmMachine| match machine.address {
-            None => local.lack(derivation).is_none(),
-            Some(_) => Capabilities::Machines(vec![machine.machine.clone()]).lack(derivation).is_none(),
-        };
+        let is_fit = |machine: &FarmMachine| machine.lack(derivation, local).is_none();
         let is_known = derivation.outputs.values().all(Option::is_some);
         let stays = derivation.prefers_local || !is_known;
         let mut fits: Vec<MachineId> =
@@ -168,6 +170,39 @@ impl Farm {
             fits = vec![here];
         }
         Placement { fits, inputs: derivation.input_derivations.clone() }
+    }
+
+    /// The same where one machine is named, whatever the derivation prefers.
+    ///
+    /// # Errors
+    /// With the reason why it cannot be built there.
+    pub(in crate::build) fn placement_on(
+        &self,
+        machine: MachineId,
+        derivation: &Derivation,
+        local: &Capabilities,
+    ) -> Result<Placement, String> {
+        let named = &self.machines[machine.0];
+        let cannot = |reason: String| Err(format!("the builder {} cannot build it: {reason}", named.name));
+        if let Some(lack) = named.lack(derivation, local) {
+            return cannot(format!("it lacks {lack}"));
+        }
+        if named.address.is_some() && derivation.outputs.values().any(Option::is_none) {
+            return cannot(
+                "floating content-addressed outputs are built on the local daemon alone".to_owned(),
+            );
+        }
+        Ok(Placement { fits: vec![machine], inputs: derivation.input_derivations.clone() })
+    }
+}
+
+impl FarmMachine {
+    /// Requirement of a derivation that the machine lacks; `local` has the capabilities of the local daemon.
+    fn lack(&self, derivation: &Derivation, local: &Capabilities) -> Option<Lack> {
+        match self.address {
+            None => local.lack(derivation),
+            Some(_) => Capabilities::Machines(vec![self.machine.clone()]).lack(derivation),
+        }
     }
 }
 
@@ -256,6 +291,32 @@ mod tests {
         let mut floating = derivation("x86_64-linux", "", false);
         floating.outputs.insert("out".to_owned(), None);
         assert_eq!(names(&farm, &floating), ["local"]);
+    }
+
+    #[test]
+    fn a_machine_that_is_named_is_taken_whatever_is_preferred_unless_it_cannot() {
+        let builders =
+            vec![builder("far", "x86_64-linux", "kvm", ""), builder("arm", "aarch64-linux", "", "")];
+        let farm = Farm::new(&FarmSettings { local_slots: Some(NonZeroUsize::MIN), builders });
+        let here = Machine { systems: set("x86_64-linux"), ..Machine::default() };
+        let local = Capabilities::Machines(vec![here]);
+        let on = |name: &str, derivation: &Derivation| {
+            let machine = farm.find(name).expect("it is there");
+            farm.placement_on(machine, derivation, &local).map(|placement| placement.fits == [machine])
+        };
+        let preferring = derivation("x86_64-linux", "", true);
+        assert_eq!((on("far", &preferring), on(LOCAL, &preferring)), (Ok(true), Ok(true)));
+        for (name, derivation, words) in [
+            ("arm", derivation("x86_64-linux", "", false), "system x86_64-linux (here: aarch64-linux)"),
+            (LOCAL, derivation("x86_64-linux", "kvm", false), "feature kvm"),
+        ] {
+            let reason = on(name, &derivation).expect_err("it cannot");
+            assert!(reason.contains(name) && reason.contains(words), "{reason}");
+        }
+        let mut floating = derivation("x86_64-linux", "", false);
+        floating.outputs.insert("out".to_owned(), None);
+        assert!(on("far", &floating).is_err() && on(LOCAL, &floating).is_ok());
+        assert_eq!(farm.find("nobody"), None);
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub use log::{Log, Logs, Settings as LogSettings, plain_line};
 use prebuild::allowance::Allowance;
 pub use queue::{Overtaking, Policy};
 pub use runner::{LocalRunner, MachineRunner, RemoteRunner};
-pub use scheduler::{Cancellation, EndSignal, QueueFull, Scheduler, Ticket};
+pub use scheduler::{Cancellation, EndSignal, NoBuilder, NotQueued, Scheduler, Ticket};
 pub use view::{
     BuilderState, BuilderView, Outlook, QueuePulse, QueueView, RequestState, RequestView, RunningView,
 };

@@ -5,10 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use narinfo::{StoreDir, StorePath};
+use narinfo::{Derivation, StoreDir, StorePath};
 
 use super::admission;
-use super::farm::{Farm, Placement};
+use super::farm::{Farm, MachineId, Placement};
 use super::runner::known_outputs;
 use super::verdict::Verdict;
 use crate::index::Index;
@@ -43,6 +43,8 @@ pub(super) struct PlanRules {
     pub(super) farm: Arc<Farm>,
     /// Index of served paths.
     pub(super) index: Index,
+    /// The machine that alone may build what is wanted, where one was named.
+    pub(super) only: Option<MachineId>,
 }
 
 /// Why there is no plan.
@@ -51,6 +53,8 @@ pub(super) enum Error {
     Daemon(DaemonError),
     /// The request cannot be completed as things stand.
     Impossible(Verdict),
+    /// The machine that was named cannot build it; others may.
+    Unfit(String),
     /// The derivation is not in the Nix store (any more).
     Collected,
 }
@@ -79,11 +83,14 @@ pub(super) async fn plan(daemon: &mut Daemon, drv: &StorePath, rules: &PlanRules
     }
     let (store_dir, unknown) = (daemon.store_dir().clone(), missing.unknown);
     let reading = tokio::task::spawn_blocking({
-        let (unknown, rules) = (unknown.clone(), rules.clone());
-        move || read(&store_dir, will_build, &unknown, &rules)
+        let (unknown, rules, drv) = (unknown.clone(), rules.clone(), drv.clone());
+        move || read(&store_dir, &drv, will_build, &unknown, &rules)
     });
-    let Read { mut needs, systems, outputs, placements, lacks, unread, mut absent } =
+    let Read { mut needs, systems, outputs, placements, unfit, lacks, unread, mut absent } =
         reading.await.map_err(not_read)?;
+    if let Some(reason) = unfit {
+        return Err(Error::Unfit(reason));
+    }
     if let Some(refusal) = admission::lacking(&lacks, count) {
         return Err(Error::Impossible(refusal));
     }
@@ -180,6 +187,8 @@ struct Read {
     systems: BTreeMap<StorePath, String>,
     outputs: BTreeMap<StorePath, Vec<StorePath>>,
     placements: BTreeMap<StorePath, Placement>,
+    /// Why the machine that was named cannot build what is wanted.
+    unfit: Option<String>,
     lacks: Vec<(StorePath, Lack)>,
     /// Those that cannot be read: the daemon knows what they need, and will say what it cannot build.
     unread: Vec<StorePath>,
@@ -189,6 +198,7 @@ struct Read {
 
 fn read(
     store_dir: &StoreDir,
+    wanted: &StorePath,
     drvs: BTreeSet<StorePath>,
     unknown: &BTreeSet<StorePath>,
     rules: &PlanRules,
@@ -203,8 +213,10 @@ fn read(
             Ok(derivation) => {
                 read.lacks.extend(capabilities.lack(&derivation).map(|lack| (drv.clone(), lack)));
                 if !rules.farm.is_local() {
-                    let placement = rules.farm.placement(&derivation, &rules.capabilities);
-                    read.placements.insert(drv.clone(), placement);
+                    match placement(&derivation, rules.only.filter(|_| drv == *wanted), rules) {
+                        Ok(placement) => drop(read.placements.insert(drv.clone(), placement)),
+                        Err(reason) => read.unfit = Some(reason),
+                    }
                 }
                 let mut inputs = derivation.input_sources.iter().chain(&derivation.input_derivations);
                 read.absent = read.absent.or_else(|| inputs.find(|input| unknown.contains(*input)).cloned());
@@ -220,4 +232,16 @@ fn read(
         }
     }
     read
+}
+
+/// Machines for a derivation; the one that was named, where one was.
+fn placement(
+    derivation: &Derivation,
+    only: Option<MachineId>,
+    rules: &PlanRules,
+) -> Result<Placement, String> {
+    match only {
+        Some(machine) => rules.farm.placement_on(machine, derivation, &rules.capabilities),
+        None => Ok(rules.farm.placement(derivation, &rules.capabilities)),
+    }
 }

@@ -118,6 +118,8 @@ pub struct RequestView {
     pub ended_at: Option<u64>,
     /// Number of clients that wait for it.
     pub clients: usize,
+    /// The machine that alone may build what it wants.
+    pub builder: Option<String>,
     /// Wait or end.
     pub state: RequestState,
     /// Outlook in the queue; nothing once the request has left it.

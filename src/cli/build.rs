@@ -40,6 +40,9 @@ pub(super) struct Build {
     /// Evaluates this expression
     #[arg(long, conflicts_with = "file", value_name = "NIX")]
     expr: Option<String>,
+    /// Builds what is asked for on this builder of the server, and on no other; its inputs anywhere
+    #[arg(long, value_name = "BUILDER")]
+    on: Option<String>,
     /// Makes no symlinks to the results
     #[arg(long, help_heading = "Results")]
     no_link: bool,
@@ -67,7 +70,7 @@ impl Build {
         };
         let evaluated = evaluate(from, &self.installables).await?;
         let targets = &evaluated.targets;
-        let requests = ask(remote, targets).await?;
+        let requests = ask(remote, targets, self.on.as_deref()).await?;
         let failures = wait_for_all(remote, requests).await?;
         for (request, failure) in &failures {
             tell(*request, failure);
@@ -90,8 +93,9 @@ impl Build {
 
 /// Has the server start on the targets, and uploads the derivations that it lacks. Gives the numbers of its
 /// requests.
-async fn ask(remote: &Remote, targets: &[RemoteTarget]) -> anyhow::Result<Vec<u64>> {
-    let mut question = BuildsQuestion { start: true, ..BuildsQuestion::default() };
+async fn ask(remote: &Remote, targets: &[RemoteTarget], on: Option<&str>) -> anyhow::Result<Vec<u64>> {
+    let on = on.map(str::to_owned);
+    let mut question = BuildsQuestion { start: true, on: on.clone(), ..BuildsQuestion::default() };
     let (with, without): (Vec<_>, Vec<_>) = targets.iter().partition(|target| target.drv.is_some());
     for target in &with {
         let outputs = target.outputs.keys().map(String::as_str).collect::<Vec<_>>().join(",");
@@ -115,6 +119,7 @@ async fn ask(remote: &Remote, targets: &[RemoteTarget]) -> anyhow::Result<Vec<u6
         let question = BuildsQuestion {
             hashes: unknown.into_iter().flat_map(hashes).collect(),
             start: true,
+            on,
             ..BuildsQuestion::default()
         };
         requests.extend(self::requests(&remote.ask_builds(&question).await?, false)?);

@@ -100,7 +100,10 @@ fn requests(requests: &[RequestStatus], screen: Screen) -> String {
             TableField::option(progress),
             TableField::option(left.map(|(from, to)| format!("{} to {}", seconds(from), seconds(to)))),
             TableField::number(request.clients),
-            TableField::text(name(&request.derivation)),
+            TableField::text(match &request.on {
+                Some(builder) => format!("{} on {builder}", name(&request.derivation)),
+                None => name(&request.derivation).to_string(),
+            }),
         ]
     });
     screen.table(&["PLACE", "REQUEST", "STATE", "BUILT", "TIME LEFT", "CLIENTS", "DERIVATION"], rows)
@@ -148,7 +151,7 @@ mod tests {
             {"derivation": "0-b.drv", "seconds": 1, "request": null, "prebuild": true}], "total": 5, "stalled": null,
             "requests": [{"id": 7, "derivation": "0-top.drv", "asked_at": 0, "clients": 2, "state": "building", "building": "0-a.drv",
              "position": 1, "of": 5, "built": 1, "lacked": 4, "known_seconds": 9, "unknown": 0, "eta_seconds": [60, 75]},
-            {"id": 8, "derivation": "0-c.drv", "asked_at": 0, "clients": 0, "state": "waiting", "position": 2, "of": 5,
+            {"id": 8, "derivation": "0-c.drv", "asked_at": 0, "clients": 0, "on": "far", "state": "waiting", "position": 2, "of": 5,
              "built": null, "lacked": null, "known_seconds": null, "unknown": null, "eta_seconds": null}]}"#;
         let status: QueueStatus = serde_json::from_str(status).expect("JSON");
         let expected = "\
@@ -158,7 +161,7 @@ b         1 s               pre-build
 
 PLACE  REQUEST  STATE     BUILT  TIME LEFT     CLIENTS  DERIVATION
 1            7  building  1/4    1m to 1m 15s        2  top
-2            8  waiting   -      -                   0  c
+2            8  waiting   -      -                   0  c on far
 and 3 more
 ";
         assert_eq!(queue(&status, Screen::default()), expected);

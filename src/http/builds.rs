@@ -34,15 +34,21 @@ pub(super) fn ask(call: Call<'_>) -> Option<ResponseFuture> {
         let (starter, on_miss) =
             if wanted.start { (Some(&caller), on_miss) } else { (None, on_miss.without_building()) };
         let store_dir = &service.state.store_dir;
+        let builder = wanted.on.clone();
+        if let Some(builder) = &builder {
+            // Others who want the same wait for that machine, too.
+            may(&caller, Action::Admin).map_err(Error::Refused)?;
+            service.state.builds.check_builder(builder)?;
+        }
         let (asked, targets) = targets(&service, wanted)?;
-        let items = service.state.requests.ask(targets, on_miss, starter).await?;
+        let items = service.state.requests.ask(targets, on_miss, starter, builder.as_deref()).await?;
         let items = asked.into_iter().zip(items).map(|(asked, item)| BuildItem::new(asked, item, store_dir));
         Ok(json(&BuildsAnswer { items: items.collect() }))
     }))
 }
 
 fn targets(service: &Service, wanted: BuildsRequest) -> Result<(Vec<String>, Vec<RequestTarget>), Error> {
-    let BuildsRequest { derivations, hashes, attributes, start: _ } = wanted;
+    let BuildsRequest { derivations, hashes, attributes, start: _, on: _ } = wanted;
     let count = derivations.len() + hashes.len() + attributes.len();
     if count > ITEMS_MAX {
         let reason = format!("{count} items are more than {ITEMS_MAX}: ask for them in several requests");

@@ -85,7 +85,8 @@ impl DeliveryRequest {
     /// A place in the queue that no connection stands for, and its address.
     async fn pending(&self, hash: StorePathHash, on_miss: OnMiss) -> Result<Delivery, Error> {
         let state = &self.service.state;
-        let items = state.requests.ask(vec![RequestTarget::Hash(hash)], on_miss, Some(&self.caller)).await?;
+        let items =
+            state.requests.ask(vec![RequestTarget::Hash(hash)], on_miss, Some(&self.caller), None).await?;
         let item = items.into_iter().next().ok_or_else(|| Error::not_found(Missing::Unknown))?;
         let item = BuildItem::new(hash.to_string(), item, &state.store_dir);
         match (item.state, &item.reason) {

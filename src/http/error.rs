@@ -14,6 +14,7 @@ use super::answer::{self, Answer};
 use super::api::{ErrorBody, ErrorReason, ServerStatus};
 use super::traffic::RequestOutcome;
 use crate::auth::TooFast;
+use crate::build::NoBuilder;
 use crate::caller::{Action, Refusal, Rejection};
 use crate::catalogue::NoSuchName;
 use crate::contents::{self, ResolveError};
@@ -257,6 +258,15 @@ impl Error {
             Self::TooLarge(bytes_max) => format!("the body of the request has more than {bytes_max} bytes"),
             Self::TooSlow => "the body of the request did not arrive in time".to_owned(),
             Self::RangeNotSatisfiable(bytes) => format!("the file has {bytes} bytes"),
+        }
+    }
+}
+
+impl From<NoBuilder> for Error {
+    fn from(error: NoBuilder) -> Self {
+        match error {
+            NoBuilder::Unknown { .. } => Self::BadRequest(error.to_string()),
+            NoBuilder::Drained(_) => Self::Conflict(error.to_string()),
         }
     }
 }

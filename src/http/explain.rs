@@ -55,7 +55,7 @@ pub(super) async fn explain(
         return Err(Error::not_found(reason));
     }
     let may_not_build = matches!(on_miss, OnMiss::Unentitled(_));
-    let mut items = state.requests.ask(targets, on_miss, None).await?;
+    let mut items = state.requests.ask(targets, on_miss, None, None).await?;
     // Of a name that several sets may have, the first that is known.
     let known = items.iter().position(|item| item.drv.is_some()).unwrap_or_default();
     let mut item = BuildItem::new(asked, items.swap_remove(known), &state.store_dir);

@@ -232,6 +232,7 @@ mod tests {
             due_owner: Some(3),
             charged: std::time::Duration::ZERO,
             earned: std::time::Duration::from_millis(9),
+            builder: Some("far".into()),
         };
         let took = std::time::Duration::from_secs(3);
         let durations = vec![DurationRow { work: "w".into(), took, built: true }];

@@ -124,7 +124,7 @@ pub(super) static TABLES: &[IndexTable] = &[
     ),
     table!(
         "request", 1, false, "id" Integer, "drv" Text, "started" Boolean, "asked_at" Integer,
-        "asked_by" Text, "due_owner" Integer, "charged" Integer, "earned" Integer
+        "asked_by" Text, "due_owner" Integer, "charged" Integer, "earned" Integer, "builder" Text
     ),
     table!("duration", 1, true, "id" Integer, "work" Text, "millis" Integer, "built" Boolean),
     table!(

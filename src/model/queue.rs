@@ -24,6 +24,8 @@ pub struct RequestRow {
     pub charged: Duration,
     /// See `build::queue`; to the millisecond.
     pub earned: Duration,
+    /// Name of the builder that alone may build it; `None` for any.
+    pub builder: Option<String>,
 }
 
 /// Duration of a build.

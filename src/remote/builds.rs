@@ -21,6 +21,9 @@ pub struct BuildsQuestion {
     pub hashes: Vec<String>,
     /// True if what is missing is to be built.
     pub start: bool,
+    /// Name of the builder that alone is to build them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on: Option<String>,
 }
 
 /// An item of the answer.

@@ -1,6 +1,6 @@
 //! Reasons why a request is not started or not cancelled.
 
-use crate::build::QueueFull;
+use crate::build::NotQueued;
 use crate::caller::Refusal;
 
 /// The reason why a build has no place in the queue.
@@ -11,7 +11,7 @@ pub enum NotStarted {
     Refused(#[from] Refusal),
     /// Too many wait.
     #[error(transparent)]
-    Full(#[from] QueueFull),
+    Full(#[from] NotQueued),
 }
 
 /// The request of this number is another client's, who alone may cancel it beside an administrator.

@@ -115,7 +115,8 @@ impl Requests {
     }
 
     /// Finding about each of `targets`, in their order. Those that can be built are given a place in the
-    /// queue, in the same order, where `starter` is given; they keep it as `owners.rs` says.
+    /// queue, in the same order, where `starter` is given; they keep it as `owners.rs` says. Those of them
+    /// that are built are built on `builder`, where one is named.
     ///
     /// # Errors
     /// The index or the Nix store cannot be asked.
@@ -124,14 +125,15 @@ impl Requests {
         targets: Vec<RequestTarget>,
         on_miss: OnMiss,
         starter: Option<&Caller>,
+        builder: Option<&str>,
     ) -> Result<Vec<RequestItem>, Missing> {
         let mut drafts = self.resolve(targets).await?;
         self.survey(&mut drafts).await?;
         if let (Some(starter), true) = (starter, on_miss.builds()) {
             self.locate(&mut drafts, &on_miss).await;
-            self.start(&mut drafts, starter).await;
+            self.start(&mut drafts, starter, builder).await;
         }
-        self.place(&mut drafts);
+        self.place(&mut drafts, builder.is_some());
         Ok(drafts.into_iter().map(|draft| draft.item).collect())
     }
 
@@ -266,7 +268,7 @@ impl Requests {
     }
 
     /// Gives a place in the queue to each that can be built, in their order.
-    async fn start(&self, drafts: &mut [ItemDraft], starter: &Caller) {
+    async fn start(&self, drafts: &mut [ItemDraft], starter: &Caller, builder: Option<&str>) {
         let owner = &starter.key();
         let mut places: HashMap<StorePath, Option<QueuePlace>> = HashMap::new();
         let mut wanted: Vec<(usize, StorePath)> = Vec::new();
@@ -290,7 +292,7 @@ impl Requests {
             }
         }
         let drvs: Vec<StorePath> = wanted.iter().map(|(_, drv)| drv.clone()).collect();
-        let tickets = self.builds.join_all(&drvs, starter.address()).await;
+        let tickets = self.builds.join_all(&drvs, starter.address(), builder).await;
         for ((at, drv), ticket) in wanted.into_iter().zip(tickets) {
             let item = &mut drafts[at].item;
             match ticket {
@@ -299,16 +301,19 @@ impl Requests {
                     item.state = ItemState::Queued;
                     self.owners.hold(ticket, owner, places.remove(&drv).flatten(), Stay::WhileAsked);
                 }
-                Err(full) => (item.state, item.reason) = (ItemState::Refused, Some(full.to_string())),
+                Err(no) => (item.state, item.reason) = (ItemState::Refused, Some(no.to_string())),
             }
         }
     }
 
-    /// Adds the place of what is in the queue, whoever asked for it.
-    fn place(&self, drafts: &mut [ItemDraft]) {
+    /// Adds the place of what is in the queue, whoever asked for it. A refusal stands where a builder is
+    /// named: what is in the queue may be built on another one.
+    fn place(&self, drafts: &mut [ItemDraft], on_one_builder: bool) {
         let mut places: Option<HashMap<u64, (usize, bool)>> = None;
         for ItemDraft { item, .. } in drafts {
-            let Some(drv) = item.drv.as_ref().filter(|_| item.state != ItemState::Served) else { continue };
+            let stands = item.state == ItemState::Refused && on_one_builder;
+            let is_open = !stands && item.state != ItemState::Served;
+            let Some(drv) = item.drv.as_ref().filter(|_| is_open) else { continue };
             let Some(id) = self.builds.request_for(drv) else { continue };
             let places = places.get_or_insert_with(|| self.builds.places());
             if let Some((place, is_building)) = places.get(&id) {

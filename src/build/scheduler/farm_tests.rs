@@ -140,7 +140,7 @@ impl World {
     /// Asks for a derivation, and plans the request.
     fn ask(&mut self, wanted: u32) {
         let drv = name(wanted);
-        let Entered { ticket, new, .. } = self.scheduler.enter(&drv, None).expect("there is room");
+        let Entered { ticket, new, .. } = self.scheduler.enter(&drv, None, None).expect("there is room");
         if !new {
             return;
         }

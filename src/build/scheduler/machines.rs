@@ -24,6 +24,22 @@ const REST_MAX: Duration = Duration::from_secs(60);
 /// Derivations of each machine whose outputs it is remembered to have.
 const BUILT_MAX: usize = 10_000;
 
+/// Why nothing can be built on the builder that is named.
+#[derive(Debug, thiserror::Error)]
+pub enum NoBuilder {
+    /// There is none of this name.
+    #[error("no builder is called {name}; there are {known}")]
+    Unknown {
+        /// The name.
+        name: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// The administrator wants nothing to be built there.
+    #[error("the builder {0} is drained: `ondine builders resume {0}` uses it again")]
+    Drained(String),
+}
+
 /// The machines, and where each derivation may be built.
 pub(super) struct Machines {
     pub(super) farm: Arc<Farm>,
@@ -360,6 +376,24 @@ impl Scheduler {
     pub fn builders(&self) -> Vec<BuilderView> {
         let state = self.0.lock();
         state.machines.views(|drv| state.running_view(drv))
+    }
+
+    /// Fails where nothing can be built on the builder of this name, whatever is to be built. One that does
+    /// not answer is waited for.
+    ///
+    /// # Errors
+    /// There is none, or it is drained.
+    pub fn check_builder(&self, name: &str) -> Result<(), NoBuilder> {
+        let state = self.0.lock();
+        let machines = &state.machines;
+        match machines.machines.iter().find(|machine| machine.spec.name == name) {
+            Some(machine) if machine.is_drained => Err(NoBuilder::Drained(name.to_owned())),
+            Some(_) => Ok(()),
+            None => {
+                let known: Vec<&str> = machines.farm.names().collect();
+                Err(NoBuilder::Unknown { name: name.to_owned(), known: known.join(", ") })
+            }
+        }
     }
 
     /// The metrics of the machines in the OpenMetrics text format, without its end.

@@ -39,6 +39,7 @@ use crate::model::DurationRow;
 pub use cancel::Cancellation;
 use held::HeldOutputs;
 use machines::Machines;
+pub use machines::NoBuilder;
 use outage::Outage;
 pub(super) use outage::{DAEMON, INDEX};
 use past::Past;
@@ -56,9 +57,9 @@ use waiters::{PendingRequest, Waiters};
 /// Derivations that may be remembered though nobody needs them any more, beside as many as are needed.
 const KINDS_MIN: usize = 1_000;
 
-/// Why a request for something new is refused.
+/// Why a request has no place in the queue.
 #[derive(Debug, thiserror::Error)]
-pub enum QueueFull {
+pub enum NotQueued {
     /// The bound on all requests is reached.
     #[error("{0} builds wait already (setting max-queued); ask again when some are done")]
     ForAll(usize),
@@ -67,6 +68,24 @@ pub enum QueueFull {
         "{0} builds wait for this client already (setting max-queued-per-client); ask again when some are done"
     )]
     ForClient(usize),
+    /// A request for the same derivation waits, and may be built elsewhere.
+    #[error(
+        "request {id} for it is in the queue already, for {}: end that with `ondine cancel {id}` first, or leave \
+         out the builder", builder_or_any(.builder.as_deref())
+    )]
+    ForOthers {
+        /// The request.
+        id: u64,
+        /// Its builder.
+        builder: Option<String>,
+    },
+    /// Another machine builds the derivation now.
+    #[error("it is being built on {0} already")]
+    BuiltOn(String),
+}
+
+fn builder_or_any(builder: Option<&str>) -> String {
+    builder.map_or_else(|| "any builder".to_owned(), |builder| format!("the builder {builder}"))
 }
 
 /// The queue of one server; clones share it.
@@ -196,24 +215,26 @@ impl Scheduler {
     ///
     /// # Errors
     /// Too many wait already.
-    pub async fn join(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Ticket, QueueFull> {
+    pub async fn join(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Ticket, NotQueued> {
         self.note_demand(drv);
-        let Entered { ticket, change, .. } = self.enter_counted(drv, client)?;
+        let Entered { ticket, change, .. } = self.enter_counted(drv, client, None)?;
         self.settled(change, Some(ticket.id)).await;
         Ok(ticket)
     }
 
     /// Joins the requests for these derivations in their order, as [`join`](Self::join) does one after the
-    /// other, and waits once for all of them.
+    /// other, and waits once for all of them. Those of them that are built are built on `builder`, where one
+    /// is named.
     pub async fn join_all(
         &self,
         drvs: &[StorePath],
         client: Option<IpAddr>,
-    ) -> Vec<Result<Ticket, QueueFull>> {
+        builder: Option<&str>,
+    ) -> Vec<Result<Ticket, NotQueued>> {
         let (mut tickets, mut last_change, mut last_id) = (Vec::new(), 0, None);
         for drv in drvs {
             self.note_demand(drv);
-            let entered = self.enter_counted(drv, client);
+            let entered = self.enter_counted(drv, client, builder);
             if let Ok(Entered { ticket, change, .. }) = &entered {
                 last_change = last_change.max(*change);
                 last_id = last_id.max(Some(ticket.id));
@@ -238,8 +259,13 @@ impl Scheduler {
         Ticket { shared: Arc::clone(&self.0), id, ending, _counted: counted, _place: None }
     }
 
-    fn enter_counted(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Entered, QueueFull> {
-        let entered = self.enter(drv, client);
+    fn enter_counted(
+        &self,
+        drv: &StorePath,
+        client: Option<IpAddr>,
+        builder: Option<&str>,
+    ) -> Result<Entered, NotQueued> {
+        let entered = self.enter(drv, client, builder);
         self.0.metrics.joined(match &entered {
             Ok(Entered { new: true, .. }) => JoinOutcome::New,
             Ok(Entered { new: false, .. }) => JoinOutcome::Shared,
@@ -256,15 +282,23 @@ impl Scheduler {
         let _ = self.0.root_progress.subscribe().wait_for(|progress| progress.covers(id)).await;
     }
 
-    fn enter(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Entered, QueueFull> {
+    fn enter(
+        &self,
+        drv: &StorePath,
+        client: Option<IpAddr>,
+        builder: Option<&str>,
+    ) -> Result<Entered, NotQueued> {
         let mut state = self.0.lock();
+        if let Some(builder) = builder {
+            state.may_be_built_on(builder, drv)?;
+        }
         if state.queue.request_for(drv).is_none() {
             let Settings { queued_max, queued_per_client_max, .. } = self.0.settings;
             if state.queue.len() >= queued_max {
-                return Err(QueueFull::ForAll(queued_max));
+                return Err(NotQueued::ForAll(queued_max));
             }
             if client.is_some_and(|client| state.waiters.of_client(client) >= queued_per_client_max) {
-                return Err(QueueFull::ForClient(queued_per_client_max));
+                return Err(NotQueued::ForClient(queued_per_client_max));
             }
         }
         let (id, new) = state.queue.ask(drv);
@@ -280,6 +314,7 @@ impl Scheduler {
             forecast: None,
             started: false,
             asked_by: client,
+            builder: builder.map(str::to_owned),
             returns: 0,
             tickets: Arc::default(),
         });
@@ -323,6 +358,20 @@ struct Entered {
 }
 
 impl State {
+    /// Refuses to have a derivation built on one builder alone that is built elsewhere, or may be for others.
+    fn may_be_built_on(&self, builder: &str, drv: &StorePath) -> Result<(), NotQueued> {
+        if let Some(id) = self.queue.request_for(drv) {
+            let theirs = self.waiters.get(id).and_then(|request| request.builder.clone());
+            if theirs.as_deref() != Some(builder) {
+                return Err(NotQueued::ForOthers { id: id.0, builder: theirs });
+            }
+        }
+        match self.machines.machine_of(drv) {
+            Some(other) if other != builder => Err(NotQueued::BuiltOn(other.to_owned())),
+            _ => Ok(()),
+        }
+    }
+
     /// Requests have left early: the kinds of derivations that only they needed are not expected any more.
     /// All are looked at, and so not each time.
     fn forget_kinds(&mut self) {
@@ -342,6 +391,9 @@ impl State {
         let request = self.waiters.leave(id)?;
         self.ended.insert(id.0);
         self.interrupted.remove(&id);
+        if request.builder.is_some() {
+            self.machines.places.unfix(&request.drv);
+        }
         let how = match past {
             RequestState::Served => Ended::Well,
             RequestState::Dropped | RequestState::Cancelled => Ended::Early,

@@ -56,6 +56,7 @@ mod tests {
             asked_at: 0,
             ended_at: Some(0),
             clients: 0,
+            builder: None,
             state: RequestState::Refused { reason: reason.to_owned() },
             outlook: None,
         }

@@ -19,6 +19,8 @@ pub(super) struct BuildPlaces {
 struct Placed {
     class: PlaceClass,
     inputs: BTreeSet<StorePath>,
+    /// True where a request names its machine: no other request that needs it changes that.
+    is_fixed: bool,
 }
 
 impl BuildPlaces {
@@ -27,11 +29,23 @@ impl BuildPlaces {
         Self { classes: vec![fits], by_drv: BTreeMap::new(), no_inputs: inputs }
     }
 
-    pub(super) fn expect(&mut self, placements: BTreeMap<StorePath, Placement>) {
+    /// Takes places of derivations; that of `fixed` is kept whatever other requests need it.
+    pub(super) fn expect(&mut self, placements: BTreeMap<StorePath, Placement>, fixed: Option<&StorePath>) {
         let mut seen: HashMap<Vec<MachineId>, PlaceClass> = HashMap::new();
         for (drv, Placement { fits, inputs }) in placements {
+            let is_fixed = fixed == Some(&drv);
+            if !is_fixed && self.by_drv.get(&drv).is_some_and(|placed| placed.is_fixed) {
+                continue;
+            }
             let class = *seen.entry(fits).or_insert_with_key(|fits| class_of(&mut self.classes, fits));
-            self.by_drv.insert(drv, Placed { class, inputs });
+            self.by_drv.insert(drv, Placed { class, inputs, is_fixed });
+        }
+    }
+
+    /// The place of a derivation is from now on that of the next request which needs it.
+    pub(super) fn unfix(&mut self, drv: &StorePath) {
+        if let Some(placed) = self.by_drv.get_mut(drv) {
+            placed.is_fixed = false;
         }
     }
 

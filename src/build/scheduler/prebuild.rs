@@ -213,7 +213,7 @@ impl State {
         }
         let drv = prebuild.plan.choice.next(left)?.clone();
         let placement = prebuild.plan.placements.get_key_value(&drv).map(cloned);
-        self.machines.places.expect(placement.into_iter().collect());
+        self.machines.places.expect(placement.into_iter().collect(), None);
         let machine = self.machines.choose(&drv)?;
         if !self.queue.prebuild(&drv, now, now.saturating_add(left)) {
             return None;

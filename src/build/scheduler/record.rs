@@ -55,6 +55,7 @@ impl Scheduler {
                 started: row.started,
                 asked_at: row.asked_at,
                 asked_by: row.asked_by,
+                builder: row.builder,
                 returns: 0,
                 tickets: Arc::default(),
             });
@@ -77,6 +78,7 @@ impl Scheduler {
                 due_owner: saved.due_owner.map(|owner| owner.0),
                 charged: saved.charged,
                 earned: saved.earned,
+                builder: request.and_then(|request| request.builder.clone()),
             }
         };
         QueueChanges {

@@ -79,6 +79,11 @@ impl Scheduler {
         }
     }
 
+    /// Name of the machine that alone may build what a request wants.
+    pub(in crate::build) fn builder_of(&self, id: RequestId) -> Option<String> {
+        self.0.lock().waiters.get(id)?.builder.clone()
+    }
+
     /// A request is planned. True when it is complete already: then it has left the queue and has to be
     /// delivered.
     pub(in crate::build) fn planned(&self, id: RequestId, planned: Planned) -> bool {
@@ -88,8 +93,9 @@ impl Scheduler {
         for (drv, system) in systems {
             state.forecaster.expect(drv, &system, self.0.settings.cores);
         }
-        let State { queue, machines, .. } = &mut *state;
-        machines.places.expect(placements);
+        let State { queue, machines, waiters, .. } = &mut *state;
+        let fixed = waiters.get(id).filter(|request| request.builder.is_some()).map(|request| &request.drv);
+        machines.places.expect(placements, fixed);
         let complete = queue.plan_placed(id, needs, now, |drv| machines.places.class(drv));
         if let Some(before) = state.take_over_prebuild() {
             self.0.metrics.prebuild_ended(Prebuilt::TakenOver, before);

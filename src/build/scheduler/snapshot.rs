@@ -314,7 +314,8 @@ impl PendingRequest {
     ) -> RequestView {
         let asked_at = self.asked_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let derivation = self.drv.to_string();
-        RequestView { id: id.0, derivation, asked_at, ended_at: None, clients, state, outlook }
+        let builder = self.builder.clone();
+        RequestView { id: id.0, derivation, asked_at, ended_at: None, clients, builder, state, outlook }
     }
 }
 
@@ -339,7 +340,7 @@ mod tests {
     async fn the_whole_queue_is_looked_at_once_in_a_while_however_many_come_and_ask() {
         let folder = tempfile::tempdir().expect("a folder");
         let scheduler = scheduler(&folder).await;
-        let ask = |number| scheduler.enter(&drv(number), None).expect("there is room").ticket;
+        let ask = |number| scheduler.enter(&drv(number), None, None).expect("there is room").ticket;
         let taken_at = || scheduler.0.lock().snapshot.as_ref().map(|snapshot| snapshot.at);
         let mut tickets = vec![ask(0), ask(1)];
         let place = |ticket: &Ticket| ticket.outlook().map(|outlook| (outlook.position, outlook.of));

@@ -23,6 +23,8 @@ pub(super) struct PendingRequest {
     /// True once a build was started for it.
     pub(super) started: bool,
     pub(super) asked_by: Option<IpAddr>,
+    /// Name of the machine that alone may build what it wants.
+    pub(super) builder: Option<String>,
     /// Number of times that it was complete and then was not.
     pub(super) returns: u32,
     /// Shared with each of its tickets.
@@ -106,6 +108,7 @@ mod tests {
             forecast: None,
             started: false,
             asked_by,
+            builder: None,
             returns: 0,
             tickets: Arc::default(),
         };

@@ -60,17 +60,11 @@ impl Worker {
     }
 
     /// Ends a request that cannot go on for a reason which is no failure: nothing is remembered.
-    pub(super) fn give_up(&self, id: RequestId, drv: &StorePath, reason: String) {
+    pub(super) fn give_up(&self, id: RequestId, drv: &StorePath, class: FailureClass, reason: String) {
         tracing::info!(%drv, %reason, "request given up");
         let now = SystemTime::now();
-        let failure = Failure {
-            drv: drv.clone(),
-            class: FailureClass::Transient,
-            cause: drv.clone(),
-            reason,
-            failed_at: now,
-            expires_at: now,
-        };
+        let failure =
+            Failure { drv: drv.clone(), class, cause: drv.clone(), reason, failed_at: now, expires_at: now };
         self.end(id, Err(Arc::new(failure)));
     }
 

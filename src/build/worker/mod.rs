@@ -94,12 +94,16 @@ impl Worker {
     }
 
     async fn plan(&self, id: RequestId, drv: StorePath) {
-        let planned = match self.lacking(&drv).await {
+        let planned = match self.lacking(id, &drv).await {
             Ok(planned) => match self.remembered(&planned.needs).await {
                 Some(failure) => Err(failure),
                 None => Ok(planned),
             },
             Err(plan::Error::Collected) => return self.leave_out(id, &drv),
+            Err(plan::Error::Unfit(reason)) => {
+                self.scheduler.withdraw(id);
+                return self.give_up(id, &drv, FailureClass::Refused, reason);
+            }
             Err(plan::Error::Impossible(verdict)) => Err(self.failures.note(&drv, verdict)),
             Err(plan::Error::Daemon(error)) => Err(self.failures.note(&drv, Verdict::of_error(&error))),
         };
@@ -126,11 +130,16 @@ impl Worker {
             capabilities: self.capabilities.known().await,
             farm: self.scheduler.farm(),
             index: self.index.clone(),
+            only: None,
         }
     }
 
-    async fn lacking(&self, drv: &StorePath) -> Result<Planned, plan::Error> {
-        let rules = self.plan_rules().await;
+    async fn lacking(&self, id: RequestId, drv: &StorePath) -> Result<Planned, plan::Error> {
+        let mut rules = self.plan_rules().await;
+        if let Some(name) = self.scheduler.builder_of(id) {
+            let gone = || plan::Error::Unfit(format!("the builder {name} is not configured any more"));
+            rules.only = Some(rules.farm.find(&name).ok_or_else(gone)?);
+        }
         let attempt = || async {
             self.runner.use_upstreams().await;
             let mut daemon = self.runner.connections.pool.get().await?;
@@ -143,7 +152,7 @@ impl Worker {
         };
         let lost = |error: &plan::Error| match error {
             plan::Error::Daemon(error) => error.lost(),
-            plan::Error::Impossible(_) | plan::Error::Collected => None,
+            plan::Error::Impossible(_) | plan::Error::Unfit(_) | plan::Error::Collected => None,
         };
         self.scheduler.patiently(drv, attempt, lost).await
     }

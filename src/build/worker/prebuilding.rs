@@ -100,7 +100,7 @@ impl Worker {
             {
                 Ok(planned) => planned,
                 Err(plan::Error::Daemon(error)) => return Err(error.into()),
-                Err(plan::Error::Impossible(_) | plan::Error::Collected) => continue,
+                Err(plan::Error::Impossible(_) | plan::Error::Unfit(_) | plan::Error::Collected) => continue,
             };
             if needs.is_empty() || self.remembered(&needs).await.is_some() {
                 continue;

@@ -8,6 +8,7 @@ use super::Worker;
 use crate::build::queue::RequestId;
 use crate::build::scheduler::RootChanges;
 use crate::build::verdict::Verdict;
+use crate::model::FailureClass;
 use crate::nix::{Daemon, DaemonError};
 use crate::roots;
 
@@ -97,10 +98,7 @@ impl Worker {
     /// The derivation of a request is not there: it was collected before it could be held.
     pub(super) fn leave_out(&self, id: RequestId, drv: &StorePath) {
         self.scheduler.withdraw(id);
-        self.give_up(
-            id,
-            drv,
-            format!("the derivation {drv} is not in the Nix store any more (garbage-collected?)"),
-        );
+        let reason = format!("the derivation {drv} is not in the Nix store any more (garbage-collected?)");
+        self.give_up(id, drv, FailureClass::Transient, reason);
     }
 }

@@ -17,12 +17,15 @@ pub struct BuildsRequest {
     pub attributes: Vec<AttributeTarget>,
     /// False: only tells of what is there and what could be built.
     pub start: bool,
+    /// Name of the builder that alone builds them; needs the right `admin`. Inputs are built anywhere.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on: Option<String>,
 }
 
 /// Everything is to be started.
 impl Default for BuildsRequest {
     fn default() -> Self {
-        Self { derivations: Vec::new(), hashes: Vec::new(), attributes: Vec::new(), start: true }
+        Self { derivations: Vec::new(), hashes: Vec::new(), attributes: Vec::new(), start: true, on: None }
     }
 }
 

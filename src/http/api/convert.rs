@@ -145,6 +145,7 @@ impl From<RequestView> for RequestStatus {
             asked_at: view.asked_at,
             ended_at: view.ended_at,
             clients: view.clients,
+            on: view.builder,
             phase: view.state.into(),
             place: view.outlook.map(RequestPlace::from),
         }

@@ -185,6 +185,9 @@ pub struct RequestStatus {
     pub ended_at: Option<u64>,
     /// Clients that wait for it.
     pub clients: usize,
+    /// Name of the builder that alone may build the derivation; absent for any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on: Option<String>,
     #[serde(flatten)]
     pub phase: RequestPhase,
     /// Its place in the queue; absent once it has left it.

@@ -136,7 +136,7 @@ async fn graph(
         return Ok(None);
     }
     let target = |drv: &StorePath| RequestTarget::Derivation { drv: drv.clone(), outputs: OutputChoice::All };
-    let items = service.state.requests.ask(inputs.iter().map(target).collect(), on_miss, None).await?;
+    let items = service.state.requests.ask(inputs.iter().map(target).collect(), on_miss, None, None).await?;
     let nodes = inputs.iter().zip(items).map(|(drv, item)| Node {
         label: PathLabel::new(drv.to_string()),
         state: item_word(BuildItemState::from(item.state)),

@@ -125,6 +125,7 @@ fn request(id: u64) -> RequestRow {
         due_owner: None,
         charged: Duration::ZERO,
         earned: Duration::from_millis(1_500),
+        builder: id.is_multiple_of(2).then(|| "far".to_owned()),
     }
 }
 

@@ -21,7 +21,8 @@ impl QueueLog for Postgres {
     fn requests(&self) -> BackendFuture<'_, (Vec<RequestRow>, u64)> {
         self.read((), |session, ()| {
             Box::pin(async move {
-                let sql = "SELECT id, drv, started, asked_at, asked_by, due_owner, charged, earned FROM request ORDER BY id";
+                let sql = "SELECT id, drv, started, asked_at, asked_by, due_owner, charged, earned, builder \
+                    FROM request ORDER BY id";
                 let rows = session.rows(sql, &[]).await?;
                 let found = rows.iter().map(request).collect::<Result<_, _>>()?;
                 let latest = session.one("SELECT latest FROM request_number", &[]).await?;
@@ -81,18 +82,19 @@ fn request(row: &Row) -> Result<RequestRow, Error> {
         due_owner: column::<Option<i64>>(row, 5)?.map(unsigned),
         charged: duration(6)?,
         earned: duration(7)?,
+        builder: column(row, 8)?,
     })
 }
 
 async fn record_requests(session: &DatabaseSession, requests: &[RequestRow]) -> Result<(), Error> {
     // The last row of each counts.
     let latest: BTreeMap<u64, &RequestRow> = requests.iter().map(|request| (request.id, request)).collect();
-    let sql = "INSERT INTO request (id, drv, started, asked_at, asked_by, due_owner, charged, earned) \
+    let sql = "INSERT INTO request (id, drv, started, asked_at, asked_by, due_owner, charged, earned, builder) \
         SELECT * FROM unnest($1::bigint[], $2::text[], $3::boolean[], $4::bigint[], $5::text[], $6::bigint[], \
-        $7::bigint[], $8::bigint[]) \
+        $7::bigint[], $8::bigint[], $9::text[]) \
         ON CONFLICT (id) DO UPDATE SET drv = excluded.drv, started = excluded.started, asked_at = excluded.asked_at, \
         asked_by = excluded.asked_by, due_owner = excluded.due_owner, charged = excluded.charged, \
-        earned = excluded.earned";
+        earned = excluded.earned, builder = excluded.builder";
     let rows = || latest.values();
     let ids: Vec<i64> = rows().map(|request| signed(request.id)).collect();
     let drvs: Vec<String> = rows().map(|request| request.drv.to_string()).collect();
@@ -103,7 +105,10 @@ async fn record_requests(session: &DatabaseSession, requests: &[RequestRow]) -> 
     let owners: Vec<Option<i64>> = rows().map(|request| request.due_owner.map(signed)).collect();
     let charged: Vec<i64> = rows().map(|request| millis(request.charged)).collect();
     let earned: Vec<i64> = rows().map(|request| millis(request.earned)).collect();
-    session.execute(sql, &[&ids, &drvs, &started, &times, &clients, &owners, &charged, &earned]).await?;
+    let builders: Vec<Option<&str>> = rows().map(|request| request.builder.as_deref()).collect();
+    session
+        .execute(sql, &[&ids, &drvs, &started, &times, &clients, &owners, &charged, &earned, &builders])
+        .await?;
     let sql = "UPDATE request_number SET latest = greatest(latest, $1)";
     session.execute(sql, &[&ids.into_iter().max().unwrap_or_default()]).await.map(drop)
 }

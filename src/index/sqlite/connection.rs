@@ -27,9 +27,9 @@ const LOG_PAGES_MAX: i64 = 16_384;
 /// Bytes of the log that stay on the disk after a checkpoint; a large transaction makes it much longer.
 const LOG_BYTES_KEPT: i64 = 64 * 1024 * 1024;
 /// The schema's version, in `user_version`.
-const SCHEMA_VERSION: i64 = 10;
+const SCHEMA_VERSION: i64 = 11;
 /// Migrations of each older version to the next one, from version 1 on.
-const MIGRATIONS: [&str; 9] = [
+const MIGRATIONS: [&str; 10] = [
     include_str!("from_1.sql"),
     include_str!("from_2.sql"),
     include_str!("from_3.sql"),
@@ -39,6 +39,7 @@ const MIGRATIONS: [&str; 9] = [
     include_str!("from_7.sql"),
     include_str!("from_8.sql"),
     include_str!("from_9.sql"),
+    include_str!("from_10.sql"),
 ];
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
@@ -371,6 +372,7 @@ mod tests {
             drop(Writer::open(file, Condition::new(file)).expect("opened"));
         }
         let changed = "DROP TRIGGER nar_gone; DROP TRIGGER path_served; PRAGMA user_version = 5; \
+                       ALTER TABLE request DROP COLUMN builder; \
                        DROP TABLE token; DROP TRIGGER path_refers; DROP TRIGGER path_refers_no_more; \
                        DROP TABLE reference; DROP TABLE history; \
                        DROP TRIGGER former_nar_forgotten; DROP TABLE program; DROP TABLE catalogue_version; \

@@ -17,7 +17,7 @@ impl QueueLog for Sqlite {
     fn requests(&self) -> BackendFuture<'_, (Vec<RequestRow>, u64)> {
         self.read(|connection| {
                 let mut statement = connection.prepare(
-                    "SELECT id, drv, started, asked_at, asked_by, due_owner, charged, earned FROM request ORDER BY id",
+                    "SELECT id, drv, started, asked_at, asked_by, due_owner, charged, earned, builder FROM request ORDER BY id",
                 )?;
                 let mut rows = statement.query([])?;
                 let mut found = Vec::new();
@@ -34,6 +34,7 @@ impl QueueLog for Sqlite {
                         due_owner: row.get::<_, Option<i64>>(5)?.map(unsigned),
                         charged: Duration::from_millis(unsigned(row.get(6)?)),
                         earned: Duration::from_millis(unsigned(row.get(7)?)),
+                        builder: row.get(8)?,
                     });
                 }
                 let last: Option<i64> = connection
@@ -51,8 +52,8 @@ impl QueueLog for Sqlite {
     ) -> BackendFuture<'_, ()> {
         self.write(move |transaction| {
                 let mut insert = transaction.prepare_cached(
-                    "INSERT OR REPLACE INTO request (id, drv, started, asked_at, asked_by, due_owner, charged, earned) \
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                    "INSERT OR REPLACE INTO request (id, drv, started, asked_at, asked_by, due_owner, charged, earned, builder) \
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
                 )?;
                 for request in &requests {
                     insert.execute(params![
@@ -64,6 +65,7 @@ impl QueueLog for Sqlite {
                         request.due_owner.map(signed),
                         millis(request.charged),
                         millis(request.earned),
+                        request.builder,
                     ])?;
                 }
                 let mut delete = transaction.prepare_cached("DELETE FROM request WHERE id = ?1")?;

@@ -122,7 +122,8 @@ CREATE TABLE request (
     asked_by  TEXT,                     -- address of the first client
     due_owner INTEGER,                  -- the account of overtaking: see build/queue/account.rs
     charged   INTEGER NOT NULL,         -- milliseconds
-    earned    INTEGER NOT NULL          -- milliseconds
+    earned    INTEGER NOT NULL,         -- milliseconds
+    builder   TEXT                      -- the one that alone may build it; null for any
 ) STRICT;
 
 -- How long builds took, the latest few of each kind.
