@@ -28,7 +28,7 @@ use crate::model::Failure;
 pub use drained::DrainedBuilders;
 pub use failures::Failures;
 pub use farm::{BuilderSettings, Farm, FarmSettings, LOCAL, WEIGHT};
-pub use log::{Log, Logs, Settings as LogSettings, plain_line};
+pub use log::{Log, Logs, Settings as LogSettings, entered_phase, plain_line};
 use prebuild::allowance::Allowance;
 pub use queue::{Overtaking, Policy};
 pub use runner::{LocalRunner, MachineRunner, RemoteRunner};

@@ -12,11 +12,11 @@ use narinfo::StorePath;
 
 use super::Service;
 use super::answer::{self, Answer};
-use super::api::{BuildLogLines, RequestStatus};
+use super::api::{BuildLogLines, EnteredPhase, RequestStatus};
 use super::build_details::{details, no_such_request};
 use super::error::Error;
 use super::stream_body::{Aborted, BodyWriter, stream_body};
-use crate::build::{Logs, RequestState, RequestView, plain_line};
+use crate::build::{Logs, RequestState, RequestView, entered_phase, plain_line};
 use crate::caller::CallerKey;
 use crate::escape;
 use crate::tail_file::TailReader;
@@ -152,7 +152,7 @@ impl LogFollower {
         }));
     }
 
-    /// An event with the next lines, once there are some. May be dropped and called again.
+    /// Events with the next lines, once there are some. May be dropped and called again.
     pub(super) async fn next_lines(&mut self) -> String {
         loop {
             let Some(reading) = &mut self.reading else { return pending().await };
@@ -169,11 +169,28 @@ impl LogFollower {
             }
             let lines = take_lines(&mut self.partial);
             if !lines.is_empty() {
-                let derivation = self.drv.as_ref().map(ToString::to_string).unwrap_or_default();
-                return event_text("log", &BuildLogLines { derivation, lines });
+                return log_events(&self.drv.as_ref().map(ToString::to_string).unwrap_or_default(), lines);
             }
         }
     }
+}
+
+/// The events of lines of a log: the lines, and the phases between them.
+fn log_events(derivation: &str, lines: Vec<String>) -> String {
+    let (derivation, mut text, mut of_builder) = (derivation.to_owned(), String::new(), Vec::new());
+    let told = |lines: Vec<String>| match lines.is_empty() {
+        true => String::new(),
+        false => event_text("log", &BuildLogLines { derivation: derivation.clone(), lines }),
+    };
+    for line in lines {
+        let Some(phase) = entered_phase(&line) else {
+            of_builder.push(line);
+            continue;
+        };
+        text += &told(std::mem::take(&mut of_builder));
+        text += &event_text("phase", &EnteredPhase { derivation: derivation.clone(), phase });
+    }
+    text + &told(of_builder)
 }
 
 /// Takes the lines that have ended, and pieces of one that is too long.
@@ -205,6 +222,21 @@ mod tests {
         partial = vec![b'x'; 2 * LINE_BYTES_MAX + 1];
         assert_eq!(take_lines(&mut partial).len(), 2);
         assert_eq!(partial, b"x");
+    }
+
+    #[test]
+    fn phases_are_told_between_the_lines() {
+        let lines = ["a", "@nix {\"action\":\"setPhase\",\"phase\":\"p\"}", "b", "c"].map(str::to_owned);
+        let text = log_events("x.drv", lines.to_vec());
+        let events: Vec<&str> = text.split_terminator("\n\n").collect();
+        assert_eq!(
+            events,
+            [
+                "event: log\ndata: {\"derivation\":\"x.drv\",\"lines\":[\"a\"]}",
+                "event: phase\ndata: {\"derivation\":\"x.drv\",\"phase\":\"p\"}",
+                "event: log\ndata: {\"derivation\":\"x.drv\",\"lines\":[\"b\",\"c\"]}",
+            ]
+        );
     }
 
     #[test]

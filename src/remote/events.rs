@@ -18,6 +18,13 @@ pub enum RequestEvent {
         /// The lines, without escape codes.
         lines: Vec<String>,
     },
+    /// A build for it enters a phase.
+    Phase {
+        /// Base name of the derivation.
+        derivation: String,
+        /// Name of the phase.
+        phase: String,
+    },
     /// The request has ended, with the end of the log.
     End(RemoteRequest),
 }
@@ -34,6 +41,12 @@ pub struct RequestEvents {
 struct LogData {
     derivation: String,
     lines: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct PhaseData {
+    derivation: String,
+    phase: String,
 }
 
 impl Remote {
@@ -81,6 +94,10 @@ fn parse(text: &str) -> Result<Option<RequestEvent>, Error> {
             let LogData { derivation, lines } = serde_json::from_str(data).map_err(malformed)?;
             Some(RequestEvent::Log { derivation, lines })
         }
+        "phase" => {
+            let PhaseData { derivation, phase } = serde_json::from_str(data).map_err(malformed)?;
+            Some(RequestEvent::Phase { derivation, phase })
+        }
         _ => None,
     })
 }
@@ -94,6 +111,9 @@ mod tests {
         let log = "event: log\ndata: {\"derivation\":\"a.drv\",\"lines\":[\"x\",\"\"]}\n\n";
         let Ok(Some(RequestEvent::Log { derivation, lines })) = parse(log) else { panic!("no log") };
         assert_eq!((&*derivation, lines), ("a.drv", vec!["x".to_owned(), String::new()]));
+        let phase = "event: phase\ndata: {\"derivation\":\"a.drv\",\"phase\":\"p\"}\n\n";
+        let Ok(Some(RequestEvent::Phase { derivation, phase })) = parse(phase) else { panic!("no phase") };
+        assert_eq!((&*derivation, &*phase), ("a.drv", "p"));
         let end = "event: end\ndata: {\"state\":\"served\",\"derivation\":\"a.drv\"}\n\n";
         assert!(matches!(parse(end), Ok(Some(RequestEvent::End(request))) if request.has_ended()));
         assert!(matches!(parse(": nothing new\n\n"), Ok(None)));

@@ -225,6 +225,11 @@ impl TargetWait {
                 Ok(Some(RequestEvent::Log { derivation, lines })) => {
                     self.tell_lines(&derivation, lines).await
                 }
+                Ok(Some(RequestEvent::Phase { derivation, phase })) => {
+                    if let Ok(drv) = StorePath::parse(&derivation) {
+                        self.tell(BuildNews::Phase(drv, phase)).await;
+                    }
+                }
                 Ok(Some(RequestEvent::End(end))) => break Some(end),
                 Ok(None) | Err(_) => break None,
             }

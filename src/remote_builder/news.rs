@@ -12,6 +12,9 @@ const SHOWN_MAX: usize = 2;
 /// Characters of the state of a wait.
 const WAIT_CHARS_MAX: usize = 150;
 
+/// Characters of the name of a phase.
+const PHASE_CHARS_MAX: usize = 100;
+
 /// Something to tell about the wait for a target.
 #[derive(Clone, Debug)]
 pub(super) enum BuildNews {
@@ -19,6 +22,8 @@ pub(super) enum BuildNews {
     Building(StorePath),
     /// A build has printed lines.
     Lines(StorePath, Vec<String>),
+    /// A build enters a phase.
+    Phase(StorePath, String),
     /// The state of the wait.
     Waiting(String),
     /// A line of text.
@@ -56,6 +61,12 @@ impl<'a> Terminal<'a> {
                     for line in lines {
                         client.tell(&ClientNews::Line(id, line)).await?;
                     }
+                }
+            }
+            BuildNews::Phase(drv, phase) => {
+                if let Some(id) = self.show(client, of, drv).await? {
+                    let phase = Line(in_one_line(&phase, PHASE_CHARS_MAX)).to_string();
+                    client.tell(&ClientNews::Phase(id, phase)).await?;
                 }
             }
             BuildNews::Waiting(state) => {

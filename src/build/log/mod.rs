@@ -18,7 +18,7 @@ use tokio::sync::watch;
 
 use crate::tail_file::{TailCursor, TailReader, WriteProgress};
 use folder::LogFolder;
-pub use tail::plain_line;
+pub use tail::{entered_phase, plain_line};
 pub(super) use writer::LogWriter;
 
 /// The folder of uploaded logs, in that of ours.

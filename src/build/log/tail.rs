@@ -10,6 +10,11 @@ pub(super) const LINES_MAX: usize = 1_000;
 /// Bytes read at most.
 const BYTES_MAX: u64 = 256 * 1024;
 
+/// Beginning of a line of Nix's own in a log, as it is written there.
+const PHASE: &str = "@nix {\"action\":\"setPhase\"";
+/// The same, whatever the line says.
+const NIX: &str = "@nix ";
+
 /// The last lines of a file, `n` or [`LINES_MAX`] at most. The first is cut at its start where it would be
 /// too long.
 pub(super) fn last_lines(file: &File, n: usize) -> io::Result<Vec<String>> {
@@ -29,8 +34,8 @@ pub(super) fn last_lines(file: &File, n: usize) -> io::Result<Vec<String>> {
     if text.is_empty() {
         return Ok(Vec::new());
     }
-    let mut lines: Vec<String> =
-        text.rsplit(|byte| *byte == b'\n').take(n.min(LINES_MAX)).map(plain_line).collect();
+    let of_builder = text.rsplit(|byte| *byte == b'\n').filter(|line| !line.starts_with(PHASE.as_bytes()));
+    let mut lines: Vec<String> = of_builder.take(n.min(LINES_MAX)).map(plain_line).collect();
     lines.reverse();
     Ok(lines)
 }
@@ -44,6 +49,19 @@ fn read_at(file: &File, buffer: &mut [u8], start: u64) -> io::Result<usize> {
         }
     }
     Ok(read)
+}
+
+/// The line with which Nix notes in a log that a builder enters a phase.
+pub(super) fn phase_line(name: &str) -> String {
+    format!("{PHASE},\"phase\":{}}}", serde_json::Value::from(name))
+}
+
+/// The phase that a builder enters with a line of its log.
+#[must_use]
+pub fn entered_phase(line: &str) -> Option<String> {
+    let message: serde_json::Value = serde_json::from_str(line.strip_prefix(NIX)?).ok()?;
+    let phase = message.get("phase").filter(|_| message["action"] == "setPhase")?;
+    phase.as_str().map(str::to_owned)
 }
 
 /// One line of a log as text for people and programs. Line by line, so that an escape sequence which never
@@ -78,6 +96,18 @@ mod tests {
         let log = "\u{1b}[31;1merror:\u{1b}[0m größe\ta\r\u{8}\u{7f}\u{9b}b\n\u{1b}]0;never ended\nafter\n";
         assert_eq!(lines(log.as_bytes(), 9), ["error: größe ab", "", "after"]);
         assert_eq!(lines(b"not utf-8: \xff!\n", 1), ["not utf-8: \u{fffd}!"]);
+    }
+
+    #[test]
+    fn a_phase_is_read_as_it_was_written_and_is_no_line_of_the_builder() {
+        for name in ["buildPhase", "a \"quoted\" one", ""] {
+            assert_eq!(entered_phase(&phase_line(name)).as_deref(), Some(name));
+        }
+        for line in ["buildPhase", "@nix {\"action\":\"msg\",\"phase\":\"x\"}", "@nix {", "@nix {}"] {
+            assert_eq!(entered_phase(line), None, "{line}");
+        }
+        let log = format!("one\n{}\ntwo\n{}\n", phase_line("a"), phase_line("b"));
+        assert_eq!(lines(log.as_bytes(), 9), ["one", "two"]);
     }
 
     #[test]

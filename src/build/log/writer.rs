@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use super::Logs;
+use super::tail::phase_line;
 use crate::build::verdict::LOG_END_LINES;
 use crate::tail_file::WriteProgress;
 
@@ -97,6 +98,16 @@ impl LogWriter {
             writing.add(fitting);
         }
         self.over.send_replace(true);
+    }
+
+    /// Notes that the builder enters a phase, as Nix notes it in its own logs. It is no line of the builder.
+    pub(in crate::build) fn phase(&self, name: &str) {
+        let line = phase_line(name);
+        let (bytes, mut writing) = (line.len() as u64 + 1, self.lock());
+        if self.over.borrow().eq(&false) && bytes <= self.bytes_max() - writing.bytes {
+            writing.bytes += bytes;
+            writing.add(&line);
+        }
     }
 
     /// The reason why the build must stop, once it has written more than it may.

@@ -75,6 +75,7 @@ pub(super) async fn watch(
         heard.note();
         match event {
             BuildEvent::LogLine { line, dropped, .. } => log.line(&line, dropped),
+            BuildEvent::Phase { phase, .. } => log.phase(&phase),
             BuildEvent::Message { text } => {
                 tracing::debug!(%drv, message = %text.trim_end(), "the daemon says");
                 if text.contains("error:") {

@@ -112,6 +112,15 @@ pub struct BuildLogLines {
     pub lines: Vec<String>,
 }
 
+/// Data of the event `phase` of a request.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+pub struct EnteredPhase {
+    /// Base name of the derivation that is being built.
+    pub derivation: String,
+    /// Name of the phase that its builder enters.
+    pub phase: String,
+}
+
 /// Explanation of where something is, or why it is not.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 pub struct Explanation {

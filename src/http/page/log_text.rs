@@ -4,6 +4,8 @@
 
 use std::collections::VecDeque;
 
+use crate::build::entered_phase;
+
 /// Lines of a window.
 pub(super) const WINDOW_LINES: usize = 2_000;
 /// Lines with the wanted text that are shown.
@@ -130,9 +132,7 @@ fn phase_of(line: &[u8]) -> Option<String> {
     if let Some(name) = line.strip_prefix(PHASE_LINE) {
         return Some(name.trim().to_owned()).filter(|name| !name.is_empty() && word(name));
     }
-    let message: serde_json::Value = serde_json::from_str(line.strip_prefix("@nix ")?).ok()?;
-    let phase = message.get("phase").filter(|_| message["action"] == "setPhase")?;
-    phase.as_str().filter(|name| word(name)).map(str::to_owned)
+    entered_phase(line).filter(|name| word(name))
 }
 
 fn plain(line: &[u8]) -> String {
