@@ -14,6 +14,8 @@ pub const NARS: &str = "nar";
 pub const KNOWN_HOSTS: &str = "known-hosts";
 /// Folder of the names of drained builders.
 pub const DRAINED: &str = "drained";
+/// Folder of derivations that clients have sent and no Nix store has.
+pub const SENT: &str = "sent";
 /// The folder of what is recorded beside them.
 pub const LEDGER: &str = "ledger";
 /// The lock of the server that runs.

@@ -73,6 +73,7 @@ mod recovery;
 mod refusals;
 mod remote_build;
 mod remote_builder;
+mod remote_builder_sent;
 mod remote_log;
 mod remote_push;
 mod remote_use;

@@ -7,83 +7,23 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use crate::support;
-use crate::support::process::{Background, Finished, program, runs};
-use crate::support::store::write;
-use crate::support::{Cache, Client, Derivation, Release, Sshd, derivations, text, wait_until};
+use crate::support::process::{Finished, program, runs};
+use crate::support::{Client, Derivation, Release, RemoteBuilder, derivations, text, wait_until};
 
 /// Time limit of a change of state.
 const SOON: Duration = Duration::from_secs(60);
 
-/// A server, and an sshd that leads to it.
-struct Scene {
-    sshd: Sshd,
-    cache: Cache,
-}
-
-impl Scene {
-    /// A server whose remote builder has a token with these rights.
-    fn new(rights: &str) -> Scene {
-        let cache = Cache::new(&[]);
-        let token_file = cache.store.folder().join("token");
-        write(&token_file, &cache.ondine.new_token("builder", rights, &[]));
-        let command = format!(
-            "{} stdio --server {} --token-file {}",
-            program(),
-            cache.ondine.url(),
-            token_file.display()
-        );
-        Scene { sshd: Sshd::start(&command), cache }
-    }
-
-    /// A machine that has every build done by the remote builder.
-    fn client(&self, release: Release) -> Client {
-        let settings = [("builders", &*self.sshd.builder())];
-        Client::with_settings(release, &self.cache.store.store_dir(), &settings)
-            .with_ssh(&self.sshd.ssh_options())
-    }
-
-    /// Copies a derivation to the server, for releases that do not do so themselves.
-    fn make_known(&self, client: &Client, drv: &str) {
-        client.run("nix", &["copy", "--derivation", "--to", &self.sshd.url(), drv]).must_succeed();
-    }
-
-    /// Builds a derivation of a client as `nix-build` does.
-    fn build(&self, client: &Client, release: &Release, derivation: &Derivation) -> Finished {
-        self.start_build(client, release, derivation).finish()
-    }
-
-    fn start_build(&self, client: &Client, release: &Release, derivation: &Derivation) -> Background {
-        let drv = client.instantiate(derivation);
-        if *release == Release::Host {
-            self.make_known(client, &drv);
-        }
-        client.start("nix-store", &["--realise", &drv])
-    }
-
-    fn token_file(&self) -> PathBuf {
-        self.cache.store.folder().join("token")
-    }
-
-    /// Clients that wait for builds.
-    fn waiting_clients(&self) -> u64 {
-        let queue = self.cache.http.get("/api/v1/queue");
-        let queue: serde_json::Value = serde_json::from_slice(&queue.body).expect("the queue is JSON");
-        let requests = queue["requests"].as_array().expect("requests");
-        requests.iter().filter_map(|request| request["clients"].as_u64()).sum()
-    }
-
-    /// The end of the program after these bytes on its standard input.
-    fn speak(&self, bytes: &[u8]) -> Ended {
-        let (url, token_file) = (self.cache.ondine.url(), self.token_file());
-        let mut command = Command::new(program());
-        command.args(["stdio", "--server", &url, "--token-file", text(&token_file)]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().expect("the program starts");
-        // It may have ended before it has read all of it.
-        let _ = child.stdin.take().expect("piped").write_all(bytes);
-        let output = child.wait_with_output().expect("it ends");
-        Ended { status: output.status, stderr: String::from_utf8_lossy(&output.stderr).into_owned() }
-    }
+/// The end of the program after these bytes on its standard input.
+fn speak(scene: &RemoteBuilder, bytes: &[u8]) -> Ended {
+    let (url, token_file) = (scene.cache.ondine.url(), scene.token_file());
+    let mut command = Command::new(program());
+    command.args(["stdio", "--server", &url, "--token-file", text(&token_file)]);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("the program starts");
+    // It may have ended before it has read all of it.
+    let _ = child.stdin.take().expect("piped").write_all(bytes);
+    let output = child.wait_with_output().expect("it ends");
+    Ended { status: output.status, stderr: String::from_utf8_lossy(&output.stderr).into_owned() }
 }
 
 /// The end of the program.
@@ -126,7 +66,7 @@ fn c_profile(name: &str) -> Derivation {
 
 #[test]
 fn clients_of_every_release_that_may_not_build_have_a_profile_of_c_programs_built() {
-    let scene = Scene::new("read,build,push");
+    let scene = RemoteBuilder::new("read,build,push");
     for release in Release::all() {
         let name = release.name().to_owned();
         let client = scene.client(release.clone());
@@ -144,7 +84,7 @@ fn clients_of_every_release_that_may_not_build_have_a_profile_of_c_programs_buil
 
 #[test]
 fn two_clients_at_once_share_one_build() {
-    let scene = Scene::new("read,build,push");
+    let scene = RemoteBuilder::new("read,build,push");
     let gate = scene.cache.store.gate();
     let script = format!("{}echo shared > $out", gate.script("shared"));
     let shared = Derivation::new("shared", &script);
@@ -163,7 +103,7 @@ fn two_clients_at_once_share_one_build() {
 
 #[test]
 fn a_client_that_is_killed_leaves_as_any_other_and_its_build_is_finished() {
-    let scene = Scene::new("read,build,push");
+    let scene = RemoteBuilder::new("read,build,push");
     let release = Release::all().pop().expect("a release");
     let client = scene.client(release.clone());
     let gate = scene.cache.store.gate();
@@ -187,7 +127,7 @@ fn a_client_that_is_killed_leaves_as_any_other_and_its_build_is_finished() {
 
 #[test]
 fn a_failed_build_shows_the_end_of_its_log_on_every_client() {
-    let scene = Scene::new("read,build,push");
+    let scene = RemoteBuilder::new("read,build,push");
     for release in Release::all() {
         let client = scene.client(release.clone());
         let failing = derivations::failing(&format!("failing-{}", release.name()));
@@ -198,7 +138,7 @@ fn a_failed_build_shows_the_end_of_its_log_on_every_client() {
 
 #[test]
 fn a_refusal_says_what_is_lacking_and_so_does_a_server_that_is_away() {
-    let scene = Scene::new("read,build");
+    let scene = RemoteBuilder::new("read,build");
     for release in Release::all() {
         let client = scene.client(release.clone());
         let drv = client.instantiate(&derivations::text_file(&format!("refused-{}", release.name()), "x"));
@@ -216,7 +156,7 @@ fn a_refusal_says_what_is_lacking_and_so_does_a_server_that_is_away() {
 
 #[test]
 fn a_server_that_is_away_is_told_to_the_client() {
-    let mut scene = Scene::new("read,build,push");
+    let mut scene = RemoteBuilder::new("read,build,push");
     scene.cache.ondine.kill9();
     for release in Release::all() {
         let client = scene.client(release);
@@ -229,7 +169,7 @@ fn a_server_that_is_away_is_told_to_the_client() {
 
 #[test]
 fn the_store_of_the_builder_builds_closures_gives_paths_and_takes_only_what_is_believed() {
-    let scene = Scene::new("read,build,push");
+    let scene = RemoteBuilder::new("read,build,push");
     for release in Release::all() {
         let name = release.name().to_owned();
         let client = scene.client(release);
@@ -256,7 +196,7 @@ fn the_store_of_the_builder_builds_closures_gives_paths_and_takes_only_what_is_b
 
 #[test]
 fn what_is_no_nix_client_gets_a_reason_and_an_end() {
-    let scene = Scene::new("read,build,push");
+    let scene = RemoteBuilder::new("read,build,push");
     let hello = 0x6e69_7863_u64.to_le_bytes();
     let version = |minor: u64| (1_u64 << 8 | minor).to_le_bytes();
     let none = 0_u64.to_le_bytes();
@@ -269,11 +209,11 @@ fn what_is_no_nix_client_gets_a_reason_and_an_end() {
         (absurd, "at most"),
         (unknown, "operation 999"),
     ] {
-        let ended = scene.speak(&sent);
+        let ended = speak(&scene, &sent);
         assert!(!ended.status.success(), "{}", ended.stderr);
         assert!(ended.stderr.contains(reason), "{reason:?}: {}", ended.stderr);
     }
     // One that says nothing more is gone, which is no error.
-    assert!(scene.speak(&greeting).status.success());
-    assert!(scene.speak(b"").status.success());
+    assert!(speak(&scene, &greeting).status.success());
+    assert!(speak(&scene, b"").status.success());
 }

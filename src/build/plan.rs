@@ -12,7 +12,7 @@ use super::farm::{Farm, MachineId, Placement};
 use super::runner::known_outputs;
 use super::verdict::Verdict;
 use crate::index::Index;
-use crate::nix::{BuildTarget, Capabilities, Daemon, DaemonError, Lack, read_derivation};
+use crate::nix::{BuildTarget, Capabilities, Daemon, DaemonError, Lack, SentDerivation, read_derivation};
 
 /// Derivations that are looked at for one request at most.
 const READ_MAX: usize = 100_000;
@@ -21,6 +21,7 @@ const READ_MAX: usize = 100_000;
 pub(super) type Needs = BTreeMap<StorePath, BTreeSet<StorePath>>;
 
 /// Derivations to build for a request.
+#[derive(Default)]
 pub(super) struct Planned {
     /// The derivations that it lacks.
     pub(super) needs: Needs,
@@ -115,6 +116,39 @@ pub(super) async fn plan(daemon: &mut Daemon, drv: &StorePath, rules: &PlanRules
     let planned: BTreeSet<StorePath> = needs.keys().cloned().collect();
     needs.values_mut().for_each(|inputs| inputs.retain(|input| planned.contains(input)));
     Ok(Planned { needs, systems, outputs, placements })
+}
+
+/// The same for a derivation that a client has sent with the paths that it is built from: it needs no other
+/// one.
+pub(super) async fn plan_sent(
+    daemon: &mut Daemon,
+    sent: &SentDerivation,
+    rules: &PlanRules,
+) -> Result<Planned, Error> {
+    let mut planned = Planned::default();
+    let mut lacks_output = false;
+    for output in &sent.outputs {
+        let is_served =
+            matches!(rules.index.find(output.hash()).await, Ok(Some(hit)) if hit.row.info.path == *output);
+        lacks_output |= !is_served && !daemon.is_valid_path(output).await?;
+    }
+    if !lacks_output {
+        return Ok(planned);
+    }
+    let (drv, outline) = (&sent.drv, &sent.outline);
+    let lack = rules.farm.capabilities(&rules.capabilities).lack(outline);
+    let lacks: Vec<_> = lack.map(|lack| (drv.clone(), lack)).into_iter().collect();
+    if let Some(refusal) = admission::lacking(&lacks, 1) {
+        return Err(Error::Impossible(refusal));
+    }
+    if !rules.farm.is_local() {
+        let placement = placement(outline, rules.only, rules).map_err(Error::Unfit)?;
+        planned.placements.insert(drv.clone(), placement);
+    }
+    planned.systems.insert(drv.clone(), outline.system.clone());
+    planned.outputs.insert(drv.clone(), sent.outputs.clone());
+    planned.needs.insert(drv.clone(), BTreeSet::new());
+    Ok(planned)
 }
 
 fn not_read(error: tokio::task::JoinError) -> Error {

@@ -15,10 +15,12 @@ use super::endpoint::{
 };
 use super::traffic::RouteLabel;
 use super::{
-    builders, builds, by_name, catalogue, explain, failures, files, history, info, listing, live, log,
-    maintenance, nar, narinfo, openapi, page, pins, put, realisation, status, tokens, usage, wait_lines,
+    builders, builds, by_name, catalogue, derivations, explain, failures, files, history, info, listing,
+    live, log, maintenance, nar, narinfo, openapi, page, pins, put, realisation, status, tokens, usage,
+    wait_lines,
 };
 use crate::caller::Action;
+use crate::model::DerivationText;
 
 /// All endpoints. The first row that matches a path counts; those that are asked for most stand first.
 pub(super) static ENDPOINTS: &[Endpoint] = &[
@@ -467,6 +469,11 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         summary: "checks the index against the files of the NAR store",
         body: Some(SchemaGenerator::subschema_for::<CheckRequest>),
         ..Endpoint::change(Verb::Post, "/api/v1/fsck", Action::Admin, maintenance::check)
+    },
+    Endpoint {
+        summary: "takes a derivation that is not known, with the paths that it is built from, to be asked for then",
+        body: Some(SchemaGenerator::subschema_for::<DerivationText>),
+        ..Endpoint::change(Verb::Post, "/api/v1/derivations", Action::Vouch, derivations::take)
     },
     Endpoint {
         summary: "has nothing more built on a machine (drain), or uses it again (resume)",

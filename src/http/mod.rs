@@ -15,6 +15,7 @@ mod call;
 mod catalogue;
 mod client_stream;
 mod delivery;
+mod derivations;
 mod endpoint;
 mod endpoints;
 #[cfg(test)]

@@ -3,6 +3,7 @@
 //! writes or waits.
 
 mod catalogue;
+mod derivation;
 mod failure;
 mod history;
 mod path;
@@ -15,6 +16,7 @@ pub use catalogue::{
     AttributeName, AttributeRow, Attributed, DemandRow, Generation, GenerationSize, Maker, NewGeneration,
     OutputRow, ProgramOwner, Search, SetRow, Swapped, VersionRow,
 };
+pub use derivation::DerivationText;
 pub use failure::{Failure, FailureClass};
 pub use history::{BuildingUse, HourRow};
 pub use path::{Comparison, Counts, Hit, NarRow, NewNar, PathRow, UpstreamNar};

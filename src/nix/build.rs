@@ -11,6 +11,7 @@ use super::connection::{Daemon, Reply};
 use super::error::DaemonError;
 use super::operation::BUILD_PATHS_WITH_RESULTS;
 use super::protocol::ProtocolVersion;
+use super::resolved::SentDerivation;
 use super::stderr::{DaemonMessage, Field};
 use super::wire::{LIST_ITEMS_MAX, RequestBytes};
 
@@ -269,27 +270,13 @@ impl Daemon {
     pub async fn build(
         &mut self,
         target: &BuildTarget,
-        mut on_event: impl FnMut(BuildEvent),
+        on_event: impl FnMut(BuildEvent),
     ) -> Result<BuildResult, DaemonError> {
         let key = target.to_wire(&self.store_dir);
         let request =
             RequestBytes::default().number(BUILD_PATHS_WITH_RESULTS).texts(&[&key]).number(MODE_NORMAL);
-        let mut activities = Activities { store_dir: self.store_dir.clone(), builds: HashMap::new() };
         let reports_cpu = self.version() >= CPU_SINCE;
-        self.has_temp_roots = true;
-        let followed = self.follow(None, request, |news| {
-            if let Some(event) = activities.event(news) {
-                on_event(event);
-            }
-        });
-        let mut reply = match followed.await {
-            Ok(reply) => reply,
-            Err(DaemonError::Nix(text)) => {
-                on_event(BuildEvent::Message { text: text.clone() });
-                return Err(DaemonError::Nix(text));
-            }
-            Err(error) => return Err(error),
-        };
+        let mut reply = self.follow_build(request, on_event).await?;
         let mut found = None;
         for _ in 0..reply.count("a list of build results", RESULTS_MAX).await? {
             let of = reply.message("the target of a result").await?;
@@ -300,6 +287,45 @@ impl Daemon {
         }
         reply.done(())?;
         found.ok_or_else(|| DaemonError::Protocol(format!("it has no result for {key}")))
+    }
+
+    /// Builds a derivation whose file the daemon does not have, and the paths that it needs. For its outputs
+    /// nothing speaks but this connection, so the daemon has to trust it. Else as [`build`](Self::build).
+    ///
+    /// # Errors
+    /// As of [`build`](Self::build).
+    pub async fn build_sent(
+        &mut self,
+        sent: &SentDerivation,
+        on_event: impl FnMut(BuildEvent),
+    ) -> Result<BuildResult, DaemonError> {
+        let request = sent.to_wire(&self.store_dir).number(MODE_NORMAL);
+        let reports_cpu = self.version() >= CPU_SINCE;
+        let mut reply = self.follow_build(request, on_event).await?;
+        let result = result(&mut reply, reports_cpu).await?;
+        reply.done(result)
+    }
+
+    /// Sends a request for a build, and tells of that until the result comes.
+    async fn follow_build(
+        &mut self,
+        request: RequestBytes,
+        mut on_event: impl FnMut(BuildEvent),
+    ) -> Result<Reply<'_>, DaemonError> {
+        let mut activities = Activities { store_dir: self.store_dir.clone(), builds: HashMap::new() };
+        self.has_temp_roots = true;
+        let followed = self.follow(None, request, |news| {
+            if let Some(event) = activities.event(news) {
+                on_event(event);
+            }
+        });
+        match followed.await {
+            Err(DaemonError::Nix(text)) => {
+                on_event(BuildEvent::Message { text: text.clone() });
+                Err(DaemonError::Nix(text))
+            }
+            other => other,
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Requests of Nix clients that take this program for a daemon, read from their connection. Nothing is done
 //! here: a request that is understood and has no place here is read to its end, so that the next one follows.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use narinfo::derivation::{ResolvedDerivation, ResolvedOutput};
 use narinfo::{PathInfo, StoreDir, StorePath, StorePathHash};
 
 use super::build::BuildTarget;
@@ -86,8 +87,8 @@ pub enum ClientRequest {
     BuildDerivation {
         /// The derivation.
         drv: StorePath,
-        /// Its outputs, as far as their paths are known.
-        outputs: BTreeMap<String, Option<StorePath>>,
+        /// Its parts.
+        resolved: Box<ResolvedDerivation>,
     },
     /// Wants something that has no place here: its name.
     Unsupported(&'static str),
@@ -272,28 +273,47 @@ async fn build_paths(
 
 async fn build_derivation(wire: &mut Wire, dir: &StoreDir) -> Result<ClientRequest, DaemonError> {
     let drv = wire.path(dir).await?;
-    let mut outputs = BTreeMap::new();
+    let mut resolved = ResolvedDerivation::default();
     for _ in 0..wire.count("a list of outputs", ITEMS_MAX).await? {
         let name = wire.text("the name of an output").await?;
-        outputs.insert(name, wire.optional_path(dir).await?);
-        let (_method, _hash) = (wire.text("a hash").await?, wire.text("a hash").await?);
+        let path = wire.optional_path(dir).await?;
+        let (method, hash) = (wire.text("a hash").await?, wire.text("a hash").await?);
+        resolved.outputs.insert(name, ResolvedOutput { path, method, hash });
     }
-    paths(wire, dir).await?;
-    let mut left = DERIVATION_BYTES_MAX;
-    let mut texts = 2; // the system and the builder
-    for list in 0..3 {
-        if list > 0 {
-            // Arguments, then names and values of variables.
-            texts = list * wire.count("a part of a derivation", ITEMS_MAX).await?;
-        }
-        for _ in 0..texts {
-            left -= wire.bytes("a part of a derivation", left).await?.len() as u64;
-        }
+    resolved.inputs = paths(wire, dir).await?;
+    let mut parts = Parts { left: DERIVATION_BYTES_MAX, are_text: true };
+    resolved.system = parts.next(wire).await?;
+    resolved.builder = parts.next(wire).await?;
+    for _ in 0..wire.count("the arguments of a derivation", ITEMS_MAX).await? {
+        resolved.arguments.push(parts.next(wire).await?);
+    }
+    for _ in 0..wire.count("the variables of a derivation", ITEMS_MAX).await? {
+        let name = parts.next(wire).await?;
+        resolved.environment.insert(name, parts.next(wire).await?);
     }
     Ok(match wire.number().await? {
-        0 => ClientRequest::BuildDerivation { drv, outputs },
+        0 if parts.are_text => ClientRequest::BuildDerivation { drv, resolved: Box::new(resolved) },
+        0 => ClientRequest::Unsupported("derivations whose arguments or variables are not UTF-8"),
         _ => ClientRequest::Unsupported("repairing and checking paths"),
     })
+}
+
+/// Reader of the texts of a derivation.
+struct Parts {
+    /// Bytes that they may have yet.
+    left: u64,
+    /// False once one of them was no text.
+    are_text: bool,
+}
+
+impl Parts {
+    async fn next(&mut self, wire: &mut Wire) -> Result<String, DaemonError> {
+        let bytes = wire.bytes("a part of a derivation", self.left).await?;
+        self.left -= bytes.len() as u64;
+        let text = String::from_utf8(bytes);
+        self.are_text &= text.is_ok();
+        Ok(text.unwrap_or_default())
+    }
 }
 
 async fn targets(wire: &mut Wire, dir: &StoreDir) -> Result<Vec<ClientTarget>, DaemonError> {

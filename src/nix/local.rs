@@ -17,6 +17,7 @@ use super::error::DaemonError;
 use super::known::{KnownHashes, Mark};
 use super::pool::Pool;
 use super::realisations::Realisations;
+use super::resolved::SentDerivations;
 use super::version::Version;
 
 /// The rest after the database could not be read for what is kept in memory.
@@ -70,6 +71,8 @@ pub struct LocalStore {
     known: Arc<KnownHashes>,
     derivations: Derivations,
     realisations: Realisations,
+    /// Derivations that are to be built and that no store has.
+    sent: SentDerivations,
     /// So that a database that cannot be read is told of once, not at every look-up.
     without_database: Arc<AtomicBool>,
 }
@@ -89,14 +92,27 @@ impl LocalStore {
         let [database, scanned] = [(); 2].map(|()| DatabaseReader::new(&environment));
         let (known, derivations, without_database) = Default::default();
         let realisations = Realisations::new(pool.clone());
-        Self { pool, database, scanned, known, derivations, realisations, without_database }
+        let sent = SentDerivations::default();
+        Self { pool, database, scanned, known, derivations, realisations, sent, without_database }
+    }
+
+    /// The same, which knows these derivations, too.
+    #[must_use]
+    pub fn with_sent(self, sent: SentDerivations) -> Self {
+        Self { sent, ..self }
+    }
+
+    /// Derivations that are to be built and that no store has.
+    #[must_use]
+    pub fn sent(&self) -> &SentDerivations {
+        &self.sent
     }
 
     /// True if the store has neither a path with this hash nor a derivation that gives one. False in doubt:
     /// then it has to be asked. Takes a moment, and never waits for SQLite.
     #[must_use]
     pub fn definitely_absent(&self, hash: StorePathHash) -> bool {
-        self.known.definitely_absent(hash)
+        self.known.definitely_absent(hash) && self.sent.makers_of(hash).is_empty()
     }
 
     /// Keeps what [`LocalStore::definitely_absent`] looks at, for as long as the server runs.
@@ -159,7 +175,8 @@ impl LocalStore {
                 Box::pin(self.derivations.derivers_of(&mut daemon, hash)).await?
             }
         };
-        Ok(known.into_iter().map(|output| output.drv).collect())
+        let known = known.into_iter().map(|output| output.drv);
+        Ok(known.chain(self.sent.makers_of(hash)).collect())
     }
 
     /// Knowledge about many hashes, in their order, in one read of the database.
@@ -178,7 +195,10 @@ impl LocalStore {
                 all.iter().map(look).collect::<Result<Vec<_>, DatabaseError>>()
             }
         };
-        if let Ok(found) = self.scanned.ask(&self.pool, read).await {
+        if let Ok(mut found) = self.scanned.ask(&self.pool, read).await {
+            for (hash, knowledge) in all.iter().zip(&mut found) {
+                knowledge.derivers.extend(self.sent.makers_of(*hash));
+            }
             return Ok(found);
         }
         let mut found = Vec::new();
@@ -194,6 +214,17 @@ impl LocalStore {
     /// # Errors
     /// Neither the database nor the daemon answers. A derivation that cannot be read is left out.
     pub async fn outputs_of(
+        &self,
+        drvs: Vec<StorePath>,
+    ) -> Result<BTreeMap<StorePath, Outputs>, LocalStoreError> {
+        let sent = drvs.iter().filter_map(|drv| Some((drv.clone(), self.sent.outputs_of(drv)?)));
+        let sent: Vec<(StorePath, Outputs)> = sent.collect();
+        let mut found = self.outputs_in_store(drvs).await?;
+        found.extend(sent);
+        Ok(found)
+    }
+
+    async fn outputs_in_store(
         &self,
         drvs: Vec<StorePath>,
     ) -> Result<BTreeMap<StorePath, Outputs>, LocalStoreError> {

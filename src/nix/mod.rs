@@ -1,8 +1,8 @@
 //! Nix on this machine: a small client for its daemon, a reader of its database, and the lookups that use
 //! whichever works. Knows nothing of the cache: paths and targets in, Nix's answers out. Reading order:
-//! environment, handshake, ssh_process, connection, ssh, ops, build, pool, nar, add; then database, version,
-//! known, derivations, realisations, local; then logs; then capabilities, machines, detect. The side of the
-//! daemon, for clients that take this program for one: client_request, client_connection.
+//! environment, handshake, ssh_process, connection, ssh, ops, build, resolved, pool, nar, add; then database,
+//! version, known, derivations, realisations, local; then logs; then capabilities, machines, detect. The side
+//! of the daemon, for clients that take this program for one: client_request, client_connection.
 
 mod add;
 mod build;
@@ -29,6 +29,7 @@ mod ops;
 mod pool;
 mod protocol;
 mod realisations;
+mod resolved;
 mod ssh;
 mod ssh_process;
 mod stderr;
@@ -54,5 +55,6 @@ pub use nar::NarReader;
 pub use ops::{MissingPaths, Options, ValidPath};
 pub use pool::{CONNECTIONS_MAX, Connections, DaemonAddress, IDLE_MAX, Pool, PooledDaemon};
 pub use protocol::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion, Trust};
+pub use resolved::{SentDerivation, SentDerivations, UnresolvedError, derivation_text};
 pub use ssh::{SSH_TIMEOUT, SshMachine, SshTarget, SshTargetError};
 pub use wire::WireStream;

@@ -186,6 +186,13 @@ async fn take_file(mut body: ClientBody) -> Result<(CompressedNar, String), NotD
     Ok((packed, narinfo::NarHash::from_bytes(digest.finalize().into()).to_nixbase32()))
 }
 
+/// The NAR of a text.
+pub(super) fn pack_text(text: &[u8]) -> Result<CompressedNar, NotDone> {
+    let mut file = tempfile::NamedTempFile::new().map_err(unpacked)?;
+    file.write_all(text).map_err(unpacked)?;
+    pack(&file.path().to_string_lossy()).map_err(unpacked)
+}
+
 fn unpacked(error: io::Error) -> NotDone {
     NotDone::Refused(format!(
         "a temporary file cannot be written ({error}): is there room in the folder for them?"

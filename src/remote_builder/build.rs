@@ -16,7 +16,7 @@ use super::news::{BuildNews, Terminal};
 use super::query::{ask_item, outputs_of, reason_of};
 use super::session::{BuilderSession, NotDone};
 use crate::escape::Line;
-use crate::nix::{BuildResult, BuildStatus, BuildTarget, ClientTarget, DaemonError};
+use crate::nix::{BuildResult, BuildStatus, ClientTarget, DaemonError};
 use crate::remote::{self, Remote, RemoteItem, RemoteRequest, RequestEvent, through_outage};
 
 /// Targets of one request that are waited for at a time; the others follow in their order.
@@ -73,37 +73,6 @@ impl BuilderSession {
         }
         Ok(targets.into_iter().zip(results.into_values()).collect())
     }
-
-    /// Has a derivation built that the server knows, for a client that has sent neither its file nor those
-    /// that it needs.
-    pub(super) async fn build_known(
-        &mut self,
-        drv: &StorePath,
-        outputs: &BTreeMap<String, Option<StorePath>>,
-    ) -> Result<BuildResult, NotDone> {
-        let target = ClientTarget::Outputs(BuildTarget::All { drv: drv.clone() });
-        let item = through_outage(|| ask_item(&self.remote, &target)).await?;
-        let known = outputs_of(self.client.store_dir(), &item)?;
-        if known.is_empty() {
-            return Ok(failure(
-                BuildStatus::InputRejected,
-                format!(
-                    "the server does not know {drv}, and this release of Nix sends derivations without what they are \
-                     made from. Copy it there first: nix copy --derivation --to ssh-ng://HOST {}. Newer releases do \
-                     so by themselves",
-                    drv.in_dir(self.client.store_dir())
-                ),
-            ));
-        }
-        if *outputs != known {
-            return Ok(failure(
-                BuildStatus::InputRejected,
-                format!("the outputs that the client expects of {drv} are not those that it has"),
-            ));
-        }
-        let results = self.build(vec![target]).await?;
-        Ok(results.into_iter().map(|(_, result)| result).next().unwrap_or_default())
-    }
 }
 
 /// The wait for one target.
@@ -140,7 +109,7 @@ impl TargetWait {
                 }
                 let mut known = BTreeMap::new();
                 for (name, path) in outputs {
-                    let Some(path) = path else { return Ok(floating(&self.target, &name)) };
+                    let Some(path) = path else { return Ok(floating(self.target.path(), &name)) };
                     known.insert(name, path);
                 }
                 known
@@ -286,20 +255,20 @@ impl TargetWait {
     }
 }
 
-fn failure(status: BuildStatus, message: String) -> BuildResult {
+pub(super) fn failure(status: BuildStatus, message: String) -> BuildResult {
     BuildResult { status, message, ..BuildResult::default() }
 }
 
 /// The result of a derivation whose outputs are known only once they are built: they would have to be told by
 /// realisations, which this connection does not carry.
-fn floating(target: &ClientTarget, output: &str) -> BuildResult {
+pub(super) fn floating(drv: &StorePath, output: &str) -> BuildResult {
     failure(
         BuildStatus::InputRejected,
         format!(
             "the path of the output {} of {} is known only after its build; floating content-addressed derivations are \
              not built for clients of a remote builder",
             Line(output),
-            target.path()
+            drv
         ),
     )
 }

@@ -4,6 +4,7 @@
 
 mod add;
 mod build;
+mod build_sent;
 mod nar;
 mod news;
 mod query;

@@ -118,7 +118,10 @@ pub(super) async fn ask_item(remote: &Remote, target: &ClientTarget) -> Result<R
 }
 
 /// The state of each target, in their order.
-async fn ask_items(remote: &Remote, targets: &[ClientTarget]) -> Result<Vec<RemoteItem>, remote::Error> {
+pub(super) async fn ask_items(
+    remote: &Remote,
+    targets: &[ClientTarget],
+) -> Result<Vec<RemoteItem>, remote::Error> {
     let mut question = BuildsQuestion::default();
     let (mut of_derivations, mut of_hashes) = (Vec::new(), Vec::new());
     for (at, target) in targets.iter().enumerate() {

@@ -147,8 +147,8 @@ impl BuilderSession {
                 }
                 self.client.reply_number(1).await?;
             }
-            ClientRequest::BuildDerivation { drv, outputs } => {
-                let result = self.build_known(&drv, &outputs).await?;
+            ClientRequest::BuildDerivation { drv, resolved } => {
+                let result = self.build_derivation(&drv, &resolved).await?;
                 self.client.reply_result(&drv, &result).await?;
             }
             ClientRequest::Unsupported(what) => {

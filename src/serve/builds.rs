@@ -65,7 +65,9 @@ impl Builds {
             connections: Connections::new(daemons.pool.clone()),
             upstreams: caches.upstreams.clone(),
             roots: storage.roots("building")?,
-            inputs: (!farm.is_local()).then(|| caches.importer.clone()),
+            importer: caches.importer.clone(),
+            has_others: !farm.is_local(),
+            sent: daemons.local.sent().clone(),
             settings: settings.build,
         };
         let machines = machines(settings, state_dir, &runner, caches)?;
@@ -126,6 +128,7 @@ fn machines(
             connections: Connections::new(Pool::new(DaemonAddress::Ssh(ssh), options)),
             importer: caches.importer.clone(),
             fetcher,
+            sent: local.sent.clone(),
             silent_max: builder.silent_max,
             settings: settings.build,
         }));

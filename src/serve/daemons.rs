@@ -8,7 +8,8 @@ use tokio::time::sleep;
 use super::steps::pools;
 use super::{Error, Settings};
 use crate::isolation;
-use crate::nix::{DaemonLogs, Detected, Detector, LocalStore, Pool};
+use crate::nix::{DaemonLogs, Detected, Detector, LocalStore, Pool, SentDerivations};
+use crate::state_dir::{SENT, using};
 use crate::tasks::Tasks;
 
 /// Delay before the look-ups that no client waits for: they take a core for a while, and the first clients
@@ -47,8 +48,9 @@ impl Daemons {
             build_cores: settings.daemon.build_cores,
             builds: settings.daemon.jobs.saturating_mul(local_slots as u64),
         };
+        let sent = using(&state_dir.join(SENT), |dir| SentDerivations::open(dir, &settings.nix.store_dir))?;
         Ok(Self {
-            local: LocalStore::new(settings.nix.clone(), pool.clone()),
+            local: LocalStore::new(settings.nix.clone(), pool.clone()).with_sent(sent),
             logs: DaemonLogs::new(settings.nix.log_dir.clone(), settings.logs.log_bytes_max),
             bounds: (!settings.substitute.build_from.is_empty()).then_some(bounds),
             pool,

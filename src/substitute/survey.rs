@@ -99,6 +99,17 @@ impl Substitute {
         Ok(paths.find(|path| path.hash() == hash))
     }
 
+    /// A derivation other than `drv` that makes a path, where one is known.
+    ///
+    /// # Errors
+    /// The index or the Nix store cannot be asked.
+    pub async fn other_maker(&self, path: &StorePath, drv: &StorePath) -> Result<Option<StorePath>, Missing> {
+        let listed = self.index.makers(path.hash()).await.map_err(|error| trouble(&error, UNREADABLE))?;
+        let stored = self.local.derivers_of(path.hash()).await.map_err(|error| local_trouble(&error))?;
+        let mut makers = listed.into_iter().map(|maker| maker.drv).chain(stored);
+        Ok(makers.find(|maker| maker != drv))
+    }
+
     /// The same choice as that of a request: one that is on its way, else one that has not failed, else the
     /// reason of the first.
     fn choose(&self, makers: &[KnownDerivation], failures: &BTreeMap<StorePath, Failure>) -> Surveyed {

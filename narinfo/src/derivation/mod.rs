@@ -2,12 +2,14 @@
 //! <https://nix.dev/manual/nix/latest/protocols/derivation-aterm>). Read only for what a cache needs:
 //! outputs, inputs, and where it can be built.
 
+mod resolved;
 mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use nix_derivation::Output;
 
+pub use resolved::{ResolvedDerivation, ResolvedOutput};
 pub use verify::InputHash;
 
 use crate::store_path::{StoreDir, StorePath, StorePathError};

@@ -9,7 +9,7 @@ use crate::build::Settings;
 use crate::build::log::LogWriter;
 use crate::build::verdict::Verdict;
 use crate::import::Importer;
-use crate::nix::{Connections, Daemon, DaemonError};
+use crate::nix::{Connections, Daemon, DaemonError, SentDerivation, SentDerivations};
 use crate::roots::{self, Roots};
 use crate::upstream::Upstreams;
 
@@ -28,8 +28,12 @@ pub struct LocalRunner {
     pub upstreams: Upstreams,
     /// GC roots of outputs that others in the queue need.
     pub roots: Roots,
-    /// Bringer of inputs that other machines have built; `None` where there are none.
-    pub inputs: Option<Importer>,
+    /// Bringer of inputs into the Nix store.
+    pub importer: Importer,
+    /// True where other machines build, too: their outputs may be inputs here.
+    pub has_others: bool,
+    /// Derivations that clients have sent.
+    pub sent: SentDerivations,
     /// RunBounds of a build.
     pub settings: Settings,
 }
@@ -81,14 +85,16 @@ impl LocalRunner {
     ) -> Result<Built, Stop> {
         self.use_upstreams().await;
         let mut daemon = self.connections.get().await?;
-        self.bring_inputs(&mut daemon, drv).await?;
+        let sent = self.sent.find(drv);
+        self.bring_inputs(&mut daemon, drv, sent.as_deref()).await?;
         // Before the build: its outputs must not be collected in the moment after it.
-        for output in known_outputs(&mut daemon, drv).await? {
+        for output in outputs_of(&mut daemon, drv, sent.as_deref()).await? {
             daemon.add_temp_root(&output).await?;
         }
         let bounds = RunBounds { settings: &self.settings, machine_silent_max: None };
-        let WatchedBuild { mut daemon, worked, took } = watch(daemon, drv, log, bounds, stop).await?;
-        let outputs = known_outputs(&mut daemon, drv).await?;
+        let watched = watch(daemon, drv, sent.as_deref(), log, bounds, stop).await?;
+        let WatchedBuild { mut daemon, worked, took } = watched;
+        let outputs = outputs_of(&mut daemon, drv, sent.as_deref()).await?;
         self.roots.hold(&mut daemon, &outputs).await.map_err(|error| match error {
             roots::Error::Daemon(error) if error.is_connection_lost() => Stop::Daemon(error),
             error => {
@@ -102,18 +108,27 @@ impl LocalRunner {
         Ok(Built { outputs, worked, took })
     }
 
-    /// Adds inputs to the Nix store that other machines have built. The daemon builds those itself that
-    /// cannot be added.
-    async fn bring_inputs(&self, daemon: &mut Daemon, drv: &StorePath) -> Result<(), DaemonError> {
-        let Some(importer) = &self.inputs else { return Ok(()) };
-        let brought = match input_paths(daemon.store_dir(), drv).await {
-            Ok(inputs) => importer.bring_into_store(daemon, &inputs).await,
+    /// Adds inputs to the Nix store that other machines have built, or that a client has sent. The daemon
+    /// builds or fetches those itself that cannot be added.
+    async fn bring_inputs(
+        &self,
+        daemon: &mut Daemon,
+        drv: &StorePath,
+        sent: Option<&SentDerivation>,
+    ) -> Result<(), DaemonError> {
+        let inputs = match sent {
+            Some(sent) => Ok(sent.resolved.inputs.iter().cloned().collect()),
+            None if !self.has_others => return Ok(()),
+            None => input_paths(daemon.store_dir(), drv).await,
+        };
+        let inputs: Vec<StorePath> = match inputs {
+            Ok(inputs) => inputs,
             Err(reason) => {
                 tracing::debug!(%drv, reason, "the inputs of a derivation cannot be told");
                 return Ok(());
             }
         };
-        let Err(error) = brought else { return Ok(()) };
+        let Err(error) = self.importer.bring_into_store(daemon, &inputs).await else { return Ok(()) };
         let error = match error.lost() {
             Ok(lost) => return Err(lost),
             Err(error) => error,
@@ -126,6 +141,18 @@ impl LocalRunner {
              public key of this server (trusted-public-keys)"
         );
         Ok(())
+    }
+}
+
+/// Outputs of a derivation that a client has sent, or of one in the store.
+async fn outputs_of(
+    daemon: &mut Daemon,
+    drv: &StorePath,
+    sent: Option<&SentDerivation>,
+) -> Result<Vec<StorePath>, DaemonError> {
+    match sent {
+        Some(sent) => Ok(sent.outputs.clone()),
+        None => known_outputs(daemon, drv).await,
     }
 }
 

@@ -13,7 +13,9 @@ use narinfo::{NarHash, StoreDir, StorePath};
 use super::log::LogWriter;
 use super::verdict::Verdict;
 use crate::causes::with_causes;
-use crate::nix::{Connections, read_derivation};
+use crate::nix::{
+    BuildEvent, BuildResult, BuildTarget, Connections, Daemon, DaemonError, SentDerivation, read_derivation,
+};
 pub use local::LocalRunner;
 pub(super) use local::known_outputs;
 pub use remote::RemoteRunner;
@@ -129,6 +131,26 @@ pub(super) struct KnownPaths {
     pub(super) outputs: Vec<StorePath>,
     /// The outputs of others that it needs.
     pub(super) inputs: Vec<StorePath>,
+}
+
+impl KnownPaths {
+    /// Those of a derivation that a client has sent.
+    fn of_sent(sent: &SentDerivation) -> Self {
+        Self { outputs: sent.outputs.clone(), inputs: sent.resolved.inputs.iter().cloned().collect() }
+    }
+}
+
+/// Has a daemon build a derivation, from its parts where a client has sent them.
+async fn build_on(
+    daemon: &mut Daemon,
+    drv: &StorePath,
+    sent: Option<&SentDerivation>,
+    on_event: impl FnMut(BuildEvent),
+) -> Result<BuildResult, DaemonError> {
+    match sent {
+        Some(sent) => daemon.build_sent(sent, on_event).await,
+        None => daemon.build(&BuildTarget::All { drv: drv.clone() }, on_event).await,
+    }
 }
 
 /// Reads a derivation of the Nix store, and those whose outputs it needs.

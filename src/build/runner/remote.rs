@@ -5,17 +5,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use narinfo::StorePath;
+use narinfo::{StoreDir, StorePath};
 
 use super::watch::{RunBounds, Stop, WatchedBuild, watch};
-use super::{Built, KnownPaths, Loss, NotBuilt, RebuiltOutputs, Runner, known_paths};
+use super::{Built, KnownPaths, Loss, NotBuilt, RebuiltOutputs, Runner, build_on, known_paths};
 use crate::build::Settings;
 use crate::build::log::LogWriter;
 use crate::build::verdict::{Evidence, Verdict};
 use crate::causes::with_causes;
 use crate::import::{Importer, InputFetcher, StoreError, TakeError};
 use crate::model::FailureClass;
-use crate::nix::{BuildTarget, Connections, Daemon, DaemonError};
+use crate::nix::{Connections, Daemon, DaemonError, SentDerivation, SentDerivations};
 
 /// Starts of a build at most whose machine is lost each time.
 const STARTS_MAX: u32 = 5;
@@ -36,6 +36,8 @@ pub struct RemoteRunner {
     pub importer: Importer,
     /// Fetcher of large inputs on the machine itself; `None` where they are copied.
     pub fetcher: Option<InputFetcher>,
+    /// Derivations that clients have sent.
+    pub sent: SentDerivations,
     /// Silence of its daemon after which the machine is lost.
     pub silent_max: Option<Duration>,
     /// RunBounds of a build.
@@ -60,7 +62,8 @@ impl Runner for RemoteRunner {
 impl RemoteRunner {
     async fn attempt(&self, drv: &StorePath, log: &LogWriter) -> Result<Built, NotBuilt> {
         let mut daemon = self.connections.get().await.map_err(|error| self.lost(&error))?;
-        let known = known_paths(daemon.store_dir(), drv).await.map_err(|reason| {
+        let sent = self.sent.find(drv);
+        let known = paths_of(daemon.store_dir(), drv, sent.as_deref()).await.map_err(|reason| {
             NotBuilt::Failed(Verdict::transient(format!("the derivation cannot be read: {reason}")))
         })?;
         // A build whose connection broke may have come to its end.
@@ -69,9 +72,9 @@ impl RemoteRunner {
         let (daemon, worked, took) = if is_there {
             (daemon, false, Duration::ZERO)
         } else {
-            self.supply(&mut daemon, drv, &known).await?;
+            self.supply(&mut daemon, drv, sent.as_deref(), &known).await?;
             let bounds = RunBounds { settings: &self.settings, machine_silent_max: self.silent_max };
-            let watched = watch(daemon, drv, log, bounds, std::future::pending()).await;
+            let watched = watch(daemon, drv, sent.as_deref(), log, bounds, std::future::pending()).await;
             let WatchedBuild { daemon, worked, took } = watched.map_err(|stop| self.judge(stop))?;
             (daemon, worked, took)
         };
@@ -81,10 +84,25 @@ impl RemoteRunner {
         Ok(Built { outputs: Vec::new(), worked, took })
     }
 
+    /// Has the machine get what a build needs: its inputs, and its file unless it was sent.
+    async fn supply(
+        &self,
+        daemon: &mut Daemon,
+        drv: &StorePath,
+        sent: Option<&SentDerivation>,
+        known: &KnownPaths,
+    ) -> Result<(), NotBuilt> {
+        let file = sent.is_none().then_some(drv);
+        let needed: Vec<StorePath> = file.into_iter().chain(&known.inputs).cloned().collect();
+        let supplied = self.importer.supply(daemon, &needed, self.fetcher.as_ref()).await;
+        supplied.map_err(|error| self.not_supplied(error))
+    }
+
     /// Takes the outputs of a derivation if the machine has them all. Builds nothing.
     pub(in crate::build) async fn take_if_built(&self, drv: &StorePath) -> Result<Option<Built>, NotBuilt> {
         let mut daemon = self.connections.get().await.map_err(|error| self.lost(&error))?;
-        let Ok(known) = known_paths(daemon.store_dir(), drv).await else { return Ok(None) };
+        let sent = self.sent.find(drv);
+        let Ok(known) = paths_of(daemon.store_dir(), drv, sent.as_deref()).await else { return Ok(None) };
         let absent = daemon.hold_valid(&known.outputs).await.map_err(|error| self.lost(&error))?;
         if !absent.is_empty() {
             self.connections.keep(daemon);
@@ -99,17 +117,18 @@ impl RemoteRunner {
     /// where it has them already.
     pub(in crate::build) async fn rebuild(&self, drv: &StorePath) -> Result<RebuiltOutputs, NotBuilt> {
         let mut daemon = self.connections.get().await.map_err(|error| self.lost(&error))?;
-        let known = known_paths(daemon.store_dir(), drv).await;
+        let sent = self.sent.find(drv);
+        let known = paths_of(daemon.store_dir(), drv, sent.as_deref()).await;
         let known = known.map_err(|reason| NotBuilt::Failed(Verdict::transient(reason)))?;
         let absent = daemon.hold_valid(&known.outputs).await.map_err(|error| self.lost(&error))?;
         if absent.len() < known.outputs.len() {
             self.connections.keep(daemon);
             return Ok(Vec::new());
         }
-        self.supply(&mut daemon, drv, &known).await?;
-        let target = BuildTarget::All { drv: drv.clone() };
+        self.supply(&mut daemon, drv, sent.as_deref(), &known).await?;
         let limit = self.settings.build_max.unwrap_or(REBUILT_WITHIN);
-        let built = tokio::time::timeout(limit, daemon.build(&target, |_| {})).await;
+        let building = build_on(&mut daemon, drv, sent.as_deref(), |_| {});
+        let built = tokio::time::timeout(limit, building).await;
         let built = built.map_err(|_| self.loss("it took too long", STARTS_MAX))?;
         let built = built.map_err(|error| self.lost(&error))?;
         let evidence = Evidence { daemon_error: "", log_end: &[] };
@@ -123,13 +142,6 @@ impl RemoteRunner {
         }
         self.connections.keep(daemon);
         Ok(outputs)
-    }
-
-    /// Brings a derivation and its inputs to the machine.
-    async fn supply(&self, daemon: &mut Daemon, drv: &StorePath, known: &KnownPaths) -> Result<(), NotBuilt> {
-        let needed: Vec<StorePath> = std::iter::once(drv).chain(&known.inputs).cloned().collect();
-        let supplied = self.importer.supply(daemon, &needed, self.fetcher.as_ref()).await;
-        supplied.map_err(|error| self.not_supplied(error))
     }
 
     fn loss(&self, reason: &str, starts_max: u32) -> NotBuilt {
@@ -176,5 +188,17 @@ impl RemoteRunner {
         }
         tracing::error!(%drv, builder = %self.name, reason, "cannot publish what a builder has built");
         NotBuilt::Failed(Verdict::transient(format!("it was built, but could not be published: {reason}")))
+    }
+}
+
+/// Paths of a derivation that a client has sent, or of one in the Nix store of this machine.
+async fn paths_of(
+    store_dir: &StoreDir,
+    drv: &StorePath,
+    sent: Option<&SentDerivation>,
+) -> Result<KnownPaths, String> {
+    match sent {
+        Some(sent) => Ok(KnownPaths::of_sent(sent)),
+        None => known_paths(store_dir, drv).await,
     }
 }

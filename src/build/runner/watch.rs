@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use narinfo::StorePath;
 
-use super::NotBuilt;
+use super::{NotBuilt, build_on};
 use crate::build::Settings;
 use crate::build::log::LogWriter;
 use crate::build::verdict::{Evidence, Verdict, told_to_stop};
-use crate::nix::{BuildEvent, BuildResult, BuildStatus, BuildTarget, DaemonError, PooledDaemon};
+use crate::nix::{BuildEvent, BuildResult, BuildStatus, DaemonError, PooledDaemon, SentDerivation};
 
 /// Reason why an attempt ended early.
 pub(super) enum Stop {
@@ -58,11 +58,12 @@ pub(super) struct RunBounds<'a> {
     pub(super) machine_silent_max: Option<Duration>,
 }
 
-/// Has `daemon` build one derivation. The connection is closed where the build is stopped: that is what stops
-/// it.
+/// Has `daemon` build one derivation, which was `sent` where no store has it. The connection is closed where
+/// the build is stopped: that is what stops it.
 pub(super) async fn watch(
     mut daemon: PooledDaemon,
     drv: &StorePath,
+    sent: Option<&SentDerivation>,
     log: &LogWriter,
     bounds: RunBounds<'_>,
     stop: impl Future<Output = ()> + Send,
@@ -70,8 +71,7 @@ pub(super) async fn watch(
     log.start();
     let heard = OutputWatch::new();
     let daemon_error = Mutex::new(String::new());
-    let target = BuildTarget::All { drv: drv.clone() };
-    let building = daemon.build(&target, |event| {
+    let building = build_on(&mut daemon, drv, sent, |event| {
         heard.note();
         match event {
             BuildEvent::LogLine { line, dropped, .. } => log.line(&line, dropped),

@@ -333,6 +333,11 @@ impl Scheduler {
         self.0.lock().queue.request_for(drv).is_some()
     }
 
+    /// True while anybody waits for this derivation, also while it is delivered.
+    pub(in crate::build) fn awaits(&self, drv: &StorePath) -> bool {
+        self.0.lock().waiters.await_drv(drv)
+    }
+
     /// Number of the request for this derivation that waits or runs.
     #[must_use]
     pub fn request_for(&self, drv: &StorePath) -> Option<u64> {

@@ -86,6 +86,11 @@ impl Waiters {
         self.pending.get_mut(&id)
     }
 
+    /// True while a request for a derivation has not ended.
+    pub(super) fn await_drv(&self, drv: &StorePath) -> bool {
+        self.pending.values().any(|request| request.drv == *drv)
+    }
+
     pub(super) fn ids(&self) -> impl Iterator<Item = RequestId> {
         self.pending.keys().copied()
     }

@@ -74,7 +74,10 @@ impl Worker {
             let outputs = {
                 let mut daemon = self.runner.connections.pool.get().await?;
                 self.scheduler.daemon_answers();
-                known_outputs(&mut daemon, drv).await?
+                match self.adopter.local.sent().find(drv) {
+                    Some(sent) => sent.outputs.clone(),
+                    None => known_outputs(&mut daemon, drv).await?,
+                }
             };
             self.adopter.adopt(&outputs).await
         };

@@ -144,6 +144,9 @@ impl Worker {
             self.runner.use_upstreams().await;
             let mut daemon = self.runner.connections.pool.get().await?;
             self.scheduler.daemon_answers();
+            if let Some(sent) = self.adopter.local.sent().find(drv) {
+                return plan::plan_sent(&mut daemon, &sent, &rules).await;
+            }
             let planned = plan::plan(&mut daemon, drv, &rules).await?;
             if self.bring_inputs(&mut daemon, drv, &planned).await? {
                 return plan::plan(&mut daemon, drv, &rules).await;
@@ -290,6 +293,7 @@ impl Worker {
             // Of requests that were cancelled after something was built for them.
             self.scheduler.take_unneeded().iter().for_each(|output| self.runner.roots.release(output));
             self.fail_hopeless().await;
+            self.adopter.local.sent().expire(|drv| self.scheduler.awaits(drv));
         }
     }
 

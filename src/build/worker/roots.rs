@@ -38,16 +38,19 @@ impl Worker {
     async fn hold(&self, new: Vec<(RequestId, StorePath)>) {
         let (ids, drvs): (Vec<RequestId>, Vec<StorePath>) = new.into_iter().unzip();
         let (Some(first), Some(last)) = (drvs.first(), ids.last().copied()) else { return };
+        // No store has what was sent, so there is nothing to hold.
+        let sent = self.adopter.local.sent();
+        let in_store: Vec<StorePath> = drvs.iter().filter(|drv| sent.find(drv).is_none()).cloned().collect();
         let attempt = || async {
             // Not one that was used before: see catalogue/holder.rs on Nix 2.5 to 2.9.
             let mut daemon = self.runner.connections.pool.get_fresh().await?;
             self.scheduler.daemon_answers();
             // The connection holds them until our roots do.
-            self.bring(&mut daemon, &drvs).await?;
-            self.requested.hold(&mut daemon, &drvs).await?;
+            self.bring(&mut daemon, &in_store).await?;
+            self.requested.hold(&mut daemon, &in_store).await?;
             let mut valid = Vec::new();
             for drv in &drvs {
-                valid.push(daemon.is_valid_path(drv).await?);
+                valid.push(!in_store.contains(drv) || daemon.is_valid_path(drv).await?);
             }
             daemon.discard();
             Ok(valid)
