@@ -1,7 +1,10 @@
 //! Cost and gain of builders over ssh: the time that a remote lane adds to a trivial build beside that of
-//! Nix's own build hook, and four builders beside one. Ends with status 1 when a target is missed. With
-//! `-- --builds N` the second part has fewer builds.
+//! Nix's own build hook, four builders beside one, and copies of inputs by several connections. Ends with
+//! status 1 when a target is missed. With `-- --builds N` the second part has fewer builds, and `-- --copies`
+//! does the copies alone.
 
+#[path = "farm/copying.rs"]
+mod copying;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -96,7 +99,23 @@ fn number_after(flag: &str) -> Option<usize> {
     std::env::args().skip_while(|word| word != flag).nth(1)?.parse().ok()
 }
 
+/// Prints the time of copies by several connections.
+fn print_copies(copies: &[(u64, Vec<(usize, f64)>)]) {
+    for (delay_ms, by_connections) in copies {
+        let by: Vec<String> = by_connections.iter().map(|(n, took)| format!("{n}: {took:.2} s")).collect();
+        let megabytes = copying::megabytes();
+        println!(
+            "| {megabytes} MiB to a builder {delay_ms} ms away, by connections | {} | | |",
+            by.join(", ")
+        );
+    }
+}
+
 fn main() -> ExitCode {
+    if std::env::args().any(|word| word == "--copies") {
+        print_copies(&copying::seconds());
+        return ExitCode::SUCCESS;
+    }
     let builds = number_after("--builds").unwrap_or(SECONDS);
     let [(here, ..), (lane, lane_min, lane_max), (hook, hook_min, hook_max)] = trivial();
     let added = lane - here;
@@ -120,11 +139,13 @@ fn main() -> ExitCode {
          times as fast | ≥ {GAIN_MIN} | {} |",
         word(gain >= GAIN_MIN)
     );
+    let copies = copying::seconds();
+    print_copies(&copies);
     println!(
         "{}",
         serde_json::json!({
             "bench": "farm", "local_ms": here, "lane_ms": lane, "hook_ms": hook, "builds": builds,
-            "one_s": one, "all_s": all, "gain": gain,
+            "one_s": one, "all_s": all, "gain": gain, "copies": copies,
         })
     );
     if added <= ADDED_MAX && gain >= GAIN_MIN { ExitCode::SUCCESS } else { ExitCode::FAILURE }

@@ -191,6 +191,21 @@ impl Builder {
         format!("ssh-ng://root@127.0.0.1:{} {system} {} {slots} 1 - - {key}", self.port, client.display())
     }
 
+    /// Port of its sshd.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The private key with which clients log in.
+    pub fn key_file(&self) -> PathBuf {
+        self.folder.path().join("client")
+    }
+
+    /// The file that has its host key.
+    pub fn known_hosts(&self) -> PathBuf {
+        self.folder.path().join("known-hosts")
+    }
+
     /// Options of ssh with which a Nix logs in that names no port.
     pub fn ssh_options(&self) -> String {
         let at = self.folder.path();
