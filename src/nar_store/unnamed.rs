@@ -1,5 +1,6 @@
-//! Marks of NARs that were received and that no path has yet: a name for each of one empty file. They tell a server that
-//! starts again which files an interrupted upload has left, among those that have lost their rows otherwise.
+//! Marks of NARs that were received and that no path has yet: a name for each of one empty file. They tell a
+//! server that starts again which files an interrupted upload has left, among those that have lost their rows
+//! otherwise.
 
 use std::fs::{self, File};
 use std::io;

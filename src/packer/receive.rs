@@ -130,8 +130,8 @@ impl Packer {
         reading.await.unwrap_or_else(|panicked| Err(io::Error::other(panicked))).map_err(Error::Store)
     }
 
-    /// Takes note that an uploaded NAR has its row: more is stored, and no path needs the Nix store for it. Its
-    /// sender waits for none of that.
+    /// Takes note that an uploaded NAR has its row: more is stored, and no path needs the Nix store for it.
+    /// Its sender waits for none of that.
     pub fn note_uploaded(&self, path: StorePath, nar: NarHash) {
         let inner = Arc::clone(&self.0);
         self.0.stored.notify_one();
