@@ -9,15 +9,16 @@ use crate::support::process::{Finished, run};
 use crate::support::{Client, Instantiated, NixStore, Ondine, Release, derivations, text};
 
 /// A cache that real Nix made and signed, of a chain of three paths.
-struct MadeCache {
-    store: NixStore,
+pub struct MadeCache {
+    pub store: NixStore,
     _daemon: support::Daemon,
-    dir: PathBuf,
-    key: String,
-    top: Instantiated,
+    pub dir: PathBuf,
+    /// The public key; the secret one is in the file `secret` of the store's folder.
+    pub key: String,
+    pub top: Instantiated,
 }
 
-fn made(compression: &str) -> MadeCache {
+pub fn made(compression: &str) -> MadeCache {
     let store = NixStore::new(Release::Host);
     let daemon = store.daemon();
     let chain = derivations::chain("chain", 3, |_| String::new());
@@ -41,9 +42,7 @@ fn made(compression: &str) -> MadeCache {
 
 impl MadeCache {
     fn import(&self, ondine: &Ondine, arguments: &[&str]) -> Finished {
-        let mut command = ondine.command("import");
-        command.arg(&self.dir).args(["--state-dir", text(&ondine.state_dir())]).args(arguments);
-        run(command)
+        import(ondine, &self.dir, arguments)
     }
 
     fn narinfo(&self) -> PathBuf {
@@ -52,15 +51,21 @@ impl MadeCache {
     }
 }
 
+pub fn import(ondine: &Ondine, dir: &Path, arguments: &[&str]) -> Finished {
+    let mut command = ondine.command("import");
+    command.arg(dir).args(["--state-dir", text(&ondine.state_dir())]).args(arguments);
+    run(command)
+}
+
 /// A server on a store of its own, which has built nothing, below the same store directory.
-fn empty_server(made: &MadeCache) -> (NixStore, support::Daemon, Ondine) {
+pub fn empty_server(made: &MadeCache) -> (NixStore, support::Daemon, Ondine) {
     let store = made.store.forgotten();
     let daemon = store.daemon();
     let ondine = Ondine::start(&store, &["--build-from="]);
     (store, daemon, ondine)
 }
 
-fn served(ondine: &Ondine, path: &Path) -> String {
+pub fn served(ondine: &Ondine, path: &Path) -> String {
     let answer = support::Http::new(&ondine.url()).get(&support::addresses::narinfo_address(path));
     assert_eq!(answer.status, 200, "{}", answer.text());
     answer.text()
@@ -124,10 +129,11 @@ fn a_damaged_nar_and_a_file_outside_are_refused_and_the_rest_is_imported() {
     assert!(refused.stderr.contains("not imported: "), "{refused}");
     fs::write(made.narinfo(), "garbage").expect("written");
     made.import(&ondine, &["--trusted-key", &made.key]).must_fail();
-    let nowhere = run({
-        let mut command = ondine.command("import");
-        command.args(["/nonexistent", "--state-dir", text(&ondine.state_dir())]);
-        command
-    });
-    assert!(nowhere.must_fail().stderr.contains("/nonexistent cannot be imported"));
+    let nowhere = import(&ondine, Path::new("/nonexistent"), &[]).must_fail();
+    assert!(nowhere.stderr.contains("/nonexistent cannot be imported"), "{nowhere}");
+    let other = import(&ondine, made.store.folder(), &[]).must_fail();
+    assert!(
+        other.stderr.contains("neither a binary cache") && other.stderr.contains("--database"),
+        "{other}"
+    );
 }

@@ -44,6 +44,7 @@ mod full_disk;
 mod held;
 mod import;
 mod isolation;
+mod import_attic;
 mod keys;
 mod later_signatures;
 mod lazy;

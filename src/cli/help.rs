@@ -47,7 +47,7 @@ const GROUPS: &[(&str, &[CommandRow])] = &[
             (&["stdio"], "Serves one Nix client as a remote builder, for sshd"),
             (&["check-config", "doctor"], "Check a settings file; find what is wrong here"),
             (&["key"], ""),
-            (&["import"], "Uploads a binary cache in a directory"),
+            (&["import"], "Uploads a cache in a directory, or that of an attic server"),
             (&["recover"], "Rebuilds a lost or damaged index"),
             (&["migrate"], "Copies the index to another database"),
             (&["try"], ""),

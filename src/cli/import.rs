@@ -1,29 +1,41 @@
-//! `ondine import`: uploads a binary cache in a directory to a server.
+//! `ondine import`: uploads a binary cache on this machine, in a directory or of an attic server.
 
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Context;
 use clap::Args;
-use narinfo::PublicKey;
+use narinfo::{PublicKey, StoreDir};
 use serde::Serialize;
 
 use super::control::{OutputArgs, ServerArgs};
 use super::screen::size;
 use crate::escape::Line;
 use crate::nix::Environment;
-use crate::remote::{FileCache, ImportOutcome, RejectedPath, UploadCounts, import};
+use crate::remote::{
+    AtticPlaces, AtticStore, FileCache, ImportOutcome, ImportSource, RejectedPath, UploadCounts, import,
+};
+
+/// Paths that were refused and are shown one by one: with a wrong key it is all of a cache.
+const SHOWN_MAX: usize = 100;
 
 #[derive(Args, Debug)]
 pub(super) struct Import {
-    /// Directory of the cache, or its file:// URL
+    /// Directory of the cache, or its file:// URL; or that of an attic server (such as /var/lib/atticd)
     #[arg(value_name = "DIR")]
-    cache: String,
+    dir: String,
     /// Public key that the cache's paths are signed with; may be repeated
     #[arg(long = "trusted-key", value_name = "KEY")]
     trusted_keys: Vec<PublicKey>,
+    /// Name of the cache, where an attic server has several
+    #[arg(long, value_name = "NAME")]
+    cache: Option<String>,
+    /// SQLite database of an attic server; DIR is then its directory of chunks [default: server.db in DIR,
+    /// with chunks in its storage]
+    #[arg(long, value_name = "FILE")]
+    database: Option<PathBuf>,
     /// Only reads the cache, and says what would be imported
     #[arg(long)]
     dry_run: bool,
@@ -51,28 +63,49 @@ impl Import {
     /// Fails when a path was not taken.
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         let store_dir = Environment::from_env()?.store_dir;
-        let dir = Path::new(self.cache.strip_prefix("file://").unwrap_or(&self.cache));
-        let cache = FileCache::open(dir, &store_dir, &self.trusted_keys);
-        let cache = Arc::new(cache.with_context(|| format!("{} cannot be imported", dir.display()))?);
+        let dir = Path::new(self.dir.strip_prefix("file://").unwrap_or(&self.dir));
+        let source = Arc::new(self.source(dir, &store_dir)?);
         if self.dry_run {
-            let counts = UploadCounts { paths: cache.narinfos().len(), ..UploadCounts::default() };
-            return print(self.output, counts, cache.rejected());
+            let counts = UploadCounts { paths: source.count(), ..UploadCounts::default() };
+            return print(self.output, counts, source.rejected());
         }
         let remote = self.server.connect()?;
         let is_shown = io::stderr().is_terminal();
-        let total = cache.narinfos().len();
+        let total = source.count();
         let show = |counts: UploadCounts| {
             if is_shown {
                 eprint!("\r\u{1b}[Kimported {} of at most {total} paths", counts.sent);
                 let _ = io::stderr().flush();
             }
         };
-        let imported = super::runtime()?.block_on(import(&remote, &store_dir, Arc::clone(&cache), show));
+        let imported = super::runtime()?.block_on(import(&remote, &store_dir, Arc::clone(&source), show));
         if is_shown {
             eprint!("\r\u{1b}[K");
         }
         let ImportOutcome { counts, refused } = imported?;
-        print(self.output, counts, &[cache.rejected(), &refused].concat())
+        print(self.output, counts, &[source.rejected(), &refused].concat())
+    }
+
+    /// The cache in the directory.
+    fn source(&self, dir: &Path, store_dir: &StoreDir) -> anyhow::Result<ImportSource> {
+        let shown = dir.display();
+        let keys = &self.trusted_keys;
+        let chunks = dir.to_owned();
+        let places = match &self.database {
+            Some(database) => Some(AtticPlaces { database: database.clone(), chunks }),
+            None => AtticPlaces::within(dir),
+        };
+        if let Some(places) = places {
+            let store = AtticStore::open(&places, self.cache.as_deref(), store_dir, keys);
+            let store = store.with_context(|| format!("the attic server's {shown} cannot be imported"))?;
+            return Ok(ImportSource::Attic(store));
+        }
+        anyhow::ensure!(
+            self.cache.is_none(),
+            "{shown} is not the directory of an attic server, so --cache names nothing"
+        );
+        let cache = FileCache::open(dir, store_dir, keys);
+        Ok(ImportSource::Files(cache.with_context(|| format!("{shown} cannot be imported"))?))
     }
 }
 
@@ -83,8 +116,11 @@ fn print(output: OutputArgs, counts: UploadCounts, refused: &[RejectedPath]) -> 
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
         let UploadCounts { paths, sent, bytes } = counts;
-        for RejectedPath { path, reason } in refused {
+        for RejectedPath { path, reason } in refused.iter().take(SHOWN_MAX) {
             eprintln!("not imported: {}: {}", Line(path), Line(reason));
+        }
+        if let Some(more @ 1..) = refused.len().checked_sub(SHOWN_MAX) {
+            eprintln!("and {more} more were not imported; --json lists all of them");
         }
         println!("imported {sent} of {paths} paths ({}); {} were refused", size(bytes), refused.len());
     }

@@ -179,11 +179,13 @@ enum Command {
     /// Makes, lists and revokes tokens of a running server, which give clients rights.
     #[command(subcommand)]
     Token(token::TokenCommand),
-    /// Uploads a binary cache in a directory, as `nix copy --to file://` makes it, to a server.
+    /// Uploads a cache on this machine to a server: one in a directory, as `nix copy --to file://` makes it,
+    /// or one of an attic server.
     ///
     /// Each path needs a signature by a trusted key, or is named by its contents; the server verifies every
     /// NAR. What the server has is not sent, and what is wrong takes nothing else with it. It fails when a
-    /// path was not taken.
+    /// path was not taken. Of an attic server, its SQLite database and the chunks in its directory are read,
+    /// while it runs or not.
     Import(import::Import),
     /// Rebuilds a lost or damaged index from the records beside the NARs, while no server runs.
     ///

@@ -6,12 +6,18 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Component, Path, PathBuf};
 
-use narinfo::{CacheInfo, NarInfo, PublicKey, StoreDir, StorePath};
+use narinfo::{CacheInfo, Compression, NarInfo, PathInfo, PublicKey, StoreDir, StorePath};
+
+use super::packed_nar::PackedNar;
 
 /// Bytes of a narinfo at most.
 const NARINFO_BYTES_MAX: u64 = 1024 * 1024;
 /// File that describes a cache.
 const CACHE_INFO: &str = "nix-cache-info";
+/// The reason for a directory that is something else.
+const NO_CACHE: &str = "it is neither a binary cache (no nix-cache-info and no narinfo) nor the directory of an attic \
+                        server (no server.db beside a folder storage); if attic's settings name other places, give the \
+                        path of its [storage] here, and the file of its database with --database";
 
 /// A path of a cache that is not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,10 +40,10 @@ impl FileCache {
     /// Reads all narinfos of the directory. Those that are not right are rejected.
     ///
     /// # Errors
-    /// The directory cannot be read, or is a cache of another store directory.
+    /// The directory cannot be read, is no cache, or is one of another store directory.
     pub fn open(dir: &Path, store_dir: &StoreDir, keys: &[PublicKey]) -> io::Result<Self> {
         let dir = dir.canonicalize()?;
-        check_store_dir(&dir, store_dir)?;
+        let is_described = check_store_dir(&dir, store_dir)?;
         let (mut narinfos, mut rejected) = (BTreeMap::new(), Vec::new());
         for entry in fs::read_dir(&dir)? {
             let name = entry?.file_name().to_string_lossy().into_owned();
@@ -47,39 +53,40 @@ impl FileCache {
                 Err(reason) => rejected.push(RejectedPath { path: name, reason }),
             }
         }
+        // One without a description is taken for a cache of this store if there is anything to take.
+        if !is_described && narinfos.is_empty() && rejected.is_empty() {
+            return Err(io::Error::other(NO_CACHE));
+        }
         Ok(Self { dir, narinfos, rejected })
     }
 
     /// The paths that are right.
-    #[must_use]
-    pub fn narinfos(&self) -> &BTreeMap<StorePath, NarInfo> {
-        &self.narinfos
+    pub(super) fn infos(&self) -> impl ExactSizeIterator<Item = &PathInfo> {
+        self.narinfos.values().map(|narinfo| &narinfo.path_info)
     }
 
     /// The paths that are not.
-    #[must_use]
-    pub fn rejected(&self) -> &[RejectedPath] {
+    pub(super) fn rejected(&self) -> &[RejectedPath] {
         &self.rejected
     }
 
-    /// Opens the file with the NAR of a path.
-    ///
-    /// # Errors
-    /// The file is not there, or outside of the cache.
-    pub fn open_nar(&self, narinfo: &NarInfo) -> io::Result<File> {
-        File::open(nar_file(&self.dir, &narinfo.url)?)
+    /// The file with the NAR of a path as it is, and its compression. Blocking.
+    pub(super) fn nar(&self, path: &StorePath) -> io::Result<(Compression, PackedNar)> {
+        let narinfo = self.narinfos.get(path).ok_or(io::ErrorKind::NotFound)?;
+        let file = File::open(file_within(&self.dir, Path::new(&narinfo.url))?)?;
+        Ok((narinfo.compression, PackedNar::of_file(file)?))
     }
 }
 
-/// A directory without a description is taken for a cache of this store.
-fn check_store_dir(dir: &Path, store_dir: &StoreDir) -> io::Result<()> {
+/// Compares the store directories. Gives false for a directory without a description.
+fn check_store_dir(dir: &Path, store_dir: &StoreDir) -> io::Result<bool> {
     let text = match fs::read(dir.join(CACHE_INFO)) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
         other => other?,
     };
     let info = CacheInfo::parse(&text).map_err(|error| io::Error::other(format!("{CACHE_INFO}: {error}")))?;
     if info.store_dir == *store_dir {
-        return Ok(());
+        return Ok(true);
     }
     let reason = format!("it is a cache of the store {}, and this one is {store_dir}", info.store_dir);
     Err(io::Error::other(reason))
@@ -110,15 +117,14 @@ fn read(
                 .to_owned(),
         );
     }
-    nar_file(dir, &narinfo.url).map_err(|error| format!("its NAR {}: {error}", narinfo.url))?;
+    file_within(dir, Path::new(&narinfo.url)).map_err(|error| format!("its NAR {}: {error}", narinfo.url))?;
     Ok(narinfo)
 }
 
-/// The file of a URL, which must be in the directory.
-fn nar_file(dir: &Path, url: &str) -> io::Result<PathBuf> {
-    let relative = Path::new(url);
+/// The file at a relative place, which must be in the directory.
+pub(super) fn file_within(dir: &Path, relative: &Path) -> io::Result<PathBuf> {
     let is_plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
-    if !is_plain || url.is_empty() {
+    if !is_plain || relative.as_os_str().is_empty() {
         return Err(io::Error::other("it is outside of the cache"));
     }
     let file = dir.join(relative).canonicalize()?;

@@ -1,17 +1,16 @@
-//! Import of a cache in a directory: its files are uploaded as they are, each path after its references. The
-//! server verifies every NAR. A path that is refused takes those with it that refer to it, and no others.
+//! Import of a cache on this machine: each path is uploaded after its references, and files as they are where
+//! there are any. The server verifies every NAR. A path that is refused takes those with it that refer to it,
+//! and no others.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::sync::Arc;
 
-use narinfo::{NarHash, NarInfo, StoreDir, StorePath};
-use sha2::{Digest, Sha256};
-use tempfile::SpooledData;
+use narinfo::{Compression, NarInfo, PathInfo, StoreDir, StorePath};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
+use super::attic::AtticStore;
 use super::closure::in_order;
 use super::connection::Remote;
 use super::error::ErrorClass;
@@ -20,8 +19,51 @@ use super::packed_nar::PackedNar;
 use super::upload::{AT_ONCE_MAX, panicked, send_nar, send_narinfo};
 use super::{PushError, UploadCounts};
 
-/// Bytes of a file that are hashed together.
-const PIECE_BYTES: usize = 128 * 1024;
+/// A cache on this machine.
+#[derive(Debug)]
+pub enum ImportSource {
+    /// One in a directory, as Nix makes it.
+    Files(FileCache),
+    /// One of an attic server.
+    Attic(AtticStore),
+}
+
+impl ImportSource {
+    /// Number of paths that can be imported.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        match self {
+            Self::Files(cache) => cache.infos().len(),
+            Self::Attic(store) => store.infos().len(),
+        }
+    }
+
+    /// Paths that are not right.
+    #[must_use]
+    pub fn rejected(&self) -> &[RejectedPath] {
+        match self {
+            Self::Files(cache) => cache.rejected(),
+            Self::Attic(store) => store.rejected(),
+        }
+    }
+
+    /// Paths that can be imported, each after its references.
+    fn in_order(&self) -> Vec<PathInfo> {
+        let by_path = |info: &PathInfo| (info.path.clone(), info.clone());
+        in_order(match self {
+            Self::Files(cache) => cache.infos().map(by_path).collect(),
+            Self::Attic(store) => store.infos().map(by_path).collect(),
+        })
+    }
+
+    /// The NAR of a path, ready to be sent. Blocking.
+    fn nar(&self, path: &StorePath) -> io::Result<(Compression, PackedNar)> {
+        match self {
+            Self::Files(cache) => cache.nar(path),
+            Self::Attic(store) => store.nar(path).map(|nar| (Compression::Zstd, nar)),
+        }
+    }
+}
 
 /// The end of one path: its bytes, or the reason that it was refused.
 type PathEnd = (StorePath, Result<u64, PushError>);
@@ -42,12 +84,10 @@ pub struct ImportOutcome {
 pub async fn import(
     remote: &Remote,
     store_dir: &StoreDir,
-    cache: Arc<FileCache>,
+    source: Arc<ImportSource>,
     progress: impl Fn(UploadCounts),
 ) -> Result<ImportOutcome, PushError> {
-    let narinfos = cache.narinfos();
-    let infos = narinfos.iter().map(|(path, narinfo)| (path.clone(), narinfo.path_info.clone()));
-    let ordered = in_order(infos.collect());
+    let ordered = source.in_order();
     let lacked = remote.missing_paths(ordered.iter().map(|info| &info.path)).await?;
     let mut outcome = ImportOutcome::default();
     outcome.counts.paths = ordered.len();
@@ -65,13 +105,13 @@ pub async fn import(
         let others = info.references.iter().filter(|path| **path != info.path);
         let needed: Vec<_> = others.filter_map(|path| done.get(path).cloned()).collect();
         done.insert(info.path.clone(), receiver);
-        let Some(narinfo) = narinfos.get(&info.path).cloned() else { continue };
-        let (remote, store_dir, cache) = (remote.clone(), store_dir.clone(), Arc::clone(&cache));
+        let (remote, store_dir, source) = (remote.clone(), store_dir.clone(), Arc::clone(&source));
         tasks.spawn(async move {
             let _permit = permit;
-            let ended = import_path(&remote, &store_dir, &cache, narinfo, needed).await;
+            let path = info.path.clone();
+            let ended = import_path(&remote, &store_dir, source, info, needed).await;
             sender.send_replace(ended.is_ok());
-            (info.path, ended)
+            (path, ended)
         });
     }
     while let Some(ended) = tasks.join_next().await {
@@ -103,43 +143,28 @@ fn note(
 async fn import_path(
     remote: &Remote,
     store_dir: &StoreDir,
-    cache: &Arc<FileCache>,
-    mut narinfo: NarInfo,
+    source: Arc<ImportSource>,
+    info: PathInfo,
     needed: Vec<watch::Receiver<bool>>,
 ) -> Result<u64, PushError> {
-    let path = narinfo.path_info.path.to_string();
-    let failed = |reason: String| PushError::Pack { path: path.clone(), reason };
+    let path = info.path.clone();
+    let failed = |reason: String| PushError::Pack { path: path.to_string(), reason };
     for mut reference in needed {
         if reference.wait_for(|done| *done).await.is_err() {
             return Err(failed("a path that it refers to was refused".to_owned()));
         }
     }
-    let (opened, url) = (Arc::clone(cache), narinfo.clone());
-    let packed = tokio::task::spawn_blocking(move || measured(opened.open_nar(&url)?)).await;
-    let mut packed = packed.map_err(panicked)?.map_err(|error| failed(error.to_string()))?;
-    let ending = narinfo.compression.file_ending();
-    narinfo.url = format!("nar/{}.nar{ending}", packed.hash.to_nixbase32());
-    (narinfo.file_hash, narinfo.file_size) = (Some(packed.hash), Some(packed.bytes));
+    let wanted = path.clone();
+    let packed = tokio::task::spawn_blocking(move || source.nar(&wanted)).await.map_err(panicked)?;
+    let (compression, mut packed) = packed.map_err(|error| failed(error.to_string()))?;
+    let narinfo = NarInfo {
+        path_info: info,
+        url: format!("nar/{}.nar{}", packed.hash.to_nixbase32(), compression.file_ending()),
+        compression,
+        file_hash: Some(packed.hash),
+        file_size: Some(packed.bytes),
+    };
     send_nar(remote, &narinfo.url, &mut packed).await?;
     send_narinfo(remote, store_dir, &narinfo).await?;
     Ok(packed.bytes)
-}
-
-/// The file with its hash and its size, which name it to the server.
-fn measured(mut file: File) -> io::Result<PackedNar> {
-    let (mut digest, mut bytes, mut piece) = (Sha256::new(), 0, vec![0; PIECE_BYTES]);
-    loop {
-        match file.read(&mut piece)? {
-            0 => break,
-            read => {
-                digest.update(&piece[..read]);
-                bytes += read as u64;
-            }
-        }
-    }
-    Ok(PackedNar {
-        hash: NarHash::from_bytes(digest.finalize().into()),
-        bytes,
-        data: SpooledData::OnDisk(file),
-    })
 }

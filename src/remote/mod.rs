@@ -2,6 +2,7 @@
 //! of this machine, and turns what goes wrong into words for the person at the command line. Must never show
 //! a token.
 
+mod attic;
 mod builds;
 mod closure;
 mod connection;
@@ -22,6 +23,7 @@ mod settings;
 mod upload;
 mod wait;
 
+pub use attic::{AtticDatabaseError, AtticError, AtticPlaces, AtticStore};
 pub use builds::{BuildsQuestion, RemoteItem, RemoteRequest};
 pub use closure::LocalClosure;
 pub use connection::{Remote, ServerAddress, ServerReply, path_part, reason};
@@ -30,7 +32,7 @@ pub use events::RequestEvent;
 pub use explain::{RemoteOutput, RemoteState};
 pub use file_cache::{FileCache, RejectedPath};
 pub use identity::ServerIdentity;
-pub use import::{ImportOutcome, import};
+pub use import::{ImportOutcome, ImportSource, import};
 pub use outage::through_outage;
 pub use packed_nar::{CompressedNar, NarPacker, pack};
 pub use places::{nix_conf_dir_of_user, user_file};

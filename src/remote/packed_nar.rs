@@ -1,6 +1,7 @@
 //! NARs that are packed to be uploaded: compressed and hashed on the way, in memory or in a temporary file.
 
-use std::io::{self, BufWriter, Write};
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
 
 use narinfo::{NarHash, PathInfo};
 use sha2::{Digest, Sha256};
@@ -18,6 +19,27 @@ pub(super) struct PackedNar {
     pub(super) hash: NarHash,
     pub(super) bytes: u64,
     pub(super) data: SpooledData,
+}
+
+impl PackedNar {
+    /// A file as it is, with its hash and its size, which name it to the server. Blocking.
+    pub(super) fn of_file(mut file: File) -> io::Result<Self> {
+        let (mut digest, mut bytes, mut piece) = (Sha256::new(), 0, vec![0; PIECE_BYTES]);
+        loop {
+            match file.read(&mut piece)? {
+                0 => break,
+                read => {
+                    digest.update(&piece[..read]);
+                    bytes += read as u64;
+                }
+            }
+        }
+        Ok(Self {
+            hash: NarHash::from_bytes(digest.finalize().into()),
+            bytes,
+            data: SpooledData::OnDisk(file),
+        })
+    }
 }
 
 /// A NAR that was compressed here.
