@@ -2,10 +2,14 @@
 
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
-use crate::support::process::{Finished, run};
-use crate::support::{NixStore, Ondine, Release, text};
+use crate::support::process::{Finished, run, wait_until};
+use crate::support::{Builder, Http, NixStore, Ondine, Release, builder, text};
 use serde_json::Value;
+
+/// Time limit of a change of state: this machine may be very busy.
+const SOON: Duration = Duration::from_secs(120);
 
 /// `ondine doctor` in the environment of the server.
 fn doctor(ondine: &Ondine, arguments: &[&str]) -> Finished {
@@ -76,6 +80,7 @@ fn a_server_or_a_daemon_that_is_down_is_an_error_with_the_way_out() {
     let report = doctor(&ondine, &["--json"]).must_fail();
     let found = findings(&report, "server");
     assert!(found[0].0 == "error" && found[0].1.contains("no server answers"), "{found:?}");
+    assert!(found[0].1.contains("its builders"), "{found:?}");
     let wrong = doctor(&ondine, &["--priority", "much"]).must_fail();
     assert!(wrong.stderr.contains("priority"), "{wrong}");
 }
@@ -137,6 +142,66 @@ fn an_upstream_that_is_away_or_whose_key_is_another_is_found() {
     let report = doctor(&ondine, &["--json", "--config", text(&file)]).must_fail();
     let found = findings(&report, "upstream");
     assert!(found[0].0 == "error" && found[0].1.contains("http://127.0.0.1:1"), "{found:?}");
+}
+
+#[test]
+fn each_builder_has_its_state_its_last_error_and_what_to_do() {
+    let store = NixStore::new(Release::Host);
+    let _daemon = store.daemon();
+    let (well, mut away) =
+        (Builder::start(&store, &Release::Host, "well"), Builder::start(&store, &Release::Host, "away"));
+    let mut alone = Builder::start(&store, &Release::Host, "alone");
+    away.kill();
+    alone.kill();
+    let tables = [well.table(""), away.table(""), alone.table("systems = ['riscv64-linux']")];
+    let file = builder::settings(&store, &tables.concat());
+    let ondine = Ondine::start(&store, &["--config", &file]);
+    let http = Http::new(&ondine.url());
+    let wait_for = |name: &str, state: &str| {
+        wait_until(&format!("{name} is {state}"), SOON, || {
+            let builders: Vec<Value> =
+                serde_json::from_slice(&http.get("/api/v1/builders").body).expect("JSON");
+            builders.iter().any(|builder| builder["name"] == name && builder["state"] == state)
+        });
+    };
+    for (name, state) in [("well", "up"), ("away", "resting"), ("alone", "resting")] {
+        wait_for(name, state);
+    }
+    let of = |report: &Finished, name: &str| {
+        let found = findings(report, "builder");
+        let starts = format!("\"what\":\"{name} ");
+        found
+            .into_iter()
+            .find(|(_, words)| words.contains(&starts))
+            .unwrap_or_else(|| panic!("{name}: {report}"))
+    };
+    let report = doctor(&ondine, &["--json", "--config", &file]).must_fail();
+    assert_eq!(of(&report, "local").0, "ok");
+    let (level, words) = of(&report, "well");
+    assert!(level == "ok" && words.contains("0 of 1 slots in use"), "{words}");
+    for (name, level, why) in
+        [("away", "warning", "others have its load"), ("alone", "error", "riscv64-linux")]
+    {
+        let (found, words) = of(&report, name);
+        assert_eq!(found, level, "{words}");
+        for part in ["Connection refused", "sshd runs there", "ssh -i ", "nix-daemon --version", why] {
+            assert!(words.contains(part), "{part}: {words}");
+        }
+    }
+    let shown = doctor(&ondine, &["--config", &file]).must_fail().text();
+    assert!(shown.contains("error    builder     alone cannot be used"), "{shown}");
+
+    away.start_again();
+    alone.start_again();
+    wait_for("away", "up");
+    wait_for("alone", "up");
+    let mut drain = ondine.command("builders");
+    drain.args(["drain", "well", "--state-dir", text(&ondine.state_dir())]);
+    run(drain).must_succeed();
+    let report = doctor(&ondine, &["--json", "--config", &file]).must_succeed();
+    assert_eq!((of(&report, "away").0, of(&report, "alone").0), ("ok".to_owned(), "ok".to_owned()));
+    let (level, words) = of(&report, "well");
+    assert!(level == "note" && words.contains("ondine builders resume well"), "{words}");
 }
 
 #[test]

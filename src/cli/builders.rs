@@ -64,7 +64,7 @@ impl BuilderName {
 }
 
 /// A row for each builder.
-fn builders(builders: &[BuilderStatus], screen: Screen) -> String {
+pub(super) fn builders(builders: &[BuilderStatus], screen: Screen) -> String {
     let rows = builders.iter().map(|builder| {
         let (state, tone) = match builder.state {
             BuilderPhase::Up => ("up", Tone::Good),

@@ -84,7 +84,7 @@ enum Command {
     /// Run it as the server's user, with the server's flags and variables: it tries the state directory, the
     /// keys, the index, the address and the Nix daemon, and creates nothing.
     CheckConfig(Box<CheckConfig>),
-    /// Shows a server at a glance: address, keys, cache, queue, package sets, upstreams.
+    /// Shows a server at a glance: address, keys, cache, queue, package sets, upstreams, builders.
     ///
     /// As JSON it is the answer of `GET /api/v1/status`.
     Status(status::Status),

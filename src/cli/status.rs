@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::builders::builders;
 use super::control::{OutputArgs, ServerArgs, WatchArgs};
 use super::queue::queue;
 use super::screen::{Screen, Tone, size};
@@ -50,6 +51,10 @@ fn status(status: &ServerStatus, screen: Screen) -> String {
     }
     if !status.upstreams.is_empty() {
         text += &format!("\n{}", upstreams(&status.upstreams, screen));
+    }
+    // The local Nix daemon alone is no farm.
+    if status.builders.iter().any(|builder| builder.address.is_some()) {
+        text += &format!("\n{}", builders(&status.builders, screen));
     }
     text
 }
@@ -116,6 +121,18 @@ Nothing goes on: no daemon
 Nothing is built, and nothing waits.
 ";
         assert_eq!(status(&answer, Screen::default()), expected);
+        let mut farm = answer;
+        let far = r#"{ "name": "far", "address": "nix@far", "state": "up", "since": 0, "systems": [], "features": [],
+            "mandatory_features": [], "slots": 4, "speed": 1.0, "weight": 1, "running": [], "built": 7, "failed": 1, "lost": 2,
+            "last_error": null, "last_error_at": null, "disagreements": 0, "last_disagreement": null,
+            "nix_version": "2.34.8" }"#;
+        farm.builders = vec![serde_json::from_str(far).expect("JSON")];
+        assert!(
+            status(&farm, Screen::default()).contains("\nBUILDER"),
+            "{}",
+            status(&farm, Screen::default())
+        );
+        let answer = farm;
         assert!(top(&answer, Screen::default()).starts_with("Ondine 1.0  2 paths  2.0 KiB  1 failures\n\n"));
     }
 }

@@ -1,10 +1,10 @@
 //! The machines that build: their list as JSON, and whether anything more is built on one.
 
 use super::answer::{self, json};
-use super::api::BuilderStatus;
 use super::call::Call;
 use super::error::Error;
 use super::response_future::ResponseFuture;
+use super::status::builder_list;
 
 /// No machine of this name.
 #[derive(Debug, thiserror::Error)]
@@ -12,8 +12,7 @@ use super::response_future::ResponseFuture;
 struct NoSuchBuilder(String);
 
 pub(super) fn list(call: Call<'_>) -> Option<ResponseFuture> {
-    let builders = call.service.state.builds.builders();
-    Some(ResponseFuture::ready(json(&builders.into_iter().map(BuilderStatus::from).collect::<Vec<_>>())))
+    Some(ResponseFuture::ready(json(&builder_list(call.service))))
 }
 
 pub(super) fn change(call: Call<'_>) -> Option<ResponseFuture> {

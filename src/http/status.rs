@@ -4,7 +4,9 @@ use narinfo::StorePathHash;
 
 use super::Service;
 use super::answer::{self, json};
-use super::api::{CacheCounts, PathComparison, PathDetails, QueueStatus, ServerStatus, UpstreamStatus};
+use super::api::{
+    BuilderStatus, CacheCounts, PathComparison, PathDetails, QueueStatus, ServerStatus, UpstreamStatus,
+};
 use super::call::Call;
 use super::catalogue;
 use super::error::{self, Error, INDEX_UNREADABLE};
@@ -59,6 +61,11 @@ fn upstream_list(service: &Service) -> Vec<UpstreamStatus> {
     service.state.upstreams.views().into_iter().map(UpstreamStatus::from).collect()
 }
 
+/// The machines that build.
+pub(super) fn builder_list(service: &Service) -> Vec<BuilderStatus> {
+    service.state.builds.builders().into_iter().map(BuilderStatus::from).collect()
+}
+
 /// The state of the server for a client that has asked under this address; true beside it where its index
 /// cannot be relied on.
 pub(super) async fn server_status(service: &Service, url: String) -> (ServerStatus, bool) {
@@ -83,6 +90,7 @@ pub(super) async fn server_status(service: &Service, url: String) -> (ServerStat
         queue: state.builds.snapshot().into(),
         package_sets: catalogue::sets(service).await.ok(),
         upstreams: upstream_list(service),
+        builders: builder_list(service),
     };
     (status, is_failing)
 }

@@ -121,6 +121,24 @@ impl SshMachine {
         }
     }
 
+    /// The command by which a person tries the same login in a shell.
+    #[must_use]
+    pub fn login_command(&self) -> String {
+        let quoted = |text: String| format!("'{}'", text.replace('\'', "'\\''"));
+        let mut words = vec!["ssh".to_owned()];
+        if let Some(file) = &self.key_file {
+            words.extend(["-i".to_owned(), quoted(file.display().to_string())]);
+        }
+        if let Some(file) = &self.known_hosts {
+            words.extend(["-o".to_owned(), quoted(format!("UserKnownHostsFile=\"{}\"", file.display()))]);
+        }
+        let SshTarget { user, host, port } = &self.target;
+        words.extend(port.iter().flat_map(|port| ["-p".to_owned(), port.to_string()]));
+        words.extend(user.iter().flat_map(|user| ["-l".to_owned(), user.clone()]));
+        words.extend([host.clone(), quoted(format!("{} --version", self.remote_program))]);
+        words.join(" ")
+    }
+
     fn start(&self) -> Result<(UnixStream, SshProcess), DaemonError> {
         let spawned = || {
             let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
@@ -197,5 +215,7 @@ mod tests {
         let said = |word: &str| arguments[..at].iter().any(|argument| argument == word);
         assert!(said("BatchMode=yes") && said("IdentitiesOnly=yes") && said("-p") && said("2222"));
         assert!(said("UserKnownHostsFile=\"/etc/known hosts\""));
+        let words = "ssh -i '/etc/key' -o 'UserKnownHostsFile=\"/etc/known hosts\"' -p 2222 -l nix host 'nix-daemon --version'";
+        assert_eq!(machine.login_command(), words);
     }
 }

@@ -42,6 +42,9 @@ fn modes(settings: &Settings, report: &mut DoctorReport) {
     if let Some(file) = &settings.index.password_file {
         report.private("index", file, "who can read it can change what is served");
     }
+    for key in settings.farm.builders.iter().filter_map(|builder| builder.ssh.key_file.as_ref()) {
+        report.private("builder", key, "who can read it may log in on the builder");
+    }
     for cache in &settings.upstream.caches {
         if let Some(file) = cache.credentials_file.as_ref().filter(|file| file.is_absolute()) {
             report.private("credentials", file, "who can read it has this server's access to the upstream");

@@ -1,6 +1,7 @@
 //! `ondine doctor`: looks at a server or a client, says of each finding what it is, why it matters and what
 //! to do, and mends what is safe to mend. Must never change anything else.
 
+mod builders;
 mod client;
 mod daemon;
 mod finding;
@@ -79,6 +80,7 @@ impl Doctor {
             machine::check(&settings, report).await;
             network::upstreams(&settings, running.as_ref(), report).await;
             if let Some(status) = &running {
+                builders::check(&settings.farm.builders, &status.builders, report);
                 network::public_address(&settings, status, report).await;
                 network::own_loop(status, &nix, report);
             }

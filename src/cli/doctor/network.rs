@@ -30,7 +30,7 @@ pub(super) fn running(settings: &Settings, report: &mut DoctorReport) -> Option<
                 FindingLevel::Error,
                 "server",
                 format!("no server can be asked: {error:#}"),
-                "its address and the proxies before it cannot be tried",
+                "its builders, its address and the proxies before it cannot be looked at",
                 "start it (systemctl start ondine), and run this as its user or as root, with its --state-dir",
             );
             None

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::builders::BuilderStatus;
 use super::types::{PackageSet, QueueStatus};
 
 /// The server, its cache and its queue.
@@ -25,6 +26,9 @@ pub struct ServerStatus {
     /// The best first.
     #[serde(default)]
     pub upstreams: Vec<UpstreamStatus>,
+    /// Machines that build.
+    #[serde(default)]
+    pub builders: Vec<BuilderStatus>,
     /// Trouble with the index.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
