@@ -30,6 +30,10 @@ try:
 book:
     mdbook build
 
+# Every link of that site
+book-links:
+    cargo test --locked --test tidy -- --include-ignored site::
+
 # The Debian package, the tarball and the image
 packages:
     packaging/release target/packages

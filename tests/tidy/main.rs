@@ -7,3 +7,4 @@ mod imports;
 mod layers;
 mod names;
 mod prose;
+mod site;
