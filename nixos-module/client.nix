@@ -5,6 +5,7 @@
 let
   cfg = config.services.ondine.client;
   queue = "/var/lib/ondine-push";
+  login = lib.splitString "@" cfg.builder.address;
   # Nix runs it after each build and waits for it: it only writes a small file.
   hook = pkgs.writeShellScript "ondine-push-hook" ''
     set -f
@@ -61,6 +62,56 @@ in
       description = "The package whose `bin/ondine` uploads; the flake's module sets it.";
     };
 
+    builder = {
+      enable = lib.mkEnableOption ''
+        builds of this machine's Nix on the server, as its remote builder
+        ({option}`services.ondine.remoteBuilder` there)'';
+
+      address = lib.mkOption {
+        type = lib.types.str;
+        default = "";
+        example = "nix-builder@cache.example.org";
+        description = "Login on the server for builds, as `USER@HOST`.";
+      };
+
+      sshKey = lib.mkOption {
+        type = lib.types.nullOr lib.types.str;
+        default = null;
+        example = "/root/.ssh/builder";
+        description = "Private key for the login, which root can read. It must not be in the Nix store.";
+      };
+
+      publicHostKey = lib.mkOption {
+        type = lib.types.nullOr lib.types.str;
+        default = null;
+        description = "Public key of the server's sshd in base64, as Nix has it; without one, ssh's known hosts count.";
+      };
+
+      systems = lib.mkOption {
+        type = lib.types.listOf lib.types.str;
+        default = [ "x86_64-linux" ];
+        description = "Systems that the server builds for.";
+      };
+
+      features = lib.mkOption {
+        type = lib.types.listOf lib.types.str;
+        default = [ "benchmark" "big-parallel" "kvm" "nixos-test" ];
+        description = "System features of builds that are sent to the server.";
+      };
+
+      maxJobs = lib.mkOption {
+        type = lib.types.ints.between 1 1000;
+        default = 8;
+        description = "Builds that are sent at a time; the server has an order of its own.";
+      };
+
+      only = lib.mkOption {
+        type = lib.types.bool;
+        default = true;
+        description = "Whether this machine builds nothing itself (`max-jobs = 0`).";
+      };
+    };
+
     push = {
       enable = lib.mkEnableOption "uploads of all that this machine builds, by a durable queue";
 
@@ -98,6 +149,17 @@ in
         message = "services.ondine.client.netrcFile: everyone can read ${toString cfg.netrcFile}";
       }
       {
+        assertion = !cfg.builder.enable || builtins.match "[^@ ]+@[^@ ]+" cfg.builder.address != null;
+        message = ''
+          services.ondine.client.builder.address: expected a login such as nix-builder@cache.example.org, not
+          "${cfg.builder.address}"
+        '';
+      }
+      {
+        assertion = builtins.match "/nix/store/.*" (toString cfg.builder.sshKey) == null;
+        message = "services.ondine.client.builder.sshKey: everyone can read ${toString cfg.builder.sshKey}";
+      }
+      {
         assertion = !cfg.push.enable || cfg.package != null;
         message = "services.ondine.client.package: uploads need the program; set the package that has it";
       }
@@ -116,7 +178,20 @@ in
       always-allow-substitutes = cfg.alwaysAllowSubstitutes;
       narinfo-cache-negative-ttl = cfg.negativeCacheSeconds;
     } // lib.optionalAttrs (cfg.netrcFile != null) { netrc-file = cfg.netrcFile; }
-    // lib.optionalAttrs cfg.push.enable { post-build-hook = "${hook}"; };
+    // lib.optionalAttrs cfg.push.enable { post-build-hook = "${hook}"; }
+    // lib.optionalAttrs cfg.builder.enable { builders-use-substitutes = true; }
+    // lib.optionalAttrs (cfg.builder.enable && cfg.builder.only) { max-jobs = 0; };
+
+    nix.distributedBuilds = lib.mkIf cfg.builder.enable true;
+    nix.buildMachines = lib.mkIf cfg.builder.enable [
+      {
+        protocol = "ssh-ng";
+        sshUser = builtins.head login;
+        hostName = lib.last login;
+        inherit (cfg.builder) sshKey publicHostKey systems maxJobs;
+        supportedFeatures = cfg.builder.features;
+      }
+    ];
 
     systemd.services = lib.optionalAttrs cfg.push.enable {
       ondine-push = {

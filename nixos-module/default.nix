@@ -62,6 +62,37 @@ let
   builder = cfg.remoteBuilder;
   builderHome = "/var/lib/nix-builder";
 
+  # What neither the server nor a command beside it needs.
+  hardened = {
+    CapabilityBoundingSet = "";
+    AmbientCapabilities = "";
+    DevicePolicy = "closed";
+    KeyringMode = "private";
+    LockPersonality = true;
+    MemoryDenyWriteExecute = true;
+    NoNewPrivileges = true;
+    PrivateDevices = true;
+    PrivateMounts = true;
+    PrivateTmp = true;
+    PrivateUsers = true;
+    ProcSubset = "pid";
+    ProtectClock = true;
+    ProtectControlGroups = true;
+    ProtectHome = true;
+    ProtectHostname = true;
+    ProtectKernelLogs = true;
+    ProtectKernelModules = true;
+    ProtectKernelTunables = true;
+    ProtectProc = "invisible";
+    ProtectSystem = "strict";
+    RemoveIPC = true;
+    RestrictNamespaces = true;
+    RestrictRealtime = true;
+    RestrictSUIDSGID = true;
+    SystemCallArchitectures = "native";
+    SystemCallErrorNumber = "EPERM";
+  };
+
   types = lib.types;
   # The type of a setting, which the table describes.
   typeOf = setting:
@@ -193,6 +224,29 @@ in
 
     prometheus.enable = lib.mkEnableOption "scraping of the metrics by this machine's Prometheus, and the alerts";
 
+    backup = {
+      enable = lib.mkEnableOption ''
+        copies of what cannot be made again: the signing keys, and the index with its tokens and pins. A backup
+        program is to take them from {option}`services.ondine.backup.location`'';
+      location = lib.mkOption {
+        type = lib.types.str;
+        default = "/var/backup/ondine";
+        description = "Directory of the copies, which only the server's user and root may read.";
+      };
+      startAt = lib.mkOption {
+        type = lib.types.str;
+        default = "daily";
+        example = "03:30";
+        description = "Time of the copies, as in {manpage}`systemd.time(7)`.";
+      };
+      before = lib.mkOption {
+        type = lib.types.listOf lib.types.str;
+        default = [ ];
+        example = [ "restic-backups-home.service" ];
+        description = "Units of backup programs, each of which has a new copy made before it starts.";
+      };
+    };
+
     settings = lib.mkOption {
       default = { };
       description = ''
@@ -279,6 +333,11 @@ in
       {
         assertion = builder.tokenFile == null || builtins.match "/nix/store/.*" builder.tokenFile == null;
         message = "services.ondine.remoteBuilder.tokenFile: everyone can read ${toString builder.tokenFile}";
+      }
+      {
+        assertion = builtins.match "/.+" cfg.backup.location != null
+          && builtins.match "${stateDir}(/.*)?" cfg.backup.location == null;
+        message = "services.ondine.backup.location: give an absolute path outside of ${stateDir}, whose loss it is for";
       }
       {
         assertion = builtins.match "[a-z_][a-z0-9_-]*" builder.user != null;
@@ -389,6 +448,26 @@ in
       socketConfig.Backlog = 4096;
     };
 
+    systemd.tmpfiles.rules = lib.optional cfg.backup.enable "d ${cfg.backup.location} 0700 ondine ondine -";
+
+    systemd.services.ondine-backup = lib.mkIf cfg.backup.enable {
+      description = "Copy of the keys and the index of the Nix binary cache Ondine";
+      inherit (cfg.backup) before startAt;
+      requiredBy = cfg.backup.before;
+      serviceConfig = hardened // {
+        Type = "oneshot";
+        ExecStart = "${cfg.package}/bin/ondine backup ${cfg.backup.location} --config ${settingsFile} --state-dir ${stateDir}";
+        User = "ondine";
+        Group = "ondine";
+        # Readers of the index share memory with the server, in a file beside it.
+        ReadWritePaths = [ cfg.backup.location stateDir ];
+        UMask = "0077";
+        PrivateNetwork = true;
+        RestrictAddressFamilies = [ "AF_UNIX" ];
+        SystemCallFilter = [ "@system-service" "~@privileged @resources" ];
+      };
+    };
+
     systemd.services.ondine = {
       description = "Nix binary cache that builds what it is missing";
       wantedBy = [ "multi-user.target" ];
@@ -422,40 +501,13 @@ in
 
         # The server uses the network, the daemon's socket, Nix's store and database (read only), and its
         # state directory.
-        CapabilityBoundingSet = "";
-        AmbientCapabilities = "";
-        DevicePolicy = "closed";
-        KeyringMode = "private";
-        LockPersonality = true;
-        MemoryDenyWriteExecute = true;
-        NoNewPrivileges = true;
-        PrivateDevices = true;
-        PrivateMounts = true;
-        PrivateTmp = true;
-        PrivateUsers = true;
-        ProcSubset = "pid";
-        ProtectClock = true;
-        ProtectControlGroups = true;
-        ProtectHome = true;
-        ProtectHostname = true;
-        ProtectKernelLogs = true;
-        ProtectKernelModules = true;
-        ProtectKernelTunables = true;
-        ProtectProc = "invisible";
-        ProtectSystem = "strict";
-        RemoveIPC = true;
         RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" ];
-        RestrictNamespaces = true;
-        RestrictRealtime = true;
-        RestrictSUIDSGID = true;
-        SystemCallArchitectures = "native";
-        SystemCallErrorNumber = "EPERM";
         # mincore shows which pages of a stored file are in memory; landlock and seccomp isolate evaluators.
         SystemCallFilter = [
           "@system-service mincore landlock_create_ruleset landlock_add_rule landlock_restrict_self seccomp"
           "~@privileged @resources"
         ];
-      };
+      } // hardened;
     };
   };
 }

@@ -1,6 +1,7 @@
 //! Life of the server: its parts are opened, wired together, run, and drained.
 //! No other place knows every part, and it has no logic of any of them.
 
+mod backup;
 mod builds;
 mod caches;
 mod daemons;
@@ -37,6 +38,7 @@ use crate::{
     state_dir, substitute, upstream,
 };
 
+pub use backup::{BackupReport, backup};
 use builds::Builds;
 use caches::Caches;
 use daemons::Daemons;

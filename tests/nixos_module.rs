@@ -17,13 +17,13 @@ const SENDER_EXPOSURE_MAX: f64 = 2.0;
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// A throw-away store to evaluate in, and a package that holds the built program.
-struct Machine {
-    store: NixStore,
+pub struct Machine {
+    pub store: NixStore,
     package: PathBuf,
 }
 
 impl Machine {
-    fn new() -> Machine {
+    pub fn new() -> Machine {
         let store = NixStore::new(Release::Host);
         let package = store.folder().join("package");
         std::fs::create_dir_all(package.join("bin")).expect("the test's folder can be written to");
@@ -34,13 +34,13 @@ impl Machine {
     }
 
     /// Evaluates the module for a machine that sets `services.ondine` to this, the package added.
-    fn try_evaluate(&self, mut service: Value) -> Finished {
+    pub fn try_evaluate(&self, mut service: Value) -> Finished {
         service["package"] = text(&self.package).into();
         self.try_module("default.nix", &service)
     }
 
     /// Evaluates a module for a machine that sets `services.ondine` to this.
-    fn try_module(&self, module: &str, service: &Value) -> Finished {
+    pub fn try_module(&self, module: &str, service: &Value) -> Finished {
         let machine = json!({ "services": { "ondine": service } }).to_string();
         let module = format!("{ROOT}/nixos-module/{module}");
         let lib = std::env::var("ONDINE_TEST_NIXPKGS_LIB").ok();
@@ -55,7 +55,7 @@ impl Machine {
         process::run(self.store.command("nix-instantiate", &[&how[..], &what].concat()))
     }
 
-    fn evaluate(&self, service: Value) -> Value {
+    pub fn evaluate(&self, service: Value) -> Value {
         let printed = self.try_evaluate(service).must_succeed().text();
         serde_json::from_str(&printed).expect("nix-instantiate --json prints JSON")
     }
@@ -95,7 +95,7 @@ fn unit_file(configuration: &Value) -> String {
     unit_text(service(configuration))
 }
 
-fn unit_text(service: &Value) -> String {
+pub fn unit_text(service: &Value) -> String {
     let lines = |section: &Value| -> String {
         let fields = section.as_object().expect("a section of a unit has fields");
         fields.iter().map(|(name, value)| field_lines(name, value)).collect()
@@ -451,7 +451,7 @@ fn a_client_that_pushes_queues_by_a_hook_and_sends_by_a_hardened_unit() {
 
 /// Checks that systemd understands a unit, and that it is hardly exposed.
 #[track_caller]
-fn must_be_hardened(unit: &Path, exposure_max: f64) {
+pub fn must_be_hardened(unit: &Path, exposure_max: f64) {
     let name = unit.file_name().expect("a file").to_string_lossy();
     let mut verify = Command::new("systemd-analyze");
     verify.args(["verify", "--man=no", text(unit)]);

@@ -43,7 +43,8 @@ const CHANGES: [&[&str]; 9] = [
     &["builders", "drain", "nope"],
 ];
 /// Commands whose cases stand in other files, or that ask no server.
-const ELSEWHERE: [&str; 16] = [
+const ELSEWHERE: [&str; 17] = [
+    "backup",
     "serve",
     "key",
     "check-config",

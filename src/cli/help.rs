@@ -48,7 +48,7 @@ const GROUPS: &[(&str, &[CommandRow])] = &[
             (&["check-config", "doctor"], "Check a settings file; find what is wrong here"),
             (&["key"], ""),
             (&["import"], "Uploads a cache in a directory, or that of an attic server"),
-            (&["recover"], "Rebuilds a lost or damaged index"),
+            (&["backup", "recover"], "Copy keys and index; rebuild a lost or damaged index"),
             (&["migrate"], "Copies the index to another database"),
             (&["try"], ""),
         ],

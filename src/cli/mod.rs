@@ -2,6 +2,7 @@
 //! Output meant for people and scripts goes to stdout, the log to stderr.
 
 mod attributes;
+mod backup;
 mod build;
 mod build_log;
 mod build_progress;
@@ -187,6 +188,12 @@ enum Command {
     /// path was not taken. Of an attic server, its SQLite database and the chunks in its directory are read,
     /// while it runs or not.
     Import(import::Import),
+    /// Copies what cannot be made again of a server into a directory, for a backup program to take.
+    ///
+    /// Those are the signing keys, and the index with tokens, pins and the queue. The server may run. NARs
+    /// are not in the copy: they are fetched, packed or built again. Run it as the server's user or as root,
+    /// with the server's settings.
+    Backup(Box<backup::Backup>),
     /// Rebuilds a lost or damaged index from the records beside the NARs, while no server runs.
     ///
     /// An index that was there is kept as index.damaged.sqlite. Run it with the server's settings.
@@ -291,6 +298,7 @@ impl Cli {
             Command::Pin(pin) => return pin.run(),
             Command::Unpin(unpin) => return unpin.run(),
             Command::Pins(pins) => return pins.run(),
+            Command::Backup(backup) => backup.run()?,
             Command::Gc(gc) => return gc.run(),
             Command::Fsck(fsck) => return fsck.run(),
             Command::Token(token) => return token.run(),

@@ -13,6 +13,16 @@ use narinfo::{KeyName, PublicKey, Realisation, SecretKey, Signature};
 pub use files::{create, retire, rotate};
 pub use record::SignerRecord;
 
+/// Files in a state directory without which what is signed there cannot be signed again: keys, and the record
+/// of signers.
+///
+/// # Errors
+/// The directory cannot be read.
+pub fn files(state_dir: &Path) -> Result<Vec<PathBuf>, Error> {
+    let all = files::of(state_dir)?.into_iter().chain([record::file(state_dir)]);
+    Ok(all.filter(|file| file.exists()).collect())
+}
+
 /// Signing keys of one cache at most: each narinfo carries a signature by each of them.
 const KEYS_MAX: usize = 8;
 

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use narinfo::{KeyName, PublicKey};
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,11 @@ struct Signer {
 struct RawSigner {
     public_key: String,
     complete: bool,
+}
+
+/// The file in a state directory.
+pub(super) fn file(state_dir: &Path) -> PathBuf {
+    state_dir.join(FILE)
 }
 
 impl SignerRecord {

@@ -2,6 +2,7 @@
 //! The only place with SQL of our own; no type of rusqlite leaves it.
 
 mod access;
+mod backup;
 mod catalogue;
 #[cfg(test)]
 mod catalogue_tests;
@@ -83,6 +84,15 @@ impl Sqlite {
     /// The file is no index, or one of a newer version.
     pub fn check_file(file: &Path) -> Result<(), super::Error> {
         Ok(connection::check(file)?)
+    }
+
+    /// Writes a copy of the index of a file, as it is at this moment. A server may write to it.
+    ///
+    /// # Errors
+    /// The file is no index that can be read, or the copy cannot be written.
+    pub fn copy_file(file: &Path, to: &Path) -> Result<(), super::Error> {
+        connection::check(file)?;
+        Ok(backup::copy(file, to)?)
     }
 
     fn read<T: Send + 'static>(

@@ -1,0 +1,43 @@
+//! `ondine backup`: copies the keys and the index of a server, for a backup program to take.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::control::OutputArgs;
+use super::screen::size;
+use crate::config::RawSettings;
+use crate::serve;
+
+#[derive(Args, Debug)]
+pub(super) struct Backup {
+    /// Directory for the copy, which is made where it is not there; one that is there is brought up to date
+    #[arg(value_name = "DIR")]
+    to: PathBuf,
+    #[command(flatten)]
+    output: OutputArgs,
+    /// Settings file (TOML) of the server
+    #[arg(long, env = "ONDINE_CONFIG", hide_env_values = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    settings: RawSettings,
+}
+
+impl Backup {
+    pub(super) fn run(self) -> anyhow::Result<()> {
+        let settings = match &self.config {
+            Some(file) => super::resolve(self.settings, file)?,
+            None => self.settings.resolve()?,
+        };
+        // Keys are copied: nobody else may read them.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+        let report = serve::backup(&settings, &self.to)?;
+        let mut text =
+            format!("copied {} files ({}) to {}", report.files.len(), size(report.bytes), self.to.display());
+        if report.index_is_elsewhere {
+            text += "; the index is in PostgreSQL, whose own tools back it up";
+        }
+        println!("{}", self.output.text(&report, text)?);
+        Ok(())
+    }
+}

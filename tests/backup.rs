@@ -1,0 +1,72 @@
+//! `ondine backup`: keys and index are copied beside a running server, and a server that is made of the copy
+//! alone signs with the same key, knows the same tokens, and serves what it can make again.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::support::addresses::field;
+use crate::support::process::{Finished, run};
+use crate::support::{Cache, Derivation, Ondine, text};
+use serde_json::{Value, json};
+
+fn backup(ondine: &Ondine, to: &Path, more: &[&str]) -> Finished {
+    let mut command = ondine.command("backup");
+    command.arg(to).args(["--state-dir", text(&ondine.state_dir())]).args(more);
+    run(command)
+}
+
+#[test]
+fn a_server_of_the_copy_has_the_same_key_and_tokens_and_serves_what_can_be_made_again() {
+    let mut cache = Cache::new(&["--key-name", "kept-1"]);
+    let served = cache.store.instantiate(&Derivation::new("served", "echo served > $out"));
+    cache.narinfo(served.out());
+    let token = cache.ondine.new_token("laptop", "read,pin", &[]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let to = folder.path().join("deep/copy");
+    let made = backup(&cache.ondine, &to, &["--json"]).must_succeed();
+    let report: Value = serde_json::from_slice(&made.stdout).expect("JSON");
+    assert_eq!(report["files"], json!(["signing-key", "signers.json", "index.sqlite"]), "{report}");
+    for file in ["", "signing-key", "index.sqlite"] {
+        let mode = to.join(file).metadata().expect("it is there").permissions().mode() & 0o077;
+        assert_eq!(mode, 0, "{file} is open to others");
+    }
+    // Again, into what is there.
+    let later = cache.store.instantiate(&Derivation::new("later", "echo later > $out"));
+    cache.narinfo(later.out());
+    let again = backup(&cache.ondine, &to, &[]).must_succeed().text();
+    assert!(again.starts_with("copied 3 files ("), "{again}");
+
+    // The disk is lost, and the copy is all that there is.
+    let (key, state_dir) = (cache.ondine.public_key().to_owned(), cache.ondine.state_dir());
+    assert!(cache.ondine.sigterm().success());
+    fs::remove_dir_all(&state_dir).expect("removed");
+    fs::create_dir(&state_dir).expect("made");
+    for file in ["signing-key", "signers.json", "index.sqlite"] {
+        fs::copy(to.join(file), state_dir.join(file)).expect("copied");
+    }
+    cache.ondine.start_again();
+    assert_eq!(cache.ondine.public_key(), key);
+    cache.http.wait_until_ready();
+    for path in [served.out(), later.out()] {
+        let url = field(&cache.narinfo(path), "URL").to_owned();
+        assert_eq!(cache.http.get(&format!("/{url}")).status, 200, "{}", cache.ondine.log());
+    }
+    let with_token = cache.http.get_with("/api/v1/pins", &[("Authorization", &format!("Bearer {token}"))]);
+    assert_eq!(with_token.status, 200, "{}", with_token.text());
+    let mut list = cache.ondine.command("token");
+    list.args(["list", "--json", "--state-dir", text(&state_dir)]);
+    assert!(run(list).must_succeed().text().contains("laptop"));
+}
+
+#[test]
+fn a_copy_within_the_state_directory_or_of_none_is_refused_with_the_reason() {
+    let cache = Cache::new(&[]);
+    let within = backup(&cache.ondine, &cache.ondine.state_dir().join("copy"), &[]).must_fail();
+    assert!(within.stderr.contains("whose loss a backup is made for"), "{within}");
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut nowhere = cache.ondine.command("backup");
+    nowhere.arg(folder.path()).args(["--state-dir", "/nonexistent"]);
+    let nowhere = run(nowhere).must_fail();
+    assert!(nowhere.stderr.contains("cannot use /nonexistent"), "{nowhere}");
+}

@@ -1,0 +1,62 @@
+//! Programs that the NixOS modules connect: those for backups, which get a copy before they start, and the
+//! Nix of a client, which gets the server as a remote builder.
+
+use crate::nixos_module::{Machine, must_be_hardened, unit_text};
+use serde_json::{Value, json};
+
+#[test]
+fn the_module_makes_copies_on_time_and_before_backup_programs() {
+    let machine = Machine::new();
+    let restic = "restic-backups-home.service";
+    let configuration =
+        machine.evaluate(json!({ "enable": true, "backup": { "enable": true, "before": [restic] } }));
+    let unit = &configuration["systemd"]["services"]["ondine-backup"];
+    assert_eq!((&unit["startAt"], &unit["before"]), (&json!("daily"), &json!([restic])));
+    assert_eq!(unit["requiredBy"], json!([restic]));
+    let command = unit["serviceConfig"]["ExecStart"].as_str().expect("a command");
+    for words in ["/bin/ondine backup /var/backup/ondine --config ", " --state-dir /var/lib/ondine"] {
+        assert!(command.contains(words), "{command}");
+    }
+    let rules = configuration["systemd"]["tmpfiles"]["rules"].to_string();
+    assert!(rules.contains("d /var/backup/ondine 0700 ondine ondine -"), "{rules}");
+    let file = machine.store.folder().join("ondine-backup.service");
+    std::fs::write(&file, unit_text(unit)).expect("the test's folder can be written to");
+    must_be_hardened(&file, 1.0);
+    for location in ["backup", "/var/lib/ondine/backup"] {
+        let service = json!({ "enable": true, "backup": { "enable": true, "location": location } });
+        let said = machine.try_evaluate(service).must_fail().stderr;
+        assert!(said.contains("services.ondine.backup.location"), "{location}: {said}");
+    }
+}
+
+#[test]
+fn a_client_sends_its_builds_to_the_server_where_that_is_wanted() {
+    let machine = Machine::new();
+    let key = "cache-1:BixRUZqVb+oC+4P1C3wHRqppp0IrCrlguZK+TEvLtsc=";
+    let client = |builder: Value| {
+        let client = json!({ "enable": true, "url": "https://cache.example.org", "publicKeys": [key], "builder": builder });
+        machine.try_module("client.nix", &json!({ "client": client }))
+    };
+    let address = "nix-builder@cache.example.org";
+    let made = client(json!({ "enable": true, "address": address, "sshKey": "/root/.ssh/builder" }));
+    let made: Value = serde_json::from_slice(&made.must_succeed().stdout).expect("JSON");
+    let nix = &made["nix"];
+    let builder = &nix["buildMachines"][0];
+    assert_eq!((&builder["protocol"], &builder["sshKey"]), (&json!("ssh-ng"), &json!("/root/.ssh/builder")));
+    assert_eq!(
+        (&builder["sshUser"], &builder["hostName"]),
+        (&json!("nix-builder"), &json!("cache.example.org"))
+    );
+    assert_eq!((&nix["distributedBuilds"], &nix["settings"]["max-jobs"]), (&json!(true), &json!(0)));
+    assert_eq!(nix["settings"]["builders-use-substitutes"], true);
+    let without: Value = serde_json::from_slice(&client(json!({})).must_succeed().stdout).expect("JSON");
+    assert!(without["nix"]["settings"].get("max-jobs").is_none(), "{without}");
+    for (builder, option) in [
+        (json!({ "enable": true }), "builder.address"),
+        (json!({ "enable": true, "address": "cache.example.org" }), "builder.address"),
+        (json!({ "enable": true, "address": address, "sshKey": "/nix/store/x-key" }), "builder.sshKey"),
+    ] {
+        let said = client(builder).must_fail().stderr;
+        assert!(said.contains(&format!("services.ondine.client.{option}")), "{option}: {said}");
+    }
+}
