@@ -81,6 +81,8 @@ fn a_key_follows_another_without_a_client_that_notices() {
     let third = cache.store.instantiate(&Derivation::new("third", "echo third > $out"));
     assert_eq!(signers(&cache, third.out(), &[&new]), ["cache-2"]);
     assert!(key(&cache, &["retire", "cache-1"]).must_fail().stderr.contains("no key is named cache-1"));
+    let json = key(&cache, &["new", "c-1", "--json"]).must_succeed().text();
+    assert!(json.starts_with("[\"c-1:"), "{json}");
 }
 
 #[test]

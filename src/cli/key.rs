@@ -31,12 +31,16 @@ pub(super) enum Key {
         /// Name of the key, as clients will know it
         name: KeyName,
         #[command(flatten)]
+        output: OutputArgs,
+        #[command(flatten)]
         state_dir: StateDir,
     },
     /// Creates a key that clients are told to trust, while the present one goes on signing.
     Rotate {
         /// Name of the new key [default: the present name with the number at its end raised]
         name: Option<KeyName>,
+        #[command(flatten)]
+        output: OutputArgs,
         #[command(flatten)]
         state_dir: StateDir,
     },
@@ -56,12 +60,12 @@ impl Key {
                 show(Keys::read(&state_dir.path()?, &[])?.public().take(1), output)?;
             }
             Self::List { output, state_dir } => show(Keys::read(&state_dir.path()?, &[])?.public(), output)?,
-            Self::New { name, state_dir } => {
-                print([key::create(&state_dir.path()?, name)?]);
+            Self::New { name, output, state_dir } => {
+                show([key::create(&state_dir.path()?, name)?], output)?;
                 eprintln!("{RESTART} it, too; served paths get its signature beside the others");
             }
-            Self::Rotate { name, state_dir } => {
-                print([key::rotate(&state_dir.path()?, name)?]);
+            Self::Rotate { name, output, state_dir } => {
+                show([key::rotate(&state_dir.path()?, name)?], output)?;
                 eprintln!(
                     "{RESTART} it; add it to trusted-public-keys of clients, and retire the earlier key once \
                      all have it"
@@ -76,15 +80,11 @@ impl Key {
     }
 }
 
-fn show(keys: impl Iterator<Item = narinfo::PublicKey>, output: OutputArgs) -> anyhow::Result<()> {
-    if output.json {
-        println!("{}", serde_json::to_string(&keys.map(|key| key.to_string()).collect::<Vec<_>>())?);
-    } else {
-        print(keys);
+fn show(keys: impl IntoIterator<Item = narinfo::PublicKey>, output: OutputArgs) -> anyhow::Result<()> {
+    let keys: Vec<String> = keys.into_iter().map(|key| key.to_string()).collect();
+    match output.json {
+        true => println!("{}", serde_json::to_string(&keys)?),
+        false => keys.iter().for_each(|key| println!("{key}")),
     }
     Ok(())
-}
-
-fn print(keys: impl IntoIterator<Item = narinfo::PublicKey>) {
-    keys.into_iter().for_each(|key| println!("{key}"));
 }
