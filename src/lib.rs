@@ -50,6 +50,7 @@ pub mod nix;
 pub mod upstream;
 
 pub mod model;
+pub mod telemetry;
 pub mod trouble;
 
 pub mod backoff;

@@ -35,7 +35,7 @@ use crate::substitute::Substitute;
 use crate::tasks::{Supervisor, Tasks};
 use crate::{
     auth, build, catalogue, http, import, index, key, nar_store, nix, recover, requests, retention,
-    state_dir, substitute, upstream,
+    state_dir, substitute, telemetry, upstream,
 };
 
 pub use backup::{BackupReport, backup};
@@ -106,6 +106,8 @@ pub struct Settings {
     pub http: http::Settings,
     /// Requests that no connection stands for.
     pub requests: requests::Settings,
+    /// The log, and traces.
+    pub telemetry: telemetry::Settings,
 }
 
 /// A server that is ready: everything is open, nothing is answered yet.

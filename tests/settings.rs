@@ -42,7 +42,7 @@ fn what_a_start_is_refused_for_check_config_is_too_with_the_same_words() {
         index.pragma_update(None, "user_version", version).expect("set");
     };
     let key = narinfo::SecretKey::generate("other-1".parse().expect("a name")).to_secret_string();
-    let faults: [Fault; 10] = [
+    let faults: &[Fault] = &[
         ("", &|state| std::fs::write(state, "a file").expect("written"), "cannot use "),
         (
             "",
@@ -74,6 +74,8 @@ fn what_a_start_is_refused_for_check_config_is_too_with_the_same_words() {
         (&busy, &|_| {}, "another program listens there"),
         ("listen = '192.0.2.1:8080'", &|_| {}, "this machine has no such address"),
         ("background-daemon = '/nonexistent/socket'", &|_| {}, "both Nix daemons must answer"),
+        #[cfg(not(feature = "otel"))]
+        ("otlp-endpoint = 'http://127.0.0.1:4318'", &|_| {}, "build it with the feature `otel`"),
     ];
     for (number, (settings, prepare, words)) in faults.iter().enumerate() {
         let file = store.folder().join(format!("{number}.toml"));

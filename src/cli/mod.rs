@@ -17,7 +17,6 @@ mod help;
 mod import;
 mod installables;
 mod key;
-mod log;
 mod man;
 mod migrate;
 #[cfg(test)]
@@ -46,6 +45,7 @@ use crate::catalogue::SetName;
 use crate::config::{self, RawSettings, StateDir};
 use crate::remote::{self, ErrorClass};
 use crate::serve::{self, Server};
+use crate::telemetry;
 pub use completions::complete;
 use control::{OutputArgs, ServerArgs, WriteMethod};
 
@@ -270,10 +270,7 @@ impl Cli {
     /// The command fails; the error is for people.
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
-            Command::Serve(serve) => {
-                log::to_stderr();
-                serve.run()?;
-            }
+            Command::Serve(serve) => serve.run()?,
             Command::Key(key) => key.run()?,
             Command::CheckConfig(check) => check.run()?,
             Command::Status(status) => return status.run(),
@@ -298,10 +295,10 @@ impl Cli {
             Command::Pin(pin) => return pin.run(),
             Command::Unpin(unpin) => return unpin.run(),
             Command::Pins(pins) => return pins.run(),
-            Command::Backup(backup) => backup.run()?,
             Command::Gc(gc) => return gc.run(),
             Command::Fsck(fsck) => return fsck.run(),
             Command::Token(token) => return token.run(),
+            Command::Backup(backup) => backup.run()?,
             Command::Recover(recover) => recover.run()?,
             Command::Migrate(migrate) => migrate.run()?,
             Command::Doctor(doctor) => return doctor.run(),
@@ -316,13 +313,14 @@ impl Cli {
 
 impl Serve {
     fn run(self) -> anyhow::Result<()> {
-        for warning in unknown_variables() {
-            tracing::warn!("{warning}");
-        }
         let settings = match &self.config {
             Some(file) => resolve(self.settings, file)?,
             None => self.settings.resolve()?,
         };
+        let _telemetry = telemetry::start(&settings.telemetry)?;
+        for warning in unknown_variables() {
+            tracing::warn!("{warning}");
+        }
         // Files and sockets created from here on are private.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
         runtime()?.block_on(async {
@@ -337,7 +335,7 @@ impl Serve {
 
 impl Recover {
     fn run(self) -> anyhow::Result<()> {
-        log::to_stderr();
+        telemetry::start_text_log();
         let settings = match &self.config {
             Some(file) => resolve(self.settings, file)?,
             None => self.settings.resolve()?,

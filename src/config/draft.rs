@@ -15,6 +15,7 @@ use crate::serve::{Settings, host_name};
 use crate::upstream::{self, NetrcFile};
 use crate::{
     auth, build, catalogue, http, import, index, key, nar_store, nix, requests, retention, substitute,
+    telemetry,
 };
 
 pub(super) struct SettingsDraft {
@@ -66,6 +67,7 @@ impl SettingsDraft {
             import: import::Settings::default(),
             http: http::Settings::default(),
             requests: requests::Settings::default(),
+            telemetry: telemetry::Settings::default(),
         };
         Ok(Self {
             settings,

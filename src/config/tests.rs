@@ -102,6 +102,7 @@ const ALL: &str = "\
     eviction-grace = '3m'\nscrub-interval = '1d'\nkey-name = 'k-1'\nsigning-key = ['/k']\n\
     evaluator-isolation = 'none'\nread = 'token'\nbuild = 'token'\nmax-requests-per-second = 9\n\
     max-request-burst = 9\ntrusted-keys = ['k-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=']\nkeep-pushed = '9d'\n\
+    log-format = 'json'\notlp-endpoint = 'http://c:4318'\n\
     [[builder]]\nname = 'b'\nssh = 'nix@b:22'\nkey-file = '/k'\nknown-hosts = '/h'\nremote-program = 'p'\n\
     systems = ['a-linux']\nfeatures = ['kvm']\nmandatory-features = ['big']\nslots = 2\nspeed = 3\nmax-silent = '1m'\n\
     weight = 2\ncache-url = 'https://c'\n\
@@ -278,6 +279,8 @@ fn a_value_out_of_bounds_is_refused() {
         "public-url = 'https://user:secret@cache.example.org'",
         "trusted-proxies = ['proxy.example.org']",
         "lanes = 33",
+        "log-format = 'syslog'",
+        "otlp-endpoint = 'collector:4318'",
         "prebuild = 'nights'",
         "prebuild = 'always'\nbuild-from = []",
         "max-derivations-per-request = 0",

@@ -74,7 +74,10 @@ impl hyper::body::Body for Body {
             BodyKind::Ready(bytes) if bytes.is_empty() => Poll::Ready(None),
             BodyKind::Ready(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
             BodyKind::Streamed(body, tally) => {
-                let frame = ready!(Pin::new(body).poll_frame(context));
+                let frame = {
+                    let _within = tally.as_ref().map(|tally| tally.enter());
+                    ready!(Pin::new(body).poll_frame(context))
+                };
                 match (&frame, tally.as_mut()) {
                     (Some(Ok(frame)), Some(tally)) => {
                         tally.gave(frame.data_ref().map_or(0, Bytes::len));

@@ -82,7 +82,7 @@ impl ResponseFuture {
         line: Option<Box<AccessLine>>,
     ) -> Self {
         let at_once = match &self.stage {
-            ResponseStage::Ready(Some(answer)) if line.is_none() => {
+            ResponseStage::Ready(Some(answer)) if line.as_ref().is_none_or(|line| !line.is_logged()) => {
                 answer.body().ready_bytes().map(|bytes| (answer, bytes))
             }
             _ => None,
@@ -108,11 +108,15 @@ impl Future for ResponseFuture {
     type Output = Result<Answer, Infallible>;
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let audience = self.audience;
-        let result = match &mut self.stage {
+        let Self { audience, tally, stage, .. } = &mut *self;
+        let audience = *audience;
+        let result = match stage {
             ResponseStage::Ready(answer) => answer.take().map(Ok),
             ResponseStage::Failed(error) => error.take().map(Err),
-            ResponseStage::Pending(answer) => Some(ready!(answer.as_mut().poll(context))),
+            ResponseStage::Pending(answer) => {
+                let _within = tally.as_ref().map(|tally| tally.enter());
+                Some(ready!(answer.as_mut().poll(context)))
+            }
         };
         let result = result.expect("a future that has ended is not polled again");
         let mut answer = result.unwrap_or_else(|error| error.answer(audience));

@@ -8,8 +8,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use hyper::{Method, Request};
+use tracing::Span;
+use tracing::field::Empty;
+use tracing::span::Entered;
 
 use crate::auth::has_token;
+use crate::telemetry::TRACE;
 
 /// Upper bounds of the histogram's buckets, in seconds. Answers from memory count in the first.
 const SECONDS: [f64; 9] = [0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, f64::INFINITY];
@@ -248,6 +252,8 @@ pub(super) struct Tally {
     label: RouteLabel,
     began: Instant,
     line: Option<Box<AccessLine>>,
+    /// The request in a trace; none where there are no traces.
+    span: Span,
     status: u16,
     /// Outcome if all of the answer is sent.
     outcome: RequestOutcome,
@@ -264,18 +270,25 @@ impl Tally {
         label: RouteLabel,
         line: Option<Box<AccessLine>>,
     ) -> Box<Self> {
+        let span = line.as_ref().map_or_else(Span::none, |line| line.span(label));
         Box::new(Self {
             traffic: Arc::clone(traffic),
             shard,
             label,
             began: Instant::now(),
             line,
+            span,
             status: 0,
             outcome: RequestOutcome::Cut,
             length: None,
             bytes: 0,
             complete: false,
         })
+    }
+
+    /// Makes all that is done until this is dropped a part of the request, in a trace.
+    pub(super) fn enter(&self) -> Entered<'_> {
+        self.span.enter()
     }
 
     /// Notes the head of the answer.
@@ -309,35 +322,77 @@ impl Drop for Tally {
         if let Some(line) = &self.line {
             line.log(self.status, outcome, self.bytes, took);
         }
+        if !self.span.is_disabled() {
+            self.span.record("status", self.status);
+            self.span.record("outcome", OUTCOMES[outcome as usize].1);
+            self.span.record("bytes", self.bytes);
+            if matches!(outcome, RequestOutcome::Unavailable | RequestOutcome::Cut) {
+                self.span.record("otel.status_code", "error");
+            }
+        }
     }
 }
 
-/// A line of the access log.
+/// A request as the access log and traces show it.
 #[derive(Debug)]
 pub(super) struct AccessLine {
     method: Method,
     path: String,
     client: Option<IpAddr>,
+    is_logged: bool,
 }
 
 impl AccessLine {
-    /// The line, if an access log is written. Queries stay out of it: they may hold secrets.
+    /// The line, if an access log is written or there are traces. Queries stay out of it: they may hold
+    /// secrets.
     pub(super) fn of<B>(request: &Request<B>, client: Option<IpAddr>) -> Option<Box<Self>> {
-        let wanted = tracing::enabled!(target: ACCESS, tracing::Level::DEBUG);
+        let is_logged = tracing::enabled!(target: ACCESS, tracing::Level::DEBUG);
+        let is_traced = || tracing::span_enabled!(target: TRACE, tracing::Level::INFO);
         let line = || {
             let path = request.uri().path();
             let path = if has_token(path) { "(a token)" } else { path }.to_owned();
-            Self { method: request.method().clone(), path, client }
+            Self { method: request.method().clone(), path, client, is_logged }
         };
-        wanted.then(|| Box::new(line()))
+        (is_logged || is_traced()).then(|| Box::new(line()))
+    }
+
+    /// True if answers from memory have a line, too.
+    pub(super) fn is_logged(&self) -> bool {
+        self.is_logged
+    }
+
+    fn client(&self) -> String {
+        self.client.map_or_else(|| "control socket".to_owned(), |client| client.to_string())
+    }
+
+    /// The span of a request. Answers from memory have none: they take microseconds.
+    fn span(&self, label: RouteLabel) -> Span {
+        tracing::info_span!(
+            target: TRACE,
+            parent: None,
+            "http request",
+            otel.kind = "server",
+            method = %self.method,
+            path = self.path,
+            route = LABELS[label as usize].1,
+            client = self.client(),
+            // The number in the queue, where a build is waited for.
+            request = Empty,
+            status = Empty,
+            outcome = Empty,
+            bytes = Empty,
+            otel.status_code = Empty,
+        )
     }
 
     fn log(&self, status: u16, outcome: RequestOutcome, bytes: u64, took: Duration) {
-        let Self { method, path, client } = self;
-        let client = client.map_or_else(|| "control socket".to_owned(), |client| client.to_string());
+        if !self.is_logged {
+            return;
+        }
+        let (Self { method, path, .. }, client) = (self, self.client());
         let outcome = OUTCOMES[outcome as usize].1;
         let milliseconds = took.as_millis();
-        tracing::debug!(target: ACCESS, %method, ?path, status, outcome, bytes, milliseconds, client, "request");
+        tracing::debug!(target: ACCESS, %method, path, status, outcome, bytes, milliseconds, client, "request");
     }
 }
 

@@ -17,6 +17,7 @@ use crate::isolation;
 use crate::key::Keys;
 use crate::nar_store::{NarStore, is_away};
 use crate::state_dir::{self, INDEX, LOCK, NARS, using};
+use crate::telemetry;
 use crate::upstream::{CredentialsError, Upstreams, ViaName};
 
 /// Folders of a state directory that a server writes to.
@@ -30,6 +31,7 @@ const FOLDERS: [&str; 7] = ["nar", "ledger", "log", "gcroots", "catalogue", "bui
 pub async fn check(settings: Settings) -> Result<Vec<String>, Error> {
     let mut warnings = Vec::new();
     let dir = &settings.state_dir;
+    telemetry::check(&settings.telemetry)?;
     folders(dir)?;
     state_dir::check(dir)?;
     using(&dir.join(CONTROL_SOCKET), |path| SocketAddr::from_pathname(path).map(drop))?;

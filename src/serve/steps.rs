@@ -10,7 +10,7 @@ use std::path::Path;
 use tokio::net::{TcpListener, UnixListener};
 
 use super::Settings;
-use crate::{http, index, isolation, key, nix, recover, state_dir, upstream};
+use crate::{http, index, isolation, key, nix, recover, state_dir, telemetry, upstream};
 
 /// The control socket's name in the state directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
@@ -56,6 +56,9 @@ pub enum Error {
          an address and a port, and no Accept=yes"
     )]
     Inherited(#[source] io::Error),
+    /// The log or the traces are not available.
+    #[error(transparent)]
+    Telemetry(#[from] telemetry::Error),
     /// A task without which the server cannot go on has ended.
     #[error("the task {0} has ended because of a bug; see the message above, and start the server again")]
     Stopped(&'static str),

@@ -14,6 +14,7 @@ use super::certificates::Authorities;
 use super::document::Document;
 use super::metrics::{LookupOutcome, Metrics};
 use super::settings::CacheSettings;
+use super::spans::note_lookup;
 use super::transport::{self, Opened, ResumePoint, Transport};
 use super::turns::{Share, Turns};
 use super::view::UpstreamView;
@@ -193,6 +194,7 @@ impl Cache {
         share: Share,
     ) -> CacheReply<T> {
         let (what, said) = self.say(key, budget, via, share).await;
+        note_lookup(what);
         self.metrics.asked(&self.name, T::KIND, what);
         said
     }

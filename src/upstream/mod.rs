@@ -12,6 +12,7 @@ mod metrics;
 mod netrc;
 mod proxies;
 mod settings;
+mod spans;
 mod transfer;
 mod transport;
 mod turns;
@@ -24,6 +25,7 @@ use std::time::Duration;
 
 use narinfo::{DrvOutput, NarHash, NarInfo, Realisation, StoreDir, StorePathHash};
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use cache::{Cache, CacheReply};
 pub use certificates::Authorities;
@@ -33,6 +35,7 @@ pub use issuer::IssuerDocuments;
 use metrics::Metrics;
 pub use metrics::NarOutcome;
 pub use settings::{CacheSettings, Mode};
+use spans::{fetch_span, lookup_span, note_failure};
 use transfer::TransferRequest;
 pub use transfer::{Broken, Transfer};
 pub use transport::BUILDS_HEADER;
@@ -301,7 +304,9 @@ impl Upstreams {
             }
             let (cache, key) = (Arc::clone(cache), key.clone());
             let (budget, via) = (self.budget, Arc::clone(&via));
-            asking.spawn(async move { (rank, cache.ask::<T>(&key, budget, &via, share).await) });
+            let span = lookup_span(cache.name(), &key);
+            let asked = async move { (rank, cache.ask::<T>(&key, budget, &via, share).await) };
+            asking.spawn(asked.instrument(span));
         }
         while let Some(answer) = asking.join_next().await {
             let Ok((rank, answer)) = answer else { continue };
@@ -350,7 +355,8 @@ impl Upstreams {
             return Err(FetchError::Gone("it is no upstream any more".into()));
         };
         let turn = cache.turn().await;
-        match cache.open(url, None).await {
+        let span = fetch_span(upstream, url);
+        match cache.open(url, None).instrument(span.clone()).await {
             Ok(opened) => {
                 let source = TransferRequest {
                     cache: Arc::clone(cache),
@@ -359,10 +365,13 @@ impl Upstreams {
                     patience: self.nar_patience(),
                     whole: cache.resumes_wrongly(nar),
                 };
-                Ok(Transfer::start(source, opened, turn))
+                Ok(Transfer::start(source, opened, turn, span))
             }
-            Err(error) if error.is_final() => Err(FetchError::Gone(error.to_string())),
-            Err(error) => Err(FetchError::NotNow(error.to_string())),
+            Err(error) => {
+                note_failure(&span, &error);
+                let reason = error.to_string();
+                Err(if error.is_final() { FetchError::Gone(reason) } else { FetchError::NotNow(reason) })
+            }
         }
     }
 

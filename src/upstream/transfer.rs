@@ -12,8 +12,10 @@ use narinfo::Compression;
 use reqwest::header::HeaderValue;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{Instant, timeout_at};
+use tracing::{Instrument, Span};
 
 use super::cache::Cache;
+use super::spans::note_failure;
 use super::transport::{Error, Opened, ResumePoint};
 use crate::backoff::Backoff;
 
@@ -70,21 +72,30 @@ impl Broken {
 
 impl Transfer {
     /// Starts reading `opened`, a file of this source. The turn ends with it.
-    pub(super) fn start(source: TransferRequest, opened: Opened, turn: Option<OwnedSemaphorePermit>) -> Self {
+    pub(super) fn start(
+        source: TransferRequest,
+        opened: Opened,
+        turn: Option<OwnedSemaphorePermit>,
+        span: Span,
+    ) -> Self {
         let (sender, pieces) = mpsc::channel(PIECES_WAITING_MAX);
         let (encoding, broken) = (opened.encoding, Broken::default());
         let (etag, length) = (opened.etag.clone(), opened.length);
         let why = broken.clone();
         let pump = Pump { source, opened: Some(opened), etag, length, at: 0, why: why.clone() };
         // It ends with its reader, and a panic in it is an error of the reader.
-        tokio::spawn(async move {
+        let passing_on = async move {
             let _turn = turn;
             // The sender goes last: the reader asks for the end then.
             match pump.run(&sender).await {
                 Ok(()) => why.0.complete.store(true, Ordering::Release),
-                Err(error) => drop(why.0.reason.set(error.to_string())),
+                Err(error) => {
+                    note_failure(&Span::current(), &error);
+                    drop(why.0.reason.set(error.to_string()));
+                }
             }
-        });
+        };
+        tokio::spawn(passing_on.instrument(span));
         Self { pieces, piece: Bytes::new(), encoding, broken }
     }
 
@@ -143,7 +154,9 @@ impl Pump {
         let (mut breaks, mut since, mut since_when) = (0, 0, Instant::now());
         let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX);
         loop {
-            let Err(error) = self.pass_on(sender).await else { return Ok(()) };
+            let passed_on = self.pass_on(sender).await;
+            Span::current().record("bytes", self.at);
+            let Err(error) = passed_on else { return Ok(()) };
             if self.at - since >= PROGRESS_BYTES {
                 (breaks, since, since_when) = (0, self.at, Instant::now());
                 backoff.reset();

@@ -240,9 +240,10 @@ fn http_stands_at_the_edges() {
 }
 
 #[test]
-fn other_servers_are_asked_in_two_places() {
+fn other_servers_are_asked_in_three_places() {
     let clients = ["src/upstream/", "src/remote/", "src/config/upstream.rs", "src/nar_store/blobs/bucket/"];
-    only_in(rust_files("src"), &["reqwest"], &clients);
+    let collector = ["src/telemetry/traces.rs"];
+    only_in(rust_files("src"), &["reqwest"], &[&clients[..], &collector].concat());
 }
 
 #[test]

@@ -50,7 +50,7 @@ pub(super) use repeats::Repeat;
 use repeats::Repeats;
 pub(super) use requests::RootChanges;
 use requests::RootProgress;
-pub(super) use runs::{Finished, FollowUp, Lane};
+pub(super) use runs::{BuildIds, Finished, FollowUp, Lane};
 use snapshot::QueueSnapshot;
 use waiters::{PendingRequest, Waiters};
 
@@ -255,6 +255,8 @@ impl Scheduler {
     }
 
     fn ticket(&self, id: RequestId, request: &PendingRequest) -> Ticket {
+        // In a trace, whoever waits for it shows its number.
+        tracing::Span::current().record("request", id.0);
         let (ending, counted) = (request.ending.subscribe(), Arc::clone(&request.tickets));
         Ticket { shared: Arc::clone(&self.0), id, ending, _counted: counted, _place: None }
     }

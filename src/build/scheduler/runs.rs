@@ -45,7 +45,25 @@ pub(in crate::build) enum FollowUp {
     Remember(Failure),
 }
 
+/// A running build in logs and traces, by what pages and the API show of it.
+#[derive(Debug, Default)]
+pub(in crate::build) struct BuildIds {
+    /// Number of the oldest request that needs it; none for a pre-build.
+    pub(in crate::build) request: Option<u64>,
+    /// Name of the machine that builds it.
+    pub(in crate::build) builder: Option<String>,
+}
+
 impl Scheduler {
+    /// The request and the machine of a running build.
+    pub(in crate::build) fn build_ids(&self, drv: &StorePath) -> BuildIds {
+        let state = self.0.lock();
+        BuildIds {
+            request: state.queue.needed_by(drv).next().map(|id| id.0),
+            builder: state.machines.machine_of(drv).map(str::to_owned),
+        }
+    }
+
     /// The next derivation to build in a lane, and the machine that is to build it; it counts as running from
     /// now on.
     pub(in crate::build) fn next(&self, lane: Lane) -> Option<(StorePath, MachineId)> {

@@ -39,16 +39,16 @@ impl Worker {
     pub(super) async fn deliver(&self, id: RequestId, drv: StorePath) {
         match self.publish(&drv).await {
             Ok(()) => {
-                tracing::info!(%drv, "delivered");
+                tracing::info!(request = id.0, %drv, "delivered");
                 self.failures.built(&drv).await;
                 self.end(id, Ok(()));
             }
             // It was never there, or was collected in this moment.
             Err(adopt::Error::NotValid(path)) if self.scheduler.put_back(id, &drv) => {
-                tracing::info!(%drv, %path, "output not valid in the Nix store; request planned again");
+                tracing::info!(request = id.0, %drv, %path, "output not valid in the Nix store; request planned again");
             }
             Err(error) => {
-                tracing::error!(%drv, error = &error as &dyn std::error::Error, "cannot publish what was built");
+                tracing::error!(request = id.0, %drv, error = &error as &dyn std::error::Error, "cannot publish what was built");
                 let verdict = match &error {
                     adopt::Error::Daemon(error) => Verdict::of_error(error),
                     error => Verdict::transient(format!("it was built, but could not be published: {error}")),
@@ -61,7 +61,7 @@ impl Worker {
 
     /// Ends a request that cannot go on for a reason which is no failure: nothing is remembered.
     pub(super) fn give_up(&self, id: RequestId, drv: &StorePath, class: FailureClass, reason: String) {
-        tracing::info!(%drv, %reason, "request given up");
+        tracing::info!(request = id.0, %drv, %reason, "request given up");
         let now = SystemTime::now();
         let failure =
             Failure { drv: drv.clone(), class, cause: drv.clone(), reason, failed_at: now, expires_at: now };

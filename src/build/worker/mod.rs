@@ -109,14 +109,14 @@ impl Worker {
         };
         match planned {
             Ok(planned) => {
-                tracing::info!(%drv, derivations = planned.needs.len(), "request planned");
+                tracing::info!(request = id.0, %drv, derivations = planned.needs.len(), "request planned");
                 if self.scheduler.planned(id, planned) {
                     self.deliver(id, drv).await;
                 }
             }
             Err(failure) => {
                 let reason = logged(&failure.reason);
-                tracing::info!(%drv, %reason, "request rejected");
+                tracing::info!(request = id.0, %drv, %reason, "request rejected");
                 self.scheduler.withdraw(id);
                 self.fail(id, &drv, failure).await;
             }

@@ -4,12 +4,15 @@ use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use narinfo::StorePath;
+use tracing::Instrument;
+use tracing::field::Empty;
 
 use crate::build::Logs;
 use crate::build::log::LogWriter;
 use crate::build::runner::{Built, Loss, MachineRunner, NotBuilt, Runner};
-use crate::build::scheduler::Scheduler;
+use crate::build::scheduler::{BuildIds, Scheduler};
 use crate::build::verdict::logged;
+use crate::telemetry::TRACE;
 
 /// Time limit of a question to a machine for what it may have built, with the outputs.
 const FOUND_WITHIN: Duration = Duration::from_secs(60);
@@ -28,7 +31,38 @@ pub(super) struct Unbuilt {
 /// Has a runner build one derivation. Where there is no other machine, a runner that is lost is waited for,
 /// and it is a failure when it does not come back.
 pub(super) async fn run(scheduler: &Scheduler, runner: &impl Runner, logs: &Logs, drv: &StorePath) -> RunEnd {
-    tracing::info!(%drv, "building");
+    let ids = scheduler.build_ids(drv);
+    let BuildIds { request, builder } = &ids;
+    let span = tracing::info_span!(
+        target: TRACE, parent: None, "build", %drv, request, builder, outcome = Empty, reason = Empty,
+        otel.status_code = Empty,
+    );
+    let ended = run_patiently(scheduler, runner, logs, drv, &ids).instrument(span.clone()).await;
+    span.record("outcome", outcome(&ended));
+    if let Err(Unbuilt { why: why @ (NotBuilt::Failed(_) | NotBuilt::Lost(_)), .. }) = &ended {
+        span.record("reason", why.last_line());
+        span.record("otel.status_code", "error");
+    }
+    ended
+}
+
+fn outcome(ended: &RunEnd) -> &'static str {
+    match ended.as_ref().map_err(|unbuilt| &unbuilt.why) {
+        Ok(_) => "built",
+        Err(NotBuilt::Failed(_)) => "failed",
+        Err(NotBuilt::Stopped) => "stopped",
+        Err(NotBuilt::Lost(_)) => "lost",
+    }
+}
+
+async fn run_patiently(
+    scheduler: &Scheduler,
+    runner: &impl Runner,
+    logs: &Logs,
+    drv: &StorePath,
+    BuildIds { request, builder }: &BuildIds,
+) -> RunEnd {
+    tracing::info!(%drv, request, builder, "building");
     let begun = Instant::now();
     let log = logs.begin(drv);
     let waits = scheduler.farm().is_local();
@@ -40,16 +74,16 @@ pub(super) async fn run(scheduler: &Scheduler, runner: &impl Runner, logs: &Logs
     let started = log.starts() > 0;
     log.finish(built.as_ref().err().map(NotBuilt::last_line).as_deref());
     let seconds = begun.elapsed().as_secs();
-    built.inspect(|_| tracing::info!(%drv, seconds, "built")).map_err(|why| {
+    built.inspect(|_| tracing::info!(%drv, seconds, request, builder, "built")).map_err(|why| {
         let why = match why {
             NotBuilt::Lost(Loss { verdict, .. }) if waits => NotBuilt::Failed(verdict),
             why => why,
         };
         match &why {
-            NotBuilt::Stopped => tracing::info!(%drv, seconds, "stopped: others go first"),
+            NotBuilt::Stopped => tracing::info!(%drv, seconds, request, builder, "stopped: others go first"),
             NotBuilt::Failed(verdict) => {
                 let reason = logged(&verdict.reason);
-                tracing::warn!(%drv, seconds, %reason, "build failed");
+                tracing::warn!(%drv, seconds, request, builder, %reason, "build failed");
             }
             // Told by who takes it elsewhere.
             NotBuilt::Lost(_) => {}

@@ -2,6 +2,7 @@
 //! entry here and that field; its flag, variable, key, `--help`, errors and documentation follow.
 
 mod building;
+mod monitoring;
 mod network;
 mod pushing;
 mod retention;
@@ -32,6 +33,7 @@ pub(super) const GROUPS: &[SettingGroup] = &[
     SettingGroup { title: "Storage", settings: storage::SETTINGS },
     SettingGroup { title: "Retention", settings: retention::SETTINGS },
     SettingGroup { title: "Security", settings: security::SETTINGS },
+    SettingGroup { title: "Monitoring", settings: monitoring::SETTINGS },
 ];
 
 /// All settings, in the order of their groups.
