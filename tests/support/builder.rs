@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::process::{Signal, kill_tree, run, signal, spawn, tree_of, wait_until};
 use super::release::{Launcher, Release};
 use super::small_disk::SmallDisk;
+use super::sshd::NO_BASHRC;
 use super::store::{Folder, NIX_CONF, NixStore, nix_variables, text, write};
 
 /// Time limit until an sshd listens.
@@ -95,7 +96,7 @@ impl Builder {
         let config = format!(
             "Port {}\nListenAddress 127.0.0.1\nHostKey {host}\nPidFile none\nStrictModes no\nUsePAM no\n\
              PermitRootLogin yes\nAuthorizedKeysFile {client}\nPasswordAuthentication no\nMaxStartups 100\n\
-             MaxSessions 100\nForceCommand {script}\n",
+             MaxSessions 100\nForceCommand {script}\n{NO_BASHRC}\n",
             self.port,
             host = at.join("host").display(),
             client = at.join("client.pub").display(),

@@ -10,6 +10,9 @@ use std::time::Duration;
 use super::process::{kill_tree, run, spawn, wait_until};
 use super::store::{Folder, text, write};
 
+/// Setting with which bash reads no ~/.bashrc for the command of a login: that of the user who runs the tests
+/// may take long. Bash does so in the first of nested shells alone.
+pub const NO_BASHRC: &str = "SetEnv SHLVL=2";
 /// Time limit until it listens.
 const START_LIMIT: Duration = Duration::from_secs(60);
 
@@ -41,6 +44,7 @@ impl Sshd {
             format!("AuthorizedKeysFile {}", place("client.pub").display()),
             format!("ForceCommand {}", place("command").display()),
             "PidFile none\nStrictModes no\nUsePAM no\nPermitRootLogin yes\nMaxStartups 100".to_owned(),
+            NO_BASHRC.to_owned(),
         ];
         write(&place("config"), &format!("{}\n", lines.join("\n")));
         let key = std::fs::read_to_string(place("host.pub")).expect("ssh-keygen has written it");
