@@ -126,6 +126,8 @@ fn main() -> ExitCode {
     assert_eq!(http.get("/bin/program").body, program.body);
     let (files, folder) = (Folder::new(), Folder::new());
     std::fs::write(files.path().join("program"), &program.body).expect("written");
+    // What a server is asked for to see that it has started.
+    std::fs::write(files.path().join("nix-cache-info"), "StoreDir: /nix/store\n").expect("written");
     let nginx = Server::nginx(files.path(), &folder);
     let running = nginx.start();
     let mut both = [
