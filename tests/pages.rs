@@ -248,7 +248,7 @@ fn a_path_is_shown_with_both_ways_of_its_references_and_a_package_with_what_need
     let told = cache.http.get(&format!("/api/v1/paths/{}", hash(&below))).text();
     assert!(told.contains("\"referrers\": [") && told.contains(base_name(&top)), "{told}");
     let shown = page(&cache.http, "/packages/pkgs/below");
-    assert!(shown.contains("packages/pkgs/top") && shown.contains("Build times"), "{shown}");
+    assert!(shown.contains("packages/pkgs/top") && shown.contains("Latest build"), "{shown}");
     assert!(page(&cache.http, "/statistics").contains("Answered after a build"));
     let told = cache.http.get("/api/v1/history?hours=1").text();
     assert!(told.contains("\"paths\": 2"), "{told}");

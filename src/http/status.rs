@@ -14,7 +14,7 @@ use super::response_future::ResponseFuture;
 use crate::index::{self, Index, Unfit};
 
 /// Paths that refer to one in an answer.
-const REFERRERS_MAX: u32 = 100;
+pub(super) const REFERRERS_MAX: u32 = 100;
 /// End of the metrics: <https://prometheus.io/docs/specs/om/open_metrics_spec/>.
 const METRICS_END: &str = "# EOF\n";
 

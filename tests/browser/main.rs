@@ -7,6 +7,7 @@ mod support;
 mod images;
 mod scene;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use scene::Scene;
@@ -167,6 +168,70 @@ fn hostile_texts_stay_text() {
     // The set's page answers 404 for what cannot be evaluated, which the console tells.
     let errors = browser.console_errors();
     assert!(errors.iter().all(|error| error.contains("404")), "{errors:?}");
+}
+
+#[test]
+#[ignore = "needs chromium-driver"]
+fn a_closure_is_zoomed_into_and_a_log_is_searched() {
+    let scene = Scene::new(10, 5, &[]);
+    let pages: BTreeMap<_, _> = scene.pages().into_iter().collect();
+    let browser = Browser::start();
+    browser.resize(1280, 1000);
+    browser.open(&pages["path"]);
+    let whole = "document.querySelectorAll('svg.treemap.wide a').length";
+    let tiles = browser.run(&format!("return {whole}"));
+    browser.click("svg.treemap.wide a.group text");
+    browser.wait_for("Back to all of git-2.47.1");
+    browser.wait_until_true("the part is drawn alone", &format!("{whole} < {tiles}"));
+    browser.click("a[href='?#closure']");
+    browser.wait_until_true("the whole is drawn again", &format!("{whole} === {tiles}"));
+
+    browser.open(&pages["failed"]);
+    browser.type_into("#find", &format!("member NAMED{ENTER}"));
+    browser.wait_until_true(
+        "lines with the text are left",
+        "[...document.querySelectorAll('.line')].every((line) => line.textContent.includes('member named'))",
+    );
+    browser.click(".line a");
+    browser.wait_until_true(
+        "the line stands among others",
+        "document.querySelector('.line:target').textContent.includes('member named') && \
+         document.querySelectorAll('.line').length > 2",
+    );
+    browser.open(&pages["derivation"]);
+    browser.click("details summary");
+    browser.wait_until_true("a phase is folded", "!document.querySelector('details').open");
+    let state = "document.querySelector('svg.graph.wide a.node.served').getAttribute('aria-label')";
+    assert_eq!(browser.run(&format!("return {state}")), "bash-5.2p37: served");
+    no_errors(&browser);
+}
+
+#[test]
+#[ignore = "needs chromium-driver"]
+fn the_overview_shows_the_machines_and_a_package_its_doors_and_versions() {
+    let scene = Scene::new(10, 5, &[]);
+    let pages: BTreeMap<_, _> = scene.pages().into_iter().collect();
+    let browser = Browser::start();
+    browser.resize(1280, 1000);
+    browser.open(&pages["home"]);
+    let drawn = "[...document.querySelectorAll('.chart svg path:not(.grid)')].some((path) => path.getBBox().width > 100)";
+    browser.wait_until_true("the growth of the cache is drawn", drawn);
+    for words in ["ampere", "basalt", "aarch64-linux", "http://127.0.0.1:9", "cached here"] {
+        browser.wait_for(words);
+    }
+    browser.open(&pages["statistics"]);
+    browser.wait_until_true("the use is drawn", drawn);
+    browser.open(&pages["package"]);
+    let text = browser.text();
+    for words in
+        ["/run/pkgs/curl", "/bin/pkgs/curl/curl", "/closure/pkgs/curl.tar.zst", "/image/pkgs/curl.tar"]
+    {
+        assert!(text.contains(words), "no {words} in {text}");
+    }
+    for words in ["7 paths", "curl-8.10.1", "curl-8.11.0", "git-2.47.1"] {
+        assert!(text.contains(words), "no {words} in {text}");
+    }
+    no_errors(&browser);
 }
 
 #[test]

@@ -6,8 +6,13 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::support::package_set::{PackageSet, api, told, wait_for_generation};
-use super::support::{Cache, Gate, Http, NixStore, Release, text, wait_until};
+use rusqlite::{Connection, params};
+
+use super::support::package_set::{PackageSet, api, refresh, told, wait_for_generation};
+use super::support::upstream::table;
+use super::support::{
+    BinaryCache, Builder, Cache, Gate, Http, NixStore, Release, Upstream, text, wait_until,
+};
 
 /// Time limit of all its builds.
 const BUILDS_LIMIT: Duration = Duration::from_secs(300);
@@ -44,11 +49,19 @@ const SERVED: [&str; 6] = ["git", "python3", "jq", "ripgrep", "harfbuzz", "curl"
 /// Packages that wait while the first one runs.
 const WAITING: [&str; 6] = ["llvm", "clang", "firefox", "rustc", "inkscape", "blender"];
 
+/// Version of curl in the first generation of the set.
+const OLD_CURL: &str = "8.10.1";
+/// Hours of use before the scene, and bytes of the cache at their beginning.
+const HOURS_BEFORE: i64 = 6 * 24;
+const BYTES_BEFORE: i64 = 9 << 20;
+
 /// The server, and the gate before the build that runs.
 pub struct Scene {
     pub cache: Cache,
     pub gate: Gate,
-    _set: PackageSet,
+    set: PackageSet,
+    _builder: Builder,
+    _upstream: Upstream,
 }
 
 /// Shell lines that print a log like those of a real build.
@@ -78,11 +91,90 @@ fn package(name: &str, version: &str, script: &str, inputs: &[&str]) -> String {
 fn library(name: &str, version: &str, kib: u32, inputs: &[&str]) -> String {
     let mut script = log_lines(name, 12);
     script += "mkdir -p $out/bin\necho 'Running phase: installPhase'\n";
-    let _ = writeln!(script, "head -c {}k /dev/urandom > $out/bin/{name}", kib);
+    let _ = writeln!(script, "head -c {kib}k /dev/urandom > $out/bin/{name}; chmod +x $out/bin/{name}");
     for input in inputs {
         let _ = writeln!(script, "echo $in_{input} >> $out/needs");
     }
     package(name, version, &script, inputs)
+}
+
+/// The set, with so many attributes more.
+fn nix(gate: &Gate, attributes: usize, curl: &str) -> String {
+    let mut nix = String::from("let self = {\n");
+    for (name, version, kib, inputs) in PACKAGES {
+        let version = if name == "curl" { curl } else { version };
+        let _ = writeln!(nix, "  {name} = {};", library(name, version, kib, inputs));
+    }
+    let broken = log_lines("webkitgtk", 4)
+        + "printf '\\033[31;1merror:\\033[0m no member named \\033[1mspan\\033[0m in namespace std\\n' >&2\n\
+           echo 'ninja: build stopped: subcommand failed.'\nexit 1\n";
+    let inputs = ["glib", "harfbuzz"];
+    let _ = writeln!(nix, "  webkitgtk = {};", package("webkitgtk", "2.46.3", &broken, &inputs));
+    for name in ["epiphany", "yelp", "geary"] {
+        let script = "echo $in_webkitgtk > $out; :";
+        let _ = writeln!(nix, "  {name} = {};", package(name, "47.1", script, &["webkitgtk"]));
+    }
+    for (at, name) in WAITING.iter().enumerate() {
+        let script = format!("{}{}echo x > $out; :", log_lines(name, 60), gate.script(name));
+        let inputs: &[&str] = if at % 2 == 1 { &["zlib", "llvm"] } else { &["zlib"] };
+        let version = format!("{}.1.{at}", 19 - at);
+        let _ = writeln!(nix, "  {name} = {};", package(name, &version, &script, inputs));
+    }
+    let small = "name: derivation { inherit name; system = builtins.currentSystem; builder = \"/bin/bash\"; \
+                 args = [ \"-c\" \"echo $name > $out; :\" ]; }";
+    let _ = writeln!(
+        nix,
+        "}}; small = {small}; many = builtins.listToAttrs (builtins.genList (n: {{ name = \"module-${{toString n}}\"; \
+         value = small \"python3.12-module-${{toString n}}-1.${{toString (n / 100)}}\"; }}) {attributes}); in self // many"
+    );
+    nix
+}
+
+/// Tables of a builder that is up and of one that nobody reaches.
+fn builders(builder: &Builder) -> String {
+    let up = builder.table("systems = ['aarch64-linux']\nslots = 4");
+    let (before, rest) = up.split_once("127.0.0.1:").expect("its address");
+    let (_, after) = rest.split_once('\'').expect("its end");
+    let lost =
+        format!("{before}127.0.0.1:9'{after}").replace("ampere", "basalt").replace("aarch64", "riscv64");
+    format!("{up}\n{lost}\n")
+}
+
+/// Use of the server in the days before, into its index.
+fn write_history(cache: &Cache) {
+    let index = Connection::open(cache.ondine.state_dir().join("index.sqlite")).expect("opened");
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    let this = i64::try_from(now.as_secs() / 3600).expect("it fits");
+    let grown = 17_i64 << 20;
+    for before in 1..=HOURS_BEFORE {
+        let (hour, past) = (this - before, HOURS_BEFORE - before);
+        // Busy by day.
+        let busy = [0, 0, 0, 1, 2, 4, 7, 9, 8, 6, 4, 1][(hour % 24 / 2) as usize] * (5 + hour * 7919 % 6);
+        let row = params![
+            hour,
+            past / 2,
+            past / 2,
+            BYTES_BEFORE + grown * past / HOURS_BEFORE,
+            busy * 31,
+            busy * 9,
+            busy * 3,
+            busy / 9,
+            busy * 3,
+            busy * 42_000,
+            busy * 3,
+            busy * 8_000,
+            busy,
+            busy / 3,
+            busy * 11_000,
+            busy / 5,
+        ];
+        index
+            .execute(
+                "INSERT OR IGNORE INTO history VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)",
+                row,
+            )
+            .expect("written");
+    }
 }
 
 impl Scene {
@@ -90,44 +182,13 @@ impl Scene {
     pub fn new(attributes: usize, builds: usize, arguments: &[&str]) -> Scene {
         let store = NixStore::new(Release::Host);
         let gate = store.gate();
-        let mut nix = String::from("let self = {\n");
-        for (name, version, kib, inputs) in PACKAGES {
-            let _ = writeln!(nix, "  {name} = {};", library(name, version, kib, inputs));
-        }
-        let broken = log_lines("webkitgtk", 4)
-            + "printf '\\033[31;1merror:\\033[0m no member named \\033[1mspan\\033[0m in namespace std\\n' >&2\n\
-               echo 'ninja: build stopped: subcommand failed.'\nexit 1\n";
-        let _ = writeln!(
-            nix,
-            "  webkitgtk = {};",
-            package("webkitgtk", "2.46.3", &broken, &["glib", "harfbuzz"])
-        );
-        for name in ["epiphany", "yelp", "geary"] {
-            let _ = writeln!(
-                nix,
-                "  {name} = {};",
-                package(name, "47.1", "echo $in_webkitgtk > $out; :", &["webkitgtk"])
-            );
-        }
-        for (at, name) in WAITING.iter().enumerate() {
-            let script = format!("{}{}echo x > $out; :", log_lines(name, 60), gate.script(name));
-            let inputs: &[&str] = if at % 2 == 1 { &["zlib", "llvm"] } else { &["zlib"] };
-            let _ = writeln!(
-                nix,
-                "  {name} = {};",
-                package(name, &format!("{}.1.{at}", 19 - at), &script, inputs)
-            );
-        }
-        let small = "name: derivation { inherit name; system = builtins.currentSystem; builder = \"/bin/bash\"; \
-                     args = [ \"-c\" \"echo $name > $out; :\" ]; }";
-        let _ = writeln!(
-            nix,
-            "}}; small = {small}; many = builtins.listToAttrs (builtins.genList (n: {{ name = \"module-${{toString n}}\"; \
-             value = small \"python3.12-module-${{toString n}}-1.${{toString (n / 100)}}\"; }}) {attributes}); in self // many"
-        );
         let set = PackageSet::new([]);
-        set.write_text(&nix);
-        let settings = set.settings("", "");
+        set.write_text(&nix(&gate, attributes, OLD_CURL));
+        let upstream = Upstream::of(BinaryCache::empty("cache.example-1"));
+        let builder = Builder::start(&store, &Release::Host, "ampere");
+        let gone = table("http://127.0.0.1:9", &[&upstream.cache.public_key()], "");
+        let tables = format!("{}{gone}{}", upstream.table(""), builders(&builder));
+        let settings = set.settings(&tables, "");
         let arguments = [&["--config", text(&settings)], arguments].concat();
         let cache = Cache::of(store, &arguments, &[]);
         if attributes > 1000 {
@@ -136,14 +197,19 @@ impl Scene {
             });
         }
         wait_for_generation(&cache.ondine);
-        let scene = Scene { cache, gate, _set: set };
+        let scene = Scene { cache, gate, set, _builder: builder, _upstream: upstream };
+        scene.ask(&["curl"]);
+        wait_until("the old curl is built", BUILDS_LIMIT, || scene.waiting() == 0);
+        scene.set.write_text(&nix(&scene.gate, attributes, PACKAGES[6].1));
+        refresh(&scene.cache.ondine).must_succeed();
         scene.ask(&SERVED);
         let names: Vec<String> = (0..builds.min(attributes)).map(|n| format!("module-{n}")).collect();
         scene.ask(&names.iter().map(String::as_str).collect::<Vec<_>>());
         scene.ask(&["epiphany", "yelp", "geary"]);
         wait_until("all is built", BUILDS_LIMIT, || scene.waiting() == 0);
+        write_history(&scene.cache);
         scene.ask(&WAITING);
-        scene.gate.wait_for_starts(1);
+        wait_until("a build has started", BUILDS_LIMIT, || !scene.gate.starts().is_empty());
         scene
     }
 
@@ -164,7 +230,7 @@ impl Scene {
             ("home", "/".to_owned()),
             ("sets", "/packages".to_owned()),
             ("set", "/packages/pkgs/".to_owned()),
-            ("package", "/packages/pkgs/git".to_owned()),
+            ("package", "/packages/pkgs/curl".to_owned()),
             ("search", "/search?q=module-1".to_owned()),
             ("failures", "/failures".to_owned()),
             ("derivation", format!("/derivations/{}", drv("git"))),

@@ -1,4 +1,4 @@
-//! Charts, laid out here as parts of a drawing: stacked bars, and an area.
+//! Charts, laid out here as parts of a drawing: stacked bars, and steps.
 
 use std::fmt::Write;
 
@@ -32,6 +32,8 @@ pub(super) struct Chart {
     pub(super) is_empty: bool,
     pub(super) width: f64,
     pub(super) height: f64,
+    /// Names of equal parts of the width.
+    pub(super) parts: Vec<String>,
 }
 
 impl Chart {
@@ -58,25 +60,42 @@ impl Chart {
         Self::of(outlines, highest, written)
     }
 
-    /// An area below the values of each series.
-    pub(super) fn area(series: Vec<Series>, written: impl Fn(u64) -> String) -> Self {
-        let highest = series.iter().flat_map(|series| &series.values).copied().max().unwrap_or(0);
-        let outline = |Series { name, class, values }: Series| {
-            let step = WIDTH / (values.len().max(2) - 1) as f64;
-            let mut path = format!("M0 {HEIGHT:.1}");
-            for (at, value) in values.into_iter().enumerate() {
-                let _ = write!(path, "L{:.1} {:.1}", at as f64 * step, level(value, highest));
-            }
-            let _ = write!(path, "L{WIDTH:.1} {HEIGHT:.1}z");
-            Outline { name, class, path }
-        };
-        let outlines = series.into_iter().map(outline).collect();
-        Self::of(outlines, highest, written)
+    /// Steps as high as some values, of which `count` fill the width.
+    pub(super) fn steps(series: Series, count: usize, written: impl Fn(u64) -> String) -> Self {
+        let Series { name, class, values } = series;
+        let highest = values.iter().copied().max().unwrap_or(0);
+        let step = WIDTH / count.max(1) as f64;
+        let mut path = String::new();
+        // Those before the first are not zero, but unknown.
+        let first = values.iter().position(|value| *value > 0).unwrap_or(values.len());
+        for (at, value) in values.into_iter().enumerate().skip(first) {
+            let command = if path.is_empty() { 'M' } else { 'L' };
+            // Writing to a string does not fail.
+            let _ = write!(path, "{command}{:.1} {:.1}h{step:.1}", at as f64 * step, level(value, highest));
+        }
+        if !path.is_empty() {
+            let _ = write!(path, "V{HEIGHT:.1}H{:.1}z", first as f64 * step);
+        }
+        Self::of(vec![Outline { name, class, path }], highest, written)
     }
 
     fn of(outlines: Vec<Outline>, highest: u64, written: impl Fn(u64) -> String) -> Self {
         let (width, height) = (WIDTH, HEIGHT);
-        Self { outlines, highest: written(highest), is_empty: highest == 0, width, height }
+        Self { outlines, highest: written(highest), is_empty: highest == 0, width, height, parts: Vec::new() }
+    }
+
+    /// The same with a grid of parts that have names.
+    pub(super) fn with_parts(self, parts: Vec<String>) -> Self {
+        Self { parts, ..self }
+    }
+
+    /// Lines of the grid, in SVG's language.
+    pub(super) fn grid(&self) -> String {
+        let mut lines = format!("M0 {TOP}H{WIDTH}M0 {}H{WIDTH}", f64::midpoint(TOP, HEIGHT));
+        for at in 1..self.parts.len() {
+            let _ = write!(lines, "M{:.1} 0V{HEIGHT}", at as f64 * WIDTH / self.parts.len() as f64);
+        }
+        lines
     }
 }
 
@@ -98,7 +117,10 @@ mod tests {
         assert!(chart.outlines[0].path.contains(&format!("V{middle:.1}")));
         assert!(chart.outlines[1].path.starts_with(&format!("M0.0 {middle:.1}V{:.1}", level(2, 4))));
         assert!(chart.outlines[1].path.contains(&format!("V{TOP:.1}h")));
-        let empty = Chart::area(vec![series(&[0, 0])], |value| value.to_string());
-        assert!(empty.is_empty && empty.outlines[0].path.starts_with("M0 "));
+        let steps = Chart::steps(series(&[0, 2, 4]), 4, |value| value.to_string());
+        let path = format!("M250.0 {:.1}h250.0L500.0 {TOP:.1}h250.0V{HEIGHT:.1}H250.0z", level(2, 4));
+        assert_eq!(steps.outlines[0].path, path);
+        let empty = Chart::steps(series(&[0, 0]), 2, |value| value.to_string());
+        assert!(empty.is_empty && empty.outlines[0].path.is_empty());
     }
 }

@@ -10,7 +10,7 @@ use super::super::error::Error;
 use super::super::log::LogSnapshot;
 use super::super::response_future::ResponseFuture;
 use super::super::{explain, failures};
-use super::failures::may_retry;
+use super::failures::{BLOCKED_SHOWN, may_retry};
 use super::format::{Count, PageTime, PathLabel, form_encoded};
 use super::graph::{Graph, Node};
 use super::log_text::{LogPhase, LogWindow, WINDOW_LINES, Wanted};
@@ -21,6 +21,8 @@ use crate::requests::{OutputChoice, RequestTarget};
 use crate::retry::Failed;
 use crate::substitute::OnMiss;
 
+/// Lines of a window up to which all its phases are open.
+const OPEN_LINES: usize = 100;
 /// Inputs whose states are shown; of more, only the names.
 const STATES_MAX: usize = 400;
 
@@ -34,8 +36,9 @@ struct DerivationPage {
     state: &'static str,
     failure: Option<RememberedFailure>,
     cause: Option<PathLabel>,
-    /// Failed derivations that are so because of this one.
+    /// Failed derivations that are so because of this one, as far as they are listed, and the number of all.
     blocked: Vec<PathLabel>,
+    blocked_total: usize,
     graph: Option<Graph>,
     log: Option<LogView>,
     wanted: Wanted,
@@ -71,8 +74,8 @@ fn wanted(query: Option<&str>) -> Result<Wanted, String> {
             "find" if value.is_empty() => {}
             "find" => wanted = Wanted::With(value),
             "from" => {
-                let from = value.parse().map_err(|_| "from is the number of a line".to_owned())?;
-                wanted = Wanted::From(from);
+                let from: usize = value.parse().map_err(|_| "from is the number of a line".to_owned())?;
+                wanted = Wanted::From(from.max(1));
             }
             _ => return Err("expected find or from".to_owned()),
         }
@@ -101,7 +104,9 @@ async fn page(
     let remembered = failures::remembered(service).await?;
     let blocked =
         remembered.iter().filter(|failure| failure.cause == label.base && failure.derivation != label.base);
-    let blocked = blocked.map(|failure| PathLabel::new(&*failure.derivation)).collect();
+    let mut blocked: Vec<PathLabel> = blocked.map(|failure| PathLabel::new(&*failure.derivation)).collect();
+    let blocked_total = blocked.len();
+    blocked.truncate(BLOCKED_SHOWN);
     let failure = remembered.into_iter().find(|failure| failure.derivation == label.base);
     let cause = failure.as_ref().filter(|failure| failure.cause != label.base);
     let graph = match &parsed {
@@ -116,6 +121,7 @@ async fn page(
         explained,
         failure,
         blocked,
+        blocked_total,
         graph,
         log,
         wanted,
@@ -194,6 +200,13 @@ impl DerivationPage {
 }
 
 impl LogView {
+    /// True for a phase that is not folded: of the end of a long log, the last one that has lines.
+    fn is_open(&self, phase: &LogPhase, wanted: &Wanted) -> bool {
+        let last = || self.phases.iter().rfind(|phase| !phase.lines.is_empty());
+        let is_last = || last().is_some_and(|last| std::ptr::eq(last, phase));
+        *wanted != Wanted::End || self.last.saturating_sub(self.first) < OPEN_LINES || is_last()
+    }
+
     /// Number of the first line of the window before this one.
     fn earlier(&self) -> Option<usize> {
         (self.first > 1).then(|| self.first.saturating_sub(WINDOW_LINES).max(1))

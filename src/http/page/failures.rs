@@ -1,5 +1,6 @@
 //! Failures that are remembered, and the retry of one.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use askama::Template;
@@ -24,14 +25,28 @@ struct FailureGroup {
     blocked: Vec<FailureLine>,
 }
 
+impl FailureGroup {
+    /// Those whose names are shown.
+    fn shown(&self) -> &[FailureLine] {
+        &self.blocked[..self.blocked.len().min(BLOCKED_SHOWN)]
+    }
+}
+
 #[derive(Template)]
 #[template(path = "failures.html", config = "src/http/page/askama.toml")]
 struct FailuresPage {
     shell: PageFrame,
     groups: Vec<FailureGroup>,
+    /// Causes that are not shown.
+    left_out: usize,
     total: usize,
     may_retry: bool,
 }
+
+/// Causes that are shown.
+const CAUSES_SHOWN: usize = 100;
+/// Derivations that a cause blocks, of which the names are shown.
+pub(super) const BLOCKED_SHOWN: usize = 200;
 
 /// True for a visitor whose forms to retry are taken.
 pub(super) fn may_retry(visitor: &Visitor) -> bool {
@@ -44,11 +59,13 @@ pub(in crate::http) fn list(call: Call<'_>) -> Option<ResponseFuture> {
         let remembered = failures::remembered(&service).await?;
         let total = remembered.len();
         let mut groups: Vec<FailureGroup> = Vec::new();
+        let mut places: HashMap<String, usize> = HashMap::new();
         for failure in remembered {
             let (line, until) = (FailureLine::new(failure), PageTime(0));
-            match groups.iter_mut().find(|group| group.cause == line.cause) {
-                Some(group) => group.blocked.push(line),
+            match places.get(&line.cause.base) {
+                Some(place) => groups[*place].blocked.push(line),
                 None => {
+                    places.insert(line.cause.base.clone(), groups.len());
                     let until = PageTime(line.failure.until.max(until.0));
                     groups.push(FailureGroup {
                         cause: line.cause.clone(),
@@ -67,8 +84,10 @@ pub(in crate::http) fn list(call: Call<'_>) -> Option<ResponseFuture> {
                 std::mem::swap(&mut group.first, &mut group.blocked[at]);
             }
         }
+        let left_out = groups.len().saturating_sub(CAUSES_SHOWN);
+        groups.truncate(CAUSES_SHOWN);
         let (shell, may_retry) = (visitor.shell("Failures", "failures"), may_retry(&visitor));
-        Ok(answer(&FailuresPage { shell, groups, total, may_retry }))
+        Ok(answer(&FailuresPage { shell, groups, left_out, total, may_retry }))
     })
 }
 

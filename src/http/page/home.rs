@@ -15,7 +15,9 @@ use super::super::build_details::last_lines;
 use super::super::call::Call;
 use super::super::response_future::ResponseFuture;
 use super::super::{builds, error, failures, info, status};
+use super::chart::Chart;
 use super::format::{ByteCount, Count, PageTime, PathLabel, Span};
+use super::statistics::{latest_hours, sizes_chart};
 use super::visitor::{PageFrame, Visitor, answer, respond, wants_html};
 use crate::caller::Action;
 
@@ -40,6 +42,8 @@ struct HomePage {
     failures: Vec<FailureLine>,
     status: ServerStatus,
     cache: Option<CacheFigures>,
+    /// Size of the cache over some days.
+    sizes: Option<Chart>,
     /// Machines that build; none where the local Nix daemon is the only one.
     builders: Vec<BuilderRow>,
     upstreams: Vec<UpstreamRow>,
@@ -300,6 +304,7 @@ async fn page(service: &Service, visitor: &Visitor) -> Result<HomePage, error::E
         ended: ended.into_iter().take(ENDED_SHOWN).map(ended_line).collect(),
         failures: causes(remembered),
         cache: status.cache.as_ref().map(CacheFigures::of),
+        sizes: latest_hours(service).await.ok().map(|hours| sizes_chart(&hours)).filter(|it| !it.is_empty),
         builders: builder_lines(service),
         upstreams,
         status,

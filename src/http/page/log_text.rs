@@ -10,6 +10,8 @@ use crate::build::entered_phase;
 pub(super) const WINDOW_LINES: usize = 2_000;
 /// Lines with the wanted text that are shown.
 const FOUND_MAX: usize = 500;
+/// Bytes of all lines of a window.
+const WINDOW_BYTES_MAX: usize = 512 * 1024;
 /// Bytes of a line that are shown.
 const LINE_BYTES_MAX: usize = 8 * 1024;
 /// Text before the name of a phase, as the usual builder of package sets prints it.
@@ -57,6 +59,8 @@ pub(super) struct LogWindow {
     /// Lines that were read.
     count: usize,
     lines: VecDeque<(usize, Vec<u8>)>,
+    /// Bytes of these lines.
+    bytes: usize,
 }
 
 impl LogWindow {
@@ -65,7 +69,7 @@ impl LogWindow {
             Wanted::With(text) => Wanted::With(text.to_lowercase()),
             other => other,
         };
-        Self { wanted, partial: Vec::new(), count: 0, lines: VecDeque::new() }
+        Self { wanted, partial: Vec::new(), count: 0, lines: VecDeque::new(), bytes: 0 }
     }
 
     /// Takes the next bytes of the log.
@@ -88,18 +92,20 @@ impl LogWindow {
     fn end_line(&mut self) {
         self.count += 1;
         let line = std::mem::take(&mut self.partial);
+        let fits = |lines_max| self.lines.len() < lines_max && self.bytes + line.len() <= WINDOW_BYTES_MAX;
         let is_wanted = match &self.wanted {
             Wanted::End => true,
-            Wanted::From(first) => self.count >= *first && self.lines.len() < WINDOW_LINES,
-            Wanted::With(text) => {
-                self.lines.len() < FOUND_MAX && plain(&line).to_lowercase().contains(text.as_str())
-            }
+            // Without a gap: nothing follows a line that did not fit.
+            Wanted::From(first) => self.count == first + self.lines.len() && fits(WINDOW_LINES),
+            Wanted::With(text) => fits(FOUND_MAX) && plain(&line).to_lowercase().contains(text.as_str()),
         };
         if is_wanted {
+            self.bytes += line.len();
             self.lines.push_back((self.count, line));
         }
-        if self.lines.len() > WINDOW_LINES {
-            self.lines.pop_front();
+        while self.lines.len() > WINDOW_LINES || self.bytes > WINDOW_BYTES_MAX {
+            let Some((_, line)) = self.lines.pop_front() else { break };
+            self.bytes -= line.len();
         }
     }
 
@@ -285,5 +291,9 @@ mod tests {
         assert_eq!(numbers(&phases)[0], 8_001);
         let (phases, ..) = read(&"x".repeat(100_000), Wanted::End);
         assert_eq!(phases[0].lines[0].runs[0].text.len(), LINE_BYTES_MAX);
+        let long = format!("{}\n", "x".repeat(LINE_BYTES_MAX)).repeat(100);
+        let fitting = WINDOW_BYTES_MAX / LINE_BYTES_MAX;
+        assert_eq!(numbers(&read(&long, Wanted::End).0), (101 - fitting..=100).collect::<Vec<_>>());
+        assert_eq!(numbers(&read(&long, Wanted::From(3)).0), (3..3 + fitting).collect::<Vec<_>>());
     }
 }

@@ -15,7 +15,7 @@ use super::super::response_future::ResponseFuture;
 use super::super::{catalogue, listing, status};
 use super::chart::{Chart, Series};
 use super::format::{ByteCount, Count, PageTime, PathLabel, encoded, form_encoded, short_seconds};
-use super::treemap::{CLOSURE_MAX, HEIGHT, Treemap, WIDTH};
+use super::treemap::{CLOSURE_MAX, Treemap};
 use super::visitor::{PageFrame, Visitor, answer, respond};
 use crate::caller::Action;
 use crate::catalogue::SetName;
@@ -58,7 +58,6 @@ struct PackagePage {
     /// The part of `/get/` addresses.
     address: String,
     build_times: Option<Chart>,
-    latest_build: Option<String>,
     dependants: Vec<DependantLine>,
     versions: Vec<VersionLine>,
     /// Programs of its outputs.
@@ -67,9 +66,11 @@ struct PackagePage {
     program: Option<String>,
     may_run: bool,
     closure: Option<Treemap>,
-    width: f64,
-    height: f64,
+    facts: Vec<PackageFact>,
 }
+
+/// A figure below the name of a package: its label, its value, and a remark.
+type PackageFact = (&'static str, String, String);
 
 /// Derivations of one name that a package had one after the other.
 struct VersionLine {
@@ -128,6 +129,13 @@ impl OutputLine {
 
     fn file_size(&self) -> Option<ByteCount> {
         self.details.as_ref().and_then(|details| details.file_size).map(ByteCount)
+    }
+}
+
+impl PackagePage {
+    /// The folder of store paths' pages.
+    fn paths(&self) -> String {
+        format!("{}paths/", self.shell.root)
     }
 }
 
@@ -205,7 +213,7 @@ async fn package(
     let closure = match served.and_then(|hash| hash.parse().ok()) {
         Some(hash) => {
             let rows = service.state.index.closure(hash, CLOSURE_MAX).await;
-            Some(rows.map_err(|error| Error::index(&error, "a closure cannot be read"))?)
+            Some(Treemap::new(&rows.map_err(|error| Error::index(&error, "a closure cannot be read"))?))
         }
         None => None,
     };
@@ -217,23 +225,44 @@ async fn package(
     Ok(PackagePage {
         shell: visitor.shell(details.attribute.clone(), "packages"),
         drv: PathLabel::new(&*details.derivation),
-        outputs,
         url: visitor.url.clone(),
         public_key: service.state.public_keys.first().cloned().unwrap_or_default(),
         store_dir: service.state.store_dir.to_string(),
         build_times: build_times(&details.build_seconds),
-        latest_build: details.build_seconds.last().map(|seconds| short_seconds(*seconds)),
         program: offered_program(&details, &programs),
         may_run: !is_served || !programs.is_empty() || details.main_program.is_some(),
         programs,
         versions,
         dependants: dependants.into_iter().map(DependantLine::new).collect(),
-        closure: closure.as_deref().map(Treemap::new),
-        width: WIDTH,
-        height: HEIGHT,
+        facts: facts(&details, &outputs, closure.as_ref()),
+        closure,
         address: format!("{}/{}", encoded(&details.set), encoded(&details.attribute)),
+        outputs,
         details,
     })
+}
+
+/// Figures of a package, as far as they are known.
+fn facts(details: &AttributeDetails, outputs: &[OutputLine], closure: Option<&Treemap>) -> Vec<PackageFact> {
+    let mut facts = Vec::new();
+    if let Some(size) = outputs.iter().find_map(OutputLine::size) {
+        facts.push(("Size", size.to_string(), String::new()));
+    }
+    if let Some(closure) = closure {
+        let more = if closure.is_cut { " and more" } else { "" };
+        facts.push((
+            "With all it needs",
+            closure.whole.to_string(),
+            format!("{} paths{more}", closure.paths),
+        ));
+    }
+    if let Some(seconds) = details.build_seconds.last() {
+        facts.push(("Latest build", short_seconds(*seconds), String::new()));
+    }
+    if let Some(asked) = details.asked {
+        facts.push(("Asked for", format!("{} ×", Count(asked.into())), "in four weeks".to_owned()));
+    }
+    facts
 }
 
 /// The program by which a package is run, as far as that is known.

@@ -8,11 +8,14 @@ use super::super::api::PathDetails;
 use super::super::call::{Call, parameters};
 use super::super::error::Error;
 use super::super::response_future::ResponseFuture;
-use super::super::status;
-use super::format::{ByteCount, PathLabel};
-use super::treemap::{CLOSURE_MAX, HEIGHT, Treemap, WIDTH};
+use super::super::status::{self, REFERRERS_MAX};
+use super::format::{ByteCount, Count, PathLabel};
+use super::treemap::{CLOSURE_MAX, Treemap};
 use super::visitor::{PageFrame, Visitor, answer, respond};
 use crate::caller::Action;
+
+/// References that are listed, of a path that may have a hundred thousand.
+const REFERENCES_SHOWN: usize = 200;
 
 #[derive(Template)]
 #[template(path = "path.html", config = "src/http/page/askama.toml")]
@@ -22,6 +25,8 @@ struct PathPage {
     details: PathDetails,
     size: ByteCount,
     file_size: Option<ByteCount>,
+    /// Paths that it needs, of which only some are listed.
+    needed: Count,
     references: Vec<PathLabel>,
     referrers: Vec<PathLabel>,
     deriver: Option<PathLabel>,
@@ -29,8 +34,6 @@ struct PathPage {
     /// The path whose closure is drawn, where it is another one.
     zoomed: Option<PathLabel>,
     store_dir: String,
-    width: f64,
-    height: f64,
 }
 
 /// The page.
@@ -57,22 +60,32 @@ async fn page(
         rows = index.closure(hash, CLOSURE_MAX).await.map_err(unreadable)?;
     }
     let root = rows.first().map(|row| row.info.path.clone());
-    let labels =
-        |names: &[String]| -> Vec<PathLabel> { names.iter().map(|name| PathLabel::new(&**name)).collect() };
+    let labels = |names: &[String]| -> Vec<PathLabel> {
+        names.iter().take(REFERENCES_SHOWN).map(|name| PathLabel::new(&**name)).collect()
+    };
     let label = PathLabel::new(&*details.path);
     Ok(PathPage {
         shell: visitor.shell(label.name(), ""),
         size: ByteCount(details.nar_size),
         file_size: details.file_size.map(ByteCount),
+        needed: Count(details.references.len() as u64),
         references: labels(&details.references),
         referrers: labels(&details.referrers),
         deriver: details.deriver.as_ref().map(|deriver| PathLabel::new(&**deriver)),
         treemap: Treemap::new(&rows),
         zoomed: root.map(|root| PathLabel::new(root.to_string())).filter(|root| *root != label),
         store_dir: service.state.store_dir.to_string(),
-        width: WIDTH,
-        height: HEIGHT,
         label,
         details,
     })
+}
+
+impl PathPage {
+    fn has_more_references(&self) -> bool {
+        self.needed.0 > self.references.len() as u64
+    }
+
+    fn has_more_referrers(&self) -> bool {
+        self.referrers.len() >= REFERRERS_MAX as usize
+    }
 }

@@ -48,6 +48,11 @@ impl EndpointRow {
         }
     }
 
+    /// Parts of a text in turns: words, and code.
+    fn in_turns(text: &'static str) -> impl Iterator<Item = &'static str> {
+        text.split('`')
+    }
+
     /// The address from the cache's own folder.
     fn address(&self) -> &'static str {
         self.pattern.trim_start_matches('/')

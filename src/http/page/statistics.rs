@@ -15,8 +15,9 @@ use super::visitor::{PageFrame, Visitor, answer, respond};
 use crate::caller::Action;
 use crate::model::BuildingUse;
 
-/// Hours that are drawn.
-const HOURS_DRAWN: u64 = 7 * 24;
+/// Hours that are drawn: today's and those of six days before.
+const DAY_HOURS: u64 = 24;
+const DAYS_DRAWN: u64 = 7;
 /// A mean of nothing.
 const NOTHING: &str = "–";
 
@@ -181,7 +182,7 @@ pub(in crate::http) fn get(call: Call<'_>) -> Option<ResponseFuture> {
 }
 
 async fn page(service: &Service, visitor: &Visitor) -> Result<StatisticsPage, Error> {
-    let hours = hours_without_gaps(&history::latest(service, HOURS_DRAWN).await?);
+    let hours = latest_hours(service).await?;
     let week = UseFigures::of_hours(&hours);
     let start = UseFigures::since_start(&MetricValues::now(service));
     Ok(StatisticsPage {
@@ -195,45 +196,72 @@ async fn page(service: &Service, visitor: &Visitor) -> Result<StatisticsPage, Er
     })
 }
 
-/// The hours that are drawn: those without use have the totals of the ones before.
-fn hours_without_gaps(known: &[HourOfUse]) -> Vec<HourOfUse> {
-    let last = history::this_hour();
+/// The hours that are drawn, up to the present one.
+pub(super) async fn latest_hours(service: &Service) -> Result<Vec<HourOfUse>, Error> {
+    Ok(hours_without_gaps(&history::latest(service, DAYS_DRAWN * DAY_HOURS).await?, history::this_hour()))
+}
+
+/// Those without use have the totals of the ones before.
+fn hours_without_gaps(known: &[HourOfUse], last: u64) -> Vec<HourOfUse> {
     let (mut hours, mut known) = (Vec::new(), known.iter().peekable());
     let mut totals = HourOfUse::default();
-    for hour in (last + 1).saturating_sub(HOURS_DRAWN)..=last {
+    let first = (last / DAY_HOURS + 1).saturating_sub(DAYS_DRAWN) * DAY_HOURS;
+    for hour in first..=last {
         let begins_at = hour * 3600;
+        while let Some(row) = known.next_if(|row| row.begins_at < begins_at) {
+            totals = totals_of(row);
+        }
         let row = known.next_if(|row| row.begins_at == begins_at).copied();
-        let HourOfUse { paths, nars, nar_bytes, .. } = row.unwrap_or(totals);
-        totals = HourOfUse { paths, nars, nar_bytes, ..HourOfUse::default() };
+        totals = totals_of(&row.unwrap_or(totals));
         hours.push(HourOfUse { begins_at, ..row.unwrap_or(totals) });
     }
     hours
 }
 
+fn totals_of(row: &HourOfUse) -> HourOfUse {
+    let HourOfUse { paths, nars, nar_bytes, .. } = *row;
+    HourOfUse { paths, nars, nar_bytes, ..HourOfUse::default() }
+}
+
+/// Names of the days that are drawn, by the hour that the first of them begins with.
+fn days(hours: &[HourOfUse]) -> Vec<String> {
+    const NAMES: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+    let first = hours.first().map_or(0, |hour| hour.begins_at / 3600 / DAY_HOURS);
+    let name = |day| NAMES.iter().cycle().nth((day % DAYS_DRAWN) as usize).copied().unwrap_or_default();
+    (first..first + DAYS_DRAWN).map(|day| name(day).to_owned()).collect()
+}
+
+/// Values of all hours of the days that are drawn: nothing in those to come.
+fn values(hours: &[HourOfUse], value: impl Fn(&HourOfUse) -> u64) -> Vec<u64> {
+    let to_come = (DAYS_DRAWN * DAY_HOURS) as usize - hours.len();
+    hours.iter().map(value).chain(std::iter::repeat_n(0, to_come)).collect()
+}
+
 fn requests_chart(hours: &[HourOfUse]) -> Chart {
-    let values = |value: fn(&HourOfUse) -> u64| hours.iter().map(value).collect();
     let series = vec![
-        Series { name: "hits", class: "s-good", values: values(|hour| hour.hits) },
-        Series { name: "after a build", class: "s-accent", values: values(|hour| hour.built) },
-        Series { name: "misses", class: "s-dim", values: values(|hour| hour.misses) },
-        Series { name: "failed", class: "s-bad", values: values(|hour| hour.failed) },
+        Series { name: "hits", class: "s-good", values: values(hours, |hour| hour.hits) },
+        Series { name: "after a build", class: "s-accent", values: values(hours, |hour| hour.built) },
+        Series { name: "misses", class: "s-dim", values: values(hours, |hour| hour.misses) },
+        Series { name: "failed", class: "s-bad", values: values(hours, |hour| hour.failed) },
     ];
-    Chart::bars(series, |value| Count(value).to_string())
+    Chart::bars(series, |value| Count(value).to_string()).with_parts(days(hours))
 }
 
 fn building_chart(hours: &[HourOfUse]) -> Chart {
-    let values = |value: fn(&BuildingUse) -> u64| hours.iter().map(|hour| value(&building(hour))).collect();
+    let values = |value: fn(&BuildingUse) -> u64| values(hours, |hour| value(&building(hour)));
     let series = vec![
-        Series { name: "builds", class: "s-accent", values: values(|hour| hour.build_millis) },
+        Series { name: "for requests", class: "s-accent", values: values(|hour| hour.build_millis) },
         Series { name: "ahead of requests", class: "s-good", values: values(|hour| hour.prebuild_millis) },
     ];
-    Chart::bars(series, |millis| short_seconds(millis as f64 / 1000.0))
+    Chart::bars(series, |millis| short_seconds(millis as f64 / 1000.0)).with_parts(days(hours))
 }
 
-fn sizes_chart(hours: &[HourOfUse]) -> Chart {
+/// Size of the NAR store at the end of each hour.
+pub(super) fn sizes_chart(hours: &[HourOfUse]) -> Chart {
     let values = hours.iter().map(|hour| hour.nar_bytes).collect();
-    let series = vec![Series { name: "NAR store", class: "s-accent", values }];
-    Chart::area(series, |value| ByteCount(value).to_string())
+    let series = Series { name: "NAR store", class: "s-area", values };
+    let count = (DAYS_DRAWN * DAY_HOURS) as usize;
+    Chart::steps(series, count, |value| ByteCount(value).to_string()).with_parts(days(hours))
 }
 
 #[cfg(test)]
@@ -266,12 +294,20 @@ mod tests {
 
     #[test]
     fn an_hour_without_use_has_the_totals_of_the_one_before() {
-        let last = history::this_hour();
-        let row = HourOfUse { begins_at: (last - 2) * 3600, nar_bytes: 7, hits: 3, ..HourOfUse::default() };
-        let hours = hours_without_gaps(&[row]);
-        assert_eq!(hours.len() as u64, HOURS_DRAWN);
+        let last = 2_946 * DAY_HOURS + 5;
+        let row = |hour, nar_bytes| HourOfUse {
+            begins_at: hour * 3600,
+            nar_bytes,
+            hits: 3,
+            ..HourOfUse::default()
+        };
+        // The first one is of a day before those that are drawn.
+        let hours = hours_without_gaps(&[row(last - 7 * DAY_HOURS, 5), row(last - 2, 7)], last);
+        assert_eq!(hours.len() as u64, 6 * DAY_HOURS + 6);
         let tail: Vec<(u64, u64)> =
             hours[hours.len() - 4..].iter().map(|hour| (hour.nar_bytes, hour.hits)).collect();
-        assert_eq!(tail, [(0, 0), (7, 3), (7, 0), (7, 0)]);
+        assert_eq!(tail, [(5, 0), (7, 3), (7, 0), (7, 0)]);
+        assert_eq!(days(&hours), ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"]);
+        assert_eq!(values(&hours, |hour| hour.hits).len() as u64, DAYS_DRAWN * DAY_HOURS);
     }
 }

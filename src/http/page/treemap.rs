@@ -1,7 +1,7 @@
 //! A closure as a tree map: each path a rectangle as large as its contents, within that of the first path
 //! that needs it. Laid out here, so that it needs no script; zooming in is a link.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 
 use narinfo::{StorePath, StorePathHash};
 
@@ -10,9 +10,11 @@ use crate::model::PathRow;
 
 /// Paths of a closure that are drawn.
 pub(super) const CLOSURE_MAX: u32 = 2_000;
-/// Size of the drawing.
-pub(super) const WIDTH: f64 = 1200.0;
-pub(super) const HEIGHT: f64 = 560.0;
+/// Drawings of one closure, of which the style sheet shows the one that fits the screen: wide, and narrow.
+const SHAPES: [Shape; 2] = [
+    Shape { class: "wide", width: 1200, height: 560, tiles_max: 320 },
+    Shape { class: "small", width: 360, height: 460, tiles_max: 60 },
+];
 /// Height of the head of a group, which has its name.
 const HEAD: f64 = 20.0;
 /// Space around the contents of a group.
@@ -21,9 +23,19 @@ const PADDING: f64 = 3.0;
 const CHARACTER: f64 = 7.2;
 /// Colours of groups.
 const COLOURS: usize = 6;
-/// Smallest side and smallest area of a rectangle that is drawn: a page with thousands would be large.
+/// Smallest side and smallest area of a rectangle that is drawn.
 const SIDE_MIN: f64 = 3.0;
-const AREA_MIN: f64 = 280.0;
+const AREA_MIN: f64 = 200.0;
+
+/// Size of a drawing.
+struct Shape {
+    /// Class of the style sheet.
+    class: &'static str,
+    width: u32,
+    height: u32,
+    /// Rectangles that are drawn, the largest ones: a page with thousands would be large.
+    tiles_max: usize,
+}
 
 /// A rectangle.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +53,7 @@ pub(super) struct Tile {
     pub(super) size: ByteCount,
     /// Of it with what stands within it.
     pub(super) whole: ByteCount,
+    area: f64,
     pub(super) x: String,
     pub(super) y: String,
     pub(super) width: String,
@@ -53,9 +66,17 @@ pub(super) struct Tile {
     pub(super) is_group: bool,
 }
 
-/// A drawing of a closure.
-pub(super) struct Treemap {
+/// A drawing.
+pub(super) struct Drawing {
+    pub(super) class: &'static str,
+    pub(super) width: u32,
+    pub(super) height: u32,
     pub(super) tiles: Vec<Tile>,
+}
+
+/// A closure.
+pub(super) struct Treemap {
+    pub(super) drawings: Vec<Drawing>,
     pub(super) paths: usize,
     /// True where the closure has more paths than are drawn.
     pub(super) is_cut: bool,
@@ -76,21 +97,32 @@ impl Treemap {
     /// The closure of the first of these rows.
     pub(super) fn new(rows: &[PathRow]) -> Self {
         let branches = branches(rows);
-        let mut drawing = Self {
-            tiles: Vec::new(),
+        let drawing = |shape: &Shape| Some(Drawing::new(shape, &branches, rows.first()?.info.path.hash()));
+        Self {
+            drawings: SHAPES.iter().filter_map(drawing).collect(),
             paths: rows.len(),
             is_cut: rows.len() >= CLOSURE_MAX as usize,
             whole: ByteCount(rows.iter().map(|row| row.info.nar_size).sum()),
             largest: largest(rows),
-        };
-        if let Some(root) = rows.first().map(|row| row.info.path.hash()) {
-            drawing.draw_root(&branches, root);
         }
+    }
+}
+
+impl Drawing {
+    fn new(shape: &Shape, branches: &BTreeMap<StorePathHash, Branch<'_>>, root: StorePathHash) -> Self {
+        let Shape { class, width, height, tiles_max } = *shape;
+        let mut drawing = Self { class, width, height, tiles: Vec::new() };
+        drawing.draw_root(branches, root);
+        let mut order: Vec<usize> = (0..drawing.tiles.len()).collect();
+        order.sort_by(|one, other| drawing.tiles[*other].area.total_cmp(&drawing.tiles[*one].area));
+        let kept: HashSet<usize> = order.into_iter().take(tiles_max).collect();
+        let mut number = 0..;
+        drawing.tiles.retain(|_| number.next().is_some_and(|number| kept.contains(&number)));
         drawing
     }
 
     fn draw_root(&mut self, branches: &BTreeMap<StorePathHash, Branch<'_>>, root: StorePathHash) {
-        let whole = Area { x: 0.0, y: 0.0, width: WIDTH, height: HEIGHT };
+        let whole = Area { x: 0.0, y: 0.0, width: self.width.into(), height: self.height.into() };
         let own = &branches[&root];
         // The path itself, and each of those that it needs with what they need.
         let mut parts = vec![(root, own.row.info.nar_size)];
@@ -145,11 +177,14 @@ impl Treemap {
         let label = PathLabel::new(row.info.path.to_string());
         let room = ((area.width - 10.0) / CHARACTER).max(0.0) as usize;
         let has_room = room >= 4 && area.height >= HEAD;
+        // One character less where it is cut, for the ellipsis.
+        let room = if label.name().chars().count() > room { room.saturating_sub(1) } else { room };
         let name = if has_room { crate::escape::in_one_line(label.name(), room) } else { String::new() };
         let number = |value: f64| format!("{value:.1}");
         self.tiles.push(Tile {
             size: ByteCount(row.info.nar_size),
             whole: ByteCount(bytes),
+            area: area.width * area.height,
             x: number(area.x),
             y: number(area.y),
             width: number(area.width),
@@ -266,5 +301,31 @@ mod tests {
         }
         assert_eq!(squarified(&[0, 0], whole).len(), 2);
         assert!(squarified(&[], whole).is_empty());
+    }
+
+    #[test]
+    fn a_closure_of_thousands_of_paths_has_few_rectangles() {
+        let hash = |number: usize| format!("{number:0>32}");
+        let path = |number: usize| StorePath::parse(&format!("{}-p{number}", hash(number))).expect("a path");
+        let row = |number: usize| PathRow {
+            info: narinfo::PathInfo {
+                path: path(number),
+                nar_hash: narinfo::NarHash::from_bytes([0; 32]),
+                nar_size: 1000,
+                references: (1..=5).map(|next| path(number * 5 + next)).collect(),
+                deriver: None,
+                ca: None,
+                signatures: Vec::new(),
+            },
+            built: true,
+        };
+        let rows: Vec<PathRow> = (0..CLOSURE_MAX as usize).map(row).collect();
+        let map = Treemap::new(&rows);
+        assert!(map.is_cut && map.drawings.len() == SHAPES.len());
+        for (drawing, shape) in map.drawings.iter().zip(&SHAPES) {
+            assert!((5..=shape.tiles_max).contains(&drawing.tiles.len()), "{}", drawing.tiles.len());
+        }
+        assert_eq!(map.drawings[0].tiles.len(), SHAPES[0].tiles_max, "though all are of one size");
+        assert!(Treemap::new(&[]).drawings.is_empty());
     }
 }
