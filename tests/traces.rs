@@ -145,7 +145,7 @@ fn fields(mut bytes: &[u8]) -> Vec<(u64, WireValue<'_>)> {
 }
 
 /// The messages of one field.
-fn messages<'a>(bytes: &'a [u8], number: u64) -> impl Iterator<Item = &'a [u8]> {
+fn messages(bytes: &[u8], number: u64) -> impl Iterator<Item = &[u8]> {
     fields(bytes).into_iter().filter_map(move |(at, value)| match value {
         WireValue::Bytes(bytes) if at == number => Some(bytes),
         _ => None,
