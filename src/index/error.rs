@@ -16,6 +16,9 @@ pub enum Error {
         /// The fault.
         source: Box<dyn StdError + Send + Sync>,
     },
+    /// A write of a leader that another server has taken over from. Nothing has changed.
+    #[error("another server has taken over the scheduling of builds; nothing was recorded")]
+    Superseded,
     /// The index was written by a newer version.
     #[error("the index {index} has schema {found}, this version knows {known}: run the newer version again")]
     Newer {

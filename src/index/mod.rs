@@ -30,13 +30,14 @@ mod tests;
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use narinfo::{NarHash, StorePathHash};
 use tokio::sync::mpsc;
 
-use crate::model::{Cursor, Evicted, EvictionBounds, Hit, NarRow, PathRow};
+use crate::model::{Cursor, Evicted, EvictionBounds, Hit, NarRow, PathRow, Term};
 pub use access_log::AccessLog;
 use access_log::LastNoted;
 use backend::Backend;
@@ -65,6 +66,8 @@ const BATCHES_WAITING_MAX: usize = 4;
 pub struct Index {
     hot: Arc<Hot>,
     backend: Arc<dyn Backend>,
+    /// True where this process is the leader of all that use the index.
+    leads: Arc<AtomicBool>,
 }
 
 /// A hit of the backend, whose narinfo is to be cached.
@@ -90,7 +93,35 @@ impl Index {
     pub fn new(backend: impl Backend + 'static, narinfo_bytes_max: u64) -> Self {
         let (hot, backend) = (Arc::new(Hot::new(narinfo_bytes_max)), Arc::new(backend));
         backend.follow(Arc::clone(&hot) as _);
-        Self { hot, backend }
+        let leads = Arc::new(AtomicBool::new(backend.cluster().is_none()));
+        Self { hot, backend, leads }
+    }
+
+    /// The same index for the leader of several servers: its writes are refused once the term has ended.
+    #[must_use]
+    pub fn fenced(&self, term: &Term) -> Self {
+        let cluster = self.backend.cluster();
+        let backend =
+            cluster.map_or_else(|| Arc::clone(&self.backend), |cluster| cluster.fenced(term.clone()));
+        Self { hot: Arc::clone(&self.hot), backend, leads: Arc::clone(&self.leads) }
+    }
+
+    /// True where other servers may use the index, too.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.backend.cluster().is_some()
+    }
+
+    /// True where this process does what only one server may do, as far as it knows. What it writes then is
+    /// fenced.
+    #[must_use]
+    pub fn leads(&self) -> bool {
+        self.leads.load(Ordering::Relaxed)
+    }
+
+    /// Notes if this process is the leader.
+    pub fn set_leads(&self, leads: bool) {
+        self.leads.store(leads, Ordering::Relaxed);
     }
 
     /// Opens an index in a file of SQLite, making it when it is not there. Caches no narinfo.

@@ -21,6 +21,6 @@ pub use failure::{Failure, FailureClass};
 pub use history::{BuildingUse, HourRow};
 pub use path::{Comparison, Counts, Hit, NarRow, NewNar, PathRow, UpstreamNar};
 pub use pushed::{PushedDerivation, RealisationOutcome, UploadOutcome};
-pub use queue::{DurationRow, RequestRow};
+pub use queue::{DurationRow, EndingRow, NodeId, QueueNews, QueueOutcome, RequestRow, Term};
 pub use retention::{Candidate, Cursor, Decision, Evicted, EvictionBounds, PinRow};
 pub use token::{NewToken, TokenRow};

@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime};
 
 use narinfo::StorePath;
 
+use super::Failure;
+
 /// A request that waits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestRow {
@@ -37,4 +39,54 @@ pub struct DurationRow {
     pub took: Duration,
     /// False where it failed or was stopped, and would have taken longer.
     pub built: bool,
+}
+
+/// Name of a server among those that share an index: random, and kept in its state directory.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NodeId(pub String);
+
+/// Term of the leader among the servers that share an index.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Term {
+    /// Number of the term; later terms have higher ones.
+    pub epoch: u64,
+    /// The leader.
+    pub holder: NodeId,
+}
+
+/// Outcome of a request that has left the queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum QueueOutcome {
+    /// Its outputs are served.
+    Served,
+    /// It failed.
+    Failed(Failure),
+    /// Nobody has waited for it any more.
+    Dropped,
+    /// It was cancelled.
+    Cancelled,
+}
+
+/// End of a request, for every server whose clients wait for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EndingRow {
+    /// Number of the request.
+    pub request: u64,
+    /// The derivation it was for.
+    pub drv: StorePath,
+    /// Outcome of the request.
+    pub outcome: QueueOutcome,
+}
+
+/// What has happened to a queue that several servers share.
+#[derive(Clone, Debug, Default)]
+pub struct QueueNews {
+    /// New requests that have not ended, oldest first.
+    pub requests: Vec<RequestRow>,
+    /// The highest number that any request ever had.
+    pub latest_request: u64,
+    /// Requests that have ended, in the order of their ends.
+    pub endings: Vec<EndingRow>,
+    /// Position behind the last one of these.
+    pub latest_ending: u64,
 }

@@ -13,6 +13,8 @@ use super::store::{Folder, text};
 
 /// Time limit until it answers.
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// Port of one that is reached on this machine alone, which names its socket.
+const PORT: u16 = 5432;
 /// Folder of the releases that Debian has.
 const RELEASES: &str = "/usr/lib/postgresql";
 /// Runs the server until its standard input ends: it goes with the test, however that ends.
@@ -33,6 +35,19 @@ pub struct PostgresServer {
     wrapper: Option<Child>,
     user: Option<PostgresUser>,
     schemas: AtomicU32,
+    port: u16,
+    /// Options of one that is reached over the network.
+    network: Vec<String>,
+}
+
+/// Way to a server over the network, with TLS and a password.
+pub struct NetworkAccess {
+    /// Its port on the loopback interface.
+    pub port: u16,
+    /// File of the certificate, which is for `localhost`.
+    pub authority: PathBuf,
+    /// File of the password.
+    pub password: PathBuf,
 }
 
 /// The user that PostgreSQL runs as, where this is root.
@@ -53,26 +68,75 @@ impl PostgresServer {
     /// A server of its own.
     #[track_caller]
     pub fn start() -> PostgresServer {
+        let mut server = PostgresServer::initialised(&[]);
+        server.restart();
+        server
+    }
+
+    /// One that is reached over the network, too: with TLS alone, and with this password.
+    #[track_caller]
+    pub fn start_on_network(password: &str) -> (PostgresServer, NetworkAccess) {
+        let secrets = Folder::new();
+        let file = secrets.path().join("password");
+        super::store::write(&file, password);
+        std::fs::set_permissions(secrets.path(), std::fs::Permissions::from_mode(0o755)).expect("it is ours");
+        let pwfile = format!("--pwfile={}", file.display());
+        let mut server = PostgresServer::initialised(&["--auth-host=scram-sha-256", &pwfile]);
+        let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let (certificate, key) = (server.data().join("server.crt"), server.data().join("server.key"));
+        super::store::write(&certificate, &made.cert.pem());
+        super::store::write(&key, &made.signing_key.serialize_pem());
+        for file in [&certificate, &key] {
+            std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o600)).expect("it is ours");
+            if let Some(PostgresUser { id, group }) = server.user {
+                chown(file, Some(id), Some(group)).expect("this is root");
+            }
+        }
+        super::store::write(
+            &server.data().join("pg_hba.conf"),
+            "local all all trust\nhostssl all all all scram-sha-256\n",
+        );
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        server.port = listener.local_addr().expect("an address").port();
+        drop(listener);
+        server.network = vec!["ssl=on".to_owned(), "listen_addresses=127.0.0.1".to_owned()];
+        server.restart();
+        let kept = server.folder.path().join("password");
+        super::store::write(&kept, &format!("{password}\n"));
+        let authority = server.folder.path().join("authority.pem");
+        super::store::write(&authority, &made.cert.pem());
+        let access = NetworkAccess { port: server.port, authority, password: kept };
+        (server, access)
+    }
+
+    /// One that was not started yet.
+    #[track_caller]
+    fn initialised(arguments: &[&str]) -> PostgresServer {
         let folder = Folder::new();
         let user = postgres_user();
         if let Some(PostgresUser { id, group }) = user {
             chown(folder.path(), Some(id), Some(group)).expect("this is root");
         }
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("it is ours");
-        let mut server = PostgresServer { folder, wrapper: None, user, schemas: AtomicU32::new(0) };
+        let server = PostgresServer {
+            folder,
+            wrapper: None,
+            user,
+            schemas: AtomicU32::new(0),
+            port: PORT,
+            network: Vec::new(),
+        };
         let data = server.data();
         let mut initdb = server.command("initdb");
         initdb.args([
             "--no-sync",
-            "--auth=trust",
+            "--auth-local=trust",
             "--username=postgres",
             "--encoding=UTF8",
             "--locale=C",
-            "-D",
         ]);
-        initdb.arg(data);
+        initdb.args(arguments).arg("-D").arg(data);
         run(initdb).must_succeed();
-        server.restart();
         server
     }
 
@@ -87,6 +151,9 @@ impl PostgresServer {
         wrapper.args(["-c", WRAPPER, "sh"]).arg(server.get_program()).args(server.get_args());
         wrapper.arg("-D").arg(self.data()).arg("-k").arg(self.folder.path());
         wrapper.args(OPTIONS.iter().flat_map(|option| ["-c", option]));
+        wrapper
+            .args(self.network.iter().flat_map(|option| ["-c", option]))
+            .arg(format!("--port={}", self.port));
         wrapper.env("PID_FILE", &pid_file).env("REMOVE", self.folder.path());
         wrapper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(log);
         self.wrapper = Some(spawn(&mut wrapper));
@@ -102,7 +169,8 @@ impl PostgresServer {
             let _ = wrapper.wait();
         }
         // The process that these name is not waited for by all systems at once.
-        for left in [".s.PGSQL.5432", ".s.PGSQL.5432.lock", "data/postmaster.pid"] {
+        let socket = format!(".s.PGSQL.{}", self.port);
+        for left in [&*socket, &*format!("{socket}.lock"), "data/postmaster.pid"] {
             let _ = std::fs::remove_file(self.folder.path().join(left));
         }
         // Its children end by themselves.
@@ -150,6 +218,8 @@ impl PostgresServer {
             "postgres",
             "-h",
             text(self.folder.path()),
+            "-p",
+            &self.port.to_string(),
             "-c",
             statement,
             "postgres",

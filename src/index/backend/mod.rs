@@ -6,6 +6,7 @@ mod builds;
 mod catalogue;
 mod changes;
 mod closures;
+mod cluster;
 mod paths;
 mod programs;
 mod pushed;
@@ -24,6 +25,7 @@ pub use builds::{DemandStore, FailureStore, QueueLog};
 pub use catalogue::{Generations, PackageSets};
 pub use changes::{Changes, Follower};
 pub use closures::{Closures, History};
+pub use cluster::Cluster;
 pub use paths::{Comparisons, Nars, Paths, RealisationStore, UpstreamNars};
 pub use programs::Programs;
 pub use pushed::Pushes;
@@ -77,4 +79,10 @@ pub trait Backend:
     /// # Errors
     /// The backend fails; then some were not sent.
     fn hashes(&self, batches: mpsc::Sender<Vec<StorePathHash>>) -> BackendFuture<'_, ()>;
+
+    /// The part that several servers share; `None` where this process alone can use the index, and is its own
+    /// leader.
+    fn cluster(&self) -> Option<&dyn Cluster> {
+        None
+    }
 }

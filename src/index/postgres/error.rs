@@ -33,6 +33,9 @@ pub(super) enum Error {
     /// The server takes longer than it may.
     #[error("PostgreSQL takes longer than {0:?} for a request")]
     Slow(std::time::Duration),
+    /// The term of the leader has ended.
+    #[error("another server has taken over the scheduling of builds")]
+    Superseded,
     /// The schema was made by a newer version.
     #[error("the index in PostgreSQL has schema {found}, this version knows {known}")]
     Newer {
@@ -114,6 +117,7 @@ impl From<tokio_postgres::Error> for Error {
             SqlState::CANNOT_CONNECT_NOW,
             SqlState::TOO_MANY_CONNECTIONS,
             SqlState::IDLE_SESSION_TIMEOUT,
+            SqlState::IDLE_IN_TRANSACTION_SESSION_TIMEOUT,
         ];
         let refused = [
             SqlState::INVALID_PASSWORD,
@@ -142,6 +146,7 @@ impl From<PoolError> for Error {
 impl From<Error> for index::Error {
     fn from(error: Error) -> Self {
         match error {
+            Error::Superseded => Self::Superseded,
             Error::Newer { found, known } => Self::Newer { index: "in PostgreSQL".to_owned(), found, known },
             Error::Damaged(DamagedRow { row, source }) => {
                 Self::Corrupt { row: format!("the row of {row}"), source }

@@ -18,6 +18,8 @@ use super::session::{Connector, Sessions, column};
 use crate::index::backend::{Changes, Follower};
 use crate::index::columns::{signed, unsigned};
 
+/// Payload of what tells of a change of the queue.
+pub(super) const QUEUE: &str = "queue";
 /// Changes that are read at once.
 const CHANGES_AT_ONCE: i64 = 500;
 /// Interval at which the server is asked for changes even if it has told of none: one that hangs is noticed.
@@ -42,6 +44,8 @@ struct Shared {
     behind: Notify,
     /// Notified when changes are told, at the start and after an interruption.
     live: Notify,
+    /// Notified when the queue that several servers share may have changed.
+    queue: Notify,
 }
 
 #[derive(Default)]
@@ -153,10 +157,13 @@ impl ChangeFeed {
         let told = Arc::clone(&self.0);
         let driven = async move {
             while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
-                if let AsyncMessage::Notification(notification) = message?
-                    && notification.payload().parse().is_ok_and(|sequence: u64| !told.has(sequence))
-                {
-                    told.behind.notify_one();
+                let AsyncMessage::Notification(notification) = message? else { continue };
+                match notification.payload() {
+                    QUEUE => told.queue.notify_one(),
+                    sequence if sequence.parse().is_ok_and(|sequence: u64| !told.has(sequence)) => {
+                        told.behind.notify_one();
+                    }
+                    _ => {}
                 }
             }
             Err(Error::Away("PostgreSQL has closed the connection".into()))
@@ -223,6 +230,11 @@ impl ChangeFeed {
         Ok(state.position >= Some(latest))
     }
 
+    /// Resolves once the queue may have changed, and some time after that was looked for last.
+    pub(super) async fn queue_changed(&self) {
+        let _ = timeout(ASK_EVERY, self.0.queue.notified()).await;
+    }
+
     fn interrupt(&self) {
         let mut state = self.state();
         if std::mem::take(&mut state.live)
@@ -239,6 +251,8 @@ impl ChangeFeed {
                 follower.resumed();
             }
             self.0.live.notify_one();
+            // What was told meanwhile was missed.
+            self.0.queue.notify_one();
         }
     }
 

@@ -4,6 +4,9 @@
 mod address;
 mod catalogue;
 mod closure;
+mod cluster;
+#[cfg(test)]
+mod cluster_tests;
 mod error;
 mod eviction;
 mod failure;
@@ -19,6 +22,7 @@ mod realisation;
 mod recovery;
 mod rows;
 mod session;
+mod shared_queue;
 mod tables;
 #[cfg(test)]
 mod tests;
@@ -33,13 +37,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use narinfo::StorePathHash;
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, mpsc};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::backend::{Backend, BackendFuture, Changes, Follower};
+use super::backend::{Backend, BackendFuture, Changes, Cluster, Follower};
 use super::columns::unsigned;
 use super::location::PostgresUrl;
+use crate::model::Term;
 use address::DatabaseAddress;
 use error::Error;
 use feed::ChangeFeed;
@@ -68,16 +73,23 @@ mod embedded {
     refinery::embed_migrations!("src/index/postgres/migrations");
 }
 
-/// An index in PostgreSQL.
+/// An index in PostgreSQL; clones share it.
+#[derive(Clone)]
 pub struct Postgres {
     database: Transactor,
-    /// The task that listens for changes.
-    listener: AbortHandle,
+    /// Term that every write belongs to, for what the leader does.
+    fence: Option<Term>,
+    /// Connection by which the lease is renewed.
+    lease_session: Arc<Mutex<Option<tokio_postgres::Client>>>,
+    listener: Arc<ListenerGuard>,
 }
 
-impl Drop for Postgres {
+/// The task that listens for changes, which ends with this.
+struct ListenerGuard(AbortHandle);
+
+impl Drop for ListenerGuard {
     fn drop(&mut self) {
-        self.listener.abort();
+        self.0.abort();
     }
 }
 
@@ -114,7 +126,8 @@ impl Postgres {
         let database = Transactor::new(connector.clone(), feed.clone())?;
         let listening = feed.clone();
         let listener = tokio::spawn(async move { listening.listen(&connector).await }).abort_handle();
-        let index = Self { database, listener };
+        let listener = Arc::new(ListenerGuard(listener));
+        let index = Self { database, fence: None, lease_session: Arc::default(), listener };
         timeout(START_FOR, feed.live()).await.map_err(|_| Error::Slow(START_FOR))?;
         Ok(index)
     }
@@ -144,7 +157,7 @@ impl Postgres {
         data: D,
         work: Work<D, (Changes, T)>,
     ) -> BackendFuture<'_, T> {
-        Box::pin(async move { Ok(self.database.write(domain, data, work).await?) })
+        Box::pin(async move { Ok(self.database.write(domain, self.fence.clone(), data, work).await?) })
     }
 
     /// On a connection of its own, which is closed where nobody waits for the hashes any more.
@@ -227,5 +240,9 @@ impl Backend for Postgres {
 
     fn hashes(&self, batches: mpsc::Sender<Vec<StorePathHash>>) -> BackendFuture<'_, ()> {
         Box::pin(async move { Ok(self.send_hashes(&batches).await?) })
+    }
+
+    fn cluster(&self) -> Option<&dyn Cluster> {
+        Some(self)
     }
 }

@@ -7,13 +7,15 @@ use std::time::Duration;
 use tokio_postgres::Row;
 
 use super::rows::{base_name, text};
-use super::session::{DatabaseSession, column};
+use super::session::{DatabaseSession, Params, column};
 use super::transaction::{Domain, quiet};
 use super::{Error, Postgres};
 use crate::index::backend::{BackendFuture, DemandStore, QueueLog};
 use crate::index::columns::{DamagedRow, from_unix, millis, signed, to_unix, unsigned};
 use crate::model::{AttributeName, DemandRow, DurationRow, RequestRow};
 
+/// Columns of a request, as [`request`] reads them.
+pub(super) const REQUEST_COLUMNS: &str = "id, drv, started, asked_at, asked_by, due_owner, charged, earned, builder";
 /// Durations that are kept of each kind of work.
 const DURATIONS_KEPT: i64 = 5;
 
@@ -21,9 +23,8 @@ impl QueueLog for Postgres {
     fn requests(&self) -> BackendFuture<'_, (Vec<RequestRow>, u64)> {
         self.read((), |session, ()| {
             Box::pin(async move {
-                let sql = "SELECT id, drv, started, asked_at, asked_by, due_owner, charged, earned, builder \
-                    FROM request ORDER BY id";
-                let rows = session.rows(sql, &[]).await?;
+                let sql = format!("SELECT {REQUEST_COLUMNS} FROM request ORDER BY id");
+                let rows = session.rows(&sql, &[]).await?;
                 let found = rows.iter().map(request).collect::<Result<_, _>>()?;
                 let latest = session.one("SELECT latest FROM request_number", &[]).await?;
                 Ok((found, unsigned(column(&latest, 0)?)))
@@ -38,10 +39,14 @@ impl QueueLog for Postgres {
         durations: Vec<DurationRow>,
     ) -> BackendFuture<'_, ()> {
         let gone: Vec<i64> = gone.into_iter().map(signed).collect();
-        self.write(Domain::Rest, (requests, gone, durations), |session, (requests, gone, durations)| {
+        // What the leader of several servers has in its queue was asked for in the table, and may have been
+        // cancelled there.
+        let is_shared = self.fence.is_some();
+        let data = (requests, gone, durations, is_shared);
+        self.write(Domain::Rest, data, |session, (requests, gone, durations, is_shared)| {
             Box::pin(async move {
                 if !requests.is_empty() {
-                    record_requests(session, requests).await?;
+                    record_requests(session, requests, *is_shared).await?;
                 }
                 if !gone.is_empty() {
                     session.execute("DELETE FROM request WHERE id = ANY($1)", &[gone]).await?;
@@ -68,7 +73,7 @@ impl QueueLog for Postgres {
     }
 }
 
-fn request(row: &Row) -> Result<RequestRow, Error> {
+pub(super) fn request(row: &Row) -> Result<RequestRow, Error> {
     let (drv, asked_by): (&str, Option<&str>) = (column(row, 1)?, column(row, 4)?);
     let asked_by =
         asked_by.map(|address| address.parse().map_err(|e| DamagedRow::new(drv, e))).transpose()?;
@@ -86,12 +91,17 @@ fn request(row: &Row) -> Result<RequestRow, Error> {
     })
 }
 
-async fn record_requests(session: &DatabaseSession, requests: &[RequestRow]) -> Result<(), Error> {
+async fn record_requests(
+    session: &DatabaseSession,
+    requests: &[RequestRow],
+    only_known: bool,
+) -> Result<(), Error> {
     // The last row of each counts.
     let latest: BTreeMap<u64, &RequestRow> = requests.iter().map(|request| (request.id, request)).collect();
     let sql = "INSERT INTO request (id, drv, started, asked_at, asked_by, due_owner, charged, earned, builder) \
         SELECT * FROM unnest($1::bigint[], $2::text[], $3::boolean[], $4::bigint[], $5::text[], $6::bigint[], \
-        $7::bigint[], $8::bigint[], $9::text[]) \
+        $7::bigint[], $8::bigint[], $9::text[]) AS new (id) \
+        WHERE NOT $10 OR EXISTS (SELECT 1 FROM request r WHERE r.id = new.id) \
         ON CONFLICT (id) DO UPDATE SET drv = excluded.drv, started = excluded.started, asked_at = excluded.asked_at, \
         asked_by = excluded.asked_by, due_owner = excluded.due_owner, charged = excluded.charged, \
         earned = excluded.earned, builder = excluded.builder";
@@ -106,9 +116,10 @@ async fn record_requests(session: &DatabaseSession, requests: &[RequestRow]) -> 
     let charged: Vec<i64> = rows().map(|request| millis(request.charged)).collect();
     let earned: Vec<i64> = rows().map(|request| millis(request.earned)).collect();
     let builders: Vec<Option<&str>> = rows().map(|request| request.builder.as_deref()).collect();
-    session
-        .execute(sql, &[&ids, &drvs, &started, &times, &clients, &owners, &charged, &earned, &builders])
-        .await?;
+    let values: Params<'_> = &[
+        &ids, &drvs, &started, &times, &clients, &owners, &charged, &earned, &builders, &only_known,
+    ];
+    session.execute(sql, values).await?;
     let sql = "UPDATE request_number SET latest = greatest(latest, $1)";
     session.execute(sql, &[&ids.into_iter().max().unwrap_or_default()]).await.map(drop)
 }

@@ -20,12 +20,12 @@ const SOON: Duration = Duration::from_secs(10);
 /// Room for narinfos in memory.
 const NARINFO_BYTES: u64 = 64 * 1024;
 
-fn url(text: &str) -> PostgresUrl {
+pub(super) fn url(text: &str) -> PostgresUrl {
     let Some(IndexLocation::Postgres(url)) = IndexLocation::parse(text) else { panic!("no URL: {text}") };
     url
 }
 
-async fn open(text: &str) -> Index {
+pub(super) async fn open(text: &str) -> Index {
     Index::open_postgres(&url(text), None, NARINFO_BYTES).await.expect("opened")
 }
 
@@ -194,4 +194,37 @@ async fn a_schema_of_a_newer_version_is_left_alone() {
     let refused = Index::check_postgres(&url(&schema), None).await.expect_err("it is newer");
     assert!(matches!(refused, Error::Newer { found: 999, .. }), "{refused:?}");
     assert!(Index::open_postgres(&url(&schema), None, 0).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_over_the_network_is_encrypted_verified_and_opened_by_the_password_of_the_file() {
+    let (server, access) = PostgresServer::start_on_network("a pass:word");
+    let (port, authority) = (access.port, access.authority.display().to_string().replace('/', "%2F"));
+    let at = |host: &str, mode: &str| {
+        url(&format!("postgres://postgres@{host}:{port}/postgres?sslmode={mode}&sslrootcert={authority}"))
+    };
+    for mode in ["require", "verify-full"] {
+        let index = Index::open_postgres(&at("localhost", mode), Some(&access.password), NARINFO_BYTES).await;
+        let index = index.unwrap_or_else(|error| panic!("{mode}: {}", with_causes(&error)));
+        assert!(index.publish(vec![row(1, &[])]).await.is_ok());
+        let plain = "SELECT count(*) FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid) \
+            WHERE a.application_name = 'ondine' AND NOT s.ssl";
+        assert_eq!(server.sql(plain), "0");
+    }
+    let check = async |url: &PostgresUrl, password: Option<&std::path::Path>| {
+        let refused = Index::check_postgres(url, password).await.expect_err("refused");
+        let told = with_causes(&refused);
+        assert!(!told.contains("pass:word"), "{told}");
+        told
+    };
+    let wrong = access.password.with_file_name("wrong");
+    std::fs::write(&wrong, "wrong").expect("written");
+    let told = check(&at("localhost", "require"), Some(&wrong)).await;
+    assert!(told.contains("check the user, the password"), "{told}");
+    // The certificate is of another name, of an authority that nobody has named, or there is to be none.
+    check(&at("127.0.0.1", "require"), Some(&access.password)).await;
+    let unnamed = url(&format!("postgres://postgres@localhost:{port}/postgres?sslmode=require"));
+    check(&unnamed, Some(&access.password)).await;
+    let told = check(&at("localhost", "disable"), Some(&access.password)).await;
+    assert!(told.contains("PostgreSQL refuses the connection"), "{told}");
 }

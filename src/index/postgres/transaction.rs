@@ -14,7 +14,9 @@ use super::Error;
 use super::feed::ChangeFeed;
 use super::session::{Connector, DatabaseSession, Sessions, column};
 use crate::index::backend::Changes;
+use crate::index::columns::{signed, unsigned};
 use crate::index::condition::IndexCondition;
+use crate::model::Term;
 
 /// Time after which a read that found nobody is not tried again.
 const READ_AGAIN_FOR: Duration = Duration::from_secs(2);
@@ -29,6 +31,10 @@ const WRITE_FOR: Duration = Duration::from_secs(300);
 /// Pauses between two tries.
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(500);
+/// Opens a write. One whose server hangs is ended by the database: it holds locks that others wait for.
+pub(super) const BEGIN: &str = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '3s'";
+/// The term of a fenced write, which cannot end before the commit.
+const FENCE: &str = "SELECT 1 FROM leadership WHERE epoch = $1 AND holder = $2 FOR SHARE";
 /// Class of our advisory locks; the other half is the schema's name.
 const LOCKS: i32 = 0x6f6e_6469;
 
@@ -134,12 +140,13 @@ impl Transactor {
     pub(super) async fn write<D: Send + Sync + 'static, T: Send + 'static>(
         &self,
         domain: Domain,
+        fence: Option<Term>,
         data: D,
         work: Work<D, (Changes, T)>,
     ) -> Result<T, Error> {
         let database = self.clone();
         let written = self.0.connector.runtime().spawn(async move {
-            let outcome = database.write_here(domain, &data, work).await;
+            let outcome = database.write_here(domain, fence.as_ref(), &data, work).await;
             database.0.condition.note_write(&outcome);
             outcome
         });
@@ -154,6 +161,7 @@ impl Transactor {
     async fn write_here<D: Sync, T>(
         &self,
         domain: Domain,
+        fence: Option<&Term>,
         data: &D,
         work: Work<D, (Changes, T)>,
     ) -> Result<T, Error> {
@@ -163,7 +171,7 @@ impl Transactor {
             None => None,
         };
         loop {
-            match self.try_write(domain, data, work, &mut tries).await {
+            match self.try_write(domain, fence, data, work, &mut tries).await {
                 Err(error) if tries.again_after(&error).await => {}
                 outcome => return outcome,
             }
@@ -173,16 +181,22 @@ impl Transactor {
     async fn try_write<D: Sync, T>(
         &self,
         domain: Domain,
+        fence: Option<&Term>,
         data: &D,
         work: Work<D, (Changes, T)>,
         tries: &mut Tries,
     ) -> Result<T, Error> {
         let session = self.session().await?;
         let transaction = async {
-            session.batch("BEGIN").await?;
+            session.batch(BEGIN).await?;
             let lock =
                 "SELECT pg_advisory_xact_lock($1, hashtext(current_schema())), pg_current_xact_id()::text";
             let id: String = column(&session.one(lock, &[&domain.lock()]).await?, 1)?;
+            if let Some(Term { epoch, holder }) = fence
+                && session.row(FENCE, &[&signed(*epoch), &holder.0]).await?.is_none()
+            {
+                return Err(Error::Superseded);
+            }
             let (changes, value) = work(&session, data).await?;
             let sequence = record(&session, &changes).await?;
             Ok::<_, Error>((id, sequence, changes, value))
@@ -260,7 +274,7 @@ async fn record(session: &DatabaseSession, changes: &Changes) -> Result<Option<u
     let [added, changed, removed] =
         [&changes.added, &changes.changed, &changes.removed].map(|all| texts(all));
     let row = session.one(sql, &[&added, &changed, &removed, &changes.everything]).await?;
-    Ok(Some(crate::index::columns::unsigned(column(&row, 0)?)))
+    Ok(Some(unsigned(column(&row, 0)?)))
 }
 
 /// Tries of one request, with growing pauses between them.

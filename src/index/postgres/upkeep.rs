@@ -15,6 +15,10 @@ use crate::index::backend::{BackendFuture, Unfit, Upkeep};
 const DROP_EVERY: Duration = Duration::from_secs(60);
 /// Changes that are kept for servers that were away.
 const CHANGES_KEPT: i64 = 10_000;
+/// Endings that no server needs which was away for less than an hour.
+const OLD_ENDINGS: &str = "DELETE FROM ending WHERE ended_at < now() - interval '1 hour'";
+/// Servers that were not heard of for a day.
+const GONE_NODES: &str = "DELETE FROM node WHERE seen_at < now() - interval '1 day'";
 /// Recomputes the totals.
 pub(super) const RECOMPUTE: &str = "UPDATE stored SET (nars, bytes, paths) = (SELECT count(*), \
     coalesce(sum(file_size), 0)::bigint, (SELECT count(*) FROM path) FROM nar)";
@@ -28,7 +32,9 @@ impl Postgres {
                 Box::pin(async move {
                     let sql = "DELETE FROM change WHERE made_at < now() - interval '10 minutes' \
                         OR sequence <= (SELECT latest FROM change_position) - $1";
-                    session.execute(sql, &[&CHANGES_KEPT]).await
+                    session.execute(sql, &[&CHANGES_KEPT]).await?;
+                    session.execute(OLD_ENDINGS, &[]).await?;
+                    session.execute(GONE_NODES, &[]).await
                 })
             })
             .await
@@ -122,7 +128,7 @@ impl Upkeep for Postgres {
     }
 
     fn close(&self) -> BackendFuture<'_, ()> {
-        self.listener.abort();
+        self.listener.0.abort();
         self.database.close();
         Box::pin(std::future::ready(Ok(())))
     }
