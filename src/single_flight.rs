@@ -59,6 +59,15 @@ impl<K: Clone + Eq + Hash, T: Clone> SingleFlight<K, T> {
         }
     }
 
+    /// Waits until nobody is under way for a key that was when this was called.
+    pub async fn ended(&self, key: &K) {
+        let flight = lock(&self.0).get(key).cloned();
+        if let Some(mut flight) = flight {
+            // An error is its end.
+            while flight.changed().await.is_ok() {}
+        }
+    }
+
     fn follow_or_lead(&self, key: &K) -> Result<watch::Receiver<Option<T>>, Flight<K, T>> {
         let mut flights = lock(&self.0);
         if let Some(following) = flights.get(key) {

@@ -36,6 +36,9 @@ impl Adopter {
             self.must_hold_no_key(&new).await?;
             let held: Vec<&StorePath> = new.values().map(|valid| &valid.info.path).collect();
             self.roots.hold(daemon, held).await?;
+            if self.packer.packs_first() {
+                self.packer.pack_first(new.values().map(|valid| self.row(valid)).collect()).await?;
+            }
             if self.index.publish(new.values().map(|valid| self.row(valid)).collect()).await? {
                 // Released only now: a NAR that is packed already may be evicted until a path has it.
                 for ValidPath { info, .. } in new.values() {

@@ -17,7 +17,7 @@ use crate::index::{self, Index};
 use crate::key::Keys;
 use crate::model::{Hit, PathRow, RealisationOutcome};
 use crate::nix::{DaemonError, LocalStore, LocalStoreError, Pool};
-use crate::packer::Packer;
+use crate::packer::{self, Packer};
 use crate::roots::{self, Roots};
 use crate::upstream::Upstreams;
 pub use upstream::{Searches, UpstreamResult};
@@ -70,6 +70,9 @@ pub enum Error {
     /// The index failed.
     #[error("the index could not take the path")]
     Index(#[from] index::Error),
+    /// A NAR could not be stored, without which other servers could not serve the path.
+    #[error("the path could not be stored")]
+    Pack(#[from] packer::Error),
     /// No GC root could be set.
     #[error("the path could not be kept from garbage collection")]
     Roots(#[from] roots::Error),

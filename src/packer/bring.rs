@@ -26,7 +26,7 @@ const NICE: i32 = 10;
 impl Inner {
     /// Brings the NAR of `row` into the store: from an upstream where one has it, else from the Nix store.
     pub(super) async fn bring(self: &Arc<Self>, draft: Draft, row: PathRow) {
-        let (path, nar) = (row.info.path.clone(), row.info.nar_hash);
+        let (path, nar, nar_size) = (row.info.path.clone(), row.info.nar_hash, row.info.nar_size);
         let brought = match self.upstreams_with(nar).await {
             Ok(upstreams) if upstreams.is_empty() => self.pack_or(draft, row, None).await,
             Ok(upstreams) => self.fetch(draft, row, upstreams).await,
@@ -40,7 +40,7 @@ impl Inner {
         if commit == Commit::Lost {
             // Another file of this NAR came first, with a hash of its own.
             if let Ok(Some(blob)) = self.blob(nar).await
-                && self.record_found(nar, blob).await
+                && self.record_stored(nar, nar_size, &path, blob).await
             {
                 lease.recorded();
             }

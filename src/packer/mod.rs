@@ -9,6 +9,7 @@ mod fetch;
 mod leases;
 mod prove;
 mod receive;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod upkeep;
@@ -371,7 +372,12 @@ impl Packer {
 
     /// Packs every unpacked path. False if some could not be written and must be tried again.
     async fn pack_all(&self) -> bool {
-        let rows = match self.0.index.unpacked().await {
+        let unpacked = async {
+            let mut rows = self.0.index.unpacked().await?;
+            self.retain_own(&mut rows).await?;
+            Ok::<_, Error>(rows)
+        };
+        let rows = match unpacked.await {
             Ok(rows) => rows,
             Err(error) => {
                 tracing::error!(

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use narinfo::NarHash;
+use narinfo::{NarHash, StorePath};
 
 use super::{Error, Inner, Nar, Packer};
 use crate::causes::with_causes;
@@ -220,7 +220,12 @@ impl Packer {
             // Committed a moment ago, and its row is to come.
             None => Ok(false),
         });
-        removed.await.map_err(Error::Store)
+        let is_removed = removed.await.map_err(Error::Store)?;
+        if self.0.index.is_shared() && self.0.index.packed(nar).await?.is_some() {
+            // Another server has found the file a moment before it went: it is to be stored again.
+            self.0.index.forget_packed(nar).await?;
+        }
+        Ok(is_removed)
     }
 
     /// Lists the orphaned files, which neither a row nor a lease nor a served path has: an interrupted
@@ -311,9 +316,27 @@ impl Inner {
     /// Verifies and records a file without a row, which an interrupted run leaves. False if that must be
     /// tried again.
     pub(super) async fn record_found(self: &Arc<Self>, nar: NarHash, stored: Blob) -> bool {
+        match self.index.path_with_nar(nar).await {
+            Ok(Some(row)) => self.record_stored(nar, row.info.nar_size, &row.info.path, stored).await,
+            Ok(None) => true,
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(%nar, error, "cannot record a stored NAR: it is tried again");
+                false
+            }
+        }
+    }
+
+    /// Does the same for a path that is served, or will be next.
+    pub(super) async fn record_stored(
+        self: &Arc<Self>,
+        nar: NarHash,
+        nar_size: u64,
+        path: &StorePath,
+        stored: Blob,
+    ) -> bool {
         let found = async {
-            let Some(path) = self.index.path_with_nar(nar).await? else { return Ok(true) };
-            let promised = NarDigest { hash: nar, bytes: path.info.nar_size };
+            let promised = NarDigest { hash: nar, bytes: nar_size };
             let Packed { file_hash, file_size } = match self.verify(stored.clone(), promised).await {
                 Ok(packed) => packed,
                 Err(error) => {
@@ -333,7 +356,7 @@ impl Inner {
                 self.index.record_packed(NarRow { nar_hash: nar, file_hash, file_size }.into()).await?;
             }
             self.stored.notify_one();
-            self.release_roots(&path.info.path, nar).await;
+            self.release_roots(path, nar).await;
             Ok::<_, Error>(true)
         };
         found.await.unwrap_or_else(|error| {
