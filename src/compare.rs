@@ -9,6 +9,8 @@ use crate::upstream::{Asker, FoundNarInfo, Lookup, Upstreams};
 
 /// The rest between two rounds.
 const REST: Duration = Duration::from_secs(3600);
+/// Interval at which a server that is not the leader looks if it is.
+const PAUSE_UNTIL_LEADING: Duration = Duration::from_secs(60);
 /// Paths that are looked for in one round: the ones that were looked for longest ago.
 const PATHS_MAX: usize = 1000;
 /// The pause between two of them, so that upstreams hardly notice.
@@ -30,6 +32,10 @@ impl Comparer {
             return;
         }
         loop {
+            if !self.index.leads() {
+                tokio::time::sleep(PAUSE_UNTIL_LEADING).await;
+                continue;
+            }
             if let Err(error) = self.round().await {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(error, "cannot compare own builds with upstreams");

@@ -5,6 +5,7 @@ mod backup;
 mod builds;
 mod caches;
 mod daemons;
+mod leadership;
 mod preflight;
 mod steps;
 mod storage;
@@ -42,6 +43,7 @@ pub use backup::{BackupReport, backup};
 use builds::Builds;
 use caches::Caches;
 use daemons::Daemons;
+pub use leadership::{Role, Roles};
 pub use preflight::check;
 use steps::control_socket;
 pub use steps::{CONTROL_SOCKET, Error};
@@ -82,6 +84,8 @@ pub struct Settings {
     pub nar_bytes_max: Option<u64>,
     /// Database of the index.
     pub index: index::Settings,
+    /// Part of this server where several share the index.
+    pub roles: Roles,
     /// Bytes of narinfos that are kept in memory.
     pub narinfo_memory_bytes: u64,
     /// Package sets.
@@ -190,7 +194,10 @@ impl Server {
             requests: requests.clone(),
         };
         let auth = Auth::open(storage.index.clone(), settings.auth).await?;
-        let (public, address) = systemd::listeners(settings.listen)?;
+        let (public, address) = match settings.roles.serve {
+            true => systemd::listeners(settings.listen)?,
+            false => (Vec::new(), settings.listen),
+        };
         let public_url = settings.http.public_url.clone();
         let url = public_url.unwrap_or_else(|| PublicUrl::of_listener(address, &host_name()));
         let (stop, stopping) = watch::channel(false);
@@ -250,6 +257,7 @@ impl Server {
     /// A task without which the server cannot go on has ended: a bug, after which only a restart helps.
     pub async fn run(self, until: impl Future<Output = ()>) -> Result<(), Error> {
         let (tasks, mut supervisor, index) = (self.tasks, self.supervisor, self.storage.index.clone());
+        let leadership = self.builds.leadership.clone();
         self.storage.start(&tasks);
         self.daemons.start(&tasks);
         self.caches.start(&tasks);
@@ -278,6 +286,10 @@ impl Server {
         // The running build ends with its connection to the daemon; whoever waits for it asks again.
         if !supervisor.stop(STOP_TASKS_FOR).await {
             tracing::warn!("a task did not end in {STOP_TASKS_FOR:?}; the server ends without it");
+        }
+        if let Some(leadership) = leadership {
+            // Else another server takes over some seconds later.
+            let _ = timeout(CLOSE_FOR, leadership.release()).await;
         }
         match timeout(WRITE_USES_FOR, index.record_uses(SystemTime::now())).await {
             Ok(Ok(())) => {}

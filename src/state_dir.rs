@@ -18,6 +18,8 @@ pub const DRAINED: &str = "drained";
 pub const SENT: &str = "sent";
 /// The folder of what is recorded beside them.
 pub const LEDGER: &str = "ledger";
+/// Name of this server among those that share an index.
+pub const NODE: &str = "node";
 /// The lock of the server that runs.
 pub const LOCK: &str = "lock";
 /// Modes of a private directory and of a private file.

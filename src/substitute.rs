@@ -14,7 +14,7 @@ use std::time::Duration;
 use narinfo::{StorePath, StorePathHash};
 
 use crate::adopt::{self, Adopter, UpstreamResult};
-use crate::build::{Failures, Scheduler, Ticket};
+use crate::build::{Failures, NotQueued, Scheduler, Ticket};
 use crate::caller::Grant;
 use crate::causes::with_causes;
 use crate::index::{self, CachedNarInfo, Index};
@@ -317,6 +317,9 @@ impl Substitute {
         };
         match Box::pin(self.builds.join(drv, client)).await {
             Ok(ticket) => Ok(Resolution::Wait(ticket.with_place(place))),
+            Err(NotQueued::Unrecorded(cause)) => {
+                Err(Missing::IndexUnavailable { reason: "the queue cannot be written", cause })
+            }
             Err(full) => Err(Missing::Refused(full.to_string())),
         }
     }

@@ -29,6 +29,11 @@ impl Failures {
         Self { index, settings, unrecorded: Arc::default() }
     }
 
+    /// The same failures, recorded through another handle to the index.
+    pub(super) fn in_index(&self, index: Index) -> Self {
+        Self { index, ..self.clone() }
+    }
+
     /// Applies the settings to what was remembered under others, or by another clock. Refusals are forgotten:
     /// this may be another machine.
     ///

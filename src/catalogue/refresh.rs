@@ -82,6 +82,24 @@ impl Refresher {
         }
     }
 
+    /// Brings the current generations into the Nix store of this machine, where another server has made them:
+    /// what is queued of them is built here from now on.
+    pub async fn bring_here(&self) {
+        for set in &self.catalogue.0.sets {
+            let current = self.tools.index.set(set.settings.name.to_string()).await;
+            if let Ok(row) = current
+                && row.generations.first().is_some_and(|current| !self.holds(&current.holder))
+            {
+                self.refresh(set).await;
+            }
+        }
+    }
+
+    /// True where the derivations of a generation are in the Nix store of this machine.
+    fn holds(&self, holder: &StorePath) -> bool {
+        !self.tools.index.is_shared() || self.tools.roots.held().is_ok_and(|held| held.contains(holder))
+    }
+
     /// At once when there is nothing, or what there is was made with other settings.
     async fn first_due(&self, set: &SetSettings) -> Option<Instant> {
         let now = Instant::now();
@@ -100,7 +118,11 @@ impl Refresher {
             self.catalogue.0.metrics.current(&set.name, current.id, current.size, fresh_at);
         }
         let made_by = set.made_by();
-        if row.generations.first().is_none_or(|current| current.made_by != made_by) {
+        if row
+            .generations
+            .first()
+            .is_none_or(|current| current.made_by != made_by || !self.holds(&current.holder))
+        {
             return Some(now);
         }
         let every = set.refresh?;

@@ -11,7 +11,8 @@ use super::machines::add_machines;
 use super::raw::RawTable;
 use crate::build::prebuild::allowance::{Allowance, Hours};
 use crate::build::{Farm, LogSettings, Overtaking, Policy};
-use crate::serve::{Settings, host_name};
+use crate::index::IndexLocation;
+use crate::serve::{Roles, Settings, host_name};
 use crate::upstream::{self, NetrcFile};
 use crate::{
     auth, build, catalogue, http, import, index, key, nar_store, nix, requests, retention, substitute,
@@ -52,6 +53,7 @@ impl SettingsDraft {
             upstream: upstream::Settings { netrc: NetrcFile::OfNix(nix::netrc_file()), ..Default::default() },
             nar_bytes_max: None,
             index: index::Settings::default(),
+            roles: Roles::default(),
             narinfo_memory_bytes: 0,
             catalogue: catalogue::Settings::default(),
             substitute: substitute::Settings::default(),
@@ -98,6 +100,7 @@ impl SettingsDraft {
         self.farm(written)?;
         self.order(written)?;
         self.prebuild(written)?;
+        self.roles(written)?;
         let Settings { logs, daemon, capabilities, upstream, substitute, http, .. } = &mut self.settings;
         substitute.report_retry = substitute.transient_retry.min(http.hold);
         if logs.logs_bytes_max < logs.log_bytes_max {
@@ -168,6 +171,22 @@ impl SettingsDraft {
                 Policy::Background
             }
         };
+        Ok(())
+    }
+
+    /// A server that shares nothing has all parts.
+    fn roles(&self, written: &RawTable) -> Result<(), Problem> {
+        let Settings { roles, index, nar_store, .. } = &self.settings;
+        let refuse = |reason| Err(written.refuse("roles", "", reason));
+        if !roles.serve && !roles.schedule {
+            return refuse("expected \"serve\", \"schedule\" or both");
+        }
+        let is_shared = index.location != IndexLocation::Sqlite && nar_store.bucket.is_some();
+        if *roles != Roles::default() && !is_shared {
+            return refuse(
+                "only several servers over one PostgreSQL (index) and one bucket (nar-store) share roles",
+            );
+        }
         Ok(())
     }
 

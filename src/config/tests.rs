@@ -95,7 +95,7 @@ const ALL: &str = "\
     max-derivations-per-request = 7\nmax-queued = 5\nmax-queued-per-client = 2\nabandon-after = '9s'\n\
     repeat = 2\nabandon-asked-after = '9m'\nunknown-wait = '9s'\n\
     upstream-lookup-timeout = '3s'\nnegative-ttl = '1m'\nnetrc-file = '/n'\nmax-upstream-nar-bytes = '8M'\n\
-    state-dir = '/s'\nindex = 'postgres://h/d'\nindex-password-file = '/p'\n\
+    state-dir = '/s'\nindex = 'postgres://h/d'\nindex-password-file = '/p'\nroles = ['serve']\n\
     nar-store = 's3://nars/a?region=r'\nnar-store-credentials = '/k'\nnar-cache-bytes = 9\n\
     serve-nars = 'redirect'\nredirect-networks = ['10.0.0.0/8']\n\
     zstd-level = 3\nzstd-threads = 3\nmax-nar-store-bytes = '9G'\nmin-free-bytes = 9\n\

@@ -89,6 +89,23 @@ impl Importer {
         }))
     }
 
+    /// An importer of what builders have built, which publishes as `adopter` does. It shares no uploads with
+    /// this one.
+    #[must_use]
+    pub fn for_adopter(&self, adopter: &Adopter) -> Self {
+        Self(Arc::new(Inner {
+            adopter: adopter.clone(),
+            index: adopter.index.clone(),
+            packer: adopter.packer.clone(),
+            store_dir: adopter.store_dir.clone(),
+            trusted_keys: self.0.trusted_keys.clone(),
+            received: ReceivedNars::default(),
+            turns: UploadTurns::default(),
+            verifying: Semaphore::new(VERIFIED_AT_ONCE_MAX),
+            input_hashes: InputHashes::default(),
+        }))
+    }
+
     /// True where a NAR of this file name was received lately.
     #[must_use]
     pub fn has_received(&self, file: &str) -> bool {

@@ -151,6 +151,7 @@ impl Retention {
         Ok(written?)
     }
 
+    /// Of several servers with one index, the leader alone evicts.
     async fn keep_within_limit(&self) -> Result<(), Error> {
         let mut limit = self.limit().await?;
         if limit.by_room.is_some() {
@@ -160,7 +161,9 @@ impl Retention {
         }
         let Limit { stored, max_bytes, .. } = limit;
         let above = match max_bytes {
-            Some(max_bytes) if stored > max_bytes => self.evict(max_bytes).await?.saturating_sub(max_bytes),
+            Some(max_bytes) if stored > max_bytes && self.0.index.leads() => {
+                self.evict(max_bytes).await?.saturating_sub(max_bytes)
+            }
             _ => 0,
         };
         self.0.metrics.above_limit(above);

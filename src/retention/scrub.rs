@@ -24,6 +24,10 @@ impl Retention {
         let Some(every) = self.0.settings.scrub_every else { return std::future::pending().await };
         let mut after = Some(somewhere());
         loop {
+            if !self.0.index.leads() {
+                sleep(RETRY_AFTER).await;
+                continue;
+            }
             match self.scrub_behind(after, every).await {
                 Ok(last) => {
                     if last.is_none() && after.is_none() {

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::caches::Caches;
 use super::daemons::Daemons;
+use super::leadership::Leadership;
 use super::storage::Storage;
 use super::{Error, Settings};
 use crate::build::{
@@ -27,6 +28,8 @@ pub(super) struct Builds {
     pub(super) failures: Failures,
     pub(super) scheduler: Scheduler,
     pub(super) drained: DrainedBuilders,
+    /// The share in what several servers do with one index; `None` for a server that is alone.
+    pub(super) leadership: Option<Leadership>,
     worker: Worker,
     refresher: Refresher,
 }
@@ -56,7 +59,14 @@ impl Builds {
         };
         let refresher = Refresher { catalogue: catalogue.clone(), tools: tools.clone() };
         let farm = Farm::new(&settings.farm);
-        let scheduler = Scheduler::open_farm(settings.build, farm.clone(), index).await?;
+        let leadership = Leadership::open(settings, state_dir, index).await?;
+        let scheduler = match &leadership {
+            Some(leadership) => {
+                let node = leadership.node();
+                Scheduler::open_shared(settings.build, farm.clone(), index, node).await?
+            }
+            None => Scheduler::open_farm(settings.build, farm.clone(), index).await?,
+        };
         let drained = using(&state_dir.join(DRAINED), DrainedBuilders::open)?;
         for name in farm.names().filter(|name| drained.has(name)) {
             let _ = scheduler.drain(name, true);
@@ -88,11 +98,17 @@ impl Builds {
             settings: settings.build,
         };
         let names = NameResolver::new(catalogue.clone(), tools);
-        Ok(Self { catalogue, names, failures, scheduler, drained, worker, refresher })
+        Ok(Self { catalogue, names, failures, scheduler, drained, leadership, worker, refresher })
     }
 
     /// Tasks that build and that refresh package sets.
     pub(super) fn start(self, tasks: &Tasks) {
+        if let Some(leadership) = self.leadership {
+            let scheduler = self.scheduler.clone();
+            tasks.restarted("queue follower", move || scheduler.clone().follow_queue());
+            tasks.vital("leadership", leadership.run(self.worker, self.refresher));
+            return;
+        }
         tasks.vital("builder", self.worker.run());
         tasks.vital("catalogue", self.refresher.run());
     }

@@ -33,6 +33,15 @@ pub enum Error {
     #[cfg(feature = "postgres")]
     #[error("the index was not copied")]
     Copy(#[from] index::CopyError),
+    /// Another server uses the database, and this one has its NARs for itself.
+    #[error(
+        "another server uses the index in PostgreSQL; several servers need the same bucket for their NARs \
+         (setting nar-store)"
+    )]
+    NotAlone,
+    /// The system gives no randomness.
+    #[error("the system gives no randomness for the name of this server")]
+    Randomness(getrandom::Error),
     /// A missing index cannot be recovered.
     #[error("no index was made anew")]
     Recover(#[from] recover::Error),

@@ -336,10 +336,7 @@ impl<D: Clone + Ord> Queue<D> {
     /// Drops the requests that nobody has waited for longer than `grace` and for which nothing was built yet,
     /// and gives them.
     pub fn drop_abandoned(&mut self, now: Duration, grace: Duration) -> Vec<RequestId> {
-        let late = |since: Duration| now.saturating_sub(since) > grace;
-        let abandoned = |request: &Request<D>| !request.started && request.abandoned_at.is_some_and(late);
-        let dropped: Vec<RequestId> =
-            self.requests.iter().filter(|(_, request)| abandoned(request)).map(|(id, _)| *id).collect();
+        let dropped = self.abandoned(now, grace);
         for id in &dropped {
             self.remove(*id);
         }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::ops::Bound;
+use std::time::Duration;
 
-use super::{Queue, RequestId};
+use super::{Queue, Request, RequestId};
 
 impl<D: Clone + Ord> Queue<D> {
     /// The request for `wanted`.
@@ -22,6 +23,21 @@ impl<D: Clone + Ord> Queue<D> {
     #[must_use]
     pub fn clients(&self, id: RequestId) -> usize {
         self.requests.get(&id).map_or(0, |request| request.clients)
+    }
+
+    /// Requests that nobody has waited for longer than `grace` and for which nothing was built yet.
+    #[must_use]
+    pub fn abandoned(&self, now: Duration, grace: Duration) -> Vec<RequestId> {
+        let late = |since: Duration| now.saturating_sub(since) > grace;
+        let abandoned = |request: &Request<D>| !request.started && request.abandoned_at.is_some_and(late);
+        self.requests.iter().filter(|(_, request)| abandoned(request)).map(|(id, _)| *id).collect()
+    }
+
+    /// True while someone waits for a request, and for so long after the last one has left.
+    #[must_use]
+    pub fn is_within_grace(&self, id: RequestId, now: Duration, grace: Duration) -> bool {
+        let within = |since: Duration| now.saturating_sub(since) <= grace;
+        self.requests.get(&id).is_some_and(|request| request.abandoned_at.is_none_or(within))
     }
 
     /// Number of a request's derivations that are built, and of those that it lacked at first; `None` until

@@ -35,6 +35,11 @@ impl Scheduler {
         if clients > 0 {
             return Some(Cancellation::Awaited(clients));
         }
+        if let Some(sharing) = &self.0.sharing {
+            // Clients of other servers may wait for it.
+            sharing.cancel(id.0);
+            return Some(Cancellation::Left);
+        }
         state.queue.cancel(id, now);
         let unneeded = state.held.release(id);
         state.unneeded.extend(unneeded);

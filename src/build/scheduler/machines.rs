@@ -152,6 +152,19 @@ impl Machines {
         }
     }
 
+    /// Forgets what runs, as after a restart: each machine is connected to before it is used.
+    pub(super) fn restart(&mut self) {
+        self.placed.clear();
+        self.losses.clear();
+        let now = Instant::now();
+        for machine in &mut self.machines {
+            machine.running.clear();
+            if machine.spec.address.is_some() {
+                machine.reach = Reach::Resting { since: now, due: now, reason: None };
+            }
+        }
+    }
+
     /// True where any machine has a free slot.
     pub(super) fn have_room(&self) -> bool {
         self.machines.iter().any(MachineState::is_free)

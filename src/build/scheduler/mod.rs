@@ -16,7 +16,9 @@ mod record;
 mod repeats;
 mod requests;
 mod runs;
+mod sharing;
 mod snapshot;
+mod term;
 mod waiters;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -35,13 +37,13 @@ use super::view::RequestState;
 use super::{Ending, Settings};
 use crate::caller::QueuePlace;
 use crate::index::{self, Index};
-use crate::model::DurationRow;
+use crate::model::{DurationRow, NodeId};
 pub use cancel::Cancellation;
 use held::HeldOutputs;
 use machines::Machines;
 pub use machines::NoBuilder;
 use outage::Outage;
-pub(super) use outage::{DAEMON, INDEX};
+pub(super) use outage::{DAEMON, INDEX, NAR_STORE};
 use past::Past;
 pub(super) use prebuild::PrebuildPlan;
 use prebuild::PrebuildState;
@@ -51,6 +53,7 @@ use repeats::Repeats;
 pub(super) use requests::RootChanges;
 use requests::RootProgress;
 pub(super) use runs::{BuildIds, Finished, FollowUp, Lane};
+use sharing::{SharedState, Sharing};
 use snapshot::QueueSnapshot;
 use waiters::{PendingRequest, Waiters};
 
@@ -68,6 +71,9 @@ pub enum NotQueued {
         "{0} builds wait for this client already (setting max-queued-per-client); ask again when some are done"
     )]
     ForClient(usize),
+    /// The queue that several servers share cannot be written, for this reason.
+    #[error("the queue cannot be written: {0}")]
+    Unrecorded(Arc<str>),
     /// A request for the same derivation waits, and may be built elsewhere.
     #[error(
         "request {id} for it is in the queue already, for {}: end that with `ondine cancel {id}` first, or leave \
@@ -94,6 +100,8 @@ pub struct Scheduler(Arc<Shared>);
 
 struct Shared {
     settings: Settings,
+    /// `None` where the queue is of this server alone.
+    sharing: Option<Sharing>,
     metrics: Metrics,
     state: Mutex<State>,
     /// A request may be planned.
@@ -145,6 +153,7 @@ struct State {
     past: Past,
     /// Outputs that only cancelled requests held.
     unneeded: Vec<StorePath>,
+    shared: SharedState,
     /// Requests that ended and may still be on record.
     ended: BTreeSet<u64>,
     /// Number of requests that were made.
@@ -165,11 +174,37 @@ impl Scheduler {
     /// # Errors
     /// The index cannot be read.
     pub async fn open_farm(settings: Settings, farm: Farm, index: &Index) -> Result<Self, index::Error> {
+        let (waiting, last_id) = index.requests().await?;
+        let scheduler = Self::empty(settings, farm, index, None).await?;
+        scheduler.restore(waiting, last_id);
+        Ok(scheduler)
+    }
+
+    /// The queue that this node shares with others, for these machines. It is empty until it is
+    /// [followed](Self::follow_queue).
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    pub async fn open_shared(
+        settings: Settings,
+        farm: Farm,
+        index: &Index,
+        node: NodeId,
+    ) -> Result<Self, index::Error> {
+        Self::empty(settings, farm, index, Some(Sharing::new(index.clone(), node))).await
+    }
+
+    async fn empty(
+        settings: Settings,
+        farm: Farm,
+        index: &Index,
+        sharing: Option<Sharing>,
+    ) -> Result<Self, index::Error> {
         let prebuild = match settings.prebuild {
             Some(allowance) => Some(PrebuildState::open(allowance, index).await?),
             None => None,
         };
-        let (durations, (waiting, last_id)) = tokio::try_join!(index.durations(), index.requests())?;
+        let durations = index.durations().await?;
         let state = State {
             queue: Queue::new(settings.policy),
             unheld: VecDeque::new(),
@@ -188,11 +223,13 @@ impl Scheduler {
             interrupted: BTreeSet::new(),
             past: Past::default(),
             unneeded: Vec::new(),
+            shared: SharedState::default(),
             ended: BTreeSet::new(),
             made: 0,
         };
-        let scheduler = Self(Arc::new(Shared {
+        Ok(Self(Arc::new(Shared {
             settings,
+            sharing,
             metrics: Metrics::new(),
             state: Mutex::new(state),
             plannable: Notify::new(),
@@ -204,9 +241,7 @@ impl Scheduler {
             planned: watch::channel(0).0,
             recorded: watch::channel(0).0,
             epoch: Instant::now(),
-        }));
-        scheduler.restore(waiting, last_id);
-        Ok(scheduler)
+        })))
     }
 
     /// Joins the request for this derivation, or makes it. Returns once the request would survive the end of
@@ -217,6 +252,10 @@ impl Scheduler {
     /// Too many wait already.
     pub async fn join(&self, drv: &StorePath, client: Option<IpAddr>) -> Result<Ticket, NotQueued> {
         self.note_demand(drv);
+        if let Some(sharing) = &self.0.sharing {
+            let joined = Box::pin(self.join_shared(sharing, std::slice::from_ref(drv), client, None)).await;
+            return joined.into_iter().next().unwrap_or(Err(NotQueued::ForAll(0)));
+        }
         let Entered { ticket, change, .. } = self.enter_counted(drv, client, None)?;
         self.settled(change, Some(ticket.id)).await;
         Ok(ticket)
@@ -231,6 +270,10 @@ impl Scheduler {
         client: Option<IpAddr>,
         builder: Option<&str>,
     ) -> Vec<Result<Ticket, NotQueued>> {
+        if let Some(sharing) = &self.0.sharing {
+            drvs.iter().for_each(|drv| self.note_demand(drv));
+            return self.join_shared(sharing, drvs, client, builder).await;
+        }
         let (mut tickets, mut last_change, mut last_id) = (Vec::new(), 0, None);
         for drv in drvs {
             self.note_demand(drv);
@@ -294,15 +337,7 @@ impl Scheduler {
         if let Some(builder) = builder {
             state.may_be_built_on(builder, drv)?;
         }
-        if state.queue.request_for(drv).is_none() {
-            let Settings { queued_max, queued_per_client_max, .. } = self.0.settings;
-            if state.queue.len() >= queued_max {
-                return Err(NotQueued::ForAll(queued_max));
-            }
-            if client.is_some_and(|client| state.waiters.of_client(client) >= queued_per_client_max) {
-                return Err(NotQueued::ForClient(queued_per_client_max));
-            }
-        }
+        state.room_for(drv, client, 0, &self.0.settings)?;
         let (id, new) = state.queue.ask(drv);
         if new {
             state.made += 1;
@@ -355,6 +390,11 @@ impl Shared {
     fn now(&self) -> Duration {
         self.epoch.elapsed()
     }
+
+    /// False where another server may be the leader: what it builds is not to be built here, too.
+    fn may_start(&self) -> bool {
+        self.sharing.as_ref().is_none_or(Sharing::may_start)
+    }
 }
 
 /// A ticket, and the number of requests that have to be on record before it is given out.
@@ -365,6 +405,29 @@ struct Entered {
 }
 
 impl State {
+    /// Checks that one more request is accepted, beside `more` that are under way.
+    fn room_for(
+        &self,
+        drv: &StorePath,
+        client: Option<IpAddr>,
+        more: usize,
+        settings: &Settings,
+    ) -> Result<(), NotQueued> {
+        if self.queue.request_for(drv).is_some() {
+            return Ok(());
+        }
+        let Settings { queued_max, queued_per_client_max, .. } = *settings;
+        if self.queue.len() + more >= queued_max {
+            return Err(NotQueued::ForAll(queued_max));
+        }
+        match client {
+            Some(client) if self.waiters.of_client(client) + more >= queued_per_client_max => {
+                Err(NotQueued::ForClient(queued_per_client_max))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Refuses to have a derivation built on one builder alone that is built elsewhere, or may be for others.
     fn may_be_built_on(&self, builder: &str, drv: &StorePath) -> Result<(), NotQueued> {
         if let Some(id) = self.queue.request_for(drv) {

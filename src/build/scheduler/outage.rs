@@ -21,11 +21,13 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 pub(in crate::build) const DAEMON: &str = "the Nix daemon";
 /// The index, for those who wait for it.
 pub(in crate::build) const INDEX: &str = "the index";
+/// The storage of NARs, for those who wait for it.
+pub(in crate::build) const NAR_STORE: &str = "the NAR store";
 
 /// The loss of the daemon, or of the index, while something waits for it.
 pub(super) struct Outage {
     since: Instant,
-    /// [`DAEMON`] or [`INDEX`].
+    /// [`DAEMON`], [`INDEX`] or [`NAR_STORE`].
     lost: &'static str,
     /// Reason of the latest attempt.
     reason: String,
@@ -48,7 +50,8 @@ impl Scheduler {
         self.patiently_for(drv, attempt, |error| lost(error).map(|reason| (DAEMON, reason))).await
     }
 
-    /// Does as [`Scheduler::patiently`] for a loss of [`DAEMON`] or of [`INDEX`]; `lost` says of which.
+    /// Does as [`Scheduler::patiently`] for a loss of [`DAEMON`], [`INDEX`] or [`NAR_STORE`]; `lost` says
+    /// of which.
     pub(in crate::build) async fn patiently_for<T, E, F: Future<Output = Result<T, E>>>(
         &self,
         drv: &StorePath,

@@ -196,6 +196,9 @@ impl Scheduler {
     /// The next derivation to pre-build, and the machine that is to build it, if nobody waits for anything;
     /// it counts as running from now on.
     pub(in crate::build) fn next_prebuild(&self) -> Option<(StorePath, MachineId)> {
+        if !self.0.may_start() {
+            return None;
+        }
         let now = self.0.now();
         self.0.lock().start_prebuild(now, self.0.settings.cores)
     }

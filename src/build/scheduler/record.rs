@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::{PendingRequest, Scheduler};
 use crate::build::queue::{RequestId, Saved};
-use crate::model::{DurationRow, RequestRow};
+use crate::model::{DurationRow, EndingRow, RequestRow};
 
 /// Changes that are not on record yet.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub(in crate::build) struct QueueChanges {
     /// Requests that have ended.
     pub(in crate::build) gone: Vec<u64>,
     pub(in crate::build) durations: Vec<DurationRow>,
+    /// Requests that end once that is on record, where several servers share the queue.
+    pub(in crate::build) endings: Vec<EndingRow>,
     /// Number of requests that were made until now.
     pub(in crate::build) made: u64,
 }
@@ -27,9 +29,14 @@ impl Scheduler {
         if !rows.is_empty() {
             tracing::info!(requests = rows.len(), "restored the queue as it was before the restart");
         }
+        self.0.lock().queue.skip_to(RequestId(last_id));
+        self.put_back_rows(rows);
+    }
+
+    /// Adds requests that are on record, each in its place.
+    pub(super) fn put_back_rows(&self, rows: Vec<RequestRow>) {
         let now = self.0.now();
         let mut state = self.0.lock();
-        state.queue.skip_to(RequestId(last_id));
         for row in rows {
             let (id, drv) = (RequestId(row.id), row.drv);
             state.queue.restore(
@@ -85,6 +92,7 @@ impl Scheduler {
             requests: changed.into_iter().map(row).collect(),
             gone: std::mem::take(&mut state.ended).into_iter().collect(),
             durations: std::mem::take(&mut state.learned),
+            endings: state.endings(),
             made: state.made,
         }
     }

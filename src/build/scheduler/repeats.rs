@@ -38,6 +38,9 @@ impl Scheduler {
     /// The next derivation to build a second time, and the machine that is to do it; it takes up a slot there
     /// until it has [ended](Self::repeated).
     pub(in crate::build) fn next_repeat(&self) -> Option<(Repeat, MachineId)> {
+        if !self.0.may_start() {
+            return None;
+        }
         let mut state = self.0.lock();
         let free = |repeat: &Repeat| repeat.others.iter().copied().find(|id| state.machines.is_free(*id));
         let (at, machine) =

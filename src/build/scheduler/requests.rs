@@ -135,8 +135,12 @@ impl Scheduler {
         self.0.lock().held.release(id)
     }
 
-    /// A request that has left the queue ends: those who wait for it are told.
+    /// A request that has left the queue ends: those who wait for it are told, where several servers share the
+    /// queue once that is on record.
     pub(in crate::build) fn ended(&self, id: RequestId, ending: Ending) {
+        if self.is_shared() {
+            return self.note_ending(id, ending);
+        }
         let past = match &ending {
             Ok(()) => RequestState::Served,
             Err(failure) => failure.as_ref().into(),

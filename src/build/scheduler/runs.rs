@@ -67,6 +67,9 @@ impl Scheduler {
     /// The next derivation to build in a lane, and the machine that is to build it; it counts as running from
     /// now on.
     pub(in crate::build) fn next(&self, lane: Lane) -> Option<(StorePath, MachineId)> {
+        if !self.0.may_start() {
+            return None;
+        }
         let now = self.0.now();
         let mut state = self.0.lock();
         let State { queue, forecaster, machines, interrupted, .. } = &mut *state;

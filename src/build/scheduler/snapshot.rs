@@ -155,6 +155,9 @@ impl Ticket {
             None => "being delivered".to_owned(),
         };
         let state = self.shared.lock();
+        if self.shared.sharing.as_ref().is_some_and(|sharing| !sharing.leads()) {
+            return format!("{line}; another server schedules it");
+        }
         if let Some(stalled) = state.stalled() {
             return format!("{line}; {stalled}");
         }

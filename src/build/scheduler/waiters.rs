@@ -91,6 +91,19 @@ impl Waiters {
         self.pending.values().any(|request| request.drv == *drv)
     }
 
+    /// Requests that clients of this server wait for.
+    pub(super) fn awaited(&self) -> impl Iterator<Item = RequestId> {
+        self.pending.iter().filter(|(_, request)| request.tickets() > 0).map(|(id, _)| *id)
+    }
+
+    /// Removes the requests that no client of this server waits for.
+    pub(super) fn retain_awaited(&mut self) {
+        let unawaited = self.pending.iter().filter(|(_, request)| request.tickets() == 0);
+        for id in unawaited.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.leave(id);
+        }
+    }
+
     pub(super) fn ids(&self) -> impl Iterator<Item = RequestId> {
         self.pending.keys().copied()
     }

@@ -11,7 +11,7 @@ use crate::adopt;
 use crate::build::Ending;
 use crate::build::queue::RequestId;
 use crate::build::runner::known_outputs;
-use crate::build::scheduler::{DAEMON, FollowUp, INDEX};
+use crate::build::scheduler::{DAEMON, FollowUp, INDEX, NAR_STORE};
 use crate::build::verdict::Verdict;
 use crate::causes::with_causes;
 use crate::model::{Failure, FailureClass};
@@ -47,6 +47,8 @@ impl Worker {
             Err(adopt::Error::NotValid(path)) if self.scheduler.put_back(id, &drv) => {
                 tracing::info!(request = id.0, %drv, %path, "output not valid in the Nix store; request planned again");
             }
+            // The leader of now goes on with it.
+            Err(adopt::Error::Index(error)) if self.is_superseded(&error) => {}
             Err(error) => {
                 tracing::error!(request = id.0, %drv, error = &error as &dyn std::error::Error, "cannot publish what was built");
                 let verdict = match &error {
@@ -83,6 +85,7 @@ impl Worker {
         };
         let lost = |error: &adopt::Error| match error {
             adopt::Error::Index(error) if error.is_transient() => Some((INDEX, with_causes(error))),
+            adopt::Error::Pack(error) => Some((NAR_STORE, with_causes(error))),
             error => error.lost().map(|reason| (DAEMON, reason)),
         };
         self.scheduler.patiently_for(drv, attempt, lost).await

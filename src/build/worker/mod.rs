@@ -19,14 +19,14 @@ use tokio::task::JoinSet;
 use super::failures::Failures;
 use super::plan::{self, Needs, PlanRules, Planned};
 use super::queue::RequestId;
-use super::runner::{LocalRunner, MachineRunner, NotBuilt, Runner};
+use super::runner::{LocalRunner, MachineRunner, NotBuilt, RemoteRunner, Runner};
 use super::scheduler::{Finished, Lane, Scheduler};
 use super::verdict::{Verdict, logged};
 use super::{Logs, Settings};
 use crate::adopt::Adopter;
 use crate::import::Importer;
 use crate::index::Index;
-use crate::model::{Failure, FailureClass};
+use crate::model::{Failure, FailureClass, Term};
 use crate::nix::Detected;
 use crate::roots::Roots;
 
@@ -71,6 +71,28 @@ pub struct Worker {
 }
 
 impl Worker {
+    /// The same, which records all that it does for a term of this server as the leader.
+    #[must_use]
+    pub fn for_term(&self, term: &Term) -> Self {
+        let index = self.index.fenced(term);
+        let adopter = Adopter { index: index.clone(), ..self.adopter.clone() };
+        let importer = self.importer.for_adopter(&adopter);
+        let machines = self.machines.iter().cloned().map(|machine| match machine {
+            MachineRunner::Remote(runner) => {
+                MachineRunner::Remote(RemoteRunner { importer: importer.clone(), ..runner })
+            }
+            MachineRunner::Local(runner) => MachineRunner::Local(runner),
+        });
+        Self {
+            machines: machines.collect(),
+            adopter,
+            importer,
+            failures: self.failures.in_index(index.clone()),
+            index,
+            ..self.clone()
+        }
+    }
+
     /// Works for as long as the server runs. Dropping this future ends the running builds.
     pub async fn run(self) {
         self.restore_held();
@@ -289,7 +311,10 @@ impl Worker {
         let mut ticks = tokio::time::interval(LOOK_FOR_ABANDONED_EVERY);
         loop {
             ticks.tick().await;
-            self.scheduler.drop_abandoned();
+            match self.scheduler.is_shared() {
+                true => self.drop_unheld().await,
+                false => self.scheduler.drop_abandoned(),
+            }
             // Of requests that were cancelled after something was built for them.
             self.scheduler.take_unneeded().iter().for_each(|output| self.runner.roots.release(output));
             self.fail_hopeless().await;

@@ -1,8 +1,20 @@
 //! Record of the queue over a restart: every change is brought to the index, many at once where many come. A
 //! queue that cannot be recorded goes on; it only does not survive the server.
 
+use std::time::Duration;
+
+use tokio::time::sleep;
+
 use super::Worker;
+use crate::backoff::Backoff;
 use crate::build::scheduler::QueueChanges;
+use crate::causes::with_causes;
+use crate::index;
+use crate::model::{EndingRow, QueueOutcome};
+
+/// Pauses before endings are recorded again.
+const PAUSE_MIN: Duration = Duration::from_millis(100);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 impl Worker {
     /// Outputs that were held before a restart stay held for those who waited then.
@@ -16,9 +28,10 @@ impl Worker {
     pub(super) async fn record_all(&self) {
         loop {
             let changes = self.scheduler.take_changes();
-            let QueueChanges { requests, gone, durations, made } = changes;
+            let QueueChanges { requests, gone, durations, endings, made } = changes;
             if (!requests.is_empty() || !gone.is_empty() || !durations.is_empty())
                 && let Err(error) = self.index.record_queue(requests, gone, durations).await
+                && !self.is_superseded(&error)
             {
                 let error = &error as &dyn std::error::Error;
                 tracing::error!(
@@ -27,8 +40,52 @@ impl Worker {
                      directory"
                 );
             }
+            if !endings.is_empty() {
+                self.record_endings(endings).await;
+            }
             self.scheduler.recorded(made);
             self.scheduler.changed().await;
+        }
+    }
+
+    /// Records endings for all servers that share the queue, and tells of them here. Waits for an index that
+    /// is away: those who wait are told nothing that another leader does not know.
+    async fn record_endings(&self, endings: Vec<EndingRow>) {
+        let Some(cluster) = self.index.cluster() else { return };
+        let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX);
+        loop {
+            match cluster.end_requests(endings.clone()).await {
+                Ok(()) => return self.scheduler.tell(endings),
+                // The work of this term is dropped in a moment.
+                Err(error) if self.is_superseded(&error) => return,
+                Err(error) => {
+                    let error = with_causes(&error);
+                    tracing::error!(error, "cannot record what was built; it is tried again");
+                    sleep(backoff.pause()).await;
+                }
+            }
+        }
+    }
+
+    /// True where another server leads; then that is seen to.
+    pub(super) fn is_superseded(&self, error: &index::Error) -> bool {
+        let is_superseded = matches!(error, index::Error::Superseded);
+        if is_superseded {
+            self.scheduler.note_superseded();
+        }
+        is_superseded
+    }
+
+    /// Drops the requests that no server holds any more.
+    pub(super) async fn drop_unheld(&self) {
+        let abandoned = self.scheduler.abandoned();
+        let Some(cluster) = self.index.cluster().filter(|_| !abandoned.is_empty()) else { return };
+        // Those that were dropped come back as endings.
+        if let Err(error) = cluster.end_unheld(abandoned, QueueOutcome::Dropped).await
+            && !self.is_superseded(&error)
+        {
+            let error = &error as &dyn std::error::Error;
+            tracing::debug!(error, "cannot drop abandoned requests yet");
         }
     }
 }

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use crate::config::draft::SettingsDraft;
-use crate::config::setting::{Bytes, DefaultValue, List, Number, OneOf, Setting, Text};
+use crate::config::setting::{Bytes, DefaultValue, List, Number, OneOf, Setting, SomeOf, Text};
 use crate::http::TrustedProxies;
 use crate::index::IndexLocation;
 use crate::nar_store::BucketUrl;
+use crate::serve::{Role, Roles};
 
 pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
     Setting {
@@ -43,6 +44,17 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
             expected: "the path of a file",
             parse: |text| Some(PathBuf::from(text)),
             set: |to: &mut SettingsDraft, file| to.settings.index.password_file = Some(file),
+        },
+    },
+    Setting {
+        name: "roles",
+        doc: "Parts of this server where several share an index in PostgreSQL and a bucket: `\"serve\"` answers clients, \
+              `\"schedule\"` builds, evicts and evaluates package sets while no other server does.",
+        default: DefaultValue::Is("serve,schedule"),
+        value: &SomeOf {
+            placeholder: "ROLES",
+            choices: &[("serve", Role::Serve), ("schedule", Role::Schedule)],
+            set: |to: &mut SettingsDraft, roles| to.settings.roles = Roles::of(&roles),
         },
     },
     Setting {

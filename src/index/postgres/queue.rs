@@ -15,7 +15,8 @@ use crate::index::columns::{DamagedRow, from_unix, millis, signed, to_unix, unsi
 use crate::model::{AttributeName, DemandRow, DurationRow, RequestRow};
 
 /// Columns of a request, as [`request`] reads them.
-pub(super) const REQUEST_COLUMNS: &str = "id, drv, started, asked_at, asked_by, due_owner, charged, earned, builder";
+pub(super) const REQUEST_COLUMNS: &str =
+    "id, drv, started, asked_at, asked_by, due_owner, charged, earned, builder";
 /// Durations that are kept of each kind of work.
 const DURATIONS_KEPT: i64 = 5;
 
@@ -116,9 +117,8 @@ async fn record_requests(
     let charged: Vec<i64> = rows().map(|request| millis(request.charged)).collect();
     let earned: Vec<i64> = rows().map(|request| millis(request.earned)).collect();
     let builders: Vec<Option<&str>> = rows().map(|request| request.builder.as_deref()).collect();
-    let values: Params<'_> = &[
-        &ids, &drvs, &started, &times, &clients, &owners, &charged, &earned, &builders, &only_known,
-    ];
+    let values: Params<'_> =
+        &[&ids, &drvs, &started, &times, &clients, &owners, &charged, &earned, &builders, &only_known];
     session.execute(sql, values).await?;
     let sql = "UPDATE request_number SET latest = greatest(latest, $1)";
     session.execute(sql, &[&ids.into_iter().max().unwrap_or_default()]).await.map(drop)
