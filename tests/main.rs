@@ -41,6 +41,8 @@ mod fetching;
 mod files;
 mod fixtures;
 mod flake;
+#[cfg(feature = "postgres")]
+mod front_ends;
 mod full_disk;
 mod held;
 mod import;

@@ -16,6 +16,7 @@ pub mod cutting_proxy;
 pub mod derivations;
 pub mod door;
 pub mod faulty_proxy;
+pub mod fleet;
 pub mod gate;
 pub mod held_file;
 pub mod http;

@@ -1,0 +1,205 @@
+//! Several servers over one PostgreSQL and one bucket, with the same signing key and the same Nix daemon, and
+//! a check of what they have done together: one history.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::addresses::{base_name, field, narinfo_address};
+use super::cache::assert_narinfo;
+use super::derivations::Derivation;
+use super::gate::Gate;
+use super::http::{Ending, Http, Response};
+use super::object_store::Bucket;
+use super::ondine::Ondine;
+use super::postgres::PostgresServer;
+use super::process::{Signal, run, signal, wait_until};
+use super::release::Release;
+use super::store::{Daemon, Instantiated, NixStore, text};
+
+/// Time limit of an answer, of a start, and of a takeover that is not itself measured.
+const SOON: Duration = Duration::from_secs(60);
+
+/// The servers. The fields are dropped in this order.
+pub struct Fleet {
+    /// The servers; those that were killed are there, too.
+    pub servers: Vec<Ondine>,
+    /// The daemon that all of them build with.
+    pub daemon: Daemon,
+    /// Its store.
+    pub store: NixStore,
+    /// The database.
+    pub database: PostgresServer,
+    schema: String,
+    arguments: Vec<String>,
+}
+
+/// A client that waits for a path at one server, and asks again where it is cut off, as Nix does.
+pub struct Waiting {
+    path: PathBuf,
+    thread: JoinHandle<Option<Response>>,
+}
+
+impl Fleet {
+    /// So many servers, each with these arguments more; `None` where there is no object store to test with.
+    #[track_caller]
+    pub fn start(size: usize, arguments: &[&str]) -> Option<Fleet> {
+        let bucket = Bucket::new()?;
+        let (store, database) = (NixStore::new(Release::Host), PostgresServer::start());
+        let schema = database.schema();
+        let key = store.folder().join("key");
+        let keys = [text(&key).to_owned(), text(&store.folder().join("key.pub")).to_owned()];
+        let mut generate = store.command("nix-store", &["--generate-binary-cache-key", "fleet-1"]);
+        generate.args(&keys);
+        run(generate).must_succeed();
+        let own =
+            ["--index", &schema, "--nar-store", &bucket.url(), "--signing-key", text(&key), "--hold", "1s"];
+        let arguments = own.iter().chain(arguments).map(|argument| (*argument).to_owned()).collect();
+        let daemon = store.daemon();
+        let mut fleet = Fleet { servers: Vec::new(), daemon, store, database, schema, arguments };
+        for _ in 0..size {
+            fleet.add(&[]);
+        }
+        Some(fleet)
+    }
+
+    /// One more server, with these arguments more. Gives its number.
+    #[track_caller]
+    pub fn add(&mut self, arguments: &[&str]) -> usize {
+        let all: Vec<&str> =
+            self.arguments.iter().map(String::as_str).chain(arguments.iter().copied()).collect();
+        self.servers.push(Ondine::start_with(&self.store, &all, &Bucket::VARIABLES));
+        self.servers.len() - 1
+    }
+
+    /// A client of a server.
+    pub fn http(&self, number: usize) -> Http {
+        Http::new(&self.servers[number].url())
+    }
+
+    /// A derivation that waits at the gate and then makes a file.
+    #[track_caller]
+    pub fn gated(&self, name: &str, gate: &Gate) -> Instantiated {
+        let script = format!("{}echo {name} > \"$out\"", gate.script(name));
+        self.store.instantiate(&Derivation::new(name, &script))
+    }
+
+    /// Begins to wait for a path at a server.
+    pub fn wait_for(&self, number: usize, path: &Path) -> Waiting {
+        let (url, path) = (self.servers[number].url(), path.to_owned());
+        let wanted = path.clone();
+        let thread = std::thread::spawn(move || {
+            let deadline = Instant::now() + SOON;
+            while Instant::now() < deadline {
+                if let Ok(mut answer) = Http::new(&url).try_open(&narinfo_address(&wanted), &[]) {
+                    let (status, headers) = (answer.status, answer.headers.clone());
+                    if let (body, Ending::Complete) = answer.read_to_end() {
+                        return Some(Response { status, headers, body });
+                    }
+                }
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            None
+        });
+        Waiting { path, thread }
+    }
+
+    /// A value of the database.
+    #[track_caller]
+    pub fn sql(&self, query: &str) -> String {
+        let schema = self.schema.rsplit("%3D").next().expect("its name");
+        self.database.sql(&format!("SET search_path TO {schema}; {query}"))
+    }
+
+    /// Number of the server that leads, as the database has it.
+    #[track_caller]
+    pub fn leader(&self) -> Option<usize> {
+        let holder = self.sql("SELECT holder FROM leadership");
+        self.servers.iter().position(|server| {
+            std::fs::read_to_string(server.state_dir().join("node")).is_ok_and(|node| node == holder)
+        })
+    }
+
+    /// Waits until a server leads, and gives its number.
+    #[track_caller]
+    pub fn wait_for_leader(&self) -> usize {
+        wait_until("a server leads", SOON, || self.leader().is_some());
+        self.leader().expect("one leads")
+    }
+
+    /// Waits until the requests for these derivations are in the queue, in this order.
+    #[track_caller]
+    pub fn wait_for_queue(&self, wanted: &[&Instantiated]) {
+        let wanted: Vec<&str> = wanted.iter().map(|wanted| base_name(&wanted.drv)).collect();
+        let listed = || self.sql("SELECT drv FROM request ORDER BY id");
+        wait_until(&format!("{wanted:?} are in the queue"), SOON, || {
+            listed().lines().eq(wanted.iter().copied())
+        });
+    }
+
+    /// Freezes a server, or lets it go on.
+    pub fn signal(&self, number: usize, name: Signal) {
+        signal(&[self.servers[number].id()], name);
+    }
+
+    /// The served path has its NAR at a server, from the bucket.
+    #[track_caller]
+    pub fn assert_served(&self, number: usize, path: &Path) {
+        let http = self.http(number);
+        let answer = http.get(&format!("/cached{}", narinfo_address(path)));
+        assert_narinfo(&answer, path);
+        let nar = http.get(&format!("/{}", field(&answer.text(), "URL")));
+        assert_eq!(nar.status, 200, "server {number}: {}", nar.text());
+        let dump = run(self.store.command("nix-store", &["--dump", text(path)])).must_succeed().stdout;
+        assert!(
+            zstd::decode_all(&nar.body[..]).expect("a zstd file") == dump,
+            "server {number} has other bytes"
+        );
+    }
+
+    /// Checks what all servers have recorded together: every request has ended once, terms come one after the
+    /// other, and no path is served without its NAR. Gives the derivations in the order of their requests.
+    #[track_caller]
+    pub fn check_history(&self) -> Vec<String> {
+        let endings = self
+            .sql("SELECT request || ' ' || coalesce(epoch, 0) || ' ' || drv FROM ending ORDER BY sequence");
+        let (mut requests, mut latest) = (BTreeMap::new(), 0);
+        for line in endings.lines() {
+            let mut words = line.split(' ');
+            let mut number = || words.next().and_then(|word| word.parse::<u64>().ok()).expect("a number");
+            let (request, epoch) = (number(), number());
+            assert!(epoch >= latest, "an older leader has recorded an ending after a later one: {endings}");
+            latest = epoch;
+            let drv = words.next().expect("a derivation").to_owned();
+            assert_eq!(requests.insert(request, drv), None, "request {request} has ended twice: {endings}");
+        }
+        assert_eq!(self.sql("SELECT count(*) FROM request"), "0", "requests are left");
+        let without = self.sql(
+            "SELECT p.name FROM path p LEFT JOIN nar n ON n.nar_hash = p.nar_hash WHERE n.nar_hash IS NULL",
+        );
+        assert_eq!(without, "", "paths are served without a NAR");
+        requests.into_values().collect()
+    }
+}
+
+impl Waiting {
+    /// True once the answer is there.
+    pub fn is_answered(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// The answer; none within a minute fails the test.
+    #[track_caller]
+    pub fn answer(self) -> Response {
+        wait_until(&format!("{} is answered", self.path.display()), SOON, || self.thread.is_finished());
+        self.thread.join().expect("no panic").expect("an answer in time")
+    }
+
+    /// The narinfo; none within a minute, or another answer, fails the test.
+    #[track_caller]
+    pub fn assert_answered(self) {
+        let path = self.path.clone();
+        assert_narinfo(&self.answer(), &path);
+    }
+}
