@@ -391,6 +391,10 @@ impl Substitute {
                 "a store path in its closure has the signing key of this cache in it, and is never served",
             )),
             Err(adopt::Error::Index(error)) => Err(index_trouble(&error, NOT_ADOPTED)),
+            // As storage that is away: whoever waits for the index waits for it, too.
+            Err(error @ adopt::Error::Pack(_)) => {
+                Err(Missing::IndexUnavailable { reason: NOT_ADOPTED, cause: with_causes(&error).into() })
+            }
             Err(error) => Err(match error.lost() {
                 Some(reason) => Missing::NoDaemon(reason),
                 None => trouble(&error, NOT_ADOPTED),

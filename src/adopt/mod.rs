@@ -72,10 +72,19 @@ pub enum Error {
     Index(#[from] index::Error),
     /// A NAR could not be stored, without which other servers could not serve the path.
     #[error("the path could not be stored")]
-    Pack(#[from] packer::Error),
+    Pack(#[source] packer::Error),
     /// No GC root could be set.
     #[error("the path could not be kept from garbage collection")]
     Roots(#[from] roots::Error),
+}
+
+impl From<packer::Error> for Error {
+    fn from(error: packer::Error) -> Self {
+        match error {
+            packer::Error::Index(error) => Self::Index(error),
+            error => Self::Pack(error),
+        }
+    }
 }
 
 impl Error {

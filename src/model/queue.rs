@@ -57,13 +57,13 @@ pub struct Term {
 /// Outcome of a request that has left the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum QueueOutcome {
-    /// Its outputs are served.
+    /// The outputs are served.
     Served,
-    /// It failed.
+    /// Failed, or refused.
     Failed(Failure),
     /// Nobody has waited for it any more.
     Dropped,
-    /// It was cancelled.
+    /// Cancelled.
     Cancelled,
 }
 
@@ -78,7 +78,7 @@ pub struct EndingRow {
     pub outcome: QueueOutcome,
 }
 
-/// What has happened to a queue that several servers share.
+/// Changes of a queue that several servers share.
 #[derive(Clone, Debug, Default)]
 pub struct QueueNews {
     /// New requests that have not ended, oldest first.

@@ -33,9 +33,9 @@ const ALONE_WITHIN: Duration = Duration::from_secs(8);
 /// A part that a server may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// It answers clients.
+    /// Answers clients.
     Serve,
-    /// It builds while no other server does.
+    /// Builds while no other server does.
     Schedule,
 }
 
