@@ -135,8 +135,8 @@ impl Scheduler {
         self.0.lock().held.release(id)
     }
 
-    /// A request that has left the queue ends: those who wait for it are told. Where several servers share the
-    /// queue, that is once it is on record.
+    /// A request that has left the queue ends: those who wait for it are told. A queue that several servers
+    /// share has that on record first.
     pub(in crate::build) fn ended(&self, id: RequestId, ending: Ending) {
         if self.is_shared() {
             return self.note_ending(id, ending);
