@@ -156,12 +156,9 @@ impl Machines {
     pub(super) fn restart(&mut self) {
         self.placed.clear();
         self.losses.clear();
-        let now = Instant::now();
         for machine in &mut self.machines {
             machine.running.clear();
-            if machine.spec.address.is_some() {
-                machine.reach = Reach::Resting { since: now, due: now, reason: None };
-            }
+            machine.reach = MachineState::new(machine.spec.clone()).reach;
         }
     }
 

@@ -2,6 +2,7 @@
 //! the views. No one else locks the queue. It does no I/O: what has to be recorded, held or built is given
 //! out for others to do.
 
+mod bounds;
 mod cancel;
 mod disagreement;
 #[cfg(test)]
@@ -38,6 +39,7 @@ use super::{Ending, Settings};
 use crate::caller::QueuePlace;
 use crate::index::{self, Index};
 use crate::model::{DurationRow, NodeId};
+pub use bounds::NotQueued;
 pub use cancel::Cancellation;
 use held::HeldOutputs;
 use machines::Machines;
@@ -59,40 +61,6 @@ use waiters::{PendingRequest, Waiters};
 
 /// Derivations that may be remembered though nobody needs them any more, beside as many as are needed.
 const KINDS_MIN: usize = 1_000;
-
-/// Why a request has no place in the queue.
-#[derive(Debug, thiserror::Error)]
-pub enum NotQueued {
-    /// The bound on all requests is reached.
-    #[error("{0} builds wait already (setting max-queued); ask again when some are done")]
-    ForAll(usize),
-    /// The bound on the requests of one client is reached.
-    #[error(
-        "{0} builds wait for this client already (setting max-queued-per-client); ask again when some are done"
-    )]
-    ForClient(usize),
-    /// The queue that several servers share cannot be written, for this reason.
-    #[error("the queue cannot be written: {0}")]
-    Unrecorded(Arc<str>),
-    /// A request for the same derivation waits, and may be built elsewhere.
-    #[error(
-        "request {id} for it is in the queue already, for {}: end that with `ondine cancel {id}` first, or leave \
-         out the builder", builder_or_any(.builder.as_deref())
-    )]
-    ForOthers {
-        /// The request.
-        id: u64,
-        /// Its builder.
-        builder: Option<String>,
-    },
-    /// Another machine builds the derivation now.
-    #[error("it is being built on {0} already")]
-    BuiltOn(String),
-}
-
-fn builder_or_any(builder: Option<&str>) -> String {
-    builder.map_or_else(|| "any builder".to_owned(), |builder| format!("the builder {builder}"))
-}
 
 /// The queue of one server; clones share it.
 #[derive(Clone)]
@@ -405,43 +373,6 @@ struct Entered {
 }
 
 impl State {
-    /// Checks that one more request is accepted, beside `more` that are under way.
-    fn room_for(
-        &self,
-        drv: &StorePath,
-        client: Option<IpAddr>,
-        more: usize,
-        settings: &Settings,
-    ) -> Result<(), NotQueued> {
-        if self.queue.request_for(drv).is_some() {
-            return Ok(());
-        }
-        let Settings { queued_max, queued_per_client_max, .. } = *settings;
-        if self.queue.len() + more >= queued_max {
-            return Err(NotQueued::ForAll(queued_max));
-        }
-        match client {
-            Some(client) if self.waiters.of_client(client) + more >= queued_per_client_max => {
-                Err(NotQueued::ForClient(queued_per_client_max))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Refuses to have a derivation built on one builder alone that is built elsewhere, or may be for others.
-    fn may_be_built_on(&self, builder: &str, drv: &StorePath) -> Result<(), NotQueued> {
-        if let Some(id) = self.queue.request_for(drv) {
-            let theirs = self.waiters.get(id).and_then(|request| request.builder.clone());
-            if theirs.as_deref() != Some(builder) {
-                return Err(NotQueued::ForOthers { id: id.0, builder: theirs });
-            }
-        }
-        match self.machines.machine_of(drv) {
-            Some(other) if other != builder => Err(NotQueued::BuiltOn(other.to_owned())),
-            _ => Ok(()),
-        }
-    }
-
     /// Requests have left early: the kinds of derivations that only they needed are not expected any more.
     /// All are looked at, and so not each time.
     fn forget_kinds(&mut self) {

@@ -38,7 +38,7 @@ pub trait Cluster: Send + Sync {
     /// term has ended.
     fn fenced(&self, term: Term) -> Arc<dyn Backend>;
 
-    /// Adds requests in their order, for one builder alone where it is named, and gives the number of each. One
+    /// Adds requests in their order, for one builder alone where it is named, and gives each its number. One
     /// that waits for the same derivation already is joined. None of them is dropped while the node is alive
     /// and holds it.
     fn ask(
