@@ -30,11 +30,11 @@ pub(super) struct Import {
     #[arg(long = "trusted-key", value_name = "KEY")]
     trusted_keys: Vec<PublicKey>,
     /// Name of the cache, where an attic server has several
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", help_heading = "Attic")]
     cache: Option<String>,
     /// SQLite database of an attic server; DIR is then its directory of chunks [default: server.db in DIR,
     /// with chunks in its storage]
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", help_heading = "Attic")]
     database: Option<PathBuf>,
     /// Only reads the cache, and says what would be imported
     #[arg(long)]
