@@ -210,7 +210,11 @@ fn a_control_socket_that_does_not_answer_is_told_by_why() {
         let mut other = Command::new("setpriv");
         let folder = tempfile::tempdir().expect("a folder");
         let program = folder.path().join("ondine");
-        std::fs::copy(env!("CARGO_BIN_EXE_ondine"), &program).expect("copied");
+        // By another process: a child of another test may hold what this one has open for writing, and no
+        // program can be started then.
+        let mut copy = Command::new("cp");
+        copy.args([env!("CARGO_BIN_EXE_ondine"), text(&program)]);
+        run(copy).must_succeed();
         for path in [folder.path(), &program] {
             std::fs::set_permissions(path, PermissionsExt::from_mode(0o755)).expect("set");
         }

@@ -173,13 +173,15 @@ impl Inner {
         draft: Draft,
         work: impl FnOnce(&NarStore, &Draft) -> Result<Received, PackError> + Send + 'static,
     ) -> (Option<Draft>, Result<Committed, PackError>) {
-        self.write_new(|_| Ok(draft), work).await
+        self.write_new(|_| Ok(draft), |_, _| Ok(()), work).await
     }
 
-    /// The same with a draft that is begun there: nobody follows it yet.
+    /// The same with a draft that is begun there: nobody follows it yet. `mark` is run before the file is
+    /// there, under its lease.
     pub(super) async fn write_new(
         self: &Arc<Self>,
         begin: impl FnOnce(&NarStore) -> std::io::Result<Draft> + Send + 'static,
+        mark: impl FnOnce(&NarStore, NarHash) -> std::io::Result<()> + Send + 'static,
         work: impl FnOnce(&NarStore, &Draft) -> Result<Received, PackError> + Send + 'static,
     ) -> (Option<Draft>, Result<Committed, PackError>) {
         let inner = Arc::clone(self);
@@ -194,7 +196,9 @@ impl Inner {
                 Ok(draft) => match work(&inner.nars, &draft) {
                     Ok(received) => {
                         let lease = inner.leases.take(received.nar.hash);
-                        let commit = inner.nars.commit(draft, &received).map_err(PackError::Write);
+                        let marked = mark(&inner.nars, received.nar.hash);
+                        let commit = marked.and_then(|()| inner.nars.commit(draft, &received));
+                        let commit = commit.map_err(PackError::Write);
                         (None, commit.map(|commit| Committed { received, commit, lease }))
                     }
                     Err(error) => (Some(draft), Err(error)),

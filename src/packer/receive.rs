@@ -57,12 +57,11 @@ impl Packer {
         let promise = Promise::AtMost(limits.nar_bytes_max);
         let (_, committed) = self
             .0
-            .write_new(begin, move |nars, draft| {
-                let received = nars.receive(draft, input, compression, promise, None)?;
-                // Before its file is there.
-                nars.unnamed().mark(received.nar.hash).map_err(PackError::Write)?;
-                Ok(received)
-            })
+            .write_new(
+                begin,
+                |nars, nar| nars.unnamed().mark(nar),
+                move |nars, draft| nars.receive(draft, input, compression, promise, None),
+            )
             .await;
         let Committed { mut received, commit, lease } = committed?;
         if commit == Commit::Lost {

@@ -272,8 +272,8 @@ impl Packer {
                 }
                 let inner = Arc::clone(&self.0);
                 let clear = move || {
-                    // Of a NAR that is received again, the mark is needed.
-                    if !inner.leases.is_leased(nar) {
+                    // Of a NAR that is received again, the mark is needed: it is made under a lease.
+                    if let Some(_removal) = inner.leases.remove(nar) {
                         inner.nars.unnamed().clear(nar);
                     }
                     Ok(())
