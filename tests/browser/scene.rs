@@ -81,8 +81,8 @@ fn log_lines(name: &str, files: usize) -> String {
 
 fn package(name: &str, version: &str, script: &str, inputs: &[&str]) -> String {
     let inputs: String = inputs.iter().map(|input| format!(" in_{input} = self.{input};")).collect();
-    // The shell itself ends last: Nix kills a builder whose output has ended, such as a program that the shell
-    // has become, and that closes its output before its end.
+    // The shell itself ends last: Nix kills a builder whose output has ended, such as a program that the
+    // shell has become, and that closes its output before its end.
     let script = format!("{script}\n:");
     let script = script.replace('\\', "\\\\").replace('"', "\\\"").replace("${", "\\${");
     format!(
