@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::ConfigArgs;
 use super::control::OutputArgs;
 use super::screen::size;
-use crate::config::RawSettings;
 use crate::serve;
 
 #[derive(Args, Debug)]
@@ -16,19 +16,13 @@ pub(super) struct Backup {
     to: PathBuf,
     #[command(flatten)]
     output: OutputArgs,
-    /// Settings file (TOML) of the server
-    #[arg(long, env = "ONDINE_CONFIG", hide_env_values = true, value_name = "FILE")]
-    config: Option<PathBuf>,
     #[command(flatten)]
-    settings: RawSettings,
+    config: ConfigArgs,
 }
 
 impl Backup {
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let settings = match &self.config {
-            Some(file) => super::resolve(self.settings, file)?,
-            None => self.settings.resolve()?,
-        };
+        let settings = self.config.resolve()?;
         // Keys are copied: nobody else may read them.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
         let report = serve::backup(&settings, &self.to)?;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::RawSettings;
+use super::ConfigArgs;
 
 #[derive(Args, Debug)]
 pub(super) struct Migrate {
@@ -14,17 +14,14 @@ pub(super) struct Migrate {
     /// File with the password for the database to copy to
     #[arg(long, value_name = "FILE")]
     to_password_file: Option<PathBuf>,
-    /// Settings file (TOML) of the server
-    #[arg(long, env = "ONDINE_CONFIG", hide_env_values = true, value_name = "FILE")]
-    config: Option<PathBuf>,
     #[command(flatten)]
-    settings: RawSettings,
+    config: ConfigArgs,
 }
 
 impl Migrate {
     #[cfg(not(feature = "postgres"))]
     pub(super) fn run(self) -> anyhow::Result<()> {
-        let _ = (self.to, self.to_password_file, self.config, self.settings);
+        let _ = (self.to, self.to_password_file, self.config);
         anyhow::bail!("this program was built without PostgreSQL; build it with the feature `postgres`")
     }
 
@@ -33,10 +30,7 @@ impl Migrate {
         use anyhow::Context;
 
         use crate::index::{CopyPlace, CopyProgress};
-        let settings = match &self.config {
-            Some(file) => super::resolve(self.settings, file)?,
-            None => self.settings.resolve()?,
-        };
+        let settings = self.config.resolve()?;
         // A password may stand in it: it is not repeated.
         let to = CopyPlace::parse(&self.to, self.to_password_file)
             .context("--to takes the URL of a PostgreSQL, or sqlite:FILE")?;

@@ -235,11 +235,25 @@ struct Serve {
 struct Recover {
     #[command(flatten)]
     output: OutputArgs,
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+// The settings of a server on this machine, for a command that works without it. A documentation comment
+// would take the place of the command's description.
+#[derive(Args, Debug)]
+struct ConfigArgs {
     /// Settings file (TOML) of the server
     #[arg(long, env = "ONDINE_CONFIG", hide_env_values = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
     settings: RawSettings,
+}
+
+impl ConfigArgs {
+    fn resolve(self) -> anyhow::Result<serve::Settings> {
+        resolve(self.settings, self.config.as_deref())
+    }
 }
 
 #[derive(Args, Debug)]
@@ -313,10 +327,7 @@ impl Cli {
 
 impl Serve {
     fn run(self) -> anyhow::Result<()> {
-        let settings = match &self.config {
-            Some(file) => resolve(self.settings, file)?,
-            None => self.settings.resolve()?,
-        };
+        let settings = resolve(self.settings, self.config.as_deref())?;
         let _telemetry = telemetry::start(&settings.telemetry)?;
         for warning in unknown_variables() {
             tracing::warn!("{warning}");
@@ -336,11 +347,7 @@ impl Serve {
 impl Recover {
     fn run(self) -> anyhow::Result<()> {
         telemetry::start_text_log();
-        let settings = match &self.config {
-            Some(file) => resolve(self.settings, file)?,
-            None => self.settings.resolve()?,
-        };
-        let report = runtime()?.block_on(serve::recover(settings))?;
+        let report = runtime()?.block_on(serve::recover(self.config.resolve()?))?;
         println!("{}", self.output.text(&report, report)?);
         Ok(())
     }
@@ -366,7 +373,7 @@ fn banner(server: &Server) -> String {
 
 impl CheckConfig {
     fn run(self) -> anyhow::Result<()> {
-        let settings = resolve(self.settings, &self.file)?;
+        let settings = resolve(self.settings, Some(&self.file))?;
         let mut warnings: Vec<_> = unknown_variables().collect();
         if !self.settings_only {
             warnings.extend(runtime()?.block_on(serve::check(settings))?);
@@ -380,9 +387,13 @@ impl CheckConfig {
     }
 }
 
-/// Settings of flags and variables, then of a file.
-fn resolve(settings: RawSettings, file: &Path) -> anyhow::Result<serve::Settings> {
-    Ok(settings.or(RawSettings::read(file)?).resolve()?)
+/// Settings of flags and variables, then of a file, where there is one.
+fn resolve(settings: RawSettings, file: Option<&Path>) -> anyhow::Result<serve::Settings> {
+    let settings = match file {
+        Some(file) => settings.or(RawSettings::read(file)?),
+        None => settings,
+    };
+    Ok(settings.resolve()?)
 }
 
 fn unknown_variables() -> impl Iterator<Item = String> {

@@ -68,10 +68,7 @@ impl Doctor {
 
     fn check_server(self, report: &mut DoctorReport) -> anyhow::Result<()> {
         let file = self.config.or_else(|| Some(PathBuf::from(CONFIG)).filter(|file| file.exists()));
-        let settings = match &file {
-            Some(file) => super::resolve(self.settings, file)?,
-            None => self.settings.resolve()?,
-        };
+        let settings = super::resolve(self.settings, file.as_deref())?;
         let running = network::running(&settings, report);
         super::runtime()?.block_on(async {
             start(&settings, report).await;
