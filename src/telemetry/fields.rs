@@ -74,9 +74,30 @@ impl Visit for EventFields {
 #[cfg(test)]
 pub(super) mod tests {
     use std::io;
+    use std::sync::{Arc, Mutex};
 
     use tracing_subscriber::Layer;
     use tracing_subscriber::layer::SubscriberExt;
+
+    /// A log in memory; clones share it.
+    #[derive(Clone, Default)]
+    pub(in crate::telemetry) struct MemoryLog(Arc<Mutex<Vec<u8>>>);
+
+    impl io::Write for MemoryLog {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nothing panics").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl MemoryLog {
+        pub(in crate::telemetry) fn text(&self) -> String {
+            String::from_utf8(self.0.lock().expect("nothing panics").clone()).expect("UTF-8")
+        }
+    }
 
     /// Writes an event with fields of every kind, and text that acts on a terminal in each.
     pub(in crate::telemetry) fn write_an_event(

@@ -45,32 +45,16 @@ where
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-    use std::sync::{Arc, Mutex};
-
     use super::*;
-    use crate::telemetry::fields::tests::write_an_event;
-
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl io::Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("nothing panics").write(bytes)
-        }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::telemetry::fields::tests::{MemoryLog, write_an_event};
 
     #[test]
     fn an_event_is_one_line_of_json_with_its_fields_and_nothing_that_acts_on_a_terminal() {
-        let log = Log::default();
+        let log = MemoryLog::default();
         let writer = log.clone();
         let layer = tracing_subscriber::fmt::layer().with_writer(move || writer.clone());
         write_an_event(layer.event_format(JsonLines));
-        let text = String::from_utf8(log.0.lock().expect("nothing panics").clone()).expect("UTF-8");
+        let text = log.text();
         assert_eq!(text.lines().count(), 1, "{text:?}");
         assert!(!text.trim_end().contains(escape::acts), "{text:?}");
         let line: Value = serde_json::from_str(&text).expect("JSON");
