@@ -204,7 +204,7 @@ in
           NIX_REMOTE = "daemon";
           HOME = queue;
         };
-        serviceConfig = {
+        serviceConfig = import ./hardening.nix // {
           ExecStart = "${cfg.package}/bin/ondine push --server ${cfg.url} --token-file %d/token --send-queue ${queue} --follow";
           LoadCredential = [ "token:${toString cfg.push.tokenFile}" ];
           # Root, as the hook is: both use the queue.
@@ -214,33 +214,7 @@ in
           Restart = "always";
           RestartSec = 10;
 
-          CapabilityBoundingSet = "";
-          AmbientCapabilities = "";
-          DevicePolicy = "closed";
-          KeyringMode = "private";
-          LockPersonality = true;
-          MemoryDenyWriteExecute = true;
-          NoNewPrivileges = true;
-          PrivateDevices = true;
-          PrivateMounts = true;
-          PrivateTmp = true;
-          ProcSubset = "pid";
-          ProtectClock = true;
-          ProtectControlGroups = true;
-          ProtectHome = true;
-          ProtectHostname = true;
-          ProtectKernelLogs = true;
-          ProtectKernelModules = true;
-          ProtectKernelTunables = true;
-          ProtectProc = "invisible";
-          ProtectSystem = "strict";
-          RemoveIPC = true;
           RestrictAddressFamilies = [ "AF_UNIX" "AF_INET" "AF_INET6" ];
-          RestrictNamespaces = true;
-          RestrictRealtime = true;
-          RestrictSUIDSGID = true;
-          SystemCallArchitectures = "native";
-          SystemCallErrorNumber = "EPERM";
           SystemCallFilter = [ "@system-service" "~@privileged @resources" ];
         };
       };

@@ -63,35 +63,7 @@ let
   builderHome = "/var/lib/nix-builder";
 
   # What neither the server nor a command beside it needs.
-  hardened = {
-    CapabilityBoundingSet = "";
-    AmbientCapabilities = "";
-    DevicePolicy = "closed";
-    KeyringMode = "private";
-    LockPersonality = true;
-    MemoryDenyWriteExecute = true;
-    NoNewPrivileges = true;
-    PrivateDevices = true;
-    PrivateMounts = true;
-    PrivateTmp = true;
-    PrivateUsers = true;
-    ProcSubset = "pid";
-    ProtectClock = true;
-    ProtectControlGroups = true;
-    ProtectHome = true;
-    ProtectHostname = true;
-    ProtectKernelLogs = true;
-    ProtectKernelModules = true;
-    ProtectKernelTunables = true;
-    ProtectProc = "invisible";
-    ProtectSystem = "strict";
-    RemoveIPC = true;
-    RestrictNamespaces = true;
-    RestrictRealtime = true;
-    RestrictSUIDSGID = true;
-    SystemCallArchitectures = "native";
-    SystemCallErrorNumber = "EPERM";
-  };
+  hardened = import ./hardening.nix // { PrivateUsers = true; };
 
   types = lib.types;
   # The type of a setting, which the table describes.
