@@ -7,7 +7,7 @@ use std::io::{self, Read, Write};
 use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
-use std::thread::{Builder, ScopedJoinHandle};
+use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use narinfo::{Addressed, NarHash, nar};
@@ -127,30 +127,10 @@ pub(super) fn verify(
     std::thread::scope(|scope| {
         let (mut take, mut started) = (Some(take), None);
         let mut start = || {
-            let threads = take.take().map(|mut take| {
-                let (to_hash, hashing) = sync_channel(CHUNKS_WAITING_MAX);
-                let (to_take, taking) = sync_channel(CHUNKS_WAITING_MAX);
-                let (used, reusable) = channel();
-                let hashed = used.clone();
-                let hasher = Builder::new().name("nar-hasher".into()).spawn_scoped(scope, move || {
-                    Hashing::new(hashing.into_iter(), Some(hashed)).run(origin)
-                })?;
-                let taker = Builder::new()
-                    .name("nar-taker".into())
-                    .spawn_scoped(scope, move || take_all(taking, &used, &mut take))?;
-                Ok((hasher, taker, ChunkSenders { to_hash, to_take, reusable }))
-            });
-            match threads {
-                Some(Ok((hasher, taker, senders))) => {
-                    started = Some(Ok((hasher, taker)));
-                    Some(senders)
-                }
-                Some(Err(error)) => {
-                    started = Some(Err(error));
-                    None
-                }
-                None => None,
-            }
+            let (threads, senders) = start_threads(scope, origin, take.take()?)
+                .map_or_else(|error| (Err(error), None), |(threads, senders)| (Ok(threads), Some(senders)));
+            started = Some(threads);
+            senders
         };
         let mut chunks =
             ChunkWriter { chunk: Vec::new(), bytes: 0, bytes_max, senders: None, start: &mut start };
@@ -159,7 +139,7 @@ pub(super) fn verify(
         // That was all of it.
         drop(senders);
         let (taken, (found, parsed)) = match started {
-            Some(Ok((hasher, taker))) => (ended(taker), ended(hasher)),
+            Some(Ok(ChunkThreads { hasher, taker })) => (ended(taker), ended(hasher)),
             Some(Err(error)) => return Err(Error::Write(error)),
             None => {
                 let whole = Some(chunk).filter(|chunk| made.is_ok() && !chunk.is_empty()).map(Arc::new);
@@ -190,6 +170,30 @@ pub(super) fn verify(
             Promise::AtMost(_) => Err(Error::TooLarge { bytes_max }),
         }
     })
+}
+
+/// The two threads that use chunks.
+struct ChunkThreads<'scope> {
+    hasher: ScopedJoinHandle<'scope, (NarHash, Result<Vec<String>, nar::Error>)>,
+    taker: ScopedJoinHandle<'scope, io::Result<()>>,
+}
+
+fn start_threads<'scope, 'env>(
+    scope: &'scope Scope<'scope, 'env>,
+    origin: Origin<'env>,
+    mut take: impl FnMut(&[u8]) -> io::Result<()> + Send + 'scope,
+) -> io::Result<(ChunkThreads<'scope>, ChunkSenders)> {
+    let (to_hash, hashing) = sync_channel(CHUNKS_WAITING_MAX);
+    let (to_take, taking) = sync_channel(CHUNKS_WAITING_MAX);
+    let (used, reusable) = channel();
+    let hashed = used.clone();
+    let hasher = Builder::new()
+        .name("nar-hasher".into())
+        .spawn_scoped(scope, move || Hashing::new(hashing.into_iter(), Some(hashed)).run(origin))?;
+    let taker = Builder::new()
+        .name("nar-taker".into())
+        .spawn_scoped(scope, move || take_all(taking, &used, &mut take))?;
+    Ok((ChunkThreads { hasher, taker }, ChunkSenders { to_hash, to_take, reusable }))
 }
 
 /// Reader of all chunks in a row, each hashed before it is read.

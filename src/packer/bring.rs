@@ -192,17 +192,16 @@ impl Inner {
             if let Err(error) = rustix::process::nice(NICE) {
                 tracing::debug!(%error, "cannot lower the rank of a packing thread");
             }
-            let (left, written) = match begin(&inner.nars) {
-                Ok(draft) => match work(&inner.nars, &draft) {
-                    Ok(received) => {
-                        let lease = inner.leases.take(received.nar.hash);
-                        let marked = mark(&inner.nars, received.nar.hash);
-                        let commit = marked.and_then(|()| inner.nars.commit(draft, &received));
-                        let commit = commit.map_err(PackError::Write);
-                        (None, commit.map(|commit| Committed { received, commit, lease }))
-                    }
-                    Err(error) => (Some(draft), Err(error)),
-                },
+            let worked = begin(&inner.nars).map(|draft| (work(&inner.nars, &draft), draft));
+            let (left, written) = match worked {
+                Ok((Ok(received), draft)) => {
+                    let lease = inner.leases.take(received.nar.hash);
+                    let marked = mark(&inner.nars, received.nar.hash);
+                    let commit = marked.and_then(|()| inner.nars.commit(draft, &received));
+                    let commit = commit.map_err(PackError::Write);
+                    (None, commit.map(|commit| Committed { received, commit, lease }))
+                }
+                Ok((Err(error), draft)) => (Some(draft), Err(error)),
                 Err(error) => (None, Err(PackError::Write(error))),
             };
             inner.nars.note_written(&written);
