@@ -4,7 +4,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::support;
 use crate::support::addresses::{base_name, field, narinfo_address};
@@ -62,21 +62,12 @@ fn collect(cache: &Cache, paths: &[&Path]) {
     });
 }
 
-/// Ends all uses until now, for a server with `--eviction-grace 0s`.
-fn end_all_uses(cache: &Cache) {
-    // Puts them on record, to the second; one more second, and they are over.
-    gc(&cache.ondine, &["--dry-run"]);
-    let seconds = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock").as_secs();
-    let now = seconds();
-    wait_until("the uses are over", SOON, || seconds() > now + 1);
-}
-
 /// Asks for a path; all that is used later is used after it.
 #[track_caller]
 fn use_path(cache: &Cache, path: &Path) {
     assert_narinfo(&cache.ask(path), path);
     wait_until_packed(&cache.ondine);
-    end_all_uses(cache);
+    cache.ondine.end_all_uses();
 }
 
 /// A derivation that Nix keeps, so that it can be built whenever it is asked for.
@@ -141,7 +132,7 @@ fn what_was_used_longest_ago_goes_with_its_file_and_is_built_again_when_it_is_as
     assert_eq!(builds, ["base", "new", "old", "old", "top"]);
 
     // All goes that can: what refers to something before what it refers to.
-    end_all_uses(&cache);
+    cache.ondine.end_all_uses();
     let all = gc(&cache.ondine, &["--max-bytes", "0"]);
     let at = |path: &Instantiated| all.find(&format!("evicted: {}", base_name(path.out()))).expect(&all);
     assert!(at(&top) < at(&base), "{all}");
@@ -163,7 +154,7 @@ fn what_an_upstream_has_is_served_without_a_file_and_fetched_again() {
     wait_until("all is stored", SOON, || {
         metric(&cache.ondine, "ondine_nar_store_bytes") > 0 && stored_nars(&cache.ondine).len() == 3
     });
-    end_all_uses(&cache);
+    cache.ondine.end_all_uses();
     let evicted = gc(&cache.ondine, &["--max-bytes", "0"]);
     assert!(evicted.contains("evicted: 3 NARs"), "{evicted}");
     assert_eq!(stored_nars(&cache.ondine), [""; 0]);
@@ -191,7 +182,7 @@ fn a_client_of_every_release_that_remembers_a_narinfo_gets_what_was_evicted_sinc
     let mut paths: Vec<&Path> = clients.iter().map(|(_, path)| path.out()).collect();
     paths.push(another.out());
     collect(&cache, &paths);
-    end_all_uses(&cache);
+    cache.ondine.end_all_uses();
     let evicted = gc(&cache.ondine, &["--max-bytes", "0"]);
     assert!(evicted.contains(&format!("evicted: {} NARs", paths.len())), "{evicted}");
 
@@ -281,7 +272,7 @@ fn a_pin_holds_a_closure_by_path_or_by_attribute_even_before_it_is_there() {
     command(&cache.ondine, "unpin", &[&base_name(by_path.out())[..32]]).must_succeed();
     let refused = command(&cache.ondine, "unpin", &["tools.listed"]).must_fail();
     assert!(refused.stderr.contains("no such pin"), "{refused}");
-    end_all_uses(&cache);
+    cache.ondine.end_all_uses();
     assert!(gc(&cache.ondine, &["--max-bytes", "0"]).contains("evicted: 3 NARs"));
     assert_eq!(stored_nars(&cache.ondine), [""; 0]);
 }

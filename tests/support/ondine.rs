@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::client::Substituter;
 use super::process::{self, Signal, kill_tree, memory_bytes, signal, wait, wait_until};
@@ -150,6 +150,18 @@ impl Ondine {
         ondine.envs(self.variables.iter().map(|(name, value)| (name, value)));
         ondine.arg(command);
         ondine
+    }
+
+    /// Ends all uses until now, of a server with `--eviction-grace 0s`: they are put on record, to the
+    /// second, and are over one more second later.
+    #[track_caller]
+    pub fn end_all_uses(&self) {
+        let mut gc = self.command("gc");
+        gc.args(["--dry-run", "--state-dir", text(&self.state_dir())]);
+        process::run(gc).must_succeed();
+        let seconds = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock").as_secs();
+        let now = seconds();
+        wait_until("the uses are over", Duration::from_secs(10), || seconds() > now + 1);
     }
 
     /// Makes a token with `ondine token new`, and gives its text: of this name, with these rights
