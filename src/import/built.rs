@@ -12,7 +12,7 @@ use crate::index;
 use crate::model::{NarRow, NewNar, PathRow, UploadOutcome};
 use crate::nar_store::{PackError, Packed, Received};
 use crate::nix::{DaemonError, PooledDaemon};
-use crate::packer::{self, Lease, Limits, ReceiveError};
+use crate::packer::{self, Lease, Limits, ReceiveError, ReceivedFile};
 
 /// Reasons why outputs were not taken.
 #[derive(Debug, thiserror::Error)]
@@ -107,8 +107,8 @@ impl Importer {
         let (nar, _, connection) = daemon.into_nar(&path, info.nar_size);
         let limits = Limits { nar_bytes_max: info.nar_size };
         let received = self.0.packer.receive(nar, Compression::None, limits).await;
-        let (received, lease) =
-            received.map_err(|source| TakeError::Receive { path: path.clone(), source })?;
+        let failed = |source| TakeError::Receive { path: path.clone(), source };
+        let ReceivedFile { received, durable, lease } = received.map_err(failed)?;
         let lost = |_| TakeError::Builder { path: path.clone(), source: DaemonError::Closed };
         let daemon = connection.await.map_err(lost)?;
         if (received.nar.hash, received.nar.bytes) != (info.nar_hash, info.nar_size) {
@@ -124,6 +124,7 @@ impl Importer {
                 return Err(TakeError::Forged(path));
             }
         }
+        durable.wait().await.map_err(ReceiveError::Store).map_err(failed)?;
         // Ours says that it was built for this server.
         info.signatures.clear();
         self.publish_output(info, received, lease).await?;

@@ -137,17 +137,17 @@ impl Importer {
         let first = body.first(MAGIC_BYTES).await.map_err(UploadError::of_body)?;
         let compression = compression_of(compression, &first);
         let limits = Limits { nar_bytes_max: packer.nar_bytes_max() };
-        let (received, lease) = packer.receive(body, compression, limits).await.map_err(UploadError::from)?;
+        let file_received = packer.receive(body, compression, limits).await.map_err(UploadError::from)?;
         let sent = sent.whole().await.ok_or_else(|| {
             UploadError::Invalid(format!("{file} goes on behind the end of its {compression} contents"))
         })?;
-        if name != sent.hash && name != received.nar.hash {
+        if name != sent.hash && name != file_received.received.nar.hash {
             let found = sent.hash.to_nixbase32();
             return Err(UploadError::Invalid(format!("{file} is to be named by its hash, which is {found}")));
         }
         // It may have taken long.
         may(uploader, Action::Push)?;
-        let nar = ReceivedNar::new(received, lease, name, compression, sent);
+        let nar = ReceivedNar::new(file_received, name, compression, sent);
         self.0.received.add(file, nar, uploader.key(), limits.nar_bytes_max)
     }
 
@@ -365,6 +365,13 @@ impl Inner {
         let Packed { file_hash, file_size } = named.packed();
         let nar_row = NarRow { nar_hash: info.nar_hash, file_hash, file_size };
         let nar = NewNar { row: nar_row, programs: named.programs() };
+        if let NamedNar::Received(received) = named
+            && let Err(error) = received.durable().await
+        {
+            // It is to be uploaded again.
+            self.received.forget(received);
+            return Err(UploadError::unavailable(&error));
+        }
         let mut row = PathRow { info: info.clone(), built: false };
         self.adopter.sign(&mut row);
         let is_new = match self.index.publish_upload(row, nar, derivation).await? {

@@ -3,6 +3,7 @@
 //! stays, whoever uploaded it. Nothing of this survives a restart, after which the packer sweeps the files.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use narinfo::{Compression, NarHash, PathInfo};
 use super::UploadError;
 use crate::caller::CallerKey;
 use crate::nar_store::{NarDigest, Packed, Received};
-use crate::packer::Lease;
+use crate::packer::ReceivedFile;
 
 /// Time within which a narinfo is to name a NAR. A stock client sends it within a moment.
 const NAMED_WITHIN: Duration = Duration::from_secs(15 * 60);
@@ -28,14 +29,13 @@ const KNOWN_MAX: usize = 100_000;
 
 /// A NAR that was received.
 pub(super) struct ReceivedNar {
-    received: Received,
+    file: ReceivedFile,
     /// The hash that its file is named by.
     name: NarHash,
     compression: Compression,
     /// The file as it was sent.
     sent: NarDigest,
     state: Mutex<NamingState>,
-    _lease: Lease,
 }
 
 /// Progress of a NAR towards the path that is to have it.
@@ -96,25 +96,27 @@ impl Drop for UnnamedShare {
 
 impl ReceivedNar {
     /// A NAR whose file was sent under the name `name`, the hash of the file or of the NAR.
-    pub(super) fn new(
-        received: Received,
-        lease: Lease,
-        name: NarHash,
-        compression: Compression,
-        sent: NarDigest,
-    ) -> Self {
+    pub(super) fn new(file: ReceivedFile, name: NarHash, compression: Compression, sent: NarDigest) -> Self {
         let state = Mutex::new(NamingState { unnamed: None, at: Instant::now() });
-        Self { received, name, compression, sent, state, _lease: lease }
+        Self { file, name, compression, sent, state }
     }
 
     /// The file in the NAR store.
     pub(super) fn packed(&self) -> Packed {
-        self.received.packed
+        self.file.received.packed
     }
 
     /// Names of its programs.
     pub(super) fn programs(&self) -> Vec<String> {
-        self.received.programs.clone()
+        self.file.received.programs.clone()
+    }
+
+    /// Waits until its file is durable.
+    ///
+    /// # Errors
+    /// The file cannot be made so, and is gone.
+    pub(super) async fn durable(&self) -> io::Result<()> {
+        self.file.durable.wait().await
     }
 
     /// Notes that a path has it.
@@ -133,7 +135,7 @@ impl ReceivedNar {
         file_hash: Option<NarHash>,
         file_size: Option<u64>,
     ) -> Result<(), UploadError> {
-        let Self { received: Received { nar, .. }, sent, .. } = self;
+        let Self { file: ReceivedFile { received: Received { nar, .. }, .. }, sent, .. } = self;
         let other = |field, said: &dyn std::fmt::Display, found: &dyn std::fmt::Display| {
             let path = &info.path;
             Err(UploadError::Invalid(format!(
@@ -201,7 +203,7 @@ impl ReceivedNars {
     ) -> Result<(), UploadError> {
         let mut known = self.lock();
         if let Some(first) = known.get(&file) {
-            if first.received.nar != nar.received.nar {
+            if first.file.received.nar != nar.file.received.nar {
                 return Err(UploadError::Invalid(format!("another NAR was uploaded as {file} before")));
             }
             first.state().at = Instant::now();
@@ -216,6 +218,11 @@ impl ReceivedNars {
         }
         known.insert(file, Arc::new(nar));
         Ok(())
+    }
+
+    /// Forgets one whose file is gone.
+    pub(super) fn forget(&self, nar: &Arc<ReceivedNar>) {
+        self.lock().retain(|_, known| !Arc::ptr_eq(known, nar));
     }
 
     /// Forgets those whose time is over.

@@ -18,8 +18,8 @@ use quick_cache::sync::Cache;
 use tempfile::TempPath;
 
 use super::Nar;
-use super::blobs::{Blob, BlobFile, Commit, Upload, open_file, spool_in};
-use super::draft::{Draft, Growing};
+use super::blobs::{Blob, BlobFile, Commit, PlacedBlob, Upload, open_file, spool_in};
+use super::draft::{Draft, Growing, PlacedDraft};
 use super::pack::dump;
 use super::verify::{ChunkWriter, Error, NarDigest, Origin, Promise, copy, verify};
 use crate::decode;
@@ -360,7 +360,7 @@ impl Shared {
         let is_ours = state.copies.get(&nar).is_some_and(|entry| entry.is_under_way_since(begun));
         let kept = match written {
             Ok(()) if !is_ours => return,
-            Ok(()) => draft.commit(nar).map_err(Error::Write),
+            Ok(()) => draft.place(nar).and_then(PlacedDraft::sync).map_err(Error::Write),
             Err(error) => {
                 draft.abandon(&error.to_string());
                 Err(error)
@@ -453,10 +453,10 @@ impl Upload for CopyUpload {
     }
 
     /// Replaces a file of that name, which is none of ours: the cache makes one copy of a NAR at a time.
-    fn commit(self: Box<Self>, key: NarHash) -> io::Result<Commit> {
+    fn place(self: Box<Self>, key: NarHash) -> io::Result<PlacedBlob> {
         let Self { path, dir, kind, contents, .. } = *self;
         path.persist(file_in(&dir, kind, key, contents)).map_err(|failed| failed.error)?;
-        Ok(Commit::Won)
+        Ok(PlacedBlob::durable(Commit::Won))
     }
 }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use narinfo::NarHash;
 use tokio::sync::watch;
 
-use super::blobs::{Blob, BlobFile, Commit, Upload};
+use super::blobs::{Blob, BlobFile, Commit, PlacedBlob, Upload};
 use crate::tail_file::{WriteProgress, abandoned};
 
 /// Bytes between two checks for room.
@@ -31,6 +31,13 @@ pub struct Draft {
     upload: Box<dyn Upload>,
     file: Arc<File>,
     progress: watch::Sender<WriteProgress>,
+    committed: watch::Sender<bool>,
+}
+
+/// A draft in its place in storage, which is committed once it is synced.
+#[must_use]
+pub struct PlacedDraft {
+    placed: PlacedBlob,
     committed: watch::Sender<bool>,
 }
 
@@ -92,11 +99,26 @@ impl Draft {
         self.file.sync_all()
     }
 
-    /// Commits a draft that is complete and right.
-    pub(super) fn commit(self, key: NarHash) -> io::Result<Commit> {
+    /// Puts a draft in its place that is complete and right.
+    pub(super) fn place(self, key: NarHash) -> io::Result<PlacedDraft> {
         let Self { upload, committed, .. } = self;
-        let commit = upload.commit(key)?;
-        committed.send_replace(true);
+        Ok(PlacedDraft { placed: upload.place(key)?, committed })
+    }
+}
+
+impl PlacedDraft {
+    /// Tells if the NAR has these bytes now, or those of another file.
+    pub fn outcome(&self) -> Commit {
+        self.placed.outcome()
+    }
+
+    /// Makes it durable, and tells those who wait for that. Blocking.
+    ///
+    /// # Errors
+    /// The storage fails; nothing is kept then.
+    pub fn sync(self) -> io::Result<Commit> {
+        let commit = self.placed.sync()?;
+        self.committed.send_replace(true);
         Ok(commit)
     }
 }

@@ -30,7 +30,7 @@ pub use blobs::{Blob, BucketUrl, Commit, is_away};
 use blobs::{Blobs, LocalBlobs};
 use copy_cache::CopyCache;
 pub use copy_cache::CopySource;
-pub use draft::{Draft, Growing};
+pub use draft::{Draft, Growing, PlacedDraft};
 pub use mapped::{FileRange, range_of};
 pub use measured::Packed;
 pub use pack::Received;
@@ -221,12 +221,11 @@ impl NarStore {
         Ok(())
     }
 
-    /// Notes the success or failure of a write, for [`NarStore::check_writable`].
-    pub fn note_written<T>(&self, written: &Result<T, PackError>) {
-        match written {
-            Ok(_) => drop(self.trouble.clear()),
-            Err(PackError::Write(error)) => self.trouble.note(error),
-            Err(_) => {}
+    /// Notes that a write has gone well, or its failure, for [`NarStore::check_writable`].
+    pub fn note_written(&self, failure: Option<&io::Error>) {
+        match failure {
+            None => drop(self.trouble.clear()),
+            Some(error) => self.trouble.note(error),
         }
     }
 

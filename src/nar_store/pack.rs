@@ -7,7 +7,7 @@ use std::path::Path;
 use zstd::zstd_safe::CParameter;
 
 use super::blobs::Commit;
-use super::draft::Draft;
+use super::draft::{Draft, PlacedDraft};
 use super::measured::{Measured, Packed};
 use super::verify::{ChunkWriter, Error, NarDigest, Origin, Promise, Verified, copy, verify};
 use super::{NarStore, Settings};
@@ -58,12 +58,12 @@ impl NarStore {
         compress(draft, &self.settings, Promise::Exactly(promised), Origin::Sent(None), make)
     }
 
-    /// Commits a draft that was written and verified. Its readers have all that they asked for before it is
-    /// durable. Blocking.
+    /// Puts a draft in its place that was written and verified. Its readers have all that they asked for
+    /// before it is durable. Blocking.
     ///
     /// # Errors
     /// The storage fails; nothing is kept then.
-    pub fn commit(&self, draft: Draft, received: &Received) -> io::Result<Commit> {
+    pub fn place(&self, draft: Draft, received: &Received) -> io::Result<PlacedDraft> {
         let Received { nar, packed, .. } = received;
         draft.is_right();
         let copies = self.copies.as_ref().zip(draft.spool());
@@ -73,11 +73,11 @@ impl NarStore {
         if copy.is_some() {
             draft.sync()?;
         }
-        let commit = draft.commit(nar.hash)?;
-        if let (Some((copies, copy)), Commit::Won) = (copy, commit) {
+        let placed = draft.place(nar.hash)?;
+        if let (Some((copies, copy)), Commit::Won) = (copy, placed.outcome()) {
             copies.take(copy);
         }
-        Ok(commit)
+        Ok(placed)
     }
 }
 

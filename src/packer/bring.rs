@@ -6,12 +6,21 @@ use std::time::Instant;
 
 use narinfo::{NarHash, PathInfo, StorePath};
 
+use super::durable::Durable;
 use super::leases::Lease;
 use super::{Error, Inner};
 use crate::index;
 use crate::model::{NarRow, NewNar, PathRow, UpstreamNar};
-use crate::nar_store::{Blob, Commit, Draft, NarDigest, NarStore, PackError, Packed, Received};
+use crate::nar_store::{Blob, Commit, Draft, NarDigest, NarStore, PackError, Packed, PlacedDraft, Received};
 use crate::nix::DaemonError;
+
+/// A NAR that is verified and in its place, and has no row yet: it is to be durable first.
+pub(super) struct PlacedNar {
+    pub(super) received: Received,
+    pub(super) commit: Commit,
+    pub(super) lease: Lease,
+    pub(super) durable: Durable,
+}
 
 /// A NAR that is verified and durable, and has no row yet.
 pub(super) struct Committed {
@@ -173,17 +182,25 @@ impl Inner {
         draft: Draft,
         work: impl FnOnce(&NarStore, &Draft) -> Result<Received, PackError> + Send + 'static,
     ) -> (Option<Draft>, Result<Committed, PackError>) {
-        self.write_new(|_| Ok(draft), |_, _| Ok(()), work).await
+        let (left, placed) = self.write_new(|_| Ok(draft), |_, _| Ok(()), work).await;
+        let committed = match placed {
+            Ok(PlacedNar { received, commit, lease, durable }) => {
+                let synced = durable.wait().await.map_err(PackError::Write);
+                synced.map(|()| Committed { received, commit, lease })
+            }
+            Err(error) => Err(error),
+        };
+        (left, committed)
     }
 
     /// The same with a draft that is begun there: nobody follows it yet. `mark` is run before the file is
-    /// there, under its lease.
+    /// there, under its lease. Resolves once the file is in its place.
     pub(super) async fn write_new(
         self: &Arc<Self>,
         begin: impl FnOnce(&NarStore) -> std::io::Result<Draft> + Send + 'static,
         mark: impl FnOnce(&NarStore, NarHash) -> std::io::Result<()> + Send + 'static,
         work: impl FnOnce(&NarStore, &Draft) -> Result<Received, PackError> + Send + 'static,
-    ) -> (Option<Draft>, Result<Committed, PackError>) {
+    ) -> (Option<Draft>, Result<PlacedNar, PackError>) {
         let inner = Arc::clone(self);
         let (done, written) = tokio::sync::oneshot::channel();
         // A fresh thread hands its rank down to those that it starts; a pooled one could not get its own
@@ -192,27 +209,49 @@ impl Inner {
             if let Err(error) = rustix::process::nice(NICE) {
                 tracing::debug!(%error, "cannot lower the rank of a packing thread");
             }
-            let worked = begin(&inner.nars).map(|draft| (work(&inner.nars, &draft), draft));
-            let (left, written) = match worked {
-                Ok((Ok(received), draft)) => {
-                    let lease = inner.leases.take(received.nar.hash);
-                    let marked = mark(&inner.nars, received.nar.hash);
-                    let commit = marked.and_then(|()| inner.nars.commit(draft, &received));
-                    let commit = commit.map_err(PackError::Write);
-                    (None, commit.map(|commit| Committed { received, commit, lease }))
-                }
-                Ok((Err(error), draft)) => (Some(draft), Err(error)),
-                Err(error) => (None, Err(PackError::Write(error))),
-            };
-            inner.nars.note_written(&written);
             // Nobody waits for it when the server stops.
-            let _ = done.send((left, written));
+            match inner.write_in_place(begin, mark, work) {
+                Ok((received, file, lease)) => {
+                    let (syncing, durable) = Durable::channel();
+                    let commit = file.outcome();
+                    let _ = done.send((None, Ok(PlacedNar { received, commit, lease, durable })));
+                    let synced = file.sync().map(drop);
+                    inner.nars.note_written(synced.as_ref().err());
+                    syncing.end(synced);
+                }
+                Err((left, error)) => {
+                    if let PackError::Write(error) = &error {
+                        inner.nars.note_written(Some(error));
+                    }
+                    let _ = done.send((left, Err(error)));
+                }
+            }
         });
         let failed = |error| (None, Err(PackError::Write(error)));
         match begun {
             Ok(_) => written.await.unwrap_or_else(|panicked| failed(std::io::Error::other(panicked))),
             Err(error) => failed(error),
         }
+    }
+
+    /// The steps of [`Inner::write_new`] on its thread.
+    fn write_in_place(
+        &self,
+        begin: impl FnOnce(&NarStore) -> std::io::Result<Draft>,
+        mark: impl FnOnce(&NarStore, NarHash) -> std::io::Result<()>,
+        work: impl FnOnce(&NarStore, &Draft) -> Result<Received, PackError>,
+    ) -> Result<(Received, PlacedDraft, Lease), (Option<Draft>, PackError)> {
+        let not_written = |error| (None, PackError::Write(error));
+        let draft = begin(&self.nars).map_err(not_written)?;
+        let received = match work(&self.nars, &draft) {
+            Ok(received) => received,
+            Err(error) => return Err((Some(draft), error)),
+        };
+        let lease = self.leases.take(received.nar.hash);
+        let file = mark(&self.nars, received.nar.hash)
+            .and_then(|()| self.nars.place(draft, &received))
+            .map_err(not_written)?;
+        Ok((received, file, lease))
     }
 
     /// Opens the file of a NAR on a blocking thread.

@@ -5,6 +5,8 @@
 mod ahead;
 mod bring;
 mod copies;
+mod durable;
+mod error;
 mod fetch;
 mod leases;
 mod prove;
@@ -24,7 +26,7 @@ use narinfo::{Compression, NarHash, StoreDir};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::timeout;
 
-use crate::index::{self, Index};
+use crate::index::Index;
 use crate::model::{NarRow, PathRow};
 use crate::nar_store::{Blob, CopySource, Form, Nar, NarDigest, NarStore, Packed, Small};
 use crate::nix::Pool;
@@ -34,12 +36,14 @@ use crate::tail_file::reading;
 use crate::tasks::Tasks;
 use crate::upstream::Upstreams;
 use ahead::{EXPECTED_FOR, Prefetch};
+pub use durable::Durable;
+pub use error::{Error, ReceiveError};
 pub use fetch::upstream_nar;
 pub use leases::Lease;
 use leases::Leases;
 pub use prove::NotProven;
 use prove::Proofs;
-pub use receive::{LeasedNar, Limits, ReceiveError};
+pub use receive::{LeasedNar, Limits, ReceivedFile};
 pub use upkeep::{Corruption, Fault, Look};
 
 /// Pause of background packing after the NAR store could not be written.
@@ -52,20 +56,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 const GIVE_WAY_MAX: Duration = Duration::from_secs(60);
 /// Time for which a store path that could not be packed is not adopted again; it may be repaired by then.
 const UNSERVABLE_FOR: Duration = Duration::from_secs(300);
-
-/// Reasons why a NAR cannot be served.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The index failed.
-    #[error("the index cannot be read")]
-    Index(#[from] index::Error),
-    /// The NAR store failed.
-    #[error("the NAR store cannot be read or written")]
-    Store(#[source] std::io::Error),
-    /// The NAR could neither be packed nor fetched.
-    #[error("the NAR can neither be packed nor fetched: {0}")]
-    NotToBeHad(std::io::Error),
-}
 
 /// NAR of a served path.
 #[derive(Clone, Debug)]

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use narinfo::{Compression, NarHash, StorePath};
 
-use super::bring::Committed;
-use super::{Error, Lease, Packer, Priority};
+use super::bring::PlacedNar;
+use super::{Durable, Error, Lease, Packer, Priority, ReceiveError};
 use crate::model::NarRow;
-use crate::nar_store::{Blob, Commit, Nar, NarStore, PackError, Packed, Promise, Received};
+use crate::nar_store::{Blob, Commit, Nar, NarStore, Packed, Promise, Received};
 use crate::tail_file::reading;
 
 /// Bounds of a NAR that is received.
@@ -17,6 +17,16 @@ use crate::tail_file::reading;
 pub struct Limits {
     /// Bytes of the plain NAR, at most.
     pub nar_bytes_max: u64,
+}
+
+/// A NAR that was received and has no row yet.
+pub struct ReceivedFile {
+    /// Hashes and sizes of the NAR.
+    pub received: Received,
+    /// Its file, which is to be durable before it gets a row.
+    pub durable: Durable,
+    /// Keeps the file until it has one.
+    pub lease: Lease,
 }
 
 /// A NAR that a served path has, with a lease on its file.
@@ -28,21 +38,10 @@ pub struct LeasedNar {
     _lease: Lease,
 }
 
-/// Reasons why a NAR was not received.
-#[derive(Debug, thiserror::Error)]
-pub enum ReceiveError {
-    /// The sender is to blame, or the storage is full; nothing is kept.
-    #[error("the NAR was not stored")]
-    Pack(#[from] PackError),
-    /// The storage failed.
-    #[error("the NAR store cannot be read or written")]
-    Store(#[source] std::io::Error),
-}
-
 impl Packer {
     /// Stores the NAR that comes as `input`, whatever its hash turns out to be. The file has no row yet; it
-    /// stays for as long as the lease is held, and is swept afterwards unless it has a row by then. Equal
-    /// NARs share the file that came first.
+    /// stays for as long as the lease is held, and is swept afterwards unless it has a row by then. The file
+    /// becomes durable while its sender goes on. Equal NARs share the one that came first.
     ///
     /// # Errors
     /// The input fails, is damaged, is no NAR or has too many bytes, or the file cannot be written.
@@ -51,11 +50,11 @@ impl Packer {
         input: impl Read + Send + 'static,
         compression: Compression,
         limits: Limits,
-    ) -> Result<(Received, Lease), ReceiveError> {
+    ) -> Result<ReceivedFile, ReceiveError> {
         // Nobody follows it.
         let begin = |nars: &NarStore| nars.draft().map(|(draft, _)| draft);
         let promise = Promise::AtMost(limits.nar_bytes_max);
-        let (_, committed) = self
+        let (_, placed) = self
             .0
             .write_new(
                 begin,
@@ -63,7 +62,7 @@ impl Packer {
                 move |nars, draft| nars.receive(draft, input, compression, promise, None),
             )
             .await;
-        let Committed { mut received, commit, lease } = committed?;
+        let PlacedNar { mut received, commit, lease, durable } = placed?;
         if commit == Commit::Lost {
             let (nars, nar) = (self.0.nars.clone(), received.nar);
             // The row is to tell of the file that is there.
@@ -75,7 +74,7 @@ impl Packer {
             .await
             .map_err(|panicked| ReceiveError::Store(std::io::Error::other(panicked)))??;
         }
-        Ok((received, lease))
+        Ok(ReceivedFile { received, durable, lease })
     }
 
     /// The NAR that a served path has, which is brought where it is not stored yet; `None` if no path has it.

@@ -12,12 +12,12 @@ use std::time::Duration;
 use narinfo::{Compression, NarHash, PathInfo, StoreDir, StorePath};
 use sha2::{Digest, Sha256};
 
-use super::{Error, Limits, Packer, PackerHandles, ReceiveError};
+use super::{Error, Limits, Packer, PackerHandles, ReceiveError, ReceivedFile};
 use crate::index::Index;
 use crate::model::{NarRow, PathRow};
 use crate::nar_store::blobs::memory::MemoryBlobs;
 use crate::nar_store::blobs::{Blobs, LocalBlobs};
-use crate::nar_store::{Form, Nar, NarDigest, NarStore, NarStream, PackError, Received, Settings};
+use crate::nar_store::{Form, Nar, NarDigest, NarStore, NarStream, PackError, Settings};
 use crate::nix::{Environment, Options, Pool};
 use crate::roots::Roots;
 use crate::tasks::{Supervisor, Tasks};
@@ -205,7 +205,7 @@ async fn receive(
     fixture: &Fixture,
     nar: &[u8],
     compression: Compression,
-) -> Result<(Received, super::Lease), ReceiveError> {
+) -> Result<ReceivedFile, ReceiveError> {
     let input = io::Cursor::new(compressed(nar, compression));
     fixture.packer.receive(input, compression, LIMITS).await
 }
@@ -238,7 +238,9 @@ async fn a_nar_is_packed_once_for_all_who_ask_and_given_whole_in_both_forms(fixt
 async fn a_received_nar_stays_for_as_long_as_its_lease_and_is_swept_afterwards(fixture: Fixture) {
     let nar = sent(LARGE / 10);
     for compression in [Compression::None, Compression::Zstd, Compression::Xz, Compression::Gzip] {
-        let (received, lease) = receive(&fixture, &nar, compression).await.expect("stored");
+        let ReceivedFile { received, durable, lease } =
+            receive(&fixture, &nar, compression).await.expect("stored");
+        durable.wait().await.expect("durable");
         let hash = received.nar.hash;
         assert_eq!(received.nar, digest(&nar), "{compression}");
         assert_eq!(fixture.file(hash), Some(received.packed.file_size), "{compression}");
@@ -255,15 +257,15 @@ async fn a_received_nar_stays_for_as_long_as_its_lease_and_is_swept_afterwards(f
 
 async fn a_received_nar_with_a_row_stays_and_equal_ones_share_its_file(fixture: Fixture) {
     let nar = sent(LARGE);
-    let (first, lease) = receive(&fixture, &nar, Compression::None).await.expect("stored");
+    let first = receive(&fixture, &nar, Compression::None).await.expect("stored");
     // Its own zstd file would be another one.
-    let (second, other_lease) = receive(&fixture, &nar, Compression::Zstd).await.expect("stored");
-    assert_eq!(first, second);
-    let (hash, packed) = (first.nar.hash, first.packed);
+    let second = receive(&fixture, &nar, Compression::Zstd).await.expect("stored");
+    assert_eq!(first.received, second.received);
+    let (hash, packed) = (first.received.nar.hash, first.received.packed);
     let row = NarRow { nar_hash: hash, file_hash: packed.file_hash, file_size: packed.file_size };
     fixture.index.record_packed(row.into()).await.expect("recorded");
-    lease.recorded();
-    drop(other_lease);
+    first.lease.recorded();
+    drop(second.lease);
     fixture.packer.sweep().await;
     assert_eq!(fixture.file(hash), Some(packed.file_size));
     assert!(!fixture.packer.discard(hash).await.expect("asked"), "it has a row");
@@ -389,4 +391,20 @@ async fn a_full_storage_fails_each_request_by_itself_and_gives_what_it_has() {
     fixture.ask(next, Form::Zstd, 0..u64::MAX).await.expect("given");
     fixture.packed(next).await;
     fixture.packer.check_writable().await.expect("there is room");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_received_nar_whose_file_cannot_be_made_durable_is_gone_and_can_be_sent_again() {
+    let (fixture, memory) = Fixture::memory();
+    let nar = sent(LARGE / 10);
+    memory.fail_syncs(true);
+    let failed = receive(&fixture, &nar, Compression::Zstd).await.expect("received");
+    let error = failed.durable.wait().await.expect_err("not durable");
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    assert_eq!(fixture.file(digest(&nar).hash), None);
+    drop(failed);
+    memory.fail_syncs(false);
+    let stored = receive(&fixture, &nar, Compression::Zstd).await.expect("received");
+    stored.durable.wait().await.expect("durable");
+    assert_eq!(fixture.file(digest(&nar).hash), Some(stored.received.packed.file_size));
 }

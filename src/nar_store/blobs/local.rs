@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use narinfo::NarHash;
 use tempfile::TempPath;
 
-use super::{Blob, BlobFile, Blobs, Commit, LIST_PAGE_MAX, Upload};
+use super::{Blob, BlobFile, Blobs, Commit, LIST_PAGE_MAX, PlacedBlob, Upload};
 use crate::room::Room;
 
 /// End of a file's name, after the hash.
@@ -131,12 +131,12 @@ impl Upload for LocalUpload {
         &self.file
     }
 
-    fn commit(self: Box<Self>, key: NarHash) -> io::Result<Commit> {
+    fn place(self: Box<Self>, key: NarHash) -> io::Result<PlacedBlob> {
         let Self { file, path, dir } = *self;
         let target = file_in(&dir, &key.to_nixbase32());
-        let folder = target.parent().unwrap_or(&dir);
+        let folder = target.parent().unwrap_or(&dir).to_owned();
         if !folder.is_dir() {
-            fs::create_dir_all(folder)?;
+            fs::create_dir_all(&folder)?;
         }
         // The name first: one write of the file system's journal makes the contents and the names durable. A
         // crash before that may leave a name of half a file: what has no row is verified before it gets one.
@@ -148,15 +148,17 @@ impl Upload for LocalUpload {
             }
             Err(failed) => return Err(failed.error),
         };
-        let durable = file
-            .sync_all()
-            .and_then(|()| File::open(folder)?.sync_all())
-            .and_then(|()| File::open(&dir)?.sync_all());
-        if durable.is_err() && commit == Commit::Won {
-            // The kernel may say that it is written the next time, though it is not.
-            let _ = fs::remove_file(&target);
-        }
-        durable.map(|()| commit)
+        Ok(PlacedBlob::unsynced(commit, move || {
+            let durable = file
+                .sync_all()
+                .and_then(|()| File::open(&folder)?.sync_all())
+                .and_then(|()| File::open(&dir)?.sync_all());
+            if durable.is_err() && commit == Commit::Won {
+                // The kernel may say that it is written the next time, though it is not.
+                let _ = fs::remove_file(&target);
+            }
+            durable
+        }))
     }
 }
 

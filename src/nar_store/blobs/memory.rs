@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use narinfo::NarHash;
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::{Blob, BlobFile, Blobs, Commit, LIST_PAGE_MAX, Upload};
+use super::{Blob, BlobFile, Blobs, Commit, LIST_PAGE_MAX, PlacedBlob, Upload};
 use crate::room::Room;
 
 /// The storage; clones share it.
@@ -31,6 +31,8 @@ struct State {
     uploads: usize,
     is_full: bool,
     panics: usize,
+    /// True while nothing becomes durable.
+    is_unsyncable: bool,
 }
 
 impl MemoryBlobs {
@@ -42,6 +44,11 @@ impl MemoryBlobs {
     /// Has the next `commits` panic.
     pub(crate) fn panic_on_commits(&self, commits: usize) {
         self.state().panics = commits;
+    }
+
+    /// Has syncs of what is committed from now on fail, or succeed again.
+    pub(crate) fn fail_syncs(&self, fail: bool) {
+        self.state().is_unsyncable = fail;
     }
 
     /// Has uploads wait before they begin, until the guard is dropped.
@@ -114,7 +121,7 @@ impl Upload for MemoryUpload {
         self.blobs.check_room()
     }
 
-    fn commit(self: Box<Self>, key: NarHash) -> io::Result<Commit> {
+    fn place(self: Box<Self>, key: NarHash) -> io::Result<PlacedBlob> {
         let bytes = self.file.metadata()?.len();
         let mut state = self.blobs.state();
         if state.panics > 0 {
@@ -124,10 +131,17 @@ impl Upload for MemoryUpload {
         }
         let name = key.to_nixbase32();
         if state.blobs.contains_key(&name) {
-            return Ok(Commit::Lost);
+            return Ok(PlacedBlob::durable(Commit::Lost));
         }
-        state.blobs.insert(name, (key, BlobFile { file: Arc::clone(&self.file), bytes }));
-        Ok(Commit::Won)
+        state.blobs.insert(name.clone(), (key, BlobFile { file: Arc::clone(&self.file), bytes }));
+        if !state.is_unsyncable {
+            return Ok(PlacedBlob::durable(Commit::Won));
+        }
+        let blobs = self.blobs.clone();
+        Ok(PlacedBlob::unsynced(Commit::Won, move || {
+            blobs.state().blobs.remove(&name);
+            Err(io::ErrorKind::StorageFull.into())
+        }))
     }
 }
 

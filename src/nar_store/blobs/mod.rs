@@ -140,12 +140,54 @@ pub trait Upload: Debug + Send + Sync {
         None
     }
 
-    /// Makes the bytes durable under `key`, unless that has a blob already: of concurrent commits one wins,
-    /// and a blob never changes. The winner's blob is durable when this returns.
+    /// Makes the bytes the blob of `key`, unless that has one already: of concurrent uploads one wins, and a
+    /// blob never changes. Before [`PlacedBlob::sync`], a power failure may take the blob away or leave a
+    /// part of it.
     ///
     /// # Errors
     /// The storage fails; nothing is kept then.
-    fn commit(self: Box<Self>, key: NarHash) -> io::Result<Commit>;
+    fn place(self: Box<Self>, key: NarHash) -> io::Result<PlacedBlob>;
+
+    /// The same, and makes the blob durable.
+    ///
+    /// # Errors
+    /// The storage fails; nothing is kept then.
+    fn commit(self: Box<Self>, key: NarHash) -> io::Result<Commit> {
+        self.place(key)?.sync()
+    }
+}
+
+/// A blob in its place, which is durable once it is synced.
+#[must_use]
+pub struct PlacedBlob {
+    commit: Commit,
+    sync: Option<Box<dyn FnOnce() -> io::Result<()> + Send>>,
+}
+
+impl PlacedBlob {
+    /// One that is durable already, or that need not be.
+    pub(super) fn durable(commit: Commit) -> Self {
+        Self { commit, sync: None }
+    }
+
+    /// One that `sync` makes durable, or removes if it cannot.
+    fn unsynced(commit: Commit, sync: impl FnOnce() -> io::Result<()> + Send + 'static) -> Self {
+        Self { commit, sync: Some(Box::new(sync)) }
+    }
+
+    /// Whose bytes the blob has.
+    pub(super) fn outcome(&self) -> Commit {
+        self.commit
+    }
+
+    /// Makes it durable.
+    ///
+    /// # Errors
+    /// The storage fails; nothing is kept then.
+    pub fn sync(self) -> io::Result<Commit> {
+        self.sync.map_or(Ok(()), |sync| sync())?;
+        Ok(self.commit)
+    }
 }
 
 /// Outcome of a commit.

@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::super::local::spool_in;
-use super::super::{Commit, Upload};
+use super::super::{Commit, PlacedBlob, Upload};
 use super::{Bucket, failed};
 use crate::causes::with_causes;
 use crate::tail_file::read_at;
@@ -59,14 +59,15 @@ impl Upload for ObjectUpload {
         Some(&self.path)
     }
 
-    fn commit(self: Box<Self>, key: NarHash) -> io::Result<Commit> {
+    /// Durable when this returns.
+    fn place(self: Box<Self>, key: NarHash) -> io::Result<PlacedBlob> {
         let Self { file, path: _path, bucket } = *self;
         let (place, bytes) = (bucket.place_of(key), file.metadata()?.len());
         // Told before anything is sent, where another server has stored the NAR meanwhile.
         if bytes > PART_BYTES && bucket.head(&place)?.is_some() {
-            return Ok(Commit::Lost);
+            return Ok(PlacedBlob::durable(Commit::Lost));
         }
-        bucket.0.runtime.block_on(put(&bucket, file, place, bytes))
+        bucket.0.runtime.block_on(put(&bucket, file, place, bytes)).map(PlacedBlob::durable)
     }
 }
 
