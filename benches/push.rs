@@ -1,8 +1,10 @@
 //! Cost of pushing and of asking for many builds, with a stock client of this machine's Nix: `nix copy` to
-//! Ondine beside `nix copy` to a folder, `ondine push` beside `nix copy`, turn by turn; and the answers to
-//! questions for a thousand derivations and for ten thousand hashes. Ends with status 1 when a target is
-//! missed.
+//! Ondine beside `nix copy` to a folder and to nginx, which stores what it is sent and looks at none of it;
+//! `ondine push` beside `nix copy`, turn by turn; and the answers to questions for a thousand derivations and
+//! for ten thousand hashes. Needs nginx. Ends with status 1 when a target is missed.
 
+#[path = "push/sink.rs"]
+mod sink;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -11,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use sink::Sink;
 use support::addresses::base_name;
 use support::derivations::{row_of_programs, rows_of_programs};
 use support::http::raw;
@@ -159,16 +162,20 @@ fn main() -> ExitCode {
     for (rows, most) in [(STOCK_ROWS, Some(STOCK_RATIO_MAX)), (1, None)] {
         let built = bench.pusher.build(&rows_of_programs("stock", STOCK_PATHS, SIZES, rows));
         let path = last(&built, STOCK_PATHS);
-        let mut rounds = Vec::new();
+        let (mut rounds, mut stored_unseen) = (Vec::new(), Vec::new());
         for _ in 0..STOCK_ROUNDS {
             let folder = Folder::new();
             let straight = bench.nix_copy(&format!("file://{}", folder.path().display()), &path);
             bench.empty_server();
-            rounds.push((bench.nix_copy(&cached, &path), straight));
+            let pushed = bench.nix_copy(&cached, &path);
+            let sink = Sink::start();
+            stored_unseen.push((bench.nix_copy(&sink.url, &path), straight));
+            rounds.push((pushed, straight));
         }
         let shape = if rows == 1 { "in one row".to_owned() } else { format!("in {rows} rows") };
         let what = format!("`nix copy` of {STOCK_PATHS} paths {shape}, beside the same to a folder");
         report.ratio(&what, &rounds, most);
+        report.ratio(&format!("{what}, to nginx"), &stored_unseen, None);
     }
 
     let built = bench.pusher.build(&row_of_programs("many", MANY_PATHS, SIZES));

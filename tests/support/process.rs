@@ -5,6 +5,7 @@
 use std::fmt;
 use std::io::Read;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -17,10 +18,15 @@ pub const TIME_LIMIT: Duration = Duration::from_secs(300);
 /// Interval at which a wait looks again.
 const POLL: Duration = Duration::from_millis(10);
 
+/// Variable with the path of a program to run instead of the one that was just built: an installed one, or an
+/// earlier build.
+const OTHER_PROGRAM: &str = "ONDINE_TEST_PROGRAM";
+
 /// Path of the program under test. Fails in a test within the library.
 #[track_caller]
 pub fn program() -> &'static str {
-    PROGRAM.expect("only integration tests run the program")
+    static OTHER: LazyLock<Option<String>> = LazyLock::new(|| std::env::var(OTHER_PROGRAM).ok());
+    OTHER.as_deref().or(PROGRAM).expect("only integration tests run the program")
 }
 
 /// A command that ended, and all that it said.
