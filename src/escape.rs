@@ -63,10 +63,11 @@ impl<T: Display> Display for Lines<T> {
 /// The same JSON, with escapes for characters that act and that JSON allows.
 #[must_use]
 pub fn json(text: String) -> String {
-    let is_left = |c: char| acts(c) && !c.is_ascii_whitespace();
-    if !text.contains(is_left) {
+    // The fast path: nearly all answers are plain, and some have millions of bytes.
+    if text.bytes().all(|byte| byte == b'\n' || (b' '..=b'~').contains(&byte)) {
         return text;
     }
+    let is_left = |c: char| acts(c) && !c.is_ascii_whitespace();
     // Outside of strings there are none, and each is one UTF-16 unit.
     let escaped = |c: char| if is_left(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
     text.chars().map(escaped).collect()

@@ -157,11 +157,7 @@ impl Error {
             (Self::Unavailable(_), _) | (Self::Internal(_), Audience::Person | Audience::Upload) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            (Self::Missing(missing), _)
-                if matches!(**missing, Missing::Unavailable(_) | Missing::IndexUnavailable { .. }) =>
-            {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            (Self::Missing(missing), _) if missing.is_unavailable() => StatusCode::SERVICE_UNAVAILABLE,
             (Self::Missing(_) | Self::BuildFailed { .. }, _) => StatusCode::NOT_FOUND,
             (Self::Internal(_), Audience::Api) => StatusCode::INTERNAL_SERVER_ERROR,
             (Self::BadRequest(_) | Self::TokenInAddress | Self::TwoHosts, _) => StatusCode::BAD_REQUEST,
@@ -177,6 +173,7 @@ impl Error {
 
     fn reason(&self) -> ErrorReason {
         match self {
+            Self::Missing(missing) if missing.is_unavailable() => ErrorReason::Unavailable,
             Self::NotFound(_) | Self::Unknown | Self::Missing(_) | Self::BuildFailed { .. } => {
                 ErrorReason::NotFound
             }
@@ -412,6 +409,7 @@ mod tests {
             (&(|| Error::not_found("x")) as &dyn Fn() -> Error, 404, 404, 404),
             (&|| Missing::Unknown.into(), 404, 404, 404),
             (&|| Missing::Unavailable("x").into(), 404, 503, 503),
+            (&|| Missing::NoDaemon("x".to_owned()).into(), 404, 503, 503),
             (&|| Missing::IndexUnavailable { reason: "x", cause: "y".into() }.into(), 404, 503, 503),
             (&|| Error::unavailable("x"), 404, 503, 503),
             (&|| Error::Internal("x".to_owned()), 404, 503, 500),
@@ -441,6 +439,8 @@ mod tests {
         let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
         assert_eq!((told["reason"].as_str(), told["right"].as_str()), (Some("refused"), Some("pin")));
         assert!(told["error"].as_str().is_some_and(|text| text.contains("token ci lacks")), "{told}");
+        let told = text(Error::from(Missing::NoDaemon("x".to_owned())).answer(Audience::Api)).await;
+        assert!(told.contains("\"unavailable\""), "{told}");
         let told = text(Error::not_found("no such set").answer(Audience::Api)).await;
         assert!(!told.contains("right") && told.contains("\"not-found\""), "{told}");
     }

@@ -97,6 +97,14 @@ pub enum Missing {
     Unavailable(&'static str),
 }
 
+impl Missing {
+    /// True where the reason is transient: the same request may find it a moment later.
+    #[must_use]
+    pub fn is_unavailable(&self) -> bool {
+        matches!(self, Self::NoDaemon(_) | Self::IndexUnavailable { .. } | Self::Unavailable(_))
+    }
+}
+
 fn unrealised(id: &DrvOutput, reasons: &[String]) -> String {
     let mut text = match id.drv() {
         None => "build the derivation on the server, and ask again".to_owned(),
