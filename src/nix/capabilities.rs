@@ -82,6 +82,20 @@ impl Capabilities {
         }
     }
 
+    /// All systems and features together, as of one machine; none where nobody knows them. Mandatory are the
+    /// features that each machine insists on.
+    #[must_use]
+    pub fn summary(&self) -> Machine {
+        let Self::Machines(machines) = self else { return Machine::default() };
+        let mut mandatory = union(machines, |m| &m.mandatory);
+        mandatory.retain(|feature| machines.iter().all(|machine| machine.mandatory.contains(feature)));
+        Machine {
+            systems: union(machines, |m| &m.systems),
+            features: union(machines, |m| &m.features),
+            mandatory,
+        }
+    }
+
     /// The requirement of `derivation` that nobody here meets; `None` if it can be built.
     #[must_use]
     pub fn lack(&self, derivation: &Derivation) -> Option<Lack> {
@@ -255,6 +269,16 @@ mod tests {
         assert_eq!(lack(&local, "builtin", "moon"), "feature moon (here: none)");
         let download = Derivation { is_builtin: true, ..derivation("riscv64-linux", "") };
         assert_eq!(Capabilities::Machines(local.to_vec()).lack(&download), None);
+    }
+
+    #[test]
+    fn a_daemon_with_remote_builders_is_shown_with_all_that_they_build() {
+        let local = machine("x86_64-linux i686-linux", "kvm", "");
+        let picky = machine("aarch64-linux", "", "benchmark");
+        let all = Capabilities::Machines(vec![local, picky.clone()]).summary();
+        assert_eq!(all, machine("x86_64-linux i686-linux aarch64-linux", "kvm", ""));
+        assert_eq!(Capabilities::Machines(vec![picky.clone()]).summary(), picky);
+        assert_eq!(Capabilities::Unknown.summary(), Machine::default());
     }
 
     #[test]

@@ -101,8 +101,14 @@ impl Builds {
         Ok(Self { catalogue, names, failures, scheduler, drained, leadership, worker, refresher })
     }
 
+    /// The worker, for questions.
+    pub(super) fn worker(&self) -> Worker {
+        self.worker.clone()
+    }
+
     /// Tasks that build and that refresh package sets.
     pub(super) fn start(self, tasks: &Tasks) {
+        tasks.optional("local builder", self.worker.clone().describe_local());
         if let Some(leadership) = self.leadership {
             let scheduler = self.scheduler.clone();
             tasks.restarted("queue follower", move || scheduler.clone().follow_queue());

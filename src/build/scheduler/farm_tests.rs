@@ -357,3 +357,20 @@ async fn builders_are_used_by_their_weight_and_then_by_their_speed() {
     assert_eq!(state.machines.choose(&name(100)), Some(*machine));
     assert_eq!(state.machines.choose(drv), Some(MachineId(0)), "it has failed on the other one");
 }
+
+#[tokio::test]
+async fn the_local_builder_has_the_systems_that_are_detected_and_keeps_the_release_of_its_nix() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let index = Index::open(&folder.path().join("index")).expect("opened");
+    let far = builder("far", BTreeSet::from([SYSTEMS[1].to_owned()]));
+    let farm = FarmSettings { local_slots: Some(NonZeroUsize::MIN), builders: vec![far] };
+    let scheduler =
+        Scheduler::open_farm(Settings::default(), Farm::new(&farm), &index).await.expect("opened");
+    let here = Machine { systems: BTreeSet::from([SYSTEMS[0].to_owned()]), ..Machine::default() };
+    scheduler.describe_local(&here, Some("2.34.8"));
+    scheduler.describe_local(&here, None);
+    let shown = scheduler.builders().into_iter().map(|builder| (builder.systems, builder.nix_version));
+    let expected = [(SYSTEMS[0], Some("2.34.8")), (SYSTEMS[1], None)];
+    let expected = expected.map(|(system, nix)| (vec![system.to_owned()], nix.map(str::to_owned)));
+    assert_eq!(shown.collect::<Vec<_>>(), expected);
+}

@@ -9,13 +9,14 @@ use std::time::{Duration, Instant, SystemTime};
 use narinfo::StorePath;
 
 use super::disagreement::FailedBuilds;
-use super::places::BuildPlaces;
+use super::places::{BuildPlaces, NoBuilder};
 use super::{Scheduler, State};
 use crate::backoff::Backoff;
 use crate::build::builder_metrics;
 use crate::build::farm::{Farm, FarmMachine, MachineId};
 use crate::build::runner::Loss;
 use crate::build::view::{BuilderState, BuilderView, RunningView};
+use crate::nix::Machine;
 
 /// Shortest rest of a lost machine.
 const REST_MIN: Duration = Duration::from_secs(1);
@@ -23,22 +24,6 @@ const REST_MIN: Duration = Duration::from_secs(1);
 const REST_MAX: Duration = Duration::from_secs(60);
 /// Derivations of each machine whose outputs it is remembered to have.
 const BUILT_MAX: usize = 10_000;
-
-/// Why nothing can be built on the builder that is named.
-#[derive(Debug, thiserror::Error)]
-pub enum NoBuilder {
-    /// There is none of this name.
-    #[error("no builder is called {name}; there are {known}")]
-    Unknown {
-        /// The name.
-        name: String,
-        /// Those that there are.
-        known: String,
-    },
-    /// The administrator wants nothing to be built there.
-    #[error("the builder {0} is drained: `ondine builders resume {0}` uses it again")]
-    Drained(String),
-}
 
 /// The machines, and where each derivation may be built.
 pub(super) struct Machines {
@@ -409,6 +394,15 @@ impl Scheduler {
     /// The metrics of the machines in the OpenMetrics text format, without its end.
     pub fn write_builder_metrics(&self, out: &mut String) {
         builder_metrics::write(&self.builders(), out);
+    }
+
+    /// Notes the systems and features of the local Nix daemon, and its release of Nix once that is known.
+    pub(in crate::build) fn describe_local(&self, machine: &Machine, nix_version: Option<&str>) {
+        let mut state = self.0.lock();
+        for local in state.machines.machines.iter_mut().filter(|one| one.spec.address.is_none()) {
+            local.spec.machine = machine.clone();
+            local.nix_version = nix_version.map(str::to_owned).or_else(|| local.nix_version.take());
+        }
     }
 
     /// Has nothing more built on a machine, or has it used again. False where there is none of this name.

@@ -8,6 +8,22 @@ use narinfo::StorePath;
 use crate::build::farm::{MachineId, Placement};
 use crate::build::queue::PlaceClass;
 
+/// Why nothing can be built on the builder that is named.
+#[derive(Debug, thiserror::Error)]
+pub enum NoBuilder {
+    /// There is none of this name.
+    #[error("no builder is called {name}; there are {known}")]
+    Unknown {
+        /// The name.
+        name: String,
+        /// Those that there are.
+        known: String,
+    },
+    /// The administrator wants nothing to be built there.
+    #[error("the builder {0} is drained: `ondine builders resume {0}` uses it again")]
+    Drained(String),
+}
+
 /// Places of derivations.
 pub(super) struct BuildPlaces {
     /// Machines of each class. The first is that of derivations of which nothing is known.

@@ -38,6 +38,10 @@ const LOOK_FOR_ABANDONED_EVERY: Duration = Duration::from_secs(1);
 const KEEP_REMOTE_FOR: Duration = Duration::from_secs(300);
 /// The same for the local Nix daemon.
 const REST_AFTER: Duration = Duration::from_millis(200);
+/// Time within which a question for a refusal is answered, or not at all.
+const REFUSAL_WITHIN: Duration = Duration::from_secs(5);
+/// Time after which a local daemon that did not tell its release is asked again.
+const DESCRIBE_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// The worker of one server, with all that it needs.
 #[derive(Clone)]
@@ -105,6 +109,22 @@ impl Worker {
             self.plan_prebuilds(),
             self.record_all()
         );
+    }
+
+    /// Notes what the local daemon can build, once that is detected, and its release of Nix.
+    pub async fn describe_local(self) {
+        let Some(local) = self.machines.iter().find(|one| matches!(one, MachineRunner::Local(_))) else {
+            return;
+        };
+        let machine = self.capabilities.known().await.summary();
+        self.scheduler.describe_local(&machine, None);
+        loop {
+            match local.probe().await {
+                Ok(version) => return self.scheduler.describe_local(&machine, Some(&version)),
+                // The outage is logged where the daemon is needed.
+                Err(_) => tokio::time::sleep(DESCRIBE_AGAIN_AFTER).await,
+            }
+        }
     }
 
     /// Plans requests in the order of their arrival.
@@ -180,6 +200,29 @@ impl Worker {
             plan::Error::Impossible(_) | plan::Error::Unfit(_) | plan::Error::Collected => None,
         };
         self.scheduler.patiently(drv, attempt, lost).await
+    }
+
+    /// Reason for which a derivation would be refused if it was requested now. `None` where it would be
+    /// built, or where that cannot be told soon.
+    pub async fn refusal(&self, drv: &StorePath) -> Option<String> {
+        if !self.capabilities.is_known() {
+            return None;
+        }
+        let planned = tokio::time::timeout(REFUSAL_WITHIN, async {
+            let rules = self.plan_rules().await;
+            self.runner.use_upstreams().await;
+            let mut daemon = self.runner.connections.pool.get().await?;
+            match self.adopter.local.sent().find(drv) {
+                Some(sent) => plan::plan_sent(&mut daemon, &sent, &rules).await,
+                None => plan::plan(&mut daemon, drv, &rules).await,
+            }
+        });
+        match planned.await {
+            Ok(Err(plan::Error::Impossible(verdict))) if verdict.class == FailureClass::Refused => {
+                Some(verdict.reason)
+            }
+            _ => None,
+        }
     }
 
     /// A failure that stands in the way of one of these: better said at once than after building the others.
