@@ -44,7 +44,7 @@ use builds::Builds;
 use caches::Caches;
 use daemons::Daemons;
 pub use leadership::{Role, Roles};
-pub use preflight::check;
+pub use preflight::{Preflight, check};
 use steps::control_socket;
 pub use steps::{CONTROL_SOCKET, Error};
 use storage::Storage;
@@ -216,6 +216,7 @@ impl Server {
             daemon_logs: daemons.logs.clone(),
             auth: auth.clone(),
             builds: builds.scheduler.clone(),
+            worker: builds.worker(),
             drained: builds.drained.clone(),
             names: builds.names.clone(),
             catalogue: builds.catalogue.clone(),

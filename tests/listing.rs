@@ -188,13 +188,21 @@ fn a_pin_names_its_set_and_one_that_may_be_of_several_is_refused_with_the_choice
         assert!(refused.stderr.contains(word), "{refused}");
     }
 
+    // A pin has one name: with its set or without, as it was pinned.
     let refused = command(&ondine, &["unpin", "greet"]).must_fail();
-    assert!(refused.stderr.contains("team/greet") && refused.stderr.contains("other/greet"), "{refused}");
-    assert_eq!(command(&ondine, &["unpin", "team/greet"]).must_succeed().text(), "unpinned: 1");
-    // Now it is of one alone.
-    assert_eq!(command(&ondine, &["unpin", "greet"]).must_succeed().text(), "unpinned: 1");
-    assert_eq!(command(&ondine, &["unpin", "other/only-two"]).must_succeed().text(), "unpinned: 1");
-    assert_eq!(command(&ondine, &["unpin", "team/\"slash/ed\""]).must_succeed().text(), "unpinned: 1");
+    assert!(refused.stderr.contains("there are other/greet, team/greet"), "{refused}");
+    let unpinned = |name: &str| command(&ondine, &["unpin", name]).must_succeed().text();
+    assert_eq!(unpinned("team/greet"), format!("unpinned: team/greet ({})", out(&one, "greet")));
     let refused = command(&ondine, &["unpin", "greet"]).must_fail();
+    assert!(
+        refused.stderr.contains("there are other/greet") && pinned().contains("other/greet"),
+        "{refused}"
+    );
+    assert!(unpinned("only-two").starts_with("unpinned: only-two "));
+    assert!(unpinned("team/slash/ed").starts_with("unpinned: team/\"slash/ed\" "));
+    let refused = command(&ondine, &["unpin", "only-two"]).must_fail();
     assert!(refused.stderr.contains("no such pin"), "{refused}");
+    // By the name of a derivation, too, which stands for its attribute.
+    let told = command(&ondine, &["pin", "greet-one"]).must_succeed().text();
+    assert!(told.contains(&out(&one, "greet")) && pinned().contains("team/greet"), "{told}");
 }

@@ -240,7 +240,7 @@ fn what_is_cancelled_stops_and_what_others_wait_for_goes_on() {
     gate.open();
     assert_narinfo(&waits.answer(), shared.out());
     let none = cancel(&cache, shared_number);
-    assert!(!none.succeeded() && none.stderr.contains("no request"), "{}", none.stderr);
+    assert!(!none.succeeded() && none.stderr.contains("has ended: served"), "{}", none.stderr);
 
     // It was no failure, and is built for the next who asks.
     let items = ask(&cache.http, &json!({ "hashes": [hash(alone.out())] }));
@@ -330,9 +330,14 @@ fn what_is_built_or_waits_is_explained_by_its_name() {
 
 #[test]
 fn a_hash_a_path_a_derivation_and_a_name_are_explained() {
+    let foreign = Derivation::new("foreign-1.0", "echo 1 > $out").system("pdp11-linux");
+    let above = Derivation::new("above-1.0", "echo $foreign > $out").input("foreign", &foreign);
     let set = PackageSet::new([
-        ("served".to_owned(), derivations::text_file("served", "1").to_nix()),
+        ("served".to_owned(), derivations::text_file("served-1.0", "1").to_nix()),
         ("failing".to_owned(), derivations::failing("failing").to_nix()),
+        ("foreign".to_owned(), foreign.to_nix()),
+        ("above".to_owned(), above.to_nix()),
+        ("broken".to_owned(), "abort \"words of broken\"".to_owned()),
     ]);
     let store = NixStore::new(Release::Host);
     let _daemon = store.daemon();
@@ -341,19 +346,37 @@ fn a_hash_a_path_a_derivation_and_a_name_are_explained() {
     let http = Http::new(&ondine.url());
     let paths = set.all_paths(&store, &["served", "failing"]);
     let explain = |what: &str| get(&http, &format!("/api/v1/explain/{what}"));
-    assert_eq!(explain("served")["state"], "known");
+    // Before anyone has asked for it, and by the name of its derivation, too.
+    for name in ["served", "served-1.0", "pkgs/served-1.0", hash(&paths[0].0)] {
+        let told = explain(name);
+        assert_eq!((&told["state"], &told["derivation"]), (&json!("known"), &json!(base_name(&paths[0].0))));
+    }
+    for name in ["foreign", "above"] {
+        let told = explain(name);
+        assert_eq!(told["state"], "refused", "{told}");
+        assert!(
+            told["reason"].as_str().is_some_and(|reason| reason.contains("system pdp11-linux")),
+            "{told}"
+        );
+    }
+    let told = explain("broken");
+    assert_eq!(told["state"], "failed", "{told}");
+    assert_eq!(told["advice"], "repair the expression, then `ondine refresh pkgs`");
     for (_, out) in &paths {
         http.get(&support::addresses::narinfo_address(out));
     }
     let (served_drv, served) = &paths[0];
-    for what in ["served", "pkgs/served", hash(served), base_name(served), base_name(served_drv)] {
+    let names = ["served", "pkgs/served", "served-1.0"];
+    let paths_of_it = [hash(served), base_name(served), base_name(served_drv), hash(served_drv)];
+    for what in names.into_iter().chain(paths_of_it) {
         let told = explain(what);
         assert_eq!((&told["asked"], &told["state"]), (&json!(what), &json!("served")), "{told}");
         assert_eq!(told["made_by"], json!(["this server"]), "{told}");
+        assert_eq!(told["derivation"], base_name(served_drv), "the log is that of its derivation: {told}");
         assert!(told["notes"][1].as_str().is_some_and(|note| note.contains("always-allow-substitutes")));
     }
     let (failing_drv, failing) = &paths[1];
-    for what in ["failing", hash(failing), base_name(failing_drv)] {
+    for what in ["failing", hash(failing), base_name(failing_drv), hash(failing_drv)] {
         let told = explain(what);
         assert_eq!(told["state"], "failed", "{told}");
         assert_eq!(told["log"], format!("/log/{}", base_name(failing_drv)));
@@ -363,7 +386,12 @@ fn a_hash_a_path_a_derivation_and_a_name_are_explained() {
     let told = explain("0123456789abcdfghijklmnpqrsvwxyz");
     assert_eq!(told["state"], "unknown");
     assert!(told["advice"].as_str().is_some_and(|advice| advice.contains("nix copy --derivation")), "{told}");
-    assert_eq!(explain("no-such-attribute")["state"], "unknown");
+    let told = explain("no-such-1.0");
+    assert_eq!(told["state"], "unknown");
+    assert!(
+        told["reason"].as_str().is_some_and(|reason| reason.contains("no package set has no-such-1.0,")),
+        "{told}"
+    );
     assert_eq!(http.get("/api/v1/explain/%22").status, 404);
 }
 

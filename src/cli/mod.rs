@@ -376,7 +376,15 @@ impl CheckConfig {
         let settings = resolve(self.settings, Some(&self.file))?;
         let mut warnings: Vec<_> = unknown_variables().collect();
         if !self.settings_only {
-            warnings.extend(runtime()?.block_on(serve::check(settings))?);
+            let state_dir = settings.state_dir.clone();
+            let checked = runtime()?.block_on(serve::check(settings))?;
+            warnings.extend(checked.warnings);
+            warnings.extend(checked.untried.map(|address| {
+                format!(
+                    "a server runs with the state directory {}, so {address} was not tried",
+                    state_dir.display()
+                )
+            }));
         }
         for warning in &warnings {
             eprintln!("warning: {warning}");

@@ -16,6 +16,22 @@ pub(super) fn no_such_request(id: u64) -> Error {
     ))
 }
 
+/// A request that cannot be cancelled any more: it has ended, or there is none.
+pub(super) fn not_cancelled(id: u64, request: Option<&RequestView>) -> Error {
+    let end = request.and_then(|request| match &request.state {
+        RequestState::Served => Some("served"),
+        RequestState::Failed { .. } => Some("failed"),
+        RequestState::Refused { .. } => Some("refused"),
+        RequestState::Dropped => Some("dropped, since nobody waited for it"),
+        RequestState::Cancelled => Some("cancelled"),
+        RequestState::Waiting | RequestState::Building { .. } | RequestState::Delivering => None,
+    });
+    match end {
+        Some(end) => Error::Conflict(format!("request {id} has ended: {end}")),
+        None => no_such_request(id),
+    }
+}
+
 /// A request with the end of its log.
 pub(super) async fn details(service: &Service, request: RequestView) -> RequestDetails {
     let drv = match &request.state {

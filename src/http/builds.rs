@@ -8,7 +8,7 @@ use hyper::header;
 use super::Service;
 use super::answer::{self, json};
 use super::api::{BuildItem, BuildList, BuildsAnswer, BuildsRequest, RequestStatus};
-use super::build_details::{details, no_such_request};
+use super::build_details::{details, no_such_request, not_cancelled};
 use super::call::{Call, parameters};
 use super::error::Error;
 use super::events;
@@ -130,7 +130,10 @@ pub(super) fn cancel(call: Call<'_>) -> Option<ResponseFuture> {
         Err(not_owner) => return Some(ResponseFuture::failed(Error::Forbidden(not_owner.to_string()))),
     };
     let line = match cancelled {
-        None => return Some(ResponseFuture::failed(no_such_request(id))),
+        None => {
+            let request = call.service.state.builds.request(id);
+            return Some(ResponseFuture::failed(not_cancelled(id, request.as_ref())));
+        }
         Some(Cancellation::Cancelled) => format!("cancelled: request {id}\n"),
         Some(Cancellation::Awaited(1)) => format!("goes on: another client waits for request {id}\n"),
         Some(Cancellation::Awaited(clients)) => {

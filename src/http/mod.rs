@@ -36,6 +36,7 @@ mod nar;
 mod nar_restore;
 mod narinfo;
 mod openapi;
+mod packages;
 mod page;
 mod pattern;
 mod per_core;
@@ -64,7 +65,7 @@ use hyper::{HeaderMap, Method, Request, header};
 use tokio::sync::watch;
 
 use crate::auth::{Auth, RateLimits, has_token};
-use crate::build::{DrainedBuilders, Failures, Logs, Scheduler};
+use crate::build::{DrainedBuilders, Failures, Logs, Scheduler, Worker};
 use crate::caller::{Action, Caller, CallerKey, may};
 use crate::catalogue::{Catalogue, NameResolver};
 use crate::contents::Contents;
@@ -92,6 +93,7 @@ use call::Call;
 use endpoint::{Endpoint, Verb};
 use endpoints::ENDPOINTS;
 use error::{Audience, Error};
+use page::LostBrowser;
 use pattern::is_for_programs;
 use request_body::{BodySender, RequestBody};
 use response_future::ResponseFuture;
@@ -148,6 +150,8 @@ pub struct AppState {
     pub auth: Auth,
     /// The queue.
     pub builds: Scheduler,
+    /// The worker, which tells what it would refuse.
+    pub worker: Worker,
     /// Record of drained builders.
     pub drained: DrainedBuilders,
     /// Package sets.
@@ -307,18 +311,33 @@ impl Service {
         if has_token(sent) || query.is_some_and(has_token) {
             return unanswered(Error::TokenInAddress);
         }
-        let no_such_address = || Error::NotFound(route::hint(without_cached(sent)));
+        let no_such_address = |browser: Option<LostBrowser>| {
+            let error = Error::NotFound(route::hint(without_cached(sent)));
+            match browser {
+                Some(browser) => {
+                    let page = ResponseFuture::ready(browser.answer(error));
+                    (RouteLabel::Unknown, Audience::Person, page)
+                }
+                None => unanswered(error),
+            }
+        };
+        // A person who types an address gets a page that leads on.
+        let browser = |headers: &HeaderMap| {
+            let path = without_cached(sent);
+            if is_for_programs(path) { None } else { LostBrowser::of(self, &caller, peer, headers, path) }
+        };
         let address = Address::parse(sent, query);
         let found = match &address {
             Some(address) => route::find(&head.method, address.path()),
             None => Match::Nothing,
         };
         let (Some(address), Match::Endpoint(endpoint, arguments)) = (&address, &found) else {
-            return unanswered(match found {
-                Match::OtherMethod(allowed) => Error::MethodNotAllowed(allowed),
-                _ => no_such_address(),
-            });
+            return match found {
+                Match::OtherMethod(allowed) => unanswered(Error::MethodNotAllowed(allowed)),
+                _ => no_such_address(browser(&head.headers)),
+            };
         };
+        let browser = if endpoint.audience == Audience::Person { browser(&head.headers) } else { None };
         if let Err(error) = admit(endpoint, &caller, self.state.auth.rates()) {
             return (endpoint.label, endpoint.audience, ResponseFuture::failed(error));
         }
@@ -347,7 +366,7 @@ impl Service {
         };
         match (endpoint.handler)(call) {
             Some(future) => (endpoint.label, audience, future),
-            None => unanswered(no_such_address()),
+            None => no_such_address(browser),
         }
     }
 }

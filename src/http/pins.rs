@@ -10,39 +10,14 @@ use super::answer::{self, Answer, json};
 use super::api::PinView;
 use super::call::Call;
 use super::error::Error;
+use super::packages::{self, NoPackage, PackageName};
 use super::response_future::ResponseFuture;
 use crate::caller::{Action, Caller, may_for};
 use crate::catalogue::{NoSuchName, Selection, SetName, SetSettings};
 use crate::escape::{Line, Lines};
 use crate::index;
+use crate::model::PinRow;
 use crate::retention::{Pinned, Pinning};
-
-/// An attribute, named with or without its set.
-struct PinTarget {
-    set: Option<SetName>,
-    selection: Selection,
-}
-
-impl PinTarget {
-    /// `<set>/<attribute>` where there is such a set; else all of it is the attribute.
-    fn parse(text: &str, is_set: impl Fn(&SetName) -> bool) -> Option<Self> {
-        let with_set =
-            text.split_once('/').and_then(|(set, rest)| Some((SetName::new(set).filter(is_set)?, rest)));
-        let (set, rest) = with_set.map_or((None, text), |(set, rest)| (Some(set), rest));
-        Some(Self { set, selection: Selection::parse(rest)? })
-    }
-
-    /// The canonical spelling.
-    fn written(&self) -> String {
-        let attribute = self.attribute();
-        self.set.as_ref().map_or(attribute.clone(), |set| format!("{set}/{attribute}"))
-    }
-
-    fn attribute(&self) -> String {
-        let Selection { path, output, .. } = &self.selection;
-        output.as_ref().map_or(path.to_string(), |output| format!("{path}^{output}"))
-    }
-}
 
 pub(super) fn list(call: Call<'_>) -> Option<ResponseFuture> {
     let service = call.service.clone();
@@ -113,35 +88,34 @@ fn is_bound(caller: &Caller) -> bool {
     caller.grant().is_some_and(|grant| !grant.only.is_empty())
 }
 
-/// The outputs of an attribute in the one set that has it, and the name of the pin.
+/// The outputs of an attribute, and the name of the pin.
 async fn attribute(service: &Service, text: &str) -> Result<(String, Vec<Pinning>), Error> {
-    let sets: Vec<SetSettings> = service.state.catalogue.sets().map(|(set, _)| set.clone()).collect();
-    let is_set = |name: &SetName| sets.iter().any(|set| set.name == *name);
     let nothing = || {
         Error::NotFound(format!(
-            "there is no attribute {} with a derivation in any package set; `ondine attributes SET` lists those of one",
+            "there is no attribute {0} with a derivation in any package set, and none whose derivation is called \
+             {0}; `ondine attributes SET` lists those of one",
             Line(text)
         ))
     };
-    let named = PinTarget::parse(text, is_set).ok_or_else(nothing)?;
-    let (mut found, mut reasons) = (Vec::new(), Vec::new());
-    for set in sets.iter().filter(|set| named.set.as_ref().is_none_or(|name| set.name == *name)) {
-        match outputs(service, set, &named.selection).await {
-            Ok(pinnings) => found.push((&set.name, pinnings)),
-            Err(reason) => reasons.push(reason),
+    let (found, name) = match packages::find(service, text).await {
+        Ok(found) => {
+            let is_set = |set: &SetName| *set == found.set;
+            let name = PackageName::parse(text, is_set).map(|named| named.written());
+            (found, name)
         }
-    }
-    if found.len() > 1 {
-        let choices: Vec<String> =
-            found.iter().map(|(set, _)| format!("{set}/{}", named.attribute())).collect();
-        return Err(ambiguous(text, &choices));
-    }
-    if let Some((_, pinnings)) = found.pop() {
-        return Ok((named.written(), pinnings));
-    }
-    // A reason that says more than "no such attribute".
-    let reason = reasons.into_iter().find(|reason| !matches!(reason, NoSuchName::Attribute { .. }));
-    Err(reason.map_or_else(nothing, Error::from))
+        Err(NoPackage::Unknown) => match packages::of_derivation(service, text).await {
+            Ok(found) => (found, None),
+            Err(NoPackage::Ambiguous(choices)) => return Err(packages::ambiguous(text, &choices)),
+            Err(NoPackage::Untold(reason)) => return Err(reason.into()),
+            Err(NoPackage::Unknown) => return Err(nothing()),
+        },
+        Err(NoPackage::Ambiguous(choices)) => return Err(packages::ambiguous(text, &choices)),
+        Err(NoPackage::Untold(reason)) => return Err(reason.into()),
+    };
+    let set = service.state.catalogue.sets().map(|(set, _)| set).find(|set| set.name == found.set);
+    let set = set.cloned().ok_or_else(nothing)?;
+    let pinnings = outputs(service, &set, &found.selection).await?;
+    Ok((name.unwrap_or_else(|| found.written()), pinnings))
 }
 
 /// The outputs that an attribute of a set has for each of its systems: all, or the one that is named.
@@ -177,50 +151,63 @@ async fn outputs(
 }
 
 async fn unpinned(service: &Service, caller: &Caller, what: Pinned) -> Result<Answer, Error> {
+    let pins = service.state.retention.pins().await.map_err(unreadable)?;
     let (name, hash) = match what {
         Pinned::Path(hash, name) => (name, Some(hash)),
-        Pinned::Attribute(text) => (name_of_pin(service, text).await?, None),
+        Pinned::Attribute(text) => (name_of_pin(&pins, &text)?, None),
     };
+    let removed: Vec<PinRow> =
+        pins.into_iter().filter(|pin| pin.name == name || Some(pin.hash) == hash).collect();
     if is_bound(caller) {
-        let pins = service.state.retention.pins().await.map_err(unreadable)?;
-        for pin in pins.into_iter().filter(|pin| pin.name == name || Some(pin.hash) == hash) {
-            let path = match pin.path {
-                Some(path) => Some(path),
+        for pin in &removed {
+            let path = match &pin.path {
+                Some(path) => Some(path.clone()),
                 None => path_of(service, caller, pin.hash).await?,
             };
             may_pin(caller, path.as_ref())?;
         }
     }
-    match service.state.retention.unpin(name, hash).await.map_err(unchangeable)? {
-        0 => Err(Error::not_found("there is no such pin; `ondine pins` lists all")),
-        count => Ok(answer::ready(answer::TEXT, format!("unpinned: {count}\n"))),
+    if service.state.retention.unpin(name, hash).await.map_err(unchangeable)? == 0 {
+        return Err(no_such_pin(&[]));
+    }
+    let lines: String = removed.iter().map(unpinned_line).collect();
+    Ok(answer::ready(answer::TEXT, Lines(lines).to_string()))
+}
+
+fn unpinned_line(PinRow { name, hash, path, .. }: &PinRow) -> String {
+    match path {
+        Some(path) if path.to_string() != *name => format!("unpinned: {name} ({path})\n"),
+        None if hash.to_string() != *name => format!("unpinned: {name} ({hash})\n"),
+        _ => format!("unpinned: {name}\n"),
     }
 }
 
-/// The name of a pin that is given with its set, or without, or in another spelling.
-async fn name_of_pin(service: &Service, text: String) -> Result<String, Error> {
-    let pins = service.state.retention.pins().await.map_err(unreadable)?;
-    let names: BTreeSet<String> = pins.into_iter().map(|pin| pin.name).collect();
+/// The name of a pin, which may be written in another spelling, with its set exactly where the pin has one.
+fn name_of_pin(pins: &[PinRow], text: &str) -> Result<String, Error> {
     // A set that is not configured any more may have pins, too.
-    let parse = |name: &str| PinTarget::parse(name, |_| true);
-    let Some(wanted) = parse(&text).filter(|_| !names.contains(&text)) else { return Ok(text) };
-    let is_same = |name: &&String| {
-        parse(name).is_some_and(|named| {
-            named.attribute() == wanted.attribute()
-                && (named.set.is_none() || wanted.set.is_none() || named.set == wanted.set)
-        })
-    };
-    let same: Vec<String> = names.iter().filter(is_same).cloned().collect();
-    match &same[..] {
-        [] => Ok(text),
-        [one] => Ok(one.clone()),
-        choices => Err(ambiguous(&text, choices)),
+    let parse = |name: &str| PackageName::parse(name, |_| true);
+    let names: BTreeSet<&str> = pins.iter().map(|pin| &*pin.name).collect();
+    if names.contains(text) {
+        return Ok(text.to_owned());
     }
+    let Some(wanted) = parse(text) else { return Err(no_such_pin(&[])) };
+    let mut alike = Vec::new();
+    for name in names {
+        match parse(name) {
+            Some(named) if named.written() == wanted.written() => return Ok(name.to_owned()),
+            Some(named) if named.attribute() == wanted.attribute() => alike.push(name),
+            _ => {}
+        }
+    }
+    Err(no_such_pin(&alike))
 }
 
-fn ambiguous(text: &str, choices: &[String]) -> Error {
-    let choices = choices.join(", ");
-    Error::NotFound(format!("{} may be each of these; say which: {choices}", Line(text)))
+fn no_such_pin(alike: &[&str]) -> Error {
+    let hint = match alike {
+        [] => "`ondine pins` lists all".to_owned(),
+        alike => format!("there are {}", alike.join(", ")),
+    };
+    Error::NotFound(format!("there is no such pin; {hint}"))
 }
 
 fn unreadable(error: index::Error) -> Error {
@@ -229,4 +216,48 @@ fn unreadable(error: index::Error) -> Error {
 
 fn unchangeable(error: index::Error) -> Error {
     Error::index(&error, "the pins cannot be changed")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    const HASH: &str = "0123456789abcdfghijklmnpqrsvwxyz";
+
+    fn pin(name: &str) -> PinRow {
+        let path = StorePath::parse(&format!("{HASH}-hello-2.12")).expect("a path");
+        PinRow {
+            hash: path.hash(),
+            name: name.to_owned(),
+            pinned_at: SystemTime::UNIX_EPOCH,
+            path: Some(path),
+        }
+    }
+
+    #[test]
+    fn a_pin_is_removed_by_its_own_name_in_any_spelling_and_by_no_other() {
+        let pins = ["hello", "nixpkgs/hello", "team/\"slash/ed\"", "old/only"].map(pin);
+        for (text, name) in [
+            ("hello", "hello"),
+            ("nixpkgs/hello", "nixpkgs/hello"),
+            ("team/slash/ed", "team/\"slash/ed\""),
+            ("old/\"only\"", "old/only"),
+        ] {
+            assert_eq!(name_of_pin(&pins, text).ok().as_deref(), Some(name), "{text}");
+        }
+        let refused = |text: &str| match name_of_pin(&pins[1..], text) {
+            Err(Error::NotFound(text)) => text,
+            other => panic!("{text}: {other:?}"),
+        };
+        assert_eq!(refused("hello"), "there is no such pin; there are nixpkgs/hello");
+        assert_eq!(refused("team/hello"), "there is no such pin; there are nixpkgs/hello");
+        assert_eq!(refused("nope"), "there is no such pin; `ondine pins` lists all");
+        assert_eq!(unpinned_line(&pins[1]), format!("unpinned: nixpkgs/hello ({HASH}-hello-2.12)\n"));
+        assert_eq!(
+            unpinned_line(&pin(&format!("{HASH}-hello-2.12"))),
+            format!("unpinned: {HASH}-hello-2.12\n")
+        );
+    }
 }

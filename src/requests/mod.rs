@@ -82,6 +82,14 @@ pub struct RequestItem {
     pub outputs: Vec<ItemOutput>,
 }
 
+impl RequestItem {
+    /// An item that nobody knows, for this reason.
+    #[must_use]
+    pub fn unknown(reason: String) -> Self {
+        ItemDraft::ended(ItemState::Unknown, None, reason).item
+    }
+}
+
 /// Requests of those who do not wait on a connection; clones share what it needs.
 #[derive(Clone)]
 pub struct Requests {

@@ -3,7 +3,8 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::net::{SocketAddr, UnixStream};
+use std::net::SocketAddr;
+use std::os::unix::net::{self, UnixStream};
 use std::path::Path;
 
 use rustix::fs::{Access, access};
@@ -23,18 +24,27 @@ use crate::upstream::{CredentialsError, Upstreams, ViaName};
 /// Folders of a state directory that a server writes to.
 const FOLDERS: [&str; 7] = ["nar", "ledger", "log", "gcroots", "catalogue", "building", "evaluator"];
 
-/// Looks whether a server with these settings would start on this machine, and gives what it would only warn
-/// of. Must be called within a tokio runtime.
+/// Findings about settings with which a server would start.
+#[derive(Debug, Default)]
+pub struct Preflight {
+    /// Warnings that the server would give.
+    pub warnings: Vec<String>,
+    /// The address that was not tried, since a server runs with the same state directory.
+    pub untried: Option<SocketAddr>,
+}
+
+/// Looks whether a server with these settings would start on this machine. Must be called within a tokio
+/// runtime.
 ///
 /// # Errors
 /// With the reason for which it would not.
-pub async fn check(settings: Settings) -> Result<Vec<String>, Error> {
+pub async fn check(settings: Settings) -> Result<Preflight, Error> {
     let mut warnings = Vec::new();
     let dir = &settings.state_dir;
     telemetry::check(&settings.telemetry)?;
     folders(dir)?;
     state_dir::check(dir)?;
-    using(&dir.join(CONTROL_SOCKET), |path| SocketAddr::from_pathname(path).map(drop))?;
+    using(&dir.join(CONTROL_SOCKET), |path| net::SocketAddr::from_pathname(path).map(drop))?;
     let index = dir.join(INDEX);
     let keys = Keys::check(dir, &settings.signing_keys, has_served(dir, &settings.index.location)?)?;
     warnings.extend(keys.and_then(|keys| keys.unheeded(&settings.key_name)));
@@ -72,16 +82,11 @@ pub async fn check(settings: Settings) -> Result<Vec<String>, Error> {
         Err(error @ CredentialsError::NoDirectory { .. }) => warnings.push(error.to_string()),
         _ => Upstreams::new(upstreams, &settings.nix.store_dir, ViaName::of("check-config")).map(drop)?,
     }
-    if runs(&settings.state_dir)? {
-        warnings.push(format!(
-            "a server runs with the state directory {}, so {} was not tried",
-            settings.state_dir.display(),
-            settings.listen
-        ));
-    } else {
+    let untried = runs(&settings.state_dir)?.then_some(settings.listen);
+    if untried.is_none() {
         listen(settings.listen)?;
     }
-    Ok(warnings)
+    Ok(Preflight { warnings, untried })
 }
 
 /// Looks whether the folders of a state directory can be used, or made.

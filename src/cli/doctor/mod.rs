@@ -8,7 +8,7 @@ mod finding;
 mod machine;
 mod network;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -71,7 +71,7 @@ impl Doctor {
         let settings = super::resolve(self.settings, file.as_deref())?;
         let running = network::running(&settings, report);
         super::runtime()?.block_on(async {
-            start(&settings, report).await;
+            start(&settings, file.as_deref(), report).await;
             let nix = programs::settings().await.unwrap_or_default();
             daemon::check(&settings.nix, &nix, report).await;
             machine::check(&settings, report).await;
@@ -86,18 +86,23 @@ impl Doctor {
     }
 }
 
-/// The checks that each start makes, too.
-async fn start(settings: &serve::Settings, report: &mut DoctorReport) {
+/// The checks that each start makes, too, with the settings of this file.
+async fn start(settings: &serve::Settings, file: Option<&Path>, report: &mut DoctorReport) {
+    let of = match file {
+        Some(file) => format!("the settings of {}", file.display()),
+        None => "the settings of this command, which has no settings file".to_owned(),
+    };
     match serve::check(settings.clone()).await {
-        Ok(warnings) => {
-            report.ok("settings", "a server would start with these settings");
-            for warning in warnings {
+        // An address that was not tried is that of the server that runs, which has told its own.
+        Ok(checked) => {
+            report.ok("settings", format!("a server would start with {of}"));
+            for warning in checked.warnings {
                 report.add(
                     FindingLevel::Note,
                     "settings",
                     warning,
                     "the server would start all the same",
-                    "see above",
+                    "change what the message names, unless it is meant to be so",
                 );
             }
         }
@@ -105,7 +110,7 @@ async fn start(settings: &serve::Settings, report: &mut DoctorReport) {
             FindingLevel::Error,
             "settings",
             crate::causes::with_causes(&error),
-            "a server does not start with these settings",
+            format!("a server does not start with {of}"),
             "change what the message names; ondine check-config FILE tries it again",
         ),
     }

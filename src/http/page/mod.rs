@@ -32,7 +32,7 @@ pub(super) use reference::get as reference;
 pub(super) use search::get as search;
 pub(super) use sign_in::{sign_in, sign_in_form, sign_out, theme};
 pub(super) use statistics::get as statistics;
-pub(super) use visitor::caller;
+pub(super) use visitor::{LostBrowser, caller};
 
 /// Address, name and mark of further parts of the site in the navigation.
 const MORE_SECTIONS: &[(&str, &str, &str)] =

@@ -8,6 +8,7 @@ use hyper::HeaderMap;
 
 use super::super::Service;
 use super::super::accept::{Preference, preference};
+use super::super::address::Peer;
 use super::super::answer::{self, Answer};
 use super::super::call::Call;
 use super::super::error::Error;
@@ -57,25 +58,38 @@ struct ErrorPage<'a> {
 impl Visitor {
     /// The visitor that a request comes from.
     pub(super) fn of(call: &Call<'_>) -> Self {
-        let session = Session::of(&call.headers);
-        let mut caller = call.caller.clone();
+        let Call { service, headers, raw_path, query, .. } = call;
+        Self::at(service, call.caller.clone(), call.peer, headers, raw_path, *query)
+    }
+
+    /// The visitor of an address.
+    fn at(
+        service: &Service,
+        mut caller: Caller,
+        peer: Option<Peer>,
+        headers: &HeaderMap,
+        raw_path: &str,
+        query: Option<&str>,
+    ) -> Self {
+        let session = Session::of(headers);
         // What a header says comes first.
         if let (Caller::Public { address, via, rejected: None, .. }, Some(session)) = (&caller, &session)
-            && let Ok(grant) = call.service.state.auth.authenticate(session.credentials().as_bytes())
+            && let Ok(grant) = service.state.auth.authenticate(session.credentials().as_bytes())
         {
             caller = Caller::Token { grant, address: *address, via: via.clone() };
         }
         let session = session.filter(|_| caller.grant().is_some());
-        let state = &call.service.state;
-        let url = state.settings.public_url.clone().or_else(|| call.asked_url());
-        let depth = call.raw_path.matches('/').count().saturating_sub(1);
-        let query = call.query.map(|query| format!("?{query}")).unwrap_or_default();
+        let state = &service.state;
+        let asked_url = || peer.and_then(|peer| peer.asked_url(headers));
+        let url = state.settings.public_url.clone().or_else(asked_url);
+        let depth = raw_path.matches('/').count().saturating_sub(1);
+        let query = query.map(|query| format!("?{query}")).unwrap_or_default();
         Self {
             caller,
             session,
-            theme: theme(&call.headers),
+            theme: theme(headers),
             root: if depth == 0 { "./".to_owned() } else { "../".repeat(depth) },
-            here: format!("{}{query}", call.raw_path.trim_start_matches('/')),
+            here: format!("{}{query}", raw_path.trim_start_matches('/')),
             url: url.unwrap_or_else(|| state.url.clone()).to_string(),
         }
     }
@@ -106,6 +120,35 @@ impl Visitor {
         error.page(|text, lacks_right| {
             render(&ErrorPage { shell: self.shell("Not available", ""), text, lacks_right })
         })
+    }
+}
+
+/// A browser that asks for an address that nothing has.
+pub(in crate::http) struct LostBrowser {
+    service: Service,
+    caller: Caller,
+    peer: Option<Peer>,
+    headers: HeaderMap,
+    path: String,
+}
+
+impl LostBrowser {
+    /// `None` for a client that does not prefer pages.
+    pub(in crate::http) fn of(
+        service: &Service,
+        caller: &Caller,
+        peer: Option<Peer>,
+        headers: &HeaderMap,
+        path: &str,
+    ) -> Option<Self> {
+        let (caller, headers) = (caller.clone(), wants_html(headers).then(|| headers.clone())?);
+        Some(Self { service: service.clone(), caller, peer, headers, path: path.to_owned() })
+    }
+
+    /// The page that says so.
+    pub(in crate::http) fn answer(&self, error: Error) -> Answer {
+        let Self { service, caller, peer, headers, path } = self;
+        Visitor::at(service, caller.clone(), *peer, headers, path, None).error(error)
     }
 }
 
