@@ -96,6 +96,22 @@ fn a_name_is_told_of_and_leads_to_contents_that_are_built_when_asked_for() {
     assert_refused(&ondine, "pkgs/several?system=pdp11-linux", &["evaluated for", &system]);
     assert_refused(&ondine, "pkgs/several^nope", &["no output nope", "dev, doc, lib, out"]);
 
+    // A query that is not understood is told so, and a set is found without its slash, too.
+    for (name, words) in [
+        ("several?frob=1", "no parameter frob here, but system, compression, wait"),
+        ("several?compression=gzip", "compression is none or zstd"),
+        ("several?wait=1000", "wait is a number of seconds, 0 to 300"),
+    ] {
+        let answer = get(&ondine, &format!("/get/pkgs/{name}"));
+        assert!(answer.status == 400 && answer.text().contains(words), "{name}: {}", answer.text());
+    }
+    let answer = get(&ondine, "/closure/pkgs/several.tar?frob=1");
+    assert!(answer.status == 400 && answer.text().contains("but system"), "{}", answer.text());
+    let narinfo = format!("{}?frob=1&wait=x", narinfo_address(several));
+    assert_eq!(http.get(&narinfo).status, 200, "a client of Nix is not refused for a query");
+    let redirect = get(&ondine, "/get/pkgs?q=several");
+    assert_eq!((redirect.status, redirect.header("location")), (302, Some("pkgs/?q=several")));
+
     // What is not to be had says why.
     assert_refused(&ondine, "other/p", &["no package set other"]);
     assert_refused(&ondine, "pkgs/nope", &["no nope"]);

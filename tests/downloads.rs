@@ -138,7 +138,7 @@ fn a_program_is_had_by_its_name_and_built_for_it_with_a_true_status() {
         ("/bin/other/greet/greet", 404, "no package set other"),
         ("/bin/failing", 404, "the last words of a failing build"),
         ("/bin/greet?system=pdp11-linux", 404, "evaluated for"),
-        ("/bin/greet?wait=301", 404, "/bin/<program>"),
+        ("/bin/greet?wait=301", 400, "wait is a number of seconds, 0 to 300"),
         ("/bin/%2e%2e%2fetc", 404, "nothing has this address"),
     ] {
         let answer = http.get(address);

@@ -13,7 +13,7 @@ use super::answer::{self, Answer, json};
 use super::api::{
     AttributeDependant, AttributeDetails, AttributeOutput, AttributeVersion, RememberedFailure,
 };
-use super::call::{Call, parameters};
+use super::call::{Call, parameters, unknown_parameter};
 use super::delivery::{Delivery, DeliveryRequest, wait_of};
 use super::error::Error;
 use super::response_future::ResponseFuture;
@@ -45,6 +45,8 @@ pub(super) struct PackageAddress {
     compression: Compression,
     /// Longest wait for a build.
     wait: Option<Duration>,
+    /// Error of the query, for whoever looks for the package.
+    misread: Option<String>,
 }
 
 /// A package that was found, and the output of it that is wanted.
@@ -58,25 +60,32 @@ pub(super) struct NamedOutput {
 impl PackageAddress {
     /// An attribute without its address.
     pub(super) fn of(set: SetName, selection: Selection, system: Option<String>) -> Self {
-        Self { set, selection, system, compression: Compression::None, wait: None }
+        Self { set, selection, system, compression: Compression::None, wait: None, misread: None }
     }
 
     /// Parses `<set>` and `<attribute>[^<output>]`, and the query behind them, which has some of these keys.
+    /// `None` where the names have not that form.
     pub(super) fn parse([set, attribute]: [&str; 2], query: Option<&str>, keys: &[&str]) -> Option<Self> {
         let mut address = Self::of(SetName::new(set)?, Selection::parse(attribute)?, None);
+        address.misread = address.read(query, keys).err();
+        Some(address)
+    }
+
+    fn read(&mut self, query: Option<&str>, keys: &[&str]) -> Result<(), String> {
         for (key, value) in parameters(query) {
-            let value: String = value.filter(|_| keys.contains(&key))?;
-            match key {
-                "system" => address.system = Some(value),
-                "compression" if value == "none" => address.compression = Compression::None,
-                "compression" if value == "zstd" => address.compression = Compression::Zstd,
-                "wait" => address.wait = Some(wait_of(&value)?),
+            let value = value.ok_or_else(|| format!("{} is no UTF-8", Line(key)))?;
+            match (key, &*value) {
+                _ if !keys.contains(&key) => return Err(unknown_parameter(key, keys)),
+                ("system", _) => self.system = Some(value),
+                ("compression", "none") => self.compression = Compression::None,
+                ("compression", "zstd") => self.compression = Compression::Zstd,
+                ("compression", _) => return Err("compression is none or zstd".to_owned()),
+                ("wait", seconds) => self.wait = Some(wait_of(seconds)?),
                 // For the handler.
-                "program" => {}
-                _ => return None,
+                _ => {}
             }
         }
-        Some(address)
+        Ok(())
     }
 
     /// The package that it stands for, and the output that is named.
@@ -86,8 +95,11 @@ impl PackageAddress {
         Ok(NamedOutput { named: Arc::new(named), output: output.map(str::to_owned) })
     }
 
-    /// The same; the error suggests the nearest name.
+    /// The same; the error suggests the nearest name, or what the query may have.
     pub(super) async fn find(&self, service: &Service) -> Result<NamedOutput, Error> {
+        if let Some(reason) = &self.misread {
+            return Err(Error::BadRequest(reason.clone()));
+        }
         match self.resolve(service).await {
             Ok(named) => Ok(named),
             Err(reason @ NoSuchName::Attribute { .. }) => {
@@ -175,9 +187,9 @@ pub(super) fn download(call: Call<'_>) -> Option<ResponseFuture> {
     Some(ResponseFuture::pending(async move {
         match address.find(&asked.service).await?.delivered(&asked).await? {
             Delivery::Ready(ready) if is_tar => {
-                Ok(answer::redirect(&format!("{up}closure/{}{TAR}", ready.path.hash())))
+                Ok(asked.counted(answer::redirect(&format!("{up}closure/{}{TAR}", ready.path.hash()))))
             }
-            Delivery::Ready(ready) => Ok(leads_to(&up, &ready, address.compression)),
+            Delivery::Ready(ready) => Ok(asked.counted(leads_to(&up, &ready, address.compression))),
             Delivery::Pending(answer) => Ok(answer),
         }
     }))
@@ -284,6 +296,7 @@ mod tests {
                 system: system.map(str::to_owned),
                 compression,
                 wait: None,
+                misread: None,
             }
         };
         let keys = ["system", "compression", "wait"];
@@ -303,19 +316,19 @@ mod tests {
         ] {
             assert_eq!(parse(path, query), Some(expected), "{path} {query:?}");
         }
-        for (path, query) in [
-            ("a..b", None),
-            ("\"a", None),
-            ("a\0", None),
-            ("^out", None),
-            ("a^", None),
-            ("a", Some("sistem=a-linux")),
-            ("a", Some("compression=xz")),
-            ("a", Some("wait=301")),
-        ] {
+        for (path, query) in [("a..b", None), ("\"a", None), ("a\0", None), ("^out", None), ("a^", None)] {
             assert_eq!(parse(path, query), None, "{path} {query:?}");
         }
         assert_eq!(PackageAddress::parse(["p.k", "a"], None, &keys), None);
-        assert_eq!(PackageAddress::parse(["pkgs", "a"], Some("compression=zstd"), &["system"]), None);
+        for (query, keys, words) in [
+            ("sistem=a-linux", &keys[..], "no parameter sistem here, but system, compression, wait"),
+            ("compression=xz", &keys, "compression is none or zstd"),
+            ("wait=301", &keys, "wait is a number of seconds, 0 to 300"),
+            ("system=%ff", &keys, "system is no UTF-8"),
+            ("compression=zstd", &["system"], "no parameter compression here, but system"),
+        ] {
+            let parsed = PackageAddress::parse(["pkgs", "a"], Some(query), keys).expect("names");
+            assert!(parsed.misread.is_some_and(|reason| reason.contains(words)), "{query}");
+        }
     }
 }

@@ -11,6 +11,7 @@ use super::address::{Peer, PublicUrl};
 use super::pattern::PLACEHOLDERS_MAX;
 use super::request_body::RequestBody;
 use crate::caller::{Action, Caller, may};
+use crate::escape::Line;
 use crate::substitute::OnMiss;
 
 /// A request for an endpoint.
@@ -73,4 +74,9 @@ impl Call<'_> {
 pub(super) fn parameters(query: Option<&str>) -> impl Iterator<Item = (&str, Option<String>)> {
     let pairs = query.into_iter().flat_map(|query| query.split('&')).filter_map(|one| one.split_once('='));
     pairs.map(|(key, value)| (key, percent_decode_str(value).decode_utf8().ok().map(Into::into)))
+}
+
+/// The text for a parameter that an address does not have, but these.
+pub(super) fn unknown_parameter(key: &str, known: &[&str]) -> String {
+    format!("there is no parameter {} here, but {}", Line(key), known.join(", "))
 }

@@ -3,6 +3,7 @@
 //! that failed is answered with the end of its log.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use hyper::HeaderMap;
@@ -15,6 +16,7 @@ use super::api::{BuildItem, BuildItemState};
 use super::build_details::last_lines;
 use super::call::Call;
 use super::error::Error;
+use super::traffic::RequestOutcome;
 use crate::caller::Caller;
 use crate::index::CachedNarInfo;
 use crate::model::FailureClass;
@@ -40,6 +42,8 @@ pub(super) struct DeliveryRequest {
     pub(super) head: bool,
     /// Longest wait for a build; `None` for no limit.
     wait: Option<Duration>,
+    /// True once a build was waited for, and has made the path.
+    built: AtomicBool,
 }
 
 /// Result of a wait.
@@ -54,7 +58,7 @@ impl DeliveryRequest {
     pub(super) fn of(call: Call<'_>) -> Self {
         let (service, on_miss) = (call.service.clone(), call.on_miss());
         let Call { caller, headers, head, .. } = call;
-        Self { service, caller, on_miss, headers, head, wait: None }
+        Self { service, caller, on_miss, headers, head, wait: None, built: AtomicBool::new(false) }
     }
 
     /// The same with another limit of the wait.
@@ -75,10 +79,21 @@ impl DeliveryRequest {
             },
         };
         match end {
-            Some(WaitEnd::Ready(ready)) => Ok(Delivery::Ready(ready)),
+            Some(WaitEnd::Ready(ready)) => {
+                self.built.fetch_or(waited.ticket().is_some(), Ordering::Relaxed);
+                Ok(Delivery::Ready(ready))
+            }
             Some(WaitEnd::Missing(reason)) => Err(self.missing(reason).await),
             Some(WaitEnd::Stopped) => Err(Error::unavailable(STOPS)),
             None => self.pending(hash, on_miss).await,
+        }
+    }
+
+    /// The answer with what was asked for, counted as one after a build where it is that.
+    pub(super) fn counted(&self, answer: Answer) -> Answer {
+        match self.built.load(Ordering::Relaxed) {
+            true => answer::noted(answer, RequestOutcome::Built),
+            false => answer,
         }
     }
 
@@ -113,7 +128,8 @@ impl DeliveryRequest {
     }
 }
 
-/// The wait that `?wait=<seconds>` names.
-pub(super) fn wait_of(seconds: &str) -> Option<Duration> {
-    seconds.parse().ok().map(Duration::from_secs).filter(|wait| *wait <= WAIT_MAX)
+/// The wait that `?wait=<seconds>` names; else the range that it has.
+pub(super) fn wait_of(seconds: &str) -> Result<Duration, String> {
+    let wait = seconds.parse().ok().map(Duration::from_secs).filter(|wait| *wait <= WAIT_MAX);
+    wait.ok_or_else(|| format!("wait is a number of seconds, 0 to {}", WAIT_MAX.as_secs()))
 }

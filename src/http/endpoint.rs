@@ -124,6 +124,13 @@ impl Endpoint {
         Self { summary, query: SYSTEM_QUERY, ..endpoint }.taking_slashes()
     }
 
+    /// The address of the row before without its slash, which leads there.
+    pub(super) const fn without_slash(pattern: &'static str, handler: Handler) -> Self {
+        let endpoint = Self::page(pattern, handler);
+        let summary = "the same, without the slash";
+        Self { label: RouteLabel::Download, answer: Content::Redirect, summary, ..endpoint }
+    }
+
     /// An upload.
     pub(super) const fn upload(pattern: &'static str, handler: Handler) -> Self {
         let endpoint = Self::new(Audience::Upload, Verb::Put, pattern, Action::Push, handler);

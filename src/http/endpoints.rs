@@ -84,8 +84,8 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
                   built first where need be",
         query: &[SYSTEM, ("compression", "`none`, which is the default, or `zstd`"), WAIT_QUERY],
         form: Some(
-            "contents are at /get/<set>/<attribute>, with ^<output>, ?system=<system> and &compression=zstd where they \
-             are wanted; an attribute is written as Nix writes it, percent-encoded",
+            "contents are at /get/<set>/<attribute>, with ^<output>, ?system=<system>, &compression=zstd and \
+             &wait=<seconds> where they are wanted; an attribute is written as Nix writes it, percent-encoded",
         ),
         ..Endpoint::page("/get/<set>/<attribute>", by_name::download).taking_slashes()
     },
@@ -96,6 +96,7 @@ pub(super) static ENDPOINTS: &[Endpoint] = &[
         query: ATTRIBUTES_QUERY,
         ..Endpoint::page("/get/<set>/", listing::for_people)
     },
+    Endpoint::without_slash("/get/<set>", listing::with_slash),
     Endpoint {
         label: RouteLabel::File,
         answer: Content::Media("application/json"),

@@ -39,6 +39,13 @@ pub(super) fn for_people(call: Call<'_>) -> Option<ResponseFuture> {
     Some(ResponseFuture::ready(answer::redirect(&format!("../../packages/{set}/{query}"))))
 }
 
+/// The address of a set's attributes without its slash.
+pub(super) fn with_slash(call: Call<'_>) -> Option<ResponseFuture> {
+    let set = SetName::new(call.arguments[0])?;
+    let query = call.query.map(|query| format!("?{query}")).unwrap_or_default();
+    Some(ResponseFuture::ready(answer::redirect(&format!("{set}/{query}"))))
+}
+
 pub(super) fn get(call: Call<'_>) -> Option<ResponseFuture> {
     let (set, wanted) = (SetName::new(call.arguments[0])?, ListingQuery::parse(call.query));
     let wanted = match wanted {

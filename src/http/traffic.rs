@@ -160,11 +160,16 @@ impl Traffic {
     /// Ends of all requests for narinfos and downloads since the start.
     pub(super) fn ends(&self) -> RequestEnds {
         let mut ends = RequestEnds::default();
-        for sums in [RouteLabel::NarInfo, RouteLabel::Download].map(|label| self.sums(label)) {
-            ends.hits += sums.outcomes[RequestOutcome::Hit as usize];
-            ends.misses += sums.outcomes[RequestOutcome::Miss as usize];
+        for label in [RouteLabel::NarInfo, RouteLabel::Download, RouteLabel::File] {
+            let sums = self.sums(label);
             ends.built += sums.outcomes[RequestOutcome::Built as usize];
             ends.failed += sums.outcomes[RequestOutcome::Failed as usize];
+            // Files of what is served are no requests for a package.
+            if label == RouteLabel::File {
+                continue;
+            }
+            ends.hits += sums.outcomes[RequestOutcome::Hit as usize];
+            ends.misses += sums.outcomes[RequestOutcome::Miss as usize];
         }
         ends
     }

@@ -94,7 +94,7 @@ async fn answer(asked: &DeliveryRequest, ready: &CachedNarInfo, form: ArchiveFor
             answer::made_anew(media_type, &etag, body)
         }
     };
-    Ok(answer::saved_as(answer, &format!("{}.{ending}", ready.path.name())))
+    Ok(asked.counted(answer::saved_as(answer, &format!("{}.{ending}", ready.path.name()))))
 }
 
 /// The parts of the archive, where they are known or needed for a range of it.

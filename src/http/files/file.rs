@@ -42,7 +42,7 @@ async fn answer(asked: &DeliveryRequest, hash: StorePathHash, path: &str) -> Res
     match RegularFile::of(&found) {
         Some(file) => {
             let media_type = media_type(contents, &file, &found.name()).await?;
-            file.answer(asked, media_type).await
+            Ok(asked.counted(file.answer(asked, media_type).await?))
         }
         None => Ok(directory::answer(asked, hash, path, &found)),
     }

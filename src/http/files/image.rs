@@ -59,7 +59,7 @@ async fn answer(
     }
     let body = if asked.head { answer::empty() } else { archive_body(state.contents.image(rows, config)?) };
     let answer = answer::made_anew(answer::TAR, &etag, body);
-    Ok(answer::saved_as(answer, &format!("{}.tar", ready.path.name())))
+    Ok(asked.counted(answer::saved_as(answer, &format!("{}.tar", ready.path.name()))))
 }
 
 /// The processor of a system, or of this machine, as OCI calls it.

@@ -11,7 +11,7 @@ use crate::http::Service;
 use crate::http::answer;
 use crate::http::api::{ProgramDetails, ProgramPackage};
 use crate::http::by_name::{NamedOutput, PackageAddress};
-use crate::http::call::{Call, parameters};
+use crate::http::call::{Call, parameters, unknown_parameter};
 use crate::http::error::Error;
 use crate::http::response_future::ResponseFuture;
 use crate::model::ProgramOwner;
@@ -121,14 +121,19 @@ async fn nearest(service: &Service, program: &str, system: Option<&str>) -> Opti
     similar(program, names.iter().map(String::as_str)).map(str::to_owned)
 }
 
+fn misread(reason: String) -> ResponseFuture {
+    ResponseFuture::failed(Error::BadRequest(reason))
+}
+
 /// Tells which packages have a program.
 pub(in crate::http) fn owners(call: Call<'_>) -> Option<ResponseFuture> {
     let (service, program) = (call.service.clone(), call.arguments[0].to_owned());
     let mut system = None;
     for (key, value) in parameters(call.query) {
         match key {
-            "system" => system = Some(value?),
-            _ => return None,
+            "system" if value.is_some() => system = value,
+            "system" => return Some(misread("system is no UTF-8".to_owned())),
+            _ => return Some(misread(unknown_parameter(key, &["system"]))),
         }
     }
     Some(ResponseFuture::pending(async move {

@@ -13,7 +13,7 @@ use crate::contents::{ResolveError, ResolvedFile};
 use crate::escape::Line;
 use crate::http::answer::{self, Answer};
 use crate::http::by_name::{NamedOutput, PackageAddress};
-use crate::http::call::{Call, parameters};
+use crate::http::call::{Call, parameters, unknown_parameter};
 use crate::http::delivery::{Delivery, DeliveryRequest, wait_of};
 use crate::http::error::Error;
 use crate::http::response_future::ResponseFuture;
@@ -26,6 +26,8 @@ const FOLDER: &str = "bin";
 const TRIED_MAX: usize = 8;
 /// Bytes of a name at most, as in a file system.
 const NAME_BYTES_MAX: usize = 255;
+/// Parameters of an address.
+const QUERY_KEYS: [&str; 2] = ["system", "wait"];
 /// Bytes of a program at most whose digest is told: it is computed before the first byte is sent.
 const DIGESTED_BYTES_MAX: u64 = 256 * 1024 * 1024;
 
@@ -34,6 +36,8 @@ struct ProgramAddress {
     program: String,
     system: Option<String>,
     wait: Option<Duration>,
+    /// Error of the query.
+    misread: Option<String>,
 }
 
 /// The result for one package.
@@ -55,7 +59,7 @@ pub(in crate::http) fn program(call: Call<'_>) -> Option<ResponseFuture> {
 pub(in crate::http) fn program_of(call: Call<'_>) -> Option<ResponseFuture> {
     let [set, attribute, program] = call.arguments;
     let address = ProgramAddress::parse(program, call.query)?;
-    let package = PackageAddress::parse([set, attribute], call.query, &["system", "wait"])?;
+    let package = PackageAddress::parse([set, attribute], call.query, &QUERY_KEYS)?;
     let asked = DeliveryRequest::of(call).waiting(address.wait);
     Some(ResponseFuture::pending(async move {
         let named = package.find(&asked.service).await?;
@@ -73,19 +77,29 @@ impl ProgramAddress {
         if !is_name || program.contains(['/', '\0']) {
             return None;
         }
-        let mut address = Self { program: program.to_owned(), system: None, wait: None };
+        let (program, system, wait) = (program.to_owned(), None, None);
+        let mut address = Self { program, system, wait, misread: None };
+        address.misread = address.read(query).err();
+        Some(address)
+    }
+
+    fn read(&mut self, query: Option<&str>) -> Result<(), String> {
         for (key, value) in parameters(query) {
-            match (key, value?) {
-                ("system", value) => address.system = Some(value),
-                ("wait", value) => address.wait = Some(wait_of(&value)?),
-                _ => return None,
+            let value = value.ok_or_else(|| format!("{} is no UTF-8", Line(key)))?;
+            match key {
+                "system" => self.system = Some(value),
+                "wait" => self.wait = Some(wait_of(&value)?),
+                _ => return Err(unknown_parameter(key, &QUERY_KEYS)),
             }
         }
-        Some(address)
+        Ok(())
     }
 }
 
 async fn of_any_set(asked: &DeliveryRequest, address: &ProgramAddress) -> Result<Answer, Error> {
+    if let Some(reason) = &address.misread {
+        return Err(Error::BadRequest(reason.clone()));
+    }
     let program = &address.program;
     let (mut failed, mut lacking, mut refused, mut tried) = (None, None, None, 0);
     for candidate in candidates(&asked.service, program, address.system.as_deref()).await? {
@@ -189,7 +203,7 @@ async fn send(asked: &DeliveryRequest, found: &ResolvedFile, program: &str) -> R
         let digest = asked.service.state.contents.sha256(file.nar, part).await?;
         answer = answer::with_digest(answer, &STANDARD.encode(digest));
     }
-    Ok(answer::saved_as(answer, program))
+    Ok(asked.counted(answer::saved_as(answer, program)))
 }
 
 #[cfg(test)]
@@ -203,17 +217,16 @@ mod tests {
         assert_eq!(parsed.wait, Some(Duration::ZERO));
         assert!(ProgramAddress::parse("[", None).is_some_and(|address| address.wait.is_none()));
         let long = "a".repeat(NAME_BYTES_MAX + 1);
-        for (program, query) in [
-            ("", None),
-            ("..", None),
-            ("a\0", None),
-            ("a/b", None),
-            (&*long, None),
-            ("jq", Some("wait=301")),
-            ("jq", Some("wait=-1")),
-            ("jq", Some("compression=zstd")),
-        ] {
+        for (program, query) in [("", None), ("..", None), ("a\0", None), ("a/b", None), (&*long, None)] {
             assert!(ProgramAddress::parse(program, query).is_none(), "{program:.20} {query:?}");
+        }
+        for (query, words) in [
+            ("wait=301", "wait is a number of seconds, 0 to 300"),
+            ("wait=-1", "wait is a number of seconds, 0 to 300"),
+            ("compression=zstd", "no parameter compression here, but system, wait"),
+        ] {
+            let parsed = ProgramAddress::parse("jq", Some(query)).expect("a program");
+            assert!(parsed.misread.is_some_and(|reason| reason.contains(words)), "{query}");
         }
     }
 }

@@ -66,7 +66,9 @@ impl UseFigures {
             let of = |route: &str| {
                 values.count("ondine_http_requests_total", &[&format!("route=\"{route}\""), &label])
             };
-            of("narinfo") + of("get")
+            // Files of what is served are no requests for a package.
+            let of_files = if matches!(outcome, "built" | "failed") { of("file") } else { 0 };
+            of("narinfo") + of("get") + of_files
         };
         Self {
             hits: requests("hit"),
@@ -139,7 +141,7 @@ fn figure_groups(week: &UseFigures, start: &UseFigures) -> [FigureGroup; 3] {
                 "Builds",
                 "Time of builds",
                 "Mean build",
-                "Mean wait for the first build",
+                "Mean wait in the queue, before building",
                 "Requests that joined another",
                 "Building saved by joining, about",
             ],
