@@ -15,6 +15,10 @@ const FINISHED_MIN: usize = 30;
 const Z_90: f64 = 1.282;
 /// No interval is narrower than this (the standard deviation of a logarithm).
 const SPREAD_MIN: f64 = 0.05;
+/// The ends of an interval of a first build are at most this factor apart where it tells anything.
+const FACTOR_MAX: f64 = 20.0;
+/// Shorter times are not told apart, in seconds.
+const SECONDS_TOLD: f64 = 1.0;
 /// The part of all requests that may be earlier than their forecast, and the part that may be later.
 const LEFT_OUT: f64 = 0.1;
 
@@ -47,6 +51,22 @@ pub struct Forecast {
     pub earliest: Duration,
     /// Upper end.
     pub latest: Duration,
+}
+
+impl Forecast {
+    /// Whole seconds of the interval. `None` where work that was never built makes it so wide that it tells
+    /// nothing: too few builds were seen, or they differ too much.
+    #[must_use]
+    pub fn told(&self) -> Option<(u64, u64)> {
+        let (earliest, latest) = (self.earliest.as_secs_f64().max(SECONDS_TOLD), self.latest.as_secs_f64());
+        let is_telling = !self.expected.first || latest <= earliest * FACTOR_MAX;
+        is_telling.then(|| (self.earliest.as_secs(), up_to_seconds(self.latest)))
+    }
+}
+
+/// Whole seconds that are not over before the duration is.
+fn up_to_seconds(duration: Duration) -> u64 {
+    duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
 }
 
 /// Errors of past forecasts: of work that is known, and of work that counted first builds.
@@ -129,6 +149,16 @@ mod tests {
             (70..90).contains(&earliest.as_secs()) && (310..330).contains(&latest.as_secs()),
             "{earliest:?} {latest:?}"
         );
+    }
+
+    #[test]
+    fn an_interval_of_a_first_build_is_told_once_it_tells_something() {
+        let told = |first, spread| Etas::default().forecast(Expected { median: 100.0, spread, first }).told();
+        assert_eq!(told(true, 1.0), Some((27, 361)));
+        assert_eq!(told(true, 1.5), None, "15 s to 684 s");
+        assert_eq!(told(false, 1.5), Some((14, 685)), "what is known may vary");
+        let short = Expected { median: 1.0, spread: 2.0, first: true };
+        assert_eq!(Etas::default().forecast(short).told(), Some((0, 13)), "it is soon in any case");
     }
 
     #[test]

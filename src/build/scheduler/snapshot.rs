@@ -179,11 +179,6 @@ impl Ticket {
     }
 }
 
-/// Whole seconds that are not over before the duration is.
-fn up_to_seconds(duration: Duration) -> u64 {
-    duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
-}
-
 impl QueueSnapshot {
     fn is_old(&self) -> bool {
         self.at.elapsed() >= SNAPSHOT_AGE_MAX.max(self.took * SNAPSHOT_WORTH)
@@ -271,7 +266,7 @@ impl State {
                 lacked,
                 known_seconds: ahead.map(|ahead| ahead.known().as_secs()),
                 unknown: ahead.map(|ahead| ahead.unknown),
-                eta_seconds: forecast.map(|told| (told.earliest.as_secs(), up_to_seconds(told.latest))),
+                eta_seconds: forecast.and_then(|forecast| forecast.told()),
             };
             (id, outlook)
         });

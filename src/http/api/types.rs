@@ -243,7 +243,7 @@ pub struct RequestPlace {
     pub known_seconds: Option<u64>,
     /// Derivations ahead of its delivery whose build time is unknown; null until it is planned.
     pub unknown: Option<usize>,
-    /// Seconds from now between which it is delivered in eight cases of ten.
+    /// Seconds from now between which it is delivered in eight cases of ten; null while that is not known.
     pub eta_seconds: Option<(u64, u64)>,
 }
 
