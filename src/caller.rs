@@ -1,6 +1,7 @@
 //! Callers and their rights. A request's caller is made once, where its connection comes in; every action
 //! asks [`may`] before anything is done for it, and [`may_for`] where it is about a name.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -126,18 +127,19 @@ pub enum Rejection {
 /// The caller lacks the right that an action needs.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Clients without a token lack it.
+    /// Clients without a token, who have these rights, lack it.
     #[error(
         "refused: this needs a token with the right {right:?}{reason}; an administrator makes one with \
-         `ondine token new --name NAME --may {right}`", right = .0.name(), reason = because(.1.as_ref())
+         `ondine token new --name NAME --may {wanted}`",
+        right = .0.name(), wanted = .2.or_to_read().with(*.0), reason = because(.1.as_ref())
     )]
-    NoToken(Action, Option<Rejection>),
-    /// The token of this name lacks it.
+    NoToken(Action, Option<Rejection>, Rights),
+    /// The token of this name lacks it, and has these rights.
     #[error(
         "refused: the token {token} lacks the right {right:?}; an administrator makes another one with \
-         `ondine token new --name NAME --may {right}`", token = .1, right = .0.name()
+         `ondine token new --name NAME --may {wanted}`", token = .1, right = .0.name(), wanted = .2.with(*.0)
     )]
-    Lacking(Action, String),
+    Lacking(Action, String, Rights),
     /// The token of this name has it for other names only.
     #[error(
         "refused: the token {token} has the right {right:?} for names such as {patterns} alone, and {name} is none of them",
@@ -174,12 +176,12 @@ pub fn may(caller: &Caller, action: Action) -> Result<(), Refusal> {
     match caller {
         Caller::Admin => Ok(()),
         Caller::Public { rights, .. } if rights.allow(action) => Ok(()),
-        Caller::Public { rejected, .. } => Err(Refusal::NoToken(action, rejected.clone())),
+        Caller::Public { rights, rejected, .. } => Err(Refusal::NoToken(action, rejected.clone(), *rights)),
         Caller::Token { grant, .. } if grant.has_ended(SystemTime::now()) => {
             Err(Refusal::Ended(action, grant.name.clone()))
         }
         Caller::Token { grant, .. } if grant.rights.allow(action) => Ok(()),
-        Caller::Token { grant, .. } => Err(Refusal::Lacking(action, grant.name.clone())),
+        Caller::Token { grant, .. } => Err(Refusal::Lacking(action, grant.name.clone(), grant.rights)),
     }
 }
 
@@ -353,6 +355,22 @@ impl Rights {
     }
 }
 
+impl Rights {
+    /// Nothing where everyone may read; else the right to read, which whoever does anything here needs, too.
+    fn or_to_read(self) -> Self {
+        if self.allow(Action::Read) { Self::default() } else { Self::default().with(Action::Read) }
+    }
+}
+
+/// Names of the rights, as `ondine token new --may` takes them.
+impl fmt::Display for Rights {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let has = |action: &Action| self.0 & (1 << *action as u8) != 0;
+        let names: Vec<&str> = Action::ALL.into_iter().filter(has).map(Action::name).collect();
+        f.write_str(&names.join(","))
+    }
+}
+
 impl FromIterator<Action> for Rights {
     fn from_iter<I: IntoIterator<Item = Action>>(actions: I) -> Self {
         actions.into_iter().fold(Self::default(), Self::with)
@@ -364,7 +382,7 @@ impl Refusal {
     #[must_use]
     pub fn action(&self) -> Action {
         match self {
-            Self::NoToken(action, _) | Self::Lacking(action, _) | Self::Ended(action, _) => *action,
+            Self::NoToken(action, ..) | Self::Lacking(action, ..) | Self::Ended(action, _) => *action,
             Self::OtherName { action, .. } => *action,
             Self::Full(..) => Action::Build,
         }
@@ -422,6 +440,12 @@ mod tests {
         assert!(refusal.contains("the right \"push\"") && refusal.contains("ondine token new"), "{refusal}");
         let refusal = may(&token(&rights, &[]), Action::Push).expect_err("refused").to_string();
         assert!(refusal.contains("token ci lacks the right \"push\""), "{refusal}");
+        assert!(refusal.ends_with("--may read,push,pin`"), "another token has its rights, too: {refusal}");
+        // Where not everyone may read, whoever pushes needs that right, too.
+        let told = |rights: &[Action], action| may(&public(rights), action).expect_err("refused").to_string();
+        assert!(told(&[], Action::Push).ends_with("--may read,push`"));
+        assert!(told(&[], Action::Read).ends_with("--may read`"));
+        assert!(told(&[Action::Read], Action::Push).ends_with("--may push`"));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::support;
 use crate::support::addresses::base_name;
 use crate::support::package_set::{small, wait_for_generation};
-use crate::support::{Cache, Derivation, Http, NixStore, PackageSet, Release, text, wait_until};
+use crate::support::{Cache, Derivation, Http, NixStore, PackageSet, Release, derivations, text, wait_until};
 
 /// Time limit of a change of state.
 const SOON: Duration = Duration::from_secs(60);
@@ -64,12 +64,24 @@ fn a_browser_gets_a_small_page_and_curl_the_text() {
     let missing = cache.http.get_with("/packages/nope/", &[HTML]);
     assert_eq!(missing.status, 404);
     assert!(missing.text().contains("there is no package set nope"), "{}", missing.text());
+    // An address that nothing has is a page for a browser, and text for all others.
+    for address in ["/nosuch", "/a/b/nosuch", "/paths/nosuch"] {
+        let missing = cache.http.get_with(address, &[HTML]);
+        let content_type = missing.header("content-type").unwrap_or_default().to_owned();
+        assert_eq!((missing.status, &*content_type), (404, "text/html; charset=utf-8"), "{address}");
+        assert!(missing.text().contains("nothing has this address"), "{}", missing.text());
+    }
+    for address in ["/nosuch", "/api/v1/nosuch", "/0123.narinfo"] {
+        let missing = cache.http.get(address);
+        assert!(missing.status == 404 && !missing.text().contains("<html"), "{}", missing.text());
+    }
 }
 
 #[test]
 fn packages_are_listed_searched_and_shown_with_the_ways_to_get_them() {
     let store = NixStore::new(Release::Host);
-    let set = PackageSet::new(["hello", "help", "other"].map(small));
+    let failing = ("failing".to_owned(), derivations::failing("failing").to_nix());
+    let set = PackageSet::new(["hello", "help", "other"].map(small).into_iter().chain([failing]));
     let settings = set.settings("", "");
     let cache = Cache::of(store, &["--config", text(&settings)], &[]);
     wait_for_generation(&cache.ondine);
@@ -88,6 +100,17 @@ fn packages_are_listed_searched_and_shown_with_the_ways_to_get_them() {
     // By its hash, too.
     let hash = &base_name(&out)[..32];
     assert!(page(&cache.http, &format!("/search?q={hash}")).contains(&format!("paths/{hash}")));
+    // One that has failed offers its log and a retry, and no download that would fail.
+    let (drv, failing) = set.paths(&cache.store, "failing");
+    assert_eq!(cache.ask(&failing).status, 404);
+    let package = page(&cache.http, "/packages/pkgs/failing");
+    assert!(package.contains(&format!("log/{}", base_name(&drv))) && package.contains("Sign in to retry"));
+    assert!(!package.contains("Get it") && !package.contains("/get/pkgs/failing"), "{package}");
+    // What a path needs are others.
+    let own = cache.store.instantiate(&Derivation::new("own-1.0", "echo $out > $out"));
+    assert_eq!(cache.ask(own.out()).status, 200);
+    let shown = page(&cache.http, &format!("/paths/{}", &base_name(own.out())[..32]));
+    assert!(shown.contains("It refers to no other path."), "{shown}");
 }
 
 #[test]
@@ -99,13 +122,26 @@ fn a_failure_is_shown_and_retried_with_a_token_and_its_form_alone() {
     let (top, below) = (cache.store.instantiate(&top), cache.store.instantiate(&below));
     assert_eq!(cache.ask(top.out()).status, 404);
     let shown = page(&cache.http, "/failures");
-    for words in ["below-1.0", "top-1.0", "exit code 3", "Blocks 1 derivation", "Sign in to retry"] {
+    assert!(!shown.contains("tried again"), "the server tries nothing by itself: {shown}");
+    for words in
+        ["below-1.0", "top-1.0", "exit code 3", "Blocks 1 derivation", "remembered for", "Sign in to retry"]
+    {
         assert!(shown.contains(words), "no {words:?} in {shown}");
     }
     assert!(!shown.contains("Build it again"), "{shown}");
     let retry = format!("/failures/{}/retry", base_name(&below.drv));
     assert_eq!(send(&cache.http, &retry, "", "").status, 401);
 
+    assert!(page(&cache.http, "/sign-in").contains("--may read,build,cancel"));
+    let reader = cache.ondine.new_token("reader", "read", &[]);
+    let signed_in = send(&cache.http, "/sign-in", &format!("token={reader}&back=failures"), "");
+    let cookie =
+        signed_in.header("set-cookie").and_then(|cookie| cookie.split(';').next()).expect("a cookie");
+    let shown = cache.http.get_with("/failures", &[HTML, ("cookie", cookie)]).text();
+    assert!(
+        shown.contains("Retrying needs the right to cancel") && !shown.contains("Sign in to retry"),
+        "{shown}"
+    );
     let token = cache.ondine.new_token("ops", "cancel", &[]);
     let refused = send(&cache.http, "/sign-in", "token=ondine_1_wrong&back=failures", "");
     assert_eq!(refused.status, 400, "{}", refused.text());

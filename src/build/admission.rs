@@ -40,8 +40,8 @@ pub(super) fn lacking(lacks: &[(StorePath, Lack)], count: usize) -> Option<Verdi
     if lacks.len() > NAMED_MAX {
         reason += &format!("  and {} more\n", grouped(lacks.len() - NAMED_MAX));
     }
-    reason += "what to do: build it elsewhere, or give the server's Nix a remote builder that can (nix.conf, builders); \
-               where its daemon can build this after all, say so in build-systems and build-features";
+    reason += "what to do: build it elsewhere, or give the server a builder that can (its setting [[builder]], or builders in \
+               nix.conf); where its daemon can build this after all, say so in build-systems and build-features";
     Some(Verdict::refused(reason))
 }
 

@@ -70,10 +70,11 @@ fn told(what: &str, state: &RemoteState, verbose: bool, screen: Screen) -> Strin
         // Further lines of it stand below the first.
         line("reason", &Lines(reason.trim_end()).to_string().replace('\n', "\n              "));
     }
-    for (label, unix) in [("failed at", failed_since), ("tried again", retry_at)] {
-        if let Some(unix) = unix {
-            line(label, &time(*unix));
-        }
+    if let Some(unix) = failed_since {
+        line(if state == "refused" { "refused at" } else { "failed at" }, &time(*unix));
+    }
+    if let Some(unix) = retry_at {
+        line("remembered", &format!("until {}; a request after that tries again", time(*unix)));
     }
     if let Some(advice) = advice.as_deref().filter(|advice| !advice.is_empty()) {
         text += &format!("{}\n", Lines(advice.trim_end()));
@@ -101,7 +102,7 @@ hello: failed
   reason      exit code 1;
               last words
   failed at   1970-01-02T00:00:00Z
-  tried again 1970-01-03T00:00:00Z
+  remembered  until 1970-01-03T00:00:00Z; a request after that tries again
 ondine retry\\u{1b} hello
 ";
         assert_eq!(told("hello", &state, false, Screen::default()), expected);

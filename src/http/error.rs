@@ -395,6 +395,7 @@ mod tests {
     use http_body_util::BodyExt;
 
     use super::*;
+    use crate::caller::Rights;
 
     async fn text(answer: Answer) -> String {
         let body = answer.into_body().collect().await.expect("a body in memory").to_bytes();
@@ -403,8 +404,8 @@ mod tests {
 
     #[test]
     fn a_cache_client_gets_404_for_everything_that_it_cannot_have_and_others_a_true_status() {
-        let refused = || Error::Refused(Refusal::Lacking(Action::Pin, "ci".to_owned()));
-        let no_token = || Error::Refused(Refusal::NoToken(Action::Pin, None));
+        let refused = || Error::Refused(Refusal::Lacking(Action::Pin, "ci".to_owned(), Rights::default()));
+        let no_token = || Error::Refused(Refusal::NoToken(Action::Pin, None, Rights::default()));
         for (error, cache, person, api) in [
             (&(|| Error::not_found("x")) as &dyn Fn() -> Error, 404, 404, 404),
             (&|| Missing::Unknown.into(), 404, 404, 404),
@@ -434,7 +435,7 @@ mod tests {
     async fn an_error_is_text_for_people_and_json_with_a_word_for_programs() {
         let told = text(Error::Unknown.answer(Audience::Cache)).await;
         assert!(told.starts_with("unknown: ") && told.ends_with(&format!("{REMEMBERED}\n")), "{told}");
-        let refused = Refusal::Lacking(Action::Pin, "ci".to_owned());
+        let refused = Refusal::Lacking(Action::Pin, "ci".to_owned(), Rights::default());
         let told = text(Error::Refused(refused).answer(Audience::Api)).await;
         let told: serde_json::Value = serde_json::from_str(&told).expect("JSON");
         assert_eq!((told["reason"].as_str(), told["right"].as_str()), (Some("refused"), Some("pin")));

@@ -80,8 +80,8 @@ impl Retention {
             }
             Some(max_bytes) if kept > max_bytes => {
                 let above = format!(
-                    "above the limit of {}: what stays is held by pins, was used lately (eviction-grace), is not packed yet, \
-                     or belongs to the closure of such",
+                    "above the limit of {}: what stays is held by pins, was used lately (eviction-grace), is a derivation \
+                     that was pushed (keep-pushed), is not packed yet, or belongs to the closure of such",
                     Size(max_bytes)
                 );
                 say(lines, above).await;

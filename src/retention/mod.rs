@@ -101,6 +101,12 @@ impl Retention {
         Self(Arc::new(Inner { index, packer, settings, metrics, reserve, tasks, full, held_back }))
     }
 
+    /// Time for which pushed derivations are retained after their last use.
+    #[must_use]
+    pub fn keep_pushed(&self) -> Duration {
+        self.0.settings.keep_pushed
+    }
+
     /// Writes uses down and keeps the NAR store within its limit, for as long as the server runs.
     pub async fn run(self) {
         let mut rounds = tokio::time::interval(self.0.settings.keep_used.clamp(ROUND.0, ROUND.1));

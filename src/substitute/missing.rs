@@ -129,10 +129,10 @@ fn failure_text(failure: &Failure) -> String {
     let class = failure.class.as_str();
     if failure.class == FailureClass::Refused {
         return format!(
-            "refused: {drv} cannot be built here\nreason: {reason}\nlooked at again: on request, in {left}"
+            "refused: {drv} cannot be built here\nreason: {reason}\nremembered for {left}; a request after that looks again"
         );
     }
     format!(
-        "failed ({class}): {drv}\ncause: {cause}\nreason: {reason}\nlog: /log/{cause}\ntried again: on request, in {left}"
+        "failed ({class}): {drv}\ncause: {cause}\nreason: {reason}\nlog: /log/{cause}\nremembered for {left}; a request after that tries again"
     )
 }

@@ -48,7 +48,7 @@ fn the_log_of_a_build_appears_while_it_runs_and_the_queue_moves_by_itself() {
     browser.wait_for("before the gate");
     assert!(!browser.text().contains("behind the gate"));
     let waiting = cache.ask_in_background(second.out());
-    browser.wait_for("2 waiting");
+    browser.wait_for("1 waiting");
     browser.wait_for("second-2.0");
     gate.open();
     assert_eq!((asked.answer().status, waiting.answer().status), (200, 200));

@@ -10,7 +10,7 @@ use super::super::error::Error;
 use super::super::log::LogSnapshot;
 use super::super::response_future::ResponseFuture;
 use super::super::{explain, failures};
-use super::failures::{BLOCKED_SHOWN, may_retry};
+use super::failures::{BLOCKED_SHOWN, RetryOffer};
 use super::format::{Count, PageTime, PathLabel, form_encoded};
 use super::graph::{Graph, Node};
 use super::log_text::{LogPhase, LogWindow, WINDOW_LINES, Wanted};
@@ -42,7 +42,7 @@ struct DerivationPage {
     graph: Option<Graph>,
     log: Option<LogView>,
     wanted: Wanted,
-    may_retry: bool,
+    retry: RetryOffer,
     store_dir: String,
 }
 
@@ -125,7 +125,7 @@ async fn page(
         graph,
         log,
         wanted,
-        may_retry: may_retry(visitor),
+        retry: RetryOffer::of(visitor),
         store_dir: service.state.store_dir.to_string(),
         label,
     })

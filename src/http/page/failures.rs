@@ -13,7 +13,7 @@ use super::format::{PageTime, PathLabel};
 use super::home::FailureLine;
 use super::sign_in::PageForm;
 use super::visitor::{PageFrame, Visitor, answer, respond};
-use crate::caller::{Action, may};
+use crate::caller::{Action, Rights, may};
 use crate::retry::Failed;
 
 /// Failures of one cause, which comes first.
@@ -40,7 +40,7 @@ struct FailuresPage {
     /// Causes that are not shown.
     left_out: usize,
     total: usize,
-    may_retry: bool,
+    retry: RetryOffer,
 }
 
 /// Causes that are shown.
@@ -48,9 +48,25 @@ const CAUSES_SHOWN: usize = 100;
 /// Derivations that a cause blocks, of which the names are shown.
 pub(super) const BLOCKED_SHOWN: usize = 200;
 
-/// True for a visitor whose forms to retry are taken.
-pub(super) fn may_retry(visitor: &Visitor) -> bool {
-    visitor.may(Action::Cancel) && visitor.may(Action::Build) && visitor.session.is_some()
+/// Offer to build something that failed again.
+pub(super) struct RetryOffer {
+    /// True for a visitor whose forms are taken.
+    pub(super) is_open: bool,
+    /// Rights that the token of a visitor who has signed in lacks.
+    pub(super) lacks: Option<String>,
+}
+
+impl RetryOffer {
+    pub(super) fn of(visitor: &Visitor) -> Self {
+        let lacks: Rights =
+            [Action::Cancel, Action::Build].into_iter().filter(|action| !visitor.may(*action)).collect();
+        let is_signed_in = visitor.session.is_some();
+        let lacks_any = lacks != Rights::default();
+        Self {
+            is_open: is_signed_in && !lacks_any,
+            lacks: (is_signed_in && lacks_any).then(|| lacks.to_string().replace(',', " and ")),
+        }
+    }
 }
 
 /// All failures, each with what it blocks.
@@ -86,8 +102,8 @@ pub(in crate::http) fn list(call: Call<'_>) -> Option<ResponseFuture> {
         }
         let left_out = groups.len().saturating_sub(CAUSES_SHOWN);
         groups.truncate(CAUSES_SHOWN);
-        let (shell, may_retry) = (visitor.shell("Failures", "failures"), may_retry(&visitor));
-        Ok(answer(&FailuresPage { shell, groups, left_out, total, may_retry }))
+        let (shell, retry) = (visitor.shell("Failures", "failures"), RetryOffer::of(&visitor));
+        Ok(answer(&FailuresPage { shell, groups, left_out, total, retry }))
     })
 }
 

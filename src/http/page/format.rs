@@ -88,6 +88,13 @@ impl PageTime {
     }
 }
 
+impl PageTime {
+    /// Time until then; nothing for what is over.
+    pub(super) fn left(&self) -> Span {
+        Span(self.0.saturating_sub(unix_seconds(SystemTime::now())))
+    }
+}
+
 /// A store path or derivation by its base name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PathLabel {

@@ -35,6 +35,10 @@ const RUNNING_SHOWN: usize = 6;
 struct HomePage {
     shell: PageFrame,
     running: Vec<RunningCard>,
+    /// Builds that run, of which some have a card.
+    building: usize,
+    /// Requests in the queue, and those of them for which nothing is built yet.
+    requests: usize,
     waiting: usize,
     queue: Vec<QueueLine>,
     stalled: Option<String>,
@@ -237,16 +241,28 @@ impl HomePage {
     fn is_new(&self) -> bool {
         let is_empty =
             self.status.cache.as_ref().is_some_and(|cache| cache.paths == 0 && cache.failures == 0);
-        is_empty && self.running.is_empty() && self.waiting == 0 && self.ended.is_empty()
+        is_empty && self.building == 0 && self.requests == 0 && self.ended.is_empty()
     }
 
     fn headline(&self) -> String {
-        match (self.running.len(), &self.stalled) {
+        match (self.building, &self.stalled) {
             (_, Some(_)) => "Builds are stalled".to_owned(),
             (0, None) if self.waiting > 0 => format!("{} waiting", Count(self.waiting as u64)),
+            (0, None) if self.requests > 0 => "Delivering what is built".to_owned(),
             (0, None) => "Nothing to build".to_owned(),
-            (1, None) => format!("Building {}", self.running[0].label.name()),
+            (1, None) => {
+                format!("Building {}", self.running.first().map_or("", |card| card.label.name()))
+            }
             (many, None) => format!("{many} builds run"),
+        }
+    }
+
+    /// The queue in a few words.
+    fn activity(&self) -> String {
+        match (self.waiting, self.building + self.requests) {
+            (0, 0) => "Idle".to_owned(),
+            (0, _) => "Nothing else waits".to_owned(),
+            (waiting, _) => format!("{} waiting", Count(waiting as u64)),
         }
     }
 
@@ -254,12 +270,8 @@ impl HomePage {
         self.status.public_key.as_deref().unwrap_or_default()
     }
 
-    fn waiting(&self) -> Count {
-        Count(self.waiting as u64)
-    }
-
     fn rest_of_queue(&self) -> Option<Count> {
-        let rest = self.waiting.saturating_sub(self.queue.len()) as u64;
+        let rest = self.requests.saturating_sub(self.queue.len()) as u64;
         (rest > 0).then_some(Count(rest))
     }
 }
@@ -280,6 +292,8 @@ async fn page(service: &Service, visitor: &Visitor) -> Result<HomePage, error::E
     let BuildList { total, requests, ended } = builds::all(service);
     let (mut status, _) = status::server_status(service, visitor.url.to_string()).await;
     let remembered = failures::remembered(service).await?;
+    let building = status.queue.running.len();
+    let started = requests.iter().filter(|request| !matches!(request.phase, RequestPhase::Waiting)).count();
     let mut running = Vec::new();
     for build in std::mem::take(&mut status.queue.running).into_iter().take(RUNNING_SHOWN) {
         let log = match StorePath::parse(&build.derivation) {
@@ -298,7 +312,9 @@ async fn page(service: &Service, visitor: &Visitor) -> Result<HomePage, error::E
     Ok(HomePage {
         shell: visitor.shell("Overview", "overview"),
         running,
-        waiting: total,
+        building,
+        requests: total,
+        waiting: total.saturating_sub(started),
         queue: requests.into_iter().take(QUEUE_SHOWN).map(line).collect(),
         stalled: status.queue.stalled.take(),
         ended: ended.into_iter().take(ENDED_SHOWN).map(ended_line).collect(),

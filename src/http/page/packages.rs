@@ -14,6 +14,7 @@ use super::super::listing::ListingQuery;
 use super::super::response_future::ResponseFuture;
 use super::super::{catalogue, listing, status};
 use super::chart::{Chart, Series};
+use super::failures::RetryOffer;
 use super::format::{ByteCount, Count, PageTime, PathLabel, encoded, form_encoded, short_seconds};
 use super::treemap::{CLOSURE_MAX, Treemap};
 use super::visitor::{PageFrame, Visitor, answer, respond};
@@ -65,6 +66,9 @@ struct PackagePage {
     /// The program that is offered, and whether there may be any.
     program: Option<String>,
     may_run: bool,
+    /// Failed, and not served: there is nothing to get.
+    is_missing: bool,
+    retry: RetryOffer,
     closure: Option<Treemap>,
     facts: Vec<PackageFact>,
 }
@@ -231,6 +235,8 @@ async fn package(
         build_times: build_times(&details.build_seconds),
         program: offered_program(&details, &programs),
         may_run: !is_served || !programs.is_empty() || details.main_program.is_some(),
+        is_missing: details.failure.is_some() && !is_served,
+        retry: RetryOffer::of(visitor),
         programs,
         versions,
         dependants: dependants.into_iter().map(DependantLine::new).collect(),

@@ -9,7 +9,7 @@ use super::super::call::{Call, parameters};
 use super::super::error::Error;
 use super::super::response_future::ResponseFuture;
 use super::super::status::{self, REFERRERS_MAX};
-use super::format::{ByteCount, Count, PathLabel};
+use super::format::{ByteCount, Count, PathLabel, Span};
 use super::treemap::{CLOSURE_MAX, Treemap};
 use super::visitor::{PageFrame, Visitor, answer, respond};
 use crate::caller::Action;
@@ -30,6 +30,8 @@ struct PathPage {
     references: Vec<PathLabel>,
     referrers: Vec<PathLabel>,
     deriver: Option<PathLabel>,
+    /// Time for which it is retained after its last use, of a pushed derivation.
+    pushed: Option<Span>,
     treemap: Treemap,
     /// The path whose closure is drawn, where it is another one.
     zoomed: Option<PathLabel>,
@@ -60,18 +62,23 @@ async fn page(
         rows = index.closure(hash, CLOSURE_MAX).await.map_err(unreadable)?;
     }
     let root = rows.first().map(|row| row.info.path.clone());
-    let labels = |names: &[String]| -> Vec<PathLabel> {
-        names.iter().take(REFERENCES_SHOWN).map(|name| PathLabel::new(&**name)).collect()
-    };
+    // A path that refers to itself does not need another one for that.
+    let needed = || details.references.iter().filter(|name| **name != details.path);
     let label = PathLabel::new(&*details.path);
+    let named = index.pushed_named(format!("{}.drv", label.name())).await;
+    let is_pushed = named
+        .map_err(|error| Error::index(&error, "pushed derivations cannot be read"))?
+        .iter()
+        .any(|drv| drv.to_string() == details.path);
     Ok(PathPage {
         shell: visitor.shell(label.name(), ""),
         size: ByteCount(details.nar_size),
         file_size: details.file_size.map(ByteCount),
-        needed: Count(details.references.len() as u64),
-        references: labels(&details.references),
-        referrers: labels(&details.referrers),
+        needed: Count(needed().count() as u64),
+        references: needed().take(REFERENCES_SHOWN).map(|name| PathLabel::new(&**name)).collect(),
+        referrers: details.referrers.iter().map(|name| PathLabel::new(&**name)).collect(),
         deriver: details.deriver.as_ref().map(|deriver| PathLabel::new(&**deriver)),
+        pushed: is_pushed.then(|| Span(service.state.retention.keep_pushed().as_secs())),
         treemap: Treemap::new(&rows),
         zoomed: root.map(|root| PathLabel::new(root.to_string())).filter(|root| *root != label),
         store_dir: service.state.store_dir.to_string(),
