@@ -19,10 +19,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 /// A daemon and its store.
-struct Nix {
+pub struct Nix {
     daemon: support::Daemon,
-    store: NixStore,
-    environment: Environment,
+    pub store: NixStore,
+    pub environment: Environment,
 }
 
 impl Nix {
@@ -37,20 +37,20 @@ impl Nix {
     }
 
     /// Every daemon that there is to test with.
-    fn all() -> impl Iterator<Item = Self> {
+    pub fn all() -> impl Iterator<Item = Self> {
         Release::all().into_iter().map(Self::start)
     }
 
-    fn instantiate(&self, derivation: &Derivation) -> StorePath {
+    pub fn instantiate(&self, derivation: &Derivation) -> StorePath {
         let drv = self.store.instantiate(derivation).drv;
         StorePath::parse_in(&self.environment.store_dir, text(&drv)).expect("a store path")
     }
 
-    fn full(&self, path: &StorePath) -> String {
+    pub fn full(&self, path: &StorePath) -> String {
         path.in_dir(&self.environment.store_dir)
     }
 
-    async fn connect(&self) -> Daemon {
+    pub async fn connect(&self) -> Daemon {
         let mut daemon = Daemon::connect(&self.environment).await.expect("connected");
         daemon.set_options(&Options::default()).await.expect("set");
         daemon
@@ -61,7 +61,7 @@ impl Nix {
     }
 }
 
-fn all_of(drv: &StorePath) -> BuildTarget {
+pub fn all_of(drv: &StorePath) -> BuildTarget {
     BuildTarget::All { drv: drv.clone() }
 }
 

@@ -20,6 +20,7 @@ mod comparison;
 mod contents;
 mod crowd;
 mod daemon;
+mod daemon_pipelining;
 mod daemon_logs;
 mod daemon_outages;
 mod damage;

@@ -16,7 +16,7 @@ impl Adopter {
     /// One of them is not valid, or the daemon, the index or the file system fails; nothing is published
     /// then.
     pub async fn adopt(&self, paths: &[StorePath]) -> Result<(), Error> {
-        if paths.is_empty() {
+        if paths.is_empty() || self.are_served(paths).await? {
             return Ok(());
         }
         let mut daemon = self.pool.get().await?;
@@ -27,6 +27,13 @@ impl Adopter {
         // Its temporary roots end with the connection; from here on our own roots hold the paths.
         daemon.discard();
         result
+    }
+
+    /// True where all are served, as what other machines have built: their closures are, too, and no daemon
+    /// need be started for them.
+    async fn are_served(&self, paths: &[StorePath]) -> Result<bool, Error> {
+        let served = self.index.served(paths.iter().map(StorePath::hash).collect()).await?;
+        Ok(paths.iter().all(|path| served.get(&path.hash()) == Some(path)))
     }
 
     async fn adopt_held(&self, daemon: &mut Daemon, paths: &[StorePath]) -> Result<(), Error> {

@@ -64,23 +64,18 @@ impl TakeError {
 }
 
 impl Importer {
-    /// Publishes the outputs of one derivation that `daemon` has built, with all that they refer to. Gives
-    /// the connection back.
+    /// Publishes the outputs of one derivation that `daemon` has built and has on record like this, with all
+    /// that they refer to. Gives the connection back.
     ///
-    /// # Errors When the daemon is lost or sends something else than it has on record, or the NAR store or
-    /// the index fails. What was published by then stays.
+    /// # Errors
+    /// The daemon is lost or sends something else than it has on record, or the NAR store or the index fails.
+    /// What was published by then stays.
     pub async fn take_outputs(
         &self,
         mut daemon: PooledDaemon,
-        outputs: &[StorePath],
+        outputs: Vec<PathInfo>,
     ) -> Result<PooledDaemon, TakeError> {
-        let mut infos = BTreeMap::new();
-        for path in outputs {
-            let failed = |source| TakeError::Builder { path: path.clone(), source };
-            let valid = daemon.query_path_info(path).await.map_err(failed)?;
-            let valid = valid.ok_or_else(|| failed(DaemonError::Nix("it is not valid".to_owned())))?;
-            infos.insert(path.clone(), valid.info);
-        }
+        let infos = outputs.into_iter().map(|info| (info.path.clone(), info)).collect::<BTreeMap<_, _>>();
         self.serve_references(&infos).await?;
         for info in references_first(infos, |info| info) {
             daemon = self.take(daemon, info).await?;

@@ -135,38 +135,41 @@ impl Importer {
     ///
     /// # Errors
     /// The daemon, the index or the NAR store fails; what was added by then stays.
-    pub async fn bring_into_store(&self, daemon: &mut Daemon, paths: &[StorePath]) -> Result<(), StoreError> {
-        for lacking in self.lacking(daemon, paths, SearchScope::Served).await? {
+    pub async fn bring_into_store<'p>(
+        &self,
+        daemon: &mut Daemon,
+        paths: impl IntoIterator<Item = &'p StorePath> + Send,
+    ) -> Result<(), StoreError> {
+        let absent = lacked(daemon, paths.into_iter().cloned().collect()).await?;
+        for lacking in self.lacking(daemon, absent, SearchScope::Served).await? {
             self.add(daemon, lacking).await?;
         }
         Ok(())
     }
 
-    /// Those of `paths` that a daemon lacks, and what it lacks of all that they refer to, in an order in
-    /// which each can be added. The connection holds the others, and these once they are valid.
+    /// Paths that a daemon does not have, with what it lacks of all that they refer to, in an order in which
+    /// each can be added. The connection holds what it has of that, and these once they are valid.
     pub(super) async fn lacking(
         &self,
         daemon: &mut Daemon,
-        paths: &[StorePath],
+        absent: BTreeSet<StorePath>,
         search: SearchScope,
     ) -> Result<Vec<Lacking>, StoreError> {
         let mut lacking = BTreeMap::new();
-        let mut level: BTreeSet<StorePath> = paths.iter().cloned().collect();
-        let mut seen = level.clone();
-        while let Some(first) = level.first().cloned() {
-            let absent = daemon.hold_valid(&level).await;
-            let absent = absent.map_err(|source| StoreError::Daemon { path: first, source })?;
+        let mut seen = absent.clone();
+        let mut level = absent;
+        while !level.is_empty() {
             let mut next = BTreeSet::new();
-            for path in absent {
+            for path in level {
                 let Some(found) = self.origin_of(&path, search).await? else { continue };
                 let references = found.row.info.references.iter();
                 next.extend(references.filter(|other| seen.insert((*other).clone())).cloned());
                 lacking.insert(path, found);
             }
-            level = next;
             if lacking.len() > CLOSURE_PATHS_MAX {
                 return Err(StoreError::TooLarge);
             }
+            level = lacked(daemon, next).await?;
         }
         Ok(references_first(lacking, |lacking| &lacking.row.info))
     }
@@ -253,6 +256,12 @@ impl Importer {
             }
         }
     }
+}
+
+/// Those of the paths that a daemon lacks. The connection holds the others.
+async fn lacked(daemon: &mut Daemon, paths: BTreeSet<StorePath>) -> Result<BTreeSet<StorePath>, StoreError> {
+    let Some(first) = paths.first().cloned() else { return Ok(paths) };
+    daemon.hold_valid(&paths).await.map_err(|source| StoreError::Daemon { path: first, source })
 }
 
 /// The NAR of a file tree, made on a thread that may wait.

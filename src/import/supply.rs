@@ -100,19 +100,19 @@ impl InputFetcher {
 }
 
 impl Importer {
-    /// Adds those of `paths` to the store of a builder that are not valid there, each with all that it refers
-    /// to, from wherever they are: served here, in the Nix store of this machine, or in another cache. The
-    /// connection holds them from then on.
+    /// Adds these paths, which the store of a builder does not have, each with all that it refers to, from
+    /// wherever they are: served here, in the Nix store of this machine, or in another cache. The connection
+    /// holds them from then on.
     ///
     /// # Errors
     /// One is nowhere, or a daemon, the index or the NAR store fails; what was added by then stays.
     pub async fn supply(
         &self,
         daemon: &mut Daemon,
-        paths: &[StorePath],
+        absent: BTreeSet<StorePath>,
         fetcher: Option<&InputFetcher>,
     ) -> Result<(), StoreError> {
-        let mut lacking = self.lacking(daemon, paths, SearchScope::Everywhere).await?;
+        let mut lacking = self.lacking(daemon, absent, SearchScope::Everywhere).await?;
         if let Some(fetcher) = fetcher {
             let fetched = fetcher.fetch(&lacking).await;
             let absent = daemon.hold_valid(&fetched).await.map_err(|source| not_taken(&lacking, source))?;

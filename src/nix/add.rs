@@ -63,7 +63,7 @@ impl Daemon {
             .number(0) // do not repair
             .number(1); // believe us, where we are trusted
         self.has_temp_roots = true;
-        self.begin(self.adding(), request).await?;
+        self.begin_head(self.adding(), request).await?;
         while let Some(chunk) = nar.next_chunk().await? {
             self.send_frame(&chunk).await?;
         }
@@ -83,7 +83,7 @@ impl Daemon {
             .number(0) // do not repair
             .number(1); // believe us, where we are trusted
         self.has_temp_roots = true;
-        self.begin(self.adding(), request).await?;
+        self.begin_head(self.adding(), request).await?;
         let frame = (count as u64).to_le_bytes().to_vec();
         Ok(Additions { daemon: self, frame, added: Vec::with_capacity(count) })
     }
@@ -98,8 +98,8 @@ impl Daemon {
             return Ok(());
         }
         self.wire.set_patience(self.adding());
-        self.wire.send(&(bytes.len() as u64).to_le_bytes()).await?;
-        self.wire.send(bytes).await
+        self.wire.queue(&(bytes.len() as u64).to_le_bytes()).await?;
+        self.wire.queue(bytes).await
     }
 
     async fn end_frames(&mut self) -> Result<(), DaemonError> {

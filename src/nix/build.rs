@@ -1,37 +1,28 @@
 //! Building one derivation through the daemon, and telling what happens meanwhile, line by line.
 //! Keeps no log and gives no verdict: that is for those who ask for builds.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use narinfo::{NarHash, StoreDir, StorePath};
 use sha2::{Digest, Sha256};
 
+use super::build_events::{Activities, BuildEvent};
 use super::connection::{Daemon, Reply};
 use super::error::DaemonError;
-use super::operation::BUILD_PATHS_WITH_RESULTS;
+use super::operation::{BUILD_PATHS_WITH_RESULTS, QUERY_PATH_INFO};
+use super::path_info::{ValidPath, optional_path_info};
 use super::protocol::ProtocolVersion;
 use super::resolved::SentDerivation;
-use super::stderr::{DaemonMessage, Field};
-use super::wire::{LIST_ITEMS_MAX, RequestBytes};
+use super::stderr;
+use super::wire::{LIST_ITEMS_MAX, Patience, RequestBytes};
 
 /// Neither repair nor check.
 const MODE_NORMAL: u64 = 0;
 
-/// The activity of building a derivation; its fields are the derivation, the machine, and two counters.
-pub(super) const ACTIVITY_BUILD: u64 = 105;
-/// A line that a builder printed.
-pub(super) const RESULT_BUILD_LOG_LINE: u64 = 101;
-/// A builder entered a phase.
-pub(super) const RESULT_SET_PHASE: u64 = 104;
-/// A line that a post-build hook printed.
-const RESULT_HOOK_LOG_LINE: u64 = 107;
-
 /// From here on a result has processor times.
 const CPU_SINCE: ProtocolVersion = ProtocolVersion { major: 1, minor: 37 };
 
-/// Running builds whose lines are told apart; lines of more come without their derivation.
-const ACTIVITIES_MAX: usize = 10_000;
 /// Results of one request at most. We ask for one target.
 const RESULTS_MAX: u64 = 1_000;
 
@@ -85,38 +76,14 @@ impl BuildTarget {
     }
 }
 
-/// Something that happened during a build. Texts are as the daemon sent them, with their escape codes; bytes
-/// that are not UTF-8 are U+FFFD.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum BuildEvent {
-    /// A builder was started.
-    Started {
-        /// The derivation.
-        drv: StorePath,
-        /// The remote machine, or empty when it is this one.
-        machine: String,
-    },
-    /// A builder entered a phase.
-    Phase {
-        /// The derivation.
-        drv: Option<StorePath>,
-        /// The name of the phase.
-        phase: String,
-    },
-    /// A builder printed a line.
-    LogLine {
-        /// The derivation.
-        drv: Option<StorePath>,
-        /// The line, without its end, or its beginning.
-        line: String,
-        /// Bytes of a very long line that were dropped behind that.
-        dropped: u64,
-    },
-    /// The daemon itself has to say something.
-    Message {
-        /// One or more lines of the log.
-        text: String,
-    },
+/// Order to a daemon to build something.
+#[derive(Clone, Copy, Debug)]
+pub enum BuildOrder<'a> {
+    /// A derivation of its store, and its inputs.
+    Target(&'a BuildTarget),
+    /// A derivation whose file it does not have, and whose inputs it has. For its outputs nothing speaks but
+    /// this connection, so the daemon has to trust it.
+    Sent(&'a SentDerivation),
 }
 
 /// The end of a build.
@@ -272,61 +239,81 @@ impl Daemon {
         target: &BuildTarget,
         on_event: impl FnMut(BuildEvent),
     ) -> Result<BuildResult, DaemonError> {
-        let key = target.to_wire(&self.store_dir);
-        let request =
-            RequestBytes::default().number(BUILD_PATHS_WITH_RESULTS).texts(&[&key]).number(MODE_NORMAL);
-        let reports_cpu = self.version() >= CPU_SINCE;
-        let mut reply = self.follow_build(request, on_event).await?;
-        let mut found = None;
-        for _ in 0..reply.count("a list of build results", RESULTS_MAX).await? {
-            let of = reply.message("the target of a result").await?;
-            let result = result(&mut reply, reports_cpu).await?;
-            if of == key {
-                found = Some(result);
-            }
-        }
-        reply.done(())?;
-        found.ok_or_else(|| DaemonError::Protocol(format!("it has no result for {key}")))
+        Ok(self.build_and_describe(BuildOrder::Target(target), &[], on_event).await?.0)
     }
 
-    /// Builds a derivation whose file the daemon does not have, and the paths that it needs. For its outputs
-    /// nothing speaks but this connection, so the daemon has to trust it. Else as [`build`](Self::build).
+    /// The same for any order. Gives the records of those of the `outputs` that are valid then, too: over a
+    /// network, a question after the build would take a round trip more.
     ///
     /// # Errors
-    /// As of [`build`](Self::build).
-    pub async fn build_sent(
+    /// As of [`build`](Self::build); with outputs, the connection is not usable afterwards.
+    pub async fn build_and_describe(
         &mut self,
-        sent: &SentDerivation,
+        order: BuildOrder<'_>,
+        outputs: &[StorePath],
         on_event: impl FnMut(BuildEvent),
-    ) -> Result<BuildResult, DaemonError> {
-        let request = sent.to_wire(&self.store_dir).number(MODE_NORMAL);
-        let reports_cpu = self.version() >= CPU_SINCE;
-        let mut reply = self.follow_build(request, on_event).await?;
-        let result = result(&mut reply, reports_cpu).await?;
-        reply.done(result)
+    ) -> Result<(BuildResult, Vec<Option<ValidPath>>), DaemonError> {
+        let dir = self.store_dir.clone();
+        let request = match order {
+            BuildOrder::Target(target) => {
+                RequestBytes::default().number(BUILD_PATHS_WITH_RESULTS).texts(&[target.to_wire(&dir)])
+            }
+            BuildOrder::Sent(sent) => sent.to_wire(&dir),
+        };
+        let request = request.number(MODE_NORMAL);
+        let requests = outputs
+            .iter()
+            .fold(request, |request, path| request.number(QUERY_PATH_INFO).text(&path.in_dir(&dir)));
+        let (reports_cpu, limit) = (self.version() >= CPU_SINCE, self.operation_timeout);
+        let mut reply = self.follow_build(requests, !outputs.is_empty(), on_event).await?;
+        let built = match order {
+            BuildOrder::Target(target) => result_of(&mut reply, &target.to_wire(&dir), reports_cpu).await?,
+            BuildOrder::Sent(_) => result(&mut reply, reports_cpu).await?,
+        };
+        reply.set_patience(Some(Patience::new("asking about an output", limit)));
+        let mut described = Vec::new();
+        for output in outputs {
+            stderr::until_last(&mut reply, |_| {}).await?;
+            described.push(optional_path_info(&mut reply, &dir, output).await?);
+        }
+        reply.done((built, described))
     }
 
-    /// Sends a request for a build, and tells of that until the result comes.
+    /// Sends a request for a build, and tells of that until the result comes. With `more` requests behind it,
+    /// whose replies nobody reads after an error.
     async fn follow_build(
         &mut self,
         request: RequestBytes,
+        more: bool,
         mut on_event: impl FnMut(BuildEvent),
     ) -> Result<Reply<'_>, DaemonError> {
-        let mut activities = Activities { store_dir: self.store_dir.clone(), builds: HashMap::new() };
+        let mut activities = Activities::new(self.store_dir.clone());
         self.has_temp_roots = true;
-        let followed = self.follow(None, request, |news| {
+        self.begin(None, request).await?;
+        let ended = stderr::until_last(&mut self.wire, |news| {
             if let Some(event) = activities.event(news) {
                 on_event(event);
             }
         });
-        match followed.await {
-            Err(DaemonError::Nix(text)) => {
-                on_event(BuildEvent::Message { text: text.clone() });
-                Err(DaemonError::Nix(text))
-            }
-            other => other,
+        let ended = ended.await;
+        if let Err(DaemonError::Nix(text)) = &ended {
+            on_event(BuildEvent::Message { text: text.clone() });
+        }
+        self.reply(ended, more)
+    }
+}
+
+/// The result of one target among those of a request.
+async fn result_of(reply: &mut Reply<'_>, key: &str, reports_cpu: bool) -> Result<BuildResult, DaemonError> {
+    let mut found = None;
+    for _ in 0..reply.count("a list of build results", RESULTS_MAX).await? {
+        let of = reply.message("the target of a result").await?;
+        let result = result(reply, reports_cpu).await?;
+        if of == key {
+            found = Some(result);
         }
     }
+    found.ok_or_else(|| DaemonError::Protocol(format!("it has no result for {key}")))
 }
 
 async fn result(reply: &mut Reply<'_>, reports_cpu: bool) -> Result<BuildResult, DaemonError> {
@@ -368,93 +355,12 @@ fn output(id: &str, realisation: &str) -> Option<(String, StorePath)> {
     Some((name.to_owned(), path))
 }
 
-/// The builds that run, by the number of their activity, so that a line finds its derivation.
-struct Activities {
-    store_dir: StoreDir,
-    builds: HashMap<u64, StorePath>,
-}
-
-impl Activities {
-    fn event(&mut self, news: DaemonMessage) -> Option<BuildEvent> {
-        match news {
-            DaemonMessage::Message(text) => Some(BuildEvent::Message { text }),
-            DaemonMessage::Started { id, kind: ACTIVITY_BUILD, fields } => self.started(id, fields),
-            DaemonMessage::Started { .. } => None,
-            DaemonMessage::Stopped { id } => {
-                self.builds.remove(&id);
-                None
-            }
-            DaemonMessage::Result { id, kind, fields } => {
-                let drv = self.builds.get(&id).cloned();
-                let field = fields.into_iter().next()?;
-                let dropped = field.dropped();
-                let text = field.into_text()?;
-                match kind {
-                    RESULT_BUILD_LOG_LINE => Some(BuildEvent::LogLine { drv, line: text, dropped }),
-                    RESULT_SET_PHASE => Some(BuildEvent::Phase { drv, phase: text }),
-                    RESULT_HOOK_LOG_LINE => Some(BuildEvent::Message { text }),
-                    _ => None,
-                }
-            }
-        }
-    }
-
-    fn started(&mut self, id: u64, fields: Vec<Field>) -> Option<BuildEvent> {
-        let mut texts = fields.into_iter().map_while(Field::into_text);
-        let drv = StorePath::parse_in(&self.store_dir, &texts.next()?).ok()?;
-        let machine = texts.next().unwrap_or_default();
-        if self.builds.len() < ACTIVITIES_MAX {
-            self.builds.insert(id, drv.clone());
-        }
-        Some(BuildEvent::Started { drv, machine })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn path(name: &str) -> StorePath {
         StorePath::parse(&format!("{}-{name}", "a".repeat(32))).expect("a store path")
-    }
-
-    fn activities() -> Activities {
-        Activities { store_dir: StoreDir::default(), builds: HashMap::new() }
-    }
-
-    fn start(id: u64, drv: &StorePath) -> DaemonMessage {
-        let texts = [drv.in_dir(&StoreDir::default()), "ssh://big".into()];
-        let fields = texts.map(Field::Text).into_iter().chain([Field::Number(1), Field::Number(1)]).collect();
-        DaemonMessage::Started { id, kind: ACTIVITY_BUILD, fields }
-    }
-
-    fn line(id: u64) -> DaemonMessage {
-        DaemonMessage::Result {
-            id,
-            kind: RESULT_BUILD_LOG_LINE,
-            fields: vec![Field::Text("\u{1b}[1mx".into())],
-        }
-    }
-
-    #[test]
-    fn lines_find_their_derivation_while_it_is_built() {
-        let (mut activities, drv) = (activities(), path("x.drv"));
-        let started = BuildEvent::Started { drv: drv.clone(), machine: "ssh://big".into() };
-        assert_eq!(activities.event(start(7, &drv)), Some(started));
-        let expect = |drv| Some(BuildEvent::LogLine { drv, line: "\u{1b}[1mx".into(), dropped: 0 });
-        assert_eq!(activities.event(line(7)), expect(Some(drv)));
-        assert_eq!(activities.event(line(8)), expect(None));
-        assert_eq!(activities.event(DaemonMessage::Stopped { id: 7 }), None);
-        assert_eq!(activities.event(line(7)), expect(None));
-    }
-
-    #[test]
-    fn a_daemon_that_never_ends_its_activities_does_not_fill_the_memory() {
-        let (mut activities, drv) = (activities(), path("x.drv"));
-        for id in 0..2 * ACTIVITIES_MAX as u64 {
-            activities.event(start(id, &drv));
-        }
-        assert_eq!(activities.builds.len(), ACTIVITIES_MAX);
     }
 
     #[test]

@@ -9,11 +9,13 @@ use bytes::Bytes;
 use narinfo::{PathInfo, StoreDir, StorePath};
 use tokio::io::{AsyncWriteExt, DuplexStream};
 
-use super::build::{ACTIVITY_BUILD, BuildResult, RESULT_BUILD_LOG_LINE, RESULT_SET_PHASE};
+use super::build::BuildResult;
+use super::build_events::{ACTIVITY_BUILD, RESULT_BUILD_LOG_LINE, RESULT_SET_PHASE};
 use super::client_request::{self, ClientRequest, ClientTarget};
 use super::error::DaemonError;
 use super::handshake::{CLIENT_MAGIC, DAEMON_MAGIC, FEATURES_SINCE, TRUST_SINCE};
-use super::ops::{MissingPaths, path_info};
+use super::ops::MissingPaths;
+use super::path_info::path_info;
 use super::protocol::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion, Trust};
 use super::stderr::Field;
 use super::wire::{Patience, RequestBytes, Wire, WireStream};

@@ -16,7 +16,7 @@ use super::operation::{
     QUERY_REALISATION, QUERY_REFERRERS, QUERY_SUBSTITUTABLE_PATH_INFOS, QUERY_SUBSTITUTABLE_PATHS,
     QUERY_VALID_DERIVERS, QUERY_VALID_PATHS, REGISTER_DRV_OUTPUT, SET_OPTIONS, SYNC_WITH_GC, VERIFY_STORE,
 };
-use super::ops::path_info;
+use super::path_info::path_info;
 use super::wire::Wire;
 
 /// Store paths in one list: more than all packages of a large set have together.

@@ -170,18 +170,28 @@ impl Daemon {
         self.await_reply(on_news).await
     }
 
-    /// Sends a request, or the head of one whose rest follows.
+    /// Sends a request.
     pub(super) async fn begin(
         &mut self,
         patience: Option<Patience>,
         request: RequestBytes,
+    ) -> Result<(), DaemonError> {
+        self.begin_head(patience, RequestBytes::default()).await?;
+        self.wire.send(request.as_bytes()).await
+    }
+
+    /// Begins a request by its head, which is sent with what follows it.
+    pub(super) async fn begin_head(
+        &mut self,
+        patience: Option<Patience>,
+        head: RequestBytes,
     ) -> Result<(), DaemonError> {
         if self.in_operation {
             return Err(DaemonError::Unusable);
         }
         self.in_operation = true;
         self.wire.set_patience(patience);
-        self.wire.send(request.as_bytes()).await
+        self.wire.queue(head.as_bytes()).await
     }
 
     /// Sends several requests at once. Each [reply](Self::next_reply) is to be read before their
@@ -212,7 +222,17 @@ impl Daemon {
         on_news: impl FnMut(DaemonMessage),
     ) -> Result<Reply<'_>, DaemonError> {
         let outcome = stderr::until_last(&mut self.wire, on_news).await;
-        if let Err(DaemonError::Nix(_)) = outcome {
+        self.reply(outcome, false)
+    }
+
+    /// The reply to a request whose messages have come. With `more` requests behind it, an error makes the
+    /// connection unusable: their replies are never read.
+    pub(super) fn reply(
+        &mut self,
+        outcome: Result<(), DaemonError>,
+        more: bool,
+    ) -> Result<Reply<'_>, DaemonError> {
+        if let (Err(DaemonError::Nix(_)), false) = (&outcome, more) {
             // An error is a whole reply.
             self.in_operation = false;
         }

@@ -6,6 +6,7 @@
 
 mod add;
 mod build;
+mod build_events;
 mod build_hook;
 mod capabilities;
 mod client_connection;
@@ -26,6 +27,7 @@ mod machines;
 mod nar;
 mod operation;
 mod ops;
+mod path_info;
 mod pool;
 mod protocol;
 mod realisations;
@@ -37,7 +39,8 @@ mod version;
 mod wire;
 
 pub use add::{AddError, Additions, NarChunks};
-pub use build::{BuildEvent, BuildResult, BuildStatus, BuildTarget};
+pub use build::{BuildOrder, BuildResult, BuildStatus, BuildTarget};
+pub use build_events::BuildEvent;
 pub use capabilities::{Capabilities, Lack, Machine};
 pub use client_connection::{ActivityId, ClientBody, ClientConnection, ClientNews, NewClient};
 pub use client_request::{ClientRequest, ClientTarget};
@@ -52,7 +55,8 @@ pub use local::{DatabaseVersion, LocalStore, LocalStoreError, Signed, StoreKnowl
 pub use logs::{DaemonLog, DaemonLogs};
 pub use machines::{BuilderLine, read_machines};
 pub use nar::NarReader;
-pub use ops::{MissingPaths, Options, ValidPath};
+pub use ops::{MissingPaths, Options};
+pub use path_info::ValidPath;
 pub use pool::{CONNECTIONS_MAX, Connections, DaemonAddress, IDLE_MAX, Pool, PooledDaemon};
 pub use protocol::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion, Trust};
 pub use resolved::{SentDerivation, SentDerivations, UnresolvedError, derivation_text};

@@ -4,13 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::str::FromStr;
 use std::time::Duration;
 
-use narinfo::{
-    DrvOutput, NarHash, PathInfo, REALISATION_BYTES_MAX, Realisation, SIGNATURES_MAX, StoreDir, StorePath,
-    StorePathHash,
-};
+use narinfo::{DrvOutput, REALISATION_BYTES_MAX, Realisation, StorePath, StorePathHash};
 
 use super::build::BuildTarget;
 use super::connection::Daemon;
@@ -20,11 +16,10 @@ use super::operation::{
     QUERY_DERIVATION_OUTPUT_MAP, QUERY_MISSING, QUERY_PATH_FROM_HASH_PART, QUERY_PATH_INFO,
     QUERY_REALISATION, QUERY_VALID_DERIVERS, QUERY_VALID_PATHS, SET_OPTIONS,
 };
-use super::wire::{LIST_ITEMS_MAX, RequestBytes, Wire};
+use super::path_info::{ValidPath, optional_path_info, path_info};
+use super::wire::{LIST_ITEMS_MAX, RequestBytes};
 
-/// References of one path at most.
-const REFERENCES_MAX: u64 = 1_000_000;
-/// Requests that are sent before the first reply is read, at most: their replies fit into the socket.
+/// Requests that are sent before the first reply is read, at most: they fit into the socket.
 const PIPELINED_MAX: usize = 256;
 /// Nix's level of messages that `nix build` shows by default.
 const VERBOSITY_INFO: u64 = 3;
@@ -61,17 +56,6 @@ impl Default for Options {
             extra: Vec::new(),
         }
     }
-}
-
-/// Nix's record of a valid path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ValidPath {
-    /// The path, its contents and its signatures: no malformed ones, and the first few of very many.
-    pub info: PathInfo,
-    /// Built on this machine.
-    pub ultimate: bool,
-    /// Registration, in seconds since 1970.
-    pub registration_time: u64,
 }
 
 /// The work that makes targets valid.
@@ -143,42 +127,36 @@ impl Daemon {
         reply.done(())
     }
 
-    /// The same for many, with one round trip for each [`PIPELINED_MAX`] of them.
-    async fn add_temp_roots(&mut self, paths: &BTreeSet<StorePath>) -> Result<(), DaemonError> {
-        self.has_temp_roots = true;
-        let paths: Vec<&StorePath> = paths.iter().collect();
-        for chunk in paths.chunks(PIPELINED_MAX) {
-            let request = chunk.iter().fold(RequestBytes::default(), |request, path| {
-                request.number(ADD_TEMP_ROOT).text(&path.in_dir(&self.store_dir))
-            });
-            self.begin_many("adding temporary roots", request).await?;
-            for _ in chunk {
-                let mut reply = self.next_reply().await?;
-                reply.number().await?;
-            }
-            self.end_many();
-        }
-        Ok(())
-    }
-
     /// Holds those of `paths` that are valid for as long as this connection lives, and gives the others,
-    /// which are held once they are. Nothing is asked about what is held already.
+    /// which are held once they are. Nothing is asked about what is held already; all else takes one round
+    /// trip for each [`PIPELINED_MAX`] paths.
     ///
-    /// # Errors When the daemon refuses ([`DaemonError::Nix`]) or is lost.
+    /// # Errors
+    /// The daemon refuses ([`DaemonError::Nix`]) or is lost; the connection is not usable afterwards.
     pub async fn hold_valid(
         &mut self,
         paths: impl IntoIterator<Item = &StorePath>,
     ) -> Result<BTreeSet<StorePath>, DaemonError> {
         let mut unsure: BTreeSet<StorePath> = paths.into_iter().cloned().collect();
         unsure.retain(|path| !self.held.contains(path));
-        if unsure.is_empty() {
-            return Ok(unsure);
+        let dir = self.store_dir.clone();
+        let asked: Vec<String> = unsure.iter().map(|path| path.in_dir(&dir)).collect();
+        for chunk in asked.chunks(PIPELINED_MAX) {
+            self.has_temp_roots = true;
+            // First the roots, so that none of them is collected once it was found to be valid.
+            let roots = chunk
+                .iter()
+                .fold(RequestBytes::default(), |request, path| request.number(ADD_TEMP_ROOT).text(path));
+            let requests = roots.number(QUERY_VALID_PATHS).texts(chunk).number(0);
+            self.begin_many("asking which paths are valid", requests).await?;
+            for _ in chunk {
+                self.next_reply().await?.number().await?;
+            }
+            let valid = self.next_reply().await?.paths(&dir).await?;
+            self.end_many();
+            unsure.retain(|path| !valid.contains(path));
+            self.held.extend(valid);
         }
-        // First, so that none of them is collected once it was found to be valid.
-        self.add_temp_roots(&unsure).await?;
-        let valid = self.query_valid_paths(&unsure).await?;
-        unsure.retain(|path| !valid.contains(path));
-        self.held.extend(valid);
         Ok(unsure)
     }
 
@@ -241,8 +219,32 @@ impl Daemon {
         let request = self.about(QUERY_PATH_INFO, path);
         let mut reply = self.ask("asking about a path", request).await?;
         let dir = reply.store_dir();
-        let info = if reply.flag().await? { Some(path_info(&mut reply, &dir, path).await?) } else { None };
+        let info = optional_path_info(&mut reply, &dir, path).await?;
         reply.done(info)
+    }
+
+    /// Nix's records of some paths, each as of [`query_path_info`](Self::query_path_info), in one round trip.
+    ///
+    /// # Errors
+    /// The daemon refuses ([`DaemonError::Nix`]) or is lost; the connection is not usable afterwards.
+    pub async fn query_path_infos(
+        &mut self,
+        paths: &[StorePath],
+    ) -> Result<Vec<Option<ValidPath>>, DaemonError> {
+        let dir = self.store_dir.clone();
+        let mut infos = Vec::with_capacity(paths.len());
+        for chunk in paths.chunks(PIPELINED_MAX) {
+            let about = |request: RequestBytes, path: &StorePath| {
+                request.number(QUERY_PATH_INFO).text(&path.in_dir(&dir))
+            };
+            self.begin_many("asking about paths", chunk.iter().fold(RequestBytes::default(), about)).await?;
+            for path in chunk {
+                let mut reply = self.next_reply().await?;
+                infos.push(optional_path_info(&mut reply, &dir, path).await?);
+            }
+            self.end_many();
+        }
+        Ok(infos)
     }
 
     /// The valid path with this hash.
@@ -384,41 +386,4 @@ impl Daemon {
     fn about(&self, operation: u64, path: &StorePath) -> RequestBytes {
         RequestBytes::default().number(operation).text(&path.in_dir(&self.store_dir))
     }
-}
-
-/// Nix's record of `path`, as daemons send it, and clients before the contents of a path.
-pub(super) async fn path_info(
-    reply: &mut Wire,
-    dir: &StoreDir,
-    path: &StorePath,
-) -> Result<ValidPath, DaemonError> {
-    let deriver = reply.optional_path(dir).await?;
-    let nar_hash = nar_hash(&reply.text("the hash of a NAR").await?)?;
-    let references = reply.paths_within(dir, REFERENCES_MAX).await?;
-    let registration_time = reply.number().await?;
-    let nar_size = reply.number().await?;
-    let ultimate = reply.flag().await?;
-    let mut signatures = Vec::new();
-    for _ in 0..reply.count("a list of signatures", LIST_ITEMS_MAX).await? {
-        let signature = reply.text("a signature").await?;
-        if signatures.len() < SIGNATURES_MAX {
-            signatures.extend(lenient(path, &signature));
-        }
-    }
-    let ca = reply.text("a content address").await?;
-    let ca = if ca.is_empty() { None } else { lenient(path, &ca) };
-    let path = path.clone();
-    let info = PathInfo { path, nar_hash, nar_size, references, deriver, ca, signatures };
-    Ok(ValidPath { info, ultimate, registration_time })
-}
-
-/// Bare hex from every Nix so far; their own clients also take the other spellings, so we do.
-fn nar_hash(text: &str) -> Result<NarHash, DaemonError> {
-    let parsed = if text.contains([':', '-']) { text.parse() } else { NarHash::from_hex(text) };
-    parsed.map_err(|error| DaemonError::Protocol(format!("{text:?} is no SHA-256: {error}")))
-}
-
-/// Leaves out unreadable values: a signature that somebody added makes no path unusable.
-fn lenient<T: FromStr<Err: std::fmt::Display>>(path: &StorePath, text: &str) -> Option<T> {
-    text.parse().map_err(|error| tracing::debug!(%path, %error, "skipped a malformed value: {text:?}")).ok()
 }

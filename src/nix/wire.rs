@@ -28,6 +28,8 @@ pub(super) const TEXT_BYTES_MAX: u64 = 64 * 1024;
 pub(super) const LIST_ITEMS_MAX: u64 = 10_000_000;
 /// Bytes read from the socket at once.
 const READ_BUFFER_BYTES: usize = 64 * 1024;
+/// Bytes that wait to be sent together with others, at most: each write is a packet of its own on a network.
+const QUEUED_BYTES_MAX: usize = 64 * 1024;
 /// Every string fills a multiple of this many bytes.
 const WORD_BYTES: usize = 8;
 
@@ -54,6 +56,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send + Debug> WireStream for T {}
 #[derive(Debug)]
 pub(super) struct Wire {
     stream: BufReader<Box<dyn WireStream>>,
+    /// Bytes that are sent before the next ones.
+    queued: Vec<u8>,
     peer: Option<i32>,
     patience: Option<Patience>,
 }
@@ -71,7 +75,7 @@ impl Wire {
 
     pub(super) fn over(stream: impl WireStream + 'static) -> Self {
         let stream = BufReader::with_capacity(READ_BUFFER_BYTES, Box::new(stream) as Box<dyn WireStream>);
-        Self { stream, peer: None, patience: None }
+        Self { stream, queued: Vec::new(), peer: None, patience: None }
     }
 
     /// Bounds everything that follows; `None` waits for as long as it takes.
@@ -102,13 +106,33 @@ impl Wire {
         }
     }
 
+    /// Sends these bytes, after those that are queued.
     pub(super) async fn send(&mut self, bytes: &[u8]) -> Result<(), DaemonError> {
-        let patience = self.patience;
+        let Self { stream, queued, patience, .. } = self;
         let sending = async {
-            self.stream.write_all(bytes).await?;
-            self.stream.flush().await
+            if queued.is_empty() {
+                stream.write_all(bytes).await?;
+            } else if queued.len() + bytes.len() <= QUEUED_BYTES_MAX {
+                queued.extend_from_slice(bytes);
+                stream.write_all(queued).await?;
+            } else {
+                stream.write_all(queued).await?;
+                stream.write_all(bytes).await?;
+            }
+            queued.clear();
+            stream.flush().await
         };
-        bounded(patience, sending).await
+        bounded(*patience, sending).await
+    }
+
+    /// Sends these bytes together with the next ones, at once where they are many. Something must be
+    /// [sent](Self::send) before a reply is waited for.
+    pub(super) async fn queue(&mut self, bytes: &[u8]) -> Result<(), DaemonError> {
+        if self.queued.len() + bytes.len() > QUEUED_BYTES_MAX {
+            return self.send(bytes).await;
+        }
+        self.queued.extend_from_slice(bytes);
+        Ok(())
     }
 
     pub(super) async fn number(&mut self) -> Result<u64, DaemonError> {

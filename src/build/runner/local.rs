@@ -1,10 +1,12 @@
 //! Runner of the local Nix daemon: a derivation is given to it, watched, and stopped where it goes over a
 //! bound. The outputs are held when this returns them.
 
+use std::collections::BTreeSet;
+
 use narinfo::StorePath;
 
 use super::watch::{RunBounds, Stop, WatchedBuild, watch};
-use super::{Built, Loss, NotBuilt, Runner, input_paths};
+use super::{BuildJob, Built, Loss, NotBuilt, Runner, input_paths};
 use crate::build::Settings;
 use crate::build::log::LogWriter;
 use crate::build::verdict::Verdict;
@@ -92,8 +94,8 @@ impl LocalRunner {
             daemon.add_temp_root(&output).await?;
         }
         let bounds = RunBounds { settings: &self.settings, machine_silent_max: None };
-        let watched = watch(daemon, drv, sent.as_deref(), log, bounds, stop).await?;
-        let WatchedBuild { mut daemon, worked, took } = watched;
+        let job = BuildJob { drv, sent: sent.as_deref(), outputs: &[] };
+        let WatchedBuild { mut daemon, worked, took, .. } = watch(daemon, job, log, bounds, stop).await?;
         let outputs = outputs_of(&mut daemon, drv, sent.as_deref()).await?;
         self.roots.hold(&mut daemon, &outputs).await.map_err(|error| match error {
             roots::Error::Daemon(error) if error.is_connection_lost() => Stop::Daemon(error),
@@ -117,11 +119,11 @@ impl LocalRunner {
         sent: Option<&SentDerivation>,
     ) -> Result<(), DaemonError> {
         let inputs = match sent {
-            Some(sent) => Ok(sent.resolved.inputs.iter().cloned().collect()),
+            Some(sent) => Ok(sent.resolved.inputs.clone()),
             None if !self.has_others => return Ok(()),
             None => input_paths(daemon.store_dir(), drv).await,
         };
-        let inputs: Vec<StorePath> = match inputs {
+        let inputs: BTreeSet<StorePath> = match inputs {
             Ok(inputs) => inputs,
             Err(reason) => {
                 tracing::debug!(%drv, reason, "the inputs of a derivation cannot be told");

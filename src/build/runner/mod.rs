@@ -14,7 +14,8 @@ use super::log::LogWriter;
 use super::verdict::Verdict;
 use crate::causes::with_causes;
 use crate::nix::{
-    BuildEvent, BuildResult, BuildTarget, Connections, Daemon, DaemonError, SentDerivation, read_derivation,
+    BuildEvent, BuildOrder, BuildResult, BuildTarget, Connections, Daemon, DaemonError, SentDerivation,
+    ValidPath, read_derivation,
 };
 pub use local::LocalRunner;
 pub(super) use local::known_outputs;
@@ -129,27 +130,38 @@ impl From<Verdict> for NotBuilt {
 pub(super) struct KnownPaths {
     /// Its outputs.
     pub(super) outputs: Vec<StorePath>,
-    /// The outputs of others that it needs.
-    pub(super) inputs: Vec<StorePath>,
+    /// Paths that a machine needs to build it: the outputs of others, and its file with all that this refers
+    /// to, unless it was sent.
+    pub(super) needed: BTreeSet<StorePath>,
 }
 
 impl KnownPaths {
     /// Those of a derivation that a client has sent.
     fn of_sent(sent: &SentDerivation) -> Self {
-        Self { outputs: sent.outputs.clone(), inputs: sent.resolved.inputs.iter().cloned().collect() }
+        Self { outputs: sent.outputs.clone(), needed: sent.resolved.inputs.clone() }
     }
 }
 
-/// Has a daemon build a derivation, from its parts where a client has sent them.
-async fn build_on(
-    daemon: &mut Daemon,
-    drv: &StorePath,
-    sent: Option<&SentDerivation>,
-    on_event: impl FnMut(BuildEvent),
-) -> Result<BuildResult, DaemonError> {
-    match sent {
-        Some(sent) => daemon.build_sent(sent, on_event).await,
-        None => daemon.build(&BuildTarget::All { drv: drv.clone() }, on_event).await,
+/// A derivation that a daemon is to build.
+#[derive(Clone, Copy)]
+struct BuildJob<'a> {
+    drv: &'a StorePath,
+    /// Its parts, where a client has sent them and no store has it.
+    sent: Option<&'a SentDerivation>,
+    /// Outputs whose records are wanted, too.
+    outputs: &'a [StorePath],
+}
+
+impl BuildJob<'_> {
+    /// Has a daemon do it. Gives the records of the outputs that are valid then.
+    async fn run(
+        self,
+        daemon: &mut Daemon,
+        on_event: impl FnMut(BuildEvent),
+    ) -> Result<(BuildResult, Vec<Option<ValidPath>>), DaemonError> {
+        let target = BuildTarget::All { drv: self.drv.clone() };
+        let order = self.sent.map_or(BuildOrder::Target(&target), BuildOrder::Sent);
+        daemon.build_and_describe(order, self.outputs, on_event).await
     }
 }
 
@@ -163,7 +175,11 @@ pub(super) async fn known_paths(store_dir: &StoreDir, drv: &StorePath) -> Result
         let derivation = read_derivation(&store_dir, &drv)?;
         let outputs = derivation.outputs.values().cloned().collect::<Option<Vec<_>>>();
         let outputs = outputs.ok_or("the paths of its outputs are known only once it is built")?;
-        Ok(KnownPaths { outputs, inputs: inputs_of(&store_dir, &derivation)? })
+        let mut needed = inputs_of(&store_dir, &derivation)?;
+        needed.extend(derivation.input_derivations);
+        needed.extend(derivation.input_sources);
+        needed.insert(drv);
+        Ok(KnownPaths { outputs, needed })
     });
     reading.await.unwrap_or_else(|panicked| Err(panicked.to_string()))
 }
@@ -172,14 +188,17 @@ pub(super) async fn known_paths(store_dir: &StoreDir, drv: &StorePath) -> Result
 ///
 /// # Errors
 /// As [`known_paths`].
-pub(super) async fn input_paths(store_dir: &StoreDir, drv: &StorePath) -> Result<Vec<StorePath>, String> {
+pub(super) async fn input_paths(
+    store_dir: &StoreDir,
+    drv: &StorePath,
+) -> Result<BTreeSet<StorePath>, String> {
     let (store_dir, drv) = (store_dir.clone(), drv.clone());
     let reading =
         tokio::task::spawn_blocking(move || inputs_of(&store_dir, &read_derivation(&store_dir, &drv)?));
     reading.await.unwrap_or_else(|panicked| Err(panicked.to_string()))
 }
 
-fn inputs_of(store_dir: &StoreDir, derivation: &narinfo::Derivation) -> Result<Vec<StorePath>, String> {
+fn inputs_of(store_dir: &StoreDir, derivation: &narinfo::Derivation) -> Result<BTreeSet<StorePath>, String> {
     let mut inputs = BTreeSet::new();
     for (drv, wanted) in &derivation.input_outputs {
         let input = read_derivation(store_dir, drv)?;
@@ -188,5 +207,5 @@ fn inputs_of(store_dir: &StoreDir, derivation: &narinfo::Derivation) -> Result<V
             inputs.insert(path.ok_or_else(|| format!("the path of {drv}!{name} is not known yet"))?);
         }
     }
-    Ok(inputs.into_iter().collect())
+    Ok(inputs)
 }

@@ -2,20 +2,23 @@
 //! come straight into the NAR store. Whatever happens to the machine is its loss, and not the build's
 //! failure.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use narinfo::{StoreDir, StorePath};
 
 use super::watch::{RunBounds, Stop, WatchedBuild, watch};
-use super::{Built, KnownPaths, Loss, NotBuilt, RebuiltOutputs, Runner, build_on, known_paths};
+use super::{BuildJob, Built, KnownPaths, Loss, NotBuilt, RebuiltOutputs, Runner, known_paths};
 use crate::build::Settings;
 use crate::build::log::LogWriter;
 use crate::build::verdict::{Evidence, Verdict};
 use crate::causes::with_causes;
 use crate::import::{Importer, InputFetcher, StoreError, TakeError};
 use crate::model::FailureClass;
-use crate::nix::{Connections, Daemon, DaemonError, SentDerivation, SentDerivations};
+use crate::nix::{
+    Connections, Daemon, DaemonError, PooledDaemon, SentDerivation, SentDerivations, ValidPath,
+};
 
 /// Starts of a build at most whose machine is lost each time.
 const STARTS_MAX: u32 = 5;
@@ -66,35 +69,62 @@ impl RemoteRunner {
         let known = paths_of(daemon.store_dir(), drv, sent.as_deref()).await.map_err(|reason| {
             NotBuilt::Failed(Verdict::transient(format!("the derivation cannot be read: {reason}")))
         })?;
+        let absent = daemon.hold_valid(known.outputs.iter().chain(&known.needed)).await;
+        let absent = absent.map_err(|error| self.lost(&error))?;
         // A build whose connection broke may have come to its end.
-        let absent = daemon.hold_valid(&known.outputs).await;
-        let is_there = absent.map_err(|error| self.lost(&error))?.is_empty();
-        let (daemon, worked, took) = if is_there {
-            (daemon, false, Duration::ZERO)
-        } else {
-            self.supply(&mut daemon, drv, sent.as_deref(), &known).await?;
-            let bounds = RunBounds { settings: &self.settings, machine_silent_max: self.silent_max };
-            let watched = watch(daemon, drv, sent.as_deref(), log, bounds, std::future::pending()).await;
-            let WatchedBuild { daemon, worked, took } = watched.map_err(|stop| self.judge(stop))?;
-            (daemon, worked, took)
-        };
-        let daemon = self.importer.take_outputs(daemon, &known.outputs).await;
-        let daemon = daemon.map_err(|error| self.not_taken(drv, &error))?;
-        self.connections.keep(daemon);
+        let is_there = !known.outputs.iter().any(|output| absent.contains(output));
+        if is_there {
+            return self.take_built(drv, daemon, &known).await;
+        }
+        self.supply(&mut daemon, &known, absent).await?;
+        let bounds = RunBounds { settings: &self.settings, machine_silent_max: self.silent_max };
+        let job = BuildJob { drv, sent: sent.as_deref(), outputs: &known.outputs };
+        let watched = watch(daemon, job, log, bounds, std::future::pending()).await;
+        let WatchedBuild { daemon, outputs, worked, took } = watched.map_err(|stop| self.judge(stop))?;
+        self.take(drv, daemon, &known, outputs).await?;
         Ok(Built { outputs: Vec::new(), worked, took })
     }
 
-    /// Has the machine get what a build needs: its inputs, and its file unless it was sent.
+    /// Takes outputs that the machine has already.
+    async fn take_built(
+        &self,
+        drv: &StorePath,
+        mut daemon: PooledDaemon,
+        known: &KnownPaths,
+    ) -> Result<Built, NotBuilt> {
+        let outputs = daemon.query_path_infos(&known.outputs).await.map_err(|error| self.lost(&error))?;
+        self.take(drv, daemon, known, outputs).await?;
+        Ok(Built { outputs: Vec::new(), worked: false, took: Duration::ZERO })
+    }
+
+    /// Publishes outputs by the records that the machine has of them, and keeps the connection.
+    async fn take(
+        &self,
+        drv: &StorePath,
+        daemon: PooledDaemon,
+        known: &KnownPaths,
+        outputs: Vec<Option<ValidPath>>,
+    ) -> Result<(), NotBuilt> {
+        let mut infos = Vec::new();
+        for (path, valid) in known.outputs.iter().zip(outputs) {
+            let lacks =
+                || self.loss(&format!("its daemon lacks {path}, which it says it has built"), STARTS_MAX);
+            infos.push(valid.ok_or_else(lacks)?.info);
+        }
+        let taken = self.importer.take_outputs(daemon, infos).await;
+        self.connections.keep(taken.map_err(|error| self.not_taken(drv, &error))?);
+        Ok(())
+    }
+
+    /// Has the machine get what it lacks of what a build needs.
     async fn supply(
         &self,
         daemon: &mut Daemon,
-        drv: &StorePath,
-        sent: Option<&SentDerivation>,
         known: &KnownPaths,
+        mut absent: BTreeSet<StorePath>,
     ) -> Result<(), NotBuilt> {
-        let file = sent.is_none().then_some(drv);
-        let needed: Vec<StorePath> = file.into_iter().chain(&known.inputs).cloned().collect();
-        let supplied = self.importer.supply(daemon, &needed, self.fetcher.as_ref()).await;
+        absent.retain(|path| known.needed.contains(path));
+        let supplied = self.importer.supply(daemon, absent, self.fetcher.as_ref()).await;
         supplied.map_err(|error| self.not_supplied(error))
     }
 
@@ -108,9 +138,7 @@ impl RemoteRunner {
             self.connections.keep(daemon);
             return Ok(None);
         }
-        let taken = self.importer.take_outputs(daemon, &known.outputs).await;
-        self.connections.keep(taken.map_err(|error| self.not_taken(drv, &error))?);
-        Ok(Some(Built { outputs: Vec::new(), worked: false, took: Duration::ZERO }))
+        self.take_built(drv, daemon, &known).await.map(Some)
     }
 
     /// Builds a derivation whose outputs are served, and gives those of this machine; they stay there. None
@@ -120,28 +148,25 @@ impl RemoteRunner {
         let sent = self.sent.find(drv);
         let known = paths_of(daemon.store_dir(), drv, sent.as_deref()).await;
         let known = known.map_err(|reason| NotBuilt::Failed(Verdict::transient(reason)))?;
-        let absent = daemon.hold_valid(&known.outputs).await.map_err(|error| self.lost(&error))?;
-        if absent.len() < known.outputs.len() {
+        let absent = daemon.hold_valid(known.outputs.iter().chain(&known.needed)).await;
+        let absent = absent.map_err(|error| self.lost(&error))?;
+        if !known.outputs.iter().all(|output| absent.contains(output)) {
             self.connections.keep(daemon);
             return Ok(Vec::new());
         }
-        self.supply(&mut daemon, drv, sent.as_deref(), &known).await?;
+        self.supply(&mut daemon, &known, absent).await?;
         let limit = self.settings.build_max.unwrap_or(REBUILT_WITHIN);
-        let building = build_on(&mut daemon, drv, sent.as_deref(), |_| {});
-        let built = tokio::time::timeout(limit, building).await;
+        let job = BuildJob { drv, sent: sent.as_deref(), outputs: &known.outputs };
+        let built = tokio::time::timeout(limit, job.run(&mut daemon, |_| {})).await;
         let built = built.map_err(|_| self.loss("it took too long", STARTS_MAX))?;
-        let built = built.map_err(|error| self.lost(&error))?;
+        let (built, outputs) = built.map_err(|error| self.lost(&error))?;
         let evidence = Evidence { daemon_error: "", log_end: &[] };
         if let Some(verdict) = Verdict::of(&built, evidence) {
             return Err(self.judge(Stop::Result(verdict)));
         }
-        let mut outputs = Vec::new();
-        for path in known.outputs {
-            let valid = daemon.query_path_info(&path).await.map_err(|error| self.lost(&error))?;
-            outputs.extend(valid.map(|valid| (path, valid.info.nar_hash)));
-        }
         self.connections.keep(daemon);
-        Ok(outputs)
+        let infos = outputs.into_iter().flatten().map(|valid| valid.info);
+        Ok(infos.map(|info| (info.path, info.nar_hash)).collect())
     }
 
     fn loss(&self, reason: &str, starts_max: u32) -> NotBuilt {

@@ -5,13 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use narinfo::StorePath;
-
-use super::{NotBuilt, build_on};
+use super::{BuildJob, NotBuilt};
 use crate::build::Settings;
 use crate::build::log::LogWriter;
 use crate::build::verdict::{Evidence, Verdict, told_to_stop};
-use crate::nix::{BuildEvent, BuildResult, BuildStatus, DaemonError, PooledDaemon, SentDerivation};
+use crate::nix::{BuildEvent, BuildResult, BuildStatus, DaemonError, PooledDaemon, ValidPath};
 
 /// Reason why an attempt ended early.
 pub(super) enum Stop {
@@ -43,6 +41,8 @@ impl From<Verdict> for Stop {
 pub(super) struct WatchedBuild {
     /// The connection, which holds the outputs.
     pub(super) daemon: PooledDaemon,
+    /// Records of the outputs that were asked for; `None` of those that are not valid.
+    pub(super) outputs: Vec<Option<ValidPath>>,
     /// True when there was anything to do.
     pub(super) worked: bool,
     /// From the start of the builder to its end.
@@ -58,12 +58,11 @@ pub(super) struct RunBounds<'a> {
     pub(super) machine_silent_max: Option<Duration>,
 }
 
-/// Has `daemon` build one derivation, which was `sent` where no store has it. The connection is closed where
-/// the build is stopped: that is what stops it.
+/// Has `daemon` build one derivation. The connection is closed where the build is stopped: that is what stops
+/// it.
 pub(super) async fn watch(
     mut daemon: PooledDaemon,
-    drv: &StorePath,
-    sent: Option<&SentDerivation>,
+    job: BuildJob<'_>,
     log: &LogWriter,
     bounds: RunBounds<'_>,
     stop: impl Future<Output = ()> + Send,
@@ -71,7 +70,8 @@ pub(super) async fn watch(
     log.start();
     let heard = OutputWatch::new();
     let daemon_error = Mutex::new(String::new());
-    let building = build_on(&mut daemon, drv, sent, |event| {
+    let drv = job.drv;
+    let building = job.run(&mut daemon, |event| {
         heard.note();
         match event {
             BuildEvent::LogLine { line, dropped, .. } => log.line(&line, dropped),
@@ -89,7 +89,12 @@ pub(super) async fn watch(
         built = building => {
             let daemon_error = daemon_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
             let log_end = log.last();
-            judge(built, Evidence { daemon_error: &daemon_error, log_end: &log_end }, log)
+            let evidence = Evidence { daemon_error: &daemon_error, log_end: &log_end };
+            let (built, outputs) = match built {
+                Ok((built, outputs)) => (Ok(built), outputs),
+                Err(error) => (Err(error), Vec::new()),
+            };
+            judge(built, evidence, log).map(|worked| (worked, outputs))
         }
         verdict = over_a_bound(bounds.settings, &heard) => Err(Stop::from(verdict)),
         reason = log.over_its_bound() => Err(Stop::from(Verdict::permanent(reason))),
@@ -97,7 +102,7 @@ pub(super) async fn watch(
         () = stop => Err(Stop::NotBuilt(NotBuilt::Stopped)),
     };
     match ended {
-        Ok(worked) => Ok(WatchedBuild { daemon, worked, took: heard.begun.elapsed() }),
+        Ok((worked, outputs)) => Ok(WatchedBuild { daemon, outputs, worked, took: heard.begun.elapsed() }),
         Err(Stop::Daemon(error)) => {
             let error = daemon.explained(error).await;
             daemon.discard();
