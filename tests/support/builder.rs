@@ -6,9 +6,10 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use super::process::{Signal, kill_tree, run, signal, spawn, tree_of, wait_until};
+use super::process::{Signal, run, signal, spawn, tree_of, wait_until};
 use super::release::{Launcher, Release};
 use super::small_disk::SmallDisk;
 use super::sshd::NO_BASHRC;
@@ -24,6 +25,8 @@ pub struct Builder {
     /// Its Nix, without a daemon.
     nix: Launcher,
     sshd: Option<Child>,
+    /// Processes that are frozen. They may have lost their parents since.
+    frozen: Mutex<Vec<u32>>,
     /// Its store, where that is small.
     disk: Option<SmallDisk>,
     folder: Folder,
@@ -67,7 +70,8 @@ impl Builder {
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
         let port = free.expect("the loopback interface has a free port").port();
         let name = name.to_owned();
-        let mut builder = Builder { name, port, nix: launcher, sshd: None, disk, folder };
+        let mut builder =
+            Builder { name, port, nix: launcher, sshd: None, frozen: Mutex::default(), disk, folder };
         builder.configure(&script);
         builder.start_again();
         builder
@@ -125,40 +129,42 @@ impl Builder {
 
     /// Kills it with all that runs on it, as the loss of its power would.
     pub fn kill(&mut self) {
-        if let Some(mut sshd) = self.sshd.take() {
-            self.thaw_tree(sshd.id());
-            kill_tree(sshd.id());
+        let sshd = self.sshd.take();
+        let roots = sshd.iter().map(Child::id).chain(self.take_frozen());
+        let all: Vec<u32> = roots.flat_map(tree_of).collect();
+        signal(&all, Signal::Kill);
+        if let Some(mut sshd) = sshd {
             let _ = sshd.wait();
         }
     }
 
     /// Freezes all that runs on it: it answers nothing, and its connections stay open.
     pub fn freeze(&self) {
-        if let Some(sshd) = &self.sshd {
-            signal(&tree_of(sshd.id()), Signal::Stop);
-        }
+        self.freeze_those(|_| true);
     }
 
     /// Freezes what runs on it but its sshd: the machine answers, its Nix does not.
     pub fn freeze_nix(&self) {
-        let Some(sshd) = &self.sshd else { return };
-        let is_sshd = |id: &u32| {
+        self.freeze_those(|id| {
             let name = std::fs::read_to_string(format!("/proc/{id}/comm")).unwrap_or_default();
-            name.trim().starts_with("sshd")
-        };
-        let nix: Vec<u32> = tree_of(sshd.id()).into_iter().filter(|id| !is_sshd(id)).collect();
-        signal(&nix, Signal::Stop);
+            !name.trim().starts_with("sshd")
+        });
+    }
+
+    fn freeze_those(&self, is_meant: impl Fn(&u32) -> bool) {
+        let Some(sshd) = &self.sshd else { return };
+        let ids: Vec<u32> = tree_of(sshd.id()).into_iter().filter(is_meant).collect();
+        signal(&ids, Signal::Stop);
+        self.frozen.lock().unwrap_or_else(PoisonError::into_inner).extend(ids);
     }
 
     /// Ends that.
     pub fn thaw(&self) {
-        if let Some(sshd) = &self.sshd {
-            self.thaw_tree(sshd.id());
-        }
+        signal(&self.take_frozen(), Signal::Cont);
     }
 
-    fn thaw_tree(&self, id: u32) {
-        signal(&tree_of(id), Signal::Cont);
+    fn take_frozen(&self) -> Vec<u32> {
+        std::mem::take(&mut *self.frozen.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Its small disk.
