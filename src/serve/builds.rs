@@ -13,7 +13,7 @@ use crate::build::{
     Worker,
 };
 use crate::catalogue::{Catalogue, NameResolver, Refresher, Tools};
-use crate::import::InputFetcher;
+use crate::import::{CopyHelpers, InputFetcher};
 use crate::nix::{Connections, DaemonAddress, Options, Pool, SshMachine};
 use crate::state_dir::{DRAINED, KNOWN_HOSTS, using};
 use crate::tasks::Tasks;
@@ -145,11 +145,13 @@ fn machines(
             extra: vec![("max-build-log-size".to_owned(), settings.logs.daemon_bytes_max().to_string())],
             ..Options::default()
         };
+        let connections = Connections::new(Pool::new(DaemonAddress::Ssh(ssh), options));
         machines.push(MachineRunner::Remote(RemoteRunner {
             name: builder.name.as_str().into(),
-            connections: Connections::new(Pool::new(DaemonAddress::Ssh(ssh), options)),
+            connections: connections.clone(),
             importer: caches.importer.clone(),
             fetcher,
+            helpers: CopyHelpers::new(&builder.name, connections),
             sent: local.sent.clone(),
             silent_max: builder.silent_max,
             settings: settings.build,

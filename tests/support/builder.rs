@@ -180,13 +180,20 @@ impl Builder {
 
     /// Its table in a settings file, with these lines more.
     pub fn table(&self, more: &str) -> String {
+        self.table_at(self.port, more)
+    }
+
+    /// The same for a port that leads to that of its sshd.
+    pub fn table_at(&self, port: u16, more: &str) -> String {
         let at = self.folder.path();
+        let known_hosts = at.join(format!("known-hosts-{port}"));
+        let key = std::fs::read_to_string(at.join("host.pub")).expect("ssh-keygen has written it");
+        write(&known_hosts, &format!("[127.0.0.1]:{port} {key}"));
         format!(
-            "[[builder]]\nname = '{}'\nssh = 'root@127.0.0.1:{}'\nkey-file = '{}'\nknown-hosts = '{}'\n{more}\n",
+            "[[builder]]\nname = '{}'\nssh = 'root@127.0.0.1:{port}'\nkey-file = '{}'\nknown-hosts = '{}'\n{more}\n",
             self.name,
-            self.port,
             at.join("client").display(),
-            at.join("known-hosts").display(),
+            known_hosts.display(),
         )
     }
 

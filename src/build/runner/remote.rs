@@ -14,7 +14,7 @@ use crate::build::Settings;
 use crate::build::log::LogWriter;
 use crate::build::verdict::{Evidence, Verdict};
 use crate::causes::with_causes;
-use crate::import::{Importer, InputFetcher, StoreError, TakeError};
+use crate::import::{CopyHelpers, Importer, InputFetcher, StoreError, TakeError};
 use crate::model::FailureClass;
 use crate::nix::{
     Connections, Daemon, DaemonError, PooledDaemon, SentDerivation, SentDerivations, ValidPath,
@@ -39,6 +39,8 @@ pub struct RemoteRunner {
     pub importer: Importer,
     /// Fetcher of large inputs on the machine itself; `None` where they are copied.
     pub fetcher: Option<InputFetcher>,
+    /// Connections beside that of a build, which help to copy its inputs.
+    pub helpers: CopyHelpers,
     /// Derivations that clients have sent.
     pub sent: SentDerivations,
     /// Silence of its daemon after which the machine is lost.
@@ -124,7 +126,7 @@ impl RemoteRunner {
         mut absent: BTreeSet<StorePath>,
     ) -> Result<(), NotBuilt> {
         absent.retain(|path| known.needed.contains(path));
-        let supplied = self.importer.supply(daemon, absent, self.fetcher.as_ref()).await;
+        let supplied = self.importer.supply(daemon, absent, self.fetcher.as_ref(), &self.helpers).await;
         supplied.map_err(|error| self.not_supplied(error))
     }
 
