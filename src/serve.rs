@@ -7,6 +7,8 @@ mod caches;
 mod daemons;
 mod leadership;
 mod preflight;
+#[cfg(test)]
+mod simulation;
 mod steps;
 mod storage;
 mod systemd;

@@ -37,6 +37,8 @@ pub use view::{
     BuilderState, BuilderView, Outlook, QueuePulse, QueueView, RequestState, RequestView, RunningView,
 };
 pub use worker::Worker;
+#[cfg(test)]
+pub(crate) use worker::simulated;
 
 /// Order and bounds of builds.
 #[derive(Clone, Copy, Debug)]

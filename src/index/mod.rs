@@ -49,7 +49,7 @@ pub use hot::CachedNarInfo;
 use hot::{Hot, Moment};
 pub use location::{IndexLocation, PostgresUrl, Settings};
 #[cfg(test)]
-pub(crate) use memory_backend::MemoryBackend;
+pub(crate) use memory_backend::{MemoryBackend, cluster, shared};
 #[cfg(feature = "postgres")]
 pub use postgres::Postgres;
 pub use record::{Record, Recorded};

@@ -112,7 +112,7 @@ impl Builds {
         if let Some(leadership) = self.leadership {
             let scheduler = self.scheduler.clone();
             tasks.restarted("queue follower", move || scheduler.clone().follow_queue());
-            tasks.vital("leadership", leadership.run(self.worker, self.refresher));
+            tasks.vital("leadership", leadership.run((self.worker, self.refresher)));
             return;
         }
         tasks.vital("builder", self.worker.run());

@@ -7,10 +7,10 @@ use std::io::Write;
 use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::{Error, Settings};
 use crate::build::{Scheduler, Worker};
@@ -63,6 +63,42 @@ impl Default for Roles {
     }
 }
 
+/// Work that one of several servers does, for as long as it leads.
+pub(super) trait LeaderWork: Send + Sync + 'static {
+    /// The queue of this server.
+    fn scheduler(&self) -> &Scheduler;
+
+    /// Works for a term, once `begun` has taken the queue over. Dropping this future ends what runs.
+    fn for_term(
+        &self,
+        term: &Term,
+        begun: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static;
+}
+
+/// Building, pre-building, and evaluating package sets.
+impl LeaderWork for (Worker, Refresher) {
+    fn scheduler(&self) -> &Scheduler {
+        &self.0.scheduler
+    }
+
+    fn for_term(
+        &self,
+        term: &Term,
+        begun: impl Future<Output = ()> + Send + 'static,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let (worker, Refresher { catalogue, tools }) = self;
+        let builder = worker.for_term(term);
+        let tools = Tools { index: builder.index.clone(), ..tools.clone() };
+        let refresher = Refresher { catalogue: catalogue.clone(), tools };
+        async move {
+            refresher.bring_here().await;
+            begun.await;
+            tokio::join!(builder.run(), refresher.run());
+        }
+    }
+}
+
 /// Share of this server in what one of several does; clones share it.
 #[derive(Clone)]
 pub(super) struct Leadership {
@@ -88,8 +124,7 @@ impl Leadership {
             return Ok(None);
         }
         let (roles, is_alone) = (settings.roles, settings.nar_store.bucket.is_none());
-        let leadership =
-            Self { index: index.clone(), node: node_id(state_dir)?, roles, is_alone, term: Arc::default() };
+        let leadership = Self::new(index.clone(), node_id(state_dir)?, roles, is_alone);
         if is_alone {
             let until = Instant::now() + ALONE_WITHIN;
             while leadership.try_take_over().await?.is_none() {
@@ -102,6 +137,11 @@ impl Leadership {
         Ok(Some(leadership))
     }
 
+    /// The share of a node.
+    pub(super) fn new(index: Index, node: NodeId, roles: Roles, is_alone: bool) -> Self {
+        Self { index, node, roles, is_alone, term: Arc::default() }
+    }
+
     /// Name of this server.
     pub(super) fn node(&self) -> NodeId {
         self.node.clone()
@@ -109,16 +149,16 @@ impl Leadership {
 
     /// Leads whenever nobody else does, for as long as the server runs. One that must be alone ends when it
     /// is not any more.
-    pub(super) async fn run(self, worker: Worker, refresher: Refresher) {
+    pub(super) async fn run(self, work: impl LeaderWork) {
         if !self.roles.schedule {
             return std::future::pending().await;
         }
-        let scheduler = worker.scheduler.clone();
+        let scheduler = work.scheduler().clone();
         loop {
             let (term, asked_at) = self.take_over().await;
             tracing::info!(epoch = term.epoch, node = term.holder.0, "leading: this server schedules builds");
             scheduler.set_lease(Some(asked_at + LEASE));
-            self.lead(&term, &worker, &refresher).await;
+            self.lead(&term, &work).await;
             self.set_term(None);
             if self.is_alone {
                 tracing::error!(
@@ -169,25 +209,22 @@ impl Leadership {
     }
 
     /// Works for a term until that has ended.
-    async fn lead(&self, term: &Term, worker: &Worker, refresher: &Refresher) {
-        let mut work = JoinSet::new();
-        let tools = Tools { index: self.index.fenced(term), ..refresher.tools.clone() };
-        let refresher = Refresher { catalogue: refresher.catalogue.clone(), tools };
-        let (builder, scheduler) = (worker.for_term(term), worker.scheduler.clone());
-        work.spawn(async move {
-            refresher.bring_here().await;
+    async fn lead(&self, term: &Term, work: &impl LeaderWork) {
+        let (mut working, scheduler) = (JoinSet::new(), work.scheduler().clone());
+        let begun = async move {
             while let Err(error) = scheduler.begin_term().await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "cannot read the queue yet");
                 sleep(TRY_EVERY).await;
             }
-            tokio::join!(builder.run(), refresher.run());
-        });
+        };
+        working.spawn(work.for_term(term, begun));
         tokio::select! {
-            () = self.keep_lease(term, &worker.scheduler) => {}
-            Some(Err(panic)) = work.join_next() => resume_unwind(panic.into_panic()),
+            biased;
+            () = self.keep_lease(term, work.scheduler()) => {}
+            Some(Err(panic)) = working.join_next() => resume_unwind(panic.into_panic()),
         }
         // What runs ends with its connection to the daemon; nothing of it is recorded.
-        work.shutdown().await;
+        working.shutdown().await;
     }
 
     /// Renews the lease until the term has ended. While the database does not answer, nothing new is started.
@@ -196,6 +233,7 @@ impl Leadership {
         let mut has_failed = false;
         loop {
             tokio::select! {
+                biased;
                 () = sleep(if has_failed { RENEW_AGAIN_AFTER } else { RENEW_EVERY }) => {}
                 () = scheduler.superseded() => {}
             }

@@ -4,9 +4,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use narinfo::StorePath;
+use tokio::time::Instant;
 
 use super::disagreement::FailedBuilds;
 use super::places::{BuildPlaces, NoBuilder};

@@ -25,10 +25,11 @@ mod waiters;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use narinfo::StorePath;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::farm::Farm;
 use super::forecast::Forecaster;

@@ -2,9 +2,10 @@
 //! is back or has been away for too long. The loss is an event of the queue, which tells those who wait; what
 //! was under way has not failed by it.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use narinfo::StorePath;
+use tokio::time::Instant;
 
 use super::{Scheduler, Shared, State};
 use crate::backoff::Backoff;

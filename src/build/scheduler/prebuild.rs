@@ -2,9 +2,10 @@
 //! pre-build is nobody's until someone needs it, and gives way to everyone.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use narinfo::StorePath;
+use tokio::time::Instant;
 
 use super::{Scheduler, State};
 use crate::build::farm::{MachineId, Placement};

@@ -1,9 +1,9 @@
 //! Builds under way: the next derivation of each lane, when one has to stop, and what follows from its end.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Instant;
 
 use narinfo::StorePath;
+use tokio::time::Instant;
 
 use super::{Scheduler, State};
 use crate::build::farm::MachineId;

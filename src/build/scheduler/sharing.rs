@@ -6,10 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use narinfo::StorePath;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::{JoinOutcome, NotQueued, Scheduler, State, Ticket};
 use crate::build::Ending;
@@ -336,6 +337,7 @@ impl Scheduler {
                     tracing::debug!(error, "cannot tell of the clients that wait here yet");
                 }
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep(HOLD_EVERY) => {}
                     () = sharing.cancel_due.notified() => {}
                 }

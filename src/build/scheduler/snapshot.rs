@@ -3,9 +3,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::num::NonZeroUsize;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use narinfo::StorePath;
+use tokio::time::Instant;
 
 use super::prebuild::PrebuildState;
 use super::{PendingRequest, Scheduler, State, Ticket};

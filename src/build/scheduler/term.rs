@@ -1,9 +1,9 @@
 //! Terms of this server as the leader of several: the queue is taken over as it is on record, and given back.
 
 use std::sync::PoisonError;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::prebuild::PrebuildState;
 use super::requests::RootProgress;

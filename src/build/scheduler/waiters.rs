@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use narinfo::StorePath;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::build::Ending;
 use crate::build::forecast::eta::Forecast;

@@ -9,6 +9,8 @@ mod record;
 mod repeat;
 mod roots;
 mod run;
+#[cfg(test)]
+pub(crate) mod simulated;
 
 use std::time::Duration;
 
@@ -107,7 +109,7 @@ impl Worker {
             self.drop_abandoned(),
             self.probe_machines(),
             self.plan_prebuilds(),
-            self.record_all()
+            self.recorder().record_all()
         );
     }
 
@@ -355,7 +357,7 @@ impl Worker {
         loop {
             ticks.tick().await;
             match self.scheduler.is_shared() {
-                true => self.drop_unheld().await,
+                true => self.recorder().drop_unheld().await,
                 false => self.scheduler.drop_abandoned(),
             }
             // Of requests that were cancelled after something was built for them.

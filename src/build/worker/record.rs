@@ -7,14 +7,21 @@ use tokio::time::sleep;
 
 use super::Worker;
 use crate::backoff::Backoff;
-use crate::build::scheduler::QueueChanges;
+use crate::build::scheduler::{QueueChanges, Scheduler};
 use crate::causes::with_causes;
-use crate::index;
+use crate::index::{self, Index};
 use crate::model::{EndingRow, QueueOutcome};
 
 /// Pauses before endings are recorded again.
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Recorder of the queue of one server, in an index that may refuse it.
+#[derive(Clone, Copy)]
+pub(super) struct QueueRecorder<'a> {
+    pub(super) scheduler: &'a Scheduler,
+    pub(super) index: &'a Index,
+}
 
 impl Worker {
     /// Outputs that were held before a restart stay held for those who waited then.
@@ -24,8 +31,19 @@ impl Worker {
         self.scheduler.restore_held(held).iter().for_each(|output| roots.release(output));
     }
 
+    pub(super) fn recorder(&self) -> QueueRecorder<'_> {
+        QueueRecorder { scheduler: &self.scheduler, index: &self.index }
+    }
+
+    /// True where another server leads; then that is seen to.
+    pub(super) fn is_superseded(&self, error: &index::Error) -> bool {
+        self.recorder().is_superseded(error)
+    }
+}
+
+impl QueueRecorder<'_> {
     /// Records changes for as long as the server runs.
-    pub(super) async fn record_all(&self) {
+    pub(super) async fn record_all(self) {
         loop {
             let changes = self.scheduler.take_changes();
             let QueueChanges { requests, gone, durations, endings, made } = changes;
@@ -50,7 +68,7 @@ impl Worker {
 
     /// Records endings for all servers that share the queue, and tells of them here. Waits for an index that
     /// is away: those who wait are told nothing that another leader does not know.
-    async fn record_endings(&self, endings: Vec<EndingRow>) {
+    async fn record_endings(self, endings: Vec<EndingRow>) {
         let Some(cluster) = self.index.cluster() else { return };
         let mut backoff = Backoff::new(PAUSE_MIN, PAUSE_MAX);
         loop {
@@ -67,8 +85,7 @@ impl Worker {
         }
     }
 
-    /// True where another server leads; then that is seen to.
-    pub(super) fn is_superseded(&self, error: &index::Error) -> bool {
+    fn is_superseded(self, error: &index::Error) -> bool {
         let is_superseded = matches!(error, index::Error::Superseded);
         if is_superseded {
             self.scheduler.note_superseded();
@@ -77,7 +94,7 @@ impl Worker {
     }
 
     /// Drops the requests that no server holds any more.
-    pub(super) async fn drop_unheld(&self) {
+    pub(super) async fn drop_unheld(self) {
         let abandoned = self.scheduler.abandoned();
         let Some(cluster) = self.index.cluster().filter(|_| !abandoned.is_empty()) else { return };
         // Those that were dropped come back as endings.

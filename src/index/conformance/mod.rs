@@ -4,6 +4,7 @@
 mod builds;
 mod catalogue;
 mod closures;
+pub(super) mod cluster;
 mod health;
 mod nars;
 mod paths;

@@ -5,10 +5,12 @@
 mod builds;
 mod catalogue;
 mod closures;
+pub(crate) mod cluster;
 mod paths;
 mod programs;
 mod pushed;
 mod retention;
+pub(crate) mod shared;
 mod tokens;
 
 use std::collections::{BTreeMap, BTreeSet};
