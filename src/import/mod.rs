@@ -282,6 +282,8 @@ impl Inner {
         let Some(file) = url.strip_prefix("nar/") else { return Ok(None) };
         if let Some(received) = self.received.get(file) {
             received.must_be(info, *compression, *file_hash, *file_size)?;
+            // Before anything reads the file: one that cannot be made durable is gone.
+            received.durable().await.map_err(|error| UploadError::unavailable(&error))?;
             return Ok(Some(NamedNar::Received(received)));
         }
         // The hash of our own addresses, in whatever form they are asked for.
@@ -366,13 +368,6 @@ impl Inner {
         let Packed { file_hash, file_size } = named.packed();
         let nar_row = NarRow { nar_hash: info.nar_hash, file_hash, file_size };
         let nar = NewNar { row: nar_row, programs: named.programs() };
-        if let NamedNar::Received(received) = named
-            && let Err(error) = received.durable().await
-        {
-            // It is to be uploaded again.
-            self.received.forget(received);
-            return Err(UploadError::unavailable(&error));
-        }
         let mut row = PathRow { info: info.clone(), built: false };
         self.adopter.sign(&mut row);
         let is_new = match self.index.publish_upload(row, nar, derivation).await? {

@@ -182,7 +182,8 @@ impl ReceivedNar {
 impl ReceivedNars {
     /// True where a client need not upload this file again.
     pub(super) fn has(&self, file: &str) -> bool {
-        self.get(file).is_some_and(|nar| !nar.is_over(LEFT_FOR_NARINFO_PART))
+        self.get(file)
+            .is_some_and(|nar| !nar.is_over(LEFT_FOR_NARINFO_PART) && !nar.file.durable.has_failed())
     }
 
     pub(super) fn get(&self, file: &str) -> Option<Arc<ReceivedNar>> {
@@ -202,7 +203,8 @@ impl ReceivedNars {
         bytes_max: u64,
     ) -> Result<(), UploadError> {
         let mut known = self.lock();
-        if let Some(first) = known.get(&file) {
+        // One that could not be made durable is uploaded again.
+        if let Some(first) = known.get(&file).filter(|first| !first.file.durable.has_failed()) {
             if first.file.received.nar != nar.file.received.nar {
                 return Err(UploadError::Invalid(format!("another NAR was uploaded as {file} before")));
             }
@@ -218,11 +220,6 @@ impl ReceivedNars {
         }
         known.insert(file, Arc::new(nar));
         Ok(())
-    }
-
-    /// Forgets one whose file is gone.
-    pub(super) fn forget(&self, nar: &Arc<ReceivedNar>) {
-        self.lock().retain(|_, known| !Arc::ptr_eq(known, nar));
     }
 
     /// Forgets those whose time is over.

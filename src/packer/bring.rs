@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use narinfo::{NarHash, PathInfo, StorePath};
 
-use super::durable::Durable;
+use super::durable::{Durable, Syncing};
 use super::leases::Lease;
 use super::{Error, Inner};
 use crate::index;
@@ -211,11 +211,13 @@ impl Inner {
             }
             // Nobody waits for it when the server stops.
             match inner.write_in_place(begin, mark, work) {
-                Ok((received, file, lease)) => {
-                    let (syncing, durable) = Durable::channel();
-                    let commit = file.outcome();
-                    let _ = done.send((None, Ok(PlacedNar { received, commit, lease, durable })));
+                Ok((placed, file, syncing)) => {
+                    let nar = placed.received.nar.hash;
+                    let _ = done.send((None, Ok(placed)));
                     let synced = file.sync().map(drop);
+                    if let Err(error) = &synced {
+                        tracing::error!(%nar, %error, "cannot make a NAR durable; it is not recorded");
+                    }
                     inner.nars.note_written(synced.as_ref().err());
                     syncing.end(synced);
                 }
@@ -240,18 +242,19 @@ impl Inner {
         begin: impl FnOnce(&NarStore) -> std::io::Result<Draft>,
         mark: impl FnOnce(&NarStore, NarHash) -> std::io::Result<()>,
         work: impl FnOnce(&NarStore, &Draft) -> Result<Received, PackError>,
-    ) -> Result<(Received, PlacedDraft, Lease), (Option<Draft>, PackError)> {
+    ) -> Result<(PlacedNar, PlacedDraft, Syncing), (Option<Draft>, PackError)> {
         let not_written = |error| (None, PackError::Write(error));
         let draft = begin(&self.nars).map_err(not_written)?;
         let received = match work(&self.nars, &draft) {
             Ok(received) => received,
             Err(error) => return Err((Some(draft), error)),
         };
-        let lease = self.leases.take(received.nar.hash);
-        let file = mark(&self.nars, received.nar.hash)
-            .and_then(|()| self.nars.place(draft, &received))
-            .map_err(not_written)?;
-        Ok((received, file, lease))
+        let nar = received.nar.hash;
+        let (lease, (syncing, durable)) = (self.leases.take(nar), self.syncs.announce(nar));
+        let placed = mark(&self.nars, nar).and_then(|()| self.nars.place(draft, &received));
+        let file = placed.map_err(not_written)?;
+        let commit = file.outcome();
+        Ok((PlacedNar { received, commit, lease, durable }, file, syncing))
     }
 
     /// Opens the file of a NAR on a blocking thread.

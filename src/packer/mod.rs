@@ -37,6 +37,7 @@ use crate::tasks::Tasks;
 use crate::upstream::Upstreams;
 use ahead::{EXPECTED_FOR, Prefetch};
 pub use durable::Durable;
+use durable::Syncs;
 pub use error::{Error, ReceiveError};
 pub use fetch::upstream_nar;
 pub use leases::Lease;
@@ -128,6 +129,8 @@ struct Inner {
     proofs: Proofs,
     /// Files that may be there without a row.
     leases: Leases,
+    /// Files that are about to be durable.
+    syncs: Syncs,
     /// Bytes of a NAR that is fetched, at most; `None` is half of the free room.
     nar_bytes_max: Option<u64>,
     tasks: Tasks,
@@ -163,6 +166,7 @@ impl Packer {
             under_way: SingleFlight::default(),
             proofs: Proofs::default(),
             leases: Leases::default(),
+            syncs: Syncs::default(),
             nar_bytes_max,
             tasks,
             awaited: AtomicUsize::new(0),
