@@ -144,7 +144,6 @@ fn what_there_is_not_is_told_to_programs_as_json_and_to_people_with_a_hint_that_
     assert!(refused.starts_with("HTTP/1.1 401") && refused.contains("\"error\""), "{refused}");
     for (address, word) in [
         ("/favicon.ico", "/ tells what there is"),
-        ("/get/pkgs", "/get/<set>/<attribute>"),
         ("/log/x", "a log is at"),
         ("/short.narinfo", "a narinfo is at"),
     ] {

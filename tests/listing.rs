@@ -192,7 +192,9 @@ fn a_pin_names_its_set_and_one_that_may_be_of_several_is_refused_with_the_choice
     let refused = command(&ondine, &["unpin", "greet"]).must_fail();
     assert!(refused.stderr.contains("there are other/greet, team/greet"), "{refused}");
     let unpinned = |name: &str| command(&ondine, &["unpin", name]).must_succeed().text();
-    assert_eq!(unpinned("team/greet"), format!("unpinned: team/greet ({})", out(&one, "greet")));
+    // A path that is not served has no name here.
+    let hash = out(&one, "greet")[..32].to_owned();
+    assert_eq!(unpinned("team/greet"), format!("unpinned: team/greet ({hash})"));
     let refused = command(&ondine, &["unpin", "greet"]).must_fail();
     assert!(
         refused.stderr.contains("there are other/greet") && pinned().contains("other/greet"),
