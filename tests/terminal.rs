@@ -267,7 +267,8 @@ fn a_wrong_argument_is_told_with_what_would_be_right() {
     for command in CHANGES {
         let refused = run(ondine(&[command, &["--state-dir", text(&state_dir)]].concat())).must_fail();
         assert_eq!(code(&refused), Some(FAILURE), "{command:?}: {refused}");
-        let reason = &refused.stderr;
+        // What `why` says of a name that stands for nothing is its answer.
+        let reason = refused.stderr.clone() + &refused.text();
         let is_clear = reason.contains("nope") || reason.contains("77") || reason.contains("no such pin");
         assert!(is_clear && !reason.contains("/api/") && !reason.contains("404"), "{command:?}: {refused}");
     }
