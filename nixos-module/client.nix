@@ -9,7 +9,9 @@ let
   # Nix runs it after each build and waits for it: it only writes a small file.
   hook = pkgs.writeShellScript "ondine-push-hook" ''
     set -f
-    exec ${cfg.package}/bin/ondine push --queue ${queue} $OUT_PATHS
+    # Nix 2.8 leaves OUT_PATHS empty.
+    paths=''${OUT_PATHS:-$(${config.nix.package}/bin/nix-store --query --outputs "$DRV_PATH")}
+    exec ${cfg.package}/bin/ondine push --queue ${queue} $paths
   '';
 in
 {
@@ -181,6 +183,9 @@ in
     // lib.optionalAttrs cfg.push.enable { post-build-hook = "${hook}"; }
     // lib.optionalAttrs cfg.builder.enable { builders-use-substitutes = true; }
     // lib.optionalAttrs (cfg.builder.enable && cfg.builder.only) { max-jobs = 0; };
+
+    # Commands of ondine ask the server without being told its address.
+    environment.etc."ondine/config.toml".text = "server = ${builtins.toJSON cfg.url}\n";
 
     nix.distributedBuilds = lib.mkIf cfg.builder.enable true;
     nix.buildMachines = lib.mkIf cfg.builder.enable [

@@ -194,7 +194,21 @@ in
       };
     };
 
-    prometheus.enable = lib.mkEnableOption "scraping of the metrics by this machine's Prometheus, and the alerts";
+    prometheus = {
+      enable = lib.mkEnableOption "scraping of the metrics by this machine's Prometheus, and the alerts";
+
+      tokenFile = lib.mkOption {
+        type = lib.types.nullOr lib.types.str;
+        default = null;
+        example = "/run/secrets/ondine-metrics";
+        description = ''
+          File with a token with the right `read`, which Prometheus' user can read. A server that lets nobody read
+          without a token (`read = "token"`) needs it. It must not be in the Nix store, where everyone can read it;
+          {option}`services.prometheus.checkConfig` has to be `"syntax-only"` then, since the file is not there when
+          the system is built.
+        '';
+      };
+    };
 
     backup = {
       enable = lib.mkEnableOption ''
@@ -307,6 +321,17 @@ in
         message = "services.ondine.remoteBuilder.tokenFile: everyone can read ${toString builder.tokenFile}";
       }
       {
+        assertion = cfg.prometheus.enable && given.read or null == "token" -> cfg.prometheus.tokenFile != null;
+        message = ''
+          services.ondine.prometheus.tokenFile: with settings.read = "token", the server shows its metrics to those
+          with a token alone
+        '';
+      }
+      {
+        assertion = builtins.match "/nix/store/.*" (toString cfg.prometheus.tokenFile) == null;
+        message = "services.ondine.prometheus.tokenFile: everyone can read ${toString cfg.prometheus.tokenFile}";
+      }
+      {
         assertion = builtins.match "/.+" cfg.backup.location != null
           && builtins.match "${stateDir}(/.*)?" cfg.backup.location == null;
         message = "services.ondine.backup.location: give an absolute path outside of ${stateDir}, whose loss it is for";
@@ -405,10 +430,12 @@ in
 
     services.prometheus = lib.mkIf cfg.prometheus.enable {
       scrapeConfigs = [
-        {
+        ({
           job_name = "ondine";
           static_configs = [ { targets = [ local ]; } ];
-        }
+        } // lib.optionalAttrs (cfg.prometheus.tokenFile != null) {
+          authorization.credentials_file = cfg.prometheus.tokenFile;
+        })
       ];
       ruleFiles = [ ../dashboards/alerts.yaml ];
     };

@@ -369,6 +369,7 @@ fn sockets_metrics_and_limits_of_builds_are_set_up_when_asked() {
     let scraped =
         &configuration["services"]["prometheus"]["scrapeConfigs"][0]["static_configs"][0]["targets"];
     assert_eq!(*scraped, json!(["127.0.0.1:80"]));
+    assert_eq!(configuration["services"]["prometheus"]["scrapeConfigs"][0]["authorization"], Value::Null);
     assert_eq!(configuration["systemd"]["services"]["nix-daemon"]["serviceConfig"]["CPUWeight"], 20);
     let credentials = &service(&configuration)["serviceConfig"]["LoadCredential"];
     assert_eq!(*credentials, json!(["signing-key-0:/run/secrets/key"]));
@@ -381,6 +382,25 @@ fn sockets_metrics_and_limits_of_builds_are_set_up_when_asked() {
     );
     let unlimited = machine.evaluate(json!({ "enable": true, "limitBuilds": false }));
     assert_eq!(unlimited["systemd"]["services"]["nix-daemon"]["serviceConfig"]["CPUWeight"], Value::Null);
+}
+
+#[test]
+fn metrics_that_need_a_token_are_scraped_with_one() {
+    let machine = Machine::new();
+    let server = |token: Value, read: &str| {
+        let prometheus = json!({ "enable": true, "tokenFile": token });
+        let settings = json!({ "read": read });
+        machine.try_evaluate(json!({ "enable": true, "prometheus": prometheus, "settings": settings }))
+    };
+    let made = server(json!("/run/secrets/metrics"), "token").must_succeed().text();
+    let made: Value = serde_json::from_str(&made).expect("nix-instantiate --json prints JSON");
+    let scrape = &made["services"]["prometheus"]["scrapeConfigs"][0];
+    assert_eq!(scrape["authorization"], json!({ "credentials_file": "/run/secrets/metrics" }));
+    server(Value::Null, "public").must_succeed();
+    for refused in [server(Value::Null, "token"), server(json!("/nix/store/x-token"), "token")] {
+        let said = refused.must_fail().stderr;
+        assert!(said.contains("services.ondine.prometheus.tokenFile"), "{said}");
+    }
 }
 
 #[test]
@@ -399,6 +419,8 @@ fn a_client_uses_the_server_and_wrong_values_are_refused_by_name() {
     assert_eq!(nix["trusted-public-keys"], json!([key]));
     assert_eq!(nix["netrc-file"], "/run/secrets/netrc");
     assert_eq!(nix["always-allow-substitutes"], true);
+    let own = &good["environment"]["etc"]["ondine/config.toml"]["text"];
+    assert_eq!(*own, json!(format!("server = \"{url}\"\n")));
     for (refused, option) in [
         (client("cache.example.org", json!([key]), Value::Null), "url"),
         (client("https://bob:secret@cache.example.org", json!([key]), Value::Null), "url"),
@@ -428,7 +450,18 @@ fn a_client_that_pushes_queues_by_a_hook_and_sends_by_a_hardened_unit() {
     let hook = made["nix"]["settings"]["post-build-hook"].as_str().expect("a hook");
     let hook = std::fs::read_to_string(hook).expect("the hook is a file");
     let program = format!("{}/bin/ondine", machine.package.display());
-    assert!(hook.contains(&format!("exec {program} push --queue /var/lib/ondine-push $OUT_PATHS")), "{hook}");
+    assert!(hook.contains(&format!("exec {program} push --queue /var/lib/ondine-push ")), "{hook}");
+    // With and without the variable that Nix 2.8 leaves empty, the same paths are queued.
+    let hook = hook.replace("/nix/store/the-nix-of-this-machine/bin/nix-store", "nix_store");
+    let hook = hook.replace(&format!("exec {program}"), "echo");
+    let answer = "[ \"$*\" = '--query --outputs /nix/store/x.drv' ] && echo /nix/store/a /nix/store/b";
+    let hook = format!("nix_store() {{ {answer}; }}\n{hook}");
+    for given in ["/nix/store/a /nix/store/b", ""] {
+        let mut run = Command::new("bash");
+        run.args(["-c", &hook]).env("OUT_PATHS", given).env("DRV_PATH", "/nix/store/x.drv");
+        let queued = process::run(run).must_succeed().text();
+        assert_eq!(queued, "push --queue /var/lib/ondine-push /nix/store/a /nix/store/b", "{given:?}");
+    }
     let unit = &made["systemd"]["services"]["ondine-push"];
     let command = words(&unit["serviceConfig"]["ExecStart"]);
     let expected = ["--token-file", "%d/token", "--send-queue", "/var/lib/ondine-push", "--follow"];
