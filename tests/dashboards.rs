@@ -17,7 +17,7 @@ fn metrics(text: &str) -> BTreeSet<&str> {
 }
 
 #[test]
-fn each_metric_of_the_dashboard_and_the_alerts_exists() {
+fn each_metric_is_documented_and_those_of_the_dashboard_and_the_alerts_exist() {
     let store = NixStore::new(Release::Host);
     let _daemon = store.daemon();
     let set = PackageSet::new([package_set::small("hello")]);
@@ -26,6 +26,10 @@ fn each_metric_of_the_dashboard_and_the_alerts_exists() {
     let served = Http::new(&server.url()).get("/metrics").text();
     let families: BTreeSet<&str> =
         served.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let page = read("docs/operations.md");
+    for family in &families {
+        assert!(page.contains(&format!("`{family}")), "docs/operations.md has no {family}");
+    }
     for (file, least) in [("dashboards/grafana.json", 15), ("dashboards/alerts.yaml", 8)] {
         let text = read(file);
         let named = metrics(&text);

@@ -35,6 +35,24 @@ fn a_state_directory_that_others_may_enter_is_closed_and_one_that_everyone_may_w
 }
 
 #[test]
+fn everything_in_it_is_documented() {
+    let cache = Cache::new(&[]);
+    let page =
+        fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/operations.md")).expect("a page");
+    let (_, table) = page.split_once("## The state directory").expect("a section");
+    let table = table.split("\n## ").next().expect("its text");
+    let entries = fs::read_dir(cache.ondine.state_dir()).expect("the state directory");
+    let names: Vec<String> =
+        entries.map(|entry| entry.expect("an entry").file_name().display().to_string()).collect();
+    assert!(names.len() > 8, "{names:?}");
+    for name in names {
+        let name = name.trim_end_matches("-wal").trim_end_matches("-shm");
+        let is_named = [format!("`{name}`"), format!("`{name}/`")].iter().any(|name| table.contains(name));
+        assert!(is_named, "docs/operations.md does not say what {name} is");
+    }
+}
+
+#[test]
 fn what_does_not_belong_among_the_files_that_are_being_written_is_swept() {
     let mut cache = Cache::new(&[]);
     let nar = cache.ondine.state_dir().join("nar");

@@ -412,6 +412,23 @@ mod tests {
     }
 
     #[test]
+    fn the_page_on_metrics_names_each_value_of_the_labels() {
+        let page = include_str!("../../docs/operations.md");
+        let page = page.split_whitespace().collect::<Vec<_>>().join(" ");
+        let list = |words: &[&str]| {
+            let words: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
+            let (last, others) = words.split_last().expect("a label has values");
+            format!("{} or {last}", others.join(", "))
+        };
+        for (label, words) in [
+            ("route", list(&LABELS.map(|(_, word)| word))),
+            ("outcome", list(&OUTCOMES.map(|(_, word)| word))),
+        ] {
+            assert!(page.contains(&format!("`{label}` is {words}")), "{label} is {words}");
+        }
+    }
+
+    #[test]
     fn the_counters_of_all_threads_are_summed_up_and_answers_from_memory_took_no_time() {
         let traffic = Arc::new(Traffic::new(2));
         for shard in 0..3 {
