@@ -301,6 +301,26 @@ fn every_nix_block_parses() {
 }
 
 #[test]
+fn the_package_set_of_the_tutorial_is_the_one_that_its_commands_are_about() {
+    let store = NixStore::new(Release::Host);
+    let _daemon = store.daemon();
+    let file = store.folder().join("default.nix");
+    let sets = all_blocks("nix");
+    let set = sets.iter().find(|block| block.place.starts_with("docs/tutorial.md:")).expect("a package set");
+    std::fs::write(&file, &set.text).expect("written");
+    let names = |file: &Path| {
+        let expression = format!("builtins.attrNames (import {})", file.display());
+        let names = ["--eval", "--strict", "--json", "--expr", &expression];
+        run(store.command("nix-instantiate", &names)).must_succeed().text()
+    };
+    assert_eq!(names(&file), names(&package_set(&store).join("default.nix")));
+    let build =
+        |attribute: &str| run(store.command("nix-build", &["--no-out-link", text(&file), "-A", attribute]));
+    assert!(build("hello").must_succeed().text().ends_with("-hello-2.12.1"));
+    assert!(build("openssl").must_fail().stderr.contains("No compiler is here."));
+}
+
+#[test]
 fn the_session_of_the_readme_is_one_of_ondine_try() {
     let sessions = all_blocks("console");
     let documented = &sessions.iter().find(|block| block.place.starts_with("README.md:")).expect("one").text;
