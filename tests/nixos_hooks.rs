@@ -1,7 +1,10 @@
 //! Programs that the NixOS modules connect: those for backups, which get a copy before they start, and the
-//! Nix of a client, which gets the server as a remote builder.
+//! Nix of a client, which gets the server as a remote builder, and a hook that queues what it has built.
 
-use crate::nixos_module::{Machine, must_be_hardened, unit_text};
+use std::process::Command;
+
+use crate::nixos_module::{Machine, must_be_hardened, unit_text, words};
+use crate::support::{process, text};
 use serde_json::{Value, json};
 
 #[test]
@@ -57,6 +60,54 @@ fn a_client_sends_its_builds_to_the_server_where_that_is_wanted() {
         (json!({ "enable": true, "address": address, "sshKey": "/nix/store/x-key" }), "builder.sshKey"),
     ] {
         let said = client(builder).must_fail().stderr;
+        assert!(said.contains(&format!("services.ondine.client.{option}")), "{option}: {said}");
+    }
+}
+
+#[test]
+fn a_client_that_pushes_queues_by_a_hook_and_sends_by_a_hardened_unit() {
+    let machine = Machine::new();
+    let key = "cache-1:BixRUZqVb+oC+4P1C3wHRqppp0IrCrlguZK+TEvLtsc=";
+    let client = |token: Value, package: Value| {
+        let push = json!({ "enable": true, "tokenFile": token });
+        let client = json!({ "enable": true, "url": "https://cache.example.org", "publicKeys": [key],
+            "package": package, "push": push });
+        machine.try_module("client.nix", &json!({ "client": client }))
+    };
+    let package = json!(text(&machine.package));
+    let made = client(json!("/run/secrets/token"), package.clone()).must_succeed().text();
+    let made: Value = serde_json::from_str(&made).expect("nix-instantiate --json prints JSON");
+    let hook = made["nix"]["settings"]["post-build-hook"].as_str().expect("a hook");
+    let hook = std::fs::read_to_string(hook).expect("the hook is a file");
+    let program = format!("{}/bin/ondine", machine.package.display());
+    assert!(hook.contains(&format!("exec {program} push --queue /var/lib/ondine-push ")), "{hook}");
+    // With and without the variable that Nix 2.8 leaves empty, the same paths are queued.
+    let hook = hook.replace("/nix/store/the-nix-of-this-machine/bin/nix-store", "nix_store");
+    let hook = hook.replace(&format!("exec {program}"), "echo");
+    let answer = "[ \"$*\" = '--query --outputs /nix/store/x.drv' ] && echo /nix/store/a /nix/store/b";
+    let hook = format!("nix_store() {{ {answer}; }}\n{hook}");
+    for given in ["/nix/store/a /nix/store/b", ""] {
+        let mut run = Command::new("bash");
+        run.args(["-c", &hook]).env("OUT_PATHS", given).env("DRV_PATH", "/nix/store/x.drv");
+        let queued = process::run(run).must_succeed().text();
+        assert_eq!(queued, "push --queue /var/lib/ondine-push /nix/store/a /nix/store/b", "{given:?}");
+    }
+    let unit = &made["systemd"]["services"]["ondine-push"];
+    let command = words(&unit["serviceConfig"]["ExecStart"]);
+    let expected = ["--token-file", "%d/token", "--send-queue", "/var/lib/ondine-push", "--follow"];
+    assert_eq!(command[..2], [&*program, "push"]);
+    assert_eq!(command[4..], expected);
+    assert_eq!(unit["serviceConfig"]["LoadCredential"], json!(["token:/run/secrets/token"]));
+    assert_eq!(unit["path"], json!(["/nix/store/the-nix-of-this-machine"]));
+    let file = machine.store.folder().join("ondine-push.service");
+    std::fs::write(&file, unit_text(unit)).expect("the test's folder can be written to");
+    must_be_hardened(&file, SENDER_EXPOSURE_MAX);
+    for (refused, option) in [
+        (client(Value::Null, package.clone()), "push.tokenFile"),
+        (client(json!("/nix/store/x-token"), package), "push.tokenFile"),
+        (client(json!("/run/secrets/token"), Value::Null), "package"),
+    ] {
+        let said = refused.must_fail().stderr;
         assert!(said.contains(&format!("services.ondine.client.{option}")), "{option}: {said}");
     }
 }

@@ -79,7 +79,7 @@ fn service(configuration: &Value) -> &Value {
     &configuration["systemd"]["services"]["ondine"]
 }
 
-fn words(value: &Value) -> Vec<&str> {
+pub fn words(value: &Value) -> Vec<&str> {
     value.as_str().expect("a string").split(' ').collect()
 }
 
@@ -428,54 +428,6 @@ fn a_client_uses_the_server_and_wrong_values_are_refused_by_name() {
         (client(url, json!(["cache-1"]), Value::Null), "publicKeys"),
         (client(url, json!([key]), json!("/nix/store/x-netrc")), "netrcFile"),
         (client(url, json!("cache-1"), Value::Null), "publicKeys"),
-    ] {
-        let said = refused.must_fail().stderr;
-        assert!(said.contains(&format!("services.ondine.client.{option}")), "{option}: {said}");
-    }
-}
-
-#[test]
-fn a_client_that_pushes_queues_by_a_hook_and_sends_by_a_hardened_unit() {
-    let machine = Machine::new();
-    let key = "cache-1:BixRUZqVb+oC+4P1C3wHRqppp0IrCrlguZK+TEvLtsc=";
-    let client = |token: Value, package: Value| {
-        let push = json!({ "enable": true, "tokenFile": token });
-        let client = json!({ "enable": true, "url": "https://cache.example.org", "publicKeys": [key],
-            "package": package, "push": push });
-        machine.try_module("client.nix", &json!({ "client": client }))
-    };
-    let package = json!(text(&machine.package));
-    let made = client(json!("/run/secrets/token"), package.clone()).must_succeed().text();
-    let made: Value = serde_json::from_str(&made).expect("nix-instantiate --json prints JSON");
-    let hook = made["nix"]["settings"]["post-build-hook"].as_str().expect("a hook");
-    let hook = std::fs::read_to_string(hook).expect("the hook is a file");
-    let program = format!("{}/bin/ondine", machine.package.display());
-    assert!(hook.contains(&format!("exec {program} push --queue /var/lib/ondine-push ")), "{hook}");
-    // With and without the variable that Nix 2.8 leaves empty, the same paths are queued.
-    let hook = hook.replace("/nix/store/the-nix-of-this-machine/bin/nix-store", "nix_store");
-    let hook = hook.replace(&format!("exec {program}"), "echo");
-    let answer = "[ \"$*\" = '--query --outputs /nix/store/x.drv' ] && echo /nix/store/a /nix/store/b";
-    let hook = format!("nix_store() {{ {answer}; }}\n{hook}");
-    for given in ["/nix/store/a /nix/store/b", ""] {
-        let mut run = Command::new("bash");
-        run.args(["-c", &hook]).env("OUT_PATHS", given).env("DRV_PATH", "/nix/store/x.drv");
-        let queued = process::run(run).must_succeed().text();
-        assert_eq!(queued, "push --queue /var/lib/ondine-push /nix/store/a /nix/store/b", "{given:?}");
-    }
-    let unit = &made["systemd"]["services"]["ondine-push"];
-    let command = words(&unit["serviceConfig"]["ExecStart"]);
-    let expected = ["--token-file", "%d/token", "--send-queue", "/var/lib/ondine-push", "--follow"];
-    assert_eq!(command[..2], [&*program, "push"]);
-    assert_eq!(command[4..], expected);
-    assert_eq!(unit["serviceConfig"]["LoadCredential"], json!(["token:/run/secrets/token"]));
-    assert_eq!(unit["path"], json!(["/nix/store/the-nix-of-this-machine"]));
-    let file = machine.store.folder().join("ondine-push.service");
-    std::fs::write(&file, unit_text(unit)).expect("the test's folder can be written to");
-    must_be_hardened(&file, SENDER_EXPOSURE_MAX);
-    for (refused, option) in [
-        (client(Value::Null, package.clone()), "push.tokenFile"),
-        (client(json!("/nix/store/x-token"), package), "push.tokenFile"),
-        (client(json!("/run/secrets/token"), Value::Null), "package"),
     ] {
         let said = refused.must_fail().stderr;
         assert!(said.contains(&format!("services.ondine.client.{option}")), "{option}: {said}");

@@ -8,20 +8,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use narinfo::NarHash;
 use tokio::sync::watch;
 
-/// Outcome of a sync, once there is one.
-type Outcome = watch::Receiver<Option<Result<(), Arc<io::Error>>>>;
+/// SyncOutcome of a sync, once there is one.
+type SyncOutcome = watch::Receiver<Option<Result<(), Arc<io::Error>>>>;
 
 /// The wait for a file to be durable; clones share it.
 #[derive(Clone)]
 pub struct Durable {
-    own: Outcome,
+    own: SyncOutcome,
     /// Sync by the writer whose file it is, where that is another one.
-    first: Option<Outcome>,
+    first: Option<SyncOutcome>,
 }
 
 /// Syncs that are to come or under way, by NAR; clones share them.
 #[derive(Clone, Default)]
-pub(super) struct Syncs(Arc<Mutex<HashMap<NarHash, Outcome>>>);
+pub(super) struct Syncs(Arc<Mutex<HashMap<NarHash, SyncOutcome>>>);
 
 /// A sync that is to come or under way. Dropped before its end, it has failed.
 pub(super) struct Syncing {
@@ -45,7 +45,7 @@ impl Syncs {
         (Syncing { outcome, nar, listed_in }, Durable { own, first })
     }
 
-    fn listed(&self) -> MutexGuard<'_, HashMap<NarHash, Outcome>> {
+    fn listed(&self) -> MutexGuard<'_, HashMap<NarHash, SyncOutcome>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -76,7 +76,7 @@ impl Durable {
         })
     }
 
-    fn outcomes(&self) -> impl Iterator<Item = &Outcome> {
+    fn outcomes(&self) -> impl Iterator<Item = &SyncOutcome> {
         self.first.iter().chain([&self.own])
     }
 }

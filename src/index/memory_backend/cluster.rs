@@ -265,7 +265,7 @@ impl Database {
         at_once(self.rows.record_packed(nar))
     }
 
-    /// What the leader has in its queue was asked for here, and may have ended here.
+    /// The requests that the leader has in its queue were asked for here, and may have ended here.
     pub(super) fn record_queue(
         &self,
         fence: Option<&Term>,
