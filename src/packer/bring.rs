@@ -210,7 +210,8 @@ impl Inner {
                 tracing::debug!(%error, "cannot lower the rank of a packing thread");
             }
             // Nobody waits for it when the server stops.
-            match inner.write_in_place(begin, mark, work) {
+            let (left, placed) = inner.write_in_place(begin, mark, work);
+            match placed {
                 Ok((placed, file, syncing)) => {
                     let nar = placed.received.nar.hash;
                     let _ = done.send((None, Ok(placed)));
@@ -221,7 +222,7 @@ impl Inner {
                     inner.nars.note_written(synced.as_ref().err());
                     syncing.end(synced);
                 }
-                Err((left, error)) => {
+                Err(error) => {
                     if let PackError::Write(error) = &error {
                         inner.nars.note_written(Some(error));
                     }
@@ -242,19 +243,23 @@ impl Inner {
         begin: impl FnOnce(&NarStore) -> std::io::Result<Draft>,
         mark: impl FnOnce(&NarStore, NarHash) -> std::io::Result<()>,
         work: impl FnOnce(&NarStore, &Draft) -> Result<Received, PackError>,
-    ) -> Result<(PlacedNar, PlacedDraft, Syncing), (Option<Draft>, PackError)> {
-        let not_written = |error| (None, PackError::Write(error));
-        let draft = begin(&self.nars).map_err(not_written)?;
+    ) -> (Option<Draft>, Result<(PlacedNar, PlacedDraft, Syncing), PackError>) {
+        let draft = match begin(&self.nars) {
+            Ok(draft) => draft,
+            Err(error) => return (None, Err(PackError::Write(error))),
+        };
         let received = match work(&self.nars, &draft) {
             Ok(received) => received,
-            Err(error) => return Err((Some(draft), error)),
+            Err(error) => return (Some(draft), Err(error)),
         };
         let nar = received.nar.hash;
         let (lease, (syncing, durable)) = (self.leases.take(nar), self.syncs.announce(nar));
         let placed = mark(&self.nars, nar).and_then(|()| self.nars.place(draft, &received));
-        let file = placed.map_err(not_written)?;
-        let commit = file.outcome();
-        Ok((PlacedNar { received, commit, lease, durable }, file, syncing))
+        let placed = placed.map(|file| {
+            let commit = file.outcome();
+            (PlacedNar { received, commit, lease, durable }, file, syncing)
+        });
+        (None, placed.map_err(PackError::Write))
     }
 
     /// Opens the file of a NAR on a blocking thread.

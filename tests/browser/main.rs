@@ -117,7 +117,7 @@ fn a_failure_shows_its_reason_and_is_retried_with_a_token_and_not_without() {
     browser.wait_for("famous last words");
     assert!(!browser.text().contains("Build it again"));
     let token = cache.ondine.new_token("ops", "cancel", &[]);
-    browser.click("a[href^='sign-in?back=failures']");
+    browser.click(".failure a[href*='sign-in?back=failures']");
     browser.type_into("#token", &format!("{token}{ENTER}"));
     browser.wait_for("Build it again");
     assert_eq!(browser.run("return document.cookie"), "", "scripts see the token");

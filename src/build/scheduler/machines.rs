@@ -440,7 +440,7 @@ impl Scheduler {
             };
             match due {
                 Some(due) if due <= Instant::now() => return,
-                Some(due) => tokio::time::sleep_until(due.into()).await,
+                Some(due) => tokio::time::sleep_until(due).await,
                 None => tokio::time::sleep(REST_MIN).await,
             }
         }
