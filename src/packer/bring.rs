@@ -22,6 +22,13 @@ pub(super) struct PlacedNar {
     pub(super) durable: Durable,
 }
 
+/// A NAR in its place, with what makes its file durable.
+struct UnsyncedNar {
+    placed: PlacedNar,
+    file: PlacedDraft,
+    syncing: Syncing,
+}
+
 /// A NAR that is verified and durable, and has no row yet.
 pub(super) struct Committed {
     pub(super) received: Received,
@@ -212,7 +219,7 @@ impl Inner {
             // Nobody waits for it when the server stops.
             let (left, placed) = inner.write_in_place(begin, mark, work);
             match placed {
-                Ok((placed, file, syncing)) => {
+                Ok(UnsyncedNar { placed, file, syncing }) => {
                     let nar = placed.received.nar.hash;
                     let _ = done.send((None, Ok(placed)));
                     let synced = file.sync().map(drop);
@@ -243,7 +250,7 @@ impl Inner {
         begin: impl FnOnce(&NarStore) -> std::io::Result<Draft>,
         mark: impl FnOnce(&NarStore, NarHash) -> std::io::Result<()>,
         work: impl FnOnce(&NarStore, &Draft) -> Result<Received, PackError>,
-    ) -> (Option<Draft>, Result<(PlacedNar, PlacedDraft, Syncing), PackError>) {
+    ) -> (Option<Draft>, Result<UnsyncedNar, PackError>) {
         let draft = match begin(&self.nars) {
             Ok(draft) => draft,
             Err(error) => return (None, Err(PackError::Write(error))),
@@ -257,7 +264,7 @@ impl Inner {
         let placed = mark(&self.nars, nar).and_then(|()| self.nars.place(draft, &received));
         let placed = placed.map(|file| {
             let commit = file.outcome();
-            (PlacedNar { received, commit, lease, durable }, file, syncing)
+            UnsyncedNar { placed: PlacedNar { received, commit, lease, durable }, file, syncing }
         });
         (None, placed.map_err(PackError::Write))
     }
