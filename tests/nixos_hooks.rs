@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use crate::nixos_module::{Machine, must_be_hardened, unit_text, words};
+use crate::nixos_module::{Machine, SENDER_EXPOSURE_MAX, must_be_hardened, unit_text, words};
 use crate::support::{process, text};
 use serde_json::{Value, json};
 

@@ -12,14 +12,14 @@ use serde_json::{Value, json};
 /// The exposure that the unit may have at most: what the best peers with outbound connections reach.
 const EXPOSURE_MAX: f64 = 1.1;
 /// The same for the sender of uploads, which runs as root, since Nix's hook does.
-const SENDER_EXPOSURE_MAX: f64 = 2.0;
+pub const SENDER_EXPOSURE_MAX: f64 = 2.0;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// A throw-away store to evaluate in, and a package that holds the built program.
 pub struct Machine {
     pub store: NixStore,
-    package: PathBuf,
+    pub package: PathBuf,
 }
 
 impl Machine {
