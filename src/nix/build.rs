@@ -260,10 +260,8 @@ impl Daemon {
             }
             BuildOrder::Sent(sent) => sent.to_wire(&dir),
         };
-        let request = request.number(MODE_NORMAL);
-        let requests = outputs
-            .iter()
-            .fold(request, |request, path| request.number(QUERY_PATH_INFO).text(&path.in_dir(&dir)));
+        let asked = outputs.iter().map(|path| path.in_dir(&dir));
+        let requests = request.number(MODE_NORMAL).about(QUERY_PATH_INFO, asked);
         let (reports_cpu, limit) = (self.version() >= CPU_SINCE, self.operation_timeout);
         let mut reply = self.follow_build(requests, !outputs.is_empty(), on_event).await?;
         let built = match order {

@@ -129,7 +129,7 @@ impl Daemon {
 
     /// Holds those of `paths` that are valid for as long as this connection lives, and gives the others,
     /// which are held once they are. Nothing is asked about what is held already; all else takes one round
-    /// trip for each [`PIPELINED_MAX`] paths.
+    /// trip for each `PIPELINED_MAX` paths.
     ///
     /// # Errors
     /// The daemon refuses ([`DaemonError::Nix`]) or is lost; the connection is not usable afterwards.
@@ -144,9 +144,7 @@ impl Daemon {
         for chunk in asked.chunks(PIPELINED_MAX) {
             self.has_temp_roots = true;
             // First the roots, so that none of them is collected once it was found to be valid.
-            let roots = chunk
-                .iter()
-                .fold(RequestBytes::default(), |request, path| request.number(ADD_TEMP_ROOT).text(path));
+            let roots = RequestBytes::default().about(ADD_TEMP_ROOT, chunk);
             let requests = roots.number(QUERY_VALID_PATHS).texts(chunk).number(0);
             self.begin_many("asking which paths are valid", requests).await?;
             for _ in chunk {
@@ -234,10 +232,9 @@ impl Daemon {
         let dir = self.store_dir.clone();
         let mut infos = Vec::with_capacity(paths.len());
         for chunk in paths.chunks(PIPELINED_MAX) {
-            let about = |request: RequestBytes, path: &StorePath| {
-                request.number(QUERY_PATH_INFO).text(&path.in_dir(&dir))
-            };
-            self.begin_many("asking about paths", chunk.iter().fold(RequestBytes::default(), about)).await?;
+            let asked = chunk.iter().map(|path| path.in_dir(&dir));
+            let requests = RequestBytes::default().about(QUERY_PATH_INFO, asked);
+            self.begin_many("asking about paths", requests).await?;
             for path in chunk {
                 let mut reply = self.next_reply().await?;
                 infos.push(optional_path_info(&mut reply, &dir, path).await?);
@@ -384,6 +381,6 @@ impl Daemon {
     }
 
     fn about(&self, operation: u64, path: &StorePath) -> RequestBytes {
-        RequestBytes::default().number(operation).text(&path.in_dir(&self.store_dir))
+        RequestBytes::default().about(operation, [path.in_dir(&self.store_dir)])
     }
 }

@@ -297,6 +297,11 @@ impl RequestBytes {
         texts.iter().fold(self.number(texts.len() as u64), |request, text| request.text(text.as_ref()))
     }
 
+    /// Several requests of one operation, each about one path.
+    pub(super) fn about(self, operation: u64, paths: impl IntoIterator<Item = impl AsRef<str>>) -> Self {
+        paths.into_iter().fold(self, |request, path| request.number(operation).text(path.as_ref()))
+    }
+
     /// A stream of bytes: one frame, and the empty one that ends it.
     pub(super) fn framed(self, bytes: &[u8]) -> Self {
         let mut request = self.number(bytes.len() as u64);
