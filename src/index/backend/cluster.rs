@@ -4,11 +4,20 @@
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+#[cfg(any(test, feature = "postgres"))]
+use std::time::Duration;
 
 use narinfo::StorePath;
 
 use super::{Backend, BackendFuture};
 use crate::model::{EndingRow, NodeId, QueueNews, QueueOutcome, Term};
+
+/// Interval at which a server is asked for news even if it has told of none: one that hangs is noticed.
+#[cfg(any(test, feature = "postgres"))]
+pub(in crate::index) const ASK_EVERY: Duration = Duration::from_secs(2);
+/// Time after which a write that found nobody is not tried again: longer than a server takes to restart.
+#[cfg(any(test, feature = "postgres"))]
+pub(in crate::index) const WRITE_AGAIN_FOR: Duration = Duration::from_secs(10);
 
 /// An index that other servers may use at the same time. Of those that schedule, one is the leader, for a
 /// term.

@@ -26,6 +26,8 @@ pub use catalogue::{Generations, PackageSets};
 pub use changes::{Changes, Follower};
 pub use closures::{Closures, History};
 pub use cluster::Cluster;
+#[cfg(any(test, feature = "postgres"))]
+pub(in crate::index) use cluster::{ASK_EVERY, WRITE_AGAIN_FOR};
 pub use paths::{Comparisons, Nars, Paths, RealisationStore, UpstreamNars};
 pub use programs::Programs;
 pub use pushed::Pushes;

@@ -15,9 +15,9 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::cluster::Database;
 use crate::index::backend::{
-    Backend, BackendFuture, Closures, Cluster, Comparisons, DemandStore, FailureStore, Follower, Generations,
-    History, Nars, PackageSets, Paths, Pins, Programs, Pushes, QueueLog, RealisationStore, Recovered,
-    RecoveryStore, RetentionStore, Tokens, Unfit, Upkeep, UpstreamNars,
+    ASK_EVERY, Backend, BackendFuture, Closures, Cluster, Comparisons, DemandStore, FailureStore, Follower,
+    Generations, History, Nars, PackageSets, Paths, Pins, Programs, Pushes, QueueLog, RealisationStore,
+    Recovered, RecoveryStore, RetentionStore, Tokens, Unfit, Upkeep, UpstreamNars, WRITE_AGAIN_FOR,
 };
 use crate::index::{AccessLog, Error};
 use crate::model::{
@@ -28,12 +28,7 @@ use crate::model::{
     UploadOutcome, UpstreamNar, VersionRow,
 };
 
-/// Interval at which the queue is looked at even if no change was told.
-const ASK_EVERY: Duration = Duration::from_secs(2);
-
-/// Time for which a write that found nobody is tried again, and one without an answer is asked for.
-const WRITE_AGAIN_FOR: Duration = Duration::from_secs(10);
-/// Pause between two of these tries.
+/// Pause between two tries of a write.
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// A message that was lost, or refused.

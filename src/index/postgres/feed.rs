@@ -15,15 +15,13 @@ use tokio_postgres::{AsyncMessage, Client, Row};
 
 use super::Error;
 use super::session::{Connector, Sessions, column};
-use crate::index::backend::{Changes, Follower};
+use crate::index::backend::{ASK_EVERY, Changes, Follower};
 use crate::index::columns::{signed, unsigned};
 
 /// Payload of what tells of a change of the queue.
 pub(super) const QUEUE: &str = "queue";
 /// Changes that are read at once.
 const CHANGES_AT_ONCE: i64 = 500;
-/// Interval at which the server is asked for changes even if it has told of none: one that hangs is noticed.
-const ASK_EVERY: Duration = Duration::from_secs(2);
 /// Time for which it may take to answer.
 const ANSWER_FOR: Duration = Duration::from_secs(3);
 /// Pauses before the server is connected to again.

@@ -13,15 +13,13 @@ use tokio::time::{Instant, sleep, timeout};
 use super::Error;
 use super::feed::ChangeFeed;
 use super::session::{Connector, DatabaseSession, Sessions, column};
-use crate::index::backend::Changes;
+use crate::index::backend::{Changes, WRITE_AGAIN_FOR};
 use crate::index::columns::{signed, unsigned};
 use crate::index::condition::IndexCondition;
 use crate::model::Term;
 
 /// Time after which a read that found nobody is not tried again.
 const READ_AGAIN_FOR: Duration = Duration::from_secs(2);
-/// Time after which a write that found nobody is not tried again: longer than a server takes to restart.
-const WRITE_AGAIN_FOR: Duration = Duration::from_secs(10);
 /// Time that a read may take.
 const READ_FOR: Duration = Duration::from_secs(10);
 /// Time that a read may take while the server does not tell of changes.
