@@ -353,9 +353,7 @@ impl Rights {
     pub fn allow(self, action: Action) -> bool {
         self.0 & (1 << action as u8 | 1 << Action::Admin as u8) != 0
     }
-}
 
-impl Rights {
     /// Nothing where everyone may read; else the right to read, which whoever does anything here needs, too.
     fn or_to_read(self) -> Self {
         if self.allow(Action::Read) { Self::default() } else { Self::default().with(Action::Read) }

@@ -68,8 +68,8 @@ impl Importer {
     /// that they refer to. Gives the connection back.
     ///
     /// # Errors
-    /// The daemon is lost or sends something else than it has on record, or the NAR store or the index fails.
-    /// What was published by then stays.
+    /// The daemon is lost or sends something else than it has on record, or the NAR store or the index fails;
+    /// outputs that were published by then stay.
     pub async fn take_outputs(
         &self,
         mut daemon: PooledDaemon,

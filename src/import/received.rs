@@ -119,6 +119,11 @@ impl ReceivedNar {
         self.file.durable.wait().await
     }
 
+    /// True once it is known that its file cannot be made durable.
+    fn is_gone(&self) -> bool {
+        self.file.durable.has_failed()
+    }
+
     /// Notes that a path has it.
     pub(super) fn published(&self) {
         let mut state = self.state();
@@ -182,8 +187,7 @@ impl ReceivedNar {
 impl ReceivedNars {
     /// True where a client need not upload this file again.
     pub(super) fn has(&self, file: &str) -> bool {
-        self.get(file)
-            .is_some_and(|nar| !nar.is_over(LEFT_FOR_NARINFO_PART) && !nar.file.durable.has_failed())
+        self.get(file).is_some_and(|nar| !nar.is_over(LEFT_FOR_NARINFO_PART) && !nar.is_gone())
     }
 
     pub(super) fn get(&self, file: &str) -> Option<Arc<ReceivedNar>> {
@@ -204,7 +208,7 @@ impl ReceivedNars {
     ) -> Result<(), UploadError> {
         let mut known = self.lock();
         // One that could not be made durable is uploaded again.
-        if let Some(first) = known.get(&file).filter(|first| !first.file.durable.has_failed()) {
+        if let Some(first) = known.get(&file).filter(|first| !first.is_gone()) {
             if first.file.received.nar != nar.file.received.nar {
                 return Err(UploadError::Invalid(format!("another NAR was uploaded as {file} before")));
             }

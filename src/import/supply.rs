@@ -127,7 +127,7 @@ struct Helper {
 }
 
 impl CopyHelpers {
-    /// At most [`HELPERS_MAX`] of the connections, which are kept for builds afterwards.
+    /// At most `HELPERS_MAX` of the connections, which are kept for builds afterwards.
     #[must_use]
     pub fn new(name: &str, connections: Connections) -> Self {
         let turns = Arc::new(Semaphore::new(HELPERS_MAX));

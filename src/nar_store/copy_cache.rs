@@ -367,7 +367,7 @@ impl Shared {
             }
         };
         match kept {
-            Ok(_) => {
+            Ok(()) => {
                 if let Some(entry) = state.copies.get_mut(&nar) {
                     entry.under_way = None;
                 }

@@ -116,10 +116,10 @@ impl PlacedDraft {
     ///
     /// # Errors
     /// The storage fails; nothing is kept then.
-    pub fn sync(self) -> io::Result<Commit> {
-        let commit = self.placed.sync()?;
+    pub fn sync(self) -> io::Result<()> {
+        self.placed.sync()?;
         self.committed.send_replace(true);
-        Ok(commit)
+        Ok(())
     }
 }
 

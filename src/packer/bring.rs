@@ -222,7 +222,7 @@ impl Inner {
                 Ok(UnsyncedNar { placed, file, syncing }) => {
                     let nar = placed.received.nar.hash;
                     let _ = done.send((None, Ok(placed)));
-                    let synced = file.sync().map(drop);
+                    let synced = file.sync();
                     if let Err(error) = &synced {
                         tracing::error!(%nar, %error, "cannot make a NAR durable; it is not recorded");
                     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use narinfo::NarHash;
 use tokio::sync::watch;
 
-/// SyncOutcome of a sync, once there is one.
+/// Outcome of a sync, once there is one.
 type SyncOutcome = watch::Receiver<Option<Result<(), Arc<io::Error>>>>;
 
 /// The wait for a file to be durable; clones share it.

@@ -153,7 +153,10 @@ pub trait Upload: Debug + Send + Sync {
     /// # Errors
     /// The storage fails; nothing is kept then.
     fn commit(self: Box<Self>, key: NarHash) -> io::Result<Commit> {
-        self.place(key)?.sync()
+        let placed = self.place(key)?;
+        let outcome = placed.outcome();
+        placed.sync()?;
+        Ok(outcome)
     }
 }
 
@@ -175,7 +178,7 @@ impl PlacedBlob {
         Self { commit, sync: Some(Box::new(sync)) }
     }
 
-    /// Whose bytes the blob has.
+    /// Outcome of the upload: the blob has its bytes, or those of another one.
     pub(super) fn outcome(&self) -> Commit {
         self.commit
     }
@@ -184,9 +187,8 @@ impl PlacedBlob {
     ///
     /// # Errors
     /// The storage fails; nothing is kept then.
-    pub fn sync(self) -> io::Result<Commit> {
-        self.sync.map_or(Ok(()), |sync| sync())?;
-        Ok(self.commit)
+    pub fn sync(self) -> io::Result<()> {
+        self.sync.map_or(Ok(()), |sync| sync())
     }
 }
 
