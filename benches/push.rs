@@ -3,8 +3,13 @@
 //! `ondine push` beside `nix copy`, turn by turn; and the answers to questions for a thousand derivations and
 //! for ten thousand hashes. Needs nginx. Ends with status 1 when a target is missed.
 
-#[path = "push/sink.rs"]
-mod sink;
+// Of what compares servers, this needs the servers.
+#[allow(dead_code)]
+#[path = "../tests/simulation/random.rs"]
+mod random;
+#[allow(dead_code)]
+#[path = "serving/mod.rs"]
+mod serving;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
@@ -13,7 +18,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use sink::Sink;
+use serving::servers::{Server, need_nginx};
 use support::addresses::base_name;
 use support::derivations::{row_of_programs, rows_of_programs};
 use support::http::raw;
@@ -81,6 +86,16 @@ impl Bench {
         let begun = Instant::now();
         self.pusher.run("nix", &words).must_succeed();
         begun.elapsed()
+    }
+
+    /// The same to nginx: what any server costs this client at least.
+    fn nix_copy_to_nginx(&self, path: &Path) -> Duration {
+        let (files, folder) = (Folder::new(), Folder::new());
+        let info = format!("StoreDir: {}\n", text(&self.cache.store.store_dir()));
+        std::fs::write(files.path().join("nix-cache-info"), info).expect("written");
+        let nginx = Server::storing_nginx(files.path(), &folder);
+        let _running = nginx.start();
+        self.nix_copy(&nginx.url(), path)
     }
 
     /// The same for `ondine push`.
@@ -153,6 +168,7 @@ impl Report {
 }
 
 fn main() -> ExitCode {
+    need_nginx();
     let mut bench = Bench::new();
     bench.empty_server();
     let mut report = Report { table: String::new(), held: true };
@@ -168,8 +184,7 @@ fn main() -> ExitCode {
             let straight = bench.nix_copy(&format!("file://{}", folder.path().display()), &path);
             bench.empty_server();
             let pushed = bench.nix_copy(&cached, &path);
-            let sink = Sink::start();
-            stored_unseen.push((bench.nix_copy(&sink.url, &path), straight));
+            stored_unseen.push((bench.nix_copy_to_nginx(&path), straight));
             rounds.push((pushed, straight));
         }
         let shape = if rows == 1 { "in one row".to_owned() } else { format!("in {rows} rows") };

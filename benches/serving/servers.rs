@@ -100,9 +100,22 @@ impl Server {
 
     /// nginx on static files, set up in `folder`.
     pub fn nginx(files: &Path, folder: &Folder) -> Server {
+        Server::nginx_with("", files, folder)
+    }
+
+    /// The same, which stores what it is sent among the files, and looks at none of it.
+    // The benchmark of hits uploads nothing.
+    #[allow(dead_code)]
+    pub fn storing_nginx(files: &Path, folder: &Folder) -> Server {
+        let uploads = "dav_methods PUT; create_full_put_path on; client_max_body_size 0;";
+        Server::nginx_with(uploads, files, folder)
+    }
+
+    /// nginx on static files, with more settings of its one server.
+    fn nginx_with(more: &str, files: &Path, folder: &Folder) -> Server {
         let address = free_address();
         let settings = folder.path().join("nginx.conf");
-        write(&settings, &nginx_conf(files, folder.path(), address));
+        write(&settings, &nginx_conf(files, folder.path(), address, more));
         let log = folder.path().join("nginx.log");
         let arguments = ["-c", text(&settings), "-e", text(&log)].map(str::to_owned);
         let program = Program {
@@ -257,7 +270,7 @@ pub fn need_nginx() {
 }
 
 /// As somebody would set it up who wants static files served fast.
-fn nginx_conf(files: &Path, folder: &Path, address: SocketAddr) -> String {
+fn nginx_conf(files: &Path, folder: &Path, address: SocketAddr, more: &str) -> String {
     let temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("    {kind}_temp_path {}/{kind};\n", text(folder)))
         .concat();
@@ -279,7 +292,7 @@ http {{
     open_file_cache_errors on;
     default_type application/octet-stream;
     types {{ text/x-nix-narinfo narinfo; application/x-nix-nar nar; application/zstd zst; }}
-{temporary}    server {{ listen {address}; root {files}; }}
+{temporary}    server {{ listen {address}; root {files}; {more} }}
 }}
 ",
         folder = text(folder),
