@@ -162,6 +162,17 @@ async fn a_request_is_dropped_once_no_server_holds_it(one: Index, two: Index) {
     assert_eq!(endings, [EndingRow { request: 1, drv: drv(1), outcome: QueueOutcome::Dropped }]);
 }
 
+/// The second time is that of a server that does not know if the first one was heard.
+async fn a_request_ends_once_however_often_that_is_recorded(one: Index, two: Index) {
+    let asked = vec![(drv(1), None), (drv(2), None)];
+    assert_eq!(cluster(&one).ask(node("one"), asked, None).await.expect("asked"), [1, 2]);
+    cluster(&one).end_requests(vec![served(1, drv(1))]).await.expect("recorded");
+    let failed = EndingRow { request: 1, drv: drv(1), outcome: QueueOutcome::Failed(failure(1)) };
+    cluster(&one).end_requests(vec![failed, served(2, drv(2))]).await.expect("recorded");
+    let news = cluster(&two).queue_news(0, 0).await.expect("read");
+    assert_eq!((news.requests.len(), news.endings), (0, vec![served(1, drv(1)), served(2, drv(2))]));
+}
+
 macro_rules! promises_of_many {
     ($($promise:ident,)*) => {
         #[cfg(feature = "postgres")]
@@ -202,4 +213,5 @@ promises_of_many! {
     a_leader_that_was_taken_over_from_records_nothing,
     requests_of_all_servers_have_one_order_and_their_ends_are_told_to_all,
     a_request_is_dropped_once_no_server_holds_it,
+    a_request_ends_once_however_often_that_is_recorded,
 }

@@ -211,7 +211,9 @@ impl Database {
         let latest: BTreeMap<u64, EndingRow> =
             endings.into_iter().map(|ending| (ending.request, ending)).collect();
         for (id, ending) in latest {
-            state.requests.remove(&id);
+            if state.requests.remove(&id).is_none() {
+                continue;
+            }
             shared.holders.remove(&id);
             shared.note(DatabaseEvent::Ended { ending: ending.clone(), epoch: fence.map(|term| term.epoch) });
             shared.latest_ending += 1;

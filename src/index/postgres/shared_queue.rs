@@ -41,10 +41,13 @@ const MISSING: &str = "SELECT wanted FROM unnest($1::bigint[]) AS wanted \
 /// Requests without a server that was heard of lately.
 const UNHELD: &str = "SELECT id, drv FROM request WHERE id = ANY($1) AND NOT EXISTS (SELECT 1 FROM request_node h \
     JOIN node n ON n.id = h.node WHERE h.request = request.id AND n.seen_at > clock_timestamp() - interval '60 seconds')";
+/// A request that has ended already is in the queue no more: whoever records that again, because no answer
+/// came the first time, ends nothing twice.
 const END: &str = "INSERT INTO ending (request, drv, epoch, outcome, class, cause, reason, failed_at, expires_at) \
     SELECT request, drv, $9, outcome, class, cause, reason, failed_at, expires_at \
     FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::text[], $6::text[], $7::bigint[], $8::bigint[]) \
-    WITH ORDINALITY AS e (request, drv, outcome, class, cause, reason, failed_at, expires_at, place) ORDER BY place";
+    WITH ORDINALITY AS e (request, drv, outcome, class, cause, reason, failed_at, expires_at, place) \
+    WHERE EXISTS (SELECT 1 FROM request r WHERE r.id = e.request) ORDER BY place";
 const LEAVE: &str = "DELETE FROM request WHERE id = ANY($1)";
 const NOTIFY: &str = "SELECT pg_notify('ondine_' || current_schema(), $1)";
 /// Endings that are read at once, each with the latest position.
