@@ -62,6 +62,7 @@ pub mod encode;
 pub mod escape;
 pub mod name_pattern;
 pub mod nearest;
+pub mod plural;
 pub mod room;
 pub mod shares;
 pub mod single_flight;

@@ -4,11 +4,5 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     ondine::cli::complete();
-    match ondine::cli::Cli::from_command_line().run() {
-        Ok(code) => code,
-        Err(error) => {
-            eprintln!("ondine: {error:#}");
-            ondine::cli::exit_code(&error)
-        }
-    }
+    ondine::cli::Cli::from_command_line().run()
 }

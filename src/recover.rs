@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use crate::index::{self, Index, LedgerReader, Record, Recorded, Recovered, has_ledger, salvage_pins};
 use crate::model::{PushedDerivation, RealisationOutcome};
 use crate::nar_store::{FileSizes, NarStore, is_away};
+use crate::plural::counted;
 
 /// Records that one transaction takes over.
 const BATCH: usize = 1_000;
@@ -85,14 +86,24 @@ impl std::fmt::Display for RecoveryReport {
         let Self { paths, nars, realisations, pushed, pins, incomplete, unsigned, corrupt } = self;
         write!(
             f,
-            "recovered: {paths} paths with {nars} NARs, {realisations} realisations, {pushed} pushed derivations, \
-             {pins} pins; tokens are lost: make new ones with `ondine token new`"
+            "recovered: {} with {}, {}, {}, {}; tokens are lost: make new ones with `ondine token new`",
+            counted(*paths, "path", "paths"),
+            counted(*nars, "NAR", "NARs"),
+            counted(*realisations, "realisation", "realisations"),
+            counted(*pushed, "pushed derivation", "pushed derivations"),
+            counted(*pins, "pin", "pins"),
         )?;
         write!(
             f,
-            "\nleft out: {incomplete} paths that refer to what is lost, {unsigned} records that no key of this cache has signed, "
-        )?;
-        write!(f, "{corrupt} corrupt lines; what is left out comes again when it is asked for")
+            "\nleft out: {}, {}, {}; what is left out comes again when it is asked for",
+            counted(*incomplete, "path that refers to what is lost", "paths that refer to what is lost"),
+            counted(
+                *unsigned,
+                "record that no key of this cache has signed",
+                "records that no key of this cache has signed"
+            ),
+            counted(*corrupt, "corrupt line", "corrupt lines"),
+        )
     }
 }
 

@@ -332,8 +332,7 @@ pub async fn migrate(
     target: &index::CopyPlace,
     told: &mut (dyn FnMut(index::CopyProgress) + Send),
 ) -> Result<u64, Error> {
-    let state_dir = state_dir::open(&settings.state_dir)?;
-    let _lock = state_dir::lock(&state_dir)?;
+    let (state_dir, _lock) = state_dir::take(&settings.state_dir)?;
     let source = match &settings.index.location {
         index::IndexLocation::Sqlite => index::CopyPlace::Sqlite(state_dir.join(INDEX)),
         index::IndexLocation::Postgres(url) => {
@@ -349,8 +348,7 @@ pub async fn migrate(
 /// # Errors
 /// A server runs there, the key cannot be read, or nothing is recorded.
 pub async fn recover(settings: Settings) -> Result<recover::RecoveryReport, Error> {
-    let state_dir = state_dir::open(&settings.state_dir)?;
-    let _lock = state_dir::lock(&state_dir)?;
+    let (state_dir, _lock) = state_dir::take(&settings.state_dir)?;
     let keys = key::SignerRecord::read(&state_dir)?.keys().cloned().collect();
     let [index, ledger, nars] = [INDEX, LEDGER, NARS].map(|name| state_dir.join(name));
     let nars = using(&nars, |dir| NarStore::open(dir, settings.nar_store))?;

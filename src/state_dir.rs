@@ -44,6 +44,12 @@ pub enum Error {
     /// Another server uses it.
     #[error("another server runs with the state directory {}: stop it, or give this one another --state-dir", .0.display())]
     Locked(PathBuf),
+    /// A server uses it, and a command needs it for itself.
+    #[error("a server runs with the state directory {}: stop it first, and start it again afterwards", .0.display())]
+    Serving(PathBuf),
+    /// There is none for a command.
+    #[error("there is no state directory {}: name that of the server with --state-dir", .0.display())]
+    Absent(PathBuf),
     /// Everyone may write to it.
     #[error(
         "everyone may write to the state directory {} (mode {mode:o}), where the signing key is: see that nobody has put anything there, and run chmod 700 on it",
@@ -128,6 +134,21 @@ pub fn lock(dir: &Path) -> Result<File, Error> {
     }
 }
 
+/// Opens and locks the state directory of a server that is stopped, for a command. Makes none.
+///
+/// # Errors
+/// There is none, or a server uses it, or it cannot be opened.
+pub fn take(dir: &Path) -> Result<(PathBuf, File), Error> {
+    if !using(dir, |dir| dir.try_exists())? {
+        return Err(Error::Absent(dir.to_owned()));
+    }
+    let dir = open(dir)?;
+    match lock(&dir) {
+        Err(Error::Locked(dir)) => Err(Error::Serving(dir)),
+        other => other.map(|lock| (dir, lock)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -164,7 +185,11 @@ mod tests {
         let locked = lock(folder.path()).expect("locked");
         assert_eq!(mode_of(&path), 0o600);
         assert!(matches!(lock(folder.path()), Err(Error::Locked(_))));
+        assert!(matches!(take(folder.path()), Err(Error::Serving(_))));
         drop(locked);
         lock(folder.path()).expect("free again");
+        take(folder.path()).expect("free again");
+        let absent = folder.path().join("absent");
+        assert!(matches!(take(&absent), Err(Error::Absent(_))) && !absent.exists());
     }
 }

@@ -41,6 +41,7 @@ fn a_server_is_looked_at_with_its_daemon_files_and_address() {
     {
         assert_eq!(level(&report, check), "ok", "{check}: {report}");
     }
+    assert_eq!(findings(&report, "settings").len(), 1, "nothing was left untried: {report}");
     // The stores of tests have no sandbox.
     let sandbox = findings(&report, "sandbox");
     assert!(sandbox[0].0 == "warning" && sandbox[0].1.contains("sandbox = true"), "{sandbox:?}");
@@ -189,7 +190,7 @@ fn each_builder_has_its_state_its_last_error_and_what_to_do() {
         }
     }
     let shown = doctor(&ondine, &["--config", &file]).must_fail().text();
-    assert!(shown.contains("error    builder     alone cannot be used"), "{shown}");
+    assert!(shown.contains("error    builder       alone cannot be used"), "{shown}");
 
     away.start_again();
     alone.start_again();

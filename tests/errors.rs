@@ -221,7 +221,7 @@ fn a_control_socket_that_does_not_answer_is_told_by_why() {
         other.args(["status", "--state-dir", text(&ondine.state_dir())]);
         let refused = run(other).must_fail();
         assert!(refused.stderr.contains("as the user that runs the server"), "{refused}");
-        assert!(!refused.stderr.contains("is it running"), "{refused}");
+        assert!(!refused.stderr.contains("is not running"), "{refused}");
     }
     ondine.kill9();
     let gone = run(status(&ondine)).must_fail();

@@ -40,6 +40,9 @@ pub fn made(compression: &str) -> MadeCache {
     MadeCache { store, _daemon: daemon, dir, key, top }
 }
 
+/// A key that has signed nothing.
+const OTHER_KEY: &str = "other-1:6NCHdD59X431o0gWypbMrAURkbJ16ZPMQFGspcDShjY=";
+
 impl MadeCache {
     fn import(&self, ondine: &Ondine, arguments: &[&str]) -> Finished {
         import(ondine, &self.dir, arguments)
@@ -77,9 +80,9 @@ fn a_signed_cache_of_each_compression_is_served_to_a_client() {
         let made = made(compression);
         let (_store, _daemon, ondine) = empty_server(&made);
         let dry = made.import(&ondine, &["--trusted-key", &made.key, "--dry-run"]).must_succeed().text();
-        assert!(dry.starts_with("imported 0 of "), "{dry}");
+        assert!(dry.starts_with("would import 3 of 3 paths; 0 "), "{dry}");
         let first = made.import(&ondine, &["--trusted-key", &made.key]).must_succeed().text();
-        assert!(first.contains("0 were refused"), "{first}");
+        assert!(first.contains("; 0 refused"), "{first}");
         let narinfo = served(&ondine, made.top.out());
         assert!(narinfo.contains("Sig: old-1:"), "its signature stays: {narinfo}");
         let client = Client::new(Release::Host, &made.store.store_dir());
@@ -95,7 +98,22 @@ fn what_no_trusted_key_has_signed_is_refused() {
     let made = made("zstd");
     let (_store, _daemon, ondine) = empty_server(&made);
     let refused = made.import(&ondine, &[]).must_fail();
-    assert!(refused.stderr.contains("--trusted-key"), "{refused}");
+    assert!(refused.stderr.contains("has signatures by: old-1; name the public key"), "{refused}");
+    assert!(refused.text().starts_with("imported 0 of 3 paths"), "{refused}");
+    let other = made.import(&ondine, &["--trusted-key", OTHER_KEY, "--dry-run"]).must_fail();
+    assert!(other.stderr.contains("none of them is a key that --trusted-key names (other-1)"), "{other}");
+    assert!(other.text().starts_with("would import 0 of 3 paths; 3 would be"), "{other}");
+    let same_name =
+        made.import(&ondine, &["--trusted-key", &OTHER_KEY.replace("other-1", "old-1")]).must_fail();
+    assert!(same_name.stderr.contains("does not fit the key of that name"), "{same_name}");
+    let narinfo = fs::read_to_string(made.narinfo()).expect("the narinfo");
+    let unsigned: String =
+        narinfo.lines().filter(|line| !line.starts_with("Sig:")).map(|line| format!("{line}\n")).collect();
+    fs::write(made.narinfo(), unsigned).expect("written");
+    let unsigned = made.import(&ondine, &["--trusted-key", &made.key]).must_fail();
+    assert!(unsigned.stderr.contains("it has no signature"), "{unsigned}");
+    assert!(unsigned.text().ends_with("; 1 refused"), "{unsigned}");
+    fs::write(made.narinfo(), narinfo).expect("written");
     let json = made.import(&ondine, &["--json"]).must_fail();
     let report: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
     assert!(
@@ -117,7 +135,7 @@ fn a_damaged_nar_and_a_file_outside_are_refused_and_the_rest_is_imported() {
     fs::write(&nar, &bytes).expect("written");
     let refused = made.import(&ondine, &["--trusted-key", &made.key]).must_fail();
     assert!(refused.stderr.contains(support::addresses::base_name(made.top.out())), "{refused}");
-    assert!(refused.text().contains("1 were refused"), "{refused}");
+    assert!(refused.text().contains("; 1 refused"), "{refused}");
     assert!(!refused.text().starts_with("imported 0 "), "its references are there: {refused}");
 
     fs::remove_file(&nar).expect("removed");

@@ -63,6 +63,8 @@ fn a_key_follows_another_without_a_client_that_notices() {
     let new = printed(&key(&cache, &["rotate"]).must_succeed());
     assert!(new.starts_with("cache-2:"), "{new}");
     assert_eq!(cache.ondine.public_key(), old, "a running server keeps its keys");
+    let early = key(&cache, &["retire", "cache-1"]).must_fail();
+    assert!(early.stderr.contains("no server has run with cache-2 yet"), "{early}");
     restart(&mut cache);
     assert_eq!(cache.ondine.public_key(), new, "the new one is what clients are told to trust");
 

@@ -135,7 +135,7 @@ fn a_spoilt_index_is_never_ready_and_recover_makes_it_anew_with_its_pins() {
         pin.args([base_name(&served.paths[3]), "--state-dir", text(&served.cache.ondine.state_dir())]);
         process::run(pin).must_succeed();
         let refused = recover(&served.cache.ondine).must_fail();
-        assert!(refused.stderr.contains("another server runs"), "{refused}");
+        assert!(refused.stderr.contains("a server runs with the state directory"), "{refused}");
         assert!(served.cache.ondine.sigterm().success());
         // Three pages that have served paths: the tree of them, and those by hash and by NAR.
         let pages = pages_of_paths(&index(&served.cache.ondine));

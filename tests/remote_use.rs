@@ -46,6 +46,11 @@ fn what_it_writes_lets_every_release_have_a_path_built() {
         let again = client.ondine(&["use", &format!("{}/", server.url()), "--write"]).must_succeed();
         assert!(again.text().contains("has all lines"), "{name}: {again}");
         assert_eq!(std::fs::read_to_string(&conf).expect("still there"), written, "{name}");
+        // The other commands ask this server from now on.
+        let own = std::fs::read_to_string(client.home().join(".config/ondine/config.toml")).expect("a file");
+        assert_eq!(own, format!("server = \"{}\"\n", server.url()), "{name}");
+        let sets = client.ondine(&["sets"]).must_succeed().text();
+        assert!(sets.contains("There is no package set"), "{name}: {sets}");
 
         // No option names the server: the file does. It may not build by itself.
         client.run("nix-store", &["--realise", text(sample.out())]).must_succeed();
@@ -146,10 +151,12 @@ fn an_address_that_is_no_ondine_is_told_in_words() {
     let info = format!("StoreDir: {}\n", store.store_dir().display());
     std::fs::write(folder.path().join("nix-cache-info"), info).expect("written");
     let other = FileServer::new(folder.path().to_owned());
+    let (_store, _daemon, server) = a_server();
     for (server, code, words) in [
         (&*nowhere, 3, "nothing listens at this address"),
         (&other.url(), 3, "is no Ondine"),
-        ("ftp://example.org", 2, "the server's address is no URL"),
+        (&format!("{}/api", server.url()), 3, "nothing of one is below /api"),
+        ("ftp://example.org", 2, "the server's address ftp://example.org is no URL"),
         ("http://bob:pass word@", 2, "the server's address is no URL"),
         ("http://no-such-host.invalid", 3, "cannot be reached"),
     ] {

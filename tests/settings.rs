@@ -236,5 +236,5 @@ fn who_may_not_use_the_control_socket_is_told_so() {
         refused.contains("may not use the server's control socket") && refused.contains("as root"),
         "{refused}"
     );
-    assert!(!refused.contains("is it running"), "{refused}");
+    assert!(!refused.contains("is not running"), "{refused}");
 }

@@ -227,6 +227,28 @@ fn a_server_that_is_down_is_told_with_an_exit_code_of_its_own() {
     }
     let nowhere = run(ondine(&["queue", "--state-dir", "/nonexistent"])).must_fail();
     assert_eq!(code(&nowhere), Some(UNREACHABLE), "{nowhere}");
+    assert!(nowhere.stderr.contains("there is no such state directory"), "{nowhere}");
+    // A script gets the error as JSON, and a stopped server on this machine is named.
+    let home = tempfile::tempdir().expect("a folder");
+    let state_dir = home.path().join(".local/state/ondine");
+    std::fs::create_dir_all(&state_dir).expect("made");
+    std::fs::write(state_dir.join("lock"), "").expect("written");
+    let at_home = |conf_dir: &str| {
+        let mut command = ondine(&["status", "--json"]);
+        command.env("HOME", home.path()).env("NIX_CONF_DIR", home.path().join(conf_dir));
+        run(command).must_fail()
+    };
+    let stopped = at_home("etc/nix");
+    assert_eq!(code(&stopped), Some(UNREACHABLE), "{stopped}");
+    let error: Value = serde_json::from_str(&stopped.text()).expect("JSON");
+    let error = error["error"].as_str().unwrap_or_default();
+    assert!(error.contains(&format!("{} is not running", state_dir.display())), "{error}");
+    // The system's file names another one.
+    std::fs::create_dir_all(home.path().join("etc/ondine")).expect("made");
+    std::fs::write(home.path().join("etc/ondine/config.toml"), format!("server = \"{url}\"\n"))
+        .expect("written");
+    let of_system = at_home("etc/nix");
+    assert!(of_system.stderr.contains(&url), "{of_system}");
 }
 
 #[test]
@@ -275,7 +297,8 @@ fn a_wrong_argument_is_told_with_what_would_be_right() {
     for (arguments, words) in [
         (&["statsu"][..], "'status'"),
         (&["queue", "--jsn"], "--json"),
-        (&["cancel", "x"], "invalid value 'x'"),
+        (&["cancel", "x"], "expected the number of a request"),
+        (&["serve", "--listen", "8080"], "--listen: "),
         (&["attributes"], "<SET>"),
         (&["status", "--server", "ftp://a"], "https://cache.example.org"),
     ] {

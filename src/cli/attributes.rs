@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use anyhow::bail;
 use clap::Args;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -61,7 +62,13 @@ impl Attributes {
                 }
             }
         }
-        Ok(if count > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        match (count, pattern) {
+            (0, Some(pattern)) => {
+                bail!("the package set {set} has no attribute that matches {}", Line(pattern))
+            }
+            (0, None) => bail!("the package set {set} has no attributes"),
+            _ => Ok(ExitCode::SUCCESS),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use clap::Args;
 use super::ConfigArgs;
 use super::control::OutputArgs;
 use super::screen::size;
+use crate::plural::counted;
 use crate::serve;
 
 #[derive(Args, Debug)]
@@ -26,8 +27,12 @@ impl Backup {
         // Keys are copied: nobody else may read them.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
         let report = serve::backup(&settings, &self.to)?;
-        let mut text =
-            format!("copied {} files ({}) to {}", report.files.len(), size(report.bytes), self.to.display());
+        let mut text = format!(
+            "copied {} ({}) to {}",
+            counted(report.files.len(), "file", "files"),
+            size(report.bytes),
+            self.to.display()
+        );
         if report.index_is_elsewhere {
             text += "; the index is in PostgreSQL, whose own tools back it up";
         }

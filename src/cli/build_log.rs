@@ -68,16 +68,9 @@ async fn open(remote: &Remote, what: &str, follow: bool) -> Result<ServerReply, 
             Ok(path) => path.to_string(),
             Err(_) => {
                 let state = remote.explain(what).await?;
-                let unknown = || {
-                    let reason = state.reason.or(state.advice).unwrap_or_default();
-                    Error::NotFound(format!(
-                        "no log: {} is {}. {}",
-                        Lines(what),
-                        Lines(&state.state),
-                        Lines(reason)
-                    ))
-                };
-                state.derivation.ok_or_else(unknown)?
+                let reason = state.reason.as_deref().or(state.advice.as_deref()).unwrap_or_default();
+                let unknown = || Error::NotFound(no_log(what, &state.state, reason));
+                state.derivation.clone().ok_or_else(unknown)?
             }
         };
         match remote.get(&format!("log/{}", path_part(&name))).await {
@@ -89,13 +82,20 @@ async fn open(remote: &Remote, what: &str, follow: bool) -> Result<ServerReply, 
     }
 }
 
+/// Words for something that has no log. The reason may begin with the word of the state.
+fn no_log(what: &str, state: &str, reason: &str) -> String {
+    let bare = reason.strip_prefix(state).and_then(|rest| rest.strip_prefix(": ")).unwrap_or(reason);
+    let verb = if state == "failed" { "has" } else { "is" };
+    format!("no log: {} {verb} {}: {}", Lines(what), Lines(state), Lines(bare))
+}
+
 async fn is_queued(remote: &Remote, name: &str) -> bool {
     let state = remote.explain(name).await;
     state.is_ok_and(|state| matches!(&*state.state, "queued" | "building"))
 }
 
 async fn print(mut reply: ServerReply, follow: bool) -> anyhow::Result<()> {
-    let is_growing = !reply.is_measured();
+    let (is_growing, mut is_empty) = (!reply.is_measured(), true);
     let (mut codes, mut line, mut out) = (StripBytes::new(), Vec::new(), io::stdout().lock());
     loop {
         let chunk = if is_growing && !follow {
@@ -109,6 +109,7 @@ async fn print(mut reply: ServerReply, follow: bool) -> anyhow::Result<()> {
             reply.next_chunk().await?
         };
         let Some(chunk) = chunk else { break };
+        is_empty &= chunk.is_empty();
         for plain in codes.strip_next(&chunk) {
             for part in plain.split_inclusive(|byte| *byte == b'\n') {
                 line.extend_from_slice(part);
@@ -118,6 +119,9 @@ async fn print(mut reply: ServerReply, follow: bool) -> anyhow::Result<()> {
             }
         }
     }
+    if is_empty {
+        eprintln!("The log is empty: the builder printed nothing.");
+    }
     Ok(flush(&mut line, &mut out)?)
 }
 
@@ -125,4 +129,16 @@ fn flush(line: &mut Vec<u8>, out: &mut impl Write) -> io::Result<()> {
     write!(out, "{}", Lines(String::from_utf8_lossy(line)))?;
     line.clear();
     out.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_word_of_a_state_is_told_once() {
+        assert_eq!(no_log("a", "unknown", "unknown: nobody has it"), "no log: a is unknown: nobody has it");
+        assert_eq!(no_log("a", "failed", "no such file"), "no log: a has failed: no such file");
+        assert_eq!(no_log("a", "served", "fetch it"), "no log: a is served: fetch it");
+    }
 }

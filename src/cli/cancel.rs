@@ -9,11 +9,17 @@ use super::control::{OutputArgs, ServerArgs, WriteMethod};
 #[derive(Args, Debug)]
 pub(super) struct Cancel {
     /// Number of the request, as `ondine queue` shows it
+    #[arg(value_parser = number)]
     number: u64,
     #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
     server: ServerArgs,
+}
+
+fn number(text: &str) -> Result<u64, &'static str> {
+    text.parse()
+        .map_err(|_| "expected the number of a request, as `ondine queue` and `ondine builds` show it")
 }
 
 impl Cancel {

@@ -139,8 +139,8 @@ impl ServerSession {
     /// Prints the answer to `GET path`: as it is, or as `render` shows it.
     ///
     /// # Errors
-    /// The server cannot be reached, or reports an error, be it in an answer that was printed all the
-    /// same.
+    /// The server cannot be reached, or reports an error. One in an answer that is printed all the same is
+    /// the exit code.
     pub(super) fn show<T: DeserializeOwned>(
         &self,
         path: &str,
@@ -150,7 +150,10 @@ impl ServerSession {
         let picture =
             self.runtime.block_on(picture(&self.remote, path, output, Screen::stdout(), &render))?;
         print!("{}", picture.text);
-        picture.error.map_or(Ok(ExitCode::SUCCESS), |error| Err(error.into()))
+        let Some(error) = picture.error else { return Ok(ExitCode::SUCCESS) };
+        // The answer, which has the error as well, is the only JSON.
+        eprintln!("ondine: {error}");
+        Ok(super::exit_code(&error.into()))
     }
 
     /// The same, again and again where that is wanted: in place on a terminal, else one after the other, each

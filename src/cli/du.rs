@@ -5,8 +5,9 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::control::{OutputArgs, ServerArgs};
-use super::screen::{Screen, TableField, name, size};
+use super::screen::{Screen, TableField, size};
 use crate::http::UsageReport;
+use crate::plural::counted;
 
 #[derive(Args, Debug)]
 pub(super) struct DiskUsage {
@@ -27,7 +28,7 @@ impl DiskUsage {
 }
 
 fn usage(report: &UsageReport, screen: Screen) -> String {
-    let mut text = format!("{} NARs with {}\n", report.nars, size(report.nar_bytes));
+    let mut text = format!("{} with {}\n", counted(report.nars, "NAR", "NARs"), size(report.nar_bytes));
     if !report.package_sets.is_empty() {
         let rows = report.package_sets.iter().map(|set| {
             vec![
@@ -45,7 +46,7 @@ fn usage(report: &UsageReport, screen: Screen) -> String {
                 TableField::number(size(closure.bytes)),
                 TableField::number(size(closure.exclusive_bytes)),
                 TableField::number(closure.paths),
-                TableField::text(name(&closure.path)),
+                TableField::text(&closure.path),
             ]
         });
         text += &format!("\n{}", screen.table(&["CLOSURE SIZE", "ITS ALONE", "PATHS", "CLOSURE OF"], rows));
@@ -60,7 +61,7 @@ mod tests {
     #[test]
     fn sizes_are_listed_by_set_and_by_closure() {
         let report = r#"{"nars": 3, "nar_bytes": 4096, "package_sets": [{"name": "pkgs", "outputs": 1, "paths": 2, "bytes": 1024}],
-            "closures": [{"path": "0-hello-2.12", "paths": 2, "bytes": 2048, "exclusive_bytes": 1024}]}"#;
+            "closures": [{"path": "0-hello-2.12.drv", "paths": 2, "bytes": 2048, "exclusive_bytes": 1024}]}"#;
         let report: UsageReport = serde_json::from_str(report).expect("JSON");
         let expected = "\
 3 NARs with 4.0 KiB
@@ -69,7 +70,7 @@ PACKAGE SET  OUTPUTS  CLOSURE PATHS     SIZE
 pkgs               1              2  1.0 KiB
 
 CLOSURE SIZE  ITS ALONE  PATHS  CLOSURE OF
-     2.0 KiB    1.0 KiB      2  hello-2.12
+     2.0 KiB    1.0 KiB      2  0-hello-2.12.drv
 ";
         assert_eq!(usage(&report, Screen::default()), expected);
         let empty: UsageReport =

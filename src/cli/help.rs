@@ -122,4 +122,23 @@ mod tests {
             assert_eq!(named.count(), 1, "{} in:\n{help}", command.get_name());
         }
     }
+
+    #[test]
+    fn a_command_beside_a_server_has_its_own_options_alone_in_its_help() {
+        let mut command = Cli::command();
+        command.build();
+        for name in ["doctor", "check-config", "recover", "backup", "migrate"] {
+            let command = command.find_subcommand_mut(name).expect("a command");
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("ondine serve --help"), "{name}: {help}");
+            assert!(!help.contains("--hold") && help.lines().count() < SCREEN_LINES, "{name}: {help}");
+        }
+        let serve = command.find_subcommand_mut("serve").expect("a command").render_long_help().to_string();
+        assert!(serve.contains("--hold <"), "{serve}");
+        let status = command.find_subcommand_mut("status").expect("a command").render_help().to_string();
+        assert!(
+            status.contains("server on this machine that is meant") && !status.contains("first start"),
+            "{status}"
+        );
+    }
 }

@@ -14,6 +14,7 @@ use super::control::{OutputArgs, ServerArgs};
 use super::screen::size;
 use crate::escape::Line;
 use crate::nix::Environment;
+use crate::plural::counted;
 use crate::remote::{
     AtticPlaces, AtticStore, FileCache, ImportOutcome, ImportSource, RejectedPath, UploadCounts, import,
 };
@@ -66,8 +67,9 @@ impl Import {
         let dir = Path::new(self.dir.strip_prefix("file://").unwrap_or(&self.dir));
         let source = Arc::new(self.source(dir, &store_dir)?);
         if self.dry_run {
-            let counts = UploadCounts { paths: source.count(), ..UploadCounts::default() };
-            return print(self.output, counts, source.rejected());
+            let paths = source.count() + source.rejected().len();
+            let counts = UploadCounts { paths, ..UploadCounts::default() };
+            return print(self.output, true, counts, source.rejected());
         }
         let remote = self.server.connect()?;
         let is_shown = io::stderr().is_terminal();
@@ -82,8 +84,9 @@ impl Import {
         if is_shown {
             eprint!("\r\u{1b}[K");
         }
-        let ImportOutcome { counts, refused } = imported?;
-        print(self.output, counts, &[source.rejected(), &refused].concat())
+        let ImportOutcome { mut counts, refused } = imported?;
+        counts.paths += source.rejected().len();
+        print(self.output, false, counts, &[source.rejected(), &refused].concat())
     }
 
     /// The cache in the directory.
@@ -109,20 +112,60 @@ impl Import {
     }
 }
 
-fn print(output: OutputArgs, counts: UploadCounts, refused: &[RejectedPath]) -> anyhow::Result<ExitCode> {
+fn print(
+    output: OutputArgs,
+    is_dry: bool,
+    counts: UploadCounts,
+    refused: &[RejectedPath],
+) -> anyhow::Result<ExitCode> {
     if output.json {
         let refused = refused.iter().map(|RejectedPath { path, reason }| RefusedLine { path, reason });
         let report = ImportReport { counts, refused: refused.collect() };
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        let UploadCounts { paths, sent, bytes } = counts;
         for RejectedPath { path, reason } in refused.iter().take(SHOWN_MAX) {
             eprintln!("not imported: {}: {}", Line(path), Line(reason));
         }
         if let Some(more @ 1..) = refused.len().checked_sub(SHOWN_MAX) {
             eprintln!("and {more} more were not imported; --json lists all of them");
         }
-        println!("imported {sent} of {paths} paths ({}); {} were refused", size(bytes), refused.len());
+        println!("{}", summary(is_dry, counts, refused.len()));
     }
     Ok(if refused.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn summary(is_dry: bool, counts: UploadCounts, refused: usize) -> String {
+    let UploadCounts { paths, sent, bytes } = counts;
+    if is_dry {
+        let would = paths - refused;
+        return format!(
+            "would import {would} of {}; {refused} would be refused",
+            counted(paths, "path", "paths")
+        );
+    }
+    let others = match paths - sent - refused {
+        0 => String::new(),
+        others => format!("; the server had {others}"),
+    };
+    format!(
+        "imported {sent} of {} ({}){others}; {refused} refused",
+        counted(paths, "path", "paths"),
+        size(bytes)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_summary_counts_each_path_once() {
+        let counts = UploadCounts { paths: 2, sent: 0, bytes: 0 };
+        assert_eq!(summary(false, counts, 2), "imported 0 of 2 paths (0 B); 2 refused");
+        assert_eq!(summary(true, counts, 2), "would import 0 of 2 paths; 2 would be refused");
+        let counts = UploadCounts { paths: 4, sent: 1, bytes: 1024 };
+        assert_eq!(summary(false, counts, 1), "imported 1 of 4 paths (1.0 KiB); the server had 2; 1 refused");
+        let one = UploadCounts { paths: 1, ..UploadCounts::default() };
+        assert_eq!(summary(true, one, 0), "would import 1 of 1 path; 0 would be refused");
+    }
 }

@@ -48,6 +48,9 @@ pub(super) enum Key {
     Retire {
         /// Name of the key
         name: KeyName,
+        /// Retires it even if no server has run with the key that clients are told to trust
+        #[arg(long)]
+        force: bool,
         #[command(flatten)]
         state_dir: StateDir,
     },
@@ -71,8 +74,8 @@ impl Key {
                      all have it"
                 );
             }
-            Self::Retire { name, state_dir } => {
-                key::retire(&state_dir.path()?, &name)?;
+            Self::Retire { name, force, state_dir } => {
+                key::retire(&state_dir.path()?, &name, force)?;
                 eprintln!("restart the server to stop signing with {name}");
             }
         }

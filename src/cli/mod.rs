@@ -42,7 +42,7 @@ use anyhow::Context;
 use clap::{Args, FromArgMatches, Parser, Subcommand};
 
 use crate::catalogue::SetName;
-use crate::config::{self, RawSettings, StateDir};
+use crate::config::{self, RawSettings, StateDir, UnlistedSettings};
 use crate::remote::{self, ErrorClass};
 use crate::serve::{self, Server};
 use crate::telemetry;
@@ -53,7 +53,7 @@ use control::{OutputArgs, ServerArgs, WriteMethod};
 /// core, have threads of their own.
 const THREADS: usize = 2;
 
-/// Exit code for a wrong command line, or settings that are missing.
+/// Exit code for a wrong command line, or settings that are missing or wrong.
 const USAGE: u8 = 2;
 /// Exit code for a server that cannot be reached.
 const UNREACHABLE: u8 = 3;
@@ -66,6 +66,9 @@ const REFUSED: u8 = 4;
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+    /// True where the output is to be JSON.
+    #[arg(skip)]
+    is_json: bool,
 }
 
 // The flags of a command are described when it is the one that runs: describing all takes 2 ms of each start.
@@ -247,12 +250,12 @@ struct ConfigArgs {
     #[arg(long, env = "ONDINE_CONFIG", hide_env_values = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
-    settings: RawSettings,
+    settings: UnlistedSettings,
 }
 
 impl ConfigArgs {
     fn resolve(self) -> anyhow::Result<serve::Settings> {
-        resolve(self.settings, self.config.as_deref())
+        resolve(self.settings.0, self.config.as_deref())
     }
 }
 
@@ -266,7 +269,7 @@ struct CheckConfig {
     #[command(flatten)]
     output: OutputArgs,
     #[command(flatten)]
-    settings: RawSettings,
+    settings: UnlistedSettings,
 }
 
 impl Cli {
@@ -274,15 +277,25 @@ impl Cli {
     /// for help.
     #[must_use]
     pub fn from_command_line() -> Self {
-        let parsed = Self::from_arg_matches(&help::command().get_matches());
-        parsed.unwrap_or_else(|error| error.exit())
+        let matches = help::command().get_matches();
+        let parsed = Self::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+        Self { is_json: wants_json(&matches), ..parsed }
     }
 
-    /// Runs the command.
-    ///
-    /// # Errors
-    /// The command fails; the error is for people.
-    pub fn run(self) -> anyhow::Result<ExitCode> {
+    /// Runs the command, and reports its failure: to people, and where it prints JSON, as an object, too.
+    #[must_use]
+    pub fn run(self) -> ExitCode {
+        let is_json = self.is_json;
+        self.execute().unwrap_or_else(|error| {
+            eprintln!("ondine: {error:#}");
+            if is_json {
+                println!("{}", serde_json::json!({ "error": format!("{error:#}") }));
+            }
+            exit_code(&error)
+        })
+    }
+
+    fn execute(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Serve(serve) => serve.run()?,
             Command::Key(key) => key.run()?,
@@ -373,7 +386,7 @@ fn banner(server: &Server) -> String {
 
 impl CheckConfig {
     fn run(self) -> anyhow::Result<()> {
-        let settings = resolve(self.settings, Some(&self.file))?;
+        let settings = resolve(self.settings.0, Some(&self.file))?;
         let mut warnings: Vec<_> = unknown_variables().collect();
         if !self.settings_only {
             let state_dir = settings.state_dir.clone();
@@ -410,9 +423,17 @@ fn unknown_variables() -> impl Iterator<Item = String> {
     })
 }
 
+/// True where the command that is meant has the flag `--json`.
+fn wants_json(matches: &clap::ArgMatches) -> bool {
+    let here = matches.try_get_one::<bool>("json").ok().flatten().is_some_and(|json| *json);
+    here || matches.subcommand().is_some_and(|(_, matches)| wants_json(matches))
+}
+
 /// Exit code for a command that failed.
-#[must_use]
-pub fn exit_code(error: &anyhow::Error) -> ExitCode {
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    if error.chain().any(|cause| cause.is::<config::Error>()) {
+        return ExitCode::from(USAGE);
+    }
     let error = error.chain().find_map(remote::server_error);
     match error.map(remote::Error::class) {
         Some(ErrorClass::Usage) => ExitCode::from(USAGE),

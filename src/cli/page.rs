@@ -19,20 +19,21 @@ are escaped (`\\u{1b}`).
 |---|---|
 | 0 | success |
 | 1 | failure |
-| 2 | wrong command line, or a setting that is missing |
+| 2 | wrong command line, or settings that are missing or wrong |
 | 3 | the server cannot be reached |
 | 4 | the server refuses |
 
 `--json` prints the answer of the HTTP API; commands that follow progress print an object with `failed` and
-`line` in each line. Colours and bars are for terminals alone; the variable `NO_COLOR` turns colours off.
+`line` in each line. A command that fails prints an object with `error` to stdout then, too. Colours and bars are for terminals alone; the variable `NO_COLOR` turns colours off.
 
 Every command that asks a server takes it from `--server`, else uses the control socket of the server with
 the `--state-dir` that is given, else takes it from the variable `ONDINE_SERVER` or from the user's file
 `~/.config/ondine/config.toml`, else uses the control socket of a server on this machine, in
-`~/.local/state/ondine` or `/var/lib/ondine`. The control socket is for the server's user and
-root, who may do everything; elsewhere the rights of the token count. The user's file has the keys `server`,
-and `token` or `token-file`. A token comes from `--token-file`, the variable `ONDINE_TOKEN`, the server's URL,
-the user's file (for the server that it names), or a netrc file: `NETRC` or `~/.netrc`, then those of Nix. Any
+`~/.local/state/ondine` or `/var/lib/ondine`, else takes it from the system's file
+`/etc/ondine/config.toml`. `ondine use --write` writes the user's file, and with `--system` the system's. The
+control socket is for the server's user and root, who may do everything; elsewhere the rights of the token
+count. Both files have the keys `server`, and `token` or `token-file`. A token comes from `--token-file`, the variable `ONDINE_TOKEN`, the server's URL,
+the file that names the server, or a netrc file: `NETRC` or `~/.netrc`, then those of Nix. Any
 user name will do there.
 
 The variable `ONDINE_LOG` filters the log: a level (`error`, `warn`, `info`, `debug`, `trace`), or levels for
@@ -48,13 +49,13 @@ fn the_command_line_page_says_what_the_program_says() {
     compare("docs/command-line.md", &page);
 }
 
-/// Descriptions of the commands that are no groups of others.
+/// Descriptions of the commands that do something: a group that needs one of its commands does nothing itself.
 fn commands(page: &mut String, group: &Command) {
     for command in group.get_subcommands().filter(|command| command.get_name() != "help") {
-        match command.has_subcommands() {
-            true => commands(page, command),
-            false => *page += &describe(command),
+        if !command.is_subcommand_required_set() {
+            *page += &describe(command);
         }
+        commands(page, command);
     }
 }
 
@@ -91,5 +92,21 @@ fn describe_argument(argument: &Arg) -> String {
         .unwrap_or_default();
     // The first paragraph: the rest of a setting is on the settings page.
     let help = help.split("\n\n").next().unwrap_or_default().trim_end_matches('.');
-    wrap(&format!("- `{argument}`{variable}: {help}."), "  ") + "\n"
+    let short = argument.get_short().map(|short| format!("-{short}, ")).unwrap_or_default();
+    wrap(&format!("- `{short}{argument}`{variable}: {help}."), "  ") + "\n"
+}
+
+#[test]
+fn the_page_of_commands_has_each_that_does_something_and_short_options() {
+    let mut cli = Cli::command();
+    cli.build();
+    let mut page = String::new();
+    commands(&mut page, &cli);
+    for heading in ["builders", "builders drain", "key rotate", "serve"] {
+        assert!(page.contains(&format!("\n## `ondine {heading}`\n")), "no section on {heading}");
+    }
+    assert!(!page.contains("## `ondine key`\n"), "a group is no command");
+    for option in ["- `-w, --watch`: ", "- `-f, --follow`: ", "- `-v, --verbose`: "] {
+        assert!(page.contains(option), "no {option}");
+    }
 }

@@ -10,11 +10,16 @@ use clap::Args;
 use serde::Serialize;
 
 use super::control::{OutputArgs, ServerArgs};
+use super::screen::size;
 use crate::escape::{Line, Lines};
 use crate::nix::Environment;
+use crate::plural::counted;
 use crate::remote::{
     LocalClosure, PushQueue, QueueSender, QueuedPush, Remote, SendEvent, UploadCounts, upload,
 };
+
+/// Entries that are shown one by one.
+const SHOWN_MAX: usize = 100;
 
 #[derive(Args, Debug)]
 pub(super) struct Push {
@@ -65,12 +70,12 @@ impl Push {
 
 /// Adds paths to a queue, or shows it.
 async fn add(dir: &Path, paths: &[String], derivation: bool, output: OutputArgs) -> anyhow::Result<ExitCode> {
-    let queue = PushQueue::open(dir)?;
     if paths.is_empty() {
-        let queue = PushQueueView::of(&queue)?;
+        let queue = PushQueueView::of(&PushQueue::existing(dir)?)?;
         println!("{}", output.text(&queue, &queue)?);
         return Ok(ExitCode::SUCCESS);
     }
+    let queue = PushQueue::open(dir)?;
     let paths = paths.iter().map(|path| resolved(path)).collect::<anyhow::Result<Vec<_>>>()?;
     if let Some(reason) = queue.add(&Environment::from_env()?, paths, derivation).await? {
         eprintln!(
@@ -83,10 +88,18 @@ async fn add(dir: &Path, paths: &[String], derivation: bool, output: OutputArgs)
 /// The state of a queue.
 #[derive(Serialize)]
 struct PushQueueView {
-    /// Entries that wait.
-    waiting: usize,
+    /// Entries that wait, in their order.
+    waiting: Vec<WaitingEntry>,
     has_sender: bool,
     refused: Vec<RefusedEntry>,
+}
+
+/// An entry that waits.
+#[derive(Serialize)]
+struct WaitingEntry {
+    paths: Vec<String>,
+    /// True for the derivations that make them, instead of the paths.
+    derivation: bool,
 }
 
 /// An entry that the server refused.
@@ -99,6 +112,12 @@ struct RefusedEntry {
 impl PushQueueView {
     fn of(queue: &PushQueue) -> anyhow::Result<Self> {
         let (waiting, refused) = (queue.waiting()?, queue.refused()?);
+        // One that cannot be read is set aside by the sender.
+        let waiting = waiting.into_iter().map(|entry| match entry.push {
+            Some(QueuedPush { paths, derivation, .. }) => WaitingEntry { paths, derivation },
+            None => WaitingEntry { paths: Vec::new(), derivation: false },
+        });
+        let waiting = waiting.collect();
         let refused = refused.into_iter().filter_map(|entry| entry.push);
         let refused = refused.map(|QueuedPush { paths, refusal, .. }| RefusedEntry {
             paths,
@@ -111,7 +130,14 @@ impl PushQueueView {
 impl std::fmt::Display for PushQueueView {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let sender = if self.has_sender { "a sender runs" } else { "no sender runs" };
-        write!(f, "{} waiting, {} refused; {sender}", self.waiting, self.refused.len())?;
+        write!(f, "{} waiting, {} refused; {sender}", self.waiting.len(), self.refused.len())?;
+        for WaitingEntry { paths, derivation } in self.waiting.iter().take(SHOWN_MAX) {
+            let kind = if *derivation { "waiting, as derivations" } else { "waiting" };
+            write!(f, "\n{kind}: {}", Line(paths.join(" ")))?;
+        }
+        if let Some(more @ 1..) = self.waiting.len().checked_sub(SHOWN_MAX) {
+            write!(f, "\nand {more} more are waiting; --json lists all of them")?;
+        }
         for RefusedEntry { paths, reason } in &self.refused {
             write!(f, "\nrefused: {}: {}", Line(paths.join(" ")), Line(reason))?;
         }
@@ -124,13 +150,10 @@ async fn send(dir: &Path, remote: Remote, follow: bool, output: OutputArgs) -> a
     let queue = PushQueue::open(dir)?;
     let store_dir = Environment::from_env()?.store_dir;
     let told = |event: SendEvent<'_>| match event {
-        SendEvent::Sent { entries, counts } => {
-            let plural = if entries == 1 { "entry" } else { "entries" };
-            match output.json {
-                true => println!("{}", serde_json::json!({ "entries": entries, "upload": counts })),
-                false => println!("{entries} {plural}: {}", summary(counts)),
-            }
-        }
+        SendEvent::Sent { entries, counts } => match output.json {
+            true => println!("{}", serde_json::json!({ "entries": entries, "upload": counts })),
+            false => println!("{}: {}", counted(entries, "entry", "entries"), summary(counts)),
+        },
         SendEvent::Refused { paths, reason } => {
             eprintln!("ondine: refused, and set aside: {}: {}", Line(paths.join(" ")), Lines(reason));
         }
@@ -148,15 +171,20 @@ async fn send(dir: &Path, remote: Remote, follow: bool, output: OutputArgs) -> a
     match queue.refused()?.len() {
         0 => Ok(ExitCode::SUCCESS),
         refused => {
-            bail!("{refused} entries were refused; `ondine push --queue {}` lists them", dir.display())
+            let were = counted(refused, "entry was", "entries were");
+            bail!("{were} refused; `ondine push --queue {}` lists them", dir.display())
         }
     }
 }
 
 fn summary(counts: UploadCounts) -> String {
     let UploadCounts { paths, sent, bytes } = counts;
-    let bytes = bytesize::ByteSize(bytes).display().iec();
-    format!("uploaded {sent} of {paths} paths ({bytes}); the server had the others")
+    let others = match paths - sent {
+        0 => String::new(),
+        1 => "; the server had the other".to_owned(),
+        others => format!("; the server had the other {others}"),
+    };
+    format!("uploaded {sent} of {} ({}){others}", counted(paths, "path", "paths"), size(bytes))
 }
 
 /// A path in the store, from one or a symlink to one.
@@ -196,4 +224,35 @@ pub(super) async fn push(
         eprint!("\r\u{1b}[K");
     }
     Ok(uploaded?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_is_shown_with_the_paths_of_each_entry_and_an_upload_with_what_was_there() {
+        let path = |name: &str| vec![format!("/nix/store/{name}")];
+        let mut queue = PushQueueView {
+            waiting: vec![
+                WaitingEntry { paths: path("a"), derivation: false },
+                WaitingEntry { paths: path("b"), derivation: true },
+            ],
+            has_sender: false,
+            refused: vec![RefusedEntry { paths: path("c"), reason: "no".to_owned() }],
+        };
+        let expected = "2 waiting, 1 refused; no sender runs\nwaiting: /nix/store/a\nwaiting, as derivations: \
+                        /nix/store/b\nrefused: /nix/store/c: no";
+        assert_eq!(queue.to_string(), expected);
+        let many = |_| WaitingEntry { paths: path("d"), derivation: false };
+        queue.waiting = (0..=SHOWN_MAX).map(many).collect();
+        assert!(queue.to_string().contains("\nand 1 more are waiting; --json"), "{queue}");
+        for (paths, sent, expected) in [
+            (1, 1, "uploaded 1 of 1 path (0 B)"),
+            (2, 1, "uploaded 1 of 2 paths (0 B); the server had the other"),
+            (3, 0, "uploaded 0 of 3 paths (0 B); the server had the other 3"),
+        ] {
+            assert_eq!(summary(UploadCounts { paths, sent, bytes: 0 }), expected);
+        }
+    }
 }

@@ -12,6 +12,7 @@ use super::sets::sets;
 use super::upstreams::upstreams;
 use crate::escape::Line;
 use crate::http::ServerStatus;
+use crate::plural::counted;
 
 #[derive(Args, Debug)]
 pub(super) struct Status {
@@ -63,9 +64,10 @@ fn status(status: &ServerStatus, screen: Screen) -> String {
 fn top(status: &ServerStatus, screen: Screen) -> String {
     let mut text = format!("{} {}", screen.heading("Ondine"), Line(&status.version));
     if let Some(cache) = &status.cache {
-        text += &format!("  {} paths  {}", cache.paths, size(cache.nar_bytes));
+        text += &format!("  {}  {}", counted(cache.paths, "path", "paths"), size(cache.nar_bytes));
         if cache.failures > 0 {
-            text += &screen.say(&format!("  {} failures", cache.failures), Tone::Bad);
+            let failures = counted(cache.failures, "failure", "failures");
+            text += &screen.say(&format!("  {failures}"), Tone::Bad);
         }
     }
     text + "\n\n" + &queue(&status.queue, screen)
@@ -81,7 +83,8 @@ fn head(status: &ServerStatus, screen: Screen) -> String {
     }
     if let Some(cache) = &status.cache {
         let bytes = size(cache.nar_bytes);
-        line("cache", format!("{} paths, {} NARs with {bytes}", cache.paths, cache.nars));
+        let (paths, nars) = (counted(cache.paths, "path", "paths"), counted(cache.nars, "NAR", "NARs"));
+        line("cache", format!("{paths}, {nars} with {bytes}"));
         if cache.reproduced + cache.not_reproduced > 0 {
             let total = cache.reproduced + cache.not_reproduced;
             line("builds", format!("{} of {total} are the same as in upstreams", cache.reproduced));
@@ -113,7 +116,7 @@ Ondine 1.0
   store     /nix/store
   keys      k-1:A
             k-2:B
-  cache     2 paths, 1 NARs with 2.0 KiB
+  cache     2 paths, 1 NAR with 2.0 KiB
   builds    1 of 2 are the same as in upstreams
   failures  1 remembered (ondine failures)
 
@@ -133,6 +136,6 @@ Nothing is built, and nothing waits.
             status(&farm, Screen::default())
         );
         let answer = farm;
-        assert!(top(&answer, Screen::default()).starts_with("Ondine 1.0  2 paths  2.0 KiB  1 failures\n\n"));
+        assert!(top(&answer, Screen::default()).starts_with("Ondine 1.0  2 paths  2.0 KiB  1 failure\n\n"));
     }
 }

@@ -27,7 +27,8 @@ pub(super) struct UseServer {
     /// URL of the server
     #[arg(env = "ONDINE_SERVER", hide_env_values = true, value_name = "URL")]
     server: String,
-    /// Adds the lines to nix.conf and, where there is a token, to a netrc file
+    /// Adds the lines to nix.conf and, where there is a token, to a netrc file, and names the server to the
+    /// other commands
     #[arg(long)]
     write: bool,
     /// Means the nix.conf of the system instead of the user's
@@ -64,6 +65,8 @@ struct UseReport<'a> {
 struct Files {
     conf: PathBuf,
     netrc: PathBuf,
+    /// The one that names the server to commands of ondine.
+    own: PathBuf,
 }
 
 impl UseServer {
@@ -99,7 +102,19 @@ impl UseServer {
             print!("{}", about_server(&url, &identity));
             self.show(&files, &missing, has_token.then(|| host(remote)), trust);
         }
-        let wrote = if self.write { self.write(trust, &files, &lines, &text, remote)? } else { Vec::new() };
+        let own = server_line(&files.own, &url)?;
+        if let (OwnFile::Other(other), false) = (&own, self.output.json) {
+            println!(
+                "{} names another server, {}: commands of ondine go on asking that one.",
+                files.own.display(),
+                Line(other)
+            );
+        }
+        if let (OwnFile::Add(_), false, false) = (&own, self.output.json, self.write) {
+            println!("{} names no server, so commands of ondine need --server.", files.own.display());
+        }
+        let wrote =
+            if self.write { self.write(trust, &files, &lines, &text, &own, remote)? } else { Vec::new() };
         if self.output.json {
             let netrc = has_token.then_some(&files.netrc);
             let (conf, version) = (&files.conf, &identity.version);
@@ -108,13 +123,13 @@ impl UseServer {
             println!("{}", serde_json::to_string_pretty(&report)?);
             return Ok(ExitCode::SUCCESS);
         }
-        if !self.write && !missing.is_empty() {
+        if !self.write && (!missing.is_empty() || matches!(own, OwnFile::Add(_))) {
             let (system, by) = match (self.system, trust) {
                 (true, _) => (" --system", ""),
                 (false, UserTrust::NotTrusted) => (" --system", ", as root"),
                 (false, UserTrust::Trusted | UserTrust::Unknown) => ("", ""),
             };
-            println!("Add them with: ondine use {url} --write{system}{by}");
+            println!("Add them with: {}{system}{by}", command_to_write(&url, self.token_file.as_deref()));
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -148,13 +163,16 @@ impl UseServer {
         if self.system {
             let conf = of_system.with_file_name("nix.conf");
             let netrc = settings.get("netrc-file").map_or(of_system, PathBuf::from);
-            return Ok(Files { conf, netrc });
+            return Ok(Files { conf, netrc, own: remote::system_file() });
         }
         let folder =
             remote::nix_conf_dir_of_user().context("HOME is not set, so there is no nix.conf of a user")?;
         // A file that the user has named stays the one.
         let named = settings.get("netrc-file").map(PathBuf::from).filter(|named| *named != of_system);
-        Ok(Files { conf: folder.join("nix.conf"), netrc: named.unwrap_or_else(|| folder.join("netrc")) })
+        let netrc = named.unwrap_or_else(|| folder.join("netrc"));
+        let own =
+            remote::user_file().context("HOME is not set, so there is no folder of a user's settings")?;
+        Ok(Files { conf: folder.join("nix.conf"), netrc, own })
     }
 
     /// Advice on the trust that the lines need.
@@ -180,6 +198,7 @@ impl UseServer {
         files: &Files,
         lines: &ConfLines,
         text: &str,
+        own: &OwnFile,
         remote: &Remote,
     ) -> anyhow::Result<Vec<PathBuf>> {
         if !self.system && trust == UserTrust::NotTrusted {
@@ -217,8 +236,35 @@ impl UseServer {
         if let Some(text) = lines.added_to(text) {
             replace(&files.conf, &text, CONF_MODE)?;
         }
+        if let OwnFile::Add(text) = own {
+            replace(&files.own, text, CONF_MODE)?;
+        }
         Ok(wrote)
     }
+}
+
+/// The state of the file that names the server to commands of ondine.
+enum OwnFile {
+    /// It names this server.
+    Named,
+    /// It names another one, and stays as it is.
+    Other(String),
+    /// It names none; its text with this one.
+    Add(String),
+}
+
+fn server_line(file: &Path, url: &str) -> anyhow::Result<OwnFile> {
+    Ok(match remote::server_of_file(file.to_owned())? {
+        None => OwnFile::Add(format!("server = {}\n{}", toml::Value::from(url), read(file)?)),
+        Some(named) if named.trim_end_matches('/') == url => OwnFile::Named,
+        Some(other) => OwnFile::Other(crate::upstream::without_secrets(&other)),
+    })
+}
+
+/// The command that writes the lines for a server, with the file of its token where one was given.
+pub(super) fn command_to_write(url: &str, token_file: Option<&Path>) -> String {
+    let token = token_file.map(|file| format!(" --token-file {}", file.display())).unwrap_or_default();
+    format!("ondine use {url}{token} --write")
 }
 
 fn about_server(url: &str, identity: &ServerIdentity) -> String {

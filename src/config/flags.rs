@@ -6,10 +6,16 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use super::error::Location;
 use super::raw::{RawContent, RawTable, RawValue};
 use super::setting::{Arity, Setting};
-use super::{RawSettings, StateDir, table};
+use super::{RawSettings, StateDir, UnlistedSettings, table};
 
 /// Setting that commands other than `serve` take, too.
 const STATE_DIR: &str = "state-dir";
+/// Its short and its long text there.
+const STATE_DIR_HELP: (&str, &str) = (
+    "State directory of the server on this machine that is meant",
+    "State directory of the server on this machine that is meant. A command that asks a server uses the control socket \
+     in it.\n\nWithout it: $STATE_DIRECTORY, else ~/.local/state/ondine, else /var/lib/ondine.",
+);
 
 impl Args for RawSettings {
     fn augment_args(command: Command) -> Command {
@@ -37,9 +43,36 @@ impl FromArgMatches for RawSettings {
     }
 }
 
+impl Args for UnlistedSettings {
+    fn augment_args(command: Command) -> Command {
+        let command = table::GROUPS.iter().fold(command, |command, group| {
+            let arguments = group.settings.iter().map(argument);
+            command.args(arguments.map(|argument| argument.help_heading(group.title).hide(true)))
+        });
+        command.after_help(
+            "Every setting of the server is an option, too, such as --state-dir: see ondine serve --help.",
+        )
+    }
+
+    fn augment_args_for_update(command: Command) -> Command {
+        Self::augment_args(command)
+    }
+}
+
+impl FromArgMatches for UnlistedSettings {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        RawSettings::from_arg_matches(matches).map(Self)
+    }
+
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        self.0.update_from_arg_matches(matches)
+    }
+}
+
 impl Args for StateDir {
     fn augment_args(command: Command) -> Command {
-        command.args(table::settings().filter(|setting| setting.name == STATE_DIR).map(argument))
+        let arguments = table::settings().filter(|setting| setting.name == STATE_DIR).map(argument);
+        command.args(arguments.map(|argument| argument.help(STATE_DIR_HELP.0).long_help(STATE_DIR_HELP.1)))
     }
 
     fn augment_args_for_update(command: Command) -> Command {

@@ -33,6 +33,10 @@ pub(crate) use setting::{bytes, lifetime};
 #[derive(Clone, Debug, Default)]
 pub struct RawSettings(RawTable);
 
+/// The same for commands beside a server, whose help names no setting by itself.
+#[derive(Clone, Debug, Default)]
+pub struct UnlistedSettings(pub RawSettings);
+
 /// The state directory, as a command that talks to a server finds it.
 #[derive(Clone, Debug, Default)]
 pub struct StateDir(RawSettings);

@@ -97,6 +97,7 @@ use page::LostBrowser;
 use pattern::is_for_programs;
 use request_body::{BodySender, RequestBody};
 use response_future::ResponseFuture;
+pub use route::NO_ADDRESS;
 use route::{Address, Match, without_cached};
 pub use server::{Listener, adopt_listener, listen, serve};
 use traffic::{AccessLine, RouteLabel, Traffic};

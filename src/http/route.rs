@@ -103,18 +103,21 @@ pub(super) fn without_cached(path: &str) -> &str {
     path.strip_prefix(CACHED).filter(|rest| rest.starts_with('/')).unwrap_or(path)
 }
 
+/// The beginning of the text for a client whose address nothing has.
+pub const NO_ADDRESS: &str = "nothing has this address";
+
 /// Text for a client whose address nothing has: the form of the address that it resembles.
 pub(super) fn hint(path: &str) -> String {
     let form = ENDPOINTS.iter().filter(|endpoint| endpoint.pattern.resembles(path)).find_map(|row| row.form);
     if let Some(form) = form {
-        return format!("nothing has this address: {form}");
+        return format!("{NO_ADDRESS}: {form}");
     }
     if !is_for_programs(path) {
-        return "nothing has this address: / tells what there is".to_owned();
+        return format!("{NO_ADDRESS}: / tells what there is");
     }
     let rows = ENDPOINTS.iter().filter(|row| row.verb == Verb::Get && is_for_programs(row.pattern.as_str()));
     let patterns: Vec<&str> = rows.map(|row| row.pattern.as_str()).collect();
-    format!("nothing has this address: there are {}", patterns.join(", "))
+    format!("{NO_ADDRESS}: there are {}", patterns.join(", "))
 }
 
 #[cfg(test)]

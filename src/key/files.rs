@@ -93,13 +93,15 @@ pub fn rotate(state_dir: &Path, name: Option<KeyName>) -> Result<PublicKey, Erro
     Ok(key.public_key())
 }
 
-/// Removes a key, or the record of a key whose file is missing. Signatures that it made stay.
+/// Removes a key, or the record of a key whose file is missing. Signatures that it made stay. Without `force` a
+/// key stays while no server has run with the one that clients are told to trust: until then it signs all alone.
 ///
 /// # Errors
-/// The key is the first, unknown, or cannot be removed.
-pub fn retire(state_dir: &Path, name: &KeyName) -> Result<(), Error> {
+/// The key is the first, unknown, needed still, or cannot be removed.
+pub fn retire(state_dir: &Path, name: &KeyName, force: bool) -> Result<(), Error> {
     let mut known = Vec::new();
     let mut found = Vec::new();
+    let mut first = None;
     for (number, file) in of(state_dir)?.into_iter().enumerate() {
         let key = match read(&file) {
             // A missing first key does not prevent the removal of others.
@@ -108,6 +110,9 @@ pub fn retire(state_dir: &Path, name: &KeyName) -> Result<(), Error> {
             }
             key => key?,
         };
+        if number == 0 {
+            first = Some(key.name().clone());
+        }
         match (key.name() == name, number) {
             (true, 0) => return Err(Error::First { name: name.clone(), file }),
             (true, _) => found.push(file),
@@ -115,6 +120,12 @@ pub fn retire(state_dir: &Path, name: &KeyName) -> Result<(), Error> {
         }
     }
     let mut record = SignerRecord::read(state_dir)?;
+    let has_signed = |name: &KeyName| record.names().any(|signer| signer == name);
+    if let Some(first) =
+        first.filter(|first| !force && !found.is_empty() && has_signed(name) && !has_signed(first))
+    {
+        return Err(Error::Alone { name: name.clone(), first });
+    }
     let recorded = record.forget(name);
     if !recorded && found.is_empty() {
         known.extend(record.names().map(ToString::to_string));
@@ -202,5 +213,27 @@ mod tests {
         let names: Vec<String> = keys.public().map(|key| key.name().to_string()).collect();
         assert_eq!(names, ["a-1", "../../b"]);
         assert_eq!(fs::read_dir(folder.path().join(FURTHER)).expect("there").count(), 1);
+    }
+
+    #[test]
+    fn a_key_that_has_signed_alone_is_retired_only_where_that_is_forced() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [one, two]: [KeyName; 2] = ["a-1", "a-2"].map(|name| name.parse().expect("a name"));
+        write(&folder.path().join(FIRST), &SecretKey::generate(one.clone())).expect("written");
+        let run = || {
+            let keys = Keys::read(folder.path(), &[]).expect("read");
+            SignerRecord::begin(folder.path(), &keys, false).expect("noted");
+        };
+        run();
+        rotate(folder.path(), None).expect("made");
+        assert!(
+            matches!(retire(folder.path(), &one, false), Err(Error::Alone { first, .. }) if first == two)
+        );
+        run();
+        retire(folder.path(), &one, false).expect("both have signed");
+        let three = rotate(folder.path(), None).expect("made").name().clone();
+        retire(folder.path(), &two, true).expect("forced");
+        let keys = Keys::read(folder.path(), &[]).expect("read");
+        assert_eq!(keys.public().map(|key| key.name().clone()).collect::<Vec<_>>(), [three]);
     }
 }

@@ -100,6 +100,16 @@ pub enum Error {
         /// Its file.
         file: PathBuf,
     },
+    /// A key is to be retired before the next one has signed anything.
+    #[error(
+        "no server has run with {first} yet, so {name} alone has signed what is served: restart the server, have all clients trust {first}, and retire {name} then; where {name} was stolen, --force retires it now"
+    )]
+    Alone {
+        /// The name.
+        name: KeyName,
+        /// The name of the first key.
+        first: KeyName,
+    },
     /// No key has this name.
     #[error("no key is named {name}; there are: {}", known.join(", "))]
     Unknown {

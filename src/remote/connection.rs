@@ -17,6 +17,7 @@ use super::error::Error;
 use super::places::shown_file;
 use crate::causes::{causes, with_causes};
 use crate::escape::Lines;
+use crate::http::NO_ADDRESS;
 use crate::upstream::{Authorities, BUILDS_HEADER, Credentials};
 
 /// Time for a connection.
@@ -259,13 +260,20 @@ impl Remote {
             return Error::Unreachable { server, reason };
         }
         let reason = reason(text);
+        // The words before it say so already.
+        let refused = || reason.strip_prefix("refused: ").unwrap_or(&reason).to_owned();
         match code {
-            401 | 407 => Error::Unauthorized { server, reason, advice: self.login_advice() },
-            403 => Error::Refused { server, reason },
+            401 | 407 => Error::Unauthorized { server, reason: refused(), advice: self.login_advice() },
+            403 => Error::Refused { server, reason: refused() },
             _ if !is_ondine => Error::NotOndine {
                 server,
                 reason: format!("another program answers there, with status {code}"),
             },
+            404 if reason.starts_with(NO_ADDRESS) && self.base.path() != "/" => {
+                let path = self.base.path().trim_end_matches('/');
+                let reason = format!("nothing of one is below {path}; give the address without it");
+                Error::NotOndine { server, reason }
+            }
             404 | 410 => Error::NotFound(reason),
             408 | 425 | 429 | 502..=504 => Error::Unavailable { server, reason },
             _ => Error::Answer(reason),
@@ -285,15 +293,24 @@ impl Remote {
     fn unreachable(&self, error: &reqwest::Error) -> Error {
         let kind = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>()).map(io::Error::kind);
         let server = self.shown.clone();
-        if let ServerAddress::Socket(_) = self.address {
+        if let ServerAddress::Socket(socket) = &self.address {
+            let state_dir = socket.parent().unwrap_or(Path::new("/"));
             let reason = match kind {
                 Some(io::ErrorKind::PermissionDenied) => {
                     "this user may not use the server's control socket: run the command as the user that runs the \
                      server, or as root, or name the server with --server URL"
+                        .to_owned()
                 }
-                _ => "no server answers here; is it running, with this state directory (--state-dir)?",
+                _ if !state_dir.exists() => "no server answers here: there is no such state directory; correct \
+                                             --state-dir, or name the server with --server URL"
+                    .to_owned(),
+                _ => format!(
+                    "no server answers here: the server with the state directory {} is not running; start it, or name \
+                     another one with --server URL",
+                    state_dir.display()
+                ),
             };
-            return Error::Unreachable { server, reason: reason.to_owned() };
+            return Error::Unreachable { server, reason };
         }
         let reason = match kind {
             Some(io::ErrorKind::ConnectionRefused) => {

@@ -111,14 +111,36 @@ fn read(
         return Err(format!("it describes {}, which has another hash", info.path));
     }
     if !info.is_signed(store_dir, keys) && !info.names_contents(store_dir) {
-        return Err(
-            "no trusted key has signed it, and it is not named by its contents: name the cache's public key with \
-             --trusted-key"
-                .to_owned(),
-        );
+        let advice = if info.signatures.is_empty() { ": sign it first (nix store sign)" } else { "" };
+        return Err(unsigned(info, keys) + advice);
     }
     file_within(dir, Path::new(&narinfo.url)).map_err(|error| format!("its NAR {}: {error}", narinfo.url))?;
     Ok(narinfo)
+}
+
+/// Reason for a path that no trusted key has signed and that is not named by its contents.
+pub(super) fn unsigned(info: &PathInfo, keys: &[PublicKey]) -> String {
+    let mut signers: Vec<String> =
+        info.signatures.iter().map(|signature| signature.name().to_string()).collect();
+    signers.sort_unstable();
+    signers.dedup();
+    let trusted: Vec<String> = keys.iter().map(|key| key.name().to_string()).collect();
+    if signers.is_empty() {
+        return "it has no signature, and is not named by its contents".to_owned();
+    }
+    if let Some(signer) = signers.iter().find(|signer| trusted.contains(signer)) {
+        return format!(
+            "its signature by {signer} does not fit the key of that name, or the path has changed since"
+        );
+    }
+    let signers = signers.join(", ");
+    match trusted.is_empty() {
+        true => format!("it has signatures by: {signers}; name the public key of one with --trusted-key"),
+        false => format!(
+            "it has signatures by: {signers}; none of them is a key that --trusted-key names ({})",
+            trusted.join(", ")
+        ),
+    }
 }
 
 /// The file at a relative place, which must be in the directory.

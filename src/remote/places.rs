@@ -1,9 +1,11 @@
 //! Places of a user's files.
 
 use std::env;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// The user's file, in the directory of their settings.
+use crate::nix::netrc_file;
+
+/// The file with the server, in the directory of settings.
 const FILE: &str = "ondine/config.toml";
 
 /// Directory of a user's settings.
@@ -24,7 +26,15 @@ pub fn user_file() -> Option<PathBuf> {
     config_home().map(|home| home.join(FILE))
 }
 
-/// The same, for messages.
+/// The same for all users of this machine: beside the folder of Nix's own settings, `/etc/ondine/config.toml`.
+#[must_use]
+pub fn system_file() -> PathBuf {
+    let nix = netrc_file();
+    let etc = nix.parent().and_then(Path::parent).unwrap_or(Path::new("/etc"));
+    etc.join(FILE)
+}
+
+/// The user's file, for messages.
 pub(super) fn shown_file() -> String {
     user_file().map_or_else(|| format!("~/.config/{FILE}"), |file| file.display().to_string())
 }

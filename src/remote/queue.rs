@@ -56,6 +56,9 @@ pub enum QueueError {
     /// An entry would be too large.
     #[error("{0} paths in one entry, at most {PATHS_MAX} are taken: queue them in parts")]
     TooMany(usize),
+    /// Nothing was ever queued there.
+    #[error("there is no queue in {}: is it the folder that the hook names? The first push makes it", .0.display())]
+    Absent(PathBuf),
     /// Somebody else sends.
     #[error("another sender has the queue {}: one is enough", .0.display())]
     HasSender(PathBuf),
@@ -103,6 +106,19 @@ impl PushQueue {
         }
         let dir = dir.canonicalize().map_err(|source| QueueError::Files { file: dir.to_owned(), source })?;
         Ok(Self(dir))
+    }
+
+    /// The queue that is in this folder already.
+    ///
+    /// # Errors
+    /// There is none, or it cannot be looked at.
+    pub fn existing(dir: &Path) -> Result<Self, QueueError> {
+        let folder = dir.join(WAITING);
+        match folder.try_exists() {
+            Ok(true) => Self::open(dir),
+            Ok(false) => Err(QueueError::Absent(dir.to_owned())),
+            Err(source) => Err(QueueError::Files { file: folder, source }),
+        }
     }
 
     /// Adds an entry. It is durable, and its paths have GC roots, once this returns; the reason why they have
@@ -175,12 +191,12 @@ impl PushQueue {
         self.entries(WAITING, max)
     }
 
-    /// Number of entries that wait.
+    /// The entries that wait, in their order.
     ///
     /// # Errors
     /// The queue cannot be read.
-    pub fn waiting(&self) -> Result<usize, QueueError> {
-        Ok(self.names(WAITING)?.len())
+    pub fn waiting(&self) -> Result<Vec<QueueEntry>, QueueError> {
+        self.entries(WAITING, ENTRIES_MAX)
     }
 
     /// The entries that were refused, each with the reason.
@@ -395,7 +411,7 @@ mod tests {
         queue.remove(&first[0]).expect("removed");
         queue.set_aside(&first[1], "no").expect("set aside");
         assert_eq!(queue.list(ROOTS).expect("read").len(), 4);
-        assert_eq!(queue.waiting().expect("read"), 1);
+        assert_eq!(queue.waiting().expect("read")[0].push, Some(push(2)));
         let refused = queue.refused().expect("read");
         assert_eq!(refused[0].push.as_ref().and_then(|push| push.refusal.as_deref()), Some("no"));
         assert_eq!(queue.retry_refused().expect("renamed"), 1);
@@ -417,6 +433,16 @@ mod tests {
         let first = queue.first(1).expect("read");
         assert_eq!(first[0].push, None);
         queue.set_aside(&first[0], "it cannot be read").expect("set aside");
-        assert_eq!(queue.waiting().expect("read"), 3);
+        assert_eq!(queue.waiting().expect("read").len(), 3);
+    }
+
+    #[test]
+    fn a_folder_without_a_queue_is_told_and_stays_as_it_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let dir = folder.path().join("queue");
+        assert!(matches!(PushQueue::existing(&dir), Err(QueueError::Absent(_))));
+        assert!(!dir.exists());
+        PushQueue::open(&dir).expect("made");
+        PushQueue::existing(&dir).expect("there");
     }
 }

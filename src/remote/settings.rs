@@ -1,6 +1,6 @@
 //! The server that a command speaks to and the token that it shows: from the command line, the environment,
-//! the user's file and netrc files, in this order. A token in the user's file is for the server in that file
-//! alone.
+//! the user's file, a server on this machine, the system's file, and netrc files. A token in a file is for the
+//! server in that file alone.
 
 use std::env;
 use std::fs;
@@ -11,7 +11,9 @@ use serde::Deserialize;
 
 use super::connection::{Remote, ServerAddress};
 use super::error::Error;
-use super::places::{nix_conf_dir_of_user, shown_file, user_file};
+use super::places::{nix_conf_dir_of_user, shown_file, system_file, user_file};
+use crate::escape::Line;
+use crate::state_dir::LOCK;
 use crate::upstream::{Credentials, NetrcFile};
 
 /// The variable with the URL of a server.
@@ -34,13 +36,16 @@ pub struct ServerChoice {
     pub default_state_dirs: Vec<PathBuf>,
 }
 
-/// The user's file.
+/// A file with a server and a token: the user's, or the system's.
 #[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-struct UserFile {
+struct ClientFile {
     server: Option<String>,
     token: Option<String>,
     token_file: Option<PathBuf>,
+    /// Its place, for messages.
+    #[serde(skip)]
+    place: PathBuf,
 }
 
 impl ServerChoice {
@@ -51,8 +56,8 @@ impl ServerChoice {
     pub fn connect(&self) -> Result<Remote, Error> {
         // Who names a state directory needs nothing of a file that may not be readable.
         let is_local = self.state_dir.is_some() && self.server.as_deref().unwrap_or_default().is_empty();
-        let file = if is_local { UserFile::default() } else { UserFile::read()? };
-        let address = self.address(file.server.as_deref())?;
+        let file = if is_local { ClientFile::default() } else { ClientFile::read(user_file())? };
+        let (address, file) = self.address(file)?;
         let ((address, credentials), place) = match address {
             Named::Socket(state_dir) => {
                 return Remote::new(ServerAddress::of_state_dir(&state_dir), Credentials::default());
@@ -62,32 +67,38 @@ impl ServerChoice {
         Ok(Remote::new(address, credentials)?.with_credentials_of(place))
     }
 
-    fn address(&self, of_file: Option<&str>) -> Result<Named, Error> {
-        if let Some(server) = self.server.as_deref().filter(|server| !server.is_empty()) {
-            return parse_server(server).map(Named::Url);
+    /// The server that is named, and the file whose token may be for it.
+    fn address(&self, of_user: ClientFile) -> Result<(Named, ClientFile), Error> {
+        let given = self.server.clone().filter(|server| !server.is_empty());
+        if let (None, Some(state_dir)) = (&given, &self.state_dir) {
+            return Ok((Named::Socket(state_dir.clone()), of_user));
         }
-        if let Some(state_dir) = &self.state_dir {
-            return Ok(Named::Socket(state_dir.clone()));
+        let variable = || env::var(SERVER_VARIABLE).ok().filter(|server| !server.is_empty());
+        if let Some(server) = given.or_else(variable).or_else(|| of_user.server.clone()) {
+            return Ok((Named::Url(parse_server(&server)?), of_user));
         }
-        if let Some(server) = env::var(SERVER_VARIABLE).ok().filter(|server| !server.is_empty()) {
-            return parse_server(&server).map(Named::Url);
+        let here = |is_there: fn(&Path) -> bool| self.default_state_dirs.iter().find(|dir| is_there(dir));
+        if let Some(state_dir) = here(has_socket) {
+            return Ok((Named::Socket(state_dir.clone()), of_user));
         }
-        if let Some(server) = of_file {
-            return parse_server(server).map(Named::Url);
+        let of_system = ClientFile::read(Some(system_file()))?;
+        if let Some(server) = &of_system.server {
+            return Ok((Named::Url(parse_server(server)?), of_system));
         }
-        let mut here = self.default_state_dirs.iter();
-        match here.find(|dir| has_socket(dir)) {
-            Some(state_dir) => Ok(Named::Socket(state_dir.clone())),
-            None => Err(Error::Settings(format!(
-                "no server is named, and none is found on this machine: give its address with --server URL, in the variable ONDINE_SERVER, or as \
-                 `server = \"URL\"` in {}; for a server on this machine give its --state-dir",
-                shown_file()
-            ))),
+        // A server that is stopped has left its files, and is named in the error.
+        if let Some(state_dir) = here(has_state) {
+            return Ok((Named::Socket(state_dir.clone()), of_user));
         }
+        Err(Error::Settings(format!(
+            "no server is named, and none is found on this machine: give its address with --server URL, in the variable \
+             ONDINE_SERVER, or as `server = \"URL\"` in {}, which `ondine use URL --write` does; for a server on this \
+             machine give its --state-dir",
+            shown_file()
+        )))
     }
 
     /// The address without credentials, the credentials, and the place that they were found in.
-    fn credentials(&self, url: &Url, file: &UserFile) -> Result<(PlaceAndLogin, Option<String>), Error> {
+    fn credentials(&self, url: &Url, file: &ClientFile) -> Result<(PlaceAndLogin, Option<String>), Error> {
         let mut url = url.clone();
         let of_url = Credentials::take_from(&mut url);
         let given = match self.token()? {
@@ -143,16 +154,30 @@ fn has_socket(state_dir: &Path) -> bool {
     }
 }
 
+/// True for a state directory that a server has used.
+fn has_state(state_dir: &Path) -> bool {
+    state_dir.join(LOCK).exists()
+}
+
+/// The server that the user's file names, or the system's where that is meant.
+///
+/// # Errors
+/// The file cannot be read or understood.
+pub fn server_of_file(file: PathBuf) -> Result<Option<String>, Error> {
+    Ok(ClientFile::read(Some(file))?.server)
+}
+
 /// The address of a server; one without a scheme is https, as people write them.
 ///
 /// # Errors
 /// The text is no URL.
 pub fn parse_server(server: &str) -> Result<Url, Error> {
-    // The text may have a password in it.
+    // The text may have a password in it, and one that is no URL in a place where it is not recognised.
     let wrong = || {
-        Error::Settings(
-            "the server's address is no URL: expected one such as https://cache.example.org".to_owned(),
-        )
+        let shown = if server.contains('@') { String::new() } else { format!(" {}", Line(server)) };
+        Error::Settings(format!(
+            "the server's address{shown} is no URL: expected one such as https://cache.example.org"
+        ))
     };
     let url = match server.contains("://") {
         true => Url::parse(server),
@@ -162,9 +187,10 @@ pub fn parse_server(server: &str) -> Result<Url, Error> {
     if matches!(url.scheme(), "http" | "https") && url.host_str().is_some() { Ok(url) } else { Err(wrong()) }
 }
 
-impl UserFile {
-    fn read() -> Result<Self, Error> {
-        let Some(place) = user_file() else { return Ok(Self::default()) };
+impl ClientFile {
+    /// The file at this place; an empty one where there is none.
+    fn read(place: Option<PathBuf>) -> Result<Self, Error> {
+        let Some(place) = place else { return Ok(Self::default()) };
         let text = match fs::read_to_string(&place) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Self::default()),
@@ -173,14 +199,16 @@ impl UserFile {
             }
         };
         // toml's own message shows the line, which may have the token.
-        toml::from_str(&text).map_err(|error: toml::de::Error| {
+        let parsed: Result<Self, toml::de::Error> = toml::from_str(&text);
+        let parsed = parsed.map_err(|error| {
             let before = error.span().map_or("", |span| &text[..span.start.min(text.len())]);
             let line = before.matches('\n').count() + 1;
             Error::Settings(format!(
                 "{}:{line}: expected `server`, `token` and `token-file`, each with a text in quotes",
                 place.display()
             ))
-        })
+        })?;
+        Ok(Self { place, ..parsed })
     }
 
     /// True where the file names the server of this URL.
@@ -194,7 +222,7 @@ impl UserFile {
 
     fn token(&self) -> Result<Option<FoundToken>, Error> {
         match (&self.token, &self.token_file) {
-            (Some(token), _) => checked(token, &shown_file()).map(Some),
+            (Some(token), _) => checked(token, &self.place.display().to_string()).map(Some),
             (None, Some(file)) => read_token(file).map(Some),
             (None, None) => Ok(None),
         }

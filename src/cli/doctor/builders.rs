@@ -7,6 +7,7 @@ use super::finding::{DoctorReport, FindingLevel};
 use crate::build::BuilderSettings;
 use crate::http::{BuilderPhase, BuilderStatus};
 use crate::nix::SshMachine;
+use crate::plural::counted;
 
 /// Parts of ssh's errors, and what removes each.
 const ADVICE: [(&[&str], &str); 5] = [
@@ -117,7 +118,11 @@ fn history(builder: &BuilderStatus, report: &mut DoctorReport) {
         report.add(
             FindingLevel::Note,
             "builder",
-            format!("{lost} builds were lost with {name}{}: {error}", ago.unwrap_or_default()),
+            format!(
+                "{} lost with {name}{}: {error}",
+                counted(*lost, "build was", "builds were"),
+                ago.unwrap_or_default()
+            ),
             "each was begun again, on another builder where there was one",
             "if it goes on, look at the logs of sshd and nix-daemon there, its memory and its disk",
         );
@@ -126,7 +131,10 @@ fn history(builder: &BuilderStatus, report: &mut DoctorReport) {
         report.add(
             FindingLevel::Warning,
             "builder",
-            format!("{name} and others disagree about {disagreements} derivations; the latest: {latest}"),
+            format!(
+                "{name} and others disagree about {}; the latest: {latest}",
+                counted(*disagreements, "derivation", "derivations")
+            ),
             "one of two machines is not as it should be, and builds there may fail or differ",
             format!(
                 "compare their Nix, disk and memory; ondine builders drain {name} takes it out meanwhile"

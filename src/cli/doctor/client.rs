@@ -4,15 +4,21 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::finding::{DoctorReport, FindingLevel};
+use crate::cli::use_server::command_to_write;
 use crate::nix::Environment;
 use crate::remote::{Remote, ServerAddress, UserTrust, programs};
 
 /// Seconds for which Nix remembers a 404 unless its settings say otherwise.
 const NEGATIVE_TTL: &str = "3600";
 
-/// Looks at the server, and at Nix's settings for it.
-pub(super) async fn check(remote: &Remote, report: &mut DoctorReport) -> anyhow::Result<()> {
+/// Looks at the server, and at Nix's settings for it. Advice repeats the file of the token.
+pub(super) async fn check(
+    remote: &Remote,
+    token_file: Option<&Path>,
+    report: &mut DoctorReport,
+) -> anyhow::Result<()> {
     let url = remote.shown().to_owned();
+    let to_write = &command_to_write(&url, token_file);
     let identity = match remote.identity().await {
         Ok(identity) => identity,
         Err(error) => {
@@ -40,9 +46,9 @@ pub(super) async fn check(remote: &Remote, report: &mut DoctorReport) -> anyhow:
             "use a server for this store directory",
         );
     }
-    lines(&url, &identity.public_keys, &nix, report);
-    trust(&nix, report).await;
-    login(remote, &nix, report);
+    lines(&url, &identity.public_keys, to_write, &nix, report);
+    trust(to_write, &nix, report).await;
+    login(remote, to_write, &nix, report);
     match nix.get("always-allow-substitutes").map(String::as_str) {
         Some("true") => report.ok("substitutes", "every derivation may be fetched"),
         Some(_) => report.add(
@@ -50,7 +56,7 @@ pub(super) async fn check(remote: &Remote, report: &mut DoctorReport) -> anyhow:
             "substitutes",
             "always-allow-substitutes is false",
             "derivations with allowSubstitutes = false are built here, though the server has them",
-            format!("ondine use {url} --write, or always-allow-substitutes = true in nix.conf"),
+            format!("{to_write}, or always-allow-substitutes = true in nix.conf"),
         ),
         None => report.ok("substitutes", "this release of Nix has no always-allow-substitutes"),
     }
@@ -68,12 +74,18 @@ pub(super) async fn check(remote: &Remote, report: &mut DoctorReport) -> anyhow:
     Ok(())
 }
 
-fn lines(url: &str, keys: &[String], nix: &BTreeMap<String, String>, report: &mut DoctorReport) {
+fn lines(
+    url: &str,
+    keys: &[String],
+    to_write: &str,
+    nix: &BTreeMap<String, String>,
+    report: &mut DoctorReport,
+) {
     let has = |setting: &str, wanted: &str| {
         let items = nix.get(setting).map(String::as_str).unwrap_or_default();
         items.split_whitespace().any(|item| item.trim_end_matches('/') == wanted)
     };
-    let advice = format!("ondine use {url} --write (with --system where Nix does not trust this user)");
+    let advice = format!("{to_write} (with --system where Nix does not trust this user)");
     if has("substituters", url) {
         report.ok("substituters", format!("{url} is a substituter"));
     } else {
@@ -88,14 +100,14 @@ fn lines(url: &str, keys: &[String], nix: &BTreeMap<String, String>, report: &mu
     }
 }
 
-async fn trust(nix: &BTreeMap<String, String>, report: &mut DoctorReport) {
+async fn trust(to_write: &str, nix: &BTreeMap<String, String>, report: &mut DoctorReport) {
     match programs::trust(nix).await {
         UserTrust::NotTrusted => report.add(
             FindingLevel::Warning,
             "trust",
             "the Nix daemon does not trust this user",
             "it ignores substituters and keys in the user's nix.conf, and such options of a command",
-            "have an administrator run ondine use URL --write --system, or add the user to trusted-users",
+            format!("have an administrator run {to_write} --system, or add the user to trusted-users"),
         ),
         UserTrust::Trusted => report.ok("trust", "Nix trusts this user"),
         UserTrust::Unknown => report.ok("trust", "Nix does not say if it trusts this user"),
@@ -103,7 +115,7 @@ async fn trust(nix: &BTreeMap<String, String>, report: &mut DoctorReport) {
 }
 
 /// The file from which Nix takes the token.
-fn login(remote: &Remote, nix: &BTreeMap<String, String>, report: &mut DoctorReport) {
+fn login(remote: &Remote, to_write: &str, nix: &BTreeMap<String, String>, report: &mut DoctorReport) {
     let ServerAddress::Url(url) = remote.address() else { return };
     let file = nix.get("netrc-file").map(Path::new);
     if let Some(file) = file {
@@ -123,6 +135,6 @@ fn login(remote: &Remote, nix: &BTreeMap<String, String>, report: &mut DoctorRep
         "netrc",
         format!("the file that netrc-file names has no login for {host}, or cannot be read"),
         "this command has a token, but Nix sends none",
-        format!("ondine use {} --write", remote.shown()),
+        to_write,
     );
 }

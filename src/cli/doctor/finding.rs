@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::cli::screen::{Screen, Tone};
 use crate::escape::{Line, Lines};
+use crate::plural::counted;
 
 /// Permission bits of everyone but the owner.
 const OTHERS: u32 = 0o077;
@@ -111,7 +112,7 @@ impl DoctorReport {
                 FindingLevel::Warning => ("warning", Tone::Warning),
                 FindingLevel::Error => ("error", Tone::Bad),
             };
-            text += &format!("{}  {check:12}{}\n", screen.say(&format!("{word:7}"), tone), Line(what));
+            text += &format!("{}  {check:14}{}\n", screen.say(&format!("{word:7}"), tone), Line(what));
             for (label, words) in [("why", why), ("do", advice)] {
                 if let Some(words) = words.as_ref().filter(|_| !fixed) {
                     let words = Lines(words).to_string().replace('\n', "\n               ");
@@ -122,7 +123,9 @@ impl DoctorReport {
         let count =
             |wanted| self.findings.iter().filter(|finding| finding.level == wanted && !finding.fixed).count();
         let (errors, warnings) = (count(FindingLevel::Error), count(FindingLevel::Warning));
-        text + &format!("\n{} checks: {errors} errors, {warnings} warnings\n", self.findings.len())
+        let checks = counted(self.findings.len(), "check", "checks");
+        let errors = counted(errors, "error", "errors");
+        text + &format!("\n{checks}: {errors}, {}\n", counted(warnings, "warning", "warnings"))
     }
 }
 
@@ -137,12 +140,12 @@ mod tests {
         fs::write(&file, "secret").expect("written");
         fs::set_permissions(&file, fs::Permissions::from_mode(0o644)).expect("set");
         let mut report = DoctorReport::new(false);
-        report.ok("daemon", "answers");
+        report.ok("substituters", "answer");
         report.private("keys", &file, "others could sign");
         let shown = file.display();
         let expected = format!(
-            "ok       daemon      answers\nwarning  keys        {shown} has the mode 644, so others may open it\n         \
-             why   others could sign\n         do    chmod 600 {shown} (--fix does it)\n\n2 checks: 0 errors, 1 warnings\n"
+            "ok       substituters  answer\nwarning  keys          {shown} has the mode 644, so others may open it\n         \
+             why   others could sign\n         do    chmod 600 {shown} (--fix does it)\n\n2 checks: 0 errors, 1 warning\n"
         );
         assert_eq!(report.text(Screen::default()), expected);
         assert!(!report.has_errors());

@@ -15,7 +15,7 @@ use clap::Args;
 
 use super::control::OutputArgs;
 use super::screen::Screen;
-use crate::config::RawSettings;
+use crate::config::UnlistedSettings;
 use crate::remote::{ServerChoice, programs};
 use crate::serve;
 use finding::{DoctorReport, FindingLevel};
@@ -43,7 +43,7 @@ pub(super) struct Doctor {
     #[arg(long, env = "ONDINE_CONFIG", hide_env_values = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
-    settings: RawSettings,
+    settings: UnlistedSettings,
 }
 
 impl Doctor {
@@ -52,10 +52,14 @@ impl Doctor {
         let mut report = DoctorReport::new(self.fix);
         let output = self.output;
         if self.client {
-            let choice =
-                ServerChoice { server: self.server, token_file: self.token_file, ..ServerChoice::default() };
+            let token_file = self.token_file;
+            let choice = ServerChoice {
+                server: self.server,
+                token_file: token_file.clone(),
+                ..ServerChoice::default()
+            };
             let remote = choice.connect()?;
-            super::runtime()?.block_on(client::check(&remote, &mut report))?;
+            super::runtime()?.block_on(client::check(&remote, token_file.as_deref(), &mut report))?;
         } else {
             self.check_server(&mut report)?;
         }
@@ -68,7 +72,7 @@ impl Doctor {
 
     fn check_server(self, report: &mut DoctorReport) -> anyhow::Result<()> {
         let file = self.config.or_else(|| Some(PathBuf::from(CONFIG)).filter(|file| file.exists()));
-        let settings = super::resolve(self.settings, file.as_deref())?;
+        let settings = super::resolve(self.settings.0, file.as_deref())?;
         let running = network::running(&settings, report);
         super::runtime()?.block_on(async {
             start(&settings, file.as_deref(), report).await;

@@ -18,7 +18,8 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
     Setting {
         name: "read",
         doc: "Clients that may read the cache and the state of the server: all, or those with a token that has the \
-              right `read`. `/`, `/healthz` and `/readyz` are for all.",
+              right `read`. `/healthz`, `/readyz` and the text at `/` (address, public key and endpoints) are for all; pages \
+              are not.",
         default: DefaultValue::Is("public"),
         value: &OneOf {
             placeholder: "ACCESS",

@@ -13,7 +13,7 @@ use narinfo::{Compression, NarHash, PathInfo, PublicKey, SIGNATURES_MAX, SecretK
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::file_cache::{RejectedPath, file_within};
+use super::file_cache::{RejectedPath, file_within, unsigned};
 use super::packed_nar::{NarPacker, PackedNar};
 use crate::decode;
 pub use database::AtticDatabaseError;
@@ -282,9 +282,11 @@ fn path_info(
     if info.is_signed(store_dir, keys) || info.names_contents(store_dir) {
         return Ok(info);
     }
-    let advice = own_public.map_or_else(
-        || "name the key that has signed it with --trusted-key".to_owned(),
-        |public| format!("to believe all that this cache has, name its key: --trusted-key {public}"),
-    );
-    Err(format!("no trusted key has signed it, and it is not named by its contents; {advice}"))
+    let reason = unsigned(&info, keys);
+    Err(match own_public {
+        Some(public) => {
+            format!("{reason}; to believe all that this cache has, name its key: --trusted-key {public}")
+        }
+        None => reason,
+    })
 }
