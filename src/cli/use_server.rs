@@ -245,11 +245,11 @@ impl UseServer {
 
 /// The state of the file that names the server to commands of ondine.
 enum OwnFile {
-    /// It names this server.
+    /// This server is named.
     Named,
-    /// It names another one, and stays as it is.
+    /// Another server is named, and stays so.
     Other(String),
-    /// It names none; its text with this one.
+    /// No server is named; the text that names this one.
     Add(String),
 }
 

@@ -93,8 +93,8 @@ pub fn rotate(state_dir: &Path, name: Option<KeyName>) -> Result<PublicKey, Erro
     Ok(key.public_key())
 }
 
-/// Removes a key, or the record of a key whose file is missing. Signatures that it made stay. Without `force` a
-/// key stays while no server has run with the one that clients are told to trust: until then it signs all alone.
+/// Removes a key, or the record of a key whose file is missing. Signatures that it made stay. Without `force`
+/// a key stays while no server has run with the one that clients are told to trust: it signs alone till then.
 ///
 /// # Errors
 /// The key is the first, unknown, needed still, or cannot be removed.

@@ -26,7 +26,7 @@ pub fn user_file() -> Option<PathBuf> {
     config_home().map(|home| home.join(FILE))
 }
 
-/// The same for all users of this machine: beside the folder of Nix's own settings, `/etc/ondine/config.toml`.
+/// The same for all users of this machine, `/etc/ondine/config.toml`: beside the folder of Nix's settings.
 #[must_use]
 pub fn system_file() -> PathBuf {
     let nix = netrc_file();

@@ -1,6 +1,6 @@
 //! The server that a command speaks to and the token that it shows: from the command line, the environment,
-//! the user's file, a server on this machine, the system's file, and netrc files. A token in a file is for the
-//! server in that file alone.
+//! the user's file, a server on this machine, the system's file, and netrc files. A token in a file is for
+//! the server in that file alone.
 
 use std::env;
 use std::fs;
