@@ -272,7 +272,7 @@ fn an_index_that_is_lost_is_made_anew_from_the_ledger_and_the_bucket() {
     bucket.delete(&addresses[1][1..]);
     cache.ondine.start_again();
     cache.http = Http::new(&cache.ondine.url());
-    assert!(cache.ondine.log().contains("recovered: 1 paths with 1 NARs"), "{}", cache.ondine.log());
+    assert!(cache.ondine.log().contains("recovered: 1 path with 1 NAR,"), "{}", cache.ondine.log());
     cache.assert_served(there.out());
     assert_whole(&cache.http, &addresses[0], &dumps[0]);
     let answer = cache.http.get(&format!("/cached{}", narinfo_address(gone.out())));

@@ -220,7 +220,7 @@ fn a_second_server_on_the_same_state_is_refused() {
     let mut second = ondine.command("serve");
     second.args(["--listen", "127.0.0.1:0", "--state-dir", support::text(&state_dir)]);
     let refused = support::process::run(second).must_fail();
-    assert!(refused.stderr.contains("a server runs with the state directory"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("another server runs with the state directory"), "{}", refused.stderr);
 }
 
 #[test]

@@ -128,8 +128,11 @@ impl Launcher {
             return self.command(program, arguments);
         }
         // The chroot sees the temporary folder of the host, and with it what is laid over a file in it.
-        let place = folder.join("ondine");
-        std::fs::write(&place, "")
+        // Not beside its settings, which are those of a system where the folder is one.
+        let programs = folder.join("bin");
+        let place = programs.join("ondine");
+        std::fs::create_dir_all(&programs)
+            .and_then(|()| std::fs::write(&place, ""))
             .unwrap_or_else(|error| panic!("cannot write {}: {error}", place.display()));
         let place_text = place.to_str().expect("temporary folders have names in UTF-8").to_owned();
         self.clone().bind(Path::new(program), &place).command(&place_text, arguments)
