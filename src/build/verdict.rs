@@ -176,10 +176,10 @@ impl Verdict {
         if result.status.is_success() {
             return None;
         }
-        let mut reason = clean(&result.message);
-        let daemon_error = clean(evidence.daemon_error);
+        let mut reason = own_words(&result.message);
+        let daemon_error = own_words(evidence.daemon_error);
         if result.status == BuildStatus::DependencyFailed && !daemon_error.is_empty() {
-            reason = format!("{reason}\n{}", daemon_error.trim_end());
+            reason = format!("{reason}\n{daemon_error}");
         }
         let class = classify(Some(result.status), &reason, evidence.log_end);
         let reason =
@@ -234,25 +234,38 @@ pub(super) fn lifetime(class: FailureClass, settings: &Settings) -> Duration {
 /// True of a builder that was told to end, as systemd tells all of a service that stops: the daemon may be
 /// back at once.
 pub(super) fn told_to_stop(result: &BuildResult) -> bool {
-    !result.status.is_success() && signal(&without_quoted_log(&clean(&result.message))) == Some(SIGTERM)
+    !result.status.is_success() && signal(&own_words(&result.message)) == Some(SIGTERM)
 }
 
-fn classify(status: Option<BuildStatus>, message: &str, log_end: &[String]) -> FailureClass {
-    let said = without_quoted_log(message);
+fn classify(status: Option<BuildStatus>, said: &str, log_end: &[String]) -> FailureClass {
     let matches = |sign: &Sign| match sign {
         Sign::Status(statuses) => status.is_some_and(|status| statuses.contains(&status)),
         Sign::Said(words) => words.iter().any(|words| said.contains(words)),
-        Sign::Signal(signals) => signal(&said).is_some_and(|signal| signals.contains(&signal)),
+        Sign::Signal(signals) => signal(said).is_some_and(|signal| signals.contains(&signal)),
         Sign::LogEnd => trouble_at_the_end(log_end),
         Sign::Any => true,
     };
     TABLE.iter().find(|(sign, _)| matches(sign)).map_or(Transient, |(_, class)| *class)
 }
 
-/// The daemon's message without the lines of the log in it: those are the builder's words.
-fn without_quoted_log(message: &str) -> String {
-    let lines = message.lines().filter(|line| !line.trim_start().starts_with('>'));
-    lines.collect::<Vec<_>>().join("\n")
+/// The daemon's message without escape codes and without its copy of the end of the log: those lines are the
+/// builder's words, and the log has them. The hint at `nix log` goes with them: no client of this server has
+/// the log there.
+fn own_words(message: &str) -> String {
+    let text = anstream::adapter::strip_str(message).to_string();
+    let mut kept: Vec<&str> = Vec::new();
+    let mut hint_goes_on = false;
+    for line in text.lines() {
+        let words = line.trim().to_lowercase();
+        let hint = words.starts_with("for full logs, run");
+        let heading = words.starts_with("last ") && words.ends_with(" log lines:");
+        if !hint && !heading && !hint_goes_on && !words.starts_with('>') {
+            kept.push(line);
+        }
+        hint_goes_on = hint && words.ends_with(':');
+    }
+    let kept = kept.join("\n");
+    cut(kept.trim_end().trim_end_matches(';'))
 }
 
 /// The signal that ended the builder, or a child whose end its exit code reports.
@@ -272,7 +285,7 @@ fn signal(said: &str) -> Option<u32> {
 fn trouble_at_the_end(log_end: &[String]) -> bool {
     let lines: Vec<String> = log_end
         .iter()
-        .map(|line| clean(line).trim().to_lowercase())
+        .map(|line| anstream::adapter::strip_str(line).to_string().trim().to_lowercase())
         .filter(|line| !line.is_empty())
         .collect();
     let reported_by_make = lines.last().is_some_and(|line| is_report(line));
@@ -308,14 +321,13 @@ fn names_a_kill(line: &str) -> bool {
 
 /// The error and its causes in one sentence.
 fn in_words(error: &DaemonError) -> String {
-    causes(error).map(|error| clean(&error.to_string())).collect::<Vec<_>>().join(": ")
+    causes(error).map(|error| own_words(&error.to_string())).collect::<Vec<_>>().join(": ")
 }
 
-fn clean(message: &str) -> String {
-    let mut text = anstream::adapter::strip_str(message).to_string();
-    if let Some((end, _)) = text.char_indices().nth(REASON_CHARS_MAX) {
-        text.truncate(end);
-        text.push('…');
+/// A reason of at most [`REASON_CHARS_MAX`] characters.
+fn cut(reason: &str) -> String {
+    match reason.char_indices().nth(REASON_CHARS_MAX) {
+        Some((end, _)) => format!("{}…", &reason[..end]),
+        None => reason.to_owned(),
     }
-    text
 }

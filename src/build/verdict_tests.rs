@@ -252,3 +252,29 @@ fn a_reason_has_no_escape_codes() {
     let result = result(BuildStatus::PermanentFailure, "\u{1b}[31;1merror:\u{1b}[0m no\u{1b}]0;title\u{7}");
     assert_eq!(Verdict::of(&result, Evidence::default()).expect("a failure").reason, "error: no");
 }
+
+#[test]
+fn a_reason_has_no_copy_of_the_log_and_no_command_that_finds_none() {
+    let logs = "last 2 log lines:\n       > one\n       > For full logs, run 'x'.";
+    for (message, reason) in [
+        (
+            format!(
+                "builder for '/s/h-x.drv' failed with exit code 1;\n       {logs}\n       For full logs, run 'nix log /s/h-x.drv'."
+            ),
+            "builder for '/s/h-x.drv' failed with exit code 1",
+        ),
+        (
+            format!(
+                "Cannot build '/s/h-x.drv'.\nReason: builder failed with exit code 1.\nOutput paths:\n  /s/h-x\nL{}\nFor full logs, run:\n  nix log /s/h-x.drv\nand more",
+                &logs[1..]
+            ),
+            "Cannot build '/s/h-x.drv'.\nReason: builder failed with exit code 1.\nOutput paths:\n  /s/h-x\nand more",
+        ),
+        ("a path; and a line\nlast of all".to_owned(), "a path; and a line\nlast of all"),
+    ] {
+        let verdict = Verdict::of(&result(BuildStatus::PermanentFailure, &message), Evidence::default());
+        assert_eq!(verdict.expect("a failure").reason, reason);
+        let error = DaemonError::Nix(message);
+        assert_eq!(Verdict::of_build_error(&error, Evidence::default()).reason, reason);
+    }
+}
