@@ -5,7 +5,7 @@ use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use super::connection::Daemon;
 use super::environment::Environment;
@@ -17,6 +17,8 @@ use super::ssh::SshMachine;
 pub const CONNECTIONS_MAX: usize = 64;
 /// Connections that are kept open at most while nobody uses them.
 pub const IDLE_MAX: usize = 4;
+/// Connections that are opened ahead while requests come: one holds the next derivation, one plans it.
+const AHEAD: usize = 2;
 /// Time limit for a returned connection when all are in use.
 const TURN_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -49,6 +51,10 @@ struct Shared {
     options: Mutex<(u64, Options)>,
     /// The one that was used last is at the end, and used next. Never locked across an await.
     idle: Mutex<Vec<Daemon>>,
+    /// Those that were opened ahead: nothing was asked through them.
+    unused: Mutex<Vec<Daemon>>,
+    /// Wakes who opens connections ahead, once one is needed.
+    needed: Notify,
     turns: Arc<Semaphore>,
     /// Locked for a moment only.
     outage: Mutex<Option<DaemonOutage>>,
@@ -73,6 +79,8 @@ impl Pool {
             address: address.into(),
             options: Mutex::new((0, options)),
             idle: Mutex::default(),
+            unused: Mutex::default(),
+            needed: Notify::new(),
             turns,
             outage: Mutex::default(),
         }))
@@ -92,11 +100,48 @@ impl Pool {
         if let Some(daemon) = take_alive(&self.0.idle, self.0.edition(), |daemon| daemon).await {
             return Ok(PooledDaemon::new(daemon, self.0.clone(), turn));
         }
+        if let Some(daemon) = self.take_unused().await {
+            return Ok(PooledDaemon::new(daemon, self.0.clone(), turn));
+        }
         // In a box: this is rare and large, and those who wait for a turn are many.
         Box::pin(self.open(turn)).await
     }
 
-    /// A connection that nobody used before, for whoever found that an idle one was lost.
+    /// A connection that nobody used before, which may have been opened ahead. From now on others are opened
+    /// ahead, until [`Connections::close`].
+    ///
+    /// # Errors
+    /// As [`Pool::get`].
+    pub async fn get_unused(&self) -> Result<PooledDaemon, DaemonError> {
+        let turn = self.turn().await?;
+        let taken = self.take_unused().await;
+        self.0.needed.notify_one();
+        match taken {
+            Some(daemon) => Ok(PooledDaemon::new(daemon, self.0.clone(), turn)),
+            None => self.open(turn).await,
+        }
+    }
+
+    /// Opens connections ahead where [`Pool::get_unused`] is called, for as long as this runs: opening one takes
+    /// the daemon as long as a short build. One that cannot be opened is left to who needs it.
+    pub async fn open_ahead(&self) {
+        loop {
+            self.0.needed.notified().await;
+            while self.0.unused().len() < AHEAD {
+                let Ok(turn) = self.0.turns.clone().try_acquire_owned() else { break };
+                let Ok(mut opened) = self.open(turn).await else { break };
+                self.0.unused().extend(opened.daemon.take());
+            }
+        }
+    }
+
+    async fn take_unused(&self) -> Option<Daemon> {
+        let daemon = take_alive(&self.0.unused, self.0.edition(), |daemon| daemon).await?;
+        self.0.needed.notify_one();
+        Some(daemon)
+    }
+
+    /// A connection that is made now, for whoever found that an idle one was lost.
     ///
     /// # Errors
     /// As [`Pool::get`].
@@ -190,6 +235,10 @@ impl Shared {
         }
     }
 
+    fn unused(&self) -> MutexGuard<'_, Vec<Daemon>> {
+        self.unused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn edition(&self) -> u64 {
         self.options().0
     }
@@ -252,8 +301,10 @@ impl Connections {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).push(daemon);
     }
 
-    /// Closes them all: their temporary roots, on all that was built through them, end.
+    /// Closes them all, and those that were opened ahead: their temporary roots, on all that was built through
+    /// them, end.
     pub fn close(&self) {
+        self.pool.0.unused().clear();
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }

@@ -104,6 +104,7 @@ impl Worker {
         self.restore_held();
         tokio::join!(
             self.hold_derivations(),
+            self.runner.connections.pool.open_ahead(),
             self.plan_all(),
             self.build_all(),
             self.drop_abandoned(),

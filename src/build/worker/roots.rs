@@ -43,7 +43,7 @@ impl Worker {
         let in_store: Vec<StorePath> = drvs.iter().filter(|drv| sent.find(drv).is_none()).cloned().collect();
         let attempt = || async {
             // Not one that was used before: see catalogue/holder.rs on Nix 2.5 to 2.9.
-            let mut daemon = self.runner.connections.pool.get_fresh().await?;
+            let mut daemon = self.runner.connections.pool.get_unused().await?;
             self.scheduler.daemon_answers();
             // The connection holds them until our roots do.
             self.bring(&mut daemon, &in_store).await?;
