@@ -53,8 +53,8 @@ struct Shared {
     idle: Mutex<Vec<Daemon>>,
     /// Those that were opened ahead: nothing was asked through them.
     unused: Mutex<Vec<Daemon>>,
-    /// Wakes who opens connections ahead, once one is needed.
-    needed: Notify,
+    /// Wakes who opens connections ahead.
+    expected: Notify,
     turns: Arc<Semaphore>,
     /// Locked for a moment only.
     outage: Mutex<Option<DaemonOutage>>,
@@ -80,7 +80,7 @@ impl Pool {
             options: Mutex::new((0, options)),
             idle: Mutex::default(),
             unused: Mutex::default(),
-            needed: Notify::new(),
+            expected: Notify::new(),
             turns,
             outage: Mutex::default(),
         }))
@@ -107,26 +107,23 @@ impl Pool {
         Box::pin(self.open(turn)).await
     }
 
-    /// A connection that nobody used before, which may have been opened ahead. From now on others are opened
-    /// ahead, until [`Connections::close`].
+    /// A connection that nobody used before, which may have been opened ahead.
     ///
     /// # Errors
     /// As [`Pool::get`].
     pub async fn get_unused(&self) -> Result<PooledDaemon, DaemonError> {
         let turn = self.turn().await?;
-        let taken = self.take_unused().await;
-        self.0.needed.notify_one();
-        match taken {
+        match self.take_unused().await {
             Some(daemon) => Ok(PooledDaemon::new(daemon, self.0.clone(), turn)),
             None => self.open(turn).await,
         }
     }
 
-    /// Opens connections ahead where [`Pool::get_unused`] is called, for as long as this runs: opening one takes
-    /// the daemon as long as a short build. One that cannot be opened is left to who needs it.
+    /// Opens connections ahead each time [`Pool::expect_more`] is called, for as long as this runs: opening one
+    /// takes the daemon as long as a short build. One that cannot be opened is left to who needs it.
     pub async fn open_ahead(&self) {
         loop {
-            self.0.needed.notified().await;
+            self.0.expected.notified().await;
             while self.0.unused().len() < AHEAD {
                 let Ok(turn) = self.0.turns.clone().try_acquire_owned() else { break };
                 let Ok(mut opened) = self.open(turn).await else { break };
@@ -135,10 +132,13 @@ impl Pool {
         }
     }
 
+    /// Tells that more connections may be needed soon, and that there is time to open them: a build begins.
+    pub fn expect_more(&self) {
+        self.0.expected.notify_one();
+    }
+
     async fn take_unused(&self) -> Option<Daemon> {
-        let daemon = take_alive(&self.0.unused, self.0.edition(), |daemon| daemon).await?;
-        self.0.needed.notify_one();
-        Some(daemon)
+        take_alive(&self.0.unused, self.0.edition(), |daemon| daemon).await
     }
 
     /// A connection that is made now, for whoever found that an idle one was lost.

@@ -158,6 +158,8 @@ impl Worker {
                 if self.scheduler.planned(id, planned) {
                     self.deliver(id, drv).await;
                 }
+                // While this one is built, for the next request.
+                self.runner.connections.pool.expect_more();
             }
             Err(failure) => {
                 let reason = logged(&failure.reason);
