@@ -345,7 +345,7 @@ impl Substitute {
     }
 
     async fn served(&self, hash: StorePathHash) -> Result<Option<Arc<CachedNarInfo>>, Missing> {
-        let found = self.index.lookup(hash).await.map_err(|e| index_trouble(&e, UNREADABLE))?;
+        let found = self.adopter.lookup(hash).await.map_err(|e| index_trouble(&e, UNREADABLE))?;
         let Some(found) = found else { return Ok(None) };
         let narinfo = self.adopter.narinfo(&found.hit).into();
         let ready = self.index.cache(found, narinfo);

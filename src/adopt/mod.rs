@@ -3,6 +3,7 @@
 
 mod depth;
 mod local;
+mod lost;
 mod resign;
 mod secret;
 mod signatures;

@@ -146,6 +146,39 @@ impl Packer {
         Ok(())
     }
 
+    /// Those of `rows` whose files are missing. Storage elsewhere is not asked.
+    ///
+    /// # Errors
+    /// The NAR store cannot be read.
+    pub async fn without_file(&self, mut rows: Vec<NarRow>) -> Result<Vec<NarRow>, Error> {
+        if self.stores_elsewhere() {
+            return Ok(Vec::new());
+        }
+        let look = move |nars: &NarStore| {
+            let mut missing = Vec::new();
+            for row in rows.drain(..) {
+                if nars.blob(row.nar_hash)?.is_none() {
+                    missing.push(row);
+                }
+            }
+            Ok(missing)
+        };
+        self.0.nars.run(look).await.map_err(Error::Store)
+    }
+
+    /// Takes back that a NAR is packed whose file is missing.
+    ///
+    /// # Errors
+    /// The index or the NAR store fails.
+    pub async fn take_back(&self, row: NarRow) -> Result<(), Error> {
+        self.0.remove(row.nar_hash, Some(row), None, Removal::Deleted).await
+    }
+
+    /// Stops serving the paths with a NAR that is nowhere.
+    pub async fn stop_serving(&self, path: &StorePath, nar: NarHash) {
+        self.0.forget(path, nar).await;
+    }
+
     /// Checks that NARs can be stored now.
     ///
     /// # Errors
