@@ -67,6 +67,7 @@ mod nixos_module;
 mod not_taken;
 mod oidc;
 mod outlook;
+mod output;
 mod packages;
 mod pages;
 mod prebuilding;

@@ -1,10 +1,10 @@
 //! `ondine attributes`: the attributes of a package set, requested from a running server page by page.
 
-use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::bail;
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::control::{OutputArgs, ServerArgs};
@@ -19,6 +19,7 @@ const ERROR_CHARS_MAX: usize = 200;
 #[derive(Args, Debug)]
 pub(super) struct Attributes {
     /// Name of the package set
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     set: String,
     /// Part of the attribute or of the name of its derivation; a pattern with `*` must match all of it
     pattern: Option<String>,
@@ -42,13 +43,12 @@ impl Attributes {
             address.extend(value.iter().map(|value| format!("&{name}={}", encoded(value))));
         }
         let (mut after, mut count) = (String::new(), 0);
-        let mut out = io::stdout().lock();
         loop {
             let page: AttributePage = session.read(&format!("{address}&after={}", encoded(&after)))?;
             count += page.attributes.len();
             for attribute in &page.attributes {
                 let line = if output.json { serde_json::to_string(attribute)? } else { line(attribute) };
-                writeln!(out, "{line}")?;
+                println!("{line}");
             }
             match page.next {
                 Some(next) => after = next,

@@ -25,7 +25,7 @@ impl Backup {
     pub(super) fn run(self) -> anyhow::Result<()> {
         let settings = self.config.resolve()?;
         // Keys are copied: nobody else may read them.
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+        super::create_private_files();
         let report = serve::backup(&settings, &self.to)?;
         let mut text = format!(
             "copied {} ({}) to {}",

@@ -2,15 +2,16 @@
 
 use std::borrow::Cow;
 use std::fs;
-use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anstream::adapter::StripBytes;
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use narinfo::StorePath;
 
 use super::control::ServerArgs;
+use super::output::OutputError;
 use crate::escape::Lines;
 use crate::remote::{Error, Remote, ServerReply, path_part};
 
@@ -24,6 +25,7 @@ const LINE_BYTES_MAX: usize = 64 * 1024;
 #[derive(Args, Debug)]
 pub(super) struct BuildLog {
     /// Derivation, store path, hash of either, name of a package, or attribute of a package set
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     what: String,
     /// Follows the log to the end of the build, and waits for the beginning of one that is queued
     #[arg(long, short)]
@@ -96,11 +98,11 @@ async fn is_queued(remote: &Remote, name: &str) -> bool {
 
 async fn print(mut reply: ServerReply, follow: bool) -> anyhow::Result<()> {
     let (is_growing, mut is_empty) = (!reply.is_measured(), true);
-    let (mut codes, mut line, mut out) = (StripBytes::new(), Vec::new(), io::stdout().lock());
+    let (mut codes, mut line) = (StripBytes::new(), Vec::new());
     loop {
         let chunk = if is_growing && !follow {
             let Ok(chunk) = tokio::time::timeout(IDLE_MAX, reply.next_chunk()).await else {
-                flush(&mut line, &mut out)?;
+                flush(&mut line)?;
                 eprintln!("The build goes on; -f follows its log.");
                 return Ok(());
             };
@@ -114,7 +116,7 @@ async fn print(mut reply: ServerReply, follow: bool) -> anyhow::Result<()> {
             for part in plain.split_inclusive(|byte| *byte == b'\n') {
                 line.extend_from_slice(part);
                 if line.ends_with(b"\n") || line.len() > LINE_BYTES_MAX {
-                    flush(&mut line, &mut out)?;
+                    flush(&mut line)?;
                 }
             }
         }
@@ -122,13 +124,13 @@ async fn print(mut reply: ServerReply, follow: bool) -> anyhow::Result<()> {
     if is_empty {
         eprintln!("The log is empty: the builder printed nothing.");
     }
-    Ok(flush(&mut line, &mut out)?)
+    Ok(flush(&mut line)?)
 }
 
-fn flush(line: &mut Vec<u8>, out: &mut impl Write) -> io::Result<()> {
-    write!(out, "{}", Lines(String::from_utf8_lossy(line)))?;
+fn flush(line: &mut Vec<u8>) -> Result<(), OutputError> {
+    print!("{}", Lines(String::from_utf8_lossy(line)));
     line.clear();
-    out.flush()
+    Ok(())
 }
 
 #[cfg(test)]

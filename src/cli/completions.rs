@@ -2,7 +2,6 @@
 //! so that names and hashes come from the running server. Must never wait long, and never fail aloud.
 
 use std::ffi::{OsStr, OsString};
-use std::io::Write;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -51,7 +50,8 @@ impl Completions {
         let shell = shells.completer(shell).context("clap_complete has no such shell")?;
         let mut script = Vec::new();
         shell.write_registration(VARIABLE, "ondine", "ondine", "ondine", &mut script)?;
-        Ok(std::io::stdout().write_all(&script)?)
+        print!("{}", String::from_utf8(script)?);
+        Ok(())
     }
 }
 

@@ -1,7 +1,7 @@
 //! Requests of commands to a server: which one, and its answers as text or JSON.
 
 use std::fmt::Display;
-use std::io::{IsTerminal, Write};
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -136,6 +136,15 @@ impl ServerSession {
             .block_on(async { self.remote.post(relative(path), arguments).await?.json().await })?)
     }
 
+    /// Sends a DELETE whose answer is not shown.
+    ///
+    /// # Errors
+    /// The server cannot be reached, or reports an error.
+    pub(super) fn remove(&self, path: &str) -> anyhow::Result<()> {
+        self.runtime.block_on(async { self.remote.delete(relative(path)).await?.text().await })?;
+        Ok(())
+    }
+
     /// Prints the answer to `GET path`: as it is, or as `render` shows it.
     ///
     /// # Errors
@@ -197,10 +206,7 @@ impl ServerSession {
             if let Some(error) = picture.error {
                 return Err(error.into());
             }
-            // A reader that has gone ends it.
-            if writeln!(std::io::stdout(), "{text}").is_err() {
-                return Ok(ExitCode::SUCCESS);
-            }
+            println!("{text}");
             std::thread::sleep(WATCH_INTERVAL);
         }
     }

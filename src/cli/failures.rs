@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::control::{OutputArgs, ServerArgs};
@@ -23,6 +24,7 @@ pub(super) struct FailuresCommand {
 #[derive(Args, Debug)]
 pub(super) struct RetryCommand {
     /// Derivation, store path, hash of either, name of a package, or attribute of a package set
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     what: String,
     /// Clears the failure without building: the next request builds
     #[arg(long)]

@@ -87,7 +87,10 @@ fn show(keys: impl IntoIterator<Item = narinfo::PublicKey>, output: OutputArgs) 
     let keys: Vec<String> = keys.into_iter().map(|key| key.to_string()).collect();
     match output.json {
         true => println!("{}", serde_json::to_string(&keys)?),
-        false => keys.iter().for_each(|key| println!("{key}")),
+        false => keys.iter().try_for_each(|key| {
+            println!("{key}");
+            anyhow::Ok(())
+        })?,
     }
     Ok(())
 }

@@ -45,6 +45,7 @@ impl Migrate {
                 last = line;
             }
         };
+        super::create_private_files();
         let rows = super::runtime()?.block_on(crate::serve::migrate(&settings, &to, &mut told))?;
         println!("copied and compared: {rows} rows, to {to}");
         println!("set index to that database, and start the server");

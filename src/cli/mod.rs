@@ -1,6 +1,9 @@
 //! The command line: one file for each command or group of commands.
 //! Output meant for people and scripts goes to stdout, the log to stderr.
 
+#[macro_use]
+mod output;
+
 mod attributes;
 mod backup;
 mod build;
@@ -48,6 +51,7 @@ use crate::serve::{self, Server};
 use crate::telemetry;
 pub use completions::complete;
 use control::{OutputArgs, ServerArgs, WriteMethod};
+use output::OutputError;
 
 /// Threads of the runtime, whose tasks wait most of the time. Connections of clients, and work that takes a
 /// core, have threads of their own.
@@ -59,6 +63,8 @@ const USAGE: u8 = 2;
 const UNREACHABLE: u8 = 3;
 /// Exit code for a server that refuses.
 const REFUSED: u8 = 4;
+/// Exit code where the reader of the output has gone: that of a program which SIGPIPE ends.
+const CLOSED_PIPE: u8 = 128 + 13;
 
 /// A Nix binary cache that builds what it is missing.
 #[derive(Debug, Parser)]
@@ -199,7 +205,8 @@ enum Command {
     Backup(Box<backup::Backup>),
     /// Rebuilds a lost or damaged index from the records beside the NARs, while no server runs.
     ///
-    /// An index that was there is kept as index.damaged.sqlite. Run it with the server's settings.
+    /// An index that was there is kept as index.damaged.sqlite, a later one as index.damaged-2.sqlite, and so
+    /// on. Run it with the server's settings.
     Recover(Box<Recover>),
     /// Copies the index to another database, while no server runs.
     ///
@@ -287,9 +294,13 @@ impl Cli {
     pub fn run(self) -> ExitCode {
         let is_json = self.is_json;
         self.execute().unwrap_or_else(|error| {
+            if error.downcast_ref::<OutputError>().is_some_and(OutputError::is_closed_pipe) {
+                return ExitCode::from(CLOSED_PIPE);
+            }
             eprintln!("ondine: {error:#}");
             if is_json {
-                println!("{}", serde_json::json!({ "error": format!("{error:#}") }));
+                // The message says all that this would.
+                let _ = print_error(&error);
             }
             exit_code(&error)
         })
@@ -345,12 +356,15 @@ impl Serve {
         for warning in unknown_variables() {
             tracing::warn!("{warning}");
         }
-        // Files and sockets created from here on are private.
-        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+        create_private_files();
         runtime()?.block_on(async {
             let until = serve::told_to_end()?;
             let server = Server::open(settings).await?;
-            print!("{}", banner(&server));
+            // Clients need none of it.
+            if let Err(error) = print_banner(&server) {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, url = %server.url, "cannot print the address and the public key");
+            }
             server.run(until).await?;
             Ok(())
         })
@@ -360,6 +374,7 @@ impl Serve {
 impl Recover {
     fn run(self) -> anyhow::Result<()> {
         telemetry::start_text_log();
+        create_private_files();
         let report = runtime()?.block_on(serve::recover(self.config.resolve()?))?;
         println!("{}", self.output.text(&report, report)?);
         Ok(())
@@ -375,13 +390,20 @@ fn refresh(name: Option<&str>, output: OutputArgs, server: ServerArgs) -> anyhow
     server.open()?.follow(WriteMethod::Post, &path, output)
 }
 
-/// Address, public key, and the lines for nix.conf.
-fn banner(server: &Server) -> String {
+/// Prints address, public key, and the lines for nix.conf.
+fn print_banner(server: &Server) -> Result<(), OutputError> {
     let Server { url, public_key: key, .. } = server;
-    format!(
+    print!(
         "url: {url}\npublic key: {key}\nnix.conf:\n    extra-substituters = {url}\n    \
          extra-trusted-public-keys = {key}\n"
-    )
+    );
+    Ok(())
+}
+
+/// Prints an error as JSON.
+fn print_error(error: &anyhow::Error) -> Result<(), OutputError> {
+    println!("{}", serde_json::json!({ "error": format!("{error:#}") }));
+    Ok(())
 }
 
 impl CheckConfig {
@@ -406,6 +428,11 @@ impl CheckConfig {
         println!("{}", self.output.text(&report, format_args!("{}: ok", self.file.display()))?);
         Ok(())
     }
+}
+
+/// Makes files and sockets that are created from here on private.
+fn create_private_files() {
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
 }
 
 /// Settings of flags and variables, then of a file, where there is one.

@@ -22,20 +22,21 @@ are escaped (`\\u{1b}`).
 | 2 | wrong command line, or settings that are missing or wrong |
 | 3 | the server cannot be reached |
 | 4 | the server refuses |
+| 141 | the reader of the output has gone, as `head` does |
 
 `--json` prints the answer of the HTTP API; commands that follow progress print an object with `failed` and
 `line` in each line. A command that fails prints an object with `error` to stdout then, too. Colours and bars
 are for terminals alone; the variable `NO_COLOR` turns colours off.
 
-Every command that asks a server takes it from `--server`, else uses the control socket of the server with
-the `--state-dir` that is given, else takes it from the variable `ONDINE_SERVER` or from the user's file
+Every command that asks a server takes it from `--server`, else uses the control socket of the server with the
+`--state-dir` that is given, else takes it from the variable `ONDINE_SERVER` or from the user's file
 `~/.config/ondine/config.toml`, else uses the control socket of a server on this machine, in
-`~/.local/state/ondine` or `/var/lib/ondine`, else takes it from the system's file
-`/etc/ondine/config.toml`. `ondine use --write` writes the user's file, and with `--system` the system's. The
-control socket is for the server's user and root, who may do everything; elsewhere the rights of the token
-count. Both files have the keys `server`, and `token` or `token-file`. A token comes from `--token-file`, the
-variable `ONDINE_TOKEN`, the server's URL, the file that names the server, or a netrc file: `NETRC` or
-`~/.netrc`, then those of Nix. Any user name will do there.
+`~/.local/state/ondine` or `/var/lib/ondine`, else takes it from the system's file `/etc/ondine/config.toml`.
+`ondine use --write` writes the user's file, and with `--system` the system's. The control socket is for the
+server's user and root, who may do everything; elsewhere the rights of the token count. Both files have the
+keys `server`, and `token` or `token-file`. A token comes from `--token-file`, the variable `ONDINE_TOKEN`,
+the server's URL, the file that names the server, or a netrc file: `NETRC` or `~/.netrc`, then those of Nix.
+Any user name will do there.
 
 The variable `ONDINE_LOG` filters the log: a level (`error`, `warn`, `info`, `debug`, `trace`), or levels for
 parts of the program, such as `info,ondine::build=debug`.
@@ -50,7 +51,8 @@ fn the_command_line_page_says_what_the_program_says() {
     compare("docs/command-line.md", &page);
 }
 
-/// Descriptions of the commands that do something: a group that needs one of its commands does nothing.
+/// Descriptions of the commands that do something: a group that needs one of its commands does nothing
+/// itself.
 fn commands(page: &mut String, group: &Command) {
     for command in group.get_subcommands().filter(|command| command.get_name() != "help") {
         if !command.is_subcommand_required_set() {

@@ -10,6 +10,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::control::{OutputArgs, ServerArgs};
+use super::output::OutputError;
 use super::screen::size;
 use crate::escape::{Line, Lines};
 use crate::nix::Environment;
@@ -145,15 +146,25 @@ impl std::fmt::Display for PushQueueView {
     }
 }
 
+fn print_sent(entries: usize, counts: UploadCounts, output: OutputArgs) -> Result<(), OutputError> {
+    match output.json {
+        true => println!("{}", serde_json::json!({ "entries": entries, "upload": counts })),
+        false => println!("{}: {}", counted(entries, "entry", "entries"), summary(counts)),
+    }
+    Ok(())
+}
+
 /// Sends a queue. Fails where entries were refused.
 async fn send(dir: &Path, remote: Remote, follow: bool, output: OutputArgs) -> anyhow::Result<ExitCode> {
     let queue = PushQueue::open(dir)?;
     let store_dir = Environment::from_env()?.store_dir;
     let told = |event: SendEvent<'_>| match event {
-        SendEvent::Sent { entries, counts } => match output.json {
-            true => println!("{}", serde_json::json!({ "entries": entries, "upload": counts })),
-            false => println!("{}: {}", counted(entries, "entry", "entries"), summary(counts)),
-        },
+        // What is sent does not depend on who reads of it.
+        SendEvent::Sent { entries, counts } => {
+            if let Err(error) = print_sent(entries, counts, output) {
+                eprintln!("ondine: {:#}", anyhow::Error::from(error));
+            }
+        }
         SendEvent::Refused { paths, reason } => {
             eprintln!("ondine: refused, and set aside: {}: {}", Line(paths.join(" ")), Lines(reason));
         }

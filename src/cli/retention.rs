@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::control::{OutputArgs, ServerArgs, WriteMethod};
@@ -14,6 +15,7 @@ use crate::http::{CheckRequest, CollectRequest, PinView};
 pub(super) struct Pin {
     /// Store path, its hash, or attribute of a package set (`hello`, or `SET/hello` where several sets have
     /// it), whose current outputs are pinned
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     what: String,
     #[command(flatten)]
     output: OutputArgs,
@@ -32,6 +34,7 @@ pub(super) struct PinList {
 #[derive(Args, Debug)]
 pub(super) struct Unpin {
     /// Store path, its hash, or attribute that was pinned
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     what: String,
     #[command(flatten)]
     output: OutputArgs,

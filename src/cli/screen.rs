@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table, presets};
 
+use super::output::write;
 use crate::escape::{Line, in_one_line};
 
 /// Unix seconds of a moment in the year 9999, with which the calendar of RFC 3339 ends.
@@ -49,8 +50,8 @@ pub(super) struct WholeScreen(());
 
 impl Drop for WholeScreen {
     fn drop(&mut self) {
-        print!("{FORMER_SCREEN}");
-        let _ = io::stdout().flush();
+        // A terminal that is gone needs it no more.
+        let _ = write(format_args!("{FORMER_SCREEN}"));
     }
 }
 

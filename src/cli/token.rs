@@ -3,6 +3,8 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::bail;
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Subcommand};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -28,6 +30,7 @@ pub(super) enum TokenCommand {
     /// Revokes a token: from then on it is refused.
     Revoke {
         /// Name or number of the token
+        #[arg(value_parser = NonEmptyStringValueParser::new())]
         token: String,
         #[command(flatten)]
         output: OutputArgs,
@@ -77,7 +80,7 @@ impl TokenCommand {
 }
 
 impl NewTokenArguments {
-    /// Prints the token alone, so that a script can take it.
+    /// Prints the token alone, so that a script can take it. One that nobody could read is revoked.
     fn run(self) -> anyhow::Result<ExitCode> {
         let request = IssueRequest {
             name: self.name,
@@ -86,13 +89,29 @@ impl NewTokenArguments {
             expires_seconds: self.expires.map(|lifetime| lifetime.as_secs()),
             max_queued: self.max_queued,
         };
-        let issued: IssuedToken = self.server.open()?.exchange(TOKENS, &request)?;
-        match self.output.json {
-            true => println!("{}", serde_json::to_string(&issued)?),
-            false => println!("{}", issued.token),
+        let session = self.server.open()?;
+        let issued: IssuedToken = session.exchange(TOKENS, &request)?;
+        let Err(error) = print(&issued, self.output) else { return Ok(ExitCode::SUCCESS) };
+        let name = &request.name;
+        // Not as the end of a pipe: what was asked for has not been done.
+        let reason = format!("the new token {name} could not be printed ({error:#})");
+        match session.remove(&format!("{TOKENS}/{}", issued.id)) {
+            Ok(()) => bail!("{reason}, and was revoked: nobody has seen it"),
+            Err(error) => {
+                let advice =
+                    format!("run `ondine token revoke {name}`, since it is valid and nobody has seen it");
+                Err(error.context(format!("{reason}; {advice}")))
+            }
         }
-        Ok(ExitCode::SUCCESS)
     }
+}
+
+fn print(issued: &IssuedToken, output: OutputArgs) -> anyhow::Result<()> {
+    match output.json {
+        true => println!("{}", serde_json::to_string(issued)?),
+        false => println!("{}", issued.token),
+    }
+    Ok(())
 }
 
 /// A row for each token.

@@ -1,7 +1,7 @@
 //! `ondine try`: an end-to-end demo with a temporary Nix store, daemon, server and client.
 //! Must never touch the machine's own Nix store, and leaves nothing behind.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,6 +11,7 @@ use anyhow::{Context, bail, ensure};
 use narinfo::StorePath;
 
 use super::control::ServerSession;
+use super::output::OutputError;
 use crate::http::{QueueStatus, RunningBuild};
 
 /// Time in which the temporary daemon must listen.
@@ -66,17 +67,17 @@ impl Try {
     fn show(self, folder: &Path) -> anyhow::Result<()> {
         let demo = Demo::new(folder)?;
 
-        say("A temporary Nix store with its own daemon, and a derivation that was never built:");
+        say("A temporary Nix store with its own daemon, and a derivation that was never built:")?;
         let _daemon = demo.start_daemon()?;
         let drv = demo.sample(self.seconds)?;
         let output = demo.output_of(&drv)?;
         println!("    {drv}\n    makes {output}");
 
-        say("Ondine serves that store:");
+        say("Ondine serves that store:")?;
         let server = demo.start_server()?;
         println!("    {}\n    public key {}", server.url, server.public_key);
 
-        say("A stock client with an empty store and default settings requests the output, and waits:");
+        say("A stock client with an empty store and default settings requests the output, and waits:")?;
         let mut client = demo.client(&server, &output);
         println!("    {}", shown(&client));
         let requested = Instant::now();
@@ -98,22 +99,22 @@ impl Try {
         say(&format!(
             "The client has the output after {} s, and built nothing itself:",
             requested.elapsed().as_secs()
-        ));
+        ))?;
         print!("    {text}");
 
-        say("From now on it is a download:");
+        say("From now on it is a download:")?;
         let hash = StorePath::parse(base_name)?.hash();
         println!("    {}/{hash}.narinfo\n    {}/log/{}", server.url, server.url, base_name_of(&drv));
-        say("The server runs until you press Enter.");
+        say("The server runs until you press Enter.")?;
         // Without a terminal the input ends at once.
         io::stdin().lock().read_line(&mut String::new())?;
         Ok(())
     }
 }
 
-fn say(what: &str) {
+fn say(what: &str) -> Result<(), OutputError> {
     println!("\n{what}");
-    let _ = io::stdout().flush();
+    Ok(())
 }
 
 /// The command line as it would be typed.

@@ -10,6 +10,7 @@ use narinfo::CacheInfo;
 use serde::Serialize;
 
 use super::control::OutputArgs;
+use super::output::OutputError;
 use crate::escape::Line;
 use crate::nix::{Environment, netrc_file};
 use crate::remote::nix_conf::{self, ConfLine, ConfLines};
@@ -100,7 +101,7 @@ impl UseServer {
         let missing: Vec<String> = lines.missing_in(&text).iter().map(|line| line.text()).collect();
         if !self.output.json {
             print!("{}", about_server(&url, &identity));
-            self.show(&files, &missing, has_token.then(|| host(remote)), trust);
+            self.show(&files, &missing, has_token.then(|| host(remote)), trust)?;
         }
         let own = server_line(&files.own, &url)?;
         if let (OwnFile::Other(other), false) = (&own, self.output.json) {
@@ -135,13 +136,21 @@ impl UseServer {
     }
 
     /// Shows the lines that are missing, the login for a host, and who is trusted.
-    fn show(&self, files: &Files, missing: &[String], login: Option<String>, trust: UserTrust) {
+    fn show(
+        &self,
+        files: &Files,
+        missing: &[String],
+        login: Option<String>,
+        trust: UserTrust,
+    ) -> Result<(), OutputError> {
         if missing.is_empty() {
             println!("\n{} has all lines that are needed.", files.conf.display());
         } else {
             let verb = if self.write { "Lines that are added to" } else { "Lines for" };
             println!("\n{verb} {}:\n", files.conf.display());
-            missing.iter().for_each(|line| println!("    {line}"));
+            for line in missing {
+                println!("    {line}");
+            }
         }
         if let Some(host) = login {
             println!("\nThe token belongs to {}:\n", files.netrc.display());
@@ -156,6 +165,7 @@ impl UseServer {
             }
         }
         println!("\n{}", self.about(trust));
+        Ok(())
     }
 
     fn files(&self, settings: &BTreeMap<String, String>) -> anyhow::Result<Files> {
@@ -247,9 +257,9 @@ impl UseServer {
 enum OwnFile {
     /// This server is named.
     Named,
-    /// Another server is named, and stays so.
+    /// Another one is named, and the file stays as it is.
     Other(String),
-    /// No server is named; the text that names this one.
+    /// None is named; the text of the file with this one.
     Add(String),
 }
 

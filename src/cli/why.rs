@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use serde::Deserialize;
 
 use super::build_log::base_name;
@@ -15,6 +16,7 @@ use crate::remote::{RemoteState, path_part};
 #[derive(Args, Debug)]
 pub(super) struct Why {
     /// Store path, derivation, hash of either, name of a package, or attribute of a package set
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     what: String,
     /// Adds notes on clients that do not get what is served
     #[arg(long, short)]

@@ -53,7 +53,9 @@ impl<S: Subscriber> Layer<S> for SystemJournal {
         let entry = entry(event);
         // To its place, and not over a connection: the journal may have been restarted.
         if let Err(error) = self.socket.send_to(&entry.bytes, &self.place) {
-            eprintln!("{} (not in the journal: {error})", entry.message);
+            // Not by eprintln, which panics where that cannot be written, either.
+            let line = format!("{} (not in the journal: {error})\n", entry.message);
+            let _ = io::Write::write_all(&mut io::stderr(), line.as_bytes());
         }
     }
 }

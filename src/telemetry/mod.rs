@@ -131,7 +131,10 @@ pub fn start(settings: &Settings) -> Result<Telemetry, Error> {
     check(settings)?;
     let log = match settings.log_format {
         LogFormat::Text => text_log(),
-        LogFormat::Json => fmt::layer().with_writer(io::stderr).event_format(JsonLines).boxed(),
+        LogFormat::Json => {
+            let lines = fmt::layer().with_writer(io::stderr).event_format(JsonLines);
+            lines.log_internal_errors(false).boxed()
+        }
         LogFormat::Journald => SystemJournal::open()?.boxed(),
     };
     let subscriber = tracing_subscriber::registry().with(log.with_filter(wanted()));
@@ -148,7 +151,9 @@ pub fn start(settings: &Settings) -> Result<Telemetry, Error> {
 
 fn text_log() -> Box<dyn Layer<Registry> + Send + Sync> {
     let is_terminal = io::IsTerminal::is_terminal(&io::stderr());
-    fmt::layer().with_ansi(is_terminal).with_writer(io::stderr).fmt_fields(TextFields).boxed()
+    let lines = fmt::layer().with_ansi(is_terminal).with_writer(io::stderr).fmt_fields(TextFields);
+    // Errors of the log would be written to where it cannot be written, with a panic.
+    lines.log_internal_errors(false).boxed()
 }
 
 /// The events of the log: spans are not among them.
