@@ -308,3 +308,35 @@ fn an_unknown_package_set_is_reported_in_words_of_the_command_line() {
         assert!(!refused.contains("/api/") && !refused.contains("404"), "{refused}");
     }
 }
+
+#[test]
+fn a_bare_name_is_a_state_directory_in_the_current_one() {
+    let store = NixStore::new(Release::Host);
+    let _daemon = store.daemon();
+    let folder = tempfile::tempdir().expect("a folder");
+    let run_there = |arguments: &[&str]| {
+        let mut command = ondine(arguments);
+        command.envs(store.variables()).current_dir(folder.path());
+        command
+    };
+    std::fs::write(folder.path().join("settings.toml"), "state-dir = 'bare'\nlisten = '127.0.0.1:0'")
+        .expect("written");
+    run(run_there(&["check-config", "settings.toml"])).must_succeed();
+    let mut server = Background::start(run_there(&["serve", "--config", "settings.toml"]));
+    wait_until("it answers", Duration::from_secs(30), || {
+        assert!(server.is_running());
+        run(run_there(&["status", "--state-dir", "bare"])).succeeded()
+    });
+    server.kill();
+    assert_eq!(mode(&folder.path().join("bare/signing-key")), 0o600);
+}
+
+#[test]
+fn nothing_is_no_name_of_anything() {
+    for command in ["retry", "why", "log", "pin", "unpin", "attributes", "token revoke"] {
+        let words: Vec<&str> = command.split(' ').chain([""]).collect();
+        let refused = run(ondine(&words)).must_fail();
+        assert_eq!(refused.status.code(), Some(2), "{command}: {refused}");
+        assert!(refused.stderr.contains("a value is required"), "{command}: {refused}");
+    }
+}

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::{self, UnixStream};
-use std::path::Path;
+use std::path::{self, Path};
 
 use rustix::fs::{Access, access};
 
@@ -102,7 +102,9 @@ pub(super) fn folders(state_dir: &Path) -> Result<(), Error> {
 /// The folder, or the one that it would be made in, can be written to.
 fn writable(dir: &Path) -> Result<(), Error> {
     let looked = using(dir, |dir| {
-        let there = dir.ancestors().find(|dir| dir.symlink_metadata().is_ok()).unwrap_or(dir);
+        // A bare name has the empty path above it.
+        let dir = path::absolute(dir)?;
+        let there = dir.ancestors().find(|dir| dir.symlink_metadata().is_ok()).unwrap_or(&dir);
         if !fs::metadata(there)?.is_dir() {
             return Err(io::ErrorKind::NotADirectory.into());
         }
