@@ -8,6 +8,7 @@ use crate::support::addresses::{base_name, field};
 use crate::support::cache::assert_narinfo;
 use crate::support::derivations::noise;
 use crate::support::http::Response;
+use crate::support::uploads::{Uploads, nar};
 use crate::support::upstream::stored_nars;
 use crate::support::{Cache, Instantiated, process, text, wait_until};
 
@@ -217,4 +218,23 @@ fn what_was_built_waits_until_the_index_can_be_written_and_is_served_then() {
     assert!(status.contains("waiting for the index"), "{status}");
     cache.ondine.disks()[0].empty();
     assert_narinfo(&answer.answer(), path.out());
+}
+
+#[test]
+fn an_upload_that_a_full_disk_has_no_room_for_is_to_be_tried_again_later() {
+    let uploads = Uploads::on_disks(&["--min-free-bytes", "0"], &[("", "size=64m")]);
+    let small = nar(b"small");
+    let name = uploads.upload(&small);
+    uploads.cache.ondine.disks()[0].fill();
+    for bytes in [1, 4 * MIB as usize] {
+        let contents: Vec<u8> = nar(&vec![b'x'; bytes]);
+        let (status, text) = uploads.put(&format!("/nar/{}.nar", "0".repeat(52)), &contents);
+        assert!(status == 503 && text.contains("too little room"), "{bytes}: {text}");
+        assert!(text.to_lowercase().contains("\r\nretry-after: "), "{bytes}: {text}");
+    }
+    let answer = uploads.cache.http.get("/readyz");
+    assert!(answer.status == 503 && answer.header("retry-after").is_some(), "{}", answer.text());
+    uploads.cache.ondine.disks()[0].empty();
+    let (status, text) = uploads.put(&format!("/nar/{name}.nar"), &small);
+    assert_eq!(status, 200, "{text}");
 }

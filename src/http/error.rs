@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use bytes::Bytes;
 use hyper::StatusCode;
-use hyper::header::{self, HeaderName};
+use hyper::header::{self, HeaderName, HeaderValue};
 
 use super::answer::{self, Answer};
 use super::api::{ErrorBody, ErrorReason, ServerStatus};
@@ -31,6 +31,9 @@ pub(super) const REMEMBERED: &str = "A Nix client remembers a 404 for an hour; w
 /// Text of an error that the index caused.
 pub(super) const INDEX_UNREADABLE: &str =
     "the index cannot be read; the server's log says why, and /readyz what to do";
+
+/// Seconds after which a client does well to try again where the trouble may have passed.
+const RETRY_AFTER_SECONDS: HeaderValue = HeaderValue::from_static("10");
 
 /// Readers of an endpoint's errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +139,9 @@ impl Error {
         };
         if let Some((name, value)) = header {
             answer::set_text(answer.headers_mut(), name, &value);
+        }
+        if status == StatusCode::SERVICE_UNAVAILABLE {
+            answer.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER_SECONDS);
         }
         answer
     }
@@ -291,7 +297,9 @@ impl From<UploadError> for Error {
                 Self::TooLarge(usize::try_from(bytes_max).unwrap_or(usize::MAX))
             }
             UploadError::Stalled => Self::TooSlow,
-            UploadError::TooMany(_) | UploadError::Unavailable => Self::Unavailable(text),
+            UploadError::TooMany(_) | UploadError::NoRoom | UploadError::Unavailable => {
+                Self::Unavailable(text)
+            }
         }
     }
 }

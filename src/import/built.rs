@@ -100,7 +100,7 @@ impl Importer {
     async fn take(&self, daemon: PooledDaemon, mut info: PathInfo) -> Result<PooledDaemon, TakeError> {
         let path = info.path.clone();
         let (nar, _, connection) = daemon.into_nar(&path, info.nar_size);
-        let limits = Limits { nar_bytes_max: info.nar_size };
+        let limits = Limits { nar_bytes_max: info.nar_size, is_by_room: false };
         let received = self.0.packer.receive(nar, Compression::None, limits).await;
         let failed = |source| TakeError::Receive { path: path.clone(), source };
         let ReceivedFile { received, durable, lease } = received.map_err(failed)?;

@@ -1,14 +1,15 @@
 //! Reasons why an upload is refused. Texts are for the person who pushes: clients print them.
 
 use std::error::Error as StdError;
+use std::io;
 
 use narinfo::{DrvOutput, StorePath};
 
 use crate::caller::Refusal;
-use crate::causes::with_causes;
+use crate::causes::{causes, with_causes};
 use crate::index;
 use crate::nar_store::PackError;
-use crate::packer::ReceiveError;
+use crate::packer::{Limits, ReceiveError};
 
 /// Why an upload was refused; nothing of it is kept.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +52,11 @@ pub enum UploadError {
     /// The NAR has more bytes than may be pushed.
     #[error("the NAR has more than {0} bytes, which is the limit (setting max-upstream-nar-bytes)")]
     TooLarge(u64),
+    /// The server has too little room for the NAR at the moment.
+    #[error(
+        "the disk of the server has too little room for this NAR at the moment: tell its administrator, and try again later"
+    )]
+    NoRoom,
     /// Bytes did not come for too long.
     #[error("the upload made no progress for too long: try again")]
     Stalled,
@@ -69,28 +75,38 @@ impl UploadError {
     }
 
     /// A body that cannot be read.
-    pub(super) fn of_body(error: std::io::Error) -> Self {
-        if error.kind() == std::io::ErrorKind::TimedOut { Self::Stalled } else { Self::invalid(&error) }
+    pub(super) fn of_body(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::TimedOut { Self::Stalled } else { Self::invalid(&error) }
     }
 
     /// An error of the server, which is logged here.
     pub(super) fn unavailable(error: &(dyn StdError + 'static)) -> Self {
         tracing::error!(error, "cannot take an upload");
-        Self::Unavailable
+        let is_full = |cause: &(dyn StdError + 'static)| {
+            cause.downcast_ref::<io::Error>().is_some_and(|cause| cause.kind() == io::ErrorKind::StorageFull)
+        };
+        if causes(error).any(is_full) { Self::NoRoom } else { Self::Unavailable }
     }
-}
 
-impl From<index::Error> for UploadError {
-    fn from(error: index::Error) -> Self {
-        Self::unavailable(&error)
+    /// A NAR that exceeds its limits.
+    #[must_use]
+    pub fn too_large(limits: Limits) -> Self {
+        if limits.is_by_room {
+            tracing::warn!(
+                bytes_max = limits.nar_bytes_max,
+                "refused an upload for which there is too little room; free some, or run `ondine gc --max-bytes BYTES`"
+            );
+            Self::NoRoom
+        } else {
+            Self::TooLarge(limits.nar_bytes_max)
+        }
     }
-}
 
-impl From<ReceiveError> for UploadError {
-    fn from(error: ReceiveError) -> Self {
+    /// A NAR that was not received within these limits.
+    pub(super) fn of_received(error: ReceiveError, limits: Limits) -> Self {
         match &error {
-            ReceiveError::Pack(PackError::TooLarge { bytes_max }) => Self::TooLarge(*bytes_max),
-            ReceiveError::Pack(PackError::Sent(sent)) if sent.kind() == std::io::ErrorKind::TimedOut => {
+            ReceiveError::Pack(PackError::TooLarge { .. }) => Self::too_large(limits),
+            ReceiveError::Pack(PackError::Sent(sent)) if sent.kind() == io::ErrorKind::TimedOut => {
                 Self::Stalled
             }
             ReceiveError::Pack(error @ (PackError::Sent(_) | PackError::Malformed(_))) => {
@@ -98,5 +114,11 @@ impl From<ReceiveError> for UploadError {
             }
             _ => Self::unavailable(&error),
         }
+    }
+}
+
+impl From<index::Error> for UploadError {
+    fn from(error: index::Error) -> Self {
+        Self::unavailable(&error)
     }
 }

@@ -27,7 +27,7 @@ use crate::caller::{Action, Caller, may, may_for};
 use crate::index::Index;
 use crate::model::{NarRow, NewNar, PathRow, PushedDerivation, RealisationOutcome, UploadOutcome};
 use crate::nar_store::Packed;
-use crate::packer::{self, LeasedNar, Limits, Packer};
+use crate::packer::{self, LeasedNar, Packer};
 pub use built::TakeError;
 use derivation::InputHashes;
 pub use error::UploadError;
@@ -137,8 +137,9 @@ impl Importer {
         let (packer, sent) = (&self.0.packer, body.digest());
         let first = body.first(MAGIC_BYTES).await.map_err(UploadError::of_body)?;
         let compression = compression_of(compression, &first);
-        let limits = Limits { nar_bytes_max: packer.nar_bytes_max() };
-        let file_received = packer.receive(body, compression, limits).await.map_err(UploadError::from)?;
+        let limits = packer.limits();
+        let file_received = packer.receive(body, compression, limits).await;
+        let file_received = file_received.map_err(|error| UploadError::of_received(error, limits))?;
         let sent = sent.whole().await.ok_or_else(|| {
             UploadError::Invalid(format!("{file} goes on behind the end of its {compression} contents"))
         })?;

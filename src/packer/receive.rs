@@ -17,6 +17,8 @@ use crate::tail_file::reading;
 pub struct Limits {
     /// Bytes of the plain NAR, at most.
     pub nar_bytes_max: u64,
+    /// True where that is what the free room allows, and not a setting.
+    pub is_by_room: bool,
 }
 
 /// A NAR that was received and has no row yet.
@@ -104,10 +106,10 @@ impl Packer {
         Ok(Some(LeasedNar { nar_size, packed: Packed { file_hash, file_size }, _lease: lease }))
     }
 
-    /// Largest received NAR, in bytes.
+    /// Limits of a received NAR.
     #[must_use]
-    pub fn nar_bytes_max(&self) -> u64 {
-        self.0.nar_bytes_max()
+    pub fn limits(&self) -> Limits {
+        Limits { nar_bytes_max: self.0.nar_bytes_max(), is_by_room: self.0.nar_bytes_max.is_none() }
     }
 
     /// Reads the plain NAR in a stored file, whether or not it has a row, on a thread that may wait; `None`

@@ -26,7 +26,7 @@ use crate::upstream::{self, Upstreams, ViaName};
 /// Bytes of contents whose NAR is served from its file, and of contents whose NAR is served from memory.
 const LARGE: usize = 3_000_000;
 const SMALL: usize = 1_000;
-const LIMITS: Limits = Limits { nar_bytes_max: 10_000_000 };
+const LIMITS: Limits = Limits { nar_bytes_max: 10_000_000, is_by_room: false };
 const SOON: Duration = Duration::from_secs(30);
 
 /// A packer over a store directory of its own, without a Nix daemon.
@@ -281,7 +281,7 @@ async fn what_is_no_nar_too_large_or_breaks_off_is_not_stored(fixture: Fixture) 
         let error = receive(&fixture, wrong, compression).await.err().expect("it is no NAR");
         assert!(matches!(error, ReceiveError::Pack(PackError::Malformed(_))), "{error:?}");
     }
-    let small = Limits { nar_bytes_max: nar.len() as u64 - 1 };
+    let small = Limits { nar_bytes_max: nar.len() as u64 - 1, is_by_room: false };
     for compression in [Compression::None, Compression::Zstd] {
         let input = io::Cursor::new(compressed(&nar, compression));
         let error = fixture.packer.receive(input, compression, small).await.err().expect("it is too large");

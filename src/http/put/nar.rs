@@ -77,9 +77,12 @@ async fn take(
             "a NAR is uploaded without Content-Encoding: its name tells its compression".to_owned(),
         ));
     }
-    let bytes_max = file_bytes_max(service.state.packer.nar_bytes_max());
-    if body.size_hint().lower() > bytes_max {
-        return Err(Error::TooLarge(usize::try_from(bytes_max).unwrap_or(usize::MAX)));
+    let limits = service.state.packer.limits();
+    if body.size_hint().lower() > file_bytes_max(limits.nar_bytes_max) {
+        if limits.is_by_room {
+            drain(&mut body).await;
+        }
+        return Err(UploadError::too_large(limits).into());
     }
     let NarUpload { file, name, compression, uploader } = upload;
     let mut upload = importer.open(&uploader)?;
