@@ -10,7 +10,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use crate::hash::{HashError, NarHash};
-use crate::signature::{PublicKey, SecretKey, Signature, SignatureError};
+use crate::signature::{KeyName, PublicKey, SecretKey, Signature, SignatureError};
 use crate::store_path::{StorePath, StorePathError};
 
 /// Bytes of a realisation's file at most.
@@ -288,6 +288,11 @@ impl Realisation {
                 self.signatures.push(signature);
             }
         }
+    }
+
+    /// Removes the signatures under this name of a key.
+    pub fn remove_signatures_of(&mut self, name: &KeyName) {
+        self.signatures.retain(|signature| signature.name() != name);
     }
 
     /// True if one of `keys` has signed all of it.

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use narinfo::Signature;
 use tokio::time::sleep;
 
 use super::{Adopter, Error};
@@ -45,6 +46,8 @@ impl Adopter {
     /// Nix's database cannot be read.
     async fn gather_signatures(&self) -> Result<Option<usize>, Error> {
         let (mut after, mut added) = (None, 0);
+        // Ours are there, and others under our names are false.
+        let is_other = |signature: &Signature| !self.keys.is_named_ours(signature);
         loop {
             let begun = Instant::now();
             let rows = self.index.paths_after(after).await?;
@@ -52,7 +55,8 @@ impl Adopter {
             after = Some(last.info.path.hash());
             let there = rows.iter().filter(|row| !self.local.definitely_absent(row.info.path.hash()));
             let paths = there.map(|row| row.info.path.clone()).collect();
-            let Some(signed) = self.local.signatures(paths).await else { return Ok(None) };
+            let Some(mut signed) = self.local.signatures(paths).await else { return Ok(None) };
+            signed.iter_mut().for_each(|signed| signed.signatures.retain(is_other));
             let rows: HashMap<_, _> = rows.iter().map(|row| (&row.info.path, row)).collect();
             let is_new = |signed: &Signed| {
                 rows.get(&signed.path)

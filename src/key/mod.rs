@@ -222,26 +222,29 @@ impl Keys {
         self.0.iter().map(SecretKey::to_secret_string).collect()
     }
 
-    /// Adds a signature of `fingerprint()` by each key whose name none of `signatures` has. True when one was
-    /// added.
+    /// Adds a signature of `fingerprint()` by each key whose name none of `signatures` has. Of several under
+    /// the name of a key the true one stays. True when something changed.
     pub fn complete(&self, signatures: &mut Vec<Signature>, fingerprint: impl FnOnce() -> String) -> bool {
-        let lacks = |key: &&SecretKey| !signatures.iter().any(|signature| signature.name() == key.name());
-        let missing: Vec<&SecretKey> = self.0.iter().filter(lacks).collect();
-        if missing.is_empty() {
+        let under = |key: &SecretKey| signatures.iter().filter(|one| one.name() == key.name()).count();
+        let keys: Vec<&SecretKey> = self.0.iter().filter(|key| under(key) != 1).collect();
+        if keys.is_empty() {
             return false;
         }
         let fingerprint = fingerprint();
-        signatures.extend(missing.into_iter().map(|key| key.sign(&fingerprint)));
+        keys.into_iter().for_each(|key| sign(key, signatures, &fingerprint));
         true
     }
 
-    /// Signatures of `fingerprint` by every key are among `signatures`, whoever made those that are there.
+    /// Signatures of `fingerprint` by every key are among `signatures`, and no others under their names:
+    /// those would be junk that whoever uploads can make up.
     pub fn sign(&self, signatures: &mut Vec<Signature>, fingerprint: &str) {
-        for ours in self.0.iter().map(|key| key.sign(fingerprint)) {
-            if !signatures.contains(&ours) {
-                signatures.push(ours);
-            }
-        }
+        self.0.iter().for_each(|key| sign(key, signatures, fingerprint));
+    }
+
+    /// True for a signature under the name of one of the keys, true or false.
+    #[must_use]
+    pub fn is_named_ours(&self, signature: &Signature) -> bool {
+        self.0.iter().any(|key| key.name() == signature.name())
     }
 
     /// Signs a realisation with each key whose name none of its signatures has.
@@ -253,8 +256,20 @@ impl Keys {
         }
     }
 
-    /// Signs a realisation with every key.
+    /// Signs a realisation with every key; no other signatures under their names stay.
     pub fn sign_realisation(&self, realisation: &mut Realisation) {
-        self.0.iter().for_each(|key| realisation.sign(key));
+        for key in &self.0 {
+            realisation.remove_signatures_of(key.name());
+            realisation.sign(key);
+        }
+    }
+}
+
+/// Leaves one signature under the name of a key: that of `fingerprint`.
+fn sign(key: &SecretKey, signatures: &mut Vec<Signature>, fingerprint: &str) {
+    let ours = key.sign(fingerprint);
+    signatures.retain(|other| other.name() != key.name() || *other == ours);
+    if !signatures.contains(&ours) {
+        signatures.push(ours);
     }
 }
