@@ -187,3 +187,41 @@ fn noise(bytes: usize) -> Vec<u8> {
     };
     std::iter::repeat_with(next).take(bytes).collect()
 }
+
+#[test]
+fn a_nar_that_holds_the_signing_key_is_refused_wherever_it_stands_in_it() {
+    let uploads = Uploads::new(&[]);
+    let key = std::fs::read_to_string(uploads.cache.ondine.state_dir().join("signing-key")).expect("a key");
+    let secret = key.split(':').nth(1).expect("its secret part");
+    let large = [vec![b'x'; 3_000_000], key.clone().into_bytes(), vec![b'y'; 3_000_000]].concat();
+    for contents in [key.as_bytes(), format!("key={secret}\n").as_bytes(), &large] {
+        let nar = nar(contents);
+        let packed = zstd::encode_all(&nar[..], 1).expect("memory takes everything");
+        for (ending, body) in [("nar", &nar), ("nar.zst", &packed)] {
+            let (status, text) = uploads.put(&format!("/nar/{}.{ending}", "0".repeat(52)), body);
+            assert!(status == 400 && text.contains("signing key"), "{ending}: {text}");
+            assert!(!text.contains(secret), "{ending}");
+        }
+    }
+    wait_until("nothing is left", SOON, || uploads.nar_files() == 0);
+    // The public one may be anywhere.
+    uploads.upload(&nar(uploads.cache.ondine.public_key().as_bytes()));
+}
+
+#[test]
+fn a_false_signature_under_the_name_of_a_key_of_the_server_is_not_kept() {
+    let uploads = Uploads::new(&[]);
+    let contents = nar(b"signed");
+    let name = uploads.upload(&contents);
+    let key = uploads.cache.ondine.public_key().to_owned();
+    let key_name = key.split(':').next().expect("a name");
+    let junk = format!("{}==", "A".repeat(86));
+    let mut info = uploads.narinfo(&format!("{HASH}-signed"), &name, &name, &contents, "");
+    info += &format!("Sig: {key_name}:{junk}\nSig: other-1:{junk}\n");
+    assert_eq!(uploads.put(&format!("/{HASH}.narinfo"), info.as_bytes()).0, 200);
+    let served = uploads.cache.http.get(&format!("/{HASH}.narinfo")).text();
+    let under_ours = format!("Sig: {key_name}:");
+    let ours: Vec<&str> = served.lines().filter(|line| line.starts_with(&under_ours)).collect();
+    assert!(ours.len() == 1 && !ours[0].contains(&junk), "{served}");
+    assert!(served.contains("Sig: other-1:"), "{served}");
+}

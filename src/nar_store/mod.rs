@@ -9,6 +9,7 @@ mod mapped;
 mod measured;
 mod pack;
 mod receive;
+mod secrets;
 mod small_cache;
 mod stream;
 mod unnamed;
@@ -35,6 +36,7 @@ pub use mapped::{FileRange, range_of};
 pub use measured::Packed;
 pub use pack::Received;
 pub use receive::file_bytes_max;
+pub use secrets::Secrets;
 pub use small_cache::{Epoch, Small};
 use small_cache::{SMALL_BYTES_MAX, SmallCache};
 pub use stream::NarStream;
@@ -80,6 +82,8 @@ pub struct Settings {
     pub memory_bytes_max: u64,
     /// Bytes of the plain cache, at most.
     pub plain_bytes_max: u64,
+    /// Texts that no NAR may hold that others send.
+    pub secrets: Secrets,
 }
 
 impl Settings {

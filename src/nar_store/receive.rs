@@ -10,7 +10,7 @@ use super::draft::Draft;
 use super::measured::Measured;
 use super::pack::{Received, compress};
 use super::verify::{ChunkWriter, Error, NarDigest, Origin, Promise, Verified, copy, verify};
-use super::{NarStore, Settings};
+use super::{NarStore, Secrets, Settings};
 use crate::decode;
 
 /// The highest level at which a NAR is compressed again while it is received: it was decompressed a moment
@@ -51,9 +51,10 @@ impl NarStore {
         // With a larger window it is recompressed, or each of its readers would need as much memory.
         let is_kept = window.is_some_and(|bytes| bytes <= decode::STORED_WINDOW_BYTES_MAX);
         if compression == Compression::Zstd && is_kept {
-            return receive_zstd(draft, input, promise, origin);
+            return receive_zstd(draft, input, promise, origin, &self.settings.secrets);
         }
-        let mut plain = decode::plain(compression, input).map_err(Error::Sent)?;
+        let plain = decode::plain(compression, input).map_err(Error::Sent)?;
+        let mut plain = self.settings.secrets.refused_in(plain);
         let zstd_level = self.settings.zstd_level.min(RECEIVED_ZSTD_LEVEL);
         let settings = Settings { zstd_level, ..self.settings.clone() };
         let mut attended = Attended::new(draft, promise);
@@ -69,12 +70,14 @@ fn receive_zstd(
     input: impl Read + Send,
     promise: Promise,
     origin: Origin<'_>,
+    secrets: &Secrets,
 ) -> Result<Received, Error> {
     let mut attended = Attended::new(draft, promise);
     let (mut file, mut not_written) = (Measured::new(draft), None);
     let through = Through { input, file: &mut file, not_written: &mut not_written };
     let make = |chunks: &mut ChunkWriter<'_>| {
-        let mut plain = decode::plain(Compression::Zstd, through).map_err(Error::Sent)?;
+        let plain = decode::plain(Compression::Zstd, through).map_err(Error::Sent)?;
+        let mut plain = secrets.refused_in(plain);
         copy(&mut plain, chunks, |bytes| attended.came(bytes))
     };
     let verified = verify(promise, origin, make, |_| Ok(()));

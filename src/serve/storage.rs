@@ -11,7 +11,7 @@ use crate::build::Logs;
 use crate::debug_info::DebugInfo;
 use crate::index::{Index, IndexLocation, Sqlite, has_ledger};
 use crate::key::{self, Keys};
-use crate::nar_store::NarStore;
+use crate::nar_store::{self, NarStore, Secrets};
 use crate::recover::Recovery;
 use crate::retention::Reserve;
 use crate::roots::Roots;
@@ -42,7 +42,9 @@ pub(crate) struct Stores {
 impl Stores {
     /// The index that the settings name, and a directory in the state directory.
     async fn open(state_dir: &Path, settings: &Settings, keys: &Keys) -> Result<Self, Error> {
-        let nars = using(&state_dir.join(NARS), |dir| NarStore::open(dir, settings.nar_store.clone()))?;
+        let nar_store =
+            nar_store::Settings { secrets: Secrets::of_keys(keys.texts()), ..settings.nar_store.clone() };
+        let nars = using(&state_dir.join(NARS), |dir| NarStore::open(dir, nar_store))?;
         let bytes = settings.narinfo_memory_bytes;
         let index = match &settings.index.location {
             IndexLocation::Sqlite => Index::new(sqlite(state_dir, settings, keys, &nars).await?, bytes),
