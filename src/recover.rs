@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use narinfo::{PublicKey, Realisation, StoreDir, StorePathHash};
@@ -19,10 +19,12 @@ use crate::plural::counted;
 const BATCH: usize = 1_000;
 /// Batches that wait to be taken over.
 const BATCHES_WAITING_MAX: usize = 4;
-/// There as long as the index is not complete.
+/// There as long as the index is not complete; it has the name under which the one before was moved aside.
 const MARKER: &str = "index.recovering";
-/// Name of an index that was there, once it is moved aside.
+/// Name of an index that was there, once it is moved aside; later ones have a number.
 const ASIDE: &str = "index.damaged.sqlite";
+/// Indexes that are kept so, at most.
+const ASIDES_MAX: u32 = 1_000;
 /// The files of an index have one name with these endings.
 const ENDINGS: [&str; 3] = ["", "-wal", "-shm"];
 
@@ -157,7 +159,7 @@ impl Recovery {
         if !has_ledger(&self.ledger) {
             return Err(Error::NoLedger(self.ledger.clone()));
         }
-        self.move_aside()?;
+        let damaged = self.move_aside()?;
         let index = Index::open(&self.index)?;
         let (sender, mut batches) = mpsc::channel(BATCHES_WAITING_MAX);
         let reader = self.clone();
@@ -178,7 +180,6 @@ impl Recovery {
         for batch in pushed.chunks(BATCH) {
             outcome.pushed += index.restore_pushed(batch.to_vec()).await?;
         }
-        let damaged = self.state_dir.join(ASIDE);
         let pins =
             tokio::task::spawn_blocking(move || salvage_pins(&damaged)).await.map_err(io::Error::other)?;
         outcome.pins = pins.len();
@@ -191,24 +192,49 @@ impl Recovery {
         Ok(outcome)
     }
 
-    /// Makes way for a new index. One that was left incomplete goes.
-    fn move_aside(&self) -> io::Result<()> {
+    /// Makes way for a new index, and gives the place of the one that was there. One that was left incomplete
+    /// goes.
+    fn move_aside(&self) -> io::Result<PathBuf> {
         let marker = self.state_dir.join(MARKER);
-        let incomplete = marker.exists();
-        if !incomplete {
-            for ending in ENDINGS {
-                let (from, to) =
-                    (with_ending(&self.index, ending), self.state_dir.join(format!("{ASIDE}{ending}")));
-                // Of an earlier one nothing may be taken for a part of this one.
-                ignore_missing(fs::remove_file(&to))?;
-                ignore_missing(fs::rename(from, to))?;
+        let aside = match fs::read_to_string(&marker) {
+            Ok(name) => self.state_dir.join(if name.is_empty() { ASIDE } else { &name }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let name = self.name_aside()?;
+                let aside = self.state_dir.join(&name);
+                for ending in ENDINGS {
+                    ignore_missing(fs::rename(
+                        with_ending(&self.index, ending),
+                        with_ending(&aside, ending),
+                    ))?;
+                }
+                let mut file = File::create(&marker)?;
+                file.write_all(name.as_bytes())?;
+                file.sync_all()?;
+                aside
             }
-            File::create(&marker)?.sync_all()?;
-        }
+            Err(error) => return Err(error),
+        };
         for ending in ENDINGS {
             ignore_missing(fs::remove_file(with_ending(&self.index, ending)))?;
         }
-        File::open(&self.state_dir)?.sync_all()
+        File::open(&self.state_dir)?.sync_all()?;
+        Ok(aside)
+    }
+
+    /// A name that no index was moved to before.
+    fn name_aside(&self) -> io::Result<String> {
+        for number in 1..=ASIDES_MAX {
+            let name = if number == 1 { ASIDE.to_owned() } else { format!("index.damaged-{number}.sqlite") };
+            let place = self.state_dir.join(&name);
+            let mut is_free = true;
+            for ending in ENDINGS {
+                is_free &= !with_ending(&place, ending).try_exists()?;
+            }
+            if is_free {
+                return Ok(name);
+            }
+        }
+        Err(io::Error::other("too many damaged indexes were moved aside: remove some"))
     }
 
     /// Reads the ledger, and holds each record against the key and the files.

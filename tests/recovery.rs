@@ -3,7 +3,7 @@
 //! lost what it promised.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -251,4 +251,24 @@ fn recover_without_a_ledger_says_what_to_do() {
     let refused = recover(&cache.ondine).must_fail();
     assert!(refused.stderr.contains("nothing is recorded in"), "{refused}");
     cache.ondine.start_again();
+}
+
+#[test]
+fn each_recovery_keeps_the_index_that_was_there_and_makes_a_private_one() {
+    let mut served = Served::new();
+    assert!(served.cache.ondine.sigterm().success());
+    let state_dir = served.cache.ondine.state_dir();
+    let first = fs::read(index(&served.cache.ondine)).expect("an index");
+    let asides = ["index.damaged.sqlite", "index.damaged-2.sqlite", "index.damaged-3.sqlite"];
+    for number in 1..=asides.len() {
+        recover(&served.cache.ondine).must_succeed();
+        for (at, aside) in asides.iter().enumerate() {
+            assert_eq!(state_dir.join(aside).exists(), at < number, "{aside} after {number}");
+        }
+        assert_eq!(fs::read(state_dir.join(asides[0])).expect("kept"), first);
+        let mode = index(&served.cache.ondine).metadata().expect("an index").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    served.cache.ondine.start_again();
+    served.assert_all_served();
 }
