@@ -139,3 +139,16 @@ fn a_pushed_path_whose_file_goes_while_the_server_runs_is_not_promised() {
     fs::remove_file(nar_file(&uploads, &name)).expect("removed");
     assert_eq!(uploads.cache.http.get(&format!("/cached/{HASH}.narinfo")).status, 404);
 }
+
+#[test]
+fn a_backup_into_a_directory_that_another_one_writes_to_is_refused() {
+    let cache = Cache::new(&[]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let other = fs::File::open(folder.path()).expect("opened");
+    other.lock().expect("locked as a backup does");
+    let refused = backup(&cache.ondine, folder.path(), &[]).must_fail();
+    assert!(refused.stderr.contains("another backup is being written there"), "{refused}");
+    assert_eq!(fs::read_dir(folder.path()).expect("read").count(), 0);
+    drop(other);
+    backup(&cache.ondine, folder.path(), &[]).must_succeed();
+}

@@ -2,7 +2,7 @@
 //! keys, and the index with tokens, pins, failures and learned build times. NARs are fetched, packed or built
 //! again. Must never write into the state directory.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -45,6 +45,7 @@ pub fn backup(settings: &Settings, to: &Path) -> Result<BackupReport, Error> {
         }
         Ok(to)
     })?;
+    let _lock = using(&to, lock)?;
     let mut report = BackupReport { files: Vec::new(), bytes: 0, index_is_elsewhere: false };
     let mut note = |name: &Path, bytes: u64| {
         report.files.push(name.to_owned());
@@ -63,6 +64,16 @@ pub fn backup(settings: &Settings, to: &Path) -> Result<BackupReport, Error> {
         IndexLocation::Postgres(_) => report.index_is_elsewhere = true,
     }
     Ok(report)
+}
+
+/// Locks a directory against another backup into it for as long as the file is open.
+fn lock(dir: &Path) -> io::Result<File> {
+    let dir = File::open(dir)?;
+    match dir.try_lock() {
+        Err(TryLockError::WouldBlock) => Err(io::Error::other("another backup is being written there")),
+        // Some network file systems lock no directories.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(dir),
+    }
 }
 
 fn make_dir(dir: &Path) -> io::Result<()> {
