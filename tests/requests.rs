@@ -10,6 +10,7 @@ use crate::support::cache::{assert_narinfo, status_of};
 use crate::support::http::raw;
 use crate::support::package_set::wait_for_generation;
 use crate::support::process::run;
+use crate::support::tokens::send_body;
 use crate::support::{Cache, Derivation, Http, NixStore, PackageSet, Release, derivations, text, wait_until};
 use serde_json::{Value, json};
 
@@ -410,5 +411,27 @@ fn very_many_items_are_answered_from_memory_and_the_index() {
         println!("10,000 hashes, {SERVED} of them served: {:?}", begun.elapsed());
         assert!(items[..SERVED].iter().all(|item| item["state"] == "served"));
         assert!(items[SERVED..].iter().all(|item| item["state"] == "unknown"));
+    }
+}
+
+#[test]
+fn arguments_are_objects_and_a_parameter_has_one_value() {
+    let cache = Cache::new(&[]);
+    for wrong in [
+        "[]",
+        "[[], [], [], true, null]",
+        "{\"attributes\": [[\"set\", \"hello\", null]]}",
+        "{\"hashes\": []} 1",
+    ] {
+        let answer = send_body(&cache, "POST", "/api/v1/builds", None, wrong);
+        assert!(answer.starts_with("HTTP/1.1 400"), "{wrong}: {answer}");
+    }
+    for (query, status) in [("wait=0&wait=1", 400), ("wait=0&wait=0", 404), ("wait=0", 404)] {
+        let answer = cache.http.get(&format!("/api/v1/builds/7?{query}"));
+        assert_eq!(answer.status, status, "{query}: {}", answer.text());
+    }
+    for path in ["/get/set/?limit=1&limit=2", "/bin/tool?system=a&system=b"] {
+        let answer = cache.http.get(path);
+        assert!(answer.status == 400 && answer.text().contains("two values"), "{path}: {}", answer.text());
     }
 }

@@ -76,6 +76,15 @@ pub(super) fn parameters(query: Option<&str>) -> impl Iterator<Item = (&str, Opt
     pairs.map(|(key, value)| (key, percent_decode_str(value).decode_utf8().ok().map(Into::into)))
 }
 
+/// A parameter that a query gives twice with different values, of which none can be what is meant.
+pub(super) fn contradicted(query: Option<&str>) -> Option<&str> {
+    let pairs: Vec<(&str, Option<String>)> = parameters(query).collect();
+    let differs = |(at, (key, value)): (usize, &(&str, Option<String>))| {
+        pairs[..at].iter().any(|(other, earlier)| other == key && earlier != value)
+    };
+    pairs.iter().enumerate().find(|&pair| differs(pair)).map(|(_, (key, _))| *key)
+}
+
 /// The text for a parameter that an address does not have, but these.
 pub(super) fn unknown_parameter(key: &str, known: &[&str]) -> String {
     format!("there is no parameter {} here, but {}", Line(key), known.join(", "))

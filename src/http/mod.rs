@@ -70,6 +70,7 @@ use crate::caller::{Action, Caller, CallerKey, may};
 use crate::catalogue::{Catalogue, NameResolver};
 use crate::contents::Contents;
 use crate::debug_info::DebugInfo;
+use crate::escape::Line;
 use crate::import::Importer;
 use crate::index::Index;
 use crate::nix::{DaemonLogs, Detected, Pool};
@@ -89,7 +90,7 @@ pub(crate) use api::{
     RequestStatus, RetryRequest, RunningBuild, ServerStatus, TokenView, UpstreamHealth, UpstreamMode,
     UpstreamStatus, UsageReport,
 };
-use call::Call;
+use call::{Call, contradicted};
 use endpoint::{Endpoint, Verb};
 use endpoints::ENDPOINTS;
 use error::{Audience, Error};
@@ -341,6 +342,13 @@ impl Service {
         let browser = if endpoint.audience == Audience::Person { browser(&head.headers) } else { None };
         if let Err(error) = admit(endpoint, &caller, self.state.auth.rates()) {
             return (endpoint.label, endpoint.audience, ResponseFuture::failed(error));
+        }
+        if !endpoint.query.is_empty()
+            && let Some(key) = contradicted(query)
+        {
+            let text = format!("the parameter {} has two values: give it once", Line(key));
+            let refused = ResponseFuture::failed(Error::BadRequest(text));
+            return (endpoint.label, endpoint.audience, refused);
         }
         let sender = (endpoint.verb != Verb::Get).then(|| BodySender {
             caller: caller.clone(),
