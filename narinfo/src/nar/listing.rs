@@ -2,6 +2,7 @@
 //! since that of a large package has a hundred thousand entries: one node each, in the order of the archive,
 //! and one text with all names.
 
+use std::borrow::Cow;
 use std::io::{self, Read, Write};
 
 use super::Error;
@@ -161,8 +162,7 @@ impl Listing {
         size_of::<Self>() + self.nodes.capacity() * size_of::<Node>() + self.text.capacity()
     }
 
-    /// Writes it in the format of Nix's `.ls` files, version 1. Names that are no UTF-8 have replacement
-    /// characters, since JSON cannot hold them.
+    /// Writes it in the format of Nix's `.ls` files, version 1, with names as of [`name_in_json`].
     ///
     /// # Errors
     /// `out` fails.
@@ -254,7 +254,39 @@ impl<'l> ListingEntry<'l> {
 }
 
 fn write_text(out: &mut dyn Write, text: &[u8]) -> io::Result<()> {
-    serde_json::to_writer(out, &String::from_utf8_lossy(text)).map_err(io::Error::from)
+    serde_json::to_writer(out, &name_in_json(text)).map_err(io::Error::from)
+}
+
+/// Name of a file for JSON, which has no other bytes than UTF-8: each of those is a replacement character
+/// and its two hexadecimal digits. So are the bytes of that character itself, which makes different names
+/// different texts. Nix refuses to list such names, or, before 2.9, writes what is no JSON.
+#[must_use]
+pub fn name_in_json(name: &[u8]) -> Cow<'_, str> {
+    if let Ok(text) = std::str::from_utf8(name)
+        && !text.contains(char::REPLACEMENT_CHARACTER)
+    {
+        return Cow::Borrowed(text);
+    }
+    let mut text = String::with_capacity(name.len() * 2);
+    let add = |text: &mut String, bytes: &[u8]| {
+        for byte in bytes {
+            text.push(char::REPLACEMENT_CHARACTER);
+            text.extend(
+                [byte >> 4, byte & 15].map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])),
+            );
+        }
+    };
+    for chunk in name.utf8_chunks() {
+        for (at, part) in chunk.valid().split(char::REPLACEMENT_CHARACTER).enumerate() {
+            if at > 0 {
+                let mut bytes = [0; 4];
+                add(&mut text, char::REPLACEMENT_CHARACTER.encode_utf8(&mut bytes).as_bytes());
+            }
+            text.push_str(part);
+        }
+        add(&mut text, chunk.invalid());
+    }
+    Cow::Owned(text)
 }
 
 #[cfg(test)]
@@ -292,6 +324,34 @@ mod tests {
         assert_eq!((link.kind(), names(link).len()), (EntryKind::Symlink(b"bin/tool"), 0));
         assert!(listing.root().descend(b"tool/x").is_none() && listing.root().child(b"none").is_none());
         assert!(listing.entry(listing.entries()).is_none());
+    }
+
+    #[test]
+    fn each_file_has_an_entry_of_its_own_whatever_its_name_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let root = folder.path().join("root");
+        std::fs::create_dir(&root).expect("made");
+        let names = [
+            &b"a\xfe"[..],
+            b"a\xff",
+            b"a\xff\xfe",
+            "a\u{fffd}".as_bytes(),
+            "a\u{fffd}ff".as_bytes(),
+            "\u{e9}".as_bytes(),
+        ];
+        for name in names {
+            let name = <std::ffi::OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(name);
+            std::fs::write(root.join(name), b"x").expect("written");
+        }
+        let (mut nar, mut json) = (Vec::new(), Vec::new());
+        super::super::dump(&root, &mut nar).expect("a NAR");
+        Listing::read(&mut &nar[..]).expect("a listing").write_json(&mut json).expect("written");
+        let json: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
+        let entries = json["root"]["entries"].as_object().expect("a directory");
+        assert_eq!(entries.len(), names.len(), "{entries:?}");
+        for name in ["a\u{fffd}fe", "a\u{fffd}ff", "a\u{fffd}ff\u{fffd}fe", "\u{e9}"] {
+            assert!(entries.contains_key(name), "{name}: {entries:?}");
+        }
     }
 
     #[test]

@@ -17,7 +17,7 @@ use nix_archive::nar::{Error as ArchiveError, Event};
 
 use crate::content_address::{Addressed, Of, Recomputed};
 use count::Counted;
-pub use listing::{EntryKind, LISTING_ENTRIES_MAX, Listing, ListingEntry};
+pub use listing::{EntryKind, LISTING_ENTRIES_MAX, Listing, ListingEntry, name_in_json};
 pub use only_file::only_file;
 pub use parts::{Part, PartKind, read_parts};
 use programs::ProgramCollector;

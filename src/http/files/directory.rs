@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use narinfo::StorePathHash;
-use narinfo::nar::{EntryKind, ListingEntry};
+use narinfo::nar::{EntryKind, ListingEntry, name_in_json};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use crate::contents::ResolvedFile;
@@ -47,14 +47,14 @@ fn entries(found: &ResolvedFile) -> Vec<DirectoryEntry> {
     let directory = found.listing.entry(found.entry);
     let children = directory.into_iter().flat_map(ListingEntry::children).take(ENTRIES_MAX);
     let entry = |child: ListingEntry<'_>| {
-        let name = String::from_utf8_lossy(child.name()).into_owned();
+        let name = name_in_json(child.name()).into_owned();
         let (kind, size, executable, target) = match child.kind() {
             EntryKind::Directory => (DirectoryEntryType::Directory, None, false, None),
             EntryKind::Regular { executable, bytes, .. } => {
                 (DirectoryEntryType::Regular, Some(bytes), executable, None)
             }
             EntryKind::Symlink(target) => {
-                let target = String::from_utf8_lossy(target).into_owned();
+                let target = name_in_json(target).into_owned();
                 (DirectoryEntryType::Symlink, None, false, Some(target))
             }
         };
