@@ -155,3 +155,25 @@ fn a_damaged_nar_and_a_file_outside_are_refused_and_the_rest_is_imported() {
         "{other}"
     );
 }
+
+#[test]
+fn what_is_no_file_is_refused_and_never_waited_for() {
+    let made = made("none");
+    let (_store, _daemon, ondine) = empty_server(&made);
+    let pipe = |name: &str| {
+        let mut mkfifo = std::process::Command::new("mkfifo");
+        mkfifo.arg(made.dir.join(name));
+        run(mkfifo).must_succeed();
+    };
+    pipe("00000000000000000000000000000000.narinfo");
+    let refused = made.import(&ondine, &["--trusted-key", &made.key]).must_fail();
+    assert!(refused.stderr.contains("00000000000000000000000000000000.narinfo: it is no file"), "{refused}");
+    assert!(
+        refused.text().contains("imported 3 of 4 paths") && refused.text().contains("1 refused"),
+        "{refused}"
+    );
+    fs::remove_file(made.dir.join("nix-cache-info")).expect("removed");
+    pipe("nix-cache-info");
+    let refused = made.import(&ondine, &["--trusted-key", &made.key]).must_fail();
+    assert!(refused.stderr.contains("it is no file"), "{refused}");
+}

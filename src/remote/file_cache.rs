@@ -80,9 +80,10 @@ impl FileCache {
 
 /// Compares the store directories. Gives false for a directory without a description.
 fn check_store_dir(dir: &Path, store_dir: &StoreDir) -> io::Result<bool> {
-    let text = match fs::read(dir.join(CACHE_INFO)) {
+    let mut text = Vec::new();
+    match open(&dir.join(CACHE_INFO)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        other => other?,
+        file => file?.take(NARINFO_BYTES_MAX).read_to_end(&mut text)?,
     };
     let info = CacheInfo::parse(&text).map_err(|error| io::Error::other(format!("{CACHE_INFO}: {error}")))?;
     if info.store_dir == *store_dir {
@@ -90,6 +91,14 @@ fn check_store_dir(dir: &Path, store_dir: &StoreDir) -> io::Result<bool> {
     }
     let reason = format!("it is a cache of the store {}, and this one is {store_dir}", info.store_dir);
     Err(io::Error::other(reason))
+}
+
+/// Opens a file, and nothing that would never end, such as a named pipe.
+fn open(path: &Path) -> io::Result<File> {
+    if !fs::metadata(path)?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    File::open(path)
 }
 
 fn read(
@@ -100,7 +109,7 @@ fn read(
     keys: &[PublicKey],
 ) -> Result<NarInfo, String> {
     let mut text = Vec::new();
-    let file = File::open(dir.join(name)).map_err(|error| error.to_string())?;
+    let file = open(&dir.join(name)).map_err(|error| error.to_string())?;
     file.take(NARINFO_BYTES_MAX + 1).read_to_end(&mut text).map_err(|error| error.to_string())?;
     if text.len() as u64 > NARINFO_BYTES_MAX {
         return Err(format!("it has more than {NARINFO_BYTES_MAX} bytes"));
