@@ -238,3 +238,14 @@ fn who_may_not_use_the_control_socket_is_told_so() {
     );
     assert!(!refused.contains("is not running"), "{refused}");
 }
+
+#[test]
+fn a_builder_is_not_called_as_the_local_daemon_and_the_refusal_says_so() {
+    let store = NixStore::new(Release::Host);
+    let file = store.folder().join("settings.toml");
+    for builder in ["name = 'local'\nssh = 'far'", "ssh = 'root@local'"] {
+        std::fs::write(&file, format!("[[builder]]\n{builder}\n")).expect("written");
+        let refused = run(ondine(&store, &["check-config", "--settings-only", text(&file)])).must_fail();
+        assert!(refused.stderr.contains("local is the Nix daemon of this machine"), "{builder}: {refused}");
+    }
+}

@@ -177,7 +177,7 @@ fn word(text: &str) -> Option<String> {
 fn name(text: &str) -> Option<String> {
     let fits = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     let is_name = !text.is_empty() && !text.starts_with(['.', '-']) && text.chars().all(fits);
-    (is_name && text != LOCAL).then(|| text.to_owned())
+    is_name.then(|| text.to_owned())
 }
 
 /// Reads `USER@HOST SYSTEM…`, as a flag has it.
@@ -194,12 +194,16 @@ pub(super) fn short(text: &str, location: &Location) -> Vec<(&'static str, RawCo
 /// Adds a builder to the settings.
 ///
 /// # Errors
-/// Another builder has its name.
+/// Another builder has its name, or the local daemon.
 pub(super) fn add(to: &mut SettingsDraft, read: RawBuilder, table: &RawTable) -> Result<(), Problem> {
     let Some(target) = read.target else { return Err(table.refuse("ssh", WITHIN, "expected a login")) };
     let systems = if read.systems.is_empty() { vec![nix::own_system()] } else { read.systems };
     let set = |names: Vec<String>| names.into_iter().collect::<BTreeSet<_>>();
     let name = read.name.unwrap_or_else(|| host_of(&target));
+    if name == LOCAL {
+        let reason = format!("{LOCAL} is the Nix daemon of this machine; give the builder another name");
+        return Err(table.refuse("name", WITHIN, reason));
+    }
     if to.settings.farm.builders.iter().any(|builder| builder.name == name) {
         return Err(table.refuse(
             "name",

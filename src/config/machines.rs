@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use narinfo::StoreDir;
 
-use crate::build::{BuilderSettings, WEIGHT};
+use crate::build::{BuilderSettings, LOCAL, WEIGHT};
 use crate::nix::{self, BuilderLine, SshMachine, SshTarget};
 
 /// Time limit of an operation of a builder's daemon that is no build.
@@ -31,7 +31,8 @@ pub(super) fn add_machines(
         let mut builder = of_line(&line, store_dir).map_err(|reason| format!("{}: {reason}", line.uri))?;
         let host = builder.name.clone();
         let mut number = 2;
-        while builders.iter().any(|other| other.name == builder.name) {
+        let is_taken = |name: &str| name == LOCAL || builders.iter().any(|other| other.name == name);
+        while is_taken(&builder.name) {
             builder.name = format!("{host}-{number}");
             number += 1;
         }
@@ -102,6 +103,8 @@ mod tests {
         assert_eq!(first.ssh.key_file, Some(PathBuf::from("/key")));
         assert_eq!(builders[1].ssh.remote_program, "/opt/nix-daemon");
         assert_eq!(builders[2].ssh.target.to_string(), "a:22");
+        add_machines(&mut builders, "ssh://local", &StoreDir::default()).expect("a machine");
+        assert_eq!(builders[3].name, "local-2", "the local daemon has that name");
         for bad in ["unix:///socket", "ssh://-o", "ssh://a - - x", "ssh://a - - 1 0", "ssh://a - - 1 1 - - %"]
         {
             assert!(add_machines(&mut builders, bad, &StoreDir::default()).is_err(), "{bad}");
