@@ -179,3 +179,17 @@ fn a_client_that_was_cut_because_the_daemon_stayed_away_hears_why_at_once() {
     cache.daemon.restart();
     assert_narinfo(&cache.ask(&path), &path);
 }
+
+#[test]
+fn a_realisation_is_held_no_longer_than_any_silent_miss_while_the_daemon_is_away() {
+    let mut cache = Cache::new(&["--hold", "2s"]);
+    cache.http.wait_until_ready();
+    cache.daemon.stop();
+    let address = format!("/realisations/sha256:{}!out.doi", "0".repeat(64));
+    for _ in 0..2 {
+        let begun = Instant::now();
+        let answer = cache.http.get(&address);
+        assert!(answer.status == 404 && answer.text().contains("daemon"), "{}", answer.text());
+        assert!(begun.elapsed() < Duration::from_secs(2) + AT_ONCE, "it took {:?}", begun.elapsed());
+    }
+}

@@ -11,10 +11,6 @@ use super::{Missing, OnMiss, Resolution, Substitute, UNREADABLE, index_trouble, 
 use crate::adopt;
 use crate::upstream::{Asker, Nothing};
 
-/// Longest wait for the daemon of a client that asks for a realisation: clients give up after 300 s without a
-/// byte.
-const SILENCE_MAX: Duration = Duration::from_secs(240);
-
 /// Realisations that one may need in all.
 const REALISATIONS_MAX: usize = 10_000;
 
@@ -25,11 +21,8 @@ impl Substitute {
     /// # Errors
     /// Nobody knows, or what it leads to is not to be had.
     pub async fn realisation(&self, id: &DrvOutput, asker: &Asker) -> Result<Realisation, Missing> {
-        let patience = if asker.via.is_empty() {
-            self.settings.transient_retry.min(SILENCE_MAX)
-        } else {
-            Duration::ZERO
-        };
+        // The client waits without a word: for as long as other misses are held in silence.
+        let patience = if asker.via.is_empty() { self.settings.report_retry } else { Duration::ZERO };
         self.retried(patience, || Box::pin(self.whole_realisation(id, asker))).await
     }
 
