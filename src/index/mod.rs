@@ -29,8 +29,7 @@ mod tests;
 
 use std::ops::Deref;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -66,8 +65,18 @@ const BATCHES_WAITING_MAX: usize = 4;
 pub struct Index {
     hot: Arc<Hot>,
     backend: Arc<dyn Backend>,
-    /// True where this process is the leader of all that use the index.
-    leads: Arc<AtomicBool>,
+    lead: Arc<RwLock<Lead>>,
+}
+
+/// Share of this process in what only one of those that use the index may do.
+#[derive(Clone, Debug)]
+enum Lead {
+    /// Nobody else can use the index.
+    Alone,
+    /// This process is the leader, for a term.
+    Term(Term),
+    /// Another one leads, or nobody.
+    Follows,
 }
 
 /// A hit of the backend, whose narinfo is to be cached.
@@ -93,8 +102,8 @@ impl Index {
     pub fn new(backend: impl Backend + 'static, narinfo_bytes_max: u64) -> Self {
         let (hot, backend) = (Arc::new(Hot::new(narinfo_bytes_max)), Arc::new(backend));
         backend.follow(Arc::clone(&hot) as _);
-        let leads = Arc::new(AtomicBool::new(backend.cluster().is_none()));
-        Self { hot, backend, leads }
+        let lead = if backend.cluster().is_none() { Lead::Alone } else { Lead::Follows };
+        Self { hot, backend, lead: Arc::new(RwLock::new(lead)) }
     }
 
     /// The same index for the leader of several servers: its writes are refused once the term has ended.
@@ -103,7 +112,7 @@ impl Index {
         let cluster = self.backend.cluster();
         let backend =
             cluster.map_or_else(|| Arc::clone(&self.backend), |cluster| cluster.fenced(term.clone()));
-        Self { hot: Arc::clone(&self.hot), backend, leads: Arc::clone(&self.leads) }
+        Self { hot: Arc::clone(&self.hot), backend, lead: Arc::clone(&self.lead) }
     }
 
     /// True where other servers may use the index, too.
@@ -112,16 +121,26 @@ impl Index {
         self.backend.cluster().is_some()
     }
 
-    /// True where this process does what only one server may do, as far as it knows. What it writes then is
-    /// fenced.
+    /// True where this process does what only one server may do, as far as it knows.
     #[must_use]
     pub fn leads(&self) -> bool {
-        self.leads.load(Ordering::Relaxed)
+        !matches!(*self.lead.read().unwrap_or_else(PoisonError::into_inner), Lead::Follows)
     }
 
-    /// Notes if this process is the leader.
-    pub fn set_leads(&self, leads: bool) {
-        self.leads.store(leads, Ordering::Relaxed);
+    /// The same index for what only one server may do: of several, its writes are refused once the term of
+    /// this one has ended. `None` where another one leads.
+    #[must_use]
+    pub fn for_leader(&self) -> Option<Self> {
+        match &*self.lead.read().unwrap_or_else(PoisonError::into_inner) {
+            Lead::Alone => Some(self.clone()),
+            Lead::Term(term) => Some(self.fenced(term)),
+            Lead::Follows => None,
+        }
+    }
+
+    /// Notes the term for which this process is the leader of several; `None` where it is not.
+    pub fn set_term(&self, term: Option<Term>) {
+        *self.lead.write().unwrap_or_else(PoisonError::into_inner) = term.map_or(Lead::Follows, Lead::Term);
     }
 
     /// Opens an index in a file of SQLite, making it when it is not there. Caches no narinfo.

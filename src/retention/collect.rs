@@ -43,7 +43,9 @@ impl Retention {
         let max_bytes = max_bytes.or(self.limit().await?.max_bytes);
         // What was used until now counts as used now.
         self.0.index.record_uses(SystemTime::now()).await?;
-        let mut eviction = Eviction::new(self.0.index.clone(), self.bounds(max_bytes), dry_run);
+        // Somebody has asked for it here, whoever leads.
+        let index = self.0.index.for_leader().unwrap_or_else(|| self.0.index.clone());
+        let mut eviction = Eviction::new(index, self.bounds(max_bytes), dry_run);
         let (mut nars, mut bytes) = (0, 0);
         while let Some(gone) = eviction.next().await? {
             if !dry_run {

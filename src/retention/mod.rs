@@ -166,9 +166,9 @@ impl Retention {
             limit = self.limit().await?;
         }
         let Limit { stored, max_bytes, .. } = limit;
-        let above = match max_bytes {
-            Some(max_bytes) if stored > max_bytes && self.0.index.leads() => {
-                self.evict(max_bytes).await?.saturating_sub(max_bytes)
+        let above = match (max_bytes, self.0.index.for_leader()) {
+            (Some(max_bytes), Some(index)) if stored > max_bytes => {
+                self.evict(index, max_bytes).await?.saturating_sub(max_bytes)
             }
             _ => 0,
         };
@@ -250,12 +250,19 @@ impl Retention {
         Ok(bytes)
     }
 
-    /// Bytes of what stays.
-    async fn evict(&self, max_bytes: u64) -> Result<u64, Error> {
+    /// Evicts for the leader, whose index this is. Gives the bytes of what stays; 0 where another server has
+    /// become the leader, which goes on with it.
+    async fn evict(&self, index: Index, max_bytes: u64) -> Result<u64, Error> {
         self.make_room().await;
-        let mut eviction = Eviction::new(self.0.index.clone(), self.bounds(Some(max_bytes)), false);
+        let mut eviction = Eviction::new(index, self.bounds(Some(max_bytes)), false);
         let (mut nars, mut bytes) = (0, 0);
-        while let Some(gone) = eviction.next().await? {
+        loop {
+            let gone = match eviction.next().await {
+                Ok(Some(gone)) => gone,
+                Ok(None) => break,
+                Err(index::Error::Superseded) => return Ok(0),
+                Err(error) => return Err(error.into()),
+            };
             self.remove_files(&gone).await?;
             (nars, bytes) = (nars + gone.len(), bytes + gone.iter().map(|gone| gone.bytes).sum::<u64>());
         }

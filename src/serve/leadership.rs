@@ -210,9 +210,9 @@ impl Leadership {
 
     /// Works for a term until that has ended.
     async fn lead(&self, term: &Term, work: &impl LeaderWork) {
-        let (mut working, scheduler) = (JoinSet::new(), work.scheduler().clone());
+        let (mut working, scheduler, of) = (JoinSet::new(), work.scheduler().clone(), term.clone());
         let begun = async move {
-            while let Err(error) = scheduler.begin_term().await {
+            while let Err(error) = scheduler.begin_term(&of).await {
                 tracing::debug!(error = &error as &dyn std::error::Error, "cannot read the queue yet");
                 sleep(TRY_EVERY).await;
             }

@@ -11,6 +11,7 @@ use super::{Forecaster, Scheduler, State};
 use crate::build::Settings;
 use crate::build::queue::Queue;
 use crate::index;
+use crate::model::Term;
 
 /// Rest after the index could not be read.
 const AGAIN_AFTER: Duration = Duration::from_millis(500);
@@ -52,7 +53,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// The index cannot be read; nothing has changed.
-    pub async fn begin_term(&self) -> Result<(), index::Error> {
+    pub async fn begin_term(&self, term: &Term) -> Result<(), index::Error> {
         let Some(sharing) = &self.0.sharing else { return Ok(()) };
         let index = &sharing.index;
         let prebuild = match self.0.settings.prebuild {
@@ -68,7 +69,7 @@ impl Scheduler {
             state.restart(&self.0.settings);
             (state.prebuild, state.forecaster) = (prebuild, forecaster);
         }
-        index.set_leads(true);
+        index.set_term(Some(term.clone()));
         self.0.root_progress.send_replace(RootProgress::default());
         self.apply_news(news);
         self.restore_clients();
@@ -79,7 +80,7 @@ impl Scheduler {
     /// waiting.
     pub async fn end_term(&self) {
         let Some(sharing) = &self.0.sharing else { return };
-        sharing.index.set_leads(false);
+        sharing.index.set_term(None);
         self.set_lease(None);
         loop {
             let mut position = sharing.position.lock().await;

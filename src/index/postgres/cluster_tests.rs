@@ -3,9 +3,45 @@
 
 use super::connector;
 use super::tests::{open, url};
+use crate::index::Error;
 use crate::index::conformance::cluster::{NOBODY, cluster, drv, lead, lead_at_last, node};
-use crate::model::QueueOutcome;
+use crate::index::samples::{at, nar, path, row};
+use crate::model::{EvictionBounds, NarRow, QueueOutcome};
 use crate::support::PostgresServer;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_was_taken_over_from_evicts_nothing() {
+    let schema = PostgresServer::shared().schema();
+    let (one, two) = tokio::join!(open(&schema), open(&schema));
+    assert!(one.for_leader().is_none(), "nobody leads");
+    one.set_term(lead(&one, "one").await);
+    let leader = one.for_leader().expect("it leads");
+    assert!(leader.publish(vec![row(1, &[])]).await.expect("it leads"));
+    lead_at_last(&two, "two").await;
+    let everything = EvictionBounds { target_bytes: 0, used_since: at(1 << 40), pushed_since: at(1 << 40) };
+    let refused = [
+        leader.evict(at(1 << 40), everything).await.map(drop),
+        leader.forget_unused_nars(vec![nar(1)]).await,
+    ];
+    for refused in refused {
+        assert!(matches!(refused, Err(Error::Superseded)), "{refused:?}");
+    }
+    assert!(two.find(path(1).hash()).await.expect("read").is_some(), "it was evicted");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_nar_that_another_server_has_just_stored_is_no_unused_one_to_the_leader() {
+    let schema = PostgresServer::shared().schema();
+    let (one, two) = tokio::join!(open(&schema), open(&schema));
+    let leader = one.fenced(&lead(&one, "one").await.expect("nobody leads"));
+    let stored = NarRow { nar_hash: nar(1), file_hash: nar(9), file_size: 1 };
+    two.record_packed(stored.into()).await.expect("recorded");
+    assert_eq!(leader.unused_nars(None).await.expect("read"), []);
+    assert_eq!(one.unused_nars(None).await.expect("read"), [stored], "where nobody else can be about to");
+    let schema = schema.rsplit("%3D").next().expect("its name");
+    PostgresServer::shared().sql(&format!("UPDATE {schema}.nar SET packed_at = packed_at - 4000"));
+    assert_eq!(leader.unused_nars(None).await.expect("read"), [stored]);
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_hangs_within_a_write_is_taken_over_from_all_the_same() {

@@ -24,6 +24,12 @@ use crate::model::{Candidate, Cursor, Decision, Evicted, EvictionBounds, NarRow}
 const FORMER_FOR: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Candidates, or uses, that one transaction considers.
 const PART: usize = 256;
+/// Condition of NARs that no path has.
+const UNUSED: &str = "NOT EXISTS (SELECT 1 FROM path WHERE path.nar_hash = n.nar_hash)";
+/// The same for the leader of several servers: another one has stored a NAR before it publishes a path that
+/// has it, which takes as long as it takes to store the rest of its closure.
+const UNUSED_FOR_LONG: &str = "NOT EXISTS (SELECT 1 FROM path WHERE path.nar_hash = n.nar_hash) \
+    AND packed_at < extract(epoch FROM clock_timestamp()) - 3600";
 /// The first paths behind a place, in order.
 const CANDIDATES: &str = "SELECT t.needed_at, t.hash, p.name, p.nar_hash, \
     CASE WHEN EXISTS (SELECT 1 FROM path o JOIN eviction_order u ON u.hash = o.hash \
@@ -117,8 +123,9 @@ impl RetentionStore for Postgres {
     }
 
     fn unused_nars(&self, after: Option<NarHash>) -> BackendFuture<'_, Vec<NarRow>> {
-        self.read(after, |session, after| {
-            let unused = "NOT EXISTS (SELECT 1 FROM path WHERE path.nar_hash = n.nar_hash)";
+        let of_several = self.fence.is_some();
+        self.read((after, of_several), |session, (after, of_several)| {
+            let unused = if *of_several { UNUSED_FOR_LONG } else { UNUSED };
             Box::pin(nars_behind(session, *after, unused))
         })
     }
