@@ -2,6 +2,7 @@
 //! verified, signed and published. The Nix store of this machine is not passed.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use narinfo::{Addressed, Compression, PathInfo, StorePath};
 
@@ -103,7 +104,7 @@ impl Importer {
         let limits = Limits { nar_bytes_max: info.nar_size, is_by_room: false };
         let received = self.0.packer.receive(nar, Compression::None, limits).await;
         let failed = |source| TakeError::Receive { path: path.clone(), source };
-        let ReceivedFile { received, durable, lease } = received.map_err(failed)?;
+        let ReceivedFile { received, durable, lease, version } = received.map_err(failed)?;
         let lost = |_| TakeError::Builder { path: path.clone(), source: DaemonError::Closed };
         let daemon = connection.await.map_err(lost)?;
         if (received.nar.hash, received.nar.bytes) != (info.nar_hash, info.nar_size) {
@@ -122,7 +123,7 @@ impl Importer {
         durable.wait().await.map_err(ReceiveError::Store).map_err(failed)?;
         // Ours says that it was built for this server.
         info.signatures.clear();
-        self.publish_output(info, received, lease).await?;
+        self.publish_output(info, received, lease, version).await?;
         Ok(daemon)
     }
 
@@ -131,6 +132,7 @@ impl Importer {
         info: PathInfo,
         received: Received,
         lease: Lease,
+        version: Option<Arc<str>>,
     ) -> Result<(), TakeError> {
         let Received { packed: Packed { file_hash, file_size }, programs, .. } = received;
         let row = NarRow { nar_hash: info.nar_hash, file_hash, file_size };
@@ -147,7 +149,7 @@ impl Importer {
             }
             UploadOutcome::Lacks(reference) => return Err(TakeError::Lacks(reference)),
         }
-        self.0.packer.note_uploaded(path, nar_hash);
+        self.0.packer.note_uploaded(path, nar_hash, version);
         Ok(())
     }
 }

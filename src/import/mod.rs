@@ -389,10 +389,12 @@ impl Inner {
                 )));
             }
         };
+        let mut version = None;
         if let NamedNar::Received(received) = named {
             received.published();
+            version = received.version();
         }
-        self.packer.note_uploaded(info.path, info.nar_hash);
+        self.packer.note_uploaded(info.path, info.nar_hash, version);
         Ok(is_new)
     }
 }

@@ -111,6 +111,11 @@ impl ReceivedNar {
         self.file.received.programs.clone()
     }
 
+    /// Version of its object in storage.
+    pub(super) fn version(&self) -> Option<Arc<str>> {
+        self.file.version.clone()
+    }
+
     /// Waits until its file is durable.
     ///
     /// # Errors

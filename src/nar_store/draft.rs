@@ -112,6 +112,11 @@ impl PlacedDraft {
         self.placed.outcome()
     }
 
+    /// Version that it has in storage while no other one has taken its place: see [`PlacedBlob::version`].
+    pub fn version(&self) -> Option<Arc<str>> {
+        self.placed.version().cloned()
+    }
+
     /// Makes it durable, and tells those who wait for that. Blocking.
     ///
     /// # Errors

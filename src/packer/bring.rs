@@ -18,6 +18,7 @@ use crate::nix::DaemonError;
 pub(super) struct PlacedNar {
     pub(super) received: Received,
     pub(super) commit: Commit,
+    pub(super) version: Option<Arc<str>>,
     pub(super) lease: Lease,
     pub(super) durable: Durable,
 }
@@ -33,6 +34,8 @@ struct UnsyncedNar {
 pub(super) struct Committed {
     pub(super) received: Received,
     pub(super) commit: Commit,
+    /// Version of its object, which another one may have taken the place of: see [`Inner::confirm`].
+    pub(super) version: Option<Arc<str>>,
     pub(super) lease: Lease,
 }
 
@@ -52,7 +55,7 @@ impl Inner {
                 None
             }
         };
-        let Some(Committed { received, commit, lease }) = brought else { return };
+        let Some(Committed { received, commit, version, lease }) = brought else { return };
         if commit == Commit::Lost {
             // Another file of this NAR came first, with a hash of its own.
             if let Ok(Some(blob)) = self.blob(nar).await
@@ -67,6 +70,7 @@ impl Inner {
         match self.record(NewNar { row, programs }).await {
             Ok(()) => {
                 lease.recorded();
+                self.confirm(nar, version).await;
                 self.release_roots(&path, nar).await;
             }
             Err(error) => {
@@ -191,9 +195,9 @@ impl Inner {
     ) -> (Option<Draft>, Result<Committed, PackError>) {
         let (left, placed) = self.write_new(|_| Ok(draft), |_, _| Ok(()), work).await;
         let committed = match placed {
-            Ok(PlacedNar { received, commit, lease, durable }) => {
+            Ok(PlacedNar { received, commit, version, lease, durable }) => {
                 let synced = durable.wait().await.map_err(PackError::Write);
-                synced.map(|()| Committed { received, commit, lease })
+                synced.map(|()| Committed { received, commit, version, lease })
             }
             Err(error) => Err(error),
         };
@@ -263,8 +267,8 @@ impl Inner {
         let (lease, (syncing, durable)) = (self.leases.take(nar), self.syncs.announce(nar));
         let placed = mark(&self.nars, nar).and_then(|()| self.nars.place(draft, &received));
         let placed = placed.map(|file| {
-            let commit = file.outcome();
-            UnsyncedNar { placed: PlacedNar { received, commit, lease, durable }, file, syncing }
+            let (commit, version) = (file.outcome(), file.version());
+            UnsyncedNar { placed: PlacedNar { received, commit, version, lease, durable }, file, syncing }
         });
         (None, placed.map_err(PackError::Write))
     }

@@ -123,7 +123,7 @@ impl Inner {
 
     /// Records a proven NAR, if its file was kept. After a failure it is fetched again on request.
     async fn put_on_record(self: &Arc<Self>, committed: Committed, written: &Blob) {
-        let Committed { received, commit, lease } = committed;
+        let Committed { received, commit, version, lease } = committed;
         let (nar, Packed { file_hash, file_size }) = (received.nar.hash, received.packed);
         let programs = received.programs;
         let recorded = async {
@@ -138,7 +138,10 @@ impl Inner {
         };
         match recorded.await {
             // It has its row, or another file has.
-            Ok(()) => lease.recorded(),
+            Ok(()) => {
+                lease.recorded();
+                self.confirm(nar, version).await;
+            }
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::warn!(%nar, error, "cannot record a proven NAR: it is fetched again on request");

@@ -29,6 +29,8 @@ pub struct ReceivedFile {
     pub durable: Durable,
     /// Keeps the file until it has one.
     pub lease: Lease,
+    /// Version of its object, for [`Packer::note_uploaded`].
+    pub version: Option<Arc<str>>,
 }
 
 /// A NAR that a served path has, with a lease on its file.
@@ -64,7 +66,7 @@ impl Packer {
                 move |nars, draft| nars.receive(draft, input, compression, promise, None),
             )
             .await;
-        let PlacedNar { mut received, commit, lease, durable } = placed?;
+        let PlacedNar { mut received, commit, version, lease, durable } = placed?;
         if commit == Commit::Lost {
             let (nars, nar) = (self.0.nars.clone(), received.nar);
             // The row is to tell of the file that is there.
@@ -76,7 +78,7 @@ impl Packer {
             .await
             .map_err(|panicked| ReceiveError::Store(std::io::Error::other(panicked)))??;
         }
-        Ok(ReceivedFile { received, durable, lease })
+        Ok(ReceivedFile { received, durable, lease, version })
     }
 
     /// The NAR that a served path has, which is brought where it is not stored yet; `None` if no path has it.
@@ -131,11 +133,12 @@ impl Packer {
     }
 
     /// Takes note that an uploaded NAR has its row: more is stored, and no path needs the Nix store for it.
-    /// Its sender waits for none of that.
-    pub fn note_uploaded(&self, path: StorePath, nar: NarHash) {
+    /// Its sender waits for none of that. `version` is that of its object.
+    pub fn note_uploaded(&self, path: StorePath, nar: NarHash, version: Option<Arc<str>>) {
         let inner = Arc::clone(&self.0);
         self.0.stored.notify_one();
         self.0.tasks.optional("nar-uploaded", async move {
+            inner.confirm(nar, version).await;
             let nars = inner.nars.clone();
             // A mark that stays is removed by the next start. The runtime reports a panic.
             let _ = tokio::task::spawn_blocking(move || nars.unnamed().clear(nar)).await;

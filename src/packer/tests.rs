@@ -238,7 +238,7 @@ async fn a_nar_is_packed_once_for_all_who_ask_and_given_whole_in_both_forms(fixt
 async fn a_received_nar_stays_for_as_long_as_its_lease_and_is_swept_afterwards(fixture: Fixture) {
     let nar = sent(LARGE / 10);
     for compression in [Compression::None, Compression::Zstd, Compression::Xz, Compression::Gzip] {
-        let ReceivedFile { received, durable, lease } =
+        let ReceivedFile { received, durable, lease, version: _ } =
             receive(&fixture, &nar, compression).await.expect("stored");
         durable.wait().await.expect("durable");
         let hash = received.nar.hash;
@@ -407,4 +407,21 @@ async fn a_received_nar_whose_file_cannot_be_made_durable_is_gone_and_can_be_sen
     let stored = receive(&fixture, &nar, Compression::Zstd).await.expect("received");
     stored.durable.wait().await.expect("durable");
     assert_eq!(fixture.file(digest(&nar).hash), Some(stored.received.packed.file_size));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_two_uploads_of_a_nar_win_the_row_is_that_of_the_one_that_stays() {
+    let (fixture, memory) = Fixture::memory();
+    let nar = fixture.publish(LARGE).await;
+    let hash = digest(&nar).hash;
+    // The same NAR as another server packs it.
+    let other = zstd::encode_all(&nar[..], 19).expect("encoded");
+    let expected = NarRow { nar_hash: hash, file_hash: digest(&other).hash, file_size: other.len() as u64 };
+    memory.overtake_next(other);
+    fixture.ask(hash, Form::Zstd, 0..u64::MAX).await.expect("given");
+    let deadline = std::time::Instant::now() + SOON;
+    while fixture.index.packed(hash).await.expect("read") != Some(expected) {
+        assert!(std::time::Instant::now() < deadline, "{:?}", fixture.index.packed(hash).await);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }

@@ -398,6 +398,24 @@ impl Inner {
         })
     }
 
+    /// Looks if the object of a NAR is still the one of this version, once that has its row, and makes the
+    /// row true of the one that has taken its place. Of uploads that have all won, each does so after its row
+    /// is written: whoever looks last sees the object that stays.
+    pub(super) async fn confirm(self: &Arc<Self>, nar: NarHash, version: Option<Arc<str>>) {
+        let Some(version) = version else { return };
+        match self.blob(nar).await {
+            Ok(Some(stored)) if stored.version() != Some(&version) => {
+                tracing::debug!(%nar, "another upload of a NAR has won, too: recording the one that stays");
+                self.record_found(nar, stored).await;
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let error = &error as &dyn std::error::Error;
+                tracing::debug!(%nar, error, "cannot look at an object again; its readers verify it");
+            }
+        }
+    }
+
     /// Removes a file and its row, if both are those that were inspected. The file first: a corrupt one must
     /// not be found without a row and taken for the work of an interrupted run.
     async fn remove(

@@ -223,6 +223,9 @@ mod on_bucket {
     use super::*;
     use crate::support;
 
+    /// Pairs of uploads that race, one after the other.
+    const RACES: u8 = 8;
+
     /// A bucket of a real store, and a directory for its uploads.
     pub(super) struct Fixture {
         bucket: support::Bucket,
@@ -263,6 +266,30 @@ mod on_bucket {
         assert_eq!(subject.upload(&large[1..]).commit(key(1)).expect("committed"), Commit::Lost);
         assert_eq!(blob.bytes(), large.len() as u64);
         assert_eq!((fixture.bucket.uploads(), (subject.leftovers)()), (0, 0));
+    }
+
+    #[test]
+    fn of_uploads_in_parts_that_win_at_the_same_moment_one_alone_has_the_version_that_stays() {
+        let Some(fixture) = Fixture::new() else { return };
+        let subject = fixture.subject();
+        for round in 0..RACES {
+            let uploads = [1, 2].map(|number| subject.upload(&vec![number; 9 << 20]));
+            let barrier = Barrier::new(uploads.len());
+            let placed = std::thread::scope(|scope| {
+                let place = |upload: Box<dyn Upload>| {
+                    let barrier = &barrier;
+                    scope.spawn(move || {
+                        barrier.wait();
+                        upload.place(key(round)).expect("placed")
+                    })
+                };
+                uploads.map(place).map(|thread| thread.join().expect("no panic"))
+            });
+            let blob = subject.blobs.open(key(round)).expect("opened").expect("it is there");
+            let stays = |placed: &super::super::PlacedBlob| placed.version() == blob.version();
+            let winners: Vec<_> = placed.iter().filter(|placed| placed.outcome() == Commit::Won).collect();
+            assert_eq!(winners.iter().filter(|placed| stays(placed)).count(), 1, "of {}", winners.len());
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use narinfo::NarHash;
@@ -33,6 +34,8 @@ struct State {
     panics: usize,
     /// True while nothing becomes durable.
     is_unsyncable: bool,
+    /// Bytes of another upload that takes the place of the next one.
+    overtaking: Option<Vec<u8>>,
 }
 
 impl MemoryBlobs {
@@ -49,6 +52,11 @@ impl MemoryBlobs {
     /// Has syncs of what is committed from now on fail, or succeed again.
     pub(crate) fn fail_syncs(&self, fail: bool) {
         self.state().is_unsyncable = fail;
+    }
+
+    /// Has the next upload win, and another one of these bytes take its place at once.
+    pub(crate) fn overtake_next(&self, bytes: Vec<u8>) {
+        self.state().overtaking = Some(bytes);
     }
 
     /// Has uploads wait before they begin, until the guard is dropped.
@@ -132,6 +140,13 @@ impl Upload for MemoryUpload {
         let name = key.to_nixbase32();
         if state.blobs.contains_key(&name) {
             return Ok(PlacedBlob::durable(Commit::Lost));
+        }
+        if let Some(other) = state.overtaking.take() {
+            let file: File = memfd_create("overtaking", MemfdFlags::CLOEXEC)?.into();
+            file.write_all_at(&other, 0)?;
+            let bytes = other.len() as u64;
+            state.blobs.insert(name, (key, BlobFile { file: Arc::new(file), bytes }));
+            return Ok(PlacedBlob::contested("of this upload".into()));
         }
         state.blobs.insert(name.clone(), (key, BlobFile { file: Arc::clone(&self.file), bytes }));
         if !state.is_unsyncable {

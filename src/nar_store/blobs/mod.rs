@@ -164,23 +164,37 @@ pub trait Upload: Debug + Send + Sync {
 #[must_use]
 pub struct PlacedBlob {
     commit: Commit,
+    version: Option<Arc<str>>,
     sync: Option<Box<dyn FnOnce() -> io::Result<()> + Send>>,
 }
 
 impl PlacedBlob {
     /// One that is durable already, or that need not be.
     pub(super) fn durable(commit: Commit) -> Self {
-        Self { commit, sync: None }
+        Self { commit, version: None, sync: None }
+    }
+
+    /// A durable one, of which another upload may have won, too: see [`PlacedBlob::version`].
+    #[cfg(any(test, feature = "object-store"))]
+    pub(super) fn contested(version: Arc<str>) -> Self {
+        Self { commit: Commit::Won, version: Some(version), sync: None }
     }
 
     /// One that `sync` makes durable, or removes if it cannot.
     fn unsynced(commit: Commit, sync: impl FnOnce() -> io::Result<()> + Send + 'static) -> Self {
-        Self { commit, sync: Some(Box::new(sync)) }
+        Self { commit, version: None, sync: Some(Box::new(sync)) }
     }
 
     /// Outcome of the upload: the blob has its bytes, or those of another one.
     pub(super) fn outcome(&self) -> Commit {
         self.commit
+    }
+
+    /// Version that the blob has while it is the one of this upload; `None` where it never is another one.
+    /// Some object stores let two uploads in parts win that are completed at the same moment: the later one
+    /// stays.
+    pub(super) fn version(&self) -> Option<&Arc<str>> {
+        self.version.as_ref()
     }
 
     /// Makes it durable.
@@ -236,6 +250,15 @@ impl Blob {
     pub fn bytes(&self) -> u64 {
         match self {
             Self::File(BlobFile { bytes, .. }) | Self::Object(BlobObject { bytes, .. }) => *bytes,
+        }
+    }
+
+    /// Version of an object, which differs for one that takes its place; `None` for a file.
+    #[must_use]
+    pub fn version(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::File(_) => None,
+            Self::Object(object) => Some(&object.version),
         }
     }
 

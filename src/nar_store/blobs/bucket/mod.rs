@@ -154,12 +154,13 @@ impl Blobs for Bucket {
         }
         let place = self.place_of(key);
         let Some(meta) = self.head(&place)? else { return Ok(None) };
-        let version = meta.e_tag.clone().unwrap_or_else(|| meta.last_modified.to_rfc3339());
+        let version = meta.e_tag.as_deref().map(version_of);
+        let version = version.unwrap_or_else(|| meta.last_modified.to_rfc3339().into());
         let object = Object { bucket: self.clone(), place, e_tag: meta.e_tag };
         Ok(Some(Blob::Object(BlobObject {
             object: Arc::new(object),
             bytes: meta.size,
-            version: version.into(),
+            version,
             runtime: self.0.runtime.clone(),
         })))
     }
@@ -287,6 +288,11 @@ impl ReadObject for Object {
             Ok(bytes)
         })
     }
+}
+
+/// Version of an object with this ETag, which stands in quotes in some answers.
+fn version_of(e_tag: &str) -> Arc<str> {
+    e_tag.trim_matches('"').into()
 }
 
 /// The NAR of an object in this folder.

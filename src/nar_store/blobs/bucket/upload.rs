@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 
 use super::super::local::spool_in;
 use super::super::{Commit, PlacedBlob, Upload};
-use super::{Bucket, failed};
+use super::{Bucket, failed, version_of};
 use crate::causes::with_causes;
 use crate::tail_file::read_at;
 
@@ -67,25 +67,25 @@ impl Upload for ObjectUpload {
         if bytes > PART_BYTES && bucket.head(&place)?.is_some() {
             return Ok(PlacedBlob::durable(Commit::Lost));
         }
-        bucket.0.runtime.block_on(put(&bucket, file, place, bytes)).map(PlacedBlob::durable)
+        bucket.0.runtime.block_on(put(&bucket, file, place, bytes))
     }
 }
 
 /// Puts an object unless there is one; repeats what another put was in the way of, until one has won.
-async fn put(bucket: &Bucket, file: Arc<File>, place: Key, bytes: u64) -> io::Result<Commit> {
+async fn put(bucket: &Bucket, file: Arc<File>, place: Key, bytes: u64) -> io::Result<PlacedBlob> {
     let store = &bucket.0.store;
     for _ in 0..CONFLICTS_MAX {
         let done = match bytes <= PART_BYTES {
-            true => put_whole(store, &file, &place, bytes).await,
+            true => put_whole(store, &file, &place, bytes).await.map(|()| PlacedBlob::durable(Commit::Won)),
             false => put_parts(bucket, &file, &place, bytes).await,
         };
         match done {
-            Ok(()) => return Ok(Commit::Won),
+            Ok(placed) => return Ok(placed),
             Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {}
             Err(error) => return Err(failed(&bucket.0.url, error)),
         }
         match store.head(&place).await {
-            Ok(_) => return Ok(Commit::Lost),
+            Ok(_) => return Ok(PlacedBlob::durable(Commit::Lost)),
             Err(Error::NotFound { .. }) => tokio::time::sleep(CONFLICT_PAUSE).await,
             Err(error) => return Err(failed(&bucket.0.url, error)),
         }
@@ -101,12 +101,17 @@ async fn put_whole(store: &AmazonS3, file: &Arc<File>, place: &Key, bytes: u64) 
         .map(drop)
 }
 
-async fn put_parts(bucket: &Bucket, file: &Arc<File>, place: &Key, bytes: u64) -> object_store::Result<()> {
+async fn put_parts(
+    bucket: &Bucket,
+    file: &Arc<File>,
+    place: &Key,
+    bytes: u64,
+) -> object_store::Result<PlacedBlob> {
     let store = &bucket.0.store;
     let id = store.create_multipart(place).await?;
     let entry = bucket.0.journal.note(place, &id).map_err(generic)?;
     let completed = match send_parts(bucket, file, place, &id, bytes).await {
-        Ok(parts) => store.complete_multipart(place, &id, parts).await.map(drop),
+        Ok(parts) => store.complete_multipart(place, &id, parts).await,
         Err(error) => Err(error),
     };
     if completed.is_err()
@@ -120,7 +125,8 @@ async fn put_parts(bucket: &Bucket, file: &Arc<File>, place: &Key, bytes: u64) -
         // The entry stays for it.
         let _ = entry.keep();
     }
-    completed
+    let won = PlacedBlob::durable(Commit::Won);
+    completed.map(|done| done.e_tag.map_or(won, |e_tag| PlacedBlob::contested(version_of(&e_tag))))
 }
 
 /// Begins an upload in parts, and leaves its entry and nothing else.
