@@ -16,7 +16,7 @@ use crate::index::location::PostgresUrl;
 const APPLICATION: &str = "ondine";
 /// Time for which the kernel waits for an acknowledgement before a connection counts as lost.
 const UNACKNOWLEDGED_FOR: Duration = Duration::from_secs(5);
-/// Time for which each of several hosts is tried.
+/// Time within which the system of a host is to take a connection.
 const HOST_FOR: Duration = Duration::from_secs(3);
 
 /// Reason why an address cannot be used.

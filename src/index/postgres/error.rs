@@ -28,7 +28,9 @@ pub(super) enum Error {
     )]
     Refused(#[source] tokio_postgres::Error),
     /// The connection was lost while a transaction was committed, and nobody can tell if it was.
-    #[error("PostgreSQL went away during a commit, and has not told if it was done")]
+    #[error(
+        "PostgreSQL went away during a commit, or a replica took over, and nobody has told if it was done; it is tried again"
+    )]
     Unknown,
     /// The server takes longer than it may.
     #[error("PostgreSQL takes longer than {0:?} for a request")]

@@ -11,9 +11,10 @@ use std::time::Duration;
 use narinfo::StorePathHash;
 use tokio::sync::Notify;
 use tokio::time::timeout;
-use tokio_postgres::{AsyncMessage, Client, Row};
+use tokio_postgres::{AsyncMessage, Client, Row, Statement};
 
 use super::Error;
+use super::hosts::TIMELINE;
 use super::session::{Connector, Sessions, column};
 use crate::index::backend::{ASK_EVERY, Changes, Follower};
 use crate::index::columns::{signed, unsigned};
@@ -150,8 +151,7 @@ impl ChangeFeed {
 
     /// Listens on a connection until that is lost.
     async fn listen_once(&self, connector: &Connector) -> Result<Infallible, Error> {
-        let connecting = connector.config().connect(connector.tls());
-        let (client, mut connection) = connecting.await?;
+        let (client, mut connection) = connector.connect().await?;
         let told = Arc::clone(&self.0);
         let driven = async move {
             while let Some(message) = poll_fn(|context| connection.poll_message(context)).await {
@@ -173,11 +173,7 @@ impl ChangeFeed {
     }
 
     async fn ask(&self, client: &Client) -> Result<Infallible, Error> {
-        let schema: String = column(&client.query_one("SELECT current_schema()", &[]).await?, 0)?;
-        client.batch_execute(&format!("LISTEN \"ondine_{}\"", schema.replace('"', "\"\""))).await?;
-        let timeline = "SELECT substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)";
-        let timeline: String = column(&client.query_one(timeline, &[]).await?, 0)?;
-        let statement = client.prepare(CHANGES).await?;
+        let (timeline, statement) = answered(begin(client)).await??;
         let mut anew = self.set_timeline(timeline);
         loop {
             let position = if anew { 0 } else { self.position() };
@@ -281,6 +277,14 @@ impl Shared {
     fn has(&self, sequence: u64) -> bool {
         self.state().position.is_some_and(|position| sequence <= position)
     }
+}
+
+/// Has the server tell of changes from now on. Gives its timeline, and the statement that reads changes.
+async fn begin(client: &Client) -> Result<(String, Statement), Error> {
+    let schema: String = column(&client.query_one("SELECT current_schema()", &[]).await?, 0)?;
+    client.batch_execute(&format!("LISTEN \"ondine_{}\"", schema.replace('"', "\"\""))).await?;
+    let timeline = column(&client.query_one(TIMELINE, &[]).await?, 0)?;
+    Ok((timeline, client.prepare(CHANGES).await?))
 }
 
 /// An answer of a server that does not hang.

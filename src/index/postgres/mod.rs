@@ -12,6 +12,7 @@ mod eviction;
 mod failure;
 mod feed;
 mod generation;
+mod hosts;
 mod nar;
 mod paths;
 mod pin;
@@ -138,7 +139,7 @@ impl Postgres {
     /// A wrong address, a server that lets us not in, or a schema of a newer version.
     pub async fn check(url: &PostgresUrl, password_file: Option<&Path>) -> Result<(), super::Error> {
         let connector = connector(url, password_file)?;
-        let client = connector.client().await.map_err(Error::from)?;
+        let client = connector.client().await?;
         Ok(checked(&client).await?)
     }
 
@@ -193,7 +194,7 @@ fn connector(url: &PostgresUrl, password_file: Option<&Path>) -> Result<Connecto
 async fn prepared(connector: &Connector, is_copy: bool) -> Result<(), Error> {
     let until = Instant::now() + START_FOR;
     let mut client = loop {
-        match connector.client().await.map_err(Error::from) {
+        match connector.client().await {
             Err(error) if error.is_away() && Instant::now() < until => sleep(START_AGAIN).await,
             outcome => break outcome?,
         }

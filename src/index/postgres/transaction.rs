@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
+use tokio_postgres::Row;
 
 use super::Error;
 use super::feed::ChangeFeed;
-use super::session::{Connector, DatabaseSession, Sessions, column};
+use super::session::{Connector, DatabaseSession, Interrupted, Sessions, column};
 use crate::index::backend::{Changes, WRITE_AGAIN_FOR};
 use crate::index::columns::{signed, unsigned};
 use crate::index::condition::IndexCondition;
@@ -33,6 +34,12 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 pub(super) const BEGIN: &str = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = '3s'";
 /// The term of a fenced write, which cannot end before the commit.
 const FENCE: &str = "SELECT 1 FROM leadership WHERE epoch = $1 AND holder = $2 FOR SHARE";
+/// Takes the lock of a domain, and gives the number of the transaction.
+const LOCK: &str = "SELECT pg_advisory_xact_lock($1, hashtext(current_schema())), pg_current_xact_id()::text, \
+    substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)";
+/// Fate of a transaction, and the timeline of who tells it.
+const FATE: &str =
+    "SELECT pg_xact_status($1::text::xid8), substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8)";
 /// Class of our advisory locks; the other half is the schema's name.
 const LOCKS: i32 = 0x6f6e_6469;
 
@@ -124,11 +131,12 @@ impl Transactor {
 
     async fn try_read<D: Sync, T>(&self, data: &D, work: Work<D, T>, time: Duration) -> Result<T, Error> {
         let session = timeout(time, self.session()).await.map_err(|_| Error::Slow(time))??;
-        match timeout(time, work(&session, data)).await {
-            Ok(outcome) => outcome,
-            Err(_) => {
+        match session.within(time, work(&session, data)).await {
+            Ok(value) => Ok(value),
+            Err(Interrupted::Failed(error)) => Err(error),
+            Err(Interrupted::Broken(error)) => {
                 session.discard();
-                Err(Error::Slow(time))
+                Err(error)
             }
         }
     }
@@ -187,9 +195,7 @@ impl Transactor {
         let session = self.session().await?;
         let transaction = async {
             session.batch(BEGIN).await?;
-            let lock =
-                "SELECT pg_advisory_xact_lock($1, hashtext(current_schema())), pg_current_xact_id()::text";
-            let id: String = column(&session.one(lock, &[&domain.lock()]).await?, 1)?;
+            let id = TransactionId::of(&session.one(LOCK, &[&domain.lock()]).await?, 1)?;
             if let Some(Term { epoch, holder }) = fence
                 && session.row(FENCE, &[&signed(*epoch), &holder.0]).await?.is_none()
             {
@@ -199,28 +205,24 @@ impl Transactor {
             let sequence = record(&session, &changes).await?;
             Ok::<_, Error>((id, sequence, changes, value))
         };
-        let (id, sequence, changes, value) = match timeout(WRITE_FOR, transaction).await {
-            Ok(Ok(done)) => done,
-            Ok(Err(error)) => {
-                match session.batch("ROLLBACK").await {
+        let (id, sequence, changes, value) = match session.within(WRITE_FOR, transaction).await {
+            Ok(done) => done,
+            Err(Interrupted::Failed(error)) => {
+                match session.within(READ_FOR, session.batch("ROLLBACK")).await {
                     Ok(()) => {}
                     Err(_) => session.discard(),
                 }
                 return Err(error);
             }
-            Err(_) => {
+            Err(Interrupted::Broken(error)) => {
                 session.discard();
-                return Err(Error::Slow(WRITE_FOR));
+                return Err(error);
             }
         };
-        let committed = match timeout(READ_FOR, session.batch("COMMIT")).await {
-            Ok(committed) => committed,
-            Err(_) => Err(Error::Slow(READ_FOR)),
-        };
-        match committed {
+        match session.within(READ_FOR, session.batch("COMMIT")).await {
             Ok(()) => drop(session),
-            Err(error) if error.is_rolled_back() => return Err(error),
-            Err(error) => {
+            Err(Interrupted::Failed(error)) if error.is_rolled_back() => return Err(error),
+            Err(Interrupted::Failed(error) | Interrupted::Broken(error)) => {
                 session.discard();
                 if !self.was_committed(&id, tries).await? {
                     return Err(error);
@@ -234,16 +236,18 @@ impl Transactor {
     }
 
     /// The fate of a transaction whose commit was not answered.
-    async fn was_committed(&self, id: &str, tries: &mut Tries) -> Result<bool, Error> {
+    async fn was_committed(&self, id: &TransactionId, tries: &mut Tries) -> Result<bool, Error> {
         loop {
             let asked = async {
                 let session = self.session().await?;
-                let row = session.one("SELECT pg_xact_status($1::text::xid8)", &[&id]).await?;
-                column::<Option<String>>(&row, 0)
+                let row = session.one(FATE, &[&id.number]).await?;
+                Ok::<_, Error>((column::<Option<String>>(&row, 0)?, column::<String>(&row, 1)?))
             };
             match asked.await {
-                Ok(Some(status)) if status == "committed" => return Ok(true),
-                Ok(Some(status)) if status == "aborted" => return Ok(false),
+                // A replica was promoted. It may have got the transaction, or have given its number again.
+                Ok((_, timeline)) if timeline != id.timeline => return Err(Error::Unknown),
+                Ok((Some(status), _)) if status == "committed" => return Ok(true),
+                Ok((Some(status), _)) if status == "aborted" => return Ok(false),
                 // A number that the server has not given yet: it is another one, which lacks the transaction.
                 Err(Error::Sql(_)) => return Ok(false),
                 // The server has not noticed yet that we are gone, or is away.
@@ -254,6 +258,19 @@ impl Transactor {
                 }
             }
         }
+    }
+}
+
+/// Number of a transaction, which is its own on one timeline alone.
+struct TransactionId {
+    number: String,
+    timeline: String,
+}
+
+impl TransactionId {
+    /// Number and timeline in the columns of a row from `first` on.
+    fn of(row: &Row, first: usize) -> Result<Self, Error> {
+        Ok(Self { number: column(row, first)?, timeline: column(row, first + 1)? })
     }
 }
 
