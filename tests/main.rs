@@ -9,6 +9,7 @@ mod background;
 mod backup;
 mod bounds;
 mod bucket;
+mod bucket_clients;
 mod by_name;
 mod catalogue;
 mod catalogue_faults;

@@ -79,6 +79,11 @@ impl Ondine {
         &self.disks
     }
 
+    /// Gives it these arguments more from the next start on.
+    pub fn add_arguments(&mut self, arguments: &[&str]) {
+        self.arguments.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+    }
+
     /// Starts the server on the same state directory and, from the second time on, the same port. It must not
     /// be running.
     #[track_caller]
