@@ -310,7 +310,10 @@ impl RetentionStore for SharedMemory {
     }
 
     fn evict(&self, now: SystemTime, bounds: EvictionBounds, log: &AccessLog) -> BackendFuture<'_, Evicted> {
-        self.database.rows.evict(now, bounds, log)
+        match self.database.check(self.fence.as_ref()) {
+            Ok(()) => self.database.rows.evict(now, bounds, log),
+            Err(error) => Box::pin(async move { Err(error) }),
+        }
     }
 
     fn preview_eviction(
