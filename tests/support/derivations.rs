@@ -181,7 +181,8 @@ pub fn noise_behind_a_file(name: &str, bytes: u32) -> Derivation {
     Derivation::new(name, &script)
 }
 
-fn noise_script(bytes: u32, file: &str) -> String {
+/// Lines that write so many bytes to a file, which do not compress.
+pub fn noise_script(bytes: u32, file: &str) -> String {
     format!(
         r#"perl -e '
     my $state = 20260102;

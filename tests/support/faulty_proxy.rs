@@ -19,7 +19,7 @@ pub enum BucketFault {
     Unavailable,
     /// Requests are taken and never answered.
     Hanging,
-    /// A pause of this length follows each 16 KiB of an answer.
+    /// A pause of this length follows each 16 KiB of a request or an answer.
     Slow(Duration),
     /// Answers of a connection are cut after so many bytes.
     CutDownloads(usize),
@@ -130,7 +130,7 @@ fn pass(mut from: TcpStream, mut to: TcpStream, shared: &Shared, is_upload: bool
         let fault = shared.fault();
         let is_cut = match fault {
             BucketFault::Unavailable | BucketFault::Hanging => break,
-            BucketFault::Slow(pause) if !is_upload => {
+            BucketFault::Slow(pause) => {
                 std::thread::sleep(pause);
                 false
             }

@@ -1,7 +1,6 @@
 //! Several servers over one PostgreSQL and one bucket, with the same signing key and the same Nix daemon, and
 //! a check of what they have done together: one history.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -9,7 +8,9 @@ use std::time::{Duration, Instant};
 use super::addresses::{base_name, field, narinfo_address};
 use super::cache::assert_narinfo;
 use super::derivations::Derivation;
+use super::faulty_proxy::FaultyProxy;
 use super::gate::Gate;
+use super::history::{AUDIT, History};
 use super::http::{Ending, Http, Response};
 use super::object_store::Bucket;
 use super::ondine::Ondine;
@@ -21,6 +22,9 @@ use super::store::{Daemon, Instantiated, NixStore, text};
 /// Time limit of an answer, of a start, and of a takeover that is not itself measured.
 const SOON: Duration = Duration::from_secs(60);
 
+/// Schema of the index: the first one of its database.
+const SCHEMA: &str = "test0";
+
 /// The servers. The fields are dropped in this order.
 pub struct Fleet {
     /// The servers; those that were killed are there, too.
@@ -29,9 +33,15 @@ pub struct Fleet {
     pub daemon: Daemon,
     /// Its store.
     pub store: NixStore,
-    /// The database.
+    /// The database that takes writes.
     pub database: PostgresServer,
-    schema: String,
+    /// Its replica, or what was the database before that was promoted.
+    pub replica: Option<PostgresServer>,
+    /// The bucket.
+    pub bucket: Bucket,
+    /// The proxy by which the servers reach it.
+    pub proxy: FaultyProxy,
+    schema: &'static str,
     arguments: Vec<String>,
 }
 
@@ -46,22 +56,73 @@ impl Fleet {
     #[track_caller]
     pub fn start(size: usize, arguments: &[&str]) -> Option<Fleet> {
         let bucket = Bucket::new()?;
-        let (store, database) = (NixStore::new(Release::Host), PostgresServer::start());
-        let schema = database.schema();
+        Some(Fleet::over(bucket, PostgresServer::start(), None, size, arguments))
+    }
+
+    /// The same over a database with a replica, either of which the servers may use.
+    #[track_caller]
+    pub fn replicated(size: usize, arguments: &[&str]) -> Option<Fleet> {
+        let bucket = Bucket::new()?;
+        let database = PostgresServer::start();
+        let replica = PostgresServer::replica_of(&database);
+        Some(Fleet::over(bucket, database, Some(replica), size, arguments))
+    }
+
+    #[track_caller]
+    fn over(
+        bucket: Bucket,
+        database: PostgresServer,
+        replica: Option<PostgresServer>,
+        size: usize,
+        arguments: &[&str],
+    ) -> Fleet {
+        let (store, proxy) = (NixStore::new(Release::Host), FaultyProxy::new(&bucket.address()));
+        let (url, schema) = (database.schema(), SCHEMA);
+        assert!(url.ends_with(SCHEMA), "{url}");
+        let index = replica.as_ref().map_or(url, |replica| database.url_of_either(replica, SCHEMA));
         let key = store.folder().join("key");
         let keys = [text(&key).to_owned(), text(&store.folder().join("key.pub")).to_owned()];
         let mut generate = store.command("nix-store", &["--generate-binary-cache-key", "fleet-1"]);
         generate.args(&keys);
         run(generate).must_succeed();
-        let own =
-            ["--index", &schema, "--nar-store", &bucket.url(), "--signing-key", text(&key), "--hold", "1s"];
+        let place = bucket.url_through(proxy.address());
+        let own = ["--index", &index, "--nar-store", &place, "--signing-key", text(&key), "--hold", "1s"];
         let arguments = own.iter().chain(arguments).map(|argument| (*argument).to_owned()).collect();
         let daemon = store.daemon();
-        let mut fleet = Fleet { servers: Vec::new(), daemon, store, database, schema, arguments };
+        let servers = Vec::new();
+        let mut fleet = Fleet { servers, daemon, store, database, replica, bucket, proxy, schema, arguments };
         for _ in 0..size {
             fleet.add(&[]);
         }
-        Some(fleet)
+        fleet.sql(AUDIT);
+        fleet
+    }
+
+    /// Kills the database, and has its replica take over.
+    #[track_caller]
+    pub fn fail_over(&mut self) {
+        self.database.kill();
+        self.promote();
+    }
+
+    /// Has the replica take over from a database that is away.
+    #[track_caller]
+    pub fn promote(&mut self) {
+        let replica = self.replica.take().expect("there is a replica");
+        replica.promote();
+        self.replica = Some(std::mem::replace(&mut self.database, replica));
+    }
+
+    /// Waits until the replica follows.
+    #[track_caller]
+    pub fn wait_for_replica(&self) {
+        self.database.wait_for_replica();
+    }
+
+    /// Makes what was the database, and was killed, a replica of the one that took over.
+    #[track_caller]
+    pub fn replicate_again(&mut self) {
+        self.replica.as_mut().expect("it was killed").follow(&self.database);
     }
 
     /// One more server, with these arguments more. Gives its number.
@@ -108,8 +169,7 @@ impl Fleet {
     /// A value of the database.
     #[track_caller]
     pub fn sql(&self, query: &str) -> String {
-        let schema = self.schema.rsplit("%3D").next().expect("its name");
-        self.database.sql(&format!("SET search_path TO {schema}; {query}"))
+        self.database.sql(&format!("SET search_path TO {}; {query}", self.schema))
     }
 
     /// Number of the server that leads, as the database has it.
@@ -158,28 +218,10 @@ impl Fleet {
         );
     }
 
-    /// Checks what all servers have recorded together: every request has ended once, terms come one after the
-    /// other, and no path is served without its NAR. Gives the derivations in the order of their requests.
+    /// Checks what all servers have recorded together.
     #[track_caller]
-    pub fn check_history(&self) -> Vec<String> {
-        let endings = self
-            .sql("SELECT request || ' ' || coalesce(epoch, 0) || ' ' || drv FROM ending ORDER BY sequence");
-        let (mut requests, mut latest) = (BTreeMap::new(), 0);
-        for line in endings.lines() {
-            let mut words = line.split(' ');
-            let mut number = || words.next().and_then(|word| word.parse::<u64>().ok()).expect("a number");
-            let (request, epoch) = (number(), number());
-            assert!(epoch >= latest, "an older leader has recorded an ending after a later one: {endings}");
-            latest = epoch;
-            let drv = words.next().expect("a derivation").to_owned();
-            assert_eq!(requests.insert(request, drv), None, "request {request} has ended twice: {endings}");
-        }
-        assert_eq!(self.sql("SELECT count(*) FROM request"), "0", "requests are left");
-        let without = self.sql(
-            "SELECT p.name FROM path p LEFT JOIN nar n ON n.nar_hash = p.nar_hash WHERE n.nar_hash IS NULL",
-        );
-        assert_eq!(without, "", "paths are served without a NAR");
-        requests.into_values().collect()
+    pub fn check_history(&self) -> History {
+        History::check(self)
     }
 }
 

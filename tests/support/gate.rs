@@ -31,6 +31,19 @@ impl Gate {
         format!("echo '{name}' >> '{at}/starts'\nwhile ! [ -e '{at}/open' ]; do sleep 0.05; done\n")
     }
 
+    /// The same for a build that also notes where another one of the same name runs.
+    pub fn exclusive_script(&self, name: &str) -> String {
+        let at = self.at.display();
+        let alone = format!("exec 9> '{at}/lock-{name}'\nflock -n 9 || echo '{name}' >> '{at}/overlaps'\n");
+        alone + &self.script(name)
+    }
+
+    /// The names of those that found another one of their name running.
+    pub fn overlaps(&self) -> Vec<String> {
+        let noted = std::fs::read_to_string(self.at.join("overlaps")).unwrap_or_default();
+        noted.lines().map(str::to_owned).collect()
+    }
+
     /// Lines that note a start under `name` and do not wait.
     pub fn note(&self, name: &str) -> String {
         format!("echo '{name}' >> '{}/starts'\n", self.at.display())

@@ -161,6 +161,14 @@ impl Bucket {
         self.curl(&format!("/cache/{key}"), &[]).must_succeed().stdout
     }
 
+    /// Time at which an object was stored, as the store tells it.
+    #[track_caller]
+    pub fn stored_at(&self, key: &str) -> String {
+        let head = self.curl(&format!("/cache/{key}"), &["-I"]).must_succeed().text();
+        let stored = head.lines().find_map(|line| line.strip_prefix("Last-Modified: "));
+        stored.unwrap_or_else(|| panic!("no time: {head}")).trim().to_owned()
+    }
+
     /// Puts an object, in the place of what is there.
     #[track_caller]
     pub fn put(&self, key: &str, bytes: &[u8]) {

@@ -21,12 +21,13 @@ const RELEASES: &str = "/usr/lib/postgresql";
 const WRAPPER: &str = "\"$@\" & server=$!; echo $server >\"$PID_FILE\"; read -r _; kill -s QUIT $server; \
     kill -s CONT $server; wait $server; rm -rf \"$REMOVE\"";
 /// For tests, which lose nothing that matters with the machine.
-const OPTIONS: [&str; 5] = [
+const OPTIONS: [&str; 6] = [
     "fsync=off",
     "max_connections=300",
     "shared_buffers=64MB",
     "listen_addresses=",
     "log_min_messages=warning",
+    "wal_retrieve_retry_interval=200ms",
 ];
 
 /// A running PostgreSQL.
@@ -109,24 +110,49 @@ impl PostgresServer {
         (server, access)
     }
 
+    /// A running replica of another server: see [`PostgresServer::follow`].
+    #[track_caller]
+    pub fn replica_of(primary: &PostgresServer) -> PostgresServer {
+        let mut replica = PostgresServer::in_a_folder();
+        replica.follow(primary);
+        replica
+    }
+
+    /// Copies another server, and follows it from now on. That one acknowledges no write before it is here,
+    /// too. This one must not run; what it has is thrown away.
+    #[track_caller]
+    pub fn follow(&mut self, primary: &PostgresServer) {
+        let _ = std::fs::remove_dir_all(self.data());
+        let mut copy = self.command("pg_basebackup");
+        copy.args(["--no-sync", "--checkpoint=fast", "--write-recovery-conf", "--username=postgres"]);
+        copy.args([format!("--port={}", primary.port), format!("--host={}", text(primary.folder.path()))]);
+        copy.arg("--pgdata").arg(self.data());
+        run(copy).must_succeed();
+        self.restart();
+        primary.sql("ALTER SYSTEM SET synchronous_standby_names = '*'");
+        primary.sql("SELECT pg_reload_conf()");
+        primary.wait_for_replica();
+    }
+
+    /// Waits until a replica follows this server, which acknowledges nothing before that.
+    #[track_caller]
+    pub fn wait_for_replica(&self) {
+        let caught_up = "SELECT count(*) FROM pg_stat_replication \
+            WHERE sync_state = 'sync' AND flush_lsn >= pg_current_wal_flush_lsn()";
+        wait_until("the replica has all", START_LIMIT, || self.sql(caught_up) == "1");
+    }
+
+    /// Makes a replica a server that takes writes, and waits for nobody.
+    #[track_caller]
+    pub fn promote(&self) {
+        self.sql("ALTER SYSTEM RESET synchronous_standby_names");
+        assert_eq!(self.sql("SELECT pg_promote()"), "t");
+    }
+
     /// One that was not started yet.
     #[track_caller]
     fn initialised(arguments: &[&str]) -> PostgresServer {
-        let folder = Folder::new();
-        let user = postgres_user();
-        if let Some(PostgresUser { id, group }) = user {
-            chown(folder.path(), Some(id), Some(group)).expect("this is root");
-        }
-        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("it is ours");
-        let server = PostgresServer {
-            folder,
-            wrapper: None,
-            user,
-            schemas: AtomicU32::new(0),
-            port: PORT,
-            network: Vec::new(),
-        };
-        let data = server.data();
+        let server = PostgresServer::in_a_folder();
         let mut initdb = server.command("initdb");
         initdb.args([
             "--no-sync",
@@ -135,9 +161,28 @@ impl PostgresServer {
             "--encoding=UTF8",
             "--locale=C",
         ]);
-        initdb.args(arguments).arg("-D").arg(data);
+        initdb.args(arguments).arg("-D").arg(server.data());
         run(initdb).must_succeed();
         server
+    }
+
+    /// One without data.
+    #[track_caller]
+    fn in_a_folder() -> PostgresServer {
+        let folder = Folder::new();
+        let user = postgres_user();
+        if let Some(PostgresUser { id, group }) = user {
+            chown(folder.path(), Some(id), Some(group)).expect("this is root");
+        }
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).expect("it is ours");
+        PostgresServer {
+            folder,
+            wrapper: None,
+            user,
+            schemas: AtomicU32::new(0),
+            port: PORT,
+            network: Vec::new(),
+        }
     }
 
     /// Starts it again, after [`PostgresServer::kill`].
@@ -199,6 +244,12 @@ impl PostgresServer {
     pub fn url_of(&self, schema: &str) -> String {
         let folder = text(self.folder.path()).replace('/', "%2F");
         format!("postgres:///postgres?host={folder}&user=postgres&options=-csearch_path%3D{schema}")
+    }
+
+    /// URL of a schema that is either here, or in `other`, whichever of the two takes writes.
+    pub fn url_of_either(&self, other: &PostgresServer, schema: &str) -> String {
+        let there = text(other.folder.path()).replace('/', "%2F");
+        format!("{}&host={there}", self.url_of(schema))
     }
 
     /// Runs a statement, and gives what it says.
