@@ -119,8 +119,8 @@ impl Pool {
         }
     }
 
-    /// Opens connections ahead each time [`Pool::expect_more`] is called, for as long as this runs: opening one
-    /// takes the daemon as long as a short build. One that cannot be opened is left to who needs it.
+    /// Opens connections ahead each time [`Pool::expect_more`] is called, for as long as this runs: opening
+    /// one takes the daemon as long as a short build. One that cannot be opened is left to who needs it.
     pub async fn open_ahead(&self) {
         loop {
             self.0.expected.notified().await;
@@ -301,8 +301,8 @@ impl Connections {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).push(daemon);
     }
 
-    /// Closes them all, and those that were opened ahead: their temporary roots, on all that was built through
-    /// them, end.
+    /// Closes them all, and those that were opened ahead: their temporary roots, on all that was built
+    /// through them, end.
     pub fn close(&self) {
         self.pool.0.unused().clear();
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
