@@ -8,19 +8,16 @@
 
 let
   lib = import libPath;
+  names = import ./nixos.nix;
   anything = lib.mkOption {
     type = lib.types.submodule { freeformType = lib.types.attrsOf lib.types.anything; };
     default = { };
   };
   # Options of NixOS that the modules define.
   nixos = {
-    options = {
+    options = lib.genAttrs names.groups (name: anything) // {
       assertions = lib.mkOption { type = lib.types.listOf lib.types.anything; default = [ ]; };
-      networking = anything;
-      nix = anything;
-      services = lib.genAttrs [ "caddy" "nginx" "prometheus" ] (name: anything);
-      systemd = anything;
-      users = anything;
+      services = lib.genAttrs names.services (name: anything);
     };
     config.nix.package = "/nix/store/the-nix-of-this-machine";
   };
@@ -32,7 +29,7 @@ let
   service = config.services.ondine;
   isEnabled = (service.enable or false) || (service.client.enable or false);
   broken = builtins.filter (assertion: !assertion.assertion) config.assertions;
-  made = { inherit (config) networking nix services systemd users; };
+  made = { inherit (config) environment networking nix services systemd users; };
 in
 if broken != [ ] then throw (builtins.concatStringsSep "\n" (map (assertion: assertion.message) broken))
 else if isEnabled then builtins.deepSeq service made

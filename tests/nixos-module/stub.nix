@@ -109,7 +109,14 @@ let
   service = mergeOne "services.ondine" evaluated.options.services.ondine true configuration.services.ondine;
   broken = builtins.filter (assertion: !assertion.assertion) evaluated.config.content.assertions;
   enabled = evaluated.config.condition;
+  names = import ./nixos.nix;
+  unknown = known: set: filter (name: !elem name known) (attrNames set);
+  defined = evaluated.config.content;
+  strange =
+    unknown ([ "assertions" "services" ] ++ names.groups) defined
+    ++ unknown names.services (resolve (defined.services or { }));
 in
+if enabled && strange != [ ] then throw "not in ./nixos.nix: ${concatStringsSep ", " strange}" else
 if enabled && broken != [ ] then throw (concatStringsSep "\n" (map (assertion: assertion.message) broken))
 # Every option is looked at, as nixpkgs does, also those that the module would not have come to.
 else builtins.deepSeq service (resolve evaluated.config)
