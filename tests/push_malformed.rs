@@ -167,7 +167,7 @@ fn an_upload_to_a_full_disk_is_refused_with_the_reason_and_taken_when_there_is_r
     uploads.cache.ondine.disks()[0].fill();
     let path = format!("/nar/{}.nar", "0".repeat(52));
     let (status, text) = uploads.put(&path, &contents);
-    assert!(status == 503 && text.contains("cannot be stored"), "{text}");
+    assert!(status == 503 && text.contains("too little room"), "{text}");
     let drafts = uploads.cache.ondine.state_dir().join("nar/tmp");
     assert_eq!(std::fs::read_dir(&drafts).expect("the folder of drafts").count(), 0);
     assert_eq!(Http::new(&uploads.cache.ondine.url()).get("/nix-cache-info").status, 200);
