@@ -22,8 +22,10 @@ impl Adopter {
     /// store alone has gets a GC root until it is packed.
     pub async fn drop_all_lost(&self) {
         while let Err(error) = self.drop_lost().await {
-            let error = &error as &dyn std::error::Error;
-            tracing::warn!(error, "cannot look for lost NARs now; it is tried again");
+            {
+                let error = &error as &dyn std::error::Error;
+                tracing::warn!(error, "cannot look for lost NARs now; it is tried again");
+            }
             sleep(LOOK_AGAIN_AFTER).await;
         }
     }
