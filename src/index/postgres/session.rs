@@ -190,6 +190,19 @@ pub(super) enum Interrupted {
     Broken(Error),
 }
 
+impl Interrupted {
+    /// Ends the use of the connection, and gives the error.
+    pub(super) fn end(self, session: DatabaseSession) -> Error {
+        match self {
+            Self::Failed(error) => error,
+            Self::Broken(error) => {
+                session.discard();
+                error
+            }
+        }
+    }
+}
+
 /// A column of a row; an error where it has another type.
 pub(super) fn column<'a, T: tokio_postgres::types::FromSql<'a>>(
     row: &'a Row,

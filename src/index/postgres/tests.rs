@@ -17,6 +17,8 @@ use crate::support::process::Signal;
 
 /// Time within which other servers know of a write.
 const SOON: Duration = Duration::from_secs(10);
+/// Time within which a write fails whose commit a server took that hangs since.
+const HANGING_WRITE_FOR: Duration = Duration::from_secs(40);
 /// Room for narinfos in memory.
 const NARINFO_BYTES: u64 = 64 * 1024;
 
@@ -100,6 +102,26 @@ async fn while_the_database_hangs_hits_go_on_and_nothing_is_denied() {
     // What it knows is true still: nothing was missed.
     until("it is sure again", || index.definitely_absent(path(2).hash())).await;
     assert!(index.lookup_cached(path(1).hash()).is_some());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hangs_within_a_commit_and_afterwards_holds_a_write_up_within_a_bound() {
+    let server = PostgresServer::start();
+    let index = open(&server.schema()).await;
+    // Connections that are left for whoever asks for the fate of the commit.
+    tokio::join!(index.find(path(1).hash()), index.find(path(2).hash()), index.find(path(3).hash()))
+        .0
+        .expect("read");
+    server.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    server.sql("SELECT pg_reload_conf()");
+    let writer = index.clone();
+    let written = tokio::spawn(async move { writer.publish(vec![row(1, &[])]).await });
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    until("the commit waits for the replica", || server.sql(waits) == "1").await;
+    server.signal(Signal::Stop);
+    let outcome = timeout(HANGING_WRITE_FOR, written).await.expect("within a bound").expect("no panic");
+    server.signal(Signal::Cont);
+    assert!(outcome.is_err(), "nobody has told that it was done");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

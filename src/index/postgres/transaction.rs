@@ -131,14 +131,8 @@ impl Transactor {
 
     async fn try_read<D: Sync, T>(&self, data: &D, work: Work<D, T>, time: Duration) -> Result<T, Error> {
         let session = timeout(time, self.session()).await.map_err(|_| Error::Slow(time))??;
-        match session.within(time, work(&session, data)).await {
-            Ok(value) => Ok(value),
-            Err(Interrupted::Failed(error)) => Err(error),
-            Err(Interrupted::Broken(error)) => {
-                session.discard();
-                Err(error)
-            }
-        }
+        let read = session.within(time, work(&session, data)).await;
+        read.map_err(|interrupted| interrupted.end(session))
     }
 
     /// Runs a write in one transaction. It is done to its end also when the caller has gone: its changes are
@@ -238,12 +232,7 @@ impl Transactor {
     /// The fate of a transaction whose commit was not answered.
     async fn was_committed(&self, id: &TransactionId, tries: &mut Tries) -> Result<bool, Error> {
         loop {
-            let asked = async {
-                let session = self.session().await?;
-                let row = session.one(FATE, &[&id.number]).await?;
-                Ok::<_, Error>((column::<Option<String>>(&row, 0)?, column::<String>(&row, 1)?))
-            };
-            match asked.await {
+            match self.ask_for_fate(id).await {
                 // A replica was promoted. It may have got the transaction, or have given its number again.
                 Ok((_, timeline)) if timeline != id.timeline => return Err(Error::Unknown),
                 Ok((Some(status), _)) if status == "committed" => return Ok(true),
@@ -258,6 +247,18 @@ impl Transactor {
                 }
             }
         }
+    }
+
+    /// The fate of a transaction, where the server knows it, and the timeline of the server.
+    async fn ask_for_fate(&self, id: &TransactionId) -> Result<(Option<String>, String), Error> {
+        let session = self.session().await?;
+        let asked = async {
+            let row = session.one(FATE, &[&id.number]).await?;
+            Ok((column(&row, 0)?, column(&row, 1)?))
+        };
+        // The server may hang, as it may have within the commit.
+        let told = session.within(READ_FOR, asked).await;
+        told.map_err(|interrupted| interrupted.end(session))
     }
 }
 
