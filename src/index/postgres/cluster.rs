@@ -8,7 +8,7 @@ use std::time::Duration;
 use narinfo::StorePath;
 use tokio::time::timeout;
 
-use super::session::column;
+use super::session::{DatabaseSession, column};
 use super::{Error, Postgres};
 use crate::index::backend::{Backend, BackendFuture, Cluster};
 use crate::index::columns::{signed, unsigned};
@@ -21,26 +21,12 @@ const ANSWER_FOR: Duration = Duration::from_secs(2);
 const LEASE: &str = "interval '3 seconds'";
 
 impl Postgres {
+    /// Takes over where nobody leads. A server that hangs is not waited for: once it goes on, another one may
+    /// have replaced it.
     async fn try_take_over(&self, node: &NodeId) -> Result<Option<u64>, Error> {
         let session = self.database.session().await?;
-        let sql = format!(
-            "SELECT t.epoch, t.holder = $1 OR greatest(l.expires_at, pg_postmaster_start_time() + {LEASE}) \
-             < clock_timestamp() OR t.epoch = 0 OR l.expires_at = '-infinity' FROM leadership t, lease l"
-        );
-        let row = session.one(&sql, &[&node.0]).await?;
-        let (epoch, is_free) = (column::<i64>(&row, 0)?, column::<bool>(&row, 1)?);
-        if !is_free {
-            return Ok(None);
-        }
-        // Of several that take over at once, the first one raises the epoch that the others have seen. Waits
-        // for the fenced writes that are under way.
-        let sql = format!(
-            "WITH taken AS (UPDATE leadership SET epoch = epoch + 1, holder = $1 WHERE epoch = $2 RETURNING epoch), \
-             kept AS (UPDATE lease SET expires_at = clock_timestamp() + {LEASE} WHERE EXISTS (SELECT 1 FROM taken)) \
-             SELECT epoch FROM taken"
-        );
-        let taken = session.row(&sql, &[&node.0, &epoch]).await?;
-        taken.map(|row| column(&row, 0).map(unsigned)).transpose()
+        let taken = session.within(ANSWER_FOR, take_over_on(&session, node)).await;
+        taken.map_err(|interrupted| interrupted.end(session))
     }
 
     /// Changes the lease of a term. False where that has ended.
@@ -62,6 +48,28 @@ impl Postgres {
         };
         timeout(ANSWER_FOR, asked).await.unwrap_or(Err(Error::Slow(ANSWER_FOR)))
     }
+}
+
+/// Takes over on this connection. Gives the epoch, or nothing where another server leads.
+async fn take_over_on(session: &DatabaseSession, node: &NodeId) -> Result<Option<u64>, Error> {
+    let sql = format!(
+        "SELECT t.epoch, t.holder = $1 OR greatest(l.expires_at, pg_postmaster_start_time() + {LEASE}) \
+         < clock_timestamp() OR t.epoch = 0 OR l.expires_at = '-infinity' FROM leadership t, lease l"
+    );
+    let row = session.one(&sql, &[&node.0]).await?;
+    let (epoch, is_free) = (column::<i64>(&row, 0)?, column::<bool>(&row, 1)?);
+    if !is_free {
+        return Ok(None);
+    }
+    // Of several that take over at once, the first one raises the epoch that the others have seen. Waits
+    // for the fenced writes that are under way.
+    let sql = format!(
+        "WITH taken AS (UPDATE leadership SET epoch = epoch + 1, holder = $1 WHERE epoch = $2 RETURNING epoch), \
+         kept AS (UPDATE lease SET expires_at = clock_timestamp() + {LEASE} WHERE EXISTS (SELECT 1 FROM taken)) \
+         SELECT epoch FROM taken"
+    );
+    let taken = session.row(&sql, &[&node.0, &epoch]).await?;
+    taken.map(|row| column(&row, 0).map(unsigned)).transpose()
 }
 
 impl Cluster for Postgres {

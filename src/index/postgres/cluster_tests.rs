@@ -39,7 +39,8 @@ async fn a_nar_that_another_server_has_just_stored_is_no_unused_one_to_the_leade
     assert_eq!(leader.unused_nars(None).await.expect("read"), []);
     assert_eq!(one.unused_nars(None).await.expect("read"), [stored], "where nobody else can be about to");
     let schema = schema.rsplit("%3D").next().expect("its name");
-    PostgresServer::shared().sql(&format!("UPDATE {schema}.nar SET packed_at = packed_at - 4000"));
+    PostgresServer::shared()
+        .sql(&format!("SET search_path TO {schema}; UPDATE nar SET packed_at = packed_at - 4000"));
     assert_eq!(leader.unused_nars(None).await.expect("read"), [stored]);
 }
 
