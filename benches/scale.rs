@@ -30,8 +30,8 @@ use one_core::OneCore;
 use serving::load::{self, Times};
 use serving::machine;
 use serving::servers::{Running, Server};
+use support::Cache;
 use support::store::{Folder, write};
-use support::{Cache, wait_until};
 use table::{Table, Wanted};
 
 /// Connections under which requests are counted.
@@ -51,10 +51,6 @@ const ONE_BY_ONE: usize = 100_000;
 const CLOSURES: (usize, usize) = (50, 20);
 /// Starts in a round.
 const STARTS: usize = 5;
-/// A server has settled when it has used so little processor time in a second, in seconds: what it does
-/// beside the start, such as to read which hashes there are, is done by then. It may take so long.
-const SETTLED: f64 = 0.02;
-const SETTLED_WITHIN: Duration = Duration::from_secs(300);
 const TIMES: Times = Times { warm_up: Duration::from_secs(1), counted: Duration::from_secs(2) };
 
 /// Mebibytes with a million paths, and milliseconds to the first answer.
@@ -148,7 +144,7 @@ impl Sized {
             let millis = self.server.start().to_first_answer.as_secs_f64() * 1e3;
             add("start to the first answer", "ms", Wanted::AtMost(START_MAX, u64::MAX), millis);
         }
-        let running = settled(&self.server);
+        let running = self.server.settled();
         add("memory, idle", "MiB", Wanted::AtMost(MEMORY_MAX, 1_000_000), resident(&running));
         let popular = self.narinfos(&self.server, POPULAR);
         let unknown = self.grown.unknown(UNKNOWN).map(|hash| self.server.miss_address(&hash));
@@ -159,7 +155,7 @@ impl Sized {
         drop(running);
 
         let rare = self.narinfos(&self.forgetful, RARE);
-        let running = settled(&self.forgetful);
+        let running = self.forgetful.settled();
         serve(&self.forgetful, &running, "hit, from the index", &rare, *b"200", false, add);
         drop(running);
 
@@ -178,7 +174,7 @@ impl Sized {
     fn crowds(&self) -> Vec<(usize, f64, f64, f64)> {
         let requests = self.narinfos(&self.server, POPULAR);
         let of = |connections| {
-            let running = settled(&self.server);
+            let running = self.server.settled();
             let processes = &running.processes;
             let seen = load::measure(self.server.address, connections, &requests, *b"200", processes, TIMES);
             let load::Seen { answers, used } = seen.expect("the server answers");
@@ -210,18 +206,6 @@ fn serve(
     let taken = taken.expect("the server answers");
     add(what, "µs, median", wanted(Wanted::FlatCost), micros(taken[ONE_BY_ONE / 2]));
     add(what, "µs, p99", wanted(Wanted::FlatCost), micros(taken[ONE_BY_ONE * 99 / 100]));
-}
-
-/// Starts a server, and waits until it has nothing more to do.
-fn settled(server: &Server) -> Running {
-    let running = server.start();
-    let mut used = running.processes.cpu();
-    wait_until("the server has settled", SETTLED_WITHIN, || {
-        std::thread::sleep(Duration::from_secs(1));
-        let before = std::mem::replace(&mut used, running.processes.cpu());
-        used - before < SETTLED
-    });
-    running
 }
 
 fn resident(running: &Running) -> f64 {

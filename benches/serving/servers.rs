@@ -13,12 +13,17 @@ use super::usage::{Processes, listener};
 use crate::support::Cache;
 use crate::support::process::{self, Signal, kill_tree, signal, wait};
 use crate::support::store::{Folder, write};
-use crate::support::text;
+use crate::support::{text, wait_until};
 
 /// Time to the first answer of a server, and to its end, at most.
 const LIMIT: Duration = Duration::from_secs(60);
 /// Pause between two tries at a server that starts.
 const TRY_EVERY: Duration = Duration::from_micros(200);
+
+/// A server has settled when it has used so little processor time in a second, in seconds: what it does
+/// beside the start, such as to read which hashes there are, is done by then. It may take so long.
+const SETTLED: f64 = 0.02;
+const SETTLED_WITHIN: Duration = Duration::from_secs(300);
 
 /// Name of an earlier build in the tables.
 pub const EARLIER: &str = "earlier";
@@ -211,6 +216,21 @@ impl Server {
         let to_first_answer = begun.elapsed();
         let processes = Processes { server: child.id(), helpers: self.helpers.clone() };
         Running { processes, to_first_answer, child: Some(child) }
+    }
+
+    /// Starts it, and waits until it has nothing more to do.
+    // The benchmark of hits has too little data for that to take time.
+    #[allow(dead_code)]
+    #[track_caller]
+    pub fn settled(&self) -> Running {
+        let running = self.start();
+        let mut used = running.processes.cpu();
+        wait_until("the server has settled", SETTLED_WITHIN, || {
+            std::thread::sleep(Duration::from_secs(1));
+            let before = std::mem::replace(&mut used, running.processes.cpu());
+            used - before < SETTLED
+        });
+        running
     }
 
     /// True if it says what cache it is.
