@@ -175,6 +175,11 @@ impl Server {
         let public_key = public_keys.first().cloned().unwrap_or_default();
         let daemons = Daemons::open(&settings, &storage.state_dir).await?;
         let caches = Caches::open(&settings, &storage, &daemons, &tasks, &public_key).await?;
+        // Before anything is promised.
+        if let Err(error) = caches.adopter.drop_lost().await {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(error, "cannot look for lost NARs; run `ondine fsck` later");
+        }
         let builds = Builds::open(&settings, &storage, &daemons, &caches, &tasks).await?;
         let substitute = Substitute {
             index: storage.index.clone(),

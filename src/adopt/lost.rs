@@ -3,34 +3,21 @@
 //! a path whose contents can be had.
 
 use std::collections::HashSet;
-use std::time::Duration;
 
 use narinfo::{NarHash, StorePath, StorePathHash};
-use tokio::time::sleep;
 
 use super::{Adopter, Error};
 use crate::index::{self, FreshHit};
 use crate::model::{Hit, PathRow};
 use crate::packer;
 
-/// Pause after the index, the NAR store or the Nix daemon has failed.
-const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(60);
-
 impl Adopter {
-    /// Stops serving what is lost, after the start of the server. [`Adopter::lookup`] promises none of it
-    /// meanwhile. Looks at some of the files, and where one of them is missing, at all. A path that the Nix
-    /// store alone has gets a GC root until it is packed.
-    pub async fn drop_all_lost(&self) {
-        while let Err(error) = self.drop_lost().await {
-            {
-                let error = &error as &dyn std::error::Error;
-                tracing::warn!(error, "cannot look for lost NARs now; it is tried again");
-            }
-            sleep(LOOK_AGAIN_AFTER).await;
-        }
-    }
-
-    async fn drop_lost(&self) -> Result<(), Error> {
+    /// Stops serving what is lost. Looks at some of the files, and where one of them is missing, at all. A
+    /// path that the Nix store alone has gets a GC root until it is packed.
+    ///
+    /// # Errors
+    /// The index, the NAR store or the Nix daemon fails; the rest stays as it is.
+    pub async fn drop_lost(&self) -> Result<(), Error> {
         // Several servers have their NARs in one bucket, which is not restored with an index.
         if self.index.is_shared() {
             return Ok(());

@@ -80,13 +80,6 @@ impl Caches {
         tasks.restarted("importer", move || importer.clone().run());
         tasks.vital("retention", retention.clone().run());
         tasks.restarted("scrubber", move || retention.clone().scrub());
-        tasks.restarted("lost NARs", {
-            let adopter = adopter.clone();
-            move || {
-                let adopter = adopter.clone();
-                async move { adopter.drop_all_lost().await }
-            }
-        });
         tasks.restarted("signatures", move || {
             let adopter = adopter.clone();
             async move { adopter.gather_new_signatures().await }
