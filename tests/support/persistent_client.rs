@@ -105,7 +105,7 @@ impl PersistentClient {
 
 /// Asks once, with one command or another.
 fn ask(client: &Client, server: &Substituter, path: &std::path::Path, round: usize) -> Finished {
-    if (round + text(path).len() + usize::from(text(path).as_bytes()[20])) % 2 == 0 {
+    if (round + text(path).len() + usize::from(text(path).as_bytes()[20])).is_multiple_of(2) {
         return client.start_fetch(server, &[path]).finish_within(COMMAND_LIMIT);
     }
     let options =
