@@ -112,7 +112,7 @@ impl PlacedDraft {
         self.placed.outcome()
     }
 
-    /// Version that it has in storage while no other one has taken its place: see [`PlacedBlob::version`].
+    /// Version that it has in storage while no other one has taken its place.
     pub fn version(&self) -> Option<Arc<str>> {
         self.placed.version().cloned()
     }
