@@ -27,7 +27,10 @@ fn a_token_that_is_bound_to_names_reaches_no_other_by_any_way() {
     let bound = bearer(&cache, "bound", "read,build,push,vouch,cancel,pin", &["--only", "p-*"]);
     let failed = cache.failing("q", &gate, "exit 1");
     let ask = |path| cache.http.get_with(&narinfo_address(path), &[("authorization", &admin)]);
-    assert_missing(&ask(failed.out()), &["failed with exit code 1"]);
+    assert_missing(
+        &ask(failed.out()),
+        &["failed with exit code 1", "the end of the log:\n", "famous last words"],
+    );
     let [own, other] = ["p-own", "other"]
         .map(|name| cache.store.instantiate(&Derivation::new(name, &format!("echo {name} > $out"))));
     for built in [&own, &other] {
@@ -48,7 +51,10 @@ fn a_token_that_is_bound_to_names_reaches_no_other_by_any_way() {
     for body in ["", "{\"forget_only\": true}"] {
         refused("POST", &format!("/api/v1/failures/{}/retry", base(&failed.drv)), body);
     }
-    assert_missing(&ask(failed.out()), &["failed with exit code 1"]);
+    assert_missing(
+        &ask(failed.out()),
+        &["failed with exit code 1", "the end of the log:\n", "famous last words"],
+    );
     assert_eq!(gate.starts().len(), 1, "nothing was forgotten");
     refused("POST", &format!("/api/v1/pins/{}", hash(other.out())), "");
     // A name that is none of the hash's proves nothing, whether or not the path is served.
@@ -91,7 +97,10 @@ fn a_request_is_cancelled_by_its_owner_or_an_administrator_and_so_is_a_retry() {
     let admin = bearer(&cache, "admin", "admin", &[]);
     let failed = ["one", "two", "three"].map(|name| cache.failing(name, &gate, "exit 1"));
     for failed in &failed {
-        assert_missing(&cache.ask(failed.out()), &["failed with exit code 1"]);
+        assert_missing(
+            &cache.ask(failed.out()),
+            &["failed with exit code 1", "the end of the log:\n", "famous last words"],
+        );
     }
     let running = cache.gated("running", &gate);
     let running = request_for(&cache, &running.drv, &owner);
@@ -156,7 +165,7 @@ fn where_building_needs_a_token_a_retry_needs_the_right_to_build() {
     let failed = cache.failing("failed", &gate, "exit 1");
     let builder = bearer(&cache, "builder", "build", &[]);
     let answer = cache.http.get_with(&narinfo_address(failed.out()), &[("authorization", &builder)]);
-    assert_missing(&answer, &["failed with exit code 1"]);
+    assert_missing(&answer, &["failed with exit code 1", "the end of the log:\n", "famous last words"]);
     let canceller = bearer(&cache, "canceller", "cancel", &[]);
     let path = format!("/api/v1/failures/{}/retry", support::addresses::base_name(&failed.drv));
     let retry = |body| send_body(&cache, "POST", &path, Some(&canceller), body);

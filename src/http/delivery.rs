@@ -83,7 +83,7 @@ impl DeliveryRequest {
                 self.built.fetch_or(waited.ticket().is_some(), Ordering::Relaxed);
                 Ok(Delivery::Ready(ready))
             }
-            Some(WaitEnd::Missing(reason)) => Err(self.missing(reason).await),
+            Some(WaitEnd::Missing(reason)) => Err(error_of(&self.service, reason).await),
             Some(WaitEnd::Stopped) => Err(Error::unavailable(STOPS)),
             None => self.pending(hash, on_miss).await,
         }
@@ -114,17 +114,17 @@ impl DeliveryRequest {
             }
         }
     }
+}
 
-    /// The error for a path that is not to be had.
-    pub(super) async fn missing(&self, missing: Missing) -> Error {
-        match &missing {
-            Missing::Failed(failure) if failure.class != FailureClass::Refused => {
-                let lines = last_lines(&self.service, failure.cause.clone(), LOG_LINES).await;
-                let log = format!("/log/{}", failure.cause);
-                Error::BuildFailed { missing: Box::new(missing), log, lines }
-            }
-            _ => missing.into(),
+/// The error for a path that is not to be had.
+pub(super) async fn error_of(service: &Service, missing: Missing) -> Error {
+    match &missing {
+        Missing::Failed(failure) if failure.class != FailureClass::Refused => {
+            let lines = last_lines(service, failure.cause.clone(), LOG_LINES).await;
+            let log = format!("/log/{}", failure.cause);
+            Error::BuildFailed { missing: Box::new(missing), log, lines }
         }
+        _ => missing.into(),
     }
 }
 

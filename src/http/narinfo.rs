@@ -10,12 +10,13 @@ use narinfo::StorePathHash;
 use super::Service;
 use super::answer::{self, Answer};
 use super::call::Call;
+use super::delivery::error_of;
 use super::error::{Error, REMEMBERED};
 use super::response_future::ResponseFuture;
 use super::stream_body::{Aborted, BodyWriter, stream_body};
 use super::traffic::RequestOutcome;
 use crate::index::CachedNarInfo;
-use crate::substitute::{OnMiss, Resolution, Wait, WaitEnd};
+use crate::substitute::{Missing, OnMiss, Resolution, Wait, WaitEnd};
 
 /// Bytes of a line about the wait at least: fewer than one a second count as stalled, and some proxies hold
 /// back crumbs.
@@ -58,9 +59,9 @@ fn lookup_cached(
 ) -> Option<Result<Answer, Error>> {
     match service.state.substitute.lookup_cached(hash, on_miss)? {
         Resolution::Ready(ready) => Some(Ok(served(service, &ready, reader))),
+        // The end of the log of a build that failed stands in a file, and whoever waits has no answer yet.
+        Resolution::Missing(Missing::Failed(_)) | Resolution::Wait(_) => None,
         Resolution::Missing(reason) => Some(Err(reason.into())),
-        // Memory has no answer yet.
-        Resolution::Wait(_) => None,
     }
 }
 
@@ -90,7 +91,7 @@ async fn answer(service: &Service, asked: NarInfoRequest) -> Result<Answer, Erro
             answer::noted(served(service, &ready, reader), RequestOutcome::Built)
         }
         Some(WaitEnd::Ready(ready)) => served(service, &ready, reader),
-        Some(WaitEnd::Missing(reason)) => return Err(reason.into()),
+        Some(WaitEnd::Missing(reason)) => return Err(error_of(service, reason).await),
         // No body could say that the wait goes on, or it would only be aborted.
         None | Some(WaitEnd::Stopped) if head || waited.is_mere_trouble() => {
             let stage = waited.describe();

@@ -114,7 +114,7 @@ fn a_failure_shows_its_reason_and_is_retried_with_a_token_and_not_without() {
     assert_eq!(cache.ask(failing.out()).status, 404);
     let browser = Browser::start();
     browser.open(&format!("{}/failures", cache.ondine.url()));
-    browser.wait_for("famous last words");
+    browser.wait_for("failed with exit code 3");
     assert!(!browser.text().contains("Build it again"));
     let token = cache.ondine.new_token("ops", "cancel", &[]);
     browser.click(".failure a[href*='sign-in?back=failures']");
