@@ -11,7 +11,7 @@ use crate::support::programs::{EVAL_JOBS, install, install_eval_jobs, path, remo
 use crate::support::{Http, NixStore, Ondine, PackageSet, Release, derivations, process, text, wait_until};
 
 const PROGRAM: &str = "nix-eval-jobs";
-const LIMITS: &str = "attribute-timeout = '5s'\nmax-memory-bytes = 536870912";
+const LIMITS: &str = "attribute-timeout = '10s'\nmax-memory-bytes = 536870912";
 /// Said when it evaluates.
 const EVALUATING: &str = "evaluating with nix-eval-jobs";
 /// Said when a walk takes its place.

@@ -172,6 +172,8 @@ fn an_upload_to_a_full_disk_is_refused_with_the_reason_and_taken_when_there_is_r
     assert_eq!(std::fs::read_dir(&drafts).expect("the folder of drafts").count(), 0);
     assert_eq!(Http::new(&uploads.cache.ondine.url()).get("/nix-cache-info").status, 200);
     uploads.cache.ondine.disks()[0].empty();
+    // Refused for its name then, and no more for want of room.
+    wait_until("there is room for a NAR", SOON, || uploads.put(&path, &contents).0 == 400);
     let name = uploads.upload(&contents);
     let narinfo = uploads.narinfo(&format!("{HASH}-one"), &name, &name, &contents, "");
     let published = || uploads.put(&format!("/{HASH}.narinfo"), narinfo.as_bytes()).0 == 200;
