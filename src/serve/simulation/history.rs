@@ -10,6 +10,9 @@ use tokio::time::Instant;
 use crate::index::cluster::DatabaseEvent;
 use crate::model::QueueOutcome;
 
+/// Time within which a leader hears that a request was given up: as long as a write is tried.
+const HEARD_WITHIN: Duration = Duration::from_secs(10);
+
 /// Something that has happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Event {
@@ -47,6 +50,8 @@ struct Checker<'a> {
     /// Requests that have not ended.
     open: BTreeMap<u64, &'a StorePath>,
     ended: BTreeSet<u64>,
+    /// Derivations of requests that were given up, and when.
+    given_up: Vec<(Instant, &'a StorePath)>,
     /// Builds under way, each with its server and term.
     running: BTreeSet<(usize, u64, &'a StorePath)>,
     /// Derivations that each server has built.
@@ -65,7 +70,7 @@ impl History {
         let Some((begin, _)) = self.events.first() else { return vec!["nothing has happened".to_owned()] };
         for (at, event) in &self.events {
             let before = checker.found.len();
-            checker.check(event);
+            checker.check(*at, event);
             let after = at.duration_since(*begin);
             checker.found[before..].iter_mut().for_each(|found| *found = format!("after {after:?}: {found}"));
         }
@@ -86,9 +91,9 @@ impl<'a> Checker<'a> {
         self.found.push(promise);
     }
 
-    fn check(&mut self, event: &'a Event) {
+    fn check(&mut self, at: Instant, event: &'a Event) {
         match event {
-            Event::Database(event) => self.check_write(event),
+            Event::Database(event) => self.check_write(at, event),
             Event::Acknowledged { client, request } => {
                 self.acknowledged.entry(*client).or_default().insert(*request);
                 if !self.open.contains_key(request) && !self.ended.contains(request) {
@@ -99,7 +104,7 @@ impl<'a> Checker<'a> {
             }
             Event::Gone { client, .. } => drop(self.acknowledged.remove(client)),
             Event::Stored(nar) => drop(self.stored.insert(*nar)),
-            Event::Started { server, epoch, drv } => self.check_start(*server, *epoch, drv),
+            Event::Started { server, epoch, drv } => self.check_start(at, *server, *epoch, drv),
             Event::Ended { server, drv, well } => {
                 let run = self.running.iter().find(|(on, _, run)| on == server && *run == drv).copied();
                 let Some(run) = run else {
@@ -115,7 +120,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn check_write(&mut self, event: &'a DatabaseEvent) {
+    fn check_write(&mut self, at: Instant, event: &'a DatabaseEvent) {
         match event {
             DatabaseEvent::TakenOver(term) => {
                 if term.epoch <= self.epoch {
@@ -152,6 +157,9 @@ impl<'a> Checker<'a> {
                     self.is_broken(format!("request {id} has ended twice"));
                 }
                 self.open.remove(&id);
+                if matches!(ending.outcome, QueueOutcome::Dropped | QueueOutcome::Cancelled) {
+                    self.given_up.push((at, &ending.drv));
+                }
             }
         }
     }
@@ -164,7 +172,7 @@ impl<'a> Checker<'a> {
         }
     }
 
-    fn check_start(&mut self, server: usize, epoch: u64, drv: &'a StorePath) {
+    fn check_start(&mut self, at: Instant, server: usize, epoch: u64, drv: &'a StorePath) {
         if epoch != self.epoch {
             let latest = self.epoch;
             self.is_broken(format!("term {epoch} has started {drv} while term {latest} leads"));
@@ -181,6 +189,14 @@ impl<'a> Checker<'a> {
         };
         let owner = self.open.iter().find(|(_, wanted)| needs(wanted, drv)).map(|(owner, _)| *owner);
         let Some(owner) = owner else {
+            // A leader may start what was given up until it has heard of that.
+            let unheard = |(since, wanted): &(Instant, &StorePath)| {
+                at.duration_since(*since) <= HEARD_WITHIN && needs(wanted, drv)
+            };
+            if self.given_up.iter().any(unheard) {
+                self.running.insert((server, epoch, drv));
+                return;
+            }
             return self.is_broken(format!("{drv} was started, which no request needs"));
         };
         // Every older one has all that it needs, or has failed, or is at work.

@@ -97,6 +97,9 @@ fn starts_against_the_order_or_twice_at_a_time_are_found() {
     assert_broken(ends(vec![started(1, 1), started(1, 1)]), "was started while it runs");
     assert_broken(ends(vec![started(1, 1), built(1), started(1, 1)]), "again where it is built");
     assert_broken([whole(), vec![started(1, 2)]].concat(), "which no request needs");
+    let given_up = EndingRow { request: 2, drv: drv(2), outcome: QueueOutcome::Dropped };
+    let given_up = Event::Database(DatabaseEvent::Ended { ending: given_up, epoch: Some(1) });
+    assert_eq!(broken(vec![leads(1), asked(2), given_up, started(1, 2), built(2)]), [""; 0]);
 }
 
 #[test]
