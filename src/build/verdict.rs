@@ -265,7 +265,7 @@ fn own_words(message: &str) -> String {
         hint_goes_on = hint && words.ends_with(':');
     }
     let kept = kept.join("\n");
-    cut(kept.trim_end().trim_end_matches(';'))
+    cut(kept.trim_end().trim_end_matches(';').to_owned())
 }
 
 /// The signal that ended the builder, or a child whose end its exit code reports.
@@ -285,7 +285,7 @@ fn signal(said: &str) -> Option<u32> {
 fn trouble_at_the_end(log_end: &[String]) -> bool {
     let lines: Vec<String> = log_end
         .iter()
-        .map(|line| anstream::adapter::strip_str(line).to_string().trim().to_lowercase())
+        .map(|line| cut(anstream::adapter::strip_str(line).to_string()).trim().to_lowercase())
         .filter(|line| !line.is_empty())
         .collect();
     let reported_by_make = lines.last().is_some_and(|line| is_report(line));
@@ -324,10 +324,11 @@ fn in_words(error: &DaemonError) -> String {
     causes(error).map(|error| own_words(&error.to_string())).collect::<Vec<_>>().join(": ")
 }
 
-/// A reason of at most [`REASON_CHARS_MAX`] characters.
-fn cut(reason: &str) -> String {
-    match reason.char_indices().nth(REASON_CHARS_MAX) {
-        Some((end, _)) => format!("{}…", &reason[..end]),
-        None => reason.to_owned(),
+/// The text, or the first [`REASON_CHARS_MAX`] characters of it.
+fn cut(mut text: String) -> String {
+    if let Some((end, _)) = text.char_indices().nth(REASON_CHARS_MAX) {
+        text.truncate(end);
+        text.push('…');
     }
+    text
 }
