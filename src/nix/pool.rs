@@ -100,11 +100,8 @@ impl Pool {
         if let Some(daemon) = take_alive(&self.0.idle, self.0.edition(), |daemon| daemon).await {
             return Ok(PooledDaemon::new(daemon, self.0.clone(), turn));
         }
-        if let Some(daemon) = self.take_unused().await {
-            return Ok(PooledDaemon::new(daemon, self.0.clone(), turn));
-        }
         // In a box: this is rare and large, and those who wait for a turn are many.
-        Box::pin(self.open(turn)).await
+        Box::pin(self.unused(turn)).await
     }
 
     /// A connection that nobody used before, which may have been opened ahead.
@@ -113,7 +110,11 @@ impl Pool {
     /// As [`Pool::get`].
     pub async fn get_unused(&self) -> Result<PooledDaemon, DaemonError> {
         let turn = self.turn().await?;
-        match self.take_unused().await {
+        self.unused(turn).await
+    }
+
+    async fn unused(&self, turn: OwnedSemaphorePermit) -> Result<PooledDaemon, DaemonError> {
+        match take_alive(&self.0.unused, self.0.edition(), |daemon| daemon).await {
             Some(daemon) => Ok(PooledDaemon::new(daemon, self.0.clone(), turn)),
             None => self.open(turn).await,
         }
@@ -135,10 +136,6 @@ impl Pool {
     /// Tells that more connections may be needed soon, and that there is time to open them: a build begins.
     pub fn expect_more(&self) {
         self.0.expected.notify_one();
-    }
-
-    async fn take_unused(&self) -> Option<Daemon> {
-        take_alive(&self.0.unused, self.0.edition(), |daemon| daemon).await
     }
 
     /// A connection that is made now, for whoever found that an idle one was lost.

@@ -157,9 +157,10 @@ impl Worker {
                 tracing::info!(request = id.0, %drv, derivations = planned.needs.len(), "request planned");
                 if self.scheduler.planned(id, planned) {
                     self.deliver(id, drv).await;
+                } else {
+                    // While this one is built, for the next request.
+                    self.runner.connections.pool.expect_more();
                 }
-                // While this one is built, for the next request.
-                self.runner.connections.pool.expect_more();
             }
             Err(failure) => {
                 let reason = logged(&failure.reason);
