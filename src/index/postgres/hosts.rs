@@ -88,15 +88,13 @@ impl DatabaseHosts {
 
     /// True if another server has taken over from that of a connection of this moment.
     pub(super) fn is_replaced(&self, connected_at: Instant) -> bool {
-        self.timeline.borrow().as_ref().is_some_and(|(_, since)| connected_at < *since)
+        began_after(&self.timeline.borrow(), connected_at)
     }
 
     /// Resolves once another server has taken over from that of a connection of this moment, which may hang.
     pub(super) async fn replaced(&self, connected_at: Instant) {
-        let is_replaced = |timeline: &Option<(String, Instant)>| {
-            timeline.as_ref().is_some_and(|(_, since)| connected_at < *since)
-        };
-        if self.timeline.subscribe().wait_for(is_replaced).await.is_err() {
+        let mut timelines = self.timeline.subscribe();
+        if timelines.wait_for(|timeline| began_after(timeline, connected_at)).await.is_err() {
             // Nobody connects any more.
             std::future::pending().await
         }
@@ -127,6 +125,11 @@ impl DatabaseHosts {
         }
         Ok((client, driver))
     }
+}
+
+/// True of a timeline that was first seen after a connection of this moment.
+fn began_after(timeline: &Option<(String, Instant)>, connected_at: Instant) -> bool {
+    timeline.as_ref().is_some_and(|(_, since)| connected_at < *since)
 }
 
 /// Connects to one host; also gives the timeline of its server.
