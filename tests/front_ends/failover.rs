@@ -6,24 +6,12 @@ use std::time::{Duration, Instant};
 use crate::support::derivations::text_file;
 use crate::support::fleet::{Fleet, Waiting};
 use crate::support::process::Signal;
-use crate::support::{Gate, Instantiated, wait_until};
+use crate::support::{Instantiated, wait_until};
 
 use super::{SOON, assert_all_answered};
 
 /// Time from the promotion until builds go on, at most.
 const GOES_ON_WITHIN: Duration = Duration::from_secs(15);
-
-/// Requests of clients at all servers in the order of these names, of which the first one is being built.
-fn ask_in_order(fleet: &Fleet, gate: &Gate, names: &[&str]) -> (Vec<Instantiated>, Vec<Waiting>) {
-    let (mut wanted, mut waiting) = (Vec::new(), Vec::new());
-    for (at, name) in names.iter().enumerate() {
-        wanted.push(fleet.gated(name, gate));
-        waiting.push(fleet.wait_for(at % 3, wanted[at].out()));
-        fleet.wait_for_queue(&wanted.iter().collect::<Vec<_>>());
-    }
-    gate.wait_for_starts(1);
-    (wanted, waiting)
-}
 
 /// Builds go on at each server, under names with this word, and all servers have what was served.
 #[track_caller]
@@ -51,7 +39,7 @@ fn a_replica_that_is_promoted_has_every_request_in_its_order_and_nobody_is_refus
         let gate = fleet.store.gate();
         let names = ["first", "second", "third", "fourth"].map(|name| format!("{name}-{round}"));
         let names = names.each_ref().map(|name| &**name);
-        let (wanted, mut waiting) = ask_in_order(&fleet, &gate, &names);
+        let (wanted, mut waiting) = fleet.ask_in_order(&names, &[0, 1, 2], &gate);
         fleet.database.kill();
         // Hits go on, and those who ask meanwhile wait.
         (0..3).for_each(|number| fleet.assert_served(number, hit.out()));
@@ -76,7 +64,7 @@ fn a_primary_that_hangs_and_comes_back_after_a_promotion_is_used_no_more() {
     let Some(mut fleet) = Fleet::replicated(3, &[]) else { return };
     fleet.wait_for_leader();
     let gate = fleet.store.gate();
-    let (wanted, waiting) = ask_in_order(&fleet, &gate, &["first", "second", "third"]);
+    let (wanted, waiting) = fleet.ask_in_order(&["first", "second", "third"], &[0, 1, 2], &gate);
     fleet.database.signal(Signal::Stop);
     fleet.promote();
     wait_until("a server leads", SOON, || fleet.leader().is_some());

@@ -71,13 +71,7 @@ fn a_leader_that_is_killed_is_replaced_and_the_order_stays() {
     let others: Vec<usize> = (0..3).filter(|number| *number != leader).collect();
     let gate = fleet.store.gate();
     let names = ["first", "second", "third", "fourth"];
-    let wanted = names.map(|name| fleet.gated(name, &gate));
-    let mut waiting = Vec::new();
-    for (at, path) in wanted.iter().enumerate() {
-        waiting.push(fleet.wait_for(others[at % 2], path.out()));
-        fleet.wait_for_queue(&wanted[..=at].iter().collect::<Vec<_>>());
-    }
-    gate.wait_for_starts(1);
+    let (wanted, waiting) = fleet.ask_in_order(&names, &others, &gate);
     let since = Instant::now();
     fleet.servers[leader].kill9();
     taken_over(&fleet, leader, since);
@@ -99,17 +93,7 @@ fn a_leader_that_was_frozen_finds_itself_replaced_and_records_nothing() {
     let frozen = fleet.wait_for_leader();
     let other = follower(&fleet, frozen);
     let gate = fleet.store.gate();
-    let wanted = ["first", "second"].map(|name| fleet.gated(name, &gate));
-    let waiting: Vec<Waiting> = wanted
-        .iter()
-        .enumerate()
-        .map(|(at, path)| {
-            let waiting = fleet.wait_for(other, path.out());
-            fleet.wait_for_queue(&wanted[..=at].iter().collect::<Vec<_>>());
-            waiting
-        })
-        .collect();
-    gate.wait_for_starts(1);
+    let (wanted, waiting) = fleet.ask_in_order(&["first", "second"], &[other], &gate);
     let epoch = fleet.sql("SELECT epoch FROM leadership");
     let since = Instant::now();
     fleet.signal(frozen, Signal::Stop);

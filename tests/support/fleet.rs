@@ -198,6 +198,25 @@ impl Fleet {
         });
     }
 
+    /// Requests of clients at these servers in turn, in the order of these names, of which the first one is
+    /// being built.
+    pub fn ask_in_order(
+        &self,
+        names: &[&str],
+        servers: &[usize],
+        gate: &Gate,
+    ) -> (Vec<Instantiated>, Vec<Waiting>) {
+        let (mut wanted, mut waiting) = (Vec::new(), Vec::new());
+        for (name, server) in names.iter().zip(servers.iter().cycle()) {
+            let next = self.gated(name, gate);
+            waiting.push(self.wait_for(*server, next.out()));
+            wanted.push(next);
+            self.wait_for_queue(&wanted.iter().collect::<Vec<_>>());
+        }
+        gate.wait_for_starts(1);
+        (wanted, waiting)
+    }
+
     /// Freezes a server, or lets it go on.
     pub fn signal(&self, number: usize, name: Signal) {
         signal(&[self.servers[number].id()], name);
