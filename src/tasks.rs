@@ -3,13 +3,15 @@
 //! spawned by its component, which answers for it.
 
 use std::any::Any;
+use std::future::pending;
+use std::panic::resume_unwind;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet, spawn_blocking};
 use tokio::time::{sleep, timeout};
 
 /// Pause before a task that panicked is restarted.
@@ -47,6 +49,24 @@ impl TaskCount {
 impl Drop for TaskCount {
     fn drop(&mut self) {
         self.0.send_modify(|running| *running -= 1);
+    }
+}
+
+/// Runs work that blocks on a thread that may wait, and gives its outcome. Its panic goes on here. Where the
+/// runtime shuts down before the work has begun, this never resolves: who waits is about to be dropped.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match spawn_blocking(work).await {
+        Ok(outcome) => outcome,
+        Err(error) => unfinished(error).await,
+    }
+}
+
+/// Goes on with the panic of a task. Of one that was cancelled by the shutdown of the runtime there is
+/// nothing to wait for but that.
+pub async fn unfinished(error: JoinError) -> ! {
+    match error.try_into_panic() {
+        Ok(panic) => resume_unwind(panic),
+        Err(_) => pending().await,
     }
 }
 
@@ -220,5 +240,16 @@ mod tests {
         tasks.optional("other", hold());
         assert!(supervisor.stop(SOON).await);
         assert_eq!(Arc::strong_count(&held), 1, "a task goes on");
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_blocking_work_goes_on_and_a_cancelled_task_is_waited_for_with_the_runtime() {
+        let panicked = tokio::spawn(blocking(|| panic!("on purpose"))).await.expect_err("a panic");
+        assert!(panicked.is_panic());
+        assert_eq!(blocking(|| 7).await, 7);
+        let cancelled = tokio::spawn(pending::<()>());
+        cancelled.abort();
+        let error = cancelled.await.expect_err("cancelled");
+        assert!(timeout(Duration::from_millis(20), unfinished(error)).await.is_err());
     }
 }

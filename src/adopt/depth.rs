@@ -8,6 +8,7 @@ use narinfo::{PathInfo, StorePathHash};
 
 use super::{Adopter, Error};
 use crate::nix::ValidPath;
+use crate::tasks::blocking;
 
 impl Adopter {
     /// Fails if one of the paths has too many nested folders.
@@ -20,7 +21,7 @@ impl Adopter {
         let infos = new.values().map(|valid| &valid.info);
         let paths = infos.filter(may_be_deep).map(|info| info.path.clone()).collect::<Vec<_>>();
         let store_dir = self.store_dir.clone();
-        let looking = tokio::task::spawn_blocking(move || {
+        let looking = blocking(move || {
             paths.into_iter().find(|path| {
                 let tree = PathBuf::from(path.in_dir(&store_dir));
                 // A tree that cannot be read from here is packed through the daemon, or not at all.
@@ -35,7 +36,7 @@ impl Adopter {
                 "it has more than {DIRECTORIES_MAX} nested folders, which newer releases of Nix (2.34) refuse to unpack"
             )
         };
-        match looking.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+        match looking.await {
             Some(path) => Err(Error::Unservable { path, reason: reason() }),
             None => Ok(()),
         }

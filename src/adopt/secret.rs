@@ -12,6 +12,7 @@ use narinfo::StorePathHash;
 use super::{Adopter, Error};
 use crate::nar_store::Secrets;
 use crate::nix::ValidPath;
+use crate::tasks::blocking;
 
 impl Adopter {
     /// Fails if one of the paths holds a signing key.
@@ -25,20 +26,14 @@ impl Adopter {
             let path = self.store_dir.to_string();
             let path = Path::new(&path).join(info.path.to_string());
             let searched = secrets.clone();
-            let found = tokio::task::spawn_blocking(move || holds(&path, &searched)).await;
-            match found.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+            match blocking(move || holds(&path, &searched)).await {
                 Ok(false) => {}
                 Ok(true) => return Err(Error::Secret(info.path.clone())),
                 // The daemon can send it: see packer/bring.rs.
                 Err(error) => {
                     tracing::debug!(path = %info.path, %error, "cannot read a path: searching what the daemon sends for signing keys");
                     let (nar, _) = self.pool.nar(&info.path, info.nar_size).await?;
-                    let found = tokio::task::spawn_blocking(move || secrets.are_in(nar));
-                    if found
-                        .await
-                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))
-                        .unwrap_or(false)
-                    {
+                    if blocking(move || secrets.are_in(nar)).await.unwrap_or(false) {
                         return Err(Error::Secret(info.path.clone()));
                     }
                 }

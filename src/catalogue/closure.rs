@@ -10,6 +10,7 @@ use super::error::RefreshError;
 use super::graph::{self, DerivationClosure};
 use crate::index::Index;
 use crate::model::OutputRow;
+use crate::tasks::{blocking, unfinished};
 
 /// Pieces of a closure that may wait for the index.
 const PIECES_QUEUED_MAX: usize = 2;
@@ -25,7 +26,7 @@ pub(super) async fn read(
     denied: BTreeSet<StorePath>,
 ) -> Result<Result<Vec<OutputRow>, String>, RefreshError> {
     let store_dir = store_dir.clone();
-    let reading = tokio::task::spawn_blocking(move || {
+    blocking(move || {
         let mut all = Vec::new();
         let wanted: BTreeSet<StorePath> = allowed.union(&denied).cloned().collect();
         let closure = graph::read(&store_dir, allowed, denied, |rows, _| {
@@ -34,11 +35,8 @@ pub(super) async fn read(
         })?;
         let unreadable = closure.unreadable.into_iter().find(|(drv, _)| wanted.contains(drv));
         Ok(unreadable.map_or(Ok(all), |(_, reason)| Err(reason)))
-    });
-    match reading.await {
-        Ok(read) => read,
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    }
+    })
+    .await
 }
 
 /// Brings what the derivations in the closure of `allowed` give into the generation that was started, and
@@ -64,6 +62,6 @@ pub async fn bring_in(
     }
     match reading.await {
         Ok(read) => Ok(read?),
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        Err(error) => unfinished(error).await,
     }
 }

@@ -23,6 +23,7 @@ use crate::index::{self, Index};
 use crate::nar_store::{Form, NarStream};
 use crate::packer::{self, Packer};
 use crate::single_flight::{Joined, SingleFlight};
+use crate::tasks::blocking;
 pub use archive::{Archive, ArchiveForm, ArchiveParts, ArchivePlan};
 use blocking::BlockingReader;
 pub use closure::closure_digest;
@@ -163,9 +164,7 @@ impl Contents {
         let _permit = self.0.permits.acquire().await.map_err(|_| Error::Evicted)?;
         let slice = self.slice(nar, 0..u64::MAX).await?;
         let mut reader = BlockingReader::new(slice);
-        let read = tokio::task::spawn_blocking(move || Listing::read(&mut reader)).await;
-        let read = read.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        let listing = read.map_err(|error| {
+        let listing = blocking(move || Listing::read(&mut reader)).await.map_err(|error| {
             tracing::warn!(%nar, error = &error as &dyn std::error::Error, "cannot list the files of a NAR");
             Error::Unreadable(error.to_string().into())
         })?;
@@ -217,13 +216,12 @@ impl Contents {
             return Ok(digest);
         }
         let mut reader = BlockingReader::new(self.slice(nar, part).await?);
-        let read = tokio::task::spawn_blocking(move || {
+        let read = blocking(move || {
             let mut digest = Sha256::new();
             std::io::copy(&mut reader, &mut digest)?;
             Ok(digest.finalize().into())
         });
-        let read = read.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
-        let digest = read.map_err(unreadable)?;
+        let digest = read.await.map_err(unreadable)?;
         self.0.digests.insert(key, digest);
         Ok(digest)
     }

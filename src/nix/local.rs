@@ -19,6 +19,7 @@ use super::pool::Pool;
 use super::realisations::Realisations;
 use super::resolved::SentDerivations;
 use super::version::Version;
+use crate::tasks::blocking;
 
 /// The rest after the database could not be read for what is kept in memory.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
@@ -244,9 +245,7 @@ impl LocalStore {
         }
         let store_dir = daemon.store_dir().clone();
         let outputs = move |drv: StorePath| Some((read_derivation(&store_dir, &drv).ok()?.outputs, drv));
-        let read =
-            tokio::task::spawn_blocking(move || valid.into_iter().filter_map(outputs).collect::<Vec<_>>());
-        let read = read.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let read = blocking(move || valid.into_iter().filter_map(outputs).collect::<Vec<_>>()).await;
         Ok(read.into_iter().map(|(outputs, drv)| (drv, outputs)).collect())
     }
 
@@ -347,13 +346,10 @@ impl DatabaseReader {
         // The semaphore is never closed; the turn ends with the work, also where nobody waits for it any
         // more.
         let turn = Arc::clone(&self.turn).acquire_owned().await;
-        let reading = tokio::task::spawn_blocking(move || {
+        let reading = move || {
             let _turn = turn;
             read(&database)
-        });
-        match reading.await {
-            Ok(outcome) => outcome,
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        }
+        };
+        blocking(reading).await
     }
 }

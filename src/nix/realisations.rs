@@ -11,6 +11,7 @@ use tokio::sync::Mutex;
 use super::derivations::read_derivation;
 use super::error::DaemonError;
 use super::pool::Pool;
+use crate::tasks::blocking;
 
 /// Pause after a daemon hung up on such a question.
 const REST: Duration = Duration::from_secs(600);
@@ -116,14 +117,12 @@ impl Realisations {
             return Ok(None);
         }
         let (store_dir, file) = (daemon.store_dir.clone(), drv.clone());
-        let read = tokio::task::spawn_blocking(move || read_derivation(&store_dir, &file)).await;
-        let derivation = match read {
-            Ok(Ok(derivation)) => derivation,
-            Ok(Err(reason)) => {
+        let derivation = match blocking(move || read_derivation(&store_dir, &file)).await {
+            Ok(derivation) => derivation,
+            Err(reason) => {
                 tracing::warn!(%drv, reason, "cannot read a derivation, so its realisation stays unknown");
                 return Ok(None);
             }
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
         let output = id.output().as_str();
         let floating = derivation.outputs.get(output).is_some_and(Option::is_none);

@@ -33,7 +33,7 @@ use crate::nix::Pool;
 use crate::roots::Roots;
 use crate::single_flight::{Joined, SingleFlight};
 use crate::tail_file::reading;
-use crate::tasks::Tasks;
+use crate::tasks::{Tasks, blocking};
 use crate::upstream::Upstreams;
 use ahead::{EXPECTED_FOR, Prefetch};
 pub use durable::Durable;
@@ -204,9 +204,7 @@ impl Packer {
                 Some(small) => (Some(small), None),
                 None => (None, nars.near(digest, packed, form)),
             };
-            let opened = tokio::task::spawn_blocking(open).await;
-            (served.small, served.near) =
-                opened.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+            (served.small, served.near) = blocking(open).await;
             if self.0.nars.is_remote() && served.small.is_none() && served.near.is_none() {
                 let fetch = move |nars: &NarStore| nars.fetch_small(digest, packed, form, epoch);
                 served.small = self.0.nars.run(fetch).await.map_err(Error::Store)?;

@@ -23,7 +23,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use crate::backoff::Backoff;
 use crate::index::{self, Index};
 use crate::packer::{self, Packer};
-use crate::tasks::Tasks;
+use crate::tasks::{Tasks, blocking};
 pub use check::Check;
 pub use eviction::{Eviction, Gone};
 use metrics::Metrics;
@@ -218,27 +218,22 @@ impl Retention {
             self.0.packer.drop_spare_files().await;
         }
         let reserve = self.0.reserve.clone();
-        match tokio::task::spawn_blocking(move || reserve.release_if_needed()).await {
-            Ok(Ok(true)) => tracing::warn!(
+        match blocking(move || reserve.release_if_needed()).await {
+            Ok(true) => tracing::warn!(
                 "disk full; released the reserve, so that the index can be written. Free some room, or run `ondine gc --max-bytes BYTES`"
             ),
-            Ok(Ok(false)) => {}
-            Ok(Err(error)) => {
+            Ok(false) => {}
+            Err(error) => {
                 tracing::warn!(%error, "cannot release the reserve of disk space; free some room by hand")
             }
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
     }
 
     /// Makes the reserve where there is none, once there is room.
     async fn tend_reserve(&self) {
         let reserve = self.0.reserve.clone();
-        match tokio::task::spawn_blocking(move || reserve.make()).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "cannot make the reserve for a full disk; it is tried again")
-            }
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        if let Err(error) = blocking(move || reserve.make()).await {
+            tracing::warn!(%error, "cannot make the reserve for a full disk; it is tried again");
         }
     }
 

@@ -7,6 +7,7 @@ use narinfo::{NarHash, StorePath, StorePathHash};
 
 use super::{Error, Retention};
 use crate::model::PathRow;
+use crate::tasks::blocking;
 
 /// Disk space of the NAR store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -69,8 +70,7 @@ impl Retention {
             let drvs = index.allowed_derivations(set.clone()).await?;
             derivations.push((set, drvs));
         }
-        let measured = tokio::task::spawn_blocking(move || graph.measure(derivations, closures_max)).await;
-        measured.map_err(|panic| std::panic::resume_unwind(panic.into_panic()))
+        Ok(blocking(move || graph.measure(derivations, closures_max)).await)
     }
 }
 

@@ -4,7 +4,6 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,6 +17,7 @@ use crate::catalogue::{Refresher, Tools};
 use crate::index::{self, Index};
 use crate::model::{NodeId, Term};
 use crate::state_dir::{NODE, using};
+use crate::tasks::unfinished;
 
 /// Interval at which the lease is looked at by those who would take it.
 const TRY_EVERY: Duration = Duration::from_millis(500);
@@ -221,7 +221,7 @@ impl Leadership {
         tokio::select! {
             biased;
             () = self.keep_lease(term, work.scheduler()) => {}
-            Some(Err(panic)) = working.join_next() => resume_unwind(panic.into_panic()),
+            Some(Err(error)) = working.join_next() => unfinished(error).await,
         }
         // What runs ends with its connection to the daemon; nothing of it is recorded.
         working.shutdown().await;

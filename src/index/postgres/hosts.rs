@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::tasks::unfinished;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -66,7 +67,7 @@ impl DatabaseHosts {
             };
             let (at, outcome) = match tried {
                 Some(Ok(tried)) => tried,
-                Some(Err(panic)) => std::panic::resume_unwind(panic.into_panic()),
+                Some(Err(error)) => unfinished(error).await,
                 None => match failure {
                     Some(failure) => return Err(failure),
                     // There is a host at least.
