@@ -8,8 +8,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use narinfo::{StoreDir, StorePath};
+use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::nix::{Daemon, DaemonError};
+use crate::nix::{Daemon, DaemonError, ROOTS_PIPELINED_MAX};
 
 /// Why a root could not be set.
 #[derive(Debug, thiserror::Error)]
@@ -65,18 +66,36 @@ impl Roots {
         paths: impl IntoIterator<Item = &'a StorePath>,
     ) -> Result<(), Error> {
         let link_error = |source| Error::Link { dir: self.dir.clone(), source };
-        for path in paths {
-            let link = self.link(path);
-            match symlink(path.in_dir(&self.store_dir), &link) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(link_error(error)),
-                _ => daemon.add_indirect_root(&link).await?,
+        let links: Vec<_> = paths.into_iter().map(|path| (self.link(path), path)).collect();
+        let mut begun = 0;
+        for chunk in links.chunks(ROOTS_PIPELINED_MAX) {
+            for (link, path) in chunk {
+                match symlink(path.in_dir(&self.store_dir), link) {
+                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                        return Err(link_error(error));
+                    }
+                    _ => {}
+                }
             }
-            // A collection under way may have read the roots before this one was there, and reads temporary
-            // ones only when those by which the path was held so far are gone. It is told of this one; a
-            // later one finds the root.
-            daemon.add_temp_root(path).await?;
+            begun += chunk.len();
+            // The last ones become durable while the daemon is told of them.
+            let synced = (begun == links.len()).then(|| self.sync());
+            // A collection under way may have read the roots before one was there, and reads temporary ones
+            // only when those by which its path was held so far are gone. It is told of this one; a later one
+            // finds the root.
+            daemon.add_roots(chunk).await?;
+            if let Some(synced) = synced {
+                let synced = synced.await.unwrap_or_else(|panicked| Err(io::Error::other(panicked)));
+                synced.map_err(link_error)?;
+            }
         }
-        File::open(&self.dir).and_then(|dir| dir.sync_all()).map_err(link_error)
+        Ok(())
+    }
+
+    /// Makes the links that are there durable, on a thread that may wait.
+    fn sync(&self) -> JoinHandle<io::Result<()>> {
+        let dir = self.dir.clone();
+        spawn_blocking(move || File::open(dir)?.sync_all())
     }
 
     /// Lets go of a path. Nix drops its own half of the root at its next collection.

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use narinfo::{DrvOutput, REALISATION_BYTES_MAX, Realisation, StorePath, StorePathHash};
@@ -21,6 +21,8 @@ use super::wire::{LIST_ITEMS_MAX, RequestBytes};
 
 /// Requests that are sent before the first reply is read, at most: they fit into the socket.
 const PIPELINED_MAX: usize = 256;
+/// GC roots of one round trip, each with two requests.
+pub const ROOTS_PIPELINED_MAX: usize = PIPELINED_MAX / 2;
 /// Nix's level of messages that `nix build` shows by default.
 const VERBOSITY_INFO: u64 = 3;
 /// Nix's most talkative level: what is shown from there only is not shown.
@@ -179,6 +181,28 @@ impl Daemon {
         let mut reply = self.ask("adding a GC root", request).await?;
         reply.number().await?;
         reply.done(())
+    }
+
+    /// Protects paths by the symlinks to them, and for as long as this connection lives, in one round trip
+    /// for each [`ROOTS_PIPELINED_MAX`] of them.
+    ///
+    /// # Errors
+    /// The daemon refuses ([`DaemonError::Nix`]) or is lost; the connection is not usable afterwards.
+    pub async fn add_roots(&mut self, roots: &[(PathBuf, &StorePath)]) -> Result<(), DaemonError> {
+        for chunk in roots.chunks(ROOTS_PIPELINED_MAX) {
+            self.has_temp_roots = true;
+            let mut requests = RequestBytes::default();
+            for (link, path) in chunk {
+                requests = requests.number(ADD_INDIRECT_ROOT).bytes(link.as_os_str().as_bytes());
+                requests = requests.about(ADD_TEMP_ROOT, [path.in_dir(&self.store_dir)]);
+            }
+            self.begin_many("adding GC roots", requests).await?;
+            for _ in 0..2 * chunk.len() {
+                self.next_reply().await?.number().await?;
+            }
+            self.end_many();
+        }
+        Ok(())
     }
 
     /// Writes a text file that refers to `references`, which must be valid: a root of the file protects them.
