@@ -13,6 +13,7 @@ mod serving;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
+use std::cell::Cell;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -52,20 +53,31 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 struct Bench {
     pusher: Client,
     cache: Cache,
+    /// Folders of all servers until the end: for some seconds ext4 uses no inode of a removed file, and takes
+    /// a millisecond to find another one for each new file.
+    folders: Folder,
+    made: Cell<usize>,
 }
 
 impl Bench {
     fn new() -> Bench {
         let cache = Cache::new(&[]);
         let settings = [("max-jobs", "2")];
-        Bench { pusher: Client::with_settings(Release::Host, &cache.store.store_dir(), &settings), cache }
+        let pusher = Client::with_settings(Release::Host, &cache.store.store_dir(), &settings);
+        Bench { pusher, cache, folders: Folder::new(), made: Cell::new(0) }
+    }
+
+    /// A folder that stays until the end.
+    fn new_folder(&self) -> PathBuf {
+        let number = self.made.replace(self.made.get() + 1);
+        self.folders.subfolder(&number.to_string())
     }
 
     /// A server that has nothing, and its token in the pusher's netrc file.
     fn empty_server(&mut self) -> String {
         self.cache.ondine.kill9();
         let state = self.cache.ondine.state_dir();
-        std::fs::remove_dir_all(&state).expect("the state is removed");
+        std::fs::rename(&state, self.new_folder().join("state")).expect("the state is moved");
         self.cache.ondine.start_again();
         let token = self.cache.ondine.new_token("bench", "read,build,push,vouch", &[]);
         let netrc = format!("machine 127.0.0.1 login x password {token}\n");
@@ -90,10 +102,10 @@ impl Bench {
 
     /// The same to nginx: what any server costs this client at least.
     fn nix_copy_to_nginx(&self, path: &Path) -> Duration {
-        let (files, folder) = (Folder::new(), Folder::new());
+        let (files, folder) = (self.new_folder(), Folder::new());
         let info = format!("StoreDir: {}\n", text(&self.cache.store.store_dir()));
-        std::fs::write(files.path().join("nix-cache-info"), info).expect("written");
-        let nginx = Server::storing_nginx(files.path(), &folder);
+        std::fs::write(files.join("nix-cache-info"), info).expect("written");
+        let nginx = Server::storing_nginx(&files, &folder);
         let _running = nginx.start();
         self.nix_copy(&nginx.url(), path)
     }
@@ -180,8 +192,8 @@ fn main() -> ExitCode {
         let path = last(&built, STOCK_PATHS);
         let (mut rounds, mut stored_unseen) = (Vec::new(), Vec::new());
         for _ in 0..STOCK_ROUNDS {
-            let folder = Folder::new();
-            let straight = bench.nix_copy(&format!("file://{}", folder.path().display()), &path);
+            let folder = bench.new_folder();
+            let straight = bench.nix_copy(&format!("file://{}", folder.display()), &path);
             bench.empty_server();
             let pushed = bench.nix_copy(&cached, &path);
             stored_unseen.push((bench.nix_copy_to_nginx(&path), straight));
