@@ -5,6 +5,7 @@ mod backup;
 mod builds;
 mod caches;
 mod daemons;
+mod index_stamp;
 mod leadership;
 mod preflight;
 #[cfg(test)]
@@ -17,7 +18,6 @@ mod tests;
 
 use std::fs::{self, File};
 use std::net::SocketAddr;
-use std::panic::resume_unwind;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -35,7 +35,7 @@ use crate::requests::Requests;
 use crate::retry::Retry;
 use crate::state_dir::{INDEX, LEDGER, NARS, using};
 use crate::substitute::Substitute;
-use crate::tasks::{Supervisor, Tasks};
+use crate::tasks::{Supervisor, Tasks, unfinished};
 use crate::{
     auth, build, catalogue, http, import, index, key, nar_store, nix, recover, requests, retention,
     state_dir, substitute, telemetry, upstream,
@@ -45,6 +45,7 @@ pub use backup::{BackupReport, backup};
 use builds::Builds;
 use caches::Caches;
 use daemons::Daemons;
+use index_stamp::IndexStamp;
 pub use leadership::{Role, Roles};
 pub use preflight::{Preflight, check};
 use steps::control_socket;
@@ -176,7 +177,9 @@ impl Server {
         let daemons = Daemons::open(&settings, &storage.state_dir).await?;
         let caches = Caches::open(&settings, &storage, &daemons, &tasks, &public_key).await?;
         // Before anything is promised.
-        if let Err(error) = caches.adopter.drop_lost().await {
+        if !storage.is_as_left
+            && let Err(error) = caches.adopter.drop_lost().await
+        {
             let error = &error as &dyn std::error::Error;
             tracing::warn!(error, "cannot look for lost NARs; run `ondine fsck` later");
         }
@@ -237,7 +240,10 @@ impl Server {
             settings: settings.http,
         };
         tasks.restarted("owners of requests", move || requests.clone().expire_owners());
-        let control_door = control_door.await.unwrap_or_else(|panic| resume_unwind(panic.into_panic()))?;
+        let control_door = match control_door.await {
+            Ok(door) => door?,
+            Err(error) => unfinished(error).await,
+        };
         let mut listeners: Vec<_> = public.into_iter().map(Listener::Tcp).collect();
         listeners.push(Listener::Unix(control_door));
         let service = Service::new(state, stopping);
@@ -266,6 +272,7 @@ impl Server {
     pub async fn run(self, until: impl Future<Output = ()>) -> Result<(), Error> {
         let (tasks, mut supervisor, index) = (self.tasks, self.supervisor, self.storage.index.clone());
         let leadership = self.builds.leadership.clone();
+        let closed = IndexStamp::of(&self.storage.state_dir);
         self.storage.start(&tasks);
         self.daemons.start(&tasks);
         self.caches.start(&tasks);
@@ -315,7 +322,11 @@ impl Server {
             tracing::warn!(error, "cannot record the last uses of tokens");
         }
         // An index that is not closed in time takes the next start some milliseconds.
-        let _ = timeout(CLOSE_FOR, index.close()).await;
+        if let Ok(Ok(())) = timeout(CLOSE_FOR, index.close()).await
+            && let Err(error) = closed.leave()
+        {
+            tracing::debug!(%error, "cannot stamp the index: the next start looks for its NARs");
+        }
         let _ = fs::remove_file(&self.control);
         ended
     }

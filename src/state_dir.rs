@@ -20,6 +20,8 @@ pub const SENT: &str = "sent";
 pub const LEDGER: &str = "ledger";
 /// Name of this server among those that share an index.
 pub const NODE: &str = "node";
+/// Stamp of an index that was closed.
+pub const CLOSED: &str = "index.closed";
 /// The lock of the server that runs.
 pub const LOCK: &str = "lock";
 /// Modes of a private directory and of a private file.

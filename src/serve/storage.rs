@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use narinfo::StoreDir;
 
+use super::index_stamp::IndexStamp;
 use super::{Error, Settings};
 use crate::build::Logs;
 use crate::debug_info::DebugInfo;
@@ -27,6 +28,8 @@ pub(super) struct Storage {
     /// True when served paths lack signatures of new keys.
     pub(super) resign: bool,
     pub(super) index: Index,
+    /// True where the index is the one that the last server here has closed, or a new one.
+    pub(super) is_as_left: bool,
     pub(super) nars: NarStore,
     pub(super) reserve: Reserve,
     pub(super) logs: Logs,
@@ -102,6 +105,10 @@ impl Storage {
             tracing::warn!("{warning}");
         }
         let store_dir = settings.nix.store_dir.clone();
+        let is_as_left = match settings.index.location {
+            IndexLocation::Sqlite => IndexStamp::of(&state_dir).take() || !is_old,
+            IndexLocation::Postgres(_) => false,
+        };
         let Stores { index, nars } = match stores {
             Some(stores) => stores,
             None => Stores::open(&state_dir, settings, &keys).await?,
@@ -115,7 +122,7 @@ impl Storage {
         let logs = using(&state_dir.join("log"), |dir| Logs::open(dir, settings.logs))?;
         let debug_info = using(&state_dir.join("debuginfo"), DebugInfo::open)?;
         let keys = Arc::new(keys);
-        Ok(Self { state_dir, store_dir, keys, resign, index, nars, reserve, logs, debug_info })
+        Ok(Self { state_dir, store_dir, keys, resign, index, is_as_left, nars, reserve, logs, debug_info })
     }
 
     /// Keys that clients trust; the first is shown to them.

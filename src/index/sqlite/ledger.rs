@@ -77,6 +77,8 @@ struct Ledger {
     bytes: u64,
     /// End of the empty lines behind it.
     room: u64,
+    /// True once its name is durable.
+    is_named: bool,
 }
 
 impl LedgerHandle {
@@ -167,15 +169,11 @@ impl Ledger {
             file.write_all_at(b"\n", bytes)?;
             bytes += 1;
         }
-        File::open(dir)?.sync_all()?;
-        Ok(Self { dir: dir.to_owned(), file, bytes, room: room.max(bytes) })
+        Ok(Self { dir: dir.to_owned(), file, bytes, room: room.max(bytes), is_named: false })
     }
 
     fn append(&mut self, lines: &[u8], durable: bool) -> io::Result<()> {
-        let written = self.write(lines).and_then(|()| match durable {
-            true => self.file.sync_data(),
-            false => Ok(()),
-        });
+        let written = self.write(lines).and_then(|()| if durable { self.sync() } else { Ok(()) });
         match written {
             Ok(()) => self.bytes += lines.len() as u64,
             Err(_) => self.cut()?,
@@ -199,6 +197,16 @@ impl Ledger {
                 self.room = end;
             }
             Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
+    /// Makes what was written durable, and the name of a file that is new to this run.
+    fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()?;
+        if !self.is_named {
+            File::open(&self.dir)?.sync_all()?;
+            self.is_named = true;
         }
         Ok(())
     }

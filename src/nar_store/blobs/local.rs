@@ -2,11 +2,12 @@
 //! hash. Written under a temporary name, renamed without replacing, fsynced. Looks only into its own folders,
 //! never into others beside them.
 
+use std::collections::HashSet;
 use std::fs::{self, DirEntry, File};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use narinfo::NarHash;
@@ -29,6 +30,27 @@ const QUARANTINED_MAX: usize = 16;
 #[derive(Debug)]
 pub struct LocalBlobs {
     dir: PathBuf,
+    named: NamedFolders,
+}
+
+/// Folders whose names this run has made durable; clones share them.
+#[derive(Clone, Debug, Default)]
+struct NamedFolders(Arc<Mutex<HashSet<PathBuf>>>);
+
+impl NamedFolders {
+    /// Makes the name of a folder durable in `dir`, unless that was done.
+    fn sync(&self, folder: &Path, dir: &Path) -> io::Result<()> {
+        if self.lock().contains(folder) {
+            return Ok(());
+        }
+        File::open(dir)?.sync_all()?;
+        self.lock().insert(folder.to_owned());
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl LocalBlobs {
@@ -45,7 +67,7 @@ impl LocalBlobs {
                 tracing::warn!(%error, "cannot remove {}: remove it by hand", entry.path().display());
             }
         }
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self { dir: dir.to_owned(), named: NamedFolders::default() })
     }
 
     fn path_of(&self, key: NarHash) -> PathBuf {
@@ -60,7 +82,7 @@ impl Blobs for LocalBlobs {
 
     fn begin(&self) -> io::Result<Box<dyn Upload>> {
         let (file, path) = spool_in(&self.dir.join(UPLOADS))?;
-        Ok(Box::new(LocalUpload { file, path, dir: self.dir.clone() }))
+        Ok(Box::new(LocalUpload { file, path, dir: self.dir.clone(), named: self.named.clone() }))
     }
 
     fn delete(&self, key: NarHash) -> io::Result<bool> {
@@ -124,6 +146,7 @@ struct LocalUpload {
     file: Arc<File>,
     path: TempPath,
     dir: PathBuf,
+    named: NamedFolders,
 }
 
 impl Upload for LocalUpload {
@@ -132,11 +155,12 @@ impl Upload for LocalUpload {
     }
 
     fn place(self: Box<Self>, key: NarHash) -> io::Result<PlacedBlob> {
-        let Self { file, path, dir } = *self;
+        let Self { file, path, dir, named } = *self;
         let target = file_in(&dir, &key.to_nixbase32());
         let folder = target.parent().unwrap_or(&dir).to_owned();
         if !folder.is_dir() {
             fs::create_dir_all(&folder)?;
+            named.lock().remove(&folder);
         }
         // The name first: one write of the file system's journal makes the contents and the names durable. A
         // crash before that may leave a name of half a file: what has no row is verified before it gets one.
@@ -152,7 +176,7 @@ impl Upload for LocalUpload {
             let durable = file
                 .sync_all()
                 .and_then(|()| File::open(&folder)?.sync_all())
-                .and_then(|()| File::open(&dir)?.sync_all());
+                .and_then(|()| named.sync(&folder, &dir));
             if durable.is_err() && commit == Commit::Won {
                 // The kernel may say that it is written the next time, though it is not.
                 let _ = fs::remove_file(&target);
