@@ -24,6 +24,7 @@ use std::time::{Duration, SystemTime};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::auth::Auth;
@@ -273,6 +274,9 @@ impl Server {
         let (tasks, mut supervisor, index) = (self.tasks, self.supervisor, self.storage.index.clone());
         let leadership = self.builds.leadership.clone();
         let closed = IndexStamp::of(&self.storage.state_dir);
+        // First of all: clients may wait already.
+        let mut serving = JoinSet::new();
+        serving.spawn(http::serve(self.listeners, self.service, tasks.clone()));
         self.storage.start(&tasks);
         self.daemons.start(&tasks);
         self.caches.start(&tasks);
@@ -284,7 +288,6 @@ impl Server {
             let auth = auth.clone();
             async move { auth.maintain().await }
         });
-        let serving = http::serve(self.listeners, self.service, &tasks);
         systemd::ready(&url);
         let stopping = async {
             until.await;
@@ -294,10 +297,14 @@ impl Server {
             std::future::pending::<()>().await;
         };
         let ended = tokio::select! {
-            served = serving => served.map_err(Error::Threads),
+            Some(served) = serving.join_next() => match served {
+                Ok(served) => served.map_err(Error::Threads),
+                Err(error) => unfinished(error).await,
+            },
             () = stopping => Ok(()),
             name = supervisor.ended() => Err(Error::Stopped(name)),
         };
+        serving.shutdown().await;
         // The running build ends with its connection to the daemon; whoever waits for it asks again.
         if !supervisor.stop(STOP_TASKS_FOR).await {
             tracing::warn!("a task did not end in {STOP_TASKS_FOR:?}; the server ends without it");

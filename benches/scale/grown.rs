@@ -1,5 +1,5 @@
-//! Indexes of every size: synthetic paths with references and a signature, all packed as far as the index
-//! says. No NAR is there, and none is asked for.
+//! Indexes of every size: synthetic paths with references and a signature, all packed. Their NARs are names
+//! of empty files: a server looks whether they are there, and none is asked for.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -22,6 +22,8 @@ const REFERENCES: u64 = 5;
 /// room in its pages, and each path that comes later splits some; one that grew path by path, in the order of
 /// no hash, has.
 const PASSES: u64 = 8;
+/// Names of one file: ext4 allows some more.
+const NAMES_MAX: u64 = 60_000;
 /// A step through all numbers below any size that is no multiple of it: a prime.
 const STRIDE: u64 = 7_368_787;
 
@@ -76,7 +78,8 @@ impl Grown {
         transaction.commit().expect("committed");
         connection.pragma_update(None, "journal_mode", "wal").expect("set");
         drop(connection);
-        std::fs::File::open(&file).and_then(|file| file.sync_all()).expect("on disk");
+        link_nars(&state.path().join("nar"), paths).expect("linked");
+        rustix::fs::syncfs(std::fs::File::open(&file).expect("it is there")).expect("on disk");
         Grown { state, file, paths, signature, random: Random(1) }
     }
 
@@ -131,6 +134,25 @@ impl Grown {
         };
         PathRow { info, built: true }
     }
+}
+
+/// Gives each path the file of its NAR: some file of many names.
+fn link_nars(dir: &Path, paths: u64) -> std::io::Result<()> {
+    let mut named: Option<PathBuf> = None;
+    for number in 0..paths {
+        let nar = NarHash::from_bytes(nar_hash(number)).to_nixbase32();
+        let folder = dir.join(&nar[..2]);
+        std::fs::create_dir_all(&folder)?;
+        let file = folder.join(format!("{nar}.nar.zst"));
+        match named.as_ref().filter(|_| number % NAMES_MAX > 0) {
+            Some(named) => std::fs::hard_link(named, file)?,
+            None => {
+                std::fs::File::create(&file)?;
+                named = Some(file);
+            }
+        }
+    }
+    Ok(())
 }
 
 fn references(number: u64) -> Vec<StorePath> {

@@ -85,7 +85,7 @@ fn probe_clients(listener: impl AsFd + Copy) -> io::Result<()> {
 ///
 /// # Errors
 /// The system gives no connection threads.
-pub async fn serve(listeners: Vec<Listener>, service: Service, tasks: &Tasks) -> io::Result<()> {
+pub async fn serve(listeners: Vec<Listener>, service: Service, tasks: Tasks) -> io::Result<()> {
     let threads = Arc::new(ConnectionThreads::start()?);
     let (open, mut all_ended) = mpsc::channel(1);
     // A panic in one of them goes on in this task, and ends the server.

@@ -245,6 +245,12 @@ impl NarStore {
         self.copies.as_ref().map(CopyCache::bytes)
     }
 
+    /// True where the file of a NAR is there, and it takes no wait to know.
+    #[must_use]
+    pub fn is_at_hand(&self, nar: NarHash) -> bool {
+        self.blobs.is_at_hand(nar)
+    }
+
     /// Opens the file of a NAR, if it is there. Blocking.
     ///
     /// # Errors

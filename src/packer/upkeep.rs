@@ -154,6 +154,11 @@ impl Packer {
         if self.stores_elsewhere() {
             return Ok(Vec::new());
         }
+        if let [row] = rows[..]
+            && self.0.nars.is_at_hand(row.nar_hash)
+        {
+            return Ok(Vec::new());
+        }
         let look = move |nars: &NarStore| {
             let mut missing = Vec::new();
             for row in rows.drain(..) {

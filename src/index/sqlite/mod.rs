@@ -9,7 +9,6 @@ mod catalogue_tests;
 mod closure;
 mod comparison;
 mod condition;
-mod connection;
 mod demand;
 mod error;
 mod eviction;
@@ -22,6 +21,7 @@ mod pin;
 mod program;
 mod pushed;
 mod queue;
+mod readers;
 mod realisation;
 mod recovery;
 mod rows;
@@ -31,6 +31,7 @@ mod tables;
 mod token;
 mod upstream;
 mod version;
+mod writer;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -41,11 +42,12 @@ use tokio::sync::mpsc;
 
 use super::backend::{Backend, BackendFuture, Changes, Follower};
 use condition::Condition;
-use connection::{Readers, Writer};
 use error::Error;
 pub use ledger::{LedgerReader, has_ledger};
 use paths::paths_of;
 pub use pin::salvage_pins;
+use readers::Readers;
+use writer::Writer;
 
 /// Every hash that is served, or is an output of a package set, of the generation being made, or of a pushed
 /// derivation.
@@ -71,11 +73,10 @@ impl Sqlite {
     /// The file cannot be opened, is no database, or is of a newer version.
     pub fn open(file: &Path) -> Result<Self, super::Error> {
         let condition = Condition::new(file);
-        Ok(Self {
-            writer: Writer::open(file, condition.clone())?,
-            readers: Readers::new(file, condition.clone()),
-            condition,
-        })
+        let writer = Writer::open(file, condition.clone())?;
+        let readers = Readers::new(file, condition.clone());
+        readers.open_ahead();
+        Ok(Self { writer, readers, condition })
     }
 
     /// Checks that a file could be opened, without changing anything.
@@ -83,7 +84,7 @@ impl Sqlite {
     /// # Errors
     /// The file is no index, or one of a newer version.
     pub fn check_file(file: &Path) -> Result<(), super::Error> {
-        Ok(connection::check(file)?)
+        Ok(writer::check(file)?)
     }
 
     /// Writes a copy of the index of a file, as it is at this moment. A server may write to it.
@@ -91,7 +92,7 @@ impl Sqlite {
     /// # Errors
     /// The file is no index that can be read, or the copy cannot be written.
     pub fn copy_file(file: &Path, to: &Path) -> Result<(), super::Error> {
-        connection::check(file)?;
+        writer::check(file)?;
         Ok(backup::copy(file, to)?)
     }
 

@@ -3,8 +3,8 @@
 use rusqlite::types::{Value, ValueRef};
 use rusqlite::{OptionalExtension, Row, params_from_iter};
 
-use super::connection::drop_triggers;
 use super::stored::COUNTED;
+use super::writer::drop_triggers;
 use super::{Error, Sqlite, rows};
 use crate::index::backend::BackendFuture;
 use crate::index::tables::{Cell, CellRow, ColumnType, IndexTable, TableStore};

@@ -58,6 +58,16 @@ fn what_was_committed_is_opened_whole(subject: &Subject) {
     }
 }
 
+fn only_what_is_there_is_at_hand(subject: &Subject) {
+    let is_remote = subject.blobs.is_remote();
+    assert!(!subject.blobs.is_at_hand(key(1)));
+    subject.put(key(1), b"bytes");
+    assert!(!is_remote || !subject.blobs.is_at_hand(key(1)), "storage elsewhere would have to be asked");
+    assert!(!subject.blobs.is_at_hand(key(4)), "another one in its folder");
+    assert!(subject.blobs.delete(key(1)).expect("deleted"));
+    assert!(!subject.blobs.is_at_hand(key(1)));
+}
+
 fn an_upload_is_read_while_it_is_written_and_not_opened_before_its_commit(subject: &Subject) {
     let upload = subject.upload(b"one");
     let mut read = [0; 3];
@@ -202,6 +212,7 @@ macro_rules! on_all {
 
 on_all! {
     what_was_committed_is_opened_whole
+    only_what_is_there_is_at_hand
     an_upload_is_read_while_it_is_written_and_not_opened_before_its_commit
     an_upload_that_is_dropped_leaves_nothing
     of_concurrent_commits_of_a_key_one_wins_and_stays

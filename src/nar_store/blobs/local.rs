@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use narinfo::NarHash;
+use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
 use tempfile::TempPath;
 
 use super::{Blob, BlobFile, Blobs, Commit, LIST_PAGE_MAX, PlacedBlob, Upload};
@@ -78,6 +79,12 @@ impl LocalBlobs {
 impl Blobs for LocalBlobs {
     fn open(&self, key: NarHash) -> io::Result<Option<Blob>> {
         open_file(&self.path_of(key))
+    }
+
+    fn is_at_hand(&self, key: NarHash) -> bool {
+        let (flags, mode) = (OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
+        // Linux before 5.12 refuses.
+        openat2(CWD, self.path_of(key), flags, mode, ResolveFlags::CACHED).is_ok()
     }
 
     fn begin(&self) -> io::Result<Box<dyn Upload>> {
@@ -231,4 +238,18 @@ fn names_in(folder: &Path) -> io::Result<Vec<String>> {
 fn moved_at(entry: &DirEntry) -> SystemTime {
     let changed = entry.metadata().map_or(0, |metadata| metadata.ctime().unsigned_abs());
     SystemTime::UNIX_EPOCH + Duration::from_secs(changed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_just_written_is_at_hand() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let blobs = LocalBlobs::open(folder.path()).expect("opened");
+        let key = NarHash::from_bytes([7; 32]);
+        assert_eq!(blobs.begin().expect("begun").commit(key).expect("committed"), Commit::Won);
+        assert!(blobs.is_at_hand(key));
+    }
 }

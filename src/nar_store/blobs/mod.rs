@@ -39,7 +39,7 @@ const PROBE_BYTES: usize = 4096;
 /// Keys in one page of [`Blobs::list`], at most. Tests of pages have few files.
 pub const LIST_PAGE_MAX: usize = if cfg!(test) { 8 } else { 1_000 };
 
-/// Storage of complete, verified files. Every method blocks: call it on a thread that may wait.
+/// Storage of complete, verified files. Every method but one blocks: call it on a thread that may wait.
 pub trait Blobs: Debug + Send + Sync {
     /// The blob of a key, if it was committed, read from its start by each who opens it. A file can be read
     /// to its end even if it is deleted meanwhile; reading an object fails then.
@@ -47,6 +47,13 @@ pub trait Blobs: Debug + Send + Sync {
     /// # Errors
     /// The blob is there and cannot be opened, or the storage does not answer ([`is_away`]).
     fn open(&self, key: NarHash) -> io::Result<Option<Blob>>;
+
+    /// True where the blob of a key is there, as the memory of the system tells at once. False where the
+    /// storage itself would have to tell. The one method that does not block.
+    fn is_at_hand(&self, key: NarHash) -> bool {
+        let _ = key;
+        false
+    }
 
     /// Begins an upload. Refused when there is no room but what the index needs.
     ///

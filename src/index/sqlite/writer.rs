@@ -1,14 +1,13 @@
-//! The connections to SQLite: one writer thread that owns the only writing connection, and readers beside it.
-//! Must never run SQL on an async thread.
+//! The writer of SQLite: one thread that owns the only connection that writes. Must never run SQL on an async
+//! thread.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rusqlite::config::DbConfig;
 use rusqlite::{Connection, FileControl, MAIN_DB, OpenFlags, Transaction};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use super::Error;
 use super::condition::Condition;
@@ -16,11 +15,9 @@ use super::ledger::LedgerHandle;
 use crate::index::backend::{Changes, Follower};
 
 /// Time for which a reader waits for a lock that only a checkpoint or a migration holds.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Writes queued for the writer thread; further callers wait to queue theirs.
 const WRITES_QUEUED_MAX: usize = 256;
-/// Reading connections. Each has a cache of its own; when all are in use, a read waits without a thread.
-const READERS_MAX: usize = 4;
 /// Pages of the write-ahead log that force a checkpoint, 64 MiB. A checkpoint writes its pages all over a
 /// large index, so steady publishing wants few of them; in a pause one is made earlier.
 const LOG_PAGES_MAX: i64 = 16_384;
@@ -199,58 +196,6 @@ fn in_transaction<T>(
     ledger.write(&transaction)?;
     transaction.commit()?;
     Ok(value)
-}
-
-/// Reading connections, opened as they are needed.
-pub(super) struct Readers {
-    file: PathBuf,
-    idle: Mutex<Vec<Connection>>,
-    turns: Arc<Semaphore>,
-    condition: Condition,
-}
-
-impl Readers {
-    pub(super) fn new(file: &Path, condition: Condition) -> Arc<Self> {
-        let turns = Arc::new(Semaphore::new(READERS_MAX));
-        Arc::new(Self { file: file.to_owned(), idle: Mutex::new(Vec::new()), turns, condition })
-    }
-
-    pub(super) async fn run<T: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl FnOnce(&Connection) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| Error::ReaderGone)?;
-        let readers = Arc::clone(self);
-        tokio::task::spawn_blocking(move || {
-            let connection = readers.take()?;
-            let result = work(&connection);
-            readers.condition.note_read(&result);
-            readers.give_back(connection);
-            // With the work, also where nobody waits for it any more.
-            drop(turn);
-            result
-        })
-        .await
-        .map_err(|_| Error::ReaderGone)?
-    }
-
-    fn take(&self) -> Result<Connection, Error> {
-        if let Some(connection) = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop() {
-            return Ok(connection);
-        }
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&self.file, flags)
-            .map_err(|source| Error::open(&self.file, source))?;
-        connection.busy_timeout(BUSY_TIMEOUT)?;
-        // Else SQLite compiles a statement again for each text that is looked up, which takes six times as
-        // long as to run it.
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
-        Ok(connection)
-    }
-
-    fn give_back(&self, connection: Connection) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
-    }
 }
 
 /// Sets the connection up and brings the schema to [`SCHEMA_VERSION`].
