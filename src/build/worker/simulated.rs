@@ -53,13 +53,10 @@ impl SimulatedWorker {
 
     /// Works for as long as the term lasts.
     pub(crate) async fn run(self) {
-        tokio::join!(
-            self.hold_all(),
-            self.plan_all(),
-            self.build_all(),
-            self.drop_abandoned(),
-            self.recorder().record_all()
-        );
+        // Apart from the others, which do nothing each second.
+        let (mut dropping, worker) = (JoinSet::new(), self.clone());
+        dropping.spawn(async move { worker.drop_abandoned().await });
+        tokio::join!(self.hold_all(), self.plan_all(), self.build_all(), self.recorder().record_all());
     }
 
     fn recorder(&self) -> QueueRecorder<'_> {

@@ -95,6 +95,11 @@ impl Database {
         self.rows.state().requests.values().cloned().collect()
     }
 
+    /// True where a request has not ended.
+    pub(crate) fn has_queue(&self) -> bool {
+        !self.rows.state().requests.is_empty()
+    }
+
     /// A server is told of changes from now on.
     pub(super) fn listen(&self, listener: Weak<Notify>) {
         self.shared().listeners.push(listener);

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use tokio::time::{sleep, timeout};
 
+use super::clock::Cause;
 use super::history::Event;
 use super::network::Dice;
 use super::site::{Package, drv, output};
-use super::{FrontEnd, SERVERS, World};
+use super::{FrontEnd, SERVERS, World, lock};
 
 /// Pause before a client asks again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -27,8 +28,8 @@ impl World {
     pub(super) async fn receive_clients(self: &Arc<Self>, until: Duration) {
         let (mut clients, dice) = (tokio::task::JoinSet::new(), self.dice.of(3, 0));
         loop {
-            sleep(dice.time(GROUP_EVERY)).await;
-            if self.begun.elapsed() > until {
+            self.clock.rest(Cause::Clients, dice.time(GROUP_EVERY)).await;
+            if self.clock.elapsed() > until {
                 break;
             }
             while clients.try_join_next().is_some() {}
@@ -45,6 +46,7 @@ impl World {
                 }
             }
         }
+        self.clock.end(Cause::Clients);
         let all = async { while clients.join_next().await.is_some() {} };
         if timeout(ANSWERED_WITHIN, all).await.is_err() {
             self.breaks("clients are not answered hours after all is well".to_owned());
@@ -68,6 +70,7 @@ impl World {
 
     async fn serve_client(self: Arc<Self>, client: u64, wanted: u64, patience: Option<Duration>) {
         let dice = self.dice.of(4, client);
+        self.count(|counts| &mut counts.waiting);
         let asking = async {
             loop {
                 let server = usize::try_from(dice.below(SERVERS as u64)).expect("one of few");
@@ -96,6 +99,7 @@ impl World {
         if is_answered {
             self.count(|counts| &mut counts.answered);
         }
+        lock(&self.counts).waiting -= 1;
         self.note(Event::Gone { client, is_answered });
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
 
+use super::clock::Cause;
 use super::network::{Dice, Weather};
 use super::{SERVERS, World};
 
@@ -44,9 +45,10 @@ impl World {
     pub(super) async fn suffer(self: &Arc<Self>, until: Duration) {
         let dice = &self.dice.of(5, 0);
         loop {
-            sleep(RECOVERED_AFTER + dice.time(FAULT_EVERY)).await;
-            if self.begun.elapsed() > until {
-                return;
+            sleep(RECOVERED_AFTER).await;
+            self.clock.rest(Cause::Faults, dice.time(FAULT_EVERY)).await;
+            if self.clock.elapsed() > until {
+                return self.clock.end(Cause::Faults);
             }
             let server = usize::try_from(dice.below(SERVERS as u64)).expect("one of few");
             // Half of them meet the leader.

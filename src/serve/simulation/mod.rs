@@ -3,6 +3,7 @@
 //! promises as PostgreSQL, and builds only take their time. What a seed does, it does each time.
 
 mod clients;
+mod clock;
 mod faults;
 mod history;
 mod history_tests;
@@ -12,12 +13,13 @@ mod site;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use narinfo::StorePath;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep};
 
 use super::leadership::{LeaderWork, Leadership, Roles};
@@ -27,6 +29,7 @@ use crate::index::Index;
 use crate::index::cluster::Database;
 use crate::index::shared::SharedMemory;
 use crate::model::{NodeId, Term};
+use clock::RunClock;
 use faults::Fault;
 use history::{Event, History};
 use network::{Dice, Network};
@@ -36,6 +39,8 @@ use site::{Package, Site};
 const SERVERS: usize = 3;
 /// Hours of one run where many are made.
 const HOURS_EACH: u64 = 100;
+/// Of so many seeds, the servers of one live through quiet times, too.
+const LIVED_EVERY: u64 = 20;
 /// Number of hours that are simulated in all.
 const HOURS: &str = "ONDINE_SIMULATED_HOURS";
 /// A seed that is run alone, with its history.
@@ -63,6 +68,8 @@ struct Server {
 #[derive(Default)]
 struct Counts {
     clients: u64,
+    /// Clients that are there now.
+    waiting: u64,
     answered: u64,
     asked_again: u64,
     takeovers: u64,
@@ -72,7 +79,7 @@ struct Counts {
 
 /// The parts of a run.
 struct World {
-    begun: Instant,
+    clock: RunClock,
     dice: Dice,
     network: Network,
     database: Arc<Database>,
@@ -112,7 +119,7 @@ impl World {
         let dice = Dice::new(seed);
         let server = || Server { front: watch::channel(None).0, process: Mutex::default() };
         Self {
-            begun: Instant::now(),
+            clock: RunClock::new(),
             network: Network::new(&dice, SERVERS),
             dice,
             database: Arc::default(),
@@ -170,7 +177,7 @@ impl World {
     }
 
     fn breaks(&self, promise: String) {
-        lock(&self.broken).push(format!("after {:?}: {promise}", self.begun.elapsed()));
+        lock(&self.broken).push(format!("after {:?}: {promise}", self.clock.ticked()));
     }
 
     fn count(&self, number: impl Fn(&mut Counts) -> &mut u64) -> u64 {
@@ -222,13 +229,19 @@ impl World {
         let worker = SimulatedWorker::new(scheduler.clone(), index.clone(), site);
         let leadership = Leadership::new(index.clone(), node, Roles::default(), false);
         self.servers[server].front.send_replace(Some(FrontEnd { scheduler: scheduler.clone(), index }));
-        tokio::join!(scheduler.follow_queue(), leadership.run(worker));
+        // Apart, as in the program: a timer of one has nothing to do with the other.
+        let mut following = JoinSet::new();
+        following.spawn(scheduler.follow_queue());
+        tokio::select! {
+            () = leadership.run(worker) => {}
+            ended = following.join_next() => panic!("server {server} does not follow the queue: {ended:?}"),
+        }
     }
 
     /// Requests whose clients have left are dropped, and nothing else is in the queue.
     async fn empty_queue(&self) {
         let begun = Instant::now();
-        while !self.database.queue().is_empty() {
+        while self.database.has_queue() {
             if begun.elapsed() > DROPPED_WITHIN {
                 return self.breaks(format!("left in the queue: {:?}", self.database.queue()));
             }
@@ -239,21 +252,37 @@ impl World {
 
 /// Outcome of a run.
 struct Outcome {
+    /// Time of the run, and of its servers.
     lasted: Duration,
+    ticked: Duration,
     counts: Counts,
     requests: usize,
     builds: usize,
     broken: Vec<String>,
-    history: Vec<String>,
+    history: History,
+}
+
+/// Quiet times of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum QuietTimes {
+    /// They are passed over.
+    Passed,
+    /// The servers live through them.
+    Lived,
 }
 
 /// Simulates so many hours.
-fn simulate(seed: u64, hours: u64) -> Outcome {
+fn simulate(seed: u64, hours: u64, quiet: QuietTimes) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.expect("a runtime").block_on(async {
         let (world, until) = (Arc::new(World::new(seed)), HOUR * u32::try_from(hours).expect("few"));
         (0..SERVERS).for_each(|server| world.start(server));
-        tokio::join!(world.receive_clients(until), world.suffer(until));
+        let happening = async { tokio::join!(world.receive_clients(until), world.suffer(until)) };
+        tokio::select! {
+            biased;
+            _ = happening => {}
+            () = world.clock.pass_quiet_times(|| world.is_busy()), if quiet == QuietTimes::Passed => {}
+        }
         world.empty_queue().await;
         (0..SERVERS).for_each(|server| world.kill(server));
         world.outcome()
@@ -261,8 +290,13 @@ fn simulate(seed: u64, hours: u64) -> Outcome {
 }
 
 impl World {
+    /// True while anyone waits or anything is in the queue.
+    fn is_busy(&self) -> bool {
+        lock(&self.counts).waiting > 0 || self.database.has_queue()
+    }
+
     fn outcome(&self) -> Outcome {
-        let mut history = lock(&self.history);
+        let mut history = std::mem::take(&mut *lock(&self.history));
         let packages = self.packages();
         history.needs = packages
             .iter()
@@ -275,12 +309,13 @@ impl World {
         broken.extend(history.broken());
         let count = |is: fn(&Event) -> bool| history.events.iter().filter(|(_, event)| is(event)).count();
         Outcome {
-            lasted: self.begun.elapsed(),
+            lasted: self.clock.elapsed(),
+            ticked: self.clock.ticked(),
             counts: std::mem::take(&mut *lock(&self.counts)),
             requests: count(history::is_request),
             builds: count(|event| matches!(event, Event::Started { .. })),
             broken,
-            history: history.lines(),
+            history,
         }
     }
 }
@@ -290,6 +325,7 @@ impl World {
 struct Report {
     seeds: u64,
     lasted: Duration,
+    ticked: Duration,
     counts: Counts,
     requests: usize,
     builds: usize,
@@ -299,10 +335,11 @@ impl Report {
     /// Adds a run, which has kept all promises.
     #[track_caller]
     fn add(&mut self, seed: u64, outcome: Outcome) {
-        let Outcome { lasted, counts, requests, builds, broken, .. } = outcome;
+        let Outcome { lasted, ticked, counts, requests, builds, broken, .. } = outcome;
         assert!(broken.is_empty(), "{SEED}={seed}: {} promises are broken: {broken:#?}", broken.len());
         self.seeds += 1;
         self.lasted += lasted;
+        self.ticked += ticked;
         self.requests += requests;
         self.builds += builds;
         self.counts.clients += counts.clients;
@@ -318,29 +355,53 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seeds, lasted, counts, requests, builds } = self;
-        let Counts { clients, answered, asked_again, takeovers, slowest_takeover, faults } = counts;
-        let hours = lasted.as_secs() / HOUR.as_secs();
+        let Self { seeds, lasted, ticked, counts, requests, builds } = self;
+        let Counts { clients, answered, asked_again, takeovers, slowest_takeover, faults, .. } = counts;
+        let [hours, ticked] = [lasted, ticked].map(|time| time.as_secs() / HOUR.as_secs());
         write!(
             f,
-            "simulated hours: {hours}, seeds: {seeds}, clients: {clients}, answered: {answered}, asked again: \
-             {asked_again}, requests: {requests}, builds: {builds}, takeovers that were waited for: {takeovers}, \
-             the slowest: {slowest_takeover:?}, faults: {} {faults:?}",
+            "simulated hours: {hours} ({ticked} without the quiet times that were passed over), seeds: {seeds}, \
+             clients: {clients}, answered: {answered}, asked again: {asked_again}, requests: {requests}, builds: \
+             {builds}, takeovers that were waited for: {takeovers}, the slowest: {slowest_takeover:?}, faults: {} \
+             {faults:?}",
             faults.values().sum::<u64>()
         )
     }
 }
 
-/// Simulates so many hours, a seed after the other.
+/// The same for a seed each time, as it has the same history.
+fn quiet_of(seed: u64) -> QuietTimes {
+    if seed.is_multiple_of(LIVED_EVERY) { QuietTimes::Lived } else { QuietTimes::Passed }
+}
+
+/// Simulates so many hours, on all cores.
 fn simulate_hours(first_seed: u64, hours: u64, each: u64) -> Report {
-    let mut report = Report::default();
-    for seed in first_seed.. {
-        if report.lasted >= HOUR * u32::try_from(hours).expect("fewer") {
-            break;
+    let (next, end) = (AtomicU64::new(first_seed), first_seed + hours.div_ceil(each));
+    let report = Mutex::new(Report::default());
+    // Named, so that a run that panics says its seed.
+    let run = |seed: u64| {
+        let quiet = quiet_of(seed);
+        std::thread::scope(|scope| {
+            let thread = std::thread::Builder::new().name(format!("{SEED}={seed}"));
+            let outcome = thread.spawn_scoped(scope, || simulate(seed, each, quiet)).expect("a thread");
+            outcome.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, NonZeroUsize::get) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end || report.is_poisoned() {
+                        break;
+                    }
+                    let outcome = run(seed);
+                    lock(&report).add(seed, outcome);
+                }
+            });
         }
-        report.add(seed, simulate(seed, each));
-    }
-    report
+    });
+    report.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[test]
@@ -356,7 +417,7 @@ fn whatever_fails_the_history_of_all_servers_is_one() {
 fn a_seed_has_one_history() {
     // Of what happens at one moment the order may be another one.
     let history = |seed| {
-        let mut lines = simulate(seed, 4).history;
+        let mut lines = simulate(seed, 4, QuietTimes::Passed).history.lines();
         lines.sort();
         lines
     };
@@ -367,6 +428,17 @@ fn a_seed_has_one_history() {
     assert!(history(8) != one, "seeds have the same history");
 }
 
+#[test]
+fn quiet_times_that_are_passed_over_change_neither_what_is_asked_nor_what_fails() {
+    let [passed, lived] = [QuietTimes::Passed, QuietTimes::Lived].map(|quiet| simulate(11, 12, quiet));
+    for run in [&passed, &lived] {
+        assert!(run.broken.is_empty() && run.lasted >= HOUR * 12, "{:?}", run.broken);
+    }
+    assert_eq!((passed.counts.clients, &passed.counts.faults), (lived.counts.clients, &lived.counts.faults));
+    assert!(passed.counts.clients > 50, "{} clients", passed.counts.clients);
+    assert!(passed.ticked < lived.ticked / 2, "{:?} of {:?}", passed.ticked, lived.ticked);
+}
+
 /// `ONDINE_SIMULATED_HOURS` is the number of hours, in all; `ONDINE_SIMULATION_SEED` has one seed run alone,
 /// and prints its history.
 #[test]
@@ -374,12 +446,14 @@ fn a_seed_has_one_history() {
 fn ten_thousand_hours_of_faults_leave_one_history_each() {
     let number = |name: &str| std::env::var(name).ok().and_then(|number| number.parse::<u64>().ok());
     if let Some(seed) = number(SEED) {
-        let outcome = simulate(seed, HOURS_EACH);
-        outcome.history.iter().for_each(|line| println!("{line}"));
+        let outcome = simulate(seed, HOURS_EACH, quiet_of(seed));
+        outcome.history.lines().iter().for_each(|line| println!("{line}"));
         return Report::default().add(seed, outcome);
     }
     let hours = number(HOURS).unwrap_or(10_000);
     let report = simulate_hours(1_000, hours, HOURS_EACH);
     println!("{report}");
     assert!(report.lasted >= HOUR * u32::try_from(hours).expect("fewer"), "{report}");
+    let faults: u64 = report.counts.faults.values().sum();
+    assert!(report.requests as u64 > 3 * hours && faults > 2 * hours, "not enough was tried: {report}");
 }
