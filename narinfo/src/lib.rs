@@ -1,14 +1,16 @@
 //! The formats of Nix binary caches: store paths, hashes, signatures, narinfos, realisations, NARs,
 //! derivations.
 //!
-//! Standard `Read` and `Write` only: no async, no HTTP, no SQL. No type of a crate underneath shows, so that
-//! any module can be replaced. Everything parses strictly at its edge, into types that cannot be wrong.
+//! Standard `Read` and `Write` only: no async, no HTTP, no SQL. No type of a crate underneath shows but those
+//! of serde, so that any module can be replaced. Everything parses strictly at its edge, into types that
+//! cannot be wrong.
 
 mod cache_info;
 mod content_address;
 pub mod derivation;
 mod hash;
 pub mod info;
+pub mod json;
 pub mod nar;
 mod nixbase32;
 mod realisation;

@@ -7,9 +7,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::hash::{HashError, NarHash};
+use crate::json;
 use crate::signature::{KeyName, PublicKey, SecretKey, Signature, SignatureError};
 use crate::store_path::{StorePath, StorePathError};
 
@@ -201,14 +204,14 @@ impl Realisation {
         }
         let (path, dependencies, signatures) = match &id.drv {
             Drv::Hash(_) => {
-                let written: ByHash = serde_json::from_slice(bytes)?;
+                let written: ByHash = json::from_slice(bytes)?;
                 if written.id != id.to_string() {
                     return Err(RealisationError::Another(written.id.chars().take(300).collect()));
                 }
                 (written.out_path, written.dependent_realisations, written.signatures.unwrap_or_default())
             }
             Drv::Path(_) => {
-                let written: ByPath = serde_json::from_slice(bytes)?;
+                let written: ByPath = json::from_slice(bytes)?;
                 (written.out_path, BTreeMap::new(), written.signatures.unwrap_or_default())
             }
         };
@@ -228,12 +231,12 @@ impl Realisation {
         match &self.id.drv {
             Drv::Hash(_) => {
                 let signatures = self.signatures.iter().map(|s| WrittenSignature::Text(s.to_string()));
-                json(&self.by_hash(&self.dependencies, Some(signatures.collect())))
+                compact(&self.by_hash(&self.dependencies, Some(signatures.collect())))
             }
             Drv::Path(_) => {
                 let signatures = self.signatures.iter().map(WrittenSignature::in_parts);
                 let signatures = Some(signatures.collect());
-                json(&ByPath { out_path: self.path.to_string(), signatures })
+                compact(&ByPath { out_path: self.path.to_string(), signatures })
             }
         }
     }
@@ -271,8 +274,8 @@ impl Realisation {
 
     fn fingerprint_with(&self, dependencies: &BTreeMap<DrvOutput, StorePath>) -> String {
         match &self.id.drv {
-            Drv::Hash(_) => json(&self.by_hash(dependencies, None)),
-            Drv::Path(drv) => json(&Entry {
+            Drv::Hash(_) => compact(&self.by_hash(dependencies, None)),
+            Drv::Path(drv) => compact(&Entry {
                 key: Key { drv_path: drv.to_string(), output_name: self.id.output.to_string() },
                 value: ByPath { out_path: self.path.to_string(), signatures: None },
             }),
@@ -355,22 +358,50 @@ struct Key {
 }
 
 /// A signature: `name:base64`, or from 2.35 on its two parts. Clients of the second format read both.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 #[serde(untagged)]
 enum WrittenSignature {
     Text(String),
-    #[serde(rename_all = "camelCase")]
-    Parts {
-        key_name: String,
-        sig: String,
-    },
+    Parts(SignatureParts),
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct SignatureParts {
+    key_name: String,
+    sig: String,
+}
+
+/// By hand: a derived reader of either form takes an array for the parts.
+impl<'de> Deserialize<'de> for WrittenSignature {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(SignatureVisitor)
+    }
+}
+
+struct SignatureVisitor;
+
+impl<'de> Visitor<'de> for SignatureVisitor {
+    type Value = WrittenSignature;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a signature, or an object with keyName and sig")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<WrittenSignature, E> {
+        Ok(WrittenSignature::Text(text.to_owned()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, parts: A) -> Result<WrittenSignature, A::Error> {
+        SignatureParts::deserialize(MapAccessDeserializer::new(parts)).map(WrittenSignature::Parts)
+    }
 }
 
 impl WrittenSignature {
     fn in_parts(signature: &Signature) -> Self {
         let text = signature.to_string();
         let (key_name, sig) = text.split_once(':').unwrap_or_default();
-        Self::Parts { key_name: key_name.to_owned(), sig: sig.to_owned() }
+        Self::Parts(SignatureParts { key_name: key_name.to_owned(), sig: sig.to_owned() })
     }
 }
 
@@ -378,13 +409,13 @@ impl fmt::Display for WrittenSignature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Text(text) => f.write_str(text),
-            Self::Parts { key_name, sig } => write!(f, "{key_name}:{sig}"),
+            Self::Parts(SignatureParts { key_name, sig }) => write!(f, "{key_name}:{sig}"),
         }
     }
 }
 
 /// Compact JSON.
-fn json(value: &impl Serialize) -> String {
+fn compact(value: &impl Serialize) -> String {
     // Texts in structs and in maps by text: nothing that JSON cannot have.
     serde_json::to_string(value).unwrap_or_default()
 }

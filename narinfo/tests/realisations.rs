@@ -114,9 +114,15 @@ fn a_realisation_by_path_is_signed_with_the_name_that_its_file_leaves_out() {
     let (name, base64) = signature.split_once(':').expect("two parts");
     let parts = format!("{{\"keyName\":\"{name}\",\"sig\":\"{base64}\"}}");
     assert_eq!(realisation.render(), format!("{{\"outPath\":\"{HASH}-foo\",\"signatures\":[{parts}]}}"));
-    for written in [parts, format!("\"{signature}\"")] {
+    for written in [parts.clone(), format!("\"{signature}\"")] {
         let text = format!("{{\"outPath\":\"{HASH}-foo\",\"signatures\":[{written}]}}");
         assert_eq!(Realisation::parse(&id, text.as_bytes()).expect("read"), realisation);
+    }
+    // The fields in their order, which a derived reader takes for the object.
+    let in_a_row = format!("[\"{name}\",\"{base64}\"]");
+    for wrong in [realisation.render().replace(&parts, &in_a_row), format!("[\"{HASH}-foo\",[]]")] {
+        let read = Realisation::parse(&id, wrong.as_bytes());
+        assert!(matches!(read, Err(RealisationError::Json(_))), "{wrong}: {read:?}");
     }
     let other = DrvOutput::from_file(&format!("build-trace-v2/{HASH}-bar.drv/out.doi")).expect("a name");
     let moved = Realisation::parse(&other, realisation.render().as_bytes()).expect("read");
@@ -184,6 +190,8 @@ fn a_realisation_that_is_malformed_or_of_something_else_is_refused() {
         written(&id.to_string(), &path, "}{"),
         written(&id.to_string(), &path, "").replace("[]", "[\"no signature\"]"),
         written(&id.to_string(), &path, "").replace("[]", "[7]"),
+        // The fields in their order, which a derived reader takes for the object.
+        format!("[{{}},\"{id}\",\"{path}\",[]]"),
         written(&id.to_string(), &path, "").replace("{}", "{\"no id\":\"x\"}"),
         written(&id.to_string(), &path, "").replace("{}", &format!("{{\"{id}\":\"no path\"}}")),
     ] {

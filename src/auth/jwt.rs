@@ -108,7 +108,7 @@ pub(super) fn parse_keys(text: &[u8]) -> Result<IssuerKeys, String> {
         keys: Vec<Value>,
     }
     let set: KeySet =
-        serde_json::from_slice(text).map_err(|error| format!("its key set is none: {error}"))?;
+        narinfo::json::from_slice(text).map_err(|error| format!("its key set is none: {error}"))?;
     let keys = set.keys.into_iter().take(KEYS_MAX);
     let keys: IssuerKeys = keys.filter_map(|key| usable(&serde_json::from_value(key).ok()?)).collect();
     if keys.is_empty() {
@@ -170,5 +170,21 @@ impl Verifier<Vec<u8>> for RingVerifier {
             _ => return Err(SignatureError::new()),
         };
         verified.map_err(|_| SignatureError::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_set_is_an_object_with_keys_that_are_objects() {
+        let key =
+            r#"{"kty":"OKP","crv":"Ed25519","kid":"one","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+        let keys = parse_keys(format!("{{\"keys\":[{key}]}}").as_bytes()).expect("a key");
+        assert!(keys.contains_key("one"));
+        for wrong in [format!("[[{key}]]"), "{\"keys\":[[\"OKP\",\"Ed25519\",\"one\"]]}".to_owned()] {
+            assert!(parse_keys(wrong.as_bytes()).is_err(), "{wrong}");
+        }
     }
 }

@@ -155,7 +155,7 @@ impl<'a> Jobs<'a> {
 
     fn told(&mut self, json: &str) -> Result<Option<Attribute>, JobsError> {
         let nonsense = |why: &str| JobsError::Nonsense(shortened(format!("{why}: {json}")));
-        let told = serde_json::from_str(json).map_err(|error| nonsense(&error.to_string()))?;
+        let told = narinfo::json::from_str(json).map_err(|error| nonsense(&error.to_string()))?;
         let (attr_path, error, drv_path, name) = match told {
             JobEvent::Job { attr_path, error, drv_path, name } => (attr_path, error, drv_path, name),
             JobEvent::Event { root, begun, done } => {
@@ -169,7 +169,7 @@ impl<'a> Jobs<'a> {
         let place = place(&attr_path).ok_or_else(|| nonsense("not an attribute of this set"))?;
         let outcome = match (error, drv_path) {
             (None, Some(drv)) => {
-                let told = serde_json::from_str(&name);
+                let told = narinfo::json::from_str(&name);
                 let (name, output, program) = told.map_err(|_| nonsense("not a derivation of this set"))?;
                 derivation(self.task.store_dir, drv, DerivationNames { name, output, program })
             }

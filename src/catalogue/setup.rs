@@ -127,7 +127,7 @@ impl Setup {
     async fn pin(&mut self, reference: &str, tools: &Tools, set: &SetSettings) -> Result<(), WalkError> {
         let arguments = ["flake", "metadata", "--json", "--no-write-lock-file", reference];
         let printed = self.ask_nix(&arguments, "nix-command flakes", set).await?;
-        let told = serde_json::from_str(&printed.concat());
+        let told = narinfo::json::from_str(&printed.concat());
         let metadata: Metadata = told.map_err(|error| WalkError::Nonsense(error.to_string()))?;
         let Some(pinned) = metadata.pinned() else {
             tracing::warn!(set = %set.name, "flake is not evaluated purely, because its work tree has changes; commit them");

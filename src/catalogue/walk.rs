@@ -133,7 +133,7 @@ pub(super) struct DerivationNames {
 
 /// A line for us as what it tells.
 pub(super) fn event(json: &str) -> Result<Event, WalkError> {
-    serde_json::from_str(json).map_err(|error| WalkError::Nonsense(error.to_string()))
+    narinfo::json::from_str(json).map_err(|error| WalkError::Nonsense(error.to_string()))
 }
 
 impl Task<'_> {

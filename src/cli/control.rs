@@ -200,7 +200,7 @@ impl ServerSession {
         loop {
             let picture = self.runtime.block_on(picture(&self.remote, path, output, screen, &render))?;
             let text = match output.json {
-                true => serde_json::from_str::<serde_json::Value>(&picture.text)?.to_string(),
+                true => narinfo::json::from_str::<serde_json::Value>(&picture.text)?.to_string(),
                 false => picture.text,
             };
             if let Some(error) = picture.error {
@@ -262,7 +262,7 @@ async fn picture<T: DeserializeOwned>(
     render: &impl Fn(&T, Screen) -> String,
 ) -> anyhow::Result<Picture> {
     let (body, error) = remote.body_of(relative(path)).await?;
-    let value = match (serde_json::from_str::<T>(&body), error) {
+    let value = match (narinfo::json::from_str::<T>(&body), error) {
         (Ok(value), error) => (value, error),
         (Err(_), Some(error)) => return Err(error.into()),
         (Err(error), None) => return Err(error).context(OTHER_VERSION),

@@ -8,8 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Collected, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
-use serde::de::{DeserializeOwned, Visitor};
-use serde::{Deserializer, forward_to_deserialize_any};
+use serde::de::DeserializeOwned;
 
 use super::body_memory::BodyMemory;
 use super::error::Error;
@@ -92,42 +91,9 @@ where
 {
     match &body.collect(bounds).await?[..] {
         [] => Ok(T::default()),
-        bytes => object(bytes).map_err(|error| {
+        bytes => narinfo::json::from_slice(bytes).map_err(|error| {
             Error::BadRequest(format!("the body of the request is not as it must be: {error}"))
         }),
-    }
-}
-
-/// Reads JSON in which an object is one: derived readers take an array of its values for it, too.
-pub(super) fn object<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    let read = T::deserialize(Objects(&mut json))?;
-    json.end()?;
-    Ok(read)
-}
-
-/// A reader of JSON whose structs are objects.
-struct Objects<'j, R>(&'j mut serde_json::Deserializer<R>);
-
-impl<'de, R: serde_json::de::Read<'de>> Deserializer<'de> for Objects<'_, R> {
-    type Error = serde_json::Error;
-
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> serde_json::Result<V::Value> {
-        self.0.deserialize_any(visitor)
-    }
-
-    fn deserialize_struct<V: Visitor<'de>>(
-        self,
-        _name: &'static str,
-        _fields: &'static [&'static str],
-        visitor: V,
-    ) -> serde_json::Result<V::Value> {
-        self.0.deserialize_map(visitor)
-    }
-
-    forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
-        newtype_struct seq tuple tuple_struct map enum identifier ignored_any
     }
 }
 

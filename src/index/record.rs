@@ -111,7 +111,7 @@ impl Record {
         if checksum(text) != sum {
             return None;
         }
-        Some(match serde_json::from_str(text).ok()? {
+        Some(match narinfo::json::from_str(text).ok()? {
             LedgerLine::Path(line) => Self::Path(Box::new(line.recorded()?)),
             LedgerLine::Realisation { id, body } => {
                 let id = DrvOutput::from_file(&id).ok()?;

@@ -51,7 +51,7 @@ impl SignerRecord {
             text => text.map_err(|source| Error::Read { file: file.clone(), source })?,
         };
         let parse = |text: &str| -> Result<Vec<Signer>, serde_json::Error> {
-            let written: Vec<RawSigner> = serde_json::from_str(text)?;
+            let written: Vec<RawSigner> = narinfo::json::from_str(text)?;
             let signer = |RawSigner { public_key, complete }| {
                 let key = public_key.parse().map_err(<serde_json::Error as serde::de::Error>::custom)?;
                 Ok(Signer { key, complete })

@@ -348,7 +348,7 @@ async fn cpu_time(reply: &mut Reply<'_>) -> Result<Option<Duration>, DaemonError
 /// The name follows the `!` of an id like `sha256:…!out`; the path is in a JSON object, as a base name.
 fn output(id: &str, realisation: &str) -> Option<(String, StorePath)> {
     let (_, name) = id.split_once('!')?;
-    let realisation: serde_json::Value = serde_json::from_str(realisation).ok()?;
+    let realisation: serde_json::Value = narinfo::json::from_str(realisation).ok()?;
     let path = StorePath::parse(realisation.get("outPath")?.as_str()?).ok()?;
     Some((name.to_owned(), path))
 }

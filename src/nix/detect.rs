@@ -131,7 +131,7 @@ async fn ask_nix() -> Option<Value> {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).kill_on_drop(true);
         match tokio::time::timeout(NIX_TIMEOUT, output(command)).await {
             Ok(Ok(output)) if output.status.success() => {
-                if let Ok(json) = serde_json::from_slice(&output.stdout) {
+                if let Ok(json) = narinfo::json::from_slice(&output.stdout) {
                     return Some(json);
                 }
             }

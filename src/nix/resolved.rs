@@ -161,7 +161,7 @@ impl SentDerivations {
         for entry in fs::read_dir(folder)? {
             let file = entry?.path();
             let parsed = || {
-                let text: DerivationText = serde_json::from_slice(&fs::read(&file).ok()?).ok()?;
+                let text: DerivationText = narinfo::json::from_slice(&fs::read(&file).ok()?).ok()?;
                 Some((SentDerivation::parse(store_dir, &text).ok()?, text_bytes(&text)))
             };
             match parsed() {

@@ -31,7 +31,7 @@ impl LocalClosure {
             let text = output("nix", words, Messages::Kept).await?;
             let form =
                 |reason: String| ProgramError::Form { command: "nix path-info --json".to_owned(), reason };
-            let json: Value = serde_json::from_str(&text).map_err(|error| form(error.to_string()))?;
+            let json: Value = narinfo::json::from_str(&text).map_err(|error| form(error.to_string()))?;
             for info in parse(store_dir, &json).map_err(form)? {
                 infos.insert(info.path.clone(), info);
             }

@@ -376,7 +376,7 @@ impl ServerReply {
         let is_ondine = self.response.headers().contains_key(BUILDS_HEADER);
         let server = self.server.clone();
         let text = self.text().await?;
-        serde_json::from_str(&text).map_err(|error| match is_ondine {
+        narinfo::json::from_str(&text).map_err(|error| match is_ondine {
             true => Error::OtherVersion(error.to_string()),
             false => Error::NotOndine { server, reason: "another program answers there".to_owned() },
         })
@@ -413,6 +413,6 @@ pub fn reason(text: &str) -> String {
     struct ErrorText {
         error: String,
     }
-    let error = serde_json::from_str(text).map(|ErrorText { error }| error);
+    let error = narinfo::json::from_str(text).map(|ErrorText { error }| error);
     Lines(error.unwrap_or_else(|_| text.trim_end().to_owned())).to_string()
 }

@@ -88,14 +88,14 @@ fn parse(text: &str) -> Result<Option<RequestEvent>, Error> {
     let (Some(kind), Some(data)) = (field("event: "), field("data: ")) else { return Ok(None) };
     let malformed = |error: serde_json::Error| Error::OtherVersion(error.to_string());
     Ok(match kind {
-        "state" => Some(RequestEvent::State(serde_json::from_str(data).map_err(malformed)?)),
-        "end" => Some(RequestEvent::End(serde_json::from_str(data).map_err(malformed)?)),
+        "state" => Some(RequestEvent::State(narinfo::json::from_str(data).map_err(malformed)?)),
+        "end" => Some(RequestEvent::End(narinfo::json::from_str(data).map_err(malformed)?)),
         "log" => {
-            let LogData { derivation, lines } = serde_json::from_str(data).map_err(malformed)?;
+            let LogData { derivation, lines } = narinfo::json::from_str(data).map_err(malformed)?;
             Some(RequestEvent::Log { derivation, lines })
         }
         "phase" => {
-            let PhaseData { derivation, phase } = serde_json::from_str(data).map_err(malformed)?;
+            let PhaseData { derivation, phase } = narinfo::json::from_str(data).map_err(malformed)?;
             Some(RequestEvent::Phase { derivation, phase })
         }
         _ => None,

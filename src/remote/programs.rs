@@ -131,7 +131,7 @@ pub async fn settings() -> Result<BTreeMap<String, String>, ProgramError> {
 pub async fn trust(settings: &BTreeMap<String, String>) -> UserTrust {
     for words in [&["store", "info", "--json"][..], &["store", "ping", "--json"]] {
         let Ok(text) = output("nix", words, Messages::Kept).await else { continue };
-        let info = serde_json::from_str::<Value>(&text).unwrap_or_default();
+        let info = narinfo::json::from_str::<Value>(&text).unwrap_or_default();
         match info.get("trusted") {
             Some(Value::Bool(true)) => return UserTrust::Trusted,
             Some(Value::Bool(false)) => return UserTrust::NotTrusted,

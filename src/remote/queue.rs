@@ -276,7 +276,7 @@ impl PushQueue {
         for name in self.names(folder)?.into_iter().take(max) {
             let file = self.file(folder, &name);
             match fs::read(&file) {
-                Ok(text) => entries.push(QueueEntry { push: serde_json::from_slice(&text).ok(), name }),
+                Ok(text) => entries.push(QueueEntry { push: narinfo::json::from_slice(&text).ok(), name }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(source) => return Err(QueueError::Files { file, source }),
             }

@@ -56,7 +56,7 @@ impl IssuerDocuments {
         let transport = self.transport.as_ref().map_err(Clone::clone)?;
         let read = transport.read(CONFIGURATION, BYTES_MAX, "").await.map_err(|error| with_causes(&error))?;
         let text = read.ok_or_else(|| format!("it has no {CONFIGURATION}"))?;
-        let configuration: IssuerConfiguration = serde_json::from_slice(&text)
+        let configuration: IssuerConfiguration = narinfo::json::from_slice(&text)
             .map_err(|error| format!("its {CONFIGURATION} is no such: {error}"))?;
         if configuration.issuer != self.issuer {
             return Err(format!("its {CONFIGURATION} is that of another issuer"));

@@ -239,6 +239,17 @@ fn http_stands_at_the_edges() {
     only_in(rust_files("src"), &["hyper"], &["src/http/", "src/upstream/proxies.rs"]);
 }
 
+/// Derived readers take an array for an object: the reader of the formats does not.
+#[test]
+fn json_is_read_by_one_reader() {
+    let mut files = without_tests(sources());
+    for text in files.values_mut() {
+        text.truncate(text.find("\n#[cfg(test)]\nmod tests {").unwrap_or(text.len()));
+    }
+    let words = ["serde_json::from_s", "serde_json::from_reader", "serde_json::Deserializer"];
+    only_in(files, &words, &["narinfo/src/json.rs"]);
+}
+
 #[test]
 fn other_servers_are_asked_in_three_places() {
     let clients = ["src/upstream/", "src/remote/", "src/config/upstream.rs", "src/nar_store/blobs/bucket/"];

@@ -59,7 +59,7 @@ pub(super) fn phase_line(name: &str) -> String {
 /// The phase that a builder enters with a line of its log.
 #[must_use]
 pub fn entered_phase(line: &str) -> Option<String> {
-    let message: serde_json::Value = serde_json::from_str(line.strip_prefix(NIX)?).ok()?;
+    let message: serde_json::Value = narinfo::json::from_str(line.strip_prefix(NIX)?).ok()?;
     let phase = message.get("phase").filter(|_| message["action"] == "setPhase")?;
     phase.as_str().map(str::to_owned)
 }

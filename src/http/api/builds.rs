@@ -1,8 +1,7 @@
 //! The JSON types of requests for many builds at once.
 
 use schemars::JsonSchema;
-use serde::de::Error;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::types::RequestStatus;
 
@@ -15,21 +14,12 @@ pub struct BuildsRequest {
     /// Hashes of store paths.
     pub hashes: Vec<String>,
     /// Attributes of package sets.
-    #[serde(deserialize_with = "objects")]
-    #[schemars(with = "Vec<AttributeTarget>")]
     pub attributes: Vec<AttributeTarget>,
     /// False: only tells of what is there and what could be built.
     pub start: bool,
     /// Name of the builder that alone builds them; needs the right `admin`. Inputs are built anywhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub on: Option<String>,
-}
-
-/// Reads attributes as objects alone: a derived reader takes an array of their values, too.
-fn objects<'de, D: Deserializer<'de>>(json: D) -> Result<Vec<AttributeTarget>, D::Error> {
-    let objects: Vec<serde_json::Map<String, serde_json::Value>> = Deserialize::deserialize(json)?;
-    let read = |object| serde_json::from_value(serde_json::Value::Object(object)).map_err(D::Error::custom);
-    objects.into_iter().map(read).collect()
 }
 
 /// Everything is to be started.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use narinfo::{CacheInfo, DrvOutput, REALISATION_BYTES_MAX, Realisation, StorePath, StorePathHash};
+use narinfo::{CacheInfo, DrvOutput, REALISATION_BYTES_MAX, Realisation, StorePath, StorePathHash, json};
 
 use super::{FILE_WITHIN, TAKEN, file, file_of};
 use crate::caller::{Action, Caller, may_for};
@@ -12,7 +12,7 @@ use crate::http::Service;
 use crate::http::answer::{self, Answer};
 use crate::http::call::Call;
 use crate::http::error::Error;
-use crate::http::request_body::{BodyBounds, object};
+use crate::http::request_body::BodyBounds;
 use crate::http::response_future::ResponseFuture;
 
 /// Bytes of a listing: of the largest packages some ten MiB.
@@ -42,7 +42,7 @@ pub(in crate::http) fn debug_info(call: Call<'_>) -> Option<ResponseFuture> {
     let (headers, body) = (call.headers, call.body);
     Some(ResponseFuture::pending(async move {
         let bytes = file(&headers, body, SMALL_BYTES_MAX).await?;
-        let place: UploadedPlace = object(&bytes).map_err(|error| {
+        let place: UploadedPlace = json::from_slice(&bytes).map_err(|error| {
             Error::BadRequest(format!(
                 "an index of debugging symbols is JSON with archive and member: {error}"
             ))

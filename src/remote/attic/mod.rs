@@ -190,7 +190,7 @@ impl AtticStore {
 
     /// The file at a place that the database names.
     fn file(&self, place: &str) -> io::Result<PathBuf> {
-        let name = match serde_json::from_str(place) {
+        let name = match narinfo::json::from_str(place) {
             Ok(ChunkPlace::Local { name }) => name,
             Ok(ChunkPlace::S3 {} | ChunkPlace::Http {}) => {
                 return Err(io::Error::other(IN_A_BUCKET));
@@ -255,7 +255,7 @@ fn path_info(
         return Err("it was not uploaded to its end".to_owned());
     }
     let list = |field: &str, text: &str| {
-        serde_json::from_str::<Vec<String>>(text).map_err(|error| format!("its {field}: {error}"))
+        narinfo::json::from_str::<Vec<String>>(text).map_err(|error| format!("its {field}: {error}"))
     };
     let named = |path: &str| {
         StorePath::parse_either(store_dir, path).map_err(|error| format!("it names {path}: {error}"))
