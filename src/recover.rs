@@ -19,8 +19,12 @@ use crate::plural::counted;
 const BATCH: usize = 1_000;
 /// Batches that wait to be taken over.
 const BATCHES_WAITING_MAX: usize = 4;
-/// There as long as the index is not complete; it has the name under which the one before was moved aside.
+/// There as long as the index is not complete. Written before anything is moved, with a line that is the name
+/// which the index that was there gets; [`MOVED`] follows once all of that is moved.
 const MARKER: &str = "index.recovering";
+/// Second line of the marker. Without it the files of the index are still those that were there, as far as
+/// they have not got their new names; with it they are of a new index that is not complete.
+const MOVED: &str = "moved\n";
 /// Name of an index that was there, once it is moved aside; later ones have a number.
 const ASIDE: &str = "index.damaged.sqlite";
 /// Indexes that are kept so, at most.
@@ -109,6 +113,9 @@ impl std::fmt::Display for RecoveryReport {
     }
 }
 
+/// Called before each step of a recovery, which ends where that fails.
+type RecoveryStep<'a> = &'a mut (dyn FnMut() -> io::Result<()> + Send);
+
 /// Records that were read of the ledger.
 #[derive(Debug, Default)]
 struct Batch {
@@ -156,10 +163,16 @@ impl Recovery {
     /// # Errors
     /// There is no ledger, or it cannot be read, or the index not be written: the next try begins anew.
     pub async fn run(&self) -> Result<RecoveryReport, Error> {
+        self.run_in_steps(&mut || Ok(())).await
+    }
+
+    /// The same, with something that may end it before each step.
+    async fn run_in_steps(&self, step: RecoveryStep<'_>) -> Result<RecoveryReport, Error> {
         if !has_ledger(&self.ledger) {
             return Err(Error::NoLedger(self.ledger.clone()));
         }
-        let damaged = self.move_aside()?;
+        let damaged = self.move_aside(step)?;
+        step()?;
         let index = Index::open(&self.index)?;
         let (sender, mut batches) = mpsc::channel(BATCHES_WAITING_MAX);
         let reader = self.clone();
@@ -180,45 +193,69 @@ impl Recovery {
         for batch in pushed.chunks(BATCH) {
             outcome.pushed += index.restore_pushed(batch.to_vec()).await?;
         }
+        step()?;
         let pins =
             tokio::task::spawn_blocking(move || salvage_pins(&damaged)).await.map_err(io::Error::other)?;
         outcome.pins = pins.len();
         index.restore_pins(pins).await?;
         let counts = index.counts().await?;
         (outcome.paths, outcome.nars) = (counts.paths, counts.nars);
+        step()?;
         index.close().await?;
+        step()?;
         fs::remove_file(self.state_dir.join(MARKER))?;
-        File::open(&self.state_dir)?.sync_all()?;
+        self.sync()?;
         Ok(outcome)
     }
 
     /// Makes way for a new index, and gives the place of the one that was there. One that was left incomplete
     /// goes.
-    fn move_aside(&self) -> io::Result<PathBuf> {
+    fn move_aside(&self, step: RecoveryStep<'_>) -> io::Result<PathBuf> {
         let marker = self.state_dir.join(MARKER);
-        let aside = match fs::read_to_string(&marker) {
-            Ok(name) => self.state_dir.join(if name.is_empty() { ASIDE } else { &name }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let name = self.name_aside()?;
-                let aside = self.state_dir.join(&name);
-                for ending in ENDINGS {
-                    ignore_missing(fs::rename(
-                        with_ending(&self.index, ending),
-                        with_ending(&aside, ending),
-                    ))?;
-                }
-                let mut file = File::create(&marker)?;
-                file.write_all(name.as_bytes())?;
-                file.sync_all()?;
-                aside
-            }
-            Err(error) => return Err(error),
+        let begun = match fs::read_to_string(&marker) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
+            begun => begun?,
         };
+        let (name, is_moved) = match begun.split_once('\n') {
+            Some((name, rest)) => (name.to_owned(), rest == MOVED),
+            // There is no marker, or it was not written to its end: nothing is moved.
+            None => {
+                let name = self.name_aside()?;
+                step()?;
+                self.mark(&marker, &format!("{name}\n"))?;
+                (name, false)
+            }
+        };
+        let aside = self.state_dir.join(&name);
+        if !is_moved {
+            for ending in ENDINGS {
+                step()?;
+                ignore_missing(fs::rename(with_ending(&self.index, ending), with_ending(&aside, ending)))?;
+            }
+            self.sync()?;
+            step()?;
+            self.mark(&marker, &format!("{name}\n{MOVED}"))?;
+        }
         for ending in ENDINGS {
+            step()?;
             ignore_missing(fs::remove_file(with_ending(&self.index, ending)))?;
         }
-        File::open(&self.state_dir)?.sync_all()?;
+        self.sync()?;
         Ok(aside)
+    }
+
+    /// Writes the marker over what it has, which is the same as far as it was written.
+    fn mark(&self, marker: &Path, text: &str) -> io::Result<()> {
+        let mut file = File::options().write(true).create(true).truncate(false).open(marker)?;
+        file.write_all(text.as_bytes())?;
+        file.set_len(text.len() as u64)?;
+        file.sync_all()?;
+        self.sync()
+    }
+
+    /// Has the names in the state directory last.
+    fn sync(&self) -> io::Result<()> {
+        File::open(&self.state_dir)?.sync_all()
     }
 
     /// A name that no index was moved to before.
@@ -300,5 +337,81 @@ fn ignore_missing(outcome: io::Result<()>) -> io::Result<()> {
     match outcome {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::index::Sqlite;
+    use crate::model::PinRow;
+    use crate::nar_store::Settings;
+
+    const PINNED: &str = "0123456789abcdfghijklmnpqrsvwxyz";
+
+    /// A state directory whose index has one pin.
+    async fn pinned(state_dir: &Path) -> Recovery {
+        let [index, ledger, nars] = ["index.sqlite", "ledger", "nar"].map(|name| state_dir.join(name));
+        let opened = Index::new(Sqlite::open(&index).expect("an index"), 0);
+        let pin = PinRow {
+            name: "kept".to_owned(),
+            hash: PINNED.parse().expect("a hash"),
+            path: None,
+            pinned_at: SystemTime::UNIX_EPOCH,
+        };
+        opened.restore_pins(vec![pin]).await.expect("pinned");
+        // Closed only by a later checkpoint: the pin is in the log beside the file.
+        opened.close().await.expect("closed");
+        fs::create_dir(&ledger).expect("a folder");
+        fs::write(ledger.join("base"), "a line that is none\n").expect("a ledger");
+        Recovery {
+            state_dir: state_dir.to_owned(),
+            index,
+            ledger,
+            nars: NarStore::open(&nars, Settings::default()).expect("NARs"),
+            store_dir: StoreDir::default(),
+            keys: Vec::new(),
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_recovery_that_was_interrupted_at_any_step_goes_on_without_loss() {
+        let mut interrupted = 0;
+        for last_step in 0.. {
+            let state_dir = tempfile::tempdir().expect("a folder");
+            let recovery = pinned(state_dir.path()).await;
+            let mut steps = 0;
+            let mut step = || {
+                steps += 1;
+                if steps > last_step { Err(io::Error::other("interrupted")) } else { Ok(()) }
+            };
+            if recovery.run_in_steps(&mut step).await.is_ok() {
+                break;
+            }
+            interrupted += 1;
+            assert!(recovery.is_needed() || last_step == 0, "step {last_step}");
+            // The second try is interrupted, too, and the third is not.
+            let mut steps = 0;
+            let mut step = || {
+                steps += 1;
+                if steps > 2 { Err(io::Error::other("interrupted")) } else { Ok(()) }
+            };
+            let again = recovery.run_in_steps(&mut step).await;
+            let report = if recovery.is_needed() { recovery.run().await } else { again };
+            assert_eq!(report.expect("recovered").pins, 1, "after step {last_step}");
+            let index = Index::open(&recovery.index).expect("an index");
+            let pins = index.pins().await.expect("read");
+            assert_eq!(pins.iter().map(|pin| pin.name.as_str()).collect::<Vec<_>>(), ["kept"]);
+            assert!(!recovery.is_needed() && !state_dir.path().join(MARKER).exists());
+            let asides = fs::read_dir(state_dir.path()).expect("read").filter(|entry| {
+                let name = entry.as_ref().expect("an entry").file_name();
+                name.to_string_lossy().starts_with("index.damaged")
+                    && name.to_string_lossy().ends_with("sqlite")
+            });
+            assert_eq!(asides.count(), 1, "after step {last_step}");
+        }
+        assert!(interrupted > 10, "{interrupted} steps");
     }
 }
