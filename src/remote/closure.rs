@@ -87,28 +87,23 @@ fn path_info(store_dir: &StoreDir, path: &str, info: &Value) -> Result<PathInfo,
     })
 }
 
-/// The paths, each after its references.
+/// The paths, each after its references; where these go round in a circle, which no Nix store has, after as
+/// many of them as can be.
 pub(super) fn in_order(mut infos: BTreeMap<StorePath, PathInfo>) -> Vec<PathInfo> {
-    let mut ordered = Vec::with_capacity(infos.len());
+    let (mut ordered, mut entered) = (Vec::with_capacity(infos.len()), BTreeSet::new());
     while let Some(root) = infos.keys().next().cloned() {
         // A path stays on the stack until its references are done; a second look finds none of them left.
         let mut stack = vec![root];
         while let Some(path) = stack.last().cloned() {
-            let Some(info) = infos.get(&path) else {
-                stack.pop();
-                continue;
-            };
-            let open: Vec<StorePath> = info
-                .references
-                .iter()
-                .filter(|reference| **reference != path && infos.contains_key(reference))
-                .cloned()
-                .collect();
-            if open.is_empty() {
-                stack.pop();
-                ordered.extend(infos.remove(&path));
-            } else {
-                stack.extend(open);
+            match infos.get(&path) {
+                Some(info) if entered.insert(path.clone()) => {
+                    let open = |path: &&StorePath| infos.contains_key(path) && !entered.contains(path);
+                    stack.extend(info.references.iter().filter(open).cloned());
+                }
+                _ => {
+                    stack.pop();
+                    ordered.extend(infos.remove(&path));
+                }
             }
         }
     }
@@ -148,6 +143,10 @@ mod tests {
                 in_order(infos).iter().map(|info| info.path.name().to_owned()).collect();
             assert_eq!(ordered, ["n2", "n1", "n0"]);
         }
+        let circle = Value::Array(vec![info(0, &[1]), info(1, &[0, 2]), info(2, &[1])]);
+        let infos = parse(&StoreDir::default(), &circle).expect("a closure");
+        let ordered = in_order(infos.into_iter().map(|info| (info.path.clone(), info)).collect());
+        assert_eq!(ordered.len(), 3, "{ordered:?}");
         let missing = serde_json::json!({ (format!("/nix/store/{}-n", HASHES[0])): null });
         assert!(parse(&StoreDir::default(), &missing).is_err_and(|reason| reason.contains("valid")));
     }
