@@ -210,6 +210,38 @@ fn a_directory_is_a_list_of_its_entries_for_programs_and_a_page_for_browsers() {
 }
 
 #[test]
+fn the_links_of_a_directory_lead_to_names_of_any_bytes() {
+    let cache = Cache::new(&[]);
+    let script = r#"
+mkdir -p "$out/"$'d\xff%/'
+echo bytes > "$out/"$'d\xff%/f\xfe'
+echo percent > "$out/"$'d\xff%/f%FE'
+echo mark > "$out/"$'d\xff%/f\xef\xbf\xbdfe'
+"#;
+    let built = built(&cache, &Derivation::new("bytes", script));
+    let links = |address: &str| -> Vec<String> {
+        let page = cache.http.get_with(address, &[("Accept", "text/html,*/*;q=0.8")]);
+        let html = page.text();
+        assert_eq!(page.status, 200, "{address}: {html}");
+        let links = html.split("href=\"").skip(1).filter_map(|rest| rest.split('"').next());
+        links.map(str::to_owned).collect()
+    };
+    for (prefix, slash) in [("", "/"), ("/cached", "/"), ("", "")] {
+        let root = format!("{prefix}/file/{}", hash(built.out()));
+        let folders = links(&format!("{root}/"));
+        assert_eq!(folders, ["d%FF%25/"]);
+        let folder = format!("{root}/{}{slash}", folders[0].trim_end_matches('/'));
+        let files = links(&folder);
+        let base = if slash.is_empty() { format!("{root}/") } else { folder };
+        let read = |link: &String| cache.http.get(&format!("{base}{link}")).text();
+        assert_eq!(files.iter().map(read).collect::<Vec<_>>(), ["percent\n", "mark\n", "bytes\n"]);
+    }
+    // Of other addresses all are UTF-8.
+    assert_eq!(cache.http.get("/search?q=x").status, 200);
+    assert_eq!(cache.http.get("/paths/%ff").status, 404);
+}
+
+#[test]
 fn nothing_leads_out_of_the_closure_and_each_refusal_says_why() {
     let cache = Cache::new(&[]);
     let built = built(&cache, &tree("refused"));

@@ -95,13 +95,13 @@ impl Contents {
         &self,
         start: &StorePath,
         nar: NarHash,
-        path: &str,
+        path: &[u8],
     ) -> Result<ResolvedFile, ResolveError> {
         let mut walk = PathWalk {
             contents: self,
             start: start.hash(),
             within: None,
-            names: names(path.as_bytes()).collect(),
+            names: names(path).collect(),
             symlinks: 0,
             latest: None,
         };

@@ -15,6 +15,9 @@ const PATH_BYTES_MAX: usize = 1024;
 /// The folder of the same cache without building.
 const CACHED: &str = "/cached";
 
+/// The beginning of the addresses of files, whose names are any bytes.
+const FILES: &str = "/file/";
+
 /// The address in a request.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Address<'r> {
@@ -34,7 +37,8 @@ pub(super) enum Match<'p> {
 }
 
 impl<'r> Address<'r> {
-    /// Decodes a path; `None` for one that is too long or no UTF-8.
+    /// Decodes a path; `None` for one that is too long or no UTF-8. Names of files alone may be none: whoever
+    /// needs those has [`Self::raw`].
     pub(super) fn parse(path: &'r str, query: Option<&str>) -> Option<Self> {
         let raw = without_cached(path);
         // Older clients ask for a log or a realisation with a bare question mark where the name of the
@@ -49,6 +53,7 @@ impl<'r> Address<'r> {
         }
         let decoded = match whole {
             Some(whole) => decode(&whole)?.into_owned().into(),
+            None if raw.starts_with(FILES) => percent_decode_str(path).decode_utf8_lossy(),
             None => decode(path)?,
         };
         let cached = without_cached(&decoded).len() < decoded.len();
@@ -171,6 +176,10 @@ mod tests {
             );
         }
         assert_eq!(Address::parse("/%ff", None), None);
+        let any_bytes = format!("/cached/file/{HASH}/a%ff/%25");
+        let address = Address::parse(&any_bytes, None).expect("an address");
+        let arguments = [HASH, "a\u{fffd}/%", ""];
+        assert_eq!(found(&address), Some(("/file/<hash>/<path>", arguments)));
         assert_eq!(Address::parse(&format!("/{}", "a".repeat(64 * 1024)), None), None);
     }
 

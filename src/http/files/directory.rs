@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use narinfo::StorePathHash;
 use narinfo::nar::{EntryKind, ListingEntry, name_in_json};
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 
 use crate::contents::ResolvedFile;
 use crate::escape::Line;
@@ -22,49 +22,51 @@ const IN_NAME: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 pub(super) fn answer(
     asked: &DeliveryRequest,
     hash: StorePathHash,
-    path: &str,
+    path: &[u8],
     found: &ResolvedFile,
 ) -> Answer {
+    let below = name_in_json(path);
     let listing = DirectoryListing {
-        path: format!("{}/{path}", found.path).trim_end_matches('/').to_owned(),
-        entries: entries(found),
+        path: format!("{}/{below}", found.path).trim_end_matches('/').to_owned(),
+        entries: children(found).map(entry).collect(),
         listing: format!("/{hash}.ls"),
     };
     if preference(&asked.headers) == Preference::Html {
         // Relative to the address, which may be without a slash at its end.
-        let folder = if path.ends_with('/') {
+        let folder = if path.ends_with(b"/") {
             String::new()
         } else {
-            let last = path.rsplit('/').next().filter(|name| !name.is_empty());
+            let last = path.rsplit(|byte| *byte == b'/').next().filter(|name| !name.is_empty());
             format!("{}/", last.map_or_else(|| hash.to_string(), encoded))
         };
-        return answer::plain_page(page(&listing, &folder));
+        let links = children(found).map(|child| format!("{folder}{}", encoded(child.name())));
+        return answer::plain_page(page(&listing, links));
     }
     answer::json(&listing)
 }
 
-fn entries(found: &ResolvedFile) -> Vec<DirectoryEntry> {
+fn children(found: &ResolvedFile) -> impl Iterator<Item = ListingEntry<'_>> {
     let directory = found.listing.entry(found.entry);
-    let children = directory.into_iter().flat_map(ListingEntry::children).take(ENTRIES_MAX);
-    let entry = |child: ListingEntry<'_>| {
-        let name = name_in_json(child.name()).into_owned();
-        let (kind, size, executable, target) = match child.kind() {
-            EntryKind::Directory => (DirectoryEntryType::Directory, None, false, None),
-            EntryKind::Regular { executable, bytes, .. } => {
-                (DirectoryEntryType::Regular, Some(bytes), executable, None)
-            }
-            EntryKind::Symlink(target) => {
-                let target = name_in_json(target).into_owned();
-                (DirectoryEntryType::Symlink, None, false, Some(target))
-            }
-        };
-        DirectoryEntry { name, kind, size, executable, target }
-    };
-    children.map(entry).collect()
+    directory.into_iter().flat_map(ListingEntry::children).take(ENTRIES_MAX)
 }
 
-/// A page with the entries; `folder` leads from its address to them.
-fn page(listing: &DirectoryListing, folder: &str) -> String {
+fn entry(child: ListingEntry<'_>) -> DirectoryEntry {
+    let name = name_in_json(child.name()).into_owned();
+    let (kind, size, executable, target) = match child.kind() {
+        EntryKind::Directory => (DirectoryEntryType::Directory, None, false, None),
+        EntryKind::Regular { executable, bytes, .. } => {
+            (DirectoryEntryType::Regular, Some(bytes), executable, None)
+        }
+        EntryKind::Symlink(target) => {
+            let target = name_in_json(target).into_owned();
+            (DirectoryEntryType::Symlink, None, false, Some(target))
+        }
+    };
+    DirectoryEntry { name, kind, size, executable, target }
+}
+
+/// A page with the entries, each with the link that leads to it from the address of the page.
+fn page(listing: &DirectoryListing, links: impl Iterator<Item = String>) -> String {
     let title = text(&listing.path);
     let mut html = format!(
         "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">\n\
@@ -75,22 +77,23 @@ fn page(listing: &DirectoryListing, folder: &str) -> String {
          td {{ padding: .1rem 1.5rem .1rem 0; overflow-wrap: anywhere }} \
          td + td {{ text-align: right; font-variant-numeric: tabular-nums }}</style>\n<h1>{title}</h1>\n<table>\n"
     );
-    for DirectoryEntry { name, kind, size, target, .. } in &listing.entries {
+    for (DirectoryEntry { name, kind, size, target, .. }, link) in listing.entries.iter().zip(links) {
         let slash = if *kind == DirectoryEntryType::Directory { "/" } else { "" };
         let arrow = target.as_deref().map(|target| format!(" → {}", text(target))).unwrap_or_default();
         let size = size.map(|size| size.to_string()).unwrap_or_default();
-        let (link, shown) = (encoded(name), text(name));
+        let shown = text(name);
         // Writing to a string cannot fail.
         let _ = writeln!(
             html,
-            "<tr><td><a href=\"{folder}{link}{slash}\">{shown}{slash}</a>{arrow}</td><td>{size}</td></tr>"
+            "<tr><td><a href=\"{link}{slash}\">{shown}{slash}</a>{arrow}</td><td>{size}</td></tr>"
         );
     }
     html + "</table>\n</html>\n"
 }
 
-fn encoded(name: &str) -> String {
-    utf8_percent_encode(name, IN_NAME).to_string()
+/// The bytes of a name, which need not be UTF-8, within an address.
+fn encoded(name: &[u8]) -> String {
+    percent_encode(name, IN_NAME).to_string()
 }
 
 /// Text within HTML.
@@ -121,9 +124,14 @@ mod tests {
             ],
             listing: String::new(),
         };
-        let html = page(&listing, "up/");
+        let names = [&b"a b?<&\""[..], b"bin", b"l\xff"];
+        let html = page(&listing, names.into_iter().map(|name| format!("up/{}", encoded(name))));
         assert!(!html.contains("<script>") && !html.contains("<x>"), "{html}");
-        for part in ["href=\"up/a%20b%3F%3C%26%22\"", "href=\"up/bin/\">bin/</a>", "l</a> → &lt;x&gt;"] {
+        for part in [
+            "href=\"up/a%20b%3F%3C%26%22\"",
+            "href=\"up/bin/\">bin/</a>",
+            "href=\"up/l%FF\">l</a> → &lt;x&gt;",
+        ] {
             assert!(html.contains(part), "no {part} in {html}");
         }
     }

@@ -1,6 +1,7 @@
 //! `/file/<hash>/<path>`: one file of a store path, or the entries of a directory.
 
 use narinfo::StorePathHash;
+use percent_encoding::percent_decode_str;
 
 use super::RegularFile;
 use super::directory;
@@ -11,20 +12,31 @@ use crate::http::delivery::{Delivery, DeliveryRequest};
 use crate::http::error::Error;
 use crate::http::response_future::ResponseFuture;
 
+/// The beginning of the addresses.
+const FILE: &str = "/file/";
+
 /// A file below the root of a store path.
 pub(in crate::http) fn file(call: Call<'_>) -> Option<ResponseFuture> {
-    let path = call.arguments[1].to_owned();
+    let path = path_below(call.raw_path)?;
     Some(give(call.arguments[0].parse().ok()?, path, call))
 }
 
 /// The root of a store path.
 pub(in crate::http) fn root(call: Call<'_>) -> Option<ResponseFuture> {
-    let path = if call.path.ends_with('/') { "/".to_owned() } else { String::new() };
+    let path = if call.path.ends_with('/') { b"/".to_vec() } else { Vec::new() };
     Some(give(call.arguments[0].parse().ok()?, path, call))
 }
 
-fn give(hash: StorePathHash, path: String, call: Call<'_>) -> ResponseFuture {
-    if path.split('/').any(|name| matches!(name, "." | "..")) {
+/// The path behind the hash in an address: names of files are bytes, and need not be UTF-8.
+fn path_below(address: &str) -> Option<Vec<u8>> {
+    let decoded: Vec<u8> = percent_decode_str(address).collect();
+    let (_, path) = decoded.strip_prefix(b"/cached").unwrap_or(&decoded).split_at_checked(FILE.len())?;
+    let slash = path.iter().position(|byte| *byte == b'/')?;
+    Some(path[slash + 1..].to_vec())
+}
+
+fn give(hash: StorePathHash, path: Vec<u8>, call: Call<'_>) -> ResponseFuture {
+    if path.split(|byte| *byte == b'/').any(|name| matches!(name, b"." | b"..")) {
         let reason = "a path to a file has neither . nor .. in it";
         return ResponseFuture::failed(Error::BadRequest(reason.to_owned()));
     }
@@ -32,7 +44,7 @@ fn give(hash: StorePathHash, path: String, call: Call<'_>) -> ResponseFuture {
     ResponseFuture::pending(async move { answer(&asked, hash, &path).await })
 }
 
-async fn answer(asked: &DeliveryRequest, hash: StorePathHash, path: &str) -> Result<Answer, Error> {
+async fn answer(asked: &DeliveryRequest, hash: StorePathHash, path: &[u8]) -> Result<Answer, Error> {
     let served = match asked.path(hash, asked.on_miss.clone()).await? {
         Delivery::Ready(ready) => ready,
         Delivery::Pending(answer) => return Ok(answer),

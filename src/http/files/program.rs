@@ -158,7 +158,7 @@ async fn of_outputs(
             Delivery::Pending(answer) => return Ok(ProgramLookup::Pending(answer)),
         };
         let contents = &asked.service.state.contents;
-        match contents.resolve(&ready.path, ready.nar_hash, &format!("{FOLDER}/{program}")).await {
+        match contents.resolve(&ready.path, ready.nar_hash, format!("{FOLDER}/{program}").as_bytes()).await {
             Ok(found) if matches!(found.kind(), EntryKind::Regular { executable: true, .. }) => {
                 return Ok(ProgramLookup::Found(found));
             }
