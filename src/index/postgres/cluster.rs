@@ -3,10 +3,11 @@
 use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use narinfo::StorePath;
 use tokio::time::timeout;
+use tokio_postgres::Client;
 
 use super::session::{DatabaseSession, column};
 use super::{Error, Postgres};
@@ -34,16 +35,21 @@ impl Postgres {
     async fn set_lease(&self, term: &Term, expires_at: &str) -> Result<bool, Error> {
         let asked = async {
             let mut kept = self.lease_session.lock().await;
-            let client = match kept.take().filter(|client| !client.is_closed()) {
-                Some(client) => client,
-                None => self.database.connector().client().await?,
+            let connector = self.database.connector();
+            // A server that was replaced may answer for long: a lease there keeps nobody from leading.
+            let is_good = |(since, client): &(Instant, Client)| {
+                !client.is_closed() && !connector.hosts().is_replaced(*since)
+            };
+            let (since, client) = match kept.take().filter(is_good) {
+                Some(kept) => kept,
+                None => (Instant::now(), connector.client().await?),
             };
             let sql = format!(
                 "UPDATE lease SET expires_at = {expires_at} \
                  WHERE EXISTS (SELECT 1 FROM leadership WHERE epoch = $1 AND holder = $2)"
             );
             let rows = client.execute(&sql, &[&signed(term.epoch), &term.holder.0]).await?;
-            *kept = Some(client);
+            *kept = Some((since, client));
             Ok(rows > 0)
         };
         timeout(ANSWER_FOR, asked).await.unwrap_or(Err(Error::Slow(ANSWER_FOR)))

@@ -1,9 +1,10 @@
 //! Tests of what only PostgreSQL can do to servers that share it; what they promise each other is in
 //! `conformance/cluster.rs`.
 
-use super::connector;
 use super::tests::{open, url};
+use super::{Postgres, connector};
 use crate::index::Error;
+use crate::index::backend::Cluster;
 use crate::index::conformance::cluster::{NOBODY, cluster, drv, lead, lead_at_last, node};
 use crate::index::samples::{at, nar, path, row};
 use crate::model::{EvictionBounds, NarRow, QueueOutcome};
@@ -64,6 +65,20 @@ async fn a_leader_that_hangs_within_a_write_is_taken_over_from_all_the_same() {
         schema.rsplit("%3D").next().expect("its name")
     ));
     assert_eq!(left, "0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_is_not_renewed_on_a_server_that_a_replica_has_taken_over_from() {
+    let server = PostgresServer::shared();
+    let schema = server.schema();
+    let either = server.url_of_either(server, schema.rsplit("%3D").next().expect("its name"));
+    let index = Postgres::open(&url(&either), None).await.expect("opened");
+    let term = index.take_over(node("one")).await.expect("asked").expect("nobody leads");
+    assert!(index.renew(term.clone()).await.expect("it leads"));
+    // As a connection to the replica shows. This server still takes writes.
+    index.database.connector().hosts().note_timeline("FFFFFFFF");
+    let renewed = index.renew(term).await;
+    assert!(matches!(renewed, Err(Error::Unavailable(_))), "{renewed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

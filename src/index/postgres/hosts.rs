@@ -92,6 +92,12 @@ impl DatabaseHosts {
         began_after(&self.timeline.borrow(), connected_at)
     }
 
+    /// Notes a timeline as that of a server that was connected to.
+    #[cfg(test)]
+    pub(super) fn note_timeline(&self, timeline: &str) {
+        self.timeline.send_replace(Some((timeline.to_owned(), Instant::now())));
+    }
+
     /// Resolves once another server has taken over from that of a connection of this moment, which may hang.
     pub(super) async fn replaced(&self, connected_at: Instant) {
         let mut timelines = self.timeline.subscribe();

@@ -80,8 +80,8 @@ pub struct Postgres {
     database: Transactor,
     /// Term that every write belongs to, for what the leader does.
     fence: Option<Term>,
-    /// Connection by which the lease is renewed.
-    lease_session: Arc<Mutex<Option<tokio_postgres::Client>>>,
+    /// Connection by which the lease is renewed, and the moment before it was made.
+    lease_session: Arc<Mutex<Option<(std::time::Instant, tokio_postgres::Client)>>>,
     listener: Arc<ListenerGuard>,
 }
 

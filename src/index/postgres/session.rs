@@ -55,6 +55,10 @@ impl Connector {
         Self { address, hosts, tls, runtime: Handle::current() }
     }
 
+    pub(super) fn hosts(&self) -> &DatabaseHosts {
+        &self.hosts
+    }
+
     pub(super) fn runtime(&self) -> &Handle {
         &self.runtime
     }
