@@ -105,6 +105,12 @@ fn a_server_serves_although_its_address_and_its_log_cannot_be_written() {
             run(status).succeeded()
         });
         assert!(server.is_running(), "{place}");
-        server.kill();
+        server.terminate();
+        let ended = server.finish().must_succeed();
+        if !place.contains("2>") {
+            // The log tells the address then.
+            let warning = ended.stderr.lines().find(|line| line.contains("cannot print the address"));
+            assert!(warning.is_some_and(|line| line.contains("http://127.0.0.1:")), "{ended}");
+        }
     }
 }

@@ -130,6 +130,11 @@ impl Background {
         self.finish_within(TIME_LIMIT)
     }
 
+    /// Asks it to end.
+    pub fn terminate(&self) {
+        signal(&[self.child.id()], Signal::Term);
+    }
+
     /// Kills it at once, as a user's `kill -9` on the whole of it would.
     pub fn kill(mut self) {
         self.end();
