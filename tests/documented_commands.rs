@@ -287,6 +287,58 @@ fn every_settings_block_passes_check_config() {
     }
 }
 
+/// Variables of Ondine in a block of YAML; a value after `|` is made of the lines below it.
+fn variables(yaml: &str) -> Vec<(String, String)> {
+    let mut variables: Vec<(String, String)> = Vec::new();
+    let mut lines = yaml.lines().peekable();
+    let depth = |line: &str| line.len() - line.trim_start().len();
+    while let Some(line) = lines.next() {
+        let Some((name, value)) =
+            line.trim().split_once(": ").filter(|(name, _)| name.starts_with("ONDINE_"))
+        else {
+            continue;
+        };
+        let mut value = value.trim_matches('"').to_owned();
+        if value == "|" {
+            value.clear();
+            while let Some(below) = lines.next_if(|below| depth(below) > depth(line)) {
+                value += &format!("{}\n", below.trim());
+            }
+        }
+        variables.push((name.to_owned(), value));
+    }
+    variables
+}
+
+#[test]
+fn the_variables_of_every_yaml_block_are_settings() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut found = 0;
+    for block in all_blocks("yaml") {
+        let variables = variables(&block.text);
+        found += variables.len();
+        // Nothing can be there: the settings are read before that is found.
+        let mut serve = Command::new(env!("CARGO_BIN_EXE_ondine"));
+        serve.env_clear().env("HOME", folder.path()).envs(variables.clone());
+        serve.args(["serve", "--listen", "127.0.0.1:0", "--state-dir", "/dev/null/state"]);
+        if cfg!(not(feature = "postgres")) {
+            serve.env_remove("ONDINE_INDEX");
+        }
+        let refused = run(serve).must_fail();
+        assert!(refused.stderr.contains("/dev/null/state"), "{}: {refused}", block.place);
+        for (name, _) in variables {
+            let setting = name.trim_start_matches("ONDINE_").to_lowercase().replace('_', "-");
+            assert!(is_setting(&setting), "{}: {name} sets nothing", block.place);
+        }
+    }
+    assert!(found > 4, "only {found} were found");
+}
+
+fn is_setting(name: &str) -> bool {
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/settings.md"));
+    page.expect("the page of settings").lines().any(|line| line == format!("### `{name}`"))
+}
+
 #[test]
 fn every_nix_block_parses() {
     let store = NixStore::new(Release::Host);
