@@ -40,6 +40,7 @@ pub mod retention;
 
 pub mod contents;
 pub mod packer;
+pub mod publish;
 pub mod recover;
 pub mod roots;
 

@@ -217,6 +217,7 @@ impl Server {
             substitute,
             requests: requests.clone(),
             packer: caches.packer.clone(),
+            publication: caches.publication.clone(),
             contents,
             debug_info: storage.debug_info.clone(),
             importer: caches.importer.clone(),

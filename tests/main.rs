@@ -10,6 +10,7 @@ mod backup;
 mod bounds;
 mod bucket;
 mod bucket_clients;
+mod bucket_publication;
 mod by_name;
 mod catalogue;
 mod catalogue_faults;

@@ -151,9 +151,7 @@ impl Adopter {
     /// Narinfo of a served path, signed by every key, also by keys that came after it was published.
     #[must_use]
     pub fn narinfo(&self, hit: &Hit) -> String {
-        let mut narinfo = hit.narinfo();
-        self.keys.complete(&mut narinfo.path_info.signatures, || self.fingerprint(&hit.row));
-        narinfo.render(&self.store_dir)
+        self.keys.narinfo(hit, &self.store_dir)
     }
 
     /// Adds a signature by each of our keys to those that the row has.

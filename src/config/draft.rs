@@ -101,6 +101,7 @@ impl SettingsDraft {
         self.order(written)?;
         self.prebuild(written)?;
         self.roles(written)?;
+        self.publication(written)?;
         let Settings { logs, daemon, capabilities, upstream, substitute, http, .. } = &mut self.settings;
         substitute.report_retry = substitute.transient_retry.min(http.hold);
         if logs.logs_bytes_max < logs.log_bytes_max {
@@ -186,6 +187,17 @@ impl SettingsDraft {
             return refuse(
                 "only several servers over one PostgreSQL (index) and one bucket (nar-store) share roles",
             );
+        }
+        Ok(())
+    }
+
+    /// Narinfos are published beside NARs that others can read.
+    fn publication(&self, written: &RawTable) -> Result<(), Problem> {
+        let nar_store::Settings { publishes, bucket, .. } = &self.settings.nar_store;
+        if *publishes && bucket.is_none() {
+            let reason =
+                "narinfos are published in the bucket that the NARs are in, and there is none: set nar-store";
+            return Err(written.refuse("nar-store-publish", "", reason));
         }
         Ok(())
     }

@@ -75,6 +75,7 @@ use crate::import::Importer;
 use crate::index::Index;
 use crate::nix::{DaemonLogs, Detected, Pool};
 use crate::packer::Packer;
+use crate::publish::Publication;
 use crate::requests::Requests;
 use crate::retention::Retention;
 use crate::retry::Retry;
@@ -132,6 +133,8 @@ pub struct AppState {
     pub requests: Requests,
     /// NARs.
     pub packer: Packer,
+    /// Narinfos in the bucket.
+    pub publication: Publication,
     /// Files within NARs.
     pub contents: Contents,
     /// Places of debugging symbols.

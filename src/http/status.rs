@@ -53,6 +53,7 @@ pub(super) fn metrics_text(service: &Service) -> String {
     state.upstreams.write_metrics(&mut text);
     state.catalogue.write_metrics(&mut text);
     state.retention.write_metrics(&mut text);
+    state.publication.write_metrics(&mut text);
     service.traffic.write_metrics(&mut text);
     text
 }

@@ -44,7 +44,7 @@ pub use backend::{Recovered, Unfit};
 #[cfg(feature = "postgres")]
 pub use copy::{CopyError, CopyPlace, CopyProgress};
 pub use error::Error;
-pub use hot::CachedNarInfo;
+pub use hot::{CachedNarInfo, ChangedPaths};
 use hot::{Hot, Moment};
 pub use location::{IndexLocation, PostgresUrl, Settings};
 #[cfg(test)]
@@ -238,6 +238,17 @@ impl Index {
     #[must_use]
     pub fn definitely_absent(&self, hash: StorePathHash) -> bool {
         self.hot.definitely_absent(hash)
+    }
+
+    /// Takes the paths whose narinfos may have changed since this was called last. For one caller.
+    #[must_use]
+    pub fn take_changed(&self) -> ChangedPaths {
+        self.hot.changes().take()
+    }
+
+    /// Resolves once there are more of these. For the same caller.
+    pub async fn changed(&self) {
+        self.hot.changes().noted().await;
     }
 
     /// Log of uses, for whoever serves NARs.

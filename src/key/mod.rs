@@ -8,8 +8,9 @@ use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 
-use narinfo::{KeyName, PublicKey, Realisation, SecretKey, Signature};
+use narinfo::{KeyName, PublicKey, Realisation, SecretKey, Signature, StoreDir};
 
+use crate::model::Hit;
 pub use files::{create, retire, rotate};
 pub use record::SignerRecord;
 
@@ -233,6 +234,15 @@ impl Keys {
         let fingerprint = fingerprint();
         keys.into_iter().for_each(|key| sign(key, signatures, &fingerprint));
         true
+    }
+
+    /// Text of the narinfo of a served path, signed by every key, also by keys that came after it was
+    /// published.
+    #[must_use]
+    pub fn narinfo(&self, hit: &Hit, store_dir: &StoreDir) -> String {
+        let mut narinfo = hit.narinfo();
+        self.complete(&mut narinfo.path_info.signatures, || hit.row.info.fingerprint(store_dir));
+        narinfo.render(store_dir)
     }
 
     /// Signatures of `fingerprint` by every key are among `signatures`, and no others under their names:

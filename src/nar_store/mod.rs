@@ -27,7 +27,7 @@ use narinfo::{Compression, NarHash};
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
 
-pub use blobs::{Blob, BucketUrl, Commit, is_away};
+pub use blobs::{Blob, BucketUrl, CacheFile, CacheFiles, Commit, is_away};
 use blobs::{Blobs, LocalBlobs};
 use copy_cache::CopyCache;
 pub use copy_cache::CopySource;
@@ -68,6 +68,8 @@ pub struct Settings {
     pub bucket: Option<BucketUrl>,
     /// File with the credentials of the bucket; `None` is the environment, or the machine's.
     pub credentials_file: Option<PathBuf>,
+    /// True if narinfos are published in the bucket, beside the NARs.
+    pub publishes: bool,
     /// True if clients are redirected to the bucket, where they come from one of these networks.
     pub redirects: bool,
     /// These networks.
@@ -200,6 +202,12 @@ impl NarStore {
     #[must_use]
     pub fn is_remote(&self) -> bool {
         self.blobs.is_remote()
+    }
+
+    /// Storage of the narinfos that are published beside the NARs; `None` where none are.
+    #[must_use]
+    pub fn cache_files(&self) -> Option<Arc<dyn CacheFiles>> {
+        self.blobs.cache_files().filter(|_| self.settings.publishes)
     }
 
     /// Room of the storage. Blocking.

@@ -2,6 +2,7 @@
 
 use crate::index;
 use crate::nar_store::PackError;
+use crate::publish;
 
 /// Reasons why a NAR cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -15,6 +16,15 @@ pub enum Error {
     /// The NAR could neither be packed nor fetched.
     #[error("the NAR can neither be packed nor fetched: {0}")]
     NotToBeHad(std::io::Error),
+}
+
+impl From<publish::Error> for Error {
+    fn from(error: publish::Error) -> Self {
+        match error {
+            publish::Error::Index(error) => Self::Index(error),
+            publish::Error::Bucket(error) => Self::Store(error),
+        }
+    }
 }
 
 /// Reasons why a NAR was not received.

@@ -3,6 +3,7 @@
 //! store path only when its NAR is on disk and in the index.
 
 mod ahead;
+mod awaited;
 mod bring;
 mod copies;
 mod durable;
@@ -30,12 +31,14 @@ use crate::index::Index;
 use crate::model::{NarRow, PathRow};
 use crate::nar_store::{Blob, CopySource, Form, Nar, NarDigest, NarStore, Packed, Small};
 use crate::nix::Pool;
+use crate::publish::Publication;
 use crate::roots::Roots;
 use crate::single_flight::{Joined, SingleFlight};
 use crate::tail_file::reading;
 use crate::tasks::{Tasks, blocking};
 use crate::upstream::Upstreams;
 use ahead::{EXPECTED_FOR, Prefetch};
+use awaited::Awaited;
 pub use durable::Durable;
 use durable::Syncs;
 pub use error::{Error, ReceiveError};
@@ -102,6 +105,8 @@ pub struct PackerHandles {
     pub index: Index,
     /// Store that NARs are brought into.
     pub nars: NarStore,
+    /// Publication of their narinfos.
+    pub publication: Publication,
     /// GC roots of store paths that are not packed yet.
     pub roots: Roots,
     /// Upstreams that NARs are fetched from.
@@ -119,6 +124,7 @@ pub struct PackerHandles {
 struct Inner {
     index: Index,
     nars: NarStore,
+    publication: Publication,
     roots: Roots,
     upstreams: Upstreams,
     pool: Pool,
@@ -154,11 +160,22 @@ impl Packer {
     /// Puts the parts together; nothing runs yet.
     #[must_use]
     pub fn new(handles: PackerHandles) -> Self {
-        let PackerHandles { index, nars, roots, upstreams, pool, store_dir, nar_bytes_max, tasks } = handles;
+        let PackerHandles {
+            index,
+            nars,
+            publication,
+            roots,
+            upstreams,
+            pool,
+            store_dir,
+            nar_bytes_max,
+            tasks,
+        } = handles;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self(Arc::new(Inner {
             index,
             nars,
+            publication,
             roots,
             upstreams,
             pool,
@@ -466,26 +483,5 @@ impl Packer {
             }
         }
         Ok(())
-    }
-}
-
-/// Guard of the count of NARs that a client waits for.
-struct Awaited(Option<Arc<Inner>>);
-
-impl Awaited {
-    fn new(inner: &Arc<Inner>, priority: Priority) -> Self {
-        let counted = (priority == Priority::Client).then(|| Arc::clone(inner));
-        if let Some(inner) = &counted {
-            inner.awaited.fetch_add(1, Ordering::Relaxed);
-        }
-        Self(counted)
-    }
-}
-
-impl Drop for Awaited {
-    fn drop(&mut self) {
-        if let Some(inner) = &self.0 {
-            inner.awaited.fetch_sub(1, Ordering::Relaxed);
-        }
     }
 }

@@ -19,6 +19,7 @@ use crate::nar_store::blobs::memory::MemoryBlobs;
 use crate::nar_store::blobs::{Blobs, LocalBlobs};
 use crate::nar_store::{Form, Nar, NarDigest, NarStore, NarStream, PackError, Settings};
 use crate::nix::{Environment, Options, Pool};
+use crate::publish::Publication;
 use crate::roots::Roots;
 use crate::tasks::{Supervisor, Tasks};
 use crate::upstream::{self, Upstreams, ViaName};
@@ -70,6 +71,7 @@ impl Fixture {
         let packer = Packer::new(PackerHandles {
             index: index.clone(),
             nars,
+            publication: Publication::default(),
             roots,
             upstreams,
             pool,

@@ -248,6 +248,10 @@ impl Packer {
     /// # Errors
     /// The index or the NAR store fails.
     pub async fn discard(&self, nar: NarHash) -> Result<bool, Error> {
+        if self.0.index.packed(nar).await?.is_some() {
+            return Ok(false);
+        }
+        let _withdrawn = self.0.publication.withdraw_nar(nar).await?;
         let _lock = self.0.file_row_lock.lock().await;
         if self.0.index.packed(nar).await?.is_some() {
             return Ok(false);
@@ -430,6 +434,7 @@ impl Inner {
         seen: Option<&Blob>,
         removal: Removal,
     ) -> Result<(), Error> {
+        let _withdrawn = self.publication.withdraw_nar(nar).await?;
         let _lock = self.file_row_lock.lock().await;
         if self.index.packed(nar).await? != row || !self.is_in_place(nar, seen).await? {
             return Ok(());

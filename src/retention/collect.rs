@@ -49,7 +49,7 @@ impl Retention {
         let (mut nars, mut bytes) = (0, 0);
         while let Some(gone) = eviction.next().await? {
             if !dry_run {
-                self.remove_files(&gone).await?;
+                self.remove_files(&eviction.take_evicted(), &gone).await?;
             }
             for Gone { path, nar, bytes: of_file } in gone {
                 (nars, bytes) = (nars + 1, bytes + of_file);

@@ -3,7 +3,7 @@
 
 use std::time::SystemTime;
 
-use narinfo::{NarHash, StorePath};
+use narinfo::{NarHash, StorePath, StorePathHash};
 
 use super::policy::Bounds;
 use crate::index::{Error, Index};
@@ -28,6 +28,8 @@ pub struct Eviction {
     /// True for a preview, which evicts nothing.
     dry_run: bool,
     stage: Stage,
+    /// Paths that were evicted and not taken yet.
+    evicted: Vec<StorePathHash>,
     /// Bytes of what would have gone.
     would_be_freed: u64,
 }
@@ -49,7 +51,8 @@ impl Eviction {
     #[must_use]
     pub fn new(index: Index, bounds: Bounds, dry_run: bool) -> Self {
         let begun = SystemTime::now();
-        Self { index, bounds, begun, dry_run, stage: Stage::Unused(None), would_be_freed: 0 }
+        let (stage, evicted) = (Stage::Unused(None), Vec::new());
+        Self { index, bounds, begun, dry_run, stage, evicted, would_be_freed: 0 }
     }
 
     /// The NARs that were evicted next, the least used first; or would be, in a dry run. `None` at the end.
@@ -68,6 +71,12 @@ impl Eviction {
                 return Ok(Some(gone));
             }
         }
+    }
+
+    /// Takes the paths that were evicted since this was called last, also those that share a NAR with one
+    /// that stays: what refers to others stands before them.
+    pub fn take_evicted(&mut self) -> Vec<StorePathHash> {
+        std::mem::take(&mut self.evicted)
     }
 
     /// Bytes of the files that stay, as far as it is now.
@@ -108,6 +117,9 @@ impl Eviction {
             Some(last) => Stage::Paths { room, after: Some(last.cursor) },
             None => Stage::Over,
         };
+        if !self.dry_run {
+            self.evicted.extend(evicted.iter().map(|candidate| candidate.path.hash()));
+        }
         let gone = evicted.into_iter().filter_map(|candidate| {
             Some(Gone { bytes: candidate.file_bytes?, path: Some(candidate.path), nar: candidate.nar })
         });

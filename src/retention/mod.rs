@@ -18,11 +18,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use narinfo::StorePathHash;
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::backoff::Backoff;
 use crate::index::{self, Index};
 use crate::packer::{self, Packer};
+use crate::publish::Publication;
 use crate::tasks::{Tasks, blocking};
 pub use check::Check;
 pub use eviction::{Eviction, Gone};
@@ -82,6 +84,7 @@ pub struct Retention(Arc<Inner>);
 struct Inner {
     index: Index,
     packer: Packer,
+    publication: Publication,
     settings: Settings,
     metrics: Metrics,
     reserve: Reserve,
@@ -95,10 +98,27 @@ struct Inner {
 impl Retention {
     /// Puts the parts together; nothing runs yet.
     #[must_use]
-    pub fn new(index: Index, packer: Packer, reserve: Reserve, settings: Settings, tasks: Tasks) -> Self {
+    pub fn new(
+        index: Index,
+        packer: Packer,
+        publication: Publication,
+        reserve: Reserve,
+        settings: Settings,
+        tasks: Tasks,
+    ) -> Self {
         let metrics = Metrics::new(settings.max_bytes);
         let (full, held_back) = Default::default();
-        Self(Arc::new(Inner { index, packer, settings, metrics, reserve, tasks, full, held_back }))
+        Self(Arc::new(Inner {
+            index,
+            packer,
+            publication,
+            settings,
+            metrics,
+            reserve,
+            tasks,
+            full,
+            held_back,
+        }))
     }
 
     /// Time for which pushed derivations are retained after their last use.
@@ -258,7 +278,7 @@ impl Retention {
                 Err(index::Error::Superseded) => return Ok(0),
                 Err(error) => return Err(error.into()),
             };
-            self.remove_files(&gone).await?;
+            self.remove_files(&eviction.take_evicted(), &gone).await?;
             (nars, bytes) = (nars + gone.len(), bytes + gone.iter().map(|gone| gone.bytes).sum::<u64>());
         }
         let kept_bytes = eviction.kept_bytes().await?;
@@ -269,8 +289,9 @@ impl Retention {
         Ok(kept_bytes)
     }
 
-    /// Removes the files of evicted NARs.
-    async fn remove_files(&self, gone: &[Gone]) -> Result<(), Error> {
+    /// Removes the narinfos of evicted paths, where they are published, and then the files of their NARs.
+    async fn remove_files(&self, evicted: &[StorePathHash], gone: &[Gone]) -> Result<(), Error> {
+        self.0.publication.withdraw(evicted).await.map_err(packer::Error::from)?;
         for gone in gone {
             self.0.packer.discard(gone.nar).await?;
         }

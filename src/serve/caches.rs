@@ -11,6 +11,7 @@ use crate::compare::Comparer;
 use crate::import::Importer;
 use crate::key;
 use crate::packer::{Packer, PackerHandles};
+use crate::publish::Publication;
 use crate::retention::Retention;
 use crate::tasks::Tasks;
 use crate::upstream::{self, Upstreams};
@@ -19,6 +20,7 @@ use crate::upstream::{self, Upstreams};
 pub(super) struct Caches {
     pub(super) upstreams: Upstreams,
     pub(super) packer: Packer,
+    pub(super) publication: Publication,
     pub(super) retention: Retention,
     pub(super) adopter: Adopter,
     pub(super) importer: Importer,
@@ -41,9 +43,17 @@ impl Caches {
         let upstreams = Upstreams::new(settings.upstream.clone(), store_dir, name)?;
         let names = upstreams.names().map(|(name, redirect)| (name.to_owned(), redirect)).collect();
         index.sync_upstreams(names).await?;
+        let publication = Publication::new(
+            index.clone(),
+            storage.nars.clone(),
+            storage.keys.clone(),
+            store_dir.clone(),
+            settings.http.priority,
+        );
         let packer = Packer::new(PackerHandles {
             index: index.clone(),
             nars: storage.nars.clone(),
+            publication: publication.clone(),
             roots: roots.clone(),
             upstreams: upstreams.clone(),
             pool: daemons.pool.clone(),
@@ -51,9 +61,14 @@ impl Caches {
             nar_bytes_max: settings.nar_bytes_max,
             tasks: tasks.clone(),
         });
-        let reserve = storage.reserve.clone();
-        let retention =
-            Retention::new(index.clone(), packer.clone(), reserve, settings.retention, tasks.clone());
+        let retention = Retention::new(
+            index.clone(),
+            packer.clone(),
+            publication.clone(),
+            storage.reserve.clone(),
+            settings.retention,
+            tasks.clone(),
+        );
         let adopter = Adopter {
             pool: daemons.pool.clone(),
             index: index.clone(),
@@ -70,14 +85,15 @@ impl Caches {
         let comparer = Comparer { index: index.clone(), upstreams: upstreams.clone() };
         let resigner = Resigner { adopter: adopter.clone(), state_dir: state_dir.clone() };
         let resigner = storage.resign.then_some(resigner);
-        Ok(Self { upstreams, packer, retention, adopter, importer, comparer, resigner })
+        Ok(Self { upstreams, packer, publication, retention, adopter, importer, comparer, resigner })
     }
 
-    /// Tasks that pack, evict, verify, compare and sign.
+    /// Tasks that pack, publish, evict, verify, compare and sign.
     pub(super) fn start(self, tasks: &Tasks) {
-        let Self { packer, retention, adopter, importer, comparer, resigner, .. } = self;
+        let Self { packer, publication, retention, adopter, importer, comparer, resigner, .. } = self;
         tasks.vital("packer", packer.run());
         tasks.restarted("importer", move || importer.clone().run());
+        tasks.restarted("publication", move || publication.clone().run());
         tasks.vital("retention", retention.clone().run());
         tasks.restarted("scrubber", move || retention.clone().scrub());
         tasks.restarted("signatures", move || {

@@ -25,6 +25,8 @@ pub enum BucketFault {
     CutDownloads(usize),
     /// Requests of a connection are cut after so many bytes.
     CutUploads(usize),
+    /// Connections are cut once a request for such a thing comes: its first line has this in it.
+    Refuse(&'static str),
 }
 
 /// The proxy; its threads end with the connections they serve.
@@ -37,6 +39,8 @@ struct Shared {
     fault: Mutex<BucketFault>,
     requests: AtomicUsize,
     cuts: AtomicUsize,
+    /// First lines of all requests.
+    lines: Mutex<Vec<String>>,
 }
 
 impl FaultyProxy {
@@ -49,6 +53,7 @@ impl FaultyProxy {
             fault: Mutex::new(BucketFault::None),
             requests: AtomicUsize::new(0),
             cuts: AtomicUsize::new(0),
+            lines: Mutex::default(),
         });
         let (server, of_threads) = (server.to_owned(), Arc::clone(&shared));
         std::thread::spawn(move || {
@@ -73,6 +78,12 @@ impl FaultyProxy {
     /// Connections that came so far.
     pub fn connections(&self) -> usize {
         self.shared.requests.load(Ordering::SeqCst)
+    }
+
+    /// First lines of the requests so far that begin with this word, such as `DELETE`.
+    pub fn requests(&self, method: &str) -> Vec<String> {
+        let lines = self.shared.lines.lock().expect("nothing panics with this locked");
+        lines.iter().filter(|line| line.starts_with(method)).cloned().collect()
     }
 
     /// Requests and answers that were cut so far.
@@ -123,11 +134,28 @@ fn refuse(client: &mut TcpStream) {
     let _ = client.shutdown(Shutdown::Both);
 }
 
+/// First lines of the requests that begin in a piece.
+fn request_lines(piece: &[u8]) -> Vec<String> {
+    let text = String::from_utf8_lossy(piece);
+    let begins = |line: &&str| {
+        ["GET /", "HEAD /", "PUT /", "POST /", "DELETE /"].iter().any(|with| line.starts_with(with))
+    };
+    text.split("\r\n").filter(begins).map(str::to_owned).collect()
+}
+
 /// Passes one direction on, until it ends or is to fail.
 fn pass(mut from: TcpStream, mut to: TcpStream, shared: &Shared, is_upload: bool) {
     let (mut piece, mut passed) = (vec![0; PIECE_BYTES], 0);
     while let Ok(mut bytes @ 1..) = from.read(&mut piece) {
         let fault = shared.fault();
+        let lines = if is_upload { request_lines(&piece[..bytes]) } else { Vec::new() };
+        if let BucketFault::Refuse(word) = fault
+            && lines.iter().any(|line| line.contains(word))
+        {
+            shared.cuts.fetch_add(1, Ordering::SeqCst);
+            break;
+        }
+        shared.lines.lock().expect("nothing panics with this locked").extend(lines);
         let is_cut = match fault {
             BucketFault::Unavailable | BucketFault::Hanging => break,
             BucketFault::Slow(pause) => {

@@ -40,7 +40,8 @@ impl Engine {
         let folder = Folder::new();
         let identity = format!(
             r#"{{"identities":[{{"name":"test","credentials":[{{"accessKey":"{KEY}","secretKey":"{SECRET}"}}],
-                "actions":["Admin","Read","Write","List","Tagging"]}}]}}"#
+                "actions":["Admin","Read","Write","List","Tagging"]}},
+                {{"name":"anonymous","actions":["Read"]}}]}}"#
         );
         let (path, config) = (folder.path().to_owned(), folder.path().join("s3.json"));
         write(&config, &identity);
@@ -128,6 +129,11 @@ impl Bucket {
     /// The same through a proxy at `address`.
     pub fn url_through(&self, address: &str) -> String {
         format!("s3://{}/cache?region=us-east-1&endpoint=http://{address}&allow-http=true", self.name)
+    }
+
+    /// The address of the prefix for those who have no credentials: they may read objects, and list none.
+    pub fn public_url(&self) -> String {
+        format!("http://{}/{}/cache", self.address(), self.name)
     }
 
     /// A file of credentials, as a setting names it.

@@ -86,6 +86,17 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
         },
     },
     Setting {
+        name: "nar-store-publish",
+        doc: "What is published in that bucket beside the NARs. With `\"narinfo\"` it is a complete binary cache that \
+              clients read without this server: it has the narinfo of each path whose closure is stored there.",
+        default: DefaultValue::Is("none"),
+        value: &OneOf {
+            placeholder: "WHAT",
+            choices: &[("none", false), ("narinfo", true)],
+            set: |to: &mut SettingsDraft, publishes| to.settings.nar_store.publishes = publishes,
+        },
+    },
+    Setting {
         name: "nar-cache-bytes",
         doc: "Disk space for copies of NARs that are stored in a bucket. They outlive the server. The least recently \
               used ones make room for what is asked for a second time. 0 is none.",

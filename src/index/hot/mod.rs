@@ -2,6 +2,7 @@
 //! of all hashes, and the access log. Kept true by the backend's changes. While those come late it answers
 //! "maybe", never "no", and serves the hits that it has; where some were missed, it forgets everything.
 
+mod changed;
 mod nar_rows;
 mod narinfos;
 
@@ -14,6 +15,8 @@ use tokio::sync::Notify;
 use super::AccessLog;
 use super::backend::{Changes, Follower};
 use crate::bloom::BloomFilter;
+pub(super) use changed::ChangeLog;
+pub use changed::ChangedPaths;
 pub(super) use nar_rows::NarOfPath;
 use nar_rows::NarRows;
 pub use narinfos::CachedNarInfo;
@@ -26,6 +29,7 @@ pub(super) struct Hot {
     nar_rows: NarRows,
     hashes: BloomFilter,
     access_log: AccessLog,
+    changes: ChangeLog,
     /// Number of the latest change that was applied; `None` before the first.
     position: Mutex<Option<u64>>,
     /// True while changes come late. Set before, and cleared after, all else of an interruption.
@@ -44,6 +48,7 @@ impl Hot {
             nar_rows: NarRows::default(),
             hashes: BloomFilter::default(),
             access_log: AccessLog::default(),
+            changes: ChangeLog::default(),
             position: Mutex::default(),
             interrupted: AtomicBool::new(false),
             filter_wanted: AtomicBool::new(false),
@@ -82,6 +87,10 @@ impl Hot {
 
     pub(super) fn access_log(&self) -> &AccessLog {
         &self.access_log
+    }
+
+    pub(super) fn changes(&self) -> &ChangeLog {
+        &self.changes
     }
 
     /// Begins to fill the Bloom filter anew, for `count` hashes and some more: the backend's hashes are to be
@@ -127,6 +136,7 @@ impl Follower for Hot {
             self.forget();
             return;
         }
+        self.changes.note(changes);
         self.hashes.add(changes.added.iter().copied());
         if changes.everything {
             self.narinfos.forget_all();
@@ -160,6 +170,7 @@ impl Follower for Hot {
 impl Hot {
     /// Forgets everything: changes were missed. To be called with the position locked.
     fn forget(&self) {
+        self.changes.note_any();
         self.hashes.forget();
         self.narinfos.forget_all();
         self.refill.notify_one();

@@ -6,6 +6,7 @@
 #[cfg(feature = "object-store")]
 mod bucket;
 mod bucket_url;
+mod cache_files;
 mod local;
 mod object;
 
@@ -29,6 +30,7 @@ use crate::room::Room;
 #[cfg(feature = "object-store")]
 pub use bucket::Bucket;
 pub use bucket_url::BucketUrl;
+pub use cache_files::{CacheFile, CacheFiles};
 pub use local::LocalBlobs;
 pub(super) use local::{open_file, spool_in};
 pub(in crate::nar_store) use object::BlobObject;
@@ -81,6 +83,11 @@ pub trait Blobs: Debug + Send + Sync {
     fn address(&self, key: NarHash, lifetime: Duration) -> io::Result<Option<String>> {
         let _ = (key, lifetime);
         Ok(None)
+    }
+
+    /// Storage of narinfos beside the blobs; `None` where nobody but this server reads it.
+    fn cache_files(&self) -> Option<Arc<dyn CacheFiles>> {
+        None
     }
 
     /// Sizes of all blobs, where asking for each by itself would take long.

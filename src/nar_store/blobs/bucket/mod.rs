@@ -2,6 +2,7 @@
 //! standard binary cache. An upload is a local file until it is complete and verified; its object appears
 //! whole, by a conditional put, and never changes. Must never block an async thread.
 
+mod cache_files;
 mod client;
 mod credentials;
 mod moving;
@@ -25,7 +26,7 @@ use tokio::runtime::Handle;
 
 use super::local::UPLOADS;
 use super::object::{BlobObject, ObjectRead, ReadObject};
-use super::{Blob, Blobs, BucketUrl, LIST_PAGE_MAX, LocalBlobs, Upload, away};
+use super::{Blob, Blobs, BucketUrl, CacheFiles, LIST_PAGE_MAX, LocalBlobs, Upload, away};
 use crate::causes::with_causes;
 use crate::room::Room;
 use upload::{Journal, ObjectUpload};
@@ -197,6 +198,10 @@ impl Blobs for Bucket {
     fn address(&self, key: NarHash, lifetime: Duration) -> io::Result<Option<String>> {
         let place = self.place_of(key);
         self.wait(self.0.store.signed_url(Method::GET, &place, lifetime)).map(|url| Some(url.into()))
+    }
+
+    fn cache_files(&self) -> Option<Arc<dyn CacheFiles>> {
+        Some(Arc::new(self.clone()))
     }
 
     fn sizes(&self) -> io::Result<Option<HashMap<NarHash, u64>>> {

@@ -1,0 +1,138 @@
+//! The order of publication: a narinfo after those of all its references. Knows neither index nor bucket.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+
+use narinfo::{PathInfo, StorePath, StorePathHash};
+
+/// Narinfos that the bucket has, and the paths that are to be looked at.
+#[derive(Debug, Default)]
+pub(super) struct Order {
+    published: HashSet<StorePathHash>,
+    /// True where these are all that the bucket has.
+    is_complete: bool,
+    queue: VecDeque<StorePathHash>,
+    queued: HashSet<StorePathHash>,
+    /// Paths that wait, by a reference that is not published.
+    waiting: HashMap<StorePathHash, BTreeSet<StorePathHash>>,
+    /// Paths whose NARs are not in the bucket yet, though the index has them.
+    postponed: Vec<StorePathHash>,
+}
+
+impl Order {
+    /// The order in a bucket that has these narinfos.
+    pub(super) fn of(published: HashSet<StorePathHash>) -> Self {
+        Self { published, is_complete: true, ..Self::default() }
+    }
+
+    pub(super) fn has(&self, hash: StorePathHash) -> bool {
+        self.published.contains(&hash)
+    }
+
+    /// True where the bucket has the narinfo, as far as is known.
+    pub(super) fn may_have(&self, hash: StorePathHash) -> bool {
+        !self.is_complete || self.has(hash)
+    }
+
+    /// Leaves a narinfo to those who have put it there.
+    pub(super) fn forget(&mut self, hash: StorePathHash) {
+        self.published.remove(&hash);
+    }
+
+    /// Has a path looked at, once.
+    pub(super) fn push(&mut self, hash: StorePathHash) {
+        if self.queued.insert(hash) {
+            self.queue.push_back(hash);
+        }
+    }
+
+    /// Takes the next paths to look at.
+    pub(super) fn take(&mut self, max: usize) -> Vec<StorePathHash> {
+        let taken: Vec<_> = self.queue.drain(..max.min(self.queue.len())).collect();
+        self.queued.retain(|hash| !taken.contains(hash));
+        taken
+    }
+
+    /// A reference of a path that is not published.
+    pub(super) fn lacking(&self, path: &PathInfo) -> Option<StorePathHash> {
+        let others = path.references.iter().filter(|reference| **reference != path.path);
+        others.map(StorePath::hash).find(|hash| !self.has(*hash))
+    }
+
+    /// Has a path wait for one that it refers to.
+    pub(super) fn wait(&mut self, hash: StorePathHash, reference: StorePathHash) {
+        self.waiting.entry(reference).or_default().insert(hash);
+    }
+
+    /// Sets a path aside until [`Order::resume`].
+    pub(super) fn postpone(&mut self, hash: StorePathHash) {
+        self.postponed.push(hash);
+    }
+
+    /// Has those that were set aside looked at again.
+    pub(super) fn resume(&mut self) {
+        let postponed = std::mem::take(&mut self.postponed);
+        postponed.into_iter().for_each(|hash| self.push(hash));
+    }
+
+    /// Notes that a narinfo is in the bucket, and has those that waited for it looked at.
+    pub(super) fn note_published(&mut self, hash: StorePathHash) {
+        self.published.insert(hash);
+        self.waiting.remove(&hash).into_iter().flatten().for_each(|waiting| self.push(waiting));
+    }
+
+    /// Notes that a narinfo is not in the bucket any more, and has its path looked at: it may be published
+    /// again.
+    pub(super) fn note_withdrawn(&mut self, hash: StorePathHash) {
+        self.published.remove(&hash);
+        self.push(hash);
+    }
+
+    /// Number of paths that are not published, or not as they are now.
+    pub(super) fn waiting(&self) -> usize {
+        self.queue.len() + self.postponed.len() + self.waiting.values().map(BTreeSet::len).sum::<usize>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{hash, info};
+    use super::*;
+
+    #[test]
+    fn a_path_waits_for_each_of_its_references_in_turn_and_never_for_itself() {
+        let mut order = Order::of([hash(1)].into());
+        let path = info(4, &[1, 2, 3, 4]);
+        for reference in [2, 3] {
+            assert_eq!(order.lacking(&path), Some(hash(reference)));
+            order.wait(hash(4), hash(reference));
+            assert_eq!((order.take(9), order.waiting()), (Vec::new(), 1));
+            order.note_published(hash(reference));
+            assert_eq!(order.take(9), [hash(4)]);
+        }
+        assert_eq!((order.lacking(&path), order.waiting()), (None, 0));
+        order.note_withdrawn(hash(1));
+        assert_eq!((order.lacking(&path), order.take(9)), (Some(hash(1)), vec![hash(1)]));
+    }
+
+    #[test]
+    fn a_path_is_queued_once_and_again_after_it_was_taken() {
+        let mut order = Order::default();
+        [1, 2, 1].into_iter().for_each(|digit| order.push(hash(digit)));
+        assert_eq!((order.waiting(), order.take(1)), (2, vec![hash(1)]));
+        order.push(hash(1));
+        order.postpone(hash(3));
+        assert_eq!(order.take(9), [hash(2), hash(1)]);
+        assert_eq!(order.waiting(), 1);
+        order.resume();
+        assert_eq!((order.take(9), order.waiting()), (vec![hash(3)], 0));
+    }
+
+    #[test]
+    fn a_bucket_that_was_not_listed_may_have_every_narinfo() {
+        assert!(Order::default().may_have(hash(1)));
+        let mut order = Order::of([hash(1), hash(2)].into());
+        assert!(order.may_have(hash(1)) && !order.may_have(hash(3)));
+        order.forget(hash(2));
+        assert!(!order.may_have(hash(2)));
+    }
+}
