@@ -97,7 +97,7 @@ const ALL: &str = "\
     upstream-lookup-timeout = '3s'\nnegative-ttl = '1m'\nnetrc-file = '/n'\nmax-upstream-nar-bytes = '8M'\n\
     state-dir = '/s'\nindex = 'postgres://h/d'\nindex-password-file = '/p'\nroles = ['serve']\n\
     nar-store = 's3://nars/a?region=r'\nnar-store-credentials = '/k'\nnar-cache-bytes = 9\n\
-    serve-nars = 'redirect'\nredirect-networks = ['10.0.0.0/8']\n\
+    nar-store-publish = 'narinfo'\nserve-nars = 'redirect'\nredirect-networks = ['10.0.0.0/8']\n\
     zstd-level = 3\nzstd-threads = 3\nmax-nar-store-bytes = '9G'\nmin-free-bytes = 9\n\
     eviction-grace = '3m'\nscrub-interval = '1d'\nkey-name = 'k-1'\nsigning-key = ['/k']\n\
     evaluator-isolation = 'none'\nread = 'token'\nbuild = 'token'\nmax-requests-per-second = 9\n\

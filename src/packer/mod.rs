@@ -398,23 +398,29 @@ impl Packer {
         };
         let mut all = true;
         for row in rows {
-            let hash = row.info.nar_hash;
-            self.give_way().await;
-            all &= match self.start(row, Priority::Background).await {
-                Ok(Nar::Stored(stored)) => self.0.record_found(hash, stored).await,
-                Ok(Nar::Growing(mut growing)) => {
-                    growing.finished().await.is_ok() || self.was_forgotten(hash).await
-                }
-                Err(error) => {
-                    tracing::warn!(
-                        error = &error as &dyn std::error::Error,
-                        "cannot begin to pack a path; the next request for it tries again"
-                    );
-                    false
-                }
-            };
+            all &= self.store(row).await;
         }
         all
+    }
+
+    /// Packs or fetches the NAR of a path, unless it is stored, behind what clients wait for. False if that
+    /// must be tried again.
+    pub async fn store(&self, row: PathRow) -> bool {
+        let hash = row.info.nar_hash;
+        self.give_way().await;
+        match self.start(row, Priority::Background).await {
+            Ok(Nar::Stored(stored)) => self.0.record_found(hash, stored).await,
+            Ok(Nar::Growing(mut growing)) => {
+                growing.finished().await.is_ok() || self.was_forgotten(hash).await
+            }
+            Err(error) => {
+                tracing::warn!(
+                    error = &error as &dyn std::error::Error,
+                    "cannot begin to pack a path; the next request for it tries again"
+                );
+                false
+            }
+        }
     }
 
     /// Waits until no NAR is made for a client, [`GIVE_WAY_MAX`] at most.

@@ -25,6 +25,7 @@ use tokio::time::{Instant, sleep};
 use crate::backoff::Backoff;
 use crate::index::{self, ChangedPaths, Index};
 use crate::key::Keys;
+use crate::model::PathRow;
 use crate::nar_store::{CacheFiles, NarStore};
 use metrics::Metrics;
 use order::Order;
@@ -42,6 +43,8 @@ const RECONCILE_EVERY: Duration = Duration::from_secs(24 * 3600);
 /// Shortest and longest pause after a failure.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Pause after a NAR of an upstream could not be stored.
+const PAUSE_AFTER_FETCH: Duration = Duration::from_secs(10);
 /// Referrers of a path, at most.
 const REFERRERS_MAX: u32 = i32::MAX as u32;
 
@@ -101,10 +104,11 @@ impl Publication {
         Self(Some(Arc::new(Inner { index, nars, files, keys, info, metrics, order })))
     }
 
-    /// Publishes for as long as the server runs and leads.
-    pub async fn run(self) {
+    /// Publishes for as long as the server runs and leads. What published paths refer to and only an upstream
+    /// has is brought into the bucket by `store`, which gives false where that is to be tried again.
+    pub async fn run<Stored: Future<Output = bool>>(self, store: impl Fn(PathRow) -> Stored) {
         match self.0 {
-            Some(inner) => inner.run().await,
+            Some(inner) => drop(tokio::join!(Arc::clone(&inner).run(), inner.store_wanted(store))),
             None => std::future::pending().await,
         }
     }
@@ -165,6 +169,35 @@ impl Inner {
                 Err(error) => self.failed(&error, &mut backoff).await,
             }
         }
+    }
+
+    /// Has what paths wait for stored, one NAR at a time.
+    async fn store_wanted<Stored: Future<Output = bool>>(&self, store: impl Fn(PathRow) -> Stored) {
+        loop {
+            let wanted = self.order.lock().await.take_wanted();
+            let Some(hash) = wanted else {
+                sleep(LOOK_EVERY).await;
+                continue;
+            };
+            let is_done = match self.only_upstream(hash).await {
+                Ok(Some(row)) => store(row).await,
+                Ok(None) => true,
+                Err(_) => false,
+            };
+            if !is_done {
+                self.order.lock().await.want_again(hash);
+                sleep(PAUSE_AFTER_FETCH).await;
+            }
+        }
+    }
+
+    /// A served path, where only upstreams have its NAR.
+    async fn only_upstream(&self, hash: StorePathHash) -> Result<Option<PathRow>, index::Error> {
+        let Some(hit) = self.index.find(hash).await?.filter(|hit| hit.packed.is_none()) else {
+            return Ok(None);
+        };
+        let upstreams = self.index.upstreams_with(hit.row.info.nar_hash).await?;
+        Ok((!upstreams.is_empty()).then_some(hit.row))
     }
 
     /// Publishes what changes, until the bucket is to be compared with the index again.

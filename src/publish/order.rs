@@ -14,6 +14,8 @@ pub(super) struct Order {
     queued: HashSet<StorePathHash>,
     /// Paths that wait, by a reference that is not published.
     waiting: HashMap<StorePathHash, BTreeSet<StorePathHash>>,
+    /// References that a path has begun to wait for, and whose NARs may have to be fetched.
+    wanted: VecDeque<StorePathHash>,
     /// Paths whose NARs are not in the bucket yet, though the index has them.
     postponed: Vec<StorePathHash>,
 }
@@ -60,7 +62,23 @@ impl Order {
 
     /// Has a path wait for one that it refers to.
     pub(super) fn wait(&mut self, hash: StorePathHash, reference: StorePathHash) {
-        self.waiting.entry(reference).or_default().insert(hash);
+        let waiting = self.waiting.entry(reference).or_insert_with(|| {
+            self.wanted.push_back(reference);
+            BTreeSet::new()
+        });
+        waiting.insert(hash);
+    }
+
+    /// Takes the next reference that paths wait for.
+    pub(super) fn take_wanted(&mut self) -> Option<StorePathHash> {
+        self.wanted.pop_front()
+    }
+
+    /// Has a reference taken again, where a path still waits for it.
+    pub(super) fn want_again(&mut self, reference: StorePathHash) {
+        if self.waiting.contains_key(&reference) {
+            self.wanted.push_back(reference);
+        }
     }
 
     /// Sets a path aside until [`Order::resume`].
@@ -105,9 +123,14 @@ mod tests {
         for reference in [2, 3] {
             assert_eq!(order.lacking(&path), Some(hash(reference)));
             order.wait(hash(4), hash(reference));
-            assert_eq!((order.take(9), order.waiting()), (Vec::new(), 1));
+            order.wait(hash(5), hash(reference));
+            assert_eq!((order.take(9), order.waiting()), (Vec::new(), 2));
+            assert_eq!([order.take_wanted(), order.take_wanted()], [Some(hash(reference)), None]);
+            order.want_again(hash(reference));
+            assert_eq!(order.take_wanted(), Some(hash(reference)));
             order.note_published(hash(reference));
-            assert_eq!(order.take(9), [hash(4)]);
+            order.want_again(hash(reference));
+            assert_eq!((order.take(9), order.take_wanted()), (vec![hash(4), hash(5)], None));
         }
         assert_eq!((order.lacking(&path), order.waiting()), (None, 0));
         order.note_withdrawn(hash(1));

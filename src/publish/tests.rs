@@ -3,14 +3,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use narinfo::{CacheInfo, NarHash, NarInfo, PathInfo, StoreDir, StorePath, StorePathHash};
+use narinfo::{CacheInfo, Compression, NarHash, NarInfo, PathInfo, StoreDir, StorePath, StorePathHash};
+use tokio::sync::Notify;
 
 use super::{Inner, Publication, file_name};
 use crate::index::{ChangedPaths, Index};
 use crate::key::{Keys, WantedName};
-use crate::model::{NarRow, PathRow};
+use crate::model::{NarRow, PathRow, UpstreamNar};
 use crate::nar_store::blobs::memory::MemoryBlobs;
 use crate::nar_store::{CacheFile, CacheFiles, NarStore, Settings};
 
@@ -257,6 +259,47 @@ async fn a_path_is_not_published_before_all_that_it_refers_to_is_stored() {
     fixture.order().resume();
     fixture.settle().await;
     assert_eq!(fixture.bucket.narinfos(), [1, 2, 3, 4, 5]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_only_an_upstream_has_is_stored_for_the_sake_of_what_refers_to_it() {
+    let fixture = Fixture::new();
+    fixture.begin().await;
+    let upstream = UpstreamNar {
+        nar_hash: nar(1),
+        upstream: "https://cache.example.org".to_owned(),
+        url: "nar/x.nar.xz".to_owned(),
+        compression: Compression::Xz,
+        file_hash: None,
+        file_size: None,
+        redirect: true,
+    };
+    let row = PathRow { info: info(1, &[]), built: false };
+    assert!(fixture.index.publish_from_upstream(vec![(row, upstream)]).await.expect("published"));
+    // Nobody needs it in the bucket.
+    fixture.settle().await;
+    assert_eq!(fixture.order().take_wanted(), None);
+    for digit in [2, 3] {
+        fixture.serve(digit, &[1]).await;
+        fixture.pack(digit).await;
+    }
+    fixture.settle().await;
+    let (tried, stored) = (AtomicUsize::new(0), Notify::new());
+    let store = async |row: PathRow| {
+        assert_eq!(row.info.path, path(1));
+        let is_second = tried.fetch_add(1, Ordering::Relaxed) == 1;
+        if is_second {
+            fixture.pack(1).await;
+            stored.notify_one();
+        }
+        is_second
+    };
+    tokio::select! {
+        () = fixture.inner.store_wanted(store) => {}
+        () = stored.notified() => {}
+    }
+    fixture.settle().await;
+    assert_eq!((fixture.bucket.narinfos(), tried.into_inner()), (vec![1, 2, 3], 2));
 }
 
 #[tokio::test]

@@ -91,9 +91,16 @@ impl Caches {
     /// Tasks that pack, publish, evict, verify, compare and sign.
     pub(super) fn start(self, tasks: &Tasks) {
         let Self { packer, publication, retention, adopter, importer, comparer, resigner, .. } = self;
+        let storing = packer.clone();
+        tasks.restarted("publication", move || {
+            let packer = storing.clone();
+            publication.clone().run(move |row| {
+                let packer = packer.clone();
+                async move { packer.store(row).await }
+            })
+        });
         tasks.vital("packer", packer.run());
         tasks.restarted("importer", move || importer.clone().run());
-        tasks.restarted("publication", move || publication.clone().run());
         tasks.vital("retention", retention.clone().run());
         tasks.restarted("scrubber", move || retention.clone().scrub());
         tasks.restarted("signatures", move || {

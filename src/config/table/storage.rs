@@ -87,11 +87,11 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
     },
     Setting {
         name: "nar-store-publish",
-        doc: "What is published in that bucket beside the NARs. With `\"narinfo\"` it is a complete binary cache that \
+        doc: "Files that are published in that bucket beside the NARs. With `\"narinfo\"` it is a complete binary cache that \
               clients read without this server: it has the narinfo of each path whose closure is stored there.",
         default: DefaultValue::Is("none"),
         value: &OneOf {
-            placeholder: "WHAT",
+            placeholder: "FILES",
             choices: &[("none", false), ("narinfo", true)],
             set: |to: &mut SettingsDraft, publishes| to.settings.nar_store.publishes = publishes,
         },
