@@ -108,7 +108,9 @@ impl Publication {
     /// has is brought into the bucket by `store`, which gives false where that is to be tried again.
     pub async fn run<Stored: Future<Output = bool>>(self, store: impl Fn(PathRow) -> Stored) {
         match self.0 {
-            Some(inner) => drop(tokio::join!(Arc::clone(&inner).run(), inner.store_wanted(store))),
+            Some(inner) => {
+                tokio::join!(Arc::clone(&inner).run(), inner.store_wanted(store));
+            }
             None => std::future::pending().await,
         }
     }
@@ -232,63 +234,93 @@ impl Inner {
         let mut order = self.order.lock().await;
         let batch = order.take(BATCH);
         let done = self.publish_batch(&mut order, &batch).await;
-        if done.is_err() {
-            batch.iter().for_each(|hash| order.push(*hash));
-        }
         self.metrics.waiting(order.waiting());
         done.map(|()| !batch.is_empty())
     }
 
+    /// Does what is due for these paths. What fails is looked at again.
     async fn publish_batch(
         self: &Arc<Self>,
         order: &mut Order,
         batch: &[StorePathHash],
     ) -> Result<(), Error> {
-        let (mut due, mut withdraws) = (Vec::new(), false);
-        for &hash in batch {
-            match self.due(order, hash).await? {
-                Due::Put(nar, text) => due.push((hash, nar, text)),
-                Due::Withdraw => {
+        let (mut puts, mut withdraws, mut failure) = (Vec::new(), false, None);
+        for (place, &hash) in batch.iter().enumerate() {
+            let done = match self.due(order, hash).await {
+                Ok(Due::Withdraw) => {
                     withdraws = true;
-                    self.withdraw_with_referrers(order, hash).await?;
+                    self.withdraw_with_referrers(order, hash).await
                 }
-                Due::Wait(reference) => order.wait(hash, reference),
-                Due::None => {}
+                Ok(due) => {
+                    match due {
+                        Due::Put(nar, text) => puts.push((hash, nar, text)),
+                        Due::Wait(reference) => order.wait(hash, reference),
+                        Due::Withdraw | Due::None => {}
+                    }
+                    Ok(())
+                }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = done {
+                // The others first: this one may fail for ever.
+                batch[place + 1..].iter().chain([&hash]).for_each(|hash| order.push(*hash));
+                failure = Some(error);
+                break;
             }
         }
-        if withdraws {
-            // One of them may refer to what was withdrawn.
-            due.iter().for_each(|(hash, ..)| order.push(*hash));
-            return Ok(());
+        // One of them may refer to what was withdrawn.
+        if withdraws || matches!(failure, Some(Error::Bucket(_))) {
+            puts.iter().for_each(|(hash, ..)| order.push(*hash));
+            return failure.map_or(Ok(()), Err);
         }
-        let mut puts = JoinSet::new();
-        for (hash, nar, text) in due {
-            let inner = Arc::clone(self);
-            puts.spawn(async move { (hash, inner.put(hash, nar, text).await) });
+        let put = self.put_all(order, puts).await;
+        failure.map_or(put, Err)
+    }
+
+    /// Puts narinfos beside their NARs, all at the same time. All requests have ended afterwards.
+    async fn put_all(
+        self: &Arc<Self>,
+        order: &mut Order,
+        narinfos: Vec<(StorePathHash, NarHash, String)>,
+    ) -> Result<(), Error> {
+        let (mut puts, mut failure) = (JoinSet::new(), None);
+        for (hash, nar, text) in narinfos {
+            let (inner, was_there) = (Arc::clone(self), order.may_have(hash));
+            order.note_attempt(hash);
+            puts.spawn(async move { (hash, was_there, inner.put(hash, nar, text).await) });
         }
-        let mut failure = None;
-        // All of them end before the order is unlocked.
+        let mut without_nar = Vec::new();
         while let Some(put) = puts.join_next().await {
             match put.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
-                (hash, Ok(true)) => {
+                (hash, _, Ok(true)) => {
                     self.metrics.published.inc();
                     order.note_published(hash);
                 }
-                (hash, Ok(false)) => order.postpone(hash),
-                (_, Err(error)) => failure = Some(error),
+                (hash, was_there, Ok(false)) => without_nar.push((hash, was_there)),
+                (hash, _, Err(error)) => {
+                    order.push(hash);
+                    failure = Some(Error::Bucket(error));
+                }
             }
         }
-        failure.map_or(Ok(()), |error| Err(Error::Bucket(error)))
+        for (hash, was_there) in without_nar {
+            match was_there {
+                true => self.withdraw_with_referrers(order, hash).await?,
+                false => order.note_absent(hash),
+            }
+            order.postpone(hash);
+        }
+        failure.map_or(Ok(()), Err)
     }
 
     /// Work that is due for a path as the index has it now.
     async fn due(&self, order: &Order, hash: StorePathHash) -> Result<Due, Error> {
         let hit = self.index.find(hash).await?;
         let Some((hit, packed)) = hit.and_then(|hit| hit.packed.map(|packed| (hit, packed))) else {
-            return Ok(if order.has(hash) { Due::Withdraw } else { Due::None });
+            return Ok(if order.may_have(hash) { Due::Withdraw } else { Due::None });
         };
         Ok(match order.lacking(&hit.row.info) {
-            Some(_) if order.has(hash) => Due::Withdraw,
+            Some(_) if order.may_have(hash) => Due::Withdraw,
             Some(reference) => Due::Wait(reference),
             None => Due::Put(packed.nar_hash, self.keys.narinfo(&hit, &self.info.store_dir)),
         })
@@ -316,7 +348,7 @@ impl Inner {
             } else if seen.insert(hash) {
                 stack.push((hash, true));
                 let referrers = self.index.referrers(hash, REFERRERS_MAX).await?;
-                let published = referrers.iter().map(StorePath::hash).filter(|hash| order.has(*hash));
+                let published = referrers.iter().map(StorePath::hash).filter(|hash| order.may_have(*hash));
                 stack.extend(published.map(|hash| (hash, false)));
             }
         }
@@ -327,6 +359,7 @@ impl Inner {
         if !order.may_have(hash) {
             return Ok(());
         }
+        order.note_attempt(hash);
         let files = Arc::clone(&self.files);
         self.nars.run(move |_| files.delete_file(&file_name(hash))).await.map_err(Error::Bucket)?;
         self.metrics.withdrawn.inc();

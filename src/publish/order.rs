@@ -8,6 +8,8 @@ use narinfo::{PathInfo, StorePath, StorePathHash};
 #[derive(Debug, Default)]
 pub(super) struct Order {
     published: HashSet<StorePathHash>,
+    /// Narinfos that are being put or deleted, or were when the bucket failed: it may have them or not.
+    uncertain: HashSet<StorePathHash>,
     /// True where these are all that the bucket has.
     is_complete: bool,
     queue: VecDeque<StorePathHash>,
@@ -17,7 +19,7 @@ pub(super) struct Order {
     /// References that a path has begun to wait for, and whose NARs may have to be fetched.
     wanted: VecDeque<StorePathHash>,
     /// Paths whose NARs are not in the bucket yet, though the index has them.
-    postponed: Vec<StorePathHash>,
+    postponed: BTreeSet<StorePathHash>,
 }
 
 impl Order {
@@ -30,9 +32,9 @@ impl Order {
         self.published.contains(&hash)
     }
 
-    /// True where the bucket has the narinfo, as far as is known.
+    /// True unless the bucket is known not to have the narinfo.
     pub(super) fn may_have(&self, hash: StorePathHash) -> bool {
-        !self.is_complete || self.has(hash)
+        !self.is_complete || self.has(hash) || self.uncertain.contains(&hash)
     }
 
     /// Leaves a narinfo to those who have put it there.
@@ -83,7 +85,7 @@ impl Order {
 
     /// Sets a path aside until [`Order::resume`].
     pub(super) fn postpone(&mut self, hash: StorePathHash) {
-        self.postponed.push(hash);
+        self.postponed.insert(hash);
     }
 
     /// Has those that were set aside looked at again.
@@ -92,8 +94,20 @@ impl Order {
         postponed.into_iter().for_each(|hash| self.push(hash));
     }
 
+    /// Notes that a narinfo is about to be put or deleted: nothing relies on it until that has ended.
+    pub(super) fn note_attempt(&mut self, hash: StorePathHash) {
+        self.published.remove(&hash);
+        self.uncertain.insert(hash);
+    }
+
+    /// Notes that a narinfo was not put after all, and is not there.
+    pub(super) fn note_absent(&mut self, hash: StorePathHash) {
+        self.uncertain.remove(&hash);
+    }
+
     /// Notes that a narinfo is in the bucket, and has those that waited for it looked at.
     pub(super) fn note_published(&mut self, hash: StorePathHash) {
+        self.uncertain.remove(&hash);
         self.published.insert(hash);
         self.waiting.remove(&hash).into_iter().flatten().for_each(|waiting| self.push(waiting));
     }
@@ -102,6 +116,7 @@ impl Order {
     /// again.
     pub(super) fn note_withdrawn(&mut self, hash: StorePathHash) {
         self.published.remove(&hash);
+        self.note_absent(hash);
         self.push(hash);
     }
 
@@ -157,5 +172,13 @@ mod tests {
         assert!(order.may_have(hash(1)) && !order.may_have(hash(3)));
         order.forget(hash(2));
         assert!(!order.may_have(hash(2)));
+        // Whatever the bucket makes of it, nothing relies on it, and it is deleted before its NAR.
+        for digit in [1, 3] {
+            order.note_attempt(hash(digit));
+            assert!(order.may_have(hash(digit)) && !order.has(hash(digit)));
+        }
+        order.note_absent(hash(1));
+        order.note_published(hash(3));
+        assert!(!order.may_have(hash(1)) && order.has(hash(3)));
     }
 }

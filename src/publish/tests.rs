@@ -52,6 +52,10 @@ struct Held {
     /// Requests that change something, which are answered until it is away.
     answers_left: Option<usize>,
     puts: usize,
+    /// True while what is put gets no answer.
+    loses_answers: bool,
+    /// True where a NAR was deleted by hand.
+    has_lost_nars: bool,
     /// Another tag than usual, as of a bucket with a key of its own.
     has_own_tags: bool,
 }
@@ -69,7 +73,8 @@ impl Held {
     fn check(&self) {
         for (name, text) in &self.files {
             let Ok(info) = NarInfo::parse(&StoreDir::default(), text.as_bytes()) else { continue };
-            assert!(self.nars.contains(&info.path_info.nar_hash), "{name} has no NAR");
+            let has_nar = self.nars.contains(&info.path_info.nar_hash);
+            assert!(has_nar || self.has_lost_nars, "{name} has no NAR");
             for reference in &info.path_info.references {
                 assert!(self.files.contains_key(&file_name(reference.hash())), "{name} lacks {reference}");
             }
@@ -95,7 +100,7 @@ impl CacheFiles for MemoryFiles {
         held.puts += 1;
         held.files.insert(name.to_owned(), text);
         held.check();
-        Ok(())
+        if held.loses_answers { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
     }
 
     fn read_file(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
@@ -180,11 +185,15 @@ impl Fixture {
         self.settle().await;
     }
 
-    /// Does all that is due.
-    async fn settle(&self) {
+    fn hear(&self) {
         let changed = self.index.take_changed();
         let ChangedPaths::Listed(changed) = changed else { panic!("something was missed") };
         changed.into_iter().for_each(|hash| self.order().push(hash));
+    }
+
+    /// Does all that is due.
+    async fn settle(&self) {
+        self.hear();
         while self.inner.publish_some().await.expect("published") {}
     }
 
@@ -359,6 +368,49 @@ async fn a_bucket_that_fails_at_any_request_is_whole_at_each_moment_and_complete
         assert_eq!(fixture.bucket.narinfos(), [1, 2, 3, 4], "after {answers} answers");
         assert_eq!(fixture.order().waiting(), 0);
     }
+}
+
+#[tokio::test]
+async fn a_narinfo_that_was_put_though_the_answer_was_lost_goes_before_its_nar() {
+    let fixture = Fixture::new();
+    fixture.begin().await;
+    fixture.serve(1, &[]).await;
+    fixture.pack(1).await;
+    fixture.serve(2, &[1]).await;
+    fixture.hear();
+    fixture.bucket.held().loses_answers = true;
+    fixture.inner.publish_some().await.expect_err("no answer");
+    assert_eq!(fixture.bucket.narinfos(), [1]);
+    fixture.bucket.held().loses_answers = false;
+    fixture.quarantine(1).await;
+    assert_eq!(fixture.bucket.narinfos(), [0; 0]);
+    fixture.pack(1).await;
+    fixture.pack(2).await;
+    fixture.settle().await;
+    assert_eq!(fixture.bucket.narinfos(), [1, 2]);
+}
+
+#[tokio::test]
+async fn a_narinfo_whose_nar_was_deleted_by_hand_is_withdrawn_with_those_that_refer_to_it() {
+    let fixture = Fixture::new();
+    fixture.begin().await;
+    fixture.serve_all().await;
+    for digit in 1..=5 {
+        fixture.pack(digit).await;
+    }
+    fixture.settle().await;
+    {
+        let mut held = fixture.bucket.held();
+        held.has_lost_nars = true;
+        held.nars.remove(&nar(3));
+    }
+    fixture.order().push(hash(3));
+    fixture.settle().await;
+    assert_eq!((fixture.bucket.narinfos(), fixture.order().waiting()), (vec![1, 2, 5], 2));
+    fixture.bucket.held().nars.insert(nar(3));
+    fixture.order().resume();
+    fixture.settle().await;
+    assert_eq!(fixture.bucket.narinfos(), [1, 2, 3, 4, 5]);
 }
 
 #[tokio::test]
