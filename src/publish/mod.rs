@@ -27,6 +27,7 @@ use crate::index::{self, ChangedPaths, Index};
 use crate::key::Keys;
 use crate::model::PathRow;
 use crate::nar_store::{CacheFiles, NarStore};
+use crate::tasks::unfinished;
 use metrics::Metrics;
 use order::Order;
 
@@ -291,13 +292,14 @@ impl Inner {
         }
         let mut without_nar = Vec::new();
         while let Some(put) = puts.join_next().await {
-            match put.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
-                (hash, _, Ok(true)) => {
+            match put {
+                Err(error) => unfinished(error).await,
+                Ok((hash, _, Ok(true))) => {
                     self.metrics.published.inc();
                     order.note_published(hash);
                 }
-                (hash, was_there, Ok(false)) => without_nar.push((hash, was_there)),
-                (hash, _, Err(error)) => {
+                Ok((hash, was_there, Ok(false))) => without_nar.push((hash, was_there)),
+                Ok((hash, _, Err(error))) => {
                     order.push(hash);
                     failure = Some(Error::Bucket(error));
                 }

@@ -52,7 +52,9 @@ impl Order {
     /// Takes the next paths to look at.
     pub(super) fn take(&mut self, max: usize) -> Vec<StorePathHash> {
         let taken: Vec<_> = self.queue.drain(..max.min(self.queue.len())).collect();
-        self.queued.retain(|hash| !taken.contains(hash));
+        for hash in &taken {
+            self.queued.remove(hash);
+        }
         taken
     }
 

@@ -4,6 +4,7 @@
 
 mod bucket_faults;
 mod failover;
+mod publication;
 mod random_faults;
 
 use std::time::{Duration, Instant};

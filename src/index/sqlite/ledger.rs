@@ -65,6 +65,19 @@ CREATE TEMP TRIGGER pushed_noted AFTER INSERT ON main.pushed_derivation BEGIN
 END;
 ";
 
+/// The same for realisations.
+const NOTED_REALISATIONS: &str =
+    "SELECT r.file, r.body FROM temp.noted_realisation t CROSS JOIN realisation r ON r.file = t.file";
+
+/// Query of the noted paths, with their files. Begins with the notes, which are few: SQLite would rather begin
+/// with all paths, in each transaction.
+fn noted_paths() -> String {
+    format!(
+        "SELECT {PATH_COLUMNS}, n.nar_hash, n.file_hash, n.file_size FROM temp.noted_path t \
+         CROSS JOIN path p ON p.hash = t.hash LEFT JOIN nar n ON n.nar_hash = p.nar_hash"
+    )
+}
+
 /// The way to the ledger of an index, if it has one; clones share it.
 #[derive(Clone, Default)]
 pub(super) struct LedgerHandle(Arc<Mutex<Option<Ledger>>>);
@@ -89,19 +102,14 @@ impl LedgerHandle {
         let Some(ledger) = &mut *ledger else { return Ok(()) };
         let (mut lines, mut durable) = (String::new(), false);
         {
-            let mut statement = transaction.prepare_cached(&format!(
-                "SELECT {PATH_COLUMNS}, n.nar_hash, n.file_hash, n.file_size FROM temp.noted_path t \
-                 JOIN path p ON p.hash = t.hash LEFT JOIN nar n ON n.nar_hash = p.nar_hash"
-            ))?;
+            let mut statement = transaction.prepare_cached(&noted_paths())?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
                 let recorded = recorded(transaction, row)?;
                 durable |= recorded.packed.is_some();
                 lines.push_str(&Record::Path(Box::new(recorded)).render());
             }
-            let mut statement = transaction.prepare_cached(
-                "SELECT r.file, r.body FROM temp.noted_realisation t JOIN realisation r ON r.file = t.file",
-            )?;
+            let mut statement = transaction.prepare_cached(NOTED_REALISATIONS)?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
                 lines.extend(realisation(row)?.map(|realisation| Record::Realisation(realisation).render()));
@@ -431,5 +439,20 @@ mod tests {
         let mut lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
         assert_eq!(lines.pop().map(str::len), Some(ROOM_AHEAD * 2));
         assert_eq!(lines, [&["one"][..], &["two"; 100], &["tor", "three"]].concat());
+    }
+
+    #[test]
+    fn what_a_transaction_has_changed_is_found_without_a_look_at_every_path() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("index");
+        drop(crate::index::Index::open(&file).expect("opened"));
+        let connection = Connection::open(&file).expect("opened");
+        connection.execute_batch(NOTES).expect("made");
+        for sql in [&*noted_paths(), NOTED_REALISATIONS] {
+            let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).expect("prepared");
+            let steps = statement.query_map([], |row| row.get::<_, String>("detail")).expect("read");
+            let scans: Vec<_> = steps.map(Result::unwrap).filter(|step| step.starts_with("SCAN")).collect();
+            assert_eq!(scans, ["SCAN t"], "{sql}");
+        }
     }
 }

@@ -1,5 +1,5 @@
 -- The index: which store paths are served, which NARs are on disk, which builds failed, who waits.
--- A change here raises SCHEMA_VERSION in connection.rs and needs a migration (from_N.sql); this file is what a fresh index gets.
+-- A change here raises SCHEMA_VERSION in writer.rs and needs a migration (from_N.sql); this file is what a fresh index gets.
 -- What follows from a row that comes or goes is in triggers.sql.
 
 -- Not WITHOUT ROWID: where rows are long, an inner page of such a tree holds but a few of them, and the tree is deep

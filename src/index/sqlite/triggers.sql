@@ -1,5 +1,5 @@
 -- What follows from a row that comes or goes. Made anew with each change of the schema, after all migrations, which meet none; a
--- change here raises SCHEMA_VERSION in connection.rs.
+-- change here raises SCHEMA_VERSION in writer.rs.
 
 CREATE TRIGGER path_served AFTER INSERT ON path BEGIN
     INSERT INTO eviction_order VALUES (NEW.hash, -CAST(unixepoch('subsec') * 1000000 AS INTEGER));
