@@ -69,8 +69,8 @@ END;
 const NOTED_REALISATIONS: &str =
     "SELECT r.file, r.body FROM temp.noted_realisation t CROSS JOIN realisation r ON r.file = t.file";
 
-/// Query of the noted paths, with their files. Begins with the notes, which are few: SQLite would rather begin
-/// with all paths, in each transaction.
+/// Query of the noted paths, with their files. Begins with the notes, which are few: SQLite would rather
+/// begin with all paths, in each transaction.
 fn noted_paths() -> String {
     format!(
         "SELECT {PATH_COLUMNS}, n.nar_hash, n.file_hash, n.file_size FROM temp.noted_path t \
