@@ -15,7 +15,7 @@ use crate::support::{
 };
 
 /// Languages of blocks that are no commands: sessions and formats that a reader compares or adapts.
-const OTHER_LANGUAGES: [&str; 5] = ["", "console", "ini", "nginx", "yaml"];
+const OTHER_LANGUAGES: [&str; 4] = ["", "console", "ini", "nginx"];
 /// The address of the cache in the documentation.
 const ADDRESS: &str = "http://cache.example.org:8080";
 /// The path of the sample in the documentation.
@@ -113,7 +113,7 @@ fn blocks(page: &str, text: &str) -> Vec<Block> {
 fn all_blocks(language: &str) -> Vec<Block> {
     let blocks: Vec<Block> = pages().iter().flat_map(|(page, text)| blocks(page, text)).collect();
     for block in &blocks {
-        let known = ["sh", "toml", "nix"].contains(&&*block.language);
+        let known = ["sh", "toml", "nix", "yaml", "json"].contains(&&*block.language);
         let known = known || OTHER_LANGUAGES.contains(&&*block.language);
         assert!(known, "{}: no test knows the language {:?}", block.place, block.language);
     }
@@ -337,6 +337,16 @@ fn the_variables_of_every_yaml_block_are_settings() {
 fn is_setting(name: &str) -> bool {
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/settings.md"));
     page.expect("the page of settings").lines().any(|line| line == format!("### `{name}`"))
+}
+
+#[test]
+fn every_json_block_parses() {
+    let blocks = all_blocks("json");
+    assert!(!blocks.is_empty());
+    for block in blocks {
+        let parsed = serde_json::from_str::<serde_json::Value>(&block.text);
+        assert!(parsed.is_ok(), "{}: {parsed:?}", block.place);
+    }
 }
 
 #[test]
