@@ -53,8 +53,8 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(60);
 struct Bench {
     pusher: Client,
     cache: Cache,
-    /// Folders of all servers until the end: for some seconds ext4 uses no inode of a removed file, and takes
-    /// a millisecond to find another one for each new file.
+    /// Folders of all servers until the end: for a while ext4 uses no inode of a removed file, and takes a
+    /// millisecond to find another one for each new file.
     folders: Folder,
     made: Cell<usize>,
 }

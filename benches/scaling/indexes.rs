@@ -128,6 +128,11 @@ impl Indexes {
             _ => {
                 let key = "signing-key";
                 std::fs::copy(self.grown.state_dir().join(key), state.path().join(key)).expect("copied");
+                let [grown, nars] = [self.grown.state_dir(), state.path()].map(|dir| dir.join("nar"));
+                // A bucket is not looked into for the NARs of narinfos.
+                if !arguments.contains(&"--nar-store") && !nars.exists() {
+                    std::os::unix::fs::symlink(grown, nars).expect("linked");
+                }
                 (state.path(), &["--index", &self.url])
             }
         };
