@@ -8,9 +8,9 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use narinfo::{StoreDir, StorePath};
-use tokio::task::{JoinHandle, spawn_blocking};
 
-use crate::nix::{Daemon, DaemonError, ROOTS_PIPELINED_MAX};
+use crate::nix::{Daemon, DaemonError};
+use crate::tasks::blocking;
 
 /// Why a root could not be set.
 #[derive(Debug, thiserror::Error)]
@@ -67,35 +67,19 @@ impl Roots {
     ) -> Result<(), Error> {
         let link_error = |source| Error::Link { dir: self.dir.clone(), source };
         let links: Vec<_> = paths.into_iter().map(|path| (self.link(path), path)).collect();
-        let mut begun = 0;
-        for chunk in links.chunks(ROOTS_PIPELINED_MAX) {
-            for (link, path) in chunk {
-                match symlink(path.in_dir(&self.store_dir), link) {
-                    Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                        return Err(link_error(error));
-                    }
-                    _ => {}
-                }
-            }
-            begun += chunk.len();
-            // The last ones become durable while the daemon is told of them.
-            let synced = (begun == links.len()).then(|| self.sync());
-            // A collection under way may have read the roots before one was there, and reads temporary ones
-            // only when those by which its path was held so far are gone. It is told of this one; a later one
-            // finds the root.
-            daemon.add_roots(chunk).await?;
-            if let Some(synced) = synced {
-                let synced = synced.await.unwrap_or_else(|panicked| Err(io::Error::other(panicked)));
-                synced.map_err(link_error)?;
-            }
+        if links.is_empty() {
+            return Ok(());
         }
-        Ok(())
-    }
-
-    /// Makes the links that are there durable, on a thread that may wait.
-    fn sync(&self) -> JoinHandle<io::Result<()>> {
+        let made = links.iter().map(|(link, path)| (link.clone(), path.in_dir(&self.store_dir))).collect();
+        blocking(move || make_links(made)).await.map_err(link_error)?;
+        // A collection under way may have read the roots before one was there, and reads temporary ones only
+        // when those by which its path was held so far are gone. It is told of this one; a later one finds
+        // the root. The links become durable meanwhile.
         let dir = self.dir.clone();
-        spawn_blocking(move || File::open(dir)?.sync_all())
+        let sync = blocking(move || File::open(dir)?.sync_all());
+        let (told, synced) = tokio::join!(daemon.add_roots(&links), sync);
+        told?;
+        synced.map_err(link_error)
     }
 
     /// Lets go of a path. Nix drops its own half of the root at its next collection.
@@ -125,4 +109,15 @@ impl Roots {
     fn link(&self, path: &StorePath) -> PathBuf {
         self.dir.join(path.to_string())
     }
+}
+
+/// Makes symlinks to these store paths, as far as they are not there.
+fn make_links(links: Vec<(PathBuf, String)>) -> io::Result<()> {
+    for (link, target) in links {
+        match symlink(target, link) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }

@@ -55,7 +55,7 @@ pub use local::{DatabaseVersion, LocalStore, LocalStoreError, Signed, StoreKnowl
 pub use logs::{DaemonLog, DaemonLogs};
 pub use machines::{BuilderLine, read_machines};
 pub use nar::NarReader;
-pub use ops::{MissingPaths, Options, ROOTS_PIPELINED_MAX};
+pub use ops::{MissingPaths, Options};
 pub use path_info::ValidPath;
 pub use pool::{CONNECTIONS_MAX, Connections, DaemonAddress, IDLE_MAX, Pool, PooledDaemon};
 pub use protocol::{NEWEST_PROTOCOL, OLDEST_PROTOCOL, ProtocolVersion, Trust};

@@ -22,7 +22,7 @@ use super::wire::{LIST_ITEMS_MAX, RequestBytes};
 /// Requests that are sent before the first reply is read, at most: they fit into the socket.
 const PIPELINED_MAX: usize = 256;
 /// GC roots of one round trip, each with two requests.
-pub const ROOTS_PIPELINED_MAX: usize = PIPELINED_MAX / 2;
+const ROOTS_PIPELINED_MAX: usize = PIPELINED_MAX / 2;
 /// Nix's level of messages that `nix build` shows by default.
 const VERBOSITY_INFO: u64 = 3;
 /// Nix's most talkative level: what is shown from there only is not shown.
@@ -184,7 +184,7 @@ impl Daemon {
     }
 
     /// Protects paths by the symlinks to them, and for as long as this connection lives, in one round trip
-    /// for each [`ROOTS_PIPELINED_MAX`] of them.
+    /// for each `ROOTS_PIPELINED_MAX` of them.
     ///
     /// # Errors
     /// The daemon refuses ([`DaemonError::Nix`]) or is lost; the connection is not usable afterwards.
