@@ -107,16 +107,11 @@ impl History for Sqlite {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::index::sqlite::plans::steps;
 
     #[test]
     fn the_paths_that_refer_to_one_are_found_without_reading_all() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let file = folder.path().join("index");
-        drop(crate::index::Index::open(&file).expect("opened"));
-        let connection = rusqlite::Connection::open(&file).expect("opened");
-        let mut plan = connection.prepare(&format!("EXPLAIN QUERY PLAN {REFERRERS}")).expect("SQL");
-        let steps = plan.query_map(params!["0", 1], |row| row.get::<_, String>(3)).expect("a plan");
-        let steps: Vec<String> = steps.map(|step| step.expect("a step")).collect();
+        let steps = steps("", REFERRERS, params!["0", 1]);
         assert_eq!(steps.len(), 2, "{steps:?}");
         assert!(steps.iter().all(|step| step.starts_with("SEARCH")), "{steps:?}");
     }

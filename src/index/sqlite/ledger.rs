@@ -65,12 +65,12 @@ CREATE TEMP TRIGGER pushed_noted AFTER INSERT ON main.pushed_derivation BEGIN
 END;
 ";
 
-/// The same for realisations.
+/// Query of the noted realisations. Begins with the notes, which are few: SQLite would rather begin with all
+/// that there is, in each transaction.
 const NOTED_REALISATIONS: &str =
     "SELECT r.file, r.body FROM temp.noted_realisation t CROSS JOIN realisation r ON r.file = t.file";
 
-/// Query of the noted paths, with their files. Begins with the notes, which are few: SQLite would rather
-/// begin with all paths, in each transaction.
+/// Query of the noted paths, with their files, in the same way.
 fn noted_paths() -> String {
     format!(
         "SELECT {PATH_COLUMNS}, n.nar_hash, n.file_hash, n.file_size FROM temp.noted_path t \
@@ -416,6 +416,7 @@ fn realisation(row: &Row<'_>) -> Result<Option<Realisation>, Error> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::plans::scans;
     use super::*;
 
     #[test]
@@ -443,16 +444,8 @@ mod tests {
 
     #[test]
     fn what_a_transaction_has_changed_is_found_without_a_look_at_every_path() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let file = folder.path().join("index");
-        drop(crate::index::Index::open(&file).expect("opened"));
-        let connection = Connection::open(&file).expect("opened");
-        connection.execute_batch(NOTES).expect("made");
         for sql in [&*noted_paths(), NOTED_REALISATIONS] {
-            let mut statement = connection.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).expect("prepared");
-            let steps = statement.query_map([], |row| row.get::<_, String>("detail")).expect("read");
-            let scans: Vec<_> = steps.map(Result::unwrap).filter(|step| step.starts_with("SCAN")).collect();
-            assert_eq!(scans, ["SCAN t"], "{sql}");
+            assert_eq!(scans(NOTES, sql, []), ["SCAN t"], "{sql}");
         }
     }
 }

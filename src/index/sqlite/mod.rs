@@ -18,6 +18,8 @@ mod ledger;
 mod nar;
 mod paths;
 mod pin;
+#[cfg(test)]
+mod plans;
 mod program;
 mod pushed;
 mod queue;

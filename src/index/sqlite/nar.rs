@@ -142,6 +142,7 @@ mod tests {
 
     use crate::index::Index;
     use crate::index::samples::{nar, row, upstream_nar};
+    use crate::index::sqlite::plans::scans;
     use crate::model::{Evicted, EvictionBounds, NarRow};
 
     /// Paths that only the Nix store has, looked for row by row.
@@ -156,15 +157,7 @@ mod tests {
 
     #[test]
     fn what_is_to_be_packed_is_found_without_a_look_at_every_path() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let file = folder.path().join("index");
-        drop(Index::open(&file).expect("opened"));
-        let connection = rusqlite::Connection::open(&file).expect("opened");
-        let sql = format!("EXPLAIN QUERY PLAN {}", super::unpacked());
-        let mut statement = connection.prepare(&sql).expect("prepared");
-        let steps = statement.query_map([], |row| row.get::<_, String>("detail")).expect("read");
-        let scans: Vec<_> = steps.map(Result::unwrap).filter(|step| step.starts_with("SCAN")).collect();
-        assert_eq!(scans, ["SCAN t"]);
+        assert_eq!(scans("", &super::unpacked(), []), ["SCAN t"]);
     }
 
     proptest::proptest! {
