@@ -66,6 +66,14 @@ fn assert_fetched_from(bucket: &Bucket, store_dir: &Path, key: &str, path: &Path
     }
 }
 
+/// A server that was started again publishes these, which clients then get from the bucket.
+#[track_caller]
+fn assert_published(cache: &mut Cache, bucket: &Bucket, paths: &[Instantiated; 2]) {
+    cache.http = Http::new(&cache.ondine.url());
+    wait_until("they are published", SOON, || paths.iter().all(|path| has(bucket, path)));
+    assert_fetched_from(bucket, &cache.store.store_dir(), cache.ondine.public_key(), paths[1].out());
+}
+
 #[test]
 fn every_release_gets_a_closure_from_the_bucket_alone_with_its_signatures() {
     let Some(bucket) = Bucket::new() else { return };
@@ -99,10 +107,7 @@ fn a_bucket_that_was_filled_before_is_published_when_that_is_switched_on() {
     cache.ondine.sigterm();
     cache.ondine.add_arguments(&PUBLISHES);
     cache.ondine.start_again();
-    cache.http = Http::new(&cache.ondine.url());
-    wait_until("they are published", SOON, || paths.iter().all(|path| has(&bucket, path)));
-    let (key, store) = (cache.ondine.public_key().to_owned(), cache.store.store_dir());
-    assert_fetched_from(&bucket, &store, &key, paths[1].out());
+    assert_published(&mut cache, &bucket, &paths);
 }
 
 #[test]
@@ -124,10 +129,7 @@ fn a_bucket_that_is_away_fails_nobody_and_gets_all_narinfos_when_it_is_back_also
     assert!(!paths.iter().any(|path| has(&bucket, path)));
     cache.ondine.crash_and_restart();
     proxy.set(BucketFault::None);
-    cache.http = Http::new(&cache.ondine.url());
-    wait_until("they are published", SOON, || paths.iter().all(|path| has(&bucket, path)));
-    let (key, store) = (cache.ondine.public_key().to_owned(), cache.store.store_dir());
-    assert_fetched_from(&bucket, &store, &key, paths[1].out());
+    assert_published(&mut cache, &bucket, &paths);
 }
 
 #[test]

@@ -20,7 +20,7 @@ mod memory_backend;
 mod postgres;
 mod record;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 mod sqlite;
 #[cfg(feature = "postgres")]
 mod tables;

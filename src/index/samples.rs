@@ -10,15 +10,15 @@ use crate::model::{
     Swapped, UpstreamNar,
 };
 
-pub(super) fn path(digit: u8) -> StorePath {
+pub(crate) fn path(digit: u8) -> StorePath {
     StorePath::parse(&format!("{digit}123456789abcdfghijklmnpqrsvwxyz-p")).expect("a path")
 }
 
-pub(super) fn nar(digit: u8) -> NarHash {
+pub(crate) fn nar(digit: u8) -> NarHash {
     NarHash::from_bytes([digit; 32])
 }
 
-pub(super) fn row(digit: u8, references: &[u8]) -> PathRow {
+pub(crate) fn row(digit: u8, references: &[u8]) -> PathRow {
     row_of(PathInfo {
         path: path(digit),
         nar_hash: nar(digit),

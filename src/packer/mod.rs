@@ -160,32 +160,21 @@ impl Packer {
     /// Puts the parts together; nothing runs yet.
     #[must_use]
     pub fn new(handles: PackerHandles) -> Self {
-        let PackerHandles {
-            index,
-            nars,
-            publication,
-            roots,
-            upstreams,
-            pool,
-            store_dir,
-            nar_bytes_max,
-            tasks,
-        } = handles;
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         Self(Arc::new(Inner {
-            index,
-            nars,
-            publication,
-            roots,
-            upstreams,
-            pool,
-            store_dir,
+            index: handles.index,
+            nars: handles.nars,
+            publication: handles.publication,
+            roots: handles.roots,
+            upstreams: handles.upstreams,
+            pool: handles.pool,
+            store_dir: handles.store_dir,
             under_way: SingleFlight::default(),
             proofs: Proofs::default(),
             leases: Leases::default(),
             syncs: Syncs::default(),
-            nar_bytes_max,
-            tasks,
+            nar_bytes_max: handles.nar_bytes_max,
+            tasks: handles.tasks,
             awaited: AtomicUsize::new(0),
             unservable: Mutex::default(),
             ahead: Mutex::default(),

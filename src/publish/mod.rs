@@ -252,14 +252,15 @@ impl Inner {
                     withdraws = true;
                     self.withdraw_with_referrers(order, hash).await
                 }
-                Ok(due) => {
-                    match due {
-                        Due::Put(nar, text) => puts.push((hash, nar, text)),
-                        Due::Wait(reference) => order.wait(hash, reference),
-                        Due::Withdraw | Due::None => {}
-                    }
+                Ok(Due::Put(nar, text)) => {
+                    puts.push((hash, nar, text));
                     Ok(())
                 }
+                Ok(Due::Wait(reference)) => {
+                    order.wait(hash, reference);
+                    Ok(())
+                }
+                Ok(Due::None) => Ok(()),
                 Err(error) => Err(error),
             };
             if let Err(error) = done {

@@ -6,38 +6,23 @@ use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use narinfo::{CacheInfo, Compression, NarHash, NarInfo, PathInfo, StoreDir, StorePath, StorePathHash};
+use narinfo::{CacheInfo, Compression, NarHash, NarInfo, PathInfo, StoreDir, StorePathHash};
 use tokio::sync::Notify;
 
 use super::{Inner, Publication, file_name};
+use crate::index::samples::{nar, path, row};
 use crate::index::{ChangedPaths, Index};
 use crate::key::{Keys, WantedName};
 use crate::model::{NarRow, PathRow, UpstreamNar};
 use crate::nar_store::blobs::memory::MemoryBlobs;
 use crate::nar_store::{CacheFile, CacheFiles, NarStore, Settings};
 
-pub(super) fn path(digit: u8) -> StorePath {
-    StorePath::parse(&format!("{digit}{:031}-p", 0)).expect("a path")
-}
-
 pub(super) fn hash(digit: u8) -> StorePathHash {
     path(digit).hash()
 }
 
-fn nar(digit: u8) -> NarHash {
-    NarHash::from_bytes([digit; 32])
-}
-
 pub(super) fn info(digit: u8, references: &[u8]) -> PathInfo {
-    PathInfo {
-        path: path(digit),
-        nar_hash: nar(digit),
-        nar_size: 1,
-        references: references.iter().map(|digit| path(*digit)).collect(),
-        deriver: None,
-        ca: None,
-        signatures: Vec::new(),
-    }
+    row(digit, references).info
 }
 
 /// A bucket in memory.
@@ -162,14 +147,25 @@ impl Fixture {
     }
 
     async fn serve(&self, digit: u8, references: &[u8]) {
-        let row = PathRow { info: info(digit, references), built: true };
-        assert!(self.index.publish(vec![row]).await.expect("published"));
+        assert!(self.index.publish(vec![row(digit, references)]).await.expect("published"));
     }
 
     async fn pack(&self, digit: u8) {
         self.bucket.held().nars.insert(nar(digit));
         let row = NarRow { nar_hash: nar(digit), file_hash: nar(digit), file_size: 1 };
         self.index.record_packed(row.into()).await.expect("recorded");
+    }
+
+    /// A bucket in which all of them are published.
+    async fn published() -> Self {
+        let fixture = Self::new();
+        fixture.begin().await;
+        fixture.serve_all().await;
+        for digit in 1..=5 {
+            fixture.pack(digit).await;
+        }
+        fixture.settle().await;
+        fixture
     }
 
     /// Paths that refer to those before them: 4 → 3 → 2 → 1 and 5 → 2.
@@ -313,13 +309,7 @@ async fn what_only_an_upstream_has_is_stored_for_the_sake_of_what_refers_to_it()
 
 #[tokio::test]
 async fn a_nar_goes_after_its_narinfo_which_comes_back_with_it_and_what_refers_to_it() {
-    let fixture = Fixture::new();
-    fixture.begin().await;
-    fixture.serve_all().await;
-    for digit in 1..=5 {
-        fixture.pack(digit).await;
-    }
-    fixture.settle().await;
+    let fixture = Fixture::published().await;
     {
         let publication = fixture.publication();
         let _withdrawn = publication.withdraw_nar(nar(4)).await.expect("withdrawn");
@@ -392,13 +382,7 @@ async fn a_narinfo_that_was_put_though_the_answer_was_lost_goes_before_its_nar()
 
 #[tokio::test]
 async fn a_narinfo_whose_nar_was_deleted_by_hand_is_withdrawn_with_those_that_refer_to_it() {
-    let fixture = Fixture::new();
-    fixture.begin().await;
-    fixture.serve_all().await;
-    for digit in 1..=5 {
-        fixture.pack(digit).await;
-    }
-    fixture.settle().await;
+    let fixture = Fixture::published().await;
     {
         let mut held = fixture.bucket.held();
         held.has_lost_nars = true;
@@ -415,13 +399,7 @@ async fn a_narinfo_whose_nar_was_deleted_by_hand_is_withdrawn_with_those_that_re
 
 #[tokio::test]
 async fn a_bucket_is_compared_with_the_index_and_what_others_have_put_there_stays() {
-    let mut fixture = Fixture::new();
-    fixture.begin().await;
-    fixture.serve_all().await;
-    for digit in 1..=5 {
-        fixture.pack(digit).await;
-    }
-    fixture.settle().await;
+    let mut fixture = Fixture::published().await;
     for has_own_tags in [false, true] {
         fixture.restart();
         let puts = fixture.bucket.held().puts;
@@ -452,13 +430,7 @@ async fn a_bucket_is_compared_with_the_index_and_what_others_have_put_there_stay
 
 #[tokio::test]
 async fn a_server_that_has_not_listed_the_bucket_withdraws_what_it_removes_all_the_same() {
-    let mut fixture = Fixture::new();
-    fixture.begin().await;
-    fixture.serve_all().await;
-    for digit in 1..=5 {
-        fixture.pack(digit).await;
-    }
-    fixture.settle().await;
+    let mut fixture = Fixture::published().await;
     fixture.restart();
     fixture.quarantine(5).await;
     fixture.publication().withdraw(&[hash(4), hash(3)]).await.expect("withdrawn");
