@@ -11,8 +11,10 @@ mod support;
 
 #[path = "scale/grown.rs"]
 mod grown;
-#[path = "scale/one_core.rs"]
-mod one_core;
+// Of what several servers share, this needs nothing.
+#[allow(dead_code)]
+#[path = "scale/pinned.rs"]
+mod pinned;
 #[allow(dead_code)]
 #[path = "../tests/simulation/random.rs"]
 mod random;
@@ -26,7 +28,7 @@ use clap::Parser;
 use serde_json::json;
 
 use grown::Grown;
-use one_core::OneCore;
+use pinned::Pinned;
 use serving::load::{self, Times};
 use serving::machine;
 use serving::servers::{Running, Server};
@@ -92,7 +94,7 @@ fn main() -> ExitCode {
     let mut sizes: Vec<Sized> = flags.paths.iter().map(|paths| Sized::new(&cache, *paths, &logs)).collect();
     let mut table = Table::new(&flags.paths);
     for round in 1..=flags.rounds {
-        for (size, sized) in sizes.iter_mut().enumerate() {
+        for (size, sized) in sizes.iter().enumerate() {
             let begun = Instant::now();
             let mut add = |name, unit, wanted, value| table.add(name, unit, wanted, size, value);
             sized.measure(&mut add);
@@ -105,6 +107,11 @@ fn main() -> ExitCode {
         }
     }
     let crowds = sizes.last().expect("there is a size").crowds();
+    for _ in 1..=flags.rounds {
+        for (size, sized) in sizes.iter_mut().enumerate() {
+            table.add("closures published", "paths/s", Wanted::FlatSpeed, size, sized.published_rate());
+        }
+    }
     println!("{}\n", machine::conditions());
     let met = table.print();
     println!("\n| connections | requests/s | CPU µs/request | MiB |\n|---|---|---|---|");
@@ -138,8 +145,8 @@ impl Sized {
         Sized { grown, server, forgetful }
     }
 
-    /// All rows, once.
-    fn measure(&mut self, add: &mut impl FnMut(&'static str, &'static str, Wanted, f64)) {
+    /// All rows of a server, once.
+    fn measure(&self, add: &mut impl FnMut(&'static str, &'static str, Wanted, f64)) {
         for _ in 0..STARTS {
             let millis = self.server.start().to_first_answer.as_secs_f64() * 1e3;
             add("start to the first answer", "ms", Wanted::AtMost(START_MAX, u64::MAX), millis);
@@ -157,11 +164,12 @@ impl Sized {
         let rare = self.narinfos(&self.forgetful, RARE);
         let running = self.forgetful.settled();
         serve(&self.forgetful, &running, "hit, from the index", &rare, *b"200", false, add);
-        drop(running);
+    }
 
-        let seconds = self.grown.publish(CLOSURES).as_secs_f64();
-        let rate = (CLOSURES.0 * CLOSURES.1) as f64 / seconds;
-        add("closures published", "paths/s", Wanted::FlatSpeed, rate);
+    /// Paths a second that are published. No server serves this index any more: this build's schema may be
+    /// newer than that of a program that is compared.
+    fn published_rate(&mut self) -> f64 {
+        (CLOSURES.0 * CLOSURES.1) as f64 / self.grown.publish(CLOSURES).as_secs_f64()
     }
 
     /// Requests for so many paths that are there.
@@ -176,7 +184,8 @@ impl Sized {
         let of = |connections| {
             let running = self.server.settled();
             let processes = &running.processes;
-            let seen = load::measure(self.server.address, connections, &requests, *b"200", processes, TIMES);
+            let seen =
+                load::measure(&[self.server.address], connections, &requests, *b"200", processes, TIMES);
             let load::Seen { answers, used } = seen.expect("the server answers");
             (connections, answers / used.seconds, used.server * 1e6 / answers, resident(&running))
         };
@@ -196,11 +205,11 @@ fn serve(
     add: &mut impl FnMut(&'static str, &'static str, Wanted, f64),
 ) {
     let wanted = |wanted| if flat { wanted } else { Wanted::Nothing };
-    let seen = load::measure(server.address, CONNECTIONS, requests, status, &running.processes, TIMES);
+    let seen = load::measure(&[server.address], CONNECTIONS, requests, status, &running.processes, TIMES);
     let load::Seen { answers, used } = seen.expect("the server answers");
     add(what, "requests/s", wanted(Wanted::FlatSpeed), answers / used.seconds);
     add(what, "CPU µs/request", wanted(Wanted::FlatCost), used.server * 1e6 / answers);
-    let alone = OneCore::of(&running.processes);
+    let alone = Pinned::together(&running.processes);
     let taken = load::latencies(server.address, requests, status, |taken| taken < ONE_BY_ONE);
     drop(alone);
     let taken = taken.expect("the server answers");

@@ -22,6 +22,10 @@ mod failover;
 mod grown;
 #[path = "scaling/indexes.rs"]
 mod indexes;
+// Of one core for all, this needs nothing.
+#[allow(dead_code)]
+#[path = "scale/pinned.rs"]
+mod pinned;
 #[allow(dead_code)]
 #[path = "../tests/simulation/random.rs"]
 mod random;
@@ -42,7 +46,7 @@ use support::Bucket;
 use support::store::write;
 
 /// Lengths of each measurement.
-const TIMES: Times = Times { warm_up: Duration::from_secs(1), counted: Duration::from_secs(2) };
+const TIMES: Times = Times { warm_up: Duration::from_millis(500), counted: Duration::from_secs(1) };
 
 /// Measures what sharing costs.
 #[derive(Parser)]

@@ -5,8 +5,10 @@ use std::path::Path;
 
 use crate::comparison::{Comparison, Goal};
 use crate::grown::Grown;
+use crate::pinned::Pinned;
 use crate::serving::load::{self, Seen, Times};
 use crate::serving::servers::{Running, Server};
+use crate::serving::usage::Processes;
 use crate::support::process::run;
 use crate::support::store::Folder;
 use crate::support::{Bucket, Cache, NixStore, PostgresServer, Release, text};
@@ -21,6 +23,8 @@ const RARE: usize = 100_000;
 const UNKNOWN: usize = 100_000;
 /// Starts in a round.
 const STARTS: usize = 5;
+/// Measurements of each server in a round.
+const TURNS: usize = 4;
 /// Front ends that are compared with one.
 const FRONT_ENDS_MAX: usize = 3;
 
@@ -34,6 +38,7 @@ const FRONT_ENDS_WITHIN: f64 = 0.1;
 
 const SQLITE: &str = "SQLite";
 const POSTGRES: &str = "PostgreSQL";
+const KINDS: [&str; 2] = [SQLITE, POSTGRES];
 
 /// The index in both databases, and the store whose server is stopped.
 pub struct Indexes {
@@ -58,66 +63,68 @@ impl Indexes {
         Indexes { grown, url, logs: Folder::new(), cache, _database: database }
     }
 
-    /// One round: hits, misses and starts with each index.
+    /// One round: hits, misses and starts with each index. Both servers run all the time, and take their turns
+    /// one after the other, so that what else the machine does meets both.
     pub fn measure(&self, table: &mut Comparison, times: Times) {
-        for kind in [SQLITE, POSTGRES] {
-            let state = Folder::new();
-            let server = self.server(kind, &state, &[]);
+        let states = KINDS.map(|kind| (kind, Folder::new()));
+        let started = |arguments: &[&str]| {
+            states.each_ref().map(|(kind, state)| {
+                let server = self.server(kind, state, arguments);
+                let running = server.settled();
+                Started { kind, server, running }
+            })
+        };
+        for (kind, state) in &states {
+            let server = self.server(kind, state, &[]);
             for _ in 0..STARTS {
                 let millis = server.start().to_first_answer.as_secs_f64() * 1e3;
                 table.add("start to the first answer", "ms", Goal::AtMost(START_MAX), kind, millis);
             }
-            let running = server.settled();
-            let popular = self.narinfos(&server, POPULAR);
-            let unknown = self.grown.unknown(UNKNOWN).map(|hash| server.miss_address(&hash));
-            let unknown: Vec<_> = unknown.map(|address| server.request(&address, "")).collect();
-            let mut serve = |what, goal, server: &Server, running: &Running, requests: &[Vec<u8>], status| {
-                let address = server.address;
-                let seen = load::measure(address, CONNECTIONS, requests, status, &running.processes, times);
-                let Seen { answers, used } = seen.expect("the server answers");
-                table.add(what, "requests/s", goal, kind, answers / used.seconds);
-                table.add(what, "CPU µs/request", Goal::Nothing, kind, used.server * 1e6 / answers);
-            };
-            serve("hit, in memory", Goal::RatioAtLeast(HITS_MIN), &server, &running, &popular, *b"200");
-            serve("miss, by the filter in memory", Goal::Nothing, &server, &running, &unknown, *b"404");
-            drop(running);
-            let forgetful = self.server(kind, &state, &["--narinfo-memory-bytes", "0"]);
-            let rare = self.narinfos(&forgetful, RARE);
-            let running = forgetful.settled();
-            let what = "miss in memory, read from the index";
-            serve(what, Goal::RatioAtLeast(READS_MIN), &forgetful, &running, &rare, *b"200");
         }
+        let both = started(&[]);
+        let popular = |server: &Server| self.narinfos(server, POPULAR);
+        let what = "hit, in memory";
+        take_turns(&both, what, Goal::RatioAtLeast(HITS_MIN), popular, *b"200", times, table);
+        let unknown = |server: &Server| {
+            let addresses = self.grown.unknown(UNKNOWN).map(|hash| server.miss_address(&hash));
+            addresses.map(|address| server.request(&address, "")).collect()
+        };
+        let what = "miss, by the filter in memory";
+        take_turns(&both, what, Goal::Nothing, unknown, *b"404", times, table);
+        drop(both);
+        let both = started(&["--narinfo-memory-bytes", "0"]);
+        let rare = |server: &Server| self.narinfos(server, RARE);
+        let what = "miss in memory, read from the index";
+        take_turns(&both, what, Goal::RatioAtLeast(READS_MIN), rare, *b"200", times, table);
     }
 
-    /// One round: hits of one front end, of two and of three, each asked by its share of the connections.
+    /// One round: hits of one front end, of two and of three, which share as many connections each time. All
+    /// run all the time, on one core: three on two would be moved and switched as servers of three machines
+    /// are not.
     pub fn measure_front_ends(&self, bucket: &Bucket, table: &mut Comparison, times: Times) {
-        for count in 1..=FRONT_ENDS_MAX {
-            let states: Vec<Folder> = (0..count).map(|_| Folder::new()).collect();
-            let place = bucket.url();
-            let servers: Vec<Server> =
-                states.iter().map(|state| self.server(POSTGRES, state, &["--nar-store", &place])).collect();
-            let running: Vec<Running> = servers.iter().map(Server::settled).collect();
-            let asked: Vec<_> =
-                servers.iter().map(|server| (server.address, self.narinfos(server, POPULAR))).collect();
-            let seen: Vec<Seen> = std::thread::scope(|scope| {
-                let asked = asked.iter().zip(&running).map(|((address, popular), running)| {
-                    let share = CONNECTIONS / count;
-                    scope.spawn(move || {
-                        load::measure(*address, share, popular, *b"200", &running.processes, times)
-                    })
-                });
-                let asked: Vec<_> = asked.collect();
-                let answered = asked.into_iter().map(|thread| thread.join().expect("no panic"));
-                answered.map(|seen| seen.expect("the server answers")).collect()
-            });
-            let kind = format!("{count} front ends");
-            let [answers, rate, seconds] = seen.iter().fold([0.0; 3], |[answers, rate, seconds], seen| {
-                let Seen { answers: more, used } = seen;
-                [answers + more, rate + more / used.seconds, seconds + used.server]
-            });
-            let flat = Goal::Flat(FRONT_ENDS_WITHIN);
-            table.add("hits of all front ends", "requests/CPU s", flat, &kind, answers / seconds);
-            table.add("hits of all front ends", "requests/s", Goal::Nothing, &kind, rate);
+        let (states, place) = ([(); FRONT_ENDS_MAX].map(|()| Folder::new()), bucket.url());
+        let server = |state| self.server(POSTGRES, state, &["--nar-store", &place]);
+        let servers = states.each_ref().map(server);
+        let running = servers.each_ref().map(Server::settled);
+        let popular = self.narinfos(&servers[0], POPULAR);
+        let (addresses, ids) = (
+            servers.each_ref().map(|server| server.address),
+            running.each_ref().map(|one| one.processes.server),
+        );
+        for _ in 0..TURNS {
+            for count in 1..=FRONT_ENDS_MAX {
+                let processes = Processes { server: ids[0], helpers: ids[1..count].to_vec() };
+                let connections = CONNECTIONS * FRONT_ENDS_MAX;
+                let apart = Pinned::apart(&processes);
+                let seen =
+                    load::measure(&addresses[..count], connections, &popular, *b"200", &processes, times);
+                drop(apart);
+                let Seen { answers, used } = seen.expect("the servers answer");
+                let (what, kind) = ("hits of all front ends", format!("{count} front ends"));
+                let flat = Goal::Flat(FRONT_ENDS_WITHIN);
+                table.add(what, "requests/CPU s", flat, &kind, answers / used.server);
+                table.add(what, "requests/s", Goal::Nothing, &kind, answers / used.seconds);
+            }
         }
     }
 
@@ -142,5 +149,34 @@ impl Indexes {
     /// Requests for so many paths that are there.
     fn narinfos(&self, server: &Server, count: usize) -> Vec<Vec<u8>> {
         self.grown.some(count).map(|hash| server.request(&format!("/{hash}.narinfo"), "")).collect()
+    }
+}
+
+/// A server of one kind, which has settled.
+struct Started {
+    kind: &'static str,
+    server: Server,
+    running: Running,
+}
+
+/// Asks each server for what is made of it, in turns.
+fn take_turns(
+    servers: &[Started],
+    what: &'static str,
+    goal: Goal,
+    requests: impl Fn(&Server) -> Vec<Vec<u8>>,
+    status: [u8; 3],
+    times: Times,
+    table: &mut Comparison,
+) {
+    let requests: Vec<_> = servers.iter().map(|started| requests(&started.server)).collect();
+    for _ in 0..TURNS {
+        for (Started { kind, server, running }, requests) in servers.iter().zip(&requests) {
+            let addresses = [server.address];
+            let seen = load::measure(&addresses, CONNECTIONS, requests, status, &running.processes, times);
+            let Seen { answers, used } = seen.expect("the server answers");
+            table.add(what, "requests/s", goal, kind, answers / used.seconds);
+            table.add(what, "CPU µs/request", Goal::Nothing, kind, used.server * 1e6 / answers);
+        }
     }
 }

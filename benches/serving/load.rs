@@ -63,12 +63,12 @@ impl Head {
 }
 
 /// Asks for `requests` in turn on so many connections, each from another place on, and counts the answers.
-/// Every answer must have this status.
+/// The connections are shared out among the servers at `addresses`. Every answer must have this status.
 ///
 /// # Errors
 /// An answer is another one, or none comes.
 pub fn measure(
-    address: SocketAddr,
+    addresses: &[SocketAddr],
     connections: usize,
     requests: &[Vec<u8>],
     status: [u8; 3],
@@ -83,8 +83,11 @@ pub fn measure(
                 scope.spawn(move || {
                     // Every THREADS-th, from this one on.
                     let mine = (thread..connections).step_by(THREADS);
-                    let places = mine.map(|number| number * requests.len() / connections);
-                    let driver = Driver::new(address, requests, status, places);
+                    let places = mine.map(|number| {
+                        let address = addresses[number / THREADS % addresses.len()];
+                        (address, number * requests.len() / connections)
+                    });
+                    let driver = Driver::new(requests, status, places);
                     connected.wait();
                     driver?.drive(stop, answers)
                 })
@@ -114,7 +117,7 @@ pub fn latencies(
     status: [u8; 3],
     mut more: impl FnMut(usize) -> bool,
 ) -> io::Result<Vec<Duration>> {
-    let mut driver = Driver::new(address, requests, status, std::iter::once(0))?;
+    let mut driver = Driver::new(requests, status, std::iter::once((address, 0)))?;
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut asked = Instant::now();
     let mut taken = Vec::new();
@@ -132,7 +135,6 @@ pub fn latencies(
 
 /// One thread and its connections.
 struct Driver<'a> {
-    address: SocketAddr,
     requests: &'a [Vec<u8>],
     status: [u8; 3],
     epoll: rustix::fd::OwnedFd,
@@ -141,6 +143,7 @@ struct Driver<'a> {
 
 /// One connection.
 struct Client {
+    address: SocketAddr,
     stream: TcpStream,
     /// The request that was sent last.
     asked: usize,
@@ -160,29 +163,29 @@ enum Body {
 }
 
 impl<'a> Driver<'a> {
+    /// A connection for each of `places`: its server, and the request that it begins with.
     fn new(
-        address: SocketAddr,
         requests: &'a [Vec<u8>],
         status: [u8; 3],
-        places: impl Iterator<Item = usize>,
+        places: impl Iterator<Item = (SocketAddr, usize)>,
     ) -> io::Result<Driver<'a>> {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let mut driver = Driver { address, requests, status, epoll, clients: Vec::new() };
-        for (number, asked) in places.enumerate() {
-            let client = driver.connect(number, asked)?;
+        let mut driver = Driver { requests, status, epoll, clients: Vec::new() };
+        for (number, (address, asked)) in places.enumerate() {
+            let client = driver.connect(number, address, asked)?;
             driver.clients.push(client);
         }
         Ok(driver)
     }
 
     /// A connection on which the request `asked` was sent.
-    fn connect(&self, number: usize, asked: usize) -> io::Result<Client> {
-        let mut stream = TcpStream::connect(self.address)?;
+    fn connect(&self, number: usize, address: SocketAddr, asked: usize) -> io::Result<Client> {
+        let mut stream = TcpStream::connect(address)?;
         stream.set_nodelay(true)?;
         let data = epoll::EventData::new_u64(number as u64);
         epoll::add(&self.epoll, &stream, data, epoll::EventFlags::IN)?;
         stream.write_all(&self.requests[asked])?;
-        Ok(Client { stream, asked, head: Vec::new(), body: Body::Unknown })
+        Ok(Client { address, stream, asked, head: Vec::new(), body: Body::Unknown })
     }
 
     fn drive(mut self, stop: &AtomicBool, answers: &AtomicU64) -> io::Result<()> {
@@ -213,8 +216,8 @@ impl<'a> Driver<'a> {
         let received = client.stream.read(buffer)?;
         if received == 0 && matches!(client.body, Body::Unknown) && client.head.is_empty() {
             // Some servers close a connection after so many requests.
-            let asked = client.asked;
-            self.clients[number] = self.connect(number, asked)?;
+            let (address, asked) = (client.address, client.asked);
+            self.clients[number] = self.connect(number, address, asked)?;
             return Ok(false);
         }
         if received == 0 {

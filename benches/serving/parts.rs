@@ -126,7 +126,8 @@ impl Bench<'_> {
         requests: &[Vec<u8>],
         status: [u8; 3],
     ) {
-        match load::measure(server.address, CONNECTIONS, requests, status, &running.processes, self.times) {
+        match load::measure(&[server.address], CONNECTIONS, requests, status, &running.processes, self.times)
+        {
             Ok(load::Seen { answers, used }) => {
                 let micros = |seconds: f64| seconds * 1e6 / answers;
                 self.add(what, "requests/s", targets[0], server, answers / used.seconds);
@@ -247,7 +248,7 @@ impl Bench<'_> {
         std::thread::sleep(IDLE);
         let idle = running.processes.memory();
         let loaded = load::measure(
-            server.address,
+            &[server.address],
             CONNECTIONS,
             &requests.narinfos,
             *b"200",
