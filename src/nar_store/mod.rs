@@ -140,7 +140,8 @@ impl NarStore {
             None => Arc::new(LocalBlobs::open(dir)?),
             #[cfg(feature = "object-store")]
             Some(url) => {
-                Arc::new(blobs::Bucket::open(url.clone(), settings.credentials_file.as_deref(), dir)?)
+                let credentials = settings.credentials_file.as_deref();
+                Arc::new(blobs::Bucket::open(url.clone(), credentials, settings.redirects, dir)?)
             }
             #[cfg(not(feature = "object-store"))]
             Some(_) => return Err(io::Error::new(io::ErrorKind::Unsupported, NO_BUCKETS)),
@@ -156,7 +157,10 @@ impl NarStore {
         match &settings.bucket {
             None => Ok(()),
             #[cfg(feature = "object-store")]
-            Some(url) => blobs::Bucket::check(url, settings.credentials_file.as_deref()).await,
+            Some(url) => {
+                let credentials = settings.credentials_file.as_deref();
+                blobs::Bucket::check(url, credentials, settings.redirects).await
+            }
             #[cfg(not(feature = "object-store"))]
             Some(_) => Err(io::Error::new(io::ErrorKind::Unsupported, NO_BUCKETS)),
         }

@@ -6,7 +6,9 @@
 #![allow(dead_code, unused_imports)]
 
 pub mod addresses;
+pub mod azure_store;
 pub mod browser;
+pub mod buckets;
 pub mod builder;
 pub mod burst;
 pub mod cache;
@@ -18,6 +20,8 @@ pub mod door;
 pub mod faulty_proxy;
 pub mod fleet;
 pub mod gate;
+#[cfg(feature = "object-store")]
+pub mod google_store;
 pub mod held_file;
 pub mod history;
 pub mod http;
@@ -38,7 +42,9 @@ pub mod tokens;
 pub mod uploads;
 pub mod upstream;
 
+pub use azure_store::AzureContainer;
 pub use browser::Browser;
+pub use buckets::TestBucket;
 pub use builder::Builder;
 pub use cache::Cache;
 pub use client::{Client, Substituter, nar_digest};
@@ -46,6 +52,8 @@ pub use derivations::Derivation;
 pub use door::Door;
 pub use faulty_proxy::{BucketFault, FaultyProxy};
 pub use gate::Gate;
+#[cfg(feature = "object-store")]
+pub use google_store::GoogleBucket;
 pub use held_file::HeldFile;
 pub use history::History;
 pub use http::{Ending, Http};

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::buckets::TestBucket;
 use super::process::{Finished, run, spawn, wait_until};
 use super::store::{Folder, write};
 
@@ -19,7 +20,7 @@ const START_LIMIT: Duration = Duration::from_secs(60);
 const KEY: &str = "AKTEST";
 const SECRET: &str = "secret-of-the-test";
 /// Runs the program until standard input ends, which it does with the tests, and removes its folder.
-const KEEPER: &str =
+pub(super) const KEEPER: &str =
     r#"folder=$1; shift; "$@" >"$folder/log" 2>&1 & cat >/dev/null; kill -9 $!; rm -rf "$folder""#;
 
 /// The store of this program.
@@ -199,5 +200,39 @@ impl Bucket {
         curl.args(["-sSf", "--aws-sigv4", "aws:amz:us-east-1:s3", "--user", &format!("{KEY}:{SECRET}")]);
         curl.args(arguments).arg(format!("http://127.0.0.1:{}/{}{place}", self.port, self.name));
         run(curl)
+    }
+}
+
+impl TestBucket for Bucket {
+    fn address(&self) -> String {
+        Bucket::address(self)
+    }
+
+    fn url_through(&self, address: &str) -> String {
+        Bucket::url_through(self, address)
+    }
+
+    fn credentials(&self) -> String {
+        Bucket::credentials()
+    }
+
+    fn secret(&self) -> String {
+        SECRET.to_owned()
+    }
+
+    fn keys(&self) -> Vec<String> {
+        Bucket::keys(self)
+    }
+
+    fn get(&self, key: &str) -> Vec<u8> {
+        Bucket::get(self, key)
+    }
+
+    fn put(&self, key: &str, bytes: &[u8]) {
+        Bucket::put(self, key, bytes);
+    }
+
+    fn uploads(&self) -> usize {
+        Bucket::uploads(self)
     }
 }

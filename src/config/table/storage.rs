@@ -59,8 +59,9 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
     },
     Setting {
         name: "nar-store",
-        doc: "Bucket of an S3-compatible object store that NARs are stored in, instead of the state directory. It must \
-              honour conditional puts (`If-None-Match`). The region and the endpoint may be left to the environment \
+        doc: "Bucket that NARs are stored in, instead of the state directory: of Amazon S3 or another object store with its \
+              API (`s3://`), of Google Cloud Storage (`gs://`) or of Azure Blob Storage (`az://`). With `s3://` it must \
+              honour conditional puts (`If-None-Match`), and the region and the endpoint may be left to the environment \
               (`AWS_REGION`, `AWS_ENDPOINT_URL`). Percent signs encode what an address cannot have.",
         default: DefaultValue::Described("the state directory"),
         value: &Text {
@@ -72,11 +73,13 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
     },
     Setting {
         name: "nar-store-credentials",
-        doc: "File with the credentials of that bucket: lines `aws_access_key_id=…`, `aws_secret_access_key=…` and \
-              perhaps `aws_session_token=…`. It is an absolute path, or a name in `$CREDENTIALS_DIRECTORY` (systemd's \
-              `LoadCredential=`).",
+        doc: "File with the credentials of that bucket. Of S3: lines `aws_access_key_id=…`, `aws_secret_access_key=…` and \
+              perhaps `aws_session_token=…`. Of Google: the JSON key of a service account. Of Azure: a connection string, \
+              or lines `AccountName=…` and `AccountKey=…` or `SharedAccessSignature=…`. It is an absolute path, or a name \
+              in `$CREDENTIALS_DIRECTORY` (systemd's `LoadCredential=`).",
         default: DefaultValue::Described(
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, else the role of the machine",
+            "the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, \
+             AZURE_STORAGE_ACCOUNT_KEY), else the role of the machine",
         ),
         value: &Text {
             placeholder: "FILE",
@@ -110,7 +113,8 @@ pub(super) const SETTINGS: &[Setting<SettingsDraft>] = &[
         name: "serve-nars",
         doc: "Way in which clients get NARs that are stored in a bucket. With `\"proxy\"` the server sends them; with \
               `\"redirect\"` clients are redirected to the bucket, at addresses that anybody can use for 15 minutes. \
-              Small NARs, plain ones and those that are not stored yet are sent by the server all the same.",
+              Small NARs, plain ones and those that are not stored yet are sent by the server all the same. Credentials \
+              that cannot sign addresses are refused.",
         default: DefaultValue::Is("proxy"),
         value: &OneOf {
             placeholder: "WAY",

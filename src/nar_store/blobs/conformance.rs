@@ -194,8 +194,21 @@ macro_rules! on_all {
         #[cfg(feature = "object-store")]
         mod bucket {
             $(#[test] fn $promise() {
-                let Some(bucket) = super::on_bucket::Fixture::new() else { return };
+                let Some(bucket) = super::on_bucket::Fixture::s3() else { return };
                 super::$promise(&bucket.subject());
+            })*
+        }
+        #[cfg(feature = "object-store")]
+        mod google {
+            $(#[test] fn $promise() {
+                super::$promise(&super::on_bucket::Fixture::google().subject());
+            })*
+        }
+        #[cfg(feature = "object-store")]
+        mod azure {
+            $(#[test] fn $promise() {
+                let Some(container) = super::on_bucket::Fixture::azure() else { return };
+                super::$promise(&container.subject());
             })*
         }
         mod memory {
@@ -230,33 +243,49 @@ mod on_bucket {
     use tempfile::TempDir;
     use tokio::runtime::Runtime;
 
-    use super::super::{Bucket, BucketUrl};
+    use super::super::{Bucket, BucketUrl, CacheFile, CacheFiles, PlacedBlob};
     use super::*;
-    use crate::support;
+    use crate::support::{self, TestBucket};
 
     /// Pairs of uploads that race, one after the other.
     const RACES: u8 = 8;
 
-    /// A bucket of a real store, and a directory for its uploads.
+    /// A bucket, and a directory for its uploads.
     pub(super) struct Fixture {
-        bucket: support::Bucket,
+        bucket: Box<dyn TestBucket>,
         folder: TempDir,
     }
 
     impl Fixture {
-        pub(super) fn new() -> Option<Self> {
-            let fixture =
-                Self { bucket: support::Bucket::new()?, folder: tempfile::tempdir().expect("a folder") };
-            std::fs::write(fixture.folder.path().join("key"), support::Bucket::credentials())
-                .expect("written");
-            Some(fixture)
+        pub(super) fn s3() -> Option<Self> {
+            support::Bucket::new().map(Self::of)
+        }
+
+        pub(super) fn google() -> Self {
+            Self::of(support::GoogleBucket::new())
+        }
+
+        pub(super) fn azure() -> Option<Self> {
+            support::AzureContainer::new().map(Self::of)
+        }
+
+        /// Those that there are.
+        fn all() -> impl Iterator<Item = Self> {
+            [Self::s3(), Some(Self::google()), Self::azure()].into_iter().flatten()
+        }
+
+        fn of(bucket: impl TestBucket + 'static) -> Self {
+            let folder = tempfile::tempdir().expect("a folder");
+            std::fs::write(folder.path().join("key"), bucket.credentials()).expect("written");
+            Self { bucket: Box::new(bucket), folder }
         }
 
         fn open(&self) -> Bucket {
             static RUNTIME: OnceLock<Runtime> = OnceLock::new();
             let _entered = RUNTIME.get_or_init(|| Runtime::new().expect("a runtime")).enter();
             let url = BucketUrl::parse(&self.bucket.url()).expect("an address");
-            Bucket::open(url, Some(&self.folder.path().join("key")), self.folder.path()).expect("opened")
+            Bucket::open(url, Some(&self.folder.path().join("key")), false, self.folder.path())
+                .expect("opened")
         }
 
         pub(super) fn subject(&self) -> Subject {
@@ -268,53 +297,94 @@ mod on_bucket {
 
     #[test]
     fn a_large_blob_is_put_in_parts_of_which_none_is_left_and_the_first_stays() {
-        let Some(fixture) = Fixture::new() else { return };
-        let subject = fixture.subject();
-        let large: Vec<u8> = (0..20 << 20).map(|n: u32| (n % 251) as u8).collect();
-        subject.put(key(1), &large);
-        let blob = subject.blobs.open(key(1)).expect("opened").expect("it is there");
-        assert!(contents(&blob) == large, "it has other bytes");
-        assert_eq!(subject.upload(&large[1..]).commit(key(1)).expect("committed"), Commit::Lost);
-        assert_eq!(blob.bytes(), large.len() as u64);
-        assert_eq!((fixture.bucket.uploads(), (subject.leftovers)()), (0, 0));
-    }
-
-    #[test]
-    fn of_uploads_in_parts_that_win_at_the_same_moment_one_alone_has_the_version_that_stays() {
-        let Some(fixture) = Fixture::new() else { return };
-        let subject = fixture.subject();
-        for round in 0..RACES {
-            let uploads = [1, 2].map(|number| subject.upload(&vec![number; 9 << 20]));
-            let barrier = Barrier::new(uploads.len());
-            let placed = std::thread::scope(|scope| {
-                let place = |upload: Box<dyn Upload>| {
-                    let barrier = &barrier;
-                    scope.spawn(move || {
-                        barrier.wait();
-                        upload.place(key(round)).expect("placed")
-                    })
-                };
-                uploads.map(place).map(|thread| thread.join().expect("no panic"))
-            });
-            let blob = subject.blobs.open(key(round)).expect("opened").expect("it is there");
-            let stays = |placed: &super::super::PlacedBlob| placed.version() == blob.version();
-            let winners: Vec<_> = placed.iter().filter(|placed| placed.outcome() == Commit::Won).collect();
-            assert_eq!(winners.iter().filter(|placed| stays(placed)).count(), 1, "of {}", winners.len());
+        for fixture in Fixture::all() {
+            let subject = fixture.subject();
+            let large: Vec<u8> = (0..20 << 20).map(|n: u32| (n % 251) as u8).collect();
+            subject.put(key(1), &large);
+            let blob = subject.blobs.open(key(1)).expect("opened").expect("it is there");
+            assert!(contents(&blob) == large, "it has other bytes");
+            assert_eq!(subject.upload(&large[1..]).commit(key(1)).expect("committed"), Commit::Lost);
+            assert_eq!(blob.bytes(), large.len() as u64);
+            assert_eq!((fixture.bucket.uploads(), (subject.leftovers)()), (0, 0), "{}", fixture.bucket.url());
         }
     }
 
     #[test]
+    fn of_uploads_in_parts_that_win_at_the_same_moment_one_alone_has_the_version_that_stays() {
+        for fixture in Fixture::all() {
+            let subject = fixture.subject();
+            for round in 0..RACES {
+                let uploads = [1, 2].map(|number| subject.upload(&vec![number; 9 << 20]));
+                let barrier = Barrier::new(uploads.len());
+                let placed = std::thread::scope(|scope| {
+                    let place = |upload: Box<dyn Upload>| {
+                        let barrier = &barrier;
+                        scope.spawn(move || {
+                            barrier.wait();
+                            upload.place(key(round)).expect("placed")
+                        })
+                    };
+                    uploads.map(place).map(|thread| thread.join().expect("no panic"))
+                });
+                let blob = subject.blobs.open(key(round)).expect("opened").expect("it is there");
+                let stays = |placed: &PlacedBlob| {
+                    placed.outcome() == Commit::Won
+                        && placed.version().is_none_or(|version| Some(version) == blob.version())
+                };
+                let stay: Vec<_> = placed.iter().map(stays).collect();
+                assert!(stay[0] != stay[1], "{stay:?} in round {round} of {}", fixture.bucket.url());
+                let winner = if stay[0] { 1 } else { 2 };
+                assert!(contents(&blob) == vec![winner; 9 << 20], "the bytes are not those of the winner");
+            }
+        }
+    }
+
+    #[test]
+    fn a_list_of_files_has_the_tags_of_their_contents() {
+        for fixture in Fixture::all() {
+            let bucket = fixture.open();
+            let files: Vec<_> = (0..LIST_PAGE_MAX + 2).map(|number| format!("{number:02}.narinfo")).collect();
+            for name in &files {
+                bucket.put_file(name, format!("text of {name}")).expect("put");
+            }
+            fixture.subject().put(key(1), b"not beside them");
+            let (mut listed, mut page) = (Vec::new(), None);
+            loop {
+                let (found, next) = bucket.list_files(page).expect("listed");
+                listed.extend(found);
+                page = next;
+                if page.is_none() {
+                    break;
+                }
+            }
+            let expected = files.iter().map(|name| CacheFile {
+                name: name.clone(),
+                tag: bucket.usual_tag(&format!("text of {name}")),
+            });
+            assert_eq!(listed, expected.collect::<Vec<_>>(), "{}", fixture.bucket.url());
+            bucket.delete_file(&files[0]).expect("deleted");
+            bucket.delete_file(&files[0]).expect("it is gone");
+            assert_eq!(bucket.read_file(&files[0]).expect("read"), None);
+            let text = bucket.read_file(&files[1]).expect("read");
+            assert_eq!(text, Some(format!("text of {}", files[1]).into_bytes()));
+        }
+    }
+
+    /// Parts at Azure have no upload that could be aborted: they expire.
+    #[test]
     fn uploads_that_an_interrupted_run_left_are_aborted_at_the_next_start() {
-        let Some(fixture) = Fixture::new() else { return };
-        let bucket = fixture.open();
-        std::mem::forget(fixture.subject().upload(b"half"));
-        bucket.begin_parts_and_forget(key(1)).expect("begun");
-        assert_eq!(fixture.bucket.uploads(), 1);
-        let subject = fixture.subject();
-        support::wait_until("the upload is aborted", std::time::Duration::from_secs(30), || {
-            fixture.bucket.uploads() == 0
-        });
-        assert_eq!((subject.leftovers)(), 0);
+        for fixture in [Fixture::s3(), Some(Fixture::google())].into_iter().flatten() {
+            let bucket = fixture.open();
+            std::mem::forget(fixture.subject().upload(b"half"));
+            let before = fixture.bucket.uploads();
+            bucket.begin_parts_and_forget(key(1)).expect("begun");
+            assert!(fixture.bucket.uploads() > before);
+            let subject = fixture.subject();
+            support::wait_until("the upload is aborted", std::time::Duration::from_secs(30), || {
+                fixture.bucket.uploads() == 0
+            });
+            assert_eq!((subject.leftovers)(), 0);
+        }
     }
 }
 

@@ -29,6 +29,8 @@ use narinfo::NarHash;
 use crate::room::Room;
 #[cfg(feature = "object-store")]
 pub use bucket::Bucket;
+#[cfg(feature = "object-store")]
+use bucket_url::BucketService;
 pub use bucket_url::BucketUrl;
 pub use cache_files::{CacheFile, CacheFiles};
 pub use local::LocalBlobs;

@@ -1,11 +1,13 @@
-//! Blobs in a bucket of an S3-compatible object store: `PREFIX/nar/<hash>.nar.zst`, the place of a NAR in a
-//! standard binary cache. An upload is a local file until it is complete and verified; its object appears
-//! whole, by a conditional put, and never changes. Must never block an async thread.
+//! Blobs in a bucket of an object store: `PREFIX/nar/<hash>.nar.zst`, the place of a NAR in a standard binary
+//! cache. An upload is a local file until it is complete and verified; its object appears whole, by a
+//! conditional put, and never changes. Must never block an async thread.
 
 mod cache_files;
 mod client;
 mod credentials;
 mod moving;
+mod service;
+mod transport;
 mod upload;
 
 use std::collections::HashMap;
@@ -14,14 +16,13 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use narinfo::NarHash;
-use object_store::aws::AmazonS3;
-use object_store::list::{PaginatedListOptions, PaginatedListStore};
+use object_store::list::PaginatedListOptions;
 use object_store::path::Path as Key;
-use object_store::signer::{Method, Signer};
-use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStoreExt, PutPayload};
+use object_store::{Attributes, ObjectMeta};
 use tokio::runtime::Handle;
 
 use super::local::UPLOADS;
@@ -29,6 +30,7 @@ use super::object::{BlobObject, ObjectRead, ReadObject};
 use super::{Blob, Blobs, BucketUrl, CacheFiles, LIST_PAGE_MAX, LocalBlobs, Upload, away};
 use crate::causes::with_causes;
 use crate::room::Room;
+use service::{ListedObject, Page, ServiceClient, Signing};
 use upload::{Journal, ObjectUpload};
 
 /// End of a key, after the hash.
@@ -49,12 +51,14 @@ pub struct Bucket(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    store: AmazonS3,
+    store: ServiceClient,
     url: BucketUrl,
     /// The directory that NARs were in before, and its folder of the files that uploads are written to.
     directory: LocalBlobs,
     spool: PathBuf,
     journal: Journal,
+    /// True while no addresses can be signed.
+    is_unsigned: AtomicBool,
     /// Runtime of all connections.
     runtime: Handle,
 }
@@ -64,40 +68,53 @@ impl Bucket {
     /// interrupted run left, in the background. Sends nothing else. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// The directory cannot be used, or the credentials cannot be read.
-    pub fn open(url: BucketUrl, credentials: Option<&Path>, dir: &Path) -> io::Result<Self> {
-        let store = client::store(&url, credentials)?;
+    /// The directory cannot be used, the credentials cannot be read, or they cannot sign addresses and
+    /// `signs`.
+    pub fn open(url: BucketUrl, credentials: Option<&Path>, signs: bool, dir: &Path) -> io::Result<Self> {
+        let store = client(&url, credentials, signs)?;
         let (directory, spool) = (LocalBlobs::open(dir)?, dir.join(UPLOADS));
         let (journal, runtime) = (Journal::open(&dir.join("uploads"))?, Handle::current());
-        let bucket = Self(Arc::new(Inner { store, url, directory, spool, journal, runtime }));
+        let is_unsigned = AtomicBool::new(false);
+        let bucket = Self(Arc::new(Inner { store, url, directory, spool, journal, is_unsigned, runtime }));
         bucket.move_directory()?;
         let (sweeping, left) = (bucket.clone(), bucket.0.journal.entries()?);
         bucket.0.runtime.spawn(async move { Journal::abort_all(left, &sweeping.0.store).await });
         Ok(bucket)
     }
 
-    /// Looks whether the bucket answers with these settings; changes nothing.
+    /// Looks whether the bucket answers with these settings, and whether addresses in it can be signed if it
+    /// `signs`; changes nothing.
     ///
     /// # Errors
     /// With the reason why it cannot be used.
-    pub async fn check(url: &BucketUrl, credentials: Option<&Path>) -> io::Result<()> {
-        let store = client::store(url, credentials)?;
+    pub async fn check(url: &BucketUrl, credentials: Option<&Path>, signs: bool) -> io::Result<()> {
+        let store = client(url, credentials, signs)?;
         let prefix = folder(url, NARS);
         let options = PaginatedListOptions { max_keys: Some(1), ..Default::default() };
         let probe = Key::from(format!("{}{PROBE}", folder(url, "")));
         let asked = tokio::time::timeout(CHECK_TIMEOUT, async {
-            match store.head(&probe).await {
-                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-                // A list does not tell wrong credentials from what may pass.
-                Err(error) => return Err(error),
+            // A list does not tell wrong credentials from what may pass.
+            store.head(&probe).await.map_err(|error| failed(url, error))?;
+            store.list(&prefix, options).await.map(drop).map_err(|error| match has_no_bucket(&error) {
+                true => io::Error::new(io::ErrorKind::NotFound, format!("{url}: there is no such bucket")),
+                false => failed(url, error),
+            })?;
+            match signs {
+                true => store
+                    .signed(&probe, CHECK_TIMEOUT)
+                    .await
+                    .map(drop)
+                    .map_err(|error| unsigned(url, &with_causes(&error))),
+                false => Ok(()),
             }
-            store.list_paginated(Some(&prefix), options).await.map(drop)
         });
-        match asked.await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(failed(url, error)),
-            Err(_) => Err(away(format!("{url} does not answer within {CHECK_TIMEOUT:?}"))),
-        }
+        let from_machine = match credentials {
+            Some(_) => "",
+            None => " (without nar-store-credentials, they may be asked of the machine)",
+        };
+        asked.await.unwrap_or_else(|_| {
+            Err(away(format!("{url} does not answer within {CHECK_TIMEOUT:?}{from_machine}")))
+        })
     }
 
     /// Begins an upload in parts as a run that is interrupted leaves it.
@@ -121,11 +138,7 @@ impl Bucket {
 
     /// Size and version of an object, if it is there. Blocking.
     fn head(&self, place: &Key) -> io::Result<Option<ObjectMeta>> {
-        match self.0.runtime.block_on(self.0.store.head(place)) {
-            Ok(meta) => Ok(Some(meta)),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(error) => Err(failed(&self.0.url, error)),
-        }
+        self.wait(self.0.store.head(place))
     }
 
     /// One page of the objects of a folder whose keys follow `after`, in order. Blocking.
@@ -136,16 +149,8 @@ impl Bucket {
             page_token,
             ..Default::default()
         };
-        let page = self.wait(self.0.store.list_paginated(Some(folder), options))?;
-        Ok(Page { objects: page.result.objects, next: page.page_token })
+        self.wait(self.0.store.list(folder, options))
     }
-}
-
-/// A page of a list.
-struct Page {
-    objects: Vec<ObjectMeta>,
-    /// Token of the next page, if there is one.
-    next: Option<String>,
 }
 
 impl Blobs for Bucket {
@@ -182,11 +187,15 @@ impl Blobs for Bucket {
 
     fn list(&self, after: Option<NarHash>) -> io::Result<Vec<NarHash>> {
         let folder = folder(&self.0.url, NARS);
-        let mut offset = after.map(|key| self.place_of(key).to_string());
-        let (mut keys, mut token) = (Vec::new(), None);
+        let after = after.map(|key| self.place_of(key).to_string());
+        let (mut offset, mut keys, mut token) = (after.clone(), Vec::new(), None);
         loop {
             let Page { objects, next } = self.page(&folder, offset.take(), token)?;
-            keys.extend(objects.iter().filter_map(|object| key_of(&folder, object)));
+            // Where an offset is not heeded, the list begins with what was had before.
+            let is_new = |object: &&ListedObject| {
+                after.as_deref().is_none_or(|after| object.meta.location.as_ref() > after)
+            };
+            keys.extend(objects.iter().filter(is_new).filter_map(|object| key_of(&folder, &object.meta)));
             token = next;
             if keys.len() >= LIST_PAGE_MAX || token.is_none() {
                 keys.truncate(LIST_PAGE_MAX);
@@ -197,7 +206,21 @@ impl Blobs for Bucket {
 
     fn address(&self, key: NarHash, lifetime: Duration) -> io::Result<Option<String>> {
         let place = self.place_of(key);
-        self.wait(self.0.store.signed_url(Method::GET, &place, lifetime)).map(|url| Some(url.into()))
+        let signed = self.wait(self.0.store.signed(&place, lifetime));
+        match (signed, self.0.store.signing()) {
+            (Ok(address), _) => {
+                self.0.is_unsigned.store(false, Ordering::Relaxed);
+                Ok(Some(address))
+            }
+            // Its bytes may be had all the same.
+            (Err(error), Signing::Service) => {
+                if !self.0.is_unsigned.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "cannot have addresses signed: clients are not redirected meanwhile; give the server a key (nar-store-credentials)");
+                }
+                Ok(None)
+            }
+            (Err(error), Signing::Here | Signing::Impossible(_)) => Err(error),
+        }
     }
 
     fn cache_files(&self) -> Option<Arc<dyn CacheFiles>> {
@@ -209,7 +232,8 @@ impl Blobs for Bucket {
         let (mut sizes, mut token) = (HashMap::new(), None);
         loop {
             let Page { objects, next } = self.page(&folder, None, token)?;
-            sizes.extend(objects.iter().filter_map(|object| Some((key_of(&folder, object)?, object.size))));
+            let size = |meta: &ObjectMeta| Some((key_of(&folder, meta)?, meta.size));
+            sizes.extend(objects.iter().filter_map(|object| size(&object.meta)));
             token = next;
             if token.is_none() {
                 break;
@@ -235,9 +259,8 @@ impl Blobs for Bucket {
 
     fn check_writable(&self) -> io::Result<()> {
         let probe = Key::from(format!("{}{PROBE}", folder(&self.0.url, "")));
-        self.wait(
-            self.0.store.put(&probe, PutPayload::from_static(b"written to see if something can be\n")),
-        )?;
+        let text = "written to see if something can be\n";
+        self.wait(self.0.store.put(&probe, text, Attributes::new()))?;
         Room::of(&self.0.spool)?.check()
     }
 
@@ -253,9 +276,9 @@ impl Blobs for Bucket {
 
     fn empty_quarantine(&self, left: usize) {
         let emptied = self.page(&folder(&self.0.url, QUARANTINE), None, None).and_then(|mut page| {
-            page.objects.sort_unstable_by_key(|object| std::cmp::Reverse(object.last_modified));
+            page.objects.sort_unstable_by_key(|object| std::cmp::Reverse(object.meta.last_modified));
             let mut old = page.objects.into_iter().skip(left);
-            old.try_for_each(|object| self.wait(self.0.store.delete(&object.location)))
+            old.try_for_each(|object| self.wait(self.0.store.delete(&object.meta.location)))
         });
         if let Err(error) = emptied {
             tracing::warn!(%error, "cannot empty the quarantine of {}: it is tried again", self.0.url);
@@ -276,16 +299,7 @@ impl ReadObject for Object {
         let Self { bucket, place, e_tag } = self.clone();
         Box::pin(async move {
             let Inner { store, url, .. } = &*bucket.0;
-            let options = GetOptions {
-                if_match: e_tag,
-                range: Some(GetRange::Bounded(part.clone())),
-                ..Default::default()
-            };
-            let got = object_store::ObjectStore::get_opts(store, &place, options).await;
-            let bytes = match got {
-                Ok(got) => got.bytes().await,
-                Err(error) => Err(error),
-            };
+            let bytes = store.read(&place, e_tag, part.clone()).await;
             let bytes = bytes.map_err(|error| failed(url, error))?;
             if bytes.len() as u64 != part.end - part.start {
                 return Err(io::ErrorKind::UnexpectedEof.into());
@@ -293,6 +307,26 @@ impl ReadObject for Object {
             Ok(bytes)
         })
     }
+}
+
+/// A client of the bucket. Refuses credentials that cannot sign if it `signs` addresses.
+fn client(url: &BucketUrl, credentials: Option<&Path>, signs: bool) -> io::Result<ServiceClient> {
+    let client = client::client(url, credentials)?;
+    match client.signing() {
+        Signing::Impossible(reason) if signs => Err(unsigned(url, reason)),
+        _ => Ok(client),
+    }
+}
+
+/// Refusal of settings by which clients are redirected.
+fn unsigned(url: &BucketUrl, reason: &str) -> io::Error {
+    let text = format!("{url}: addresses cannot be signed for serve-nars = \"redirect\": {reason}");
+    io::Error::new(io::ErrorKind::InvalidInput, text)
+}
+
+/// True for the failure of a list in a bucket that is not there.
+fn has_no_bucket(error: &object_store::Error) -> bool {
+    ["NoSuchBucket", "ContainerNotFound"].iter().any(|code| service::says(error, code))
 }
 
 /// Version of an object with this ETag, which stands in quotes in some answers.

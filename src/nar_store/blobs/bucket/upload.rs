@@ -10,17 +10,17 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use narinfo::NarHash;
-use object_store::aws::AmazonS3;
-use object_store::multipart::{MultipartStore, PartId};
+use object_store::Error;
+use object_store::multipart::PartId;
 use object_store::path::Path as Key;
-use object_store::{Error, ObjectStoreExt, PutMode, PutOptions};
 use tempfile::{NamedTempFile, TempPath};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::super::local::spool_in;
 use super::super::{Commit, PlacedBlob, Upload};
-use super::{Bucket, failed, version_of};
+use super::service::{PartsUpload, ServiceClient};
+use super::{Bucket, Inner, failed, version_of};
 use crate::causes::with_causes;
 use crate::tail_file::read_at;
 
@@ -85,20 +85,22 @@ async fn put(bucket: &Bucket, file: Arc<File>, place: Key, bytes: u64) -> io::Re
             Err(error) => return Err(failed(&bucket.0.url, error)),
         }
         match store.head(&place).await {
-            Ok(_) => return Ok(PlacedBlob::durable(Commit::Lost)),
-            Err(Error::NotFound { .. }) => tokio::time::sleep(CONFLICT_PAUSE).await,
+            Ok(Some(_)) => return Ok(PlacedBlob::durable(Commit::Lost)),
+            Ok(None) => tokio::time::sleep(CONFLICT_PAUSE).await,
             Err(error) => return Err(failed(&bucket.0.url, error)),
         }
     }
     Err(super::away(format!("{}: other uploads of {place} are in the way", bucket.0.url)))
 }
 
-async fn put_whole(store: &AmazonS3, file: &Arc<File>, place: &Key, bytes: u64) -> object_store::Result<()> {
+async fn put_whole(
+    store: &ServiceClient,
+    file: &Arc<File>,
+    place: &Key,
+    bytes: u64,
+) -> object_store::Result<()> {
     let _permit = PUTS.acquire().await;
-    let options = PutOptions { mode: PutMode::Create, ..Default::default() };
-    object_store::ObjectStore::put_opts(store, place, part_of(file, 0..bytes).await?.into(), options)
-        .await
-        .map(drop)
+    store.put_new(place, part_of(file, 0..bytes).await?).await
 }
 
 async fn put_parts(
@@ -107,16 +109,15 @@ async fn put_parts(
     place: &Key,
     bytes: u64,
 ) -> object_store::Result<PlacedBlob> {
+    let (upload, entry) = begin_parts(bucket, place).await?;
     let store = &bucket.0.store;
-    let id = store.create_multipart(place).await?;
-    let entry = bucket.0.journal.note(place, &id).map_err(generic)?;
-    let completed = match send_parts(bucket, file, place, &id, bytes).await {
-        Ok(parts) => store.complete_multipart(place, &id, parts).await,
+    let completed = match send_parts(bucket, file, &upload, bytes).await {
+        Ok(parts) => store.complete(&upload, parts, place).await,
         Err(error) => Err(error),
     };
-    if completed.is_err()
-        && let Err(error) = store.abort_multipart(place, &id).await
-    {
+    // Nothing is left where the parts themselves became the object.
+    let is_left = completed.is_err() || upload.at != *place;
+    if is_left && let Err(error) = store.abandon(&upload).await {
         tracing::warn!(
             error = with_causes(&error),
             "cannot abort an upload to {}; the next start tries again",
@@ -126,14 +127,21 @@ async fn put_parts(
         let _ = entry.keep();
     }
     let won = PlacedBlob::durable(Commit::Won);
-    completed.map(|done| done.e_tag.map_or(won, |e_tag| PlacedBlob::contested(version_of(&e_tag))))
+    completed.map(|e_tag| e_tag.map_or(won, |e_tag| PlacedBlob::contested(version_of(&e_tag))))
+}
+
+/// Begins an upload in parts, and notes it.
+async fn begin_parts(bucket: &Bucket, place: &Key) -> object_store::Result<(PartsUpload, NamedTempFile)> {
+    let Inner { store, url, journal, .. } = &*bucket.0;
+    let upload = store.begin_parts(store.parts_place(url, place)?).await?;
+    let entry = journal.note(&upload).map_err(generic)?;
+    Ok((upload, entry))
 }
 
 /// Begins an upload in parts, and leaves its entry and nothing else.
 #[cfg(test)]
 pub(super) async fn begin_parts_and_forget(bucket: &Bucket, place: &Key) -> object_store::Result<()> {
-    let id = bucket.0.store.create_multipart(place).await?;
-    let entry = bucket.0.journal.note(place, &id).map_err(generic)?;
+    let (_, entry) = begin_parts(bucket, place).await?;
     entry.keep().map(drop).map_err(generic)
 }
 
@@ -141,8 +149,7 @@ pub(super) async fn begin_parts_and_forget(bucket: &Bucket, place: &Key) -> obje
 async fn send_parts(
     bucket: &Bucket,
     file: &Arc<File>,
-    place: &Key,
-    id: &str,
+    upload: &PartsUpload,
     bytes: u64,
 ) -> object_store::Result<Vec<PartId>> {
     let part_bytes = PART_BYTES.max(bytes.div_ceil(PARTS_MAX));
@@ -150,13 +157,13 @@ async fn send_parts(
     for number in 0..bytes.div_ceil(part_bytes) {
         // Taken before there is a task: no more of them wait than may send.
         let permit = PUTS.acquire().await;
-        let (bucket, file, place, id) = (bucket.clone(), Arc::clone(file), place.clone(), id.to_owned());
+        let (bucket, file, upload) = (bucket.clone(), Arc::clone(file), upload.clone());
         sending.spawn(async move {
             let _permit = permit;
             let start = number * part_bytes;
             let part = part_of(&file, start..bytes.min(start + part_bytes)).await?;
             // There are few parts.
-            let sent = bucket.0.store.put_part(&place, &id, number as usize, part.into()).await?;
+            let sent = bucket.0.store.put_part(&upload, number as usize, part).await?;
             Ok::<_, Error>((number, sent))
         });
         while let Some(sent) = sending.try_join_next() {
@@ -197,22 +204,24 @@ impl Journal {
     }
 
     /// Notes an upload, for as long as the file is there.
-    fn note(&self, place: &Key, id: &str) -> io::Result<NamedTempFile> {
+    fn note(&self, upload: &PartsUpload) -> io::Result<NamedTempFile> {
         let mut entry = NamedTempFile::new_in(&self.dir)?;
-        writeln!(entry, "{place}\n{id}")?;
+        writeln!(entry, "{}\n{}", upload.at, upload.id)?;
         Ok(entry)
     }
 
     /// Aborts all uploads that an interrupted run left.
-    pub(super) async fn abort_all(entries: Vec<PathBuf>, store: &AmazonS3) {
+    pub(super) async fn abort_all(entries: Vec<PathBuf>, store: &ServiceClient) {
         for entry in entries {
             let text = fs::read_to_string(&entry).unwrap_or_default();
             let aborted = match text.split_once('\n') {
-                Some((place, id)) => store.abort_multipart(&Key::from(place), &id.trim().to_owned()).await,
+                Some((at, id)) => {
+                    store.abandon(&PartsUpload { at: Key::from(at), id: id.trim().to_owned() }).await
+                }
                 None => Ok(()),
             };
             match aborted {
-                Ok(()) | Err(Error::NotFound { .. }) => drop(fs::remove_file(&entry)),
+                Ok(()) => drop(fs::remove_file(&entry)),
                 Err(error) => tracing::warn!(
                     error = with_causes(&error),
                     "cannot abort an upload of an earlier run; the next start tries again"
