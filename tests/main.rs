@@ -11,6 +11,8 @@ mod bounds;
 mod bucket;
 mod bucket_clients;
 mod bucket_publication;
+#[cfg(feature = "object-store")]
+mod bucket_services;
 mod by_name;
 mod catalogue;
 mod catalogue_faults;
