@@ -3,7 +3,7 @@
 //! clients are redirected to it where addresses can be signed.
 
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::addresses::{base_name, field};
 use crate::support::derivations::{noise, text_file};
@@ -212,6 +212,33 @@ fn clients_are_redirected_to_a_bucket_of_google() {
     assert_eq!(got(&["--proxy", &proxy], &place), (bytes, true));
     let other = place.replace("X-Goog-Expires=900", "X-Goog-Expires=901");
     assert_eq!(got(&["--proxy", &proxy], &other), (Vec::new(), false));
+}
+
+/// Without a key, the metadata service and Google are to sign, and neither is there.
+#[test]
+fn clients_are_not_redirected_to_google_while_nobody_signs() {
+    let bucket = GoogleBucket::new();
+    let (proxy, token) = (format!("http://{}", bucket.address()), bucket.token());
+    let nobody = "127.0.0.1:1";
+    let variables = [
+        ("http_proxy", &*proxy),
+        ("no_proxy", "127.0.0.1"),
+        ("GOOGLE_BEARER_TOKEN", &*token),
+        ("GCE_METADATA_HOST", nobody),
+        ("GCE_METADATA_IP", nobody),
+    ];
+    let url = bucket.url_through("storage.googleapis.com");
+    let arguments = ["--nar-store", &url, "--nar-cache-bytes", "0", "--serve-nars", "redirect"];
+    let cache = Cache::of(NixStore::new(Release::Host), &arguments, &variables);
+    let path = cache.store.instantiate(&noise("large", LARGE));
+    let [key] = stored(&cache, &[path]);
+    let begun = Instant::now();
+    for _ in 0..3 {
+        let answer = cache.http.get(&format!("/{key}"));
+        assert_eq!((answer.status, answer.body == bucket.get(&key)), (200, true));
+    }
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert_eq!(cache.ondine.log().matches("cannot have addresses").count(), 1, "{}", cache.ondine.log());
 }
 
 #[test]

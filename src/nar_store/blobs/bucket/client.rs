@@ -88,9 +88,11 @@ fn google(url: &BucketUrl, credentials_file: Option<&Path>) -> io::Result<Servic
     };
     if let Some(endpoint) = &url.endpoint {
         builder = builder.with_base_url(endpoint);
-        if endpoint.split_once("://").is_none_or(|(_, host)| host != GOOGLE_HOST) {
-            signing = Signing::Impossible(OTHER_HOST);
-        }
+    }
+    let endpoint = builder.get_config_value(&GoogleConfigKey::BaseUrl);
+    if endpoint.is_some_and(|endpoint| endpoint.split_once("://").is_none_or(|(_, host)| host != GOOGLE_HOST))
+    {
+        signing = Signing::Impossible(OTHER_HOST);
     }
     let builder = builder
         .with_bucket_name(&url.bucket)
@@ -120,7 +122,8 @@ fn google_signing(builder: &GoogleCloudStorageBuilder) -> Signing {
 }
 
 fn azure(url: &BucketUrl, credentials_file: Option<&Path>) -> io::Result<ServiceClient> {
-    let mut builder = MicrosoftAzureBuilder::from_env();
+    // An emulator is reached by its endpoint.
+    let mut builder = MicrosoftAzureBuilder::from_env().with_use_emulator(false);
     if let Some(file) = credentials_file {
         let AzureKeys { account, secret } = AzureKeys::read(file)?;
         if let Some(account) = account {

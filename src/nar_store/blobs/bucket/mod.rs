@@ -15,9 +15,8 @@ use std::future::Future;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use narinfo::NarHash;
 use object_store::list::PaginatedListOptions;
@@ -44,6 +43,9 @@ const QUARANTINED_MAX: usize = 16;
 const PROBE: &str = "ondine-probe";
 /// Time within which a bucket is looked at before a start.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(15);
+/// Time that a service may take to sign an address, and the pause after a failure.
+const SIGN_TIMEOUT: Duration = Duration::from_secs(5);
+const SIGN_PAUSE: Duration = Duration::from_secs(60);
 
 /// The bucket; clones share it.
 #[derive(Clone, Debug)]
@@ -57,8 +59,8 @@ struct Inner {
     directory: LocalBlobs,
     spool: PathBuf,
     journal: Journal,
-    /// True while no addresses can be signed.
-    is_unsigned: AtomicBool,
+    /// Time until which the service is not asked to sign addresses, since it has refused.
+    unsigned_until: Mutex<Option<Instant>>,
     /// Runtime of all connections.
     runtime: Handle,
 }
@@ -74,8 +76,8 @@ impl Bucket {
         let store = client(&url, credentials, signs)?;
         let (directory, spool) = (LocalBlobs::open(dir)?, dir.join(UPLOADS));
         let (journal, runtime) = (Journal::open(&dir.join("uploads"))?, Handle::current());
-        let is_unsigned = AtomicBool::new(false);
-        let bucket = Self(Arc::new(Inner { store, url, directory, spool, journal, is_unsigned, runtime }));
+        let unsigned_until = Mutex::default();
+        let bucket = Self(Arc::new(Inner { store, url, directory, spool, journal, unsigned_until, runtime }));
         bucket.move_directory()?;
         let (sweeping, left) = (bucket.clone(), bucket.0.journal.entries()?);
         bucket.0.runtime.spawn(async move { Journal::abort_all(left, &sweeping.0.store).await });
@@ -206,21 +208,28 @@ impl Blobs for Bucket {
 
     fn address(&self, key: NarHash, lifetime: Duration) -> io::Result<Option<String>> {
         let place = self.place_of(key);
-        let signed = self.wait(self.0.store.signed(&place, lifetime));
-        match (signed, self.0.store.signing()) {
-            (Ok(address), _) => {
-                self.0.is_unsigned.store(false, Ordering::Relaxed);
-                Ok(Some(address))
-            }
-            // Its bytes may be had all the same.
-            (Err(error), Signing::Service) => {
-                if !self.0.is_unsigned.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%error, "cannot have addresses signed: clients are not redirected meanwhile; give the server a key (nar-store-credentials)");
-                }
-                Ok(None)
-            }
-            (Err(error), Signing::Here | Signing::Impossible(_)) => Err(error),
+        let signed = self.0.store.signed(&place, lifetime);
+        if self.0.store.signing() != Signing::Service {
+            return self.wait(signed).map(Some);
         }
+        // Its bytes are sent from here where the service does not sign.
+        let refused_until = || self.0.unsigned_until.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused_until().is_some_and(|until| Instant::now() < until) {
+            return Ok(None);
+        }
+        let signed = self.0.runtime.block_on(async { tokio::time::timeout(SIGN_TIMEOUT, signed).await });
+        let error = match signed {
+            Ok(Ok(address)) => return Ok(Some(address)),
+            Ok(Err(error)) => with_causes(&error),
+            Err(_) => format!("no answer within {SIGN_TIMEOUT:?}"),
+        };
+        *refused_until() = Some(Instant::now() + SIGN_PAUSE);
+        tracing::warn!(
+            error,
+            "cannot have addresses in {} signed: clients are not redirected for {SIGN_PAUSE:?}; give the server a key (nar-store-credentials)",
+            self.0.url
+        );
+        Ok(None)
     }
 
     fn cache_files(&self) -> Option<Arc<dyn CacheFiles>> {
