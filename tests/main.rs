@@ -24,6 +24,7 @@ mod comparison;
 mod contents;
 mod crowd;
 mod daemon;
+mod daemon_connections;
 mod daemon_logs;
 mod daemon_outages;
 mod daemon_pipelining;

@@ -20,13 +20,22 @@ impl Adopter {
             return Ok(());
         }
         let mut daemon = self.pool.get().await?;
-        for path in paths {
-            daemon.add_temp_root(path).await?;
-        }
-        let result = self.adopt_held(&mut daemon, paths).await;
+        let result = self.adopt_new(&mut daemon, paths).await;
         // Its temporary roots end with the connection; from here on our own roots hold the paths.
         daemon.discard();
         result
+    }
+
+    /// Adopts `paths` as [`Adopter::adopt`] does, through a connection whose temporary roots hold them for as
+    /// long as it is open.
+    ///
+    /// # Errors
+    /// As [`Adopter::adopt`].
+    pub async fn adopt_through(&self, daemon: &mut Daemon, paths: &[StorePath]) -> Result<(), Error> {
+        if paths.is_empty() || self.are_served(paths).await? {
+            return Ok(());
+        }
+        self.adopt_new(daemon, paths).await
     }
 
     /// True where all are served, as what other machines have built: their closures are, too, and no daemon
@@ -34,6 +43,13 @@ impl Adopter {
     async fn are_served(&self, paths: &[StorePath]) -> Result<bool, Error> {
         let served = self.index.served(paths.iter().map(StorePath::hash).collect()).await?;
         Ok(paths.iter().all(|path| served.get(&path.hash()) == Some(path)))
+    }
+
+    async fn adopt_new(&self, daemon: &mut Daemon, paths: &[StorePath]) -> Result<(), Error> {
+        for path in paths {
+            daemon.add_temp_root(path).await?;
+        }
+        self.adopt_held(daemon, paths).await
     }
 
     async fn adopt_held(&self, daemon: &mut Daemon, paths: &[StorePath]) -> Result<(), Error> {

@@ -17,6 +17,8 @@ use super::ssh::SshMachine;
 pub const CONNECTIONS_MAX: usize = 64;
 /// Connections that are kept open at most while nobody uses them.
 pub const IDLE_MAX: usize = 4;
+/// Connections that are kept at most from one build to the next: all others need their turns, too.
+const KEPT_MAX: usize = CONNECTIONS_MAX / 4;
 /// Connections that are opened ahead while requests come: one holds the next derivation, one plans it.
 const AHEAD: usize = 2;
 /// Time limit for a returned connection when all are in use.
@@ -97,7 +99,7 @@ impl Pool {
     /// If no connection can be made, or [`CONNECTIONS_MAX`] are in use for a minute.
     pub async fn get(&self) -> Result<PooledDaemon, DaemonError> {
         let turn = self.turn().await?;
-        if let Some(daemon) = take_alive(&self.0.idle, self.0.edition(), |daemon| daemon).await {
+        if let Some(daemon) = take_alive(|| self.0.idle().pop(), self.0.edition(), |daemon| daemon).await {
             return Ok(PooledDaemon::new(daemon, self.0.clone(), turn));
         }
         // In a box: this is rare and large, and those who wait for a turn are many.
@@ -114,7 +116,7 @@ impl Pool {
     }
 
     async fn unused(&self, turn: OwnedSemaphorePermit) -> Result<PooledDaemon, DaemonError> {
-        match take_alive(&self.0.unused, self.0.edition(), |daemon| daemon).await {
+        match take_alive(|| self.0.unused().pop(), self.0.edition(), |daemon| daemon).await {
             Some(daemon) => Ok(PooledDaemon::new(daemon, self.0.clone(), turn)),
             None => self.open(turn).await,
         }
@@ -240,25 +242,28 @@ impl Shared {
         self.options().0
     }
 
+    fn idle(&self) -> MutexGuard<'_, Vec<Daemon>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn push(&self, daemon: Daemon) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.idle();
         if idle.len() < IDLE_MAX {
             idle.push(daemon);
         }
     }
 }
 
-/// The most recently used connection that seems alive and knows this edition of the options; others are
-/// closed.
+/// The next connection that seems alive and knows this edition of the options; others are closed.
 async fn take_alive<T>(
-    idle: &Mutex<Vec<T>>,
+    next: impl Fn() -> Option<T>,
     edition: u64,
     daemon: impl Fn(&mut T) -> &mut Daemon,
 ) -> Option<T> {
     // Lets the runtime notice hang-ups of which the system has told it.
     tokio::task::yield_now().await;
     loop {
-        let mut taken = idle.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+        let mut taken = next()?;
         let daemon = daemon(&mut taken);
         if daemon.edition == edition && daemon.seems_alive() {
             return Some(taken);
@@ -272,7 +277,14 @@ async fn take_alive<T>(
 pub struct Connections {
     /// Where new ones come from.
     pub pool: Pool,
-    kept: Arc<Mutex<Vec<PooledDaemon>>>,
+    kept: Arc<Mutex<KeptConnections>>,
+}
+
+#[derive(Default)]
+struct KeptConnections {
+    daemons: Vec<PooledDaemon>,
+    /// True from a build on until all are closed.
+    builds: bool,
 }
 
 impl Connections {
@@ -287,22 +299,36 @@ impl Connections {
     /// # Errors
     /// As [`Pool::get`].
     pub async fn get(&self) -> Result<PooledDaemon, DaemonError> {
-        match take_alive(&self.kept, self.pool.0.edition(), |daemon| daemon).await {
+        let kept = || self.kept().daemons.pop();
+        match take_alive(kept, self.pool.0.edition(), |daemon| daemon).await {
             Some(daemon) => Ok(daemon),
             None => self.pool.get().await,
         }
     }
 
-    /// Keeps one for the next build.
+    /// Keeps one after a build for the next one, or closes it where enough are kept.
     pub fn keep(&self, daemon: PooledDaemon) {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).push(daemon);
+        self.kept().builds = true;
+        self.give_back(daemon);
+    }
+
+    /// Keeps one that no build had, unless all are closed or enough are kept.
+    pub fn give_back(&self, daemon: PooledDaemon) {
+        let mut kept = self.kept();
+        if kept.builds && kept.daemons.len() < KEPT_MAX {
+            kept.daemons.push(daemon);
+        }
     }
 
     /// Closes them all, and those that were opened ahead: their temporary roots, on all that was built
     /// through them, end.
     pub fn close(&self) {
         self.pool.0.unused().clear();
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.kept() = KeptConnections::default();
+    }
+
+    fn kept(&self) -> MutexGuard<'_, KeptConnections> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

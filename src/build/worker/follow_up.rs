@@ -73,15 +73,16 @@ impl Worker {
     /// Has the outputs served, if they are valid. Waits for a lost daemon and for an unavailable index.
     async fn publish(&self, drv: &StorePath) -> Result<(), adopt::Error> {
         let attempt = || async {
-            let outputs = {
-                let mut daemon = self.runner.connections.pool.get().await?;
-                self.scheduler.daemon_answers();
-                match self.adopter.local.sent().find(drv) {
-                    Some(sent) => sent.outputs.clone(),
-                    None => known_outputs(&mut daemon, drv).await?,
-                }
+            let mut daemon = self.runner.connections.get().await?;
+            self.scheduler.daemon_answers();
+            let outputs = match self.adopter.local.sent().find(drv) {
+                Some(sent) => sent.outputs.clone(),
+                None => known_outputs(&mut daemon, drv).await?,
             };
-            self.adopter.adopt(&outputs).await
+            self.adopter.adopt_through(&mut daemon, &outputs).await?;
+            // Its temporary roots are those of the build, and end with them.
+            self.runner.connections.give_back(daemon);
+            Ok(())
         };
         let lost = |error: &adopt::Error| match error {
             adopt::Error::Index(error) if error.is_transient() => Some((INDEX, with_causes(error))),

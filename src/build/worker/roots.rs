@@ -41,7 +41,7 @@ impl Worker {
         // No store has what was sent, so there is nothing to hold.
         let sent = self.adopter.local.sent();
         let in_store: Vec<StorePath> = drvs.iter().filter(|drv| sent.find(drv).is_none()).cloned().collect();
-        let attempt = || async {
+        let hold = || async {
             // Not one that was used before: see catalogue/holder.rs on Nix 2.5 to 2.9.
             let mut daemon = self.runner.connections.pool.get_unused().await?;
             self.scheduler.daemon_answers();
@@ -55,6 +55,7 @@ impl Worker {
             daemon.discard();
             Ok(valid)
         };
+        let attempt = async || tokio::join!(hold(), self.importer.note_uses(&in_store)).0;
         let lost = |error: &roots::Error| {
             let lost = error.lost();
             self.scheduler.roots_stuck(lost.is_some());
@@ -87,7 +88,6 @@ impl Worker {
 
     /// Adds pushed derivations to the Nix store. Those that cannot be brought are left out by what follows.
     async fn bring(&self, daemon: &mut Daemon, drvs: &[StorePath]) -> Result<(), DaemonError> {
-        self.importer.note_uses(drvs).await;
         let Err(error) = self.importer.bring_into_store(daemon, drvs).await else { return Ok(()) };
         let error = match error.lost() {
             Ok(lost) => return Err(lost),
