@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::support::addresses::{base_name, field};
 use crate::support::derivations::{Derivation, noise};
 use crate::support::{
-    Bucket, BucketFault, Cache, Client, FaultyProxy, Http, Instantiated, NixStore, Release, Substituter,
-    process, text, wait_until,
+    Bucket, BucketFault, Cache, Client, FaultyProxy, Finished, Http, Instantiated, NixStore, Release,
+    Substituter, process, text, wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(60);
@@ -26,8 +26,14 @@ fn cache(url: &str, arguments: &[&str]) -> Cache {
 
 /// Two paths, of which the second refers to the first.
 fn closure(cache: &Cache) -> [Instantiated; 2] {
-    let below = noise("below", 300_000);
-    let above = Derivation::new("above", "echo \"$below\" > \"$out\"").input("below", &below);
+    numbered_closure(cache, 0)
+}
+
+/// Another closure for each number.
+fn numbered_closure(cache: &Cache, number: u64) -> [Instantiated; 2] {
+    let below = noise(&format!("below-{number}"), 300_000);
+    let above = Derivation::new(&format!("above-{number}"), "echo \"$below\" > \"$out\"");
+    let above = above.input("below", &below);
     [below, above].map(|derivation| cache.store.instantiate(&derivation))
 }
 
@@ -40,6 +46,23 @@ fn narinfo_key(path: &Path) -> String {
 #[track_caller]
 fn nar_key(cache: &Cache, path: &Path) -> String {
     field(&cache.narinfo(path), "URL").to_owned()
+}
+
+/// Keys of the narinfos of a closure, what refers first, and of their NARs.
+#[track_caller]
+fn keys_of(cache: &Cache, [below, above]: &[Instantiated; 2]) -> [String; 4] {
+    let [above, below] = [above.out(), below.out()];
+    [narinfo_key(above), narinfo_key(below), nar_key(cache, above), nar_key(cache, below)]
+}
+
+/// Places of the first deletions of these keys among all.
+#[track_caller]
+fn deletions<const N: usize>(proxy: &FaultyProxy, keys: [String; N]) -> [usize; N] {
+    let deleted = proxy.requests("DELETE");
+    keys.map(|key| {
+        let place = deleted.iter().position(|line| line.contains(&key));
+        place.unwrap_or_else(|| panic!("{key} was not deleted: {deleted:?}"))
+    })
 }
 
 fn has(bucket: &Bucket, path: &Instantiated) -> bool {
@@ -140,21 +163,12 @@ fn a_narinfo_goes_before_its_nar_and_those_that_refer_to_it_before_that() {
     let cache = cache(&bucket.url_through(proxy.address()), &arguments);
     let paths = closure(&cache);
     published(&cache, &bucket, &paths);
-    let keys = [
-        narinfo_key(paths[1].out()),
-        narinfo_key(paths[0].out()),
-        nar_key(&cache, paths[1].out()),
-        nar_key(&cache, paths[0].out()),
-    ];
+    let keys = keys_of(&cache, &paths);
     cache.ondine.end_all_uses();
-    let mut gc = cache.ondine.command("gc");
-    gc.args(["--max-bytes", "1", "--state-dir", text(&cache.ondine.state_dir())]);
-    process::run(gc).must_succeed();
+    command(&cache, "gc", &["--max-bytes", "1"]).must_succeed();
     assert_eq!(bucket.nars(), [""; 0]);
-    let deleted = proxy.requests("DELETE");
-    let places = keys.map(|key| deleted.iter().position(|line| line.contains(&key)));
-    let [above, below, nar_above, nar_below] = places.map(|place| place.expect("it was deleted"));
-    assert!(above < below && above < nar_above && below < nar_below, "{deleted:?}");
+    let [above, below, nar_above, nar_below] = deletions(&proxy, keys);
+    assert!(above < below && above < nar_above && below < nar_below);
 }
 
 #[test]
@@ -171,17 +185,169 @@ fn a_damaged_nar_goes_after_its_narinfo_and_both_come_back_when_it_is_stored_aga
     let middle = damaged.len() / 2;
     damaged[middle] ^= 1;
     bucket.put(&key, &damaged);
-    let mut fsck = cache.ondine.command("fsck");
-    fsck.args(["--verify", "--repair", "--state-dir", text(&cache.ondine.state_dir())]);
-    process::run(fsck).must_succeed();
-    let deleted = proxy.requests("DELETE");
-    let [narinfo, nar] = [narinfo_key(paths[0].out()), key.clone()]
-        .map(|key| deleted.iter().position(|line| line.contains(&key)).expect("it was deleted"));
-    assert!(narinfo < nar, "{deleted:?}");
+    command(&cache, "fsck", &["--verify", "--repair"]).must_succeed();
+    let [narinfo, nar] = deletions(&proxy, [narinfo_key(paths[0].out()), key.clone()]);
+    assert!(narinfo < nar);
     wait_until("both are there again", SOON, || {
         paths.iter().all(|path| has(&bucket, path)) && bucket.nars().contains(&key)
     });
     assert!(bucket.get(&key) != damaged);
+}
+
+/// `ondine COMMAND` with these arguments, on the state directory of the server.
+#[track_caller]
+fn command(cache: &Cache, command: &str, arguments: &[&str]) -> Finished {
+    let mut command = cache.ondine.command(command);
+    command.args(arguments).args(["--state-dir", text(&cache.ondine.state_dir())]);
+    process::run(command)
+}
+
+#[test]
+fn a_nar_that_was_deleted_by_hand_takes_narinfos_along_at_the_next_start_and_comes_back_by_fsck() {
+    let Some(bucket) = Bucket::new() else { return };
+    let mut cache = cache(&bucket.url(), &PUBLISHES);
+    let paths = closure(&cache);
+    // Nix still has them, to be packed again.
+    paths.iter().for_each(|path| cache.store.root(path.out()));
+    published(&cache, &bucket, &paths);
+    let key = nar_key(&cache, paths[0].out());
+    cache.ondine.sigterm();
+    bucket.delete(&key);
+    cache.ondine.start_again();
+    wait_until("they are withdrawn", SOON, || !paths.iter().any(|path| has(&bucket, path)));
+    wait_until("it is told", SOON, || cache.ondine.log().contains("have no NAR there"));
+    let repaired = command(&cache, "fsck", &["--repair"]).must_succeed().text();
+    assert!(repaired.contains("its file is missing"), "{repaired}");
+    assert_published(&mut cache, &bucket, &paths);
+}
+
+#[test]
+fn a_request_for_a_nar_that_was_deleted_by_hand_does_not_wait_until_narinfos_can_be_withdrawn() {
+    let Some(bucket) = Bucket::new() else { return };
+    let proxy = FaultyProxy::new(&bucket.address());
+    let cache = cache(&bucket.url_through(proxy.address()), &PUBLISHES);
+    let paths = closure(&cache);
+    paths.iter().for_each(|path| cache.store.root(path.out()));
+    published(&cache, &bucket, &paths);
+    let key = nar_key(&cache, paths[0].out());
+    bucket.delete(&key);
+    proxy.set(BucketFault::Refuse("DELETE /"));
+    assert_eq!(cache.http.get(&format!("/{key}")).status, 200);
+    proxy.set(BucketFault::None);
+    wait_until("all of it is there again", SOON, || {
+        bucket.nars().contains(&key) && paths.iter().all(|path| has(&bucket, path))
+    });
+}
+
+#[test]
+fn a_narinfo_that_was_deleted_by_hand_comes_back_after_fsck() {
+    let Some(bucket) = Bucket::new() else { return };
+    let cache = cache(&bucket.url(), &PUBLISHES);
+    let paths = closure(&cache);
+    published(&cache, &bucket, &paths);
+    bucket.delete(&narinfo_key(paths[0].out()));
+    command(&cache, "fsck", &[]).must_succeed();
+    wait_until("it is back", SOON, || paths.iter().all(|path| has(&bucket, path)));
+}
+
+#[test]
+fn what_an_index_that_is_lost_had_published_is_withdrawn_in_order_and_then_collected() {
+    let Some(bucket) = Bucket::new() else { return };
+    let proxy = FaultyProxy::new(&bucket.address());
+    let mut cache = cache(&bucket.url_through(proxy.address()), &PUBLISHES);
+    let paths = closure(&cache);
+    published(&cache, &bucket, &paths);
+    let keys = keys_of(&cache, &paths);
+    // By `nix copy`, say: neither the index nor a server has ever known it.
+    let foreign = format!("{}.narinfo", "0".repeat(32));
+    bucket.put(&foreign, b"StorePath: of somebody else\n");
+    cache.ondine.kill9();
+    for name in ["index.sqlite", "index.sqlite-wal", "index.sqlite-shm"] {
+        let _ = std::fs::remove_file(cache.ondine.state_dir().join(name));
+    }
+    std::fs::remove_dir_all(cache.ondine.state_dir().join("ledger")).expect("there was one");
+    cache.ondine.start_again();
+    // At once, while the bucket is being compared.
+    command(&cache, "gc", &[]).must_succeed();
+    assert_eq!(bucket.nars(), [""; 0]);
+    let [above, below, nar_above, nar_below] = deletions(&proxy, keys);
+    assert!(above < below && below < nar_above.min(nar_below));
+    assert!(bucket.keys().contains(&foreign));
+}
+
+#[test]
+fn a_further_key_signs_what_is_published_and_nothing_is_withdrawn_meanwhile() {
+    let Some(bucket) = Bucket::new() else { return };
+    let proxy = FaultyProxy::new(&bucket.address());
+    let mut cache = cache(&bucket.url_through(proxy.address()), &PUBLISHES);
+    let paths = closure(&cache);
+    published(&cache, &bucket, &paths);
+    let old = cache.ondine.public_key().to_owned();
+    command(&cache, "key", &["rotate"]).must_succeed();
+    cache.ondine.sigterm();
+    cache.ondine.start_again();
+    cache.http = Http::new(&cache.ondine.url());
+    let is_published = |path: &Instantiated| {
+        let published = bucket.get(&narinfo_key(path.out()));
+        String::from_utf8_lossy(&published) == cache.narinfo(path.out())
+    };
+    wait_until("both keys have signed", SOON, || paths.iter().all(is_published));
+    assert_eq!(proxy.requests("DELETE"), [""; 0]);
+    for key in [&old, cache.ondine.public_key()] {
+        assert_fetched_from(&bucket, &cache.store.store_dir(), key, paths[1].out());
+    }
+}
+
+/// Nothing in the bucket of a server that does not run points at nothing.
+#[track_caller]
+fn assert_whole(bucket: &Bucket) {
+    let keys = bucket.keys();
+    for key in keys.iter().filter(|key| key.ends_with(".narinfo")) {
+        let narinfo = String::from_utf8(bucket.get(key)).expect("text");
+        let nar = field(&narinfo, "URL").to_owned();
+        assert!(keys.contains(&nar), "{key} has no NAR: {keys:?}");
+        for reference in field(&narinfo, "References").split_whitespace() {
+            let its = format!("{}.narinfo", &reference[..32]);
+            assert!(keys.contains(&its), "{key} lacks {reference}: {keys:?}");
+        }
+    }
+}
+
+#[test]
+fn whenever_a_server_is_killed_no_narinfo_points_at_nothing_and_the_next_one_mends_the_rest() {
+    let Some(bucket) = Bucket::new() else { return };
+    let proxy = FaultyProxy::new(&bucket.address());
+    let arguments = [&PUBLISHES[..], &["--eviction-grace", "0s"]].concat();
+    let mut cache = cache(&bucket.url_through(proxy.address()), &arguments);
+    // Each request takes long enough for a kill in its middle.
+    proxy.set(BucketFault::Slow(Duration::from_millis(15)));
+    let mut last = None;
+    for round in 0..8 {
+        let paths = numbered_closure(&cache, round);
+        cache.http = Http::new(&cache.ondine.url());
+        cache.narinfo(paths[1].out());
+        let evicting = (round % 2 == 1).then(|| {
+            cache.ondine.end_all_uses();
+            let mut gc = cache.ondine.command("gc");
+            gc.args(["--max-bytes", "1", "--state-dir", text(&cache.ondine.state_dir())]);
+            process::Background::start(gc)
+        });
+        std::thread::sleep(Duration::from_millis(40 * (1 + round * 7 % 8)));
+        cache.ondine.kill9();
+        drop(evicting);
+        // What the proxy has read of a request arrives.
+        std::thread::sleep(Duration::from_millis(300));
+        assert_whole(&bucket);
+        cache.ondine.start_again();
+        last = Some(paths);
+    }
+    proxy.set(BucketFault::None);
+    let last = last.expect("there were some");
+    cache.http = Http::new(&cache.ondine.url());
+    cache.narinfo(last[1].out());
+    wait_until("the last are published", SOON, || last.iter().all(|path| has(&bucket, path)));
+    cache.ondine.sigterm();
+    assert_whole(&bucket);
 }
 
 #[test]

@@ -434,7 +434,11 @@ impl Inner {
         seen: Option<&Blob>,
         removal: Removal,
     ) -> Result<(), Error> {
-        let _withdrawn = self.publication.withdraw_nar(nar).await?;
+        // Of a file that is missing already, narinfos are withdrawn once the row is gone: a request may wait.
+        let _withdrawn = match seen {
+            Some(_) => Some(self.publication.withdraw_nar(nar).await?),
+            None => None,
+        };
         let _lock = self.file_row_lock.lock().await;
         if self.index.packed(nar).await? != row || !self.is_in_place(nar, seen).await? {
             return Ok(());

@@ -8,6 +8,7 @@
 
 mod metrics;
 mod order;
+mod queue;
 mod reconcile;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,7 @@ mod tests;
 use std::collections::HashSet;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use narinfo::{CacheInfo, NarHash, StoreDir, StorePath, StorePathHash};
@@ -29,7 +31,7 @@ use crate::model::PathRow;
 use crate::nar_store::{CacheFiles, NarStore};
 use crate::tasks::unfinished;
 use metrics::Metrics;
-use order::Order;
+use order::{MissingReference, Order};
 
 /// Paths that are looked at, and perhaps published, at the same time.
 const BATCH: usize = 16;
@@ -60,6 +62,24 @@ pub enum Error {
     Bucket(#[source] io::Error),
 }
 
+/// The bucket was not compared with the index yet.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "narinfos in the bucket whose paths are gone are not withdrawn yet, so their NARs stay: try again later, and look for \
+     warnings about narinfos in the log"
+)]
+pub struct NotCompared;
+
+impl Error {
+    /// True where a later try may succeed, for all that is known.
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Index(error) => error.is_transient(),
+            Self::Bucket(_) => true,
+        }
+    }
+}
+
 /// Publication of narinfos in the bucket of the NARs; clones share it. By default there is none.
 #[derive(Clone, Default)]
 pub struct Publication(Option<Arc<Inner>>);
@@ -71,6 +91,8 @@ struct Inner {
     keys: Arc<Keys>,
     info: CacheInfo,
     metrics: Metrics,
+    /// True where the bucket is to be compared with the index before its time.
+    is_doubted: AtomicBool,
     /// Locked while narinfos are put, and while one is withdrawn and its NAR goes: none comes back between.
     order: Mutex<Order>,
 }
@@ -101,8 +123,8 @@ impl Publication {
         let Some(files) = nars.cache_files() else { return Self::default() };
         // Clients that have both addresses ask the bucket first.
         let info = CacheInfo { store_dir, want_mass_query: true, priority: priority.saturating_sub(1) };
-        let (metrics, order) = (Metrics::new(), Mutex::default());
-        Self(Some(Arc::new(Inner { index, nars, files, keys, info, metrics, order })))
+        let (metrics, is_doubted, order) = (Metrics::new(), AtomicBool::default(), Mutex::default());
+        Self(Some(Arc::new(Inner { index, nars, files, keys, info, metrics, is_doubted, order })))
     }
 
     /// Publishes for as long as the server runs and leads. What published paths refer to and only an upstream
@@ -146,9 +168,32 @@ impl Publication {
             hashes.push(former);
         }
         for hash in hashes {
+            order.note_gone_first(hash);
             inner.delete(&mut order, hash).await?;
         }
         Ok(Withdrawn { _order: Some(order) })
+    }
+
+    /// Waits until it is known what the bucket has, where this server publishes. Before, it may have narinfos
+    /// of paths that nobody remembers, and the NARs of these must not go.
+    ///
+    /// # Errors
+    /// That takes longer than `limit`.
+    pub async fn wait_until_clear(&self, limit: Duration) -> Result<(), NotCompared> {
+        let Some(inner) = &self.0 else { return Ok(()) };
+        let since = Instant::now();
+        while inner.index.leads() && !inner.order.lock().await.is_clear() {
+            if since.elapsed() >= limit {
+                return Err(NotCompared);
+            }
+            sleep(LOOK_EVERY).await;
+        }
+        Ok(())
+    }
+
+    /// Has the bucket compared with the index soon, where this server publishes.
+    pub fn compare_soon(&self) {
+        self.0.iter().for_each(|inner| inner.is_doubted.store(true, Ordering::Relaxed));
     }
 
     /// Metrics of publication: the OpenMetrics text format, without its end.
@@ -165,6 +210,7 @@ impl Inner {
                 // The next leader finds what there is to do by itself.
                 let _ = self.index.take_changed();
                 *self.order.lock().await = Order::default();
+                self.metrics.waiting(0);
                 sleep(LOOK_EVERY).await;
             }
             match self.reconcile().await {
@@ -206,11 +252,12 @@ impl Inner {
     /// Publishes what changes, until the bucket is to be compared with the index again.
     async fn follow(self: &Arc<Self>, backoff: &mut Backoff) {
         let (until, mut resume_at) = (Instant::now() + RECONCILE_EVERY, Instant::now() + POSTPONED_FOR);
-        while self.index.leads() && Instant::now() < until {
+        while self.index.leads() && Instant::now() < until && !self.is_doubted.swap(false, Ordering::Relaxed)
+        {
             let ChangedPaths::Listed(changed) = self.index.take_changed() else { return };
             {
                 let mut order = self.order.lock().await;
-                changed.into_iter().for_each(|hash| order.push(hash));
+                changed.into_iter().for_each(|hash| order.push_changed(hash));
                 if Instant::now() >= resume_at {
                     order.resume();
                     resume_at = Instant::now() + POSTPONED_FOR;
@@ -264,8 +311,12 @@ impl Inner {
                 Err(error) => Err(error),
             };
             if let Err(error) = done {
-                // The others first: this one may fail for ever.
-                batch[place + 1..].iter().chain([&hash]).for_each(|hash| order.push(*hash));
+                match error.is_transient() {
+                    // Narinfos go in this order, also of paths whose references the index has forgotten.
+                    true => order.put_back(&batch[place..]),
+                    // The others first: this one may fail for ever.
+                    false => batch[place + 1..].iter().chain([&hash]).for_each(|hash| order.push(*hash)),
+                }
                 failure = Some(error);
                 break;
             }
@@ -287,7 +338,7 @@ impl Inner {
     ) -> Result<(), Error> {
         let (mut puts, mut failure) = (JoinSet::new(), None);
         for (hash, nar, text) in narinfos {
-            let (inner, was_there) = (Arc::clone(self), order.may_have(hash));
+            let (inner, was_there) = (Arc::clone(self), order.may_be_named(hash));
             order.note_attempt(hash);
             puts.spawn(async move { (hash, was_there, inner.put(hash, nar, text).await) });
         }
@@ -320,12 +371,17 @@ impl Inner {
     async fn due(&self, order: &Order, hash: StorePathHash) -> Result<Due, Error> {
         let hit = self.index.find(hash).await?;
         let Some((hit, packed)) = hit.and_then(|hit| hit.packed.map(|packed| (hit, packed))) else {
-            return Ok(if order.may_have(hash) { Due::Withdraw } else { Due::None });
+            return Ok(if order.may_be_named(hash) { Due::Withdraw } else { Due::None });
         };
-        Ok(match order.lacking(&hit.row.info) {
-            Some(_) if order.may_have(hash) => Due::Withdraw,
-            Some(reference) => Due::Wait(reference),
-            None => Due::Put(packed.nar_hash, self.keys.narinfo(&hit, &self.info.store_dir)),
+        Ok(match order.missing_reference(&hit.row.info) {
+            MissingReference::Absent(_) if order.may_be_named(hash) => Due::Withdraw,
+            MissingReference::Uncertain(_) if order.has_gone_first(hash) => Due::Withdraw,
+            MissingReference::Absent(reference) | MissingReference::Uncertain(reference) => {
+                Due::Wait(reference)
+            }
+            MissingReference::None => {
+                Due::Put(packed.nar_hash, self.keys.narinfo(&hit, &self.info.store_dir))
+            }
         })
     }
 
@@ -343,8 +399,8 @@ impl Inner {
     }
 
     /// Withdraws a narinfo after those of all paths that refer to it.
-    async fn withdraw_with_referrers(&self, order: &mut Order, hash: StorePathHash) -> Result<(), Error> {
-        let (mut stack, mut seen) = (vec![(hash, false)], HashSet::new());
+    async fn withdraw_with_referrers(&self, order: &mut Order, first: StorePathHash) -> Result<(), Error> {
+        let (mut stack, mut seen) = (vec![(first, false)], HashSet::new());
         while let Some((hash, is_last)) = stack.pop() {
             if is_last {
                 self.delete(order, hash).await?;
@@ -355,6 +411,7 @@ impl Inner {
                 stack.extend(published.map(|hash| (hash, false)));
             }
         }
+        order.note_unnamed(first);
         Ok(())
     }
 
@@ -364,7 +421,11 @@ impl Inner {
         }
         order.note_attempt(hash);
         let files = Arc::clone(&self.files);
-        self.nars.run(move |_| files.delete_file(&file_name(hash))).await.map_err(Error::Bucket)?;
+        if let Err(error) = self.nars.run(move |_| files.delete_file(&file_name(hash))).await {
+            // It may be gone, and not be meant to stay so.
+            order.push(hash);
+            return Err(Error::Bucket(error));
+        }
         self.metrics.withdrawn.inc();
         order.note_withdrawn(hash);
         Ok(())

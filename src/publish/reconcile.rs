@@ -1,10 +1,11 @@
 //! Comparison of the bucket with the index: finds what an earlier run, or the time before it, left to be
-//! published or withdrawn. Narinfos that others have put into the bucket, as by `nix copy`, stay.
+//! published or withdrawn, and narinfos whose NARs were deleted by hand. Narinfos that others have put into
+//! the bucket, as by `nix copy`, stay.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use narinfo::{NarInfo, StorePathHash};
+use narinfo::{NarHash, NarInfo, StorePath, StorePathHash};
 
 use super::order::Order;
 use super::{Due, Error, Inner, file_name};
@@ -15,15 +16,19 @@ const CACHE_INFO: &str = "nix-cache-info";
 impl Inner {
     /// Makes the order anew from the bucket and the index.
     pub(super) async fn reconcile(self: &Arc<Self>) -> Result<(), Error> {
-        // What changes from now on is looked at afterwards, whatever is found here.
+        // What changes from now on is looked at afterwards, whatever is found here. So is what is withdrawn,
+        // of which the list may tell or not.
         let _ = self.index.take_changed();
+        *self.order.lock().await = Order::default();
         let info = self.info.render();
         if self.read(CACHE_INFO.to_owned()).await?.as_deref() != Some(info.as_bytes()) {
             let files = Arc::clone(&self.files);
             self.nars.run(move |_| files.put_file(CACHE_INFO, info)).await.map_err(Error::Bucket)?;
         }
         let mut listed = self.list().await?;
+        let nars = self.list_nars().await?;
         let mut order = Order::of(listed.keys().copied().collect());
+        let (mut due, mut doubted, mut without_nar) = (Vec::new(), Vec::new(), 0_usize);
         let mut after = None;
         loop {
             let rows = self.index.paths_after(after).await?;
@@ -32,23 +37,79 @@ impl Inner {
             for hash in rows.iter().map(|row| row.info.path.hash()) {
                 let tag = listed.remove(&hash);
                 match self.due(&order, hash).await? {
-                    Due::Put(_, text) if self.is_published(hash, tag, &text).await? => {}
-                    Due::Withdraw if !self.is_ours(hash).await? => order.forget(hash),
+                    Due::Put(nar, text) => {
+                        let is_listed = tag.is_some();
+                        let is_there = self.is_published(hash, tag, &text).await?;
+                        let has_nar = nars.contains(&nar);
+                        without_nar += usize::from(is_listed && !has_nar);
+                        match is_listed {
+                            true if is_there && has_nar => {}
+                            true => doubted.push(hash),
+                            false => due.push(hash),
+                        }
+                    }
+                    Due::Withdraw if self.published_by_server(hash).await?.is_none() => order.forget(hash),
                     Due::None => {}
-                    Due::Put(..) | Due::Withdraw | Due::Wait(_) => order.push(hash),
+                    Due::Withdraw | Due::Wait(_) => due.push(hash),
                 }
             }
         }
-        for hash in listed.into_keys() {
-            if self.is_ours(hash).await? { order.push(hash) } else { order.forget(hash) }
+        for hash in self.leftovers(listed, &mut order).await? {
+            order.push_leftover(hash);
         }
+        due.into_iter().for_each(|hash| order.push(hash));
+        doubted.into_iter().for_each(|hash| order.doubt(hash));
+        if without_nar > 0 {
+            tracing::warn!(
+                paths = without_nar,
+                "narinfos in the bucket have no NAR there: withdrawing them; run `ondine fsck --repair` to have the NARs \
+                 stored again, and look who deletes objects of the bucket"
+            );
+        }
+        let mut current = self.order.lock().await;
+        order.take_over(std::mem::take(&mut *current));
         let waiting = order.waiting();
         if waiting > 0 {
             tracing::info!(paths = waiting, "publishing or withdrawing narinfos in the bucket");
         }
         self.metrics.waiting(waiting);
-        *self.order.lock().await = order;
+        *current = order;
         Ok(())
+    }
+
+    /// Of these narinfos, whose paths the index does not have, those that were published by a server: what
+    /// refers to others stands before these, of which the index knows nothing.
+    async fn leftovers(
+        &self,
+        listed: HashMap<StorePathHash, String>,
+        order: &mut Order,
+    ) -> Result<Vec<StorePathHash>, Error> {
+        let mut references = BTreeMap::new();
+        for hash in listed.into_keys() {
+            match self.published_by_server(hash).await? {
+                Some(info) => {
+                    let all = info.path_info.references.iter().map(StorePath::hash);
+                    references.insert(hash, all.collect::<Vec<_>>());
+                }
+                None => order.forget(hash),
+            }
+        }
+        let (mut sorted, mut seen, mut stack) = (Vec::new(), HashSet::new(), Vec::new());
+        for hash in references.keys() {
+            stack.push((*hash, false));
+            while let Some((hash, is_last)) = stack.pop() {
+                if is_last {
+                    sorted.push(hash);
+                } else if let Some(all) = references.get(&hash)
+                    && seen.insert(hash)
+                {
+                    stack.push((hash, true));
+                    stack.extend(all.iter().map(|hash| (*hash, false)));
+                }
+            }
+        }
+        sorted.reverse();
+        Ok(sorted)
     }
 
     /// The narinfos in the bucket, with the tag of each.
@@ -70,6 +131,18 @@ impl Inner {
         }
     }
 
+    /// The NARs in the bucket.
+    async fn list_nars(&self) -> Result<HashSet<NarHash>, Error> {
+        let (mut nars, mut after) = (HashSet::new(), None);
+        loop {
+            let files = Arc::clone(&self.files);
+            let page = self.nars.run(move |_| files.list_nars(after)).await.map_err(Error::Bucket)?;
+            let Some(last) = page.last() else { return Ok(nars) };
+            after = Some(*last);
+            nars.extend(page);
+        }
+    }
+
     /// True where the narinfo with this tag is this one.
     async fn is_published(
         &self,
@@ -82,13 +155,12 @@ impl Inner {
             || self.read(file_name(hash)).await?.is_some_and(|found| found == text.as_bytes()))
     }
 
-    /// True for a narinfo that was published by a server: its file is named by the hash of the plain NAR.
-    async fn is_ours(&self, hash: StorePathHash) -> Result<bool, Error> {
+    /// A narinfo that was published by a server: its file is named by the hash of the plain NAR.
+    async fn published_by_server(&self, hash: StorePathHash) -> Result<Option<NarInfo>, Error> {
         let found = self.read(file_name(hash)).await?;
         let parsed = found.and_then(|bytes| NarInfo::parse(&self.info.store_dir, &bytes).ok());
-        Ok(parsed.is_some_and(|info| {
-            info.url == format!("nar/{}.nar.zst", info.path_info.nar_hash.to_nixbase32())
-        }))
+        Ok(parsed
+            .filter(|info| info.url == format!("nar/{}.nar.zst", info.path_info.nar_hash.to_nixbase32())))
     }
 
     async fn read(&self, name: String) -> Result<Option<Vec<u8>>, Error> {

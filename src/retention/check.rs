@@ -89,7 +89,7 @@ impl Run {
                 None => break,
             }
         }
-        for nar in self.retention.0.packer.orphans().await? {
+        for nar in self.retention.orphans().await? {
             // A file that stays has got a row since.
             if !self.check.repair || self.retention.0.packer.discard(nar).await? {
                 self.tell(&nar, "its file is on nobody's record").await?;
@@ -101,6 +101,7 @@ impl Run {
             }
             self.tell(&"the index", "what it counts as stored is not what is there").await?;
         }
+        self.retention.0.publication.compare_soon();
         let how = if self.check.verify { "read and verified" } else { "looked for, and not read (--verify)" };
         let all = format!("{}, {}, {how}", Counted(nars, "NAR"), Size(bytes));
         Ok(match (self.found, self.check.repair) {

@@ -62,7 +62,7 @@ impl Retention {
         }
         let kept = eviction.kept_bytes().await?;
         say(lines, format!("{goes}: {}, {}; {} stay", Counted(nars, "NAR"), Size(bytes), Size(kept))).await;
-        let orphans = self.0.packer.orphans().await?;
+        let orphans = self.orphans().await?;
         if !dry_run {
             for nar in &orphans {
                 self.0.packer.discard(*nar).await?;

@@ -18,13 +18,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use narinfo::StorePathHash;
+use narinfo::{NarHash, StorePathHash};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::backoff::Backoff;
 use crate::index::{self, Index};
 use crate::packer::{self, Packer};
-use crate::publish::Publication;
+use crate::publish::{NotCompared, Publication};
 use crate::tasks::{Tasks, blocking};
 pub use check::Check;
 pub use eviction::{Eviction, Gone};
@@ -47,6 +47,8 @@ const RECORDED_WITHIN: Duration = Duration::from_millis(500);
 /// Shortest and longest pause after a failure.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
+/// Time within which the narinfos in a bucket are compared with the index, before files without a path go.
+const COMPARED_WITHIN: Duration = Duration::from_secs(600);
 /// Lines that wait to be read.
 const LINES_MAX: usize = 16;
 
@@ -75,6 +77,9 @@ pub enum Error {
     /// A file could not be looked at or removed.
     #[error("the NAR store cannot be tidied")]
     Files(#[from] packer::Error),
+    /// NARs may still have published narinfos that nobody knows of.
+    #[error("files without a path are not removed")]
+    Published(#[from] NotCompared),
 }
 
 /// Handle of retention; clones share it.
@@ -297,6 +302,12 @@ impl Retention {
         }
         self.0.metrics.evicted(gone);
         Ok(())
+    }
+
+    /// NARs without a path, which nothing in the bucket names either.
+    async fn orphans(&self) -> Result<Vec<NarHash>, Error> {
+        self.0.publication.wait_until_clear(COMPARED_WITHIN).await?;
+        Ok(self.0.packer.orphans().await?)
     }
 
     fn bounds(&self, max_bytes: Option<u64>) -> Bounds {

@@ -38,6 +38,12 @@ pub trait CacheFiles: Debug + Send + Sync {
     /// The storage fails.
     fn has_nar(&self, key: NarHash) -> io::Result<bool>;
 
+    /// The keys of these blobs behind `after`, a page at a time; none at the end.
+    ///
+    /// # Errors
+    /// The storage cannot be read.
+    fn list_nars(&self, after: Option<NarHash>) -> io::Result<Vec<NarHash>>;
+
     /// Tag that a file with these contents has in a list, as a rule. One with another tag may be the same all
     /// the same.
     fn usual_tag(&self, text: &str) -> String;

@@ -8,7 +8,7 @@ use object_store::list::PaginatedListOptions;
 use object_store::path::Path as Key;
 use object_store::{Attribute, Attributes};
 
-use super::super::{CacheFile, CacheFiles, LIST_PAGE_MAX};
+use super::super::{Blobs, CacheFile, CacheFiles, LIST_PAGE_MAX};
 use super::{Bucket, folder};
 
 /// Time for which what stands between a client and the bucket may go by a narinfo, which goes when its NAR
@@ -56,6 +56,10 @@ impl CacheFiles for Bucket {
 
     fn has_nar(&self, key: NarHash) -> io::Result<bool> {
         Ok(self.head(&self.place_of(key))?.is_some())
+    }
+
+    fn list_nars(&self, after: Option<NarHash>) -> io::Result<Vec<NarHash>> {
+        self.list(after)
     }
 
     fn usual_tag(&self, text: &str) -> String {
