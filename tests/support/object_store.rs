@@ -137,6 +137,11 @@ impl Bucket {
         format!("http://{}/{}/cache", self.address(), self.name)
     }
 
+    /// The address of the prefix in Nix's own words, which is read without credentials, too.
+    pub fn nix_url(&self) -> String {
+        format!("s3://{}/cache?region=us-east-1&scheme=http&endpoint={}", self.name, self.address())
+    }
+
     /// A file of credentials, as a setting names it.
     pub fn credentials() -> String {
         format!("aws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n")
