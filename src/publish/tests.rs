@@ -204,7 +204,7 @@ impl Fixture {
     fn hear(&self) {
         let changed = self.index.take_changed();
         let ChangedPaths::Listed(changed) = changed else { panic!("something was missed") };
-        changed.into_iter().for_each(|hash| self.order().push(hash));
+        changed.into_iter().for_each(|hash| self.order().push_changed(hash));
     }
 
     /// Does all that is due.

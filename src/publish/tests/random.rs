@@ -1,5 +1,5 @@
-//! Random histories of an index and a bucket that fails: at no moment does anything in the bucket point at
-//! nothing, and what should be published is, once the bucket answers.
+//! Histories of an index and a bucket that fails, most of them random: at no moment does anything in the
+//! bucket point at nothing, and what should be published is, once the bucket answers.
 
 use std::time::{Duration, SystemTime};
 
@@ -69,8 +69,12 @@ impl Fixture {
     async fn evict(&self, target_bytes: u64) {
         let (now, later) = (SystemTime::now(), SystemTime::now() + Duration::from_secs(1_000));
         let bounds = EvictionBounds { target_bytes, used_since: later, pushed_since: later };
-        let evicted = self.index.evict(now, bounds).await.expect("evicted");
-        let Evicted::Paths(evicted) = evicted else { return };
+        let mut evicted = Vec::new();
+        for _ in 0..5 {
+            if let Evicted::Paths(paths) = self.index.evict(now, bounds).await.expect("evicted") {
+                evicted.extend(paths);
+            }
+        }
         let hashes: Vec<_> = evicted.iter().map(|candidate| candidate.path.hash()).collect();
         if self.publication().withdraw(&hashes).await.is_err() {
             return;
@@ -156,4 +160,27 @@ proptest! {
             fixture.check().await;
         });
     }
+}
+
+#[tokio::test]
+async fn what_was_evicted_while_the_bucket_failed_is_withdrawn_in_its_order_afterwards() {
+    let fixture = Fixture::published().await;
+    // Queued already, before what refers to it.
+    fixture.order().push(hash(1));
+    fixture.bucket.held().answers_left = Some(0);
+    fixture.evict(0).await;
+    fixture.hear();
+    fixture.inner.publish_some().await.expect_err("no answer");
+    fixture.bucket.recover();
+    fixture.settle().await;
+    assert_eq!(fixture.bucket.narinfos(), [0; 0]);
+}
+
+#[tokio::test]
+async fn what_no_index_knows_is_withdrawn_in_the_order_of_its_references() {
+    let mut fixture = Fixture::published().await;
+    fixture.index = Index::new(MemoryBackend::default(), 0);
+    fixture.restart();
+    fixture.begin().await;
+    assert_eq!((fixture.bucket.narinfos(), fixture.order().is_clear()), (vec![], true));
 }
