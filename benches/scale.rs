@@ -68,6 +68,10 @@ struct Flags {
     /// Rounds, in each of which all sizes take their turn
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+    /// Measure the server alone, and publish nothing: the index may be that of another program
+    /// (ONDINE_TEST_PROGRAM), with a schema that this one does not know
+    #[arg(long)]
+    served: bool,
     /// Fail when a target is missed
     #[arg(long)]
     strict: bool,
@@ -107,7 +111,7 @@ fn main() -> ExitCode {
         }
     }
     let crowds = sizes.last().expect("there is a size").crowds();
-    for _ in 1..=flags.rounds {
+    for _ in 1..=if flags.served { 0 } else { flags.rounds } {
         for (size, sized) in sizes.iter_mut().enumerate() {
             table.add("closures published", "paths/s", Wanted::FlatSpeed, size, sized.published_rate());
         }
@@ -166,8 +170,7 @@ impl Sized {
         serve(&self.forgetful, &running, "hit, from the index", &rare, *b"200", false, add);
     }
 
-    /// Paths a second that are published. No server serves this index any more: this build's schema may be
-    /// newer than that of a program that is compared.
+    /// Paths a second that are published, by this build's library.
     fn published_rate(&mut self) -> f64 {
         (CLOSURES.0 * CLOSURES.1) as f64 / self.grown.publish(CLOSURES).as_secs_f64()
     }

@@ -1,5 +1,5 @@
-//! Connections to a real Nix daemon that are kept from one build to the next, with the temporary roots of what
-//! was built.
+//! Connections to a real Nix daemon that are kept from one build to the next, with the temporary roots of
+//! what was built.
 
 use ondine::nix::{Connections, Options, Pool};
 

@@ -1,6 +1,6 @@
-//! Cores for who asks and who answers. On the same two, most of what an answer takes is to wake the other one,
-//! which sleeps between two questions, and how long that takes differs from minute to minute; and servers with
-//! more threads than cores are switched between, which servers of as many machines are not.
+//! Cores for who asks and who answers. On the same two, most of what an answer takes is to wake the other
+//! one, which sleeps between two questions, and how long that takes differs from minute to minute; and
+//! servers with more threads than cores are switched between, which servers of as many machines are not.
 
 use std::fs;
 

@@ -63,8 +63,8 @@ impl Indexes {
         Indexes { grown, url, logs: Folder::new(), cache, _database: database }
     }
 
-    /// One round: hits, misses and starts with each index. Both servers run all the time, and take their turns
-    /// one after the other, so that what else the machine does meets both.
+    /// One round: hits, misses and starts with each index. Both servers run all the time, and take their
+    /// turns one after the other, so that what else the machine does meets both.
     pub fn measure(&self, table: &mut Comparison, times: Times) {
         let states = KINDS.map(|kind| (kind, Folder::new()));
         let started = |arguments: &[&str]| {
