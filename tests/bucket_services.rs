@@ -291,6 +291,13 @@ fn what_is_wrong_with_a_container_of_azure_is_said_by_check_config() {
     write(&file, "AccountName=acme;AccountKey=bm90IHRoaXMgb25l");
     let refused = checked(&store, &[of_container, credentials]).must_fail().stderr;
     assert!(refused.contains("az://") && !refused.contains("bm90IHRoaXMgb25l"), "{refused}");
+    assert!(refused.contains("refuses the credentials (nar-store-credentials"), "{refused}");
+    // A signature that another key made.
+    let signed = AzureContainer::signed_credentials();
+    let (own, _) = signed.split_once("&sig=").expect("a signature");
+    write(&file, &format!("{own}&sig=bm90IHRoaXMgb25l\n"));
+    let refused = checked(&store, &[of_container, credentials]).must_fail().stderr;
+    assert!(refused.contains("refuses the credentials (nar-store-credentials"), "{refused}");
 }
 
 /// S3 keeps the promises that the other services do.

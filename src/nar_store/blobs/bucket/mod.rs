@@ -96,10 +96,10 @@ impl Bucket {
         let probe = Key::from(format!("{}{PROBE}", folder(url, "")));
         let asked = tokio::time::timeout(CHECK_TIMEOUT, async {
             // A list does not tell wrong credentials from what may pass.
-            store.head(&probe).await.map_err(|error| failed(url, error))?;
+            store.head(&probe).await.map_err(|error| refused(url, error))?;
             store.list(&prefix, options).await.map(drop).map_err(|error| match has_no_bucket(&error) {
                 true => io::Error::new(io::ErrorKind::NotFound, format!("{url}: there is no such bucket")),
-                false => failed(url, error),
+                false => refused(url, error),
             })?;
             match signs {
                 true => store
@@ -336,6 +336,20 @@ fn unsigned(url: &BucketUrl, reason: &str) -> io::Error {
 /// True for the failure of a list in a bucket that is not there.
 fn has_no_bucket(error: &object_store::Error) -> bool {
     ["NoSuchBucket", "ContainerNotFound"].iter().any(|code| service::says(error, code))
+}
+
+/// A failure of a request of a check, where no operator is to wait for credentials that are wrong.
+fn refused(url: &BucketUrl, error: object_store::Error) -> io::Error {
+    match ["401 Unauthorized", "403 Forbidden"].iter().any(|status| service::says(&error, status)) {
+        true => {
+            let reason = with_causes(&error);
+            let text = format!(
+                "{url} refuses the credentials (nar-store-credentials, else those of the environment): {reason}"
+            );
+            io::Error::new(io::ErrorKind::PermissionDenied, text)
+        }
+        false => failed(url, error),
+    }
 }
 
 /// Version of an object with this ETag, which stands in quotes in some answers.
