@@ -21,7 +21,8 @@ impl Fixture {
         let path = PATHS.iter().find(|(of, _)| *of == digit).expect("a path");
         match event {
             0..=3 => {
-                if self.index.publish(vec![row(digit, path.1)]).await.expect("asked") {
+                let is_published = self.index.publish(vec![row(digit, path.1)]).await.expect("asked");
+                if is_published {
                     self.pack(digit).await;
                 }
             }
