@@ -64,6 +64,7 @@ pub mod escape;
 pub mod name_pattern;
 pub mod nearest;
 pub mod plural;
+pub mod reference_order;
 pub mod room;
 pub mod shares;
 pub mod single_flight;

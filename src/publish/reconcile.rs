@@ -9,6 +9,7 @@ use narinfo::{NarHash, NarInfo, StorePath, StorePathHash};
 
 use super::order::Order;
 use super::{Due, Error, Inner, file_name};
+use crate::reference_order::after_references;
 
 /// File that makes a bucket a binary cache.
 const CACHE_INFO: &str = "nix-cache-info";
@@ -84,32 +85,18 @@ impl Inner {
         listed: HashMap<StorePathHash, String>,
         order: &mut Order,
     ) -> Result<Vec<StorePathHash>, Error> {
-        let mut references = BTreeMap::new();
+        let mut published = BTreeMap::new();
         for hash in listed.into_keys() {
             match self.published_by_server(hash).await? {
                 Some(info) => {
-                    let all = info.path_info.references.iter().map(StorePath::hash);
-                    references.insert(hash, all.collect::<Vec<_>>());
+                    let references = info.path_info.references.iter().map(StorePath::hash);
+                    published.insert(hash, (hash, references.collect::<Vec<_>>()));
                 }
                 None => order.forget(hash),
             }
         }
-        let (mut sorted, mut seen, mut stack) = (Vec::new(), HashSet::new(), Vec::new());
-        for hash in references.keys() {
-            stack.push((*hash, false));
-            while let Some((hash, is_last)) = stack.pop() {
-                if is_last {
-                    sorted.push(hash);
-                } else if let Some(all) = references.get(&hash)
-                    && seen.insert(hash)
-                {
-                    stack.push((hash, true));
-                    stack.extend(all.iter().map(|hash| (*hash, false)));
-                }
-            }
-        }
-        sorted.reverse();
-        Ok(sorted)
+        let published = after_references(published, |(_, references)| references);
+        Ok(published.into_iter().rev().map(|(hash, _)| hash).collect())
     }
 
     /// The narinfos in the bucket, with the tag of each.

@@ -6,6 +6,7 @@ use narinfo::{PathInfo, StoreDir, StorePath};
 use serde_json::Value;
 
 use super::programs::{Messages, ProgramError, output};
+use crate::reference_order::after_references;
 
 /// Store paths with all that they refer to: each after its references.
 #[derive(Clone, Debug, Default)]
@@ -87,27 +88,9 @@ fn path_info(store_dir: &StoreDir, path: &str, info: &Value) -> Result<PathInfo,
     })
 }
 
-/// The paths, each after its references; where these go round in a circle, which no Nix store has, after as
-/// many of them as can be.
-pub(super) fn in_order(mut infos: BTreeMap<StorePath, PathInfo>) -> Vec<PathInfo> {
-    let (mut ordered, mut entered) = (Vec::with_capacity(infos.len()), BTreeSet::new());
-    while let Some(root) = infos.keys().next().cloned() {
-        // A path stays on the stack until its references are done; a second look finds none of them left.
-        let mut stack = vec![root];
-        while let Some(path) = stack.last().cloned() {
-            match infos.get(&path) {
-                Some(info) if entered.insert(path.clone()) => {
-                    let open = |path: &&StorePath| infos.contains_key(path) && !entered.contains(path);
-                    stack.extend(info.references.iter().filter(open).cloned());
-                }
-                _ => {
-                    stack.pop();
-                    ordered.extend(infos.remove(&path));
-                }
-            }
-        }
-    }
-    ordered
+/// The paths, each after its references.
+pub(super) fn in_order(infos: BTreeMap<StorePath, PathInfo>) -> Vec<PathInfo> {
+    after_references(infos, |info| &info.references)
 }
 
 #[cfg(test)]
