@@ -111,7 +111,8 @@ fn main() -> ExitCode {
         }
     }
     let crowds = sizes.last().expect("there is a size").crowds();
-    for _ in 1..=if flags.served { 0 } else { flags.rounds } {
+    let publishing = if flags.served { 0 } else { flags.rounds };
+    for _ in 0..publishing {
         for (size, sized) in sizes.iter_mut().enumerate() {
             table.add("closures published", "paths/s", Wanted::FlatSpeed, size, sized.published_rate());
         }

@@ -16,7 +16,7 @@ impl Adopter {
     /// One of them is not valid, or the daemon, the index or the file system fails; nothing is published
     /// then.
     pub async fn adopt(&self, paths: &[StorePath]) -> Result<(), Error> {
-        if paths.is_empty() || self.are_served(paths).await? {
+        if self.are_served(paths).await? {
             return Ok(());
         }
         let mut daemon = self.pool.get().await?;
@@ -32,7 +32,7 @@ impl Adopter {
     /// # Errors
     /// As [`Adopter::adopt`].
     pub async fn adopt_through(&self, daemon: &mut Daemon, paths: &[StorePath]) -> Result<(), Error> {
-        if paths.is_empty() || self.are_served(paths).await? {
+        if self.are_served(paths).await? {
             return Ok(());
         }
         self.adopt_new(daemon, paths).await
@@ -41,6 +41,9 @@ impl Adopter {
     /// True where all are served, as what other machines have built: their closures are, too, and no daemon
     /// need be started for them.
     async fn are_served(&self, paths: &[StorePath]) -> Result<bool, Error> {
+        if paths.is_empty() {
+            return Ok(true);
+        }
         let served = self.index.served(paths.iter().map(StorePath::hash).collect()).await?;
         Ok(paths.iter().all(|path| served.get(&path.hash()) == Some(path)))
     }
