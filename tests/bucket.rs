@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::support::addresses::{field, narinfo_address};
 use crate::support::derivations::{noise, text_file};
 use crate::support::{
-    Bucket, BucketFault, Cache, Client, FaultyProxy, Finished, Http, Instantiated, NixStore, Release,
+    Bucket, BucketFault, Cache, Client, FaultyProxy, Http, Instantiated, NixStore, Release, TestBucket,
     process, text, wait_until,
 };
 
@@ -48,14 +48,6 @@ fn packed<const N: usize>(cache: &Cache, paths: [&Instantiated; N]) -> [Vec<u8>;
         !paths.iter().any(|path| cache.store.is_valid(path.out()))
     });
     dumps
-}
-
-/// Runs `ondine COMMAND` for the server.
-#[track_caller]
-fn command(cache: &Cache, command: &str, arguments: &[&str]) -> Finished {
-    let mut run = cache.ondine.command(command);
-    run.args(arguments).args(["--state-dir", text(&cache.ondine.state_dir())]);
-    process::run(run)
 }
 
 /// Number of copies on the disk.
@@ -230,7 +222,7 @@ fn damage_in_the_bucket_is_found_and_what_exceeds_the_limit_is_evicted_there() {
     // Nix still has it, to be packed again.
     paths.iter().for_each(|path| cache.store.root(path.out()));
     stored(&cache, paths.each_ref());
-    let sound = command(&cache, "fsck", &["--verify"]).must_succeed().text();
+    let sound = cache.ondine.run("fsck", &["--verify"]).must_succeed().text();
     assert!(sound.contains("sound: 3 NARs"), "{sound}");
 
     let mut damaged = bucket.get(&addresses[0][1..]);
@@ -239,11 +231,11 @@ fn damage_in_the_bucket_is_found_and_what_exceeds_the_limit_is_evicted_there() {
     bucket.put(&addresses[0][1..], &damaged);
     bucket.delete(&addresses[1][1..]);
     bucket.put("nar/0000000000000000000000000000000000000000000000000000.nar.zst", b"nobody's");
-    let found = command(&cache, "fsck", &["--verify"]).must_fail().text();
+    let found = cache.ondine.run("fsck", &["--verify"]).must_fail().text();
     for words in ["its file is damaged", "its file is missing", "failed: 3 wrong"] {
         assert!(found.contains(words), "no {words:?} in {found}");
     }
-    command(&cache, "fsck", &["--verify", "--repair"]).must_succeed();
+    cache.ondine.run("fsck", &["--verify", "--repair"]).must_succeed();
     assert_eq!(bucket.keys().iter().filter(|key| key.starts_with("quarantine/")).count(), 1);
     // What is lost is packed again, and what is nobody's is gone.
     stored(&cache, paths.each_ref());
@@ -252,8 +244,8 @@ fn damage_in_the_bucket_is_found_and_what_exceeds_the_limit_is_evicted_there() {
     assert_eq!(bucket.nars(), keys);
 
     cache.ondine.end_all_uses();
-    command(&cache, "pin", &[text(paths[2].out())]).must_succeed();
-    let gone = command(&cache, "gc", &["--max-bytes", "1"]).must_succeed().text();
+    cache.ondine.run("pin", &[text(paths[2].out())]).must_succeed();
+    let gone = cache.ondine.run("gc", &["--max-bytes", "1"]).must_succeed().text();
     assert_eq!(bucket.nars(), [addresses[2][1..].to_owned()], "{gone}");
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use crate::support::addresses::field;
 use crate::support::derivations::{noise, text_file};
 use crate::support::{
-    Bucket, BucketFault, Cache, Client, FaultyProxy, Http, Instantiated, NixStore, Release, nar_digest,
-    process, text, wait_until,
+    Bucket, BucketFault, Cache, Client, FaultyProxy, Http, Instantiated, NixStore, Release, TestBucket,
+    nar_digest, wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(60);
@@ -117,8 +117,6 @@ fn nars_of_a_directory_are_moved_to_a_bucket_while_they_are_served_also_over_a_c
     assert_eq!(bucket.nars(), keys);
     wait_until("no upload is left", SOON, || bucket.uploads() == 0);
     assert_fetched_by_all(&cache, &paths, &digests);
-    let mut fsck = cache.ondine.command("fsck");
-    fsck.args(["--verify", "--state-dir", text(&cache.ondine.state_dir())]);
-    let sound = process::run(fsck).must_succeed().text();
+    let sound = cache.ondine.run("fsck", &["--verify"]).must_succeed().text();
     assert!(sound.contains("sound: 3 NARs"), "{sound}");
 }

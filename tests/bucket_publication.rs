@@ -8,8 +8,8 @@ use std::time::Duration;
 use crate::support::addresses::{base_name, field};
 use crate::support::derivations::{Derivation, noise};
 use crate::support::{
-    Bucket, BucketFault, Cache, Client, FaultyProxy, Finished, Http, Instantiated, NixStore, Release,
-    Substituter, process, text, wait_until,
+    Bucket, BucketFault, Cache, Client, FaultyProxy, Http, Instantiated, NixStore, Release, Substituter,
+    TestBucket, process, text, wait_until,
 };
 
 const SOON: Duration = Duration::from_secs(60);
@@ -74,6 +74,16 @@ fn has(bucket: &Bucket, path: &Instantiated) -> bool {
 fn published(cache: &Cache, bucket: &Bucket, paths: &[Instantiated; 2]) {
     cache.narinfo(paths[1].out());
     wait_until("they are published", SOON, || paths.iter().all(|path| has(bucket, path)));
+}
+
+/// A published closure that Nix still has, to be packed again, and the key of the NAR of its first path.
+#[track_caller]
+fn published_and_kept(cache: &Cache, bucket: &Bucket) -> ([Instantiated; 2], String) {
+    let paths = closure(cache);
+    paths.iter().for_each(|path| cache.store.root(path.out()));
+    published(cache, bucket, &paths);
+    let key = nar_key(cache, paths[0].out());
+    (paths, key)
 }
 
 /// Clients of every release get a path and its closure from the bucket alone.
@@ -165,7 +175,7 @@ fn a_narinfo_goes_before_its_nar_and_those_that_refer_to_it_before_that() {
     published(&cache, &bucket, &paths);
     let keys = keys_of(&cache, &paths);
     cache.ondine.end_all_uses();
-    command(&cache, "gc", &["--max-bytes", "1"]).must_succeed();
+    cache.ondine.run("gc", &["--max-bytes", "1"]).must_succeed();
     assert_eq!(bucket.nars(), [""; 0]);
     let [above, below, nar_above, nar_below] = deletions(&proxy, keys);
     assert!(above < below && above < nar_above && below < nar_below);
@@ -176,30 +186,18 @@ fn a_damaged_nar_goes_after_its_narinfo_and_both_come_back_when_it_is_stored_aga
     let Some(bucket) = Bucket::new() else { return };
     let proxy = FaultyProxy::new(&bucket.address());
     let cache = cache(&bucket.url_through(proxy.address()), &PUBLISHES);
-    let paths = closure(&cache);
-    // Nix still has them, to be packed again.
-    paths.iter().for_each(|path| cache.store.root(path.out()));
-    published(&cache, &bucket, &paths);
-    let key = nar_key(&cache, paths[0].out());
+    let (paths, key) = published_and_kept(&cache, &bucket);
     let mut damaged = bucket.get(&key);
     let middle = damaged.len() / 2;
     damaged[middle] ^= 1;
     bucket.put(&key, &damaged);
-    command(&cache, "fsck", &["--verify", "--repair"]).must_succeed();
+    cache.ondine.run("fsck", &["--verify", "--repair"]).must_succeed();
     let [narinfo, nar] = deletions(&proxy, [narinfo_key(paths[0].out()), key.clone()]);
     assert!(narinfo < nar);
     wait_until("both are there again", SOON, || {
         paths.iter().all(|path| has(&bucket, path)) && bucket.nars().contains(&key)
     });
     assert!(bucket.get(&key) != damaged);
-}
-
-/// `ondine COMMAND` with these arguments, on the state directory of the server.
-#[track_caller]
-fn command(cache: &Cache, command: &str, arguments: &[&str]) -> Finished {
-    let mut command = cache.ondine.command(command);
-    command.args(arguments).args(["--state-dir", text(&cache.ondine.state_dir())]);
-    process::run(command)
 }
 
 #[test]
@@ -230,17 +228,13 @@ fn releases_that_know_buckets_read_it_by_its_s3_address_and_others_say_that_they
 fn a_nar_that_was_deleted_by_hand_takes_narinfos_along_at_the_next_start_and_comes_back_by_fsck() {
     let Some(bucket) = Bucket::new() else { return };
     let mut cache = cache(&bucket.url(), &PUBLISHES);
-    let paths = closure(&cache);
-    // Nix still has them, to be packed again.
-    paths.iter().for_each(|path| cache.store.root(path.out()));
-    published(&cache, &bucket, &paths);
-    let key = nar_key(&cache, paths[0].out());
+    let (paths, key) = published_and_kept(&cache, &bucket);
     cache.ondine.sigterm();
     bucket.delete(&key);
     cache.ondine.start_again();
     wait_until("they are withdrawn", SOON, || !paths.iter().any(|path| has(&bucket, path)));
     wait_until("it is told", SOON, || cache.ondine.log().contains("have no NAR there"));
-    let repaired = command(&cache, "fsck", &["--repair"]).must_succeed().text();
+    let repaired = cache.ondine.run("fsck", &["--repair"]).must_succeed().text();
     assert!(repaired.contains("its file is missing"), "{repaired}");
     assert_published(&mut cache, &bucket, &paths);
 }
@@ -250,10 +244,7 @@ fn a_request_for_a_nar_that_was_deleted_by_hand_does_not_wait_until_narinfos_can
     let Some(bucket) = Bucket::new() else { return };
     let proxy = FaultyProxy::new(&bucket.address());
     let cache = cache(&bucket.url_through(proxy.address()), &PUBLISHES);
-    let paths = closure(&cache);
-    paths.iter().for_each(|path| cache.store.root(path.out()));
-    published(&cache, &bucket, &paths);
-    let key = nar_key(&cache, paths[0].out());
+    let (paths, key) = published_and_kept(&cache, &bucket);
     bucket.delete(&key);
     proxy.set(BucketFault::Refuse("DELETE /"));
     assert_eq!(cache.http.get(&format!("/{key}")).status, 200);
@@ -270,7 +261,7 @@ fn a_narinfo_that_was_deleted_by_hand_comes_back_after_fsck() {
     let paths = closure(&cache);
     published(&cache, &bucket, &paths);
     bucket.delete(&narinfo_key(paths[0].out()));
-    command(&cache, "fsck", &[]).must_succeed();
+    cache.ondine.run("fsck", &[]).must_succeed();
     wait_until("it is back", SOON, || paths.iter().all(|path| has(&bucket, path)));
 }
 
@@ -292,7 +283,7 @@ fn what_an_index_that_is_lost_had_published_is_withdrawn_in_order_and_then_colle
     std::fs::remove_dir_all(cache.ondine.state_dir().join("ledger")).expect("there was one");
     cache.ondine.start_again();
     // At once, while the bucket is being compared.
-    command(&cache, "gc", &[]).must_succeed();
+    cache.ondine.run("gc", &[]).must_succeed();
     assert_eq!(bucket.nars(), [""; 0]);
     let [above, below, nar_above, nar_below] = deletions(&proxy, keys);
     assert!(above < below && below < nar_above.min(nar_below));
@@ -307,7 +298,7 @@ fn a_further_key_signs_what_is_published_and_nothing_is_withdrawn_meanwhile() {
     let paths = closure(&cache);
     published(&cache, &bucket, &paths);
     let old = cache.ondine.public_key().to_owned();
-    command(&cache, "key", &["rotate"]).must_succeed();
+    cache.ondine.run("key", &["rotate"]).must_succeed();
     cache.ondine.sigterm();
     cache.ondine.start_again();
     cache.http = Http::new(&cache.ondine.url());
@@ -352,9 +343,7 @@ fn whenever_a_server_is_killed_no_narinfo_points_at_nothing_and_the_next_one_men
         cache.narinfo(paths[1].out());
         let evicting = (round % 2 == 1).then(|| {
             cache.ondine.end_all_uses();
-            let mut gc = cache.ondine.command("gc");
-            gc.args(["--max-bytes", "1", "--state-dir", text(&cache.ondine.state_dir())]);
-            process::Background::start(gc)
+            process::Background::start(cache.ondine.command_here("gc", &["--max-bytes", "1"]))
         });
         std::thread::sleep(Duration::from_millis(40 * (1 + round * 7 % 8)));
         cache.ondine.kill9();

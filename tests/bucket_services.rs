@@ -48,14 +48,6 @@ fn narinfo_key(path: &Instantiated) -> String {
     format!("{}.narinfo", &base_name(path.out())[..32])
 }
 
-/// Runs `ondine COMMAND` for the server.
-#[track_caller]
-fn command(cache: &Cache, command: &str, arguments: &[&str]) -> Finished {
-    let mut run = cache.ondine.command(command);
-    run.args(arguments).args(["--state-dir", text(&cache.ondine.state_dir())]);
-    process::run(run)
-}
-
 fn sorted<const N: usize>(keys: &[String; N]) -> Vec<String> {
     let mut keys = keys.to_vec();
     keys.sort();
@@ -93,20 +85,20 @@ fn assert_kept(bucket: &dyn TestBucket) {
         assert_eq!((range.status, range.body == file.body[from..to]), (206, true), "{key}");
     }
 
-    let sound = command(&cache, "fsck", &["--verify"]).must_succeed().text();
+    let sound = cache.ondine.run("fsck", &["--verify"]).must_succeed().text();
     assert!(sound.contains("sound: 3 NARs"), "{sound}");
     let mut damaged = bucket.get(&keys[1]);
     let middle = damaged.len() / 2;
     damaged[middle] ^= 1;
     bucket.put(&keys[1], &damaged);
-    command(&cache, "fsck", &["--verify"]).must_fail();
-    command(&cache, "fsck", &["--verify", "--repair"]).must_succeed();
+    cache.ondine.run("fsck", &["--verify"]).must_fail();
+    cache.ondine.run("fsck", &["--verify", "--repair"]).must_succeed();
     assert_eq!(bucket.keys().iter().filter(|key| key.starts_with("quarantine/")).count(), 1);
 
     stored(&cache, &paths);
     cache.ondine.end_all_uses();
-    command(&cache, "pin", &[text(paths[2].out())]).must_succeed();
-    let gone = command(&cache, "gc", &["--max-bytes", "1"]).must_succeed().text();
+    cache.ondine.run("pin", &[text(paths[2].out())]).must_succeed();
+    let gone = cache.ondine.run("gc", &["--max-bytes", "1"]).must_succeed().text();
     assert_eq!(bucket.nars(), [keys[2].clone()], "{gone}");
     assert!(
         !bucket.keys().contains(&narinfo_key(&paths[1])) && bucket.keys().contains(&narinfo_key(&paths[2]))

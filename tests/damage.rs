@@ -10,7 +10,7 @@ use crate::support::addresses::{base_name, field};
 use crate::support::derivations::noise;
 use crate::support::upstream::stored_nars;
 use crate::support::{
-    Cache, Compression, Ending, Finished, Instantiated, NixStore, Release, Sample, Upstream, process, text,
+    Cache, Compression, Ending, Finished, Instantiated, NixStore, Release, Sample, Upstream, process,
     wait_until,
 };
 
@@ -85,9 +85,7 @@ impl Stored {
 
     #[track_caller]
     fn fsck(&self, arguments: &[&str]) -> Finished {
-        let mut fsck = self.cache.ondine.command("fsck");
-        fsck.args(arguments).args(["--state-dir", text(&self.cache.ondine.state_dir())]);
-        process::run(fsck)
+        self.cache.ondine.run("fsck", arguments)
     }
 }
 

@@ -48,12 +48,6 @@ fn error(answer: &Response, status: u16) -> String {
     told["error"].as_str().expect("a text").to_owned()
 }
 
-fn command(ondine: &Ondine, name: &str, arguments: &[&str]) -> Command {
-    let mut command = ondine.command(name);
-    command.args(arguments).args(["--state-dir", text(&ondine.state_dir())]);
-    command
-}
-
 /// Characters that would act on a terminal, or forge a line.
 fn acting(text: &str) -> String {
     text.chars().filter(|c| (c.is_control() && *c != '\n') || ('\u{202a}'..='\u{202e}').contains(c)).collect()
@@ -80,11 +74,11 @@ fn an_index_that_fails_is_an_error_of_the_server_and_not_the_absence_of_what_was
     assert!(error(&status, 500).contains("the index cannot be read"), "{}", status.text());
     let status: Value = serde_json::from_str(&status.text()).expect("JSON");
     assert_eq!(status["public_key"], ondine.public_key());
-    let shown = run(command(&ondine, "status", &["--json"])).must_fail();
+    let shown = ondine.run("status", &["--json"]).must_fail();
     assert!(shown.stderr.contains("the index cannot be read"), "{shown}");
     assert!(shown.text().contains("\"queue\""), "what can be told is: {shown}");
     for (name, arguments) in [("pin", &["a"][..]), ("pins", &[]), ("unpin", &["a"])] {
-        let failed = run(command(&ondine, name, arguments)).must_fail();
+        let failed = ondine.run(name, arguments).must_fail();
         assert!(failed.stderr.contains("index") && !failed.stderr.contains("500"), "{failed}");
     }
     // A client that asks for a narinfo gets one or none, and a download by name no false word.
@@ -153,7 +147,7 @@ fn what_there_is_not_is_told_to_programs_as_json_and_to_people_with_a_hint_that_
     assert!(!get(&ondine, "/favicon.ico").text().contains("narinfo"));
     // Who typed a command sees no status and no address of the API.
     for (name, arguments) in [("refresh", &["nope"][..]), ("unpin", &["nope"])] {
-        let failed = run(command(&ondine, name, arguments)).must_fail();
+        let failed = ondine.run(name, arguments).must_fail();
         assert!(!failed.stderr.contains("404") && !failed.stderr.contains('{'), "{failed}");
     }
 }
@@ -186,7 +180,7 @@ fn what_others_have_sent_acts_on_nothing_that_shows_it() {
             "GET / HTTP/1.1\r\nHost: x\u{1b}[31m\r\nUser-Agent: \u{1b}[31mX\r\nConnection: close\r\n\r\n";
         let (home, _) = raw(ondine.address(), request.as_bytes(), SOON);
         assert!(!home.contains(&0x1b), "{}", String::from_utf8_lossy(&home));
-        let shown = run(command(&ondine, "refresh", &[])).text();
+        let shown = ondine.run("refresh", &[]).text();
         assert_eq!(acting(&shown), "", "{shown:?}");
         let log = ondine.log();
         assert_eq!(acting(&log), "", "{log:?}");
@@ -202,7 +196,7 @@ fn what_others_have_sent_acts_on_nothing_that_shows_it() {
 #[test]
 fn a_control_socket_that_does_not_answer_is_told_by_why() {
     let (_store, _daemon, _set, mut ondine) = served("");
-    let status = |ondine: &Ondine| command(ondine, "status", &[]);
+    let status = |ondine: &Ondine| ondine.command_here("status", &[]);
     let socket = ondine.state_dir().join("control.sock");
     if rustix::process::geteuid().is_root() {
         // Root may look into any folder: another user is needed.

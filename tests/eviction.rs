@@ -12,26 +12,18 @@ use crate::support::cache::assert_narinfo;
 use crate::support::derivations::{chain, noise, text_file};
 use crate::support::upstream::stored_nars;
 use crate::support::{
-    Cache, Client, Compression, Derivation, Finished, Http, Instantiated, NixStore, Ondine, PackageSet,
-    Release, Sample, Upstream, package_set, process, text, wait_until,
+    Cache, Client, Compression, Derivation, Http, Instantiated, NixStore, Ondine, PackageSet, Release,
+    Sample, Upstream, package_set, text, wait_until,
 };
 use narinfo::NarHash;
 use sha2::{Digest, Sha256};
 
 const SOON: Duration = Duration::from_secs(60);
 
-/// Runs `ondine COMMAND` for the server.
-#[track_caller]
-fn command(ondine: &Ondine, command: &str, arguments: &[&str]) -> Finished {
-    let mut run = ondine.command(command);
-    run.args(arguments).args(["--state-dir", text(&ondine.state_dir())]);
-    process::run(run)
-}
-
 /// The output of `ondine gc` with these arguments.
 #[track_caller]
 fn gc(ondine: &Ondine, arguments: &[&str]) -> String {
-    command(ondine, "gc", arguments).must_succeed().text()
+    ondine.run("gc", arguments).must_succeed().text()
 }
 
 /// The value of a metric.
@@ -234,13 +226,13 @@ fn a_pin_holds_a_closure_by_path_or_by_attribute_even_before_it_is_there() {
     let [base, listed] = [&base, &listed].map(|derivation| cache.store.instantiate(derivation));
     let [by_path, other] = ["by-path", "other"].map(|name| kept(&cache.store, &text_file(name, name)));
 
-    let pinned = command(&cache.ondine, "pin", &["tools.listed"]).must_succeed().text();
+    let pinned = cache.ondine.run("pin", &["tools.listed"]).must_succeed().text();
     assert!(pinned.contains(base_name(listed.out())) && pinned.contains("package set pkgs"), "{pinned}");
     assert!(pinned.contains("not served yet"), "{pinned}");
     use_path(&cache, by_path.out());
-    let pinned = command(&cache.ondine, "pin", &[text(by_path.out())]).must_succeed().text();
+    let pinned = cache.ondine.run("pin", &[text(by_path.out())]).must_succeed().text();
     assert_eq!(pinned, format!("pinned: {}", base_name(by_path.out())));
-    let refused = command(&cache.ondine, "pin", &["tools.unheard-of"]).must_fail();
+    let refused = cache.ondine.run("pin", &["tools.unheard-of"]).must_fail();
     assert!(refused.stderr.contains("no attribute tools.unheard-of"), "{refused}");
     let over_the_network = cache.http.get(&format!("/api/v1/pins/{}", &base_name(other.out())[..32]));
     assert_eq!(over_the_network.status, 405);
@@ -260,7 +252,7 @@ fn a_pin_holds_a_closure_by_path_or_by_attribute_even_before_it_is_there() {
     // A pin outlives the server.
     assert!(cache.ondine.sigterm().success());
     cache.ondine.start_again();
-    let list = command(&cache.ondine, "pins", &[]).must_succeed().text();
+    let list = cache.ondine.run("pins", &[]).must_succeed().text();
     let rows: Vec<Vec<&str>> =
         list.lines().skip(1).map(|line| line.split_whitespace().skip(1).collect()).collect();
     let [by_path_name, listed_name] = [&by_path, &listed].map(|path| base_name(path.out()));
@@ -268,9 +260,9 @@ fn a_pin_holds_a_closure_by_path_or_by_attribute_even_before_it_is_there() {
         assert!(rows.contains(&row.to_vec()), "{list}");
     }
     assert_eq!(rows.len(), 2, "{list}");
-    command(&cache.ondine, "unpin", &["tools.listed"]).must_succeed();
-    command(&cache.ondine, "unpin", &[&base_name(by_path.out())[..32]]).must_succeed();
-    let refused = command(&cache.ondine, "unpin", &["tools.listed"]).must_fail();
+    cache.ondine.run("unpin", &["tools.listed"]).must_succeed();
+    cache.ondine.run("unpin", &[&base_name(by_path.out())[..32]]).must_succeed();
+    let refused = cache.ondine.run("unpin", &["tools.listed"]).must_fail();
     assert!(refused.stderr.contains("no such pin"), "{refused}");
     cache.ondine.end_all_uses();
     assert!(gc(&cache.ondine, &["--max-bytes", "0"]).contains("evicted: 3 NARs"));
@@ -335,7 +327,7 @@ fn under_load_with_little_room_every_promise_is_kept_while_nix_collects() {
     let within = || metric(&cache.ondine, "ondine_nar_store_bytes") <= u64::from(ROOM * PATH_BYTES);
     wait_until("the store is within its limit", SOON, within);
     wait_until_packed(&cache.ondine);
-    let sound = command(&cache.ondine, "fsck", &["--verify"]).must_succeed().text();
+    let sound = cache.ondine.run("fsck", &["--verify"]).must_succeed().text();
     assert!(sound.contains("sound: "), "{sound}");
     for path in &paths {
         assert_eq!(fetch(&cache.http, &cache.narinfo(path.out())), Ok(()), "{}", path.out().display());

@@ -16,9 +16,7 @@ const SOON: Duration = Duration::from_secs(60);
 
 /// `ondine key` with these arguments, on the state directory of the server.
 fn key(cache: &Cache, arguments: &[&str]) -> Finished {
-    let mut command = cache.ondine.command("key");
-    command.args(arguments).args(["--state-dir", text(&cache.ondine.state_dir())]);
-    run(command)
+    cache.ondine.run("key", arguments)
 }
 
 /// The public key that a command prints.

@@ -3,7 +3,6 @@
 
 use crate::support::addresses::base_name;
 use crate::support::package_set::small;
-use crate::support::process::{Finished, run};
 use crate::support::{Http, NixStore, Ondine, PackageSet, Release, derivations, text, wait_until};
 use serde_json::{Value, json};
 
@@ -46,12 +45,6 @@ fn page(ondine: &Ondine, address: &str) -> (Vec<String>, Value) {
     let names = page["attributes"].as_array().expect("a list").iter();
     let names = names.map(|line| line["attribute"].as_str().expect("a text").to_owned());
     (names.collect(), page["next"].clone())
-}
-
-fn command(ondine: &Ondine, arguments: &[&str]) -> Finished {
-    let mut command = ondine.command(arguments[0]);
-    command.args(&arguments[1..]).args(["--state-dir", text(&ondine.state_dir())]);
-    run(command)
 }
 
 #[test]
@@ -126,21 +119,18 @@ fn a_set_is_listed_page_by_page_and_looked_through() {
     assert_eq!(get(&ondine, "lazy/").1["complete"], false);
 
     // The same by a command.
-    let all = command(&ondine, &["attributes", "pkgs"]).must_succeed().text();
+    let all = ondine.run("attributes", &["pkgs"]).must_succeed().text();
     assert_eq!(all.lines().count(), 30, "{all}");
     assert!(all.contains("p03\tp03") && all.contains("secret\tsecret-1.0 (denied)"), "{all}");
     assert!(
         all.lines()
             .any(|line| line.starts_with("broken\tcannot be evaluated") && line.contains("words of broken"))
     );
-    assert_eq!(
-        command(&ondine, &["attributes", "pkgs", "CURL"]).must_succeed().text(),
-        "nested.Curl_x\tcurl-8.0"
-    );
-    command(&ondine, &["attributes", "pkgs", "nothing-like-that"]).must_fail();
-    let lazy = command(&ondine, &["attributes", "lazy"]).must_succeed();
+    assert_eq!(ondine.run("attributes", &["pkgs", "CURL"]).must_succeed().text(), "nested.Curl_x\tcurl-8.0");
+    ondine.run("attributes", &["pkgs", "nothing-like-that"]).must_fail();
+    let lazy = ondine.run("attributes", &["lazy"]).must_succeed();
     assert!(lazy.stderr.contains("only attributes that were requested by name"), "{lazy}");
-    let unknown = command(&ondine, &["attributes", "nope"]).must_fail();
+    let unknown = ondine.run("attributes", &["nope"]).must_fail();
     assert!(unknown.stderr.contains("no package set nope") && !unknown.stderr.contains("404"), "{unknown}");
 }
 
@@ -156,27 +146,27 @@ fn a_pin_names_its_set_and_one_that_may_be_of_several_is_refused_with_the_choice
     let (one, two) = (set("one", several), set("two", small("only-two")));
     let ondine = serve(&store, &[("team", &one, ""), ("other", &two, "index = 'lazy'")]);
     let out = |set: &PackageSet, attribute: &str| base_name(&set.paths(&store, attribute).1).to_owned();
-    let pinned = || command(&ondine, &["pins"]).must_succeed().text();
+    let pinned = || ondine.run("pins", &[]).must_succeed().text();
 
-    let refused = command(&ondine, &["pin", "greet"]).must_fail();
+    let refused = ondine.run("pin", &["greet"]).must_fail();
     assert!(refused.stderr.contains("team/greet") && refused.stderr.contains("other/greet"), "{refused}");
     assert!(pinned().contains("Nothing is pinned"));
     for (name, set) in [("team/greet", &one), ("other/greet", &two)] {
-        let told = command(&ondine, &["pin", name]).must_succeed().text();
+        let told = ondine.run("pin", &[name]).must_succeed().text();
         assert!(told.contains(&out(set, "greet")) && told.lines().count() == 1, "{told}");
         assert!(pinned().contains(name), "{}", pinned());
     }
     // One that only one of them has needs no set, however lazy that is.
-    let told = command(&ondine, &["pin", "only-two"]).must_succeed().text();
+    let told = ondine.run("pin", &["only-two"]).must_succeed().text();
     assert!(told.contains(&out(&two, "only-two")), "{told}");
     // A slash may be a part of the name.
     for (name, set) in [("team/slash/ed", &one), ("other/\"slash/ed\"", &two)] {
-        let told = command(&ondine, &["pin", name]).must_succeed().text();
+        let told = ondine.run("pin", &[name]).must_succeed().text();
         assert!(told.contains(&out(set, "\"slash/ed\"")), "{name}: {told}");
     }
-    let told = command(&ondine, &["pin", "several^dev"]).must_succeed().text();
+    let told = ondine.run("pin", &["several^dev"]).must_succeed().text();
     assert!(told.lines().count() == 1 && told.contains(&out(&one, "several.dev")), "{told}");
-    let told = command(&ondine, &["pin", "team/several"]).must_succeed().text();
+    let told = ondine.run("pin", &["team/several"]).must_succeed().text();
     assert_eq!(told.lines().count(), 4, "{told}");
     for (name, word) in [
         ("nope", "no attribute nope"),
@@ -184,27 +174,27 @@ fn a_pin_names_its_set_and_one_that_may_be_of_several_is_refused_with_the_choice
         ("team/several^nope", "no output nope"),
         ("nope/greet", "no attribute nope/greet"),
     ] {
-        let refused = command(&ondine, &["pin", name]).must_fail();
+        let refused = ondine.run("pin", &[name]).must_fail();
         assert!(refused.stderr.contains(word), "{refused}");
     }
 
     // A pin has one name: with its set or without, as it was pinned.
-    let refused = command(&ondine, &["unpin", "greet"]).must_fail();
+    let refused = ondine.run("unpin", &["greet"]).must_fail();
     assert!(refused.stderr.contains("there are other/greet, team/greet"), "{refused}");
-    let unpinned = |name: &str| command(&ondine, &["unpin", name]).must_succeed().text();
+    let unpinned = |name: &str| ondine.run("unpin", &[name]).must_succeed().text();
     // A path that is not served has no name here.
     let hash = out(&one, "greet")[..32].to_owned();
     assert_eq!(unpinned("team/greet"), format!("unpinned: team/greet ({hash})"));
-    let refused = command(&ondine, &["unpin", "greet"]).must_fail();
+    let refused = ondine.run("unpin", &["greet"]).must_fail();
     assert!(
         refused.stderr.contains("there are other/greet") && pinned().contains("other/greet"),
         "{refused}"
     );
     assert!(unpinned("only-two").starts_with("unpinned: only-two "));
     assert!(unpinned("team/slash/ed").starts_with("unpinned: team/\"slash/ed\" "));
-    let refused = command(&ondine, &["unpin", "only-two"]).must_fail();
+    let refused = ondine.run("unpin", &["only-two"]).must_fail();
     assert!(refused.stderr.contains("no such pin"), "{refused}");
     // By the name of a derivation, too, which stands for its attribute.
-    let told = command(&ondine, &["pin", "greet-one"]).must_succeed().text();
+    let told = ondine.run("pin", &["greet-one"]).must_succeed().text();
     assert!(told.contains(&out(&one, "greet")) && pinned().contains("team/greet"), "{told}");
 }

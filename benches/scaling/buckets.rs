@@ -6,7 +6,7 @@ use crate::serving::requests::Wanted;
 use crate::serving::servers::Server;
 use crate::serving::sink;
 use crate::support::addresses::field;
-use crate::support::{Bucket, Cache, Derivation, NixStore, Release, wait_until};
+use crate::support::{Bucket, Cache, Derivation, NixStore, Release, TestBucket, wait_until};
 
 /// Connections that download at the same time.
 const CONNECTIONS: [(usize, &str); 2] = [(1, "a NAR, one connection"), (4, "a NAR, four connections")];

@@ -11,7 +11,7 @@ use crate::serving::servers::{Running, Server};
 use crate::serving::usage::Processes;
 use crate::support::process::run;
 use crate::support::store::Folder;
-use crate::support::{Bucket, Cache, NixStore, PostgresServer, Release, text};
+use crate::support::{Bucket, Cache, NixStore, PostgresServer, Release, TestBucket, text};
 
 /// Connections under which requests are counted, to all servers together.
 const CONNECTIONS: usize = 48;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::derivations::noise;
 use crate::support::fleet::{Fleet, Waiting};
-use crate::support::{BucketFault, Instantiated, wait_until};
+use crate::support::{BucketFault, Instantiated, TestBucket, wait_until};
 
 use super::{SOON, assert_all_answered, follower, taken_over};
 

@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::support::addresses::narinfo_address;
 use crate::support::derivations::{noise, text_file};
 use crate::support::fleet::Fleet;
-use crate::support::{BucketFault, Instantiated, process, text, wait_until};
+use crate::support::{BucketFault, Instantiated, TestBucket, wait_until};
 
 use super::{SOON, follower, taken_over};
 
@@ -38,9 +38,7 @@ fn the_leader_publishes_its_successor_goes_on_and_each_withdraws_what_it_removes
 
     fleet.servers[leader].start_again();
     fleet.servers[leader].end_all_uses();
-    let mut gc = fleet.servers[leader].command("gc");
-    gc.args(["--max-bytes", "1", "--state-dir", text(&fleet.servers[leader].state_dir())]);
-    process::run(gc).must_succeed();
+    fleet.servers[leader].run("gc", &["--max-bytes", "1"]).must_succeed();
     assert!(!has(&fleet, &first) && !has(&fleet, &second), "{:?}", fleet.bucket.keys());
     assert_eq!(fleet.bucket.nars(), [""; 0]);
 }

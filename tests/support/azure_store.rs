@@ -3,35 +3,21 @@
 //! (`azurite-blob`, of the npm package azurite); without it the tests of containers do nothing, and `.ci/run`
 //! always sets it.
 
-use std::net::TcpListener;
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::buckets::TestBucket;
-use super::object_store::KEEPER;
-use super::process::{Finished, run, spawn, wait_until};
+use super::engine::{Engine, RunningEngine, free_ports, kept};
+use super::process::{Finished, run};
 use super::store::Folder;
 
-/// Variable that names the program.
-const PROGRAM: &str = "ONDINE_TEST_AZURE_STORE";
-/// Time limit until it answers.
-const START_LIMIT: Duration = Duration::from_secs(60);
 /// The account that it knows, and its key before base64.
 const ACCOUNT: &str = "acme";
 const KEY: &[u8] = b"a secret key of the tests, which have an account of their own...";
-
-/// The engine of this program.
-struct Engine {
-    /// Its end is that of the pipe to it.
-    _keeper: Child,
-    port: u16,
-}
 
 /// A fresh container.
 pub struct AzureContainer {
@@ -39,46 +25,27 @@ pub struct AzureContainer {
     port: u16,
 }
 
-impl Engine {
-    fn start(program: &str) -> Engine {
-        let folder = Folder::new();
-        let path = folder.path().to_owned();
-        let listener = TcpListener::bind("127.0.0.1:0").expect("the loopback interface has free ports");
-        let port = listener.local_addr().expect("an address").port();
-        drop(listener);
-        let mut keeper = Command::new("sh");
-        keeper.args(["-c", KEEPER, "sh"]).arg(&path).arg(program);
-        keeper.args(["--blobHost", "127.0.0.1", "--blobPort", &port.to_string()]);
-        keeper.args(["--silent", "--disableTelemetry", "--inMemoryPersistence", "--disableProductStyleUrl"]);
-        keeper.env("AZURITE_ACCOUNTS", format!("{ACCOUNT}:{}", STANDARD.encode(KEY))).stdin(Stdio::piped());
-        let keeper = spawn(&mut keeper);
-        // The keeper removes it.
-        std::mem::forget(folder);
-        let probe = AzureContainer { name: "probe".to_owned(), port };
-        wait_until(&format!("{program} answers"), START_LIMIT, || probe.create().succeeded());
-        Engine { _keeper: keeper, port }
-    }
+/// The engine of this program.
+static ENGINE: Engine =
+    Engine::new("ONDINE_TEST_AZURE_STORE", "npm install azurite, then the path of azurite-blob");
 
-    /// The engine of this program, which the first test starts.
-    fn shared() -> Option<&'static Engine> {
-        static ENGINE: OnceLock<Option<Engine>> = OnceLock::new();
-        let start = || Some(Engine::start(&std::env::var(PROGRAM).ok()?));
-        ENGINE.get_or_init(start).as_ref()
-    }
+fn start(program: &str) -> RunningEngine {
+    let [port] = free_ports();
+    let mut azurite = kept(program, Folder::new());
+    azurite.args(["--blobHost", "127.0.0.1", "--blobPort", &port.to_string()]);
+    azurite.args(["--silent", "--disableTelemetry", "--inMemoryPersistence", "--disableProductStyleUrl"]);
+    azurite.env("AZURITE_ACCOUNTS", format!("{ACCOUNT}:{}", STANDARD.encode(KEY)));
+    let probe = AzureContainer { name: "probe".to_owned(), port };
+    RunningEngine::start(program, azurite, port, || probe.create().succeeded())
 }
 
 impl AzureContainer {
     /// An empty one; `None` where there is no engine to test with.
     pub fn new() -> Option<AzureContainer> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        let Some(engine) = Engine::shared() else {
-            eprintln!(
-                "not tested: {PROGRAM} is not set (npm install azurite, then the path of azurite-blob)"
-            );
-            return None;
-        };
+        let port = ENGINE.port(start)?;
         let name = format!("test-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-        let container = AzureContainer { name, port: engine.port };
+        let container = AzureContainer { name, port };
         container.create().must_succeed();
         Some(container)
     }

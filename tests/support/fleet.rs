@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::addresses::{base_name, field, narinfo_address};
+use super::buckets::TestBucket as _;
 use super::cache::assert_narinfo;
 use super::derivations::Derivation;
 use super::faulty_proxy::FaultyProxy;

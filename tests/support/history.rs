@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use narinfo::NarHash;
 use sha2::{Digest, Sha256};
 
+use super::buckets::TestBucket as _;
 use super::fleet::Fleet;
 use super::gate::Gate;
 

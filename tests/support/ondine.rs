@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use super::client::Substituter;
-use super::process::{self, Signal, kill_tree, memory_bytes, signal, wait, wait_until};
+use super::process::{self, Finished, Signal, kill_tree, memory_bytes, signal, wait, wait_until};
 use super::small_disk::SmallDisk;
 use super::store::{Folder, NixStore, text};
 
@@ -157,13 +157,24 @@ impl Ondine {
         ondine
     }
 
+    /// The same with these arguments, on the state directory of the server.
+    pub fn command_here(&self, command: &str, arguments: &[&str]) -> Command {
+        let mut ondine = self.command(command);
+        ondine.args(arguments).args(["--state-dir", text(&self.state_dir())]);
+        ondine
+    }
+
+    /// Runs it.
+    #[track_caller]
+    pub fn run(&self, command: &str, arguments: &[&str]) -> Finished {
+        process::run(self.command_here(command, arguments))
+    }
+
     /// Ends all uses until now, of a server with `--eviction-grace 0s`: they are put on record, to the
     /// second, and are over one more second later.
     #[track_caller]
     pub fn end_all_uses(&self) {
-        let mut gc = self.command("gc");
-        gc.args(["--dry-run", "--state-dir", text(&self.state_dir())]);
-        process::run(gc).must_succeed();
+        self.run("gc", &["--dry-run"]).must_succeed();
         let seconds = || SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock").as_secs();
         let now = seconds();
         wait_until("the uses are over", Duration::from_secs(10), || seconds() > now + 1);
@@ -173,10 +184,8 @@ impl Ondine {
     /// (`read,push`) and these flags more.
     #[track_caller]
     pub fn new_token(&self, name: &str, rights: &str, flags: &[&str]) -> String {
-        let mut program = self.command("token");
-        program.args(["new", "--name", name, "--may", rights, "--state-dir", text(&self.state_dir())]);
-        program.args(flags);
-        process::run(program).must_succeed().text().trim().to_owned()
+        let arguments = [&["new", "--name", name, "--may", rights], flags].concat();
+        self.run("token", &arguments).must_succeed().text().trim().to_owned()
     }
 
     /// Where it listens, such as `127.0.0.1:40123`.
